@@ -1,0 +1,213 @@
+"""What a run file may say: the dataclasses that every YAML becomes at the door, their defaults and their documentation."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+ProcessorArgs = dict[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProcessorConfig:
+    """A registered processor and its arguments: `{name: blip2_image_train, image_size: 224}`."""
+
+    name: str
+    args: ProcessorArgs = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProcessorPair:
+    """The processors of the train split and of all others; None leaves the item as it is read."""
+
+    train: ProcessorConfig | None = None
+    eval: ProcessorConfig | None = None
+
+    def of(self, split: str) -> ProcessorConfig | None:
+        """The processor for a split: `train` for the split of that name, else `eval`."""
+        return self.train if split == "train" else self.eval
+
+
+@dataclass(frozen=True, kw_only=True)
+class AnnotationConfig:
+    """Annotation files of one split, in order; `storage` is relative to cache_root, `url`/`md5` as LAVIS writes them."""
+
+    artifact: list[str] = field(default_factory=list)
+    url: list[str] = field(default_factory=list)
+    storage: list[str] = field(default_factory=list)
+    md5: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImagesConfig:
+    """Where the images lie (relative to cache_root), and which artifacts of the card each split needs."""
+
+    storage: str = ""
+    artifacts: dict[str, list[str]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class BuildInfo:
+    """LAVIS' `build_info`: annotations per split, images, or the storage of shards."""
+
+    annotations: dict[str, AnnotationConfig] = field(default_factory=dict)
+    images: ImagesConfig = field(default_factory=ImagesConfig)
+    storage: str | list[str] | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class SplitCounts:
+    """What a complete split holds."""
+
+    samples: int | None = None
+    images: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class DatasetConfig:
+    """One data set of a run: its shape (`builder`), files and processors, and its weight in the mixture."""
+
+    name: str
+    builder: str = ""
+    type: str = "default"
+    family: str = ""
+    dataset_card: str = ""
+    data_type: Literal["images", "videos", "features"] = "images"
+    build_info: BuildInfo = field(default_factory=BuildInfo)
+    vis_processor: ProcessorPair = field(default_factory=ProcessorPair)
+    text_processor: ProcessorPair = field(default_factory=ProcessorPair)
+    counts: dict[str, SplitCounts] = field(default_factory=dict)
+    weight: float | None = None
+    """Share of the batches in a mixture; None: in proportion to its length."""
+    max_samples: dict[str, int] = field(default_factory=dict)
+    """Use only the first N samples of a split."""
+    tolerance: float = 0.01
+    """Share of samples that may be missing or corrupt before a run stops with exit code 8."""
+    args: dict[str, Any] = field(default_factory=dict)
+    """Further arguments of the builder."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """One model of a run under LAVIS' keys; a key that an architecture does not use is refused by `check`."""
+
+    arch: str
+    model_type: str
+    image_size: int = 224
+    vit_model: Literal["eva_clip_g", "clip_L"] = "eva_clip_g"
+    vit_precision: Literal["fp16", "bf16", "fp32"] = "fp32"
+    drop_path_rate: float = 0.0
+    use_grad_checkpoint: bool = False
+    freeze_vit: bool = True
+    num_query_token: int = 32
+    prompt: str = ""
+    max_txt_len: int = 32
+    apply_lemmatizer: bool = False
+    load_pretrained: bool = True
+    pretrained: str | None = None
+    """A local folder or hub name in transformers' form."""
+    load_finetuned: bool = False
+    finetuned: str | None = None
+    """A checkpoint of ours (`checkpoint_*/`), or a folder in transformers' form, put over `pretrained`."""
+    opt_model: str | None = None
+    t5_model: str | None = None
+    llama_model: str | None = None
+    end_sym: str = "\n"
+    only_proj: bool = False
+    qformer_weight_path: str | None = None
+    proj_weight_path: str | None = None
+    cross_attention_freq: int = 2
+    embed_dim: int = 256
+    sizes: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """For models built from scratch: transformers' arguments of `vision_config`, `qformer_config`, `text_config`."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    """How a run trains and evaluates: LAVIS' `run:` keys, and ours at the end; anything else is an error."""
+
+    task: str
+    runner: str = "runner_base"
+    output_dir: str = "output"
+    """Relative to the working directory; each run makes `output_dir/<job id>/`."""
+    job_id: str | None = None
+    """Default: the start time. Naming it makes a second start of the same command resume the first."""
+    seed: int = 42
+    device: str = "auto"
+    """auto | cpu | cuda | cuda:N"""
+    evaluate: bool = False
+    train_splits: list[str] = field(default_factory=list)
+    valid_splits: list[str] = field(default_factory=list)
+    test_splits: list[str] = field(default_factory=list)
+
+    lr_sched: str = "linear_warmup_cosine_lr"
+    init_lr: float = 1e-4
+    min_lr: float = 0.0
+    warmup_lr: float = -1.0
+    """Start of the warm-up; -1: init_lr."""
+    warmup_steps: int = 0
+    lr_decay_rate: float | None = None
+    lr_layer_decay: float = 1.0
+    weight_decay: float = 0.05
+    beta2: float = 0.999
+
+    max_epoch: int | None = None
+    max_iters: int | None = None
+    """Micro-batches in all (LAVIS' runner_iter)."""
+    iters_per_inner_epoch: int | None = None
+    batch_size_train: int = 64
+    batch_size_eval: int = 64
+    num_workers: int = 2
+    """Loader threads."""
+    accum_grad_iters: int = 1
+    amp: bool = False
+    use_dist_eval_sampler: bool = True
+    log_freq: int = 50
+    save_freq: int = 1
+    """Epochs between checkpoints."""
+    val_freq: int = 1
+    save_last: bool = True
+    resume_ckpt_path: str | None = None
+
+    num_beams: int = 5
+    max_len: int = 30
+    min_len: int = 1
+    top_p: float = 0.9
+    temperature: float = 1.0
+    length_penalty: float = 1.0
+    repetition_penalty: float = 1.0
+    prompt: str = ""
+    report_metric: bool = True
+    annotation_file: str | None = None
+    sample_id_key: str | None = None
+    caption_key: str = "caption"
+    load_gt_from_file: bool = False
+    img_ids: list[str] = field(default_factory=list)
+    inference_method: Literal["generate", "rank"] = "generate"
+    num_ans_candidates: int = 128
+    ques_files: dict[str, str] = field(default_factory=dict)
+    anno_files: dict[str, str] = field(default_factory=dict)
+    k_test: int = 128
+
+    precision: Literal["no", "fp16", "bf16"] | None = None
+    """None: fp16 on a GPU when `amp` is set, bf16 on a CPU, else no."""
+    clip_grad_norm: float | None = None
+    save_steps: int | None = None
+    """Optimizer steps between checkpoints, besides those of `save_freq`."""
+    keep_checkpoints: int = 2
+    tensorboard: bool = True
+    wandb: bool = False
+    report: bool = True
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """One experiment: a run, its model, its data sets, and the file that it came from."""
+
+    run: RunConfig
+    model: ModelConfig | None
+    datasets: dict[str, DatasetConfig]
+    cache_root: str
+    path: str = ""
+    resolved: dict[str, Any] = field(default_factory=dict)
+    """The merged tree as plain values, written to `config.yaml` of the run."""
