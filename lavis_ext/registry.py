@@ -8,7 +8,7 @@ from functools import cache
 from importlib import import_module
 from importlib.metadata import entry_points
 from pkgutil import iter_modules
-from typing import Any, Generic, TypeVar
+from typing import Any, ClassVar, Generic, TypeVar
 
 from lavis_ext.errors import ConfigError, LavisExtError, UsageError, nearest
 
@@ -36,7 +36,9 @@ class Registry(Generic[T]):
         def add(item: Item) -> Item:
             held: Any = self._items.setdefault(name, item)  # type: ignore[arg-type]
             if held is not item:
-                raise RegistryError(f"{self.kind} '{name}'", f"already registered by {origin(held)}", "choose another name")
+                raise RegistryError(
+                    f"{self.kind} '{name}'", f"already registered by {origin(held)}", "choose another name"
+                )
             return item
 
         return add
@@ -103,10 +105,10 @@ lr_schedulers: Registry[Any] = Registry("lr_scheduler", "lavis_ext.runner")
 class Facade:
     """LAVIS' names over the registries: `register_builder`, `get_task_class`, `list_datasets` and their like.
 
-    Unlike LAVIS', a getter never returns None: an unknown name raises RegistryError (exit code 3) with the nearest names.
+    Unlike LAVIS', a getter never returns None: an unknown name raises RegistryError with the nearest names.
     """
 
-    _kinds: dict[str, Registry[Any]] = {
+    _kinds: ClassVar[dict[str, Registry[Any]]] = {
         "builder": builders,
         "processor": processors,
         "model": models,
@@ -122,14 +124,16 @@ class Facade:
         if kind not in self._kinds or verb not in ("register", "get", "list"):
             raise AttributeError(f"registry has no attribute '{name}'; {nearest(name, dir(self))}")
         registry_of_kind = self._kinds[kind]
-        return {"register": registry_of_kind.register, "get": registry_of_kind.get, "list": registry_of_kind.names}[verb]
+        return {"register": registry_of_kind.register, "get": registry_of_kind.get, "list": registry_of_kind.names}[
+            verb
+        ]
 
     def __dir__(self) -> list[str]:
         verbs = [(f"register_{k}", f"get_{k}_class", f"list_{k}s") for k in self._kinds]
         return sorted([*(name for three in verbs for name in three), "list_datasets"])
 
     def get_builder_class(self, name: str) -> Callable[..., Any]:
-        """The builder of a data set (`coco_caption`), else the one of a shape (`image_caption`); call it as LAVIS' class."""
+        """The builder of a data set (`coco_caption`) or of a shape (`image_caption`); call it as LAVIS' class."""
         datasets = import_module("lavis_ext.builders")
         if name in datasets.names():
             builder: Callable[..., Any] = datasets.builder_class(name)
@@ -148,5 +152,14 @@ class Facade:
 
 registry = Facade()
 
-__all__ = ["Facade", "LavisExtError", "Registry", "RegistryError", "builders", "load_plugins", "lr_schedulers", "models"]
+__all__ = [
+    "Facade",
+    "LavisExtError",
+    "Registry",
+    "RegistryError",
+    "builders",
+    "load_plugins",
+    "lr_schedulers",
+    "models",
+]
 __all__ += ["objectives", "origin", "processors", "registry", "runners", "tasks"]

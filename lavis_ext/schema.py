@@ -1,4 +1,4 @@
-"""What a run file may say: the dataclasses that every YAML becomes at the door, their defaults and their documentation."""
+"""What a run file may say: the dataclasses that every YAML becomes at the door, with their defaults."""
 
 from __future__ import annotations
 
@@ -15,6 +15,16 @@ class ProcessorConfig:
     name: str
     args: ProcessorArgs = field(default_factory=dict)
 
+    @staticmethod
+    def accept(value: Any) -> Any:
+        """LAVIS' flat form: all keys beside `name` are arguments; a bare name is a processor without arguments."""
+        if isinstance(value, str):
+            return {"name": value}
+        if not isinstance(value, dict) or "args" in value:
+            return value
+        named = {"name": value["name"]} if "name" in value else {}
+        return {**named, "args": {key: item for key, item in value.items() if key != "name"}}
+
 
 @dataclass(frozen=True, kw_only=True)
 class ProcessorPair:
@@ -30,7 +40,7 @@ class ProcessorPair:
 
 @dataclass(frozen=True, kw_only=True)
 class AnnotationConfig:
-    """Annotation files of one split, in order; `storage` is relative to cache_root, `url`/`md5` as LAVIS writes them."""
+    """Annotation files of one split, in order; `storage` is relative to cache_root, `url`/`md5` as in LAVIS."""
 
     artifact: list[str] = field(default_factory=list)
     url: list[str] = field(default_factory=list)
@@ -52,7 +62,15 @@ class BuildInfo:
 
     annotations: dict[str, AnnotationConfig] = field(default_factory=dict)
     images: ImagesConfig = field(default_factory=ImagesConfig)
-    storage: str | list[str] | None = None
+    storage: list[str] = field(default_factory=list)
+    """Shards or folders of data sets without annotation files: a path, a brace or glob pattern, or a list of them."""
+
+    @staticmethod
+    def accept(value: Any) -> Any:
+        """LAVIS names the folder of the images by `data_type`: `videos:` and `features:` mean the same as `images:`."""
+        if not isinstance(value, dict):
+            return value
+        return {("images" if key in ("videos", "features") else key): item for key, item in value.items()}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,6 +117,11 @@ class ModelConfig:
     drop_path_rate: float = 0.0
     use_grad_checkpoint: bool = False
     freeze_vit: bool = True
+    freeze_llm: bool = True
+    llm_precision: Literal["fp16", "bf16", "fp32"] = "fp32"
+    """Of a frozen language model; one that is trained stays in fp32."""
+    tokenizer: str | None = None
+    """A folder in transformers' form (as given, or below a configs folder) or hub name; None: `pretrained`'s."""
     num_query_token: int = 32
     prompt: str = ""
     max_txt_len: int = 32
@@ -128,6 +151,8 @@ class RunConfig:
 
     task: str
     runner: str = "runner_base"
+    eval_task: str | None = None
+    """The task that validates and tests where `task` has no evaluation of its own (VPGTrans: `captioning`)."""
     output_dir: str = "output"
     """Relative to the working directory; each run makes `output_dir/<job id>/`."""
     job_id: str | None = None
@@ -147,7 +172,10 @@ class RunConfig:
     """Start of the warm-up; -1: init_lr."""
     warmup_steps: int = 0
     lr_decay_rate: float | None = None
+    lr_granularity: Literal["epoch", "iter"] = "epoch"
+    """epoch: LAVIS' rule, one rate an (inner) epoch and the warm-up in epoch 0; iter: with every micro-batch."""
     lr_layer_decay: float = 1.0
+    """Share of the rate that each block of the image encoder has of the one above it."""
     weight_decay: float = 0.05
     beta2: float = 0.999
 
@@ -195,6 +223,10 @@ class RunConfig:
     save_steps: int | None = None
     """Optimizer steps between checkpoints, besides those of `save_freq`."""
     keep_checkpoints: int = 2
+    allow_config_drift: bool = False
+    """Resume although keys that change the numbers differ from the checkpoint's."""
+    find_unused_parameters: bool = False
+    """For distributed training of a model whose loss does not reach every trained parameter."""
     tensorboard: bool = True
     wandb: bool = False
     report: bool = True
@@ -211,3 +243,5 @@ class Config:
     path: str = ""
     resolved: dict[str, Any] = field(default_factory=dict)
     """The merged tree as plain values, written to `config.yaml` of the run."""
+    places: dict[str, str] = field(default_factory=dict)
+    """`dotted.key` → `file:line` or `--options`, for messages."""

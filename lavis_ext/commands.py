@@ -1,0 +1,318 @@
+"""What each verb does: a function from parsed arguments to an Answer; heavy parts are imported where needed."""
+
+from __future__ import annotations
+
+from argparse import Namespace
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lavis_ext.errors import LavisExtError, Problem, UsageError
+
+if TYPE_CHECKING:
+    from lavis_ext.prepare import PrepareOptions
+
+Argument = tuple[tuple[str, ...], dict[str, Any]]
+
+
+@dataclass
+class Answer:
+    """What a verb has to say: lines for a person, objects for a program, and the exit code."""
+
+    lines: list[str] = field(default_factory=list)
+    objects: list[dict[str, Any]] = field(default_factory=list)
+    code: int = 0
+
+
+@dataclass(frozen=True)
+class Verb:
+    """One verb of the command line: its help, its arguments, and what it calls."""
+
+    help: str
+    call: Callable[[Namespace], Answer]
+    arguments: Sequence[Argument] = ()
+
+
+def list_datasets(args: Namespace) -> Answer:
+    """Every data set: name, shape, splits, size to fetch, state on this disk, licence."""
+    from lavis_ext.cards import load_cards, split_names
+    from lavis_ext.prepare import status
+
+    root = _cache_root(args)
+    cards = load_cards()
+    states = {(s.dataset, s.split): s.state for s in status(cards.names(), root)}
+    rows: list[dict[str, Any]] = []
+    for card in cards.families.values():
+        for name, types in card.datasets.items():
+            dataset = next(iter(types.values()))
+            splits = {split: states.get((name, split), "missing") for split in split_names(dataset)}
+            sizes = [a.size or 0 for a in cards.artifacts_of(dataset)]
+            rows.append(
+                {
+                    "name": name,
+                    "shape": dataset.builder,
+                    "types": sorted(types),
+                    "splits": splits,
+                    "bytes": sum(sizes),
+                    "licence": card.licence,
+                }
+            )
+    rows.sort(key=lambda row: str(row["name"]))
+    table = [["name", "shape", "splits on this disk", "download", "licence"]]
+    for row in rows:
+        told = " ".join(split if state == "missing" else f"{split}:{state}" for split, state in row["splits"].items())
+        table.append([row["name"], row["shape"], told, human(row["bytes"]), shorten(row["licence"], 48)])
+    return Answer([*columns(table), "", f"data lies in {root}"], rows)
+
+
+def show(args: Namespace) -> Answer:
+    """A data set whole: its card, files, processors, licence, citation, and the command that prepares it."""
+    from lavis_ext.cards import load_cards
+    from lavis_ext.config import cache_root_origin
+
+    cards = load_cards()
+    card, datasets = cards.resolve(args.name)
+    root, origin = cache_root_origin(_env_option(args))
+    lines = [card.title or card.family, card.homepage, f"licence: {card.licence or 'not stated'}", ""]
+    for dataset in datasets:
+        files = cards.artifacts_of(dataset)
+        lines += [f"{dataset.name} (type {dataset.type}, shape {dataset.builder})", f"  from {card.path}"]
+        lines += [f"  {split}: {c.samples} samples, {c.images} images" for split, c in dataset.counts.items()]
+        for split, side in (("train", dataset.vis_processor.train), ("eval", dataset.vis_processor.eval)):
+            lines += [f"  vis_processor.{split}: {side.name} {side.args}"] if side else []
+        lines += columns(
+            [["  file", "size", "hash", "from"], *([f"  {a.file}", human(a.size), _hash(a), a.url] for a in files)]
+        )
+        lines += [f"  prepare it: lavis-ext prepare {dataset.name}", ""]
+    lines += [f"cache root: {root} (from {origin})", "", card.citation.strip()]
+    return Answer(lines, [{"card": {**asdict(card), "datasets": None}, "datasets": [asdict(d) for d in datasets]}])
+
+
+def check(args: Namespace) -> Answer:
+    """Every mistake of YAML files, or of all below folders, at once; exit code 3 if there is any."""
+    from lavis_ext.check import check_file
+
+    files: list[Path] = []
+    for path in map(Path, args.paths):
+        if not path.exists():
+            raise UsageError(str(path), "no such file or folder", "name YAML files, or folders that hold some")
+        files += sorted(path.rglob("*.y*ml")) if path.is_dir() else [path]
+    if not files:
+        raise UsageError(" ".join(args.paths), "holds no YAML", "name YAML files, or folders that hold some")
+    found: list[Problem] = [problem for file in files for problem in check_file(file)]
+    lines = [*map(str, found), f"{len(files)} files, {len(found)} problems"]
+    return Answer(lines, [asdict(p) for p in found], 3 if found else 0)
+
+
+def prepare(args: Namespace) -> Answer:
+    """Fetch, verify, unpack and stamp data sets; nothing moves before the plan fits the disk."""
+    from lavis_ext.prepare import prepare as run
+
+    report = run(args.names, _prepare_options(args), _progress(args))
+    return Answer(report.lines(), report.objects(), report.exit_code)
+
+
+def _prepare_options(args: Namespace) -> PrepareOptions:
+    from lavis_ext.prepare import PrepareOptions
+
+    return PrepareOptions(
+        cache_root=_cache_root(args),
+        splits=tuple(args.split or ()),
+        max_samples=args.max_samples,
+        dry_run=args.dry_run,
+        jobs=args.jobs,
+        keep_archives=args.keep_archives,
+        no_unpack=args.no_unpack,
+        offline=args.offline or None,
+        mirror=args.mirror,
+    )
+
+
+def _progress(args: Namespace) -> Any:
+    from lavis_ext.fetch import Silent, make_progress
+
+    return Silent() if args.quiet else make_progress()
+
+
+def status(args: Namespace) -> Answer:
+    """Per split: what is expected, present and verified, and whether it is a subset."""
+    from lavis_ext.cards import load_cards
+    from lavis_ext.prepare import status as look
+
+    names = args.names or load_cards().names()
+    states = look(names, _cache_root(args))
+    table = [["data set", "split", "state", "present", "expected", "verified"]]
+    table += [[s.dataset, s.split, s.state, str(s.present), str(s.expected), s.verified or "–"] for s in states]
+    return Answer(columns(table), [asdict(s) for s in states])
+
+
+def verify(args: Namespace) -> Answer:
+    """Hash again what has hashes and check every member; --deep decodes every image, --repair fetches what fails."""
+    from lavis_ext.prepare import verify as run
+
+    report = run(args.names, _cache_root(args), deep=args.deep, repair=args.repair, progress=_progress(args))
+    return Answer(report.lines(), report.objects(), report.exit_code)
+
+
+def doctor(args: Namespace) -> Answer:
+    """What this machine offers and what would get in the way; secrets are told as set or unset."""
+    from lavis_ext.doctor import examine
+
+    findings = examine(_cache_root(args))
+    lines = columns([[f.name, f.state, f.text] for f in findings])
+    return Answer(lines, [asdict(f) for f in findings], 0 if all(f.state != "bad" for f in findings) else 1)
+
+
+def train(args: Namespace) -> Answer:
+    """Train as the run file says, then evaluate its test splits."""
+    return _run(args, evaluate_only=False)
+
+
+def evaluate(args: Namespace) -> Answer:
+    """Evaluate the test splits of a run file, without training."""
+    return _run(args, evaluate_only=True)
+
+
+def _run(args: Namespace, evaluate_only: bool) -> Answer:
+    from lavis_ext.check import check as refuse_mistakes
+    from lavis_ext.config import load_config
+
+    options = list(args.options)
+    config = load_config(
+        args.cfg_path, [*options, "run.evaluate=true"] if evaluate_only and not _alternating(options) else options
+    )
+    refuse_mistakes(config)
+    from lavis_ext.runner import evaluate as run_evaluation
+    from lavis_ext.runner import train as run_training
+
+    job = run_evaluation(config) if evaluate_only or config.run.evaluate else run_training(config)
+    return Answer(
+        [f"run: {job}", f"report: {job / 'report.html'}"], [{"job": str(job), "report": str(job / "report.html")}]
+    )
+
+
+def _alternating(options: list[str]) -> bool:
+    return bool(options) and "=" not in options[0]
+
+
+def browse(args: Namespace) -> Answer:
+    """Write the HTML page of a run."""
+    from lavis_ext.browse import write_run_report
+
+    folder = Path(args.target)
+    if not (folder / "log.jsonl").is_file() and not (folder / "config.yaml").is_file():
+        raise UsageError(args.target, "is not the folder of a run", "name a folder that holds log.jsonl")
+    page = write_run_report(folder)
+    return Answer([f"report: {page}"], [{"report": str(page)}])
+
+
+def demo(args: Namespace) -> Answer:
+    """Draw a small world, fetch it as COCO, train a tiny BLIP-2 on it, score its captions and write the report."""
+    from lavis_ext.demo.tour import run_demo
+
+    result = run_demo(Path(args.out), seed=args.seed)
+    return Answer(result.lines(), [result.summary()])
+
+
+def human(size: float | None) -> str:
+    """Bytes as people read them: 13.5 GB (powers of 1000, as disks and hosts count)."""
+    if not size:
+        return "?"
+    for unit in ("B", "kB", "MB", "GB"):
+        if size < 1000:
+            return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
+        size /= 1000
+    return f"{size:.1f} TB"
+
+
+def shorten(text: str, width: int) -> str:
+    """The first `width` characters, cut with an ellipsis."""
+    return text if len(text) <= width else text[: width - 1].rstrip() + "…"
+
+
+def columns(rows: Sequence[Sequence[str]]) -> list[str]:
+    """Rows as lines with aligned columns."""
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))] if rows else []
+    return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+
+
+def _hash(artifact: Any) -> str:
+    return "sha256" if artifact.sha256 else "md5" if artifact.md5 else "–"
+
+
+def _env_option(args: Namespace) -> str | None:
+    from lavis_ext.config import parse_options
+
+    env = parse_options(args.options).get("env") or {}
+    value = env.get("cache_root") if isinstance(env, dict) else None
+    return str(value) if value else None
+
+
+def _cache_root(args: Namespace) -> Path:
+    from lavis_ext.config import cache_root
+
+    return cache_root(_env_option(args))
+
+
+OPTIONS: Argument = (
+    ("--options",),
+    {"nargs": "*", "default": [], "metavar": "a.b=c", "help": "settings over those of the YAML"},
+)
+QUIET: Argument = (("--quiet",), {"action": "store_true", "help": "no progress"})
+NAMES: Argument = (
+    ("names",),
+    {"nargs": "+", "metavar": "NAME", "help": "a family (coco) or a data set (coco_caption)"},
+)
+RUN_FILE: Argument = (("--cfg-path",), {"required": True, "metavar": "F", "help": "the run file"})
+PREPARE: list[Argument] = [
+    NAMES,
+    (("--split",), {"nargs": "+", "metavar": "S", "help": "only these splits"}),
+    (
+        ("--max-samples",),
+        {"type": int, "metavar": "N", "help": "only the first N samples of each split, out of the remote archive"},
+    ),
+    (("--dry-run",), {"action": "store_true", "help": "print the plan; move nothing, write nothing"}),
+    (("--jobs",), {"type": int, "default": 16, "metavar": "N", "help": "files at a time"}),
+    (("--keep-archives",), {"action": "store_true", "help": "keep zips and tars after unpacking"}),
+    (("--no-unpack",), {"action": "store_true", "help": "leave archives as they are; images are read out of them"}),
+    (("--offline",), {"action": "store_true", "help": "open no connection; name what is missing"}),
+    (("--mirror",), {"metavar": "U", "help": "a mirror's URL or folder, in place of LAVIS_EXT_MIRROR"}),
+    QUIET,
+    OPTIONS,
+]
+VERBS: dict[str, Verb] = {
+    "list": Verb("data sets, and what of them lies on this disk", list_datasets, [OPTIONS]),
+    "show": Verb("one data set: files, licence, citation", show, [(("name",), {"metavar": "NAME"}), OPTIONS]),
+    "check": Verb("every mistake of YAML files", check, [(("paths",), {"nargs": "+", "metavar": "PATH"})]),
+    "prepare": Verb("fetch, verify and unpack data sets", prepare, PREPARE),
+    "status": Verb("what is on this disk", status, [(("names",), {"nargs": "*", "metavar": "NAME"}), OPTIONS]),
+    "verify": Verb(
+        "check what is on this disk again",
+        verify,
+        [
+            NAMES,
+            (("--deep",), {"action": "store_true", "help": "decode every image"}),
+            (("--repair",), {"action": "store_true", "help": "fetch again what fails"}),
+            QUIET,
+            OPTIONS,
+        ],
+    ),
+    "doctor": Verb("what this machine offers, and what gets in the way", doctor, [OPTIONS]),
+    "train": Verb("train as a run file says", train, [RUN_FILE, OPTIONS]),
+    "evaluate": Verb("evaluate a run file's test splits", evaluate, [RUN_FILE, OPTIONS]),
+    "browse": Verb("the HTML page of a run", browse, [(("target",), {"metavar": "RUN_DIR"})]),
+    "demo": Verb(
+        "the whole way on a small drawn world",
+        demo,
+        [
+            (
+                ("--out",),
+                {"default": "demo", "metavar": "DIR", "help": "where the world and the run go (default: demo)"},
+            ),
+            (("--seed",), {"type": int, "default": 0, "help": "another world"}),
+        ],
+    ),
+}
+
+__all__ = ["VERBS", "Answer", "LavisExtError", "Verb"]

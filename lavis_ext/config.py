@@ -1,0 +1,254 @@
+"""A run file and `--options` become one typed Config: default YAML < user YAML < options, every mistake at once."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from lavis_ext.errors import ConfigError, Problem, UsageError, nearest
+from lavis_ext.schema import Config, DatasetConfig, ModelConfig, RunConfig
+from lavis_ext.typed import Door
+from lavis_ext.yamlio import read_yaml
+
+log = logging.getLogger(__name__)
+Tree = dict[str, Any]
+PACKAGE = Path(__file__).parent
+SECTIONS = ("env", "model", "datasets", "run", "preprocess")
+DROPPED_RUN_KEYS = {
+    "world_size": "the launcher knows it",
+    "dist_url": "the launcher knows it",
+    "dist_backend": "chosen by the device",
+    "distributed": "seen from the launcher",
+    "rank": "the launcher knows it",
+    "gpu": "the launcher knows it",
+}
+DROPPED_MODEL_KEYS = {
+    "freeze_qformer": "upstream ignores it; `only_proj` freezes the Q-Former",
+    "prompt_path": "upstream ignores it",
+    "prompt_template": "upstream ignores it",
+    "low_resource": "upstream ignores it",
+    "model": "a leftover of upstream",
+}
+DROPPED_DATASET_KEYS = {"kw_processor": "no processor of ours takes it"}
+
+
+def config_roots() -> list[Path]:
+    """Folders of YAML, first wins: those of `LAVIS_EXT_CONFIGS` (`:`-separated), then the shipped one."""
+    own = [Path(p).expanduser() for p in os.environ.get("LAVIS_EXT_CONFIGS", "").split(os.pathsep) if p]
+    inside = PACKAGE / "configs"
+    return [*own, inside if inside.is_dir() else PACKAGE.parent / "configs"]
+
+
+def cache_root(option: str | Path | None = None) -> Path:
+    """Where data lies: option > `LAVIS_EXT_CACHE_ROOT` > user file > `configs/default.yaml`; absolute, `~` expanded."""
+    return Path(cache_root_origin(option)[0])
+
+
+def cache_root_origin(option: str | Path | None = None) -> tuple[str, str]:
+    """The cache root and where the value came from."""
+    user_file = Path(os.environ.get("XDG_CONFIG_HOME") or "~/.config").expanduser() / "lavis_ext" / "config.yaml"
+    shipped = config_roots()[-1] / "default.yaml"
+    candidates = [
+        (str(option) if option else "", "option"),
+        (os.environ.get("LAVIS_EXT_CACHE_ROOT", ""), "LAVIS_EXT_CACHE_ROOT"),
+        (_env_key(user_file) if user_file.is_file() else "", str(user_file)),
+        (_env_key(shipped), str(shipped)),
+    ]
+    value, origin = next((value, origin) for value, origin in candidates if value)
+    return str(Path(value).expanduser().absolute()), origin
+
+
+def _env_key(path: Path) -> str:
+    tree, places = read_yaml(path)
+    env = tree.get("env") or {}
+    if not isinstance(env, dict) or set(env) - {"cache_root"}:
+        raise ConfigError(places.get("env", str(path)), "`env` takes only `cache_root`", "remove the other keys")
+    return str(env.get("cache_root") or "")
+
+
+def find_config(path: str | Path) -> Path:
+    """A run file: as given, else below a configs folder (with or without the leading `configs/`)."""
+    given = Path(path).expanduser()
+    if given.is_file():
+        return given
+    below = Path(*given.parts[1:]) if given.parts[:1] == ("configs",) else given
+    for root in config_roots():
+        if not given.is_absolute() and (root / below).is_file():
+            return root / below
+    known = [f"configs/{p.relative_to(root)}" for root in config_roots() for p in root.glob("projects/**/*.yaml")]
+    raise UsageError(str(path), "no such run file", nearest(str(path), known))
+
+
+def dataset_files() -> Iterable[tuple[Path, Tree, dict[str, str]]]:
+    """Each YAML below `datasets/` of every configs folder: path, content, places."""
+    for root in config_roots():
+        for path in sorted(root.glob("datasets/**/*.yaml")):
+            yield path, *_read_cached(path, path.stat().st_mtime_ns)
+
+
+@cache
+def _read_cached(path: Path, _mtime_ns: int) -> tuple[Tree, dict[str, str]]:
+    return read_yaml(path)
+
+
+def dataset_defaults() -> dict[str, dict[str, tuple[Tree, Path, dict[str, str]]]]:
+    """Data set → config type → (its keys, file, places), from all `datasets:` sections that are found."""
+    found: dict[str, dict[str, tuple[Tree, Path, dict[str, str]]]] = {}
+    for path, tree, places in dataset_files():
+        for name, body in (tree.get("datasets") or {}).items():
+            kind = str((body or {}).get("type", "default"))
+            types = found.setdefault(name, {})
+            if kind in types and types[kind][1].is_relative_to(path.parents[2]):
+                raise ConfigError(
+                    places[f"datasets.{name}"], f"type '{kind}' of '{name}' stands in {types[kind][1]} too", "keep one"
+                )
+            types.setdefault(kind, (body or {}, path, places))
+    return found
+
+
+def model_defaults(arch: str, model_type: str) -> tuple[Tree, Tree]:
+    """The `model:` and `preprocess:` sections of `models/<arch>/<model_type>.yaml`; an unknown one is a ConfigError."""
+    path = model_files().get(arch, {}).get(model_type)
+    if path is None:
+        archs = model_files()
+        if arch not in archs:
+            raise ConfigError("model.arch", f"no architecture '{arch}'", nearest(arch, archs))
+        raise ConfigError("model.model_type", f"'{arch}' has no type '{model_type}'", nearest(model_type, archs[arch]))
+    tree, _ = _read_cached(path, path.stat().st_mtime_ns)
+    return tree.get("model") or {}, tree.get("preprocess") or {}
+
+
+def model_files() -> dict[str, dict[str, Path]]:
+    """Architecture → model type → its YAML."""
+    found: dict[str, dict[str, Path]] = {}
+    for root in config_roots():
+        for path in sorted(root.glob("models/*/*.yaml")):
+            found.setdefault(path.parent.name, {}).setdefault(path.stem, path)
+    return found
+
+
+def parse_options(options: Sequence[str]) -> Tree:
+    """`a.b=c …`, or LAVIS' alternating `a.b c …`, as a tree; values are YAML (`1e-4`, `[val]`, `null`)."""
+    items = list(options)
+    if items and "=" not in items[0]:
+        if len(items) % 2:
+            raise UsageError(f"--options {items[-1]}", "has no value", "write key=value")
+        items = [f"{key}={value}" for key, value in zip(items[::2], items[1::2], strict=True)]
+    bad = [item for item in items if "=" not in item or not item.split("=", 1)[0].strip()]
+    if bad:
+        raise UsageError.of(
+            [Problem(f"--options {item}", "is not key=value", "write for example run.seed=1") for item in bad]
+        )
+    try:
+        return plain(OmegaConf.from_dotlist(items))
+    except (OmegaConfBaseException, ValueError) as error:
+        raise UsageError("--options", str(error).splitlines()[0], "quote the value") from error
+
+
+def plain(node: Any) -> Tree:
+    """An OmegaConf node as plain containers, interpolations resolved."""
+    value: Tree = OmegaConf.to_container(node, resolve=True)  # type: ignore[assignment]
+    return value
+
+
+def merge(*trees: Mapping[str, Any]) -> Tree:
+    """Deep merge, later wins; lists are replaced, as in LAVIS."""
+    return plain(OmegaConf.merge(*(OmegaConf.create(dict(tree)) for tree in trees)))
+
+
+def load_config(path: str | Path, options: Sequence[str] = ()) -> Config:
+    """Read, merge and type a run file; raises ConfigError that tells every mistake with its place."""
+    file = find_config(path)
+    user, places = read_yaml(file)
+    given = parse_options(options)
+    for key in _leaves(given):
+        places[key] = "--options"
+    wanted = modernise(merge(user, given), file)
+    door = Door(places)
+    for section in wanted:
+        if section not in SECTIONS:
+            door.note(section, "unknown section", nearest(section, SECTIONS))
+    tree, defaults = _with_defaults(wanted, door)
+    for key, place in defaults.items():
+        places.setdefault(key, place)
+    config = _typed(tree, door, file)
+    door.close()
+    return config
+
+
+def _leaves(tree: Mapping[str, Any], prefix: str = "") -> Iterable[str]:
+    for key, value in tree.items():
+        if isinstance(value, Mapping) and value:
+            yield from _leaves(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}"
+
+
+def modernise(tree: Tree, file: Path | str) -> Tree:
+    """LAVIS' and VPGTrans' old keys in today's words; each is said once in the log."""
+    run, datasets = dict(tree.get("run") or {}), {k: dict(v or {}) for k, v in (tree.get("datasets") or {}).items()}
+    for name, weight in (run.pop("train_dataset_ratios", None) or {}).items():
+        log.warning("%s: run.train_dataset_ratios.%s is now datasets.%s.weight", file, name, name)
+        datasets.setdefault(name, {}).setdefault("weight", weight)
+    model = dict(tree.get("model") or {})
+    sections = [("run", run, DROPPED_RUN_KEYS), ("model", model, DROPPED_MODEL_KEYS)]
+    sections += [(f"datasets.{name}", body, DROPPED_DATASET_KEYS) for name, body in datasets.items()]
+    for section, body, dropped in sections:
+        for key in [key for key in dropped if key in body]:
+            log.warning("%s: %s.%s is not needed (%s)", file, section, key, dropped[key])
+            del body[key]
+    changed = {"run": run, "datasets": datasets, "model": model}
+    return {**tree, **{key: value for key, value in changed.items() if key in tree or value}}
+
+
+def _with_defaults(tree: Tree, door: Door) -> tuple[Tree, dict[str, str]]:
+    """The tree over the default YAMLs that it asks for by `arch`, `model_type` and each data set's `type`."""
+    places: dict[str, str] = {}
+    model: Tree = tree.get("model") or {}
+    if model.get("arch") and model.get("model_type"):
+        try:
+            model = merge(model_defaults(str(model["arch"]), str(model["model_type"]))[0], model)
+        except ConfigError as error:
+            door.problems += [Problem(door.place(p.where), p.what, p.way_out) for p in error.problems]
+    known = dataset_defaults()
+    datasets = {}
+    for name, body in (tree.get("datasets") or {}).items():
+        kind = str(body.get("type", "default"))
+        if name not in known and not body.get("builder"):
+            door.note(f"datasets.{name}", "no card declares it", nearest(name, known))
+            continue
+        if name in known and kind not in known[name]:
+            door.note(f"datasets.{name}.type", f"'{name}' has no type '{kind}'", nearest(kind, known[name]))
+            continue
+        default, _, where = known.get(name, {}).get(kind, ({}, None, {}))
+        datasets[name] = {"name": name, **merge(default, body)}
+        places |= where
+    return {**tree, "model": model, "datasets": datasets}, places
+
+
+def _typed(tree: Tree, door: Door, file: Path) -> Config:
+    run = door.build(RunConfig, tree.get("run") or {}, "run")
+    model = door.build(ModelConfig, tree["model"], "model") if tree.get("model") else None
+    datasets = {n: door.build(DatasetConfig, body, f"datasets.{n}") for n, body in tree["datasets"].items()}
+    env = tree.get("env") or {}
+    for key in set(env) - {"cache_root"}:
+        door.note(f"env.{key}", "unknown key", nearest(key, ["cache_root"]))
+    door.close()
+    root = str(cache_root(env.get("cache_root")))
+    typed_sets = {name: dataset for name, dataset in datasets.items() if dataset is not None}
+    return Config(
+        run=run,  # type: ignore[arg-type]  # the door has raised where it is None
+        model=model,
+        datasets=typed_sets,
+        cache_root=root,
+        path=str(file),
+        resolved=tree,
+        places=dict(door.places),
+    )

@@ -1,0 +1,137 @@
+"""The command line answers in lines or in JSON, and ends with the documented exit code whatever happens."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from lavis_ext import cli
+from lavis_ext.commands import Answer, Verb, columns, human, shorten
+from lavis_ext.errors import IntegrityError
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "message"),
+    [
+        (["lsit"], 2, "lavis-ext lsit: unknown verb; did you mean 'list'?"),
+        (["prepare", "cocoo", "--dry-run"], 2, "cocoo: neither a family nor a data set; did you mean 'coco'"),
+        (["prepare", "coco", "--dry-rum"], 2, "unknown flag '--dry-rum'; did you mean '--dry-run'?"),
+        (["prepare", "coco", "--split", "vla", "--dry-run"], 2, "did you mean 'val'?"),
+        (["prepare", "coco", "--max-samples", "0", "--dry-run"], 2, "--max-samples"),
+        (["prepare", "coco", "--max-samples", "many"], 2, "invalid int value: 'many'"),
+        (["check", "absent.yaml"], 2, "absent.yaml: no such file or folder"),
+        (["train", "--cfg-path", "absent.yaml"], 2, "absent.yaml: no such run file"),
+        (["train"], 2, "--cfg-path"),
+        (["browse", "."], 2, "is not the folder of a run"),
+        (["list", "--options", "oops"], 2, "--options oops: has no value"),
+    ],
+)
+def test_usage_mistakes(words: list[str], code: int, message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(words) == code
+    error = capsys.readouterr().err
+    assert message in error
+    assert "Traceback" not in error
+
+
+@pytest.mark.parametrize("words", [["--help"], ["list", "--help"], ["--version"], []])
+def test_help_and_version_end_well(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(words) == 0
+    assert "lavis-ext" in capsys.readouterr().out
+
+
+def test_json_stays_json_on_failure(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["show", "nothing", "--json"]) == 2
+    last = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert last["exit_code"] == 2
+    assert "nothing" in last["errors"][0]
+
+
+def test_list_and_show(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    assert cli.main(["list", "--json", "--options", f"env.cache_root={tmp_path}"]) == 0
+    rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    caption = next(row for row in rows if row.get("name") == "coco_caption")
+    assert caption["splits"] == {"train": "missing", "val": "missing", "test": "missing"}
+    assert rows[-1] == {"exit_code": 0}
+    assert cli.main(["show", "coco_caption"]) == 0
+    text = capsys.readouterr().out
+    assert "20.2 GB" not in text
+    for part in ("13.5 GB", "CC BY 4.0", "lavis-ext prepare coco_caption", "lin2014coco", "566747 samples"):
+        assert part in text
+
+
+def test_check_lists_all_and_ends_with_3(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "good.yaml").write_text("datasets: {mine: {builder: image_caption}}")
+    (tmp_path / "bad.yaml").write_text("datasets: {mine: {builder: image_captoin}}")
+    assert cli.main(["check", str(tmp_path)]) == 3
+    out = capsys.readouterr().out
+    assert "did you mean 'image_caption'" in out
+    assert "2 files, 1 problems" in out
+
+
+def install(monkeypatch: pytest.MonkeyPatch, call: object) -> None:
+    monkeypatch.setitem(cli.VERBS, "list", Verb("", call))  # type: ignore[arg-type]
+
+
+def raising(error: BaseException) -> object:
+    def call(_: object) -> Answer:
+        raise error
+
+    return call
+
+
+def test_errors_of_ours_end_with_their_code(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    install(monkeypatch, raising(IntegrityError("a.zip", "sha256 is x, not y", "fetch it again")))
+    assert cli.main(["list"]) == 5
+    assert capsys.readouterr().err == "lavis-ext: a.zip: sha256 is x, not y; fetch it again\n"
+
+
+def test_internal_error_leaves_its_traceback_in_a_file_without_secrets(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    install(monkeypatch, raising(ValueError("https://h/c/b?sv=1&sig=CANARY")))
+    assert cli.main(["list", "--json"]) == 1
+    told = capsys.readouterr()
+    [log] = tmp_path.glob("lavis-ext-*.log")
+    assert "ValueError" in log.read_text()
+    assert "CANARY" not in log.read_text() + told.out + told.err
+    assert json.loads(told.out.splitlines()[-1])["exit_code"] == 1
+
+
+def test_interrupt_ends_with_130(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    install(monkeypatch, raising(KeyboardInterrupt()))
+    assert cli.main(["list"]) == 130
+    assert "run the same command again" in capsys.readouterr().err
+
+
+def test_closed_pipe_and_narrow_ascii_terminal_are_no_trouble(tmp_path: Path) -> None:
+    environment = {"PATH": "/usr/bin:/bin", "LANG": "C", "PYTHONIOENCODING": "ascii", "COLUMNS": "20", "NO_COLOR": "1"}
+    environment["LAVIS_EXT_CACHE_ROOT"] = str(tmp_path)
+    shell = f"{sys.executable} -m lavis_ext list | head -n 1; exit ${{PIPESTATUS[0]}}"
+    done = subprocess.run(
+        ["bash", "-c", shell], env=environment, capture_output=True, text=True, timeout=60, check=False
+    )
+    assert done.returncode == 0
+    assert "Traceback" not in done.stderr
+    assert "\x1b" not in done.stdout
+
+
+def test_doctor_tells_no_secret(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setenv("LAVIS_EXT_AZURE_SAS_OSCAR", "sv=1&sig=CANARY")
+    monkeypatch.setenv("https_proxy", "http://user:CANARY@proxy.example:3128")
+    monkeypatch.setenv("LAVIS_EXT_MIRROR", "http://user:CANARY@mirror.example")
+    cli.main(["doctor"])
+    out = capsys.readouterr().out
+    assert "CANARY" not in out
+    assert "proxy.example" in out
+    assert "LAVIS_EXT_AZURE_SAS_OSCAR" in out
+
+
+def test_words_for_people() -> None:
+    assert [human(n) for n in (None, 900, 13510573713, 2.1e12)] == ["?", "900 B", "13.5 GB", "2.1 TB"]
+    assert shorten("a long licence text", 8) == "a long…"
+    assert columns([["a", "bb"], ["ccc", ""]]) == ["a    bb", "ccc"]
