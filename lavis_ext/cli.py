@@ -54,6 +54,7 @@ def build_parser() -> Parser:
         one = verbs.add_parser(name, help=verb.help, description=verb.help)
         for flags, settings in verb.arguments:
             one.add_argument(*flags, **settings)
+        one.add_argument("--configs", metavar="DIR", help="a folder of YAML before those of LAVIS_EXT_CONFIGS")
         one.add_argument("--json", action="store_true", help="objects on standard output, text on standard error")
         one.add_argument("--debug", action="store_true", help="show the traceback of an error")
     return parser
@@ -90,9 +91,21 @@ def _run(words: list[str], as_json: bool) -> int:
     if arguments.verb is None:
         parser.print_help()
         return 0
+    if arguments.configs:
+        _search_first(Path(arguments.configs))
     answer: Answer = VERBS[arguments.verb].call(arguments)
     _print(answer, as_json)
     return answer.code
+
+
+def _search_first(folder: Path) -> None:
+    """Let a folder of YAML go before all others, for this process and those that it starts."""
+    if not folder.is_dir():
+        raise UsageError(
+            f"--configs {folder}", "is not a folder", "name one that holds datasets/, models/ or projects/"
+        )
+    paths = [str(folder.absolute()), os.environ.get("LAVIS_EXT_CONFIGS", "")]
+    os.environ["LAVIS_EXT_CONFIGS"] = os.pathsep.join(filter(None, paths))
 
 
 def _print(answer: Answer, as_json: bool) -> None:

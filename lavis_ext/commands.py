@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import sys
 from argparse import Namespace
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lavis_ext.errors import LavisExtError, Problem, UsageError
+from lavis_ext.errors import Problem, UsageError
+from lavis_ext.wording import columns, human, shorten
 
 if TYPE_CHECKING:
     from lavis_ext.prepare import PrepareOptions
@@ -37,11 +39,11 @@ class Verb:
 def list_datasets(args: Namespace) -> Answer:
     """Every data set: name, shape, splits, size to fetch, state on this disk, licence."""
     from lavis_ext.cards import load_cards, split_names
-    from lavis_ext.prepare import status
+    from lavis_ext.prepare import PrepareOptions, status
 
     root = _cache_root(args)
     cards = load_cards()
-    states = {(s.dataset, s.split): s.state for s in status(cards.names(), root)}
+    states = {(s.dataset, s.split): s.state for s in status(cards.names(), PrepareOptions(cache_root=root), cards)}
     rows: list[dict[str, Any]] = []
     for card in cards.families.values():
         for name, types in card.datasets.items():
@@ -62,7 +64,7 @@ def list_datasets(args: Namespace) -> Answer:
     table = [["name", "shape", "splits on this disk", "download", "licence"]]
     for row in rows:
         told = " ".join(split if state == "missing" else f"{split}:{state}" for split, state in row["splits"].items())
-        table.append([row["name"], row["shape"], told, human(row["bytes"]), shorten(row["licence"], 48)])
+        table.append([row["name"], row["shape"], told, _size(row["bytes"]), shorten(row["licence"], 48)])
     return Answer([*columns(table), "", f"data lies in {root}"], rows)
 
 
@@ -82,7 +84,7 @@ def show(args: Namespace) -> Answer:
         for split, side in (("train", dataset.vis_processor.train), ("eval", dataset.vis_processor.eval)):
             lines += [f"  vis_processor.{split}: {side.name} {side.args}"] if side else []
         lines += columns(
-            [["  file", "size", "hash", "from"], *([f"  {a.file}", human(a.size), _hash(a), a.url] for a in files)]
+            [["  file", "size", "hash", "from"], *([f"  {a.file}", _size(a.size), _hash(a), a.url] for a in files)]
         )
         lines += [f"  prepare it: lavis-ext prepare {dataset.name}", ""]
     lines += [f"cache root: {root} (from {origin})", "", card.citation.strip()]
@@ -107,10 +109,18 @@ def check(args: Namespace) -> Answer:
 
 def prepare(args: Namespace) -> Answer:
     """Fetch, verify, unpack and stamp data sets; nothing moves before the plan fits the disk."""
+    from lavis_ext.prepare import plan
     from lavis_ext.prepare import prepare as run
 
-    report = run(args.names, _prepare_options(args), _progress(args))
-    return Answer(report.lines(), report.objects(), report.exit_code)
+    options = _prepare_options(args)
+    if args.dry_run:
+        report = run(args.names, options)
+        return Answer([*report.plan.table().splitlines(), report.line()], [report.as_dict()], report.exit_code)
+    if not args.quiet:
+        _to_stderr(plan(args.names, options).table())
+    with _progress(args) as progress:
+        report = run(args.names, options, progress=progress)
+    return Answer(report.lines(), [report.as_dict()], report.exit_code)
 
 
 def _prepare_options(args: Namespace) -> PrepareOptions:
@@ -118,7 +128,7 @@ def _prepare_options(args: Namespace) -> PrepareOptions:
 
     return PrepareOptions(
         cache_root=_cache_root(args),
-        splits=tuple(args.split or ()),
+        splits=args.split,
         max_samples=args.max_samples,
         dry_run=args.dry_run,
         jobs=args.jobs,
@@ -130,29 +140,35 @@ def _prepare_options(args: Namespace) -> PrepareOptions:
 
 
 def _progress(args: Namespace) -> Any:
-    from lavis_ext.fetch import Silent, make_progress
+    from lavis_ext.fetch import make_progress
 
-    return Silent() if args.quiet else make_progress()
+    return make_progress(_to_stderr, quiet=args.quiet)
+
+
+def _to_stderr(line: str) -> None:
+    sys.stderr.write(f"{line}\n")
 
 
 def status(args: Namespace) -> Answer:
     """Per split: what is expected, present and verified, and whether it is a subset."""
     from lavis_ext.cards import load_cards
+    from lavis_ext.prepare import PrepareOptions
     from lavis_ext.prepare import status as look
 
     names = args.names or load_cards().names()
-    states = look(names, _cache_root(args))
-    table = [["data set", "split", "state", "present", "expected", "verified"]]
-    table += [[s.dataset, s.split, s.state, str(s.present), str(s.expected), s.verified or "–"] for s in states]
-    return Answer(columns(table), [asdict(s) for s in states])
+    states = look(names, PrepareOptions(cache_root=_cache_root(args)))
+    return Answer([state.line() for state in states], [state.as_dict() for state in states])
 
 
 def verify(args: Namespace) -> Answer:
     """Hash again what has hashes and check every member; --deep decodes every image, --repair fetches what fails."""
+    from lavis_ext.prepare import PrepareOptions
     from lavis_ext.prepare import verify as run
 
-    report = run(args.names, _cache_root(args), deep=args.deep, repair=args.repair, progress=_progress(args))
-    return Answer(report.lines(), report.objects(), report.exit_code)
+    options = PrepareOptions(cache_root=_cache_root(args))
+    with _progress(args) as progress:
+        report = run(args.names, args.deep, args.repair, options, progress)
+    return Answer(report.lines(), [report.as_dict()], report.exit_code)
 
 
 def doctor(args: Namespace) -> Answer:
@@ -215,26 +231,32 @@ def demo(args: Namespace) -> Answer:
     return Answer(result.lines(), [result.summary()])
 
 
-def human(size: float | None) -> str:
-    """Bytes as people read them: 13.5 GB (powers of 1000, as disks and hosts count)."""
-    if not size:
-        return "?"
-    for unit in ("B", "kB", "MB", "GB"):
-        if size < 1000:
-            return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
-        size /= 1000
-    return f"{size:.1f} TB"
+def cite(args: Namespace) -> Answer:
+    """The citations of data sets, as BibTeX, each once."""
+    from lavis_ext.cards import load_cards
+
+    cards = load_cards()
+    found = {card.family: card for card in (cards.resolve(name)[0] for name in args.names)}
+    objects = [{"family": card.family, "citation": card.citation, "licence": card.licence} for card in found.values()]
+    return Answer(
+        [card.citation.strip() or f"{card.family}: no citation is declared" for card in found.values()], objects
+    )
 
 
-def shorten(text: str, width: int) -> str:
-    """The first `width` characters, cut with an ellipsis."""
-    return text if len(text) <= width else text[: width - 1].rstrip() + "…"
+def completion(args: Namespace) -> Answer:
+    """The completion script of a shell."""
+    from lavis_ext.cards import load_cards
+    from lavis_ext.completion import completion_script
+
+    cards = load_cards()
+    flags = {verb: [f for words, _ in VERBS[verb].arguments for f in words if f.startswith("--")] for verb in VERBS}
+    named = [verb for verb in VERBS if any(words[0] in ("names", "name") for words, _ in VERBS[verb].arguments)]
+    script = completion_script(args.shell, flags, sorted({*cards.families, *cards.names()}), named)
+    return Answer(script.splitlines(), [{"script": script}])
 
 
-def columns(rows: Sequence[Sequence[str]]) -> list[str]:
-    """Rows as lines with aligned columns."""
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))] if rows else []
-    return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+def _size(size: int | None) -> str:
+    return human(size) if size else "?"
 
 
 def _hash(artifact: Any) -> str:
@@ -273,7 +295,7 @@ PREPARE: list[Argument] = [
         {"type": int, "metavar": "N", "help": "only the first N samples of each split, out of the remote archive"},
     ),
     (("--dry-run",), {"action": "store_true", "help": "print the plan; move nothing, write nothing"}),
-    (("--jobs",), {"type": int, "default": 16, "metavar": "N", "help": "files at a time"}),
+    (("--jobs",), {"type": int, "metavar": "N", "help": "files at a time"}),
     (("--keep-archives",), {"action": "store_true", "help": "keep zips and tars after unpacking"}),
     (("--no-unpack",), {"action": "store_true", "help": "leave archives as they are; images are read out of them"}),
     (("--offline",), {"action": "store_true", "help": "open no connection; name what is missing"}),
@@ -302,6 +324,8 @@ VERBS: dict[str, Verb] = {
     "train": Verb("train as a run file says", train, [RUN_FILE, OPTIONS]),
     "evaluate": Verb("evaluate a run file's test splits", evaluate, [RUN_FILE, OPTIONS]),
     "browse": Verb("the HTML page of a run", browse, [(("target",), {"metavar": "RUN_DIR"})]),
+    "cite": Verb("the citations of data sets", cite, [NAMES]),
+    "completion": Verb("completion for bash, zsh or fish", completion, [(("shell",), {"metavar": "SHELL"})]),
     "demo": Verb(
         "the whole way on a small drawn world",
         demo,
@@ -310,9 +334,7 @@ VERBS: dict[str, Verb] = {
                 ("--out",),
                 {"default": "demo", "metavar": "DIR", "help": "where the world and the run go (default: demo)"},
             ),
-            (("--seed",), {"type": int, "default": 0, "help": "another world"}),
+            (("--seed",), {"type": int, "default": 7, "help": "another world (default: 7)"}),
         ],
     ),
 }
-
-__all__ = ["VERBS", "Answer", "LavisExtError", "Verb"]

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from lavis_ext import cli
-from lavis_ext.commands import Answer, Verb, columns, human, shorten
+from lavis_ext.commands import Answer, Verb
 from lavis_ext.errors import IntegrityError
 
 
@@ -129,9 +129,3 @@ def test_doctor_tells_no_secret(monkeypatch: pytest.MonkeyPatch, capsys: pytest.
     assert "CANARY" not in out
     assert "proxy.example" in out
     assert "LAVIS_EXT_AZURE_SAS_OSCAR" in out
-
-
-def test_words_for_people() -> None:
-    assert [human(n) for n in (None, 900, 13510573713, 2.1e12)] == ["?", "900 B", "13.5 GB", "2.1 TB"]
-    assert shorten("a long licence text", 8) == "a long…"
-    assert columns([["a", "bb"], ["ccc", ""]]) == ["a    bb", "ccc"]

@@ -1,0 +1,107 @@
+"""Writes a subset mirror: files at `<root>/<host>/<path>`, and a manifest with their sizes and hashes, written last."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, BinaryIO
+from urllib.parse import urlsplit
+from zipfile import ZIP_STORED, ZipFile, ZipInfo
+
+from lavis_ext.errors import DiskError, UsageError
+from lavis_ext.fetch.mirrors import MANIFEST, mirror_path
+from lavis_ext.fetch.safety import safe_relative
+
+SCHEMES = ("http", "https", "gdrive", "hf", "azure")
+BLOCK = 1 << 20
+ZIP_DATE = (2014, 9, 1, 0, 0, 0)
+"""Every member's time stamp, so that the same members make the same archive."""
+
+
+class MirrorWriter:
+    """Collects files under the URLs that they stand in for; they count once `finish()` has written the manifest."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.files: dict[str, dict[str, int | str]] = {}
+        make_folder(root)
+        # An older manifest would vouch for files that are about to change.
+        (root / MANIFEST).unlink(missing_ok=True)
+
+    @contextmanager
+    def create(self, url: str) -> Iterator[BinaryIO]:
+        """A file to write the bytes of `url` into; it gets its name, and is recorded, when the block ends well.
+
+        Raises UsageError for a URL that no mirror can hold, DiskError where the file cannot be written.
+        """
+        key = mirror_key(url)
+        path = self.root / safe_relative(key)
+        make_folder(path.parent)
+        part = path.with_name(f"{path.name}.part")
+        try:
+            with part.open("w+b") as file:
+                yield file
+            part.replace(path)
+        except OSError as error:
+            raise DiskError(str(path), error.strerror or str(error), "free space or choose another folder") from error
+        self.files[key] = {"size": path.stat().st_size, "sha256": hash_file(path)}
+
+    def add(self, url: str, content: bytes | Path) -> None:
+        """Put bytes, or a copy of a file, in the place of `url`."""
+        with self.create(url) as file:
+            if isinstance(content, bytes):
+                file.write(content)
+                return
+            with content.open("rb") as source:
+                while block := source.read(BLOCK):
+                    file.write(block)
+
+    def add_json(self, url: str, value: Any) -> None:
+        """Put a value as JSON in the place of `url`."""
+        self.add(url, json.dumps(value).encode())
+
+    def add_zip(self, url: str, members: Iterable[tuple[str, bytes]]) -> None:
+        """Put a ZIP in the place of `url`, members stored as they come; a name that ends with `/` is a folder."""
+        with self.create(url) as file, ZipFile(file, "w", ZIP_STORED) as archive:
+            for name, content in members:
+                info = ZipInfo(name, ZIP_DATE)
+                info.create_system = 3
+                info.external_attr = (0o40755 << 16 | 0x10) if name.endswith("/") else 0o100644 << 16
+                archive.writestr(info, content)
+
+    def finish(self, equivalence: str = "subset") -> Path:
+        """Write the manifest of all that was added; returns its path."""
+        content = {"format": 1, "equivalence": equivalence, "files": dict(sorted(self.files.items()))}
+        path = self.root / MANIFEST
+        part = path.with_name(f"{MANIFEST}.part")
+        part.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+        part.replace(path)
+        return path
+
+
+def make_folder(path: Path) -> None:
+    """Make a folder and its parents; raises DiskError where that fails."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise DiskError(str(path), error.strerror or str(error), "choose another folder") from error
+
+
+def mirror_key(url: str) -> str:
+    """The manifest's name for what stands in for `url`; raises UsageError, UnsafeError for what no mirror can hold."""
+    key = mirror_path(url)
+    if urlsplit(url).scheme not in SCHEMES or not all(safe_relative(key).partition("/")[::2]) or key.endswith("/"):
+        raise UsageError(url, "no mirror can hold it", "give http(s)://host/path/to/a/file, gdrive:, hf: or azure:")
+    return key
+
+
+def hash_file(path: Path) -> str:
+    """SHA-256 of a file, in hexadecimal."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(BLOCK):
+            digest.update(block)
+    return digest.hexdigest()

@@ -1,0 +1,225 @@
+"""The whole journey on a small world: draw, serve, prepare, caption untrained, train, caption again, compare."""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from lavis_ext.demo.export import export_world
+from lavis_ext.demo.server import serve
+from lavis_ext.demo.steps import Answer, Command, environment_for, run_verb
+from lavis_ext.demo.world import World
+from lavis_ext.errors import DiskError, IntegrityError, UsageError
+from lavis_ext.fetch.mirrors import MANIFEST
+
+log = logging.getLogger(__name__)
+TRAIN = "configs/projects/demo/train/caption.yaml"
+EVALUATE = "configs/projects/demo/eval/caption.yaml"
+FAMILY, SPLIT, METRIC = "coco", "test", "CIDEr"
+STATE = "demo.json"
+EXAMPLES = 3
+ELSEWHERE = "choose another folder with --out"
+Outcome = dict[str, Any]
+"""What is recorded of a stage: `seconds`, and of a run its `job` and `report`."""
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One leg of the journey; `reused`: it had been done before, and `seconds` is what it took then."""
+
+    name: str
+    seconds: float
+    reused: bool = False
+
+
+@dataclass(frozen=True)
+class DemoResult:
+    """What the demo found: metrics of the held-out scenes before and after training, and where to look."""
+
+    out: Path
+    world: World
+    stages: tuple[Stage, ...]
+    untrained: dict[str, float]
+    trained: dict[str, float]
+    report: Path
+    examples: tuple[tuple[str, str], ...] = ()
+    """(what the trained model says, what is there) of some held-out scenes."""
+
+    @property
+    def ratio(self) -> float:
+        """How many times the trained model's CIDEr exceeds the untrained one's; infinite if that is 0."""
+        before, after = self.untrained[METRIC], self.trained[METRIC]
+        return after / before if before > 0 else math.inf if after > 0 else 1.0
+
+    def lines(self) -> list[str]:
+        """The result as a person reads it."""
+        times = "no score before" if math.isinf(self.ratio) else f"{self.ratio:.1f} ×"
+        width = max(len(said) for said, _ in self.examples) if self.examples else 0
+        return [
+            f"{METRIC} on {self.world.test} held-out scenes: untrained {self.untrained[METRIC]:.3f}, "
+            f"trained {self.trained[METRIC]:.3f} ({times})",
+            *(f"  said: {said.ljust(width)}   there: {truth}" for said, truth in self.examples),
+            *(f"  {s.name.ljust(10)} {s.seconds:6.1f} s{'  (reused)' if s.reused else ''}" for s in self.stages),
+            f"report: {self.report}",
+        ]
+
+    def summary(self) -> dict[str, Any]:
+        """The result as a program reads it; `ratio` is null where the untrained model scored 0."""
+        return {
+            "out": str(self.out),
+            "world": {"seed": self.world.seed, **self.world.sizes},
+            "stages": [asdict(stage) for stage in self.stages],
+            "untrained": self.untrained,
+            "trained": self.trained,
+            "ratio": None if math.isinf(self.ratio) else round(self.ratio, 3),
+            "report": str(self.report),
+        }
+
+
+def run_demo(
+    out: Path, seed: int = 7, world: World | None = None, options: tuple[str, ...] = (), command: Command = run_verb
+) -> DemoResult:
+    """Go the whole way below `out`; what an earlier call with the same world has done there is used again.
+
+    `options`: further `--options` of both runs, such as `run.max_epoch=1`. Raises UsageError if `out` holds another
+    world, and the error of a verb that fails.
+    """
+    tour = Tour(out.expanduser().absolute(), world or World(seed=seed), options, command)
+    return tour.go()
+
+
+class Tour:
+    """One journey below one folder: `mirror/`, `cache/`, `runs/`, `logs/`, and `demo.json` with the finished stages."""
+
+    def __init__(self, out: Path, world: World, options: tuple[str, ...], command: Command) -> None:
+        self.out, self.world, self.options, self.command = out, world, options, command
+        self.plan = {"seed": world.seed, **world.sizes, "options": list(options)}
+        self.done: dict[str, Outcome] = {}
+        self.stages: list[Stage] = []
+
+    def go(self) -> DemoResult:
+        """Every stage in order."""
+        self._open()
+        self._stage("draw", self._draw, self._drawn)
+        self._stage("prepare", self._prepare, self._prepared)
+        untrained = self._stage("untrained", self._untrained, self._scored)
+        trained = self._stage("train", self._train, self._scored)
+        job = Path(trained["job"])
+        return DemoResult(
+            out=self.out,
+            world=self.world,
+            stages=tuple(self.stages),
+            untrained=read_metrics(Path(untrained["job"])),
+            trained=read_metrics(job),
+            report=Path(trained["report"]),
+            examples=tuple(self._examples(job)),
+        )
+
+    def _open(self) -> None:
+        """Read what is done here; another world's folder is left as it is."""
+        path = self.out / STATE
+        state: dict[str, Any] = {"plan": self.plan, "stages": {}}
+        try:
+            self.out.mkdir(parents=True, exist_ok=True)
+            if path.exists():
+                state = json.loads(path.read_text(encoding="utf-8"))
+            plan, self.done = state["plan"], state["stages"]
+        except OSError as error:
+            raise DiskError(str(self.out), error.strerror or str(error), ELSEWHERE) from error
+        except (ValueError, KeyError, TypeError) as error:
+            raise IntegrityError(str(path), "is not the record of a demo", ELSEWHERE) from error
+        if plan != self.plan:
+            what = f"holds a demo of {describe(plan)}, not of {describe(self.plan)}"
+            raise UsageError(str(self.out), what, ELSEWHERE)
+
+    def _stage(self, name: str, act: Callable[[], Answer], still_there: Callable[[Outcome], bool]) -> Outcome:
+        """Do a stage, unless it is done and its outcome is still there; record it when it has ended well."""
+        before = self.done.get(name)
+        if before and still_there(before):
+            self.stages.append(Stage(name, before["seconds"], reused=True))
+            return before
+        log.info("%s …", name)
+        start = time.monotonic()
+        outcome = {key: value for item in act() for key, value in item.items() if key in ("job", "report")}
+        self.done[name] = {**outcome, "seconds": round(time.monotonic() - start, 2)}
+        self._save()
+        self.stages.append(Stage(name, self.done[name]["seconds"]))
+        return self.done[name]
+
+    def _save(self) -> None:
+        part = self.out / f"{STATE}.part"
+        part.write_text(json.dumps({"plan": self.plan, "stages": self.done}, indent=1), encoding="utf-8")
+        part.replace(self.out / STATE)
+
+    def _draw(self) -> Answer:
+        export_world(self.world, self.out / "mirror")
+        return []
+
+    def _drawn(self, _: Outcome) -> bool:
+        return (self.out / "mirror" / MANIFEST).is_file()
+
+    def _prepare(self) -> Answer:
+        with serve(self.out / "mirror") as url:
+            return self._run("prepare", ["prepare", FAMILY, "--quiet"], url)
+
+    def _prepared(self, _: Outcome) -> bool:
+        return False  # `prepare` itself knows best what is still there, and says so in a moment
+
+    def _untrained(self) -> Answer:
+        return self._run("untrained", ["evaluate", "--cfg-path", EVALUATE, *self._options("untrained")])
+
+    def _train(self) -> Answer:
+        return self._run("train", ["train", "--cfg-path", TRAIN, *self._options("trained")])
+
+    def _options(self, job: str) -> list[str]:
+        return ["--options", f"run.output_dir={self.out / 'runs'}", f"run.job_id={job}", *self.options]
+
+    def _run(self, name: str, words: list[str], mirror: str = "") -> Answer:
+        return self.command(words, environment_for(self.out / "cache", mirror), self.out / "logs" / f"{name}.log")
+
+    def _scored(self, before: Outcome) -> bool:
+        try:
+            read_metrics(Path(before["job"]))
+        except (KeyError, IntegrityError):
+            return False
+        return Path(before["report"]).is_file()
+
+    def _examples(self, job: Path) -> list[tuple[str, str]]:
+        """What the model says of the first held-out scenes, beside a true caption."""
+        said = read_captions(job)
+        chosen = [scene for scene in self.world.scenes(SPLIT) if scene.id in said][:EXAMPLES]
+        return [(said[scene.id], scene.captions()[0]) for scene in chosen]
+
+
+def describe(plan: dict[str, Any]) -> str:
+    """`seed 7, 600 + 100 + 100 scenes`, and the options if there are any."""
+    text = f"seed {plan.get('seed')}, {' + '.join(str(plan.get(split)) for split in ('train', 'val', 'test'))} scenes"
+    return f"{text}, {' '.join(plan['options'])}" if plan.get("options") else text
+
+
+def read_metrics(job: Path) -> dict[str, float]:
+    """Metrics of a run's last evaluation of the test split, from its `log.jsonl`; IntegrityError if there is none."""
+    path = job / "log.jsonl"
+    try:
+        records = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+        found = [r["metrics"] for r in records if r.get("kind") == "eval" and r.get("split") == SPLIT]
+        metrics = {key: float(value) for key, value in found[-1].items() if isinstance(value, (int, float))}
+        return {METRIC: metrics[METRIC], **metrics}
+    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
+        what = f"holds no evaluation of the {SPLIT} split ({type(error).__name__})"
+        raise IntegrityError(str(path), what, ELSEWHERE) from error
+
+
+def read_captions(job: Path) -> dict[int, str]:
+    """Image id → caption, from the newest result file of the test split; empty where there is none."""
+    files = sorted((job / "result").glob(f"{SPLIT}_epoch*.json"), key=lambda path: path.stat().st_mtime)
+    results = [path for path in files if not path.stem.endswith("_recipe")]
+    if not results:
+        return {}
+    return {int(row["image_id"]): str(row["caption"]) for row in json.loads(results[-1].read_text(encoding="utf-8"))}

@@ -1,0 +1,25 @@
+"""Figures and tables as people read them: bytes with a unit, texts that fit, columns that stand under each other."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+
+def human(size: float) -> str:
+    """Bytes with a decimal unit, as disks and hosts count: `900 B`, `13.5 GB`."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if size < 1000:
+            return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
+        size /= 1000
+    return f"{size:.1f} TB"
+
+
+def shorten(text: str, width: int) -> str:
+    """The first `width` characters, cut with an ellipsis."""
+    return text if len(text) <= width else text[: width - 1].rstrip() + "…"
+
+
+def columns(rows: Sequence[Sequence[str]]) -> list[str]:
+    """Rows as lines with aligned columns."""
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))] if rows else []
+    return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]

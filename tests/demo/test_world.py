@@ -1,0 +1,253 @@
+"""The world: the same for a seed, well laid out, and every sentence about it true by geometry worked out anew here."""
+
+from __future__ import annotations
+
+import re
+from itertools import combinations
+
+import pytest
+
+from lavis_ext.demo.things import COLOURS, HEIGHT, SHAPES, WIDTH, Thing, count, relation
+from lavis_ext.demo.world import ID_PRIME, SPLITS, Scene, World
+from lavis_ext.errors import UsageError
+
+WORLD = World(seed=3, train=250, val=30, test=30, hidden=5)
+NUMBERS = {"one": 1, "two": 2, "three": 3}
+NOUN = rf"(?:(big|small) )?({'|'.join(COLOURS)}) ({'|'.join(SHAPES)})"
+
+
+def directions(a: Thing, b: Thing) -> set[str]:
+    """Where `a` stands from `b` by the boxes alone: wholly to one side, and overlapping on the other axis."""
+    ax, ay, aw, ah = a.box()
+    bx, by, bw, bh = b.box()
+    found = set()
+    if min(ay + ah, by + bh) > max(ay, by):
+        found |= {"to the left of"} if ax + aw <= bx else {"to the right of"} if bx + bw <= ax else set()
+    if min(ax + aw, bx + bw) > max(ax, bx):
+        found |= {"above"} if ay + ah <= by else {"below"} if by + bh <= ay else set()
+    return found
+
+
+def meant(scene: Scene, size: str, colour: str, shape: str) -> list[Thing]:
+    """The things that a noun phrase may point at."""
+    return [t for t in scene.things if (t.colour, t.shape) == (colour, shape) and size in ("", t.size)]
+
+
+def plain(caption: str) -> str:
+    """A caption as the tests read it: lower case, plurals and full stop taken off."""
+    text = caption.lower().rstrip(" .")
+    return re.sub(r"crosses", "cross", re.sub(rf"({'|'.join(s for s in SHAPES if s != 'cross')})s\b", r"\1", text))
+
+
+@pytest.fixture(scope="module")
+def scenes() -> list[Scene]:
+    return list(WORLD)
+
+
+def test_the_same_seed_makes_the_same_world_and_another_seed_another() -> None:
+    assert list(World(seed=3, train=20, val=3, test=3, hidden=0)) == list(
+        World(seed=3, train=20, val=3, test=3, hidden=0)
+    )
+    assert [s.things for s in World(seed=3).scenes("train")][:20] != [s.things for s in World(seed=4).scenes("train")][
+        :20
+    ]
+
+
+def test_a_fixed_scene_stays_what_it_is() -> None:
+    """Guards against a change of Python or of ours that would make other pictures from the same seed."""
+    scene = World(seed=7).scene("train", 0)
+    assert (scene.id, scene.background, scene.things) == (
+        151_175,
+        "stone",
+        (Thing("triangle", "yellow", "big", 316, 241),),
+    )
+    assert scene.captions()[:2] == ["a big yellow triangle on stone", "A yellow triangle in the middle ."]
+
+
+def test_a_smaller_world_begins_a_larger_one() -> None:
+    small, large = World(seed=9, train=5), World(seed=9, train=50)
+    assert list(small.scenes("train")) == list(large.scenes("train"))[:5]
+
+
+def test_ids_are_unique_and_in_range(scenes: list[Scene]) -> None:
+    ids = [scene.id for scene in scenes]
+    assert len(set(ids)) == len(ids) == len(WORLD) == 315
+    assert all(1 <= i <= ID_PRIME for i in ids)
+    assert {scene.split for scene in scenes} == set(SPLITS)
+
+
+@pytest.mark.parametrize("size", [-1, 100_001])
+def test_an_impossible_size_is_refused(size: int) -> None:
+    with pytest.raises(UsageError, match=r"world\.val"):
+        World(val=size)
+
+
+def test_things_stay_inside_the_picture_and_apart(scenes: list[Scene]) -> None:
+    for scene in scenes:
+        assert 1 <= len(scene.things) <= 3
+        for thing in scene.things:
+            x, y, w, h = thing.box()
+            assert x >= 0 and y >= 0 and x + w <= WIDTH and y + h <= HEIGHT
+        for a, b in combinations(scene.things, 2):
+            (ax, ay, aw, ah), (bx, by, bw, bh) = a.box(), b.box()
+            assert ax + aw <= bx or bx + bw <= ax or ay + ah <= by or by + bh <= ay
+
+
+def test_all_kinds_of_scene_occur(scenes: list[Scene]) -> None:
+    numbers = [len(scene.things) for scene in scenes]
+    alike = [len({t.kind for t in scene.things}) == 1 for scene in scenes]
+    assert {1, 2, 3} == set(numbers)
+    assert {(n, a) for n, a in zip(numbers, alike, strict=True)} == {
+        (1, True),
+        (2, True),
+        (2, False),
+        (3, True),
+        (3, False),
+    }
+    assert {t.colour for s in scenes for t in s.things} == set(COLOURS)
+    assert {t.shape for s in scenes for t in s.things} == set(SHAPES)
+
+
+def test_relations_agree_with_the_boxes(scenes: list[Scene]) -> None:
+    words = {"left": "to the left of", "right": "to the right of", "above": "above", "below": "below"}
+    for scene in scenes:
+        for a, side, b in scene.relations():
+            assert words[side] in directions(a, b)
+        assert len(scene.relations()) >= 2 * (len(scene.things) - 1)
+
+
+def test_a_diagonal_is_no_relation() -> None:
+    a, b = Thing("circle", "red", "small", 100, 100), Thing("star", "blue", "small", 300, 300)
+    assert relation(a, b) is None
+    assert relation(a, a) is None
+
+
+def test_every_caption_names_only_what_is_there(scenes: list[Scene]) -> None:
+    for scene in scenes:
+        captions = scene.captions()
+        assert len(captions) == 5 == len(set(map(plain, captions)))
+        for caption in map(plain, captions):
+            nouns = re.findall(NOUN, caption)
+            assert nouns and all(meant(scene, *noun) for noun in nouns), (caption, scene)
+            for ground in re.findall(r"on (paper|wood|stone)$", caption):
+                assert ground == scene.background
+
+
+def test_every_relation_in_a_caption_holds(scenes: list[Scene]) -> None:
+    seen = 0
+    clause = re.compile(rf"{NOUN} (to the left of|to the right of|above|below) (?:a|an|the) {NOUN}")
+    for scene in scenes:
+        for caption in map(plain, scene.captions()):
+            for *a, phrase, b_size, b_colour, b_shape in clause.findall(caption):
+                (first,), (second,) = meant(scene, *a), meant(scene, b_size, b_colour, b_shape)
+                assert phrase in directions(first, second), (caption, scene)
+                seen += 1
+    assert seen > 300
+
+
+def test_places_betweens_and_arrangements_hold(scenes: list[Scene]) -> None:
+    for scene in scenes:
+        xs, ys = [t.x for t in scene.things], [t.y for t in scene.things]
+        text = " / ".join(map(plain, scene.captions()))
+        for place in re.findall(r"on the left|in the middle|on the right", text):
+            assert {"on the left": xs[0] < 200, "in the middle": 260 < xs[0] < 380, "on the right": xs[0] > 440}[place]
+        if "side by side" in text or "in a row" in text:
+            assert max(ys) - min(ys) < 60 < min(abs(a - b) for a, b in combinations(xs, 2))
+        if "one above the other" in text:
+            assert max(xs) - min(xs) < 60 < max(ys) - min(ys)
+        for *b, a_size, a_colour, a_shape, c_size, c_colour, c_shape in re.findall(
+            rf"{NOUN} between (?:a|an) {NOUN} and (?:a|an) {NOUN}", text
+        ):
+            (middle,), (left,) = meant(scene, *b), meant(scene, a_size, a_colour, a_shape)
+            (right,) = meant(scene, c_size, c_colour, c_shape)
+            assert left.x < middle.x < right.x
+
+
+def test_numbers_in_captions_hold(scenes: list[Scene]) -> None:
+    for scene in scenes:
+        for caption in map(plain, scene.captions()):
+            number = re.search(rf"\b(two|three) {NOUN}", caption)
+            if number:
+                assert (
+                    NUMBERS[number[1]] == len(meant(scene, number[2] or "", number[3], number[4])) == len(scene.things)
+                )
+            if "three shapes" in caption:
+                assert len(scene.things) == 3
+
+
+def test_captions_are_typed_in_several_ways(scenes: list[Scene]) -> None:
+    captions = [c for scene in scenes for c in scene.captions()]
+    assert {c[0].isupper() for c in captions} == {c.endswith(".") for c in captions} == {True, False}
+    words = {w for c in captions for w in re.findall(r"[a-z]+", c.lower())}
+    assert 40 <= len(words) <= 70
+
+
+def answer(scene: Scene, text: str) -> str:
+    """The answer to a question of the grammar, worked out from the scene without the module under test."""
+    things = scene.things
+    text = plain(text.rstrip("?"))
+    if text == "what is the background":
+        return scene.background
+    if found := re.fullmatch(rf"how many (?:({'|'.join(COLOURS)}) )?({'|'.join(SHAPES)}|shapes) are there", text):
+        colour, shape = found.groups()
+        return str(sum(colour in (None, t.colour) and shape in ("shapes", t.shape) for t in things))
+    if found := re.fullmatch(r"what color is the (\w+)", text):
+        return one({t.colour for t in things if t.shape == found[1]})
+    if found := re.fullmatch(r"what shape is (\w+)", text):
+        return one({t.shape for t in things if t.colour == found[1]})
+    if found := re.fullmatch(rf"is there an? {NOUN}", text):
+        return "yes" if meant(scene, *(g or "" for g in found.groups())) else "no"
+    if found := re.fullmatch(rf"is the {NOUN} big", text):
+        return "yes" if one({t.size for t in meant(scene, "", found[2], found[3])}) == "big" else "no"
+    if found := re.fullmatch(rf"what is (.+) the {NOUN}", text):
+        (anchor,) = meant(scene, "", found[3], found[4])
+        return one({f"{t.colour} {t.shape}" for t in things if t is not anchor and found[1] in directions(t, anchor)})
+    found = re.fullmatch(rf"is the {NOUN} (.+) the {NOUN}", text)
+    assert found, text
+    (a,), (b,) = meant(scene, "", found[2], found[3]), meant(scene, "", found[6], found[7])
+    return "yes" if found[4] in directions(a, b) else "no"
+
+
+def one(answers: set[str]) -> str:
+    """The single answer; more than one would make the question ambiguous."""
+    (only,) = answers
+    return only
+
+
+def test_every_question_has_the_answer_that_geometry_gives(scenes: list[Scene]) -> None:
+    asked = [(scene, q) for scene in scenes for q in scene.questions()]
+    for scene, question in asked:
+        assert answer(scene, question.text) == question.answer, (question, scene)
+    assert {q.answer_type for _, q in asked} == {"yes/no", "number", "other"}
+    assert len(asked) > 10 * len(scenes)
+
+
+def test_questions_do_not_repeat_and_both_answers_occur(scenes: list[Scene]) -> None:
+    closed = [q.answer for scene in scenes for q in scene.questions() if q.answer_type == "yes/no"]
+    assert 0.3 < closed.count("yes") / len(closed) < 0.7
+    for scene in scenes:
+        texts = [q.text for q in scene.questions()]
+        assert len(texts) == len(set(texts))
+
+
+def test_regions_are_the_things_with_tight_boxes(scenes: list[Scene]) -> None:
+    for scene in scenes[:40]:
+        for thing, region in zip(scene.things, scene.regions(), strict=True):
+            x, _, w, h = region.box
+            assert x <= thing.x - 0.2 * w and x + w >= thing.x + 0.2 * w and w <= thing.width and h <= thing.width
+            assert (region.name, region.attribute) == (thing.shape, thing.colour)
+            assert region.phrase.endswith(f"{thing.size} {thing.colour} {thing.shape}")
+
+
+def test_counts_by_shape_and_colour() -> None:
+    things = [
+        Thing("circle", "red", "big", 0, 0),
+        Thing("circle", "blue", "big", 0, 0),
+        Thing("star", "red", "big", 0, 0),
+    ]
+    assert (count(things), count(things, "circle"), count(things, colour="red"), count(things, "star", "blue")) == (
+        3,
+        2,
+        2,
+        0,
+    )
