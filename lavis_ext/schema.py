@@ -40,9 +40,15 @@ class ProcessorPair:
 
 @dataclass(frozen=True, kw_only=True)
 class AnnotationConfig:
-    """Annotation files of one split, in order; `storage` is relative to cache_root, `url`/`md5` as in LAVIS."""
+    """Annotation files of one split; `storage` is relative to cache_root, `url`/`md5` as in LAVIS.
+
+    A file is named by an artifact of the card, `name`, `name!member` for a file out of an archive, or `family/name` for
+    one of another card; or by its path below cache_root, which is what has a suffix and no `!`.
+    """
 
     artifact: list[str] = field(default_factory=list)
+    instead: list[str] = field(default_factory=list)
+    """The same split in another published form, taken where a mirror or the disk has that and not `artifact`."""
     url: list[str] = field(default_factory=list)
     storage: list[str] = field(default_factory=list)
     md5: list[str] = field(default_factory=list)
@@ -50,7 +56,7 @@ class AnnotationConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class ImagesConfig:
-    """Where the images lie (relative to cache_root), and which artifacts of the card each split needs."""
+    """Where the images lie (relative to cache_root), and which artifacts each split needs (`name` or `family/name`)."""
 
     storage: str = ""
     artifacts: dict[str, list[str]] = field(default_factory=dict)
@@ -90,6 +96,10 @@ class DatasetConfig:
     type: str = "default"
     family: str = ""
     dataset_card: str = ""
+    manual: str = ""
+    """What no command can fetch, and how a person gets it; told where it is missing."""
+    on_request: bool = False
+    """`prepare` of the family or of the name passes this config type over; `name[type]` asks for it."""
     data_type: Literal["images", "videos", "features"] = "images"
     build_info: BuildInfo = field(default_factory=BuildInfo)
     vis_processor: ProcessorPair = field(default_factory=ProcessorPair)

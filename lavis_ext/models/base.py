@@ -1,0 +1,120 @@
+"""What every model can do besides its forward: stay frozen where it is frozen, and save only what it trained."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lavis_ext.errors import ConfigError, IntegrityError
+from lavis_ext.schema import ModelConfig
+from lavis_ext.types import Batch
+
+NO_DECAY = ("bias", "ln", "bn", "LayerNorm")
+LISTED = 5
+
+
+class Model(nn.Module):
+    """A network under LAVIS' interface; parts that `freeze` was given take no gradient and never leave eval mode."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._frozen: list[nn.Module] = []
+
+    @classmethod
+    def from_config(cls, config: ModelConfig) -> Model:
+        """The model that a config describes; raises ConfigError for what it cannot be."""
+        raise NotImplementedError
+
+    def forward(self, batch: Batch) -> dict[str, Tensor]:
+        """A batch → named scalars; `loss` is the one to minimise."""
+        raise NotImplementedError
+
+    @property
+    def device(self) -> torch.device:
+        """Where the parameters lie."""
+        return next(self.parameters()).device
+
+    def freeze(self, part: nn.Module | nn.Parameter) -> None:
+        """Take a part out of training: no gradients, and eval mode whatever `.train()` says."""
+        part.requires_grad_(False)
+        if isinstance(part, nn.Module):
+            self._frozen.append(part.eval())
+
+    def train(self, mode: bool = True) -> Model:
+        """As in torch, but frozen parts stay in eval mode (no dropout, no statistics)."""
+        super().train(mode)
+        for part in self._frozen:
+            part.eval()
+        return self
+
+    def frozen_names(self) -> set[str]:
+        """Names of the parameters that take no gradient, and of the buffers of frozen parts."""
+        inside = {id(buffer) for part in self._frozen for buffer in part.buffers()}
+        names = {name for name, parameter in self.named_parameters() if not parameter.requires_grad}
+        return names | {name for name, buffer in self.named_buffers() if id(buffer) in inside}
+
+    def trainable_state(self) -> dict[str, Tensor]:
+        """What a checkpoint must hold: persistent tensors but the frozen ones; tied tensors under their first name."""
+        frozen = self.frozen_names()
+        return {name: tensor for name, tensor in self._persistent().items() if name not in frozen}
+
+    def load_trainable_state(self, state: Mapping[str, Tensor]) -> None:
+        """Put a checkpoint's tensors in place. Frozen names may be absent; anything else that is missing, unknown or of
+        another shape raises IntegrityError that names the keys, before a single tensor is changed."""
+        mine = self._persistent()
+        fit(
+            "checkpoint", {name: mine[name] for name in mine if name in state or name not in self.frozen_names()}, state
+        )
+
+    def load_part(self, state: Mapping[str, Tensor], prefixes: tuple[str, ...], where: str) -> None:
+        """Put the tensors of one part in place; `state` may hold more, but less raises IntegrityError."""
+        part = {name: tensor for name, tensor in self._persistent().items() if name.startswith(prefixes)}
+        fit(where, part, {name: state[name] for name in part if name in state})
+
+    def _persistent(self) -> dict[str, Tensor]:
+        saved = self.state_dict(keep_vars=True)
+        buffers = {name: buffer for name, buffer in self.named_buffers() if name in saved}
+        return {**dict(self.named_parameters()), **buffers}
+
+    def optimizer_params(self, weight_decay: float) -> list[dict[str, Any]]:
+        """Parameter groups as LAVIS has them: no decay for vectors and for names with bias, ln, bn or LayerNorm."""
+        decayed: list[nn.Parameter] = []
+        plain: list[nn.Parameter] = []
+        for name, parameter in self.named_parameters():
+            if parameter.requires_grad:
+                bare = parameter.ndim < 2 or any(word in name for word in NO_DECAY)
+                (plain if bare else decayed).append(parameter)
+        groups = [{"params": decayed, "weight_decay": weight_decay}, {"params": plain, "weight_decay": 0.0}]
+        return [group for group in groups if group["params"]]
+
+    def require_trainable(self) -> None:
+        """Raises ConfigError if nothing is left to train."""
+        if not any(parameter.requires_grad for parameter in self.parameters()):
+            raise ConfigError("model", "every part is frozen", "unfreeze one, or set run.evaluate: True")
+
+
+def fit(where: str, mine: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> None:
+    """Copy `state` into tensors of the same names and shapes; raises IntegrityError, changing nothing, if not."""
+    shared = set(mine) & set(state)
+    wrong = [f"{n} {list(state[n].shape)} for {list(mine[n].shape)}" for n in shared if state[n].shape != mine[n].shape]
+    faults: list[tuple[str, Collection[str]]] = [
+        ("missing", set(mine) - shared),
+        ("unexpected", set(state) - shared),
+        ("of another shape", wrong),
+    ]
+    found = "; ".join(f"{len(names)} {kind}: {listed(names)}" for kind, names in faults if names)
+    if found:
+        raise IntegrityError(where, found, "load it into the architecture, sizes and freezing that it was saved from")
+    with torch.no_grad():
+        for name, tensor in state.items():
+            mine[name].copy_(tensor)
+
+
+def listed(names: Iterable[str]) -> str:
+    """The first few of some names, sorted, and how many more there are."""
+    known = sorted(names)
+    more = f" … and {len(known) - LISTED} more" if len(known) > LISTED else ""
+    return ", ".join(known[:LISTED]) + more

@@ -1,0 +1,83 @@
+"""Models and tokenizers in transformers' form, from a folder or the hub; what cannot be had is one clear error."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import transformers
+from safetensors import SafetensorError
+
+from lavis_ext.config import config_roots
+from lavis_ext.errors import ConfigError, IntegrityError, LavisExtError, NetworkError
+from lavis_ext.models.network import DTYPES
+from lavis_ext.schema import ModelConfig
+
+T = TypeVar("T")
+OFFLINE_SWITCHES = ("LAVIS_EXT_OFFLINE", "LAVIS_EXT_MIRROR", "HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE")
+
+
+def is_offline() -> bool:
+    """Whether the hub must not be asked: offline, or working from a mirror that stands in for the internet."""
+    return any(os.environ.get(name, "") not in ("", "0") for name in OFFLINE_SWITCHES)
+
+
+def load_network(name: str, key: str, config: ModelConfig) -> Any:
+    """Blip2ForConditionalGeneration from a folder or hub name; `key` is the config key that asked for it.
+
+    Frozen towers are read in their own precision, so that a large one never takes up fp32 memory.
+    """
+    towers = {"vision_config": config.vit_precision, "text_config": config.llm_precision, "": "fp32"}
+    dtypes = {name: DTYPES[precision] for name, precision in towers.items()}
+    return _guarded(transformers.Blip2ForConditionalGeneration.from_pretrained, name, key, dtype=dtypes)
+
+
+def load_tokenizer(name: str, key: str) -> Any:
+    """A fast tokenizer from a folder, a folder below `configs/`, or a hub name."""
+    shipped = [root / name for root in config_roots() if (root / name / "tokenizer.json").is_file()]
+    if shipped and not Path(name).expanduser().exists():
+        name = str(shipped[0])
+    return _guarded(transformers.AutoTokenizer.from_pretrained, name, key)
+
+
+def _guarded(load: Callable[..., T], name: str, key: str, **kwargs: Any) -> T:
+    folder = Path(name).expanduser()
+    if folder.is_dir():
+        return _from_folder(load, folder, key, **kwargs)
+    if name.count("/") != 1 or name.startswith(("/", ".", "~")):
+        raise ConfigError(
+            key, f"no folder {folder}", "name a folder in transformers' form (config.json, *.safetensors)"
+        )
+    return _from_hub(load, name, key, **kwargs)
+
+
+def _from_folder(load: Callable[..., T], folder: Path, key: str, **kwargs: Any) -> T:
+    try:
+        return load(str(folder), local_files_only=True, **kwargs)
+    except LavisExtError:
+        raise
+    except (SafetensorError, RuntimeError, EOFError) as error:
+        raise IntegrityError(f"{key} {folder}", first_line(error), "fetch or save the weights again") from error
+    except (OSError, ValueError, KeyError) as error:
+        raise ConfigError(f"{key} {folder}", first_line(error), "put a model in transformers' form there") from error
+    except Exception as error:
+        # the loader refuses pickled weights that want to run code with an exception class of its own
+        raise IntegrityError(f"{key} {folder}", first_line(error), "use weights in safetensors") from error
+
+
+def _from_hub(load: Callable[..., T], name: str, key: str, **kwargs: Any) -> T:
+    offline = is_offline()
+    way_out = f"on a machine that has it, `hf download {name} --local-dir DIR`; then set {key}=DIR"
+    try:
+        return load(name, local_files_only=offline, **kwargs)
+    except Exception as error:
+        reason = "not in the local hub cache, and offline" if offline else first_line(error)
+        raise NetworkError(f"{key} '{name}'", reason, way_out) from error
+
+
+def first_line(error: BaseException) -> str:
+    """What an exception says, without its tail."""
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__

@@ -1,0 +1,97 @@
+"""Models by name, with the processors that their YAML goes with: LAVIS' loading functions."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from lavis_ext.config import model_defaults, model_files
+from lavis_ext.registry import models
+from lavis_ext.schema import ModelConfig
+from lavis_ext.typed import Door
+
+if TYPE_CHECKING:
+    from lavis_ext.models.base import Model
+
+Processors = dict[str, Callable[..., Any]]
+
+
+def default_config(name: str, model_type: str) -> ModelConfig:
+    """The ModelConfig of `configs/models/<name>/<model_type>.yaml`; raises ConfigError with the nearest names."""
+    tree, _ = model_defaults(name, model_type)
+    door = Door()
+    config = door.build(
+        ModelConfig, {"arch": name, "model_type": model_type, **tree}, f"models/{name}/{model_type}.yaml"
+    )
+    door.close()
+    assert config is not None
+    return config
+
+
+def build_model(config: ModelConfig) -> Model:
+    """The model of a run, by `model.arch`; raises RegistryError for an unknown one."""
+    model: Model = models.get(config.arch).from_config(config)
+    return model
+
+
+def load_model(
+    name: str, model_type: str, is_eval: bool = False, device: str = "cpu", checkpoint: str | None = None
+) -> Model:
+    """A model by architecture and type, `checkpoint` (a file or folder of ours) put over it; LAVIS' arguments."""
+    config = default_config(name, model_type)
+    if checkpoint is not None:
+        config = replace(config, load_finetuned=True, finetuned=checkpoint)
+    model = build_model(config)
+    return model.eval().to(device) if is_eval else model.to(device)
+
+
+def load_preprocess(config: Mapping[str, Any]) -> tuple[Processors, Processors]:
+    """Image and text processors {"train", "eval"} of a `preprocess:` section; one not named leaves items alone."""
+    return _pair(config.get("vis_processor")), _pair(config.get("text_processor"))
+
+
+def load_model_and_preprocess(
+    name: str, model_type: str, is_eval: bool = False, device: str = "cpu"
+) -> tuple[Model, Processors, Processors]:
+    """The model and its image and text processors, each {"train", "eval"}."""
+    vis, text = load_preprocess(model_defaults(name, model_type)[1])
+    return load_model(name, model_type, is_eval, device), vis, text
+
+
+def _pair(section: Mapping[str, Any] | None) -> Processors:
+    return {split: _processor((section or {}).get(split)) for split in ("train", "eval")}
+
+
+def _processor(spec: Mapping[str, Any] | None) -> Callable[..., Any]:
+    from lavis_ext.processors import load_processor
+
+    if not spec:
+        return identity
+    arguments = {key: value for key, value in spec.items() if key != "name"}
+    loaded: Callable[..., Any] = load_processor(spec["name"], arguments)
+    return loaded
+
+
+def identity(item: Any) -> Any:
+    """The item itself."""
+    return item
+
+
+class ModelZoo:
+    """The architectures and types that the configs folders declare; iterates over (arch, types), prints as a table."""
+
+    def __iter__(self) -> Iterator[tuple[str, list[str]]]:
+        return iter([(arch, sorted(types)) for arch, types in sorted(model_files().items())])
+
+    def __len__(self) -> int:
+        return sum(len(types) for _, types in self)
+
+    def __str__(self) -> str:
+        rows = [("Architectures", "Types"), *((arch, ", ".join(types)) for arch, types in self)]
+        width = max(len(arch) for arch, _ in rows)
+        lines = [f"{arch:<{width}}  {types}" for arch, types in rows]
+        return "\n".join([lines[0], "-" * max(map(len, lines)), *lines[1:]])
+
+
+model_zoo = ModelZoo()

@@ -1,0 +1,102 @@
+"""A task: what one step of training computes, what one step of evaluation yields, and what the yield is worth."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from lavis_ext.errors import ConfigError, DiskError
+from lavis_ext.registry import tasks
+from lavis_ext.schema import RunConfig
+from lavis_ext.types import Batch
+
+Row = dict[str, Any]
+"""One result: plain values that JSON can hold."""
+
+
+class Task:
+    """Model + loss + metric. `model` may be replaced by a wrapped one (DDP); `network` is always the model itself."""
+
+    evaluates: bool = False
+    """Whether `valid_step` and `after_evaluation` do anything."""
+
+    def __init__(self, model: nn.Module, run: RunConfig) -> None:
+        self.model = model
+        self.run = run
+
+    @classmethod
+    def from_config(cls, run: RunConfig, model: nn.Module) -> Task:
+        """The task that a `run:` section describes."""
+        return cls(model, run)
+
+    @property
+    def network(self) -> Any:
+        """The model without the wrapper of a distributed run."""
+        return getattr(self.model, "module", self.model)
+
+    def step(self, batch: Batch) -> dict[str, Tensor]:
+        """One training batch → named scalars; `loss` is the one to minimise."""
+        losses: dict[str, Tensor] = self.model(batch)
+        return losses
+
+    def valid_step(self, batch: Batch) -> list[Row]:
+        """One evaluation batch → one row a sample; rows of all ranks are gathered before `after_evaluation`."""
+        return []
+
+    def after_evaluation(
+        self, rows: Sequence[Row], split: str, datasets: Sequence[Any], out_dir: Path, epoch: int | str
+    ) -> dict[str, float]:
+        """Write the result files of a split and return its metrics; `agg_metrics` is the one that picks the best."""
+        return {}
+
+
+def setup_task(run: RunConfig, model: nn.Module) -> Task:
+    """The task of `run.task`; raises RegistryError for an unknown name."""
+    task: Task = tasks.get(run.task).from_config(run, model)
+    return task
+
+
+def plain_id(value: Any) -> int | str:
+    """An id as result files want it: a whole number where it spells one (`"000000391895"` → 391895), else text."""
+    value = value.item() if isinstance(value, Tensor) else value
+    text = str(value)
+    return int(text) if text.isascii() and text.isdigit() else text
+
+
+def first_by_id(rows: Iterable[Row], key: str) -> list[Row]:
+    """Rows with plain ids in `key`, the first of each: a sampler may repeat samples to fill its ranks."""
+    kept: dict[int | str, Row] = {}
+    for row in rows:
+        name = plain_id(row[key])
+        kept.setdefault(name, {**row, key: name})
+    return list(kept.values())
+
+
+def write_result(path: Path, value: Any) -> None:
+    """Write a JSON file whole or not at all; raises DiskError."""
+    part = path.with_name(f".{path.name}.part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        part.write_text(json.dumps(value, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
+        part.replace(path)
+    except OSError as error:
+        raise DiskError(
+            str(path), error.strerror or str(error), "free some space, or set run.output_dir elsewhere"
+        ) from error
+
+
+def merged_references(datasets: Sequence[Any]) -> dict[int | str, list[str]]:
+    """References of several data sets by plain id; raises ConfigError where two claim one id for different texts."""
+    merged: dict[int | str, list[str]] = {}
+    for dataset in datasets:
+        found: Mapping[Any, Sequence[str]] = dataset.references()
+        for key, captions in found.items():
+            name = plain_id(key)
+            if merged.setdefault(name, list(captions)) != list(captions):
+                what = f"image id {name} means another image in another data set of the split"
+                raise ConfigError(f"datasets.{dataset.name}", what, "evaluate them in separate runs")
+    return merged

@@ -1,0 +1,57 @@
+"""VQA answers: the official normalisation and score."""
+
+from __future__ import annotations
+
+import pytest
+
+from lavis_ext.metrics import normalize_vqa_answer, vqa_score
+
+
+@pytest.mark.parametrize(
+    ("text", "normal"),
+    [
+        ("1,000", "1000"),
+        ("left-hand side", "left hand side"),
+        ("a.b", "ab"),
+        ("3.5", "3.5"),
+        ("ten o'clock", "10 o'clock"),
+        ("ten oclock", "10 o'clock"),
+        ("The Dog.", "dog"),
+        ("none", "0"),
+        ("yes, sir", "yes sir"),
+        ("red,blue", "red blue"),
+        ("what?", "what"),
+        ("dont", "don't"),
+        ("couldntve", "couldntve"),
+        ("couldnt've", "couldn't've"),
+        ("couldn'tve", "couldn't've"),
+        ("somebody'd", "somebodyd"),
+        ("twas", "'twas"),
+        ("yallll", "yallll"),
+        ("Im here", "im here"),
+        ("a\nb\tc ", "b c"),
+        ("$5", "$5"),
+        ("", ""),
+        ("the", ""),
+    ],
+)
+def test_normalisation(text: str, normal: str) -> None:
+    assert normalize_vqa_answer(text) == normal
+
+
+def test_a_mark_beside_a_space_is_removed_everywhere() -> None:
+    assert normalize_vqa_answer("t-shirt - red") == "tshirt red"
+    assert normalize_vqa_answer("1,000-2") == "10002"
+
+
+@pytest.mark.parametrize(("agree", "score"), [(0, 0.0), (1, 0.3), (2, 0.6), (3, 0.9), (4, 1.0), (10, 1.0)])
+def test_the_mean_over_annotators(agree: int, score: float) -> None:
+    """With n of 10 agreeing, each of them sees n - 1 others, the rest see n."""
+    answers = ["red"] * agree + [f"other {i}" for i in range(10 - agree)]
+    assert vqa_score("Red", answers) == pytest.approx(score)
+
+
+def test_annotators_lose_their_punctuation_only_where_they_differ() -> None:
+    assert vqa_score("left hand", ["left-hand"] * 10) == 0
+    assert vqa_score("left hand", ["left-hand"] * 9 + ["right"]) == 1
+    assert vqa_score("anything", []) == 0

@@ -1,0 +1,188 @@
+"""Where weights come from: folders, the hub that is not there, checkpoints of ours and of LAVIS, and files that lie."""
+
+from __future__ import annotations
+
+import pickle
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from lavis_ext.errors import ConfigError, IntegrityError, LavisExtError, NetworkError, UnsafeError
+from lavis_ext.models.blip2 import Blip2Opt
+from lavis_ext.models.network import resize_positions
+from lavis_ext.models.weights import read_checkpoint, translate
+from tests.support.blip2 import CONFIG, small_batch, small_model
+
+
+def saved(folder: Path, seed: int = 5) -> Blip2Opt:
+    """A model, and its copy in transformers' form."""
+    model = small_model(seed)
+    model.net.save_pretrained(folder)
+    model.text.tokenizer.save_pretrained(folder)
+    return model
+
+
+def pretrained(folder: Path, **changes: Any) -> Blip2Opt:
+    return small_model(9, pretrained=str(folder), sizes={}, tokenizer=None, **changes)
+
+
+def test_a_folder_in_transformers_form(tmp_path: Path) -> None:
+    source, found = saved(tmp_path), pretrained(tmp_path)
+    assert found(small_batch())["loss"].item() == source(small_batch())["loss"].item()
+
+
+def test_frozen_towers_are_read_in_their_own_precision(tmp_path: Path) -> None:
+    saved(tmp_path)
+    model = pretrained(tmp_path, freeze_vit=True, freeze_llm=True, vit_precision="bf16", llm_precision="fp16")
+    towers = (
+        model.net.vision_model.encoder,
+        model.net.language_model,
+        model.net.qformer,
+        model.net.language_projection,
+    )
+    assert [next(t.parameters()).dtype for t in towers] == [torch.bfloat16, torch.float16, torch.float32, torch.float32]
+    assert model.net.query_tokens.dtype == torch.float32
+
+
+def test_a_tokenizer_without_an_image_token_gets_one_and_the_embedding_a_row(tmp_path: Path) -> None:
+    model = saved(tmp_path)
+    file = tmp_path / "tokenizer.json"
+    file.write_text(file.read_text().replace("<image>", "<i>"))
+    settings = tmp_path / "tokenizer_config.json"
+    settings.write_text(settings.read_text().replace("<image>", "<i>"))
+    found = pretrained(tmp_path)
+    assert found.net.config.image_token_index == found.net.get_input_embeddings().num_embeddings - 1
+    assert found(small_batch())["loss"].item() == pytest.approx(model(small_batch())["loss"].item(), abs=1e-2)
+
+
+def test_another_image_size_interpolates_the_positions(tmp_path: Path) -> None:
+    saved(tmp_path)
+    model = pretrained(tmp_path, image_size=32)
+    batch = {**small_batch(2), "image": torch.randn(2, 3, 32, 32)}
+    assert torch.isfinite(model(batch)["loss"])
+    with pytest.raises(ConfigError, match="patch size 8"):
+        pretrained(tmp_path, image_size=30)
+
+
+def test_positions_of_a_flat_image_stay_flat() -> None:
+    positions = torch.cat([torch.full((1, 1, 3), 7.0), torch.full((1, 4, 3), 2.0)], dim=1)
+    fitted = resize_positions(positions, 5)
+    assert fitted.shape == (1, 26, 3)
+    torch.testing.assert_close(fitted, torch.cat([positions[:, :1], torch.full((1, 25, 3), 2.0)], dim=1))
+
+
+def test_what_is_not_there_is_named_with_a_way_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ConfigError, match=r"model.pretrained.*no folder"):
+        pretrained(tmp_path / "nowhere")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(LavisExtError, match=r"model\.pretrained .*empty"):
+        pretrained(tmp_path / "empty")
+    monkeypatch.setenv("LAVIS_EXT_OFFLINE", "1")
+    monkeypatch.setenv("HF_HOME", str(tmp_path))
+    with pytest.raises(NetworkError, match=r"offline; .*--local-dir DIR") as caught:
+        small_model(pretrained="nobody/no-such-model")
+    assert caught.value.exit_code == 4
+
+
+def test_damaged_weights_are_an_integrity_error(tmp_path: Path) -> None:
+    saved(tmp_path)
+    file = tmp_path / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:-100])
+    with pytest.raises(IntegrityError, match="again"):
+        pretrained(tmp_path)
+
+
+class Mine:
+    """Writes a file when it is unpickled."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> Any:
+        return (Path.touch, (self.path,))
+
+
+def test_a_pickle_that_runs_code_is_refused(tmp_path: Path) -> None:
+    trace, file = tmp_path / "trace", tmp_path / "model.pth"
+    torch.save({"model": {"a": torch.zeros(1)}, "extra": Mine(trace)}, file)
+    with pytest.raises(UnsafeError, match="more than tensors"):
+        read_checkpoint(str(file), "model.finetuned")
+    saved(tmp_path / "folder")
+    (tmp_path / "folder" / "model.safetensors").unlink()
+    (tmp_path / "folder" / "pytorch_model.bin").write_bytes(pickle.dumps(Mine(trace)))
+    with pytest.raises(LavisExtError):
+        pretrained(tmp_path / "folder")
+    assert not trace.exists()
+
+
+def test_finetuned_weights_of_ours_and_of_transformers(tmp_path: Path) -> None:
+    source = saved(tmp_path / "theirs")
+    (tmp_path / "checkpoint_7").mkdir()
+    save_file(source.trainable_state(), tmp_path / "checkpoint_7" / "model.safetensors")
+    for path in ("theirs", "checkpoint_7", "checkpoint_7/model.safetensors"):
+        model = small_model(1, load_finetuned=True, finetuned=str(tmp_path / path))
+        assert torch.equal(model.net.query_tokens, source.net.query_tokens)
+    with pytest.raises(ConfigError, match=r"model\.finetuned .*no such"):
+        small_model(load_finetuned=True, finetuned=str(tmp_path / "gone"))
+    (tmp_path / "bare").mkdir()
+    with pytest.raises(ConfigError, match="safetensors in the folder"):
+        small_model(load_finetuned=True, finetuned=str(tmp_path / "bare"))
+
+
+def upstream(model: Blip2Opt) -> dict[str, torch.Tensor]:
+    """The weights of a model under the names that LAVIS' checkpoints have, and a text layer that they carry along."""
+    state = {}
+    for name, tensor in model.net.state_dict().items():
+        name = name.replace("vision_model.post_layernorm", "ln_vision").replace("language_projection", "opt_proj")
+        name = name.replace("qformer.layernorm", "Qformer.bert.embeddings.LayerNorm").replace(
+            "qformer.", "Qformer.bert."
+        )
+        name = name.replace("attention.attention.", "attention.self.").replace(
+            "crossattention.attention.", "crossattention.self."
+        )
+        state[name] = tensor.clone()
+    return {**state, "Qformer.cls.predictions.bias": torch.zeros(3)}
+
+
+def test_parts_of_a_lavis_checkpoint(tmp_path: Path) -> None:
+    source = small_model(2)
+    torch.save({"model": upstream(source)}, tmp_path / "blip2.pth")
+    path = str(tmp_path / "blip2.pth")
+    model = small_model(3, qformer_weight_path=path)
+    fresh = small_model(3)
+    same = {n for n, t in model.state_dict().items() if torch.equal(t, source.state_dict()[n])}
+    changed = {n for n, t in model.state_dict().items() if not torch.equal(t, fresh.state_dict()[n])}
+    assert {n for n in model.state_dict() if n.startswith("net.qformer.encoder")} <= same
+    assert {"net.query_tokens"} <= changed
+    assert not [n for n in changed if n.startswith(("net.language", "net.vision_model.encoder"))]
+    model = small_model(3, proj_weight_path=path)
+    assert torch.equal(model.net.language_projection.weight, source.net.language_projection.weight)
+    assert torch.equal(model.net.query_tokens, fresh.net.query_tokens)
+
+
+def test_a_part_that_is_not_whole_is_refused(tmp_path: Path) -> None:
+    state = upstream(small_model(2))
+    del state["query_tokens"]
+    torch.save(state, tmp_path / "half.pth")
+    with pytest.raises(IntegrityError, match=r"qformer_weight_path .*missing: net.query_tokens"):
+        small_model(qformer_weight_path=str(tmp_path / "half.pth"))
+    torch.save({"model": {}}, tmp_path / "none.pth")
+    with pytest.raises(IntegrityError, match="no tensors"):
+        read_checkpoint(str(tmp_path / "none.pth"), "key")
+    (tmp_path / "bad.safetensors").write_bytes(b"\0" * 20)
+    with pytest.raises(IntegrityError, match="again"):
+        read_checkpoint(str(tmp_path / "bad.safetensors"), "key")
+    (tmp_path / "bad.pth").write_bytes(b"<html>404</html>")
+    with pytest.raises(LavisExtError):
+        read_checkpoint(str(tmp_path / "bad.pth"), "key")
+
+
+def test_names_of_ours_are_left_alone() -> None:
+    assert set(translate({"net.a": torch.zeros(1), "t5_proj.weight": torch.zeros(1)})) == {
+        "net.a",
+        "net.language_projection.weight",
+    }
+    assert CONFIG.arch == "blip2_opt"

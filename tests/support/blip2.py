@@ -1,0 +1,62 @@
+"""A BLIP-2 of a few thousand weights, and batches for it."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import torch
+
+from lavis_ext.models.blip2 import Blip2Opt
+from lavis_ext.schema import ModelConfig
+from lavis_ext.types import Batch
+
+SIZES: dict[str, dict[str, Any]] = {
+    "vision_config": {
+        "hidden_size": 32,
+        "intermediate_size": 32,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "patch_size": 8,
+        "initializer_range": 0.2,
+    },
+    "qformer_config": {
+        "hidden_size": 32,
+        "intermediate_size": 32,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "initializer_range": 0.2,
+    },
+    "text_config": {
+        "hidden_size": 32,
+        "word_embed_proj_dim": 32,
+        "ffn_dim": 32,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "max_position_embeddings": 64,
+        "init_std": 0.2,
+    },
+}
+CONFIG = ModelConfig(
+    arch="blip2_opt",
+    model_type="tiny",
+    image_size=16,
+    num_query_token=4,
+    tokenizer="models/blip2_opt/tokenizer-tiny",
+    freeze_vit=False,
+    freeze_llm=False,
+    sizes=SIZES,
+)
+CAPTIONS = ["a red circle", "two green triangles above a yellow star", ""]
+
+
+def small_model(seed: int = 0, **changes: Any) -> Blip2Opt:
+    """The model of CONFIG with some keys changed; the same seed gives the same weights."""
+    torch.manual_seed(seed)
+    return Blip2Opt.from_config(replace(CONFIG, **changes)).eval()
+
+
+def small_batch(count: int = 3, **extra: Any) -> Batch:
+    """`count` images of noise with captions of different lengths."""
+    images = torch.randn(count, 3, 16, 16, generator=torch.Generator().manual_seed(1))
+    return {"image": images, "text_input": CAPTIONS[:count], "image_id": list(range(count)), **extra}
