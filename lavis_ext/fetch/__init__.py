@@ -1,0 +1,41 @@
+"""The one engine through which all bytes come: a `Transfer` becomes a verified file, from the first mirror that can."""
+
+from __future__ import annotations
+
+from lavis_ext.fetch.engine import fetch
+from lavis_ext.fetch.ledger import Ledger
+from lavis_ext.fetch.mirrors import MirrorMap
+from lavis_ext.fetch.model import Figures, Policy, Progress, Result, Silent, Source, Transfer
+from lavis_ext.fetch.openers import Reply, Request, register_opener
+from lavis_ext.fetch.pool import fetch_all
+from lavis_ext.fetch.progress import Bars, Lines, make_progress
+from lavis_ext.fetch.remote import RemoteFile
+from lavis_ext.fetch.safety import redact, redact_url, refuse_unless_remote
+from lavis_ext.fetch.session import Session
+from lavis_ext.fetch.small import fetch_bytes
+
+__all__ = [
+    "Bars",
+    "Figures",
+    "Ledger",
+    "Lines",
+    "MirrorMap",
+    "Policy",
+    "Progress",
+    "RemoteFile",
+    "Reply",
+    "Request",
+    "Result",
+    "Session",
+    "Silent",
+    "Source",
+    "Transfer",
+    "fetch",
+    "fetch_all",
+    "fetch_bytes",
+    "make_progress",
+    "redact",
+    "redact_url",
+    "refuse_unless_remote",
+    "register_opener",
+]

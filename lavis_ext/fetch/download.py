@@ -1,0 +1,220 @@
+"""One source into the partial file: what is missing is asked for, checked to be of the same object, and written."""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+
+from lavis_ext.fetch.digest import Digest
+from lavis_ext.fetch.failures import Failure, Stopped, Unsatisfiable
+from lavis_ext.fetch.model import Figures, Source
+from lavis_ext.fetch.openers import Reply, Request
+from lavis_ext.fetch.part import Part
+from lavis_ext.fetch.ranges import Range, cut
+from lavis_ext.fetch.retry import SpeedGate
+from lavis_ext.fetch.session import Session
+from lavis_ext.fetch.sniff import describe, refuse_foreign
+
+CHUNK = 1 << 18
+
+
+class Download:
+    """An attempt at one source. `run` returns when the part is complete by size; `moved` counts bytes that came."""
+
+    def __init__(
+        self, session: Session, source: Source, figures: Figures, part: Part, digest: Digest, label: str
+    ) -> None:
+        self._session = session
+        self._policy = session.policy
+        self._source = source
+        self._figures = figures
+        self._part = part
+        self._digest = digest
+        self._label = label
+        self._condition: str | None = None
+        self._lock = threading.Lock()
+        self._halt = threading.Event()
+        self.moved = 0
+
+    def run(self) -> None:
+        """Fetch what is missing; raises Failure, Stopped, OSError (of the disk)."""
+        before = self._part.ranges.covered
+        self._condition = self._part.adopt(self._source, self._figures)
+        self._discarded(before - self._part.ranges.covered)
+        while self._step():
+            pass
+
+    def reset(self) -> None:
+        """Throw away what is there."""
+        self._discarded(self._part.reset())
+        self._digest.reset()
+
+    def _discarded(self, count: int) -> None:
+        if count:
+            self._session.progress.advance(self._label, -count)
+
+    def _step(self) -> bool:
+        """One request and what it leads to; False when nothing is missing."""
+        total = self._total()
+        if total is None:
+            return self._fetch(self._part.ranges.prefix, None)
+        gaps = self._part.ranges.gaps(total)
+        if not gaps:
+            return False
+        start, stop = gaps[0]
+        if self._large(total) and (self._figures.hashed or self._condition):
+            return self._fetch(start, min(stop, start + self._policy.segment_bytes))
+        return self._fetch(start, None if stop == total else stop)
+
+    def _fetch(self, start: int, stop: int | None) -> bool:
+        """Ask for `[start, stop)`; True while more may be missing."""
+        threads: list[threading.Thread] = []
+        blocks: deque[Range] = deque()
+        errors: list[BaseException] = []
+        try:
+            with self._session.open(self._request(start, stop)) as reply:
+                start = self._agree(reply, start)
+                stop, blocks = self._plan(reply, start, stop)
+                threads = self._spread(blocks, errors)
+                self._receive(reply, start, stop)
+            self._work(blocks, errors)
+        except Unsatisfiable as answer:
+            return self._unsatisfiable(answer.total)
+        except BaseException as error:
+            self._halt.set()
+            if not isinstance(error, Exception):
+                self._session.halt()  # an interrupt does not wait for bytes
+            raise
+        finally:
+            self._join(threads)
+        if errors:
+            raise errors[0]
+        return self._total() is not None
+
+    def _request(self, start: int, stop: int | None) -> Request:
+        trusted = self._source.trusted or self._figures.hashed
+        return Request(self._source.url, start, stop, self._condition, trusted)
+
+    def _total(self) -> int | None:
+        return self._part.total if self._figures.size is None else self._figures.size
+
+    def _large(self, total: int) -> bool:
+        return self._policy.segments > 1 and total >= self._policy.parallel_from
+
+    def _agree(self, reply: Reply, start: int) -> int:
+        """Check that a reply is of the object whose bytes are there; returns where its bytes belong."""
+        size = self._figures.size
+        if None not in (size, reply.total) and reply.total != size:
+            raise Failure("integrity", f"expected {size} bytes, the server has {describe(reply)}")
+        if reply.start != start and reply.partial:
+            raise Failure("replaced", f"asked for bytes from {start}, got them from {reply.start}")
+        if reply.start != start:
+            self.reset()
+        elif start and self._other_version(reply):
+            raise Failure("replaced", "the object was replaced while it was fetched")
+        refuse_foreign(reply, self._part.target.name, self._figures)
+        self._part.pin(self._source, reply.validators, reply.total)
+        self._condition = reply.validators.strong
+        return reply.start
+
+    def _other_version(self, reply: Reply) -> bool:
+        part = self._part
+        if None not in (part.total, reply.total) and part.total != reply.total:
+            return True
+        return self._condition is not None and part.validators.disagrees(reply.validators)
+
+    def _plan(self, reply: Reply, start: int, stop: int | None) -> tuple[int | None, deque[Range]]:
+        """Where the first reply's part ends, and the blocks that other connections may fetch meanwhile."""
+        total = self._total()
+        safe = self._figures.hashed or self._condition
+        if total is None or not self._large(total) or not reply.ranges or not safe:
+            return (stop if reply.partial else None), deque()
+        self._part.allocate()
+        first, *rest = cut(self._part.ranges.gaps(total), self._policy.segment_bytes)
+        return first[1], deque(rest)
+
+    def _spread(self, blocks: deque[Range], errors: list[BaseException]) -> list[threading.Thread]:
+        count = min(self._policy.segments - 1, len(blocks))
+        threads = [
+            threading.Thread(target=self._work, args=(blocks, errors), name=f"fetch-segment-{n}", daemon=True)
+            for n in range(count)
+        ]
+        for thread in threads:
+            thread.start()
+        return threads
+
+    def _work(self, blocks: deque[Range], errors: list[BaseException]) -> None:
+        """Fetch blocks until none is left; a failure ends this connection, and the others go on unless it is fatal."""
+        while blocks and not self._halt.is_set():
+            try:
+                start, stop = blocks.popleft()
+            except IndexError:
+                return
+            try:
+                self._block(start, stop)
+            except Exception as error:  # the thread that waits raises it
+                errors.append(error)
+                if not (isinstance(error, Failure) and error.kind == "transient"):
+                    self._halt.set()
+                return
+
+    def _block(self, start: int, stop: int) -> None:
+        try:
+            with self._session.open(self._request(start, stop)) as reply:
+                if reply.start != start or not reply.partial or self._other_version(reply):
+                    raise Failure("replaced", "the object was replaced while it was fetched")
+                self._receive(reply, start, stop)
+            self._digest.follow(self._part.fd, self._part.prefix)
+        except Unsatisfiable as answer:
+            raise Failure("replaced", f"the object has {answer.total} bytes now") from answer
+
+    def _receive(self, reply: Reply, start: int, stop: int | None) -> None:
+        """Write the bytes of a reply from `start` on, up to `stop` if given, else to their end."""
+        gate, at = SpeedGate(self._policy), start
+        size = self._figures.size if stop is None else None
+        while stop is None or at < stop:
+            data = reply.body.read(CHUNK)
+            if self._session.stop.is_set() or self._halt.is_set():
+                raise Stopped
+            if not data:
+                break
+            data = data if stop is None else data[: stop - at]
+            if size is not None and at + len(data) > size:
+                raise Failure("integrity", f"more than the expected {size} bytes came")
+            self._keep(at, data)
+            at += len(data)
+            gate.passed(len(data))
+        self._ended(reply, at, stop)
+
+    def _keep(self, at: int, data: bytes) -> None:
+        if at == 0:
+            refuse_foreign(None, self._part.target.name, self._figures, data)
+        self._part.write(at, data)
+        self._digest.feed(at, data)
+        with self._lock:
+            self.moved += len(data)
+        self._session.progress.advance(self._label, len(data))
+
+    def _ended(self, reply: Reply, at: int, stop: int | None) -> None:
+        """Tell a complete body from one that was cut."""
+        goal = stop if stop is not None else (self._figures.size if reply.total is None else reply.total)
+        if goal is not None and at < goal:
+            raise Failure("transient", f"the body ended at byte {at} of {goal}")
+        if goal is None:
+            if not reply.ended and not self._figures.hashed:
+                raise Failure("final", "the server tells no length and none is declared: a cut could not be told")
+            self._part.total = at
+
+    def _unsatisfiable(self, total: int | None) -> bool:
+        """416: what is there is everything (it will be hashed), or it is of another object."""
+        covered, prefix = self._part.ranges.covered, self._part.ranges.prefix
+        if covered == prefix and total in (None, covered) and self._figures.size in (None, covered):
+            self._part.total = covered
+            return False
+        self.reset()
+        raise Failure("replaced", f"the object has {total} bytes, {covered} are there")
+
+    def _join(self, threads: list[threading.Thread]) -> None:
+        """Wait for the other connections; after an interrupt only briefly, they wake up by themselves."""
+        for thread in threads:
+            thread.join(timeout=2.0 if self._session.stop.is_set() else None)

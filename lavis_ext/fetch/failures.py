@@ -1,0 +1,87 @@
+"""Why one attempt at one source failed, and what the engine does about it: retry, next source, or give up."""
+
+from __future__ import annotations
+
+import errno
+import os
+from pathlib import Path
+from typing import Literal
+
+from lavis_ext.errors import AccessError, DiskError, IntegrityError, LavisExtError, NetworkError, UnsafeError
+
+Kind = Literal["transient", "final", "access", "unsafe", "integrity", "replaced"]
+
+DISK_ERRNOS = frozenset(
+    {errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.EFBIG, errno.ENOTDIR, errno.ENAMETOOLONG}
+)
+
+
+class Failure(Exception):
+    """An attempt that failed.
+
+    transient: the same source again, after a delay · final, access, unsafe: the next source · integrity: what came is
+    thrown away, once more, then the next source · replaced: what is there belongs to another object, start over.
+    """
+
+    def __init__(self, kind: Kind, reason: str, retry_after: float | None = None) -> None:
+        super().__init__(reason)
+        self.kind: Kind = kind
+        self.reason = reason
+        self.retry_after = retry_after
+
+
+class Unsatisfiable(Exception):
+    """416: the server has nothing at that range; `total` is the object's size where the server tells."""
+
+    def __init__(self, total: int | None) -> None:
+        super().__init__(f"range not satisfiable, total {total}")
+        self.total = total
+
+
+class Stopped(Exception):
+    """Another part of the same run failed or was interrupted; the partial file and its sidecar are valid."""
+
+
+_WAYS_OUT: dict[type[LavisExtError], str] = {
+    AccessError: "sign in, accept the licence, or set the token that this host asks for (run `lavis-ext doctor`)",
+    IntegrityError: "the host may have replaced the file: compare with its homepage, then correct the declared figures "
+    "or name another mirror",
+    UnsafeError: "name a source that is safe",
+    NetworkError: "try again later, or name another mirror (LAVIS_EXT_MIRROR)",
+}
+
+
+def conclude(where: str, failures: list[tuple[str, Failure]]) -> LavisExtError:
+    """The error for a transfer whose sources all failed: `failures` are (redacted URL, failure) in order.
+
+    Bytes that did not match anywhere make it an IntegrityError; else the last reason decides.
+    """
+    kinds = [failure.kind for _, failure in failures]
+    error: type[LavisExtError] = NetworkError
+    if any(kind in ("integrity", "replaced") for kind in kinds):
+        error = IntegrityError
+    elif kinds and kinds[-1] == "access":
+        error = AccessError
+    elif kinds and kinds[-1] == "unsafe":
+        error = UnsafeError
+    told = "; ".join(f"{url}: {failure.reason}" for url, failure in failures) or "no source is declared"
+    return error(where, told, _WAYS_OUT[error])
+
+
+def disk_error(error: OSError, path: Path) -> DiskError:
+    """An OSError of the file system as DiskError that says what to free or change; what was fetched is kept."""
+    kept = "what was fetched is kept, run again to continue"
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        what = "out of inodes" if _inodes_gone(path) else "no space left"
+        what = "quota exceeded" if error.errno == errno.EDQUOT else what
+        return DiskError(str(path), what, f"free space or choose another cache_root; {kept}")
+    reason = error.strerror or str(error)
+    return DiskError(str(path), f"cannot write: {reason}", f"choose a cache_root that you may write to; {kept}")
+
+
+def _inodes_gone(path: Path) -> bool:
+    for folder in (path, *path.parents):
+        if folder.exists():
+            stat = os.statvfs(folder)
+            return stat.f_files > 0 and stat.f_favail == 0
+    return False

@@ -1,0 +1,242 @@
+"""The opener of http and https: ranges with `If-Range`, guarded redirects, proxies of the environment, no decoding."""
+
+from __future__ import annotations
+
+import re
+import threading
+from typing import TYPE_CHECKING
+from urllib.parse import urljoin, urlsplit
+from urllib.request import getproxies, proxy_bypass
+
+import urllib3
+from urllib3.exceptions import HTTPError, IncompleteRead, LocationParseError, SSLError
+from urllib3.response import BaseHTTPResponse
+
+from lavis_ext.fetch.connections import GUARDED_POOLS
+from lavis_ext.fetch.failures import Failure, Unsatisfiable
+from lavis_ext.fetch.openers import Reply, Request, Validators, register_opener
+from lavis_ext.fetch.retry import parse_retry_after
+from lavis_ext.fetch.safety import deny_reason, is_loopback, leads_inside, redact, redact_url, redirect_reason
+
+if TYPE_CHECKING:
+    from lavis_ext.fetch.session import Session
+
+TRANSIENT = frozenset({408, 425, 429})
+ACCESS = frozenset({401, 403, 407, 409})
+REDIRECTS = frozenset({301, 302, 303, 307, 308})
+BOUND_TO_HOST = frozenset({"authorization", "cookie", "proxy-authorization"})
+
+_CONTENT_RANGE = re.compile(r"bytes\s+(?:(\d+)-(\d+)|\*)/(\d+|\*)$", re.IGNORECASE)
+
+
+class HttpBody:
+    """The raw bytes of a response, undecoded, as they come."""
+
+    def __init__(self, response: BaseHTTPResponse) -> None:
+        self._response = response
+
+    def read(self, size: int) -> bytes:
+        """What has arrived, up to `size` bytes; raises Failure on a stall or a broken connection."""
+        try:
+            return self._response.read1(size, decode_content=False) or b""
+        except (HTTPError, OSError, ValueError) as error:
+            raise Failure("transient", explain(error)) from error
+
+    def close(self) -> None:
+        """Give the connection back if the body was read to its end, else drop it."""
+        if not self._response.closed:
+            self._response.close()
+        self._response.release_conn()
+
+    def abort(self) -> None:
+        """Shut the socket down for reading: a blocked read ends."""
+        try:
+            self._response.shutdown()
+        except (ValueError, RuntimeError, OSError):
+            return  # it has ended by itself
+
+
+@register_opener("http", "https")
+class HttpOpener:
+    """Answers from the network through pooled connections."""
+
+    def __init__(self, session: Session) -> None:
+        self._policy = session.policy
+        self._managers: dict[tuple[str, bool], urllib3.PoolManager] = {}
+        self._proxies: dict[tuple[str, str], str] = {}
+        self._lock = threading.Lock()
+
+    def open(self, request: Request, headers: dict[str, str] | None = None) -> Reply:
+        """The reply after redirects; `headers` are sent too, those with secrets only to the first host."""
+        self._check_plain(request)
+        sent = self._headers(request, headers)
+        url, guarded = request.url, False
+        for _ in range(self._policy.redirects + 1):
+            response = self._send(url, sent, guarded)
+            target = response.headers.get("Location") if response.status in REDIRECTS else None
+            if not target:
+                return self._reply(request, response, url)
+            _leave(response)
+            onward = urljoin(url, target)
+            guarded = self._check_redirect(request.url, url, onward) or guarded
+            if _place(onward) != _place(url):
+                sent = {name: value for name, value in sent.items() if name.lower() not in BOUND_TO_HOST}
+            url = onward
+        raise Failure("final", f"more than {self._policy.redirects} redirects")
+
+    def close(self) -> None:
+        """Close pooled connections."""
+        for manager in self._managers.values():
+            manager.clear()
+
+    def _headers(self, request: Request, more: dict[str, str] | None) -> dict[str, str]:
+        sent = {"User-Agent": self._policy.user_agent, "Accept": "*/*", "Accept-Encoding": "identity", **(more or {})}
+        if not request.whole:
+            last = "" if request.stop is None else str(request.stop - 1)
+            sent["Range"] = f"bytes={request.start}-{last}"
+            if request.condition:
+                sent["If-Range"] = request.condition
+        return sent
+
+    def _check_plain(self, request: Request) -> None:
+        parts = urlsplit(request.url)
+        if parts.scheme == "http" and not (request.trusted or is_loopback(parts.hostname or "")):
+            raise Failure("unsafe", "plain http without a declared hash is refused")
+
+    def _check_redirect(self, first: str, before: str, after: str) -> bool:
+        """Whether connections for `after` must be kept from private addresses; raises Failure where it is refused."""
+        reason = redirect_reason(before, after) or deny_reason(after, self._policy.denied_hosts)
+        if reason:
+            raise Failure("unsafe", f"{reason} (to {redact_url(after)})")
+        if self._policy.allow_private or _place(first) == _place(after):
+            return False
+        return not leads_inside(urlsplit(first).hostname or "")
+
+    def _send(self, url: str, headers: dict[str, str], guarded: bool) -> BaseHTTPResponse:
+        try:
+            return self._manager(url, guarded).request(
+                "GET", url, headers=headers, redirect=False, retries=False, preload_content=False, decode_content=False
+            )
+        except SSLError as error:
+            raise Failure("final", f"TLS verification failed: {explain(error)}") from error
+        except LocationParseError as error:
+            raise Failure("final", "not a URL") from error
+        except (HTTPError, OSError, ValueError) as error:
+            raise Failure("transient", explain(error)) from error
+
+    def _manager(self, url: str, guarded: bool) -> urllib3.PoolManager:
+        place = urlsplit(url)[:2]
+        proxy = self._proxies.get(place)
+        if proxy is None:  # the environment is slow to read, and it is the same for every file of a run
+            proxy = self._proxies[place] = proxy_for(url)
+        with self._lock:
+            if (proxy, guarded) not in self._managers:
+                self._managers[proxy, guarded] = self._make_manager(proxy, guarded)
+            return self._managers[proxy, guarded]
+
+    def _make_manager(self, proxy: str, guarded: bool) -> urllib3.PoolManager:
+        timeout = urllib3.Timeout(connect=self._policy.connect_timeout, read=self._policy.stall_timeout)
+        size = self._policy.per_host
+        if proxy:
+            return _proxy_manager(proxy, timeout, size)
+        manager = urllib3.PoolManager(num_pools=64, maxsize=size, timeout=timeout)
+        if guarded:
+            manager.pool_classes_by_scheme = GUARDED_POOLS
+        return manager
+
+    def _reply(self, request: Request, response: BaseHTTPResponse, url: str) -> Reply:
+        if response.status in (200, 206):
+            return read_head(request, response)
+        try:
+            raise status_failure(response, url)
+        finally:
+            response.close()
+
+
+def read_head(request: Request, response: BaseHTTPResponse) -> Reply:
+    """The head of a 200 or 206 as a Reply; a 206 that was not asked for, or that is malformed, raises Failure."""
+    headers = response.headers
+    length = int(headers["Content-Length"]) if headers.get("Content-Length", "").isdigit() else None
+    start, total = 0, length
+    if response.status == 206:
+        found = _CONTENT_RANGE.match(headers.get("Content-Range", "").strip())
+        if found is None or found[1] is None or request.whole:
+            response.close()
+            raise Failure("transient", "206 without a usable Content-Range")
+        start = int(found[1])
+        total = None if found[3] == "*" else int(found[3])
+    return Reply(
+        start,
+        total,
+        HttpBody(response),
+        Validators(headers.get("ETag"), headers.get("Last-Modified")),
+        partial=response.status == 206,
+        ranges=response.status == 206 or headers.get("Accept-Ranges", "").strip().lower() == "bytes",
+        ended=length is not None or "chunked" in headers.get("Transfer-Encoding", "").lower(),
+        content_type=headers.get("Content-Type", "").partition(";")[0].strip().lower(),
+        encoding=headers.get("Content-Encoding", "").strip().lower().replace("identity", ""),
+    )
+
+
+def status_failure(response: BaseHTTPResponse, url: str) -> Failure | Unsatisfiable:
+    """What a status other than 200 and 206 means for this source."""
+    status = response.status
+    if status == 416:
+        found = _CONTENT_RANGE.match(response.headers.get("Content-Range", "").strip())
+        return Unsatisfiable(int(found[3]) if found and found[3] != "*" else None)
+    told = f"HTTP {status} {response.reason or ''}".rstrip()
+    code = response.headers.get("x-ms-error-code")
+    told += f" ({redact(code)})" if code else ""
+    if status in ACCESS:
+        return Failure("access", f"{told}: access denied by {urlsplit(url).hostname}")
+    if status in TRANSIENT or status >= 500:
+        return Failure("transient", told, parse_retry_after(response.headers.get("Retry-After")))
+    return Failure("final", told)
+
+
+def explain(error: BaseException) -> str:
+    """A network exception in one redacted line: its innermost cause, without object addresses."""
+    inner: BaseException = error
+    while True:
+        deeper = getattr(inner, "reason", None) or inner.__cause__ or (inner.args[-1:] and inner.args[-1])
+        if not isinstance(deeper, BaseException):
+            break
+        inner = deeper
+    if isinstance(inner, IncompleteRead):
+        return f"the body ended {inner.expected} bytes early"
+    text = re.sub(r"<[^>]*object at 0x[0-9a-f]+>:?\s*", "", str(inner))
+    return redact(f"{type(error).__name__}: {text}"[:300])
+
+
+def proxy_for(url: str) -> str:
+    """The proxy for a URL by `HTTPS_PROXY`, `HTTP_PROXY`, `ALL_PROXY` and `NO_PROXY`; "" if none."""
+    parts = urlsplit(url)
+    if proxy_bypass(parts.netloc.rpartition("@")[2]):
+        return ""
+    proxies = getproxies()
+    proxy = proxies.get(parts.scheme) or proxies.get("all") or ""
+    return proxy if not proxy or "://" in proxy else f"http://{proxy}"
+
+
+def _proxy_manager(proxy: str, timeout: urllib3.Timeout, size: int) -> urllib3.PoolManager:
+    parts = urlsplit(proxy)
+    if parts.scheme not in ("http", "https"):
+        raise Failure("final", f"proxy scheme {parts.scheme!r} is not supported (http, https)")
+    secret = parts.netloc.rpartition("@")[0]
+    headers = urllib3.make_headers(proxy_basic_auth=secret) if secret else None
+    return urllib3.ProxyManager(redact_url(proxy), proxy_headers=headers, maxsize=size, timeout=timeout)
+
+
+def _leave(response: BaseHTTPResponse) -> None:
+    """Be done with a response whose body is of no interest; a short one is read so that the connection can be kept."""
+    length = response.headers.get("Content-Length", "")
+    if length.isdigit() and int(length) <= 1 << 16:
+        response.drain_conn()
+        response.release_conn()
+    else:
+        response.close()
+
+
+def _place(url: str) -> tuple[str, str, int | None]:
+    parts = urlsplit(url)
+    return parts.scheme, parts.hostname or "", parts.port

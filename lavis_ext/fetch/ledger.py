@@ -1,0 +1,109 @@
+"""The record of files that were verified, so that they are hashed once: one JSON line each, the last one counts."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import threading
+from dataclasses import dataclass
+from pathlib import Path
+
+from lavis_ext.fetch.model import Figures
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A verified file: bytes, mtime in ns, inode, digests."""
+
+    size: int
+    mtime_ns: int
+    inode: int
+    sha256: str
+    md5: str | None = None
+    verified: bool = True
+    equivalence: str = "byte_exact"
+
+    def unchanged(self, stat: os.stat_result) -> bool:
+        """Whether the file is still the one that was verified, by size, mtime and inode."""
+        return (self.size, self.mtime_ns, self.inode) == (stat.st_size, stat.st_mtime_ns, stat.st_ino)
+
+    def proves(self, figures: Figures) -> bool:
+        """Whether the recorded digests answer for the declared ones."""
+        if figures.sha256 and figures.sha256 != self.sha256:
+            return False
+        return not figures.md5 or figures.md5 == self.md5 or bool(figures.sha256)
+
+
+class Ledger:
+    """A JSON-lines file beside the data; it may be deleted, files are then hashed once more.
+
+    Lines are appended in one write, so several processes may share it; a torn or foreign line is passed over.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._base = path.parent.parent
+        self._lock = threading.Lock()
+        self._entries: dict[str, Entry] = {}
+        self._read = 0
+        self._made = False
+
+    def find(self, path: Path, stat: os.stat_result) -> Entry | None:
+        """The entry of this file, if the file is unchanged since."""
+        with self._lock:
+            self._refresh()
+            entry = self._entries.get(self._key(path))
+        return entry if entry is not None and entry.unchanged(stat) else None
+
+    def record(
+        self,
+        path: Path,
+        sha256: str,
+        md5: str | None = None,
+        verified: bool = True,
+        equivalence: str = "byte_exact",
+    ) -> None:
+        """Note that `path`, as it is now, has these digests; raises OSError where the ledger cannot be written."""
+        stat = path.stat()
+        entry = Entry(stat.st_size, stat.st_mtime_ns, stat.st_ino, sha256, md5, verified, equivalence)
+        line = json.dumps({"name": self._key(path), **vars(entry)}, ensure_ascii=False) + "\n"
+        with self._lock:
+            self._entries[self._key(path)] = entry
+            if not self._made:
+                self.path.parent.mkdir(parents=True, exist_ok=True)
+                self._made = True
+            with self.path.open("ab", buffering=0) as file:
+                file.write(line.encode("utf-8", "surrogateescape"))
+
+    def _key(self, path: Path) -> str:
+        absolute, base = os.path.abspath(path), os.path.abspath(self._base)  # noqa: PTH100 - keeps symbolic links
+        return absolute[len(base) + 1 :] if absolute.startswith(base + os.sep) else absolute
+
+    def _refresh(self) -> None:
+        """Read the lines that were appended since the last look."""
+        try:
+            size = self.path.stat().st_size
+        except OSError:
+            return
+        if size == self._read:
+            return
+        if size < self._read:
+            self._read = 0
+        with self.path.open("rb") as file:
+            file.seek(self._read)
+            data = file.read()
+        whole = data.rfind(b"\n") + 1
+        self._read += whole
+        for line in data[:whole].splitlines():
+            self._take(line)
+
+    def _take(self, line: bytes) -> None:
+        try:
+            fields = json.loads(line)
+            name = fields.pop("name")
+            self._entries[name] = Entry(**fields)
+        except (ValueError, TypeError, KeyError, AttributeError):
+            log.warning("%s: a line that cannot be read is passed over", self.path)

@@ -1,0 +1,219 @@
+"""The partial file beside its target and the sidecar that says which bytes of which object it holds."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import threading
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from lavis_ext.fetch.flush import Flusher
+from lavis_ext.fetch.model import Figures, Source
+from lavis_ext.fetch.openers import Validators
+from lavis_ext.fetch.ranges import Ranges
+from lavis_ext.fetch.safety import identity
+
+log = logging.getLogger(__name__)
+
+FORMAT = 1
+LONGEST_NAME = 255 - len(".part.owner.takeover-0000000000")
+
+
+def companion(path: Path, suffix: str) -> Path:
+    """`name` + suffix beside a file; a name too long for that is shortened, with a digest so that it stays unique."""
+    name = path.name
+    if len(os.fsencode(name)) > LONGEST_NAME:
+        digest = hashlib.sha256(os.fsencode(name)).hexdigest()[:16]
+        name = f"{os.fsencode(name)[:100].decode('utf-8', 'ignore')}-{digest}"
+    return path.with_name(name + suffix)
+
+
+@cache
+def boot_id() -> str:
+    """What names this boot of the machine, "" where the system does not tell."""
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text("ascii").strip()
+    except OSError:
+        return ""
+
+
+class Part:
+    """`name.part` and `name.part.json`.
+
+    The sidecar is written after the bytes that it lists, at least every `checkpoint` bytes and on `close`, so a killed
+    process loses what came since and never counts a byte that is not there. It holds no query string.
+    """
+
+    def __init__(self, target: Path, checkpoint: int) -> None:
+        self.target = target
+        self.path = companion(target, ".part")
+        self.sidecar = companion(target, ".part.json")
+        self.ranges = Ranges()
+        self.url = ""
+        self.equivalence = ""
+        self.validators = Validators()
+        self.total: int | None = None
+        self._boot = boot_id()
+        self._recorded = self.sidecar.exists()
+        self._checkpoint = checkpoint
+        self._unsaved = 0
+        self._lock = threading.Lock()
+        self.fd = os.open(self.path, os.O_RDWR | os.O_CREAT | getattr(os, "O_CLOEXEC", 0), 0o666)
+        self._load()
+
+    def close(self) -> None:
+        """Write the sidecar if there is something to continue, else leave nothing behind; raises OSError."""
+        if self.fd < 0:
+            return
+        try:
+            if self.ranges.covered:
+                self.save()
+            else:
+                self.path.unlink(missing_ok=True)
+                self._forget()
+        finally:
+            fd, self.fd = self.fd, -1
+            os.close(fd)
+
+    def publish(self, flusher: Flusher | None) -> None:
+        """Make the part the target: flush it, rename it, flush the folder, forget the sidecar; raises OSError.
+
+        Without a flusher nothing is flushed.
+        """
+        if flusher is not None:
+            os.fsync(self.fd)
+        self.path.replace(self.target)
+        fd, self.fd = self.fd, -1
+        os.close(fd)
+        if flusher is not None:
+            flusher.flush(self.target.parent)
+        self._forget()
+
+    def _forget(self) -> None:
+        """Remove the sidecar, if there is one."""
+        if self._recorded:
+            self.sidecar.unlink(missing_ok=True)
+            self._recorded = False
+
+    def reset(self) -> int:
+        """Throw the bytes away; returns how many there were. A sidecar that lists them goes first."""
+        with self._lock:
+            lost = self.ranges.covered
+            self._forget()
+            os.ftruncate(self.fd, 0)
+            self.ranges, self.total, self.validators, self.url = Ranges(), None, Validators(), ""
+            self._unsaved = 0
+        return lost
+
+    def adopt(self, source: Source, figures: Figures) -> str | None:
+        """Decide whether the bytes that are there may be continued from `source`; those that may not are thrown away.
+
+        Returns the `If-Range` condition to continue under; None where the declared figures answer for the result.
+        """
+        if not self.ranges.covered:
+            return None
+        reason = self._obstacle(source, figures)
+        if reason:
+            log.warning("%s: starting over: %s", self.path.name, reason)
+            self.reset()
+            return None
+        if self.url == identity(source.url):
+            return self.validators.strong
+        return None if figures.declared else self.validators.strong
+
+    def pin(self, source: Source, validators: Validators, total: int | None) -> None:
+        """From here on the bytes are those of this object."""
+        with self._lock:
+            self.url, self.equivalence = identity(source.url), source.equivalence
+            self.validators = validators
+            self.total = total if total is not None else self.total
+
+    def allocate(self) -> None:
+        """Give the file its final length (sparse), for segments that are written out of order."""
+        if self.total is not None:
+            os.ftruncate(self.fd, self.total)
+
+    def write(self, offset: int, data: bytes) -> None:
+        """Put bytes at `offset` and count them as there; raises OSError."""
+        view, at = memoryview(data), offset
+        while view:
+            written = os.pwrite(self.fd, view, at)
+            view, at = view[written:], at + written
+        with self._lock:
+            self.ranges.add(offset, at)
+            self._unsaved += at - offset
+            if self._unsaved >= self._checkpoint:
+                self._save()
+
+    @property
+    def prefix(self) -> int:
+        """How many bytes are there from the beginning; safe while other threads write."""
+        with self._lock:
+            return self.ranges.prefix
+
+    def save(self) -> None:
+        """Write the sidecar now; raises OSError."""
+        with self._lock:
+            self._save()
+
+    def _save(self) -> None:
+        state = {
+            "format": FORMAT,
+            "url": self.url,
+            "equivalence": self.equivalence,
+            "etag": self.validators.etag,
+            "last_modified": self.validators.last_modified,
+            "size": self.total,
+            "boot": self._boot,
+            "done": list(self.ranges),
+        }
+        temporary = self.sidecar.with_name(self.sidecar.name + ".tmp")
+        temporary.write_text(json.dumps(state), "utf-8")
+        temporary.replace(self.sidecar)
+        self._recorded = True
+        self._unsaved = 0
+
+    def _load(self) -> None:
+        size = os.fstat(self.fd).st_size
+        if not size:
+            self._forget()
+            return
+        try:
+            self._take(json.loads(self.sidecar.read_text("utf-8")), size)
+        except FileNotFoundError:
+            log.warning("%s: starting over: there is no record of what it holds", self.path.name)
+            self.reset()
+        except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+            log.warning("%s: starting over: its record cannot be read (%s)", self.path.name, error)
+            self.reset()
+
+    def _take(self, state: dict[str, Any], size: int) -> None:
+        ranges = Ranges((int(start), int(stop)) for start, stop in state["done"])
+        total = state["size"]
+        if state["format"] != FORMAT or ranges.stop > size or not isinstance(total, int | None):
+            raise ValueError("it does not fit the file")
+        self.url, self.equivalence = str(state["url"]), str(state["equivalence"])
+        self.validators = Validators(state["etag"], state["last_modified"])
+        self.ranges, self.total, self._booted = ranges, total, state.get("boot")
+
+    _booted: str | None = None
+
+    def _obstacle(self, source: Source, figures: Figures) -> str | None:
+        """Why the bytes that are there may not be continued from this source, or None."""
+        size = os.fstat(self.fd).st_size
+        if figures.size is not None and size > figures.size:
+            return f"{size} bytes are there, the file has {figures.size}"
+        if None not in (figures.size, self.total) and figures.size != self.total:
+            return f"it was of an object of {self.total} bytes"
+        if not figures.hashed and self._booted is not None and self._booted != self._boot:
+            return "the machine was restarted since, and no hash is declared"
+        if self.url == identity(source.url):
+            return None if figures.hashed or self.validators.strong else "nothing tells whether the object is the same"
+        if not (source.exact and self.equivalence == "byte_exact"):
+            return "it is of a source with other bytes"
+        etag = self.validators.etag
+        return None if figures.declared or (etag and not etag.startswith("W/")) else "it is of another source"

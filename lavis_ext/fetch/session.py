@@ -1,0 +1,110 @@
+"""What the transfers of a run share: policy, progress, openers, connections, per-host limits, the stop sign."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import TracebackType
+from urllib.parse import urlsplit
+
+from lavis_ext.fetch.failures import Failure, Stopped
+from lavis_ext.fetch.flush import Flusher
+from lavis_ext.fetch.ledger import Ledger
+from lavis_ext.fetch.model import Policy, Progress, Silent
+from lavis_ext.fetch.openers import Opener, Reply, Request, make_opener, scheme_of
+from lavis_ext.fetch.safety import deny_reason
+
+
+class Session:
+    """A run of the engine; a context manager that closes its connections."""
+
+    def __init__(self, policy: Policy | None = None, progress: Progress | None = None) -> None:
+        self.policy = policy or Policy()
+        self.progress: Progress = progress or Silent()
+        self.stop = threading.Event()
+        self.flusher = Flusher() if self.policy.fsync else None
+        self._lock = threading.Lock()
+        self._openers: dict[str, Opener] = {}
+        self._hosts: dict[str, threading.BoundedSemaphore] = {}
+        self._ledgers: dict[Path, Ledger] = {}
+        self._active: set[Reply] = set()
+
+    def __enter__(self) -> Session:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close every connection that openers keep."""
+        for opener in self._openers.values():
+            closing = getattr(opener, "close", None)
+            if closing is not None:
+                closing()
+
+    def halt(self) -> None:
+        """Stop: no new request is sent, and threads that wait for bytes wake up; partial files stay valid."""
+        self.stop.set()
+        with self._lock:
+            active = list(self._active)
+        for reply in active:
+            reply.body.abort()
+
+    def pause(self, seconds: float) -> None:
+        """Sleep, unless the run stops: then raises Stopped."""
+        if self.stop.wait(seconds):
+            raise Stopped
+
+    @contextmanager
+    def open(self, request: Request) -> Iterator[Reply]:
+        """A reply, held to the per-host limit until it is closed; raises Failure, Unsatisfiable, Stopped."""
+        if self.policy.offline and scheme_of(request.url) != "file":
+            raise Failure("final", "offline")
+        reason = deny_reason(request.url, self.policy.denied_hosts)
+        if reason:
+            raise Failure("unsafe", reason)
+        with self._slot(request.url):
+            if self.stop.is_set():
+                raise Stopped
+            reply = self._opener(request.url).open(request)
+            self._track(reply)
+            try:
+                yield reply
+            finally:
+                self._release(reply)
+
+    def ledger_for(self, path: Path) -> Ledger:
+        """The ledger that records this file: the policy's, else the one of the file's folder."""
+        where = self.policy.ledger or path.parent / ".lavis_ext" / "ledger.jsonl"
+        with self._lock:
+            if where not in self._ledgers:
+                self._ledgers[where] = Ledger(where)
+            return self._ledgers[where]
+
+    def _opener(self, url: str) -> Opener:
+        scheme = scheme_of(url)
+        with self._lock:
+            if scheme not in self._openers:
+                self._openers[scheme] = make_opener(scheme, self)
+            return self._openers[scheme]
+
+    @contextmanager
+    def _slot(self, url: str) -> Iterator[None]:
+        host = urlsplit(url).netloc.rpartition("@")[2]
+        with self._lock:
+            slot = self._hosts.setdefault(host, threading.BoundedSemaphore(self.policy.per_host))
+        with slot:
+            yield
+
+    def _track(self, reply: Reply) -> None:
+        with self._lock:
+            self._active.add(reply)
+
+    def _release(self, reply: Reply) -> None:
+        with self._lock:
+            self._active.discard(reply)
+        reply.body.close()

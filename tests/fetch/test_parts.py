@@ -1,0 +1,233 @@
+"""The small parts: redaction, identities, retry delays, speed gate, addresses, owner waits, openers table."""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from dataclasses import replace
+from datetime import datetime, timedelta, timezone
+from email.utils import format_datetime
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lavis_ext.errors import OwnedError, UnsafeError
+from lavis_ext.fetch import Policy, Reply, Request, Session, flush, redact, redact_url, register_opener
+from lavis_ext.fetch.failures import Failure
+from lavis_ext.fetch.openers import Validators
+from lavis_ext.fetch.owner import Ownership
+from lavis_ext.fetch.retry import SpeedGate, backoff, parse_retry_after
+from lavis_ext.fetch.safety import identity, is_loopback, is_private, redirect_reason, safe_relative
+from tests.support.fetching import CANARY, FAST
+from tests.support.server import wait_until
+
+SECRETS = [
+    f"GET https://a.blob.core.windows.net/c/b?sv=1&sig={CANARY}%3D failed",
+    f"https://user:{CANARY}@host/path",
+    f"url: /container/blob?sig={CANARY} (Caused by",
+    f"Authorization: Bearer {CANARY}",
+    f"{{'authorization': 'Basic {CANARY}'}}",
+    f"'https://h/x?X-Amz-Signature={CANARY}&y=1', more",
+    f"http://h/x#token={CANARY}",
+]
+
+
+@pytest.mark.parametrize("text", SECRETS)
+def test_redact(text: str) -> None:
+    assert CANARY not in redact(text) and len(redact(text)) > 5
+
+
+@given(st.text(min_size=1), st.text(min_size=1))
+def test_redact_url_keeps_no_query(query: str, user: str) -> None:
+    from urllib.parse import quote
+
+    found = redact_url(f"https://{quote(user, safe='')}@h.org/p?q={quote(query, safe='')}")
+    assert found == "https://h.org/p"
+
+
+def test_identity_tells_objects_apart_without_secrets() -> None:
+    base = "https://h/x?id=7"
+    assert identity(base) == identity(f"{base}&sig={CANARY}&se=1&X-Amz-Date=2")
+    assert identity(base) != identity("https://h/x?id=8") and "id=7" not in identity(base)
+    assert identity("https://u:p@h/x?sig=1") == "https://h/x"
+
+
+def test_retry_after_in_both_forms() -> None:
+    assert parse_retry_after("120") == 120.0
+    ahead = format_datetime(datetime.now(timezone.utc) + timedelta(seconds=90), usegmt=True)
+    assert 85 < (parse_retry_after(ahead) or 0) <= 90
+    assert parse_retry_after("Mon, 01 Jan 2001 00:00:00 GMT") == 0.0
+    assert [parse_retry_after(text) for text in (None, "", "soon", "-5")] == [None, None, None, None]
+
+
+@given(st.integers(0, 1000), st.one_of(st.none(), st.floats(0, 1e12)))
+def test_backoff_is_bounded(attempt: int, told: float | None) -> None:
+    policy = Policy(backoff=0.5, backoff_cap=8.0, retry_after_cap=60.0)
+    delay = backoff(attempt, policy, told)
+    assert min(told or 0.0, 60.0) <= delay <= max(60.0, 8.0)
+
+
+def test_speed_gate() -> None:
+    now = [0.0]
+    gate = SpeedGate(Policy(min_speed=100.0, speed_window=10.0), lambda: now[0])
+    gate.passed(5)
+    now[0] = 10.0
+    gate.passed(2000)
+    now[0] = 20.0
+    with pytest.raises(Failure, match="too slow: 1 B/s"):
+        gate.passed(10)
+
+
+@pytest.mark.parametrize(
+    "address", ["127.0.0.1", "10.1.2.3", "169.254.169.254", "::1", "fe80::1%eth0", "::ffff:10.0.0.1"]
+)
+def test_private_addresses(address: str) -> None:
+    assert is_private(address)
+    assert not is_private("8.8.8.8") and not is_private("2001:4860:4860::8888")
+
+
+def test_redirects_between_schemes() -> None:
+    assert redirect_reason("https://a/x", "http://a/x") == "redirect from https to http refused"
+    assert redirect_reason("http://a/x", "https://b/x") is None
+    assert "scheme 'file'" in (redirect_reason("http://a/x", "file:///x") or "")
+
+
+def test_folder_flushes_are_shared_and_errors_are_not_swallowed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    count, real = [0], flush.flush_folder
+
+    def slow(folder: Path) -> None:
+        count[0] += 1
+        time.sleep(0.05)
+        real(folder)
+
+    monkeypatch.setattr(flush, "flush_folder", slow)
+    flusher = flush.Flusher()
+    threads = [threading.Thread(target=flusher.flush, args=(tmp_path,)) for _ in range(20)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert 1 < count[0] < 6
+    with pytest.raises(FileNotFoundError):
+        flusher.flush(tmp_path / "none")
+    with pytest.raises(FileNotFoundError):
+        flusher.flush(tmp_path / "none")
+
+
+def test_loopback_names() -> None:
+    assert is_loopback("localhost") and is_loopback("[::1]") and is_loopback("127.9.9.9")
+    assert not is_loopback("localhost.example.org") and not is_loopback("10.0.0.1")
+
+
+@pytest.mark.parametrize("path", ["a/../../b", "%2e%2e/b", "a/%5c../b", "a%00b"])
+def test_paths_that_leave(path: str) -> None:
+    with pytest.raises(UnsafeError):
+        safe_relative(path)
+    assert safe_relative("/a/./b%20c//d") == "a/b c/d"
+
+
+def test_validators() -> None:
+    dated = Validators('W/"a"', "Mon")
+    assert dated.strong == "Mon" and Validators('"a"', "Mon").strong == '"a"'
+    assert dated.disagrees(Validators('"b"')) and not dated.disagrees(Validators('"a"', "Tue"))
+    assert Validators(None, "Mon").disagrees(Validators(None, "Tue")) and not Validators().disagrees(dated)
+
+
+def test_live_owner_that_makes_progress_is_waited_for(tmp_path: Path) -> None:
+    part, path = tmp_path / "f.part", tmp_path / "f.part.owner"
+    policy = replace(FAST, owner_stall=0.4)
+    first = Ownership(path, part, policy)
+    first.__enter__()
+
+    def work() -> None:
+        for n in range(6):
+            part.write_bytes(b"x" * 5000 * (n + 1))
+            time.sleep(0.15)
+        first.__exit__()
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    with Ownership(path, part, policy) as second:
+        assert second.waited and second.holds()
+        begun = time.monotonic()
+        with pytest.raises(OwnedError, match="works on this file"):
+            Ownership(path, part, policy).__enter__()
+        assert time.monotonic() - begun < 2.0
+    thread.join()
+    assert not path.exists()
+
+
+def test_ownership_that_was_lost_is_noticed(tmp_path: Path) -> None:
+    path = tmp_path / "f.part.owner"
+    with Ownership(path, tmp_path / "f.part", FAST) as owner:
+        path.write_text(json.dumps({**json.loads(path.read_text()), "token": "another"}))
+        assert not owner.holds()
+    assert path.exists()
+
+
+def test_a_new_scheme_is_one_decorated_class(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    from lavis_ext.fetch import Source, Transfer, fetch, openers
+
+    monkeypatch.setattr(openers, "_FACTORIES", dict(openers._FACTORIES))
+
+    @register_opener("mem")
+    class MemoryOpener:
+        def __init__(self, session: Session) -> None:
+            self.session = session
+
+        def open(self, request: Request) -> Reply:
+            return Reply(0, 4, openers_body(b"data"))
+
+    with pytest.raises(ValueError, match="has an opener already"):
+        register_opener("mem")(MemoryOpener)
+    fetch(Transfer(tmp_path / "x", (Source("mem:x"),), 4), FAST)
+    assert (tmp_path / "x").read_bytes() == b"data"
+
+
+def openers_body(data: bytes) -> object:
+    from lavis_ext.fetch.local import LocalBody
+
+    class Buffer:
+        def __init__(self) -> None:
+            self.left = data
+
+        def read(self, size: int) -> bytes:
+            out, self.left = self.left[:size], self.left[size:]
+            return out
+
+        def close(self) -> None:
+            self.left = b""
+
+    return LocalBody(Buffer(), len(data))  # type: ignore[arg-type]
+
+
+def test_halt_wakes_a_blocked_reader(tmp_path: Path) -> None:
+    from lavis_ext.fetch import Source, Transfer
+    from lavis_ext.fetch.engine import fetch_in
+    from lavis_ext.fetch.failures import Stopped
+    from tests.support.server import Fault, Server, payload
+
+    with Server() as server, Session(replace(FAST, stall_timeout=30.0)) as session:
+        url = server.put("/f.bin", payload(500_000))
+        server.script("/f.bin", Fault(stall_at=131_072))
+        caught: list[BaseException] = []
+
+        def work() -> None:
+            try:
+                fetch_in(session, Transfer(tmp_path / "f.bin", (Source(url),), 500_000))
+            except BaseException as error:
+                caught.append(error)
+
+        thread = threading.Thread(target=work)
+        thread.start()
+        assert wait_until(lambda: server.sent() >= 131_072)
+        time.sleep(0.05)
+        session.halt()
+        thread.join(3.0)
+        assert not thread.is_alive() and isinstance(caught[0], Stopped)
+        assert json.loads((tmp_path / "f.bin.part.json").read_text())["done"] == [[0, 131_072]]

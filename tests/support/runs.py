@@ -1,0 +1,84 @@
+"""A runner over toys in a folder, with the hooks of a real run."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from lavis_ext.runner import checkpoint
+from lavis_ext.runner.device import build_accelerator
+from lavis_ext.runner.evaluation import Evaluator
+from lavis_ext.runner.hooks import CheckpointHook, EvaluateHook, ScheduleHook
+from lavis_ext.runner.logs import JsonLog, LogHook
+from lavis_ext.runner.loop import Hook, Runner
+from lavis_ext.runner.signals import SignalHook
+from lavis_ext.runner.state import seed_everything
+from tests.support.toys import ToyDataset, ToyFeed, ToyModel, ToyTask, toy_run
+
+
+def toy_runner(
+    folder: Path, extra: Sequence[Hook] = (), size: int = 12, metrics: Sequence[float] = (0.5,), **keys: Any
+) -> Runner:
+    """A runner that stands at its start; `keys` go to the run section."""
+    torch.set_num_threads(1)
+    run = toy_run(folder, **keys)
+    seed_everything(run.seed)
+    task = ToyTask(ToyModel(), run)
+    task.remaining = list(metrics)
+    accelerator = build_accelerator(run)
+    job = folder / "job"
+    job.mkdir(parents=True, exist_ok=True)
+    splits = dict.fromkeys([*run.valid_splits, *run.test_splits])
+    feeds = {split: EvaluationFeed(ToyDataset(4, split=split)) for split in splits}
+    evaluator = Evaluator(task, feeds, job, accelerator, run.seed)
+    hooks = [
+        SignalHook(),
+        ScheduleHook(),
+        LogHook(JsonLog(job / "log.jsonl")),
+        EvaluateHook(),
+        CheckpointHook(),
+        *extra,
+    ]
+    rank, world = accelerator.process_index, accelerator.num_processes
+    return Runner(
+        run,
+        task,
+        ToyFeed(ToyDataset(size), run.batch_size_train, rank=rank, world=world),
+        evaluator,
+        hooks,
+        accelerator,
+    )
+
+
+class EvaluationFeed(ToyFeed):
+    """All samples in order, every time."""
+
+    def __init__(self, dataset: ToyDataset) -> None:
+        super().__init__(dataset, shuffle=False)
+
+
+def resumed(folder: Path, **keys: Any) -> Runner:
+    """A new runner that goes on from the newest checkpoint of the folder."""
+    runner = toy_runner(folder, **keys)
+    saved = checkpoint.load_newest(folder / "job")
+    assert saved is not None
+    runner.restore(saved)
+    return runner
+
+
+def log_lines(folder: Path) -> list[dict[str, Any]]:
+    """The records of a run without those that depend on the clock."""
+    lines = (folder / "job" / "log.jsonl").read_text(encoding="utf-8").splitlines()
+    clocked = {"samples_per_s", "data_wait", "peak_memory_mb"}
+    return [{k: v for k, v in json.loads(line).items() if k not in clocked} for line in lines]
+
+
+def weights(runner: Runner) -> list[Any]:
+    """Everything that training moves, comparable bit by bit."""
+    tensors = [*runner.model.state_dict().values()]
+    tensors += [v for state in runner.optimizer.state.values() for v in state.values() if isinstance(v, torch.Tensor)]
+    return [t.tolist() for t in tensors]
