@@ -1,0 +1,155 @@
+"""Samples counted: what the annotations of each split name, and how many of those pictures are on the disk."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from lavis_ext.cards import Card, Cards
+from lavis_ext.errors import ConfigError, IntegrityError, LavisExtError, PartialError
+from lavis_ext.imagelists import Account as ListAccount
+from lavis_ext.imagelists import list_account
+from lavis_ext.prepare.inventory import Inventory
+from lavis_ext.prepare.report import SplitState
+from lavis_ext.prepare.rows import Names, image_names, open_rows, relative_name
+from lavis_ext.prepare.selection import Chosen, Need
+from lavis_ext.prepare.stamps import Stamp, family_folder, read_stamp, write_atomic
+from lavis_ext.schema import DatasetConfig, SplitCounts
+
+if TYPE_CHECKING:
+    from lavis_ext.readers.annotations import Annotations
+
+MISSING_FILE = "missing.tsv"
+
+
+class Account:
+    """Counts the splits of a selection; folders are listed and annotations opened once each."""
+
+    def __init__(self, root: Path, cards: Cards, needs: Sequence[Need], limit: int | None = None) -> None:
+        self._root, self._cards, self._needs, self._limit = root, cards, needs, limit
+        self._listed: dict[tuple[str, tuple[str, ...] | None], Names] = {}
+        self._opened: dict[tuple[Path, ...], Annotations] = {}
+        self.errors: list[LavisExtError] = []
+
+    def states(self, chosen: Iterable[Chosen]) -> list[SplitState]:
+        """The state of every chosen split; annotations that cannot be read are added to `errors`."""
+        return [self._state(one, split) for one in chosen for split in one.splits]
+
+    def _state(self, one: Chosen, split: str) -> SplitState:
+        stamps = self._stamps(one.dataset, split)
+        counts = one.dataset.counts.get(split, SplitCounts())
+        found = [stamp for stamp in stamps if stamp is not None]
+        subset = any(stamp.subset for stamp in found)
+        verified = bool(stamps) and len(found) == len(stamps)
+        state = SplitState(dataset=one.title, split=split, verified=verified, subset=subset, expected=counts.images)
+        listed = self._list_of(one.dataset, split)
+        if listed is not None:
+            state = replace(state, samples=listed.samples, expected=listed.expected, present=listed.present)
+            return replace(state, verified=listed.error is None)
+        rows = self._rows(one.dataset, split)
+        if rows is None:
+            return state if one.dataset.build_info.annotations else replace(state, samples=counts.samples)
+        names = image_names(rows, one.dataset) if one.dataset.build_info.images.storage else []
+        there = self.names_of(one.dataset)
+        lost = tuple(name for name in names if there.find(name) is None)
+        there_are = len(names) - len(lost)
+        return replace(state, samples=len(rows), expected=len(names), present=there_are, names=lost)
+
+    def _list_of(self, dataset: DatasetConfig, split: str) -> ListAccount | None:
+        """What is told of shards that were made from a list, None where the split has none (yet)."""
+        used = [need.artifact for need in self._needs if (dataset, split) in need.users]
+        lists = [artifact for artifact in used if artifact.lists and artifact.lists.output == "shards"]
+        return list_account(self._root, lists[0]) if lists else None
+
+    def _stamps(self, dataset: DatasetConfig, split: str) -> list[Stamp | None]:
+        used = [need.artifact for need in self._needs if (dataset, split) in need.users]
+        return [read_stamp(self._root, artifact) for artifact in used]
+
+    def _rows(self, dataset: DatasetConfig, split: str) -> Annotations | None:
+        """The rows of a split up to the limit, None where its files are not there (or cannot be read)."""
+        paths = tuple(self._root / path for path in self._cards.annotation_paths(dataset, split))
+        if not paths or not all(path.is_file() for path in paths):
+            return None
+        if paths not in self._opened:
+            try:
+                self._opened[paths] = open_rows(paths, self._limit)
+            except (IntegrityError, ConfigError) as error:
+                self.errors.append(error)
+                return None
+        return self._opened[paths]
+
+    def names_of(self, dataset: DatasetConfig) -> Names:
+        """The pictures below a data set's folder: files, and members of archives that were left packed."""
+        storage, layouts = dataset.build_info.images.storage, dataset.args.get("layouts")
+        key = (storage, tuple(layouts) if layouts is not None else None)
+        if key not in self._listed:
+            names = set(walk(self._root / storage)) | set(self._packed(storage))
+            self._listed[key] = Names(names, layouts)
+        return self._listed[key]
+
+    def _packed(self, storage: str) -> Iterator[str]:
+        for need in self._needs:
+            stamp = read_stamp(self._root, need.artifact) if need.images else None
+            inventory = Inventory.read(self._root, need.artifact) if stamp and stamp.state == "packed" else None
+            for member in inventory.members if inventory else ():
+                name = relative_name(need.artifact, member.name, storage)
+                if name is not None:
+                    yield name
+
+
+def walk(root: Path) -> Iterator[str]:
+    """Relative names of all files below a folder, hidden folders left out; links to folders are followed."""
+    for folder, inner, files in os.walk(root, followlinks=True):
+        inner[:] = [name for name in inner if not name.startswith(".")]
+        base = os.path.relpath(folder, root)
+        prefix = "" if base == "." else f"{base}/"
+        yield from (prefix + name for name in files)
+
+
+def judge(states: Iterable[SplitState], cards: dict[str, Card]) -> list[LavisExtError]:
+    """An error for each split that is short of pictures.
+
+    A family that must be complete (threshold 1) is damaged without one (IntegrityError, exit code 5); another is
+    partial below its threshold (PartialError, exit code 8), as sets of dead links are expected to be.
+    """
+    errors: list[LavisExtError] = []
+    for state in states:
+        if not state.missing or not state.expected:
+            continue
+        threshold = cards[state.dataset].success_threshold
+        where, what = f"{state.dataset}/{state.split}", f"{state.missing} of {state.expected} images are missing"
+        if threshold >= 1:
+            way_out = "run `lavis-ext prepare` again; `.lavis_ext/missing.tsv` names them"
+            errors.append(IntegrityError(where, what, way_out))
+        elif state.present / state.expected < threshold:
+            what = f"{what}, {threshold:.0%} must be there"
+            errors.append(
+                PartialError(where, what, "run `lavis-ext prepare` again later; `.lavis_ext/missing.tsv` names them")
+            )
+    return errors
+
+
+def home_of(one: Chosen, needs: Iterable[Need]) -> str:
+    """The folder below the cache root in which a data set keeps its records."""
+    used = [need.artifact for need in needs if any(dataset is one.dataset for dataset, _ in need.users)]
+    return family_folder(used[0]) if used else one.card.family
+
+
+def write_missing(root: Path, states: Iterable[SplitState], homes: dict[str, str]) -> None:
+    """Per family, `.lavis_ext/missing.tsv`: data set, split, picture; removed where nothing is. Raises OSError."""
+    lines: dict[str, list[str]] = {folder: [] for folder in homes.values()}
+    for state in states:
+        lines[homes[state.dataset]] += [f"{state.dataset}\t{state.split}\t{_plain(name)}\n" for name in state.names]
+    for folder, missing in lines.items():
+        path = root / folder / ".lavis_ext" / MISSING_FILE
+        if missing:
+            write_atomic(path, "".join(["dataset\tsplit\timage\n", *missing]))
+        else:
+            path.unlink(missing_ok=True)
+
+
+def _plain(name: str) -> str:
+    return name.encode("unicode_escape").decode() if not name.isprintable() else name

@@ -1,0 +1,161 @@
+"""What came of a run, as one truthful line, as lines per split, and as JSON."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
+
+from lavis_ext.errors import DiskError, LavisExtError
+from lavis_ext.prepare.planning import Plan
+from lavis_ext.wording import human
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """What came of one artifact; `bytes` moved over the wire, `verified` is what proved them, "" for nothing."""
+
+    title: str
+    file: str
+    outcome: Literal["downloaded", "reused", "failed"]
+    bytes: int = 0
+    verified: str = ""
+    equivalence: str = "byte_exact"
+    notes: tuple[str, ...] = ()
+    error: LavisExtError | None = None
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values."""
+        problems = [asdict(problem) for problem in self.error.problems] if self.error else []
+        code = self.error.exit_code if self.error else 0
+        shown = {name: getattr(self, name) for name in ("title", "file", "outcome", "bytes", "verified", "equivalence")}
+        return {**shown, "notes": list(self.notes), "problems": problems, "exit_code": code}
+
+
+@dataclass(frozen=True, kw_only=True)
+class SplitState:
+    """One split: samples that its annotations list, pictures that they name, and how many of those are there.
+
+    `samples` and `expected` are None where the annotations are not there and the card declares no counts. `verified`:
+    all of its files carry a stamp; `subset`: some came from a mirror that offers only a part.
+    """
+
+    dataset: str
+    split: str
+    samples: int | None = None
+    expected: int | None = None
+    present: int = 0
+    verified: bool = False
+    subset: bool = False
+    names: tuple[str, ...] = field(default=(), repr=False)
+    """The names of missing pictures."""
+
+    @property
+    def missing(self) -> int | None:
+        """Pictures that are named and not there."""
+        return None if self.expected is None else max(0, self.expected - self.present)
+
+    @property
+    def state(self) -> str:
+        """verified | present | partial | missing, with `(subset)`."""
+        if self.samples is None and not self.verified:
+            word = "missing"
+        elif self.missing:
+            word = "partial" if self.present else "missing"
+        else:
+            word = "verified" if self.verified else "present"
+        return f"{word} (subset)" if self.subset else word
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values."""
+        shown = {
+            name: getattr(self, name) for name in ("dataset", "split", "samples", "expected", "present", "missing")
+        }
+        return {**shown, "verified": self.verified, "subset": self.subset, "state": self.state}
+
+    def line(self) -> str:
+        """`coco_caption/val: 5000 samples, 5000 of 5000 images, verified`."""
+        pictures = "" if self.expected is None else f", {self.present} of {self.expected} images"
+        count = "no annotations" if self.samples is None else f"{self.samples} samples"
+        return f"{self.dataset}/{self.split}: {count}{pictures}, {self.state}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Report:
+    """The end of `prepare`: the plan, what came of each artifact, the splits, and what else went wrong."""
+
+    plan: Plan
+    outcomes: tuple[Outcome, ...] = ()
+    splits: tuple[SplitState, ...] = ()
+    errors: tuple[LavisExtError, ...] = ()
+    dry_run: bool = False
+
+    @property
+    def failures(self) -> list[LavisExtError]:
+        """Every error, of artifacts and of the account."""
+        return [o.error for o in self.outcomes if o.error is not None] + list(self.errors)
+
+    @property
+    def exit_code(self) -> int:
+        """The code of the worst failure, 0 without one."""
+        return worst(self.failures)
+
+    @property
+    def bytes_moved(self) -> int:
+        """Bytes that came over the wire or from a local mirror."""
+        return sum(outcome.bytes for outcome in self.outcomes)
+
+    @property
+    def subset(self) -> bool:
+        """Whether anything of it is a subset."""
+        return any(outcome.equivalence == "subset" for outcome in self.outcomes)
+
+    def count(self, outcome: str) -> int:
+        """How many artifacts ended so."""
+        return sum(one.outcome == outcome for one in self.outcomes)
+
+    def line(self) -> str:
+        """`planned 14 · downloaded 11 · reused 2 · failed 1 · bytes 26.1 GB · 0 unverified · exit 4`."""
+        if self.dry_run:
+            fits = "fits" if not self.errors else "does not fit"
+            download = f"download {human(self.plan.download)}, {fits}"
+            return f"planned {len(self.plan.items)} · {download} · nothing was written · exit {self.exit_code}"
+        unverified = sum(one.outcome != "failed" and not one.verified for one in self.outcomes)
+        counts = (
+            f"downloaded {self.count('downloaded')} · reused {self.count('reused')} · failed {self.count('failed')}"
+        )
+        subset = " · subset" if self.subset else ""
+        total = f"planned {len(self.plan.items)} · {counts} · bytes {human(self.bytes_moved)}"
+        return f"{total} · {unverified} unverified{subset} · exit {self.exit_code}"
+
+    def lines(self) -> list[str]:
+        """Everything that a person wants to know, the truthful line last."""
+        told = [*self.plan.passed_over, *(split.line() for split in self.splits)]
+        told += [f"{one.title}: {note}" for one in self.outcomes for note in one.notes]
+        return [*told, *(str(error) for error in self.failures), self.line()]
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values for `--json`."""
+        problems = [asdict(problem) for error in self.failures for problem in error.problems]
+        return {
+            "plan": self.plan.as_dict(),
+            "outcomes": [outcome.as_dict() for outcome in self.outcomes],
+            "splits": [split.as_dict() for split in self.splits],
+            "problems": problems,
+            "bytes": self.bytes_moved,
+            "subset": self.subset,
+            "dry_run": self.dry_run,
+            "exit_code": self.exit_code,
+            "summary": self.line(),
+        }
+
+
+def worst(errors: Sequence[LavisExtError]) -> int:
+    """One exit code for several failures: unsafe content first, then the disk, then the highest; 0 for none."""
+    codes = {error.exit_code for error in errors}
+    if 10 in codes:
+        return 10
+    if any(isinstance(error, DiskError) for error in errors):
+        return DiskError.exit_code
+    # a split that is short of pictures (8) is only a consequence of what failed before it
+    return max(codes - {8}, default=8 if codes else 0)

@@ -1,0 +1,235 @@
+"""Which data sets, splits and artifacts a command means; an unknown name is told with its nearest."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Literal
+
+from lavis_ext.cards import Artifact, Card, Cards, split_names
+from lavis_ext.errors import NetworkError, UsageError, nearest
+from lavis_ext.fetch import MirrorMap, Policy
+from lavis_ext.prepare.stamps import family_folder
+from lavis_ext.schema import DatasetConfig
+
+Preference = Callable[[DatasetConfig, DatasetConfig, str], bool]
+"""Whether a split is meant in its other form: (data set in that form, in the first, split)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PrepareOptions:
+    """What `lavis-ext prepare` takes; None is the default of the environment."""
+
+    splits: Sequence[str] | None = None
+    """None: every split that a data set declares."""
+    max_samples: int | None = None
+    """Only the first N samples of each split, and only their images."""
+    dry_run: bool = False
+    jobs: int | None = None
+    """Files that are fetched at a time."""
+    keep_archives: bool = False
+    no_unpack: bool = False
+    """Leave archives as they are; images are then read out of zips."""
+    offline: bool | None = None
+    mirror: str | None = None
+    """Base URL or folder; None: `LAVIS_EXT_MIRROR`."""
+    cache_root: str | Path | None = None
+    reserve: int | None = None
+    """Bytes that stay free on the disk; None: 10 % of what is needed, at most 1 GiB."""
+    policy: Policy = field(default_factory=Policy)
+    source: str = ""
+    """Another place of a list in parts (Laion-COCO's metadata): a folder, a file of URLs, `hf:datasets/owner/name` …"""
+    metadata_only: bool = False
+    """Fetch lists of images, but not the images."""
+    distributor: Literal["multiprocessing", "pyspark", "ray"] = "multiprocessing"
+    """What shares out the download of a list of the open web."""
+    processes: int = 0
+    """Processes that download such a list; 0: one per core, at most 16."""
+
+    def check(self) -> None:
+        """Raise UsageError for what cannot be meant."""
+        if self.max_samples is not None and self.max_samples <= 0:
+            raise UsageError(f"--max-samples {self.max_samples}", "must be at least 1", "leave it out for everything")
+        if self.max_samples is not None and self.no_unpack:
+            raise UsageError(
+                "--no-unpack", "does not go with --max-samples, which fetches single files", "leave one out"
+            )
+        if self.jobs is not None and self.jobs <= 0:
+            raise UsageError(f"--jobs {self.jobs}", "must be at least 1", "leave it out for the default")
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """A data set and the splits of it that are meant."""
+
+    card: Card
+    dataset: DatasetConfig
+    splits: tuple[str, ...]
+
+    @property
+    def title(self) -> str:
+        """Its name, with the config type where that is not the default."""
+        return self.dataset.name if self.dataset.type == "default" else f"{self.dataset.name}[{self.dataset.type}]"
+
+
+@dataclass
+class Need:
+    """An artifact, whether it holds images, and the splits that need it."""
+
+    artifact: Artifact
+    card: Card
+    images: bool
+    users: list[tuple[DatasetConfig, str]] = field(default_factory=list)
+
+    @property
+    def title(self) -> str:
+        """What messages call it: `coco/train2014`."""
+        return f"{self.artifact.family or self.card.family}/{self.artifact.name or self.artifact.file}"
+
+
+@dataclass(frozen=True)
+class Selection:
+    """The chosen data sets, what they need (each file once, annotations first), and lines about those passed over."""
+
+    chosen: tuple[Chosen, ...]
+    needs: tuple[Need, ...]
+    passed_over: tuple[str, ...] = ()
+
+    @property
+    def families(self) -> list[str]:
+        """The folders below the cache root that this writes to, sorted."""
+        return sorted({family_folder(need.artifact) for need in self.needs})
+
+
+def user_key(dataset: DatasetConfig, split: str) -> str:
+    """What names a split of a data set in stamps: `coco_vqa[eval]/val`."""
+    return f"{dataset.name}/{split}" if dataset.type == "default" else f"{dataset.name}[{dataset.type}]/{split}"
+
+
+def select(
+    cards: Cards,
+    names: Iterable[str],
+    splits: Sequence[str] | None,
+    mirrors: MirrorMap | None = None,
+    root: Path | None = None,
+) -> Selection:
+    """Families and data sets by name; with a subset mirror, data sets of which it lists nothing are passed over.
+
+    Annotations that are published in two forms are meant in the one that such a mirror has, else in the one that lies
+    below `root`. Raises UsageError for an unknown name or split, NetworkError where the mirror lists nothing of all.
+    """
+    chosen = _chosen(cards, list(names), splits)
+    passed: list[str] = []
+    if mirrors is not None and mirrors.is_subset:
+        listed = [_in_form(cards, one, _listed_only(cards, mirrors)) for one in chosen]
+        chosen, passed = _offered(cards, listed, mirrors)
+    elif root is not None:
+        chosen = [_in_form(cards, one, _on_disk(cards, root)) for one in chosen]
+    needs = _needs(cards, chosen)
+    for need in needs:
+        family_folder(need.artifact)
+    return Selection(tuple(chosen), tuple(needs), tuple(passed))
+
+
+def _chosen(cards: Cards, names: list[str], splits: Sequence[str] | None) -> list[Chosen]:
+    if not names:
+        raise UsageError("prepare", "names no data set", nearest("", [*cards.families, *cards.names()]))
+    resolved = [(name, *cards.resolve(name)) for name in names]
+    datasets = {(d.name, d.type): (card, d) for name, card, found in resolved for d in found if _is_meant(d, name)}
+    known = dict.fromkeys(split for _, dataset in datasets.values() for split in split_names(dataset))
+    for split in splits or ():
+        if split not in known:
+            raise UsageError(f"--split {split}", f"no split of {', '.join(names)}", nearest(split, known))
+    wanted = known if splits is None else dict.fromkeys(splits)
+    every = [Chosen(card, d, tuple(s for s in split_names(d) if s in wanted)) for card, d in datasets.values()]
+    return [chosen for chosen in every if chosen.splits]
+
+
+def _is_meant(dataset: DatasetConfig, name: str) -> bool:
+    """Whether a name means this config type: one that is prepared on request only must be named."""
+    return not dataset.on_request or name == f"{dataset.name}[{dataset.type}]"
+
+
+def _in_form(cards: Cards, one: Chosen, prefers: Preference) -> Chosen:
+    """The data set with those splits in their other form that `prefers` says so of."""
+    dataset = one.dataset
+    for split in one.splits:
+        other = cards.in_other_form(dataset, split)
+        if other and prefers(other, dataset, split):
+            dataset = other
+    return replace(one, dataset=dataset)
+
+
+def _listed_only(cards: Cards, mirrors: MirrorMap) -> Preference:
+    """Prefers the form of a split that a mirror lists whole where it does not list the other so."""
+
+    def lists_all(dataset: DatasetConfig, split: str) -> bool:
+        return all(_any_listed(artifact, mirrors) for artifact in cards.annotation_artifacts(dataset, split))
+
+    def prefers(other: DatasetConfig, first: DatasetConfig, split: str) -> bool:
+        return lists_all(other, split) and not lists_all(first, split)
+
+    return prefers
+
+
+def _on_disk(cards: Cards, root: Path) -> Preference:
+    """Prefers the form that lies whole on the disk where the first does not, or is a part of it (as builders do)."""
+
+    def prefers(other: DatasetConfig, first: DatasetConfig, split: str) -> bool:
+        others, paths = ({root / path for path in cards.annotation_paths(form, split)} for form in (other, first))
+        return all(map(Path.is_file, others)) and (paths < others or not all(map(Path.is_file, paths)))
+
+    return prefers
+
+
+def _needs(cards: Cards, chosen: Iterable[Chosen]) -> list[Need]:
+    needs: dict[str, Need] = {}
+    for one in chosen:
+        for split in one.splits:
+            images = {artifact.file for artifact in cards.image_artifacts(one.dataset, split)}
+            # An archive that holds the annotations too is fetched whole, before pictures are chosen by them.
+            images -= {artifact.file for artifact in cards.annotation_artifacts(one.dataset, split)}
+            for artifact in cards.artifacts_of(one.dataset, [split]):
+                need = needs.setdefault(artifact.file, Need(artifact, one.card, artifact.file in images))
+                need.users.append((one.dataset, split))
+    return sorted(needs.values(), key=_images_last)
+
+
+def _images_last(need: Need) -> bool:
+    return need.images
+
+
+def _offered(cards: Cards, chosen: list[Chosen], mirrors: MirrorMap) -> tuple[list[Chosen], list[str]]:
+    """What a subset mirror has of the chosen data sets; one whose annotations it does not list at all is passed over.
+
+    Images alone do not make a data set: several stand on the same ones. One that is listed in part is kept, and what
+    lacks is an error later.
+    """
+    kept = [one for one in chosen if _listed(cards, one, mirrors)]
+    passed = [one for one in chosen if one not in kept]
+    lines = [f"{one.title}: passed over, the mirror (a subset) lists nothing of it" for one in passed]
+    if not kept:
+        raise NetworkError(
+            mirrors.base, "the mirror (a subset) lists nothing of what is asked for", "name another mirror"
+        )
+    return kept, lines
+
+
+def _listed(cards: Cards, one: Chosen, mirrors: MirrorMap) -> bool:
+    """Whether the mirror lists anything that makes this data set: one of its annotations, else of its images."""
+    needs = _needs(cards, [one])
+    own: Callable[[Need], bool] = _is_annotation if any(map(_is_annotation, needs)) else _any_need
+    return any(_any_listed(need.artifact, mirrors) for need in needs if own(need))
+
+
+def _is_annotation(need: Need) -> bool:
+    return not need.images
+
+
+def _any_need(_: Need) -> bool:
+    return True
+
+
+def _any_listed(artifact: Artifact, mirrors: MirrorMap) -> bool:
+    return any(mirrors.lists(url) for url in (artifact.url, *(mirror.url for mirror in artifact.mirrors)))

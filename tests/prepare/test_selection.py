@@ -1,0 +1,64 @@
+"""Names and splits → data sets and files; mistakes are told with the nearest name."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from lavis_ext.cards import Artifact, Cards, load_cards
+from lavis_ext.errors import ConfigError, UsageError
+from lavis_ext.prepare.selection import select
+from lavis_ext.prepare.stamps import family_folder
+from tests.support.server import Server
+from tests.support.toyfamily import Family
+
+
+@pytest.fixture
+def cards(server: Server, tmp_path: Path) -> Cards:
+    """The card of the toy family."""
+    return Family(server, tmp_path).cards()
+
+
+def test_each_file_once_annotations_first(cards: Cards) -> None:
+    found = select(cards, ["toy", "toy_caption"], None)
+    assert [need.title for need in found.needs] == ["toy/train_rows", "toy/val_rows", "toy/train", "toy/val"]
+    assert [need.images for need in found.needs] == [False, False, True, True]
+    assert found.families == ["toy"] and len(found.chosen) == 1
+
+
+def test_the_shipped_coco_card_by_splits() -> None:
+    cards = load_cards()
+    val = select(cards, ["coco_caption"], ["val"])
+    assert [need.artifact.name for need in val.needs] == ["karpathy_val", "val2014"]
+    train = select(cards, ["coco_caption"], ["train"])
+    assert [need.artifact.name for need in train.needs] == ["karpathy_train", "train2014", "val2014"]
+    assert "coco_retrieval" in {one.dataset.name for one in select(cards, ["coco"], None).chosen}
+
+
+@pytest.mark.parametrize(
+    ("names", "splits", "word"),
+    [(["tyo"], None, "toy"), (["toy_captoin"], None, "toy_caption"), (["toy"], ["vla"], "val"), ([], None, "toy")],
+)
+def test_u07_typos_are_told_with_the_nearest(
+    cards: Cards, names: list[str], splits: list[str] | None, word: str
+) -> None:
+    with pytest.raises(UsageError) as caught:
+        select(cards, names, splits)
+    assert caught.value.exit_code == 2 and word in str(caught.value)
+
+
+@pytest.mark.parametrize("storage", ["/etc/x", "../x", "a/../../x", "a\\b"])
+def test_storage_outside_the_root_is_refused(cards: Cards, storage: str) -> None:
+    with pytest.raises(ConfigError):
+        family_folder(Artifact(url="https://x.org/a", storage=storage))
+    card = cards.families["toy"]
+    artifacts = {**card.artifacts, "val_rows": replace(card.artifacts["val_rows"], storage=storage)}
+    with pytest.raises(ConfigError):
+        select(Cards({"toy": replace(card, artifacts=artifacts)}), ["toy"], None)
+
+
+def test_the_first_folder_keeps_the_records() -> None:
+    assert family_folder(Artifact(url="https://x.org/a.zip", storage="coco/images", unpack="zip")) == "coco"
+    assert family_folder(Artifact(url="https://x.org/a.json", storage="a.json")) == ""

@@ -1,0 +1,255 @@
+"""Unpacking in place: resumable at any moment, nothing of a user lost, the disk's refusals told."""
+
+from __future__ import annotations
+
+import errno
+import os
+import random
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+import zipfile
+import zlib
+from pathlib import Path
+
+import pytest
+
+from lavis_ext.cards import Artifact
+from lavis_ext.errors import DiskError, IntegrityError
+from lavis_ext.fetch import Silent
+from lavis_ext.prepare.inventory import Inventory, Journal
+from lavis_ext.prepare.placing import Placement
+from lavis_ext.prepare.unpack import take_inventory, unpack
+from tests.support.server import payload
+from tests.support.toyfamily import pictures, tar_bytes, tree, zip_bytes
+
+FILES = {**pictures("a", 30), **pictures("b/c", 20), "top.txt": b"text"}
+KINDS = ["zip", "tar", "tar.gz"]
+
+
+def archive_of(root: Path, kind: str = "zip", files: dict[str, bytes] = FILES) -> tuple[Path, Artifact]:
+    artifact = Artifact(url=f"https://x.org/toy.{kind}", storage="toy/images", name="toy", unpack=kind)  # type: ignore[arg-type]
+    path = root / artifact.file
+    path.parent.mkdir(parents=True, exist_ok=True)
+    deflated = zip_bytes(files, zipfile.ZIP_DEFLATED)
+    path.write_bytes(deflated if kind == "zip" else tar_bytes(files, "w:gz" if kind == "tar.gz" else "w"))
+    return path, artifact
+
+
+def run(root: Path, kind: str = "zip", files: dict[str, bytes] = FILES) -> list[Path]:
+    path, artifact = archive_of(root, kind, files)
+    return unpack(path, artifact, root, take_inventory(path, artifact), Silent(), threads=2)
+
+
+def unpacked(root: Path) -> dict[str, bytes]:
+    return {name: data for name, data in tree(root / "toy/images").items() if not name.startswith("toy.")}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_file_comes_out(tmp_path: Path, kind: str) -> None:
+    assert run(tmp_path, kind) == []
+    assert unpacked(tmp_path) == FILES
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_is_in_place_is_not_written_again(tmp_path: Path, kind: str) -> None:
+    run(tmp_path, kind)
+    before = {p: p.stat().st_mtime_ns for p in (tmp_path / "toy/images").rglob("*.jpg")}
+    run(tmp_path, kind)
+    assert {p: p.stat().st_mtime_ns for p in before} == before
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_lost_journal_costs_a_crc_and_no_write(tmp_path: Path, kind: str) -> None:
+    run(tmp_path, kind)
+    before = {p: p.stat().st_ino for p in (tmp_path / "toy/images").rglob("*.jpg")}
+    for log in (tmp_path / "toy/.lavis_ext").rglob("*.log"):
+        log.unlink()
+    run(tmp_path, kind)
+    assert {p: p.stat().st_ino for p in before} == before
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_another_file_of_that_name_is_kept(tmp_path: Path, kind: str) -> None:
+    mine = tmp_path / "toy/images/a/000003.jpg"
+    mine.parent.mkdir(parents=True)
+    mine.write_bytes(b"my own photograph")
+    aside = run(tmp_path, kind)
+    assert [p.read_bytes() for p in aside] == [b"my own photograph"]
+    assert aside[0].name == f"000003.jpg.bad-{zlib.crc32(b'my own photograph'):08x}"
+    assert mine.read_bytes() == FILES["a/000003.jpg"]
+
+
+def test_a_link_is_renamed_and_what_it_points_to_stays(tmp_path: Path) -> None:
+    outside = tmp_path / "precious.jpg"
+    outside.write_bytes(b"precious")
+    link = tmp_path / "toy/images/a/000003.jpg"
+    link.parent.mkdir(parents=True)
+    link.symlink_to(outside)
+    run(tmp_path)
+    assert outside.read_bytes() == b"precious"
+    assert not link.is_symlink() and link.read_bytes() == FILES["a/000003.jpg"]
+
+
+def test_a_folder_in_the_way_is_set_aside(tmp_path: Path) -> None:
+    (tmp_path / "toy/images/top.txt").mkdir(parents=True)
+    (tmp_path / "toy/images/top.txt/mine").write_text("mine")
+    (aside,) = run(tmp_path)
+    assert (aside / "mine").read_text() == "mine"
+
+
+def test_a_file_where_a_folder_belongs_is_a_disk_error(tmp_path: Path) -> None:
+    (tmp_path / "toy/images").mkdir(parents=True)
+    (tmp_path / "toy/images/a").write_text("mine")
+    with pytest.raises(DiskError):
+        run(tmp_path)
+    assert (tmp_path / "toy/images/a").read_text() == "mine"
+
+
+def test_modes_in_the_archive_do_not_matter(tmp_path: Path) -> None:
+    artifact = Artifact(url="https://x.org/toy.zip", storage="toy/images", name="toy", unpack="zip")
+    path = tmp_path / artifact.file
+    path.parent.mkdir(parents=True)
+    path.write_bytes(zip_bytes({"a": b"x"}, external_attr=0o100777 << 16))
+    unpack(path, artifact, tmp_path, take_inventory(path, artifact), Silent())
+    assert (path.parent / "a").stat().st_mode & 0o111 == 0
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])
+def test_f03_a_full_disk_is_told_and_continued(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int) -> None:
+    path, artifact = archive_of(tmp_path)
+    real, count = Path.replace, 0
+
+    def full(self: Path, target: Path) -> Path:
+        nonlocal count
+        count += ".part" in self.name
+        if count > 20:
+            raise OSError(number, os.strerror(number), str(self))
+        return real(self, target)
+
+    monkeypatch.setattr(Path, "replace", full)
+    with pytest.raises(DiskError) as caught:
+        unpack(path, artifact, tmp_path, take_inventory(path, artifact), Silent(), threads=2)
+    assert caught.value.exit_code == 6
+    monkeypatch.setattr(Path, "replace", real)
+    assert path.is_file() and len(unpacked(tmp_path)) >= 20
+    assert not list((tmp_path / "toy").rglob("*.part"))
+    run(tmp_path)
+    assert unpacked(tmp_path) == FILES
+
+
+def test_a_damaged_member_is_not_put_in_place(tmp_path: Path) -> None:
+    path, artifact = archive_of(tmp_path)
+    inventory = take_inventory(path, artifact)
+    data = bytearray(path.read_bytes())
+    data[inventory.members[5].offset + 200] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(IntegrityError):
+        unpack(path, artifact, tmp_path, inventory, Silent())
+    assert inventory.members[5].name not in unpacked(tmp_path)
+
+
+def test_after_a_restart_of_the_machine_noted_files_are_checked(tmp_path: Path) -> None:
+    run(tmp_path)
+    short = tmp_path / "toy/images/a/000001.jpg"
+    short.write_bytes(bytes(short.stat().st_size))
+    (log,) = (tmp_path / "toy/.lavis_ext").rglob("*.log")
+    log.write_text(log.read_text().replace('"boot": "', '"boot": "before-'))
+    run(tmp_path)
+    assert short.read_bytes() == FILES["a/000001.jpg"]
+
+
+def test_a_torn_journal_claims_nothing(tmp_path: Path) -> None:
+    path, artifact = archive_of(tmp_path)
+    inventory = take_inventory(path, artifact)
+    with Journal(tmp_path, artifact, inventory) as journal:
+        journal.add([1, 12])
+        log = journal.path
+    log.write_bytes(log.read_bytes()[:-2])
+    with Journal(tmp_path, artifact, inventory) as journal:
+        assert journal.done == {1}
+        journal.add([3])
+    with Journal(tmp_path, artifact, inventory) as journal:
+        assert journal.done == {1, 3}
+    log.write_bytes(b"\xff\xfe not a journal")
+    with Journal(tmp_path, artifact, inventory) as journal:
+        assert journal.done == set()
+
+
+def test_an_inventory_is_what_it_was(tmp_path: Path) -> None:
+    path, artifact = archive_of(tmp_path)
+    inventory = take_inventory(path, artifact)
+    inventory.write(tmp_path, artifact)
+    again = Inventory.read(tmp_path, artifact)
+    assert again is not None and again.members == inventory.members and again.digest == inventory.digest
+    (listing,) = (tmp_path / "toy/.lavis_ext").rglob("*.tsv")
+    listing.write_text(listing.read_text()[:-40])
+    assert Inventory.read(tmp_path, artifact) is None
+
+
+CHILD = """
+import sys
+from pathlib import Path
+from lavis_ext.fetch import Silent
+from lavis_ext.prepare.unpack import take_inventory, unpack
+from tests.prepare.test_unpack import archive_of, BIG
+root = Path(sys.argv[1])
+path, artifact = archive_of(root, "zip", BIG)
+print("ready", flush=True)
+unpack(path, artifact, root, take_inventory(path, artifact), Silent(), threads=2)
+print("done", flush=True)
+"""
+BIG = {f"f/{n:05d}.jpg": payload(400, n % 50) + str(n).encode() for n in range(3000)}
+
+
+@pytest.mark.slow
+def test_a11_killed_at_ten_moments_it_ends_with_the_same_tree(tmp_path: Path) -> None:
+    rng = random.Random(7)
+    code = textwrap.dedent(CHILD).replace("archive_of(root", "prepared(root")
+    setup = "def prepared(root, *_):\n    return root / 'toy/images/toy.zip', ARTIFACT\n"
+    code = (
+        setup
+        + "from lavis_ext.cards import Artifact\n"
+        + code.replace("import archive_of, BIG", "import BIG, ARTIFACT")
+    )
+    archive_of(tmp_path, "zip", BIG)
+    kills = 0
+    for _ in range(10):
+        child = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], stdout=subprocess.PIPE, text=True)
+        assert child.stdout is not None and child.stdout.readline() == "ready\n"
+        time.sleep(rng.uniform(0.0, 0.12))
+        child.send_signal(signal.SIGKILL)
+        kills += child.wait() == -signal.SIGKILL
+    assert kills >= 5
+    end = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, check=True)
+    assert end.stdout.endswith("done\n")
+    assert unpacked(tmp_path) == BIG
+
+
+ARTIFACT = Artifact(url="https://x.org/toy.zip", storage="toy/images", name="toy", unpack="zip")
+
+
+def test_settling_reads_only_what_is_in_doubt(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run(tmp_path)
+    path, artifact = archive_of(tmp_path)
+    inventory = take_inventory(path, artifact)
+    read: list[int] = []
+    monkeypatch.setattr(Placement, "is_sound", lambda self, number: bool(read.append(number)))
+    with Journal(tmp_path, artifact, inventory) as journal:
+        placement = Placement(tmp_path / "toy/images", inventory, journal, Silent(), "toy")
+        assert placement.settle(range(len(inventory.members))) == []
+    assert read == []
+
+
+@pytest.mark.slow
+def test_a13_many_small_members_take_linear_time(tmp_path: Path) -> None:
+    took = []
+    for count in (5_000, 20_000):
+        root = tmp_path / str(count)
+        path, artifact = archive_of(root, "zip", {f"{n % 100}/{n}": b"x" for n in range(count)})
+        begun = time.perf_counter()
+        unpack(path, artifact, root, take_inventory(path, artifact), Silent())
+        took.append((time.perf_counter() - begun) / count)
+    assert took[1] < 3 * took[0]
