@@ -23,6 +23,13 @@ class Sample(TypedDict, total=False):
     question_id: int | str
     answers: list[str]
     weights: list[float]
+    answer: str | None
+    choices: list[str]
+    correct_choice_idx: int | None
+    direct_answers: list[str] | None
+    image0: Tensor
+    image1: Tensor
+    label: int
     index: int
 
 
@@ -56,8 +63,13 @@ class TextProcessor(Protocol):
 class Dataset(Protocol):
     """Rows of one split; it knows neither order nor rank nor batch."""
 
-    name: str
-    split: str
+    @property
+    def name(self) -> str:
+        """The name of the data set."""
+
+    @property
+    def split(self) -> str:
+        """The split."""
 
     def __len__(self) -> int:
         """How many samples."""

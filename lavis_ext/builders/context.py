@@ -1,0 +1,142 @@
+"""From the declaration of a data set to its opened parts: rows, pictures and processors of each split."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lavis_ext.cards import load_cards
+from lavis_ext.errors import ConfigError, PartialError, nearest
+from lavis_ext.processors import build_processor
+from lavis_ext.readers.annotations import Annotations
+from lavis_ext.readers.forms import SplitFiles, sort_files
+from lavis_ext.readers.images import ImageStore
+from lavis_ext.schema import AnnotationConfig, DatasetConfig
+from lavis_ext.types import Dataset
+
+log = logging.getLogger(__name__)
+NO_FILES = SplitFiles(())
+COMMON_ARGS = {"layouts": None, "image_key": "image", "image_pattern": None}
+
+
+class NotPreparedError(PartialError):
+    """A file or folder that a data set needs is not there yet (exit code 8)."""
+
+
+@dataclass(frozen=True)
+class BuildContext:
+    """What a build needs beside the declaration: where data lie, and which splits are wanted (None: all there are)."""
+
+    cache_root: Path
+    splits: Sequence[str] | None = None
+
+
+@dataclass(frozen=True)
+class SplitParts:
+    """The opened parts of one split, from which a shape makes its data set."""
+
+    config: DatasetConfig
+    split: str
+    rows: Annotations
+    images: ImageStore
+    vis_processor: Any
+    text_processor: Any
+    args: Mapping[str, Any]
+    files: SplitFiles = NO_FILES
+
+    @property
+    def training(self) -> bool:
+        """Whether this is the split named `train`."""
+        return self.split == "train"
+
+    @property
+    def limit(self) -> int | None:
+        """How many samples may be used; None: all."""
+        return self.config.max_samples.get(self.split)
+
+
+def build_splits(
+    config: DatasetConfig, context: BuildContext, make: Callable[[SplitParts], Dataset], defaults: Mapping[str, Any]
+) -> dict[str, Dataset]:
+    """Each wanted split that the data set declares, made by `make`; `defaults` are the arguments of the shape.
+
+    With `context.splits` None, splits whose files are missing are left out with a warning, unless all are missing.
+    """
+    args = check_args(config, {**COMMON_ARGS, **defaults})
+    built: dict[str, Dataset] = {}
+    missing: list[NotPreparedError] = []
+    for split in config.build_info.annotations:
+        if context.splits is not None and split not in context.splits:
+            continue
+        try:
+            built[split] = make(open_split(config, split, context, args))
+        except NotPreparedError as error:
+            missing.append(error)
+    _judge_missing(missing, strict=context.splits is not None or not built)
+    return built
+
+
+def check_args(config: DatasetConfig, defaults: Mapping[str, Any]) -> dict[str, Any]:
+    """`args` of a data set over the defaults of its shape; raises ConfigError for an unknown key."""
+    for key in config.args:
+        if key not in defaults:
+            raise ConfigError(
+                f"datasets.{config.name}.args.{key}", f"unknown to '{config.builder}'", nearest(key, defaults)
+            )
+    return {**defaults, **config.args}
+
+
+def open_split(config: DatasetConfig, split: str, context: BuildContext, args: Mapping[str, Any]) -> SplitParts:
+    """Rows, pictures and processors of one split; raises NotPreparedError naming what is missing and the command."""
+    images = ImageStore(context.cache_root / config.build_info.images.storage, layouts=args["layouts"])
+    if not images.ready:
+        raise not_prepared(config, images.root, "no such image folder")
+    paths = annotation_paths(config, split, context)
+    for path in paths:
+        if not path.is_file():
+            raise not_prepared(config, path, "no such annotation file")
+    vis, text = (build_processor(pair.of(split)) for pair in (config.vis_processor, config.text_processor))
+    files = sort_files(paths)
+    return SplitParts(config, split, Annotations(files.rows), images, vis, text, args, files)
+
+
+def annotation_paths(config: DatasetConfig, split: str, context: BuildContext) -> list[Path]:
+    """The annotation files of a split in order; a `url` that is a local file stands in for a copy not made yet.
+
+    Where only the other form of the split is there, it is that one; also where it holds all of the first and more.
+    """
+    annotation = config.build_info.annotations.get(split, AnnotationConfig())
+    cards = load_cards()
+    stored = annotation.storage or cards.annotation_paths(config, split)
+    paths = [context.cache_root / Path(storage).expanduser() for storage in stored]
+    if annotation.instead and not annotation.storage:
+        others = [context.cache_root / path for path in cards.annotation_paths(config, split, instead=True)]
+        paths = others if _is_better(others, paths) else paths
+    locals_ = [Path(url).expanduser() if "://" not in url else None for url in annotation.url]
+    for i, local in enumerate(locals_[: len(paths)]):
+        if local is not None and local.is_file() and not paths[i].is_file():
+            paths[i] = local
+    return paths
+
+
+def _is_better(others: Sequence[Path], paths: Sequence[Path]) -> bool:
+    """Whether the other form is whole on the disk and the first is not, or is a part of it."""
+    whole = all(map(Path.is_file, others))
+    return whole and (set(paths) < set(others) or not all(map(Path.is_file, paths)))
+
+
+def not_prepared(config: DatasetConfig, path: Path, what: str) -> NotPreparedError:
+    """The error for something that a data set needs and that is not there."""
+    return NotPreparedError(
+        str(path), f"{what} ({config.name})", config.manual or f"run `lavis-ext prepare {config.name}`"
+    )
+
+
+def _judge_missing(missing: list[NotPreparedError], strict: bool) -> None:
+    if missing and strict:
+        raise NotPreparedError.of(problem for error in missing for problem in error.problems)
+    for error in missing:
+        log.warning("left out: %s", error)

@@ -1,0 +1,185 @@
+"""Which samples make up which batch on which rank: a pure function of seed and epoch."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
+from hashlib import blake2b
+
+import numpy as np
+
+from lavis_ext.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class Source:
+    """A data set (or stream) as the order sees it: its name and how many samples one lap has."""
+
+    name: str
+    size: int
+    stream: bool = False
+
+
+@dataclass(frozen=True)
+class Slot:
+    """One batch of one rank: which source, in which of its laps, which samples (for a stream: how many)."""
+
+    epoch: int
+    number: int
+    source: int
+    lap: int
+    indices: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Order:
+    """Cuts sources into batches and puts the batches in a row; slot n is the same source on every rank.
+
+    A slot takes `batch_size` samples for each of `world` ranks from one source. Without `weights` an epoch has every
+    slot of every source once, shuffled; with them each slot's source is drawn by weight, an epoch has as many slots,
+    and a source that is used up begins a new lap in a new permutation (laps go on over epochs).
+
+    What a source leaves over (fewer than `batch_size * world` samples) is a smaller slot, split over the ranks as
+    evenly as it goes. `exact` (evaluation) keeps it whatever its size, so that each sample comes exactly once on one
+    rank and ranks may differ by one batch. Otherwise all ranks get equally many batches: a rest smaller than `world` is
+    left out, with `drop_last` every rest is, unless the source has nothing else.
+    """
+
+    sources: tuple[Source, ...]
+    batch_size: int
+    seed: int = 0
+    weights: tuple[float, ...] | None = None
+    shuffle: bool = True
+    rank: int = 0
+    world: int = 1
+    drop_last: bool = False
+    exact: bool = False
+
+    def __post_init__(self) -> None:
+        if self.batch_size < 1 or not 0 <= self.rank < self.world or not self.sources:
+            what = f"batch_size {self.batch_size}, rank {self.rank} of {self.world}, {len(self.sources)} data sets"
+            raise ConfigError("mixture", what, "each must be at least one, and rank below world")
+        if self.weights is not None:
+            _check_weights(self.weights, len(self.sources), self.exact)
+        for source, slots in zip(self.sources, self.laps, strict=True):
+            if slots == 0:
+                what = f"has {source.size} samples for {self.world} ranks"
+                raise ConfigError(f"data set '{source.name}'", what, "use fewer ranks, or leave the data set out")
+
+    @cached_property
+    def laps(self) -> tuple[int, ...]:
+        """Slots in one lap of each source."""
+        return tuple(self._slots_of(source) for source in self.sources)
+
+    @property
+    def total(self) -> int:
+        """Slots in an epoch, over all sources."""
+        return sum(self.laps)
+
+    def __len__(self) -> int:
+        """Batches that this rank gets in an epoch."""
+        if not self.exact:
+            return self.total
+        span = self.batch_size * self.world
+        rests = (source.size % span for source in self.sources if not source.stream)
+        return self.total - sum(0 < rest <= self.rank for rest in rests)
+
+    def slots(self, epoch: int, start: int = 0) -> Iterator[Slot]:
+        """The batches of this rank from slot `start` of an epoch on."""
+        sources, parts, laps = self._row(epoch)
+        for number in range(start, self.total):
+            source, lap = int(sources[number]), int(laps[number])
+            indices = self._part(source, lap, int(parts[number]))
+            if len(indices):
+                yield Slot(epoch, number, source, lap, tuple(indices.tolist()))
+
+    def seeds(self, slot: Slot) -> list[int]:
+        """The seed of each sample's augmentation; for a data set it depends on sample and lap, not on batch or rank."""
+        source = self.sources[slot.source]
+        lap = f"{slot.epoch}.{slot.number}.{self.rank}" if source.stream else str(slot.lap)
+        return [_hash(self.seed, source.name, lap, index, size=8) >> 1 for index in slot.indices]
+
+    def spares(self, slot: Slot) -> tuple[int, ...]:
+        """Samples of the slot's source to try where all of its own failed, in an order of the rank's own."""
+        size = self.sources[slot.source].size
+        rng = generator(self.seed, "spare", slot.epoch, slot.number, self.rank)
+        return tuple(rng.integers(size, size=8 * self.batch_size).tolist())
+
+    def _slots_of(self, source: Source) -> int:
+        full, rest = divmod(source.size, self.batch_size * self.world)
+        if self.exact:
+            return full + (rest > 0)
+        return full + (rest >= self.world and (full == 0 or not self.drop_last))
+
+    def _row(self, epoch: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Per slot of an epoch: source, number of the slot within its lap, lap."""
+        if self.weights is None:
+            sources = np.repeat(np.arange(len(self.laps)), self.laps)
+            parts = np.concatenate([np.arange(slots) for slots in self.laps])
+            order = generator(self.seed, "slots", epoch).permutation(self.total) if self.shuffle else slice(None)
+            return sources[order], parts[order], np.full(self.total, epoch)
+        sources = self._draw(epoch)
+        count = np.zeros(self.total, dtype=np.int64)
+        for number, before in enumerate(self._drawn_before(epoch)):
+            mine = sources == number
+            count[mine] = before + np.arange(mine.sum())
+        laps, parts = np.divmod(count, np.array(self.laps)[sources])
+        return sources, parts, laps
+
+    def _draw(self, epoch: int) -> np.ndarray:
+        shares = np.array(self.weights, dtype=np.float64)
+        return generator(self.seed, "draw", epoch).choice(len(shares), size=self.total, p=shares / shares.sum())
+
+    def _drawn_before(self, epoch: int) -> np.ndarray:
+        """How often each source was drawn in all earlier epochs, by drawing those again that are not known yet."""
+        known = max(e for e in self._drawn if e <= epoch)
+        count = self._drawn[known]
+        for earlier in range(known, epoch):
+            count = count + np.bincount(self._draw(earlier), minlength=len(count))
+        self._drawn[epoch] = count
+        return count
+
+    @cached_property
+    def _drawn(self) -> dict[int, np.ndarray]:
+        return {0: np.zeros(len(self.sources), dtype=np.int64)}
+
+    def _part(self, number: int, lap: int, part: int) -> np.ndarray:
+        """Indices of this rank in one slot; for a stream only their count means something."""
+        source, span = self.sources[number], self.batch_size * self.world
+        if source.stream:
+            return np.arange(self.batch_size)
+        first, last = part * span, min((part + 1) * span, source.size)
+        base, extra = divmod(last - first, self.world)
+        begin = first + self.rank * base + min(self.rank, extra)
+        end = begin + base + (self.rank < extra)
+        return (
+            permutation(self.seed, source.name, lap, source.size)[begin:end] if self.shuffle else np.arange(begin, end)
+        )
+
+
+def generator(seed: int, *words: str | int) -> np.random.Generator:
+    """A generator of its own for each purpose that `words` name."""
+    return np.random.Generator(np.random.Philox(key=_hash(seed, *words, size=16)))
+
+
+def _hash(*words: str | int, size: int) -> int:
+    return int.from_bytes(blake2b("/".join(map(str, words)).encode(), digest_size=size).digest(), "little")
+
+
+@lru_cache(maxsize=16)
+def permutation(seed: int, name: str, lap: int, size: int) -> np.ndarray:
+    """The order of a source's samples in one lap, int64 [size]."""
+    return generator(seed, "samples", name, lap).permutation(size)
+
+
+def _check_weights(weights: tuple[float, ...], count: int, exact: bool) -> None:
+    if exact:
+        raise ConfigError(
+            "mixture", "weights with neither shuffle nor repeat", "leave the weights out of an evaluation"
+        )
+    if len(weights) != count or not all(math.isfinite(w) and w >= 0 for w in weights) or sum(weights) <= 0:
+        raise ConfigError(
+            "mixture weights", f"{list(weights)} for {count} data sets", "give each a number of at least 0, not all 0"
+        )

@@ -1,0 +1,48 @@
+"""LAVIS' text processors: lower case, some signs taken out, cut to a number of words."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from lavis_ext.processors.base import Processor
+from lavis_ext.registry import processors
+
+SIGNS = re.compile(r"[.!\"()*#:;~]")
+SPACES = re.compile(r"\s{2,}")
+
+
+@processors.register("blip_caption")
+@dataclass(frozen=True)
+class BlipCaption(Processor):
+    """Signs become spaces; `prompt` is put before the result."""
+
+    prompt: str = ""
+    max_words: int = 50
+
+    def __call__(self, text: str) -> str:
+        """The prompt and the cleaned caption."""
+        return self.prompt + self.pre_caption(text)
+
+    def pre_caption(self, text: str) -> str:
+        """The cleaned caption alone."""
+        spaced = SPACES.sub(" ", SIGNS.sub(" ", text.lower()))
+        return first_words(spaced.rstrip("\n").strip(" "), self.max_words)
+
+
+@processors.register("blip_question")
+@dataclass(frozen=True)
+class BlipQuestion(Processor):
+    """Signs are deleted; inner and final line breaks stay, as in LAVIS."""
+
+    max_words: int = 50
+
+    def __call__(self, text: str) -> str:
+        """The cleaned question."""
+        return first_words(SIGNS.sub("", text.lower()).rstrip(" "), self.max_words)
+
+
+def first_words(text: str, limit: int) -> str:
+    """The text, or its first `limit` words as single spaces part them."""
+    words = text.split(" ")
+    return " ".join(words[:limit]) if len(words) > limit else text

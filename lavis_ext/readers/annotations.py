@@ -1,0 +1,221 @@
+"""Annotation files of a split as one sequence of rows, memory-mapped from an Arrow copy that is written once."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import logging
+import os
+import tempfile
+from bisect import bisect_right
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import accumulate
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, overload
+
+import pyarrow as pa
+
+from lavis_ext.errors import ConfigError, DiskError
+from lavis_ext.readers.joined import Joined, files_of
+from lavis_ext.readers.parse import Row, parse_rows
+from lavis_ext.readers.table import BATCH_ROWS, META, Columns, columns_of, decode_row, encode_rows
+
+if TYPE_CHECKING:
+    import numpy as np
+
+log = logging.getLogger(__name__)
+FORMAT = 1
+FOLDER = ".lavis_ext"
+
+
+@dataclass(frozen=True)
+class Table:
+    """One annotation file, opened: its batches and how their columns are to be read."""
+
+    batches: tuple[pa.RecordBatch, ...]
+    marks: dict[str, str]
+    rows: int
+
+    def row(self, index: int) -> Row:
+        """Row `index` as a dict."""
+        batch, offset = divmod(index, BATCH_ROWS)
+        return decode_row(self.columns[batch], offset)
+
+    @cached_property
+    def columns(self) -> list[Columns]:
+        """The columns of each batch."""
+        return [columns_of(batch, self.marks) for batch in self.batches]
+
+
+class Annotations(Sequence[Row]):
+    """The rows of several annotation files in order, each with LAVIS' `instance_id`: its running index, as text.
+
+    Opening maps the Arrow copies and takes milliseconds; rows become dicts when they are asked for, so that workers
+    share one page cache. `limit` keeps the first rows only. Pickling carries the paths, not the rows.
+    """
+
+    def __init__(self, paths: Iterable[str | Path | Joined], limit: int | None = None) -> None:
+        self.sources = tuple(path if isinstance(path, Joined) else Path(path) for path in paths)
+        self.paths, self.limit = tuple(file for source in self.sources for file in files_of(source)), limit
+        self._tables = [open_table(source) for source in self.sources]
+        self._stops = list(accumulate(table.rows for table in self._tables))
+        total = self._stops[-1] if self._stops else 0
+        self._length = total if limit is None else min(limit, total)
+
+    def __len__(self) -> int:
+        return self._length
+
+    @overload
+    def __getitem__(self, index: int) -> Row: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> list[Row]: ...
+
+    def __getitem__(self, index: int | slice) -> Row | list[Row]:
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        position = index + len(self) if index < 0 else index
+        if not 0 <= position < len(self):
+            raise IndexError(f"row {index} of {len(self)}")
+        return self._row(position)
+
+    def __iter__(self) -> Iterator[Row]:
+        return (self._row(i) for i in range(len(self)))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Annotations, (self.sources, self.limit)
+
+    def _row(self, position: int) -> Row:
+        number = bisect_right(self._stops, position)
+        start = self._stops[number - 1] if number else 0
+        return {**self._tables[number].row(position - start), "instance_id": str(position)}
+
+    def head(self, limit: int | None) -> Annotations:
+        """The same rows, at most `limit` of them."""
+        return self if limit is None or limit >= len(self) else Annotations(self.sources, limit)
+
+    def keys(self) -> list[str]:
+        """The keys that any row has, in order of appearance, without `instance_id`."""
+        return list(dict.fromkeys(name for table in self._tables for name in table.marks))
+
+    def has(self, key: str) -> bool:
+        """Whether any row has this key."""
+        return any(key in table.marks for table in self._tables)
+
+    def column(self, name: str) -> list[Any]:
+        """The values of one key over all rows, None where a row lacks it."""
+        values: list[Any] = []
+        for table in self._tables:
+            mark = table.marks.get(name)
+            parts = (
+                [None] * table.rows if mark is None else [v for b in table.batches for v in b.column(name).to_pylist()]
+            )
+            values += [v if v is None else json.loads(v) for v in parts] if mark == "json" else parts
+        return values[: len(self)]
+
+    def codes(self, name: str) -> np.ndarray:
+        """int64 [len]: 0, 1, 2 … per distinct value, in order of first appearance (LAVIS' running `image_id`)."""
+        import numpy as np
+
+        columns = [batch.column(name) for table in self._tables for batch in table.batches if name in table.marks]
+        if sum(map(len, columns)) < len(self) or len({str(column.type) for column in columns}) != 1:
+            return np.array(list(_running_codes(self.column(name))), dtype=np.int64)
+        encoded = pa.chunked_array(columns).slice(0, len(self)).combine_chunks().dictionary_encode("encode")
+        codes: np.ndarray = encoded.indices.to_numpy(zero_copy_only=False).astype(np.int64)
+        return codes
+
+
+def open_table(source: Path | Joined) -> Table:
+    """Map the Arrow copy of annotations, writing it first where it is missing, outdated or unreadable.
+
+    Raises ConfigError if the file is not there, IntegrityError if it cannot be parsed, DiskError if no copy can be
+    kept.
+    """
+    missing = [file for file in files_of(source) if not file.is_file()]
+    if missing:
+        raise ConfigError(
+            str(missing[0]), "no such annotation file", "run `lavis-ext prepare` for its data set, or correct the path"
+        )
+    places = cache_places(source)
+    stamp = _stamp(source)
+    for place in places:
+        table = _open_copy(place, stamp)
+        if table is not None:
+            return table
+    log.info("converting %s once; later runs map the copy", source)
+    rows = source.parse() if isinstance(source, Joined) else parse_rows(source)
+    return _write_first(places, rows, stamp)
+
+
+def cache_places(source: Path | Joined) -> list[Path]:
+    """Where the Arrow copy of annotations may lie: beside them under `.lavis_ext/`, in the user's cache, in temp."""
+    absolute = files_of(source)[0].absolute()
+    whole = f"{absolute.parent}/{source.name}"
+    name = f"{hashlib.sha256(whole.encode()).hexdigest()[:16]}-{source.name}.arrow"
+    user = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "lavis_ext" / "annotations"
+    spare = Path(tempfile.gettempdir()) / f"lavis_ext-{os.getuid() if hasattr(os, 'getuid') else 0}"
+    return [absolute.parent / FOLDER / f"{source.name}.arrow", user / name, spare / name]
+
+
+def _stamp(source: Path | Joined) -> dict[str, int]:
+    found = [file.stat() for file in files_of(source)]
+    sums = {"size": sum(one.st_size for one in found), "mtime_ns": sum(one.st_mtime_ns for one in found)}
+    return {"format": FORMAT, **sums}
+
+
+def _open_copy(place: Path, stamp: dict[str, int]) -> Table | None:
+    try:
+        reader = pa.ipc.open_file(pa.memory_map(str(place)))
+        meta = json.loads((reader.schema.metadata or {})[META])
+        batches = tuple(reader.get_batch(i) for i in range(reader.num_record_batches))
+    except (OSError, KeyError, ValueError, pa.ArrowException) as error:
+        log.debug("no usable copy at %s: %s", place, error)
+        return None
+    if {key: meta.get(key) for key in stamp} != stamp or sum(b.num_rows for b in batches) != meta["rows"]:
+        return None
+    return Table(batches, meta["columns"], meta["rows"])
+
+
+def _write_first(places: list[Path], rows: list[Row], stamp: dict[str, int]) -> Table:
+    """Write the copy at the first place that takes it, and open it."""
+    failures = []
+    for place in places:
+        try:
+            _write_copy(place, rows, stamp)
+        except OSError as error:
+            failures.append(f"{place.parent} ({error.strerror or error})")
+            continue
+        table = _open_copy(place, stamp)
+        if table is not None:
+            return table
+    what = f"cannot keep an indexed copy in {', '.join(failures)}"
+    raise DiskError(
+        str(places[0].parent), what, "free some space, or set XDG_CACHE_HOME to a folder that can be written"
+    )
+
+
+def _write_copy(place: Path, rows: list[Row], stamp: dict[str, int]) -> None:
+    """Write under a temporary name, flush to disk, rename: a reader sees the whole file or none."""
+    place.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=place.parent, prefix=f".{place.name}.")
+    try:
+        with os.fdopen(handle, "wb") as stream:
+            schema, batches = encode_rows(rows, dict(stamp))
+            with pa.ipc.new_file(stream, schema) as writer:
+                for batch in batches:
+                    writer.write_batch(batch)
+            stream.flush()
+            os.fsync(stream.fileno())
+        Path(temporary).replace(place)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            Path(temporary).unlink()
+        raise
+
+
+def _running_codes(values: Iterable[Any]) -> Iterator[int]:
+    known: dict[str, int] = {}
+    return (known.setdefault(json.dumps(value), len(known)) for value in values)

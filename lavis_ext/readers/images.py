@@ -1,0 +1,175 @@
+"""Pictures by the names that annotations use, out of a folder, out of kept zip archives, or both."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Protocol
+
+from lavis_ext.readers.archive import ZipArchive
+from lavis_ext.readers.faults import SampleError
+
+SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp"})
+
+
+class Place(Protocol):
+    """A folder or an archive: files by relative name with `/`."""
+
+    def has(self, name: str) -> bool:
+        """Whether the file is there."""
+
+    def has_folder(self, name: str) -> bool:
+        """Whether files can lie in that folder; `""` is the root."""
+
+    def read(self, name: str) -> bytes:
+        """The bytes of a file that is there."""
+
+    def where(self, name: str) -> str:
+        """Its place in words."""
+
+    def names(self) -> Iterator[str]:
+        """The relative names of all files."""
+
+
+class Folder:
+    """Files below a directory."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self._known: dict[str, bool] = {}
+
+    def has(self, name: str) -> bool:
+        """Whether it is a file."""
+        return os.path.isfile(f"{self.root}/{name}")  # noqa: PTH113 (a third of Path.is_file's time, per sample)
+
+    def has_folder(self, name: str) -> bool:
+        """Whether it is a directory; remembered, so that a long absolute name costs one look per folder."""
+        if name not in self._known:
+            self._known[name] = (self.root / name).is_dir()
+        return self._known[name]
+
+    def read(self, name: str) -> bytes:
+        """The bytes of the file; raises SampleError where the system does not give them."""
+        try:
+            with open(f"{self.root}/{name}", "rb", buffering=0) as file:  # noqa: PTH123 (see has)
+                return file.read()
+        except OSError as error:
+            raise SampleError(name, self.where(name), f"image cannot be read: {error.strerror}") from error
+
+    def where(self, name: str) -> str:
+        """The full path."""
+        return f"{self.root}/{name}"
+
+    def names(self) -> Iterator[str]:
+        """Relative names of all files below, by folder, sorted."""
+        for folder, inner, files in os.walk(self.root):
+            inner.sort()
+            base = Path(folder).relative_to(self.root)
+            yield from ((base / file).as_posix() for file in sorted(files))
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"root": self.root, "_known": {}}
+
+
+class ImageStore:
+    """Pictures below `root`, then in `archives` (default: the zips that lie in `root`, else beside it).
+
+    A name that is not there as it stands is sought by its tails (`a/b/c.jpg`, `b/c.jpg`, `c.jpg`), each below the root
+    and below `layouts` (default: the folders directly below the root): that serves Visual Genome's two folders and the
+    absolute paths of other people's machines. Names never lead out of the root.
+    """
+
+    def __init__(
+        self, root: str | Path, archives: Iterable[str | Path] | None = None, layouts: Sequence[str] | None = None
+    ) -> None:
+        self.root = Path(root)
+        self._given = None if archives is None else tuple(Path(path) for path in archives)
+        self._layouts = None if layouts is None else tuple(layouts)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return ImageStore, (self.root, self._given, self._layouts)
+
+    @cached_property
+    def archives(self) -> tuple[Path, ...]:
+        """The zip files that are read from."""
+        if self._given is not None:
+            return self._given
+        near = sorted(self.root.glob("*.zip"))
+        return tuple(near or ([] if self.root.is_dir() else sorted(self.root.parent.glob("*.zip"))))
+
+    @property
+    def ready(self) -> bool:
+        """Whether there is a folder or an archive at all."""
+        return self.root.is_dir() or bool(self.archives)
+
+    @cached_property
+    def places(self) -> tuple[Place, ...]:
+        """The folder first, then the archives."""
+        folder: list[Place] = [Folder(self.root)] if self.root.is_dir() else []
+        return (*folder, *(ZipArchive(path) for path in self.archives))
+
+    @cached_property
+    def layouts(self) -> tuple[str, ...]:
+        """Folders below which a tail of a name is sought, the root first."""
+        if self._layouts is not None:
+            return "", *self._layouts
+        below = {entry.name for entry in os.scandir(self.root) if entry.is_dir()} if self.root.is_dir() else set()
+        for place in self.places:
+            below |= {folder.partition("/")[0] for folder in place.folders} if isinstance(place, ZipArchive) else set()
+        return "", *sorted(name for name in below if name and not name.startswith("."))
+
+    def read(self, name: str) -> bytes:
+        """The bytes of a picture; raises SampleError if it is missing, unreadable or its name leads elsewhere."""
+        place, member = self.find(name)
+        return place.read(member)
+
+    def exists(self, name: str) -> bool:
+        """Whether `read` would find a file."""
+        try:
+            self.find(name)
+        except SampleError:
+            return False
+        return True
+
+    def where(self, name: str) -> str:
+        """The path that `read` would open, else the one that it would look for first."""
+        try:
+            place, member = self.find(name)
+        except SampleError as error:
+            return error.path
+        return place.where(member)
+
+    def names(self) -> Iterator[str]:
+        """Relative names of all pictures, each once."""
+        seen: set[str] = set()
+        for place in self.places:
+            for name in place.names():
+                if name not in seen and Path(name).suffix.lower() in SUFFIXES:
+                    seen.add(name)
+                    yield name
+
+    def find(self, name: str) -> tuple[Place, str]:
+        """The place that holds a picture and its name there; raises SampleError if none does."""
+        parts = self._parts(name)
+        for candidate in self._candidates(parts):
+            folder = candidate.rpartition("/")[0]
+            for place in self.places:
+                if place.has_folder(folder) and place.has(candidate):
+                    return place, candidate
+        raise SampleError(name, f"{self.root}/{'/'.join(parts)}", "image is missing")
+
+    def _parts(self, name: str) -> list[str]:
+        if not isinstance(name, str) or not name.strip("/") or "\0" in name:
+            raise SampleError(str(name), str(self.root), "image name is missing or not a name")
+        parts = [part for part in name.replace("\\", "/").split("/") if part not in ("", ".")]
+        if ".." in parts:
+            raise SampleError(name, str(self.root), "image name leads out of its folder")
+        return parts
+
+    def _candidates(self, parts: list[str]) -> Iterator[str]:
+        yield "/".join(parts)  # before the layouts are asked for: listing a folder of a million files takes a second
+        for start in range(len(parts)):
+            tail = "/".join(parts[start:])
+            yield from (f"{layout}/{tail}" if layout else tail for layout in self.layouts)
