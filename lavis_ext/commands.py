@@ -14,6 +14,7 @@ from lavis_ext.wording import columns, human, shorten
 
 if TYPE_CHECKING:
     from lavis_ext.prepare import PrepareOptions
+    from lavis_ext.schema import Config
 
 Argument = tuple[tuple[str, ...], dict[str, Any]]
 
@@ -45,22 +46,22 @@ def list_datasets(args: Namespace) -> Answer:
     cards = load_cards()
     states = {(s.dataset, s.split): s.state for s in status(cards.names(), PrepareOptions(cache_root=root), cards)}
     rows: list[dict[str, Any]] = []
-    for card in cards.families.values():
-        for name, types in card.datasets.items():
-            dataset = next(iter(types.values()))
-            splits = {split: states.get((name, split), "missing") for split in split_names(dataset)}
-            sizes = [a.size or 0 for a in cards.artifacts_of(dataset)]
-            rows.append(
-                {
-                    "name": name,
-                    "shape": dataset.builder,
-                    "types": sorted(types),
-                    "splits": splits,
-                    "bytes": sum(sizes),
-                    "licence": card.licence,
-                }
-            )
-    rows.sort(key=lambda row: str(row["name"]))
+    for name in cards.names():
+        card = cards.card_of(name)
+        types = card.datasets[name]
+        dataset = types.get("default") or next(iter(types.values()))
+        splits = {split: states.get((name, split), "missing") for split in split_names(dataset)}
+        sizes = [a.size or 0 for a in cards.artifacts_of(dataset)]
+        rows.append(
+            {
+                "name": name,
+                "shape": dataset.builder,
+                "types": sorted(types),
+                "splits": splits,
+                "bytes": sum(sizes),
+                "licence": card.licence,
+            }
+        )
     table = [["name", "shape", "splits on this disk", "download", "licence"]]
     for row in rows:
         told = " ".join(split if state == "missing" else f"{split}:{state}" for split, state in row["splits"].items())
@@ -86,7 +87,8 @@ def show(args: Namespace) -> Answer:
         lines += columns(
             [["  file", "size", "hash", "from"], *([f"  {a.file}", _size(a.size), _hash(a), a.url] for a in files)]
         )
-        lines += [f"  prepare it: lavis-ext prepare {dataset.name}", ""]
+        asked = f"'{dataset.name}[{dataset.type}]'" if dataset.on_request else dataset.name
+        lines += [f"  prepare it: lavis-ext prepare {asked}", *([dataset.manual] if dataset.manual else []), ""]
     lines += [f"cache root: {root} (from {origin})", "", card.citation.strip()]
     return Answer(lines, [{"card": {**asdict(card), "datasets": None}, "datasets": [asdict(d) for d in datasets]}])
 
@@ -136,6 +138,10 @@ def _prepare_options(args: Namespace) -> PrepareOptions:
         no_unpack=args.no_unpack,
         offline=args.offline or None,
         mirror=args.mirror,
+        source=args.source,
+        metadata_only=args.metadata_only,
+        distributor=args.distributor,
+        processes=args.processes,
     )
 
 
@@ -202,10 +208,22 @@ def _run(args: Namespace, evaluate_only: bool) -> Answer:
     from lavis_ext.runner import evaluate as run_evaluation
     from lavis_ext.runner import train as run_training
 
-    job = run_evaluation(config) if evaluate_only or config.run.evaluate else run_training(config)
-    return Answer(
-        [f"run: {job}", f"report: {job / 'report.html'}"], [{"job": str(job), "report": str(job / "report.html")}]
-    )
+    start = run_evaluation if evaluate_only or config.run.evaluate else run_training
+    job = start(config, _known_of(config))
+    report = job / "report.html"
+    lines = [f"run: {job}", f"report: {report}"] if report.is_file() else [f"run: {job}"]
+    return Answer(lines, [{"job": str(job), "report": str(report)}])
+
+
+def _known_of(config: Config) -> dict[str, Any]:
+    """What `prepare` knows of the data of a run: whether any of it is a subset, and the state of each split."""
+    from lavis_ext.cards import load_cards
+    from lavis_ext.prepare import PrepareOptions, status
+
+    cards = load_cards()
+    names = [name for name in config.datasets if name in cards.names()]
+    states = status(names, PrepareOptions(cache_root=config.cache_root), cards) if names else []
+    return {"subset": any(state.subset for state in states), "splits": [state.as_dict() for state in states]}
 
 
 def _alternating(options: list[str]) -> bool:
@@ -300,6 +318,24 @@ PREPARE: list[Argument] = [
     (("--no-unpack",), {"action": "store_true", "help": "leave archives as they are; images are read out of them"}),
     (("--offline",), {"action": "store_true", "help": "open no connection; name what is missing"}),
     (("--mirror",), {"metavar": "U", "help": "a mirror's URL or folder, in place of LAVIS_EXT_MIRROR"}),
+    (
+        ("--source",),
+        {
+            "default": "",
+            "metavar": "S",
+            "help": "another place of a list's files: folder, URL, file of URLs, hf:datasets/…",
+        },
+    ),
+    (("--metadata-only",), {"action": "store_true", "help": "fetch lists of images, but not the images"}),
+    (
+        ("--distributor",),
+        {
+            "choices": ("multiprocessing", "pyspark", "ray"),
+            "default": "multiprocessing",
+            "help": "for lists of the web",
+        },
+    ),
+    (("--processes",), {"type": int, "default": 0, "metavar": "N", "help": "that download such lists"}),
     QUIET,
     OPTIONS,
 ]

@@ -69,7 +69,7 @@ def test_check_raises_what_check_file_lists(tmp_path: Path) -> None:
         ("datasets: {mine: {builder: image_caption, max_samples: {val: 0}}}", "0 is not positive"),
         ("model: {arch: blip3, model_type: tiny}", "no model named 'blip3'"),
         (
-            "model: {arch: blip2_opt, model_type: t}\npreprocess: {vis_processor: {eval: {name: clip_image_eval, x: 3}}}",
+            "model: {arch: a, model_type: t}\npreprocess: {vis_processor: {eval: {name: clip_image_eval, x: 1}}}",
             "no such argument",
         ),
         ("runn: {}", "unknown section; did you mean 'run'?"),

@@ -74,7 +74,8 @@ def test_every_mistake_at_once_with_its_place(tmp_path: Path) -> None:
     with pytest.raises(ConfigError) as caught:
         load_config(path, ["run.seed=x"])
     lines = str(caught.value).splitlines()
-    assert f"{path}:4 datasets.coco_captoin: no card declares it; did you mean 'coco_caption'?" in lines
+    wanted = f"{path}:4 datasets.coco_captoin: no card declares it; did you mean 'coco_caption'"
+    assert any(line.startswith(wanted) for line in lines)
     assert any(
         line.startswith(f"{path}:7 run.bacth_size_train: unknown key; did you mean 'batch_size_train'")
         for line in lines
@@ -87,7 +88,7 @@ def test_every_mistake_at_once_with_its_place(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("old", "new", "message"),
     [
-        ("model_type: tiny", "model_type: tyni", "has no type 'tyni'; did you mean 'tiny'"),
+        ("model_type: tiny", "model_type: tinny", "has no type 'tinny'; did you mean 'tiny'"),
         ("arch: blip2_opt", "arch: blip2_otp", "no architecture 'blip2_otp'; did you mean 'blip2_opt'"),
         ("coco_caption:", "coco_caption:\n    type: evla", "has no type 'evla'"),
     ],

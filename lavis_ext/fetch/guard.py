@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import http.client
 import socket
+import threading
 import time
 import urllib.request
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from http.client import HTTPResponse
 from types import TracebackType
 from typing import Any
 from urllib.error import URLError
-from urllib.parse import urlsplit
+from urllib.parse import urljoin, urlsplit
 
 from lavis_ext.fetch.safety import REMOTE_SCHEMES, is_private
 
@@ -36,7 +39,7 @@ class Limits:
     max_bytes: int = 64 << 20
     """Of a body."""
     deadline: float = 60.0
-    """Seconds for a whole body, so that a server that drips does not hold a thread."""
+    """Seconds for the head of an answer, and for its body, so that a server that drips does not hold a thread."""
     inspect: Callable[[bytes, str], object] | None = None
 
 
@@ -54,8 +57,8 @@ def make_guarded_opener(limits: Limits) -> urllib.request.OpenerDirector:
         urllib.request.HTTPDefaultErrorHandler(),
         urllib.request.HTTPErrorProcessor(),
         _Redirects(),
-        _Http(limits.allow_private),
-        _Https(limits.allow_private),
+        _Http(limits),
+        _Https(limits),
         _Bodies(limits),
     ]
     for handler in handlers:
@@ -78,60 +81,77 @@ def connect_public(address: tuple[str, int], timeout: Any = None, source: Any = 
     raise errors[0] if errors else OSError("no address")
 
 
-class _PublicHTTP(http.client.HTTPConnection):
-    """A plain connection to public addresses; through a proxy it is the proxy that resolves."""
+class _Timed(http.client.HTTPConnection):
+    """A connection whose answer must begin within `deadline` seconds, however slowly its head drips."""
 
-    def __init__(self, *args: Any, **more: Any) -> None:
+    def __init__(self, *args: Any, deadline: float, public: bool, **more: Any) -> None:
         super().__init__(*args, **more)
-        self._create_connection = connect_public
+        self._deadline = deadline
+        if public:
+            self._create_connection = connect_public
+
+    def getresponse(self) -> HTTPResponse:
+        """The head of the answer."""
+        over = threading.Event()
+        timer = threading.Timer(self._deadline, _shut, [self.sock, over])
+        timer.daemon = True
+        timer.start()
+        try:
+            answer = super().getresponse()
+        finally:
+            timer.cancel()
+        if over.is_set():  # a head that was cut may still look whole
+            answer.close()
+            raise TimeoutError(f"timed out: no answer within {self._deadline:g} s")
+        return answer
 
 
-class _PublicHTTPS(http.client.HTTPSConnection):
-    """A TLS connection to public addresses."""
-
-    def __init__(self, *args: Any, **more: Any) -> None:
-        super().__init__(*args, **more)
-        self._create_connection = connect_public
+class _TimedTLS(_Timed, http.client.HTTPSConnection):
+    """The same over TLS; certificates are checked."""
 
 
-def _is_free(request: urllib.request.Request, allow_private: bool) -> bool:
-    """Whether the peer's address is not ours to judge."""
-    return allow_private or request.has_proxy() or bool(getattr(request, "_tunnel_host", None))
+def _shut(peer: socket.socket, over: threading.Event) -> None:
+    over.set()
+    with suppress(OSError):
+        socket.socket.shutdown(peer, socket.SHUT_RDWR)  # past TLS, which another thread is busy with
 
 
 class _Http(urllib.request.HTTPHandler):
-    def __init__(self, allow_private: bool) -> None:
+    def __init__(self, limits: Limits) -> None:
         super().__init__()
-        self._allow_private = allow_private
+        self._limits = limits
 
     def http_open(self, req: urllib.request.Request) -> HTTPResponse:
         """Open over a guarded connection."""
-        kind = http.client.HTTPConnection if _is_free(req, self._allow_private) else _PublicHTTP
-        return self.do_open(kind, req)
+        return self.do_open(_timed(_Timed, req, self._limits), req)
 
 
 class _Https(urllib.request.HTTPSHandler):
-    def __init__(self, allow_private: bool) -> None:
+    def __init__(self, limits: Limits) -> None:
         super().__init__()
-        self._allow_private = allow_private
+        self._limits = limits
 
     def https_open(self, req: urllib.request.Request) -> HTTPResponse:
-        """Open over a guarded connection; certificates are checked."""
-        kind = http.client.HTTPSConnection if _is_free(req, self._allow_private) else _PublicHTTPS
-        return self.do_open(kind, req)
+        """Open over a guarded connection."""
+        return self.do_open(_timed(_TimedTLS, req, self._limits), req)
+
+
+def _timed(kind: type[_Timed], request: urllib.request.Request, limits: Limits) -> Any:
+    """What makes the connection; its address is not ours to judge where any is allowed or where a proxy resolves."""
+    free = limits.allow_private or request.has_proxy() or getattr(request, "_tunnel_host", None)
+    return partial(kind, deadline=limits.deadline, public=not free)
 
 
 class _Redirects(urllib.request.HTTPRedirectHandler):
-    def redirect_request(self, req: Any, fp: Any, code: int, msg: str, headers: Any, newurl: str) -> Any:
-        """Follow to http and https only."""
-        scheme = urlsplit(newurl).scheme.lower()
+    def http_error_302(self, req: Any, fp: Any, code: int, msg: str, headers: Any) -> Any:
+        """Follow to http and https only; 308 as 307, which Python 3.10 knows."""
+        target = urljoin(req.full_url, headers.get("Location") or headers.get("URI") or "")
+        scheme = urlsplit(target).scheme.lower()
         if scheme not in REMOTE_SCHEMES:
             raise Refused(f"{REFUSED}redirect to scheme '{scheme}'")
-        return super().redirect_request(req, fp, code, msg, headers, newurl)
+        return super().http_error_302(req, fp, 307 if code == 308 else code, msg, headers)
 
-    def http_error_308(self, req: Any, fp: Any, code: int, msg: str, headers: Any) -> Any:
-        """As 307; Python 3.10 lacks it."""
-        return self.http_error_302(req, fp, 307, msg, headers)
+    http_error_301 = http_error_303 = http_error_307 = http_error_308 = http_error_302
 
 
 class _Bodies(urllib.request.BaseHandler):
@@ -142,9 +162,9 @@ class _Bodies(urllib.request.BaseHandler):
     def __init__(self, limits: Limits) -> None:
         self._limits = limits
 
-    def http_response(self, req: urllib.request.Request, response: HTTPResponse) -> GuardedResponse:
-        """The answer, guarded."""
-        return GuardedResponse(response, self._limits)
+    def http_response(self, req: urllib.request.Request, response: HTTPResponse | GuardedResponse) -> GuardedResponse:
+        """The answer, guarded; one that a redirect led to is so already."""
+        return response if isinstance(response, GuardedResponse) else GuardedResponse(response, self._limits)
 
     https_response = http_response
 

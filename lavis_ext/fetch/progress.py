@@ -12,6 +12,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, TextIO
 
 from lavis_ext.fetch.model import Progress, Silent
+from lavis_ext.wording import human
 
 if TYPE_CHECKING:
     import rich.progress
@@ -163,16 +164,6 @@ class Quiet(Silent):
 
     def __exit__(self, *_: object) -> None:
         """Nothing to close."""
-
-
-def human(count: int) -> str:
-    """Bytes in decimal units, as hosts and disks state them: `13.5 GB`."""
-    value, unit = float(count), "B"
-    for larger in ("kB", "MB", "GB", "TB"):
-        if value < 999.5:
-            break
-        value, unit = value / 1000, larger
-    return f"{count} B" if unit == "B" else f"{value:.1f} {unit}"
 
 
 def printable(text: str) -> str:

@@ -9,15 +9,20 @@ import pytest
 ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "lavis_ext"
 LAYERS = [
-    ["errors", "types", "schema", "registry", "wording"],
-    ["yamlio", "typed", "config"],
+    ["errors", "types", "schema", "wording"],
+    ["registry", "yamlio", "typed"],
+    ["config"],
     ["cards", "fetch", "readers"],
     ["imagelists"],
     ["check", "doctor", "prepare", "processors", "metrics", "demo"],
-    ["collate", "builders", "features", "models", "objectives"],
+    ["collate"],
+    ["builders", "features", "models", "objectives"],
     ["mixture", "tasks", "browse"],
     ["runner"],
-    ["adapters", "cli", "commands", "completion", "__main__", "__init__"],
+    ["adapters", "completion"],
+    ["commands"],
+    ["cli"],
+    ["__main__", "__init__"],
 ]
 LAYER_OF = {name: level for level, names in enumerate(LAYERS) for name in names}
 HEAVY = {"torch", "transformers", "accelerate", "img2dataset", "webdataset", "tensorboard", "pandas", "scipy"}

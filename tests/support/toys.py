@@ -64,10 +64,21 @@ class ToyFeed:
     position: int = 0
 
     @property
-    def datasets(self) -> list[ToyDataset]:
-        return [self.dataset]
+    def datasets(self) -> dict[str, ToyDataset]:
+        return {self.dataset.name: self.dataset}
 
-    def order(self) -> list[list[int]]:
+    @property
+    def order(self) -> ToyFeed:
+        return self
+
+    def set_epoch(self, epoch: int) -> None:
+        if epoch != self.epoch:
+            self.epoch, self.position = epoch, 0
+
+    def close(self) -> None:
+        pass
+
+    def rows(self) -> list[list[int]]:
         generator = torch.Generator().manual_seed(self.seed * 1000 + self.epoch)
         size = len(self.dataset)
         order = torch.randperm(size, generator=generator).tolist() if self.shuffle else list(range(size))
@@ -75,10 +86,10 @@ class ToyFeed:
         return [mine[i : i + self.batch_size] for i in range(0, len(mine), self.batch_size)]
 
     def __len__(self) -> int:
-        return len(self.order())
+        return len(self.rows())
 
     def __iter__(self) -> Iterator[Batch]:
-        batches = self.order()
+        batches = self.rows()
         while self.position < len(batches):
             indices = batches[self.position]
             self.position += 1

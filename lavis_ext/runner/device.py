@@ -1,0 +1,79 @@
+"""Devices of a run: one Accelerator for CPU, GPU and ranks, and what makes the same run give the same numbers."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState, PartialState
+from accelerate.utils import DistributedDataParallelKwargs
+
+from lavis_ext.errors import ConfigError
+from lavis_ext.schema import RunConfig
+
+log = logging.getLogger(__name__)
+
+
+def build_accelerator(run: RunConfig) -> Accelerator:
+    """The Accelerator of `run.device` and `run.precision`; raises ConfigError for what this machine lacks.
+
+    Several processes are those that a launcher such as torchrun started; one process needs no process group.
+    """
+    use_cpu = choose_cpu(run.device)
+    precision = choose_precision(run, use_cpu)
+    forget_previous()
+    ddp = DistributedDataParallelKwargs(find_unused_parameters=run.find_unused_parameters)
+    return Accelerator(cpu=use_cpu, mixed_precision=precision, kwargs_handlers=[ddp])
+
+
+def choose_cpu(device: str) -> bool:
+    """Whether `auto | cpu | cuda | cuda:N` means the CPU; selects GPU N otherwise."""
+    kind, _, number = device.partition(":")
+    if kind not in ("auto", "cpu", "cuda") or (number and not number.isdigit()):
+        raise ConfigError("run.device", f"'{device}' is no device", "auto, cpu, cuda or cuda:N")
+    if kind == "cpu" or (kind == "auto" and not torch.cuda.is_available()):
+        return True
+    count = torch.cuda.device_count()
+    if int(number or 0) >= count:
+        raise ConfigError("run.device", f"'{device}' is not there, this machine has {count} GPUs", "auto or cpu")
+    if number and "LOCAL_RANK" not in os.environ:
+        torch.cuda.set_device(int(number))
+    return False
+
+
+def choose_precision(run: RunConfig, use_cpu: bool) -> str:
+    """`run.precision`, else what `run.amp` means here: fp16 on a GPU, bf16 on a CPU."""
+    precision = run.precision or (("bf16" if use_cpu else "fp16") if run.amp else "no")
+    if precision == "fp16" and use_cpu:
+        raise ConfigError("run.precision", "fp16 needs a GPU", "use bf16")
+    return precision
+
+
+def forget_previous() -> None:
+    """Let a second run of one process choose its own device and precision; accelerate keeps the first one's."""
+    if AcceleratorState._shared_state:
+        AcceleratorState._reset_state()
+    if PartialState._shared_state and not torch.distributed.is_initialized():
+        PartialState._reset_state()
+
+
+@contextmanager
+def deterministic(device: torch.device) -> Iterator[None]:
+    """Deterministic kernels for the block where they cost nothing: cuDNN's choice is fixed, CPU operators are exact."""
+    before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+    settings: Any = torch.utils.deterministic
+    fill = settings.fill_uninitialized_memory
+    torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = True, False
+    settings.fill_uninitialized_memory = False
+    if device.type == "cpu":
+        torch.use_deterministic_algorithms(True, warn_only=True)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before[0], warn_only=before[1])
+        settings.fill_uninitialized_memory = fill

@@ -1,0 +1,51 @@
+"""Which keys of a configuration decide the numbers of a run, and how they differ from those of a checkpoint."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict
+from typing import Any
+
+from lavis_ext.errors import ConfigError, Problem
+from lavis_ext.schema import Config
+
+HARMLESS = frozenset(
+    {"device", "num_workers", "log_freq", "output_dir", "job_id", "resume_ckpt_path", "tensorboard", "wandb", "report"}
+    | {"save_freq", "save_steps", "save_last", "keep_checkpoints", "allow_config_drift", "evaluate", "test_splits"}
+)
+"""Keys of `run:` that change where and how often, not what."""
+ABSENT = "(not there)"
+
+
+def fingerprint(config: Config) -> dict[str, Any]:
+    """The values that decide the numbers, flat: `run.init_lr` → 1e-4, `datasets.coco_caption.weight` → …"""
+    run = {key: value for key, value in asdict(config.run).items() if key not in HARMLESS}
+    tree = {
+        "run": run,
+        "model": asdict(config.model) if config.model else {},
+        "datasets": {name: asdict(dataset) for name, dataset in config.datasets.items()},
+    }
+    return dict(json.loads(json.dumps(dict(flatten(tree)), default=str)))
+
+
+def flatten(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Leaves of a tree with dotted keys."""
+    for key, value in tree.items():
+        if isinstance(value, Mapping) and value:
+            yield from flatten(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def require_same(saved: Mapping[str, Any], now: Mapping[str, Any], where: str) -> None:
+    """Raise ConfigError that tells every key that differs from the checkpoint's."""
+    changed = [key for key in sorted(saved.keys() | now.keys()) if saved.get(key, ABSENT) != now.get(key, ABSENT)]
+    if not changed:
+        return
+    way_out = "put it back, name another run.job_id, or set run.allow_config_drift=true"
+    problems = [
+        Problem(f"{where}: {key}", f"was {saved.get(key, ABSENT)!r}, now {now.get(key, ABSENT)!r}", way_out)
+        for key in changed
+    ]
+    raise ConfigError.of(problems)

@@ -1,0 +1,153 @@
+"""The folder of a run: named, owned by one live process, and telling at any time what the run is and how it stands."""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list
+
+from lavis_ext.browse import write_run_report
+from lavis_ext.errors import LavisExtError
+from lavis_ext.fetch.safety import redact
+from lavis_ext.runner.files import write_atomic, write_json
+from lavis_ext.runner.owner import owned
+from lavis_ext.schema import Config
+
+log = logging.getLogger(__name__)
+SECRETS = ("token", "secret", "password", "sas", "signature", "authorization")
+
+
+@dataclass
+class Job:
+    """A run in its folder; `facts` is what `run.json` tells of it."""
+
+    config: Config
+    dir: Path
+    accelerator: Accelerator
+    facts: dict[str, Any] = field(default_factory=dict)
+    began: float = field(default_factory=time.monotonic)
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this rank writes."""
+        return bool(self.accelerator.is_main_process)
+
+    def begin(self, data: Mapping[str, Any] | None) -> None:
+        """Leave the configuration and the first facts, once it is sure that the run is meant for this folder."""
+        before = read_json(self.dir / "run.json")
+        kept: dict[str, Any] = {key: before[key] for key in ("started", "seconds", "best") if key in before}
+        self.facts = {"job": self.dir.name, "started": now(), **kept, **about(self.config)}
+        if self.is_main:
+            write_atomic(self.dir / "config.yaml", redact_config(self.config.resolved or asdict(self.config)))
+            write_json(self.dir / "data.json", dict(data or {}))
+        self.note(status="running")
+
+    def note(self, **facts: Any) -> None:
+        """Add to `run.json`; rank 0 only."""
+        self.facts |= facts
+        if self.is_main:
+            write_json(self.dir / "run.json", self.facts)
+
+    def end(self, **facts: Any) -> None:
+        """The last note, with the time that was spent in all starts of the job, and the report."""
+        spent = round(self.facts.get("seconds", 0) + time.monotonic() - self.began, 1)
+        self.note(seconds=spent, ended=now(), **facts)
+        if self.is_main and self.config.run.report:
+            write_report(self.dir)
+
+
+@contextmanager
+def opened_job(config: Config, accelerator: Accelerator) -> Iterator[Job]:
+    """The folder of the run, owned for the block; an error after `begin` is noted there with its exit code.
+
+    A run that is refused before it began leaves an existing folder as it was, and none where there was none.
+    """
+    job = Job(config, choose_folder(config, accelerator), accelerator)
+    try:
+        with owned(job.dir) if job.is_main else nullcontext(), noted(job):
+            accelerator.wait_for_everyone()
+            yield job
+    finally:
+        if job.is_main and job.dir.is_dir() and not any(job.dir.iterdir()):
+            job.dir.rmdir()
+
+
+@contextmanager
+def noted(job: Job) -> Iterator[None]:
+    """Note an error of the block in `run.json`, if the job had begun."""
+    try:
+        yield
+    except BaseException as error:
+        if job.facts:
+            code = error.exit_code if isinstance(error, LavisExtError) else None
+            job.end(status="stopped", error=redact(str(error) or type(error).__name__), exit_code=code)
+        raise
+
+
+def now() -> str:
+    """The local time with its offset."""
+    return time.strftime("%Y-%m-%dT%H:%M:%S%z")
+
+
+def about(config: Config) -> dict[str, Any]:
+    """What the report's head tells: task, model, data sets."""
+    model = config.model
+    return {
+        "task": config.run.task,
+        "model": {"arch": model.arch, "model_type": model.model_type} if model else {},
+        "datasets": sorted(config.datasets),
+        "path": config.path,
+    }
+
+
+def choose_folder(config: Config, accelerator: Accelerator) -> Path:
+    """`output_dir/<job id>`, the same on all ranks; without `run.job_id` the start time, made unique."""
+    root = Path(config.run.output_dir).expanduser().absolute()
+    name = config.run.job_id or time.strftime("%Y%m%d-%H%M%S")
+    if not config.run.job_id:
+        taken = {path.name for path in root.glob(f"{name}*")}
+        name = next(n for n in (name, *(f"{name}-{i}" for i in range(2, 1000))) if n not in taken)
+    shared = [str(root / name)]
+    if accelerator.num_processes > 1:
+        broadcast_object_list(shared)
+    return Path(shared[0])
+
+
+def redact_config(tree: Mapping[str, Any]) -> str:
+    """A configuration as YAML without secrets: values under telling keys, and what URLs carry."""
+    return redact(yaml.safe_dump(struck(dict(tree)), sort_keys=False, allow_unicode=True))
+
+
+def struck(value: Any, key: str = "") -> Any:
+    """`value` with everything under a key that names a secret replaced by `***`."""
+    if isinstance(value, Mapping):
+        return {name: struck(item, str(name)) for name, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [struck(item, key) for item in value]
+    return "***" if value and key.lower().rpartition("_")[2] in SECRETS else value
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object; {} if there is none or it is torn."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def write_report(folder: Path) -> None:
+    """`report.html` from what the folder holds; a page that fails is a warning, not the end of a run."""
+    try:
+        write_run_report(folder)
+    except Exception as error:
+        log.warning("no report: %s", error)

@@ -1,0 +1,220 @@
+"""The report of a run: offline, escaped, complete, and patient with what is missing."""
+
+from __future__ import annotations
+
+import json
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from lavis_ext.browse import write_run_report
+from lavis_ext.browse.gallery import choose, overlap
+from lavis_ext.browse.run_report import duration
+
+HOSTILE = "</figcaption><script>alert('x')</script><img src=x onerror=alert(1)> \"quoted\" & ${name}"
+
+
+class Page(HTMLParser):
+    """Tags, attributes and text of a document."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.open: list[str] = []
+        self.words = ""
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+        if tag not in ("meta", "img", "br"):
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        if not self.open or self.open[-1] != "style":
+            self.words += data
+
+    def count(self, tag: str, **wanted: str) -> int:
+        return sum(
+            name == tag and all(attrs.get(k.rstrip("_")) == v for k, v in wanted.items()) for name, attrs in self.tags
+        )
+
+
+def job(folder: Path, said: str = "a red star") -> Path:
+    """A job folder as a finished captioning run leaves it."""
+    lines: list[dict[str, Any]] = [
+        {"kind": "train", "step": s, "epoch": s // 20, "lr": 1e-4, "loss": 5 / s, "grad_norm": 1.0}
+        | {"samples_per_s": 9.0, "data_wait": 0.1, "peak_memory_mb": 2048.0}
+        for s in range(10, 41, 10)
+    ]  # fmt: skip
+    lines += [
+        {
+            "kind": "eval",
+            "split": "val",
+            "label": str(e),
+            "step": 20 * (e + 1),
+            "epoch": e,
+            "metrics": {"CIDEr": 1.25 - e, "agg_metrics": 2},
+        }
+        for e in range(2)
+    ]
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "log.jsonl").write_text("\n".join(map(json.dumps, lines)) + '\n{"kind": "tr')
+    facts = {
+        "job": folder.name,
+        "task": "captioning",
+        "status": "finished",
+        "datasets": ["toy"],
+        "best": {"split": "val", "step": 20},
+    }
+    facts |= {
+        "model": {"arch": "blip2_opt"},
+        "started": "2025-11-21T14:03:11+0000",
+        "seconds": 7500.0,
+    }
+    (folder / "run.json").write_text(json.dumps(facts))
+    (folder / "config.yaml").write_text("run:\n  task: captioning\n")
+    gallery = folder / "result" / "gallery" / "val"
+    gallery.mkdir(parents=True)
+    Image.new("RGB", (8, 6), "red").save(gallery / "toy_0.jpg")
+    shot = {"id": 7, "group": "best", "said": said, "truths": ["A red star.", said], "image": "toy_0.jpg", "score": 0.5}
+    (gallery / "index.json").write_text(json.dumps({"split": "val", "shots": [shot]}))
+    return folder
+
+
+def read(folder: Path, **kwargs: Any) -> tuple[str, Page]:
+    text = write_run_report(folder, **kwargs).read_text(encoding="utf-8")
+    return text, Page(text)
+
+
+def test_a_whole_report(tmp_path: Path) -> None:
+    _, page = read(job(tmp_path / "my-run"))
+    assert not page.open
+    assert page.count("svg") == 4
+    assert page.count("figure", class_="shot") == 1
+    assert page.count("tr", class_="marked") == 1
+    for words in (
+        "my-run",
+        "finished",
+        "blip2_opt",
+        "21 Nov 2025, 14:03, took 2 h 05 min",
+        "best CIDEr",
+        "1.250",
+        "a red star",
+        "2.0 GiB",
+    ):
+        assert words in page.words
+    assert "loss · step 10: 0.5" in page.words  # told where it is pointed at
+    assert "task: captioning" in page.words
+
+
+def test_nothing_comes_from_outside(tmp_path: Path) -> None:
+    text, page = read(job(tmp_path))
+    assert not page.count("script")
+    assert not re.search(r"(?:src|href)=[\"'](?!data:)", text)
+    assert "http" not in re.sub(r"http-equiv", "", text)
+    assert "default-src 'none'" in text
+    assert "prefers-color-scheme: dark" in text
+
+
+@pytest.mark.parametrize("place", ["caption", "id", "job", "error", "loss", "metric", "config", "fault", "data set"])
+def test_hostile_text_stays_text(place: str, tmp_path: Path) -> None:
+    folder = job(tmp_path / "run", said=HOSTILE if place == "caption" else "fine")
+    rewrite(folder, place)
+    _, page = read(folder)
+    assert not page.count("script")
+    assert not any("onerror" in attrs for _, attrs in page.tags)
+    assert not page.open
+    assert "alert('x')" in page.words or place in ("id",)
+
+
+def rewrite(folder: Path, place: str) -> None:
+    """Put the hostile text into one place of a job."""
+    facts = json.loads((folder / "run.json").read_text())
+    facts |= {"job": {"job": HOSTILE}, "error": {"error": HOSTILE}, "data set": {"datasets": [HOSTILE]}}.get(place, {})
+    (folder / "run.json").write_text(json.dumps(facts))
+    index = folder / "result" / "gallery" / "val" / "index.json"
+    if place == "id":
+        index.write_text(index.read_text().replace('"id": 7', json.dumps({"id": HOSTILE})[1:-1]))
+    if place == "config":
+        (folder / "config.yaml").write_text(HOSTILE)
+    if place in ("loss", "metric"):
+        old, new = ('"loss"', json.dumps(HOSTILE)) if place == "loss" else ('"CIDEr"', json.dumps(HOSTILE))
+        (folder / "log.jsonl").write_text((folder / "log.jsonl").read_text().replace(old, new))
+    if place == "fault":
+        tally = {"seen": 9, "bad": 1, "reasons": {HOSTILE: 1}, "first": [{"id": HOSTILE}]}
+        (folder / "faults.json").write_text(json.dumps({"train": {HOSTILE: tally}}))
+
+
+@pytest.mark.parametrize("image", ["../../../run.json", "/etc/passwd", "missing.jpg", "index.json"])
+def test_only_pictures_of_the_gallery_are_embedded(image: str, tmp_path: Path) -> None:
+    folder = job(tmp_path)
+    index = folder / "result" / "gallery" / "val" / "index.json"
+    index.write_text(index.read_text().replace("toy_0.jpg", image))
+    _, page = read(folder)
+    assert not page.count("img")
+
+
+def test_a_subset_is_marked(tmp_path: Path) -> None:
+    folder = job(tmp_path)
+    assert "subset:" not in read(folder)[1].words
+    assert "subset:" in read(folder, data={"subset": True})[1].words
+    (folder / "data.json").write_text('{"subset": true}')
+    assert "subset:" in read(folder)[1].words
+
+
+def test_faults_are_told(tmp_path: Path) -> None:
+    folder = job(tmp_path)
+    tally = {"seen": 1200, "bad": 3, "reasons": {"truncated": 3}, "first": [{"id": "coco/train#17"}]}
+    (folder / "faults.json").write_text(
+        json.dumps({"train": {"coco/train": tally}, "val": {"coco/val": {"seen": 5, "bad": 0}}})
+    )
+    _, page = read(folder)
+    assert all(words in page.words for words in ("1,200", "truncated (3)", "coco/train#17"))
+    assert "coco/val" not in page.words
+
+
+def test_an_empty_folder_has_a_page_too(tmp_path: Path) -> None:
+    _, page = read(tmp_path)
+    assert tmp_path.name in page.words
+    assert not page.count("svg")
+
+
+def test_numbers_that_are_none_are_left_out_of_curves(tmp_path: Path) -> None:
+    (tmp_path / "log.jsonl").write_text('{"kind": "train", "step": 1, "epoch": 0, "lr": 1, "loss": NaN}\n')
+    text, page = read(tmp_path)
+    assert page.count("svg") == 1
+    assert not re.search(r'(?:points|cx|cy)="[^"]*nan', text)
+
+
+def test_the_examples_are_the_best_the_worst_and_some_between() -> None:
+    groups = choose([i / 100 for i in range(100)], wanted=20, edge=3)
+    assert [i for i, g in groups.items() if g == "best"] == [99, 98, 97]
+    assert [i for i, g in groups.items() if g == "worst"] == [0, 1, 2]
+    assert len(groups) <= 20
+
+
+@pytest.mark.parametrize("count", [0, 1, 2, 5, 48, 49])
+def test_few_examples_are_each_shown_once(count: int) -> None:
+    assert len(choose([0.5] * count)) == min(count, len(choose([0.5] * count)))
+    assert len(choose([0.5] * count)) >= min(count, 24)
+
+
+def test_overlap_is_that_of_the_closest_reference() -> None:
+    assert overlap("a red star", ["A red star.", "nothing alike"]) == 1.0
+    assert overlap("a red star", ["a blue star"]) == pytest.approx(2 / 3)
+    assert overlap("", []) == 0.0
+
+
+@pytest.mark.parametrize(("seconds", "text"), [(0.2, "0 s"), (59, "59 s"), (61, "1 min 01 s"), (3720, "1 h 02 min")])
+def test_durations(seconds: float, text: str) -> None:
+    assert duration(seconds) == text
