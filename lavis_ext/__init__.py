@@ -13,7 +13,6 @@ if TYPE_CHECKING:
     from lavis_ext.config import load_config
     from lavis_ext.models import load_model, load_model_and_preprocess, model_zoo
     from lavis_ext.processors import load_processor
-    from lavis_ext.registry import registry
 
 __version__ = "0.1.0"
 _HOME = {
@@ -23,7 +22,6 @@ _HOME = {
     "load_model_and_preprocess": "lavis_ext.models",
     "load_processor": "lavis_ext.processors",
     "model_zoo": "lavis_ext.models",
-    "registry": "lavis_ext.registry",
 }
 __all__ = [
     "load_config",

@@ -29,6 +29,44 @@ class Mirror:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ImageList:
+    """Images that a fetched file lists by URL: which keys of its records name what, and where the images go.
+
+    Of each list of keys the first that the records have is taken. `path` is a pattern over a record's keys, under
+    `storage`; `{image.name}` is the last part of the value, so `{url.name}` is the file name at the end of a URL.
+    """
+
+    storage: str
+    """Folder of the images, or of the shards, relative to cache_root."""
+    engine: Literal["fetch", "img2dataset"] = "fetch"
+    """fetch: a few hosts, bytes as they come; img2dataset: the open web, where links die."""
+    output: Literal["files", "shards"] = "files"
+    records: str = ""
+    """The key under which a JSON file holds its records; "" finds `annotations`, `questions`, `data` or a bare list."""
+    columns: list[str] = field(default_factory=list)
+    """The names of a CSV or TSV file's columns, where its first line does not name them."""
+    url_key: list[str] = field(default_factory=lambda: ["url", "URL"])
+    path: str = "{url.name}"
+    id_key: list[str] = field(default_factory=list)
+    caption_key: list[str] = field(default_factory=lambda: ["caption", "TEXT", "text", "top_caption"])
+    keep: list[str] = field(default_factory=list)
+    """Further keys that a shard's samples keep in their JSON."""
+    threshold: float | None = None
+    """Share of the images below which the list counts as failed (exit code 8); None: the card's."""
+    expected: int | None = None
+    """How many images a complete list has."""
+    placeholders: list[str] = field(default_factory=list)
+    """What hosts send instead of a lost image: sha256 of the bytes, or a part of the URL that it is redirected to."""
+    parts: int = 1
+    """Files that the list comes in; `{part:05d}` in the artifact's url is their number from 0."""
+    rows_per_part: int | None = None
+    """About how many records a part has: with fewer samples wanted, fewer parts are fetched."""
+    image_size: int = 256
+    """Shards only: the shorter side that larger images are made smaller to."""
+    samples_per_shard: int = 10_000
+
+
+@dataclass(frozen=True, kw_only=True)
 class Artifact:
     """One remote file: where it is, what it must hash to, and where it lies below cache_root.
 
@@ -39,6 +77,7 @@ class Artifact:
     url: str
     storage: str
     name: str = ""
+    family: str = ""
     mirrors: list[Mirror] = field(default_factory=list)
     size: int | None = None
     sha256: str | None = None
@@ -46,6 +85,8 @@ class Artifact:
     unpack: Literal["zip", "tar", "tar.gz"] | None = None
     unpacked_files: int | None = None
     unpacked_bytes: int | None = None
+    lists: ImageList | None = None
+    """Set where the file lists images by URL: they are fetched too, one by one."""
     note: str = ""
 
     @property
@@ -82,14 +123,19 @@ class Cards:
 
     def names(self) -> list[str]:
         """The names of all data sets, sorted."""
-        return sorted(name for card in self.families.values() for name in card.datasets)
+        return sorted({name for card in self.families.values() for name in card.datasets})
 
     def card_of(self, dataset: str) -> Card:
         """The card on which a data set stands; raises UsageError with the nearest names."""
         for card in self.families.values():
-            if dataset in card.datasets:
-                return card
+            for config in card.datasets.get(dataset, {}).values():
+                return self.families[config.family]
         raise UsageError(f"data set '{dataset}'", "not known", nearest(dataset, self.names()))
+
+    def own_card(self, dataset: DatasetConfig) -> Card | None:
+        """The card of a declaration, by its family, else by its name; None where there is none."""
+        known = dataset.family in self.families or dataset.name not in self.names()
+        return self.families.get(dataset.family) if known else self.card_of(dataset.name)
 
     def dataset(self, name: str, type: str = "default") -> DatasetConfig:
         """The declaration of a data set under one of its config types; raises UsageError with the nearest names."""
@@ -99,7 +145,10 @@ class Cards:
         return types[type]
 
     def resolve(self, name: str) -> tuple[Card, list[DatasetConfig]]:
-        """A family or a data set by name: its card, and the data sets (every config type) that are meant."""
+        """A family or a data set by name: its card, and the data sets of every config type, or of `name[type]`."""
+        if name.endswith("]"):
+            dataset, _, kind = name[:-1].partition("[")
+            return self.card_of(dataset), [self.dataset(dataset, kind)]
         if name in self.families:
             card = self.families[name]
             return card, [dataset for types in card.datasets.values() for dataset in types.values()]
@@ -111,24 +160,65 @@ class Cards:
 
     def artifacts_of(self, dataset: DatasetConfig, splits: Iterable[str] | None = None) -> list[Artifact]:
         """What the chosen splits need, annotations first; each artifact once; an unknown name is a ConfigError."""
-        card = self.families.get(dataset.family)
         chosen = split_names(dataset) if splits is None else list(splits)
-        found: dict[str, Artifact] = {}
-        for split in chosen:
-            for artifact in _annotation_artifacts(dataset, split, card):
-                found.setdefault(artifact.storage, artifact)
-        for split in chosen:
-            for name in dataset.build_info.images.artifacts.get(split, []):
-                artifact = _declared(card, name, dataset)
-                found.setdefault(f"{artifact.storage}\0{artifact.url}", artifact)
-        return list(found.values())
+        found = [artifact for split in chosen for artifact in self.annotation_artifacts(dataset, split)]
+        found += [artifact for split in chosen for artifact in self.image_artifacts(dataset, split)]
+        return list({artifact.file: artifact for artifact in found}.values())
 
-    def annotation_paths(self, dataset: DatasetConfig, split: str) -> list[str]:
-        """The annotation files of a split in order, relative to cache_root or absolute."""
+    def image_artifacts(self, dataset: DatasetConfig, split: str) -> list[Artifact]:
+        """The archives that hold the pictures of a split."""
+        return [self.artifact(name, dataset) for name in dataset.build_info.images.artifacts.get(split, [])]
+
+    def annotation_paths(self, dataset: DatasetConfig, split: str, instead: bool = False) -> list[str]:
+        """The annotation files of a split (`instead`: in its other form), relative to cache_root or absolute."""
         annotation = dataset.build_info.annotations.get(split, AnnotationConfig())
-        if annotation.storage:
+        if annotation.storage and not instead:
             return annotation.storage
-        return [a.storage for a in _annotation_artifacts(dataset, split, self.families.get(dataset.family))]
+        references = annotation.instead if instead else annotation.artifact
+        return [self._path_of(reference, dataset) for reference in references]
+
+    def in_other_form(self, dataset: DatasetConfig, split: str) -> DatasetConfig | None:
+        """The data set with one split's annotations in the form that `instead` names; None where there is none."""
+        info = dataset.build_info
+        annotation = info.annotations.get(split, AnnotationConfig())
+        if not annotation.instead:
+            return None
+        changed = {**info.annotations, split: AnnotationConfig(artifact=annotation.instead)}
+        return replace(dataset, build_info=replace(info, annotations=changed))
+
+    def artifact(self, reference: str, dataset: DatasetConfig) -> Artifact:
+        """What `name`, `name!member` or `family/name` refers to; raises ConfigError with the nearest names."""
+        whole = reference.partition("!")[0]
+        family, _, name = whole.rpartition("/")
+        card = self.families.get(family) if family else self.own_card(dataset)
+        known = card.artifacts if card else {}
+        if name not in known:
+            what = f"the card '{family or dataset.family}' has no artifact '{name}'"
+            raise ConfigError(f"datasets.{dataset.name}", what, nearest(name, known))
+        return known[name]
+
+    def _path_of(self, reference: str, dataset: DatasetConfig) -> str:
+        if is_path(reference):
+            return reference
+        artifact = self.artifact(reference, dataset)
+        member = reference.partition("!")[2]
+        return str(PurePosixPath(artifact.storage) / member) if member else artifact.storage
+
+    def annotation_artifacts(self, dataset: DatasetConfig, split: str) -> list[Artifact]:
+        """The annotation files of one split: by name from the card, else from LAVIS' `url` and `storage` lists.
+
+        A file that the card declares under the same storage keeps the card's hashes and mirrors.
+        """
+        annotation = dataset.build_info.annotations.get(split, AnnotationConfig())
+        if not annotation.url and not annotation.storage:
+            return [self.artifact(name, dataset) for name in annotation.artifact if not is_path(name)]
+        card = self.own_card(dataset)
+        return _listed_artifacts(annotation, card, f"datasets.{dataset.name}.build_info.annotations.{split}")
+
+
+def is_path(reference: str) -> bool:
+    """Whether a file of a split is named by its path (`mine/rows.tsv`), not by an artifact."""
+    return "!" not in reference and PurePosixPath(reference).suffix != ""
 
 
 def split_names(dataset: DatasetConfig) -> list[str]:
@@ -136,28 +226,12 @@ def split_names(dataset: DatasetConfig) -> list[str]:
     return list(dict.fromkeys([*dataset.build_info.annotations, *dataset.build_info.images.artifacts]))
 
 
-def _declared(card: Card | None, name: str, dataset: DatasetConfig) -> Artifact:
-    known = card.artifacts if card else {}
-    if name not in known:
-        raise ConfigError(
-            f"datasets.{dataset.name}", f"the card '{dataset.family}' has no artifact '{name}'", nearest(name, known)
-        )
-    return known[name]
-
-
-def _annotation_artifacts(dataset: DatasetConfig, split: str, card: Card | None) -> list[Artifact]:
-    """Files of one split: by name from the card, else from LAVIS' `url` and `storage` lists.
-
-    A file that the card declares under the same storage keeps the card's hashes and mirrors.
-    """
-    annotation = dataset.build_info.annotations.get(split, AnnotationConfig())
-    if not annotation.url and not annotation.storage:
-        return [_declared(card, name, dataset) for name in annotation.artifact]
+def _listed_artifacts(annotation: AnnotationConfig, card: Card | None, where: str) -> list[Artifact]:
+    """LAVIS' parallel lists as artifacts."""
     declared = {a.storage: a for a in card.artifacts.values()} if card else {}
     if not annotation.url:
         return [declared[storage] for storage in annotation.storage if storage in declared]
     if len(annotation.url) != len(annotation.storage):
-        where = f"datasets.{dataset.name}.build_info.annotations.{split}"
         what = f"{len(annotation.url)} url but {len(annotation.storage)} storage"
         raise ConfigError(where, what, "give one storage for each url")
     sums: Sequence[str | None] = [*annotation.md5, *[None] * (len(annotation.url) - len(annotation.md5))]
@@ -186,19 +260,26 @@ def load_cards() -> Cards:
 
 def _build_card(tree: Tree, places: dict[str, str], door: Door) -> Card | None:
     door.places = places
-    named = {name: {"name": name, **(body or {})} for name, body in (tree.get("artifacts") or {}).items()}
+    owner = {"family": tree["family"]}
+    named = {name: {"name": name, **owner, **(body or {})} for name, body in (tree.get("artifacts") or {}).items()}
     return door.build(Card, {**tree, "artifacts": named})
 
 
 def _add_datasets(families: dict[str, Card], folders: dict[Path, str], door: Door) -> None:
-    """Enter each `datasets:` section under the family of its folder; one without a card makes its own."""
+    """Enter each `datasets:` section under the family of its folder, and under its own where it names another.
+
+    One without a card makes its own.
+    """
     for name, types in dataset_defaults().items():
         for body, path, places in types.values():
             door.places = places
-            family = folders.get(path.parent) or name
+            home = folders.get(path.parent) or name
+            family = str(body.get("family") or home)
             dataset = door.build(DatasetConfig, {"name": name, "family": family, **body}, f"datasets.{name}")
-            if dataset is not None:
-                card = families.setdefault(family, Card(family=family, path=str(path)))
+            if dataset is None:
+                continue
+            for owner in dict.fromkeys((family, home)):
+                card = families.setdefault(owner, Card(family=owner, path=str(path)))
                 card.datasets.setdefault(name, {})[dataset.type] = dataset
 
 
@@ -214,7 +295,8 @@ def load_dataset_config(path: str | Path, name: str | None = None) -> DatasetCon
     kind = str(body.get("type", "default"))
     default = dataset_defaults().get(chosen, {}).get(kind, ({}, file, {}))[0]
     door = Door(places)
-    family = next((c.family for c in load_cards().families.values() if chosen in c.datasets), chosen)
+    cards = load_cards()
+    family = str(default.get("family") or (cards.card_of(chosen).family if chosen in cards.names() else chosen))
     dataset = door.build(
         DatasetConfig, {"family": family, **merge(default, body), "name": chosen}, f"datasets.{chosen}"
     )

@@ -10,7 +10,8 @@ import sys
 import tempfile
 import time
 import traceback
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -91,21 +92,24 @@ def _run(words: list[str], as_json: bool) -> int:
     if arguments.verb is None:
         parser.print_help()
         return 0
-    if arguments.configs:
-        _search_first(Path(arguments.configs))
-    answer: Answer = VERBS[arguments.verb].call(arguments)
+    with _searching(arguments.configs):
+        answer: Answer = VERBS[arguments.verb].call(arguments)
     _print(answer, as_json)
     return answer.code
 
 
-def _search_first(folder: Path) -> None:
-    """Let a folder of YAML go before all others, for this process and those that it starts."""
-    if not folder.is_dir():
-        raise UsageError(
-            f"--configs {folder}", "is not a folder", "name one that holds datasets/, models/ or projects/"
-        )
-    paths = [str(folder.absolute()), os.environ.get("LAVIS_EXT_CONFIGS", "")]
-    os.environ["LAVIS_EXT_CONFIGS"] = os.pathsep.join(filter(None, paths))
+@contextmanager
+def _searching(folder: str | None) -> Iterator[None]:
+    """Let a folder of YAML go before all others, for this command and the processes that it starts."""
+    if folder and not Path(folder).is_dir():
+        raise UsageError(f"--configs {folder}", "is not a folder", "name one that holds datasets/, models/ or projects/")
+    before = os.environ.get("LAVIS_EXT_CONFIGS", "")
+    if folder:
+        os.environ["LAVIS_EXT_CONFIGS"] = os.pathsep.join(filter(None, [str(Path(folder).absolute()), before]))
+    try:
+        yield
+    finally:
+        os.environ["LAVIS_EXT_CONFIGS"] = before
 
 
 def _print(answer: Answer, as_json: bool) -> None:

@@ -65,7 +65,7 @@ def list_datasets(args: Namespace) -> Answer:
     table = [["name", "shape", "splits on this disk", "download", "licence"]]
     for row in rows:
         told = " ".join(split if state == "missing" else f"{split}:{state}" for split, state in row["splits"].items())
-        table.append([row["name"], row["shape"], told, _size(row["bytes"]), shorten(row["licence"], 48)])
+        table.append([row["name"], row["shape"], told, _size(row["bytes"]), shorten(row["licence"], 40)])
     return Answer([*columns(table), "", f"data lies in {root}"], rows)
 
 

@@ -52,6 +52,16 @@ def test_duplicate_name_is_an_error_that_names_the_holder() -> None:
         things.register("x")(test_modules_load_on_first_need)
 
 
+def test_module_and_facade_answer_alike() -> None:
+    from lavis_ext import registry as module
+
+    assert module.get_processor_class("blip_caption") is registry.get_processor_class("blip_caption")
+    assert module.get_builder_class("coco_caption")().config.name == "coco_caption"
+    assert module.list_datasets() == registry.list_datasets()
+    with pytest.raises(AttributeError):
+        _ = module.nonsense
+
+
 def test_facade_has_the_names_of_lavis() -> None:
     for name in ("register_builder", "register_task", "register_processor", "register_model", "register_lr_scheduler"):
         assert callable(getattr(registry, name))

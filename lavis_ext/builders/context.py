@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -66,6 +66,7 @@ def build_splits(
     With `context.splits` None, splits whose files are missing are left out with a warning, unless all are missing.
     """
     args = check_args(config, {**COMMON_ARGS, **defaults})
+    config = moved(config)
     built: dict[str, Dataset] = {}
     missing: list[NotPreparedError] = []
     for split in config.build_info.annotations:
@@ -77,6 +78,25 @@ def build_splits(
             missing.append(error)
     _judge_missing(missing, strict=context.splits is not None or not built)
     return built
+
+
+def moved(config: DatasetConfig) -> DatasetConfig:
+    """The data set below its `build_info.storage`: VPGTrans' way to say where the folder with files and images lies.
+
+    That folder stands for the first one of each declared path. Without it the declaration stays as it is.
+    """
+    info = config.build_info
+    if not info.storage:
+        return config
+    base, cards = Path(info.storage[0]).expanduser(), load_cards()
+
+    def below(path: str) -> str:
+        return str(base.joinpath(*Path(path).parts[1:]))
+
+    paths = {split: cards.annotation_paths(config, split) for split in info.annotations}
+    files = {split: AnnotationConfig(storage=[below(path) for path in some]) for split, some in paths.items()}
+    images = replace(info.images, storage=below(info.images.storage))
+    return replace(config, build_info=replace(info, annotations=files, images=images, storage=[]))
 
 
 def check_args(config: DatasetConfig, defaults: Mapping[str, Any]) -> dict[str, Any]:

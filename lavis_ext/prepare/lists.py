@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 
-from lavis_ext.cards import Cards, ImageList
+from lavis_ext.cards import Artifact, Cards, ImageList
 from lavis_ext.errors import ConfigError, IntegrityError, LavisExtError, NetworkError
 from lavis_ext.imagelists import Account, ListOptions, fetch_images, fetch_list_files, list_account
-from lavis_ext.imagelists.disk import count_files
-from lavis_ext.imagelists.shards import Manifest
+from lavis_ext.imagelists.disk import image_fault, walk_files
+from lavis_ext.imagelists.shards import Manifest, shard_fault
 from lavis_ext.prepare.archives import Work
 from lavis_ext.prepare.planning import Plan, PlanItem
 from lavis_ext.prepare.report import Outcome
@@ -66,10 +66,38 @@ def is_whole(root: Path, spec: ImageList, account: Account, options: PrepareOpti
         return False
     target = root / spec.storage
     if spec.output == "files":
-        return count_files(target) >= account.present
+        return sum(1 for _ in walk_files(target)) >= account.present
     tars = sorted(target.glob("*.tar"))
     manifests = [(tar, Manifest.read(tar)) for tar in tars]
     return len(tars) == account.shards and all(m and tar.stat().st_size == m.bytes for tar, m in manifests)
+
+
+@dataclass(frozen=True)
+class ListCheck:
+    """What a look at the images of a list proved: files, bytes, and what is wrong with which."""
+
+    files: int = 0
+    bytes: int = 0
+    faults: tuple[tuple[Path, str], ...] = ()
+
+
+def check_list(root: Path, artifact: Artifact, deep: bool) -> ListCheck | None:
+    """Shards by the hash of their manifests, images by their first bytes, or decoded whole (`deep`).
+
+    None where the list was never fetched.
+    """
+    spec = artifact.lists
+    if spec is None or list_account(root, artifact) is None:
+        return None
+    target = root / spec.storage
+    if spec.output == "shards":
+        paths = sorted(target.glob("*.tar"))
+        faults = ((path, shard_fault(path)) for path in paths)
+    else:
+        paths = [target / name for name in walk_files(target)]
+        faults = ((path, image_fault(path, deep)) for path in paths)
+    found = tuple((path, fault) for path, fault in faults if fault)
+    return ListCheck(len(paths), sum(path.stat().st_size for path in paths), found)
 
 
 def settle_lists(work: Work, cards: Cards, needs: Sequence[Need], before: dict[str, Outcome]) -> dict[str, Outcome]:

@@ -57,14 +57,14 @@ class SplitState:
 
     @property
     def state(self) -> str:
-        """verified | present | partial | missing, with `(subset)`."""
+        """verified | present | partial | missing; with `(subset)` where something is there."""
         if self.samples is None and not self.verified:
             word = "missing"
         elif self.missing:
             word = "partial" if self.present else "missing"
         else:
             word = "verified" if self.verified else "present"
-        return f"{word} (subset)" if self.subset else word
+        return f"{word} (subset)" if self.subset and word != "missing" else word
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values."""

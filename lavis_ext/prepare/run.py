@@ -79,11 +79,14 @@ def settings(options: PrepareOptions | None, cards: Cards | None) -> tuple[Path,
     """The cache root, options with their policy filled in, cards and the mirror; raises UsageError, ConfigError."""
     options = options or PrepareOptions()
     options.check()
+    root = cache_root(options.cache_root)
+    if root.exists() and not root.is_dir():
+        raise DiskError(str(root), "is a file, not a folder", "name a folder in LAVIS_EXT_CACHE_ROOT or env.cache_root")
     policy = options.policy if options.jobs is None else replace(options.policy, jobs=options.jobs)
     policy = policy if options.offline is None else replace(policy, offline=options.offline)
     # Offline, no mirror is asked: what is stamped counts as it is, and the rest is named as missing.
     mirrors = MirrorMap() if policy.offline else MirrorMap.from_environment(options.mirror, policy)
-    return cache_root(options.cache_root), replace(options, policy=policy), cards or load_cards(), mirrors
+    return root, replace(options, policy=policy), cards or load_cards(), mirrors
 
 
 class Pulse:

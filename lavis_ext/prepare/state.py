@@ -16,6 +16,7 @@ from lavis_ext.fetch.digest import hash_file, mismatch
 from lavis_ext.prepare.account import Account
 from lavis_ext.prepare.archives import Notice, Work
 from lavis_ext.prepare.inventory import Inventory, Journal
+from lavis_ext.prepare.lists import ListCheck, check_list, is_parted, list_title, settle_lists
 from lavis_ext.prepare.members import Member
 from lavis_ext.prepare.placing import disk_errors, member_fault, set_aside, thread_count
 from lavis_ext.prepare.report import Outcome, SplitState, worst
@@ -120,19 +121,50 @@ def verify(
     root, offline, cards, _ = settings(replace(chosen, offline=True), cards)
     selection = select(cards, names, offline.splits, root=root)
     report = VerifyReport()
-    checks = [_Check(root, need, deep, progress or Silent()) for need in selection.needs]
+    checks = [_Check(root, need, deep, progress or Silent()) for need in selection.needs if not is_parted(need)]
     found: dict[str, list[Finding]] = {}
     for check in checks:
         report = _add(report, check, found)
+    lists = [need for need in selection.needs if need.artifact.lists is not None]
+    for need in lists:
+        report = _add_list(report, check_list(root, need.artifact, deep), list_title(need), found)
     damaged = [check for check in checks if found.get(check.need.title)]
-    if not repair or not damaged:
+    damaged_lists = [need for need in lists if found.get(list_title(need))]
+    if not repair or not (damaged or damaged_lists):
         return report
     root, options, cards, mirrors = settings(chosen, cards)
     work = Work(root, options, options.policy, mirrors, progress or Silent(), notice or log.info)
     with owned(work, selection) as pulse:
         lost = [(check.need, check.take_back(found[check.need.title])) for check in damaged]
-        outcomes = mend(replace(work, progress=pulse), cards, lost)
-    return replace(report, repaired=tuple(outcomes))
+        for need in damaged_lists:
+            _set_aside([Path(one.path) for one in found[list_title(need)]])
+        work = replace(work, progress=pulse)
+        outcomes = mend(work, cards, lost) if lost else ()
+        listed = settle_lists(work, cards, damaged_lists, {})
+    return replace(report, repaired=(*outcomes, *listed.values()))
+
+
+def _set_aside(paths: Iterable[Path]) -> None:
+    for path in paths:
+        with disk_errors(path):
+            set_aside(path)
+
+
+def _add_list(
+    report: VerifyReport, check: ListCheck | None, title: str, found: dict[str, list[Finding]]
+) -> VerifyReport:
+    """The report with the images of one more list."""
+    if check is None:
+        return replace(report, unknown=(*report.unknown, title))
+    findings = found[title] = [Finding(title=title, path=str(path), fault=fault) for path, fault in check.faults]
+    errors = [IntegrityError(one.path, one.fault, "run `lavis-ext verify --repair`") for one in findings]
+    return replace(
+        report,
+        files=report.files + check.files,
+        bytes=report.bytes + check.bytes,
+        findings=(*report.findings, *findings),
+        errors=(*report.errors, *errors),
+    )
 
 
 def _add(report: VerifyReport, check: _Check, found: dict[str, list[Finding]]) -> VerifyReport:

@@ -106,7 +106,7 @@ def read_index(path: Path, needs: tuple[str, ...]) -> ShardIndex:
     walk = Walk(path)
     for name, extent in walk:
         match = NAME.fullmatch(name)
-        key, kind = match.groups() if match else (name, name.rpartition(".")[2])
+        key, kind = match.groups() if match else (name, name.rpartition("/")[2].partition(".")[2])
         kind = check_kind(kind.lower(), path, name)
         if kind not in ("image", *TEXTS):
             unknown[kind] += 1

@@ -103,6 +103,7 @@ class ShardReader:
     limit: int | None = None
     unknown: Counter[str] = field(default_factory=Counter)
     """Members of other kinds in the shards read so far, which are left out."""
+    _noted: set[Path] = field(default_factory=set)
 
     @cached_property
     def shards(self) -> tuple[Shard, ...]:
@@ -138,7 +139,7 @@ class ShardReader:
         return self.order.total
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "unknown": Counter()}
+        return {**self.__dict__, "unknown": Counter(), "_noted": set()}
 
     def iterate(self, rank: int, world: int, lap: int = 0, start: int = 0) -> Iterator[RawSample | SampleError]:
         """A rank's part of a lap from its sample number `start` on; what is no sample is the error that says why.
@@ -163,7 +164,10 @@ class ShardReader:
         return entries
 
     def _note(self, unknown: Mapping[str, int], path: Path) -> None:
-        fresh = sorted(set(unknown) - set(self.unknown))
+        if path in self._noted:
+            return
+        self._noted.add(path)
+        fresh = sorted(f".{kind}" if kind else "no suffix" for kind in set(unknown) - set(self.unknown))
         if fresh:
-            log.warning("%s: members of other kinds are left out: %s", path, ", ".join(f".{kind}" for kind in fresh))
+            log.warning("%s: members of other kinds are left out: %s", path, ", ".join(fresh))
         self.unknown.update(unknown)

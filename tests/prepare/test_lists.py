@@ -13,7 +13,7 @@ from pyarrow import parquet
 
 from lavis_ext.fetch import Policy
 from lavis_ext.imagelists.worker import PassOrder
-from lavis_ext.prepare import PrepareOptions, plan, prepare, status
+from lavis_ext.prepare import PrepareOptions, plan, prepare, status, verify
 from tests.imagelists.conftest import orders  # noqa: F401 - a fixture
 from tests.support.server import Fault, Server
 from tests.support.weblist import picture
@@ -115,7 +115,7 @@ def test_laion_coco_metadata_then_shards(server: Server, tmp_path: Path, orders:
     assert step2.exit_code == 0, step2.lines()
     manifest = json.loads((tmp_path / "laion_coco/00000.manifest.json").read_text())
     assert manifest["samples"] == 10 and (tmp_path / "laion_coco/00000.tar").stat().st_size == manifest["bytes"]
-    [state] = status(["laion_coco"], tmp_path)
+    [state] = status(["laion_coco"], options(server, tmp_path))
     assert (state.samples, state.present, state.expected, state.state) == (10, 10, 10, "verified")
     assert len(server.requests(f"/huggingface.co/datasets/laion/relaion-coco/resolve/main/{PART}")) == 1
 
@@ -149,3 +149,32 @@ def test_local_mirror_serves_listed_images(tmp_path: Path, server: Server) -> No
 def test_offline_names_what_is_missing(name: str, server: Server, tmp_path: Path) -> None:
     report = prepare([name], options(server, tmp_path, offline=True))
     assert report.exit_code == 4 and server.log == []
+
+
+def test_verify_and_repair_of_listed_images(server: Server, tmp_path: Path) -> None:
+    nocaps(server, 4)
+    wanted = options(server, tmp_path, splits=["val"])
+    prepare(["nocaps"], wanted)
+    assert verify(["nocaps"], options=wanted).exit_code == 0
+    (tmp_path / "nocaps/images/val/0001.jpg").write_bytes(b"<html>")
+    cut = tmp_path / "nocaps/images/val/0002.jpg"
+    cut.write_bytes(cut.read_bytes()[:-200])
+    assert [Path(one.path).name for one in verify(["nocaps"], options=wanted).findings] == ["0001.jpg"]
+    report = verify(["nocaps"], deep=True, repair=True, options=wanted)
+    assert {Path(one.path).name for one in report.findings} == {"0001.jpg", "0002.jpg"} and report.exit_code == 0
+    assert verify(["nocaps"], deep=True, options=wanted).findings == () and cut.read_bytes() == picture(2)
+
+
+def test_verify_and_repair_of_shards(server: Server, tmp_path: Path, orders: list[PassOrder]) -> None:  # noqa: F811
+    laion(server, 6)
+    wanted = options(server, tmp_path, max_samples=5)
+    prepare(["laion_coco"], wanted)
+    assert verify(["laion_coco"], options=wanted).exit_code == 0
+    tar = tmp_path / "laion_coco/00000.tar"
+    data = bytearray(tar.read_bytes())
+    data[700] ^= 1
+    tar.write_bytes(bytes(data))
+    report = verify(["laion_coco"], options=wanted)
+    assert report.exit_code == 5 and "sha256" in report.findings[0].fault
+    assert verify(["laion_coco"], repair=True, options=wanted).exit_code == 0
+    assert verify(["laion_coco"], options=wanted).exit_code == 0 and len(orders) == 2

@@ -47,15 +47,13 @@ def test_samples_in_the_order_of_the_file(tmp_path: Path) -> None:
 
 
 def test_names_and_grouping_are_those_of_webdataset(tmp_path: Path) -> None:
-    wds = pytest.importorskip("webdataset")
+    pytest.importorskip("webdataset")
     from webdataset.tariterators import group_by_keys, tar_file_expander
 
-    assert wds
     picture = encoded(pixels(0, 8, 8), "PNG")
     odd = [
         ("a/b.c/k1.png", picture),
         ("a/b.c/k1.json", b"{}"),
-        ("k.2.json", b"{}"),
         ("./k3.JPG", picture),
         ("./k3.json", b"{}"),
     ]
@@ -107,7 +105,7 @@ def test_first_samples_only(tmp_path: Path) -> None:
     assert len(reader) == 6 and names(reader) == names(ShardReader(reader.paths, buffer=0))[:6]
 
 
-@pytest.mark.parametrize("suffix", sorted(PICKLED) + ["json.PKL"])
+@pytest.mark.parametrize("suffix", [*sorted(PICKLED), "json.PKL"])
 def test_pickles_are_refused(suffix: str, tmp_path: Path) -> None:
     class Harm:
         def __reduce__(self) -> tuple[object, tuple[str]]:
@@ -124,8 +122,8 @@ def test_other_members_are_left_out_and_counted(tmp_path: Path, caplog: pytest.L
     reader = ShardReader(
         [write_tar(tmp_path / "0.tar", [*sample(1), *more]), write_tar(tmp_path / "1.tar", [*sample(2), *more])]
     )
-    assert len(names(reader)) == 2
-    assert reader.unknown == {"npy": 2, "cls": 2, "README": 2}
+    assert len(names(reader)) == len(names(reader, lap=1)) == 2
+    assert reader.unknown == {"npy": 2, "cls": 2, "": 2}
     assert len([r for r in caplog.records if "left out" in r.message]) == 1
 
 

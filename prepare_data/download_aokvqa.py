@@ -1,0 +1,9 @@
+"""`python prepare_data/download_aokvqa.py ARGS` is `lavis-ext prepare aokvqa ARGS`, wherever it is called."""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from lavis_ext.cli import main
+
+sys.exit(main(["prepare", "aokvqa", *sys.argv[1:]]))
