@@ -94,7 +94,8 @@ def _run(words: list[str], as_json: bool) -> int:
         return 0
     with _searching(arguments.configs):
         answer: Answer = VERBS[arguments.verb].call(arguments)
-    _print(answer, as_json)
+    if os.environ.get("RANK", "0") == "0":  # of several processes of one run, the first speaks
+        _print(answer, as_json)
     return answer.code
 
 
@@ -102,7 +103,9 @@ def _run(words: list[str], as_json: bool) -> int:
 def _searching(folder: str | None) -> Iterator[None]:
     """Let a folder of YAML go before all others, for this command and the processes that it starts."""
     if folder and not Path(folder).is_dir():
-        raise UsageError(f"--configs {folder}", "is not a folder", "name one that holds datasets/, models/ or projects/")
+        raise UsageError(
+            f"--configs {folder}", "is not a folder", "name one that holds datasets/, models/ or projects/"
+        )
     before = os.environ.get("LAVIS_EXT_CONFIGS", "")
     if folder:
         os.environ["LAVIS_EXT_CONFIGS"] = os.pathsep.join(filter(None, [str(Path(folder).absolute()), before]))

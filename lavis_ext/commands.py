@@ -245,8 +245,8 @@ def demo(args: Namespace) -> Answer:
     """Draw a small world, fetch it as COCO, train a tiny BLIP-2 on it, score its captions and write the report."""
     from lavis_ext.demo.tour import run_demo
 
-    result = run_demo(Path(args.out), seed=args.seed)
-    return Answer(result.lines(), [result.summary()])
+    result = run_demo(Path(args.out), seed=args.seed, all_families=args.all)
+    return Answer(result.lines(), [result.summary()], result.exit_code)
 
 
 def cite(args: Namespace) -> Answer:
@@ -371,6 +371,7 @@ VERBS: dict[str, Verb] = {
                 {"default": "demo", "metavar": "DIR", "help": "where the world and the run go (default: demo)"},
             ),
             (("--seed",), {"type": int, "default": 7, "help": "another world (default: 7)"}),
+            (("--all",), {"action": "store_true", "help": "prepare every other family of data sets too"}),
         ],
     ),
 }

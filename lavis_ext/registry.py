@@ -67,9 +67,13 @@ class Registry(Generic[T]):
         if self._loaded:
             return
         self._loaded = True
-        package = import_module(self.package)
-        for module in iter_modules(getattr(package, "__path__", [])):
-            import_module(f"{self.package}.{module.name}")
+        try:
+            package = import_module(self.package)
+            for module in iter_modules(getattr(package, "__path__", [])):
+                import_module(f"{self.package}.{module.name}")
+        except Exception:
+            self._loaded = False  # the next call says the cause again, not that a name is unknown
+            raise
         load_plugins()
 
 
@@ -156,6 +160,7 @@ registry = Facade()
 def __getattr__(name: str) -> Any:
     """The facade's names on the module itself: `from lavis_ext import registry` is this module."""
     return getattr(registry, name)
+
 
 __all__ = [
     "Facade",

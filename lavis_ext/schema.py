@@ -212,7 +212,8 @@ class RunConfig:
     min_len: int = 1
     top_p: float = 0.9
     temperature: float = 1.0
-    length_penalty: float = 1.0
+    length_penalty: float | None = None
+    """None: 1 for captions, -1 for answers, as in LAVIS."""
     repetition_penalty: float = 1.0
     prompt: str = ""
     report_metric: bool = True

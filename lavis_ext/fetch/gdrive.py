@@ -93,7 +93,7 @@ def confirmed_url(page: str, name: str) -> str:
         from gdown.download import get_url_from_gdrive_confirmation
         from gdown.exceptions import FileURLRetrievalError
     except ImportError as error:
-        raise Failure("final", "gdown is not installed: pip install 'lavis_ext[hub]'") from error
+        raise Failure("final", "gdown is not installed: pip install -c constraints.txt gdown") from error
     if any(words in page.lower() for words in QUOTA):
         raise Failure("access", quota_told(name))
     try:

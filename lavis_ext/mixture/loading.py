@@ -95,12 +95,18 @@ class Inline:
 class Threads:
     """Loads in threads of this process: decoders and resizing leave the interpreter free, and nothing is copied.
 
-    Each uses one core for its own tensor operations; the setting is the thread's, so that training keeps all cores.
+    Each uses one core for its own tensor operations. Part of that setting is torch's as a whole, so all threads start here,
+    and it is put back before the first batch: kernels round by the number of threads.
     """
 
     def __init__(self, sources: Mapping[str, Any], count: int) -> None:
         self._sources, self._stop = sources, threading.Event()
         self._pool = ThreadPoolExecutor(count, thread_name_prefix="lavis_ext-load", initializer=_quieten)
+        before, started = torch.get_num_threads(), threading.Barrier(count + 1)
+        for _ in range(count):
+            self._pool.submit(started.wait)
+        started.wait()
+        torch.set_num_threads(before)
 
     def submit(self, name: str, items: Items, seeds: Sequence[int]) -> Future[list[Any]]:
         """Load in the next free thread."""

@@ -123,7 +123,7 @@ def load(folder: Path) -> Checkpoint:
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
-    """Tensors in memory of their own: those of the file are aligned otherwise, for which some kernels round otherwise."""
+    """Tensors in memory of their own: those of a file may be aligned so that some kernels round otherwise."""
     return {name: tensor.clone() for name, tensor in load_file(path).items()}
 
 

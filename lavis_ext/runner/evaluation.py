@@ -36,7 +36,7 @@ class Evaluator:
         gallery: bool = False,
     ) -> None:
         self.task, self.feeds, self.job_dir, self.accelerator, self.seed = task, feeds, job_dir, accelerator, seed
-        self.gallery, self.threads = gallery, torch.get_num_threads()
+        self.gallery = gallery
 
     def evaluate(self, split: str, label: str, stop: Callable[[], int]) -> dict[str, Any]:
         """Metrics of `split`; raises EvaluationStopped as soon as `stop`, asked before each batch, names a signal.
@@ -73,7 +73,6 @@ class Evaluator:
             for batch in feed:
                 if number := stop():
                     raise EvaluationStopped(number)
-                torch.set_num_threads(self.threads)  # as in training
                 moved = to_device(batch, self.accelerator.device, feed.normalizer)
                 with self.accelerator.autocast():
                     rows += self.task.valid_step(moved)

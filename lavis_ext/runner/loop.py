@@ -95,7 +95,6 @@ class Runner:
         self.optimizer = build_optimizer(self.model, run)
         self.rate, self.is_best, self.overflows = 0.0, False, 0
         self.saved_at, self.in_place = -1, False
-        self.threads = torch.get_num_threads()
         self.config: dict[str, Any] = {}
         self.stop_requested: Callable[[], int] = no_stop
         self.feed: Iterator[Batch] = endless(batches)
@@ -147,7 +146,6 @@ class Runner:
         """Add the gradient of one micro-batch, at its share of the window; ranks exchange gradients at the last one."""
         asked = perf_counter()
         batch = next(self.feed)
-        torch.set_num_threads(self.threads)  # a loader may have changed it, and kernels round by it
         waited = perf_counter() - asked
         batch = to_device(batch, self.accelerator.device, self.batches.normalizer)
         with nullcontext() if last else self.accelerator.no_sync(self.wrapped):

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import socket
+import threading
+import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 from urllib.error import URLError
@@ -52,7 +55,9 @@ def test_private_addresses_are_not_even_connected_to(server: Server) -> None:
 
 
 def test_name_that_resolves_to_an_inside_address_is_refused(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
-    inside = [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (address, server.port)) for address in ("8.8.8.8", "10.0.0.1")]
+    inside = [
+        (socket.AF_INET, socket.SOCK_STREAM, 6, "", (address, server.port)) for address in ("8.8.8.8", "10.0.0.1")
+    ]
     monkeypatch.setattr(guard.socket, "getaddrinfo", answer_with(inside))
     with pytest.raises(URLError, match=r"refused: private address 10\.0\.0\.1"):
         read("http://photos.example/a.jpg", Limits())
@@ -81,8 +86,26 @@ def test_endless_body_is_cut_off(server: Server) -> None:
 def test_dripping_body_is_given_up(server: Server) -> None:
     url = server.put("/a", payload(9000))
     server.script("/a", Fault(rate=1000))
-    with pytest.raises(URLError, match="timed out: the body took longer than 0.3 s"):
+    with pytest.raises(URLError, match=r"timed out: the body took longer than 0\.3 s"):
         read(url, Limits(allow_private=True, deadline=0.3))
+
+
+def test_dripping_head_is_given_up() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+
+        def drip() -> None:
+            peer, _ = listening.accept()
+            with peer, suppress(OSError):
+                peer.sendall(b"HTTP/1.1 200 OK\r\nX-Long: ")
+                while True:
+                    peer.sendall(b"x")
+                    time.sleep(0.05)
+
+        threading.Thread(target=drip, daemon=True).start()
+        began = time.monotonic()
+        with pytest.raises(OSError, match=r"timed out: no answer within 0\.3 s"):
+            read(f"http://127.0.0.1:{listening.getsockname()[1]}/", Limits(allow_private=True, deadline=0.3))
+        assert time.monotonic() - began < 2
 
 
 def test_body_that_ends_early_is_told(server: Server) -> None:
