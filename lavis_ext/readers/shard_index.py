@@ -4,29 +4,21 @@ from __future__ import annotations
 
 import json
 import re
-import tarfile
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from lavis_ext.errors import IntegrityError, UnsafeError
 from lavis_ext.readers.faults import SampleError
+from lavis_ext.readers.shard_walk import Extent, walk
 
 IMAGES = frozenset({"jpg", "jpeg", "png", "webp"})
 TEXTS = frozenset({"json", "txt"})
 PICKLED = frozenset({"pyd", "pkl", "pickle", "pth", "pt"})
 NAME = re.compile(r"((?:.*/)?[^./]+)\.([^/]*)")
 """webdataset's rule: the key is all up to the first dot of the last part, the kind is what follows it."""
-BLOCK = 512
-
-
-class Extent(NamedTuple):
-    """Where the bytes of a member stand in the shard."""
-
-    offset: int
-    size: int
 
 
 @dataclass(frozen=True)
@@ -97,14 +89,13 @@ def read_index(path: Path, needs: tuple[str, ...]) -> ShardIndex:
     """Index a shard; an entry that lacks one of `needs` (`image`, `json`, `txt`) has a fault.
 
     Nothing is unpacked. Raises UnsafeError for a member that only pickle could read. A file that ends early, or is no
-    tar at all, gives the samples that are whole and says in `cut` what is wrong: tarfile itself passes over a cut
-    between two members, inside a header, and at the end mark.
+    tar at all, gives the samples that are whole and says in `cut` what is wrong.
     """
     found: dict[str, dict[str, Extent]] = {}
     faults: dict[str, str] = {}
     unknown: Counter[str] = Counter()
-    walk = Walk(path)
-    for name, extent in walk:
+    members, cut = walk(path)
+    for name, extent in members:
         match = NAME.fullmatch(name)
         key, kind = match.groups() if match else (name, name.rpartition("/")[2].partition(".")[2])
         kind = check_kind(kind.lower(), path, name)
@@ -115,7 +106,7 @@ def read_index(path: Path, needs: tuple[str, ...]) -> ShardIndex:
         else:
             found[key][kind] = extent
     entries = (Entry(key, members, faults.get(key) or _lacking(members, needs)) for key, members in found.items())
-    return ShardIndex(path, tuple(entries), dict(unknown), walk.cut)
+    return ShardIndex(path, tuple(entries), dict(unknown), cut)
 
 
 def check_kind(kind: str, path: Path, name: str) -> str:
@@ -124,40 +115,6 @@ def check_kind(kind: str, path: Path, name: str) -> str:
         what = f"member '{name}' is a pickle, which can run code when it is read"
         raise UnsafeError(str(path), what, "do not use this shard: move it out of the folder")
     return "image" if kind in IMAGES else kind
-
-
-class Walk:
-    """The plain files of a tar: (name, extent) of each that is whole; then `cut` says how the tar ends early."""
-
-    def __init__(self, path: Path) -> None:
-        self.path, self.cut = path, ""
-
-    def __iter__(self) -> Iterator[tuple[str, Extent]]:
-        try:
-            size = self.path.stat().st_size
-            with self.path.open("rb") as file, tarfile.open(fileobj=file, mode="r:") as archive:
-                for member in _members(archive):
-                    if member.offset_data + member.size > size:
-                        break
-                    if member.isreg() and not member.issparse():
-                        yield member.name, Extent(member.offset_data, member.size)
-                file.seek(archive.offset)
-                self.cut = _judge_end(file.read(2 * BLOCK))
-        except (OSError, tarfile.TarError) as error:
-            self.cut = f"it is cut off or no tar ({error})"
-
-
-def _members(archive: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
-    while (member := archive.next()) is not None:
-        archive.members.clear()  # type: ignore[attr-defined]  # else all headers of a shard are held at once
-        yield member
-
-
-def _judge_end(tail: bytes) -> str:
-    """A tar ends with two blocks of zeros; tarfile stops silently at anything that is no header."""
-    if tail == bytes(2 * BLOCK):
-        return ""
-    return "it has a damaged header" if len(tail) >= BLOCK and any(tail) else "it is cut off before its end mark"
 
 
 def _lacking(members: Mapping[str, Extent], needs: tuple[str, ...]) -> str:

@@ -100,7 +100,7 @@ def test_a_finished_run_that_is_started_again_says_nothing_twice(tmp_path: Path)
 def test_ten_kills_at_random_moments(tmp_path: Path) -> None:
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["tests.support.kill"])
-    keys = {**KEYS, "save_steps": 3, "max_epoch": 12, "keep_checkpoints": 2}
+    keys = {**KEYS, "save_steps": 3, "max_epoch": 40, "keep_checkpoints": 2}
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     for folder in (whole, cut):
         folder.mkdir()
@@ -128,7 +128,7 @@ def _killed(context: Any, folder: Path, keys: dict[str, Any], after_s: float) ->
     """Kill -9 some time after the first step; returns whether it was hit alive."""
     alive = folder / "alive"
     alive.unlink(missing_ok=True)
-    process = context.Process(target=kill.run, args=(str(folder), 0.01, keys))
+    process = context.Process(target=kill.run, args=(str(folder), 0.02, keys))
     process.start()
     deadline = time.monotonic() + 30
     while not alive.exists() and process.is_alive() and time.monotonic() < deadline:

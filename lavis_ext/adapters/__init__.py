@@ -1,0 +1,1 @@
+"""Our data sets inside other systems; nothing of theirs is imported before it is asked for."""
