@@ -44,6 +44,15 @@ class Parser(argparse.ArgumentParser):
         return known, rest
 
 
+class StandardError(logging.Handler):
+    """Writes records to whatever `sys.stderr` is at the time: progress bars put themselves in its place."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Write one line."""
+        sys.stderr.write(self.format(record) + "\n")
+        sys.stderr.flush()
+
+
 def build_parser() -> Parser:
     """The parser of all verbs, from the table of commands."""
     parser = Parser(prog="lavis-ext", description=__doc__.split(":")[0] if __doc__ else None, epilog=EXIT_CODES)
@@ -65,7 +74,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns its exit code and never raises."""
     words = list(sys.argv[1:] if argv is None else argv)
     as_json, debug = "--json" in words, "--debug" in words
-    logging.basicConfig(level=logging.DEBUG if debug else logging.INFO, format="%(message)s", stream=sys.stderr)
+    logging.basicConfig(level=logging.DEBUG if debug else logging.INFO, format="%(message)s", handlers=[StandardError()])
     for noisy in ("urllib3", "transformers", "accelerate", "PIL"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
     try:

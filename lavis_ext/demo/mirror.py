@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
+import tarfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from gzip import GzipFile
+from io import BytesIO
 from pathlib import Path
 from typing import Any, BinaryIO
 from urllib.parse import urlsplit
@@ -71,6 +74,18 @@ class MirrorWriter:
                 info.create_system = 3
                 info.external_attr = (0o40755 << 16 | 0x10) if name.endswith("/") else 0o100644 << 16
                 archive.writestr(info, content)
+
+    def add_tar_gz(self, url: str, members: Iterable[tuple[str, bytes]]) -> None:
+        """Put a compressed tar in the place of `url`; the same members make the same archive."""
+        with (
+            self.create(url) as file,
+            GzipFile("", "wb", 6, file, mtime=0) as packed,
+            tarfile.open(fileobj=packed, mode="w", format=tarfile.USTAR_FORMAT) as archive,
+        ):
+            for name, content in members:
+                info = tarfile.TarInfo(name)
+                info.size = len(content)
+                archive.addfile(info, BytesIO(content))
 
     def finish(self, equivalence: str = "subset") -> Path:
         """Write the manifest of all that was added; returns its path."""

@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from lavis_ext.demo.every import FamilyState, prepare_every, table
 from lavis_ext.demo.export import export_world
 from lavis_ext.demo.server import serve
 from lavis_ext.demo.steps import Answer, Command, environment_for, run_verb
@@ -24,6 +25,8 @@ EVALUATE = "configs/projects/demo/eval/caption.yaml"
 FAMILY, SPLIT, METRIC = "coco", "test", "CIDEr"
 STATE = "demo.json"
 EXAMPLES = 3
+NO_SCORE = 0.01
+"""Below it an untrained model's score is noise: how many times it was exceeded says nothing."""
 ELSEWHERE = "choose another folder with --out"
 Outcome = dict[str, Any]
 """What is recorded of a stage: `seconds`, and of a run its `job` and `report`."""
@@ -50,6 +53,13 @@ class DemoResult:
     report: Path
     examples: tuple[tuple[str, str], ...] = ()
     """(what the trained model says, what is there) of some held-out scenes."""
+    families: tuple[FamilyState, ...] = ()
+    """What came of the other families, where they were asked for."""
+
+    @property
+    def exit_code(self) -> int:
+        """0, or the highest code of a family that could not be prepared."""
+        return max((family.exit_code for family in self.families), default=0)
 
     @property
     def ratio(self) -> float:
@@ -59,13 +69,14 @@ class DemoResult:
 
     def lines(self) -> list[str]:
         """The result as a person reads it."""
-        times = "no score before" if math.isinf(self.ratio) else f"{self.ratio:.1f} ×"
+        times = "no score before" if self.untrained[METRIC] < NO_SCORE else f"{self.ratio:.1f} ×"
         width = max(len(said) for said, _ in self.examples) if self.examples else 0
         return [
             f"{METRIC} on {self.world.test} held-out scenes: untrained {self.untrained[METRIC]:.3f}, "
             f"trained {self.trained[METRIC]:.3f} ({times})",
             *(f"  said: {said.ljust(width)}   there: {truth}" for said, truth in self.examples),
             *(f"  {s.name.ljust(10)} {s.seconds:6.1f} s{'  (reused)' if s.reused else ''}" for s in self.stages),
+            *(f"  {line}" for line in table(self.families)),
             f"report: {self.report}",
         ]
 
@@ -79,19 +90,26 @@ class DemoResult:
             "trained": self.trained,
             "ratio": None if math.isinf(self.ratio) else round(self.ratio, 3),
             "report": str(self.report),
+            "families": [asdict(family) for family in self.families],
         }
 
 
 def run_demo(
-    out: Path, seed: int = 7, world: World | None = None, options: tuple[str, ...] = (), command: Command = run_verb
+    out: Path,
+    seed: int = 7,
+    world: World | None = None,
+    options: tuple[str, ...] = (),
+    command: Command = run_verb,
+    all_families: bool = False,
 ) -> DemoResult:
     """Go the whole way below `out`; what an earlier call with the same world has done there is used again.
 
-    `options`: further `--options` of both runs, such as `run.max_epoch=1`. Raises UsageError if `out` holds another
-    world, and the error of a verb that fails.
+    `options`: further `--options` of both runs, such as `run.max_epoch=1`. `all_families`: prepare every family of data
+    sets too, from a smaller world below `out/families`; one that fails is told in the result. Raises UsageError if
+    `out` holds another world, and the error of a verb that fails.
     """
     tour = Tour(out.expanduser().absolute(), world or World(seed=seed), options, command)
-    return tour.go()
+    return tour.go(all_families)
 
 
 class Tour:
@@ -103,11 +121,13 @@ class Tour:
         self.done: dict[str, Outcome] = {}
         self.stages: list[Stage] = []
 
-    def go(self) -> DemoResult:
+    def go(self, all_families: bool = False) -> DemoResult:
         """Every stage in order."""
         self._open()
         self._stage("draw", self._draw, self._drawn)
         self._stage("prepare", self._prepare, self._prepared)
+        seed, below = self.world.seed, self.out / "families"
+        families = prepare_every(below, seed, command=self.command) if all_families else ()
         untrained = self._stage("untrained", self._untrained, self._scored)
         trained = self._stage("train", self._train, self._scored)
         job = Path(trained["job"])
@@ -119,6 +139,7 @@ class Tour:
             trained=read_metrics(job),
             report=Path(trained["report"]),
             examples=tuple(self._examples(job)),
+            families=families,
         )
 
     def _open(self) -> None:
@@ -158,7 +179,7 @@ class Tour:
         part.replace(self.out / STATE)
 
     def _draw(self) -> Answer:
-        export_world(self.world, self.out / "mirror")
+        export_world(self.world, self.out / "mirror", [FAMILY])
         return []
 
     def _drawn(self, _: Outcome) -> bool:

@@ -128,8 +128,14 @@ class Plan:
 def _row(item: PlanItem) -> tuple[str, str, str, str, str, str]:
     about = "~" if item.estimated else ""
     download = "?" if item.download is None else about + human(item.download)
-    source = f"{item.source} (subset)" if item.equivalence == "subset" else item.source
-    return item.title, item.state, item.action, download, about + human(item.unpacked), source
+    source = f"{_short(item.source)} (subset)" if item.equivalence == "subset" else _short(item.source)
+    unpacked = about + human(item.unpacked) if item.unpacked else "–"
+    return item.title, item.state, item.action, download, unpacked, source
+
+
+def _short(source: str) -> str:
+    """An address as a table holds it: scheme and host; `--json` has it whole."""
+    return "/".join(source.split("/")[:3]) if "://" in source else source
 
 
 def make_plan(root: Path, selection: Selection, options: PrepareOptions, mirrors: MirrorMap) -> Plan:
