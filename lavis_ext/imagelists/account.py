@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
@@ -11,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from lavis_ext.errors import LavisExtError, NetworkError, PartialError
+from lavis_ext.files import write_json
 
 PASSING_REASONS = frozenset({"timeout", "connection", "name server", "unfinished", "gone from the disk"})
 PASSING_STATUS = ("HTTP 408", "HTTP 425", "HTTP 429", "HTTP 5")
@@ -122,14 +122,3 @@ def read_account(folder: Path) -> Account | None:
         return Account(**{**raw, "reasons": Counter(raw["reasons"])})
     except (OSError, ValueError, TypeError, KeyError):
         return None
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Write JSON so that the name holds the old or the new text, whatever happens."""
-    part = path.with_name(f"{path.name}.part")
-    with part.open("w", encoding="utf-8") as file:
-        json.dump(value, file, indent=1)
-        file.write("\n")
-        file.flush()
-        os.fsync(file.fileno())
-    part.replace(path)

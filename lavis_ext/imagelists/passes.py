@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 from lavis_ext.errors import IntegrityError, PartialError
-from lavis_ext.imagelists.account import write_json
+from lavis_ext.files import write_json
 from lavis_ext.imagelists.job import ListJob, Pass
 from lavis_ext.imagelists.shards import describe, is_published, publish, set_aside, shard_path
 from lavis_ext.imagelists.supervise import run_worker

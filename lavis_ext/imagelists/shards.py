@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from lavis_ext.errors import IntegrityError
-from lavis_ext.imagelists.account import write_json
+from lavis_ext.files import write_json
 
 BLOCK = 1 << 20
 ASIDE = ".lavis_ext/set_aside"

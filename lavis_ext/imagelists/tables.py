@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from lavis_ext.errors import ConfigError
-from lavis_ext.imagelists.account import Loss, write_json
+from lavis_ext.files import write_json
+from lavis_ext.imagelists.account import Loss
 from lavis_ext.imagelists.job import ListJob
 from lavis_ext.imagelists.rows import Row, read_rows
 

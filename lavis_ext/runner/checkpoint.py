@@ -21,8 +21,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from lavis_ext.errors import IntegrityError
+from lavis_ext.files import flush_file, flush_folder, sha256_of
 from lavis_ext.models.base import Model
-from lavis_ext.runner.files import disk_errors, fsync_path, sha256_of, write_json
+from lavis_ext.runner.files import disk_errors, write_json
 from lavis_ext.runner.state import pack, unpack
 
 log = logging.getLogger(__name__)
@@ -78,7 +79,7 @@ def _write_folder(folder: Path, model: Mapping[str, Tensor], state: Mapping[str,
         for name in (MODEL, TENSORS, STATE)
     }
     for name in files:
-        fsync_path(folder / name)
+        flush_file(folder / name)
     write_json(folder / MANIFEST, {"format": FORMAT, "files": files})
 
 
@@ -89,7 +90,7 @@ def _publish(part: Path, final: Path) -> None:
         shutil.rmtree(old, ignore_errors=True)
         final.rename(old)
     part.rename(final)
-    fsync_path(final.parent)
+    flush_folder(final.parent)
     shutil.rmtree(old, ignore_errors=True)
 
 

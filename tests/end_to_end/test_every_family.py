@@ -70,8 +70,6 @@ SECOND_FORM = {
     "vqav2": ["questions_train", "questions_val", "questions_test", "annotations_train", "annotations_val"],
 }
 """Family → the artifacts of the form that is preferred: without them the other one is taken."""
-BY_PATTERN = pytest.mark.xfail(reason="prepare looks for the images of such rows under other names", strict=False)
-IN_PARTS = pytest.mark.xfail(reason="a subset mirror is asked for the literal address of a list in parts", strict=False)
 
 
 @pytest.fixture(scope="module")
@@ -99,7 +97,7 @@ def reports(mirror: Path, root: Path) -> dict[str, Report]:
 
 @pytest.mark.parametrize(
     "family",
-    [pytest.param(f, marks=BY_PATTERN) if f == "snli_ve" else f for f in EXPORTS if f != "laion"],
+    [f for f in EXPORTS if f != "laion"],
 )
 def test_prepare_ends_well_and_says_that_it_is_a_subset(reports: dict[str, Report], family: str) -> None:
     report = reports[family]
@@ -163,7 +161,7 @@ def test_nocaps_rows_keep_captions_and_domains(
     assert {len(captions) for captions in val.references().values()} == {10}
 
 
-@pytest.mark.parametrize("family", [pytest.param(f, marks=BY_PATTERN) if f == "aokvqa" else f for f in SECOND_FORM])
+@pytest.mark.parametrize("family", SECOND_FORM)
 def test_the_other_form_is_taken_where_a_mirror_has_no_more(mirror: Path, tmp_path: Path, family: str) -> None:
     """Same counts from LAVIS' files and from those of the authors, by a mirror whose manifest tells less."""
     manifest = json.loads((mirror / "manifest.json").read_text())
@@ -194,7 +192,6 @@ def test_lists_of_the_web_know_a_stand_in_behind_a_server(tmp_path: Path) -> Non
     assert "HTTP 404 ×2" in told and "placeholder ×1" in told and "HTML page" in told
 
 
-@IN_PARTS
 def test_laion_coco_becomes_shards(tmp_path: Path) -> None:
     world = World(seed=5, train=20, val=0, test=0, hidden=0)
     export_world(world, tmp_path / "mirror", ["laion"])

@@ -161,7 +161,7 @@ def test_list_without_rows_and_without_urls(tmp_path: Path) -> None:
 
 def test_without_img2dataset(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(run, "find_spec", lambda _: None)
-    with pytest.raises(ConfigError, match=r"lavis_ext\[web\]"):
+    with pytest.raises(ConfigError, match=r"pip install"):
         fetch_list(make_job(tmp_path, tmp_path / "sbu.json"))
 
 

@@ -7,12 +7,11 @@ import os
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from lavis_ext.errors import OwnedError
-from lavis_ext.runner.owner import STALE_S, identity, is_alive, owned
+from lavis_ext.runner.owner import owned
 
 
 def test_a_live_owner_is_respected(tmp_path: Path) -> None:
@@ -44,18 +43,3 @@ def test_a_torn_owner_file_of_nobody_is_replaced(content: str, tmp_path: Path) -
     os.utime(tmp_path / "owner.json", (1, 1))
     with owned(tmp_path):
         pass
-
-
-@pytest.mark.parametrize(
-    ("change", "age_s", "alive"),
-    [
-        ({}, 0, True),
-        ({"pid": 2**22 + 1}, 0, False),
-        ({"started": "1"}, 0, False),
-        ({"boot": "another"}, 0, False),
-        ({"host": "another"}, 1, True),
-        ({"host": "another"}, STALE_S + 1, False),
-    ],
-)
-def test_who_is_alive(change: dict[str, Any], age_s: float, alive: bool) -> None:
-    assert is_alive({**identity(), **change}, age_s) is alive

@@ -1,0 +1,74 @@
+"""A BLIP-2 whose training is killed and started again ends with the weights, to the bit, of one that was left alone."""
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from lavis_ext.demo.export import export_world
+from lavis_ext.demo.world import World
+
+pytestmark = pytest.mark.slow
+KILLS = 3
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """Environment with a small prepared world."""
+    base = tmp_path_factory.mktemp("killed")
+    mirror = base / "mirror"
+    export_world(World(seed=3, train=48, val=2, test=2, hidden=1), mirror, ["coco"])
+    own = {"LAVIS_EXT_MIRROR": str(mirror), "LAVIS_EXT_CACHE_ROOT": str(base / "data"), "BASE": str(base)}
+    environment = {**os.environ, **own, "HF_HUB_OFFLINE": "1"}
+    prepare = [sys.executable, "-m", "lavis_ext", "prepare", "coco_caption", "--quiet"]
+    subprocess.run(prepare, env=environment, check=True, capture_output=True, timeout=120)
+    return environment
+
+
+def start(world: dict[str, str], job: str) -> subprocess.Popen[bytes]:
+    """One training of some sixty steps that saves every second one."""
+    options = ["run.max_epoch=2", "run.batch_size_train=8", "run.save_steps=2", "run.valid_splits=[]"]
+    options += ["run.test_splits=[]", "run.report=false", f"run.output_dir={world['BASE']}/runs", f"run.job_id={job}"]
+    words = ["train", "--cfg-path", "configs/projects/demo/train/caption.yaml", "--options", *options]
+    command = [sys.executable, "-m", "lavis_ext", *words]
+    return subprocess.Popen(command, env=world, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+
+
+def checkpoints(folder: Path) -> list[Path]:
+    """Numbered checkpoints, oldest first."""
+    return sorted(folder.glob("checkpoint_[0-9]*"), key=lambda path: int(path.name.rpartition("_")[2]))
+
+
+def wait_for_progress(process: subprocess.Popen[bytes], folder: Path, before: list[Path]) -> None:
+    """Until there is a checkpoint that was not there before, or the process has ended."""
+    deadline = time.monotonic() + 120
+    while process.poll() is None and checkpoints(folder) in ([], before) and time.monotonic() < deadline:
+        time.sleep(0.01)
+
+
+def test_killed_and_resumed_is_left_alone(world: dict[str, str]) -> None:
+    runs, chance = Path(world["BASE"]) / "runs", random.Random(5)
+    assert start(world, "whole").wait(timeout=250) == 0
+    killed = 0
+    for _ in range(KILLS):
+        before = checkpoints(runs / "cut")
+        process = start(world, "cut")
+        wait_for_progress(process, runs / "cut", before)
+        time.sleep(chance.random() * 0.3)
+        if process.poll() is None:
+            process.send_signal(signal.SIGKILL)
+            killed += 1
+        process.wait()
+    assert killed >= 2, "the run was too short to be killed"
+    assert start(world, "cut").wait(timeout=250) == 0
+    whole, cut = checkpoints(runs / "whole")[-1], checkpoints(runs / "cut")[-1]
+    assert whole.name == cut.name
+    for name in ("model.safetensors", "tensors.safetensors"):
+        assert (whole / name).read_bytes() == (cut / name).read_bytes(), name
+    lines = (runs / "cut" / "log.jsonl").read_text().splitlines()
+    assert len(lines) == len((runs / "whole" / "log.jsonl").read_text().splitlines())
