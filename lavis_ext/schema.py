@@ -149,6 +149,8 @@ class ModelConfig:
     only_proj: bool = False
     qformer_weight_path: str | None = None
     proj_weight_path: str | None = None
+    bert_model: str | None = None
+    """First stage: the BERT that the Q-Former starts from, a folder or hub name; None: all of it is `pretrained`'s."""
     cross_attention_freq: int = 2
     embed_dim: int = 256
     sizes: dict[str, dict[str, Any]] = field(default_factory=dict)

@@ -70,6 +70,8 @@ class Door:
         return self.fit((exact or wanted)[0], value, key)
 
     def _fit_choice(self, choices: tuple[Any, ...], value: Any, key: str) -> Any:
+        if value is False and "no" in choices:
+            return "no"  # YAML reads a bare no as false
         if value not in choices:
             self.note(key, f"{shown(value)} is not a choice", nearest(str(value), map(str, choices)))
         return value

@@ -56,6 +56,13 @@ def test_every_mistake_at_once() -> None:
     assert "f.yaml:1 name: is missing" in text
 
 
+def test_a_bare_no_is_a_choice_again() -> None:
+    assert Door().fit(Literal["no", "fp16"], False, "precision") == "no"
+    door = Door()
+    door.fit(Literal["yes"], False, "precision")
+    assert door.problems
+
+
 def test_true_is_not_a_number() -> None:
     with pytest.raises(ConfigError, match="True is not a number"):
         build({"name": "x", "rate": True})

@@ -97,7 +97,10 @@ class Model(nn.Module):
 
 
 def fit(where: str, mine: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> None:
-    """Copy `state` into tensors of the same names and shapes; raises IntegrityError, changing nothing, if not."""
+    """Copy `state` into tensors of the same names and shapes.
+
+    Raises IntegrityError, changing nothing, if they are not the same, or if a number is not finite.
+    """
     shared = set(mine) & set(state)
     wrong = [f"{n} {list(state[n].shape)} for {list(mine[n].shape)}" for n in shared if state[n].shape != mine[n].shape]
     faults: list[tuple[str, Collection[str]]] = [
@@ -108,6 +111,10 @@ def fit(where: str, mine: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> 
     found = "; ".join(f"{len(names)} {kind}: {listed(names)}" for kind, names in faults if names)
     if found:
         raise IntegrityError(where, found, "load it into the architecture, sizes and freezing that it was saved from")
+    broken = [name for name, tensor in state.items() if tensor.is_floating_point() and not tensor.isfinite().all()]
+    if broken:
+        what = f"{len(broken)} tensors are not finite: {listed(broken)}"
+        raise IntegrityError(where, what, "take a checkpoint from before the loss broke")
     with torch.no_grad():
         for name, tensor in state.items():
             mine[name].copy_(tensor)

@@ -24,14 +24,47 @@ def is_offline() -> bool:
     return any(os.environ.get(name, "") not in ("", "0") for name in OFFLINE_SWITCHES)
 
 
-def load_network(name: str, key: str, config: ModelConfig) -> Any:
+def load_config(name: str, key: str) -> Any:
+    """The configuration of a model in transformers' form."""
+    return _guarded(transformers.AutoConfig.from_pretrained, name, key)
+
+
+def load_network(name: str, key: str, config: ModelConfig, settings: Any = None) -> Any:
     """Blip2ForConditionalGeneration from a folder or hub name; `key` is the config key that asked for it.
 
-    Frozen towers are read in their own precision, so that a large one never takes up fp32 memory.
+    Frozen towers are read in their own precision, so that a large one never takes up fp32 memory. With `settings` only
+    the weights that fit them are read.
     """
     towers = {"vision_config": config.vit_precision, "text_config": config.llm_precision, "": "fp32"}
     dtypes = {name: DTYPES[precision] for name, precision in towers.items()}
-    return _guarded(transformers.Blip2ForConditionalGeneration.from_pretrained, name, key, dtype=dtypes)
+    partly = {"config": settings, "ignore_mismatched_sizes": True} if settings is not None else {}
+    return _guarded(transformers.Blip2ForConditionalGeneration.from_pretrained, name, key, dtype=dtypes, **partly)
+
+
+def load_retriever(name: str, key: str) -> Any:
+    """Blip2ForImageTextRetrieval (the first stage) from a folder or hub name, in fp32."""
+    return _guarded(transformers.Blip2ForImageTextRetrieval.from_pretrained, name, key, dtype=DTYPES["fp32"])
+
+
+def load_masked_language_model(name: str, key: str) -> Any:
+    """A BERT with its word head from a folder or hub name, in fp32."""
+    return _guarded(transformers.BertForMaskedLM.from_pretrained, name, key, dtype=DTYPES["fp32"])
+
+
+def load_embedding(name: str, key: str) -> Any:
+    """The word embedding of a decoder from a folder or hub name, in fp16."""
+    model = _guarded(transformers.AutoModelForCausalLM.from_pretrained, name, key, dtype=DTYPES["fp16"])
+    return model.get_input_embeddings()
+
+
+def load_language_model(name: str, key: str, config: ModelConfig, language: str) -> Any:
+    """A language model from a folder or hub name, in `llm_precision`; `language` is transformers' name of its kind."""
+    auto = transformers.AutoModelForSeq2SeqLM if language == "t5" else transformers.AutoModelForCausalLM
+    model = _guarded(auto.from_pretrained, name, key, dtype=DTYPES[config.llm_precision])
+    if model.config.model_type != language:
+        what = f"is a '{model.config.model_type}', {config.arch} needs '{language}'"
+        raise ConfigError(f"{key} {name}", what, "name another, or another model.arch")
+    return model
 
 
 def load_tokenizer(name: str, key: str) -> Any:

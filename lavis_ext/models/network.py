@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -10,14 +12,20 @@ import transformers
 from torch import Tensor, nn
 
 from lavis_ext.errors import ConfigError
+from lavis_ext.metrics.lemmas import load_lemmatizer
 from lavis_ext.schema import ModelConfig
 
 IMAGE_TOKEN = "<image>"  # noqa: S105
 DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
 
 
-def check_config(config: ModelConfig) -> None:
-    """Raises ConfigError for settings that cannot work together."""
+LANGUAGE_KEYS = ("opt_model", "t5_model", "llama_model")
+STAGE1_KEYS = ("bert_model",)
+STAGE2_KEYS = ("only_proj", "qformer_weight_path", "proj_weight_path", "apply_lemmatizer", "prompt")
+
+
+def check_config(config: ModelConfig, language_key: str | None) -> None:
+    """Raises ConfigError for settings that cannot work together; `language_key` names the language model, if any."""
     for tower, precision, frozen in (
         ("vit", config.vit_precision, config.freeze_vit),
         ("llm", config.llm_precision, config.freeze_llm),
@@ -26,29 +34,84 @@ def check_config(config: ModelConfig) -> None:
             what = f"weights in {precision} cannot be trained: small updates are lost and gradients overflow"
             way_out = f"set {tower}_precision: fp32 (run.amp may stay on) or freeze_{tower}: True"
             raise ConfigError(f"model.{tower}_precision", what, way_out)
-    unused = [key for key in ("apply_lemmatizer", "drop_path_rate", "t5_model", "llama_model") if getattr(config, key)]
+    others = STAGE1_KEYS if language_key else STAGE2_KEYS
+    unused = [
+        key for key in ("drop_path_rate", *LANGUAGE_KEYS, *others) if key != language_key and getattr(config, key)
+    ]
     if unused:
         raise ConfigError(f"model.{unused[0]}", f"is not offered by {config.arch}", "remove the key")
+    if config.vit_model != "eva_clip_g":
+        what = f"'{config.vit_model}' is not published in transformers' form"
+        raise ConfigError("model.vit_model", what, "write eva_clip_g")
+    if config.apply_lemmatizer:
+        load_lemmatizer()
 
 
-def build_network(config: ModelConfig, tokenizer: Any) -> Any:
-    """A network from scratch by `sizes`; `sizes` may leave out what the tokenizer and `image_size` tell."""
+def build_network(config: ModelConfig, tokenizer: Any, language: str) -> Any:
+    """A network from scratch by `sizes`; `sizes` may leave out what the tokenizer and `image_size` tell.
+
+    `language` is transformers' name of the kind of language model.
+    """
     ends = {f"{kind}_token_id": getattr(tokenizer, f"{kind}_token_id") for kind in ("bos", "eos", "pad")}
-    text = {"model_type": "opt", "vocab_size": len(tokenizer), **ends, **config.sizes.get("text_config", {})}
+    first = {"decoder_start_token_id": ends["pad_token_id"]} if language == "t5" else {}
+    own = config.sizes.get("text_config", {})
+    settings = blip2_config(config, {"model_type": language, "vocab_size": len(tokenizer), **ends, **first, **own})
+    return initialised(transformers.Blip2ForConditionalGeneration, settings)
+
+
+def blip2_config(config: ModelConfig, text: dict[str, Any] | None = None) -> Any:
+    """transformers' configuration by `sizes`; raises ConfigError for sizes that cannot be."""
     vision = {"image_size": config.image_size, "initializer_range": 0.02, **config.sizes.get("vision_config", {})}
-    try:
-        settings = transformers.Blip2Config(
+    with told_of_sizes():
+        return transformers.Blip2Config(
             vision_config=vision,
             qformer_config=dict(config.sizes.get("qformer_config", {})),
-            text_config=text,
+            **({"text_config": text} if text else {}),
             num_query_tokens=config.num_query_token,
+            image_text_hidden_size=config.embed_dim,
         )
-        network = transformers.Blip2ForConditionalGeneration(settings)
-    except (ValueError, TypeError, KeyError) as error:
-        raise ConfigError("model.sizes", " ".join(str(error).split()), "see transformers' Blip2Config") from error
+
+
+def stub_config(found: Any, width: int) -> Any:
+    """The configuration `found` with a language model of that width and no layers, so that no time goes into one."""
+    layers = {"num_hidden_layers": 0, "ffn_dim": 8, "num_attention_heads": 1, "vocab_size": 8, "pad_token_id": 1}
+    return transformers.Blip2Config(
+        vision_config=found.vision_config.to_dict(),
+        qformer_config={**found.qformer_config.to_dict(), "use_qformer_text_input": False},
+        text_config={"model_type": "opt", "hidden_size": width, "word_embed_proj_dim": width, **layers},
+        num_query_tokens=found.num_query_tokens,
+    )
+
+
+def build_retriever(settings: Any, words: int, pad: int | None, config: ModelConfig) -> Any:
+    """A first-stage network from scratch: a Q-Former that reads `words` words as well."""
+    queries = settings.qformer_config
+    queries.use_qformer_text_input, queries.vocab_size, queries.pad_token_id = True, words, pad
+    queries.cross_attention_frequency = config.cross_attention_freq
+    return initialised(transformers.Blip2ForImageTextRetrieval, settings)
+
+
+def initialised(kind: Any, settings: Any) -> Any:
+    """A network with random weights; raises ConfigError for sizes that cannot be."""
+    with told_of_sizes():
+        network = kind(settings)
     # transformers leaves the queries at zero, where all of them would stay the same for ever
     nn.init.normal_(network.query_tokens, std=settings.qformer_config.initializer_range)
     return network
+
+
+@contextmanager
+def told_of_sizes() -> Iterator[None]:
+    """What transformers says against sizes becomes a ConfigError."""
+    try:
+        yield
+    except (ValueError, TypeError, KeyError) as error:
+        raise ConfigError("model.sizes", " ".join(str(error).split()), "see transformers' Blip2Config") from error
+    except Exception as error:
+        # the checks of configuration classes raise exceptions of the hub client's own
+        if "Validation" not in type(error).__name__:
+            raise
+        raise ConfigError("model.sizes", " ".join(str(error).split()), "see transformers' Blip2Config") from error
 
 
 def add_image_token(network: Any, tokenizer: Any) -> None:

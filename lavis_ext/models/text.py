@@ -1,4 +1,4 @@
-"""Texts → token ids for a decoder that reads image places first: `[pad][image × n][text]`, or pads at the end."""
+"""Texts → token ids for a decoder that reads image places: `[pad][image × n][text]`, or pads at the end."""
 
 from __future__ import annotations
 
@@ -14,18 +14,21 @@ from lavis_ext.types import Batch
 
 IGNORED = -100
 """The label that the loss passes over."""
+Side = Literal["left", "right"]
+Ids = list[int]
 
 
 @dataclass(frozen=True)
 class Tokens:
-    """One batch of token ids; all [B, L] int64."""
+    """One batch of token ids; all [B, L] int64. `starts[i]` is where the text of a right-padded row begins."""
 
     input_ids: Tensor
     attention_mask: Tensor
+    starts: tuple[int, ...]
 
     def to(self, device: torch.device) -> Tokens:
         """The same on another device."""
-        return Tokens(self.input_ids.to(device), self.attention_mask.to(device))
+        return Tokens(self.input_ids.to(device), self.attention_mask.to(device), self.starts)
 
 
 class Prompter:
@@ -33,29 +36,44 @@ class Prompter:
 
     def __init__(self, tokenizer: Any, image_token_id: int, num_query: int, max_txt_len: int) -> None:
         self.tokenizer = tokenizer
-        self.image_token_id = image_token_id
-        self.num_query = num_query
+        self.places = [image_token_id] * num_query
         self.max_txt_len = max_txt_len
 
-    def encode(self, texts: Sequence[str], side: Literal["left", "right"]) -> Tokens:
+    @property
+    def pad_id(self) -> int:
+        """What rows are filled up with; the mask tells it from text, even where it is the closing token."""
+        pad = self.tokenizer.pad_token_id
+        return int(self.tokenizer.eos_token_id if pad is None else pad)
+
+    def encode(self, texts: Sequence[str], side: Side) -> Tokens:
         """Texts cut to `max_txt_len` tokens and padded to the longest on one side: left to generate, right to learn."""
-        found = self.tokenizer(list(texts), truncation=True, max_length=self.max_txt_len)["input_ids"]
+        return self.pad([self.places] * len(texts), self.ids(texts), side)
+
+    def ids(self, texts: Sequence[str], special: bool = True, cut: bool = True) -> list[Ids]:
+        """Token ids of each text, with the tokenizer's own opening and closing if `special`; `cut` to `max_txt_len`."""
+        limit = {"truncation": True, "max_length": self.max_txt_len} if cut else {}
+        found = self.tokenizer(list(texts), add_special_tokens=special, **limit)["input_ids"]
         # a caption may spell the image token, but only images take image places
-        rows = [[token for token in row if token != self.image_token_id] for row in found]
-        places = [self.image_token_id] * self.num_query
-        width = max(len(row) for row in rows)
-        pads = [[self.tokenizer.pad_token_id] * (width - len(row)) for row in rows]
-        spans = [(places + row, pad) for row, pad in zip(rows, pads, strict=True)]
+        return [[token for token in row if token not in self.places] for row in found]
+
+    def pad(self, heads: Sequence[Ids], texts: Sequence[Ids], side: Side) -> Tokens:
+        """One row of ids for each head and text behind it."""
+        rows = [head + text for head, text in zip(heads, texts, strict=True)]
+        width = max(map(len, rows))
+        pads = [[self.pad_id] * (width - len(row)) for row in rows]
+        spans = list(zip(rows, pads, strict=True))
         if side == "left":
             ids, mask = [p + r for r, p in spans], [[0] * len(p) + [1] * len(r) for r, p in spans]
         else:
             ids, mask = [r + p for r, p in spans], [[1] * len(r) + [0] * len(p) for r, p in spans]
-        return Tokens(torch.tensor(ids), torch.tensor(mask))
+        return Tokens(torch.tensor(ids), torch.tensor(mask), tuple(map(len, heads)))
 
-    def labels(self, tokens: Tokens, prompt_length: int) -> Tensor:
-        """[B, L] targets of right-padded tokens; image places, pads and first `prompt_length` tokens ignored."""
+    def labels(self, tokens: Tokens, unlearnt: int | Sequence[int] = 0) -> Tensor:
+        """[B, L] targets of right-padded tokens; heads, pads and the first `unlearnt` tokens of a text are ignored."""
         labels = tokens.input_ids.masked_fill(tokens.attention_mask == 0, IGNORED)
-        labels[:, : self.num_query + prompt_length] = IGNORED
+        lengths = [unlearnt] * len(labels) if isinstance(unlearnt, int) else unlearnt
+        for row, start, length in zip(labels, tokens.starts, lengths, strict=True):
+            row[: start + length] = IGNORED
         return labels
 
     def length(self, text: str) -> int:
@@ -63,9 +81,23 @@ class Prompter:
         return len(self.tokenizer(text)["input_ids"])
 
     def end_id(self, end_sym: str) -> int:
-        """The token that ends a text: the first one of `end_sym`, as in LAVIS."""
-        ids = self.tokenizer(end_sym, add_special_tokens=False)["input_ids"]
-        return int(ids[0]) if ids else int(self.tokenizer.eos_token_id)
+        """The token that ends a text: the last one of `end_sym` as it is spelt behind a word."""
+        ids = self.tokenizer(f"a{end_sym}", add_special_tokens=False)["input_ids"] if end_sym else []
+        return int(ids[-1]) if ids else int(self.tokenizer.eos_token_id)
+
+
+class ChatPrompter(Prompter):
+    """MiniGPT-4's frame: `###Human: <Img>` image places `</Img>` instruction `###Assistant: ` text."""
+
+    opening = "###Human: <Img>"
+    closing = "</Img> {} ###Assistant: "
+
+    def frame(self, texts: Sequence[str], instructions: Sequence[str], side: Side) -> Tokens:
+        """The opening token, the frame with its instruction, and the text behind it; only the text can be learnt."""
+        bos = self.tokenizer.bos_token_id
+        opening = ([] if bos is None else [bos]) + self.ids([self.opening], special=False, cut=False)[0]
+        closings = self.ids([self.closing.replace("{}", one) for one in instructions], special=False, cut=False)
+        return self.pad([opening + self.places + ids for ids in closings], self.ids(texts, special=False), side)
 
 
 def target_texts(batch: Batch) -> list[str]:
@@ -74,6 +106,11 @@ def target_texts(batch: Batch) -> list[str]:
     if "text_output" not in batch:
         return texts
     return [f"{head} {tail}".strip() for head, tail in zip(texts, batch["text_output"], strict=True)]
+
+
+def learns_output_only(batch: Batch) -> bool:
+    """Whether `text_input` is a question that is not to be learnt (`learn: text_output`)."""
+    return batch.get("learn") == "text_output" and "text_output" in batch
 
 
 def prompts_of(samples: Batch, default: str) -> list[str]:
@@ -86,3 +123,10 @@ def prompts_of(samples: Batch, default: str) -> list[str]:
             "prompt", f"{len(prompts)} prompts for {count} images", "give one text, or one for each image"
         )
     return prompts
+
+
+def questions_of(samples: Batch, prompt: str) -> list[str]:
+    """`text_input` as a list, each put into `prompt` where it says `{}`."""
+    asked = samples["text_input"]
+    questions = [asked] if isinstance(asked, str) else list(asked)
+    return [prompt.format(question) if prompt else question for question in questions]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from pickle import UnpicklingError
@@ -12,17 +11,14 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from lavis_ext.errors import ConfigError, IntegrityError, UnsafeError
+from lavis_ext.errors import ConfigError, DiskError, IntegrityError, UnsafeError
+from lavis_ext.models.base import Model
+from lavis_ext.models.upstream import STAGE1_ONLY, to_upstream, translate
 
 Tensors = dict[str, Tensor]
-LAVIS_NAMES = (
-    (r"^ln_vision\.", "vision_model.post_layernorm."),
-    (r"^Qformer\.bert\.embeddings\.LayerNorm\.", "qformer.layernorm."),
-    (r"^Qformer\.bert\.", "qformer."),
-    (r"\.(attention|crossattention)\.self\.", r".\1.attention."),
-    (r"^(opt|t5|llama)_proj\.", "language_projection."),
-)
-"""How the trained parts of a BLIP-2 checkpoint of LAVIS or VPGTrans are called in transformers' network."""
+QFORMER_PARTS = ("net.query_tokens", "net.vision_model.post_layernorm.", "net.qformer.")
+PROJECTION = ("net.language_projection.",)
+TOWER = ("net.vision_model.embeddings.", "net.vision_model.encoder.")
 
 
 def read_checkpoint(path: str, key: str) -> Tensors:
@@ -69,14 +65,37 @@ def _read_pickled(path: Path, key: str) -> Tensors:
     return tensors
 
 
-def translate(state: Mapping[str, Tensor]) -> Tensors:
-    """A checkpoint of LAVIS, VPGTrans or ours under our names (`net.…`)."""
-    return {_translate_name(name): tensor for name, tensor in state.items()}
+def parts_of(path: str, key: str) -> tuple[Tensors, tuple[str, ...]]:
+    """The tensors of a checkpoint of ours, LAVIS or VPGTrans, and the prefixes of the part that `key` asks for.
+
+    A vision tower that the Q-Former was trained with goes with it where the checkpoint holds one.
+    """
+    state = translate(read_checkpoint(path, key), f"{key} {path}")
+    if key.endswith("proj_weight_path"):
+        return state, PROJECTION
+    tower = ("net.vision_model.",) if any(name.startswith(TOWER) for name in state) else ()
+    return state, (*QFORMER_PARTS, *tower)
 
 
-def _translate_name(name: str) -> str:
-    if name.startswith("net."):
-        return name
-    for pattern, replacement in LAVIS_NAMES:
-        name = re.sub(pattern, replacement, name)
-    return f"net.{name}"
+def load_over(model: Model, path: str, key: str) -> None:
+    """Put a checkpoint of ours or of upstream over a model; raises IntegrityError for what does not fit.
+
+    What only the first stage uses is passed over by a model of the second.
+    """
+    state = translate(read_checkpoint(path, key), f"{key} {path}")
+    mine = set(model.state_dict())
+    model.load_trainable_state({n: t for n, t in state.items() if n in mine or not STAGE1_ONLY.match(n)})
+
+
+def write_upstream(model: Model, path: Path, language: str = "opt") -> None:
+    """Save what a model trained as LAVIS does, `{"model": tensors}`; raises DiskError.
+
+    `language` is what its projection is named after there: `opt`, `t5` or `llama`.
+    """
+    state = {name: tensor.detach().cpu() for name, tensor in to_upstream(model.trainable_state(), language).items()}
+    part = path.with_name(f".{path.name}.part")
+    try:
+        torch.save({"model": state}, part)
+        part.replace(path)
+    except (OSError, RuntimeError) as error:
+        raise DiskError(str(path), f"cannot be written: {error}", "free some space, or name another place") from error

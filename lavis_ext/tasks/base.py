@@ -23,10 +23,18 @@ class Task:
 
     evaluates: bool = False
     """Whether `valid_step` and `after_evaluation` do anything."""
+    needs: tuple[str, ...] = ()
+    """Methods that the model must have."""
 
     def __init__(self, model: nn.Module, run: RunConfig) -> None:
         self.model = model
         self.run = run
+        lacking = [name for name in self.needs if not hasattr(self.network, name)]
+        if lacking:
+            what = (
+                f"{type(self).__name__} asks the model for `{lacking[0]}`, which {type(self.network).__name__} has not"
+            )
+            raise ConfigError("run.task", what, "choose another task, or another model.arch")
 
     @classmethod
     def from_config(cls, run: RunConfig, model: nn.Module) -> Task:

@@ -1,10 +1,13 @@
-"""captioning: describe images, write COCO's result file, score it against the captions of the data set in use."""
+"""captioning: describe images, write COCO's result file, score it against the captions of the data set in use.
+
+Where samples belong to domains, as NoCaps' do, each domain is written and scored by itself too.
+"""
 
 from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,15 +18,21 @@ from lavis_ext.tasks.base import Row, Task, first_by_id, merged_references, plai
 from lavis_ext.types import Batch
 
 log = logging.getLogger(__name__)
-RECIPE = ("prompt", "num_beams", "max_len", "min_len", "repetition_penalty", "length_penalty")
+RECIPE = ("prompt", "num_beams", "max_len", "min_len", "repetition_penalty")
 References = dict[int | str, list[str]]
+Domains = dict[int | str, str]
+DOMAINS = ("in-domain", "near-domain", "out-domain")
+"""NoCaps': by whether COCO's captions name the objects of an image."""
+CAPTION_LENGTH_PENALTY = 1.0
 
 
+@tasks.register("nocaps")
 @tasks.register("captioning")
 class Captioning(Task):
     """Generate with the `run:` section's beams and lengths; `agg_metrics` = CIDEr + Bleu_4, as in LAVIS."""
 
     evaluates = True
+    needs = ("generate",)
 
     def valid_step(self, batch: Batch) -> list[Row]:
         """`image` [B,3,H,W] and `image_id` → one {caption, image_id} an image."""
@@ -35,7 +44,7 @@ class Captioning(Task):
             max_length=run.max_len,
             min_length=run.min_len,
             repetition_penalty=run.repetition_penalty,
-            length_penalty=run.length_penalty,
+            length_penalty=self.length_penalty,
         )
         ids = [plain_id(name) for name in batch["image_id"]]
         return [{"caption": caption, "image_id": name} for caption, name in zip(captions, ids, strict=True)]
@@ -43,23 +52,46 @@ class Captioning(Task):
     def after_evaluation(
         self, rows: Sequence[Row], split: str, datasets: Sequence[Any], out_dir: Path, epoch: int | str
     ) -> dict[str, float]:
-        """Write `{split}_epoch{epoch}.json` and its recipe; score what was predicted, unless `report_metric` is off."""
+        """Write `{split}_epoch{epoch}.json` and its recipe; score what was predicted, unless `report_metric` is off.
+
+        With domains, `{split}_epoch{epoch}_{domain}.json` too, and metrics under `{domain}_{name}`.
+        """
         results = first_by_id(rows, "image_id")
-        name = f"{split}_epoch{epoch}"
+        name, domains = f"{split}_epoch{epoch}", find_domains(datasets)
         write_result(out_dir / f"{name}.json", results)
-        metrics = self._score(results, datasets) if self.run.report_metric else {}
+        groups = {domain: [row for row in results if domains.get(row["image_id"]) == domain] for domain in DOMAINS}
+        groups = {domain: group for domain, group in groups.items() if group}
+        for domain, group in groups.items():
+            write_result(out_dir / f"{name}_{domain}.json", group)
+        metrics = self._score(results, groups, datasets) if self.run.report_metric else {}
         recipe = {key: getattr(self.run, key) for key in RECIPE} | {"images": len(results), "metrics": metrics}
         recipe["prompt"] = self.run.prompt or getattr(self.network, "prompt", "")
+        recipe["length_penalty"] = self.length_penalty
         write_result(out_dir / f"{name}_recipe.json", recipe)
         return metrics
 
-    def _score(self, results: Sequence[Row], datasets: Sequence[Any]) -> dict[str, float]:
+    @property
+    def length_penalty(self) -> float:
+        """`run.length_penalty`, else LAVIS' value for captions."""
+        return CAPTION_LENGTH_PENALTY if self.run.length_penalty is None else self.run.length_penalty
+
+    def _score(
+        self, results: Sequence[Row], groups: Mapping[str, Sequence[Row]], datasets: Sequence[Any]
+    ) -> dict[str, float]:
         references = self._references(datasets)
+        if not references:
+            log.warning("no image has a caption to compare with: the result file is written, nothing is scored")
+            return {}
         predictions = {row["image_id"]: row["caption"] for row in results if row["image_id"] in references}
         if len(predictions) < len(references):
             log.warning("%d of %d images were described; the metrics are theirs", len(predictions), len(references))
         scores = caption_scores(references, predictions)
-        return {**scores, "agg_metrics": scores["CIDEr"] + scores["Bleu_4"]}
+        metrics = {**scores, "agg_metrics": scores["CIDEr"] + scores["Bleu_4"]}
+        for domain, group in groups.items():
+            names = {row["image_id"] for row in group} & predictions.keys()
+            part = caption_scores(references, {name: predictions[name] for name in names}) if names else {}
+            metrics |= {f"{domain}_{metric}": value for metric, value in part.items()}
+        return metrics
 
     def _references(self, datasets: Sequence[Any]) -> References:
         """From `run.annotation_file` if there is one, else from the data sets; only `run.img_ids`, if there are any."""
@@ -72,6 +104,17 @@ class Captioning(Task):
         )
         wanted = {plain_id(name) for name in run.img_ids}
         return {name: texts for name, texts in references.items() if not wanted or name in wanted}
+
+
+def find_domains(datasets: Sequence[Any]) -> Domains:
+    """The `domain` of each image of the data sets whose rows tell it."""
+    found: Domains = {}
+    for dataset in datasets:
+        if not hasattr(dataset, "image_id") or not len(dataset) or "domain" not in dataset.row(0):
+            continue
+        rows = (dataset.row(index) for index in range(len(dataset)))
+        found |= {plain_id(dataset.image_id(row)): str(row["domain"]) for row in rows if row.get("domain")}
+    return found
 
 
 def read_references(path: Path, id_key: str, caption_key: str) -> References:

@@ -9,17 +9,17 @@ import pytest
 ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "lavis_ext"
 LAYERS = [
-    ["errors", "types", "schema", "wording"],
+    ["errors", "types", "schema", "wording", "files"],
     ["registry", "yamlio", "typed"],
     ["config"],
     ["cards", "fetch", "readers"],
     ["imagelists"],
     ["check", "doctor", "prepare", "processors", "metrics", "demo"],
-    ["collate"],
-    ["builders", "features", "models", "objectives"],
+    ["collate", "objectives"],
+    ["builders", "features", "models"],
     ["mixture", "tasks", "browse"],
     ["runner"],
-    ["adapters", "completion"],
+    ["adapters", "completion", "prepare_arguments"],
     ["commands"],
     ["cli"],
     ["__main__", "__init__"],

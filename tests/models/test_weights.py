@@ -10,10 +10,12 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from lavis_ext.errors import ConfigError, IntegrityError, LavisExtError, NetworkError, UnsafeError
+from lavis_ext.errors import ConfigError, DiskError, IntegrityError, LavisExtError, NetworkError, UnsafeError
+from lavis_ext.models.base import Model
 from lavis_ext.models.blip2 import Blip2Opt
 from lavis_ext.models.network import resize_positions
-from lavis_ext.models.weights import read_checkpoint, translate
+from lavis_ext.models.upstream import to_upstream, translate
+from lavis_ext.models.weights import read_checkpoint, write_upstream
 from tests.support.blip2 import CONFIG, small_batch, small_model
 
 
@@ -132,19 +134,10 @@ def test_finetuned_weights_of_ours_and_of_transformers(tmp_path: Path) -> None:
         small_model(load_finetuned=True, finetuned=str(tmp_path / "bare"))
 
 
-def upstream(model: Blip2Opt) -> dict[str, torch.Tensor]:
-    """The weights of a model under the names that LAVIS' checkpoints have, and a text layer that they carry along."""
-    state = {}
-    for name, tensor in model.net.state_dict().items():
-        name = name.replace("vision_model.post_layernorm", "ln_vision").replace("language_projection", "opt_proj")
-        name = name.replace("qformer.layernorm", "Qformer.bert.embeddings.LayerNorm").replace(
-            "qformer.", "Qformer.bert."
-        )
-        name = name.replace("attention.attention.", "attention.self.").replace(
-            "crossattention.attention.", "crossattention.self."
-        )
-        state[name] = tensor.clone()
-    return {**state, "Qformer.cls.predictions.bias": torch.zeros(3)}
+def upstream(model: Model) -> dict[str, torch.Tensor]:
+    """The weights of a model as LAVIS' checkpoints have them, and a text layer that they carry along."""
+    shared = {"Qformer.cls.predictions.decoder.weight": torch.zeros(1), "Qformer.cls.predictions.bias": torch.zeros(3)}
+    return {**to_upstream({n: t.clone() for n, t in model.trainable_state().items()}), **shared}
 
 
 def test_parts_of_a_lavis_checkpoint(tmp_path: Path) -> None:
@@ -157,7 +150,9 @@ def test_parts_of_a_lavis_checkpoint(tmp_path: Path) -> None:
     changed = {n for n, t in model.state_dict().items() if not torch.equal(t, fresh.state_dict()[n])}
     assert {n for n in model.state_dict() if n.startswith("net.qformer.encoder")} <= same
     assert {"net.query_tokens"} <= changed
-    assert not [n for n in changed if n.startswith(("net.language", "net.vision_model.encoder"))]
+    assert not [n for n in changed if n.startswith("net.language")]
+    # the tower that the queries were trained with comes along
+    assert {n for n in model.state_dict() if n.startswith("net.vision_model.encoder")} <= same
     model = small_model(3, proj_weight_path=path)
     assert torch.equal(model.net.language_projection.weight, source.net.language_projection.weight)
     assert torch.equal(model.net.query_tokens, fresh.net.query_tokens)
@@ -181,8 +176,93 @@ def test_a_part_that_is_not_whole_is_refused(tmp_path: Path) -> None:
 
 
 def test_names_of_ours_are_left_alone() -> None:
-    assert set(translate({"net.a": torch.zeros(1), "t5_proj.weight": torch.zeros(1)})) == {
-        "net.a",
-        "net.language_projection.weight",
-    }
+    state = {"net.a": torch.zeros(1), "temp": torch.zeros(())}
+    assert set(translate(state)) == set(state)
     assert CONFIG.arch == "blip2_opt"
+
+
+THEIRS, OURS = "Qformer.bert.encoder.layer", "net.qformer.encoder.layer"
+NAMES = {
+    "visual_encoder.cls_token": "net.vision_model.embeddings.class_embedding",
+    "visual_encoder.pos_embed": "net.vision_model.embeddings.position_embedding",
+    "visual_encoder.patch_embed.proj.bias": "net.vision_model.embeddings.patch_embedding.bias",
+    "visual_encoder.blocks.38.norm1.weight": "net.vision_model.encoder.layers.38.layer_norm1.weight",
+    "visual_encoder.blocks.0.attn.qkv.weight": "net.vision_model.encoder.layers.0.self_attn.qkv.weight",
+    "visual_encoder.blocks.0.attn.proj.bias": "net.vision_model.encoder.layers.0.self_attn.projection.bias",
+    "visual_encoder.blocks.0.mlp.fc2.weight": "net.vision_model.encoder.layers.0.mlp.fc2.weight",
+    "ln_vision.bias": "net.vision_model.post_layernorm.bias",
+    "query_tokens": "net.query_tokens",
+    "Qformer.bert.embeddings.LayerNorm.weight": "net.qformer.layernorm.weight",
+    "Qformer.bert.embeddings.word_embeddings.weight": "net.embeddings.word_embeddings.weight",
+    f"{THEIRS}.0.attention.self.query.weight": f"{OURS}.0.attention.attention.query.weight",
+    f"{THEIRS}.0.crossattention.output.dense.bias": f"{OURS}.0.crossattention.output.dense.bias",
+    f"{THEIRS}.11.output_query.LayerNorm.bias": f"{OURS}.11.output_query.LayerNorm.bias",
+    f"{THEIRS}.11.intermediate.dense.bias": f"{OURS}.11.intermediate.dense.bias",
+    "llama_proj.weight": "net.language_projection.weight",
+    "llama_model.lm_head.weight": "net.language_model.lm_head.weight",
+    "vision_proj.weight": "net.vision_projection.weight",
+    "text_proj.bias": "net.text_projection.bias",
+    "itm_head.bias": "net.itm_head.bias",
+    "Qformer.cls.predictions.transform.LayerNorm.weight": "lm_head.norm.weight",
+    "Qformer.cls.predictions.bias": "lm_head.bias",
+    "temp": "temp",
+}  # fmt: skip
+
+
+def test_the_names_of_lavis_there_and_back() -> None:
+    state = {name: torch.randn(2) for name in NAMES}
+    found = translate(state)
+    assert {name: found[ours] is state[name] for name, ours in NAMES.items()} == dict.fromkeys(NAMES, True)
+    assert set(to_upstream(found, "llama")) == set(NAMES)
+    with pytest.raises(IntegrityError, match=r"net\.strange: has no name"):
+        to_upstream({"net.strange": torch.zeros(1)})
+
+
+def test_biases_of_queries_and_values_are_joined_and_parted() -> None:
+    prefix = "visual_encoder.blocks.3.attn."
+    state = {f"{prefix}q_bias": torch.ones(2), f"{prefix}v_bias": torch.full((2,), 2.0)}
+    found = translate(state)
+    assert found["net.vision_model.encoder.layers.3.self_attn.qkv.bias"].tolist() == [1, 1, 0, 0, 2, 2]
+    assert {n: t.tolist() for n, t in to_upstream(found).items()} == {n: t.tolist() for n, t in state.items()}
+    with pytest.raises(IntegrityError, match="only one of"):
+        translate({f"{prefix}q_bias": torch.ones(2)})
+
+
+def test_a_name_that_nobody_explains_is_an_error() -> None:
+    with pytest.raises(IntegrityError, match=r"1 names that no BLIP-2 of LAVIS has: visual_encoder\.conv1\.weight"):
+        translate({"query_tokens": torch.zeros(1), "visual_encoder.conv1.weight": torch.zeros(1)})
+
+
+def test_a_whole_lavis_checkpoint_as_finetuned(tmp_path: Path) -> None:
+    source = small_model(2, freeze_llm=True)
+    torch.save({"model": upstream(source), "epoch": 4}, tmp_path / "blip2.pth")
+    model = small_model(3, freeze_llm=True, load_finetuned=True, finetuned=str(tmp_path / "blip2.pth"))
+    trained = source.trainable_state()
+    assert all(
+        torch.equal(model.state_dict()[name], tensor) for name, tensor in trained.items() if "qkv.bias" not in name
+    )
+    half = {name: tensor for name, tensor in upstream(source).items() if name != "opt_proj.bias"}
+    torch.save({"model": half}, tmp_path / "half.pth")
+    with pytest.raises(IntegrityError, match=r"missing: net\.language_projection\.bias"):
+        small_model(3, freeze_llm=True, load_finetuned=True, finetuned=str(tmp_path / "half.pth"))
+
+
+def test_what_is_written_for_lavis_is_read_again(tmp_path: Path) -> None:
+    source = small_model(2, freeze_llm=True)
+    write_upstream(source, tmp_path / "blip2.pth")
+    tree = torch.load(tmp_path / "blip2.pth", weights_only=True)
+    assert {"query_tokens", "opt_proj.weight", "visual_encoder.pos_embed"} <= set(tree["model"])
+    model = small_model(3, freeze_llm=True, load_finetuned=True, finetuned=str(tmp_path / "blip2.pth"))
+    assert torch.equal(model.net.query_tokens, source.net.query_tokens)
+    with pytest.raises(DiskError):
+        write_upstream(source, tmp_path / "nowhere" / "blip2.pth")
+
+
+def test_a_checkpoint_that_is_not_finite_is_refused_whole(tmp_path: Path) -> None:
+    source, model = small_model(2), small_model(3)
+    state = {name: tensor.detach().clone() for name, tensor in source.trainable_state().items()}
+    state["net.query_tokens"][0, 0, 0] = float("nan")
+    before = model.net.language_projection.weight.clone()
+    with pytest.raises(IntegrityError, match=r"1 tensors are not finite: net\.query_tokens"):
+        model.load_trainable_state(state)
+    assert torch.equal(model.net.language_projection.weight, before)

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from lavis_ext.models.blip2 import Blip2Opt
+from lavis_ext.registry import models
 from lavis_ext.schema import ModelConfig
 from lavis_ext.types import Batch
 
@@ -60,3 +61,42 @@ def small_batch(count: int = 3, **extra: Any) -> Batch:
     """`count` images of noise with captions of different lengths."""
     images = torch.randn(count, 3, 16, 16, generator=torch.Generator().manual_seed(1))
     return {"image": images, "text_input": CAPTIONS[:count], "image_id": list(range(count)), **extra}
+
+
+TEXT_SIZES: dict[str, dict[str, Any]] = {
+    "blip2_opt": SIZES["text_config"],
+    "blip2_llama": {
+        "hidden_size": 32,
+        "intermediate_size": 32,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 2,
+        "max_position_embeddings": 128,
+        "initializer_range": 0.2,
+    },
+    "blip2_t5": {
+        "d_model": 32,
+        "d_kv": 16,
+        "d_ff": 32,
+        "num_layers": 2,
+        "num_heads": 2,
+        "dropout_rate": 0.1,
+        "initializer_factor": 2.0,
+    },
+}
+TEXT_SIZES["blip2_vicuna"] = TEXT_SIZES["blip2_llama"]
+
+
+def small_of(arch: str, seed: int = 0, **changes: Any) -> Any:
+    """The model of CONFIG with another language model."""
+    torch.manual_seed(seed)
+    sizes = {**SIZES, "text_config": TEXT_SIZES[arch]}
+    keys = {"sizes": sizes, **({"end_sym": "###"} if arch == "blip2_vicuna" else {}), **changes}
+    return models.get(arch).from_config(replace(CONFIG, arch=arch, **keys)).eval()
+
+
+def small_stage1(seed: int = 0, arch: str = "blip2", **changes: Any) -> Any:
+    """A first stage of a few thousand weights, in eval mode."""
+    torch.manual_seed(seed)
+    keys = {"cross_attention_freq": 1, "embed_dim": 16, "max_txt_len": 12, **changes}
+    return models.get(arch).from_config(replace(CONFIG, arch=arch, **keys)).eval()

@@ -17,7 +17,7 @@ from lavis_ext.registry import RegistryError
 from lavis_ext.schema import RunConfig
 from lavis_ext.tasks import setup_task
 from lavis_ext.tasks.base import plain_id, write_result
-from tests.support.blip2 import small_batch, small_model
+from tests.support.blip2 import small_batch, small_model, small_stage1
 
 REFERENCES = {
     391895: ["a man rides a red bike", "a person on a bicycle"],
@@ -183,3 +183,46 @@ def test_a_file_that_cannot_be_written_is_a_disk_error(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(DiskError):
         write_result(tmp_path / "file" / "a.json", {})
+
+
+@dataclass
+class Nocaps(Captions):
+    """Captions whose rows tell a domain."""
+
+    domains: tuple[str, ...] = ("in-domain", "near-domain", "near-domain")
+
+    def __len__(self) -> int:
+        return len(self.domains)
+
+    def row(self, index: int) -> dict[str, Any]:
+        return {"img_id": list(REFERENCES)[index], "domain": self.domains[index]}
+
+    def image_id(self, row: dict[str, Any]) -> int:
+        return int(row["img_id"])
+
+
+def test_nocaps_by_domain(tmp_path: Path) -> None:
+    task = setup_task(RunConfig(task="nocaps"), Speaker())
+    metrics = task.after_evaluation(PERFECT, "val", [Nocaps()], tmp_path, 0)
+    names = list(REFERENCES)
+    near = {name: REFERENCES[name][0] for name in names[1:]}
+    assert metrics["near-domain_CIDEr"] == pytest.approx(caption_scores(REFERENCES, near)["CIDEr"])
+    assert metrics["agg_metrics"] == pytest.approx(metrics["CIDEr"] + metrics["Bleu_4"])
+    assert not any(name.startswith("out-domain") for name in metrics)
+    written = json.loads((tmp_path / "val_epoch0_near-domain.json").read_text())
+    assert [row["image_id"] for row in written] == names[1:]
+    assert not (tmp_path / "val_epoch0_out-domain.json").exists()
+
+
+def test_a_split_without_captions_is_written_and_not_scored(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    assert captioning().after_evaluation(PERFECT, "test", [Captions({})], tmp_path, 0) == {}
+    assert (tmp_path / "test_epoch0.json").exists()
+    assert "nothing is scored" in caplog.text
+
+
+def test_a_model_that_cannot_do_the_task_is_told_at_once() -> None:
+    for name, model in (("captioning", small_stage1()), ("vqa", small_stage1()), ("retrieval", small_model())):
+        with pytest.raises(ConfigError, match=r"run\.task: .*choose another task"):
+            setup_task(RunConfig(task=name), model)
+    with pytest.raises(ConfigError, match="Captioning asks the model for `generate`, which Blip2 has not"):
+        setup_task(RunConfig(task="image_text_pretrain", eval_task="captioning"), small_stage1())

@@ -1,0 +1,50 @@
+"""BLIP-2 with Flan-T5: image places and text go into the encoder, what is learnt or said comes out of the decoder."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+
+from lavis_ext.models.language import Blip2Language
+from lavis_ext.models.text import IGNORED, Tokens
+from lavis_ext.registry import models
+from lavis_ext.types import Batch
+
+
+@models.register("blip2_t5")
+class Blip2T5(Blip2Language):
+    """BLIP-2 with Flan-T5, a prefix language model: `text_input` is read, `text_output` is learnt.
+
+    Where a batch has no `text_output`, `prompt` is read and `text_input` learnt, so that plain captions train as well.
+    """
+
+    language = "t5"
+    language_key = "t5_model"
+
+    def forward(self, batch: Batch) -> dict[str, Tensor]:
+        """`image` [B,3,S,S], `text_input`[, `text_output`] (lists of B) → `loss`: mean cross entropy of the output."""
+        images = self._images(batch)
+        split = "text_output" in batch
+        read = list(batch["text_input"]) if split else [self.prompt] * len(images)
+        tokens = self.asking_tokens(read).to(images.device)
+        labels = self.targets(batch["text_output" if split else "text_input"]).to(images.device)
+        out = self.net(images, tokens.input_ids, tokens.attention_mask, labels=labels, use_cache=False)
+        return {"loss": out.loss}
+
+    def asking_tokens(self, prompts: Sequence[str]) -> Tokens:
+        """Image places, prompt, closing token; pads at the end, where relative positions do not see them."""
+        closed = [[*row, self.closing_id] for row in self.text.ids(prompts, special=False)]
+        return self.text.pad([self.text.places] * len(closed), closed, "right")
+
+    def targets(self, texts: Sequence[str]) -> Tensor:
+        """[B, L] output tokens with the closing one, pads ignored."""
+        rows = [torch.tensor([*row, self.closing_id]) for row in self.text.ids(texts, special=False)]
+        return pad_sequence(rows, batch_first=True, padding_value=IGNORED)
+
+    @property
+    def closing_id(self) -> int:
+        """The token that closes every text of T5, which `end_sym` has no part in."""
+        return int(self.text.tokenizer.eos_token_id)

@@ -1,0 +1,199 @@
+"""BLIP-2's second stage on transformers' network, whatever its language model: vision tower → Q-Former → projection."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from lavis_ext.errors import ConfigError
+from lavis_ext.metrics.lemmas import lemmatize
+from lavis_ext.models.assemble import assemble
+from lavis_ext.models.base import Model
+from lavis_ext.models.network import DTYPES, add_image_token, check_config, recompute
+from lavis_ext.models.search import Search
+from lavis_ext.models.text import (
+    Prompter,
+    Tokens,
+    learns_output_only,
+    prompts_of,
+    questions_of,
+    target_texts,
+)
+from lavis_ext.models.weights import load_over, parts_of
+from lavis_ext.schema import ModelConfig
+from lavis_ext.types import Batch
+
+
+class Blip2Language(Model):
+    """BLIP-2 (Li et al., arXiv:2301.12597) with a decoder: the text is continued from query embeddings of the image.
+
+    `net` is transformers' Blip2ForConditionalGeneration, `text` its tokenizer with the image places. A subclass says
+    which language model it goes with (`language`, transformers' name; `language_key`, the key that names its weights).
+    """
+
+    language: ClassVar[str]
+    language_key: ClassVar[str]
+    prompter: ClassVar[type[Prompter]] = Prompter
+
+    def __init__(self, config: ModelConfig, network: Any, tokenizer: Any) -> None:
+        super().__init__()
+        check_config(config, self.language_key)
+        add_image_token(network, tokenizer)
+        self.config, self.net = config, network
+        places = network.config.num_query_tokens
+        self.text = self.prompter(tokenizer, network.config.image_token_index, places, config.max_txt_len)
+        self.prompt = config.prompt
+        self.prompt_length = self.text.length(config.prompt) if config.prompt else 0
+        self.end_id = self.text.end_id(config.end_sym)
+        self._freeze_parts()
+        self._set_precision()
+        if config.use_grad_checkpoint:
+            recompute(network)
+
+    @classmethod
+    def from_config(cls, config: ModelConfig) -> Blip2Language:
+        """From `pretrained` (folder or hub name), or from scratch by `sizes`; then parts and `finetuned` over it.
+
+        Where `pretrained` has a language model of another kind, its visual parts are put before that of the `*_model`
+        key (VPGTrans' transfer). Random weights follow torch's global seed. Raises ConfigError, NetworkError or
+        IntegrityError.
+        """
+        check_config(config, cls.language_key)
+        network, tokenizer = assemble(config, cls.language, cls.language_key)
+        model = cls(config, network, tokenizer)
+        model.load_parts(config)
+        return model
+
+    def load_parts(self, config: ModelConfig) -> None:
+        """Put `qformer_weight_path`, `proj_weight_path` (VPGTrans' keys) and `finetuned` over the weights."""
+        for key in ("qformer_weight_path", "proj_weight_path"):
+            if path := getattr(config, key):
+                state, prefixes = parts_of(path, f"model.{key}")
+                self.load_part(state, prefixes, f"model.{key} {path}")
+        if config.load_finetuned and config.finetuned:
+            load_over(self, config.finetuned, "model.finetuned")
+
+    def forward(self, batch: Batch) -> dict[str, Tensor]:
+        """`image` [B,3,S,S], `text_input` (list of B)[, `text_output`] → `loss`: mean next-token cross entropy.
+
+        With `learn: text_output` the tokens of `text_input` are read and not learnt, else those of `prompt`.
+        """
+        images = self._images(batch)
+        tokens, unlearnt = self.learning_tokens(batch)
+        labels = self.text.labels(tokens, unlearnt).to(images.device)
+        tokens = tokens.to(images.device)
+        out = self.net(images, tokens.input_ids, tokens.attention_mask, labels=labels, use_cache=False)
+        return {"loss": out.loss}
+
+    def learning_tokens(self, batch: Batch) -> tuple[Tokens, int | list[int]]:
+        """The tokens of a batch, and how many at the start of each text are not to be learnt."""
+        tokens = self.text.encode([text + self.config.end_sym for text in target_texts(batch)], "right")
+        if learns_output_only(batch):
+            return tokens, [self.text.length(text) for text in batch["text_input"]]
+        return tokens, self.prompt_length
+
+    def asking_tokens(self, prompts: Sequence[str]) -> Tokens:
+        """The tokens that texts are continued from."""
+        return self.text.encode(prompts, "left")
+
+    def generate(
+        self,
+        samples: Batch,
+        use_nucleus_sampling: bool = False,
+        num_beams: int = 5,
+        max_length: int = 30,
+        min_length: int = 1,
+        top_p: float = 0.9,
+        repetition_penalty: float = 1.0,
+        length_penalty: float = 1.0,
+        num_captions: int = 1,
+        temperature: float = 1.0,
+    ) -> list[str]:
+        """Captions of `image` [B,3,S,S] after `prompt`, `num_captions` each and in order, without the prompt."""
+        lengths = (num_beams, max_length, min_length)
+        penalties = (repetition_penalty, length_penalty)
+        search = Search(*lengths, *penalties, num_captions, use_nucleus_sampling, top_p, temperature)
+        return self._continue(samples, prompts_of(samples, self.prompt), search)
+
+    def predict_answers(
+        self,
+        samples: Batch,
+        num_beams: int = 5,
+        inference_method: str = "generate",
+        max_len: int = 10,
+        min_len: int = 1,
+        num_ans_candidates: int = 128,
+        answer_list: Sequence[str] | None = None,
+        prompt: str = "",
+        length_penalty: float = -1.0,
+    ) -> list[str]:
+        """Answers to `text_input` (questions; each put into `prompt` where it says `{}`) about `image` [B,3,S,S].
+
+        Lemmatised where `apply_lemmatizer` of the samples, else of the model, says so. `num_ans_candidates` and
+        `answer_list` are LAVIS' arguments for ranking, which language models do not do here.
+        """
+        if inference_method != "generate":
+            raise ConfigError("run.inference_method", f"'{inference_method}' is not offered", "write generate")
+        asked = prompts_of({**samples, "prompt": questions_of(samples, prompt)}, "")
+        answers = self._continue(samples, asked, Search(num_beams, max_len, min_len, length_penalty=length_penalty))
+        lemmas = samples.get("apply_lemmatizer", self.config.apply_lemmatizer)
+        return lemmatize(answers) if lemmas else answers
+
+    @torch.no_grad()
+    def _continue(self, samples: Batch, prompts: list[str], search: Search) -> list[str]:
+        settings = search.arguments()
+        images = self._images(samples)
+        tokens = self.asking_tokens(prompts).to(images.device)
+        # Given embeddings only, transformers answers with the new tokens alone and penalises no prompt token.
+        embeds = self.net.get_input_embeddings()(tokens.input_ids)
+        ends = {"eos_token_id": self.end_id, "pad_token_id": self.text.pad_id}
+        ids = self.net.generate(images, attention_mask=tokens.attention_mask, inputs_embeds=embeds, **settings, **ends)
+        texts = self.text.tokenizer.batch_decode(ids, skip_special_tokens=True)
+        end = self.config.end_sym.strip()
+        return [(text.split(end)[0] if end else text).strip() for text in texts]
+
+    def _images(self, batch: Batch) -> Tensor:
+        return fitting_images(batch, self.device, self.net.config.vision_config.image_size)
+
+    def _freeze_parts(self) -> None:
+        """What `freeze_vit`, `freeze_llm` and `only_proj` name; the tower's last norm trains with the Q-Former."""
+        net, norm = self.net, self.net.vision_model.post_layernorm
+        if self.config.freeze_vit:
+            self.freeze(net.vision_model)
+            norm.requires_grad_(True)
+        if self.config.freeze_llm:
+            self.freeze(net.language_model)
+        if self.config.only_proj:
+            for part in (norm, net.qformer, net.query_tokens):
+                self.freeze(part)
+
+    def _set_precision(self) -> None:
+        """Half precision for frozen towers only: what learns stays in fp32, and so does what feeds the Q-Former."""
+        if self.config.freeze_llm:
+            self.net.language_model.to(DTYPES[self.config.llm_precision])
+        if self.config.freeze_vit:
+            halve_tower(self.net.vision_model, self.config.vit_precision)
+
+
+def halve_tower(tower: Any, precision: str) -> None:
+    """A frozen vision tower in `precision`, but for its last norm, which stays fp32 and so makes all behind it."""
+    tower.to(DTYPES[precision])
+    tower.post_layernorm.float().register_forward_pre_hook(_as_float)
+
+
+def _as_float(_: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    return tuple(item.float() for item in inputs)
+
+
+def fitting_images(batch: Batch, device: torch.device, size: int) -> Tensor:
+    """`image` [B,3,S,S] on `device`; raises ConfigError if S is not the model's."""
+    images: Tensor = batch["image"].to(device)
+    if tuple(images.shape[1:]) != (3, size, size):
+        found = "×".join(map(str, images.shape[1:]))
+        raise ConfigError(
+            "vis_processor.image_size", f"images of {found} for a model of 3×{size}×{size}", f"set it to {size}"
+        )
+    return images

@@ -1,0 +1,34 @@
+"""blip2_image_text_matching: does this text say what this image shows?"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from lavis_ext import objectives
+from lavis_ext.errors import ConfigError
+from lavis_ext.models.stage1 import Blip2
+from lavis_ext.registry import models
+from lavis_ext.types import Batch
+
+
+@models.register("blip2_image_text_matching")
+class Blip2Matching(Blip2):
+    """BLIP-2's first stage that scores pairs instead of learning from them (LAVIS' Blip2ITM)."""
+
+    @torch.no_grad()
+    def forward(self, batch: Batch, match_head: Literal["itm", "itc"] = "itm") -> Tensor:  # type: ignore[override]
+        """`image` [B,3,S,S], `text_input` → `itm`: logits [B, 2] (no match, match); `itc`: cosines [B, B].
+
+        Raises ConfigError for another head.
+        """
+        texts = self.encode(batch["text_input"])
+        if match_head == "itm":
+            return self.match(self.see(batch), texts)
+        if match_head != "itc":
+            raise ConfigError("match_head", f"'{match_head}' is not offered", "choose itm or itc")
+        images = F.normalize(self.net.vision_projection(self.ask(self.see(batch))), dim=-1)
+        return objectives.similarities(images, self.project_text(self.read(texts)[:, 0]))

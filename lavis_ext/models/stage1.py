@@ -1,0 +1,259 @@
+"""BLIP-2's first stage: a Q-Former between a vision tower and texts, trained to contrast, match and describe."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from lavis_ext import objectives
+from lavis_ext.errors import ConfigError
+from lavis_ext.models.base import Model
+from lavis_ext.models.bert import start_from_bert
+from lavis_ext.models.hub import load_retriever, load_tokenizer
+from lavis_ext.models.language import fitting_images, halve_tower
+from lavis_ext.models.network import (
+    blip2_config,
+    build_retriever,
+    check_config,
+    fit_image_size,
+    recompute,
+)
+from lavis_ext.models.ranks import gather_rows, world
+from lavis_ext.models.weights import load_over
+from lavis_ext.registry import models
+from lavis_ext.schema import ModelConfig
+from lavis_ext.types import Batch
+
+DECODE = "[DEC]"
+"""The token that opens a text to be written."""
+FIRST_TEMPERATURE = 0.07
+Mode = Literal["image", "text", "multimodal"]
+
+
+@dataclass(frozen=True)
+class Texts:
+    """Token ids and mask, both [B, L] int64; the first token stands for the whole text."""
+
+    ids: Tensor
+    mask: Tensor
+
+
+@dataclass(frozen=True)
+class Features:
+    """LAVIS' features: embeddings [B, Q, C], [B, L, C] and, projected and normalised, [B, Q, D], [B, L, D]."""
+
+    image_embeds: Tensor | None = None
+    image_embeds_proj: Tensor | None = None
+    text_embeds: Tensor | None = None
+    text_embeds_proj: Tensor | None = None
+    multimodal_embeds: Tensor | None = None
+
+
+class WordHead(nn.Module):
+    """BERT's head over the vocabulary; its last matrix is that of the word embeddings."""
+
+    def __init__(self, settings: Any, words: int) -> None:
+        super().__init__()
+        self.dense = nn.Linear(settings.hidden_size, settings.hidden_size)
+        self.norm = nn.LayerNorm(settings.hidden_size, eps=settings.layer_norm_eps)
+        self.bias = nn.Parameter(torch.zeros(words))
+        nn.init.normal_(self.dense.weight, std=settings.initializer_range)
+        nn.init.zeros_(self.dense.bias)
+
+    def forward(self, hidden: Tensor, embedding: Tensor) -> Tensor:
+        """[B, L, C] and word embeddings [V, C] → logits [B, L, V]."""
+        return F.linear(self.norm(F.gelu(self.dense(hidden))), embedding, self.bias)
+
+
+@models.register("blip2_feature_extractor")
+@models.register("blip2")
+class Blip2(Model):
+    """BLIP-2's first stage (Li et al., arXiv:2301.12597): ITC + ITM + LM losses, features, matching scores.
+
+    `net` is transformers' Blip2ForImageTextRetrieval, which has no losses and no word head: `temp` and `lm_head` are
+    ours. Across ranks images and texts are contrasted and matched with those of all.
+    """
+
+    def __init__(self, config: ModelConfig, network: Any, tokenizer: Any) -> None:
+        super().__init__()
+        check_config(config, None)
+        tokenizer.add_special_tokens({"bos_token": DECODE})
+        self.config, self.net, self.tokenizer = config, network, tokenizer
+        grow_words(network, len(tokenizer))
+        self.temp = nn.Parameter(torch.tensor(FIRST_TEMPERATURE))
+        self.lm_head = WordHead(network.config.qformer_config, network.embeddings.word_embeddings.num_embeddings)
+        self.queries: int = network.config.num_query_tokens
+        if config.freeze_vit:
+            self.freeze(network.vision_model)
+            network.vision_model.post_layernorm.requires_grad_(True)
+            halve_tower(network.vision_model, config.vit_precision)
+        if config.use_grad_checkpoint:
+            recompute(network)
+
+    @classmethod
+    def from_config(cls, config: ModelConfig) -> Blip2:
+        """From `pretrained` (folder or hub name), or from scratch by `sizes`; `finetuned` over it.
+
+        With `bert_model` the Q-Former starts from a BERT, as LAVIS' does, and only the tower is `pretrained`'s.
+        Raises ConfigError, NetworkError or IntegrityError.
+        """
+        check_config(config, None)
+        if config.load_pretrained and config.pretrained:
+            tokenizer = load_tokenizer(config.tokenizer or config.bert_model or config.pretrained, "model.tokenizer")
+            network = fit_image_size(load_retriever(config.pretrained, "model.pretrained"), config.image_size)
+        elif config.sizes and config.tokenizer:
+            tokenizer = load_tokenizer(config.tokenizer, "model.tokenizer")
+            network = build_retriever(blip2_config(config), len(tokenizer), tokenizer.pad_token_id, config)
+        else:
+            way_out = "name a folder or hub model, or give model.sizes and model.tokenizer"
+            raise ConfigError("model.pretrained", "no weights to start from", way_out)
+        model = cls(config, network, tokenizer)
+        if config.bert_model:
+            start_from_bert(model, config.bert_model, "model.bert_model")
+        if config.load_finetuned and config.finetuned:
+            load_over(model, config.finetuned, "model.finetuned")
+        return model
+
+    def forward(self, batch: Batch) -> dict[str, Tensor]:
+        """`image` [B,3,S,S], `text_input`[, `image_id`] → `loss` = `loss_itc` + `loss_itm` + `loss_lm`.
+
+        Pictures of the same `image_id` (number or text) are no negatives of each other; without it all differ.
+        """
+        texts = self.encode(batch["text_input"])
+        embeds = self.see(batch)
+        hidden, logits = self.describe(embeds, texts)
+        images = F.normalize(self.net.vision_projection(hidden), dim=-1)
+        words = self.project_text(self.read(texts)[:, 0])
+        ids, all_ids = (found := identities(batch, self.device)), gather_rows(found)
+        to_text = objectives.similarities(images, gather_rows(words), self.temp)
+        to_image = objectives.similarities(gather_rows(images), words, self.temp).t()
+        losses = {
+            "loss_itc": objectives.contrastive_loss(to_text, to_image, objectives.contrast_targets(ids, all_ids)),
+            "loss_itm": self._matching(embeds, texts, (to_text, to_image), ids[:, None] == all_ids[None, :]),
+            "loss_lm": objectives.language_loss(logits, texts.ids.masked_fill(texts.mask == 0, objectives.IGNORED)),
+        }
+        return {"loss": losses["loss_itc"] + losses["loss_itm"] + losses["loss_lm"], **losses}
+
+    def encode(self, texts: Sequence[str]) -> Texts:
+        """Texts as tokens, cut and padded to `max_txt_len`, so that those of all ranks fit together."""
+        size = {"padding": "max_length", "truncation": True, "max_length": self.config.max_txt_len}
+        found = self.tokenizer(list(texts), return_tensors="pt", **size)
+        return Texts(found["input_ids"].to(self.device), found["attention_mask"].to(self.device))
+
+    def texts(self, ids: Tensor, mask: Tensor) -> Texts:
+        """Tokens that were encoded before, [B, L] each."""
+        return Texts(ids, mask)
+
+    def see(self, batch: Batch) -> Tensor:
+        """`image` [B,3,S,S] → the tower's output [B, P, W]."""
+        images = fitting_images(batch, self.device, self.net.config.vision_config.image_size)
+        seen: Tensor = self.net.vision_model(images).last_hidden_state
+        return seen
+
+    def read(self, texts: Texts) -> Tensor:
+        """Texts by themselves → [B, L, C]."""
+        read: Tensor = self.net.qformer(
+            query_embeds=self.net.embeddings(input_ids=texts.ids), query_length=0, attention_mask=texts.mask
+        ).last_hidden_state
+        return read
+
+    def ask(self, embeds: Tensor) -> Tensor:
+        """The queries before an image [B, P, W] → [B, Q, C]."""
+        queries = self.net.query_tokens.expand(len(embeds), -1, -1)
+        asked: Tensor = self.net.qformer(query_embeds=queries, encoder_hidden_states=embeds).last_hidden_state
+        return asked
+
+    def look_and_read(self, embeds: Tensor, texts: Texts) -> Tensor:
+        """Queries that see the image and the text → [B, Q, C]."""
+        mask = torch.cat([texts.mask.new_ones(len(embeds), self.queries), texts.mask], dim=1)
+        return self._joint(embeds, texts.ids, mask)[:, : self.queries]
+
+    def describe(self, embeds: Tensor, texts: Texts) -> tuple[Tensor, Tensor]:
+        """Queries [B, Q, C] that see the image alone, and logits [B, L, V] of the text that is written behind them."""
+        ids = texts.ids.clone()
+        ids[:, 0] = self.tokenizer.bos_token_id
+        hidden = self._joint(embeds, ids, writing_mask(texts.mask, self.queries, embeds.dtype))
+        words = self.lm_head(hidden[:, self.queries :], self.net.embeddings.word_embeddings.weight)
+        return hidden[:, : self.queries], words
+
+    def match(self, embeds: Tensor, texts: Texts) -> Tensor:
+        """Logits [B, 2] of images [B, P, W] and texts: no match, match; the mean over the queries."""
+        logits: Tensor = self.net.itm_head(self.look_and_read(embeds, texts)).mean(1)
+        return logits
+
+    def project_text(self, read: Tensor) -> Tensor:
+        """[…, C] → normalised [… , D]."""
+        return F.normalize(self.net.text_projection(read), dim=-1)
+
+    @torch.no_grad()
+    def extract_features(self, samples: Batch, mode: Mode = "multimodal") -> Features:
+        """LAVIS' features of `image`, of `text_input`, or of both together; raises ConfigError for another mode."""
+        if mode == "image":
+            asked = self.ask(self.see(samples))
+            return Features(
+                image_embeds=asked, image_embeds_proj=F.normalize(self.net.vision_projection(asked), dim=-1)
+            )
+        if mode == "text":
+            read = self.read(self.encode(samples["text_input"]))
+            return Features(text_embeds=read, text_embeds_proj=self.project_text(read))
+        if mode != "multimodal":
+            raise ConfigError("extract_features", f"no mode '{mode}'", "choose from image, text, multimodal")
+        return Features(multimodal_embeds=self.look_and_read(self.see(samples), self.encode(samples["text_input"])))
+
+    def _joint(self, embeds: Tensor, ids: Tensor, mask: Tensor) -> Tensor:
+        queries = self.net.query_tokens.expand(len(embeds), -1, -1)
+        hidden = self.net.embeddings(input_ids=ids, query_embeds=queries)
+        joint: Tensor = self.net.qformer(
+            query_embeds=hidden, query_length=self.queries, attention_mask=mask, encoder_hidden_states=embeds
+        ).last_hidden_state
+        return joint
+
+    def _matching(self, embeds: Tensor, texts: Texts, ways: tuple[Tensor, Tensor], same: Tensor) -> Tensor:
+        """True pairs against a hard negative of each picture and of each text; where none differs, true pairs alone."""
+        to_text, to_image = (objectives.draw_negatives(way, same) for way in ways)
+        all_embeds, all_ids, all_mask = gather_rows(embeds), gather_rows(texts.ids), gather_rows(texts.mask)
+        text_has, image_has = to_image != objectives.NONE, to_text != objectives.NONE
+        pictures = torch.cat([embeds, all_embeds[to_image[text_has]], embeds[image_has]])
+        ids = torch.cat([texts.ids, texts.ids[text_has], all_ids[to_text[image_has]]])
+        mask = torch.cat([texts.mask, texts.mask[text_has], all_mask[to_text[image_has]]])
+        return objectives.matching_loss(self.match(pictures, Texts(ids, mask)), len(embeds))
+
+
+def grow_words(network: Any, count: int) -> None:
+    """See that the word embedding has `count` rows; new ones are random as the others were."""
+    old = network.embeddings.word_embeddings
+    if old.num_embeddings >= count:
+        return
+    new = nn.Embedding(count, old.embedding_dim, padding_idx=old.padding_idx)
+    nn.init.normal_(new.weight, std=network.config.qformer_config.initializer_range)
+    with torch.no_grad():
+        new.weight[: old.num_embeddings] = old.weight
+    network.embeddings.word_embeddings = new
+    network.config.qformer_config.vocab_size = count
+
+
+def writing_mask(mask: Tensor, queries: int, dtype: torch.dtype) -> Tensor:
+    """[B, 1, Q+L, Q+L] to add to scores: queries see queries, a word sees queries and the words up to itself."""
+    length = mask.shape[1]
+    seen = torch.ones(queries + length, queries + length, dtype=torch.bool, device=mask.device).tril()
+    seen[:queries, :queries] = True
+    there = torch.cat([mask.new_ones(len(mask), queries), mask], dim=1).bool()
+    allowed = seen[None, None] & there[:, None, None, :]
+    return torch.zeros(allowed.shape, dtype=dtype, device=mask.device).masked_fill(~allowed, torch.finfo(dtype).min)
+
+
+def identities(batch: Batch, device: torch.device) -> Tensor:
+    """[B] int64 by which pictures are told apart on all ranks: from data set and `image_id`, else all different."""
+    count = len(batch["text_input"])
+    if "image_id" not in batch:
+        return -1 - torch.arange(count, device=device) - world()[0] * 2**32
+    name, values = batch.get("dataset", ""), batch["image_id"]
+    plain = values.tolist() if isinstance(values, Tensor) else values
+    digests = [hashlib.blake2b(f"{name}/{value}".encode(), digest_size=7).digest() for value in plain]
+    return torch.tensor([int.from_bytes(digest, "big") for digest in digests], device=device)

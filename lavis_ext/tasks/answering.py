@@ -1,0 +1,207 @@
+"""vqa, gqa and aok_vqa: answer questions about images, write the official result files, score what was answered."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lavis_ext.errors import ConfigError
+from lavis_ext.metrics.answers import direct_accuracy, exact_accuracy, vqa_accuracy
+from lavis_ext.metrics.lemmas import lemmatize
+from lavis_ext.registry import tasks
+from lavis_ext.tasks.base import Row, Task, write_result
+from lavis_ext.types import Batch
+
+log = logging.getLogger(__name__)
+RECIPE = ("prompt", "num_beams", "max_len", "min_len", "inference_method", "num_ans_candidates")
+ANSWER_LENGTH_PENALTY = -1.0
+"""LAVIS' value for answers: shorter ones are preferred."""
+Id = int | str
+Answers = dict[Id, str]
+References = dict[Id, list[str]]
+
+
+@dataclass
+class Truth:
+    """What people answered, by question, and what kind of question it is, where that is known."""
+
+    answers: References = field(default_factory=dict)
+    types: dict[Id, str] = field(default_factory=dict)
+
+
+@tasks.register("vqa")
+class VqaTask(Task):
+    """Answer with the `run:` section's prompt, beams and lengths; `agg_metrics` is the overall accuracy in per cent.
+
+    With `model.apply_lemmatizer` the answers are scored as they are (`*_raw`) and lemmatised, and the latter count.
+    """
+
+    evaluates = True
+    needs = ("predict_answers",)
+
+    def step(self, batch: Batch) -> dict[str, Tensor]:
+        """Questions with all their answers → the loss of one answer each, drawn by its weight."""
+        return super().step(one_answer_each(batch, self.run.prompt) if "n_answers" in batch else batch)
+
+    def valid_step(self, batch: Batch) -> list[Row]:
+        """`image` [B,3,H,W], `text_input`, `question_id` → one {question_id, answer} a question."""
+        run = self.run
+        answers = self.network.predict_answers(
+            {**batch, "apply_lemmatizer": False},
+            num_beams=run.num_beams,
+            inference_method=run.inference_method,
+            max_len=run.max_len,
+            min_len=run.min_len,
+            num_ans_candidates=run.num_ans_candidates,
+            prompt=run.prompt,
+            length_penalty=self.length_penalty,
+        )
+        ids = [plain_value(name) for name in batch["question_id"]]
+        return [{"question_id": name, "answer": answer} for name, answer in zip(ids, answers, strict=True)]
+
+    def after_evaluation(
+        self, rows: Sequence[Row], split: str, datasets: Sequence[Any], out_dir: Path, epoch: int | str
+    ) -> dict[str, float]:
+        """Write the result files and the recipe; score, unless `report_metric` is off or the split has no answers."""
+        raw: Answers = {}
+        for row in rows:
+            raw.setdefault(row["question_id"], row["answer"])
+        truth = find_truth(datasets, self.run.anno_files.get(split))
+        answers = raw
+        if self.lemmatizes:
+            answers = dict(zip(raw, lemmatize(list(raw.values())), strict=True))
+            self._write(raw, truth.answers, out_dir / f"{split}_vqa_result_raw.json")
+        self._write(answers, truth.answers, out_dir / f"{split}_vqa_result.json")
+        if not truth.answers:
+            log.warning("split '%s' has no answers: the submission is written, nothing is scored", split)
+            self._submit(answers, out_dir, split)
+        scored = self.run.report_metric and truth.answers
+        metrics = self._metrics(answers, raw, truth) if scored else {}
+        recipe = {key: getattr(self.run, key) for key in RECIPE} | {"length_penalty": self.length_penalty}
+        more = {"apply_lemmatizer": self.lemmatizes, "questions": len(answers), "metrics": metrics}
+        write_result(out_dir / f"{split}_epoch{epoch}_recipe.json", recipe | more)
+        return metrics
+
+    @property
+    def length_penalty(self) -> float:
+        """`run.length_penalty`, else LAVIS' value for answers."""
+        given = self.run.length_penalty
+        return ANSWER_LENGTH_PENALTY if given is None else given
+
+    @property
+    def lemmatizes(self) -> bool:
+        """Whether the model section asks for lemmas."""
+        return bool(getattr(getattr(self.network, "config", None), "apply_lemmatizer", False))
+
+    def _metrics(self, answers: Answers, raw: Answers, truth: Truth) -> dict[str, float]:
+        if len(answers) < len(truth.answers):
+            log.warning("%d of %d questions were answered; the metrics are theirs", len(answers), len(truth.answers))
+        found = self._score(answers, truth)
+        if self.lemmatizes:
+            found |= {f"{name}_raw": value for name, value in self._score(raw, truth).items()}
+        return {**found, "agg_metrics": found["overall"]}
+
+    def _score(self, answers: Answers, truth: Truth) -> dict[str, float]:
+        """The accuracies in per cent, `overall` among them."""
+        return vqa_accuracy(answers, truth.answers, truth.types)
+
+    def _write(self, answers: Answers, references: References, path: Path) -> None:
+        """The official form: a list of {question_id, answer}."""
+        write_result(path, [{"question_id": name, "answer": answer} for name, answer in answers.items()])
+
+    def _submit(self, answers: Answers, out_dir: Path, split: str) -> None:
+        """What a server wants where it is not the result file."""
+
+
+@tasks.register("gqa")
+class GqaTask(VqaTask):
+    """GQA: exact match; the result file shows predicted and given answers, `{split}_submission.json` is for a server.
+
+    Questions whose answers are not published (`answer: null`) are answered and not scored.
+    """
+
+    def _score(self, answers: Answers, truth: Truth) -> dict[str, float]:
+        return {"overall": exact_accuracy(answers, truth.answers)}
+
+    def _write(self, answers: Answers, references: References, path: Path) -> None:
+        rows = [(name, answer, references.get(name, [None])) for name, answer in answers.items()]
+        write_result(path, [{"question_id": name, "pred_ans": a, "gt_ans": given[0]} for name, a, given in rows])
+
+    def _submit(self, answers: Answers, out_dir: Path, split: str) -> None:
+        rows = [{"questionId": str(name), "prediction": answer} for name, answer in answers.items()]
+        write_result(out_dir / f"{split}_submission.json", rows)
+
+
+@tasks.register("aok_vqa")
+class AokvqaTask(GqaTask):
+    """A-OKVQA's direct answers: min(1, matches / 3); `{split}_leaderboard.json` is what its leaderboard takes."""
+
+    def _score(self, answers: Answers, truth: Truth) -> dict[str, float]:
+        return {"overall": direct_accuracy(answers, truth.answers)}
+
+    def _write(self, answers: Answers, references: References, path: Path) -> None:
+        rows = [(name, answer, references.get(name)) for name, answer in answers.items()]
+        write_result(path, [{"question_id": name, "pred_ans": a, "gt_ans": given} for name, a, given in rows])
+
+    def _submit(self, answers: Answers, out_dir: Path, split: str) -> None:
+        forms = {str(name): {"direct_answer": answer, "multiple_choice": ""} for name, answer in answers.items()}
+        write_result(out_dir / f"{split}_leaderboard.json", forms)
+
+
+def find_truth(datasets: Sequence[Any], named: str | None = None) -> Truth:
+    """Answers of the samples in use, and of official files for those that lack them; `named` is such a file.
+
+    Raises ConfigError if a file is no official one.
+    """
+    truth = Truth()
+    known = [getattr(dataset, "coco_fmt_anno_file", None) for dataset in datasets]
+    for path in [named] if named else [path for path in known if path]:
+        for row in read_official(Path(path).expanduser()):
+            truth.answers[row["question_id"]] = [str(one["answer"]) for one in row["answers"]]
+            if "answer_type" in row:
+                truth.types[row["question_id"]] = row["answer_type"]
+    for dataset in [] if named else datasets:
+        truth.answers |= {plain_value(name): list(given) for name, given in dataset.references().items()}
+    return truth
+
+
+def plain_value(name: Any) -> Id:
+    """A question's id as it is annotated: ids of GQA are texts whose zeros in front count."""
+    value = name.item() if isinstance(name, Tensor) else name
+    return value if isinstance(value, int) else str(value)
+
+
+def one_answer_each(batch: Batch, prompt: str) -> Batch:
+    """LAVIS' VQA batch (`answer`, `weight` in a row, `n_answers` [B]) → `text_input` asked, `text_output` answered.
+
+    One answer a question is drawn by its weight from torch's generator; `learn: text_output` keeps the question out of
+    the loss.
+    """
+    counts = batch["n_answers"].tolist()
+    stops = torch.tensor(counts).cumsum(0).tolist()
+    spans = [(stop - count, stop) for count, stop in zip(counts, stops, strict=True)]
+    weights = batch["weight"].float().cpu()
+    chosen = [a + int(torch.multinomial(weights[a:b], 1)) for a, b in spans]
+    asked = [prompt.format(question) if prompt else question for question in batch["text_input"]]
+    kept = {key: value for key, value in batch.items() if key not in ("answer", "weight", "n_answers")}
+    answers = [batch["answer"][index] for index in chosen]
+    return {**kept, "text_input": asked, "text_output": answers, "learn": "text_output"}
+
+
+def read_official(path: Path) -> list[Mapping[str, Any]]:
+    """The `annotations` of an official VQA file; raises ConfigError if it is none."""
+    try:
+        rows: list[Mapping[str, Any]] = json.loads(path.read_text(encoding="utf-8"))["annotations"]
+        if not all("question_id" in row and "answers" in row for row in rows):
+            raise KeyError("question_id and answers")
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        what = f"is no official VQA annotation file ({type(error).__name__}: {error})"
+        raise ConfigError(f"run.anno_files {path}", what, "name a file with `annotations`, or leave it out") from error
+    return rows

@@ -1,0 +1,111 @@
+"""The map between two language models' words, and the projection that it makes."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch.nn.functional import cosine_similarity
+from transformers import LlamaConfig, LlamaForCausalLM, OPTConfig, OPTForCausalLM
+
+from lavis_ext.errors import ConfigError, IntegrityError
+from lavis_ext.models.projector import Projector
+from lavis_ext.schema import ModelConfig
+from tests.support.blip2 import TEXT_SIZES, small_batch, small_model, small_of
+
+SIZES: dict[str, dict[str, Any]] = {"source": {"hidden_size": 32}, "target": {"hidden_size": 32}}
+SIZES["queries"] = {"hidden_size": 32}
+CONFIG = ModelConfig(
+    arch="vpgtrans_projector", model_type="tiny", tokenizer="models/blip2_opt/tokenizer-tiny", sizes=SIZES
+)
+
+
+def projector(seed: int = 0, **changes: Any) -> Projector:
+    torch.manual_seed(seed)
+    return Projector.from_config(replace(CONFIG, **changes))
+
+
+def test_the_loss_is_one_less_the_cosine_of_the_words() -> None:
+    model = projector()
+    texts = ["a red circle", "two green"]
+    ids = torch.tensor([i for row in model.tokenizers[0](texts, add_special_tokens=False)["input_ids"] for i in row])
+    source, target = model.source.weight.double()[ids], model.target.weight.double()[ids]
+    mapped = source @ model.map.weight.double().T + model.map.bias.double()
+    found = model({"text_input": texts})
+    assert found["loss"].item() == pytest.approx(1 - cosine_similarity(mapped, target).mean().item(), abs=1e-6)
+    assert found["matched"].item() == 1.0
+
+
+def test_only_captions_that_are_cut_alike_count() -> None:
+    model = projector()
+    plain = model.tokenizers[0]
+
+    def cut_further(texts: list[str], add_special_tokens: bool) -> dict[str, list[list[int]]]:
+        found = plain(texts, add_special_tokens=add_special_tokens)["input_ids"]
+        return {"input_ids": [row if "red" in text else [*row, 5] for row, text in zip(found, texts, strict=True)]}
+
+    model.tokenizers = (plain, cut_further)
+    assert model({"text_input": ["a red circle", "two"]})["matched"].item() == 0.5
+    lost = model({"text_input": ["two", "three"]})
+    lost["loss"].backward()
+    assert (lost["loss"].item(), lost["matched"].item()) == (0.0, 0.0)
+
+
+def test_it_learns_and_only_the_map() -> None:
+    model, batch = projector(), {"text_input": ["a red circle above two green stars", "a blue square"]}
+    assert {n for n, p in model.named_parameters() if p.requires_grad} == {"map.weight", "map.bias"}
+    optimizer = torch.optim.AdamW(model.optimizer_params(0.0), lr=1e-2)
+    first = model(batch)["loss"].item()
+    for _ in range(60):
+        optimizer.zero_grad()
+        loss = model(batch)["loss"]
+        loss.backward()
+        optimizer.step()
+    assert loss.item() < 0.3 * first
+
+
+def test_its_checkpoint_is_the_projection_of_the_next_model(tmp_path: Path) -> None:
+    source = small_model(5)
+    torch.save({"model": source.trainable_state()}, tmp_path / "opt.pth")
+    model = projector(proj_weight_path=str(tmp_path / "opt.pth"))
+    torch.save({"model": model.trainable_state()}, tmp_path / "step0.pth")
+    target = small_of("blip2_llama", 1, proj_weight_path=str(tmp_path / "step0.pth"))
+    queries = torch.randn(3, 32)
+    torch.testing.assert_close(
+        target.net.language_projection(queries),
+        model.map(source.net.language_projection(queries)),
+        rtol=1e-4,
+        atol=1e-4,
+    )
+    other = projector(3)
+    other.load_trainable_state(model.trainable_state())
+    assert torch.equal(other.map.weight, model.map.weight)
+    with pytest.raises(IntegrityError, match=r"missing: projection\.bias, projection\.weight"):
+        torch.save({"model": {"net.query_tokens": torch.zeros(1)}}, tmp_path / "none.pth")
+        projector(proj_weight_path=str(tmp_path / "none.pth"))
+
+
+def test_from_models_in_folders(tmp_path: Path) -> None:
+    source = small_model(5)
+    tokenizer = source.text.tokenizer
+    source.net.save_pretrained(tmp_path / "blip2")
+    tokenizer.save_pretrained(tmp_path / "blip2")
+    kinds: list[tuple[str, Any]] = [
+        ("opt", OPTForCausalLM(OPTConfig(**TEXT_SIZES["blip2_opt"], vocab_size=len(tokenizer)))),
+        ("llama", LlamaForCausalLM(LlamaConfig(**TEXT_SIZES["blip2_llama"], vocab_size=len(tokenizer)))),
+    ]
+    for name, model in kinds:
+        model.save_pretrained(tmp_path / name)
+        tokenizer.save_pretrained(tmp_path / name)
+    places = {"opt_model": str(tmp_path / "opt"), "llama_model": str(tmp_path / "llama")}
+    found = projector(pretrained=str(tmp_path / "blip2"), sizes={}, tokenizer=None, **places)
+    assert torch.equal(found.projection.weight, source.net.language_projection.weight)
+    torch.testing.assert_close(
+        found.target.weight.float(), kinds[1][1].get_input_embeddings().weight, atol=1e-3, rtol=1e-3
+    )
+    assert torch.isfinite(found(small_batch(2))["loss"])
+    with pytest.raises(ConfigError, match="between which models"):
+        projector(sizes={})

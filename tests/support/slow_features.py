@@ -1,0 +1,42 @@
+"""An import or an export in a process of its own, slow enough to be killed in the middle."""
+
+from __future__ import annotations
+
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+PAUSE = 0.02
+
+
+def run_import(source: str, store: str) -> None:
+    """Import, a pause after each row."""
+    from lavis_ext.features import import_features
+    from lavis_ext.fetch.model import Silent
+
+    class Slow(Silent):
+        def advance(self, label: str, count: int) -> None:
+            time.sleep(PAUSE)
+
+    import_features([source], store, progress=Slow())
+
+
+def run_export(store: str, destination: str, form: str) -> None:
+    """Export, a pause before each row."""
+    from lavis_ext.features import FeatureStore, export_store, open_store
+    from lavis_ext.features.formats import volta_lmdb
+
+    volta_lmdb.COMMIT_ROWS = 2
+    at = FeatureStore.at
+
+    def slow(self: Any, row: int) -> Any:
+        time.sleep(PAUSE)
+        return at(self, row)
+
+    FeatureStore.at = slow  # type: ignore[method-assign]
+    export_store(open_store(store), Path(destination), form)
+
+
+if __name__ == "__main__":
+    {"import": run_import, "export": run_export}[sys.argv[1]](*sys.argv[2:])
