@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
+from fnmatch import fnmatchcase
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 from urllib.parse import urlsplit
@@ -67,11 +68,43 @@ class ImageList:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Blob:
+    """What is known of one file of a folder; `about` is the publisher's round figure, for plans only."""
+
+    size: int | None = None
+    sha256: str | None = None
+    md5: str | None = None
+    about: int | None = None
+
+    @staticmethod
+    def accept(value: Any) -> Any:
+        """`name:` alone, and `name: SIZE`."""
+        return {} if value is None else {"size": value} if isinstance(value, int) else value
+
+
+@dataclass(frozen=True, kw_only=True)
+class Folder:
+    """What a remote folder holds, by relative name: a folder is no object, and tokens that may list one are rare."""
+
+    files: dict[str, Blob] = field(default_factory=dict)
+    complete: bool = False
+    """Whether these are known to be all; else a listing is preferred where the token allows one."""
+    nested: dict[str, str] = field(default_factory=dict)
+    """Folders inside it that are artifacts of their own: `coco2014test: features_coco2014test`; they are left out."""
+
+    @staticmethod
+    def accept(value: Any) -> Any:
+        """An empty `folder:` says that the address is one, and that nothing is known of what it holds."""
+        return {} if value is None else value
+
+
+@dataclass(frozen=True, kw_only=True)
 class Artifact:
     """One remote file: where it is, what it must hash to, and where it lies below cache_root.
 
     `storage` is the file itself or, where `unpack` is set, the folder that it is extracted into; members keep their
-    paths. The archive then lies at `storage/<last part of url>`.
+    paths. The archive then lies at `storage/<last part of url>`. With `folder` set it is a folder of files, and both
+    `url` and `storage` are folders.
     """
 
     url: str
@@ -87,6 +120,9 @@ class Artifact:
     unpacked_bytes: int | None = None
     lists: ImageList | None = None
     """Set where the file lists images by URL: they are fetched too, one by one."""
+    folder: Folder | None = None
+    about: int | None = None
+    """The publisher's round figure for its bytes, where the exact one is not known: for plans only."""
     note: str = ""
 
     @property
@@ -145,7 +181,12 @@ class Cards:
         return types[type]
 
     def resolve(self, name: str) -> tuple[Card, list[DatasetConfig]]:
-        """A family or a data set by name: its card, and the data sets of every config type, or of `name[type]`."""
+        """A family or a data set by name: its card, and the data sets of every config type, or of `name[type]`.
+
+        For `family/artifact` there are no data sets.
+        """
+        if "/" in name and self.named_artifacts(name):
+            return self.families[name.partition("/")[0]], []
         if name.endswith("]"):
             dataset, _, kind = name[:-1].partition("[")
             return self.card_of(dataset), [self.dataset(dataset, kind)]
@@ -157,6 +198,22 @@ class Cards:
             raise UsageError(name, "neither a family nor a data set", nearest(name, known))
         card = self.card_of(name)
         return card, list(card.datasets[name].values())
+
+    def named_artifacts(self, name: str) -> list[Artifact]:
+        """What `family/artifact` or a pattern (`vinvl/model_*`) names, or a family without data sets; else nothing.
+
+        Upper and lower case are the same. Raises UsageError for a family or an artifact that there is not.
+        """
+        family, slash, pattern = name.partition("/")
+        card = self.families.get(family)
+        if card is None and slash:
+            raise UsageError(name, f"there is no family '{family}'", nearest(family, self.families))
+        if card is None or not slash:
+            return list(card.artifacts.values()) if card and not card.datasets else []
+        found = [a for key, a in card.artifacts.items() if fnmatchcase(key.lower(), pattern.lower())]
+        if not found:
+            raise UsageError(name, f"'{family}' has no such artifact", nearest(pattern, card.artifacts))
+        return found
 
     def artifacts_of(self, dataset: DatasetConfig, splits: Iterable[str] | None = None) -> list[Artifact]:
         """What the chosen splits need, annotations first; each artifact once; an unknown name is a ConfigError."""

@@ -74,7 +74,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns its exit code and never raises."""
     words = list(sys.argv[1:] if argv is None else argv)
     as_json, debug = "--json" in words, "--debug" in words
-    logging.basicConfig(level=logging.DEBUG if debug else logging.INFO, format="%(message)s", handlers=[StandardError()])
+    logging.basicConfig(
+        level=logging.DEBUG if debug else logging.INFO, format="%(message)s", handlers=[StandardError()]
+    )
     for noisy in ("urllib3", "transformers", "accelerate", "PIL"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
     try:

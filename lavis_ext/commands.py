@@ -9,11 +9,13 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lavis_ext import prepare_arguments
+from lavis_ext.chat import CHAT
 from lavis_ext.errors import Problem, UsageError
+from lavis_ext.features.arguments import FEATURES
 from lavis_ext.wording import columns, human, shorten
 
 if TYPE_CHECKING:
-    from lavis_ext.prepare import PrepareOptions
     from lavis_ext.schema import Config
 
 Argument = tuple[tuple[str, ...], dict[str, Any]]
@@ -66,7 +68,9 @@ def list_datasets(args: Namespace) -> Answer:
     for row in rows:
         told = " ".join(split if state == "missing" else f"{split}:{state}" for split, state in row["splits"].items())
         table.append([row["name"], row["shape"], told, _size(row["bytes"]), shorten(row["licence"], 40)])
-    return Answer([*columns(table), "", f"data lies in {root}"], rows)
+    alone = [family for family, card in cards.families.items() if card.artifacts and not card.datasets]
+    more = [f"files without a data set: {', '.join(sorted(alone))} (lavis-ext show {alone[0]})"] if alone else []
+    return Answer([*columns(table), "", *more, f"data lies in {root}"], rows)
 
 
 def show(args: Namespace) -> Answer:
@@ -89,8 +93,23 @@ def show(args: Namespace) -> Answer:
         )
         asked = f"'{dataset.name}[{dataset.type}]'" if dataset.on_request else dataset.name
         lines += [f"  prepare it: lavis-ext prepare {asked}", *([dataset.manual] if dataset.manual else []), ""]
+    used = {artifact.file for dataset in datasets for artifact in cards.artifacts_of(dataset)}
+    others = card.artifacts.values() if args.name in cards.families else cards.named_artifacts(args.name)
+    lines += _artifact_lines([artifact for artifact in others if artifact.file not in used])
     lines += [f"cache root: {root} (from {origin})", "", card.citation.strip()]
     return Answer(lines, [{"card": {**asdict(card), "datasets": None}, "datasets": [asdict(d) for d in datasets]}])
+
+
+def _artifact_lines(artifacts: Sequence[Any]) -> list[str]:
+    """A table of artifacts that stand for themselves, and how to prepare them."""
+    if not artifacts:
+        return []
+    rows = [[f"{a.family}/{a.name}", _size(a.size or a.about), a.storage, a.url] for a in artifacts]
+    return [
+        *columns([["artifact", "size", "lies at", "from"], *rows]),
+        f"prepare: lavis-ext prepare {rows[0][0]} …",
+        "",
+    ]
 
 
 def check(args: Namespace) -> Answer:
@@ -114,35 +133,16 @@ def prepare(args: Namespace) -> Answer:
     from lavis_ext.prepare import plan
     from lavis_ext.prepare import prepare as run
 
-    options = _prepare_options(args)
+    options, names = prepare_arguments.options_of(args, _cache_root(args)), prepare_arguments.names_of(args)
+    prepare_arguments.load_tokens(args)
     if args.dry_run:
-        report = run(args.names, options)
+        report = run(names, options)
         return Answer([*report.plan.table().splitlines(), report.line()], [report.as_dict()], report.exit_code)
     if not args.quiet:
-        _to_stderr(plan(args.names, options).table())
+        _to_stderr(plan(names, options).table())
     with _progress(args) as progress:
-        report = run(args.names, options, progress=progress)
+        report = run(names, options, progress=progress)
     return Answer(report.lines(), [report.as_dict()], report.exit_code)
-
-
-def _prepare_options(args: Namespace) -> PrepareOptions:
-    from lavis_ext.prepare import PrepareOptions
-
-    return PrepareOptions(
-        cache_root=_cache_root(args),
-        splits=args.split,
-        max_samples=args.max_samples,
-        dry_run=args.dry_run,
-        jobs=args.jobs,
-        keep_archives=args.keep_archives,
-        no_unpack=args.no_unpack,
-        offline=args.offline or None,
-        mirror=args.mirror,
-        source=args.source,
-        metadata_only=args.metadata_only,
-        distributor=args.distributor,
-        processes=args.processes,
-    )
 
 
 def _progress(args: Namespace) -> Any:
@@ -231,14 +231,36 @@ def _alternating(options: list[str]) -> bool:
 
 
 def browse(args: Namespace) -> Answer:
-    """Write the HTML page of a run."""
-    from lavis_ext.browse import write_run_report
+    """Write the HTML page of a run or of a data set; --serve shows it on loopback until it is interrupted."""
+    from lavis_ext.browse import serve_page, write_page
 
-    folder = Path(args.target)
-    if not (folder / "log.jsonl").is_file() and not (folder / "config.yaml").is_file():
-        raise UsageError(args.target, "is not the folder of a run", "name a folder that holds log.jsonl")
-    page = write_run_report(folder)
+    page = write_page(args.target, Path(args.out) if args.out else None, _cache_root(args), args.seed)
+    if args.serve:
+        serve_page(page, _to_stderr)
     return Answer([f"report: {page}"], [{"report": str(page)}])
+
+
+def chat(args: Namespace) -> Answer:
+    """Caption a picture and answer questions about it."""
+    from lavis_ext.chat import run_chat
+
+    return Answer(*run_chat(args))
+
+
+def runs(args: Namespace) -> Answer:
+    """The runs below a folder: how each stands, its best metric, and in what its configuration differs."""
+    from lavis_ext.runs import list_runs, run_lines
+
+    found = list_runs(Path(args.folder), args.against)
+    return Answer(run_lines(found, args.against), [run.as_dict() for run in found])
+
+
+def features(args: Namespace) -> Answer:
+    """Convert, join, index and check region features."""
+    from lavis_ext.features.verbs import run_action
+
+    with _progress(args) as progress:
+        return Answer(*run_action(args, progress))
 
 
 def demo(args: Namespace) -> Answer:
@@ -268,7 +290,8 @@ def completion(args: Namespace) -> Answer:
 
     cards = load_cards()
     flags = {verb: [f for words, _ in VERBS[verb].arguments for f in words if f.startswith("--")] for verb in VERBS}
-    named = [verb for verb in VERBS if any(words[0] in ("names", "name") for words, _ in VERBS[verb].arguments)]
+    naming = {"names", "name", "target"}
+    named = [name for name, verb in VERBS.items() if any(words[0] in naming for words, _ in verb.arguments)]
     script = completion_script(args.shell, flags, sorted({*cards.families, *cards.names()}), named)
     return Answer(script.splitlines(), [{"script": script}])
 
@@ -305,45 +328,20 @@ NAMES: Argument = (
     {"nargs": "+", "metavar": "NAME", "help": "a family (coco) or a data set (coco_caption)"},
 )
 RUN_FILE: Argument = (("--cfg-path",), {"required": True, "metavar": "F", "help": "the run file"})
-PREPARE: list[Argument] = [
-    NAMES,
-    (("--split",), {"nargs": "+", "metavar": "S", "help": "only these splits"}),
+BROWSE: list[Argument] = [
+    (("target",), {"metavar": "NAME|RUN_DIR", "help": "a data set, a family, or the folder of a run"}),
+    (("--out",), {"metavar": "FILE.html", "help": "default: NAME.html here, or report.html of the run"}),
     (
-        ("--max-samples",),
-        {"type": int, "metavar": "N", "help": "only the first N samples of each split, out of the remote archive"},
+        ("--seed",),
+        {"type": int, "metavar": "N", "help": "draw the samples shown by this number, instead of taking them evenly"},
     ),
-    (("--dry-run",), {"action": "store_true", "help": "print the plan; move nothing, write nothing"}),
-    (("--jobs",), {"type": int, "metavar": "N", "help": "files at a time"}),
-    (("--keep-archives",), {"action": "store_true", "help": "keep zips and tars after unpacking"}),
-    (("--no-unpack",), {"action": "store_true", "help": "leave archives as they are; images are read out of them"}),
-    (("--offline",), {"action": "store_true", "help": "open no connection; name what is missing"}),
-    (("--mirror",), {"metavar": "U", "help": "a mirror's URL or folder, in place of LAVIS_EXT_MIRROR"}),
-    (
-        ("--source",),
-        {
-            "default": "",
-            "metavar": "S",
-            "help": "another place of a list's files: folder, URL, file of URLs, hf:datasets/…",
-        },
-    ),
-    (("--metadata-only",), {"action": "store_true", "help": "fetch lists of images, but not the images"}),
-    (
-        ("--distributor",),
-        {
-            "choices": ("multiprocessing", "pyspark", "ray"),
-            "default": "multiprocessing",
-            "help": "for lists of the web",
-        },
-    ),
-    (("--processes",), {"type": int, "default": 0, "metavar": "N", "help": "that download such lists"}),
-    QUIET,
-    OPTIONS,
+    (("--serve",), {"action": "store_true", "help": "show it at an address of this machine until Ctrl-C"}),
 ]
 VERBS: dict[str, Verb] = {
     "list": Verb("data sets, and what of them lies on this disk", list_datasets, [OPTIONS]),
     "show": Verb("one data set: files, licence, citation", show, [(("name",), {"metavar": "NAME"}), OPTIONS]),
     "check": Verb("every mistake of YAML files", check, [(("paths",), {"nargs": "+", "metavar": "PATH"})]),
-    "prepare": Verb("fetch, verify and unpack data sets", prepare, PREPARE),
+    "prepare": Verb("fetch, verify and unpack data sets", prepare, [*prepare_arguments.ARGUMENTS, QUIET, OPTIONS]),
     "status": Verb("what is on this disk", status, [(("names",), {"nargs": "*", "metavar": "NAME"}), OPTIONS]),
     "verify": Verb(
         "check what is on this disk again",
@@ -359,7 +357,17 @@ VERBS: dict[str, Verb] = {
     "doctor": Verb("what this machine offers, and what gets in the way", doctor, [OPTIONS]),
     "train": Verb("train as a run file says", train, [RUN_FILE, OPTIONS]),
     "evaluate": Verb("evaluate a run file's test splits", evaluate, [RUN_FILE, OPTIONS]),
-    "browse": Verb("the HTML page of a run", browse, [(("target",), {"metavar": "RUN_DIR"})]),
+    "features": Verb("region features: convert, join, index, check", features, [*FEATURES, QUIET]),
+    "browse": Verb("the HTML page of a data set or a run", browse, [*BROWSE, OPTIONS]),
+    "runs": Verb(
+        "runs, their best metric, and in what they differ",
+        runs,
+        [
+            (("folder",), {"nargs": "?", "default": "output", "metavar": "FOLDER", "help": "default: output"}),
+            (("--against",), {"choices": ("previous", "first"), "default": "previous", "help": "what to compare with"}),
+        ],
+    ),
+    "chat": Verb("captions a picture and answers questions about it", chat, [*CHAT, OPTIONS]),
     "cite": Verb("the citations of data sets", cite, [NAMES]),
     "completion": Verb("completion for bash, zsh or fish", completion, [(("shell",), {"metavar": "SHELL"})]),
     "demo": Verb(

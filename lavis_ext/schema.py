@@ -116,6 +116,17 @@ class DatasetConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class LoraConfig:
+    """Low-rank adapters (Hu et al., arXiv:2106.09685) on a frozen language model, under peft's names."""
+
+    r: int = 8
+    alpha: int = 16
+    dropout: float = 0.05
+    target_modules: list[str] = field(default_factory=list)
+    """Names that the adapted layers end with; empty: the projections of queries and values."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class ModelConfig:
     """One model of a run under LAVIS' keys; a key that an architecture does not use is refused by `check`."""
 
@@ -147,6 +158,8 @@ class ModelConfig:
     llama_model: str | None = None
     end_sym: str = "\n"
     only_proj: bool = False
+    lora: LoraConfig | None = None
+    """Adapters on the language model, which stays frozen; needs peft."""
     qformer_weight_path: str | None = None
     proj_weight_path: str | None = None
     bert_model: str | None = None

@@ -1,5 +1,43 @@
 """The HTML that a person looks at: one offline file, drawn from what a folder holds."""
 
-from lavis_ext.browse.run_report import write_run_report
+from __future__ import annotations
 
-__all__ = ["write_run_report"]
+from pathlib import Path
+
+from lavis_ext.browse.run_report import write_run_report
+from lavis_ext.browse.serve import serve_page
+from lavis_ext.errors import UsageError
+from lavis_ext.files import disk_errors
+
+__all__ = ["serve_page", "write_dataset_page", "write_page", "write_run_report"]
+
+
+def write_page(target: str, out: Path | None, cache_root: Path, seed: int | None = None) -> Path:
+    """The page of a run, where `target` is its folder, else of the data set or family of that name; returns its path.
+
+    Raises UsageError for what is neither, NotPreparedError for a data set that is not on the
+    disk, DiskError where the page cannot be written.
+    """
+    folder = Path(target)
+    if (folder / "log.jsonl").is_file() or (folder / "config.yaml").is_file():
+        with disk_errors(out or folder, "name another file with --out"):
+            return write_run_report(folder, out=out)
+    if folder.exists() and not _is_name(target):
+        raise UsageError(target, "is not the folder of a run", "name a folder that holds log.jsonl, or a data set")
+    return write_dataset_page(target, out, cache_root, seed=seed)
+
+
+def write_dataset_page(
+    name: str, out: Path | None, cache_root: Path, samples: int = 24, seed: int | None = None
+) -> Path:
+    """See `dataset_page.write_dataset_page`: imported on first use, because it opens the data set with torch."""
+    from lavis_ext.browse import dataset_page
+
+    return dataset_page.write_dataset_page(name, out, cache_root, samples, seed)
+
+
+def _is_name(target: str) -> bool:
+    from lavis_ext.cards import load_cards
+
+    cards = load_cards()
+    return target in cards.families or target.partition("[")[0] in cards.names()

@@ -83,7 +83,7 @@ def line_chart(title: str, series: Sequence[Series], x_name: str = "step") -> st
     points = [point for s in drawn for point in s.points]
     x = scale([p[0] for p in points], LEFT, WIDTH - RIGHT, 6, whole=True)
     y = scale([p[1] for p in points], HEIGHT - BOTTOM, TOP)
-    parts = [_grid(x, y, x_name), *(_line(s, i, x, y) for i, s in enumerate(drawn))]
+    parts = [grid(x, y, x_name), *(_line(s, i, x, y) for i, s in enumerate(drawn))]
     label = f"{title}: {', '.join(s.name for s in drawn)}"
     svg = f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(label)}">{"".join(parts)}</svg>'
     return f'<figure class="chart"><figcaption>{escape(title)}{_legend(drawn)}</figcaption>{svg}</figure>'
@@ -97,10 +97,11 @@ def _legend(series: Sequence[Series]) -> str:
     return f'<span class="legend">{"".join(items)}</span>'
 
 
-def _grid(x: Scale, y: Scale, x_name: str) -> str:
+def grid(x: Scale, y: Scale, x_name: str, unit: str = "") -> str:
+    """Lines at the ticks of `y` (in `unit`), marks at those of `x`, their figures, and the name of the axis."""
     rows = (
         f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y(t):.1f}" y2="{y(t):.1f}"/>'
-        f'<text class="tick" x="{LEFT - 8}" y="{y(t) + 3.5:.1f}" text-anchor="end">{shown(t)}</text>'
+        f'<text class="tick" x="{LEFT - 8}" y="{y(t) + 3.5:.1f}" text-anchor="end">{shown(t)}{unit}</text>'
         for t in y.ticks
     )
     columns = (

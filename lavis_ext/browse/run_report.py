@@ -18,14 +18,14 @@ STATES = {"finished": "good", "evaluated": "good", "stopped": "bad"}
 AGGREGATE = "agg_metrics"
 
 
-def write_run_report(job_dir: Path, data: Mapping[str, Any] | None = None) -> Path:
-    """Write `job_dir/report.html` from what lies in the folder; returns its path.
+def write_run_report(job_dir: Path, data: Mapping[str, Any] | None = None, out: Path | None = None) -> Path:
+    """Write `out` (default: `job_dir/report.html`) from what lies in the folder; returns its path.
 
     `data` is what is known of the data sets (default: `data.json`); `subset` true in it marks the figures as those of a
     subset. Works on a run that is still going on, or was stopped.
     """
-    target = job_dir / "report.html"
-    part = job_dir / ".report.html.part"
+    target = out or job_dir / "report.html"
+    part = target.with_name(f".{target.name}.part")
     part.write_text(render(read_run(job_dir, data)), encoding="utf-8")
     part.replace(target)
     return target

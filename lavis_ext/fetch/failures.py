@@ -21,13 +21,15 @@ class Failure(Exception):
 
     transient: the same source again, after a delay · final, access, unsafe: the next source · integrity: what came is
     thrown away, once more, then the next source · replaced: what is there belongs to another object, start over.
+    `code` is the server's own word for it (Azure's `BlobNotFound`), "" where it gave none.
     """
 
-    def __init__(self, kind: Kind, reason: str, retry_after: float | None = None) -> None:
+    def __init__(self, kind: Kind, reason: str, retry_after: float | None = None, code: str = "") -> None:
         super().__init__(reason)
         self.kind: Kind = kind
         self.reason = reason
         self.retry_after = retry_after
+        self.code = code
 
 
 class Unsatisfiable(Exception):

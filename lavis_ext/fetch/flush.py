@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import errno
-import os
 import threading
 from pathlib import Path
+
+from lavis_ext.files import flush_folder
 
 
 class _Turn:
@@ -46,15 +46,3 @@ class Flusher:
             with turn.changed:
                 turn.running, turn.done = False, max(turn.done, serves)
                 turn.changed.notify_all()
-
-
-def flush_folder(folder: Path) -> None:
-    """Flush a folder's entries to the disk; file systems that cannot are left alone; raises OSError."""
-    fd = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(fd)
-    except OSError as error:
-        if error.errno not in (errno.EINVAL, errno.ENOTSUP):
-            raise
-    finally:
-        os.close(fd)

@@ -26,6 +26,10 @@ ACCESS = frozenset({401, 403, 407, 409})
 REDIRECTS = frozenset({301, 302, 303, 307, 308})
 BOUND_TO_HOST = frozenset({"authorization", "cookie", "proxy-authorization"})
 
+ERROR_BODY = 4096
+"""How much of an error's body is looked at."""
+
+_CODE = re.compile(rb"<Code>(\w{1,80})</Code>")
 _CONTENT_RANGE = re.compile(r"bytes\s+(?:(\d+)-(\d+)|\*)/(\d+|\*)$", re.IGNORECASE)
 
 
@@ -185,13 +189,26 @@ def status_failure(response: BaseHTTPResponse, url: str) -> Failure | Unsatisfia
         found = _CONTENT_RANGE.match(response.headers.get("Content-Range", "").strip())
         return Unsatisfiable(int(found[3]) if found and found[3] != "*" else None)
     told = f"HTTP {status} {response.reason or ''}".rstrip()
-    code = response.headers.get("x-ms-error-code")
-    told += f" ({redact(code)})" if code else ""
+    code = error_code(response)
+    told += f" ({code})" if code else ""
     if status in ACCESS:
-        return Failure("access", f"{told}: access denied by {urlsplit(url).hostname}")
+        return Failure("access", f"{told}: access denied by {urlsplit(url).hostname}", code=code)
     if status in TRANSIENT or status >= 500:
-        return Failure("transient", told, parse_retry_after(response.headers.get("Retry-After")))
-    return Failure("final", told)
+        return Failure("transient", told, parse_retry_after(response.headers.get("Retry-After")), code)
+    return Failure("final", told, code=code)
+
+
+def error_code(response: BaseHTTPResponse) -> str:
+    """The server's own word for an error, from the header of Azure or the `<Code>` of an XML body; "" without one."""
+    named = response.headers.get("x-ms-error-code", "")
+    if not named and "xml" in response.headers.get("Content-Type", ""):
+        try:
+            body = response.read(ERROR_BODY, decode_content=False) or b""
+        except (HTTPError, OSError, ValueError):
+            body = b""
+        found = _CODE.search(body)
+        named = found[1].decode("ascii") if found else ""
+    return named if named.isalnum() else ""
 
 
 def explain(error: BaseException) -> str:

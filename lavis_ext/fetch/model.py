@@ -99,9 +99,9 @@ def offline_from_environment() -> bool:
 class Policy:
     """How to fetch: times in seconds, sizes in bytes."""
 
-    jobs: int = 16
+    jobs: int = 32
     """Files at a time."""
-    per_host: int = 16
+    per_host: int = 32
     """Connections to one host at a time, segments of large files included."""
     segments: int = 4
     """Connections that share one large file."""

@@ -98,6 +98,7 @@ _MODULES = {
     "file": "lavis_ext.fetch.local",
     "hf": "lavis_ext.fetch.hub",
     "gdrive": "lavis_ext.fetch.gdrive",
+    "azure": "lavis_ext.fetch.azure",
 }
 """Where the openers are that come with the package: imported on first need."""
 

@@ -24,6 +24,7 @@ _SECRET_NAME = re.compile(
 )
 _URL = re.compile(r"\b[a-z][a-z0-9+.-]*://[^\s'\"<>]+", re.IGNORECASE)
 _BARE_QUERY = re.compile(r"(/[^\s'\"<>?]*)\?[^\s'\"<>]+")
+_SIGNATURE = re.compile(r"\b((?:sig|signature|x-amz-signature|x-goog-signature)=)[^\s&'\"<>]+", re.IGNORECASE)
 _HEADER = re.compile(
     r"((?:proxy-)?authorization['\"]?\s*[:=]\s*['\"]?)(?:(?:basic|bearer)\s+)?[^\s'\",]+", re.IGNORECASE
 )
@@ -36,9 +37,9 @@ def redact_url(url: str) -> str:
 
 
 def redact(text: str) -> str:
-    """Free text with every URL redacted and every authorization header's value struck out."""
+    """Free text with every URL redacted, every signature and every authorization header's value struck out."""
     text = _URL.sub(lambda found: redact_url(found.group()), text)
-    text = _BARE_QUERY.sub(r"\1", text)
+    text = _SIGNATURE.sub(r"\1***", _BARE_QUERY.sub(r"\1", text))
     return _HEADER.sub(r"\1***", text)
 
 

@@ -44,6 +44,10 @@ class Blip2T5(Blip2Language):
         rows = [torch.tensor([*row, self.closing_id]) for row in self.text.ids(texts, special=False)]
         return pad_sequence(rows, batch_first=True, padding_value=IGNORED)
 
+    def answer_ids(self, answers: Sequence[str]) -> list[list[int]]:
+        """The tokens of each answer as the decoder learns them, with the closing one."""
+        return [[*row, self.closing_id] for row in self.text.ids(answers, special=False)]
+
     @property
     def closing_id(self) -> int:
         """The token that closes every text of T5, which `end_sym` has no part in."""

@@ -46,3 +46,7 @@ class Blip2Vicuna(Blip2Language):
         """The frame with each prompt, the first instruction where it is empty."""
         instructions = [prompt or INSTRUCTIONS[0] for prompt in prompts]
         return self.text.frame([""] * len(prompts), instructions, "left")
+
+    def answer_ids(self, answers: Sequence[str]) -> list[list[int]]:
+        """The tokens of each answer as they stand behind the frame, with the closing one."""
+        return [[*row, self.end_id] for row in self.text.ids(answers, special=False)]

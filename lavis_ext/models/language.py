@@ -12,7 +12,9 @@ from lavis_ext.errors import ConfigError
 from lavis_ext.metrics.lemmas import lemmatize
 from lavis_ext.models.assemble import assemble
 from lavis_ext.models.base import Model
+from lavis_ext.models.lora import adapter_parts, add_adapters, release
 from lavis_ext.models.network import DTYPES, add_image_token, check_config, recompute
+from lavis_ext.models.ranking import rank, read
 from lavis_ext.models.search import Search
 from lavis_ext.models.text import (
     Prompter,
@@ -48,8 +50,12 @@ class Blip2Language(Model):
         self.prompt = config.prompt
         self.prompt_length = self.text.length(config.prompt) if config.prompt else 0
         self.end_id = self.text.end_id(config.end_sym)
+        if config.lora:
+            add_adapters(network.language_model, config.lora, self.language)
         self._freeze_parts()
         self._set_precision()
+        if config.lora:
+            release(network.language_model)
         if config.use_grad_checkpoint:
             recompute(network)
 
@@ -75,6 +81,13 @@ class Blip2Language(Model):
                 self.load_part(state, prefixes, f"model.{key} {path}")
         if config.load_finetuned and config.finetuned:
             load_over(self, config.finetuned, "model.finetuned")
+
+    def train(self, mode: bool = True) -> Blip2Language:
+        """As every model's; adapters of the frozen language model train (they have a dropout)."""
+        super().train(mode)
+        for part in adapter_parts(self.net.language_model):
+            part.train(mode)
+        return self
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """`image` [B,3,S,S], `text_input` (list of B)[, `text_output`] → `loss`: mean next-token cross entropy.
@@ -132,15 +145,34 @@ class Blip2Language(Model):
     ) -> list[str]:
         """Answers to `text_input` (questions; each put into `prompt` where it says `{}`) about `image` [B,3,S,S].
 
-        Lemmatised where `apply_lemmatizer` of the samples, else of the model, says so. `num_ans_candidates` and
-        `answer_list` are LAVIS' arguments for ranking, which language models do not do here.
+        With `inference_method: rank` the likeliest of `answer_list` instead, scored whole where its first token is
+        among the `num_ans_candidates` likeliest. Lemmatised where `apply_lemmatizer` of the samples, else of the model,
+        says so.
         """
-        if inference_method != "generate":
-            raise ConfigError("run.inference_method", f"'{inference_method}' is not offered", "write generate")
         asked = prompts_of({**samples, "prompt": questions_of(samples, prompt)}, "")
-        answers = self._continue(samples, asked, Search(num_beams, max_len, min_len, length_penalty=length_penalty))
+        if inference_method == "rank":
+            answers = self._choose(samples, asked, answer_list or (), num_ans_candidates)
+        elif inference_method == "generate":
+            answers = self._continue(samples, asked, Search(num_beams, max_len, min_len, length_penalty=length_penalty))
+        else:
+            raise ConfigError("run.inference_method", f"'{inference_method}' is not offered", "write generate or rank")
         lemmas = samples.get("apply_lemmatizer", self.config.apply_lemmatizer)
         return lemmatize(answers) if lemmas else answers
+
+    def answer_ids(self, answers: Sequence[str]) -> list[list[int]]:
+        """The tokens of each answer as they are learnt behind a question, with the closing one."""
+        word = self.text.ids(["a"], special=False)[0]  # spelt behind a word, as some tokenizers mark the space
+        rows = self.text.ids([f"a {answer}" for answer in answers], special=False, cut=False)
+        return [[*row[len(word) :], self.end_id] for row in rows]
+
+    @torch.no_grad()
+    def _choose(self, samples: Batch, prompts: list[str], answers: Sequence[str], count: int) -> list[str]:
+        if not answers or count < 1:
+            what = f"{count} candidates out of {len(answers)} answers"
+            raise ConfigError("run.inference_method", f"rank with {what}", "give an answer_list, or write generate")
+        images = self._images(samples)
+        reading = read(self.net, images, self.asking_tokens(prompts).to(images.device))
+        return [answers[index] for index in rank(reading, self.answer_ids(answers), count)]
 
     @torch.no_grad()
     def _continue(self, samples: Batch, prompts: list[str], search: Search) -> list[str]:

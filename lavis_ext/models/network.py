@@ -21,7 +21,7 @@ DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
 
 LANGUAGE_KEYS = ("opt_model", "t5_model", "llama_model")
 STAGE1_KEYS = ("bert_model",)
-STAGE2_KEYS = ("only_proj", "qformer_weight_path", "proj_weight_path", "apply_lemmatizer", "prompt")
+STAGE2_KEYS = ("only_proj", "lora", "qformer_weight_path", "proj_weight_path", "apply_lemmatizer", "prompt")
 
 
 def check_config(config: ModelConfig, language_key: str | None) -> None:
@@ -34,6 +34,9 @@ def check_config(config: ModelConfig, language_key: str | None) -> None:
             what = f"weights in {precision} cannot be trained: small updates are lost and gradients overflow"
             way_out = f"set {tower}_precision: fp32 (run.amp may stay on) or freeze_{tower}: True"
             raise ConfigError(f"model.{tower}_precision", what, way_out)
+    if config.lora and not config.freeze_llm:
+        what = "adapters go on a frozen language model, and freeze_llm is False"
+        raise ConfigError("model.lora", what, "set model.freeze_llm=True, or remove lora")
     others = STAGE1_KEYS if language_key else STAGE2_KEYS
     unused = [
         key for key in ("drop_path_rate", *LANGUAGE_KEYS, *others) if key != language_key and getattr(config, key)

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from lavis_ext.errors import ConfigError, DiskError, IntegrityError, UnsafeError
 from lavis_ext.models.base import Model
+from lavis_ext.models.lora import fit_names
 from lavis_ext.models.upstream import STAGE1_ONLY, to_upstream, translate
 
 Tensors = dict[str, Tensor]
@@ -83,7 +84,8 @@ def load_over(model: Model, path: str, key: str) -> None:
     What only the first stage uses is passed over by a model of the second.
     """
     state = translate(read_checkpoint(path, key), f"{key} {path}")
-    mine = set(model.state_dict())
+    mine = model.state_dict()
+    state = fit_names(state, mine)
     model.load_trainable_state({n: t for n, t in state.items() if n in mine or not STAGE1_ONLY.match(n)})
 
 

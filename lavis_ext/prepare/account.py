@@ -8,15 +8,16 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lavis_ext.cards import Card, Cards
-from lavis_ext.errors import ConfigError, IntegrityError, LavisExtError, PartialError
+from lavis_ext.cards import Cards
+from lavis_ext.errors import AccessError, ConfigError, IntegrityError, LavisExtError, PartialError
+from lavis_ext.files import write_atomic
 from lavis_ext.imagelists import Account as ListAccount
 from lavis_ext.imagelists import list_account
 from lavis_ext.prepare.inventory import Inventory
 from lavis_ext.prepare.report import SplitState
 from lavis_ext.prepare.rows import Names, image_names, open_rows, relative_name
 from lavis_ext.prepare.selection import Chosen, Need
-from lavis_ext.prepare.stamps import Stamp, family_folder, read_stamp, write_atomic
+from lavis_ext.prepare.stamps import Stamp, family_folder, read_stamp
 from lavis_ext.schema import DatasetConfig, SplitCounts
 
 if TYPE_CHECKING:
@@ -52,8 +53,8 @@ class Account:
         rows = self._rows(one.dataset, split)
         if rows is None:
             return state if one.dataset.build_info.annotations else replace(state, samples=counts.samples)
-        names = image_names(rows, one.dataset) if one.dataset.build_info.images.storage else []
         there = self.names_of(one.dataset)
+        names = image_names(rows, one.dataset, there) if one.dataset.build_info.images.storage else []
         lost = tuple(name for name in names if there.find(name) is None)
         there_are = len(names) - len(lost)
         return replace(state, samples=len(rows), expected=len(names), present=there_are, names=lost)
@@ -109,19 +110,23 @@ def walk(root: Path) -> Iterator[str]:
         yield from (prefix + name for name in files)
 
 
-def judge(states: Iterable[SplitState], cards: dict[str, Card]) -> list[LavisExtError]:
+def judge(states: Iterable[SplitState], chosen: dict[str, Chosen]) -> list[LavisExtError]:
     """An error for each split that is short of pictures.
 
     A family that must be complete (threshold 1) is damaged without one (IntegrityError, exit code 5); another is
-    partial below its threshold (PartialError, exit code 8), as sets of dead links are expected to be.
+    partial below its threshold (PartialError, exit code 8), as sets of dead links are expected to be. Pictures that
+    come by hand are told with the steps (AccessError, exit code 7).
     """
     errors: list[LavisExtError] = []
     for state in states:
         if not state.missing or not state.expected:
             continue
-        threshold = cards[state.dataset].success_threshold
+        one = chosen[state.dataset]
+        threshold = one.card.success_threshold
         where, what = f"{state.dataset}/{state.split}", f"{state.missing} of {state.expected} images are missing"
-        if threshold >= 1:
+        if one.dataset.manual:
+            errors.append(AccessError(where, what, one.dataset.manual))
+        elif threshold >= 1:
             way_out = "run `lavis-ext prepare` again; `.lavis_ext/missing.tsv` names them"
             errors.append(IntegrityError(where, what, way_out))
         elif state.present / state.expected < threshold:

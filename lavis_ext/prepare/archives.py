@@ -10,6 +10,7 @@ from pathlib import Path
 from lavis_ext.cards import Artifact
 from lavis_ext.errors import IntegrityError
 from lavis_ext.fetch import MirrorMap, Policy, Progress, Result, Transfer, fetch
+from lavis_ext.files import write_atomic
 from lavis_ext.prepare.found import folder_times
 from lavis_ext.prepare.inventory import Inventory, Journal
 from lavis_ext.prepare.placing import Placement, disk_errors, set_aside
@@ -22,7 +23,6 @@ from lavis_ext.prepare.stamps import (
     drop_stamp,
     read_stamp,
     record_path,
-    write_atomic,
     write_stamp,
 )
 from lavis_ext.prepare.subset import fetch_members, list_remote, open_remote

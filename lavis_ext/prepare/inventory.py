@@ -15,8 +15,9 @@ from typing import Any
 
 from lavis_ext.cards import Artifact
 from lavis_ext.fetch.part import boot_id
+from lavis_ext.files import write_atomic
 from lavis_ext.prepare.members import Member
-from lavis_ext.prepare.stamps import record_path, write_atomic
+from lavis_ext.prepare.stamps import record_path
 
 log = logging.getLogger(__name__)
 

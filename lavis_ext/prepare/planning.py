@@ -159,6 +159,9 @@ def make_plan(root: Path, selection: Selection, options: PrepareOptions, mirrors
 def plan_item(root: Path, need: Need, options: PrepareOptions, mirrors: MirrorMap) -> PlanItem:
     """What is done about one artifact."""
     artifact = need.artifact
+    if need.refusal is not None:
+        told: dict[str, Any] = {"download": None, "note": str(need.refusal).partition(": ")[2]}
+        return PlanItem(title=need.title, file=artifact.file, action="refuse", state="missing", **told)
     transfer = offered(root, artifact, mirrors, need.title)
     offline = options.policy.offline
     found = inspect(root, artifact, transfer, offline)
@@ -204,8 +207,9 @@ def _item(need: Need, found: Found, transfer: Transfer, action: Action, **more: 
 def _plan_file(need: Need, found: Found, transfer: Transfer) -> PlanItem:
     if found.state in ("present", "archive"):
         return _item(need, found, transfer, "check", note="is compared with its declared hash")
-    left = None if transfer.size is None else max(0, transfer.size - found.part)
-    return _item(need, found, transfer, "fetch", download=left, files=1)
+    size = need.artifact.about if transfer.size is None else transfer.size
+    left = None if size is None else max(0, size - found.part)
+    return _item(need, found, transfer, "fetch", download=left, files=1, estimated=transfer.size is None)
 
 
 def unpacked_bytes(need: Need, transfer: Transfer) -> int:

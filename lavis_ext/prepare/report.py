@@ -81,6 +81,24 @@ class SplitState:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ArtifactState(SplitState):
+    """An artifact that stands for itself: its files, of which `present` are prepared, and their bytes."""
+
+    bytes: int = 0
+
+    @property
+    def state(self) -> str:
+        """verified | partial | missing; with `(subset)` where something is there."""
+        word = "verified" if self.verified else "partial" if self.present else "missing"
+        return f"{word} (subset)" if self.subset and self.present else word
+
+    def line(self) -> str:
+        """`vinvl/coco_ir: 3 of 4 files, 1.2 GB, partial`."""
+        count = "what it holds is not known" if self.expected is None else f"{self.present} of {self.expected} files"
+        return f"{self.dataset}: {count}, {human(self.bytes)}, {self.state}"
+
+
+@dataclass(frozen=True, kw_only=True)
 class Report:
     """The end of `prepare`: the plan, what came of each artifact, the splits, and what else went wrong."""
 

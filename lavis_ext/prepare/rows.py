@@ -26,20 +26,21 @@ def open_rows(paths: Sequence[Path], limit: int | None = None) -> Annotations:
     return Annotations(sort_files(paths).rows, limit)
 
 
-def image_names(rows: Annotations, dataset: DatasetConfig) -> list[str]:
+def image_names(rows: Annotations, dataset: DatasetConfig, there: Names | None = None) -> list[str]:
     """The distinct names of pictures in rows, in order of appearance; empty where rows name none.
 
-    They stand under `image_key`, else follow `image_pattern`, else are `<image_id>.jpg`, as the builders read them.
+    They stand under `image_key`, else follow the first of `image_patterns` that is `there`, else `image_pattern`, else
+    are `<image_id>.jpg`, as the builders read them.
     """
-    key = str(dataset.args.get("image_key") or "image")
     keys = rows.keys()
-    used = next((name for name in (key, "images", "file_name") if name in keys), None)
+    used = next(
+        (name for name in (dataset.args.get("image_key", "image"), "images", "file_name") if name in keys), None
+    )
     if used is not None:
-        return list(dict.fromkeys(_flat(rows.column(used))))
-    pattern = dataset.args.get("image_pattern") or (PATTERN if "image_id" in keys else None)
-    if pattern is None:
-        return []
-    return list(dict.fromkeys(_formatted(rows, str(pattern))))
+        return list(dict.fromkeys(_flat(rows.column(str(used)))))
+    single = dataset.args.get("image_pattern") or (PATTERN if "image_id" in keys else None)
+    patterns = dataset.args.get("image_patterns") or ([single] if single else [])
+    return list(dict.fromkeys(_formatted(rows, patterns, there))) if patterns else []
 
 
 def _flat(values: Iterable[Any]) -> Iterator[str]:
@@ -50,8 +51,10 @@ def _flat(values: Iterable[Any]) -> Iterator[str]:
             yield str(value)
 
 
-def _formatted(rows: Annotations, pattern: str) -> Iterator[str]:
-    return (pattern.format_map({**row, "image_id": row.get("image_id", "")}) for row in rows)
+def _formatted(rows: Annotations, patterns: Sequence[str], there: Names | None) -> Iterator[str]:
+    for row in rows:
+        names = [str(pattern).format_map({**row, "image_id": row.get("image_id", "")}) for pattern in patterns]
+        yield next((name for name in names if there and there.find(name) is not None), names[0])
 
 
 class Names:

@@ -17,6 +17,9 @@ from lavis_ext.fetch import MirrorMap, Progress, Silent
 from lavis_ext.fetch.owner import Ownership, read_owner
 from lavis_ext.prepare.account import Account, home_of, judge, write_missing
 from lavis_ext.prepare.archives import Notice, Work
+from lavis_ext.prepare.azcopy import azcopy_path
+from lavis_ext.prepare.blobs import artifact_states, open_folders, with_tokens
+from lavis_ext.prepare.contents import keep_contents
 from lavis_ext.prepare.lists import is_parted, plan_lists, settle_lists
 from lavis_ext.prepare.members import BOOKKEEPING
 from lavis_ext.prepare.placing import disk_errors
@@ -36,8 +39,8 @@ def plan(names: Iterable[str], options: PrepareOptions | None = None, cards: Car
     UsageError, ConfigError, NetworkError; whether it fits the disk is for `Plan.check_disk` to say.
     """
     root, options, cards, mirrors = settings(options, cards)
-    selection = select(cards, names, options.splits, mirrors, root)
-    return plan_lists(make_plan(root, selection, options, mirrors), selection.needs, options)
+    selection = open_folders(root, select(cards, names, options.splits, mirrors, root), options, mirrors)
+    return _plan(root, selection, options, mirrors)
 
 
 def prepare(
@@ -54,8 +57,8 @@ def prepare(
     works on the same family. KeyboardInterrupt leaves a state that the next call continues, and is raised again.
     """
     root, options, cards, mirrors = settings(options, cards)
-    selection = select(cards, names, options.splits, mirrors, root)
-    made = plan_lists(make_plan(root, selection, options, mirrors), selection.needs, options)
+    selection = open_folders(root, select(cards, names, options.splits, mirrors, root), options, mirrors)
+    made = _plan(root, selection, options, mirrors)
     if options.dry_run:
         return _dry(made)
     made.check_disk()
@@ -63,7 +66,14 @@ def prepare(
     if all(item.action == "keep" for item in made.items):
         return _report(work, cards, selection, made)  # also where the root is read-only
     with owned(work, selection) as pulse:
-        return _report(replace(work, progress=pulse), cards, selection, made)
+        keep_contents(root, selection.contents)
+        work = replace(work, progress=pulse)
+        return _report(work, cards, selection, made)
+
+
+def _plan(root: Path, selection: Selection, options: PrepareOptions, mirrors: MirrorMap) -> Plan:
+    made = plan_lists(make_plan(root, selection, options, mirrors), selection.needs, options)
+    return with_tokens(made, options.policy.offline)
 
 
 def _dry(made: Plan) -> Report:
@@ -79,6 +89,8 @@ def settings(options: PrepareOptions | None, cards: Cards | None) -> tuple[Path,
     """The cache root, options with their policy filled in, cards and the mirror; raises UsageError, ConfigError."""
     options = options or PrepareOptions()
     options.check()
+    if options.engine == "azcopy":
+        azcopy_path()
     root = cache_root(options.cache_root)
     if root.exists() and not root.is_dir():
         raise DiskError(str(root), "is a file, not a folder", "name a folder in LAVIS_EXT_CACHE_ROOT or env.cache_root")
@@ -143,12 +155,13 @@ def _report(work: Work, cards: Cards, selection: Selection, made: Plan) -> Repor
     lists = settle_lists(work, cards, selection.needs, outcomes)
     account = Account(work.root, cards, selection.needs, work.options.max_samples)
     states = account.states(selection.chosen)
-    of_card = {one.title: one.card for one in selection.chosen}
+    chosen = {one.title: one for one in selection.chosen}
     failed = any(outcome.error for outcome in (*outcomes.values(), *lists.values()))
-    errors = [*account.errors, *([] if failed else judge(states, of_card))]
+    errors = [*account.errors, *([] if failed else judge(states, chosen))]
     if any(item.action != "keep" for item in made.items) or any(state.missing for state in states):
         _note_missing(work, selection, states)
     told = (*(outcomes[need.title] for need in files), *lists.values())
+    states += artifact_states(work.root, selection)
     return Report(plan=made, outcomes=told, splits=tuple(states), errors=tuple(errors))
 
 

@@ -8,8 +8,10 @@ from pathlib import Path
 from typing import Literal
 
 from lavis_ext.cards import Artifact, Card, Cards, split_names
-from lavis_ext.errors import NetworkError, UsageError, nearest
+from lavis_ext.errors import LavisExtError, NetworkError, UsageError, nearest
 from lavis_ext.fetch import MirrorMap, Policy
+from lavis_ext.fetch.mirrors import mirror_path
+from lavis_ext.prepare.contents import Contents
 from lavis_ext.prepare.stamps import family_folder
 from lavis_ext.schema import DatasetConfig
 
@@ -46,6 +48,14 @@ class PrepareOptions:
     """What shares out the download of a list of the open web."""
     processes: int = 0
     """Processes that download such a list; 0: one per core, at most 16."""
+    include: Sequence[str] = ()
+    """Patterns of the files that are meant (`features.*`, `coco_ir/*`); none: all."""
+    exclude: Sequence[str] = ()
+    """Patterns of files that are left out."""
+    listing: bool = False
+    """Ask hosts what folders hold, and keep the answer as their manifest, also where one is declared."""
+    engine: Literal["http", "azcopy"] = "http"
+    """What copies blobs of Azure."""
 
     def check(self) -> None:
         """Raise UsageError for what cannot be meant."""
@@ -81,6 +91,10 @@ class Need:
     card: Card
     images: bool
     users: list[tuple[DatasetConfig, str]] = field(default_factory=list)
+    folder: str = ""
+    """The title of the folder that this is a file of."""
+    refusal: LavisExtError | None = None
+    """Why nothing can be done about it: what a folder holds is not known."""
 
     @property
     def title(self) -> str:
@@ -95,6 +109,10 @@ class Selection:
     chosen: tuple[Chosen, ...]
     needs: tuple[Need, ...]
     passed_over: tuple[str, ...] = ()
+    named: tuple[str, ...] = ()
+    """Titles of the artifacts that were named themselves."""
+    contents: tuple[tuple[Artifact, Contents], ...] = ()
+    """What each folder among them holds."""
 
     @property
     def families(self) -> list[str]:
@@ -114,22 +132,31 @@ def select(
     mirrors: MirrorMap | None = None,
     root: Path | None = None,
 ) -> Selection:
-    """Families and data sets by name; with a subset mirror, data sets of which it lists nothing are passed over.
+    """Families, data sets and artifacts by name; with a subset mirror, those of which it lists nothing are passed over.
 
     Annotations that are published in two forms are meant in the one that such a mirror has, else in the one that lies
     below `root`. Raises UsageError for an unknown name or split, NetworkError where the mirror lists nothing of all.
     """
-    chosen = _chosen(cards, list(names), splits)
+    wanted = list(names)
+    chosen, named = _chosen(cards, wanted, splits), _named(cards, wanted)
     passed: list[str] = []
     if mirrors is not None and mirrors.is_subset:
         listed = [_in_form(cards, one, _listed_only(cards, mirrors)) for one in chosen]
-        chosen, passed = _offered(cards, listed, mirrors)
+        chosen, named, passed = _offered(cards, listed, named, mirrors)
     elif root is not None:
         chosen = [_in_form(cards, one, _on_disk(cards, root)) for one in chosen]
     needs = _needs(cards, chosen)
+    there = {need.artifact.file for need in needs}
+    needs = [*(need for need in named if need.artifact.file not in there), *needs]
     for need in needs:
         family_folder(need.artifact)
-    return Selection(tuple(chosen), tuple(needs), tuple(passed))
+    return Selection(tuple(chosen), tuple(needs), tuple(passed), tuple(need.title for need in named))
+
+
+def _named(cards: Cards, names: Iterable[str]) -> list[Need]:
+    """The artifacts that are named themselves, or all of a family without data sets; each once."""
+    found = [artifact for name in names for artifact in cards.named_artifacts(name)]
+    return [Need(artifact, cards.families[artifact.family], False) for artifact in {a.file: a for a in found}.values()]
 
 
 def _chosen(cards: Cards, names: list[str], splits: Sequence[str] | None) -> list[Chosen]:
@@ -200,20 +227,23 @@ def _images_last(need: Need) -> bool:
     return need.images
 
 
-def _offered(cards: Cards, chosen: list[Chosen], mirrors: MirrorMap) -> tuple[list[Chosen], list[str]]:
-    """What a subset mirror has of the chosen data sets; one whose annotations it does not list at all is passed over.
+def _offered(
+    cards: Cards, chosen: list[Chosen], named: list[Need], mirrors: MirrorMap
+) -> tuple[list[Chosen], list[Need], list[str]]:
+    """What a subset mirror has of what is meant; a data set whose annotations it does not list is passed over.
 
     Images alone do not make a data set: several stand on the same ones. One that is listed in part is kept, and what
     lacks is an error later.
     """
     kept = [one for one in chosen if _listed(cards, one, mirrors)]
-    passed = [one for one in chosen if one not in kept]
-    lines = [f"{one.title}: passed over, the mirror (a subset) lists nothing of it" for one in passed]
-    if not kept:
+    offered = [need for need in named if _any_listed(need.artifact, mirrors)]
+    passed = [one.title for one in chosen if one not in kept] + [need.title for need in named if need not in offered]
+    lines = [f"{title}: passed over, the mirror (a subset) lists nothing of it" for title in passed]
+    if not kept and not offered:
         raise NetworkError(
             mirrors.base, "the mirror (a subset) lists nothing of what is asked for", "name another mirror"
         )
-    return kept, lines
+    return kept, offered, lines
 
 
 def _listed(cards: Cards, one: Chosen, mirrors: MirrorMap) -> bool:
@@ -232,4 +262,9 @@ def _any_need(_: Need) -> bool:
 
 
 def _any_listed(artifact: Artifact, mirrors: MirrorMap) -> bool:
-    return any(mirrors.lists(url) for url in (artifact.url, *(mirror.url for mirror in artifact.mirrors)))
+    urls = [artifact.url, *(mirror.url for mirror in artifact.mirrors)]
+    if artifact.lists and artifact.lists.parts > 1:
+        urls = [url.format(part=0) for url in urls]  # a list in parts is there if its first part is
+    if artifact.folder is not None and mirrors.manifest is not None:
+        return any(name.startswith(f"{mirror_path(artifact.url).rstrip('/')}/") for name in mirrors.manifest.files)
+    return any(mirrors.lists(url) for url in urls)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import zlib
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
@@ -15,6 +14,7 @@ from typing import Any
 
 from lavis_ext.cards import Artifact
 from lavis_ext.errors import ConfigError
+from lavis_ext.files import write_atomic
 from lavis_ext.prepare.members import BOOKKEEPING
 
 log = logging.getLogger(__name__)
@@ -117,30 +117,6 @@ def own_version() -> str:
         return version("lavis_ext")
     except PackageNotFoundError:
         return "0"
-
-
-def write_atomic(path: Path, text: str) -> None:
-    """Write under a temporary name, flush, rename, flush the folder: a reader sees the old file or the new one."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name[:200]}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("w", encoding="utf-8", newline="\n") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
-    flush_folder(path.parent)
-
-
-def flush_folder(path: Path) -> None:
-    """fsync a folder, so that a rename in it survives a power loss."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def crc_of(path: Path) -> int:

@@ -15,6 +15,7 @@ from lavis_ext.fetch import Figures, Progress, Silent
 from lavis_ext.fetch.digest import hash_file, mismatch
 from lavis_ext.prepare.account import Account
 from lavis_ext.prepare.archives import Notice, Work
+from lavis_ext.prepare.blobs import artifact_states, open_folders
 from lavis_ext.prepare.inventory import Inventory, Journal
 from lavis_ext.prepare.lists import ListCheck, check_list, is_parted, list_title, settle_lists
 from lavis_ext.prepare.members import Member
@@ -97,10 +98,11 @@ def status(
 
     Raises UsageError for an unknown name.
     """
-    root, options, cards, _ = settings(replace(options or PrepareOptions(), offline=True), cards)
+    root, options, cards, mirrors = settings(replace(options or PrepareOptions(), offline=True), cards)
     wanted = list(names) or list(cards.families)
-    selection = select(cards, wanted, options.splits, root=root)
-    return Account(root, cards, selection.needs, options.max_samples).states(selection.chosen)
+    selection = open_folders(root, select(cards, wanted, options.splits, root=root), options, mirrors)
+    states = Account(root, cards, selection.needs, options.max_samples).states(selection.chosen)
+    return [*states, *artifact_states(root, selection)]
 
 
 def verify(
@@ -118,8 +120,8 @@ def verify(
     sets aside what fails and fetches it again, alone where the archive gives single files. Raises UsageError.
     """
     chosen, names = options or PrepareOptions(), list(names)
-    root, offline, cards, _ = settings(replace(chosen, offline=True), cards)
-    selection = select(cards, names, offline.splits, root=root)
+    root, offline, cards, none = settings(replace(chosen, offline=True), cards)
+    selection = open_folders(root, select(cards, names, offline.splits, root=root), offline, none)
     report = VerifyReport()
     checks = [_Check(root, need, deep, progress or Silent()) for need in selection.needs if not is_parted(need)]
     found: dict[str, list[Finding]] = {}

@@ -22,6 +22,7 @@ from lavis_ext.prepare.archives import (
     set_subset_aside,
     trust,
 )
+from lavis_ext.prepare.azcopy import bring
 from lavis_ext.prepare.found import Found, inspect, offered, transfer_of
 from lavis_ext.prepare.inventory import Inventory
 from lavis_ext.prepare.planning import PlanItem, make_plan, plan_item
@@ -64,6 +65,9 @@ def _failed(need: Need, error: LavisExtError) -> Outcome:
 
 def _begin(work: Work, need: Need, changed: Collection[str], outcomes: dict[str, Outcome]) -> Step | None:
     """The step of a need, or None where it is done (or cannot be done), which is noted in `outcomes`."""
+    if need.refusal is not None:
+        outcomes[need.title] = _failed(need, need.refusal)
+        return None
     try:
         offer = offered(work.root, need.artifact, work.mirrors, need.title)
         found = inspect(work.root, need.artifact, offer, work.policy.offline)
@@ -169,13 +173,13 @@ def _members_of_samples(
     for key, (dataset, split) in users.items():
         storage = dataset.build_info.images.storage
         homes = _homes([pair for pair in listed if (dataset, split) in pair[0].users], storage)
+        sought = Names(homes, dataset.args.get("layouts"))
         try:
             paths = [work.root / path for path in cards.annotation_paths(dataset, split)]
-            names = image_names(open_rows(paths, count), dataset)
+            names = image_names(open_rows(paths, count), dataset, sought)
         except (ConfigError, IntegrityError) as error:
             log.warning("%s: its pictures are not known: %s", key, error)
             continue
-        sought = Names(homes, dataset.args.get("layouts"))
         for home in (homes[place] for name in names if (place := sought.find(name)) is not None):
             found[home[0]][1].append(home[1])
         for need, _ in listed:
@@ -260,9 +264,23 @@ def _take_whole(work: Work, steps: Sequence[Step], outcomes: dict[str, Outcome])
     for home, group in homes.items():
         ledgered = replace(work, policy=replace(work.policy, ledger=home / "ledger.jsonl"))
         ready = [step for step in group if _note(ledgered, step, outcomes)]
-        results = fetch_all([_transfer(step) for step in ready], ledgered.policy, work.progress, collect=True)
-        for step, result in zip(ready, results, strict=True):
+        for step, result in zip(ready, _fetch(ledgered, ready, home), strict=True):
             outcomes[step.need.title] = _finish(ledgered, step, result)
+
+
+def _fetch(work: Work, steps: Sequence[Step], home: Path) -> list[Result]:
+    """The results of the steps in order; blobs through azcopy first where that is asked for."""
+    transfers = [_transfer(step) for step in steps]
+    brought = bring(transfers, home, work.policy, work.progress) if work.options.engine == "azcopy" else {}
+    failed = {path: told for path, told in brought.items() if isinstance(told, LavisExtError)}
+    ready = [transfer for transfer in transfers if transfer.path not in failed]
+    results = {one.path: one for one in fetch_all(ready, work.policy, work.progress, collect=True)}
+    for path, told in brought.items():
+        if isinstance(told, LavisExtError):
+            results[path] = Result(path, error=told, verified=False)
+        else:
+            results[path] = replace(results[path], bytes_moved=results[path].bytes_moved + told)
+    return [results[transfer.path] for transfer in transfers]
 
 
 def _note(work: Work, step: Step, outcomes: dict[str, Outcome]) -> bool:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import atexit
+import gc
 import logging
 import os
 from collections.abc import Iterator
@@ -28,7 +30,18 @@ def build_accelerator(run: RunConfig) -> Accelerator:
     precision = choose_precision(run, use_cpu)
     forget_previous()
     ddp = DistributedDataParallelKwargs(find_unused_parameters=run.find_unused_parameters)
-    return Accelerator(cpu=use_cpu, mixed_precision=precision, kwargs_handlers=[ddp])
+    accelerator = Accelerator(cpu=use_cpu, mixed_precision=precision, kwargs_handlers=[ddp])
+    if accelerator.num_processes > 1:
+        atexit.unregister(leave_group)
+        atexit.register(leave_group)
+    return accelerator
+
+
+def leave_group() -> None:
+    """Leave the process group while its threads can still be joined: gloo aborts a process that exits with them."""
+    gc.collect()  # wrapped models stand in cycles and hold the group
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
 
 
 def choose_cpu(device: str) -> bool:

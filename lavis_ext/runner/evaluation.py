@@ -69,6 +69,7 @@ class Evaluator:
         rows: list[dict[str, Any]] = []
         with torch.no_grad():
             feed = self.feeds[split]
+            self.task.before_evaluation(split, list(feed.datasets.values()))
             feed.set_epoch(0)  # the same samples, drawn the same way, every time
             for batch in feed:
                 if number := stop():

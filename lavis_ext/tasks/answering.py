@@ -45,10 +45,17 @@ class VqaTask(Task):
 
     evaluates = True
     needs = ("predict_answers",)
+    answer_list: list[str] | None = None
+    """What `inference_method: rank` chooses from."""
 
     def step(self, batch: Batch) -> dict[str, Tensor]:
         """Questions with all their answers → the loss of one answer each, drawn by its weight."""
         return super().step(one_answer_each(batch, self.run.prompt) if "n_answers" in batch else batch)
+
+    def before_evaluation(self, split: str, datasets: Sequence[Any]) -> None:
+        """With `inference_method: rank`, take the answers to choose from; raises ConfigError if there are none."""
+        if self.run.inference_method == "rank":
+            self.answer_list = merged_answers(split, datasets)
 
     def valid_step(self, batch: Batch) -> list[Row]:
         """`image` [B,3,H,W], `text_input`, `question_id` → one {question_id, answer} a question."""
@@ -60,6 +67,7 @@ class VqaTask(Task):
             max_len=run.max_len,
             min_len=run.min_len,
             num_ans_candidates=run.num_ans_candidates,
+            answer_list=self.answer_list,
             prompt=run.prompt,
             length_penalty=self.length_penalty,
         )
@@ -170,6 +178,15 @@ def find_truth(datasets: Sequence[Any], named: str | None = None) -> Truth:
     for dataset in [] if named else datasets:
         truth.answers |= {plain_value(name): list(given) for name, given in dataset.references().items()}
     return truth
+
+
+def merged_answers(split: str, datasets: Sequence[Any]) -> list[str]:
+    """The answer lists of the data sets of a split, each answer once; raises ConfigError where one has no list."""
+    lists = [getattr(dataset, "answer_list", None) for dataset in datasets]
+    if not lists or not all(lists):
+        what = f"split '{split}' has no answer_list to choose from"
+        raise ConfigError("run.inference_method", what, "add one to its annotations, or write generate")
+    return list(dict.fromkeys(answer for one in lists for answer in one or ()))
 
 
 def plain_value(name: Any) -> Id:

@@ -51,6 +51,9 @@ class Task:
         losses: dict[str, Tensor] = self.model(batch)
         return losses
 
+    def before_evaluation(self, split: str, datasets: Sequence[Any]) -> None:
+        """Look at what is to be evaluated, before the first `valid_step` of a split and on every rank."""
+
     def valid_step(self, batch: Batch) -> list[Row]:
         """One evaluation batch → one row a sample; rows of all ranks are gathered before `after_evaluation`."""
         return []

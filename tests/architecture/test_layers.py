@@ -9,8 +9,8 @@ import pytest
 ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "lavis_ext"
 LAYERS = [
-    ["errors", "types", "schema", "wording", "files"],
-    ["registry", "yamlio", "typed"],
+    ["errors", "types", "schema", "wording"],
+    ["registry", "yamlio", "typed", "files"],
     ["config"],
     ["cards", "fetch", "readers"],
     ["imagelists"],
@@ -19,7 +19,7 @@ LAYERS = [
     ["builders", "features", "models"],
     ["mixture", "tasks", "browse"],
     ["runner"],
-    ["adapters", "completion", "prepare_arguments"],
+    ["adapters", "completion", "prepare_arguments", "runs", "chat"],
     ["commands"],
     ["cli"],
     ["__main__", "__init__"],

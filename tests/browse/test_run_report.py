@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
@@ -14,39 +13,7 @@ from PIL import Image
 from lavis_ext.browse import write_run_report
 from lavis_ext.browse.gallery import choose, overlap
 from lavis_ext.browse.run_report import duration
-
-HOSTILE = "</figcaption><script>alert('x')</script><img src=x onerror=alert(1)> \"quoted\" & ${name}"
-
-
-class Page(HTMLParser):
-    """Tags, attributes and text of a document."""
-
-    def __init__(self, text: str) -> None:
-        super().__init__()
-        self.tags: list[tuple[str, dict[str, str | None]]] = []
-        self.open: list[str] = []
-        self.words = ""
-        self.feed(text)
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append((tag, dict(attrs)))
-        if tag not in ("meta", "img", "br"):
-            self.open.append(tag)
-
-    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append((tag, dict(attrs)))
-
-    def handle_endtag(self, tag: str) -> None:
-        assert self.open.pop() == tag
-
-    def handle_data(self, data: str) -> None:
-        if not self.open or self.open[-1] != "style":
-            self.words += data
-
-    def count(self, tag: str, **wanted: str) -> int:
-        return sum(
-            name == tag and all(attrs.get(k.rstrip("_")) == v for k, v in wanted.items()) for name, attrs in self.tags
-        )
+from tests.support.html import HOSTILE, Page
 
 
 def job(folder: Path, said: str = "a red star") -> Path:

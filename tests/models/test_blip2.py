@@ -148,7 +148,7 @@ def test_answers_follow_the_prompt_with_the_question_in_it() -> None:
     one = {"image": batch["image"][:1], "text_input": "how many?"}
     assert model.predict_answers(one) == model.predict_answers({**one, "text_input": ["how many?"]})
     with pytest.raises(ConfigError, match="rank"):
-        model.predict_answers(asked, inference_method="rank")
+        model.predict_answers(asked, inference_method="guess")
 
 
 def test_images_and_prompts_that_do_not_fit_are_told() -> None:

@@ -428,7 +428,9 @@ def _prepare_in_child(base: str, root: str, queue: multiprocessing.Queue[tuple[i
     with Server() as idle:
         toy = Family(idle, Path(root))
         report = prepare(
-            ["toy"], PrepareOptions(cache_root=root, mirror=base, policy=FAST, reserve=0), cards=toy.cards()
+            ["toy"],
+            PrepareOptions(cache_root=root, mirror=base, policy=replace(FAST, owner_stall=60.0), reserve=0),
+            cards=toy.cards(),
         )
     queue.put((report.exit_code, report.bytes_moved))
 

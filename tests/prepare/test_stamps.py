@@ -11,6 +11,7 @@ import pytest
 from lavis_ext.cards import Artifact
 from lavis_ext.errors import AccessError, DiskError, IntegrityError, NetworkError, PartialError, UnsafeError
 from lavis_ext.fetch import Source, Transfer
+from lavis_ext.files import write_atomic
 from lavis_ext.prepare.found import acceptable, part_bytes
 from lavis_ext.prepare.planning import Plan, PlanItem
 from lavis_ext.prepare.report import Outcome, Report, SplitState, worst
@@ -20,7 +21,6 @@ from lavis_ext.prepare.stamps import (
     drop_stamp,
     read_stamp,
     record_path,
-    write_atomic,
     write_stamp,
 )
 

@@ -11,7 +11,6 @@ from typing import Any
 
 import pytest
 
-from tests.support import ranks
 from tests.support.runs import log_lines
 
 pytestmark = pytest.mark.slow
@@ -23,7 +22,7 @@ def launch(folder: Path, processes: int, **keys: Any) -> subprocess.CompletedPro
     folder.mkdir(exist_ok=True)
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    command += [str(ranks.__file__), str(folder), json.dumps(keys)]
+    command += ["--module", "tests.support.ranks", str(folder), json.dumps(keys)]
     return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240, check=False)
 
 
@@ -36,13 +35,13 @@ def test_two_ranks_are_one_with_twice_the_batch(tmp_path: Path) -> None:
     one, two = tmp_path / "one", tmp_path / "two"
     for folder, processes, size in ((one, 1, 4), (two, 2, 2)):
         done = launch(folder, processes, batch_size_train=size, **keys)
-        assert done.returncode == 0, done.stderr[-2000:]
+        assert done.returncode == 0, done.stderr[-6000:]
     assert losses(two) == pytest.approx(losses(one), rel=1e-5)
     assert len(losses(one)) == 4
     saved = json.loads((two / "job" / "latest.json").read_text())
     assert saved["step"] == 4
     done = launch(two, 2, batch_size_train=2, **{**keys, "max_epoch": 3})
-    assert done.returncode == 0, done.stderr[-2000:]
+    assert done.returncode == 0, done.stderr[-6000:]
     assert len(losses(two)) == 6
 
 

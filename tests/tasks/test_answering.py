@@ -189,3 +189,20 @@ def test_what_is_no_official_file_is_told(tmp_path: Path) -> None:
             read_official(file)
     with pytest.raises(ConfigError, match="No such file"):
         read_official(tmp_path / "gone.json")
+
+
+def test_ranking_takes_the_answer_lists_of_the_split() -> None:
+    vqa = task("vqa", ["red"], inference_method="rank", num_ans_candidates=3)
+    sets = [SimpleNamespace(answer_list=["red", "two"]), SimpleNamespace(answer_list=["two", "no"])]
+    vqa.before_evaluation("val", sets)
+    vqa.valid_step({"image": torch.zeros(1, 3, 4, 4), "text_input": ["a"], "question_id": [7]})
+    asked = vqa.model.asked
+    assert (asked["inference_method"], asked["num_ans_candidates"]) == ("rank", 3)
+    assert asked["answer_list"] == ["red", "two", "no"]
+
+
+@pytest.mark.parametrize("sets", [[], [Questions()], [SimpleNamespace(answer_list=None)]])
+def test_ranking_without_a_list_is_refused(sets: list[Any]) -> None:
+    with pytest.raises(ConfigError, match="split 'val' has no answer_list"):
+        task("vqa", ["red"], inference_method="rank").before_evaluation("val", sets)
+    task("vqa", ["red"]).before_evaluation("val", sets)

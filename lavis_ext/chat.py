@@ -1,0 +1,236 @@
+"""`lavis-ext chat`: a model captions a picture and answers questions about it, line by line; nothing is written."""
+
+from __future__ import annotations
+
+import json
+import sys
+from argparse import Namespace
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lavis_ext.config import find_config, load_config, merge, model_defaults, parse_options
+from lavis_ext.errors import ConfigError, IntegrityError, UsageError
+from lavis_ext.schema import ModelConfig, RunConfig
+from lavis_ext.typed import Door
+from lavis_ext.yamlio import read_yaml
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from lavis_ext.models.base import Model
+
+Argument = tuple[tuple[str, ...], dict[str, Any]]
+CHAT: list[Argument] = [
+    (("--cfg-path",), {"required": True, "metavar": "F", "help": "a run file, or the YAML of a model"}),
+    (("--image",), {"required": True, "metavar": "F", "help": "the picture"}),
+    (("--checkpoint",), {"metavar": "DIR", "help": "weights: a checkpoint, or the folder of a run (its best)"}),
+    (("--question",), {"metavar": "TEXT", "help": "ask this and end; without it, questions are read line by line"}),
+]
+CHATTED = {"blip2_vicuna": ""}
+"""Prompts of models that were taught to be asked otherwise than by `QUESTION`."""
+QUESTION = "Question: {} Answer:"
+NAMES_ANSWERS = ("vqa", "gqa", "aok_vqa")
+LENGTHS = ("num_beams", "max_len", "min_len")
+
+
+@dataclass(frozen=True)
+class Setup:
+    """What a file says of a conversation: the model, its processors, and how captions and answers are searched for."""
+
+    model: ModelConfig
+    vis: dict[str, Any] = field(default_factory=dict)
+    text: dict[str, Any] = field(default_factory=dict)
+    device: str = "auto"
+    captions: dict[str, Any] = field(default_factory=dict)
+    answers: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Turn:
+    """One thing that the model said; `question` is empty for the caption."""
+
+    image: str
+    question: str
+    answer: str
+
+    def as_dict(self) -> dict[str, str]:
+        """For a program."""
+        return asdict(self)
+
+
+def run_chat(args: Namespace) -> tuple[list[str], list[dict[str, Any]]]:
+    """Answer `--question`, or caption the picture and answer the lines of standard input until it ends.
+
+    What is said to lines is written at once; returned are the lines and objects that are left to print.
+    """
+    setup = read_setup(args.cfg_path, list(args.options), args.checkpoint)
+    image = read_image(args.image)
+    talk = Conversation(setup, args.image, image)
+    if args.question is not None:
+        turn = talk.answer(args.question)
+        return [turn.answer], [turn.as_dict()]
+    converse(talk, asked_lines(), write_json_line if args.json else write_answer)
+    return [], []
+
+
+def read_setup(path: str, options: list[str], checkpoint: str | None = None) -> Setup:
+    """The setup of a run file, or of the YAML of a model; `checkpoint` goes over its weights. Raises ConfigError."""
+    tree, _ = read_yaml(find_config(path))
+    setup = setup_of_run(path, options) if "run" in tree else setup_of_model(path, options)
+    if checkpoint is None:
+        return setup
+    model = replace(setup.model, load_finetuned=True, finetuned=str(find_weights(checkpoint)))
+    return replace(setup, model=model)
+
+
+def setup_of_run(path: str, options: list[str]) -> Setup:
+    """From a run file: the `eval` processors of its first data set, and the searches of its task."""
+    config = load_config(path, options)
+    if config.model is None:
+        raise ConfigError(path, "has no model section", "add `model:` with arch and model_type")
+    _, preprocess = model_defaults(config.model.arch, config.model.model_type)
+    datasets = list(config.datasets.values())
+    vis = datasets[0].vis_processor.eval if datasets else None
+    text = datasets[0].text_processor.eval if datasets else None
+    captions, answers = searches(config.run)
+    return Setup(
+        model=config.model,
+        vis={"name": vis.name, **vis.args} if vis else evaluating(preprocess, "vis_processor"),
+        text={"name": text.name, **text.args} if text else evaluating(preprocess, "text_processor"),
+        device=config.run.device,
+        captions=captions,
+        answers=answers,
+    )
+
+
+def setup_of_model(path: str, options: list[str]) -> Setup:
+    """From a file with `model:` and `preprocess:` sections, as those of the models folder."""
+    tree = merge(read_yaml(find_config(path))[0], parse_options(options))
+    door = Door()
+    config = door.build(ModelConfig, tree.get("model") or {}, "model")
+    door.close()
+    if config is None:
+        raise ConfigError(path, "has no model section", "add `model:` with arch and model_type")
+    preprocess = tree.get("preprocess") or {}
+    return Setup(config, evaluating(preprocess, "vis_processor"), evaluating(preprocess, "text_processor"))
+
+
+def evaluating(preprocess: dict[str, Any], kind: str) -> dict[str, Any]:
+    """The `eval` side of a processor in a `preprocess:` section; {} without one."""
+    return dict((preprocess.get(kind) or {}).get("eval") or {})
+
+
+def searches(run: RunConfig) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The arguments for captions and for answers that a run names: those of its own task, else the models'."""
+    lengths = {name: getattr(run, name) for name in LENGTHS}
+    penalty = {} if run.length_penalty is None else {"length_penalty": run.length_penalty}
+    task = run.eval_task or run.task
+    if task in NAMES_ANSWERS:
+        return {}, {**lengths, **penalty, "prompt": run.prompt}
+    named = {"num_beams": run.num_beams, "max_length": run.max_len, "min_length": run.min_len, **penalty}
+    return (named if task == "captioning" else {}), {}
+
+
+def find_weights(path: str) -> Path:
+    """A checkpoint as it is named; of the folder of a run its best one, else its newest. Raises UsageError."""
+    folder = Path(path).expanduser()
+    if not folder.exists():
+        raise UsageError(f"--checkpoint {path}", "no such file or folder", "name a checkpoint or the folder of a run")
+    from lavis_ext.runner.checkpoint import pointed
+
+    return pointed(folder, "best") or pointed(folder, "latest") or folder
+
+
+def read_image(path: str) -> Any:
+    """A picture as uint8 [H,W,3]; raises UsageError if it cannot be read, IntegrityError if it is no picture."""
+    from lavis_ext.readers.decode import decode_rgb
+    from lavis_ext.readers.faults import SampleError
+
+    try:
+        data = Path(path).expanduser().read_bytes()
+    except OSError as error:
+        why = (error.strerror or str(error)).lower()
+        raise UsageError(f"--image {path}", why, "name a picture that can be read") from error
+    try:
+        return decode_rgb(data, path, path)
+    except SampleError as error:
+        raise IntegrityError(f"--image {path}", error.why, "name a JPEG, PNG, WebP, GIF or BMP") from error
+
+
+class Conversation:
+    """A model on one picture; raises ConfigError if it does not speak."""
+
+    def __init__(self, setup: Setup, name: str, image: Any) -> None:
+        from lavis_ext.models import load_preprocess
+
+        vis, text = load_preprocess({"vis_processor": {"eval": setup.vis}, "text_processor": {"eval": setup.text}})
+        if not setup.vis:
+            raise ConfigError("preprocess.vis_processor.eval", "is not named", "name the processor of the pictures")
+        self.setup, self.name, self.text = setup, name, text["eval"]
+        self.model: Any = load_speaker(setup)
+        self.image: Tensor = vis["eval"](image).unsqueeze(0).to(self.model.device)
+
+    def caption(self) -> Turn:
+        """What the model says of the picture unasked."""
+        said = self.model.generate({"image": self.image}, **self.setup.captions)
+        return Turn(self.name, "", said[0])
+
+    def answer(self, question: str) -> Turn:
+        """What it answers to a question; raises UsageError for an empty one."""
+        if not question.strip():
+            raise UsageError("--question", "is empty", "write a question")
+        prompt = CHATTED.get(self.setup.model.arch, QUESTION)
+        samples = {"image": self.image, "text_input": [self.text(question.strip())]}
+        said = self.model.predict_answers(samples, **{"prompt": prompt, **self.setup.answers})
+        return Turn(self.name, question.strip(), said[0])
+
+
+def load_speaker(setup: Setup) -> Model:
+    """The model in eval mode on its device; raises ConfigError for an architecture that generates no text."""
+    from lavis_ext.models import build_model
+    from lavis_ext.registry import models
+    from lavis_ext.runner.device import choose_cpu
+
+    kind = models.get(setup.model.arch)
+    lacking = [name for name in ("generate", "predict_answers") if not hasattr(kind, name)]
+    if lacking:
+        what = f"'{setup.model.arch}' has no `{lacking[0]}`: it does not speak"
+        raise ConfigError("model.arch", what, "take a model with a language model, e.g. blip2_opt")
+    device = "cpu" if choose_cpu(setup.device) else "cuda"
+    return build_model(setup.model).eval().to(device)
+
+
+def converse(talk: Conversation, questions: Iterable[str], tell: Callable[[Turn], None]) -> None:
+    """Caption first, then an answer to every line that is not blank."""
+    tell(talk.caption())
+    for line in questions:
+        if line.strip():
+            tell(talk.answer(line))
+
+
+def asked_lines() -> Iterable[str]:
+    """Lines of standard input until it ends; a person is shown where to write."""
+    person = sys.stdin.isatty()
+    while True:
+        if person:
+            sys.stderr.write("> ")
+            sys.stderr.flush()
+        line = sys.stdin.readline()
+        if not line:
+            return
+        yield line
+
+
+def write_answer(turn: Turn) -> None:
+    """What was said, as a line; characters that the terminal lacks are written as escapes."""
+    encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
+    sys.stdout.write(turn.answer.encode(encoding, "backslashreplace").decode(encoding) + "\n")
+    sys.stdout.flush()
+
+
+def write_json_line(turn: Turn) -> None:
+    """One object a line."""
+    sys.stdout.write(json.dumps(turn.as_dict()) + "\n")
+    sys.stdout.flush()

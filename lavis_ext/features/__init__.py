@@ -1,0 +1,55 @@
+"""Region features: a store that is mapped into memory, and what converts published files to it and back."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from lavis_ext.features.imports import import_features
+    from lavis_ext.features.index import UnknownImage
+    from lavis_ext.features.layout import FRACTIONS, NO_BOXES, PIXELS
+    from lavis_ext.features.row import ReadOptions, Row
+    from lavis_ext.features.store import FeatureStore, Record, open_store
+    from lavis_ext.features.tools import export_store, merge_stores
+    from lavis_ext.features.writer import StoreWriter, create_store
+
+_HOME = {
+    "FRACTIONS": "layout",
+    "NO_BOXES": "layout",
+    "PIXELS": "layout",
+    "FeatureStore": "store",
+    "ReadOptions": "row",
+    "Record": "store",
+    "Row": "row",
+    "StoreWriter": "writer",
+    "UnknownImage": "index",
+    "create_store": "writer",
+    "export_store": "tools",
+    "import_features": "imports",
+    "merge_stores": "tools",
+    "open_store": "store",
+}
+__all__ = [
+    "FRACTIONS",
+    "NO_BOXES",
+    "PIXELS",
+    "FeatureStore",
+    "ReadOptions",
+    "Record",
+    "Row",
+    "StoreWriter",
+    "UnknownImage",
+    "create_store",
+    "export_store",
+    "import_features",
+    "merge_stores",
+    "open_store",
+]
+
+
+def __getattr__(name: str) -> Any:
+    """The public names, loaded at the first use: the arguments of the verb are read without numpy."""
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_HOME[name]}"), name)

@@ -1,0 +1,112 @@
+"""What every format offers, and the side files that carry labels and image sizes."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Protocol
+
+from lavis_ext.errors import IntegrityError, UsageError
+from lavis_ext.features.files import read_errors
+from lavis_ext.features.formats.lines import lines_of
+from lavis_ext.features.row import BadRow, Fault, ReadOptions, Row, Rows, Start
+from lavis_ext.features.store import FeatureStore
+
+
+class Format(Protocol):
+    """One published form of features."""
+
+    name: str
+
+    def read(self, path: Path, options: ReadOptions, start: Start) -> Rows:
+        """The rows of a source from `start` on, one at a time; a row that is none comes as a Fault."""
+
+    def write(self, store: FeatureStore, path: Path, options: dict[str, Any]) -> list[str]:
+        """Write a whole store to `path`, which must not exist; returns remarks. Raises UsageError, DiskError.
+
+        `options` is what the store knows of its source: `newline`, `ids`.
+        """
+
+
+def guard(line: int, following: int, image_id: str, make: Callable[[], Row]) -> Row | Fault:
+    """A parsed row with its place, or the Fault that a BadRow became."""
+    try:
+        row = make()
+    except BadRow as error:
+        return Fault(image_id, line, str(error), following)
+    row.line, row.next = line, following
+    return row
+
+
+def text_of(data: bytes) -> str:
+    """UTF-8 text; raises BadRow."""
+    try:
+        return data.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise BadRow(f"not UTF-8 at byte {error.start}") from None
+
+
+def number_of(data: Any, name: str) -> int:
+    """A count or a size of pixels; raises BadRow."""
+    try:
+        value = int(data)
+    except (ValueError, TypeError):
+        raise BadRow(f"{name}: expected a number, got {shown(data)}") from None
+    if not 0 <= value < 2**31:
+        raise BadRow(f"{name}: {value} is out of range")
+    return value
+
+
+def shown(data: Any) -> str:
+    """A value as a message may show it."""
+    text = data.decode("utf-8", "replace") if isinstance(data, bytes) else str(data)
+    return repr(text if len(text) <= 40 else text[:40] + "…")
+
+
+class SideTable:
+    """A two-column file (`id`, JSON) looked up by id: the places of its rows are kept, not the rows."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._places: dict[str, tuple[int, int]] = {}
+        for number, line, end in lines_of(path):
+            image_id, tab, _ = line.partition(b"\t")
+            if not tab:
+                raise IntegrityError(f"{path}, line {number}", "has no second column", "give a file of labels or sizes")
+            self._places[text_of(image_id)] = (end - len(line) - 1, len(line))
+        with read_errors(path):
+            self._file = path.open("rb")
+
+    def find(self, image_id: str) -> bytes | None:
+        """The JSON text of an image, or None."""
+        if image_id not in self._places:
+            return None
+        start, size = self._places[image_id]
+        self._file.seek(start)
+        return self._file.read(size + 1).rstrip(b"\r\n").partition(b"\t")[2]
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+
+def size_in(text: bytes | None) -> tuple[int, int]:
+    """Height and width in the JSON of a size file or of predictions, 0 where it says nothing; raises BadRow."""
+    try:
+        value = json.loads(text) if text else {}
+    except ValueError as error:
+        raise BadRow(f"the side file holds no JSON: {error}") from None
+    value = value[0] if isinstance(value, list) and value else value
+    if not isinstance(value, dict):
+        return 0, 0
+    sizes = [value.get(f"image_{key[0]}", value.get(f"img_{key[0]}", value.get(key, 0))) for key in ("height", "width")]
+    return number_of(sizes[0], "height"), number_of(sizes[1], "width")
+
+
+def plain_id(image_id: str, form: str) -> str:
+    """An id that a tab-separated row can hold as it is; raises UsageError."""
+    if any(char in image_id for char in "\t\n\r"):
+        raise UsageError(
+            repr(image_id), f"holds a tab or a new line, which {form} cannot", "export to volta-lmdb or h5"
+        )
+    return image_id

@@ -1,0 +1,243 @@
+"""A store that is read: any image at random, its numbers as views of the mapped file, from any number of workers."""
+
+from __future__ import annotations
+
+import json
+import mmap
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from lavis_ext.errors import IntegrityError, nearest
+from lavis_ext.features.casting import flat_tensor
+from lavis_ext.features.files import read_errors
+from lavis_ext.features.index import Index, UnknownImage
+from lavis_ext.features.layout import (
+    ALIGN,
+    INDEX,
+    ROWS,
+    UNITS,
+    About,
+    Array,
+    Header,
+    checksum,
+    unpack_extra,
+)
+from lavis_ext.features.row import LABELS, Row
+
+if TYPE_CHECKING:
+    import torch
+
+
+class Record:
+    """One image of a store.
+
+    `features` [n, columns] in the store's precision and `boxes` [n, 4] float32 (x1, y1, x2, y2) or None are read-only
+    views of the file; `box_unit` is "pixel", "fraction" (of width and height) or "". `height` and `width` are pixels, 0
+    where unknown.
+    """
+
+    __slots__ = ("_extra", "_header", "boxes", "features", "image_id")
+
+    def __init__(self, image_id: str, header: Header, features: Array, boxes: Array | None, extra: memoryview) -> None:
+        self.image_id, self.features, self.boxes = image_id, features, boxes
+        self._header, self._extra = header, extra
+
+    def __len__(self) -> int:
+        return self._header.count
+
+    def __repr__(self) -> str:
+        return f"Record({self.image_id!r}, {len(self)} boxes, {self.height}x{self.width})"
+
+    @property
+    def height(self) -> int:
+        """Pixels, 0 where unknown."""
+        return self._header.height
+
+    @property
+    def width(self) -> int:
+        """Pixels, 0 where unknown."""
+        return self._header.width
+
+    @property
+    def box_unit(self) -> str:
+        """What the boxes are measured in."""
+        return UNITS[self._header.unit]
+
+    @property
+    def line(self) -> int:
+        """The row of the source that it came from, counted from 1."""
+        return self._header.line
+
+    @property
+    def source(self) -> int:
+        """Which of the store's sources it came from."""
+        return self._header.source
+
+    @property
+    def arrays(self) -> dict[str, Array]:
+        """Copies of what else the source gave: `objects_id`, `objects_conf`, `attrs_id`, …; read at each call."""
+        return {name: array for name, array in unpack_extra(bytes(self._extra)).items() if name != LABELS}
+
+    @property
+    def label_text(self) -> bytes | None:
+        """The JSON text of the labels as their file had it."""
+        found = unpack_extra(bytes(self._extra)).get(LABELS)
+        return None if found is None else found.tobytes()
+
+    @property
+    def labels(self) -> list[dict[str, Any]]:
+        """Labels of the image, `class`, `conf`, `rect` as in their file; there may be more or fewer than boxes."""
+        text = self.label_text
+        value = json.loads(text) if text else []
+        return value.get("objects", []) if isinstance(value, dict) else value
+
+    def as_row(self) -> Row:
+        """The record as it would come from a source."""
+        head, arrays = self._header, unpack_extra(bytes(self._extra))
+        return Row(
+            self.image_id, self.features, self.boxes, head.unit, head.height, head.width, arrays, head.line, head.next
+        )
+
+
+class FeatureStore:
+    """A store opened for reading; picklable (a worker opens the files itself) and safe to share between threads.
+
+    What was appended after it was opened is not seen. Raises UsageError where no store is, IntegrityError where an
+    import has not been finished or the files do not fit each other.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        self.about = About.load(self.path)
+        if not (self.path / INDEX).is_file():
+            way_out = "run the same import again, it goes on where it stopped"
+            raise IntegrityError(str(self.path), "its import was not finished", way_out)
+        self.index = Index(self.path)
+        self._dtype = np.dtype(self.about.dtype)
+        self._map = self._open()
+        self._lock = threading.Lock()
+        self._tensor: torch.Tensor | None = None
+
+    def _open(self) -> mmap.mmap | bytes:
+        rows = self.path / ROWS
+        with read_errors(rows), rows.open("rb") as file:
+            size = rows.stat().st_size
+            if size < self.index.end:
+                what = f"expected {self.index.end} bytes, got {size}; truncated"
+                raise IntegrityError(str(rows), what, "copy it again, or import the features again")
+            return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) if size else b""
+
+    def __reduce__(self) -> tuple[type[FeatureStore], tuple[Path]]:
+        return FeatureStore, (self.path,)
+
+    def __len__(self) -> int:
+        return self.index.rows
+
+    def __iter__(self) -> Iterator[str]:
+        return (self.index.id_at(row) for row in range(len(self)))
+
+    def __contains__(self, image_id: object) -> bool:
+        return isinstance(image_id, (str, int)) and self.index.find(str(image_id)) is not None
+
+    def __getitem__(self, image_id: str | int) -> Record:
+        """The record of an image; raises UnknownImage (a KeyError) and UsageError as `row_of`."""
+        return self.at(self.row_of(image_id))
+
+    @property
+    def columns(self) -> int:
+        """How wide a feature row is: 2048, or 2054 with the box in its last six columns."""
+        return self.about.columns
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """float16 or float32."""
+        return self._dtype
+
+    def row_of(self, image_id: str | int) -> int:
+        """Where an image stands, by its own text, else by the key of `ids.key_of`.
+
+        Raises UnknownImage where no image fits and UsageError where the key fits several.
+        """
+        row = self.index.find(str(image_id))
+        if row is None:
+            some = [self.index.id_at(r) for r in range(min(len(self), 2000))]
+            raise UnknownImage(
+                str(self.path), f"no image '{image_id}' among {len(self)}", nearest(str(image_id), some[:8])
+            )
+        return row
+
+    def at(self, row: int) -> Record:
+        """The record of a row, 0 ≤ row < len(store), in the order in which they were written."""
+        offset = int(self.index.offset[row])
+        header = self._header(offset)
+        n, columns, at = header.count, self.columns, offset + ALIGN
+        features = np.frombuffer(self._map, self._dtype, n * columns, at).reshape(n, columns)
+        at += features.nbytes
+        boxes = None
+        if header.unit:
+            boxes = np.frombuffer(self._map, np.float32, n * 4, at).reshape(n, 4)
+            at += boxes.nbytes
+        at += header.id_bytes
+        extra = memoryview(self._map)[at : at + header.extra_bytes]
+        return Record(self.index.id_at(row), header, features, boxes, extra)
+
+    def read_into(self, image_id: str | int, out: Array) -> int:
+        """Copy an image's features as float32 into `out` [m, columns], a row of a batch; the rest of it becomes 0.
+
+        Returns how many boxes were copied, at most m. This is the fast way: nothing is made but the copy.
+        """
+        return self.read_row_into(self.row_of(image_id), out)
+
+    def read_row_into(self, row: int, out: Array) -> int:
+        """`read_into` by row number."""
+        n = min(int(self.index.count[row]), len(out))
+        start, size = int(self.index.offset[row]) + ALIGN, n * self.columns
+        if self._dtype.itemsize == 4:
+            out[:n] = np.frombuffer(self._map, self._dtype, size, start).reshape(n, self.columns)
+        elif n:
+            import torch
+
+            flat = self._flat()[start // 2 : start // 2 + size]
+            torch.from_numpy(out[:n]).copy_(flat.view(n, self.columns))
+        out[n:] = 0
+        return n
+
+    def _flat(self) -> torch.Tensor:
+        """The whole file as one tensor, made at the first need; torch converts half precision many times faster."""
+        if self._tensor is None:
+            with self._lock:
+                self._tensor = flat_tensor(self._map, self._dtype)
+        return self._tensor
+
+    def fault_of(self, row: int) -> str | None:
+        """What is wrong with the bytes of a row, or None: header, index and checksum must agree."""
+        offset = int(self.index.offset[row])
+        header = Header.unpack(self._map[offset : offset + ALIGN])
+        if header is None:
+            return f"no record at byte {offset}"
+        used = header.body_bytes(self.about.row_bytes)
+        if header.length < used + ALIGN or offset + header.length > self.index.end:
+            return f"the record at byte {offset} has an impossible length"
+        body = memoryview(self._map)[offset + ALIGN : offset + ALIGN + used]
+        crc = checksum(header, body)
+        if crc != header.crc or crc != int(self.index.crc[row]):
+            return f"expected CRC {int(self.index.crc[row]):08x}, got {crc:08x} (byte {offset})"
+        ours = (header.count, header.height, header.width)
+        theirs = (self.index.count[row], self.index.height[row], self.index.width[row])
+        return None if ours == theirs else f"the index does not fit the record at byte {offset}"
+
+    def _header(self, offset: int) -> Header:
+        header = Header.unpack(self._map[offset : offset + ALIGN])
+        if header is None or offset + header.length > self.index.end:
+            way_out = "`lavis-ext features verify STORE` names every record that is damaged"
+            raise IntegrityError(str(self.path / ROWS), f"no record at byte {offset}", way_out)
+        return header
+
+
+def open_store(path: str | Path) -> FeatureStore:
+    """Open a store for reading: `open_store("features")["COCO_val2014_000000000042"].features`."""
+    return FeatureStore(path)
