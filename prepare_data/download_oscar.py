@@ -1,4 +1,4 @@
-"""`python prepare_data/download_oscar.py TASK… ARGS` is `lavis-ext prepare --family oscar TASK… ARGS`, from anywhere."""
+"""`python prepare_data/download_oscar.py TASK… ARGS` is `lavis-ext prepare --family oscar TASK… ARGS`."""
 
 import sys
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""`python prepare_data/download_vinvl.py TASK… ARGS` is `lavis-ext prepare --family vinvl TASK… ARGS`, from anywhere."""
+"""`python prepare_data/download_vinvl.py TASK… ARGS` is `lavis-ext prepare --family vinvl TASK… ARGS`."""
 
 import sys
 from pathlib import Path

@@ -95,8 +95,8 @@ class Inline:
 class Threads:
     """Loads in threads of this process: decoders and resizing leave the interpreter free, and nothing is copied.
 
-    Each uses one core for its own tensor operations. Part of that setting is torch's as a whole, so all threads start here,
-    and it is put back before the first batch: kernels round by the number of threads.
+    Each uses one core for its own tensor operations. Part of that setting is torch's as a whole, so all threads start
+    here, and it is put back before the first batch: kernels round by the number of threads.
     """
 
     def __init__(self, sources: Mapping[str, Any], count: int) -> None:
