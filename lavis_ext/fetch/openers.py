@@ -5,13 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import import_module
-from typing import TYPE_CHECKING, Protocol
+from typing import Any, Protocol
 from urllib.parse import urlsplit
 
 from lavis_ext.fetch.failures import Failure
-
-if TYPE_CHECKING:
-    from lavis_ext.fetch.session import Session
 
 
 @dataclass(frozen=True)
@@ -90,7 +87,8 @@ class Opener(Protocol):
         """The bytes asked for (or the whole object from 0); raises Failure, Unsatisfiable."""
 
 
-OpenerFactory = Callable[["Session"], Opener]
+OpenerFactory = Callable[[Any], Opener]
+"""From the session that an opener shares (`fetch.session.Session`, which stands on this table) to the opener."""
 _FACTORIES: dict[str, OpenerFactory] = {}
 _MODULES = {
     "http": "lavis_ext.fetch.http",
@@ -121,7 +119,7 @@ def scheme_of(url: str) -> str:
     return urlsplit(url).scheme.lower() or "file"
 
 
-def make_opener(scheme: str, session: Session) -> Opener:
+def make_opener(scheme: str, session: Any) -> Opener:
     """The opener of a scheme; a Failure (unsafe) for a scheme that has none."""
     if scheme in _MODULES:
         import_module(_MODULES[scheme])
