@@ -232,6 +232,8 @@ class RunConfig:
     repetition_penalty: float = 1.0
     prompt: str = ""
     report_metric: bool = True
+    extra_metrics: list[Literal["METEOR", "SPICE"]] = field(default_factory=list)
+    """Caption scores that need Java, beside BLEU, ROUGE-L and CIDEr; left out with a warning where it is not there."""
     annotation_file: str | None = None
     sample_id_key: str | None = None
     caption_key: str = "caption"

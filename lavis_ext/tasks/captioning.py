@@ -85,7 +85,7 @@ class Captioning(Task):
         predictions = {row["image_id"]: row["caption"] for row in results if row["image_id"] in references}
         if len(predictions) < len(references):
             log.warning("%d of %d images were described; the metrics are theirs", len(predictions), len(references))
-        scores = caption_scores(references, predictions)
+        scores = caption_scores(references, predictions, self.run.extra_metrics)
         metrics = {**scores, "agg_metrics": scores["CIDEr"] + scores["Bleu_4"]}
         for domain, group in groups.items():
             names = {row["image_id"] for row in group} & predictions.keys()

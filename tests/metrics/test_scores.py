@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import random
+import shutil
 
 import pytest
 from pycocoevalcap.bleu.bleu import Bleu
@@ -95,3 +96,13 @@ def test_java_metrics_are_left_out_without_java(
     assert "METEOR is left out" in caplog.text
     with pytest.raises(ConfigError, match="BLEURT"):
         caption_scores(REFERENCES, predictions(0), extra=["BLEURT"])
+
+
+@pytest.mark.skipif(shutil.which("java") is None, reason="no Java here")
+def test_meteor_comes_where_java_is() -> None:
+    references = {1: ["a man rides a horse"], 2: ["two dogs play in the snow"], 3: ["a red bus"]}
+    exact = {1: "a man rides a horse", 2: "two dogs play in the snow", 3: "a red bus"}
+    off = {**exact, 3: "a blue train station"}
+    best, worse = (caption_scores(references, said, extra=["METEOR"])["METEOR"] for said in (exact, off))
+    assert best == pytest.approx(1.0)
+    assert 0 < worse < best
