@@ -88,7 +88,7 @@ def test_every_address_of_the_cards_is_on_the_mirror_and_nothing_unknown(mirror:
 
 def test_families_that_are_not_exported_have_nothing_to_fetch() -> None:
     left = {name: card for name, card in load_cards().families.items() if name not in EXPORTS}
-    # Oscar's and VinVL's files are region features of real photographs: no picture of this world stands in for them yet.
+    # Oscar's and VinVL's files are region features of photographs: no picture of this world stands in for them.
     assert {name for name, card in left.items() if card.artifacts} == {"oscar", "vinvl"}
 
 
