@@ -84,8 +84,11 @@ def failure(words: list[str], code: int, answer: Answer, log_file: Path) -> Lavi
 
 def environment_for(cache_root: Path, mirror: str = "") -> dict[str, str]:
     """The variables under which a verb of the demo runs: data in `cache_root`, bytes from `mirror` alone."""
-    package_parent = str(Path(__file__).resolve().parents[2])
-    search = [package_parent, *filter(None, [os.environ.get("PYTHONPATH")])]
+    parent = Path(__file__).resolve().parents[2]
+    # A checkout need not be installed. An installed package is found as it is: site-packages on this path would go before
+    # the standard library, and hold things of the same names.
+    checkout = str(parent) if (parent / "setup.cfg").is_file() else ""
+    search = list(filter(None, [checkout, os.environ.get("PYTHONPATH")]))
     direct = ",".join(filter(None, [os.environ.get("NO_PROXY"), LOOPBACK]))
     return {
         "LAVIS_EXT_CACHE_ROOT": str(cache_root),
