@@ -85,8 +85,8 @@ def failure(words: list[str], code: int, answer: Answer, log_file: Path) -> Lavi
 def environment_for(cache_root: Path, mirror: str = "") -> dict[str, str]:
     """The variables under which a verb of the demo runs: data in `cache_root`, bytes from `mirror` alone."""
     parent = Path(__file__).resolve().parents[2]
-    # A checkout need not be installed. An installed package is found as it is: site-packages on this path would go before
-    # the standard library, and hold things of the same names.
+    # A checkout need not be installed. An installed package is found as it is: site-packages on this path would go
+    # before the standard library, and hold things of the same names.
     checkout = str(parent) if (parent / "setup.cfg").is_file() else ""
     search = list(filter(None, [checkout, os.environ.get("PYTHONPATH")]))
     direct = ",".join(filter(None, [os.environ.get("NO_PROXY"), LOOPBACK]))

@@ -196,6 +196,14 @@ def test_the_environment_keeps_bytes_on_this_machine(tmp_path: Path, monkeypatch
     assert (Path(without["PYTHONPATH"].split(os.pathsep)[0]) / "lavis_ext").is_dir()
 
 
+def test_an_installed_package_puts_no_site_packages_before_the_standard_library(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(steps, "__file__", str(tmp_path / "site-packages" / "lavis_ext" / "demo" / "steps.py"))
+    monkeypatch.delenv("PYTHONPATH", raising=False)
+    assert steps.environment_for(tmp_path)["PYTHONPATH"] == ""
+
+
 @pytest.fixture
 def fake_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
     """A package `lavis_ext` whose command line does what its first word says; put before ours on the path."""
