@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
 
-from lavis_ext.errors import ConfigError, DiskError
+from lavis_ext.errors import ConfigError
+from lavis_ext.files import disk_errors, write_json
 from lavis_ext.registry import tasks
 from lavis_ext.schema import RunConfig
 from lavis_ext.types import Batch
@@ -89,15 +89,8 @@ def first_by_id(rows: Iterable[Row], key: str) -> list[Row]:
 
 def write_result(path: Path, value: Any) -> None:
     """Write a JSON file whole or not at all; raises DiskError."""
-    part = path.with_name(f".{path.name}.part")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        part.write_text(json.dumps(value, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
-        part.replace(path)
-    except OSError as error:
-        raise DiskError(
-            str(path), error.strerror or str(error), "free some space, or set run.output_dir elsewhere"
-        ) from error
+    with disk_errors(path, "free some space, or set run.output_dir elsewhere"):
+        write_json(path, value)
 
 
 def merged_references(datasets: Sequence[Any]) -> dict[int | str, list[str]]:
