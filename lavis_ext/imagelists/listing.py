@@ -10,7 +10,7 @@ from pathlib import Path, PurePosixPath
 from urllib.parse import unquote, urlsplit
 
 from lavis_ext.cards import Artifact, ImageList
-from lavis_ext.errors import ConfigError
+from lavis_ext.errors import ConfigError, UsageError
 from lavis_ext.fetch import MirrorMap, Policy, Progress, Source, Transfer, fetch_all
 from lavis_ext.imagelists.account import Account, read_account
 from lavis_ext.imagelists.hosted import fetch_hosted
@@ -99,9 +99,13 @@ def fetch_images(
 
     `threshold` counts where the list has none of its own. Raises as `fetch_list_files`, `fetch_hosted`, `fetch_list`.
     """
-    job = make_job(root, artifact, fetch_list_files(root, artifact, options, progress), threshold, options)
     # img2dataset opens addresses, not folders: what a local mirror holds comes through the engine
     local = bool(options.mirrors) and urlsplit(options.mirrors.base).scheme not in ("http", "https")
+    if local and _spec(artifact).output == "shards":
+        what = "is a folder, and img2dataset, which makes the shards, asks a server"
+        way_out = f"serve it (python -m http.server --directory {options.mirrors.base}) and name its address"
+        raise UsageError(f"mirror {options.mirrors.base}", what, way_out)
+    job = make_job(root, artifact, fetch_list_files(root, artifact, options, progress), threshold, options)
     by_engine = job.spec.output == "files" and (job.spec.engine == "fetch" or local)
     return fetch_hosted(job, progress) if by_engine else fetch_list(job, progress)
 

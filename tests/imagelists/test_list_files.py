@@ -11,10 +11,10 @@ from typing import Any
 import pytest
 
 from lavis_ext.cards import Artifact, ImageList, load_cards
-from lavis_ext.errors import AccessError, ConfigError
-from lavis_ext.fetch import Policy
+from lavis_ext.errors import AccessError, ConfigError, UsageError
+from lavis_ext.fetch import MirrorMap, Policy
 from lavis_ext.imagelists import ListOptions, fetch_list_files, list_files
-from lavis_ext.imagelists.listing import make_job, part_count, work_folder
+from lavis_ext.imagelists.listing import fetch_images, make_job, part_count, work_folder
 from tests.support.server import Fault, Server, payload
 
 QUICK = Policy(backoff=0.01, retries=0, fsync=False)
@@ -131,3 +131,11 @@ def test_scripts_call_the_verb(script: str, tmp_path: Path) -> None:
     path = root / "prepare_data/download_laion_coco" / script
     done = subprocess.run([runner, str(path), *words], cwd=tmp_path, env=environment, capture_output=True, text=True)
     assert done.returncode == 0 and "laion/metadata" in done.stdout, done.stderr
+
+
+def test_shards_are_not_asked_of_a_folder(tmp_path: Path) -> None:
+    mirror = tmp_path / "mirror"
+    mirror.mkdir()
+    with pytest.raises(UsageError, match=f"is a folder.*http.server --directory {mirror}"):
+        fetch_images(tmp_path / "cache", laion(), 1.0, ListOptions(mirrors=MirrorMap(str(mirror))))
+    assert not (tmp_path / "cache").exists()
