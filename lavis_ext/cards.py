@@ -224,7 +224,12 @@ class Cards:
 
     def image_artifacts(self, dataset: DatasetConfig, split: str) -> list[Artifact]:
         """The archives that hold the pictures of a split."""
-        return [self.artifact(name, dataset) for name in dataset.build_info.images.artifacts.get(split, [])]
+        names = dataset.build_info.images.artifacts.get(split, [])
+        return [self.artifact(name, dataset) for name in names if not is_path(name)]
+
+    def image_paths(self, dataset: DatasetConfig, split: str) -> list[str]:
+        """What `build_info.images.artifacts` names of a split (`vqa!vqa/2k/x.pt`, or a path), below cache_root."""
+        return [self._path_of(name, dataset) for name in dataset.build_info.images.artifacts.get(split, [])]
 
     def annotation_paths(self, dataset: DatasetConfig, split: str, instead: bool = False) -> list[str]:
         """The annotation files of a split (`instead`: in its other form), relative to cache_root or absolute."""

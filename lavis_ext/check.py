@@ -13,6 +13,7 @@ from lavis_ext.config import load_config, model_defaults
 from lavis_ext.errors import ConfigError, LavisExtError, Problem, nearest
 from lavis_ext.registry import Registry, builders, lr_schedulers, models, processors, runners, tasks
 from lavis_ext.schema import Config, DatasetConfig, ModelConfig, ProcessorConfig, RunConfig
+from lavis_ext.studies import filled, read_study
 from lavis_ext.typed import Door
 from lavis_ext.yamlio import read_yaml
 
@@ -27,6 +28,8 @@ def check_file(path: str | Path) -> list[Problem]:
             return _check_datasets(Path(path), list(tree.get("datasets") or {}))
         if "model" in tree:
             return _check_model(Path(path))
+        if "legs" in tree:
+            return list(_study_problems(Path(path)))
         unknown = [key for key in tree if key not in ("env", "model", "datasets", "run", "artifacts")]
         return [
             Problem(f"{path} {key}", "unknown section", nearest(key, ["run", "datasets", "model", "env"]))
@@ -34,6 +37,18 @@ def check_file(path: str | Path) -> list[Problem]:
         ]
     except LavisExtError as error:
         return list(error.problems)
+
+
+def _study_problems(path: Path) -> Iterator[Problem]:
+    """What is wrong with a study, and with the run that each of its legs asks for."""
+    study = read_study(path)
+    for name, leg in study.legs.items():
+        options = [filled(option, dict.fromkeys(study.legs, "CHECKPOINT")) for option in leg.options]
+        try:
+            found = list(problems(load_config(leg.train, options), load_cards()))
+        except LavisExtError as error:
+            found = list(error.problems)
+        yield from (Problem(f"{path} legs.{name}: {p.where}", p.what, p.way_out) for p in found)
 
 
 def check(config: Config) -> None:
@@ -52,7 +67,7 @@ def problems(config: Config, cards: Cards) -> Iterator[Problem]:
 
 def _run_problems(config: Config, cards: Cards) -> Iterator[Problem]:
     run = config.run
-    yield from _named(tasks, run.task, "run.task")
+    yield from _task_problems(config)
     yield from _named(runners, run.runner, "run.runner")
     yield from _named(lr_schedulers, run.lr_sched, "run.lr_sched")
     yield from _length_problems(run)
@@ -65,6 +80,15 @@ def _run_problems(config: Config, cards: Cards) -> Iterator[Problem]:
     for name, dataset in config.datasets.items():
         yield from dataset_problems(dataset, cards, f"datasets.{name}")
     yield from _split_problems(config)
+
+
+def _task_problems(config: Config) -> Iterator[Problem]:
+    run = config.run
+    yield from _named(tasks, run.task, "run.task")
+    if run.task in tasks:
+        yield from tasks.get(run.task).problems(config)
+    if run.distill is not None and run.task != "distill":
+        yield Problem("run.distill", f"task '{run.task}' does not read it", "set run.task: distill, or remove it")
 
 
 def dataset_problems(dataset: DatasetConfig, cards: Cards, where: str) -> Iterator[Problem]:

@@ -63,9 +63,9 @@ RULES: dict[str, Rule] = {"image": stack_images, "image_id": long_or_list, "inde
 
 
 def to_device(batch: Batch, device: Any, normalizer: Callable[[Tensor], Tensor] | None = None) -> Batch:
-    """The batch with its tensors on `device`; uint8 pictures cross as such and become float32 there."""
+    """The batch with its tensors on `device`; uint8 pictures [B,3,H,W] cross as such and become float32 there."""
     moved: Batch = {k: v.to(device, non_blocking=True) if isinstance(v, Tensor) else v for k, v in batch.items()}
     for key, value in moved.items():
-        if normalizer is not None and isinstance(value, Tensor) and value.dtype == torch.uint8:
+        if normalizer is not None and isinstance(value, Tensor) and value.dtype == torch.uint8 and value.ndim == 4:
             moved[key] = normalizer(value)
     return moved

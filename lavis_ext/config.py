@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -36,6 +37,8 @@ DROPPED_MODEL_KEYS = {
     "low_resource": "upstream ignores it",
     "model": "a leftover of upstream",
 }
+NOT_TAUGHT = ("num_hidden_layers", "layers", "load_finetuned", "finetuned")
+"""Keys of a student's model section that do not hold for its teacher."""
 DROPPED_DATASET_KEYS = {"kw_processor": "no processor of ours takes it"}
 
 
@@ -211,12 +214,8 @@ def modernise(tree: Tree, file: Path | str) -> Tree:
 def _with_defaults(tree: Tree, door: Door) -> tuple[Tree, dict[str, str]]:
     """The tree over the default YAMLs that it asks for by `arch`, `model_type` and each data set's `type`."""
     places: dict[str, str] = {}
-    model: Tree = tree.get("model") or {}
-    if model.get("arch") and model.get("model_type"):
-        try:
-            model = merge(model_defaults(str(model["arch"]), str(model["model_type"]))[0], model)
-        except ConfigError as error:
-            door.problems += [Problem(door.place(p.where), p.what, p.way_out) for p in error.problems]
+    model = _full_model(tree.get("model") or {}, door, "model")
+    tree = _with_teacher(tree, model, door)
     known = dataset_defaults()
     datasets = {}
     for name, body in (tree.get("datasets") or {}).items():
@@ -233,6 +232,52 @@ def _with_defaults(tree: Tree, door: Door) -> tuple[Tree, dict[str, str]]:
     return {**tree, "model": model, "datasets": datasets}, places
 
 
+def _full_model(model: Tree, door: Door, where: str) -> Tree:
+    """A model section over the defaults of its type; an unknown type is noted at `where`."""
+    if not (model.get("arch") and model.get("model_type")):
+        return model
+    try:
+        return merge(model_defaults(str(model["arch"]), str(model["model_type"]))[0], model)
+    except ConfigError as error:
+        places = [p.where.replace("model", where, 1) for p in error.problems]
+        door.problems += [
+            Problem(door.place(at), p.what, p.way_out) for at, p in zip(places, error.problems, strict=True)
+        ]
+        return model
+
+
+def _with_teacher(tree: Tree, model: Tree, door: Door) -> Tree:
+    """The tree with the teacher's section made whole: over the student's where both are of one type, else over its own.
+
+    The student's depth and fine-tuned weights are not the teacher's.
+    """
+    run = tree.get("run") or {}
+    distill = run.get("distill") if isinstance(run, Mapping) else None
+    teacher = distill.get("teacher") if isinstance(distill, Mapping) else None
+    if not isinstance(distill, Mapping) or not isinstance(teacher, Mapping):
+        return tree
+    kind: Tree = {key: model[key] for key in ("arch", "model_type") if key in model}
+    if all(teacher.get(key, value) == value for key, value in kind.items()):
+        whole = merge({key: value for key, value in model.items() if key not in NOT_TAUGHT}, teacher)
+    else:
+        whole = _full_model({**kind, **teacher}, door, "run.distill.teacher")
+    return {**tree, "run": {**run, "distill": {**distill, "teacher": whole}}}
+
+
+def _below(model: ModelConfig, root: Path) -> ModelConfig:
+    """The section with the weights that lie below the cache root of this run, which other runs do not have."""
+    named = {key: root / value for key in ("pretrained", "tokenizer") if (value := getattr(model, key))}
+    there: dict[str, Any] = {key: str(path) for key, path in named.items() if path.exists()}
+    return replace(model, **there)
+
+
+def _taught_below(run: RunConfig, root: Path) -> RunConfig:
+    """The same for the teacher's section."""
+    if run.distill is None or not isinstance(run.distill.teacher, ModelConfig):
+        return run
+    return replace(run, distill=replace(run.distill, teacher=_below(run.distill.teacher, root)))
+
+
 def _typed(tree: Tree, door: Door, file: Path) -> Config:
     run = door.build(RunConfig, tree.get("run") or {}, "run")
     model = door.build(ModelConfig, tree["model"], "model") if tree.get("model") else None
@@ -242,6 +287,8 @@ def _typed(tree: Tree, door: Door, file: Path) -> Config:
         door.note(f"env.{key}", "unknown key", nearest(key, ["cache_root"]))
     door.close()
     root = str(cache_root(env.get("cache_root")))
+    if model is not None and run is not None and env.get("cache_root"):
+        model, run = _below(model, Path(root)), _taught_below(run, Path(root))
     typed_sets = {name: dataset for name, dataset in datasets.items() if dataset is not None}
     return Config(
         run=run,  # type: ignore[arg-type]  # the door has raised where it is None

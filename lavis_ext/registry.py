@@ -104,6 +104,7 @@ objectives: Registry[Callable[..., Any]] = Registry("objective", "lavis_ext.obje
 tasks: Registry[Any] = Registry("task", "lavis_ext.tasks")
 runners: Registry[Any] = Registry("runner", "lavis_ext.runner")
 lr_schedulers: Registry[Any] = Registry("lr_scheduler", "lavis_ext.runner")
+detectors: Registry[Callable[..., Any]] = Registry("detector", "lavis_ext.features.detectors")
 
 
 class Facade:
@@ -120,6 +121,7 @@ class Facade:
         "task": tasks,
         "runner": runners,
         "lr_scheduler": lr_schedulers,
+        "detector": detectors,
     }
 
     def __getattr__(self, name: str) -> Any:
@@ -168,6 +170,7 @@ __all__ = [
     "Registry",
     "RegistryError",
     "builders",
+    "detectors",
     "load_plugins",
     "lr_schedulers",
     "models",

@@ -99,7 +99,8 @@ class DatasetConfig:
     manual: str = ""
     """What no command can fetch, and how a person gets it; told where it is missing."""
     on_request: bool = False
-    """`prepare` of the family or of the name passes this config type over; `name[type]` asks for it."""
+    """`prepare` of the family passes this config type over, that of the name unless it is `default`; `name[type]` asks
+    for it."""
     data_type: Literal["images", "videos", "features"] = "images"
     build_info: BuildInfo = field(default_factory=BuildInfo)
     vis_processor: ProcessorPair = field(default_factory=ProcessorPair)
@@ -169,6 +170,104 @@ class ModelConfig:
     sizes: dict[str, dict[str, Any]] = field(default_factory=dict)
     """For models built from scratch: transformers' arguments of `vision_config`, `qformer_config`, `text_config`."""
 
+    head: Literal["sequence", "pair", "caption", "pretrain"] = "sequence"
+    """Oscar's: a class of one input or of `num_choice` together, words at masked places, or words and matching."""
+    num_labels: int | None = None
+    """None: as many as the vocabulary of answers of the data set has."""
+    loss_type: Literal["bce", "kl", "ce", "xe", "sfmx"] = "ce"
+    """bce: sigmoid, summed over classes; kl: against soft targets; all others: softmax cross-entropy."""
+    classifier: Literal["linear", "mlp"] = "linear"
+    cls_hidden_scale: int = 2
+    """Width of the `mlp` classifier's inner layer, in hidden sizes."""
+    use_pair: bool = False
+    """Upstream's flag for `head: pair`."""
+    num_choice: int = 2
+    img_feature_dim: int = 2054
+    """2048 numbers of appearance and 6 of the box."""
+    use_img_layernorm: bool = False
+    """A LayerNorm over the projected regions (VinVL); told from the weights where there are any."""
+    img_layer_norm_eps: float = 1e-12
+    drop_out: float = 0.1
+    num_hidden_layers: int | None = None
+    """Layers of a smaller model, the first of `pretrained`'s; None: all."""
+    layers: list[int] = field(default_factory=list)
+    """Which layers of `pretrained` a smaller model starts from, counted from 0; empty: the first."""
+    num_contrast_classes: int = 2
+    """`head: pretrain`: 2 (matches, or not), or 3 (the text or the tags do not)."""
+    label_smoothing: float = 0.0
+    drop_worst_ratio: float = 0.0
+    """`head: caption`: share of the tokens with the highest loss that is left out …"""
+    drop_worst_after: int = 0
+    """… after so many training batches."""
+    tie_weights: bool = True
+    """The last matrix of a word head is that of the word embeddings."""
+    freeze_embedding: bool = False
+    """Word embeddings are not trained."""
+    max_seq_a_length: int = 40
+    """`head: caption`: where the positions of object tags begin, as in training."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TermConfig:
+    """A registered term of distillation and its arguments: `{name: pkd, weight: 1000}`, or the bare name."""
+
+    name: str
+    weight: float | None = None
+    """Its share of the loss, within `alpha`; None: the published one (docs/oscar.md)."""
+    args: dict[str, Any] = field(default_factory=dict)
+
+    @staticmethod
+    def accept(value: Any) -> Any:
+        """All keys beside `name` and `weight` are arguments; a bare name has none."""
+        if isinstance(value, str):
+            return {"name": value}
+        if not isinstance(value, dict) or "args" in value:
+            return value
+        own = {key: value[key] for key in ("name", "weight") if key in value}
+        return {**own, "args": {key: item for key, item in value.items() if key not in own}}
+
+
+Strategy = Literal["first", "last", "skip", "both"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class DistillConfig:
+    """What `task: distill` teaches and how: loss = (1 - alpha) * task + alpha * sum of weight * term."""
+
+    task: str
+    """The task that is learnt and evaluated."""
+    teacher: ModelConfig | str
+    """A model section (what it does not say is the student's), or a folder: a run, a checkpoint, or upstream's."""
+    terms: list[TermConfig] = field(default_factory=lambda: [TermConfig(name="mkd")])
+    alpha: float = 0.5
+    temperature: float = 5.0
+    kd_weights: dict[str, float] = field(default_factory=lambda: {"full": 0.5, "text": 0.25, "image": 0.25})
+    """Share of each view in `mkd`."""
+    student_init: Literal["first", "last", "skip", "teacher-first", "teacher-last", "teacher-skip", "none"] = "none"
+    """Layers of `model.pretrained` or of the teacher that the student starts from; none: as the model section says."""
+    strategy: Strategy | list[list[int]] = "first"
+    """Which layers of the teacher each layer of the student moves; or a list of [student, teacher]."""
+    teacher_update: Literal["none", "reptile", "reptile_adamw"] = "none"
+    """reptile: by meta_lr towards the student after an inner step; reptile_adamw: that way by AdamW, as published."""
+    meta_batch: Literal["same", "next"] = "same"
+    """Whether the student then learns from the batch of the inner step, or from the one after it."""
+    inner_optimizer: Literal["sgd", "adamw"] = "sgd"
+    inner_lr: float | None = None
+    """None: run.init_lr."""
+    inner_steps: int = 1
+    inner_clip: float | None = None
+    """Largest norm of the inner gradient; None: any."""
+    teacher_lr: float | None = None
+    """Rate of reptile_adamw; None: run.init_lr."""
+    meta_lr: float | None = None
+    """Step of reptile, a share of the way; None: teacher_lr."""
+    meta_schedule: Literal["constant", "linear"] = "constant"
+    """linear: meta_lr or teacher_lr falls to 0 at the end of the run."""
+    meta_clip: float | None = None
+    """Largest norm of the way from teacher to student; None: any."""
+    cache: Literal["none", "float16", "float32"] = "none"
+    """Keep the logits of a teacher that does not move in files of this precision, once for all epochs and runs."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class RunConfig:
@@ -202,7 +301,9 @@ class RunConfig:
     lr_layer_decay: float = 1.0
     """Share of the rate that each block of the image encoder has of the one above it."""
     weight_decay: float = 0.05
+    optimizer: Literal["adamw", "adamax"] = "adamw"
     beta2: float = 0.999
+    adam_epsilon: float = 1e-8
 
     max_epoch: int | None = None
     max_iters: int | None = None
@@ -212,6 +313,9 @@ class RunConfig:
     batch_size_eval: int = 64
     num_workers: int = 2
     """Loader threads."""
+    group_by_length: bool = False
+    """Training batches of samples of like length, within windows of 50 shuffled batches, of data sets that know lengths
+    (docs/region-datasets.md): less padding, but other batches than those that published values came from."""
     accum_grad_iters: int = 1
     amp: bool = False
     use_dist_eval_sampler: bool = True
@@ -231,6 +335,18 @@ class RunConfig:
     """None: 1 for captions, -1 for answers, as in LAVIS."""
     repetition_penalty: float = 1.0
     prompt: str = ""
+    num_keep_best: int = 1
+    """`oscar_caption`: captions an image of beam search; the first is scored."""
+    use_cbs: bool = False
+    """`oscar_caption`: beam search that names what was detected …"""
+    min_constraints_to_satisfy: int = 2
+    """… at least so many of it."""
+    scst: bool = False
+    """`oscar_caption`: learn from CIDEr-D of drawn captions (Rennie et al., arXiv:1612.00563), not hidden words."""
+    sc_train_sample_n: int = 5
+    """Captions that are drawn of each image."""
+    sc_baseline_type: Literal["greedy", "sample"] = "greedy"
+    """What a drawn caption must be better than: the greedy one, or the mean of the others drawn."""
     report_metric: bool = True
     extra_metrics: list[Literal["METEOR", "SPICE"]] = field(default_factory=list)
     """Caption scores that need Java, beside BLEU, ROUGE-L and CIDEr; left out with a warning where it is not there."""
@@ -253,6 +369,12 @@ class RunConfig:
     keep_checkpoints: int = 2
     allow_config_drift: bool = False
     """Resume although keys that change the numbers differ from the checkpoint's."""
+    parallel: Literal["ddp", "fsdp"] | None = None
+    """Several processes: each holds all parameters (ddp) or part of them (fsdp); None: accelerate's word, else ddp."""
+    distill: DistillConfig | None = None
+    """Of `task: distill`."""
+    wait_minutes: float = 60.0
+    """How long processes wait for the first one while it prepares data, writes or scores."""
     find_unused_parameters: bool = False
     """For distributed training of a model whose loss does not reach every trained parameter."""
     tensorboard: bool = True

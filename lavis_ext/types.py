@@ -32,6 +32,22 @@ class Sample(TypedDict, total=False):
     label: int
     index: int
 
+    # of data sets on region features; of two inputs in one sample, lists of two
+    input_ids: Any  # list[int]
+    token_type_ids: Any  # list[int]
+    position_ids: Any  # list[int]
+    regions: Any  # where the features lie, from `dataset.load(i, rng)`
+    img_feats: Any  # float32 [n,D], from `dataset[i]`
+    features: Any  # volta's, float32 [n,2048], and beside them
+    locs: Any  # float32 [n,5 or 7]
+    targets: tuple[list[int], list[float]]
+    labels: Any
+    tag_ids: list[int]
+    od_ids: list[int]
+    masked_pos: list[int]
+    masked_ids: list[int]
+    lm_labels: list[int]
+
 
 Batch = dict[str, Any]
 """Samples under the same keys: `image` a stacked tensor [B,3,H,W], ids and texts lists of length B."""

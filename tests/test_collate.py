@@ -61,3 +61,13 @@ def test_to_device_normalises_there() -> None:
     floats = to_device({"image": torch.ones(1, 3, 2, 2)}, "cpu", Normalizer())["image"]
     assert floats.equal(torch.ones(1, 3, 2, 2))
     assert to_device(batch, "meta")["image"].device.type == "meta"
+
+
+def test_masks_of_uint8_are_no_pictures() -> None:
+    """A captioning batch carries uint8 [B,S,S]: only [B,3,H,W] is normalised on its way to the device."""
+    mask = torch.ones(2, 5, 5, dtype=torch.uint8)
+    moved = to_device(
+        {"attention_mask": mask, "image": torch.zeros(2, 3, 4, 4, dtype=torch.uint8)}, "cpu", Normalizer()
+    )
+    assert torch.equal(moved["attention_mask"], mask)
+    assert moved["image"].dtype == torch.float32

@@ -14,18 +14,20 @@ MAX_SHOTS = 48
 EDGE = 4
 MAX_TRUTHS = 3
 MAX_BYTES = 200_000
+DESCRIBED = ("Closest to what people wrote", "Furthest from it", "A cross-section")
+ANSWERED = ("Right", "Wrong", "A cross-section")
 
 
 def gallery_section(gallery: Mapping[str, Any]) -> str:
     """A section of figures from the index that `write_gallery` left; "" if it holds none."""
     shots = [shot for shot in gallery.get("shots") or [] if isinstance(shot, dict)][:MAX_SHOTS]
     folder = Path(str(gallery.get("folder", ".")))
-    groups = [("best", "Closest to what people wrote"), ("worst", "Furthest from it"), ("others", "A cross-section")]
+    asked = any(shot.get("asked") for shot in shots)
+    groups = list(zip(("best", "worst", "others"), ANSWERED if asked else DESCRIBED, strict=True))
     found = {name: [s for s in shots if s.get("group") == name] for name, _ in groups}
     content = "".join(_group(title, found[name], folder) for name, title in groups if found[name])
-    note = (
-        "Bold: the model. Indented: people. The figure is the share of words in common with the closest of theirs (F1)."
-    )
+    figure = "what the answer is worth" if asked else "the share of words in common with the closest of theirs (F1)"
+    note = f"Bold: the model. Indented: people. The figure is {figure}."
     return section(f"Examples from {gallery.get('split', '')}", content, note)
 
 
@@ -35,8 +37,8 @@ def _group(title: str, shots: Sequence[Mapping[str, Any]], folder: Path) -> str:
 
 def _shot(shot: Mapping[str, Any], folder: Path) -> str:
     said, name = str(shot.get("said", "")), str(shot.get("id", ""))
-    asked = f'<span class="note">{escape(str(shot["asked"]))}</span>' if shot.get("asked") else ""
-    truths = [str(text) for text in shot.get("truths") or []][:MAX_TRUTHS]
+    asked = f'<span class="asked">{escape(str(shot["asked"]))}</span>' if shot.get("asked") else ""
+    truths = list(dict.fromkeys(str(text) for text in shot.get("truths") or []))[:MAX_TRUTHS]
     items = "".join(f"<li>{escape(text)}</li>" for text in truths)
     score = shot.get("score")
     figure = f"{score:.2f}" if isinstance(score, (int, float)) else ""

@@ -25,6 +25,8 @@ class RunRecords:
     steps: list[Record] = field(default_factory=list)
     evaluations: list[Record] = field(default_factory=list)
     galleries: list[Record] = field(default_factory=list)
+    answers: list[Record] = field(default_factory=list)
+    """How answers fared, one a split."""
     config: str = ""
 
     @property
@@ -59,6 +61,7 @@ def read_run(folder: Path, data: Mapping[str, Any] | None = None) -> RunRecords:
             read_object(file) | {"folder": str(file.parent)}
             for file in sorted(folder.glob("result/gallery/*/index.json"))
         ],
+        answers=[read_object(file) for file in sorted(folder.glob("result/breakdown/*.json"))],
         config=config.read_text(encoding="utf-8", errors="replace") if config.is_file() else "",
     )
 

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-import random
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import cached_property
 from itertools import islice
 from typing import Any, Protocol
 
+from lavis_ext.browse.regions import RegionView
+from lavis_ext.browse.told import Item, Pixels, Told, choose
 from lavis_ext.builders.image_text_shards import ImageTextStream, best_caption
+from lavis_ext.builders.region.base import RegionDataset
 from lavis_ext.readers.faults import SampleError
 from lavis_ext.readers.shards import RawSample
 
-Pixels = Any
 TEXTS = {"caption": "caption", "question": "question", "sentence": "sentence", "text_input": "text"}
 """Keys that hold what is said about a picture → what it is called."""
 NAMED = {"caption_key": "caption", "text_key": "sentence"}
@@ -22,26 +23,6 @@ NAMED = {"caption_key": "caption", "text_key": "sentence"}
 STREAM_SURVEY = 2_000
 MAX_GATHERED = 20
 """Rows of one picture whose captions are shown together."""
-
-
-@dataclass(frozen=True)
-class Told:
-    """What a row says: its texts under one name, the answers that people gave, and what else is worth a line."""
-
-    kind: str = "text"
-    texts: tuple[str, ...] = ()
-    answers: tuple[str, ...] = ()
-    label: str = ""
-    choices: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True)
-class Item:
-    """A sample before its pictures are read."""
-
-    name: str
-    told: Told
-    handle: Any
 
 
 class View(Protocol):
@@ -71,16 +52,9 @@ def view_of(dataset: Any) -> View | None:
     """How a built split is looked at; None for a data set of someone else's that keeps no rows."""
     if isinstance(dataset, ImageTextStream):
         return StreamView(dataset)
+    if isinstance(dataset, RegionDataset):
+        return RegionView(dataset)
     return RowsView(dataset) if hasattr(dataset, "rows") and hasattr(dataset, "image_name") else None
-
-
-def choose(total: int, wanted: int, seed: int | None = None) -> list[int]:
-    """Numbers below `total` in order: evenly spread, or drawn by a seed."""
-    if wanted >= total:
-        return list(range(total))
-    if seed is not None:
-        return sorted(random.Random(seed).sample(range(total), wanted))
-    return [i * total // wanted for i in range(wanted)]
 
 
 class RowsView:

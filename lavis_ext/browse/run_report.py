@@ -9,6 +9,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+from lavis_ext.browse.answers import answers_section
 from lavis_ext.browse.chart import Series, line_chart, shown
 from lavis_ext.browse.gallery import gallery_section
 from lavis_ext.browse.page import badge, folded, page, section, table, tile
@@ -38,6 +39,7 @@ def render(run: RunRecords) -> str:
         header(run),
         section("Curves", curves(run)),
         section("Metrics", metric_table(run), note),
+        *(answers_section(found) for found in run.answers),
         *(gallery_section(gallery) for gallery in run.galleries),
         section("Faults", fault_table(run), "Samples that could not be read; they were counted and left out."),
         section("Configuration", folded("config.yaml, as resolved", run.config) if run.config else ""),

@@ -12,7 +12,8 @@ from typing import Any
 
 from PIL import Image
 
-from lavis_ext.browse.rows import Item, Told, View, counted, first
+from lavis_ext.browse.rows import View, counted, first
+from lavis_ext.browse.told import Item, Told
 from lavis_ext.readers.faults import SampleError
 from lavis_ext.wording import shorten
 
@@ -59,7 +60,7 @@ def _shot(view: View, item: Item, faults: Counter[str]) -> str:
 def words(told: Told) -> str:
     """The first text in bold, and below it the other captions, or answers, choices and label."""
     said, *others = told.texts or ("",)
-    under = [*first(others, MAX_TRUTHS), *counted(told.answers)]
+    under = [*told.more, *first(others, MAX_TRUTHS), *counted(told.answers)]
     under += [f"choices: {', '.join(told.choices)}"] if told.choices else []
     items = "".join(f"<li>{_text(text)}</li>" for text in under)
     label = f'<span><span class="badge">{_text(told.label)}</span></span>' if told.label else ""

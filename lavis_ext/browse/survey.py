@@ -10,7 +10,8 @@ from io import BytesIO
 from PIL import Image
 
 from lavis_ext.browse.bars import histogram, ranked_list
-from lavis_ext.browse.rows import Item, View
+from lavis_ext.browse.rows import View
+from lavis_ext.browse.told import Item
 from lavis_ext.readers.decode import FORMATS, MAX_PIXELS
 from lavis_ext.readers.faults import SampleError
 
@@ -44,7 +45,7 @@ def survey(view: View, max_rows: int = MAX_ROWS, max_sizes: int = MAX_SIZES) -> 
         found.answers.update(told.answers)
         found.labels.update([told.label] if told.label else [])
         found.kind = told.kind if told.texts else found.kind
-    items = view.items(max_sizes, None)
+    items = view.items(max_sizes, None) if getattr(view, "pictured", True) else []
     found.sized = len(items)
     found.sizes = [size for item in items if (size := size_of(view, item))]
     return found
@@ -97,7 +98,10 @@ def scope_note(surveys: Mapping[str, Survey]) -> str:
 def size_note(surveys: Mapping[str, Survey]) -> str:
     """How many pictures' sizes were read, and the size where all have the same; how many could not be read."""
     sizes = [size for one in surveys.values() for size in one.sizes]
-    lost = sum(one.sized for one in surveys.values()) - len(sizes)
+    looked = sum(one.sized for one in surveys.values())
+    lost = looked - len(sizes)
+    if not looked:
+        return ""
     more = f" {lost:,} more could not be read." if lost else ""
     if len(set(sizes)) == 1:
         return f"All of {len(sizes):,} pictures looked at are {sizes[0][0]} × {sizes[0][1]} pixels.{more}"

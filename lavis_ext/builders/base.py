@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections import OrderedDict
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,42 +11,27 @@ import numpy as np
 import torch
 
 from lavis_ext.builders.context import SplitParts
-from lavis_ext.collate import collate
+from lavis_ext.builders.rows import RowsDataset
 from lavis_ext.readers.annotations import Annotations
 from lavis_ext.readers.decode import decode_rgb
 from lavis_ext.readers.faults import SampleError
 from lavis_ext.readers.images import ImageStore
 from lavis_ext.readers.parse import Row
-from lavis_ext.types import Batch, Sample
+from lavis_ext.types import Sample
 
 MAX_TEXT = 100_000
 _UNWANTED = re.compile("[\0\ud800-\udfff]")
 
 
 @dataclass(frozen=True, eq=False)
-class ImageTextDataset:
+class ImageTextDataset(RowsDataset):
     """Rows of one split with their pictures; a shape says in `fields` what else a sample holds. Picklable."""
 
     parts: SplitParts
 
     @property
-    def name(self) -> str:
-        """The name of the data set."""
-        return self.parts.config.name
-
-    @property
-    def split(self) -> str:
-        """The split."""
-        return self.parts.split
-
-    @property
     def rows(self) -> Annotations:
         """The annotation records, in the order of the files."""
-        return self.parts.rows
-
-    @property
-    def annotation(self) -> Annotations:
-        """The rows under LAVIS' name."""
         return self.parts.rows
 
     @property
@@ -64,30 +48,6 @@ class ImageTextDataset:
     def text_processor(self) -> Any:
         """The text processor, or None."""
         return self.parts.text_processor
-
-    @property
-    def tolerance(self) -> float:
-        """Share of samples that may fail."""
-        return self.parts.config.tolerance
-
-    def __len__(self) -> int:
-        count = self.count()
-        return count if self.parts.limit is None else min(count, self.parts.limit)
-
-    def count(self) -> int:
-        """How many samples there are before `max_samples` cuts them."""
-        return len(self.rows)
-
-    def row(self, index: int) -> Row:
-        """The annotation record of a sample; raises IndexError beyond the end."""
-        return self.rows[self.position(index)]
-
-    def position(self, index: int) -> int:
-        """The number of a sample's row, counted from the first file's first; negative indices count from the end."""
-        position = index + len(self) if index < 0 else index
-        if not 0 <= position < len(self):
-            raise IndexError(f"sample {index} of {len(self)} of {self.name}/{self.split}")
-        return position
 
     def fields(self, row: Row, index: int, rng: torch.Generator | None) -> Sample:
         """The keys of a sample beside `image`; without `rng` torch's global generator is drawn from."""
@@ -112,10 +72,6 @@ class ImageTextDataset:
         image = processor.uint8(pixels, rng) if hasattr(processor, "uint8") else self._other(pixels)
         return {"image": image, **self.fields(row, index, rng)}
 
-    def collater(self, samples: Sequence[Sample]) -> Batch:
-        """Samples → batch."""
-        return collate(samples)
-
     def displ_item(self, index: int) -> OrderedDict[str, Any]:
         """What a browser shows of a sample: file, caption, image (LAVIS' method)."""
         row = self.row(index)
@@ -138,14 +94,6 @@ class ImageTextDataset:
             return str(name)
         pattern = self.parts.args["image_pattern"] or "{image_id}.jpg"
         return str(pattern).format_map({**row, "image_id": row.get("image_id", "")})
-
-    def sample_id(self, index: int) -> str:
-        """What a sample is called in fault reports: `coco_caption/train#17`."""
-        return f"{self.name}/{self.split}#{index}"
-
-    def fault(self, index: int, why: str) -> SampleError:
-        """The error for a sample whose row cannot be used."""
-        return SampleError(self.sample_id(index), ", ".join(map(str, self.rows.paths)), why)
 
     def row_text(self, row: Row, key: str, index: int) -> str:
         """A text of a row through the text processor; raises SampleError where there is none."""

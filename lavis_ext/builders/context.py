@@ -35,17 +35,12 @@ class BuildContext:
 
 
 @dataclass(frozen=True)
-class SplitParts:
-    """The opened parts of one split, from which a shape makes its data set."""
+class Parts:
+    """What the parts of every split have: its declaration, its records, its arguments."""
 
     config: DatasetConfig
     split: str
-    rows: Annotations
-    images: ImageStore
-    vis_processor: Any
-    text_processor: Any
-    args: Mapping[str, Any]
-    files: SplitFiles = NO_FILES
+    rows: Any
 
     @property
     def training(self) -> bool:
@@ -57,6 +52,24 @@ class SplitParts:
         """How many samples may be used; None: all."""
         return self.config.max_samples.get(self.split)
 
+    @property
+    def files_read(self) -> Sequence[Path]:
+        """The files that the records come from."""
+        found: Sequence[Path] = self.rows.paths
+        return found
+
+
+@dataclass(frozen=True)
+class SplitParts(Parts):
+    """The opened parts of one split, from which a shape makes its data set."""
+
+    rows: Annotations
+    images: ImageStore
+    vis_processor: Any
+    text_processor: Any
+    args: Mapping[str, Any]
+    files: SplitFiles = NO_FILES
+
 
 def build_splits(
     config: DatasetConfig, context: BuildContext, make: Callable[[SplitParts], Dataset], defaults: Mapping[str, Any]
@@ -67,13 +80,22 @@ def build_splits(
     """
     args = check_args(config, {**COMMON_ARGS, **defaults})
     config = moved(config)
+
+    def build(split: str) -> Dataset:
+        return make(open_split(config, split, context, args))
+
+    return build_each(config, context, build)
+
+
+def build_each(config: DatasetConfig, context: BuildContext, build: Callable[[str], Dataset]) -> dict[str, Dataset]:
+    """Each wanted split that the data set declares, made by `build`; see `build_splits` for those that are missing."""
     built: dict[str, Dataset] = {}
     missing: list[NotPreparedError] = []
     for split in config.build_info.annotations:
         if context.splits is not None and split not in context.splits:
             continue
         try:
-            built[split] = make(open_split(config, split, context, args))
+            built[split] = build(split)
         except NotPreparedError as error:
             missing.append(error)
     _judge_missing(missing, strict=context.splits is not None or not built)
@@ -89,14 +111,15 @@ def moved(config: DatasetConfig) -> DatasetConfig:
     if not info.storage:
         return config
     base, cards = Path(info.storage[0]).expanduser(), load_cards()
-
-    def below(path: str) -> str:
-        return str(base.joinpath(*Path(path).parts[1:]))
-
     paths = {split: cards.annotation_paths(config, split) for split in info.annotations}
-    files = {split: AnnotationConfig(storage=[below(path) for path in some]) for split, some in paths.items()}
-    images = replace(info.images, storage=below(info.images.storage))
+    files = {split: AnnotationConfig(storage=[below(base, path) for path in some]) for split, some in paths.items()}
+    images = replace(info.images, storage=below(base, info.images.storage))
     return replace(config, build_info=replace(info, annotations=files, images=images, storage=[]))
+
+
+def below(base: Path, path: str) -> str:
+    """A declared path with `base` in the place of its first folder."""
+    return str(base.joinpath(*Path(path).parts[1:]))
 
 
 def check_args(config: DatasetConfig, defaults: Mapping[str, Any]) -> dict[str, Any]:

@@ -22,6 +22,8 @@ log = logging.getLogger(__name__)
 SIZES = {"train": 60, "val": 20, "test": 20, "hidden": 20}
 STATES = ("missing", "partial", "present", "verified")
 """From the worst to the best."""
+WHOLE = ("oscar", "vinvl")
+"""Families of which more is wanted than what data sets read: models, and features in all of their forms."""
 HEAD = ["family", "names", "samples", "images", "state", "seconds"]
 
 
@@ -29,7 +31,8 @@ HEAD = ["family", "names", "samples", "images", "state", "seconds"]
 class FamilyState:
     """A prepared family: its registry names, samples of all splits, and images of these that are there.
 
-    An image counts once for each split that uses it. Data sets count in their default type.
+    An image counts once for each split that uses it. Data sets count in their default type. Of a family that is wanted
+    whole, its files are counted in the place of images.
     """
 
     family: str
@@ -68,7 +71,7 @@ def prepare_family(family: str, out: Path, url: str, command: Command) -> Family
     log.info("%s …", family)
     start = time.monotonic()
     names = registry_names(family)
-    words = ["prepare", family, "--quiet", *options_of(family)]
+    words = ["prepare", *wanted(family), "--quiet", *options_of(family)]
     try:
         answer = command(words, environment_for(out / "cache", url), out / "logs" / f"{family}.log")
     except LavisExtError as error:
@@ -84,10 +87,18 @@ def seconds_since(start: float) -> float:
 
 
 def registry_names(family: str) -> tuple[str, ...]:
-    """The names of the data sets that a family declares itself and that can be fetched."""
+    """The names of the data sets that a family declares itself and that its name prepares."""
     cards = all_cards()
     found = [(name, d) for name, types in cards.families[family].datasets.items() for d in types.values()]
-    return tuple(dict.fromkeys(name for name, d in found if d.family == family and cards.artifacts_of(d)))
+    own = [(name, d) for name, d in found if d.family == family and not d.on_request]
+    return tuple(dict.fromkeys(name for name, d in own if cards.artifacts_of(d)))
+
+
+def wanted(family: str) -> list[str]:
+    """What of a family is prepared: its data sets, or all that it publishes."""
+    if family not in WHOLE:
+        return [family]
+    return [f"{family}/*", *([family] if all_cards().families[family].datasets else [])]
 
 
 def options_of(family: str) -> list[str]:
@@ -100,13 +111,15 @@ def summarise(family: str, names: tuple[str, ...], answer: Answer) -> FamilyStat
     """What the verb's report says of the splits of these names."""
     told: list[dict[str, Any]] = [split for item in answer for split in item.get("splits", ())]
     own = [split for split in told if split["dataset"] in names]
+    files = [split for split in told if split["dataset"].startswith(f"{family}/")]
+    counted = files or own
     return FamilyState(
         family=family,
         names=names,
         samples=sum(split["samples"] or 0 for split in own),
-        images=sum(split["present"] for split in own),
-        expected=sum(split["expected"] or 0 for split in own),
-        state=min((split["state"].partition(" ")[0] for split in own), key=STATES.index, default=STATES[0]),
+        images=sum(split["present"] for split in counted),
+        expected=sum(split["expected"] or 0 for split in counted),
+        state=min((split["state"].partition(" ")[0] for split in own + files), key=STATES.index, default=STATES[0]),
     )
 
 

@@ -35,6 +35,20 @@ def export_coco(world: World, mirror: MirrorWriter) -> None:
     export_photos([photo_of(scene) for scene in world], mirror)
 
 
+def export_oscar(world: World, mirror: MirrorWriter) -> None:
+    """Oscar's archives; features and models need numpy and torch, which are imported here."""
+    from lavis_ext.demo.oscar import archives
+
+    archives.export_oscar(world, mirror)
+
+
+def export_vinvl(world: World, mirror: MirrorWriter) -> None:
+    """VinVL's folders; they need numpy and torch too."""
+    from lavis_ext.demo.oscar import folders
+
+    folders.export_vinvl(world, mirror)
+
+
 EXPORTS: dict[str, Exporter] = {
     "coco": export_coco,
     "vqav2": export_vqav2,
@@ -49,6 +63,8 @@ EXPORTS: dict[str, Exporter] = {
     "nlvr": export_nlvr,
     "flickr30k": export_flickr30k,
     "snli_ve": export_snli_ve,
+    "oscar": export_oscar,
+    "vinvl": export_vinvl,
 }
 NEEDS = dict.fromkeys(("vqav2", "okvqa", "aokvqa"), "coco")
 """Families that are about the images of another one."""

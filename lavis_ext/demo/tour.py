@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import json
-import logging
 import math
-import time
-from collections.abc import Callable
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -14,12 +12,12 @@ from typing import Any
 from lavis_ext.demo.every import FamilyState, prepare_every, table
 from lavis_ext.demo.export import export_world
 from lavis_ext.demo.server import serve
+from lavis_ext.demo.stages import ELSEWHERE, Outcome, Stage, Stages
 from lavis_ext.demo.steps import Answer, Command, environment_for, run_verb
 from lavis_ext.demo.world import World
-from lavis_ext.errors import DiskError, IntegrityError, UsageError
+from lavis_ext.errors import IntegrityError
 from lavis_ext.fetch.mirrors import MANIFEST
 
-log = logging.getLogger(__name__)
 TRAIN = "configs/projects/demo/train/caption.yaml"
 EVALUATE = "configs/projects/demo/eval/caption.yaml"
 FAMILY, SPLIT, METRIC = "coco", "test", "CIDEr"
@@ -27,18 +25,6 @@ STATE = "demo.json"
 EXAMPLES = 3
 NO_SCORE = 0.01
 """Below it an untrained model's score is noise: how many times it was exceeded says nothing."""
-ELSEWHERE = "choose another folder with --out"
-Outcome = dict[str, Any]
-"""What is recorded of a stage: `seconds`, and of a run its `job` and `report`."""
-
-
-@dataclass(frozen=True)
-class Stage:
-    """One leg of the journey; `reused`: it had been done before, and `seconds` is what it took then."""
-
-    name: str
-    seconds: float
-    reused: bool = False
 
 
 @dataclass(frozen=True)
@@ -117,66 +103,28 @@ class Tour:
 
     def __init__(self, out: Path, world: World, options: tuple[str, ...], command: Command) -> None:
         self.out, self.world, self.options, self.command = out, world, options, command
-        self.plan = {"seed": world.seed, **world.sizes, "options": list(options)}
-        self.done: dict[str, Outcome] = {}
-        self.stages: list[Stage] = []
+        plan = {"seed": world.seed, **world.sizes, "options": list(options)}
+        self.stages = Stages(self.out / STATE, plan, describe)
 
     def go(self, all_families: bool = False) -> DemoResult:
         """Every stage in order."""
-        self._open()
-        self._stage("draw", self._draw, self._drawn)
-        self._stage("prepare", self._prepare, self._prepared)
+        self.stages.do("draw", self._draw, self._drawn)
+        self.stages.do("prepare", self._prepare, self._prepared)
         seed, below = self.world.seed, self.out / "families"
         families = prepare_every(below, seed, command=self.command) if all_families else ()
-        untrained = self._stage("untrained", self._untrained, self._scored)
-        trained = self._stage("train", self._train, self._scored)
+        untrained = self.stages.do("untrained", self._untrained, self._scored)
+        trained = self.stages.do("train", self._train, self._scored)
         job = Path(trained["job"])
         return DemoResult(
             out=self.out,
             world=self.world,
-            stages=tuple(self.stages),
+            stages=tuple(self.stages.passed),
             untrained=read_metrics(Path(untrained["job"])),
             trained=read_metrics(job),
             report=Path(trained["report"]),
             examples=tuple(self._examples(job)),
             families=families,
         )
-
-    def _open(self) -> None:
-        """Read what is done here; another world's folder is left as it is."""
-        path = self.out / STATE
-        state: dict[str, Any] = {"plan": self.plan, "stages": {}}
-        try:
-            self.out.mkdir(parents=True, exist_ok=True)
-            if path.exists():
-                state = json.loads(path.read_text(encoding="utf-8"))
-            plan, self.done = state["plan"], state["stages"]
-        except OSError as error:
-            raise DiskError(str(self.out), error.strerror or str(error), ELSEWHERE) from error
-        except (ValueError, KeyError, TypeError) as error:
-            raise IntegrityError(str(path), "is not the record of a demo", ELSEWHERE) from error
-        if plan != self.plan:
-            what = f"holds a demo of {describe(plan)}, not of {describe(self.plan)}"
-            raise UsageError(str(self.out), what, ELSEWHERE)
-
-    def _stage(self, name: str, act: Callable[[], Answer], still_there: Callable[[Outcome], bool]) -> Outcome:
-        """Do a stage, unless it is done and its outcome is still there; record it when it has ended well."""
-        before = self.done.get(name)
-        if before and still_there(before):
-            self.stages.append(Stage(name, before["seconds"], reused=True))
-            return before
-        log.info("%s …", name)
-        start = time.monotonic()
-        outcome = {key: value for item in act() for key, value in item.items() if key in ("job", "report")}
-        self.done[name] = {**outcome, "seconds": round(time.monotonic() - start, 2)}
-        self._save()
-        self.stages.append(Stage(name, self.done[name]["seconds"]))
-        return self.done[name]
-
-    def _save(self) -> None:
-        part = self.out / f"{STATE}.part"
-        part.write_text(json.dumps({"plan": self.plan, "stages": self.done}, indent=1), encoding="utf-8")
-        part.replace(self.out / STATE)
 
     def _draw(self) -> Answer:
         export_world(self.world, self.out / "mirror", [FAMILY])
@@ -218,7 +166,7 @@ class Tour:
         return [(said[scene.id], scene.captions()[0]) for scene in chosen]
 
 
-def describe(plan: dict[str, Any]) -> str:
+def describe(plan: Mapping[str, Any]) -> str:
     """`seed 7, 600 + 100 + 100 scenes`, and the options if there are any."""
     text = f"seed {plan.get('seed')}, {' + '.join(str(plan.get(split)) for split in ('train', 'val', 'test'))} scenes"
     return f"{text}, {' '.join(plan['options'])}" if plan.get("options") else text

@@ -18,7 +18,7 @@ from lavis_ext.features.sniff import recognise
 from lavis_ext.features.writer import StoreWriter, read_lines
 from lavis_ext.fetch.model import Progress, Silent
 
-WITH_SIDES = ("oscar-tsv", "vinvl-tsv", "oscar-pt")
+WITH_SIDES = ("oscar-tsv", "vinvl-tsv", "oscar-offsets", "oscar-pt")
 
 
 @dataclass
@@ -60,14 +60,18 @@ def _plan(path: Path, form: str | None, options: ReadOptions) -> dict[str, Any]:
     name = format_of(form).name if form else recognise(path)
     if (options.labels or options.sizes) and name not in WITH_SIDES:
         raise UsageError(f"{path}: {name}", "takes no file of labels or sizes", "leave out --labels and --sizes")
-    with read_errors(path):
-        data = path / "data.mdb" if (path / "data.mdb").is_file() else path
-        stat = data.stat()
-    plan: dict[str, Any] = {"path": str(path.resolve()), "format": name}
-    plan |= {"size": 0 if path.is_dir() and data == path else stat.st_size, "mtime_ns": stat.st_mtime_ns}
+    plan: dict[str, Any] = {"path": str(path.resolve()), "format": name, **stamp_of(path)}
     if name.endswith("-tsv"):
         plan["newline"] = newline_of(path)
     return plan
+
+
+def stamp_of(path: Path) -> dict[str, int]:
+    """What tells that a source has changed: bytes (0 for a folder of many files) and time. Raises DiskError."""
+    with read_errors(path):
+        data = path / "data.mdb" if (path / "data.mdb").is_file() else path
+        stat = data.stat()
+    return {"size": 0 if path.is_dir() and data == path else stat.st_size, "mtime_ns": stat.st_mtime_ns}
 
 
 class _Source:

@@ -12,6 +12,7 @@ import numpy as np
 from lavis_ext.errors import IntegrityError, UsageError
 from lavis_ext.features.formats import format_of
 from lavis_ext.features.formats.lines import write_lineidx
+from lavis_ext.features.formats.offsets import write_offset_map
 from lavis_ext.features.layout import ABOUT, FAULTS, ROWS
 from lavis_ext.features.row import BadRow, Fault
 from lavis_ext.features.store import FeatureStore, Record
@@ -81,12 +82,12 @@ def rebuild_index(path: Path) -> int:
 
 
 def index(path: Path) -> tuple[int | None, list[Path]]:
-    """A store: its index, written again. A TSV: what it lacks of `.lineidx` and `imageid2idx.json`."""
+    """A store: its index, written again. A TSV: what it lacks of `.lineidx`, `imageid2idx.json` and an offset map."""
     if (path / ABOUT).is_file():
         return rebuild_index(path), [path]
     if not path.is_file():
         raise UsageError(str(path), "is neither a store nor a file", "name a feature store or a .tsv")
-    return None, write_lineidx(path)
+    return None, write_lineidx(path) + write_offset_map(path)
 
 
 def records(store: FeatureStore) -> Iterator[Record]:

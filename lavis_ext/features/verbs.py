@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from lavis_ext.config import cache_root
 from lavis_ext.errors import UsageError
 from lavis_ext.features import tools
 from lavis_ext.features.formats import FORMATS, format_of
@@ -16,11 +17,14 @@ from lavis_ext.features.store import open_store
 from lavis_ext.fetch.model import Progress
 from lavis_ext.wording import human
 
-Told = tuple[list[str], list[dict[str, Any]]]
+Told = tuple[list[str], list[dict[str, Any]]] | tuple[list[str], list[dict[str, Any]], int]
 
 
 def run_action(args: Namespace, progress: Progress) -> Told:
-    """Do what `args.action` says to `args.paths`; raises what the action raises, UsageError for too few paths."""
+    """Do what `args.action` says to `args.paths`: lines, objects and, where it is not 0, the exit code.
+
+    Raises what the action raises, UsageError for too few paths.
+    """
     action, least = ACTIONS[args.action]
     paths = [Path(path) for path in args.paths]
     if len(paths) < least or (least == 1 and args.action != "verify" and len(paths) > 1):
@@ -38,7 +42,7 @@ def _import(args: Namespace, paths: list[Path], progress: Progress) -> Told:
     lines = [f"{store}: {len(opened)} images, {done.added} added now, {opened.about.dtype}, {opened.columns} columns"]
     if done.repeated:
         lines.append(f"{done.repeated} rows repeat an image with the same features and were left out")
-    wide = any(s["format"] in ("volta-tsv", "volta-lmdb", "h5", "npy") for s in opened.about.sources)
+    wide = any(s["format"] in ("volta-tsv", "volta-lmdb", "tensorpack-lmdb", "h5", "npy") for s in opened.about.sources)
     if wide and not args.all_columns:
         lines.append("class probabilities (cls_prob, attrs, classes) are not kept; --all-columns keeps them")
     raise_for(done.faults, str(store))
@@ -63,7 +67,17 @@ def _index(args: Namespace, paths: list[Path], progress: Progress) -> Told:
     return lines, [{"written": [str(path) for path in written]}]
 
 
+def _extract(args: Namespace, paths: list[Path], progress: Progress) -> Told:
+    from lavis_ext.features.extraction.verbs import extract_action
+
+    return extract_action(args, list(map(str, args.paths)), cache_root(), progress)
+
+
 def _merge(args: Namespace, paths: list[Path], progress: Progress) -> Told:
+    if paths[0].is_file():
+        from lavis_ext.features.extraction.verbs import merge_action
+
+        return merge_action(paths, args.tolerance or 0.0, progress)
     *stores, destination = paths
     _, faults = tools.merge_stores(stores, destination)
     raise_for(faults, str(destination))
@@ -112,6 +126,7 @@ def _path(value: str | None) -> Path | None:
 ACTIONS: dict[str, tuple[Callable[[Namespace, list[Path], Progress], Told], int]] = {
     "import": (_import, 2),
     "export": (_export, 2),
+    "extract": (_extract, 2),
     "index": (_index, 1),
     "merge": (_merge, 2),
     "info": (_info, 1),
@@ -121,8 +136,9 @@ ACTIONS: dict[str, tuple[Callable[[Namespace, list[Path], Progress], Told], int]
 USES = {
     "import": "features import SRC… STORE [--from FORMAT] [--dtype float16|float32]",
     "export": "features export STORE DST --to FORMAT",
+    "extract": "features extract IMAGES… STORE|FILE.tsv --detector NAME [--group_id G --total_group N]",
     "index": "features index STORE, or features index FILE.tsv",
-    "merge": "features merge STORE… STORE",
+    "merge": "features merge STORE… STORE, or features merge PART.tsv… WHOLE.tsv",
     "info": "features info STORE",
     "verify": "features verify STORE…",
     "head": "features head STORE [--rows N]",

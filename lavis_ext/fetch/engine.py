@@ -57,6 +57,7 @@ def fetch_in(session: Session, transfer: Transfer) -> Result:
 def _settle(session: Session, transfer: Transfer) -> Result:
     found = judge(session, transfer)
     if found.result is not None:
+        _sweep(session, transfer.path)
         return found.result
     if session.policy.offline and not any(scheme_of(source.url) == "file" for source in transfer.sources):
         raise NetworkError(str(transfer.path), f"{found.reason or 'missing'}, and offline", "unset LAVIS_EXT_OFFLINE")
@@ -69,6 +70,16 @@ def _settle(session: Session, transfer: Transfer) -> Result:
         notes = quarantine(transfer.path, found) if found.reason else ()
         result = _Fetching(session, transfer, owner).run()
     return replace(result, notes=notes + result.notes)
+
+
+def _sweep(session: Session, path: Path) -> None:
+    """Remove what a process that was killed just after its last byte left beside a file that is whole."""
+    owner = companion(path, ".part.owner")
+    try:
+        if owner.exists() and Ownership(owner, companion(path, ".part"), session.policy).sweep():
+            companion(path, ".part.json").unlink(missing_ok=True)
+    except OSError as error:
+        log.debug("%s: stays: %s", owner.name, error.strerror)
 
 
 @dataclass

@@ -137,6 +137,10 @@ class Ownership:
         if self.holds():
             self._path.unlink(missing_ok=True)
 
+    def sweep(self) -> bool:
+        """Remove the owner file of a process that is gone, without waiting; whether there is none now."""
+        return not self._path.exists() or self._take_over()
+
     def holds(self) -> bool:
         """Whether the owner file is still ours."""
         try:

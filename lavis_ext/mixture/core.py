@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import closing
+from dataclasses import replace
 from typing import Any
 
 from lavis_ext.errors import ConfigError, nearest
+from lavis_ext.mixture.lengths import lengths_of
 from lavis_ext.mixture.loading import Workers, make_engine
 from lavis_ext.mixture.order import Order, Slot, Source
 from lavis_ext.mixture.pipeline import Pipeline
@@ -14,6 +17,7 @@ from lavis_ext.processors.normalize import Normalizer
 from lavis_ext.readers.faults import FaultLog
 from lavis_ext.types import Batch, Dataset, Stream
 
+log = logging.getLogger(__name__)
 Weights = Mapping[str, float | None] | Sequence[float]
 
 
@@ -25,6 +29,7 @@ class Mixture:
     equally many batches (see Order). Samples that cannot be loaded are left out of their batch and counted in `faults`;
     a batch of which nothing is left is passed over, or with several ranks replaced by other samples, so that they stay
     in step. Batches carry the name of their data set under `dataset`. `num_workers=0` loads in the calling thread.
+    `group_by_length` puts samples of like length in one batch, of shuffled data sets that have lengths (see Measured).
     """
 
     def __init__(
@@ -43,13 +48,14 @@ class Mixture:
         prefetch: int = 4,
         faults: FaultLog | None = None,
         workers: Workers = "thread",
+        group_by_length: bool = False,
     ) -> None:
         self.datasets, self.repeat, self.workers, self.num_workers = dict(datasets), repeat, workers, num_workers
         self.prefetch = max(1, prefetch) if num_workers else 1
         self.faults = FaultLog(tolerances=_tolerances(datasets)) if faults is None else faults
         self.normalizer = shared_normalizer(datasets)
         self.order = Order(
-            sources=tuple(_source(name, dataset) for name, dataset in datasets.items()),
+            sources=_sources(datasets, group_by_length and shuffle),
             batch_size=batch_size,
             seed=seed,
             weights=_shares(weights, list(datasets)),
@@ -91,31 +97,51 @@ class Mixture:
         After the last batch of an epoch the state is its end: resuming there ends that epoch at once, as going on
         would.
         """
-        place = {"epoch": self.epoch, "slot": self._slot, "of": self._shape()}
+        slots = self._slot * self.order.joint // self.order.split
+        place = {"epoch": self.epoch, "slot": slots, "of": self._shape()}
         return {**place, "streams": dict(self._streams), "faults": self.faults.state_dict()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from `state_dict()`; raises ConfigError if data, seed, batch size, weights or ranks differ."""
         self.close()
         now = self._shape()
-        for key, value in state["of"].items():
-            if now.get(key) != value:
-                what = f"was {value} and is {now.get(key)}"
+        was = state["of"]
+        for key in {**was, **now}:
+            if now.get(key) != was.get(key):
+                what = f"was {was.get(key)} and is {now.get(key)}"
                 raise ConfigError(f"resume: {key} of the mixture", what, "resume with the same, or start a new run")
-        self.epoch, self._slot, self._streams = state["epoch"], state["slot"], dict(state["streams"])
+        self.epoch, self._streams = state["epoch"], dict(state["streams"])
+        self._slot = state["slot"] * self.order.split // self.order.joint
         self.faults.load_state_dict(state["faults"])
+
+    def lay_out(self, split: int, joint: int) -> None:
+        """Go by the order of a run with other ranks (see Order); raises ConfigError where that cannot be.
+
+        The state of such a run can then be loaded. Streams deal out shards by rank and cannot change hands.
+        """
+        self.close()
+        streamed = [source.name for source in self.order.sources if source.stream]
+        order = replace(self.order, split=split, joint=joint)
+        if streamed or order.total % joint:
+            what = (
+                f"'{streamed[0]}' is a stream" if streamed else f"an epoch of {order.total} batches is not for {joint}"
+            )
+            raise ConfigError("resume with another number of processes", what, "resume with as many as before")
+        self.order = order
 
     def _shape(self) -> dict[str, Any]:
         """What has to be the same for a resume to go on with the same batches."""
         order = self.order
+        lengths = {source.name: source.digest for source in order.sources if source.digest}
         return {
             "sizes": {source.name: source.size for source in order.sources},
             "weights": None if order.weights is None else list(order.weights),
             "batch_size": order.batch_size,
             "seed": order.seed,
-            "world": order.world,
+            "world": order.parts,
             "shuffle": order.shuffle,
             "drop_last": order.drop_last,
+            "group_by_length": {"window": order.window, "lengths": lengths} if lengths else None,
         }
 
     def _batches(self) -> Generator[Batch, None, None]:
@@ -125,7 +151,7 @@ class Mixture:
             for slot, batch in pipeline.run(self._slots()):
                 if slot.epoch != self.epoch:
                     self.faults.check(final=True)
-                self.epoch, self._slot = slot.epoch, slot.number + 1
+                self.epoch, self._slot = slot.epoch, slot.turn + 1
                 if batch is not None:
                     yield batch
             self.faults.check(final=True)
@@ -157,9 +183,18 @@ def shared_normalizer(datasets: Mapping[str, Any]) -> Normalizer:
     return Normalizer(*next(iter(seen))[:2]) if seen else Normalizer()
 
 
-def _source(name: str, dataset: Any) -> Source:
+def _sources(datasets: Mapping[str, Any], grouped: bool) -> tuple[Source, ...]:
+    """The data sets as the order sees them, with their lengths where they are wanted; told where none has them."""
+    found = tuple(_source(name, dataset, grouped) for name, dataset in datasets.items())
+    if grouped and found and all(source.lengths is None for source in found):
+        log.warning("group_by_length: %s: no lengths are known, batches are made as without", ", ".join(datasets))
+    return found
+
+
+def _source(name: str, dataset: Any, grouped: bool) -> Source:
     streamed = hasattr(dataset, "iterate")
-    return Source(name, dataset.epoch_size if streamed else len(dataset), streamed)
+    size = dataset.epoch_size if streamed else len(dataset)
+    return Source(name, size, streamed, lengths_of(name, dataset) if grouped else None)
 
 
 def _tolerances(datasets: Mapping[str, Any]) -> dict[str, float]:

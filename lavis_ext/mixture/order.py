@@ -4,33 +4,49 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from dataclasses import dataclass, field
+from functools import cached_property
 from hashlib import blake2b
 
 import numpy as np
 
 from lavis_ext.errors import ConfigError
+from lavis_ext.mixture.lengths import WINDOW, digest, grouped
 
 
 @dataclass(frozen=True)
 class Source:
-    """A data set (or stream) as the order sees it: its name and how many samples one lap has."""
+    """A data set (or stream) as the order sees it: its name and how many samples one lap has.
+
+    `lengths`, whole numbers [size, axes], are those of samples that are to be batched with their like.
+    """
 
     name: str
     size: int
     stream: bool = False
+    lengths: np.ndarray | None = field(default=None, compare=False, repr=False)
+
+    @cached_property
+    def digest(self) -> str:
+        """A checksum of the lengths, empty without."""
+        return "" if self.lengths is None else digest(self.lengths)
 
 
 @dataclass(frozen=True)
 class Slot:
-    """One batch of one rank: which source, in which of its laps, which samples (for a stream: how many)."""
+    """One batch of one rank: which source, in which of its laps, which samples (for a stream: how many).
+
+    `turn` counts the batches of this rank in the epoch, `part` says which of the slot's parts it is: the slot's number
+    and the rank, unless the order is that of a run with another number of ranks.
+    """
 
     epoch: int
     number: int
     source: int
     lap: int
     indices: tuple[int, ...]
+    turn: int = 0
+    part: int = 0
 
 
 @dataclass(frozen=True)
@@ -45,6 +61,12 @@ class Order:
     evenly as it goes. `exact` (evaluation) keeps it whatever its size, so that each sample comes exactly once on one
     rank and ranks may differ by one batch. Otherwise all ranks get equally many batches: a rest smaller than `world` is
     left out, with `drop_last` every rest is, unless the source has nothing else.
+
+    The order of a run with more ranks goes on with fewer where each takes `split` parts of a slot, one after the other;
+    that of one with fewer ranks goes on with more where `joint` slots are taken at once, by different ranks.
+
+    A shuffled source with `lengths` has its lap cut into windows of `window` slots, in each of which slots are made
+    anew of samples of like length (see `grouped`).
     """
 
     sources: tuple[Source, ...]
@@ -56,6 +78,9 @@ class Order:
     world: int = 1
     drop_last: bool = False
     exact: bool = False
+    split: int = 1
+    joint: int = 1
+    window: int = WINDOW
 
     def __post_init__(self) -> None:
         if self.batch_size < 1 or not 0 <= self.rank < self.world or not self.sources:
@@ -65,8 +90,13 @@ class Order:
             _check_weights(self.weights, len(self.sources), self.exact)
         for source, slots in zip(self.sources, self.laps, strict=True):
             if slots == 0:
-                what = f"has {source.size} samples for {self.world} ranks"
+                what = f"has {source.size} samples for {self.parts} ranks"
                 raise ConfigError(f"data set '{source.name}'", what, "use fewer ranks, or leave the data set out")
+
+    @property
+    def parts(self) -> int:
+        """Into how many batches a slot is cut: the ranks of the run that it was made for."""
+        return self.world * self.split // self.joint
 
     @cached_property
     def laps(self) -> tuple[int, ...]:
@@ -81,37 +111,39 @@ class Order:
     def __len__(self) -> int:
         """Batches that this rank gets in an epoch."""
         if not self.exact:
-            return self.total
+            return self.total * self.split // self.joint
         span = self.batch_size * self.world
         rests = (source.size % span for source in self.sources if not source.stream)
         return self.total - sum(0 < rest <= self.rank for rest in rests)
 
     def slots(self, epoch: int, start: int = 0) -> Iterator[Slot]:
-        """The batches of this rank from slot `start` of an epoch on."""
+        """The batches of this rank from its turn `start` of an epoch on."""
         sources, parts, laps = self._row(epoch)
-        for number in range(start, self.total):
-            source, lap = int(sources[number]), int(laps[number])
-            indices = self._part(source, lap, int(parts[number]))
+        group, place = divmod(self.rank, self.world // self.joint)
+        for turn in range(start, self.total * self.split // self.joint):
+            number, piece = turn // self.split * self.joint + group, turn % self.split
+            source, lap, part = int(sources[number]), int(laps[number]), place * self.split + piece
+            indices = self._part(source, lap, int(parts[number]), part)
             if len(indices):
-                yield Slot(epoch, number, source, lap, tuple(indices.tolist()))
+                yield Slot(epoch, number, source, lap, tuple(indices.tolist()), turn, part)
 
     def seeds(self, slot: Slot) -> list[int]:
         """The seed of each sample's augmentation; for a data set it depends on sample and lap, not on batch or rank."""
         source = self.sources[slot.source]
-        lap = f"{slot.epoch}.{slot.number}.{self.rank}" if source.stream else str(slot.lap)
+        lap = f"{slot.epoch}.{slot.number}.{slot.part}" if source.stream else str(slot.lap)
         return [_hash(self.seed, source.name, lap, index, size=8) >> 1 for index in slot.indices]
 
     def spares(self, slot: Slot) -> tuple[int, ...]:
         """Samples of the slot's source to try where all of its own failed, in an order of the rank's own."""
         size = self.sources[slot.source].size
-        rng = generator(self.seed, "spare", slot.epoch, slot.number, self.rank)
+        rng = generator(self.seed, "spare", slot.epoch, slot.number, slot.part)
         return tuple(rng.integers(size, size=8 * self.batch_size).tolist())
 
     def _slots_of(self, source: Source) -> int:
-        full, rest = divmod(source.size, self.batch_size * self.world)
+        full, rest = divmod(source.size, self.batch_size * self.parts)
         if self.exact:
             return full + (rest > 0)
-        return full + (rest >= self.world and (full == 0 or not self.drop_last))
+        return full + (rest >= self.parts and (full == 0 or not self.drop_last))
 
     def _row(self, epoch: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Per slot of an epoch: source, number of the slot within its lap, lap."""
@@ -145,18 +177,32 @@ class Order:
     def _drawn(self) -> dict[int, np.ndarray]:
         return {0: np.zeros(len(self.sources), dtype=np.int64)}
 
-    def _part(self, number: int, lap: int, part: int) -> np.ndarray:
-        """Indices of this rank in one slot; for a stream only their count means something."""
-        source, span = self.sources[number], self.batch_size * self.world
+    def _part(self, number: int, lap: int, slot: int, part: int) -> np.ndarray:
+        """Indices of one part of one slot of a lap; for a stream only their count means something."""
+        source, span = self.sources[number], self.batch_size * self.parts
         if source.stream:
             return np.arange(self.batch_size)
-        first, last = part * span, min((part + 1) * span, source.size)
-        base, extra = divmod(last - first, self.world)
-        begin = first + self.rank * base + min(self.rank, extra)
-        end = begin + base + (self.rank < extra)
-        return (
-            permutation(self.seed, source.name, lap, source.size)[begin:end] if self.shuffle else np.arange(begin, end)
-        )
+        first, last = slot * span, min((slot + 1) * span, source.size)
+        base, extra = divmod(last - first, self.parts)
+        begin = first + part * base + min(part, extra)
+        end = begin + base + (part < extra)
+        return self._lap(number, lap)[begin:end] if self.shuffle else np.arange(begin, end)
+
+    def _lap(self, number: int, lap: int) -> np.ndarray:
+        """The order of a source's samples in one lap, int64 [size]; of each source the last one asked for is kept."""
+        known = self._orders.get(number)
+        if known is None or known[0] != lap:
+            source = self.sources[number]
+            found = permutation(self.seed, source.name, lap, source.size)
+            if source.lengths is not None:
+                rng = generator(self.seed, "lengths", source.name, lap)
+                found = grouped(found, source.lengths, self.batch_size * self.parts, self.window, rng)
+            self._orders[number] = known = (lap, found)
+        return known[1]
+
+    @cached_property
+    def _orders(self) -> dict[int, tuple[int, np.ndarray]]:
+        return {}
 
 
 def generator(seed: int, *words: str | int) -> np.random.Generator:
@@ -168,7 +214,6 @@ def _hash(*words: str | int, size: int) -> int:
     return int.from_bytes(blake2b("/".join(map(str, words)).encode(), digest_size=size).digest(), "little")
 
 
-@lru_cache(maxsize=16)
 def permutation(seed: int, name: str, lap: int, size: int) -> np.ndarray:
     """The order of a source's samples in one lap, int64 [size]."""
     return generator(seed, "samples", name, lap).permutation(size)

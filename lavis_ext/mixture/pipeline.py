@@ -97,7 +97,7 @@ class Pipeline:
         job = self._pending.popleft()
         name = self._name(job.slot)
         samples = self._collect(job)
-        if not samples and self.order.world > 1 and not self.order.exact:
+        if not samples and self.order.parts > 1 and not self.order.exact:
             samples = self._replace(job.slot)
         if not samples:
             return job.slot, None

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from lavis_ext.errors import ConfigError, IntegrityError
+from lavis_ext.models.ranks import part_like
 from lavis_ext.schema import ModelConfig
 from lavis_ext.types import Batch
 
@@ -16,8 +18,35 @@ NO_DECAY = ("bias", "ln", "bn", "LayerNorm")
 LISTED = 5
 
 
+@dataclass(frozen=True)
+class Outputs:
+    """What one forward pass yields for a loss, or for another model to learn from; a pair counts as 2 sequences.
+
+    N rows, of B inputs: N = B for a classifier, the tokens to predict for a language model. S tokens, H wide.
+    """
+
+    logits: Tensor
+    """[N, C]"""
+    hidden: tuple[Tensor, ...] | None = None
+    """[B, S, H] of the embeddings, then of each layer."""
+    attentions: tuple[Tensor, ...] | None = None
+    """[B, heads, S, S] of each layer: q·k / √d, before the mask and the softmax."""
+    mask: Tensor | None = None
+    """bool [B, S]: the tokens that can be seen under the view."""
+    valid: Tensor | None = None
+    """bool [N]: whether the row saw a single token under the view; None: all did."""
+    extra: dict[str, Tensor] = field(default_factory=dict)
+    """Logits of further heads, by name."""
+
+
 class Model(nn.Module):
     """A network under LAVIS' interface; parts that `freeze` was given take no gradient and never leave eval mode."""
+
+    views: tuple[str, ...] = ("full",)
+    """What `outputs` can be asked for: the whole input, or one modality of it."""
+
+    compares_samples: bool = False
+    """Whether the loss of a sample depends on the others of its batch and of other ranks, as where they contrast."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -30,7 +59,25 @@ class Model(nn.Module):
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """A batch → named scalars; `loss` is the one to minimise."""
-        raise NotImplementedError
+        return self.losses(self.outputs(batch), batch)
+
+    def outputs(self, batch: Batch, view: str = "full", hidden: bool = False, attentions: bool = False) -> Outputs:
+        """One forward pass under the mask of a view; hidden states and attention scores where they are asked for.
+
+        Raises ConfigError: a model that is to be distilled defines this, `losses` and `encoder_layers`.
+        """
+        raise self._opaque()
+
+    def losses(self, outputs: Outputs, batch: Batch) -> dict[str, Tensor]:
+        """The losses of a full view against the targets of its batch; `loss` is the one to minimise."""
+        raise self._opaque()
+
+    def encoder_layers(self) -> nn.ModuleList:
+        """The layers that a smaller model is mapped to, the lowest first."""
+        raise self._opaque()
+
+    def _opaque(self) -> ConfigError:
+        return ConfigError("model.arch", f"a {type(self).__name__} cannot be distilled", "name one that can, as oscar")
 
     @property
     def device(self) -> torch.device:
@@ -117,7 +164,7 @@ def fit(where: str, mine: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> 
         raise IntegrityError(where, what, "take a checkpoint from before the loss broke")
     with torch.no_grad():
         for name, tensor in state.items():
-            mine[name].copy_(tensor)
+            mine[name].copy_(part_like(mine[name], tensor))
 
 
 def listed(names: Iterable[str]) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -24,15 +25,15 @@ class Blip2T5(Blip2Language):
     language = "t5"
     language_key = "t5_model"
 
-    def forward(self, batch: Batch) -> dict[str, Tensor]:
-        """`image` [B,3,S,S], `text_input`[, `text_output`] (lists of B) → `loss`: mean cross entropy of the output."""
+    reads_its_own = False
+
+    def _learn(self, batch: Batch) -> tuple[Any, Tensor]:
         images = self._images(batch)
         split = "text_output" in batch
         read = list(batch["text_input"]) if split else [self.prompt] * len(images)
         tokens = self.asking_tokens(read).to(images.device)
         labels = self.targets(batch["text_output" if split else "text_input"]).to(images.device)
-        out = self.net(images, tokens.input_ids, tokens.attention_mask, labels=labels, use_cache=False)
-        return {"loss": out.loss}
+        return self.net(images, tokens.input_ids, tokens.attention_mask, labels=labels, use_cache=False), labels
 
     def asking_tokens(self, prompts: Sequence[str]) -> Tokens:
         """Image places, prompt, closing token; pads at the end, where relative positions do not see them."""

@@ -6,17 +6,19 @@ from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lavis_ext.errors import ConfigError
 from lavis_ext.metrics.lemmas import lemmatize
 from lavis_ext.models.assemble import assemble
-from lavis_ext.models.base import Model
+from lavis_ext.models.base import Model, Outputs
 from lavis_ext.models.lora import adapter_parts, add_adapters, release
 from lavis_ext.models.network import DTYPES, add_image_token, check_config, recompute
 from lavis_ext.models.ranking import rank, read
 from lavis_ext.models.search import Search
 from lavis_ext.models.text import (
+    IGNORED,
     Prompter,
     Tokens,
     learns_output_only,
@@ -39,6 +41,8 @@ class Blip2Language(Model):
     language: ClassVar[str]
     language_key: ClassVar[str]
     prompter: ClassVar[type[Prompter]] = Prompter
+    reads_its_own: ClassVar[bool] = True
+    """Whether a label stands where its token is read, one place behind the logits that foretell it."""
 
     def __init__(self, config: ModelConfig, network: Any, tokenizer: Any) -> None:
         super().__init__()
@@ -61,7 +65,7 @@ class Blip2Language(Model):
 
     @classmethod
     def from_config(cls, config: ModelConfig) -> Blip2Language:
-        """From `pretrained` (folder or hub name), or from scratch by `sizes`; then parts and `finetuned` over it.
+        """From `pretrained` (folder or hub name), or from scratch by `sizes`; then `finetuned` and parts over it.
 
         Where `pretrained` has a language model of another kind, its visual parts are put before that of the `*_model`
         key (VPGTrans' transfer). Random weights follow torch's global seed. Raises ConfigError, NetworkError or
@@ -74,13 +78,13 @@ class Blip2Language(Model):
         return model
 
     def load_parts(self, config: ModelConfig) -> None:
-        """Put `qformer_weight_path`, `proj_weight_path` (VPGTrans' keys) and `finetuned` over the weights."""
+        """Put `finetuned` over the weights, and then the parts that `qformer_weight_path`, `proj_weight_path` name."""
+        if config.load_finetuned and config.finetuned:
+            load_over(self, config.finetuned, "model.finetuned")
         for key in ("qformer_weight_path", "proj_weight_path"):
             if path := getattr(config, key):
                 state, prefixes = parts_of(path, f"model.{key}")
                 self.load_part(state, prefixes, f"model.{key} {path}")
-        if config.load_finetuned and config.finetuned:
-            load_over(self, config.finetuned, "model.finetuned")
 
     def train(self, mode: bool = True) -> Blip2Language:
         """As every model's; adapters of the frozen language model train (they have a dropout)."""
@@ -94,12 +98,37 @@ class Blip2Language(Model):
 
         With `learn: text_output` the tokens of `text_input` are read and not learnt, else those of `prompt`.
         """
+        return {"loss": self._learn(batch)[0].loss}
+
+    def outputs(self, batch: Batch, view: str = "full", hidden: bool = False, attentions: bool = False) -> Outputs:
+        """One forward pass: logits [N, V] of the N tokens to learn, row by row; `extra` holds them as `labels`.
+
+        Raises ConfigError for another view, and where more than logits is asked for.
+        """
+        if view != "full" or hidden or attentions:
+            what = f"a {type(self).__name__} gives the logits of the full view, and no more"
+            raise ConfigError("run.distill.terms", what, "use vanilla_kd, soft_ce or akd")
+        found, labels = self._learn(batch)
+        logits, wanted = (found.logits[:, :-1], labels[:, 1:]) if self.reads_its_own else (found.logits, labels)
+        learnt = wanted != IGNORED
+        return Outputs(logits[learnt], extra={"labels": wanted[learnt]})
+
+    def losses(self, outputs: Outputs, batch: Batch) -> dict[str, Tensor]:
+        """`loss`: the same mean cross entropy."""
+        return {"loss": F.cross_entropy(outputs.logits.float(), outputs.extra["labels"])}
+
+    def encoder_layers(self) -> nn.ModuleList:
+        """The layers of the Q-Former, the lowest first."""
+        layers: nn.ModuleList = self.net.qformer.encoder.layer
+        return layers
+
+    def _learn(self, batch: Batch) -> tuple[Any, Tensor]:
+        """transformers' output for a batch, and the labels [B, L] that it was given."""
         images = self._images(batch)
         tokens, unlearnt = self.learning_tokens(batch)
         labels = self.text.labels(tokens, unlearnt).to(images.device)
         tokens = tokens.to(images.device)
-        out = self.net(images, tokens.input_ids, tokens.attention_mask, labels=labels, use_cache=False)
-        return {"loss": out.loss}
+        return self.net(images, tokens.input_ids, tokens.attention_mask, labels=labels, use_cache=False), labels
 
     def learning_tokens(self, batch: Batch) -> tuple[Tokens, int | list[int]]:
         """The tokens of a batch, and how many at the start of each text are not to be learnt."""

@@ -53,6 +53,15 @@ def release(language_model: nn.Module) -> None:
         part.float().requires_grad_(True)
 
 
+def merge_adapters(language_model: nn.Module) -> None:
+    """Put what the adapters learnt into the layers beside them, and take the adapters out; in place."""
+    for name, module in list(language_model.named_modules()):
+        if hasattr(module, "base_layer") and hasattr(module, "merge"):
+            module.merge()
+            parent, _, last = name.rpartition(".")
+            setattr(language_model.get_submodule(parent), last, module.get_base_layer())
+
+
 def fit_names(state: Mapping[str, Tensor], mine: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """A checkpoint from before there were adapters, for a model with them: base layers renamed, adapters left alone.
 

@@ -32,3 +32,16 @@ class Blip2Matching(Blip2):
             raise ConfigError("match_head", f"'{match_head}' is not offered", "choose itm or itc")
         images = F.normalize(self.net.vision_projection(self.ask(self.see(batch))), dim=-1)
         return objectives.similarities(images, self.project_text(self.read(texts)[:, 0]))
+
+    def predict(self, samples: Batch) -> dict[str, Tensor]:
+        """`predictions` [B, 2] (no match, match) and `targets`, the `label` of the samples: classification by match.
+
+        Raises ConfigError for pictures in pairs and for classes beyond these two.
+        """
+        if "image" not in samples:
+            raise ConfigError("model.arch", "matches one picture with a text, the samples have pairs", "name another")
+        labels = samples.get("label")
+        if labels is not None and any(int(label) > 1 for label in labels if label is not None):
+            raise ConfigError("model.arch", "knows two classes, the samples have more", "name another")
+        found = {"predictions": self(samples, match_head="itm")}
+        return found if labels is None else {**found, "targets": labels}

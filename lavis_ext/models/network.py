@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from lavis_ext.errors import ConfigError
 from lavis_ext.metrics.lemmas import load_lemmatizer
+from lavis_ext.models import clip_tower
 from lavis_ext.schema import ModelConfig
 
 IMAGE_TOKEN = "<image>"  # noqa: S105
@@ -21,6 +22,10 @@ DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
 
 LANGUAGE_KEYS = ("opt_model", "t5_model", "llama_model")
 STAGE1_KEYS = ("bert_model",)
+OSCAR_KEYS = (
+    *("head", "num_labels", "loss_type", "classifier", "use_pair", "use_img_layernorm", "num_hidden_layers", "layers"),
+    *("label_smoothing", "drop_worst_ratio", "freeze_embedding", "num_contrast_classes"),
+)
 STAGE2_KEYS = ("only_proj", "lora", "qformer_weight_path", "proj_weight_path", "apply_lemmatizer", "prompt")
 
 
@@ -41,11 +46,14 @@ def check_config(config: ModelConfig, language_key: str | None) -> None:
     unused = [
         key for key in ("drop_path_rate", *LANGUAGE_KEYS, *others) if key != language_key and getattr(config, key)
     ]
+    plain = ModelConfig(arch=config.arch, model_type=config.model_type)
+    unused += [key for key in OSCAR_KEYS if getattr(config, key) != getattr(plain, key)]
     if unused:
         raise ConfigError(f"model.{unused[0]}", f"is not offered by {config.arch}", "remove the key")
-    if config.vit_model != "eva_clip_g":
-        what = f"'{config.vit_model}' is not published in transformers' form"
-        raise ConfigError("model.vit_model", what, "write eva_clip_g")
+    if config.vit_model == "clip_L" and config.load_pretrained and config.pretrained:
+        what = "clip_L is not published in transformers' form"
+        way_out = "give model.sizes in place of model.pretrained, and the weights as model.finetuned"
+        raise ConfigError("model.vit_model", what, way_out)
     if config.apply_lemmatizer:
         load_lemmatizer()
 
@@ -59,12 +67,14 @@ def build_network(config: ModelConfig, tokenizer: Any, language: str) -> Any:
     first = {"decoder_start_token_id": ends["pad_token_id"]} if language == "t5" else {}
     own = config.sizes.get("text_config", {})
     settings = blip2_config(config, {"model_type": language, "vocab_size": len(tokenizer), **ends, **first, **own})
-    return initialised(transformers.Blip2ForConditionalGeneration, settings)
+    return initialised(transformers.Blip2ForConditionalGeneration, settings, config)
 
 
 def blip2_config(config: ModelConfig, text: dict[str, Any] | None = None) -> Any:
     """transformers' configuration by `sizes`; raises ConfigError for sizes that cannot be."""
-    vision = {"image_size": config.image_size, "initializer_range": 0.02, **config.sizes.get("vision_config", {})}
+    tower = clip_tower.SIZES if config.vit_model == "clip_L" else {}
+    given = config.sizes.get("vision_config", {})
+    vision = {"image_size": config.image_size, "initializer_range": 0.02, **tower, **given}
     with told_of_sizes():
         return transformers.Blip2Config(
             vision_config=vision,
@@ -91,16 +101,16 @@ def build_retriever(settings: Any, words: int, pad: int | None, config: ModelCon
     queries = settings.qformer_config
     queries.use_qformer_text_input, queries.vocab_size, queries.pad_token_id = True, words, pad
     queries.cross_attention_frequency = config.cross_attention_freq
-    return initialised(transformers.Blip2ForImageTextRetrieval, settings)
+    return initialised(transformers.Blip2ForImageTextRetrieval, settings, config)
 
 
-def initialised(kind: Any, settings: Any) -> Any:
-    """A network with random weights; raises ConfigError for sizes that cannot be."""
+def initialised(kind: Any, settings: Any, config: ModelConfig) -> Any:
+    """A network with random weights and the tower of `vit_model`; raises ConfigError for sizes that cannot be."""
     with told_of_sizes():
         network = kind(settings)
     # transformers leaves the queries at zero, where all of them would stay the same for ever
     nn.init.normal_(network.query_tokens, std=settings.qformer_config.initializer_range)
-    return network
+    return clip_tower.add_pre_norm(network) if config.vit_model == "clip_L" else network
 
 
 @contextmanager

@@ -15,6 +15,23 @@ def world() -> tuple[int, int]:
     return (dist.get_rank(), dist.get_world_size()) if ready else (0, 1)
 
 
+def whole(tensor: Tensor) -> Tensor:
+    """A tensor of which each rank holds a part, whole; any other as it is. All ranks must ask."""
+    gathered: Tensor = tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
+    return gathered
+
+
+def part_like(like: Tensor, tensor: Tensor) -> Tensor:
+    """A whole tensor, or this rank's part of it where `like` is but a part; on its device and of its kind."""
+    if not hasattr(like, "device_mesh"):
+        return tensor
+    from torch.distributed.tensor import distribute_tensor
+
+    moved = tensor.to(device=like.device, dtype=like.dtype)
+    placed: Any = like
+    return distribute_tensor(moved, placed.device_mesh, placed.placements, src_data_rank=None)
+
+
 def gather_rows(rows: Tensor) -> Tensor:
     """[n, …] of each rank → [Σn, …] in the order of ranks, on every rank; n may differ.
 

@@ -25,7 +25,10 @@ from lavis_ext.models.network import (
     recompute,
 )
 from lavis_ext.models.ranks import gather_rows, world
+from lavis_ext.models.search import Search
+from lavis_ext.models.text import prompts_of
 from lavis_ext.models.weights import load_over
+from lavis_ext.models.writing import write
 from lavis_ext.registry import models
 from lavis_ext.schema import ModelConfig
 from lavis_ext.types import Batch
@@ -79,6 +82,8 @@ class Blip2(Model):
     `net` is transformers' Blip2ForImageTextRetrieval, which has no losses and no word head: `temp` and `lm_head` are
     ours. Across ranks images and texts are contrasted and matched with those of all.
     """
+
+    compares_samples = True
 
     def __init__(self, config: ModelConfig, network: Any, tokenizer: Any) -> None:
         super().__init__()
@@ -190,6 +195,32 @@ class Blip2(Model):
     def project_text(self, read: Tensor) -> Tensor:
         """[…, C] → normalised [… , D]."""
         return F.normalize(self.net.text_projection(read), dim=-1)
+
+    @torch.no_grad()
+    def generate(
+        self,
+        samples: Batch,
+        use_nucleus_sampling: bool = False,
+        num_beams: int = 3,
+        max_length: int = 30,
+        min_length: int = 10,
+        top_p: float = 0.9,
+        repetition_penalty: float = 1.0,
+        length_penalty: float = 1.0,
+        num_captions: int = 1,
+        temperature: float = 1.0,
+    ) -> list[str]:
+        """Captions of `image` [B,3,S,S] from the word head, `num_captions` each and in order (LAVIS' Blip2Qformer).
+
+        As there, lengths count the opening token, and nucleus sampling has one beam. Raises ConfigError for a prompt.
+        """
+        if any(prompts_of(samples, "")):
+            raise ConfigError("run.prompt", "the first stage writes without a prompt", "remove it")
+        beams = 1 if use_nucleus_sampling else num_beams
+        lengths = (beams, max_length - 1, max(min_length - 1, 0))
+        penalties = (repetition_penalty, length_penalty)
+        search = Search(*lengths, *penalties, num_captions, use_nucleus_sampling, top_p, temperature)
+        return write(self, self.see(samples), search)
 
     @torch.no_grad()
     def extract_features(self, samples: Batch, mode: Mode = "multimodal") -> Features:

@@ -12,6 +12,7 @@ Here `net.` is transformers' network; stage 1 has `temp` and `lm_head.` beside i
     Qformer.bert.encoder.layer.N.{attention,crossattention}.self.*    net.qformer.encoder.layer.N.….attention.*
     {opt,t5,llama}_proj.*                                       net.language_projection.*
     {opt,t5,llama}_model.*                                      net.language_model.*
+    a CLIP tower                                                see clip_tower
     vision_proj.*, text_proj.*, itm_head.*, temp                net.vision_projection.*, …, temp      (stage 1)
     Qformer.cls.predictions.transform.{dense,LayerNorm}.*, .bias      lm_head.{dense,norm}.*, .bias   (stage 1)
 """
@@ -25,6 +26,7 @@ import torch
 from torch import Tensor
 
 from lavis_ext.errors import IntegrityError
+from lavis_ext.models.clip_tower import from_clip, to_clip
 
 Tensors = dict[str, Tensor]
 OURS = ("net.", "lm_head.", "temp")
@@ -71,12 +73,13 @@ def translate(state: Mapping[str, Tensor], where: str = "checkpoint") -> Tensors
     """
     if any(name.startswith("net.") for name in state):
         return dict(state)
+    tower, state = from_clip(state)
     found = {_ours(name): tensor for name, tensor in state.items() if _is_plain(name)}
     if "" in found:
         unknown = [name for name in state if _is_plain(name) and not _ours(name)]
         what = f"{len(unknown)} names that no BLIP-2 of LAVIS has: {', '.join(sorted(unknown)[:5])}"
-        raise IntegrityError(where, what, "name a BLIP-2 checkpoint with an EVA-CLIP tower")
-    return {**found, **_joined_biases(state, where)}
+        raise IntegrityError(where, what, "name a checkpoint of BLIP-2")
+    return {**tower, **found, **_joined_biases(state, where)}
 
 
 def to_upstream(state: Mapping[str, Tensor], language: str = "opt") -> Tensors:
@@ -84,7 +87,7 @@ def to_upstream(state: Mapping[str, Tensor], language: str = "opt") -> Tensors:
 
     Raises IntegrityError for names that have no counterpart.
     """
-    found: Tensors = {}
+    found, state = to_clip(state)
     for name, tensor in state.items():
         if layer := re.match(r"^net\.vision_model\.encoder\.layers\.(\d+)\.self_attn\.qkv\.bias$", name):
             queries, _, values = tensor.chunk(3)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from pathlib import Path
 from pickle import UnpicklingError
@@ -16,6 +17,7 @@ from lavis_ext.models.base import Model
 from lavis_ext.models.lora import fit_names
 from lavis_ext.models.upstream import STAGE1_ONLY, to_upstream, translate
 
+log = logging.getLogger(__name__)
 Tensors = dict[str, Tensor]
 QFORMER_PARTS = ("net.query_tokens", "net.vision_model.post_layernorm.", "net.qformer.")
 PROJECTION = ("net.language_projection.",)
@@ -39,7 +41,12 @@ def read_checkpoint(path: str, key: str) -> Tensors:
         return {f"net.{name}": tensor for name, tensor in state.items()} if (place / "config.json").is_file() else state
     if not place.is_file():
         raise ConfigError(f"{key} {place}", "no such file or folder", "check the path")
-    return _read_safetensors(place, key) if place.suffix == ".safetensors" else _read_pickled(place, key)
+    return read_tensors(place, key)
+
+
+def read_tensors(path: Path, key: str) -> Tensors:
+    """The tensors of one file, `.safetensors` or pickled; raises IntegrityError or UnsafeError that names `key`."""
+    return _read_safetensors(path, key) if path.suffix == ".safetensors" else _read_pickled(path, key)
 
 
 def _read_safetensors(path: Path, key: str) -> Tensors:
@@ -84,9 +91,17 @@ def load_over(model: Model, path: str, key: str) -> None:
     What only the first stage uses is passed over by a model of the second.
     """
     state = translate(read_checkpoint(path, key), f"{key} {path}")
+    if random_tower(model) and not any(name.startswith(TOWER) for name in state):
+        log.warning("%s holds no vision tower, and nothing else names one: it stays random", path)
     mine = model.state_dict()
     state = fit_names(state, mine)
     model.load_trainable_state({n: t for n, t in state.items() if n in mine or not STAGE1_ONLY.match(n)})
+
+
+def random_tower(model: Model) -> bool:
+    """Whether the vision tower of a model was made from sizes."""
+    config = getattr(model, "config", None)
+    return bool(hasattr(model, "net") and config and not (config.load_pretrained and config.pretrained))
 
 
 def write_upstream(model: Model, path: Path, language: str = "opt") -> None:
@@ -94,7 +109,12 @@ def write_upstream(model: Model, path: Path, language: str = "opt") -> None:
 
     `language` is what its projection is named after there: `opt`, `t5` or `llama`.
     """
-    state = {name: tensor.detach().cpu() for name, tensor in to_upstream(model.trainable_state(), language).items()}
+    save_upstream(to_upstream(model.trainable_state(), language), path)
+
+
+def save_upstream(tensors: Mapping[str, Tensor], path: Path) -> None:
+    """Write `{"model": tensors}` whole or not at all; raises DiskError."""
+    state = {name: tensor.detach().cpu() for name, tensor in tensors.items()}
     part = path.with_name(f".{path.name}.part")
     try:
         torch.save({"model": state}, part)

@@ -50,6 +50,8 @@ class Account:
         if listed is not None:
             state = replace(state, samples=listed.samples, expected=listed.expected, present=listed.present)
             return replace(state, verified=listed.error is None)
+        if one.dataset.data_type == "features":
+            return replace(state, samples=self._counted(one.dataset, split, SplitCounts() if subset else counts))
         rows = self._rows(one.dataset, split)
         if rows is None:
             return state if one.dataset.build_info.annotations else replace(state, samples=counts.samples)
@@ -58,6 +60,14 @@ class Account:
         lost = tuple(name for name in names if there.find(name) is None)
         there_are = len(names) - len(lost)
         return replace(state, samples=len(rows), expected=len(names), present=there_are, names=lost)
+
+    def _counted(self, dataset: DatasetConfig, split: str, counts: SplitCounts) -> int | None:
+        """The samples of a split on region features: its records where they are JSON, else what the card counts."""
+        paths = [self._root / path for path in self._cards.annotation_paths(dataset, split)]
+        if not all(path.is_file() for path in paths):
+            return None
+        rows = self._rows(dataset, split) if all(path.suffix in (".json", ".jsonl") for path in paths) else None
+        return counts.samples if rows is None else len(rows)
 
     def _list_of(self, dataset: DatasetConfig, split: str) -> ListAccount | None:
         """What is told of shards that were made from a list, None where the split has none (yet)."""

@@ -92,10 +92,11 @@ def _lines(need: Need, contents: Contents) -> list[str]:
     nested = need.artifact.folder.nested if need.artifact.folder else {}
     taken = f"{need.title}: the {len(contents.files)} files that lie there are taken; nobody says that they are all"
     told = [taken] if contents.origin == "disk" else []
+    home = need.artifact.family or need.card.family
     for place, name in nested.items():
         inner = need.card.artifacts.get(name)
         size = f" (about {human(inner.about)})" if inner and inner.about else ""
-        told.append(f"{need.title}: {place}/{size} lies in it and is left out; ask for {need.card.family}/{name}")
+        told.append(f"{need.title}: {place}/{size} lies in it and is left out; ask for {home}/{name}")
     return told
 
 

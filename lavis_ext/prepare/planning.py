@@ -24,6 +24,8 @@ RESERVE_SHARE = 0.1
 Action = Literal["keep", "check", "unpack", "ranges", "fetch", "refuse"]
 TEXT_GROWTH, IMAGE_GROWTH = 8.0, 1.05
 """What archives of annotations and of images unpack to, as multiples, where the card does not say."""
+MANY_FILES = 1000
+"""An archive of more files than these is one of images, also where it is named for itself."""
 PICTURE_BYTES = 150_000
 """About what a photograph takes, where the card does not say how many there are."""
 DIRECTORY_BYTES = 120
@@ -217,7 +219,8 @@ def unpacked_bytes(need: Need, transfer: Transfer) -> int:
     subset = transfer.sources[0].equivalence == "subset"
     if need.artifact.unpacked_bytes is not None and not subset:
         return need.artifact.unpacked_bytes
-    return int((transfer.size or 0) * (IMAGE_GROWTH if need.images else TEXT_GROWTH))
+    pictures = need.images or (need.artifact.unpacked_files or 0) > MANY_FILES
+    return int((transfer.size or 0) * (IMAGE_GROWTH if pictures else TEXT_GROWTH))
 
 
 def _plan_archive(root: Path, need: Need, found: Found, transfer: Transfer) -> PlanItem:

@@ -76,7 +76,8 @@ class SplitState:
     def line(self) -> str:
         """`coco_caption/val: 5000 samples, 5000 of 5000 images, verified`."""
         pictures = "" if self.expected is None else f", {self.present} of {self.expected} images"
-        count = "no annotations" if self.samples is None else f"{self.samples} samples"
+        absent = "samples not counted" if self.verified else "no annotations"
+        count = absent if self.samples is None else f"{self.samples} samples"
         return f"{self.dataset}/{self.split}: {count}{pictures}, {self.state}"
 
 

@@ -174,8 +174,9 @@ def _chosen(cards: Cards, names: list[str], splits: Sequence[str] | None) -> lis
 
 
 def _is_meant(dataset: DatasetConfig, name: str) -> bool:
-    """Whether a name means this config type: one that is prepared on request only must be named."""
-    return not dataset.on_request or name == f"{dataset.name}[{dataset.type}]"
+    """Whether a name means this config type: one that is prepared on request only must be named, not its family."""
+    named = (f"{dataset.name}[{dataset.type}]", dataset.name if dataset.type == "default" else None)
+    return not dataset.on_request or name in named
 
 
 def _in_form(cards: Cards, one: Chosen, prefers: Preference) -> Chosen:

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, overload
 import pyarrow as pa
 
 from lavis_ext.errors import ConfigError, DiskError
-from lavis_ext.readers.joined import Joined, files_of
+from lavis_ext.readers.joined import Source, files_of
 from lavis_ext.readers.parse import Row, parse_rows
 from lavis_ext.readers.table import BATCH_ROWS, META, Columns, columns_of, decode_row, encode_rows
 
@@ -44,6 +44,10 @@ class Table:
         batch, offset = divmod(index, BATCH_ROWS)
         return decode_row(self.columns[batch], offset)
 
+    def lists(self, name: str) -> bool:
+        """Whether a column is there and holds lists of one type."""
+        return name in self.marks and all(pa.types.is_list(batch.column(name).type) for batch in self.batches)
+
     @cached_property
     def columns(self) -> list[Columns]:
         """The columns of each batch."""
@@ -57,8 +61,8 @@ class Annotations(Sequence[Row]):
     share one page cache. `limit` keeps the first rows only. Pickling carries the paths, not the rows.
     """
 
-    def __init__(self, paths: Iterable[str | Path | Joined], limit: int | None = None) -> None:
-        self.sources = tuple(path if isinstance(path, Joined) else Path(path) for path in paths)
+    def __init__(self, paths: Iterable[str | Path | Source], limit: int | None = None) -> None:
+        self.sources = tuple(Path(path) if isinstance(path, (str, Path)) else path for path in paths)
         self.paths, self.limit = tuple(file for source in self.sources for file in files_of(source)), limit
         self._tables = [open_table(source) for source in self.sources]
         self._stops = list(accumulate(table.rows for table in self._tables))
@@ -116,6 +120,34 @@ class Annotations(Sequence[Row]):
             values += [v if v is None else json.loads(v) for v in parts] if mark == "json" else parts
         return values[: len(self)]
 
+    def lengths(self, name: str) -> np.ndarray:
+        """int64 [len]: how many items the list under one key has in each row, 0 where there is none."""
+        import numpy as np
+        import pyarrow.compute as pc
+
+        if not self.has(name):
+            return np.zeros(len(self), np.int64)
+        if any(table.rows and not table.lists(name) for table in self._tables):
+            return np.array([len(v) if isinstance(v, list) else 0 for v in self.column(name)], np.int64)
+        columns = [batch.column(name) for table in self._tables for batch in table.batches]
+        counts = pc.fill_null(pc.list_value_length(pa.chunked_array(columns)), 0)
+        found: np.ndarray = counts.to_numpy().astype(np.int64)[: len(self)]
+        return found
+
+    def words(self, name: str) -> np.ndarray:
+        """int64 [len]: how many words the text under one key has in each row, by its spaces and semicolons.
+
+        An empty text counts as one, 0 is where there is no text; what is kept as JSON counts as it is written.
+        """
+        import numpy as np
+
+        parts = [
+            _words(batch.column(name)) if name in table.marks else np.zeros(batch.num_rows, np.int64)
+            for table in self._tables
+            for batch in table.batches
+        ]
+        return np.concatenate([np.zeros(0, np.int64), *parts])[: len(self)]
+
     def codes(self, name: str) -> np.ndarray:
         """int64 [len]: 0, 1, 2 … per distinct value, in order of first appearance (LAVIS' running `image_id`)."""
         import numpy as np
@@ -128,7 +160,7 @@ class Annotations(Sequence[Row]):
         return codes
 
 
-def open_table(source: Path | Joined) -> Table:
+def open_table(source: Path | Source) -> Table:
     """Map the Arrow copy of annotations, writing it first where it is missing, outdated or unreadable.
 
     Raises ConfigError if the file is not there, IntegrityError if it cannot be parsed, DiskError if no copy can be
@@ -146,11 +178,11 @@ def open_table(source: Path | Joined) -> Table:
         if table is not None:
             return table
     log.info("converting %s once; later runs map the copy", source)
-    rows = source.parse() if isinstance(source, Joined) else parse_rows(source)
+    rows = parse_rows(source) if isinstance(source, Path) else source.parse()
     return _write_first(places, rows, stamp)
 
 
-def cache_places(source: Path | Joined) -> list[Path]:
+def cache_places(source: Path | Source) -> list[Path]:
     """Where the Arrow copy of annotations may lie: beside them under `.lavis_ext/`, in the user's cache, in temp."""
     absolute = files_of(source)[0].absolute()
     whole = f"{absolute.parent}/{source.name}"
@@ -160,7 +192,7 @@ def cache_places(source: Path | Joined) -> list[Path]:
     return [absolute.parent / FOLDER / f"{source.name}.arrow", user / name, spare / name]
 
 
-def _stamp(source: Path | Joined) -> dict[str, int]:
+def _stamp(source: Path | Source) -> dict[str, int]:
     found = [file.stat() for file in files_of(source)]
     sums = {"size": sum(one.st_size for one in found), "mtime_ns": sum(one.st_mtime_ns for one in found)}
     return {"format": FORMAT, **sums}
@@ -214,6 +246,17 @@ def _write_copy(place: Path, rows: list[Row], stamp: dict[str, int]) -> None:
         with contextlib.suppress(OSError):
             Path(temporary).unlink()
         raise
+
+
+def _words(column: pa.Array) -> np.ndarray:
+    import numpy as np
+    import pyarrow.compute as pc
+
+    if not pa.types.is_string(column.type):
+        return np.zeros(len(column), np.int64)
+    signs = pc.add(*(pc.count_substring(column, sign) for sign in " ;"))
+    found: np.ndarray = pc.fill_null(pc.add(signs, 1), 0).to_numpy(zero_copy_only=False).astype(np.int64)
+    return found
 
 
 def _running_codes(values: Iterable[Any]) -> Iterator[int]:

@@ -93,6 +93,14 @@ class FaultLog:
             for key, t in state.items()
         }
 
+    def add(self, state: Mapping[str, Any]) -> None:
+        """Add the counts of another `state_dict()` to these."""
+        for key, more in state.items():
+            tally = self.tallies.setdefault(key, Tally())
+            tally.seen += more["seen"]
+            tally.reasons.update(more["reasons"])
+            tally.first = [*tally.first, *more["first"]][: self.keep]
+
     def _tally(self, dataset: str, split: str) -> Tally:
         return self.tallies.setdefault(f"{dataset}/{split}", Tally())
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from lavis_ext.errors import IntegrityError
 from lavis_ext.readers.parse import REFETCH, Row, parse_rows
@@ -13,6 +13,21 @@ from lavis_ext.readers.parse import REFETCH, Row, parse_rows
 HEAD = 1 << 16
 _SUBTYPE = re.compile(rb'"data_subtype"\s*:\s*"([\w-]+)"')
 _NAMED = re.compile(r"(?:train|val)20\d\d|test(?:-dev)?20\d\d")
+
+
+class Source(Protocol):
+    """What rows are made from where one file alone does not tell them; picklable."""
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """The files, that which names the rows first."""
+
+    @property
+    def name(self) -> str:
+        """One name for all."""
+
+    def parse(self) -> list[Row]:
+        """All rows; raises IntegrityError."""
 
 
 @dataclass(frozen=True)
@@ -52,9 +67,9 @@ class Joined:
         return [{**row, **_answers(answers[row["question_id"]], self.answers)} for row in rows]
 
 
-def files_of(source: Path | Joined) -> tuple[Path, ...]:
+def files_of(source: Path | Source) -> tuple[Path, ...]:
     """The files that rows are made from."""
-    return source.files if isinstance(source, Joined) else (source,)
+    return (source,) if isinstance(source, Path) else source.files
 
 
 def subtype_of(path: Path) -> str | None:

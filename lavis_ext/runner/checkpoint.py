@@ -23,6 +23,7 @@ from torch import Tensor
 from lavis_ext.errors import IntegrityError
 from lavis_ext.files import flush_file, flush_folder, sha256_of
 from lavis_ext.models.base import Model
+from lavis_ext.models.ranks import whole
 from lavis_ext.runner.files import disk_errors, write_json
 from lavis_ext.runner.state import pack, unpack
 
@@ -41,18 +42,32 @@ class Checkpoint:
     state: dict[str, Any]
 
 
-def model_tensors(model: Model) -> dict[str, Tensor]:
-    """Copies on the CPU of what `model.trainable_state()` says must be kept."""
-    return {name: tensor.detach().contiguous().cpu().clone() for name, tensor in model.trainable_state().items()}
+def model_tensors(model: Model, keep: bool = True) -> dict[str, Tensor]:
+    """Copies on the CPU of what `model.trainable_state()` says must be kept; {} unless `keep`.
+
+    Where parameters are shared out over ranks all of them must ask.
+    """
+    tensors = ((name, whole(tensor.detach())) for name, tensor in model.trainable_state().items())
+    return {name: tensor.contiguous().cpu().clone() for name, tensor in tensors if keep}
 
 
-def save(job_dir: Path, step: int, model: Mapping[str, Tensor], state: Mapping[str, Any], best: bool = False) -> Path:
-    """Write `checkpoint_<step>` and point `latest.json` (and `best.json`) to it; a DiskError leaves the old ones."""
+def save(
+    job_dir: Path,
+    step: int,
+    model: Mapping[str, Tensor],
+    state: Mapping[str, Any],
+    best: bool = False,
+    beside: Mapping[str, Any] | None = None,
+) -> Path:
+    """Write `checkpoint_<step>` and point `latest.json` (and `best.json`) to it; a DiskError leaves the old ones.
+
+    `beside` are further files by name, as JSON values: what the weights are of no use without.
+    """
     final = job_dir / f"checkpoint_{step}"
     part = job_dir / f".{final.name}.part"
     try:
         with disk_errors(final):
-            _write_folder(part, model, state)
+            _write_folder(part, model, state, beside or {})
             _publish(part, final)
     finally:
         shutil.rmtree(part, ignore_errors=True)
@@ -63,7 +78,9 @@ def save(job_dir: Path, step: int, model: Mapping[str, Tensor], state: Mapping[s
     return final
 
 
-def _write_folder(folder: Path, model: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:
+def _write_folder(
+    folder: Path, model: Mapping[str, Tensor], state: Mapping[str, Any], beside: Mapping[str, Any]
+) -> None:
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     tensors: dict[str, Tensor] = {}
@@ -73,10 +90,11 @@ def _write_folder(folder: Path, model: Mapping[str, Tensor], state: Mapping[str,
         save_file(tensors, folder / TENSORS)
     except SafetensorError as error:  # what its writer makes of a full disk
         raise OSError(str(error)) from error
-    (folder / STATE).write_text(json.dumps(packed, ensure_ascii=False), encoding="utf-8")
+    for name, value in {STATE: packed, **beside}.items():
+        (folder / name).write_text(json.dumps(value, ensure_ascii=False), encoding="utf-8")
     files = {
         name: {"size": (folder / name).stat().st_size, "sha256": sha256_of(folder / name)}
-        for name in (MODEL, TENSORS, STATE)
+        for name in (MODEL, TENSORS, STATE, *beside)
     }
     for name in files:
         flush_file(folder / name)

@@ -13,24 +13,35 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState, PartialState
-from accelerate.utils import DistributedDataParallelKwargs
+from accelerate.utils import DistributedDataParallelKwargs, GradientAccumulationPlugin
 
 from lavis_ext.errors import ConfigError
+from lavis_ext.runner.launchers import translate_slurm
+from lavis_ext.runner.sharding import USED, wants_shards
 from lavis_ext.schema import RunConfig
 
 log = logging.getLogger(__name__)
+LOAD_ON_ONE = "FSDP_CPU_RAM_EFFICIENT_LOADING"
 
 
 def build_accelerator(run: RunConfig) -> Accelerator:
     """The Accelerator of `run.device` and `run.precision`; raises ConfigError for what this machine lacks.
 
-    Several processes are those that a launcher such as torchrun started; one process needs no process group.
+    Several processes are those that torchrun, `accelerate launch` or srun started; one process needs no process group.
+    `run.accum_grad_iters` alone says how many micro-batches make a step, and `run.parallel` is seen to elsewhere.
     """
+    translate_slurm()
+    if LOAD_ON_ONE in os.environ:  # transformers would leave the weights of all ranks but the first empty
+        os.environ[LOAD_ON_ONE] = "false"
     use_cpu = choose_cpu(run.device)
     precision = choose_precision(run, use_cpu)
     forget_previous()
     ddp = DistributedDataParallelKwargs(find_unused_parameters=run.find_unused_parameters)
-    accelerator = Accelerator(cpu=use_cpu, mixed_precision=precision, kwargs_handlers=[ddp])
+    whole_steps = GradientAccumulationPlugin(num_steps=1)
+    with without(USED):
+        accelerator = Accelerator(
+            cpu=use_cpu, mixed_precision=precision, kwargs_handlers=[ddp], gradient_accumulation_plugin=whole_steps
+        )
     if accelerator.num_processes > 1:
         atexit.unregister(leave_group)
         atexit.register(leave_group)
@@ -49,7 +60,8 @@ def choose_cpu(device: str) -> bool:
     kind, _, number = device.partition(":")
     if kind not in ("auto", "cpu", "cuda") or (number and not number.isdigit()):
         raise ConfigError("run.device", f"'{device}' is no device", "auto, cpu, cuda or cuda:N")
-    if kind == "cpu" or (kind == "auto" and not torch.cuda.is_available()):
+    told = os.environ.get("ACCELERATE_USE_CPU", "false").lower() == "true"
+    if kind == "cpu" or (kind == "auto" and (told or not torch.cuda.is_available())):
         return True
     count = torch.cuda.device_count()
     if int(number or 0) >= count:
@@ -60,11 +72,30 @@ def choose_cpu(device: str) -> bool:
 
 
 def choose_precision(run: RunConfig, use_cpu: bool) -> str:
-    """`run.precision`, else what `run.amp` means here: fp16 on a GPU, bf16 on a CPU."""
-    precision = run.precision or (("bf16" if use_cpu else "fp16") if run.amp else "no")
-    if precision == "fp16" and use_cpu:
-        raise ConfigError("run.precision", "fp16 needs a GPU", "use bf16")
+    """`run.precision`, else what `run.amp` means here: fp16 on a GPU, bf16 on a CPU and under FSDP; else accelerate's.
+
+    Raises ConfigError for what cannot be had here.
+    """
+    shared_out = wants_shards(run)
+    told = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
+    precision = run.precision or (("bf16" if use_cpu or shared_out else "fp16") if run.amp else told)
+    if precision == "fp16" and (use_cpu or shared_out):
+        what = "needs parameters in one piece: run.parallel is fsdp" if shared_out else "needs a GPU"
+        raise ConfigError("run.precision", f"fp16 {what}", "use bf16")
+    if precision not in ("no", "fp16", "bf16"):
+        raise ConfigError("accelerate mixed_precision", f"'{precision}' is not offered", "use no, fp16 or bf16")
     return precision
+
+
+@contextmanager
+def without(name: str) -> Iterator[None]:
+    """An environment variable taken away for the block."""
+    before = os.environ.pop(name, None)
+    try:
+        yield
+    finally:
+        if before is not None:
+            os.environ[name] = before
 
 
 def forget_previous() -> None:

@@ -13,6 +13,7 @@ from lavis_ext.schema import Config
 HARMLESS = frozenset(
     {"device", "num_workers", "log_freq", "output_dir", "job_id", "resume_ckpt_path", "tensorboard", "wandb", "report"}
     | {"save_freq", "save_steps", "save_last", "keep_checkpoints", "allow_config_drift", "evaluate", "test_splits"}
+    | {"parallel", "wait_minutes"}
 )
 """Keys of `run:` that change where and how often, not what."""
 ABSENT = "(not there)"

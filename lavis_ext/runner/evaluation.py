@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import broadcast_object_list, gather_object
+from accelerate.utils import gather_object
 
 from lavis_ext.collate import to_device
 from lavis_ext.errors import PartialError, UsageError, nearest
 from lavis_ext.runner.gallery import write_gallery
 from lavis_ext.runner.state import random_state, restore_random_state, seed_everything
+from lavis_ext.runner.steps import memory_errors
+from lavis_ext.runner.waiting import from_main
 
 log = logging.getLogger(__name__)
+SMALLER = "lower run.batch_size_eval, or run.num_beams"
 
 
 class EvaluationStopped(Exception):
@@ -75,20 +79,24 @@ class Evaluator:
                 if number := stop():
                     raise EvaluationStopped(number)
                 moved = to_device(batch, self.accelerator.device, feed.normalizer)
-                with self.accelerator.autocast():
+                with memory_errors(f"split '{split}'", SMALLER), self.accelerator.autocast():
                     rows += self.task.valid_step(moved)
         return rows
 
     def _metrics(self, rows: list[dict[str, Any]], split: str, label: str) -> dict[str, Any]:
-        """Rank 0 writes and judges; the others wait for what it found."""
-        found: list[Any] = [None]
-        if self.accelerator.is_main_process:
-            result_dir = self.job_dir / "result"
-            result_dir.mkdir(exist_ok=True)
-            datasets = list(self.feeds[split].datasets.values())
-            found = [self.task.after_evaluation(rows, split, datasets, result_dir, label)]
-            if self.gallery:
-                write_gallery(rows, datasets, result_dir / "gallery" / split, split)
-        if self.accelerator.num_processes > 1:
-            broadcast_object_list(found)
-        return dict(found[0] or {})
+        """All ranks do their share of the work, then rank 0 writes and judges; the others wait for what it found."""
+        if (world := self.accelerator.num_processes) > 1:
+            datasets, rank = list(self.feeds[split].datasets.values()), self.accelerator.process_index
+            with self.accelerator.autocast():
+                self.task.receive(gather_object([self.task.share(rows, split, datasets, rank, world)]))
+        judge = partial(self._judge, rows, split, label)
+        return dict(from_main(self.accelerator, judge, self.task.run.wait_minutes) or {})
+
+    def _judge(self, rows: list[dict[str, Any]], split: str, label: str) -> dict[str, Any]:
+        result_dir = self.job_dir / "result"
+        result_dir.mkdir(exist_ok=True)
+        datasets, run = list(self.feeds[split].datasets.values()), self.task.run
+        found: dict[str, Any] = self.task.after_evaluation(rows, split, datasets, result_dir, label)
+        if self.gallery:
+            write_gallery(rows, datasets, result_dir / "gallery" / split, split, run.anno_files.get(split))
+        return found

@@ -26,6 +26,11 @@ def open_datasets(config: Config, splits: Sequence[str]) -> Opened:
     return {name: build_datasets(dataset, context) for name, dataset in config.datasets.items()} if splits else {}
 
 
+def joined(opened: Opened, more: Opened) -> Opened:
+    """The splits of both, data set by data set."""
+    return {name: {**opened.get(name, {}), **more.get(name, {})} for name in {**opened, **more}}
+
+
 def train_feed(config: Config, opened: Opened, accelerator: Accelerator) -> Mixture:
     """All training splits, mixed by the data sets' weights; as in LAVIS, a last batch that is not full is left out."""
     run = config.run
@@ -44,6 +49,7 @@ def train_feed(config: Config, opened: Opened, accelerator: Accelerator) -> Mixt
         world=accelerator.num_processes,
         num_workers=run.num_workers,
         drop_last=True,
+        group_by_length=run.group_by_length,
     )
 
 

@@ -14,8 +14,9 @@ class ScheduleHook(Hook):
     """Sets the learning rate before each optimizer step, by the registered schedule at the position of the run."""
 
     def before_train(self, runner: Runner) -> None:
-        """Make the schedule; raises RegistryError or ConfigError."""
+        """Make the schedule, and tell the rate of a resumed run's last step; raises RegistryError or ConfigError."""
         self.schedule: Schedule = lr_schedulers.get(runner.run.lr_sched)(runner.run, runner.plan.max_epoch)
+        runner.rate = self.schedule(runner.plan.position(runner.progress))
 
     def before_step(self, runner: Runner) -> None:
         """The rate at the last micro-batch of the step."""

@@ -6,8 +6,9 @@ import json
 import logging
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from lavis_ext.errors import LavisExtError
 from lavis_ext.fetch.safety import redact
 from lavis_ext.runner.files import write_atomic, write_json
 from lavis_ext.runner.owner import owned
+from lavis_ext.runner.waiting import from_main
 from lavis_ext.schema import Config
 
 log = logging.getLogger(__name__)
@@ -73,12 +75,17 @@ def opened_job(config: Config, accelerator: Accelerator) -> Iterator[Job]:
     """
     job = Job(config, choose_folder(config, accelerator), accelerator)
     try:
-        with owned(job.dir) if job.is_main else nullcontext(), noted(job):
-            accelerator.wait_for_everyone()
+        with ExitStack() as held, noted(job):
+            from_main(accelerator, partial(hold, held, job), config.run.wait_minutes)
             yield job
     finally:
         if job.is_main and job.dir.is_dir() and not any(job.dir.iterdir()):
             job.dir.rmdir()
+
+
+def hold(held: ExitStack, job: Job) -> None:
+    """Own the folder of a job until the stack is closed; raises OwnedError."""
+    held.enter_context(owned(job.dir))
 
 
 @contextmanager
@@ -133,7 +140,8 @@ def struck(value: Any, key: str = "") -> Any:
         return {name: struck(item, str(name)) for name, item in value.items()}
     if isinstance(value, (list, tuple)):
         return [struck(item, key) for item in value]
-    return "***" if value and key.lower().rpartition("_")[2] in SECRETS else value
+    telling = key.lower().rpartition("_")[2] in SECRETS
+    return "***" if value and telling and isinstance(value, str) else value  # num_query_token is a number
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from lavis_ext.errors import ConfigError
+from lavis_ext.features.vocabulary import LabelVocabulary
 from lavis_ext.registry import models, runners
-from lavis_ext.runner import checkpoint, drift
+from lavis_ext.runner import checkpoint, drift, labels
 from lavis_ext.runner.device import build_accelerator, deterministic
 from lavis_ext.runner.evaluation import Evaluator
-from lavis_ext.runner.feeds import eval_feeds, open_datasets, train_feed
+from lavis_ext.runner.feeds import Opened, eval_feeds, joined, open_datasets, train_feed
 from lavis_ext.runner.files import write_json
 from lavis_ext.runner.hooks import CheckpointHook, EvaluateHook, ScheduleHook
 from lavis_ext.runner.job import Job, opened_job
@@ -22,6 +24,8 @@ from lavis_ext.runner.plan import Plan
 from lavis_ext.runner.signals import SignalHook
 from lavis_ext.runner.state import seed_everything
 from lavis_ext.runner.steps import no_stop
+from lavis_ext.runner.waiting import main_first
+from lavis_ext.runner.worlds import find_layout
 from lavis_ext.schema import Config, ModelConfig
 from lavis_ext.tasks.base import Task, setup_task
 
@@ -35,10 +39,10 @@ def train(config: Config, data: Mapping[str, Any] | None = None) -> Path:
     ConfigError before the first step for what cannot be trained, TrainingError for losses that are not finite,
     Preempted after SIGTERM.
     """
-    model = require_model(config)
+    require_model(config)
     accelerator = build_accelerator(config.run)
     with opened_job(config, accelerator) as job, deterministic(accelerator.device):
-        runner = build_runner(job, model)
+        runner = build_runner(job)
         resume(job, runner)
         job.begin(data)
         try:
@@ -54,15 +58,16 @@ def evaluate(config: Config, data: Mapping[str, Any] | None = None) -> Path:
 
     Metrics go to `evaluate.json`, to `log.jsonl` and to the report. Raises ConfigError if no split is named.
     """
-    model = require_model(config)
+    require_model(config)
     splits = config.run.test_splits or config.run.valid_splits
     if not splits:
         raise ConfigError("run.test_splits", "names no split to evaluate", "e.g. test_splits: [val]")
     accelerator = build_accelerator(config.run)
     with opened_job(config, accelerator) as job, deterministic(accelerator.device):
-        task = build_task(job, model)
+        opened = first_opened(job, splits)
+        task = build_task(job, labels.vocabulary(opened))
         task.model.to(accelerator.device)
-        evaluator = build_evaluator(job, task, splits)
+        evaluator = build_evaluator(job, task, splits, opened)
         job.begin(data)
         found = {split: evaluator.evaluate(split, "test", no_stop) for split in splits}
         if job.is_main:
@@ -79,50 +84,69 @@ def require_model(config: Config) -> ModelConfig:
     return config.model
 
 
-def build_task(job: Job, model: ModelConfig) -> Task:
-    """The registered model and task of the run; all ranks build the same weights."""
+def build_task(job: Job, answers: LabelVocabulary | None = None) -> Task:
+    """The registered model and task of the run; all ranks build the same weights.
+
+    The classes of a model that has some are those of `answers`; the job's configuration then says how many they are.
+    """
+    job.config = labels.fitted(job.config, answers)
+    model = require_model(job.config)
     seed_everything(job.config.run.seed)
     return setup_task(job.config.run, models.get(model.arch).from_config(model))
 
 
-def build_evaluator(job: Job, task: Task, splits: list[str]) -> Evaluator:
-    """An evaluator of these splits, with nothing to do where the task evaluates nothing."""
+def first_opened(job: Job, splits: Sequence[str]) -> Opened:
+    """The data sets of some splits; rank 0 opens them first, since that may convert files once for all."""
+    return main_first(job.accelerator, partial(open_datasets, job.config, splits), job.config.run.wait_minutes)
+
+
+def build_evaluator(job: Job, task: Task, splits: list[str], opened: Opened) -> Evaluator:
+    """An evaluator of these splits, with nothing to do where the task evaluates nothing.
+
+    `opened` are the data sets that are open already, of these splits or of others; raises ConfigError where their
+    answers are not the same.
+    """
     if splits and not task.evaluates:
         log.warning("run.task '%s' evaluates nothing; set run.eval_task to another that does", job.config.run.task)
     wanted = splits if task.evaluates else []
-    feeds = eval_feeds(job.config, open_datasets(job.config, wanted), wanted, job.accelerator)
+    known = {split for datasets in opened.values() for split in datasets}
+    lacking = [split for split in wanted if split not in known]
+    both = joined(opened, first_opened(job, lacking))
+    labels.vocabulary(both)
+    feeds = eval_feeds(job.config, both, wanted, job.accelerator)
     return Evaluator(task, feeds, job.dir, job.accelerator, job.config.run.seed, gallery=job.config.run.report)
 
 
-def build_runner(job: Job, model: ModelConfig) -> Runner:
+def build_runner(job: Job) -> Runner:
     """Data, model, task, hooks and loop, in an order that fails on empty data before a model is loaded."""
-    run, config = job.config.run, job.config
+    run, opened = job.config.run, first_opened(job, job.config.run.train_splits)
     splits = list(dict.fromkeys([*run.valid_splits, *run.test_splits]))
-    batches = train_feed(config, open_datasets(config, run.train_splits), job.accelerator)
+    batches = train_feed(job.config, opened, job.accelerator)
     Plan.of(run, len(batches))
-    task = build_task(job, model)
-    evaluator = build_evaluator(job, task, splits)
+    answers = labels.vocabulary(opened)
+    task = build_task(job, answers)
+    evaluator = build_evaluator(job, task, splits, opened)
     log_hook = LogHook(JsonLog(job.dir / "log.jsonl"))
     hooks: list[Hook] = [SignalHook(), ScheduleHook(), log_hook, EvaluateHook(), CheckpointHook()]
     seed_everything(run.seed + job.accelerator.process_index)
-    runner: Runner = runners.get(run.runner)(run, task, batches, evaluator, hooks, job.accelerator)
-    runner.config = drift.fingerprint(config)
+    runner: Runner = runners.get(run.runner)(job.config.run, task, batches, evaluator, hooks, job.accelerator)
+    runner.config, runner.beside = drift.fingerprint(job.config), labels.beside(answers)
     return runner
 
 
 def resume(job: Job, runner: Runner) -> None:
     """Go on from this job's newest whole checkpoint, else from `run.resume_ckpt_path`; else start."""
-    run, processes = job.config.run, job.accelerator.num_processes
-    with job.accelerator.main_process_first():  # which sets damaged ones aside before the others look
-        saved = checkpoint.load_newest(job.dir)
+    run = job.config.run
+    # rank 0 sets damaged ones aside before the others look
+    saved = main_first(job.accelerator, partial(checkpoint.load_newest, job.dir), run.wait_minutes)
     if saved is None and run.resume_ckpt_path:
         saved = checkpoint.load(Path(run.resume_ckpt_path).expanduser().absolute())
     if saved is None:
         return
     if not run.allow_config_drift:
-        drift.require_same(saved.state["config"], runner.config, saved.path.name)
-    if (ranks := len(saved.state["ranks"])) != processes:
-        raise ConfigError(str(saved.path), f"was made by {ranks} processes, this run has {processes}", f"start {ranks}")
+        layout = find_layout(saved.state, job.accelerator.num_processes, run.accum_grad_iters, str(saved.path))
+        drift.require_same(saved.state["config"], layout.fingerprint(runner.config), saved.path.name)
+    labels.require_beside(runner.beside, saved.path)
     runner.restore(saved)
     log.info("resuming from %s (step %d)", saved.path, runner.progress.step)
 

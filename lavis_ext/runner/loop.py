@@ -7,6 +7,8 @@ import math
 import signal
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
+from dataclasses import replace
+from functools import partial
 from time import perf_counter
 from typing import Any, NoReturn
 
@@ -23,6 +25,7 @@ from lavis_ext.runner.evaluation import EvaluationStopped, Evaluator
 from lavis_ext.runner.files import write_json
 from lavis_ext.runner.optimizer import build_optimizer
 from lavis_ext.runner.plan import Plan, Progress
+from lavis_ext.runner.sharding import clip_gradients, gradient_norm, made_whole, parted_state, settle, whole_tree, wrap
 from lavis_ext.runner.state import random_state, restore_random_state
 from lavis_ext.runner.steps import (
     MicroBatch,
@@ -32,9 +35,13 @@ from lavis_ext.runner.steps import (
     culprits,
     endless,
     losses_of,
+    memory_errors,
     no_stop,
     sample_ids,
+    smaller,
 )
+from lavis_ext.runner.waiting import from_main
+from lavis_ext.runner.worlds import Layout, find_layout, inherited, require_alike, require_windows
 from lavis_ext.schema import RunConfig
 from lavis_ext.types import Batch
 
@@ -91,14 +98,18 @@ class Runner:
         self.run, self.task, self.batches, self.evaluator, self.hooks = run, task, batches, evaluator, tuple(hooks)
         self.accelerator, self.job_dir, self.model = accelerator, evaluator.job_dir, task.model
         self.plan = Plan.of(run, len(batches))
+        self.layout = Layout(accelerator.num_processes, run.accum_grad_iters)
+        self.generators: list[Any] = []
         self.progress = Progress()
+        self.wrapped = wrap(StepModule(task), run, accelerator)
         self.optimizer = build_optimizer(self.model, run)
+        self.stepper = accelerator.prepare(self.optimizer)
         self.rate, self.is_best, self.overflows = 0.0, False, 0
         self.saved_at, self.in_place = -1, False
         self.config: dict[str, Any] = {}
+        self.beside: dict[str, Any] = {}
         self.stop_requested: Callable[[], int] = no_stop
         self.feed: Iterator[Batch] = endless(batches)
-        self.wrapped, self.stepper = accelerator.prepare(StepModule(task), self.optimizer)
 
     @property
     def is_main(self) -> bool:
@@ -109,6 +120,7 @@ class Runner:
         """From wherever `progress` stands to the end of the plan."""
         try:
             self.notify("before_train")
+            self.task.before_train(self.batches, self.plan.total)
             while self.progress.epoch < self.plan.epochs:
                 self.run_epoch()
                 self.notify("after_epoch")
@@ -128,19 +140,31 @@ class Runner:
                 self.leave(step.stop)
 
     def run_step(self, size: int) -> Step:
-        """`size` micro-batches, one optimizer step; weights move only if all losses and the gradient are finite."""
-        started = perf_counter()
-        window = [self.backward(size, last=index == size - 1) for index in range(size)]
+        """`size` planned micro-batches, one optimizer step; weights move only if losses and gradient are finite."""
+        started, taken = perf_counter(), self.layout.taken(size)
+        with memory_errors(f"step {self.progress.step}", smaller(self.run)):
+            window = [self.take(taken, index) for index in range(taken)]
+        self.progress.batch += size
         step = self.judge(window, started)
         self.notify("before_step")
         if self.run.clip_grad_norm is not None:
-            torch.nn.utils.clip_grads_with_norm_(self.trained(), self.run.clip_grad_norm, torch.tensor(step.norm))
+            clip_gradients(self.trained(), self.run.clip_grad_norm, step.norm)
         self.stepper.step()
         self.stepper.zero_grad(set_to_none=True)
         self.progress.step += 1
         self.progress.samples += step.samples
         self._count_skipped()
         return step
+
+    def take(self, size: int, index: int) -> MicroBatch:
+        """Micro-batch `index` of the `size` of a step, drawn from the generators of the rank that it belonged to."""
+        if not self.generators:
+            return self.backward(size, last=index == size - 1)
+        place = index % len(self.generators)
+        restore_random_state(self.generators[place])
+        taken = self.backward(size, last=index == size - 1)
+        self.generators[place] = random_state()
+        return taken
 
     def backward(self, size: int, last: bool) -> MicroBatch:
         """Add the gradient of one micro-batch, at its share of the window; ranks exchange gradients at the last one."""
@@ -151,14 +175,14 @@ class Runner:
         with nullcontext() if last else self.accelerator.no_sync(self.wrapped):
             losses = self.wrapped(batch)
             self.accelerator.backward(losses["loss"] / size)
-        self.progress.batch += 1
         return MicroBatch(sample_ids(batch), batch_size(batch), losses, waited)
 
     def judge(self, window: Sequence[MicroBatch], started: float) -> Step:
         """One exchange with the host (and the other ranks) for all numbers of the step; raises TrainingError."""
         names, values = losses_of(window)
         self.accelerator.unscale_gradients()
-        norm = torch.nn.utils.get_total_norm([p.grad for p in self.trained() if p.grad is not None])
+        settle(self.wrapped, self.optimizer)
+        norm = gradient_norm(self.trained())
         asked = self.stop_requested()
         counts = values.new_tensor([sum(part.samples for part in window), float(asked > 0)])
         mine = torch.cat([values.mean(0), counts, norm.detach().float().reshape(1).to(values.device)])
@@ -226,13 +250,14 @@ class Runner:
         """
         alone = self.accelerator.num_processes == 1
         try:
-            return self.evaluator.evaluate(split, label, self.stop_requested if alone else no_stop)
+            with made_whole(self.wrapped):
+                return self.evaluator.evaluate(split, label, self.stop_requested if alone else no_stop)
         except EvaluationStopped as stop:
             self.leave(stop.args[0])
 
     def check_faults(self) -> None:
         """Raise PartialError if more samples failed than may, once all data were seen; earlier the mixture judges."""
-        if self.plan.total >= len(self.batches):
+        if self.layout.taken(self.plan.total) >= len(self.batches):
             self.batches.faults.check(final=True)
 
     def test(self) -> None:
@@ -260,38 +285,69 @@ class Runner:
 
     def save(self, progress: Progress, best: bool = False) -> None:
         """Write a checkpoint that continues from `progress`, then prune; all ranks give their state, rank 0 writes."""
-        ranks = gather_object([{"random": random_state(), "batches": self.batches.state_dict()}])
-        if self.is_main:
-            state = {
-                "progress": progress.as_dict(),
-                "optimizer": self.optimizer.state_dict(),
-                "ranks": ranks,
-                "config": self.config,
-            }
-            state |= {
-                "scaler": self.scaler.state_dict() if self.scaler else None,
-                "frozen": sorted(self.model.frozen_names()),
-            }
-            state["hooks"] = {hook.name: hook.state_dict() for hook in self.hooks if hook.name}
-            checkpoint.save(self.job_dir, progress.step, checkpoint.model_tensors(self.model), state, best)
-            checkpoint.prune(self.job_dir, self.run.keep_checkpoints)
+        ranks = gather_object(self.rank_states())
+        tensors = checkpoint.model_tensors(self.model, keep=self.is_main)
+        optimizer = whole_tree(self.optimizer.state_dict(), keep=self.is_main)
+        write = partial(self._write, progress, ranks, tensors, optimizer, best)
+        from_main(self.accelerator, write, self.run.wait_minutes)
         self.saved_at = progress.step
 
+    def _write(self, progress: Progress, ranks: list[Any], tensors: Any, optimizer: Any, best: bool) -> None:
+        state = {
+            "progress": progress.as_dict(),
+            "optimizer": optimizer,
+            "ranks": ranks,
+            "config": self.config,
+            "layout": self.layout.as_dict(),
+            "scaler": self.scaler.state_dict() if self.scaler else None,
+            "frozen": sorted(self.model.frozen_names()),
+            "hooks": {hook.name: hook.state_dict() for hook in self.hooks if hook.name},
+            "task": self.task.state_dict(),
+        }
+        checkpoint.save(self.job_dir, progress.step, tensors, state, best, self.beside)
+        checkpoint.prune(self.job_dir, self.run.keep_checkpoints)
+
+    def rank_states(self) -> list[dict[str, Any]]:
+        """What is this rank's own, and the generators of the others that it stands in for."""
+        first, *others = self.generators or [random_state()]
+        batches, task = self.batches.state_dict(), self.task.rank_state()
+        more = [{"random": one, "batches": {**batches, "faults": {}}, "task": task} for one in others]
+        return [{"random": first, "batches": batches, "task": task}, *more]
+
+    def lay_out(self, layout: Layout, where: str) -> None:
+        """Take the steps of a run that other processes began; raises ConfigError where they would not be the same."""
+        self.layout = layout
+        if not layout.changed:
+            return
+        require_alike(self.model, self.task, layout, where)
+        self.batches.lay_out(layout.split, layout.joint)
+        planned = len(self.batches) * layout.joint // layout.split
+        self.plan = Plan.of(replace(self.run, accum_grad_iters=layout.accum), planned)
+        require_windows(self.plan, layout, where)
+
     def restore(self, saved: checkpoint.Checkpoint) -> None:
-        """Continue from a checkpoint: weights, optimizer, order of samples, generators, hooks and counts."""
-        state = saved.state
+        """Continue from a checkpoint: weights, optimizer, order of samples, generators, hooks and counts.
+
+        Raises ConfigError for one of other processes that these cannot stand in for.
+        """
+        state, rank, world = saved.state, self.accelerator.process_index, self.accelerator.num_processes
+        self.lay_out(find_layout(state, world, self.run.accum_grad_iters, str(saved.path)), str(saved.path))
         self.model.load_trainable_state(saved.model)
-        self.optimizer.load_state_dict(state["optimizer"])
+        self.optimizer.load_state_dict(parted_state(state["optimizer"], self.optimizer))
         if self.scaler and state["scaler"]:
             self.scaler.load_state_dict(state["scaler"])
         self.progress = Progress(**state["progress"])
-        mine = state["ranks"][self.accelerator.process_index]
+        mine = inherited(state["ranks"], rank, world, self.layout)
         self.batches.load_state_dict(mine["batches"])
+        self.task.load_state_dict(state.get("task", {}))
+        self.task.load_rank_state(mine.get("task", {}))
         self.feed = endless(self.batches)
         for hook in self.hooks:
             if hook.name in state["hooks"]:
                 hook.load_state_dict(state["hooks"][hook.name])
-        restore_random_state(mine["random"])
+        self.generators = mine["random"] if self.layout.split > 1 else []
+        for generators in mine["random"][:1]:
+            restore_random_state(generators)
         self.in_place, self.saved_at = saved.path.parent == self.job_dir, self.progress.step
 
     def notify(self, moment: str, *args: Any) -> None:

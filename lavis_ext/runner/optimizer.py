@@ -39,10 +39,16 @@ def parameter_groups(model: Model, run: RunConfig) -> list[dict[str, Any]]:
     return groups
 
 
-def build_optimizer(model: Model, run: RunConfig) -> torch.optim.AdamW:
-    """AdamW with betas (0.9, beta2) over `parameter_groups`; raises ConfigError if nothing is left to train."""
+def build_optimizer(model: Model, run: RunConfig) -> torch.optim.Optimizer:
+    """`run.optimizer` with betas (0.9, beta2) over `parameter_groups`; raises ConfigError if nothing is left to train.
+
+    Adamax adds the decay to the gradient, AdamW takes it off the weight: so both are defined, and so Oscar used them.
+    """
     model.require_trainable()
-    return torch.optim.AdamW(parameter_groups(model, run), lr=run.init_lr, betas=(0.9, run.beta2))
+    kind = {"adamw": torch.optim.AdamW, "adamax": torch.optim.Adamax}[run.optimizer]
+    settings: dict[str, Any] = {"lr": run.init_lr, "betas": (0.9, run.beta2), "eps": run.adam_epsilon}
+    optimizer: torch.optim.Optimizer = kind(parameter_groups(model, run), **settings)
+    return optimizer
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:

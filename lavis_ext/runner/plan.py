@@ -58,7 +58,7 @@ class Plan:
 
     def position(self, progress: Progress) -> Position:
         """Where the learning rate is asked for: at the last micro-batch that was seen."""
-        return Position(progress.epoch, max(progress.batch - 1, 0), self.per_epoch, self.max_epoch)
+        return Position(progress.epoch, max(progress.batch - 1, 0), self.per_epoch, self.max_epoch, self.total)
 
 
 @dataclass

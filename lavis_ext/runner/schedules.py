@@ -19,6 +19,13 @@ class Position:
     batch: int
     batches_per_epoch: int
     max_epoch: int
+    length: int | None = None
+    """Micro-batches of the whole run; None: whole epochs."""
+
+    @property
+    def total(self) -> int:
+        """Micro-batches of the whole run."""
+        return self.max_epoch * self.batches_per_epoch if self.length is None else self.length
 
     @property
     def seen(self) -> int:
@@ -65,6 +72,25 @@ def linear_warmup_cosine(run: RunConfig, max_epoch: int) -> Schedule:
         return (run.init_lr - run.min_lr) * 0.5 * (1 + math.cos(math.pi * epoch / max_epoch)) + run.min_lr
 
     return after_warmup(run, decayed)
+
+
+@lr_schedulers.register("linear_warmup_linear_lr")
+def linear_warmup_linear(run: RunConfig, max_epoch: int) -> Schedule:
+    """Oscar's: up to `init_lr` over `warmup_steps` micro-batches, then straight down to `min_lr` at the run's end.
+
+    It moves with every optimizer step, whatever `run.lr_granularity` says; each has the rate of its first micro-batch.
+    Oscar's warm-up starts at 0, which is `warmup_lr: 0`. The first step has the rate of position 0: upstream advanced
+    its schedule before the optimizer.
+    """
+
+    def rate(at: Position) -> float:
+        begun = at.seen - at.batch % run.accum_grad_iters
+        if begun < run.warmup_steps:
+            return warmup(run, begun)
+        left = (at.total - begun) / max(at.total - run.warmup_steps, 1)
+        return run.min_lr + (run.init_lr - run.min_lr) * max(left, 0.0)
+
+    return rate
 
 
 @lr_schedulers.register("linear_warmup_step_lr")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from lavis_ext.errors import TrainingError
+from lavis_ext.schema import RunConfig
 from lavis_ext.types import Batch
 
 ID_KEYS = ("instance_id", "question_id", "image_id", "index")
@@ -74,6 +76,28 @@ def culprits(window: Sequence[MicroBatch], rows: Sequence[Sequence[float]], blam
     return [name for part, row in pairs if blame_all or not all(map(math.isfinite, row)) for name in part.ids]
 
 
+@contextmanager
+def memory_errors(where: str, way_out: str) -> Iterator[None]:
+    """An exhausted memory inside the block, of the GPU or of the CPU, as a TrainingError that says what to lower."""
+    try:
+        yield
+    except (torch.OutOfMemoryError, MemoryError) as error:
+        raise TrainingError(where, "the memory of the device is exhausted", way_out) from error
+    except RuntimeError as error:
+        if "not enough memory" not in str(error):  # what the allocator of the CPU says
+            raise
+        raise TrainingError(where, "the memory of this machine is exhausted", way_out) from error
+
+
+def smaller(run: RunConfig) -> str:
+    """What to set where a step does not fit into the memory, the most useful first."""
+    size, accum = run.batch_size_train, run.accum_grad_iters
+    half = f"run.batch_size_train={max(size // 2, 1)} run.accum_grad_iters={2 * accum}" if size > 1 else ""
+    more = ["" if run.amp or run.precision else "run.amp=true", "model.use_grad_checkpoint=true"]
+    shared = "" if run.parallel == "fsdp" else "run.parallel=fsdp on several cards"
+    return "set " + ", or ".join(text for text in (half, *more, shared) if text)
+
+
 class StepModule(nn.Module):
     """A task's step as a module, so that DDP and autocast wrap all that happens between a batch and its losses."""
 
@@ -81,10 +105,13 @@ class StepModule(nn.Module):
         super().__init__()
         self.model = task.model
         self.step: Callable[[Batch], dict[str, Tensor]] = task.step
+        self.autocast: Callable[[], AbstractContextManager[Any]] = nullcontext
+        """Where the wrapper does not see to the precision."""
 
-    def forward(self, batch: Batch) -> dict[str, Tensor]:
-        """A batch → named scalar losses; `loss` is the one to minimise."""
-        return self.step(batch)
+    def forward(self, batch: Batch | None) -> dict[str, Tensor]:
+        """A batch → named scalar losses; `loss` is the one to minimise. Nothing → nothing."""
+        with self.autocast():
+            return {} if batch is None else self.step(batch)
 
 
 def no_stop() -> int:

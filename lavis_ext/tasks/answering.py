@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,8 +14,16 @@ import torch
 from torch import Tensor
 
 from lavis_ext.errors import ConfigError
-from lavis_ext.metrics.answers import direct_accuracy, exact_accuracy, vqa_accuracy
+from lavis_ext.metrics.answers import (
+    direct_accuracy,
+    direct_answer_score,
+    exact_accuracy,
+    matches_exactly,
+    vqa_accuracy,
+)
+from lavis_ext.metrics.breakdown import breakdown, judge, opening_of
 from lavis_ext.metrics.lemmas import lemmatize
+from lavis_ext.metrics.vqa import vqa_score
 from lavis_ext.registry import tasks
 from lavis_ext.tasks.base import Row, Task, write_result
 from lavis_ext.types import Batch
@@ -34,6 +43,8 @@ class Truth:
 
     answers: References = field(default_factory=dict)
     types: dict[Id, str] = field(default_factory=dict)
+    openings: dict[Id, str] = field(default_factory=dict)
+    """How the question begins, as VQA sorts them: `how many`, `what color`."""
 
 
 @tasks.register("vqa")
@@ -92,6 +103,10 @@ class VqaTask(Task):
             self._submit(answers, out_dir, split)
         scored = self.run.report_metric and truth.answers
         metrics = self._metrics(answers, raw, truth) if scored else {}
+        if scored:
+            openings = truth.openings or asked_openings(datasets)
+            judged = judge(answers, truth.answers, truth.types, openings, self._worth)
+            write_result(breakdown_file(out_dir, split), {"split": split, **breakdown(judged)})
         recipe = {key: getattr(self.run, key) for key in RECIPE} | {"length_penalty": self.length_penalty}
         more = {"apply_lemmatizer": self.lemmatizes, "questions": len(answers), "metrics": metrics}
         write_result(out_dir / f"{split}_epoch{epoch}_recipe.json", recipe | more)
@@ -120,6 +135,10 @@ class VqaTask(Task):
         """The accuracies in per cent, `overall` among them."""
         return vqa_accuracy(answers, truth.answers, truth.types)
 
+    def _worth(self, answer: str, given: Sequence[str]) -> float:
+        """What one answer is worth, in [0, 1]."""
+        return vqa_score(answer, given)
+
     def _write(self, answers: Answers, references: References, path: Path) -> None:
         """The official form: a list of {question_id, answer}."""
         write_result(path, [{"question_id": name, "answer": answer} for name, answer in answers.items()])
@@ -138,6 +157,9 @@ class GqaTask(VqaTask):
     def _score(self, answers: Answers, truth: Truth) -> dict[str, float]:
         return {"overall": exact_accuracy(answers, truth.answers)}
 
+    def _worth(self, answer: str, given: Sequence[str]) -> float:
+        return float(matches_exactly(answer, given))
+
     def _write(self, answers: Answers, references: References, path: Path) -> None:
         rows = [(name, answer, references.get(name, [None])) for name, answer in answers.items()]
         write_result(path, [{"question_id": name, "pred_ans": a, "gt_ans": given[0]} for name, a, given in rows])
@@ -153,6 +175,9 @@ class AokvqaTask(GqaTask):
 
     def _score(self, answers: Answers, truth: Truth) -> dict[str, float]:
         return {"overall": direct_accuracy(answers, truth.answers)}
+
+    def _worth(self, answer: str, given: Sequence[str]) -> float:
+        return direct_answer_score(answer, given)
 
     def _write(self, answers: Answers, references: References, path: Path) -> None:
         rows = [(name, answer, references.get(name)) for name, answer in answers.items()]
@@ -172,12 +197,30 @@ def find_truth(datasets: Sequence[Any], named: str | None = None) -> Truth:
     known = [getattr(dataset, "coco_fmt_anno_file", None) for dataset in datasets]
     for path in [named] if named else [path for path in known if path]:
         for row in read_official(Path(path).expanduser()):
-            truth.answers[row["question_id"]] = [str(one["answer"]) for one in row["answers"]]
+            # VQAv2 has two million answers and few thousand different ones
+            truth.answers[row["question_id"]] = [sys.intern(str(one["answer"])) for one in row["answers"]]
             if "answer_type" in row:
                 truth.types[row["question_id"]] = row["answer_type"]
+            if row.get("question_type"):
+                truth.openings[row["question_id"]] = str(row["question_type"])
     for dataset in [] if named else datasets:
         truth.answers |= {plain_value(name): list(given) for name, given in dataset.references().items()}
     return truth
+
+
+def asked_openings(datasets: Sequence[Any]) -> dict[Id, str]:
+    """How each question of the data sets begins, of those that know their rows."""
+    known = [dataset for dataset in datasets if hasattr(dataset, "row") and hasattr(dataset, "__len__")]
+    rows = (dataset.row(index) for dataset in known for index in range(len(dataset)))
+    asked = ((row.get("question_id"), row.get("question")) for row in rows)
+    return {plain_value(name): opening_of(text) for name, text in asked if name is not None and isinstance(text, str)}
+
+
+def breakdown_file(out_dir: Path, split: str) -> Path:
+    """Where the report finds how the answers of a split fared by kind; the folder is made."""
+    folder = out_dir / "breakdown"
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder / f"{split}.json"
 
 
 def merged_answers(split: str, datasets: Sequence[Any]) -> list[str]:

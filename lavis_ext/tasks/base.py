@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
 
-from lavis_ext.errors import ConfigError
-from lavis_ext.files import disk_errors, write_json
+from lavis_ext.errors import ConfigError, Problem
+from lavis_ext.files import disk_errors, write_atomic, write_json
 from lavis_ext.registry import tasks
-from lavis_ext.schema import RunConfig
+from lavis_ext.schema import Config, RunConfig
 from lavis_ext.types import Batch
 
 Row = dict[str, Any]
@@ -23,6 +24,8 @@ class Task:
 
     evaluates: bool = False
     """Whether `valid_step` and `after_evaluation` do anything."""
+    counts_batches: bool = False
+    """Whether something beside the optimizer moves with every micro-batch, so that a resume must have as many ranks."""
     needs: tuple[str, ...] = ()
     """Methods that the model must have."""
 
@@ -41,6 +44,11 @@ class Task:
         """The task that a `run:` section describes."""
         return cls(model, run)
 
+    @classmethod
+    def problems(cls, config: Config) -> Iterator[Problem]:
+        """What `check` can know to be wrong with a run of this task, before anything is read."""
+        yield from ()
+
     @property
     def network(self) -> Any:
         """The model without the wrapper of a distributed run."""
@@ -51,12 +59,36 @@ class Task:
         losses: dict[str, Tensor] = self.model(batch)
         return losses
 
+    def before_train(self, batches: Any, total: int) -> None:
+        """Look at the data of the run, before its first step: `batches` as the loop takes them, `total` in all."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a checkpoint must keep beside the model, the same on all ranks."""
+        return {}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take back what `state_dict` gave; called before `before_train`."""
+
+    def rank_state(self) -> dict[str, Any]:
+        """What a checkpoint must keep of this rank alone."""
+        return {}
+
+    def load_rank_state(self, state: Mapping[str, Any]) -> None:
+        """Take back what `rank_state` gave."""
+
     def before_evaluation(self, split: str, datasets: Sequence[Any]) -> None:
         """Look at what is to be evaluated, before the first `valid_step` of a split and on every rank."""
 
     def valid_step(self, batch: Batch) -> list[Row]:
         """One evaluation batch → one row a sample; rows of all ranks are gathered before `after_evaluation`."""
         return []
+
+    def share(self, rows: Sequence[Row], split: str, datasets: Sequence[Any], rank: int, world: int) -> Any:
+        """A rank's part of what `after_evaluation` takes long for, where all ranks have all rows; picklable."""
+        return None
+
+    def receive(self, parts: list[Any]) -> None:
+        """The parts of all ranks in their order, before `after_evaluation`."""
 
     def after_evaluation(
         self, rows: Sequence[Row], split: str, datasets: Sequence[Any], out_dir: Path, epoch: int | str
@@ -91,6 +123,13 @@ def write_result(path: Path, value: Any) -> None:
     """Write a JSON file whole or not at all; raises DiskError."""
     with disk_errors(path, "free some space, or set run.output_dir elsewhere"):
         write_json(path, value)
+
+
+def write_rows(path: Path, rows: Iterable[Row]) -> None:
+    """Write a JSON list with a line for each row, whole or not at all; raises DiskError. For millions of rows."""
+    lines = ",\n".join(json.dumps(row, ensure_ascii=False) for row in rows)
+    with disk_errors(path, "free some space, or set run.output_dir elsewhere"):
+        write_atomic(path, f"[{lines}]\n")
 
 
 def merged_references(datasets: Sequence[Any]) -> dict[int | str, list[str]]:

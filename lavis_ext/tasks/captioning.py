@@ -32,7 +32,7 @@ class Captioning(Task):
     """Generate with the `run:` section's beams and lengths; `agg_metrics` = CIDEr + Bleu_4, as in LAVIS."""
 
     evaluates = True
-    needs = ("generate",)
+    needs: tuple[str, ...] = ("generate",)
 
     def valid_step(self, batch: Batch) -> list[Row]:
         """`image` [B,3,H,W] and `image_id` → one {caption, image_id} an image."""

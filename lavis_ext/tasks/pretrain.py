@@ -34,6 +34,15 @@ class ImageTextPretrain(Task):
         self._evaluator.model = self.model
         return self._evaluator.valid_step(batch)
 
+    def share(self, rows: Sequence[Row], split: str, datasets: Sequence[Any], rank: int, world: int) -> Any:
+        """The part of the task that validates."""
+        return self._evaluator.share(rows, split, datasets, rank, world) if self._evaluator else None
+
+    def receive(self, parts: list[Any]) -> None:
+        """For the task that validates."""
+        if self._evaluator:
+            self._evaluator.receive(parts)
+
     def after_evaluation(
         self, rows: Sequence[Row], split: str, datasets: Sequence[Any], out_dir: Path, epoch: int | str
     ) -> dict[str, float]:

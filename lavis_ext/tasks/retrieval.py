@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -12,12 +13,13 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from lavis_ext.errors import ConfigError
-from lavis_ext.metrics.retrieval import recalls
+from lavis_ext.metrics.retrieval import leading, recalls
 from lavis_ext.objectives import similarities
 from lavis_ext.registry import tasks
+from lavis_ext.schema import RunConfig
 from lavis_ext.tasks.base import Row, Task, write_result
 from lavis_ext.types import Batch
 
@@ -28,16 +30,29 @@ KEPT = 10
 """Candidates that the result file keeps of each ranking."""
 
 
+@dataclass(frozen=True)
+class Ranked:
+    """The best candidates of some rows: their columns int64 [R, K] and scores [R, K]."""
+
+    rows: range
+    columns: Tensor
+    scores: Tensor
+
+
 @tasks.register("retrieval")
 class Retrieval(Task):
     """Recall of a first-stage model; `run.k_test` candidates of each row are ranked again (0: none).
 
-    Pictures that could not be read are left out with their captions. Rank 0 compares; it holds the tower's output of
-    every picture (5000 pictures of a ViT-g at 364 pixels: about 10 GB in half precision).
+    Pictures that could not be read are left out with their captions. Ranks share the comparing; each holds the tower's
+    output of every picture (5000 pictures of a ViT-g at 364 pixels: about 10 GB in half precision).
     """
 
     evaluates = True
     needs = ("see", "match")
+
+    def __init__(self, model: nn.Module, run: RunConfig) -> None:
+        super().__init__(model, run)
+        self._parts: list[tuple[Ranked, Ranked]] = []
 
     def valid_step(self, batch: Batch) -> list[Row]:
         """`image` [B,3,S,S], `index` [B] → per picture `features` [Q, D] and `embeds` [P, W]."""
@@ -54,44 +69,65 @@ class Retrieval(Task):
         """Rank, write `{split}_epoch{epoch}_retrieval.json` and return the recalls in per cent."""
         if len(datasets) != 1:
             raise ConfigError("datasets", f"{len(datasets)} data sets have '{split}'", "evaluate one at a time")
-        by_index = {int(row["index"]): row for row in rows}
-        pictures = [by_index[index] for index in sorted(by_index)]
-        texts, captions = captions_of(datasets[0], sorted(by_index))
-        device = self.network.device.type
-        halved = torch.autocast(device, enabled=self.run.amp and device == "cuda")
-        with judging(self.network), torch.no_grad(), halved:
-            found = self._scores(pictures, texts)
+        indices, pictures, texts, captions = self._sorted(rows, datasets[0])
+        parts, self._parts = self._parts or [self._part(pictures, texts, 0, 1)], []
+        found = merged(parts, len(pictures), len(texts))
         metrics = recalls(*found, captions)
-        names = [datasets[0].image[index] for index in sorted(by_index)]
-        best = [np.argsort(-way, axis=1)[:, :KEPT].tolist() for way in found]
+        names = [datasets[0].image[index] for index in indices]
+        best = [leading(way, KEPT) for way in found]
         recipe = {"k_test": self.run.k_test, "images": len(names), "texts": len(texts), "metrics": metrics}
         tables = {"image": names, "text": texts, "texts_of_image": best[0], "images_of_text": best[1]}
         write_result(out_dir / f"{split}_epoch{epoch}_retrieval.json", {**recipe, **tables})
         return metrics
 
-    def _scores(self, pictures: Sequence[Row], texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
-        """Scores [I, T] and [T, I]."""
+    def share(self, rows: Sequence[Row], split: str, datasets: Sequence[Any], rank: int, world: int) -> Any:
+        """The rankings of every `world`-th picture and text."""
+        if len(datasets) != 1:
+            return None
+        _, pictures, texts, _ = self._sorted(rows, datasets[0])
+        return self._part(pictures, texts, rank, world)
+
+    def receive(self, parts: list[Any]) -> None:
+        """The rankings of all ranks."""
+        self._parts = [part for part in parts if part is not None]
+
+    def _sorted(self, rows: Sequence[Row], dataset: Any) -> tuple[list[int], list[Row], list[str], list[list[int]]]:
+        """The pictures that were read: their indices, their rows, their texts, and which texts are whose."""
+        by_index = {int(row["index"]): row for row in rows}
+        indices = sorted(by_index)
+        return indices, [by_index[index] for index in indices], *captions_of(dataset, indices)
+
+    def _part(self, pictures: Sequence[Row], texts: Sequence[str], rank: int, world: int) -> tuple[Ranked, Ranked]:
+        """Texts of every `world`-th picture and pictures of every `world`-th text, from `rank` on."""
+        device = self.network.device.type
+        halved = torch.autocast(device, enabled=self.run.amp and device == "cuda")
+        with judging(self.network), torch.no_grad(), halved:
+            return self._rankings(pictures, texts, rank, world)
+
+    def _rankings(self, pictures: Sequence[Row], texts: Sequence[str], rank: int, world: int) -> tuple[Ranked, Ranked]:
         net, size = self.network, self.run.batch_size_eval
         encoded = [net.encode(texts[at : at + size]) for at in range(0, len(texts), size)]
         words = torch.cat([net.project_text(net.read(part)[:, 0]).float() for part in encoded])
         features = torch.stack([row["features"] for row in pictures])
         cosines = torch.cat([similarities(part.to(words.device), words) for part in torch.split(features, size)]).cpu()
-        if self.run.k_test < 1:
-            return cosines.numpy(), cosines.T.numpy()
-        ids = torch.cat([part.ids for part in encoded])
-        mask = torch.cat([part.mask for part in encoded])
-        to_text = self._ranked(cosines, lambda i, best: ([i] * len(best), best), pictures, (ids, mask))
-        to_image = self._ranked(cosines.T, lambda t, best: (best, [t] * len(best)), pictures, (ids, mask))
+        both = (torch.cat([part.ids for part in encoded]), torch.cat([part.mask for part in encoded]))
+        of_pictures, of_texts = (range(rank, count, world) for count in (len(pictures), len(texts)))
+        to_text = self._ranked(cosines, of_pictures, lambda i, best: ([i] * len(best), best), pictures, both)
+        to_image = self._ranked(cosines.T, of_texts, lambda t, best: (best, [t] * len(best)), pictures, both)
         return to_text, to_image
 
-    def _ranked(self, cosines: Tensor, pairs: Any, pictures: Sequence[Row], texts: tuple[Tensor, Tensor]) -> np.ndarray:
-        """Cosine plus matching logit for the best `k_test` of each row, `UNRANKED` for the others."""
-        scores = torch.full_like(cosines, UNRANKED)
-        for row, line in enumerate(cosines):
-            best = line.topk(min(self.run.k_test, len(line))).indices
-            images, words = pairs(row, best.tolist())
-            scores[row, best] = line[best] + self._match(images, words, pictures, texts)
-        found: np.ndarray = scores.numpy()
+    def _ranked(
+        self, cosines: Tensor, own: range, pairs: Any, pictures: Sequence[Row], texts: tuple[Tensor, Tensor]
+    ) -> Ranked:
+        """Cosine plus matching logit for the best `k_test` of the rows `own`; cosines of all without `k_test`."""
+        count = min(self.run.k_test, cosines.shape[1]) if self.run.k_test > 0 else cosines.shape[1]
+        found = Ranked(own, torch.zeros(len(own), count, dtype=torch.int64), torch.zeros(len(own), count))
+        for place, row in enumerate(own):
+            best = cosines[row].topk(count)
+            found.columns[place], found.scores[place] = best.indices, best.values
+            if self.run.k_test > 0:
+                images, words = pairs(row, best.indices.tolist())
+                found.scores[place] += self._match(images, words, pictures, texts)
         return found
 
     def _match(
@@ -106,6 +142,18 @@ class Retrieval(Task):
             pair = net.texts(texts[0][chosen], texts[1][chosen])
             found.append(net.match(embeds.to(net.device).float(), pair)[:, 1].float().cpu())
         return torch.cat(found)
+
+
+def merged(parts: Sequence[tuple[Ranked, Ranked]], images: int, texts: int) -> tuple[np.ndarray, np.ndarray]:
+    """Scores [I, T] and [T, I] of the rankings of all ranks; `UNRANKED` where none was asked for."""
+    found = []
+    for way, shape in enumerate(((images, texts), (texts, images))):
+        scores = torch.full(shape, UNRANKED)
+        for part in parts:
+            rows = torch.tensor(list(part[way].rows), dtype=torch.int64)
+            scores[rows] = scores[rows].scatter(1, part[way].columns, part[way].scores)
+        found.append(scores.numpy())
+    return found[0], found[1]
 
 
 def captions_of(dataset: Any, indices: Sequence[int]) -> tuple[list[str], list[list[int]]]:

@@ -10,6 +10,8 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 SCRIPTS = sorted((ROOT / "prepare_data").rglob("*.py"))
+STEPS = ("extract_coco_image.py", "merge_coco_image.py", "convert_coco_lmdb.py", "extract_captions.py")
+"""These work on what is there already; tests/end_to_end/test_volta_coco.py runs them."""
 ENTRY = [ROOT / "train.py", ROOT / "evaluate.py"]
 
 
@@ -20,7 +22,7 @@ def test_script_is_thin(path: Path) -> None:
     assert sum("lavis_ext" in line and "import" in line for line in lines) == 1
 
 
-@pytest.mark.parametrize("path", SCRIPTS, ids=lambda p: p.name)
+@pytest.mark.parametrize("path", [p for p in SCRIPTS if p.name not in STEPS], ids=lambda p: p.name)
 def test_script_plans_from_any_folder(path: Path, tmp_path: Path) -> None:
     own = {"LAVIS_EXT_CACHE_ROOT": str(tmp_path / "data"), "PYTHONPATH": ""}
     names = {"oscar": ["vqa"], "vinvl": ["vqa"]}.get(path.stem.removeprefix("download_"), [])

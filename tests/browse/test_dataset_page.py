@@ -10,7 +10,7 @@ import pytest
 
 from lavis_ext import cli
 from lavis_ext.browse import write_dataset_page, write_page
-from lavis_ext.browse.rows import choose
+from lavis_ext.browse.told import choose
 from lavis_ext.builders import NotPreparedError
 from lavis_ext.errors import DiskError, UsageError
 from tests.support.families import coco_captions, coco_name, flickr30k, minigpt4, nlvr, nocaps, snli_ve, vg, vqav2

@@ -2,16 +2,15 @@
 
 import os
 import random
-import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 
 from lavis_ext.demo.export import export_world
 from lavis_ext.demo.world import World
+from tests.support.killing import kill_often, require_same_end
 
 pytestmark = pytest.mark.slow
 KILLS = 3
@@ -39,36 +38,10 @@ def start(world: dict[str, str], job: str) -> subprocess.Popen[bytes]:
     return subprocess.Popen(command, env=world, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
 
 
-def checkpoints(folder: Path) -> list[Path]:
-    """Numbered checkpoints, oldest first."""
-    return sorted(folder.glob("checkpoint_[0-9]*"), key=lambda path: int(path.name.rpartition("_")[2]))
-
-
-def wait_for_progress(process: subprocess.Popen[bytes], folder: Path, before: list[Path]) -> None:
-    """Until there is a checkpoint that was not there before, or the process has ended."""
-    deadline = time.monotonic() + 120
-    while process.poll() is None and checkpoints(folder) in ([], before) and time.monotonic() < deadline:
-        time.sleep(0.01)
-
-
 def test_killed_and_resumed_is_left_alone(world: dict[str, str]) -> None:
-    runs, chance = Path(world["BASE"]) / "runs", random.Random(5)
+    runs = Path(world["BASE"]) / "runs"
     assert start(world, "whole").wait(timeout=250) == 0
-    killed = 0
-    for _ in range(KILLS):
-        before = checkpoints(runs / "cut")
-        process = start(world, "cut")
-        wait_for_progress(process, runs / "cut", before)
-        time.sleep(chance.random() * 0.3)
-        if process.poll() is None:
-            process.send_signal(signal.SIGKILL)
-            killed += 1
-        process.wait()
+    killed = kill_often(lambda: start(world, "cut"), runs / "cut", KILLS, random.Random(5))
     assert killed >= 2, "the run was too short to be killed"
     assert start(world, "cut").wait(timeout=250) == 0
-    whole, cut = checkpoints(runs / "whole")[-1], checkpoints(runs / "cut")[-1]
-    assert whole.name == cut.name
-    for name in ("model.safetensors", "tensors.safetensors"):
-        assert (whole / name).read_bytes() == (cut / name).read_bytes(), name
-    lines = (runs / "cut" / "log.jsonl").read_text().splitlines()
-    assert len(lines) == len((runs / "whole" / "log.jsonl").read_text().splitlines())
+    require_same_end(runs / "whole", runs / "cut")

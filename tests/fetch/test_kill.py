@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import random
 import signal
@@ -15,6 +16,7 @@ from pathlib import Path
 import pytest
 
 from lavis_ext.fetch import Source, Transfer, fetch
+from lavis_ext.fetch.owner import Ownership
 from tests.support.fetching import FAST
 from tests.support.server import Fault, Server, payload, wait_until
 
@@ -84,3 +86,22 @@ def test_interrupt_leaves_a_valid_partial_file(server: Server, tmp_path: Path, n
     server.faults.clear()
     moved = fetch(transfer, FAST).bytes_moved
     assert transfer.path.read_bytes() == data and moved < SIZE // 2
+
+
+@pytest.mark.parametrize("alive", [False, True])
+def test_what_a_kill_after_the_last_byte_leaves_is_removed(tmp_path: Path, alive: bool) -> None:
+    """Killed between the rename and the end of the ownership: the file is whole, its companions are not needed."""
+    data = payload(5000)
+    transfer = Transfer(tmp_path / "f.bin", (Source("http://127.0.0.1:1/f.bin"),), len(data))
+    transfer.path.write_bytes(data)
+    owner, sidecar = (tmp_path / f"f.bin.part{suffix}" for suffix in (".owner", ".json"))
+    with Ownership(owner, tmp_path / "f.bin.part", FAST):
+        left = owner.read_bytes()
+        sidecar.write_text("{}")
+        if alive:
+            assert fetch(transfer, FAST).reused and owner.read_bytes() == left and sidecar.exists()
+    gone = subprocess.Popen([sys.executable, "-c", ""])
+    gone.wait()
+    owner.write_bytes(json.dumps({**json.loads(left), "pid": gone.pid}).encode())
+    assert fetch(transfer, FAST).reused
+    assert not owner.exists() and not sidecar.exists() and transfer.path.read_bytes() == data

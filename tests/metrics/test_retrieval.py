@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import random
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lavis_ext.metrics.retrieval import first_ranks, recalls
+from lavis_ext.metrics import retrieval
+from lavis_ext.metrics.retrieval import LAST, first_ranks, leading, recalls
 
 
 def test_the_best_of_the_true_ones_counts_and_ties_count_against() -> None:
@@ -28,3 +31,31 @@ def test_a_true_score_above_all_others_is_recalled(order: list[int]) -> None:
     scores = np.zeros((12, 12))
     scores[np.arange(12), order] = 1.0
     assert recalls(scores, scores.T, [[text] for text in order])["r_mean"] == 100.0
+
+
+def slowly(scores: np.ndarray, truth: list[list[int]]) -> list[int]:
+    """Ranks one number at a time: all false candidates that are not below the best true one."""
+    found = []
+    for row, right in zip(scores.tolist(), truth, strict=True):
+        best = max(row[column] for column in right)
+        found.append(sum(value >= best for column, value in enumerate(row) if column not in right))
+    return found
+
+
+@given(st.integers(1, 7), st.integers(1, 9), st.integers(1, 40), st.randoms(use_true_random=False))
+def test_ranks_by_chunks_are_those_of_a_loop(rows: int, columns: int, chunk: int, chance: random.Random) -> None:
+    scores = np.array([[chance.randrange(4) for _ in range(columns)] for _ in range(rows)], np.float32)
+    truth = [chance.sample(range(columns), chance.randint(1, columns)) for _ in range(rows)]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(retrieval, "CHUNK", chunk)
+        assert first_ranks(scores, truth).tolist() == slowly(scores, truth)
+        best = leading(scores, 3)
+        other_way = leading(scores.T, 3)
+    assert best == [sorted(range(columns), key=lambda c, row=row: (-row[c], c))[:3] for row in scores.tolist()]
+    assert other_way == [sorted(range(rows), key=lambda r, row=row: (-row[r], r))[:3] for row in scores.T.tolist()]
+
+
+def test_what_is_no_number_or_not_there_comes_last() -> None:
+    scores = np.array([[np.nan, 0.5], [0.5, np.nan], [0.5, 0.1]])
+    assert first_ranks(scores, [[0], [0], []]).tolist() == [LAST, 0, LAST]
+    assert leading(scores[:2], 2) == [[1, 0], [0, 1]]

@@ -229,8 +229,8 @@ def test_biases_of_queries_and_values_are_joined_and_parted() -> None:
 
 
 def test_a_name_that_nobody_explains_is_an_error() -> None:
-    with pytest.raises(IntegrityError, match=r"1 names that no BLIP-2 of LAVIS has: visual_encoder\.conv1\.weight"):
-        translate({"query_tokens": torch.zeros(1), "visual_encoder.conv1.weight": torch.zeros(1)})
+    with pytest.raises(IntegrityError, match=r"1 names that no BLIP-2 of LAVIS has: visual_encoder\.head\.weight"):
+        translate({"query_tokens": torch.zeros(1), "visual_encoder.head.weight": torch.zeros(1)})
 
 
 def test_a_whole_lavis_checkpoint_as_finetuned(tmp_path: Path) -> None:

@@ -23,7 +23,11 @@ def test_every_model_yaml_is_typed_and_its_names_resolve(arch: str, kind: str) -
     assert (config.arch, config.model_type) == (arch, kind)
     assert arch in models
     assert bool(config.pretrained) or bool(config.sizes and config.tokenizer)
-    vis, text = load_preprocess(model_defaults(arch, kind)[1])
+    preprocess = model_defaults(arch, kind)[1]
+    if arch == "oscar":  # its data sets encode texts and have features for images
+        assert not preprocess
+        return
+    vis, text = load_preprocess(preprocess)
     assert all(vis[split].image_size == config.image_size for split in ("train", "eval"))
     assert text["train"]("A Dog.") == "a dog"
 

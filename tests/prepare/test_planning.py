@@ -137,3 +137,10 @@ def test_jobs_below_one_are_a_usage_error(toy: Family, jobs: int) -> None:
         planned(toy, jobs=jobs)
     with pytest.raises(UsageError):
         planned(toy, no_unpack=True, max_samples=3)
+
+
+@pytest.mark.parametrize(("files", "times"), [(3, 8.0), (40_504, 1.05)])
+def test_an_archive_named_for_itself_is_judged_by_its_files(toy: Family, files: int, times: float) -> None:
+    """A million captions unpack to many times their size, pictures to hardly more: `prepare coco/val2014` knows."""
+    made = plan(["toy/val"], toy.options(), toy.cards(unpacked_files=files, family="toy"))
+    assert [item.unpacked for item in made.items] == [int(made.items[0].archive * times)]

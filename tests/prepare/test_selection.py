@@ -62,3 +62,11 @@ def test_storage_outside_the_root_is_refused(cards: Cards, storage: str) -> None
 def test_the_first_folder_keeps_the_records() -> None:
     assert family_folder(Artifact(url="https://x.org/a.zip", storage="coco/images", unpack="zip")) == "coco"
     assert family_folder(Artifact(url="https://x.org/a.json", storage="a.json")) == ""
+
+
+def test_a_default_type_on_request_is_asked_for_by_its_name() -> None:
+    cards = load_cards()
+    assert "oscar_nocaps" not in {one.title for one in select(cards, ["oscar"], None).chosen}
+    assert [one.title for one in select(cards, ["oscar_nocaps"], None).chosen] == ["oscar_nocaps"]
+    assert [one.title for one in select(cards, ["oscar_pretrain"], None).chosen] == ["oscar_pretrain"]
+    assert [one.title for one in select(cards, ["oscar_vqa[vinvl]"], None).chosen] == ["oscar_vqa[vinvl]"]

@@ -194,3 +194,46 @@ def test_rows_are_mapped_not_held(tmp_path: Path) -> None:
     rows = Annotations([path])
     assert rows[19_999]["caption"] == "x" * 500
     assert pa.total_allocated_bytes() - before < 100_000
+
+
+@pytest.mark.parametrize(
+    "rows",
+    [
+        [{"an": [1, 2]}, {"an": []}, {}, {"an": [3]}],
+        [{"an": [1, "x"]}, {"an": None}, {"b": 1}, {"an": [[]]}],
+        [{"b": 1}],
+        [{"an": []}, {"an": []}],
+    ],
+)
+def test_lengths_of_lists(tmp_path: Path, rows: list[dict[str, Any]]) -> None:
+    path = write_json(tmp_path / "a.json", rows)
+    expected = [len(row.get("an") or []) for row in rows]
+    assert Annotations([path, path]).lengths("an").tolist() == expected * 2
+    assert Annotations([path], limit=1).lengths("an").tolist() == expected[:1]
+
+
+class Counted:
+    """Rows that no single file holds."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        return (self.path,)
+
+    @property
+    def name(self) -> str:
+        return "counted"
+
+    def parse(self) -> list[dict[str, Any]]:
+        return [{"letter": letter} for letter in self.path.read_text()]
+
+
+def test_a_source_of_rows_is_copied_as_a_file_is(tmp_path: Path) -> None:
+    path = tmp_path / "letters.txt"
+    path.write_text("abc")
+    assert [row["letter"] for row in Annotations([Counted(path)])] == ["a", "b", "c"]
+    assert (tmp_path / ".lavis_ext/counted.arrow").is_file()
+    path.write_text("wxyz")
+    assert len(Annotations([Counted(path)])) == 4

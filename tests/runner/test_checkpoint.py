@@ -161,7 +161,7 @@ def test_frozen_weights_are_not_saved_and_not_touched(tmp_path: Path) -> None:
     runner.train()
     saved = checkpoint.load_newest(tmp_path / "job")
     assert saved is not None
-    assert set(saved.model) == {"head.weight", "head.bias"}
+    assert set(saved.model) == {"head.weight", "head.bias", "scale"}
     assert set(saved.state["frozen"]) >= {"eye.0.weight", "eye.1.bias"}
     assert all(torch.equal(p, before[name]) for name, p in runner.model.eye.named_parameters())
 

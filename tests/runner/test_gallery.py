@@ -83,3 +83,34 @@ def test_the_report_shows_it(tmp_path: Path) -> None:
     assert text.count('<figure class="shot">') == 5
     assert text.count("data:image/jpeg;base64,") == 5
     assert "Examples from val" in text
+
+
+class Questions(Pictures):
+    """Two questions about each picture, with three answers."""
+
+    def row(self, index: int) -> dict[str, Any]:
+        return {"question_id": index, "question": f"how many in {index}?"}
+
+    def references(self) -> dict[int, list[str]]:
+        return {index: ["2", "two", "2", "2", "1"] for index in range(self.size)}
+
+
+def test_answers_are_shown_with_their_questions(tmp_path: Path) -> None:
+    rows = [{"question_id": i, "answer": "2" if i % 2 else "<b>"} for i in range(6)]
+    write_gallery(rows, [Questions(6)], tmp_path / "result" / "gallery" / "val", "val")
+    index = json.loads((tmp_path / "result" / "gallery" / "val" / "index.json").read_text())
+    shots = {shot["id"]: shot for shot in index["shots"]}
+    assert set(shots) == {0, 1, 2, 4, 5}  # picture 3 is broken
+    assert shots[1]["asked"] == "how many in 1?"
+    assert shots[1]["truths"] == ["2", "two", "1"]
+    assert shots[1]["score"] == pytest.approx((3 * 2 / 3 + 2) / 5)
+    assert shots[0]["score"] == 0
+    page = write_run_report(tmp_path).read_text()
+    assert "how many in 1?" in page
+    assert "&lt;b&gt;" in page
+    assert "what the answer is worth" in page
+
+
+def test_nothing_said_leaves_no_gallery(tmp_path: Path) -> None:
+    write_gallery([], [Questions(6)], tmp_path / "gallery", "val")
+    assert not (tmp_path / "gallery").exists()

@@ -18,6 +18,7 @@ from lavis_ext.registry import models, runners, tasks
 from lavis_ext.runner import job as job_module
 from lavis_ext.runner import jobs
 from lavis_ext.runner.device import choose_cpu, choose_precision
+from lavis_ext.runner.job import redact_config
 from lavis_ext.runner.loop import Runner
 from lavis_ext.runner.owner import owned
 from lavis_ext.schema import Config, DatasetConfig, ModelConfig, RunConfig
@@ -31,9 +32,8 @@ def toys(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     for registry, item in ((models, ToyModel), (tasks, ToyTask)):
         registry.names()
         monkeypatch.setitem(registry._items, "toy", item)
-    size = {"train": 12}
-    monkeypatch.setattr(jobs, "open_datasets", lambda config, splits: dict(size))
-    monkeypatch.setattr(jobs, "train_feed", lambda config, opened, accelerator: ToyFeed(ToyDataset(opened["train"])))
+    monkeypatch.setattr(jobs, "open_datasets", lambda config, splits: {"toy": {"train": ToyDataset(12)}})
+    monkeypatch.setattr(jobs, "train_feed", lambda config, opened, accelerator: ToyFeed(opened["toy"]["train"]))
     feeds = {split: EvaluationFeed(ToyDataset(4, split=split)) for split in ("val", "test")}
     monkeypatch.setattr(jobs, "eval_feeds", lambda config, opened, splits, accelerator: {s: feeds[s] for s in splits})
     yield
@@ -72,6 +72,12 @@ def test_secrets_are_struck_from_what_is_written(tmp_path: Path) -> None:
         assert path.is_dir() or b"s3cret" not in path.read_bytes()
 
 
+def test_a_number_is_no_secret() -> None:
+    told = redact_config({"model": {"num_query_token": 32, "hub_token": "s3cret"}})
+    assert "num_query_token: 32" in told
+    assert "s3cret" not in told
+
+
 def test_an_evaluation_leaves_its_metrics(tmp_path: Path) -> None:
     job = public.evaluate(config(tmp_path, test_splits=["test"], evaluate=True, report=True))
     assert read(job / "evaluate.json") == {"test": {"CIDEr": 0.5, "agg_metrics": 0.5}}
@@ -94,7 +100,7 @@ def test_an_evaluation_without_usable_samples_is_exit_8(tmp_path: Path, monkeypa
 
 
 def test_empty_data_is_exit_3_before_a_model_is_built(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(jobs, "open_datasets", lambda config, splits: {"train": 0})
+    monkeypatch.setattr(jobs, "open_datasets", lambda config, splits: {"toy": {"train": ToyDataset(0)}})
     monkeypatch.setattr(jobs, "build_task", None)
     with pytest.raises(ConfigError, match="no batch") as caught:
         public.train(config(tmp_path))
@@ -145,11 +151,11 @@ def test_a_checkpoint_of_other_ranks_is_refused(tmp_path: Path, monkeypatch: pyt
 
     def doubled(folder: Path) -> Any:
         saved = real(folder)
-        saved.state["ranks"] *= 2
+        saved.state["layout"]["world"] = 2
         return saved
 
     monkeypatch.setattr(jobs.checkpoint, "load_newest", doubled)
-    with pytest.raises(ConfigError, match="was made by 2 processes, this run has 1"):
+    with pytest.raises(ConfigError, match="was made by 2 processes × accum_grad_iters 1, this run has 1 × 1"):
         public.train(config(tmp_path, max_epoch=1))
 
 

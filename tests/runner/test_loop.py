@@ -255,4 +255,40 @@ def test_layers_of_the_image_encoder_decay_from_the_top() -> None:
 def test_groups_hold_every_trained_parameter_once() -> None:
     model = ToyModel()
     groups = parameter_groups(model, RunConfig(task="toy", weight_decay=0.1, lr_layer_decay=0.9))
-    assert [(g["weight_decay"], g["lr_scale"], len(g["params"])) for g in groups] == [(0.1, 1.0, 1), (0.0, 1.0, 1)]
+    assert [(g["weight_decay"], g["lr_scale"], len(g["params"])) for g in groups] == [(0.1, 1.0, 1), (0.0, 1.0, 2)]
+
+
+@pytest.mark.parametrize(
+    "error", [torch.OutOfMemoryError("CUDA out of memory"), RuntimeError("DefaultCPUAllocator: not enough memory")]
+)
+def test_an_exhausted_memory_says_what_to_lower(
+    error: RuntimeError, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def exhausted(self: object, batch: object) -> None:
+        raise error
+
+    monkeypatch.setattr(ToyModel, "forward", exhausted)
+    with pytest.raises(TrainingError) as caught:
+        toy_runner(tmp_path, batch_size_train=8, accum_grad_iters=3).train()
+    told = str(caught.value)
+    assert "memory" in told
+    assert "run.batch_size_train=4 run.accum_grad_iters=6" in told
+    assert "use_grad_checkpoint" in told
+
+
+def test_an_evaluation_that_does_not_fit_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def exhausted(self: object, batch: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(ToyModel, "generate", exhausted)
+    with pytest.raises(TrainingError, match=r"lower run\.batch_size_eval"):
+        toy_runner(tmp_path, valid_splits=["val"]).train()
+
+
+def test_other_errors_are_left_as_they_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(self: object, batch: object) -> None:
+        raise RuntimeError("shapes differ")
+
+    monkeypatch.setattr(ToyModel, "forward", broken)
+    with pytest.raises(RuntimeError, match="shapes differ"):
+        toy_runner(tmp_path).train()

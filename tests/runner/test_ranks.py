@@ -10,15 +10,25 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
+from lavis_ext.runner import checkpoint
+from tests.support.processes import Ended, run_ranks
+from tests.support.ranks import leave_weights, trained
 from tests.support.runs import log_lines
 
 pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parents[2]
 
 
-def launch(folder: Path, processes: int, **keys: Any) -> subprocess.CompletedProcess[str]:
-    """Run the toy under torchrun and wait for it."""
+def launch(folder: Path, processes: int, **keys: Any) -> Ended:
+    """Run the toy on so many ranks and wait for it."""
+    folder.mkdir(exist_ok=True)
+    return run_ranks(leave_weights, processes, (str(folder), keys), folder)
+
+
+def torchrun(folder: Path, processes: int, **keys: Any) -> subprocess.CompletedProcess[str]:
+    """The same under torchrun, as a user starts it."""
     folder.mkdir(exist_ok=True)
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
@@ -33,9 +43,9 @@ def losses(folder: Path) -> list[float]:
 def test_two_ranks_are_one_with_twice_the_batch(tmp_path: Path) -> None:
     keys: dict[str, Any] = {"accum_grad_iters": 2, "valid_splits": ["val"], "max_epoch": 2}
     one, two = tmp_path / "one", tmp_path / "two"
-    for folder, processes, size in ((one, 1, 4), (two, 2, 2)):
-        done = launch(folder, processes, batch_size_train=size, **keys)
-        assert done.returncode == 0, done.stderr[-6000:]
+    trained(one, batch_size_train=4, **keys)
+    done = torchrun(two, 2, batch_size_train=2, **keys)
+    assert done.returncode == 0, done.stderr[-6000:]
     assert losses(two) == pytest.approx(losses(one), rel=1e-5)
     assert len(losses(one)) == 4
     saved = json.loads((two / "job" / "latest.json").read_text())
@@ -51,3 +61,36 @@ def test_a_bad_sample_of_one_rank_stops_all_and_is_named(tmp_path: Path) -> None
     told = json.loads((tmp_path / "job2" / "job" / "nonfinite.json").read_text())
     assert "7" in told["ids"]
     assert len(told["ids"]) == 2
+
+
+@pytest.mark.parametrize("arch", ["", "blip2_opt"])
+def test_shared_out_parameters_give_the_same_run(arch: str, tmp_path: Path) -> None:
+    """FSDP of two ranks against one rank: losses, weights, and checkpoints of the same form."""
+    picture = {"arch": arch, "edge": 64} if arch else {}
+    keys: dict[str, Any] = {"valid_splits": ["val"], "max_epoch": 2, "clip_grad_norm": 1.0, "size": 8, **picture}
+    one, two = tmp_path / "one", tmp_path / "two"
+    trained(one, batch_size_train=4, **keys)
+    done = launch(two, 2, batch_size_train=2, parallel="fsdp", **keys)
+    assert done.returncode == 0, done.stderr[-6000:]
+    assert losses(two) == pytest.approx(losses(one), rel=1e-4)
+    alone, shared = (newest(folder) for folder in (one, two))
+    assert alone.model.keys() == shared.model.keys()
+    for name, tensor in alone.model.items():
+        assert torch.allclose(tensor, shared.model[name], atol=1e-3), name
+    sizes = [[{k: v.shape for k, v in s.items()} for s in slots(saved)] for saved in (alone, shared)]
+    assert sizes[0] == sizes[1]
+    if not arch:
+        again = launch(two, 2, batch_size_train=2, parallel="ddp", **{**keys, "max_epoch": 3})
+        assert again.returncode == 0, again.stderr[-6000:]
+        assert len(losses(two)) == 6
+
+
+def newest(folder: Path) -> checkpoint.Checkpoint:
+    saved = checkpoint.load_newest(folder / "job")
+    assert saved is not None
+    return saved
+
+
+def slots(saved: checkpoint.Checkpoint) -> list[dict[str, torch.Tensor]]:
+    """What the optimizer keeps of each parameter."""
+    return list(saved.state["optimizer"]["state"].values())

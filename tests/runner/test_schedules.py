@@ -71,3 +71,49 @@ def test_the_loop_asks_at_the_last_micro_batch_of_a_step(tmp_path: Path) -> None
     toy_runner(tmp_path, accum_grad_iters=2, warmup_lr=0.0, warmup_steps=6, max_epoch=2, init_lr=0.01).train()
     rates = [line["lr"] for line in log_lines(tmp_path)]
     assert rates == pytest.approx([0.01 / 6, 0.03 / 6, 0.05 / 6, 0.005, 0.005, 0.005])
+
+
+def linear(seen: int, total: int, **keys: object) -> float:
+    """The rate after `seen` micro-batches of a run that has epochs of ten."""
+    run = RunConfig(task="toy", init_lr=5e-5, **keys)  # type: ignore[arg-type]
+    at = Position(seen // 10, seen % 10, 10, max(total // 10, 1), total)
+    return lr_schedulers.get("linear_warmup_linear_lr")(run, at.max_epoch)(at)
+
+
+@pytest.mark.parametrize(("warmup", "total"), [(0, 40), (7, 40), (10, 25), (40, 40), (100, 40)])
+def test_the_line_is_that_of_transformers(warmup: int, total: int) -> None:
+    """get_linear_schedule_with_warmup: step/warmup, then (total - step)/(total - warmup)."""
+    for step in range(total):
+        share = step / warmup if step < warmup else (total - step) / max(1, total - warmup)
+        assert linear(step, total, warmup_lr=0, warmup_steps=warmup) == pytest.approx(5e-5 * share, abs=1e-18)
+
+
+@pytest.mark.parametrize("granularity", ["epoch", "iter"])
+def test_the_line_moves_with_every_batch(granularity: str) -> None:
+    assert linear(11, 40, lr_granularity=granularity) == pytest.approx(5e-5 * 29 / 40)
+    assert linear(39, 40, min_lr=1e-5, lr_granularity=granularity) == pytest.approx(1e-5 + 4e-5 / 40)
+
+
+def test_a_run_s_first_rate_is_the_schedule_s_first(tmp_path: Path) -> None:
+    """Oscar advances its schedule before the optimizer moves, and so skips the first rate."""
+    runner = toy_runner(tmp_path, lr_sched="linear_warmup_linear_lr", init_lr=0.01, max_epoch=1)
+    runner.train()
+    rates = [line["lr"] for line in log_lines(tmp_path) if line["kind"] == "train"]
+    assert rates == pytest.approx([0.01 * (6 - step) / 6 for step in range(6)])
+
+
+def test_accumulated_steps_have_the_rates_of_steps_that_are_not(tmp_path: Path) -> None:
+    """Two micro-batches a step, and twice the warm-up: the schedule counts optimizer steps, as upstream's does."""
+    keys = {"lr_sched": "linear_warmup_linear_lr", "init_lr": 0.01, "warmup_lr": 0.0, "max_epoch": 2}
+    toy_runner(tmp_path / "one", size=12, batch_size_train=4, warmup_steps=2, **keys).train()
+    toy_runner(tmp_path / "two", size=12, batch_size_train=2, warmup_steps=4, accum_grad_iters=2, **keys).train()
+    rates = [[line["lr"] for line in log_lines(tmp_path / name) if line["kind"] == "train"] for name in ("one", "two")]
+    assert rates[0] == pytest.approx([0, 0.005, 0.01, 0.0075, 0.005, 0.0025])
+    assert rates[1] == pytest.approx(rates[0])
+
+
+def test_iterations_that_are_no_whole_epochs_end_at_zero(tmp_path: Path) -> None:
+    runner = toy_runner(tmp_path, lr_sched="linear_warmup_linear_lr", init_lr=0.01, max_epoch=None, max_iters=8)
+    runner.train()
+    rates = [line["lr"] for line in log_lines(tmp_path) if line["kind"] == "train"]
+    assert rates == pytest.approx([0.01 * (8 - step) / 8 for step in range(8)])

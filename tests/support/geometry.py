@@ -64,3 +64,19 @@ def one(answers: set[str]) -> str:
     """The single answer; more than one would make the question ambiguous."""
     (only,) = answers
     return only
+
+
+def holds(left: Scene, right: Scene, sentence: str) -> bool:
+    """Whether a sentence about two scenes is true."""
+    text = plain(sentence)
+    if found := re.fullmatch(r"there are exactly (\d+) shapes in the two images together", text):
+        return len(left.things) + len(right.things) == int(found[1])
+    if found := re.fullmatch(r"the (left|right) image has more shapes than the (left|right) image", text):
+        numbers = {"left": len(left.things), "right": len(right.things)}
+        return numbers[found[1]] > numbers[found[2]]
+    if found := re.fullmatch(rf"one image shows an? {NOUN} and the other one does not", text):
+        return bool(meant(left, "", found[2], found[3])) != bool(meant(right, "", found[2], found[3]))
+    if found := re.fullmatch(r"there are (\w+) in both images", text):
+        return all(found[1] in {t.shape for t in scene.things} for scene in (left, right))
+    assert text == "both images have the same background"
+    return left.background == right.background

@@ -5,25 +5,37 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
+from typing import Any
+
+import torch
 
 from lavis_ext.runner import checkpoint
+from lavis_ext.runner.loop import Runner
 from tests.support.runs import toy_runner, weights
 
 
-def main() -> None:
-    """Train, or go on, with the keys given as JSON; rank 0 writes the weights."""
-    folder, keys = Path(sys.argv[1]), json.loads(sys.argv[2])
-    poisoned = keys.pop("poisoned", None)
+def trained(folder: Path, **keys: Any) -> Runner:
+    """Train, or go on, with this `dropout`; `poisoned` names a sample whose loss is not finite."""
+    poisoned, dropout = keys.pop("poisoned", None), keys.pop("dropout", 0.0)
     runner = toy_runner(folder, **keys)
-    runner.model.drop.p = 0.0
+    for part in runner.model.modules():
+        if isinstance(part, torch.nn.Dropout):
+            part.p = dropout
     runner.model.poisoned = poisoned
     saved = checkpoint.load_newest(folder / "job")
     if saved is not None:
         runner.restore(saved)
     runner.train()
+    return runner
+
+
+def leave_weights(folder: str, keys: dict[str, Any]) -> None:
+    """Train; rank 0 writes the weights."""
+    runner = trained(Path(folder), **keys)
+    found = weights(runner)
     if runner.is_main:
-        (folder / "weights.json").write_text(json.dumps(weights(runner)))
+        (Path(folder) / "weights.json").write_text(json.dumps(found))
 
 
 if __name__ == "__main__":
-    main()
+    leave_weights(sys.argv[1], json.loads(sys.argv[2]))

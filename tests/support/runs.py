@@ -9,6 +9,9 @@ from typing import Any
 
 import torch
 
+from lavis_ext.mixture import Mixture
+from lavis_ext.models import load_model
+from lavis_ext.models.ranks import whole
 from lavis_ext.runner import checkpoint
 from lavis_ext.runner.device import build_accelerator
 from lavis_ext.runner.evaluation import Evaluator
@@ -21,19 +24,29 @@ from tests.support.toys import ToyDataset, ToyFeed, ToyModel, ToyTask, toy_run
 
 
 def toy_runner(
-    folder: Path, extra: Sequence[Hook] = (), size: int = 12, metrics: Sequence[float] = (0.5,), **keys: Any
+    folder: Path,
+    extra: Sequence[Hook] = (),
+    size: int = 12,
+    metrics: Sequence[float] = (0.5,),
+    arch: str = "",
+    edge: int = 4,
+    mixed: bool = False,
+    **keys: Any,
 ) -> Runner:
-    """A runner that stands at its start; `keys` go to the run section."""
+    """A runner that stands at its start; `keys` go to the run section, `arch` names a tiny model instead of the toy.
+
+    With `mixed` the batches are a mixture's.
+    """
     torch.set_num_threads(1)
     run = toy_run(folder, **keys)
     seed_everything(run.seed)
-    task = ToyTask(ToyModel(), run)
+    task = ToyTask(load_model(arch, "tiny") if arch else ToyModel(), run)
     task.remaining = list(metrics)
     accelerator = build_accelerator(run)
     job = folder / "job"
     job.mkdir(parents=True, exist_ok=True)
     splits = dict.fromkeys([*run.valid_splits, *run.test_splits])
-    feeds = {split: EvaluationFeed(ToyDataset(4, split=split)) for split in splits}
+    feeds = {split: EvaluationFeed(ToyDataset(4, split=split, edge=edge)) for split in splits}
     evaluator = Evaluator(task, feeds, job, accelerator, run.seed)
     hooks = [
         SignalHook(),
@@ -43,15 +56,14 @@ def toy_runner(
         CheckpointHook(),
         *extra,
     ]
-    rank, world = accelerator.process_index, accelerator.num_processes
-    return Runner(
-        run,
-        task,
-        ToyFeed(ToyDataset(size), run.batch_size_train, rank=rank, world=world),
-        evaluator,
-        hooks,
-        accelerator,
+    share = {"rank": accelerator.process_index, "world": accelerator.num_processes}
+    dataset, count = ToyDataset(size, edge=edge), run.batch_size_train
+    batches = (
+        Mixture({"toy": dataset}, batch_size=count, seed=run.seed, num_workers=0, drop_last=True, **share)
+        if mixed
+        else ToyFeed(dataset, count, **share)
     )
+    return Runner(run, task, batches, evaluator, hooks, accelerator)
 
 
 class EvaluationFeed(ToyFeed):
@@ -81,4 +93,4 @@ def weights(runner: Runner) -> list[Any]:
     """Everything that training moves, comparable bit by bit."""
     tensors = [*runner.model.state_dict().values()]
     tensors += [v for state in runner.optimizer.state.values() for v in state.values() if isinstance(v, torch.Tensor)]
-    return [t.tolist() for t in tensors]
+    return [whole(t).tolist() for t in tensors]

@@ -21,17 +21,20 @@ from lavis_ext.types import Batch, Sample
 
 @dataclass
 class ToyDataset:
-    """`size` pictures of 4×4 random pixels; the captions name the sample."""
+    """`size` pictures of 4×4 (`edge`) random pixels; the captions name the sample."""
 
     size: int = 12
     name: str = "toy"
     split: str = "train"
+    edge: int = 4
 
     def __len__(self) -> int:
         return self.size
 
     def pixels(self, index: int) -> Tensor:
-        return torch.randint(0, 256, (3, 4, 4), generator=torch.Generator().manual_seed(index), dtype=torch.uint8)
+        return torch.randint(
+            0, 256, (3, self.edge, self.edge), generator=torch.Generator().manual_seed(index), dtype=torch.uint8
+        )
 
     def __getitem__(self, index: int) -> Sample:
         return {**self.load(index, torch.Generator()), "image": Normalizer()(self.pixels(index))}  # type: ignore[typeddict-item]
@@ -113,6 +116,7 @@ class ToyModel(Model):
         self.eye = nn.Sequential(nn.Linear(48, width), nn.BatchNorm1d(width))
         self.drop = nn.Dropout(dropout)
         self.head = nn.Linear(width, 1)
+        self.scale = nn.Parameter(torch.tensor(1.0))  # FSDP has no parts of a scalar
         self.poisoned: str | None = None
         self.freeze(self.eye)
 
@@ -122,7 +126,7 @@ class ToyModel(Model):
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         image = batch["image"].flatten(1)
-        predicted = self.head(self.drop(self.eye(image))).squeeze(1)
+        predicted = self.scale * self.head(self.drop(self.eye(image))).squeeze(1)
         loss = (predicted - image.mean(1)).square().mean()
         if self.poisoned in batch["instance_id"]:
             loss = loss * float("nan")

@@ -206,3 +206,47 @@ def test_ranking_without_a_list_is_refused(sets: list[Any]) -> None:
     with pytest.raises(ConfigError, match="split 'val' has no answer_list"):
         task("vqa", ["red"], inference_method="rank").before_evaluation("val", sets)
     task("vqa", ["red"]).before_evaluation("val", sets)
+
+
+@dataclass
+class Asked(Questions):
+    """Questions that know what they ask."""
+
+    asked: dict[Any, str] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return len(self.asked)
+
+    def row(self, index: int) -> dict[str, Any]:
+        name = list(self.asked)[index]
+        return {"question_id": name, "question": self.asked[name]}
+
+
+def test_how_answers_fared_by_kind_is_left_for_the_report(tmp_path: Path) -> None:
+    data = Asked(
+        {1: ["yes"] * 10, 2: ["3"] * 10, 3: ["red"] * 10},
+        asked={1: "Is it red?", 2: "How many are there?", 3: "What color is it?"},
+    )
+    task("vqa", []).after_evaluation(rows({1: "yes", 2: "red", 3: "blue"}), "val", [data], tmp_path, 0)
+    found = read(tmp_path / "breakdown" / "val.json")
+    assert found["split"] == "val"
+    assert {row["name"]: row["accuracy"] for row in found["answer_types"]} == {"yes/no": 100, "number": 0, "other": 0}
+    assert [row["name"] for row in found["question_types"]] == ["how many", "is it", "what color"]
+    assert found["confusion"] == {"yes/no": {"yes/no": 1}, "number": {"other": 1}, "other": {"other": 1}}
+    assert {"type": "number", "truth": "3", "said": "red", "questions": 1} in found["mistakes"]
+
+
+def test_official_files_say_the_kinds(tmp_path: Path) -> None:
+    data = Questions(coco_fmt_anno_file=str(official(tmp_path / "answers.json")))
+    task("vqa", []).after_evaluation(rows({1: "no", 2: "red"}), "val", [data], tmp_path, 0)
+    found = read(tmp_path / "breakdown" / "val.json")
+    assert {row["name"]: row["accuracy"] for row in found["answer_types"]} == {"yes/no": 0, "other": 100}
+    assert found["question_types"] == []
+
+
+@pytest.mark.parametrize(("name", "given", "worth"), [("gqa", ["red"], 100.0), ("aok_vqa", ["red", "blue"], 33.33)])
+def test_kinds_are_scored_as_the_task_scores(name: str, given: list[str], worth: float, tmp_path: Path) -> None:
+    task(name, []).after_evaluation(rows({"q": "red"}), "val", [Questions({"q": given})], tmp_path, 0)
+    assert read(tmp_path / "breakdown" / "val.json")["answer_types"] == [
+        {"name": "other", "questions": 1, "accuracy": worth}
+    ]

@@ -13,7 +13,7 @@ import torch
 from lavis_ext.errors import ConfigError
 from lavis_ext.schema import RunConfig
 from lavis_ext.tasks import setup_task
-from lavis_ext.tasks.retrieval import captions_of
+from lavis_ext.tasks.retrieval import captions_of, merged
 from tests.support.blip2 import small_batch, small_stage1
 
 
@@ -42,7 +42,7 @@ def test_scores_are_cosine_plus_matching_logit_of_the_best(tmp_path: Path) -> No
     retrieval = task(k_test=2)
     seen = rows(retrieval)
     with torch.no_grad():
-        to_text, to_image = retrieval._scores(seen, Pictures.text)
+        to_text, to_image = merged([retrieval._part(seen, Pictures.text, 0, 1)], 3, 6)
     model, batch = retrieval.network, small_batch()
     with torch.no_grad():
         cosines = small_stage1(arch="blip2_image_text_matching")(
@@ -79,3 +79,16 @@ def test_pictures_that_were_not_read_leave_with_their_captions(caplog: pytest.Lo
 def test_one_data_set_at_a_time(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="2 data sets have 'val'"):
         task().after_evaluation([], "val", [Pictures(), Pictures()], tmp_path, 0)
+
+
+@pytest.mark.parametrize("k_test", [0, 2])
+def test_ranks_share_the_comparing(k_test: int, tmp_path: Path) -> None:
+    one, many = task(k_test=k_test), task(k_test=k_test)
+    seen = rows(one)
+    alone = one.after_evaluation(seen, "test", [Pictures()], tmp_path, 1)
+    many.receive([many.share(seen, "test", [Pictures()], rank, 4) for rank in range(4)])
+    many._part = None  # nothing is left to compare
+    (tmp_path / "b").mkdir()
+    assert many.after_evaluation(seen, "test", [Pictures()], tmp_path / "b", 1) == alone
+    files = [json.loads((folder / "test_epoch1_retrieval.json").read_text()) for folder in (tmp_path, tmp_path / "b")]
+    assert files[0] == files[1]

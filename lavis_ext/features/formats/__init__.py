@@ -6,9 +6,11 @@ from lavis_ext.errors import UsageError, nearest
 from lavis_ext.features.formats.base import Format
 from lavis_ext.features.formats.butd import Butd
 from lavis_ext.features.formats.hdf5 import Hdf5
+from lavis_ext.features.formats.mapped import OffsetMap
 from lavis_ext.features.formats.npy import Npy
 from lavis_ext.features.formats.oscar import OscarTsv, VinvlTsv
 from lavis_ext.features.formats.pt import OscarPt
+from lavis_ext.features.formats.tensorpack import TensorpackLmdb
 from lavis_ext.features.formats.volta_lmdb import VoltaLmdb
 
 FORMATS: dict[str, Format] = {
@@ -16,10 +18,12 @@ FORMATS: dict[str, Format] = {
     for form in (
         OscarTsv(),
         VinvlTsv(),
+        OffsetMap(),
         Butd("butd-tsv"),
         Butd("lxmert-tsv"),
         Butd("volta-tsv"),
         VoltaLmdb(),
+        TensorpackLmdb(),
         OscarPt(),
         Hdf5(),
         Npy(),

@@ -44,12 +44,19 @@ class Butd:
             yield guard(number, end, head, partial(self._parse, line, options))
 
     def _parse(self, line: bytes, options: ReadOptions) -> Row:
+        return self.parse(self.split(line), options)
+
+    def parse(self, cells: dict[str, bytes], options: ReadOptions) -> Row:
+        """The cells of one line as a row; raises BadRow."""
+        image_id = unquote(cells.get("img_id", cells.get("image_id", b"")))
+        return row_of({**cells, "img_id": image_id}, options)
+
+    def split(self, line: bytes) -> dict[str, bytes]:
+        """The cells of one line under the names of their columns, `b'…'` taken off; raises BadRow."""
         cells = line.rstrip(b"\r").split(b"\t")
         if len(cells) != len(self.columns):
             raise BadRow(f"expected {len(self.columns)} columns, got {len(cells)}; truncated?")
-        found = {name: unliteral(cell) for name, cell in zip(self.columns, cells, strict=True)}
-        found["img_id"] = unquote(found.get("img_id", found.get("image_id", b"")))
-        return row_of(found, options)
+        return {name: unliteral(cell) for name, cell in zip(self.columns, cells, strict=True)}
 
     def write(self, store: FeatureStore, path: Path, options: dict[str, Any]) -> list[str]:
         """Write `path`; lines end as those of the store's source did, else as csv ends them (`\\r\\n`)."""
@@ -57,13 +64,13 @@ class Butd:
         write_lines(store, path, lambda record: b"\t".join(self.cells(record)) + end)
         return []
 
-    def cells(self, record: Record) -> list[bytes]:
-        """The columns of one row; raises UsageError where the store lacks one."""
+    def cells(self, record: Record | Row) -> list[bytes]:
+        """The columns of one row; raises UsageError where the store, or the row, lacks one."""
         fields = fields_of(record)
         missing = [name for name in self.columns if name not in fields]
         if missing:
             what = f"has no {', '.join(missing)}, which {self.name} needs"
-            raise UsageError(f"image {record.image_id!r}", what, "export to butd-tsv, which needs boxes and sizes only")
+            raise UsageError(f"image {record.image_id!r}", what, "write butd-tsv, which needs boxes and sizes only")
         return [as_text(fields[name]) for name in self.columns]
 
 
@@ -134,14 +141,14 @@ def as_text(value: Any) -> bytes:
     return quote(value).encode() if isinstance(value, str) else str(value).encode()
 
 
-def fields_of(record: Record) -> dict[str, Any]:
-    """What a record has under the names of all columns; boxes in pixels only."""
-    arrays = record.arrays
-    fields: dict[str, Any] = {name: arrays[name] for name in (*VECTORS, *MATRICES) if name in arrays}
-    fields |= {"img_id": record.image_id, "image_id": record.image_id, "num_boxes": len(record)}
-    fields |= {"features": record.features}
-    if record.boxes is not None and record.box_unit == "pixel":
-        fields["boxes"] = record.boxes
-    if record.height and record.width:
-        fields |= dict.fromkeys(("img_h", "image_h"), record.height) | dict.fromkeys(("img_w", "image_w"), record.width)
+def fields_of(record: Record | Row) -> dict[str, Any]:
+    """What a record or a row has under the names of all columns; boxes in pixels only."""
+    row = record if isinstance(record, Row) else record.as_row()
+    fields: dict[str, Any] = {name: row.arrays[name] for name in (*VECTORS, *MATRICES) if name in row.arrays}
+    fields |= {"img_id": row.image_id, "image_id": row.image_id, "num_boxes": len(row.features)}
+    fields |= {"features": row.features}
+    if row.boxes is not None and row.unit == PIXELS:
+        fields["boxes"] = row.boxes
+    if row.height and row.width:
+        fields |= dict.fromkeys(("img_h", "image_h"), row.height) | dict.fromkeys(("img_w", "image_w"), row.width)
     return fields

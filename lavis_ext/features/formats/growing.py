@@ -15,15 +15,21 @@ from lavis_ext.features.store import FeatureStore
 
 @contextmanager
 def growing(store: FeatureStore, path: Path) -> Iterator[Path]:
+    """`growing_of` an export of a store."""
+    with growing_of({"store": str(store.path.resolve()), "rows": len(store), "end": store.index.end}, path) as part:
+        yield part
+
+
+@contextmanager
+def growing_of(state: dict[str, Any], path: Path) -> Iterator[Path]:
     """The name of a partial file or folder, which becomes `path` when the block ends without an error.
 
-    What an earlier run left there of the same store is to be gone on with. Raises UsageError where `path` exists or the
-    part is of another store, DiskError.
+    What an earlier run left there of the same `state` (plain values) is to be gone on with. Raises UsageError where
+    `path` exists or the part is of another state, DiskError.
     """
     refuse_existing(path)
     part = part_of(path)
     stamp = part.with_name(f"{part.name}.json")
-    state = {"store": str(store.path.resolve()), "rows": len(store), "end": store.index.end}
     if part.exists() and _read(stamp) != state:
         raise UsageError(str(part), "is a part of another export", "move it away, or name another place")
     with disk_errors(path):

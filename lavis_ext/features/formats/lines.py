@@ -9,6 +9,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import pybase64
+
 from lavis_ext.errors import IntegrityError
 from lavis_ext.features.files import disk_errors, read_errors, write_atomic
 from lavis_ext.features.formats.growing import growing
@@ -45,7 +47,7 @@ def decode64(text: bytes | memoryview) -> bytes:
     """The bytes of a base64 column; raises BadRow where it was cut or holds other characters."""
     size = len(text)
     try:
-        raw = binascii.a2b_base64(text)
+        raw: bytes = pybase64.b64decode(text, validate=True)
     except binascii.Error as error:
         raise BadRow(f"broken base64 ({error}); truncated?") from None
     if -(-len(raw) // 3) * 4 != size:
@@ -55,7 +57,8 @@ def decode64(text: bytes | memoryview) -> bytes:
 
 def encode64(data: Any) -> bytes:
     """Bytes of an array as base64."""
-    return binascii.b2a_base64(data, newline=False)
+    encoded: bytes = pybase64.b64encode(data)
+    return encoded
 
 
 def write_lines(store: FeatureStore, path: Path, encode: Callable[[Record], bytes]) -> None:

@@ -12,6 +12,7 @@ import numpy as np
 from lavis_ext.errors import UsageError
 from lavis_ext.features.formats.base import SideTable, guard, number_of, plain_id, shown, size_in, text_of
 from lavis_ext.features.formats.lines import decode64, encode64, lines_of, write_lineidx, write_lines
+from lavis_ext.features.formats.offsets import warn_of_stale_map, write_offset_map
 from lavis_ext.features.layout import FRACTIONS, PIXELS, Array
 from lavis_ext.features.row import LABELS, BadRow, ReadOptions, Row, Rows, Start, shape_features
 from lavis_ext.features.store import FeatureStore, Record
@@ -27,12 +28,16 @@ class OscarTsv:
     def read(self, path: Path, options: ReadOptions, start: Start) -> Rows:
         """Rows of the file, with labels and sizes from the side files that `options` names or that lie beside it."""
         sides = Sides(path, options)
+        warn_of_stale_map(path)
         for number, line, end in lines_of(path, start):
             image_id = line[:256].partition(b"\t")[0]
-            yield guard(number, end, image_id.decode("utf-8", "replace"), partial(_parse, line, sides, options))
+            yield guard(number, end, image_id.decode("utf-8", "replace"), partial(parse_row, line, sides, options))
 
     def write(self, store: FeatureStore, path: Path, options: dict[str, Any]) -> list[str]:
-        """Write `path`, its `.lineidx` and `imageid2idx.json`, and labels, if there are any, to `predictions.tsv`."""
+        """Write `path`, its `.lineidx` and `imageid2idx.json`, and labels, if there are any, to `predictions.tsv`.
+
+        A path that ends in `_feats.tsv` gets an offset map too.
+        """
         write_lines(store, path, self.line)
         side = _label_path(path)
         labelled = any(store.at(row).label_text is not None for row in range(len(store)))
@@ -40,6 +45,7 @@ class OscarTsv:
             write_lines(store, side, _label_line)
             write_lineidx_only(side)
         write_lineidx(path)
+        write_offset_map(path)
         return [f"labels: {side}"] if labelled else []
 
     def line(self, record: Record) -> bytes:
@@ -120,7 +126,8 @@ def _label_line(record: Record) -> bytes:
     return record.image_id.encode() + b"\t" + (b"[]" if text is None else text) + b"\n"
 
 
-def _parse(line: bytes, sides: Sides, options: ReadOptions) -> Row:
+def parse_row(line: bytes, sides: Sides, options: ReadOptions) -> Row:
+    """One line of either form, without its new line; raises BadRow."""
     line = line.rstrip(b"\r")
     first, last = line.find(b"\t"), line.rfind(b"\t")
     if first < 0:

@@ -118,6 +118,15 @@ class _EmptyBytes(_Call):
         return b""
 
 
+class _EmptyDict(_Call):
+    """Stands for `OrderedDict`, whose items follow its creation as those of a dict."""
+
+    def __call__(self, *content: Any) -> dict[Any, Any]:
+        if content:
+            raise _Refused("an ordered dict that is not plain")
+        return {}
+
+
 class _Unpickler(pickle.Unpickler):
     """Every name that a pickle asks for comes from this table or is refused; nothing is imported."""
 
@@ -126,6 +135,7 @@ class _Unpickler(pickle.Unpickler):
         ("numpy", "dtype"): _MakeDtype(),
         **{(f"numpy.{core}.multiarray", "_reconstruct"): _Reconstruct() for core in ("core", "_core")},
         **{(f"numpy.{core}.numeric", "_frombuffer"): _FromBuffer() for core in ("core", "_core")},
+        ("collections", "OrderedDict"): _EmptyDict(),
         ("_codecs", "encode"): _Latin1(),
         ("builtins", "bytes"): _EmptyBytes(),
         ("__builtin__", "bytes"): _EmptyBytes(),

@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from lavis_ext.errors import IntegrityError, UsageError
+from lavis_ext.errors import DiskError, IntegrityError, UsageError
 from lavis_ext.features.files import disk_errors
 from lavis_ext.features.formats.base import guard
 from lavis_ext.features.formats.butd import as_text, fields_of, row_of, unliteral
@@ -33,7 +33,7 @@ class VoltaLmdb:
 
     def read(self, path: Path, options: ReadOptions, start: Start) -> Rows:
         """Entries in the order of their keys; raises UnsafeError (exit code 10) at a pickle that is more than data."""
-        with _opened(path) as environment, environment.begin(buffers=False) as reading:
+        with opened(path) as environment, environment.begin(buffers=False) as reading:
             number = 0
             for key in reading.cursor().iternext(values=False):
                 if key == KEYS:
@@ -51,41 +51,66 @@ class VoltaLmdb:
         with growing(store, path) as part:
             with disk_errors(path):
                 part.mkdir(exist_ok=True)
-            data = part / "data.mdb"
-            size = max(FIRST_MAP, data.stat().st_size * 2 if data.exists() else 0)
+            size = map_size(part)
             with lmdb.open(str(part), map_size=size) as environment:
-                writer = _Writing(lmdb, environment, size)
+                writer = LmdbWriter(lmdb, environment, size, path)
                 for begin in range(environment.stat()["entries"], len(store), COMMIT_ROWS):
                     rows = range(begin, min(begin + COMMIT_ROWS, len(store)))
                     writer.put([(keys[row], _value(store.at(row))) for row in rows])
                 writer.put([(KEYS, pickle.dumps(keys))])
-                environment.sync(True)
+                writer.sync()
         return []
 
 
-class _Writing:
-    """Puts entries into an environment whose map grows when it is full."""
+def map_size(folder: Path) -> int:
+    """What the map of an environment that is written begins with: the first of the sizes that hold what is there."""
+    data, size = folder / "data.mdb", FIRST_MAP
+    while data.exists() and size < data.stat().st_size:
+        size *= GROWTH
+    return size
 
-    def __init__(self, lmdb: Any, environment: Any, size: int) -> None:
-        self._full, self._environment, self._size = lmdb.MapFullError, environment, size
+
+class LmdbWriter:
+    """Puts entries into an environment whose map grows when it is full; what LMDB cannot write is a DiskError."""
+
+    def __init__(self, lmdb: Any, environment: Any, size: int, path: Path) -> None:
+        self._lmdb, self._environment, self._size, self._path = lmdb, environment, size, path
 
     def put(self, entries: list[tuple[bytes, bytes]]) -> None:
         """One transaction."""
         while True:
             try:
-                with self._environment.begin(write=True) as writing:
+                with self._errors(), self._environment.begin(write=True) as writing:
                     for key, value in entries:
                         writing.put(key, value)
                 return
-            except self._full:
+            except self._lmdb.MapFullError:
                 self._size *= GROWTH
                 self._environment.set_mapsize(self._size)
 
+    def sync(self) -> None:
+        """Everything is on the disk."""
+        with self._errors():
+            self._environment.sync(True)
+
+    @contextmanager
+    def _errors(self) -> Iterator[None]:
+        try:
+            yield
+        except self._lmdb.MapFullError:
+            raise
+        except self._lmdb.Error as error:
+            way_out = "free space, or choose another folder"
+            raise DiskError(str(self._path), f"cannot be written: {error}", way_out) from error
+
 
 @contextmanager
-def _opened(path: Path) -> Iterator[Any]:
-    """A reading environment without locks: the file may lie on a disk that cannot be written."""
-    lmdb = need("lmdb", "volta-lmdb")
+def opened(path: Path, form: str = "volta-lmdb") -> Iterator[Any]:
+    """A reading environment without locks: the file may lie on a disk that cannot be written.
+
+    Raises IntegrityError, and ConfigError, with the name of the format, where lmdb is not installed.
+    """
+    lmdb = need("lmdb", form)
     try:
         options = {"subdir": path.is_dir(), "readonly": True, "lock": False, "readahead": False, "create": False}
         with lmdb.open(str(path), **options) as environment:

@@ -1,0 +1,185 @@
+"""A step under the runner beside a bare PyTorch loop over the same model and batches: what the loop costs, in per cent.
+
+    python benchmarks/runner_overhead.py [--arch blip2_opt] [--type tiny] [--batch 32] [--steps 10] [--rounds 7]
+                                         [--device auto] [--precision no] [--threads N]
+
+Both normalise the pictures, run the model forwards and backwards and move the same AdamW; the runner also sets the
+rate, takes the norm of the gradient, judges losses, counts and logs. Rounds are interleaved, medians compared.
+The target is 2 % at most. Prints a table with the machine's name, and writes nothing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import platform
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from copy import deepcopy
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from lavis_ext.collate import to_device
+from lavis_ext.models.zoo import build_model, default_config
+from lavis_ext.processors.normalize import Normalizer
+from lavis_ext.runner.device import build_accelerator
+from lavis_ext.runner.hooks import ScheduleHook
+from lavis_ext.runner.logs import JsonLog, LogHook
+from lavis_ext.runner.loop import Runner
+from lavis_ext.runner.optimizer import build_optimizer
+from lavis_ext.schema import RunConfig
+from lavis_ext.tasks import setup_task
+from lavis_ext.types import Batch
+
+LIMIT_PERCENT = 2.0
+CAPTION = "a small red circle to the left of two green triangles above a yellow star"
+
+
+@dataclass
+class Batches:
+    """The same few batches in memory, over and over, with the interface of a mixture."""
+
+    batches: list[Batch]
+    normalizer: Normalizer
+
+    def __len__(self) -> int:
+        return 10**6
+
+    def __iter__(self) -> Iterator[Batch]:
+        while True:
+            yield from self.batches
+
+
+def make_batches(size: int, edge: int, count: int = 4) -> Batches:
+    """Batches of noise, uint8 [size, 3, edge, edge], with one caption."""
+    generator = torch.Generator().manual_seed(0)
+    pixels = [
+        torch.randint(0, 256, (size, 3, edge, edge), generator=generator, dtype=torch.uint8) for _ in range(count)
+    ]
+    texts = {
+        "text_input": [CAPTION] * size,
+        "image_id": list(range(size)),
+        "instance_id": [str(i) for i in range(size)],
+    }
+    return Batches([{"image": image, **texts} for image in pixels], Normalizer())
+
+
+def make_runner(run: RunConfig, model: Any, batches: Batches, folder: Path) -> Runner:
+    """A runner that stands before its first step."""
+    evaluator: Any = SimpleNamespace(job_dir=folder)
+    hooks = [ScheduleHook(), LogHook(JsonLog(folder / "log.jsonl"))]
+    runner = Runner(run, setup_task(run, model), batches, evaluator, hooks, build_accelerator(run))
+    runner.task.model.train()
+    runner.notify("before_train")
+    return runner
+
+
+def runner_step(runner: Runner) -> None:
+    """One step as in `Runner.run_epoch`."""
+    runner.notify("after_step", runner.run_step(1))
+
+
+def bare_step(model: Any, optimizer: torch.optim.Optimizer, feed: Iterator[Batch], run: RunConfig) -> None:
+    """One step as a tutorial has it."""
+    moved = to_device(next(feed), model.device, Normalizer())
+    half = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(run.precision or "no")
+    with torch.autocast(model.device.type, dtype=half, enabled=half is not None):
+        loss = model(moved)["loss"]
+    loss.backward()
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+
+
+def seconds(step: Callable[[], None], count: int, device: torch.device) -> float:
+    """Of one step, the mean over `count`."""
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+    started = time.perf_counter()
+    for _ in range(count):
+        step()
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+    return (time.perf_counter() - started) / count
+
+
+def measure(args: argparse.Namespace, folder: Path) -> dict[str, list[float]]:
+    """Seconds a step of each round, for the bare loop and the runner."""
+    keys = {"tensorboard": False, "report": False, "max_iters": 10**6, "iters_per_inner_epoch": 10**6}
+    run = RunConfig(task="image_text_pretrain", device=args.device, precision=args.precision, init_lr=1e-4, **keys)
+    config = default_config(args.arch, args.type)
+    torch.manual_seed(0)
+    model: Any = build_model(config)
+    twin = deepcopy(model)
+    batches = make_batches(args.batch, config.image_size)
+    runner = make_runner(run, model, batches, folder)
+    twin = twin.to(runner.accelerator.device).train()
+    optimizer, feed = build_optimizer(twin, run), iter(batches)
+
+    def bare() -> None:
+        bare_step(twin, optimizer, feed, run)
+
+    def ours() -> None:
+        runner_step(runner)
+
+    found: dict[str, list[float]] = {"bare loop": [], "runner": []}
+    for number in range(args.rounds + 1):  # the first warms up
+        order: Sequence[tuple[str, Callable[[], None]]] = [("bare loop", bare), ("runner", ours)]
+        for name, step in order if number % 2 else order[::-1]:
+            taken = seconds(step, args.steps, runner.accelerator.device)
+            found[name] += [taken] if number else []
+    return found
+
+
+def machine(device: str) -> str:
+    """What the figures are of."""
+    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() and device != "cpu" else "no GPU"
+    name = f"{platform.node()}, {platform.machine()}, {torch.get_num_threads()} threads, {gpu}"
+    return f"{name}; torch {torch.__version__}"
+
+
+def table(found: dict[str, list[float]], args: argparse.Namespace) -> list[str]:
+    """The lines of the table."""
+    medians = {name: median(values) for name, values in found.items()}
+    over = [100 * (ours / bare - 1) for bare, ours in zip(found["bare loop"], found["runner"], strict=True)]
+    percent = median(over)
+    verdict = "within" if percent <= LIMIT_PERCENT else "beyond"
+    return [
+        f"{machine(args.device)}",
+        f"{args.arch} {args.type}, batch {args.batch}, precision {args.precision}, "
+        f"{args.rounds} rounds of {args.steps} steps",
+        "",
+        "| | ms a step (median) | least | most |",
+        "|---|---|---|---|",
+        *(f"| {n} | {1e3 * medians[n]:.2f} | {1e3 * min(v):.2f} | {1e3 * max(v):.2f} |" for n, v in found.items()),
+        "",
+        f"overhead: {percent:+.2f} % (median of the rounds), {verdict} {LIMIT_PERCENT:g} %",
+    ]
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--arch", default="blip2_opt")
+    parser.add_argument("--type", default="tiny")
+    parser.add_argument("--batch", type=int, default=32)
+    parser.add_argument("--steps", type=int, default=10)
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--precision", default="no", choices=("no", "bf16"))
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    with tempfile.TemporaryDirectory() as folder:
+        print("\n".join(table(measure(args, Path(folder)), args)))
+
+
+if __name__ == "__main__":
+    main()

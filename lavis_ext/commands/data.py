@@ -1,0 +1,145 @@
+"""The verbs about data: list, show, prepare, status, verify, cite."""
+
+from __future__ import annotations
+
+from argparse import Namespace
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Any
+
+from lavis_ext.commands.answer import Answer, cache_root_of, env_option, progress_of, to_stderr
+from lavis_ext.commands.prepare_arguments import load_tokens, names_of, options_of
+from lavis_ext.wording import columns, human, shorten
+
+
+def list_datasets(args: Namespace) -> Answer:
+    """Every data set: name, shape, splits, size to fetch, state on this disk, licence."""
+    from lavis_ext.cards import load_cards, split_names
+    from lavis_ext.prepare import PrepareOptions, status
+
+    root = cache_root_of(args)
+    cards = load_cards()
+    states = {(s.dataset, s.split): s.state for s in status(cards.names(), PrepareOptions(cache_root=root), cards)}
+    rows: list[dict[str, Any]] = []
+    for name in cards.names():
+        card = cards.card_of(name)
+        types = card.datasets[name]
+        dataset = types.get("default") or next(iter(types.values()))
+        splits = {split: states.get((name, split), "missing") for split in split_names(dataset)}
+        sizes = [a.size or 0 for a in cards.artifacts_of(dataset)]
+        rows.append(
+            {
+                "name": name,
+                "shape": dataset.builder,
+                "types": sorted(types),
+                "splits": splits,
+                "bytes": sum(sizes),
+                "licence": card.licence,
+            }
+        )
+    table = [["name", "shape", "splits on this disk", "download", "licence"]]
+    for row in rows:
+        told = " ".join(split if state == "missing" else f"{split}:{state}" for split, state in row["splits"].items())
+        table.append([row["name"], row["shape"], told, _size(row["bytes"]), shorten(row["licence"], 40)])
+    alone = [family for family, card in cards.families.items() if card.artifacts and not card.datasets]
+    more = [f"files without a data set: {', '.join(sorted(alone))} (lavis-ext show {alone[0]})"] if alone else []
+    return Answer([*columns(table), "", *more, f"data lies in {root}"], rows)
+
+
+def show(args: Namespace) -> Answer:
+    """A data set whole: its card, files, processors, licence, citation, and the command that prepares it."""
+    from lavis_ext.cards import load_cards
+    from lavis_ext.config import cache_root_origin
+
+    cards = load_cards()
+    card, datasets = cards.resolve(args.name)
+    root, origin = cache_root_origin(env_option(args))
+    lines = [card.title or card.family, card.homepage, f"licence: {card.licence or 'not stated'}", ""]
+    for dataset in datasets:
+        files = cards.artifacts_of(dataset)
+        lines += [f"{dataset.name} (type {dataset.type}, shape {dataset.builder})", f"  from {card.path}"]
+        figures = {k: {"samples": c.samples, "images": c.images} for k, c in dataset.counts.items()}
+        lines += [f"  {k}: {', '.join(f'{n} {what}' for what, n in f.items() if n)}" for k, f in figures.items()]
+        for split, side in (("train", dataset.vis_processor.train), ("eval", dataset.vis_processor.eval)):
+            lines += [f"  vis_processor.{split}: {side.name} {side.args}"] if side else []
+        lines += columns(
+            [["  file", "size", "hash", "from"], *([f"  {a.file}", _size(a.size), _hash(a), a.url] for a in files)]
+        )
+        asked = dataset.name if dataset.type == "default" else f"'{dataset.name}[{dataset.type}]'"
+        lines += [f"  prepare it: lavis-ext prepare {asked}", *([dataset.manual] if dataset.manual else []), ""]
+    used = {artifact.file for dataset in datasets for artifact in cards.artifacts_of(dataset)}
+    others = card.artifacts.values() if args.name in cards.families else cards.named_artifacts(args.name)
+    lines += _artifact_lines([artifact for artifact in others if artifact.file not in used])
+    lines += [f"cache root: {root} (from {origin})", "", card.citation.strip()]
+    return Answer(lines, [{"card": {**asdict(card), "datasets": None}, "datasets": [asdict(d) for d in datasets]}])
+
+
+def _artifact_lines(artifacts: Sequence[Any]) -> list[str]:
+    """A table of artifacts that stand for themselves, and how to prepare them."""
+    if not artifacts:
+        return []
+    rows = [[f"{a.family}/{a.name}", _size(a.size or a.about), a.storage, a.url] for a in artifacts]
+    return [
+        *columns([["artifact", "size", "lies at", "from"], *rows]),
+        f"prepare: lavis-ext prepare {rows[0][0]} …",
+        "",
+    ]
+
+
+def prepare(args: Namespace) -> Answer:
+    """Fetch, verify, unpack and stamp data sets; nothing moves before the plan fits the disk."""
+    from lavis_ext.prepare import plan
+    from lavis_ext.prepare import prepare as run
+
+    options, names = options_of(args, cache_root_of(args)), names_of(args)
+    load_tokens(args)
+    if args.dry_run:
+        report = run(names, options)
+        return Answer([*report.plan.table().splitlines(), report.line()], [report.as_dict()], report.exit_code)
+    if not args.quiet:
+        to_stderr(plan(names, options).table())
+    with progress_of(args) as progress:
+        report = run(names, options, progress=progress)
+    return Answer(report.lines(), [report.as_dict()], report.exit_code)
+
+
+def status(args: Namespace) -> Answer:
+    """Per split: what is expected, present and verified, and whether it is a subset."""
+    from lavis_ext.cards import load_cards
+    from lavis_ext.prepare import PrepareOptions
+    from lavis_ext.prepare import status as look
+
+    names = args.names or load_cards().names()
+    states = look(names, PrepareOptions(cache_root=cache_root_of(args)))
+    return Answer([state.line() for state in states], [state.as_dict() for state in states])
+
+
+def verify(args: Namespace) -> Answer:
+    """Hash again what has hashes and check every member; --deep decodes every image, --repair fetches what fails."""
+    from lavis_ext.prepare import PrepareOptions
+    from lavis_ext.prepare import verify as run
+
+    options = PrepareOptions(cache_root=cache_root_of(args))
+    with progress_of(args) as progress:
+        report = run(args.names, args.deep, args.repair, options, progress)
+    return Answer(report.lines(), [report.as_dict()], report.exit_code)
+
+
+def cite(args: Namespace) -> Answer:
+    """The citations of data sets, as BibTeX, each once."""
+    from lavis_ext.cards import load_cards
+
+    cards = load_cards()
+    found = {card.family: card for card in (cards.resolve(name)[0] for name in args.names)}
+    objects = [{"family": card.family, "citation": card.citation, "licence": card.licence} for card in found.values()]
+    return Answer(
+        [card.citation.strip() or f"{card.family}: no citation is declared" for card in found.values()], objects
+    )
+
+
+def _size(size: int | None) -> str:
+    return human(size) if size else "?"
+
+
+def _hash(artifact: Any) -> str:
+    return "sha256" if artifact.sha256 else "md5" if artifact.md5 else "–"

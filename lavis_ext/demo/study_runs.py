@@ -1,0 +1,136 @@
+"""Runs a study: prepares its data, trains each leg with each seed in its own process, and reads what came of it."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+from lavis_ext.demo.export import export_world
+from lavis_ext.demo.server import serve
+from lavis_ext.demo.stages import ELSEWHERE, Outcome, Stages
+from lavis_ext.demo.steps import Answer, Command, environment_for, run_verb
+from lavis_ext.demo.world import World
+from lavis_ext.errors import IntegrityError
+from lavis_ext.fetch.mirrors import MANIFEST
+from lavis_ext.files import disk_errors, write_atomic
+from lavis_ext.studies import Findings, Leg, Study, Values, filled, load_study, needed_by
+
+log = logging.getLogger(__name__)
+LAST = 5
+"""A `train/` metric is the mean over the last fifth of the records."""
+Record = dict[str, Any]
+
+
+def run_study(
+    name: str, out: Path, seeds: int = 3, jobs: int = 2, seed: int = 7, command: Command = run_verb
+) -> Findings:
+    """A study below `out`, with seeds 1 … `seeds`, `jobs` of them at a time; `seed` is that of the world.
+
+    What an earlier call did is used again. Each run has one thread, so that neither `jobs` nor the machine's cores
+    change a number. Writes `study.md` beside the runs.
+
+    Raises UsageError for an unknown study or a folder of another world, and the error of a verb that fails.
+    """
+    study = load_study(name)
+    place = out.expanduser().absolute() / "studies"
+    laboratory = Laboratory(place, name, study, World(seed, **study.world), command)
+    chosen = tuple(range(1, seeds + 1))
+    laboratory.prepare()
+    log.info("%s: %d runs with each of %d seeds, about %d minutes", name, len(study.legs), seeds, study.minutes)
+    with ThreadPoolExecutor(max(jobs, 1)) as pool:
+        runs = list(pool.map(laboratory.run_legs, chosen))
+    findings = Findings(name, study, chosen, read_values(study, runs))
+    with disk_errors(place, ELSEWHERE):
+        write_atomic(place / name / "study.md", findings.markdown())
+    return findings
+
+
+class Laboratory:
+    """One study below one folder, `NAME/` of the studies': `mirror/`, `cache/`, `runs/`, `logs/`, `stages.json`."""
+
+    def __init__(self, place: Path, name: str, study: Study, world: World, command: Command) -> None:
+        self.place, self.name, self.study, self.world, self.command = place, name, study, world, command
+        self.folder = place / name
+        plan = {"seed": world.seed, **world.sizes, "study": name}
+        self.stages = Stages(self.folder / "stages.json", plan, describe)
+
+    def prepare(self) -> None:
+        """Draw the world as the families of the study publish it, and fetch it through the real verb."""
+        mirror = self.folder / "mirror"
+        if not (mirror / MANIFEST).is_file():
+            export_world(self.world, mirror, dict.fromkeys(name.partition("/")[0] for name in self.study.prepare))
+        with serve(mirror) as url:
+            around = environment_for(self.folder / "cache", url)
+            self.command(["prepare", *self.study.prepare, "--quiet"], around, self.folder / "logs" / "prepare.log")
+
+    def run_legs(self, seed: int) -> dict[str, Path]:
+        """Every leg with one seed, in order; the folder of each run."""
+        jobs: dict[str, Path] = {}
+        for name, leg in self.study.legs.items():
+            words = self._words(name, leg, seed, jobs)
+            log_file = self.folder / "logs" / f"{name}-{seed}.log"
+            outcome = self.stages.do(f"{name} {seed}", partial(self._train, words, log_file), finished(words))
+            jobs[name] = Path(outcome["job"])
+        return jobs
+
+    def _words(self, name: str, leg: Leg, seed: int, jobs: dict[str, Path]) -> list[str]:
+        found = {other: str(newest(jobs[other])) for other in needed_by(leg, list(jobs))}
+        options = [filled(option, found) for option in leg.options]
+        # A leg whose options have changed is another run, not one to go on with.
+        told = sha256(json.dumps([leg.train, options]).encode()).hexdigest()[:6]
+        own = [f"run.output_dir={self.folder / 'runs'}", f"run.job_id={name}-{seed}-{told}", f"run.seed={seed}"]
+        return ["train", "--cfg-path", leg.train, "--options", *options, *own]
+
+    def _train(self, words: list[str], log_file: Path) -> Answer:
+        around = environment_for(self.folder / "cache") | {"OMP_NUM_THREADS": "1"}
+        return [*self.command(words, around, log_file), {"words": words}]
+
+
+def describe(plan: Any) -> str:
+    """`study blip2, seed 7, 1500 + 100 + 100 scenes`."""
+    sizes = " + ".join(str(plan.get(split)) for split in ("train", "val", "test"))
+    return f"study {plan.get('study')}, seed {plan.get('seed')}, {sizes} scenes"
+
+
+def finished(words: Sequence[str]) -> Any:
+    """Whether a recorded run is still there and was asked for in the same words."""
+
+    def still_there(before: Outcome) -> bool:
+        return before.get("words") == list(words) and (Path(before["job"]) / "log.jsonl").is_file()
+
+    return still_there
+
+
+def newest(job: Path) -> Path:
+    """The newest checkpoint of a run; raises IntegrityError if it left none."""
+    try:
+        return job / str(json.loads((job / "latest.json").read_text(encoding="utf-8"))["checkpoint"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise IntegrityError(str(job), "holds no checkpoint", ELSEWHERE) from error
+
+
+def read_values(study: Study, runs: Sequence[dict[str, Path]]) -> Values:
+    """Every metric that a figure names, seed by seed; raises IntegrityError for one that a run has not."""
+    wanted = {(figure.leg, figure.metric) for figure in study.figures}
+    wanted |= {(figure.base, figure.metric) for figure in study.figures if isinstance(figure.base, str)}
+    return {f"{leg}/{metric}": [read_metric(jobs[leg], metric) for jobs in runs] for leg, metric in wanted}
+
+
+def read_metric(job: Path, metric: str) -> float:
+    """`SPLIT/KEY` of the last evaluation of a split, or `train/KEY`: the mean over the last fifth of the records."""
+    split, _, key = metric.partition("/")
+    try:
+        records: list[Record] = [json.loads(line) for line in (job / "log.jsonl").read_text("utf-8").splitlines()]
+        if split == "train":
+            steps = [float(record[key]) for record in records if record.get("kind") == "train"]
+            last = steps[-max(len(steps) // LAST, 1) :]
+            return sum(last) / len(last)
+        return float([r["metrics"] for r in records if r.get("kind") == "eval" and r.get("split") == split][-1][key])
+    except (OSError, ValueError, LookupError, TypeError, ZeroDivisionError) as error:
+        raise IntegrityError(str(job / "log.jsonl"), f"holds no '{metric}'", ELSEWHERE) from error

@@ -1,0 +1,228 @@
+"""Pictures through a detector into a file of rows or a store: resumed by row, divided by id, every loss named."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from itertools import islice
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+from lavis_ext.errors import UsageError
+from lavis_ext.features.detectors.base import Detector, Regions
+from lavis_ext.features.extraction.account import Account
+from lavis_ext.features.extraction.pictures import Picture, find_pictures, in_group
+from lavis_ext.features.extraction.rows import RowFile
+from lavis_ext.features.layout import Array
+from lavis_ext.features.row import LABELS, BadRow, Row
+from lavis_ext.features.writer import StoreWriter
+from lavis_ext.fetch.model import Progress, Silent
+from lavis_ext.readers.decode import decode_rgb
+from lavis_ext.readers.faults import SampleError
+
+log = logging.getLogger(__name__)
+READERS = 4
+COMMIT_ROWS = 2048
+STORE = "store"
+Loaded = tuple[Picture, Array | SampleError, int]
+
+
+@dataclass(frozen=True)
+class Request:
+    """What is extracted, and where to.
+
+    `sources` are pictures, `form` a kind of TSV or "store", `dtype` the precision of a new store. Of `total` groups
+    that divide the images the one of number `group` is meant, and its rows go to `destination` + `.group`; None is all
+    of them, to `destination` itself.
+    """
+
+    sources: Sequence[str]
+    destination: Path
+    root: Path
+    form: str = STORE
+    dtype: str | None = None
+    group: int | None = None
+    total: int = 1
+    batch_size: int = 4
+
+    def __post_init__(self) -> None:
+        """Raises UsageError for groups that there are not."""
+        if self.total < 1 or self.batch_size < 1:
+            raise UsageError(f"{self.total} groups, batches of {self.batch_size}", "at least 1 of each", "")
+        if self.group is None and self.total > 1:
+            raise UsageError(f"--total_group {self.total}", "needs --group_id", f"0 to {self.total - 1}, a run each")
+        if self.group is not None and not 0 <= self.group < self.total:
+            raise UsageError(f"--group_id {self.group}", f"is none of {self.total} groups", f"0 to {self.total - 1}")
+        if self.form != STORE and self.dtype == "float16":
+            raise UsageError("--dtype float16", f"a {self.form} holds float32", "extract into a store")
+
+    @property
+    def path(self) -> Path:
+        """Where the rows go."""
+        path = self.destination
+        return path if self.group is None else path.with_name(f"{path.name}.{self.group}")
+
+
+@dataclass
+class Extracted:
+    """What there is now: images of the group, those with a row, those added by this run, why the others lack one."""
+
+    path: Path
+    images: int = 0
+    present: int = 0
+    added: int = 0
+    missing: dict[str, str] = field(default_factory=dict)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values."""
+        return {**asdict(self), "path": str(self.path)}
+
+
+class Destination(Protocol):
+    """Takes rows, and knows which it has."""
+
+    def __contains__(self, image_id: str) -> bool:
+        """Whether there is a row of that image."""
+
+    def append(self, row: Row) -> None:
+        """Write a row; raises BadRow."""
+
+
+def extract(request: Request, make: Callable[[], Detector], progress: Progress | None = None) -> Extracted:
+    """Give every image of the request its row; those that are there are kept, and what failed before is tried again.
+
+    `make` is called only where something is to be done. Rows come in the order of the ids, so that a run that was
+    killed ends in the same bytes. Raises UsageError, OwnedError, DiskError; pictures that cannot be read are named in
+    the result.
+    """
+    chosen = find_pictures(request.sources, request.root)
+    pictures = [p for p in chosen if request.group is None or in_group(p.image_id, request.group, request.total)]
+    done = Extracted(request.path, len(pictures))
+    with _opened(request) as there:
+        account = Account.read(request.path) or Account()
+        account.expected = [picture.image_id for picture in pictures]
+        todo = [picture for picture in pictures if picture.image_id not in there]
+        _refuse_unknown(request, account, len(todo) < len(pictures))
+        if todo:
+            _Run(request, there, account, progress or Silent()).take(todo, make())
+        account.faults = {name: why for name, why in account.faults.items() if name not in there}
+        account.write(request.path)
+        done.added = sum(picture.image_id in there for picture in todo)
+        done.missing = account.missing(there)
+    done.present = done.images - len(done.missing)
+    return done
+
+
+@contextmanager
+def _opened(request: Request) -> Iterator[RowFile | StoreWriter]:
+    if request.form != STORE:
+        with RowFile(request.path, request.form) as rows:
+            yield rows
+    else:
+        with StoreWriter(request.path, request.dtype) as writer:
+            yield writer
+
+
+def _refuse_unknown(request: Request, account: Account, some: bool) -> None:
+    """Rows of which nobody says how they were made are not added to."""
+    if some and not account.made:
+        what = "holds rows of which nothing says how they were made"
+        raise UsageError(str(request.path), what, "name another destination; `lavis-ext features merge` joins files")
+
+
+class _Run:
+    """One run over the pictures that lack a row: the next ones are read while the detector is busy."""
+
+    def __init__(self, request: Request, there: RowFile | StoreWriter, account: Account, progress: Progress) -> None:
+        self.request, self.there, self.account, self.progress = request, there, account, progress
+        self.label = f"extract {request.path.name}"
+        self.rows = len(there.entries) if isinstance(there, StoreWriter) else len(there)
+
+    def take(self, pictures: Sequence[Picture], detector: Detector) -> None:
+        """Rows of all pictures, faults noted."""
+        self.account.agree({**detector.identity, "form": self.request.form}, self.request.path)
+        self.account.write(self.request.path)
+        self._name_source(detector)
+        self.progress.begin(self.label, sum(picture.size() for picture in pictures))
+        outcome = "failed"
+        try:
+            with ThreadPoolExecutor(READERS, thread_name_prefix="picture") as pool:
+                for batch in _batches(pool, pictures, self.request.batch_size):
+                    self._detect(batch, detector)
+            outcome = "fetched"
+        finally:
+            self.progress.end(self.label, outcome)
+
+    def _name_source(self, detector: Detector) -> None:
+        """Note once in a store where its rows come from."""
+        if isinstance(self.there, StoreWriter) and not self.there.about.sources:
+            source = {"path": ", ".join(map(str, self.request.sources)), "format": f"detector:{detector.name}"}
+            self.there.about.sources.append({**source, "made": self.account.made, "done": True})
+            self.there.about.save(self.there.path)
+
+    def _detect(self, batch: Sequence[Loaded], detector: Detector) -> None:
+        images = [(picture, image) for picture, image, _ in batch if not isinstance(image, SampleError)]
+        for picture, image, _ in batch:
+            if isinstance(image, SampleError):
+                self._note(picture, f"{image.why} ({image.path})")
+        found = detector.detect([image for _, image in images]) if images else []
+        for (picture, _), regions in zip(images, found, strict=True):
+            row = regions.as_row(picture.image_id)
+            if detector.classes and self.request.form == STORE:
+                row.arrays[LABELS] = labels_of(regions, detector.classes)
+            self._append(picture, row)
+        if isinstance(self.there, RowFile):
+            self.there.flush()
+        self.progress.advance(self.label, sum(size for _, _, size in batch))
+
+    def _append(self, picture: Picture, row: Row) -> None:
+        try:
+            row.features = np.ascontiguousarray(row.features, np.float32)
+            row.line = row.next = self.rows + 1
+            self.there.append(row)
+            self.account.faults.pop(picture.image_id, None)
+            self.rows += 1
+        except (BadRow, UnicodeEncodeError) as error:
+            self._note(picture, str(error))
+
+    def _note(self, picture: Picture, why: str) -> None:
+        log.warning("%s: %s", picture.image_id, why)
+        self.account.faults[picture.image_id] = why
+
+
+def labels_of(regions: Regions, classes: Sequence[str]) -> Array:
+    """The regions as VinVL's label files have them, the JSON text of `[{"class", "conf", "rect"}, …]`, as bytes."""
+    told = zip(regions.objects_id.tolist(), regions.objects_conf.tolist(), regions.boxes.tolist(), strict=True)
+    labels = [{"class": classes[number], "conf": round(conf, 6), "rect": rect} for number, conf, rect in told]
+    return np.frombuffer(json.dumps(labels, ensure_ascii=False).encode(), np.uint8)
+
+
+def _batches(pool: ThreadPoolExecutor, pictures: Sequence[Picture], size: int) -> Iterator[list[Loaded]]:
+    """Decoded pictures in their order, one batch ahead."""
+    rest = iter(pictures)
+    waiting: list[Future[Loaded]] = []
+    while True:
+        following = [pool.submit(_load, picture) for picture in islice(rest, size)]
+        if waiting:
+            yield [future.result() for future in waiting]
+        if not following:
+            return
+        waiting = following
+
+
+def _load(picture: Picture) -> Loaded:
+    """The pixels of a picture, or why there are none, and the bytes of its file."""
+    try:
+        data = picture.read()
+    except SampleError as error:
+        return picture, error, 0
+    try:
+        return picture, decode_rgb(data, picture.image_id, picture.store.where(picture.name)), len(data)
+    except SampleError as error:
+        return picture, error, len(data)

@@ -1,0 +1,179 @@
+"""Files of rows joined into one: streamed, each image once, with an account of what is still missing and why."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import BinaryIO
+
+from lavis_ext.errors import UsageError
+from lavis_ext.features.extraction.account import Account
+from lavis_ext.features.extraction.rows import Scan, columns_of, hash_of, id_of, owned, scan
+from lavis_ext.features.files import disk_errors, part_of
+from lavis_ext.features.formats.butd import COLUMNS, Butd
+from lavis_ext.features.formats.lines import BUFFER, lines_of
+from lavis_ext.features.row import BadRow, Fault, ReadOptions
+from lavis_ext.features.sniff import recognise
+from lavis_ext.fetch.model import Progress, Silent
+from lavis_ext.files import flush_file, flush_folder
+
+
+@dataclass
+class Merged:
+    """What became of the rows of the parts.
+
+    `rows` in the file now, `added` by this run, `repeated` left out as equal to one that is there; `differing` are ids
+    that stand twice with other numbers (the first counts), `faults` rows that are none, by file; `missing` images that
+    were to be extracted and have no row, with the reason; `accounted` says whether the parts tell which those are.
+    """
+
+    path: Path
+    rows: int = 0
+    added: int = 0
+    repeated: int = 0
+    differing: list[str] = field(default_factory=list)
+    faults: list[tuple[Path, Fault]] = field(default_factory=list)
+    missing: dict[str, str] = field(default_factory=dict)
+    accounted: bool = True
+
+
+def merge_rows(
+    parts: Sequence[Path], destination: Path, expected: Sequence[str] = (), progress: Progress | None = None
+) -> Merged:
+    """Append to `destination` every row of the parts whose image is not in it; a run that was killed goes on.
+
+    Rows are copied as they are, `b'…'` literals taken off; only whole rows whose numbers fit each other count. While
+    rows are added the file has another name, so that nobody reads half of it. `expected` are ids of images that should
+    be there, besides those that the parts' own accounts name. Raises UsageError where the parts are
+    no rows of one kind, OwnedError, DiskError.
+    """
+    form = _form_of(parts, destination)
+    part = part_of(destination)
+    with owned(destination):
+        if destination.is_file() and part.is_file():
+            raise UsageError(str(part), f"is a part of {destination.name}, which is there too", "move one of them away")
+        grown = part if part.is_file() else destination
+        merge = _Merge(grown, destination, form, progress or Silent())
+        with merge:
+            for source in parts:
+                merge.take(source)
+        return merge.account(parts, expected)
+
+
+def _form_of(parts: Sequence[Path], destination: Path) -> Butd:
+    """The kind of the rows, by the first line of each file; one that is cut off says nothing."""
+    if lost := [path for path in parts if not path.is_file()]:
+        raise UsageError(str(lost[0]), "is not there", "name files of rows, the joined one last")
+    if destination in parts or (destination.suffix[1:].isdigit() and destination.with_suffix("") in parts):
+        raise UsageError(str(destination), "is a part itself, and stands last", "name the joined file last")
+    forms = {_recognised(path) for path in (*parts, destination) if path.is_file()} - {""}
+    if len(forms) > 1 or not forms <= set(COLUMNS):
+        way_out = "`lavis-ext features import` joins all others in a store"
+        raise UsageError(str(destination), f"cannot be joined from {', '.join(sorted(forms))}", way_out)
+    return Butd(forms.pop() if forms else "volta-tsv")
+
+
+def _recognised(path: Path) -> str:
+    try:
+        return recognise(path)
+    except UsageError:
+        return ""
+
+
+class _Merge:
+    """The file that grows, and what is known of it."""
+
+    def __init__(self, grown: Path, destination: Path, form: Butd, progress: Progress) -> None:
+        self.form, self.progress = form, progress
+        self.grown, self.destination = grown, destination
+        self.there: Scan = scan(grown, form, whole=True)
+        self.done = Merged(destination, faults=[(destination, fault) for fault in self.there.faults])
+        self._file: BinaryIO | None = None
+
+    def __enter__(self) -> _Merge:
+        if self.grown.is_file() and self.grown.stat().st_size > self.there.end:
+            self._open()  # what a kill left of a last row is cut off, whether rows come or not
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Give the file its name, unless something failed."""
+        part = part_of(self.destination)
+        with disk_errors(self.destination):
+            if self._file is not None:
+                self._file.close()
+            if kind is None and part.is_file():
+                flush_file(part)
+                part.rename(self.destination)
+                flush_folder(self.destination.parent)
+
+    def take(self, source: Path) -> None:
+        """Every row of one part."""
+        label = f"merge {source.name}"
+        self.progress.begin(label, source.stat().st_size)
+        at, outcome = 0, "failed"
+        try:
+            for number, line, end in lines_of(source):
+                self._take_line(source, number, line, whole=end - len(line) > at)
+                self.progress.advance(label, end - at)
+                at = end
+            outcome = "fetched"
+        finally:
+            self.progress.end(label, outcome)
+
+    def _take_line(self, source: Path, number: int, line: bytes, whole: bool) -> None:
+        try:
+            if not whole:
+                raise BadRow("the row does not end; extraction was cut off here")
+            cells = self.form.split(line)
+            image_id, value = id_of(cells), hash_of(cells)
+            if image_id in self.there.rows:
+                self._repeat(image_id, value)
+                return
+            self.form.parse(cells, ReadOptions(columns=columns_of(cells)))
+        except BadRow as error:
+            head = line[:64].partition(b"\t")[0].decode("utf-8", "replace")
+            self.done.faults.append((source, Fault(head, number, str(error))))
+            return
+        self._write(b"\t".join(cells.values()) + b"\r\n")
+        self.there.rows[image_id] = value
+        self.done.added += 1
+
+    def _repeat(self, image_id: str, value: bytes) -> None:
+        if self.there.rows[image_id] == value:
+            self.done.repeated += 1
+        else:
+            self.done.differing.append(image_id)
+
+    def _write(self, line: bytes) -> None:
+        file = self._file or self._open()
+        with disk_errors(self.destination):
+            file.write(line)
+
+    def _open(self) -> BinaryIO:
+        part = part_of(self.destination)
+        with disk_errors(part):
+            if self.grown != part and self.grown.is_file():
+                self.grown.rename(part)
+            self._file = part.open("ab", buffering=BUFFER)
+            self._file.truncate(self.there.end)
+        return self._file
+
+    def account(self, parts: Sequence[Path], expected: Sequence[str]) -> Merged:
+        """What is there, and what the accounts of the parts expect beyond it; kept beside the file."""
+        known = [Account.read(path) for path in (self.destination, *parts)]
+        found = [account for account in known if account is not None]
+        joined = Account(made=next((one.made for one in found if one.made), {}))
+        joined.expected = sorted({*expected, *(name for one in found for name in one.expected)})
+        for one in found:
+            joined.faults |= one.faults
+        self.done.rows = len(self.there.rows)
+        self.done.missing = joined.missing(self.there.rows)
+        self.done.accounted = bool(expected) or all(account is not None for account in known[1:])
+        joined.faults = {name: why for name, why in joined.faults.items() if name in self.done.missing}
+        if (found or expected) and self.destination.is_file():
+            joined.write(self.destination)
+        return self.done

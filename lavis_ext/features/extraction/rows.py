@@ -1,0 +1,133 @@
+"""A file of rows that grows: owned by one process, whole rows only, known by its ids."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from hashlib import blake2b
+from pathlib import Path
+from types import TracebackType
+
+from lavis_ext.features.files import disk_errors
+from lavis_ext.features.formats.butd import Butd, unquote
+from lavis_ext.features.formats.lines import BUFFER, lines_of
+from lavis_ext.features.row import BadRow, Fault, ReadOptions, Row
+from lavis_ext.fetch.model import Policy
+from lavis_ext.fetch.owner import Ownership
+from lavis_ext.files import flush_file
+
+
+@contextmanager
+def owned(path: Path) -> Iterator[None]:
+    """Be the only process that writes a file; raises OwnedError at once where another one does, DiskError."""
+    with disk_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        owner = Ownership(path.with_name(f".{path.name}.owner"), path, Policy(owner_wait=0, owner_stall=0))
+        owner.__enter__()
+    try:
+        yield
+    finally:
+        owner.__exit__()
+
+
+@dataclass
+class Scan:
+    """What a file holds: a hash of each row's regions by id, rows that are none, and where the last whole row ends."""
+
+    rows: dict[str, bytes] = field(default_factory=dict)
+    faults: list[Fault] = field(default_factory=list)
+    end: int = 0
+
+
+def scan(path: Path, form: Butd, whole: bool = False) -> Scan:
+    """Read a file once. A row counts by its number of columns and, if `whole`, by all that it holds.
+
+    A last row without its line feed is what a kill left: it does not count and is no fault.
+    """
+    found = Scan()
+    if not path.is_file():
+        return found
+    for number, line, end in lines_of(path):
+        if end - len(line) == found.end:
+            break
+        try:
+            cells = form.split(line)
+            if whole:
+                form.parse(cells, ReadOptions(columns=columns_of(cells)))
+            found.rows.setdefault(id_of(cells), hash_of(cells))
+        except BadRow as error:
+            found.faults.append(Fault(line[:64].partition(b"\t")[0].decode("utf-8", "replace"), number, str(error)))
+        found.end = end
+    return found
+
+
+def id_of(cells: dict[str, bytes]) -> str:
+    """The id of a row's cells; raises BadRow where it is not UTF-8."""
+    name = unquote(cells.get("img_id", cells.get("image_id", b"")))
+    try:
+        return name.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise BadRow(f"its id is not UTF-8 at byte {error.start}") from None
+
+
+def columns_of(cells: dict[str, bytes]) -> int:
+    """How wide a feature row is, by its text: what a detector of another width wrote is read as well; 0: unknown."""
+    try:
+        count = int(cells["num_boxes"])
+    except ValueError:
+        return 0
+    size = len(cells["features"].rstrip(b"=")) * 3 // 4
+    return size // (4 * count) if count > 0 and size % (4 * count) == 0 else 0
+
+
+def hash_of(cells: dict[str, bytes]) -> bytes:
+    """8 bytes that tell the regions of a row from others: its boxes and features."""
+    return blake2b(cells["boxes"] + b"\t" + cells["features"], digest_size=8).digest()
+
+
+class RowFile:
+    """A TSV that is appended to, as a context manager; what a kill left of a last row is cut off first."""
+
+    def __init__(self, path: Path, form: str) -> None:
+        self.path, self.form = path, Butd(form)
+        self._stack = ExitStack()
+
+    def __enter__(self) -> RowFile:
+        with self._stack:
+            self._stack.enter_context(owned(self.path))
+            found = scan(self.path, self.form)
+            self.ids = set(found.rows)
+            self.faults = found.faults
+            with disk_errors(self.path):
+                self._file = self._stack.enter_context(self.path.open("ab", buffering=BUFFER))
+                self._file.truncate(found.end)
+            self._stack = self._stack.pop_all()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        with disk_errors(self.path), self._stack:  # closing the file writes what a full disk left in its buffer
+            self._file.flush()
+            flush_file(self.path)
+
+    def __contains__(self, image_id: object) -> bool:
+        return image_id in self.ids
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def append(self, row: Row) -> None:
+        """Write one row; raises BadRow for an id that a row cannot hold, UsageError for a column that is not there."""
+        if any(char in row.image_id for char in "\t\n\r"):
+            raise BadRow("its name holds a tab or a new line, which a row cannot")
+        line = b"\t".join(self.form.cells(row)) + b"\r\n"
+        with disk_errors(self.path):
+            self._file.write(line)
+        self.ids.add(row.image_id)
+
+    def flush(self) -> None:
+        """Hand what was appended to the system: a kill of this process does not lose it."""
+        with disk_errors(self.path):
+            self._file.flush()

@@ -1,0 +1,175 @@
+"""Oscar's checkpoints become networks and networks become Oscar's checkpoints; what is left over or new is told."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lavis_ext.config import cache_root
+from lavis_ext.errors import ConfigError, DiskError, IntegrityError
+from lavis_ext.files import disk_errors, write_atomic, write_json
+from lavis_ext.models.base import fit, listed
+from lavis_ext.models.oscar.keys import choose_layers, described, their_names, to_ours, to_theirs
+from lavis_ext.models.oscar.network import OscarNetwork
+from lavis_ext.models.oscar.settings import Settings, read_settings, write_settings
+from lavis_ext.models.weights import read_tensors
+
+log = logging.getLogger(__name__)
+Tensors = dict[str, Tensor]
+CONFIG, WEIGHTS, VOCAB = "config.json", ("model.safetensors", "pytorch_model.bin"), "vocab.txt"
+HEADS = ("head.", "words.", "match.", "decoder")
+CLASSIFIERS = ("sequence", "pair")
+REGIONS = ("img_embedding.", "img_layer_norm.")
+
+
+@dataclass(frozen=True)
+class Origin:
+    """A checkpoint of upstream's: its weights under our names, and what they and its `config.json` tell."""
+
+    where: str
+    state: Tensors
+    settings: Settings
+
+
+@dataclass(frozen=True)
+class Report:
+    """What a checkpoint had that the model has no use for, and what the model has that started anew."""
+
+    unused: tuple[str, ...] = ()
+    new: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        parts = [(self.unused, "not used"), (self.new, "new")]
+        return "; ".join(f"{len(names)} weights {kind}: {listed(their_names(names))}" for names, kind in parts if names)
+
+
+def from_oscar(state_dict: Mapping[str, Tensor], config: Mapping[str, Any], where: str = "checkpoint") -> OscarNetwork:
+    """The network of a checkpoint of Oscar or VinVL: its `pytorch_model.bin` as tensors, its `config.json` as a dict.
+
+    The head is told from the weights. Of more layers than `config` counts the first are kept. Anything missing,
+    unexplained, of another shape or not finite raises IntegrityError that names it.
+    """
+    origin = read_origin(state_dict, config, where)
+    layers = list(range(origin.settings.layers))
+    network = OscarNetwork(origin.settings)
+    report = load_into(network, origin, layers, strict=True)
+    if report.unused:
+        log.info("%s: %s", where, report)
+    return network
+
+
+def to_oscar(network: OscarNetwork) -> tuple[Tensors, dict[str, Any]]:
+    """Weights and `config.json` of a network under Oscar's names; `from_oscar` of both is the same network."""
+    state = {name: tensor.detach() for name, tensor in network.named_parameters()}
+    return to_theirs(state, network.settings.tie_weights), write_settings(network.settings)
+
+
+def write_oscar(network: OscarNetwork, folder: Path, vocab: Path | None = None) -> None:
+    """Save a network as upstream does: `pytorch_model.bin`, `config.json` and `vocab.txt`; raises DiskError."""
+    state, config = to_oscar(network)
+    target = folder / WEIGHTS[1]
+    part = target.with_name(f".{target.name}.part")
+    with disk_errors(folder, "free some space, or name another place"):
+        folder.mkdir(parents=True, exist_ok=True)
+        write_json(folder / CONFIG, config)
+        if vocab is not None:
+            write_atomic(folder / VOCAB, vocab.read_bytes())
+        try:
+            torch.save({name: tensor.cpu().contiguous() for name, tensor in state.items()}, part)
+        except RuntimeError as error:  # what torch makes of a full disk
+            raise DiskError(str(target), f"cannot be written: {error}", "free some space") from error
+        part.replace(target)
+
+
+def read_origin(state_dict: Mapping[str, Tensor], config: Mapping[str, Any], where: str) -> Origin:
+    """A checkpoint under our names with its settings; raises IntegrityError for what no Oscar has."""
+    state = to_ours(state_dict, where)
+    return Origin(where, state, described(state, read_settings(config, where), where))
+
+
+def find_folder(name: str, key: str) -> Path:
+    """A checkpoint folder: below cache_root, else as given; a file in it stands for it. Raises ConfigError."""
+    given = Path(name).expanduser()
+    for place in (cache_root() / given, given):
+        if place.is_file():
+            return place.parent
+        if place.is_dir():
+            return place
+    what = f"no folder, neither at {cache_root() / given} nor as given"
+    raise ConfigError(f"{key} {name}", what, "name the folder of an Oscar checkpoint (config.json, pytorch_model.bin)")
+
+
+def read_folder(folder: Path, key: str) -> Origin:
+    """The checkpoint in a folder of upstream's form.
+
+    Raises ConfigError where a file is not there, IntegrityError for one that is broken, UnsafeError for a pickle of
+    more than tensors.
+    """
+    where = f"{key} {folder}"
+    weights = [folder / name for name in WEIGHTS if (folder / name).is_file()]
+    lacking = "config.json" if not (folder / CONFIG).is_file() else "" if weights else " or ".join(WEIGHTS)
+    if lacking:
+        raise ConfigError(where, f"holds no {lacking}", "name the folder that was unpacked from an Oscar checkpoint")
+    try:
+        config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise IntegrityError(where, f"config.json cannot be read: {error}", "fetch it again") from error
+    if not isinstance(config, dict):
+        raise IntegrityError(where, "config.json is no table of names and values", "fetch it again")
+    return read_origin(read_tensors(weights[0], key), config, where)
+
+
+def meet(wish: Settings, origin: Origin, labels: int | None, width: int) -> Settings:
+    """What is wished for, with what the checkpoint settles: a classifier of its own, and whether words are tied.
+
+    A plain BERT has no regions yet; they will be `width` wide. Raises ConfigError where its classifier has other
+    classes than the `labels` that are asked for.
+    """
+    found = origin.settings
+    has_classifier = any(name.startswith("head.") for name in origin.state)
+    if has_classifier and wish.head in CLASSIFIERS:
+        if labels is not None and labels != found.num_labels:
+            what = f"its classifier has {found.num_labels} classes, {labels} are asked for"
+            raise ConfigError(
+                origin.where, what, "use the data set that it was trained on, or a pre-trained checkpoint"
+            )
+        names = ("head", "classifier", "cls_hidden_scale", "num_choice", "num_labels")
+        wish = replace(wish, **{name: getattr(found, name) for name in names})
+    if not any(name.startswith(REGIONS) for name in origin.state):
+        log.warning("%s: has no weights for regions, as a plain BERT; they start anew", origin.where)
+        wish = replace(wish, img_feature_dim=width)
+    if wish.has_words and found.has_words and not found.tie_weights:
+        wish = replace(wish, tie_weights=False)
+    return wish
+
+
+def load_into(network: OscarNetwork, origin: Origin, layers: list[int], strict: bool = False) -> Report:
+    """Put a checkpoint's weights in place, `layers[i]` of it as layer i; `strict` allows nothing new.
+
+    Otherwise a head and VinVL's LayerNorm may start anew. Raises IntegrityError for all else that does not fit.
+    """
+    state, left = choose_layers(origin.state, layers)
+    unused: list[str] = []
+    mine = dict(network.named_parameters())
+    if not strict and "match.weight" in mine and _shape(state, "match.weight") != mine["match.weight"].shape:
+        unused += [name for name in state if name.startswith("match.")]
+    if not strict and "decoder" in mine and "decoder" not in state and "words.bias" in state:
+        state["decoder"] = state["bert.embeddings.word_embeddings.weight"]
+    unused += [name for name in state if name not in mine and name.startswith(HEADS) and not strict]
+    state = {name: tensor for name, tensor in state.items() if name not in unused}
+    anew = (*HEADS, "img_layer_norm.") if any(name.startswith(REGIONS) for name in state) else (*HEADS, *REGIONS)
+    free = () if strict else anew
+    new = tuple(name for name in mine if name not in state and name.startswith(free))
+    fit(origin.where, {name: tensor for name, tensor in mine.items() if name not in new}, state)
+    return Report((*left, *unused), new)
+
+
+def _shape(state: Mapping[str, Tensor], name: str) -> torch.Size | None:
+    return state[name].shape if name in state else None

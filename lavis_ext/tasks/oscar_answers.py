@@ -1,0 +1,212 @@
+"""oscar_vqa, oscar_gqa: a class an input, told as the answer of that class, written for the servers and scored."""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from lavis_ext.errors import ConfigError, Problem
+from lavis_ext.metrics.answers import percent, vqa_accuracy
+from lavis_ext.registry import tasks
+from lavis_ext.schema import Config
+from lavis_ext.tasks.answering import find_truth, plain_value
+from lavis_ext.tasks.base import Row, Task, plain_id, write_result, write_rows
+from lavis_ext.types import Batch
+
+log = logging.getLogger(__name__)
+UNKNOWN = -100
+"""A label that stands for none, as in torch's cross-entropy."""
+
+
+class Classification(Task):
+    """The class with the highest logit of each input; rows are counted once, by their `instance_id`."""
+
+    evaluates = True
+    needs = ("outputs",)
+    head = "sequence"
+    """The head of an Oscar that gives such classes."""
+    losses: tuple[str, ...] = ("ce", "xe", "sfmx")
+    """What such a head learns by from the targets of the data sets."""
+
+    @classmethod
+    def problems(cls, config: Config) -> Iterator[Problem]:
+        """A head with other outputs, and a loss for other targets."""
+        yield from head_problems(config, cls.head, cls.losses)
+
+    def valid_step(self, batch: Batch) -> list[Row]:
+        """A batch → per input {instance_id, question_id, class}, and `score` (and `most`) where its answer is known."""
+        logits: Tensor = self.network.outputs(batch).logits
+        chosen = logits.float().argmax(-1)
+        classes = chosen.tolist()
+        owns = [own_name(batch.get("dataset"), name) for name in batch["instance_id"]]
+        named = zip(owns, map(plain_value, batch["question_id"]), classes, strict=True)
+        rows = [{"instance_id": own, "question_id": asked, "class": number} for own, asked, number in named]
+        return [{**row, **score} for row, score in zip(rows, self.scores(chosen, batch), strict=True)]
+
+    def scores(self, chosen: Tensor, batch: Batch) -> Iterator[dict[str, float]]:
+        """Per input `score`, 1 where int64 [B] `chosen` is its label, else 0; empty without a label (UNKNOWN)."""
+        if "labels" not in batch:
+            yield from ({} for _ in chosen)
+            return
+        for label, found in zip(batch["labels"].tolist(), chosen.tolist(), strict=True):
+            yield {} if label == UNKNOWN else {"score": float(label == found)}
+
+    def after_evaluation(
+        self, rows: Sequence[Row], split: str, datasets: Sequence[Any], out_dir: Path, epoch: int | str
+    ) -> dict[str, float]:
+        """Write the submission and, where answers are known, what each input scored; `agg_metrics` is the accuracy."""
+        by_id: dict[str, Row] = {}
+        for row in rows:
+            by_id.setdefault(row["instance_id"], row)
+        known = list(by_id.values())
+        answers = self.answers(split, datasets)
+        self.submit(known, answers, out_dir, split)
+        scored = [row for row in known if "score" in row]
+        if not scored or not self.run.report_metric:
+            log.warning("split '%s' is not scored: the submission is written", split)
+            return {}
+        if len(scored) < len(known):
+            log.warning(
+                "%d of %d inputs of '%s' have an answer; the metrics are theirs", len(scored), len(known), split
+            )
+        metrics = self.metrics(scored, answers, split, datasets)
+        write_rows(out_dir / f"{split}_epoch{epoch}_answers.json", (self.told(row, answers) for row in scored))
+        write_result(out_dir / f"{split}_epoch{epoch}_metrics.json", {"inputs": len(scored), "metrics": metrics})
+        return metrics
+
+    def answers(self, split: str, datasets: Sequence[Any]) -> Sequence[str]:
+        """What each class says, by its number; nothing where classes are not named."""
+        return ()
+
+    def metrics(
+        self, rows: Sequence[Row], answers: Sequence[str], split: str, datasets: Sequence[Any]
+    ) -> dict[str, float]:
+        """The accuracy in per cent, as `overall` and as `agg_metrics`."""
+        overall = percent([row["score"] for row in rows])
+        return {"overall": overall, "agg_metrics": overall}
+
+    def told(self, row: Row, answers: Sequence[str]) -> Row:
+        """A row as a person reads it."""
+        return row
+
+    def submit(self, rows: Sequence[Row], answers: Sequence[str], out_dir: Path, split: str) -> None:
+        """Write what the server of the task takes."""
+        raise NotImplementedError
+
+
+@tasks.register("oscar_gqa")
+class OscarGqa(Classification):
+    """GQA as classification: accuracy of the class; `{split}_results.json` is `[{questionId, prediction}]`."""
+
+    keys = ("questionId", "prediction")
+
+    def before_evaluation(self, split: str, datasets: Sequence[Any]) -> None:
+        """See that there is one vocabulary of answers; raises ConfigError."""
+        self.answers(split, datasets)
+
+    def answers(self, split: str, datasets: Sequence[Any]) -> Sequence[str]:
+        """The answers of the vocabulary in the order of its classes."""
+        found: Sequence[str] = one_vocabulary(split, datasets).answers
+        return found
+
+    def told(self, row: Row, answers: Sequence[str]) -> Row:
+        """The row with its answer for its class."""
+        return {**{key: value for key, value in row.items() if key != "class"}, "answer": answers[row["class"]]}
+
+    def submit(self, rows: Sequence[Row], answers: Sequence[str], out_dir: Path, split: str) -> None:
+        """`{split}_results.json`, in the order of the questions; none where the questions have no ids of their own."""
+        if shared := repeated(row["question_id"] for row in rows):
+            what = "%d questions of split '%s' share the id %r, as upstream's training files have it: no submission"
+            log.warning(what, shared[1], split, shared[0])
+            return
+        id_key, answer_key = self.keys
+        told = ({id_key: self.id_of(row["question_id"]), answer_key: answers[row["class"]]} for row in rows)
+        write_rows(out_dir / f"{split}_results.json", told)
+
+    def id_of(self, value: int | str) -> int | str:
+        """GQA's ids are text whose zeros in front count."""
+        return str(value)
+
+
+@tasks.register("oscar_vqa")
+class OscarVqa(OscarGqa):
+    """VQA as classification: the soft target of the class; `{split}_results.json` is `[{question_id, answer}]`.
+
+    Where official answers are there (`run.anno_files`, or the data set's references), `official` is the leave-one-out
+    accuracy of VQA's evaluation. `upper_bound` is what the best class of each question would score.
+    """
+
+    keys = ("question_id", "answer")
+    losses = ("bce", "kl")
+
+    def scores(self, chosen: Tensor, batch: Batch) -> Iterator[dict[str, float]]:
+        """Per input `score`, its target [L] at `chosen`, and `most`, its highest target.
+
+        Empty where no class has a score: upstream leaves such questions out of its validation, and so is it of tests.
+        """
+        if "targets" not in batch:
+            yield from ({} for _ in chosen)
+            return
+        targets: Tensor = batch["targets"]
+        own = targets.gather(1, chosen.to(targets.device)[:, None])[:, 0].tolist()
+        for score, most in zip(own, targets.amax(1).tolist(), strict=True):
+            yield {"score": score, "most": most} if most > 0 else {}
+
+    def metrics(
+        self, rows: Sequence[Row], answers: Sequence[str], split: str, datasets: Sequence[Any]
+    ) -> dict[str, float]:
+        """Per cent: `overall` (which picks the best), `upper_bound`, and `official` with its answer types."""
+        overall = percent([row["score"] for row in rows])
+        found = {"overall": overall, "upper_bound": percent([row["most"] for row in rows])}
+        truth = find_truth([one for one in datasets if hasattr(one, "references")], self.run.anno_files.get(split))
+        said = {self.id_of(row["question_id"]): answers[row["class"]] for row in rows}
+        if any(name in truth.answers for name in said):
+            official = vqa_accuracy(said, truth.answers, truth.types)
+            found |= {("official" if name == "overall" else f"official_{name}"): n for name, n in official.items()}
+        return {**found, "agg_metrics": overall}
+
+    def id_of(self, value: int | str) -> int | str:
+        """VQA's ids are numbers."""
+        return plain_id(value)
+
+
+def own_name(dataset: Any, instance_id: str) -> str:
+    """A name that a sample shares with none of another data set of its split."""
+    return f"{dataset}/{instance_id}" if isinstance(dataset, str) else instance_id
+
+
+def head_problems(config: Config, head: str, losses: Sequence[str]) -> Iterator[Problem]:
+    """What `check` can know of an Oscar in a task that wants this head and one of these losses."""
+    model = config.model
+    if model is None or model.arch != "oscar":
+        return
+    found = "pair" if model.use_pair else model.head
+    if found != head:
+        yield Problem("model.head", f"'{found}' does not fit run.task '{config.run.task}'", f"set it to {head}")
+    hard = any(dataset.args.get("soft_targets") is False for dataset in config.datasets.values())
+    if model.loss_type not in losses and config.run.train_splits and not hard:
+        what = f"'{model.loss_type}' does not fit the targets of run.task '{config.run.task}'"
+        yield Problem("model.loss_type", what, f"set it to {' or '.join(losses)}")
+
+
+def one_vocabulary(split: str, datasets: Sequence[Any]) -> Any:
+    """The vocabulary of answers that all data sets of a split share; raises ConfigError where there is none."""
+    found: list[Any] = [getattr(dataset, "labels", None) for dataset in datasets]
+    if not found or any(labels is None for labels in found):
+        what = f"split '{split}' has a data set without a vocabulary of answers"
+        raise ConfigError("datasets", what, "set its args.label_file")
+    if len({labels.digest() for labels in found}) > 1:
+        what = f"the data sets of split '{split}' have different vocabularies of answers"
+        raise ConfigError("datasets", what, "evaluate them in separate runs")
+    return found[0]
+
+
+def repeated(ids: Iterator[Any]) -> tuple[Any, int] | None:
+    """The most frequent id that more than one input has, and how many have it."""
+    (most, count), *_ = Counter(ids).most_common(1) or [(None, 0)]
+    return (most, count) if count > 1 else None

@@ -1,0 +1,9 @@
+"""`python prepare_data/mscoco/download_data.py ARGS` is `lavis-ext volta download ARGS`, from anywhere."""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+from lavis_ext.cli import main
+
+sys.exit(main(["volta", "download", *sys.argv[1:]]))

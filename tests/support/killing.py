@@ -1,0 +1,47 @@
+"""Trainings that are processes of their own, killed without a word and started again."""
+
+from __future__ import annotations
+
+import random
+import signal
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+
+def checkpoints(folder: Path) -> list[Path]:
+    """Numbered checkpoints, oldest first."""
+    return sorted(folder.glob("checkpoint_[0-9]*"), key=lambda path: int(path.name.rpartition("_")[2]))
+
+
+def wait_for_progress(process: subprocess.Popen[bytes], folder: Path, before: list[Path]) -> None:
+    """Until there is a checkpoint that was not there before, or the process has ended."""
+    deadline = time.monotonic() + 120
+    while process.poll() is None and checkpoints(folder) in ([], before) and time.monotonic() < deadline:
+        time.sleep(0.01)
+
+
+def kill_often(start: Callable[[], subprocess.Popen[bytes]], folder: Path, times: int, chance: random.Random) -> int:
+    """Start `times` times and kill -9 soon after a new checkpoint; how often there was something left to kill."""
+    killed = 0
+    for _ in range(times):
+        before = checkpoints(folder)
+        process = start()
+        wait_for_progress(process, folder, before)
+        time.sleep(chance.random() * 0.3)
+        if process.poll() is None:
+            process.send_signal(signal.SIGKILL)
+            killed += 1
+        process.wait()
+    return killed
+
+
+def require_same_end(whole: Path, cut: Path) -> None:
+    """Fail unless the last checkpoints of two runs are the same to the bit, and their logs as long."""
+    last, other = checkpoints(whole)[-1], checkpoints(cut)[-1]
+    assert last.name == other.name
+    for name in ("model.safetensors", "tensors.safetensors"):
+        assert (last / name).read_bytes() == (other / name).read_bytes(), name
+    lines = [(folder / "log.jsonl").read_text().splitlines() for folder in (whole, cut)]
+    assert len(lines[0]) == len(lines[1])

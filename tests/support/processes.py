@@ -1,0 +1,70 @@
+"""Ranks of a run as quick as a blink: processes forked from one that has torch loaded, under torchrun's variables."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import socket
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+LIMIT_S = 120
+
+
+@dataclass(frozen=True)
+class Ended:
+    """How a group of ranks ended: the worst exit code, and what they wrote."""
+
+    returncode: int
+    stderr: str
+
+
+def run_ranks(work: Callable[..., None], count: int, args: Sequence[Any], folder: Path) -> Ended:
+    """Call `work(*args)` on `count` ranks over gloo; what they say lands in `folder`."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["tests.support.ranks", "tests.support.waiting"])
+    port = free_port()
+    ranks = [context.Process(target=one_rank, args=(work, rank, count, port, args, folder)) for rank in range(count)]
+    for process in ranks:
+        process.start()
+    for process in ranks:
+        process.join(LIMIT_S)
+    hung = [process for process in ranks if process.is_alive()]
+    for process in hung:
+        process.kill()
+        process.join()
+    told = "".join(file.read_text() for file in sorted(folder.glob("stderr_*")))
+    return Ended(1 if hung else max(abs(process.exitcode or 0) for process in ranks), told)
+
+
+def one_rank(work: Callable[..., None], rank: int, count: int, port: int, args: Sequence[Any], folder: Path) -> None:
+    """What a process does: become a rank, then work."""
+    names = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": count, "LOCAL_WORLD_SIZE": count, "MASTER_PORT": port}
+    os.environ.update({name: str(value) for name, value in names.items()}, MASTER_ADDR="127.0.0.1")
+    with (folder / f"stderr_{rank}").open("w") as file:
+        sys.stderr = file
+        try:
+            work(*args)
+        except BaseException:
+            traceback.print_exc()
+            file.flush()
+            os._exit(1)  # the others wait in a collective: nothing may be joined
+    leave()
+
+
+def leave() -> None:
+    """Leave the group, as a script's end would."""
+    from lavis_ext.runner.device import leave_group
+
+    leave_group()
+
+
+def free_port() -> int:
+    """A port that nobody listens at."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])

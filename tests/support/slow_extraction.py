@@ -1,0 +1,49 @@
+"""An extraction or a conversion in a process of its own, slow enough to be killed in the middle."""
+
+from __future__ import annotations
+
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+PAUSE = 0.02
+
+
+def run_extract(pictures: str, destination: str, form: str) -> None:
+    """Extract, a pause before each batch of two."""
+    from lavis_ext.features.detectors import DetectorOptions
+    from lavis_ext.features.extraction.extract import Request, extract
+    from tests.support.regions import FakeDetector
+
+    class Slow(FakeDetector):
+        def detect(self, images: Any) -> Any:
+            time.sleep(PAUSE)
+            return super().detect(images)
+
+    options = DetectorOptions(min_boxes=36, probabilities=form == "volta-tsv")
+    request = Request([pictures], Path(destination), Path(pictures), form, batch_size=2)
+    extract(request, lambda: Slow(options))
+
+
+def run_serialise(source: str, destination: str) -> None:
+    """Convert, a pause after each row, a commit every three."""
+    from lavis_ext.features.volta import serialise
+    from lavis_ext.fetch.model import Silent
+
+    class Slow(Silent):
+        def advance(self, label: str, count: int) -> None:
+            time.sleep(PAUSE)
+
+    serialise.COMMIT_ROWS = 3
+    serialise.serialise([Path(source)], Path(destination), progress=Slow())
+
+
+if __name__ == "__main__":
+    from lavis_ext.errors import LavisExtError
+
+    try:
+        {"extract": run_extract, "serialise": run_serialise}[sys.argv[1]](*sys.argv[2:])
+    except LavisExtError as error:
+        sys.stderr.write(str(error))
+        sys.exit(error.exit_code)

@@ -1,0 +1,56 @@
+"""Two ranks teach one student, and keep one teacher."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from tests.support.distill_ranks import trained
+from tests.support.runs import log_lines
+
+pytestmark = pytest.mark.slow
+ROOT = Path(__file__).parents[2]
+KEYS: dict[str, Any] = {
+    "teacher_update": "reptile",
+    "meta_lr": 0.3,
+    "inner_lr": 0.1,
+    "strategy": "skip",
+    "max_epoch": 2,
+}
+
+
+def launch(folder: Path, **keys: Any) -> None:
+    folder.mkdir(exist_ok=True)
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    command += ["--module", "tests.support.distill_ranks", str(folder), json.dumps(keys)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240, check=False)
+    assert done.returncode == 0, done.stderr[-6000:]
+
+
+def numbers(path: Path) -> np.ndarray:
+    """Everything that moved, in one row."""
+
+    def flat(value: Any) -> list[float]:
+        return [x for item in value for x in flat(item)] if isinstance(value, list) else [float(value)]
+
+    return np.array(flat(json.loads(path.read_text())))
+
+
+def test_two_ranks_are_one_with_twice_the_batch(tmp_path: Path) -> None:
+    one, two = tmp_path / "one", tmp_path / "two"
+    trained(one, batch_size_train=4, **KEYS)
+    launch(two, batch_size_train=2, **KEYS)
+    first, second = numbers(two / "moved_0.json"), numbers(two / "moved_1.json")
+    assert np.array_equal(first, second)
+    apart = np.abs(first - numbers(one / "moved_0.json"))
+    assert np.quantile(apart, 0.98) < 1e-4  # Adam's first steps go by the sign of a gradient, be it ever so small
+    told = [[line["loss"] for line in log_lines(folder)] for folder in (one, two)]
+    assert told[1] == pytest.approx(told[0], rel=1e-3)
