@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict
+from dataclasses import MISSING, asdict, fields
 from typing import Any
 
 from lavis_ext.errors import ConfigError, Problem
-from lavis_ext.schema import Config
+from lavis_ext.schema import Config, DatasetConfig, ModelConfig, RunConfig
 
 HARMLESS = frozenset(
     {"device", "num_workers", "log_freq", "output_dir", "job_id", "resume_ckpt_path", "tensorboard", "wandb", "report"}
@@ -17,6 +17,7 @@ HARMLESS = frozenset(
 )
 """Keys of `run:` that change where and how often, not what."""
 ABSENT = "(not there)"
+SECTIONS: dict[str, type[Any]] = {"run": RunConfig, "model": ModelConfig, "datasets": DatasetConfig}
 
 
 def fingerprint(config: Config) -> dict[str, Any]:
@@ -40,7 +41,11 @@ def flatten(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, An
 
 
 def require_same(saved: Mapping[str, Any], now: Mapping[str, Any], where: str) -> None:
-    """Raise ConfigError that tells every key that differs from the checkpoint's."""
+    """Raise ConfigError that tells every key that differs from the checkpoint's.
+
+    A checkpoint from before there was a key was made with the key's default.
+    """
+    saved = {**{key: default_of(key) for key in now}, **saved}
     changed = [key for key in sorted(saved.keys() | now.keys()) if saved.get(key, ABSENT) != now.get(key, ABSENT)]
     if not changed:
         return
@@ -50,3 +55,11 @@ def require_same(saved: Mapping[str, Any], now: Mapping[str, Any], where: str) -
         for key in changed
     ]
     raise ConfigError.of(problems)
+
+
+def default_of(key: str) -> Any:
+    """The default of a flat key of a run, a model or a data set; `ABSENT` where it has none of its own."""
+    section, _, rest = key.partition(".")
+    name = rest.rpartition(".")[2] if section == "datasets" else rest
+    field = {one.name: one for one in fields(SECTIONS[section])}.get(name) if section in SECTIONS else None
+    return ABSENT if field is None or field.default is MISSING else field.default

@@ -50,3 +50,17 @@ def test_a_new_data_set_is_a_difference() -> None:
     other = replace(config(), datasets={})
     with pytest.raises(ConfigError, match=r"datasets\.toy\.name: was 'toy', now '\(not there\)'"):
         require_same(fingerprint(config()), fingerprint(other), "checkpoint_1")
+
+
+def test_a_checkpoint_from_before_a_key_was_made_with_its_default() -> None:
+    now = fingerprint(config())
+    before = {key: value for key, value in now.items() if key not in ("run.accum_grad_iters", "datasets.toy.tolerance")}
+    require_same(before, now, "checkpoint_1")
+    with pytest.raises(ConfigError, match="accum_grad_iters: was 1, now 2"):
+        require_same(before, fingerprint(config(accum_grad_iters=2)), "checkpoint_1")
+
+
+def test_a_key_without_a_default_is_missed() -> None:
+    now = fingerprint(config())
+    with pytest.raises(ConfigError, match=r"run\.task: was '\(not there\)'"):
+        require_same({key: value for key, value in now.items() if key != "run.task"}, now, "checkpoint_1")
