@@ -22,7 +22,7 @@ PROJECTS = Path(__file__).parents[2] / "configs" / "projects"
 FILES = sorted([*PROJECTS.glob("blip2/*/*.yaml"), *PROJECTS.glob("vpgtrans/*/*.yaml")])
 NAMES = [f"{path.parts[-3]}/{path.stem}" for path in FILES]
 FAMILIES = ["coco", "vqav2", "okvqa", "aokvqa", "gqa", "vg", "nocaps", "sbu_caption", "laion", "minigpt4", "flickr30k"]
-WORLD = World(seed=5, train=60, val=8, test=8, hidden=4)
+WORLD = World(seed=5, train=32, val=8, test=8, hidden=4)
 SMALL = ["run.batch_size_train=4", "run.batch_size_eval=4", "run.num_workers=1", "run.amp=False"]
 SHORT = ["run.accum_grad_iters=1", "run.num_beams=2", "run.max_len=4", "run.min_len=1", "run.report=False"]
 WHOLE = "model.freeze_vit=False model.freeze_llm=False model.vit_precision=fp32 model.llm_precision=fp32"
@@ -49,7 +49,7 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("LAVIS_EXT_CACHE_ROOT", str(root))
         patch.setenv("HF_HUB_OFFLINE", "1")
-        export_world(WORLD, base / "mirror")
+        export_world(WORLD, base / "mirror", FAMILIES)
         place_by_hand(WORLD, root, FAMILIES)
         with serve(base / "mirror") as url:
             for family in FAMILIES:
