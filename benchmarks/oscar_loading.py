@@ -7,8 +7,10 @@ padded to 128 tokens and 50 regions by itself, its target a list of 3,129 number
 same records from a store and pads to the longest of the batch; a third way is ours with `run.group_by_length`. All
 feed the same model, forward and backward and a step of AdamW, in turns; a token is one that is no padding. There are
 200 batches of records, so that windows of 50 are whole, as in any published data set. `--size` is tiny (the demo's),
-small (4 layers of 256) or base (BERT's). On a machine that others use too, OMP_NUM_THREADS=1 and many short rounds keep
-the ratios fair: a thread that waits for a second one costs each way differently. Prints a table, and writes it to `oscar_loading.md` with `--write`.
+small (4 layers of 256) or base (BERT's). Prints a table, and writes it to `oscar_loading.md` with `--write`.
+
+On a machine that others use too, OMP_NUM_THREADS=1 and short rounds keep the ratios fair: where one thread waits for
+another, the way that does more in torch loses more.
 """
 
 from __future__ import annotations
@@ -143,7 +145,7 @@ def our_batches(root: Path, batch: int, workers: int, group: bool) -> Callable[[
     data = build_datasets(config, BuildContext(root))["train"]
 
     def batches(seed: int) -> Iterator[dict[str, Any]]:
-        policy = {"batch_size": batch, "seed": seed, "num_workers": workers, "group_by_length": group}
+        policy: dict[str, Any] = {"batch_size": batch, "seed": seed, "num_workers": workers, "group_by_length": group}
         return iter(Mixture({"bench": data}, drop_last=True, **policy))
 
     return batches
@@ -260,7 +262,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         lines = table(compare(args, Path(folder)))
     name = torch.cuda.get_device_name() if args.device.startswith("cuda") else f"{os.cpu_count()} cores"
-    where = f"{name} ({platform.machine()}), torch {torch.__version__} on {torch.get_num_threads()} threads, load {os.getloadavg()[1]:.1f}"
+    threads = f"{torch.get_num_threads()} of its threads"
+    where = f"{name} ({platform.machine()}), torch {torch.__version__}, {threads}, load {os.getloadavg()[1]:.1f}"
     used = f"`python benchmarks/oscar_loading.py --size {args.size} --device {args.device} --batch {args.batch}`"
     told = f"{used}, {args.workers} workers, medians of {args.rounds} rounds in turns of {args.steps} steps; {where}."
     text = "\n".join(["# Feeding an Oscar", "", told, "", *lines, ""])

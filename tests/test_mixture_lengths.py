@@ -100,7 +100,8 @@ def test_an_epoch_holds_what_it_held(
 @relaxed
 @given(st.integers(4, 60), st.integers(1, 5), st.integers(1, 2), st.integers(0, 5))
 def test_weighted_laps_are_whole(count: int, size: int, world: int, seed: int) -> None:
-    sources, laps = (source(count), source(count // 2, "b", 1)), {}
+    sources = (source(count), source(count // 2, "b", 1))
+    laps: dict[tuple[int, int], list[int]] = {}
     for rank in range(world):
         order = Order(sources, size, seed, weights=(3, 1), rank=rank, world=world, window=3)
         for slot in (slot for epoch in range(3) for slot in order.slots(epoch)):

@@ -9,18 +9,19 @@ import logging
 import os
 import tempfile
 from bisect import bisect_right
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import accumulate
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, overload
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
 from lavis_ext.errors import ConfigError, DiskError
 from lavis_ext.readers.joined import Source, files_of
 from lavis_ext.readers.parse import Row, parse_rows
+from lavis_ext.readers.sequence import Rows
 from lavis_ext.readers.table import BATCH_ROWS, META, Columns, columns_of, decode_row, encode_rows
 
 if TYPE_CHECKING:
@@ -54,7 +55,7 @@ class Table:
         return [columns_of(batch, self.marks) for batch in self.batches]
 
 
-class Annotations(Sequence[Row]):
+class Annotations(Rows):
     """The rows of several annotation files in order, each with LAVIS' `instance_id`: its running index, as text.
 
     Opening maps the Arrow copies and takes milliseconds; rows become dicts when they are asked for, so that workers
@@ -72,27 +73,14 @@ class Annotations(Sequence[Row]):
     def __len__(self) -> int:
         return self._length
 
-    @overload
-    def __getitem__(self, index: int) -> Row: ...
-
-    @overload
-    def __getitem__(self, index: slice) -> list[Row]: ...
-
-    def __getitem__(self, index: int | slice) -> Row | list[Row]:
-        if isinstance(index, slice):
-            return [self[i] for i in range(*index.indices(len(self)))]
-        position = index + len(self) if index < 0 else index
-        if not 0 <= position < len(self):
-            raise IndexError(f"row {index} of {len(self)}")
-        return self._row(position)
-
     def __iter__(self) -> Iterator[Row]:
-        return (self._row(i) for i in range(len(self)))
+        return (self.at(i) for i in range(len(self)))
 
     def __reduce__(self) -> tuple[Any, ...]:
         return Annotations, (self.sources, self.limit)
 
-    def _row(self, position: int) -> Row:
+    def at(self, position: int) -> Row:
+        """The row of a number from 0 on."""
         number = bisect_right(self._stops, position)
         start = self._stops[number - 1] if number else 0
         return {**self._tables[number].row(position - start), "instance_id": str(position)}
@@ -137,7 +125,8 @@ class Annotations(Sequence[Row]):
     def words(self, name: str) -> np.ndarray:
         """int64 [len]: how many words the text under one key has in each row, by its spaces and semicolons.
 
-        An empty text counts as one, 0 is where there is no text; what is kept as JSON counts as it is written.
+        Of a list that of its texts together. An empty text counts as one, 0 is where there is none; what is kept as
+        JSON counts as it is written.
         """
         import numpy as np
 
@@ -252,6 +241,11 @@ def _words(column: pa.Array) -> np.ndarray:
     import numpy as np
     import pyarrow.compute as pc
 
+    if pa.types.is_list(column.type):
+        counts = pc.fill_null(pc.list_value_length(column), 0).to_numpy(zero_copy_only=False)
+        upto, ends = np.concatenate([[0], np.cumsum(_words(pc.list_flatten(column)))]), np.cumsum(counts)
+        words: np.ndarray = upto[ends] - upto[ends - counts]
+        return words
     if not pa.types.is_string(column.type):
         return np.zeros(len(column), np.int64)
     signs = pc.add(*(pc.count_substring(column, sign) for sign in " ;"))

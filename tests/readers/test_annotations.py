@@ -41,6 +41,19 @@ def through_arrow(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return [decode_row(columns_of(b, marks), i) for b in batches for i in range(b.num_rows)]
 
 
+def test_words_are_counted_by_spaces_and_semicolons(tmp_path: Path) -> None:
+    rows: list[dict[str, Any]] = [{"q": "is it red ?", "o": ["a b"]}, {"q": "cat;red ball"}, {"q": ""}, {"o": ["c"]}]
+    rows = [{**row, "l": ["a b", "", "c;d e"][number:]} for number, row in enumerate(rows)]
+    first, second = (write_json(tmp_path / name, some) for name, some in (("a.json", rows), ("b.json", [{"n": 3}])))
+    both = Annotations([first, second])
+    assert both.words("q").tolist() == [4, 3, 1, 0, 0]
+    assert both.words("o").tolist() == [2, 0, 0, 1, 0]
+    assert both.words("l").tolist() == [6, 4, 3, 0, 0]
+    assert both.words("n").tolist() == both.words("none").tolist() == [0] * 5
+    assert both.head(2).words("q").tolist() == [4, 3]
+    assert Annotations([]).words("q").tolist() == []
+
+
 @settings(deadline=None)
 @given(row_lists)
 def test_any_rows_come_back(rows: list[dict[str, Any]]) -> None:

@@ -108,6 +108,22 @@ def test_training_mixes_by_weight(cpu: Accelerator) -> None:
     assert all(len(batch["image"]) == 2 for batch in feed)
 
 
+class Lengthy(ToyDataset):
+    """Knows how long its samples are."""
+
+    def length(self, index: int) -> int:
+        return index % 5
+
+
+@pytest.mark.parametrize("group", [False, True])
+def test_a_run_says_whether_lengths_count(group: bool, cpu: Accelerator) -> None:
+    sets: feeds.Opened = {name: {"train": Lengthy(40, name=name), "val": Lengthy(9, split="val")} for name in "ab"}
+    named = config(group_by_length=group, valid_splits=["val"])
+    feed = feeds.train_feed(named, sets, cpu)
+    assert [source.lengths is not None for source in feed.order.sources] == [group, group]
+    assert feeds.eval_feeds(named, sets, ["val"], cpu)["val"].order.sources[0].lengths is None
+
+
 def test_several_training_splits_are_told_apart(cpu: Accelerator) -> None:
     feed = feeds.train_feed(config(train_splits=["train", "val"]), opened("train", "val"), cpu)
     assert list(feed.datasets) == ["a/train", "b/train", "a/val", "b/val"]

@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 import logging
 import mmap
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from io import BytesIO
 from pathlib import Path
-from typing import Any, overload
+from typing import Any
 
 import numpy as np
 
@@ -20,6 +20,7 @@ from lavis_ext.features.formats.lines import lines_of
 from lavis_ext.features.imports import stamp_of
 from lavis_ext.files import write_atomic, write_json
 from lavis_ext.readers.parse import Row
+from lavis_ext.readers.sequence import Rows
 from lavis_ext.yamlio import read_yaml
 
 log = logging.getLogger(__name__)
@@ -77,7 +78,7 @@ def is_answer(label_key: str) -> bool:
 
 
 @dataclass(frozen=True, eq=False)
-class CorpusRows(Sequence[Row]):
+class CorpusRows(Rows):
     """The rows `image key, label key, text` of a TSV, read one at a time from the mapped file. Picklable.
 
     `marks` is a folder of two arrays, made once: where each row begins, and whether its second text is an answer.
@@ -114,19 +115,12 @@ class CorpusRows(Sequence[Row]):
     def __len__(self) -> int:
         return len(self.offsets) - 1
 
-    @overload
-    def __getitem__(self, index: int) -> Row: ...
-
-    @overload
-    def __getitem__(self, index: slice) -> list[Row]: ...
-
-    def __getitem__(self, index: int | slice) -> Row | list[Row]:
-        if isinstance(index, slice):
-            return [self[number] for number in range(*index.indices(len(self)))]
-        line = self._map[int(self.offsets[index]) : int(self.offsets[index + 1])].rstrip(b"\r\n")
+    def at(self, position: int) -> Row:
+        """The row of a number from 0 on."""
+        line = self._map[int(self.offsets[position]) : int(self.offsets[position + 1])].rstrip(b"\r\n")
         columns = line.decode("utf-8", "replace").split("\t")
         names = ("image_key", "label_key", "caption")
-        return {**dict(zip(names, columns, strict=False)), "instance_id": str(index)}
+        return {**dict(zip(names, columns, strict=False)), "instance_id": str(position)}
 
 
 def open_corpus(path: Path, marks: Path) -> CorpusRows:

@@ -54,5 +54,6 @@ def _by_image(data: RegionDataset, count: Callable[[Row], int]) -> np.ndarray:
         return np.zeros(len(rows), np.int64)
     codes = rows.codes(key)
     _, firsts = np.unique(codes, return_index=True)
-    counts: np.ndarray = np.array([count(rows[int(first)]) for first in firsts], np.int64)
-    return counts[codes]
+    counts = np.array([count(rows[int(first)]) for first in firsts], np.int64)
+    found: np.ndarray = counts[codes]
+    return found

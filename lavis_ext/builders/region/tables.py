@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, overload
+from typing import Any
 
 from lavis_ext.builders.region.text import tag_text
 from lavis_ext.errors import IntegrityError
@@ -15,6 +15,7 @@ from lavis_ext.features.formats.lines import lines_of
 from lavis_ext.features.ids import key_of
 from lavis_ext.readers.annotations import Annotations
 from lavis_ext.readers.parse import Row
+from lavis_ext.readers.sequence import Rows
 
 WAY_OUT = "fetch it again"
 
@@ -86,7 +87,7 @@ def tag_table(path: Path) -> TagTable:
 
 
 @dataclass(frozen=True, eq=False)
-class ImageRows(Sequence[Row]):
+class ImageRows(Rows):
     """A row for each image, with what is known of it; they have no file of their own but `paths`."""
 
     ids: Sequence[str]
@@ -96,14 +97,7 @@ class ImageRows(Sequence[Row]):
     def __len__(self) -> int:
         return len(self.ids)
 
-    @overload
-    def __getitem__(self, index: int) -> Row: ...
-
-    @overload
-    def __getitem__(self, index: slice) -> list[Row]: ...
-
-    def __getitem__(self, index: int | slice) -> Row | list[Row]:
-        if isinstance(index, slice):
-            return [self[number] for number in range(*index.indices(len(self)))]
-        image_id = self.ids[index]
-        return {"image_id": image_id, **self.more.get(key_of(image_id), {}), "instance_id": str(index)}
+    def at(self, position: int) -> Row:
+        """The row of a number from 0 on."""
+        image_id = self.ids[position]
+        return {"image_id": image_id, **self.more.get(key_of(image_id), {}), "instance_id": str(position)}

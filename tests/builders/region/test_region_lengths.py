@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import pickle
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-import torch
 
-from lavis_ext.features import open_store
 from lavis_ext.features.store import FeatureStore
 from lavis_ext.mixture import Mixture
 from tests.support.region_data import (
@@ -68,7 +67,12 @@ def test_gqa_finds_each_image_once(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     asked: list[Any] = []
     regions = type(train.parts.regions)
     count = regions.count
-    monkeypatch.setattr(regions, "count", lambda self, image_id: (asked.append(image_id), count(self, image_id))[1])
+
+    def counted(self: Any, image_id: Any) -> int:
+        asked.append(image_id)
+        return int(count(self, image_id))
+
+    monkeypatch.setattr(regions, "count", counted)
     assert train.lengths.tolist() == [[(2, 4, 3)[i % 3], 2 + i % 5 + 1 + 3] for i in range(300)]
     assert sorted(asked) == ["n0", "n1", "n2"]
 
@@ -126,9 +130,12 @@ def test_no_features_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 def test_max_samples_and_pickling(tmp_path: Path) -> None:
     write_vqa(tmp_path)
     train: Any = built("oscar_vqa", tmp_path)["train"]
-    object.__setattr__(train.parts, "config", train.parts.config)
     again = pickle.loads(pickle.dumps(train))
     assert again.lengths.tolist() == train.lengths.tolist()
+    config = replace(train.parts.config, max_samples={"train": 2})
+    few = replace(train, parts=replace(train.parts, config=config))
+    assert len(few) == 2
+    assert few.lengths.tolist() == train.lengths[:2].tolist()
 
 
 def test_batches_of_real_samples_are_narrower(tmp_path: Path) -> None:
