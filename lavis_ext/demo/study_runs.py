@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from hashlib import sha256
@@ -12,11 +12,12 @@ from pathlib import Path
 from typing import Any
 
 from lavis_ext.demo.export import export_world
+from lavis_ext.demo.scores import LOG, last_metrics, read_records
 from lavis_ext.demo.server import serve
 from lavis_ext.demo.stages import ELSEWHERE, Outcome, Stages
 from lavis_ext.demo.steps import Answer, Command, environment_for, run_verb
 from lavis_ext.demo.world import World
-from lavis_ext.errors import IntegrityError
+from lavis_ext.errors import IntegrityError, UsageError
 from lavis_ext.fetch.mirrors import MANIFEST
 from lavis_ext.files import disk_errors, write_atomic
 from lavis_ext.studies import Findings, Leg, Study, Values, filled, load_study, needed_by
@@ -24,7 +25,6 @@ from lavis_ext.studies import Findings, Leg, Study, Values, filled, load_study, 
 log = logging.getLogger(__name__)
 LAST = 5
 """A `train/` metric is the mean over the last fifth of the records."""
-Record = dict[str, Any]
 
 
 def run_study(
@@ -35,28 +35,29 @@ def run_study(
     What an earlier call did is used again. Each run has one thread, so that neither `jobs` nor the machine's cores
     change a number. Writes `study.md` beside the runs.
 
-    Raises UsageError for an unknown study or a folder of another world, and the error of a verb that fails.
+    Raises UsageError for an unknown study, no seed, or a folder of another world, and the error of a verb that fails.
     """
+    if seeds < 1:
+        raise UsageError("--seeds", f"{seeds} give no figure", "ask for one or more")
     study = load_study(name)
-    place = out.expanduser().absolute() / "studies"
-    laboratory = Laboratory(place, name, study, World(seed, **study.world), command)
+    folder = out.expanduser().absolute() / "studies" / name
+    laboratory = Laboratory(folder, name, study, World(seed, **study.world), command)
     chosen = tuple(range(1, seeds + 1))
     laboratory.prepare()
     log.info("%s: %d runs with each of %d seeds, about %d minutes", name, len(study.legs), seeds, study.minutes)
     with ThreadPoolExecutor(max(jobs, 1)) as pool:
         runs = list(pool.map(laboratory.run_legs, chosen))
     findings = Findings(name, study, chosen, read_values(study, runs))
-    with disk_errors(place, ELSEWHERE):
-        write_atomic(place / name / "study.md", findings.markdown())
+    with disk_errors(folder, ELSEWHERE):
+        write_atomic(folder / "study.md", findings.markdown())
     return findings
 
 
 class Laboratory:
-    """One study below one folder, `NAME/` of the studies': `mirror/`, `cache/`, `runs/`, `logs/`, `stages.json`."""
+    """One study below one folder: `mirror/`, `cache/`, `runs/`, `logs/`, `stages.json`."""
 
-    def __init__(self, place: Path, name: str, study: Study, world: World, command: Command) -> None:
-        self.place, self.name, self.study, self.world, self.command = place, name, study, world, command
-        self.folder = place / name
+    def __init__(self, folder: Path, name: str, study: Study, world: World, command: Command) -> None:
+        self.folder, self.study, self.world, self.command = folder, study, world, command
         plan = {"seed": world.seed, **world.sizes, "study": name}
         self.stages = Stages(self.folder / "stages.json", plan, describe)
 
@@ -92,17 +93,17 @@ class Laboratory:
         return [*self.command(words, around, log_file), {"words": words}]
 
 
-def describe(plan: Any) -> str:
+def describe(plan: Mapping[str, Any]) -> str:
     """`study blip2, seed 7, 1500 + 100 + 100 scenes`."""
     sizes = " + ".join(str(plan.get(split)) for split in ("train", "val", "test"))
     return f"study {plan.get('study')}, seed {plan.get('seed')}, {sizes} scenes"
 
 
-def finished(words: Sequence[str]) -> Any:
+def finished(words: Sequence[str]) -> Callable[[Outcome], bool]:
     """Whether a recorded run is still there and was asked for in the same words."""
 
     def still_there(before: Outcome) -> bool:
-        return before.get("words") == list(words) and (Path(before["job"]) / "log.jsonl").is_file()
+        return before.get("words") == list(words) and (Path(before["job"]) / LOG).is_file()
 
     return still_there
 
@@ -126,11 +127,10 @@ def read_metric(job: Path, metric: str) -> float:
     """`SPLIT/KEY` of the last evaluation of a split, or `train/KEY`: the mean over the last fifth of the records."""
     split, _, key = metric.partition("/")
     try:
-        records: list[Record] = [json.loads(line) for line in (job / "log.jsonl").read_text("utf-8").splitlines()]
-        if split == "train":
-            steps = [float(record[key]) for record in records if record.get("kind") == "train"]
-            last = steps[-max(len(steps) // LAST, 1) :]
-            return sum(last) / len(last)
-        return float([r["metrics"] for r in records if r.get("kind") == "eval" and r.get("split") == split][-1][key])
-    except (OSError, ValueError, LookupError, TypeError, ZeroDivisionError) as error:
-        raise IntegrityError(str(job / "log.jsonl"), f"holds no '{metric}'", ELSEWHERE) from error
+        if split != "train":
+            return last_metrics(job, split)[key]
+        steps = [float(record[key]) for record in read_records(job) if record.get("kind") == "train"]
+        last = steps[-max(len(steps) // LAST, 1) :]
+        return sum(last) / len(last)
+    except (IntegrityError, ValueError, LookupError, TypeError, ZeroDivisionError) as error:
+        raise IntegrityError(str(job / LOG), f"holds no '{metric}'", ELSEWHERE) from error

@@ -11,6 +11,7 @@ from typing import Any
 
 from lavis_ext.demo.every import FamilyState, prepare_every, table
 from lavis_ext.demo.export import export_world
+from lavis_ext.demo.scores import LOG, last_metrics
 from lavis_ext.demo.server import serve
 from lavis_ext.demo.stages import ELSEWHERE, Outcome, Stage, Stages
 from lavis_ext.demo.steps import Answer, Command, environment_for, run_verb
@@ -173,16 +174,11 @@ def describe(plan: Mapping[str, Any]) -> str:
 
 
 def read_metrics(job: Path) -> dict[str, float]:
-    """Metrics of a run's last evaluation of the test split, from its `log.jsonl`; IntegrityError if there is none."""
-    path = job / "log.jsonl"
-    try:
-        records = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-        found = [r["metrics"] for r in records if r.get("kind") == "eval" and r.get("split") == SPLIT]
-        metrics = {key: float(value) for key, value in found[-1].items() if isinstance(value, (int, float))}
-        return {METRIC: metrics[METRIC], **metrics}
-    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
-        what = f"holds no evaluation of the {SPLIT} split ({type(error).__name__})"
-        raise IntegrityError(str(path), what, ELSEWHERE) from error
+    """Metrics of a run's last evaluation of the test split; raises IntegrityError if there is none with a CIDEr."""
+    metrics = last_metrics(job, SPLIT)
+    if METRIC not in metrics:
+        raise IntegrityError(str(job / LOG), f"holds no {METRIC} of the {SPLIT} split", ELSEWHERE)
+    return {METRIC: metrics[METRIC], **metrics}
 
 
 def read_captions(job: Path) -> dict[int, str]:

@@ -189,3 +189,9 @@ def test_all_mistakes_of_a_study_are_told_with_their_lines(toy: Path) -> None:
 def test_only_legs_that_are_named_are_needed() -> None:
     leg = Leg(train="x", options=["a={one}", "b={} two"])
     assert needed_by(leg, ["one", "two"]) == ["one"]
+
+
+def test_no_seed_is_no_study(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="--seeds: 0 give no figure"):
+        run_study("blip2", tmp_path / "o", seeds=0, command=Stub())
+    assert not (tmp_path / "o").exists()
