@@ -1,11 +1,5 @@
 """SIGKILL in the middle of an import or an export: the same call again ends as if nothing had happened."""
 
-import os
-import signal
-import subprocess
-import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +9,7 @@ from lavis_ext.errors import UsageError
 from lavis_ext.features import export_store, import_features, open_store, tools
 from lavis_ext.features.layout import INDEX, ROWS
 from tests.support.features import VOLTA, Image, csv_tsv, make_image, oscar_tsv, same, volta_lmdb
+from tests.support.killing import kill_when, size
 
 ROOT = Path(__file__).parents[2]
 
@@ -22,25 +17,6 @@ ROOT = Path(__file__).parents[2]
 @pytest.fixture(scope="module")
 def images() -> list[Image]:
     return [make_image(f"COCO_val2014_{i:012d}", 36, 2048, seed=i) for i in range(1, 41)]
-
-
-def kill_when(ready: Callable[[], bool], *words: str) -> None:
-    """Start the slow process and kill it as soon as `ready`; fails where it ended by itself."""
-    command = [sys.executable, "-m", "tests.support.slow_features", *words]
-    process = subprocess.Popen(command, cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)})
-    try:
-        deadline = time.monotonic() + 60
-        while not ready():
-            assert process.poll() is None and time.monotonic() < deadline
-            time.sleep(0.005)
-    finally:
-        process.send_signal(signal.SIGKILL)
-        process.wait()
-    assert process.returncode == -signal.SIGKILL
-
-
-def size(path: Path) -> int:
-    return path.stat().st_size if path.exists() else 0
 
 
 @pytest.mark.parametrize(
@@ -54,7 +30,7 @@ def size(path: Path) -> int:
 )
 def test_a_killed_import_goes_on(tmp_path: Path, images: list[Image], write: Any) -> None:
     source, store = write(tmp_path, images), tmp_path / "s"
-    kill_when(lambda: size(store / ROWS) > 2 << 20, "import", str(source), str(store))
+    kill_when(lambda: size(store / ROWS) > 2 << 20, "slow_features", "import", str(source), str(store))
     assert not (store / INDEX).exists()
     there = size(store / ROWS)
     done = import_features([source], store)
@@ -73,7 +49,7 @@ def test_a_killed_export_goes_on(tmp_path: Path, images: list[Image], form: str,
     source = csv_tsv(tmp_path / "source.tsv", images, VOLTA)
     import_features([source], tmp_path / "s")
     part = tmp_path / grown
-    kill_when(lambda: size(part) > 2 << 20, "export", str(tmp_path / "s"), str(tmp_path / "f"), form)
+    kill_when(lambda: size(part) > 2 << 20, "slow_features", "export", str(tmp_path / "s"), str(tmp_path / "f"), form)
     assert not (tmp_path / "f").exists()
     began = part.stat().st_ino
     store = open_store(tmp_path / "s")

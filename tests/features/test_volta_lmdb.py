@@ -4,11 +4,8 @@ import base64
 import os
 import pickle
 import resource
-import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -25,6 +22,7 @@ from lavis_ext.features.files import part_of
 from lavis_ext.features.volta import serialise as module
 from lavis_ext.features.volta.serialise import key_of_row, serialise
 from tests.support.features import BUTD, VOLTA, Image, csv_tsv, make_image
+from tests.support.killing import kill_when, size
 from tests.support.regions import coco_names, draw
 
 ROOT = Path(__file__).parents[2]
@@ -126,31 +124,12 @@ def test_a_part_of_other_rows_is_refused(tmp_path: Path, monkeypatch: pytest.Mon
         serialise([source], tmp_path / "x.lmdb")
 
 
-def kill_when(ready: Callable[[], bool], *words: str) -> None:
-    """Start the slow process and kill it as soon as `ready`; fails where it ended by itself."""
-    command = [sys.executable, "-m", "tests.support.slow_extraction", *words]
-    process = subprocess.Popen(command, cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)})
-    try:
-        deadline = time.monotonic() + 60
-        while not ready():
-            assert process.poll() is None and time.monotonic() < deadline
-            time.sleep(0.003)
-    finally:
-        process.send_signal(signal.SIGKILL)
-        process.wait()
-    assert process.returncode == -signal.SIGKILL
-
-
-def size(path: Path) -> int:
-    return path.stat().st_size if path.exists() else 0
-
-
 def test_a_killed_conversion_ends_in_the_same_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     some = [make_image(name, 36, seed=i) for i, name in enumerate(coco_names("val2014", 40))]
     source = csv_tsv(tmp_path / "a.tsv", some, VOLTA)
     out, data = tmp_path / "x.lmdb", part_of(tmp_path / "x.lmdb") / "data.mdb"
     for least in (1 << 20, 6 << 20):
-        kill_when(lambda: size(data) > least, "serialise", str(source), str(out))  # noqa: B023
+        kill_when(lambda: size(data) > least, "slow_extraction", "serialise", str(source), str(out))  # noqa: B023
     assert not out.exists()
     monkeypatch.setattr(module, "COMMIT_ROWS", 3)
     done = serialise([source], out)
@@ -167,7 +146,7 @@ def test_a_killed_extraction_ends_in_the_same_bytes(tmp_path: Path, form: str) -
     pictures = draw(tmp_path / "in", coco_names("val2014", 40))
     out = tmp_path / ("out.tsv" if form == "volta-tsv" else "s")
     rows = out if form == "volta-tsv" else out / "rows.bin"
-    kill_when(lambda: size(rows) > 3 << 20, "extract", str(pictures), str(out), form)
+    kill_when(lambda: size(rows) > 3 << 20, "slow_extraction", "extract", str(pictures), str(out), form)
     left = size(rows)
     run_extract(str(pictures), str(out), form)
     whole = tmp_path / "whole" / out.name

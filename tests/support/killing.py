@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import random
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
 
 
 def checkpoints(folder: Path) -> list[Path]:
@@ -45,3 +49,23 @@ def require_same_end(whole: Path, cut: Path) -> None:
         assert (last / name).read_bytes() == (other / name).read_bytes(), name
     lines = [(folder / "log.jsonl").read_text().splitlines() for folder in (whole, cut)]
     assert len(lines[0]) == len(lines[1])
+
+
+def kill_when(ready: Callable[[], bool], module: str, *words: str) -> None:
+    """Start a slow process of `tests.support` and kill it as soon as `ready`; fails where it ended by itself."""
+    command = [sys.executable, "-m", f"tests.support.{module}", *words]
+    process = subprocess.Popen(command, cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)})
+    try:
+        deadline = time.monotonic() + 60
+        while not ready():
+            assert process.poll() is None and time.monotonic() < deadline
+            time.sleep(0.003)
+    finally:
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    assert process.returncode == -signal.SIGKILL
+
+
+def size(path: Path) -> int:
+    """Bytes of a file, 0 where there is none."""
+    return path.stat().st_size if path.exists() else 0
