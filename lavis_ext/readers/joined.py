@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 from lavis_ext.errors import IntegrityError
 from lavis_ext.readers.parse import REFETCH, Row, parse_rows
@@ -28,6 +28,24 @@ class Source(Protocol):
 
     def parse(self) -> list[Row]:
         """All rows; raises IntegrityError."""
+
+
+@dataclass(frozen=True)
+class OneFile:
+    """What a source of a single file has in common; `KIND` is what its rows are, beside others of the same file."""
+
+    path: Path
+    KIND: ClassVar[str] = "rows"
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """The file."""
+        return (self.path,)
+
+    @property
+    def name(self) -> str:
+        """A name of its own: the file may be read as other rows too."""
+        return f"{self.path.name}.{self.KIND}"
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ from lavis_ext.builders.region.text import tag_text
 from lavis_ext.errors import IntegrityError
 from lavis_ext.features.files import read_errors
 from lavis_ext.features.formats.pt import load_tensors
+from lavis_ext.readers.joined import OneFile
 from lavis_ext.readers.parse import Row, parse_rows
 
 SUFFIX = "_captions.pt"
@@ -46,20 +47,10 @@ class CaptionFile:
 
 
 @dataclass(frozen=True)
-class AnnotationLines:
+class AnnotationLines(OneFile):
     """volta's `{split}_ann.jsonl`: `{"sentences": […], "id": number}` a line; one row an image."""
 
-    path: Path
-
-    @property
-    def files(self) -> tuple[Path, ...]:
-        """The file."""
-        return (self.path,)
-
-    @property
-    def name(self) -> str:
-        """A name of its own: the file may be read as other rows too."""
-        return f"{self.path.name}.captions"
+    KIND = "captions"
 
     def parse(self) -> list[Row]:
         """`image_id` and `captions`, as `CaptionFile` has them; raises IntegrityError."""

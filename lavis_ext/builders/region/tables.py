@@ -14,6 +14,7 @@ from lavis_ext.errors import IntegrityError
 from lavis_ext.features.formats.lines import lines_of
 from lavis_ext.features.ids import key_of
 from lavis_ext.readers.annotations import Annotations
+from lavis_ext.readers.joined import OneFile
 from lavis_ext.readers.parse import Row
 from lavis_ext.readers.sequence import Rows
 
@@ -21,20 +22,10 @@ WAY_OUT = "fetch it again"
 
 
 @dataclass(frozen=True)
-class TagFile:
+class TagFile(OneFile):
     """Two columns, `image_id` and JSON: a list of labels, `{"objects": [labels]}`, or `{"labels": [texts]}`."""
 
-    path: Path
-
-    @property
-    def files(self) -> tuple[Path, ...]:
-        """The file."""
-        return (self.path,)
-
-    @property
-    def name(self) -> str:
-        """A name of its own: the file may be read as other rows too."""
-        return f"{self.path.name}.tags"
+    KIND = "tags"
 
     def parse(self) -> list[Row]:
         """`image_id` and `tags`, the classes as one text; raises IntegrityError."""
