@@ -11,7 +11,7 @@ import torch
 
 from lavis_ext.errors import ConfigError
 from lavis_ext.models.oscar import OscarNetwork, from_oscar
-from lavis_ext.models.oscar.settings import Settings, read_settings
+from lavis_ext.models.oscar.settings import Settings, read_settings, write_settings
 from tests.support.oscar import SMALL, Reference, oscar_batch, oscar_state
 
 BASE = {**SMALL, "vocab_size": 30522, "hidden_size": 768, "num_attention_heads": 12, "intermediate_size": 3072}
@@ -161,3 +161,15 @@ def test_weights_that_start_anew_are_as_wide_as_bert_says() -> None:
     for weight in (network.img_embedding.weight, network.head.weight, network.bert.pooler.dense.weight):
         assert weight.std().item() == pytest.approx(0.07, rel=0.02)
     assert not network.img_embedding.bias.any()
+
+
+def test_what_adds_to_a_layers_input_may_begin_narrow() -> None:
+    sizes = {"num_hidden_layers": 2, "initializer_range": 0.07, "residual_range": 0.01}
+    network = OscarNetwork(read_settings(BASE | sizes, "x"))
+    for layer in network.layers:
+        for weight in (layer.attention.output.dense.weight, layer.output.dense.weight):
+            assert weight.std().item() == pytest.approx(0.01, rel=0.1)
+        for weight in (layer.attention.self.query.weight, layer.intermediate.dense.weight):
+            assert weight.std().item() == pytest.approx(0.07, rel=0.1)
+    assert "residual_range" in write_settings(network.settings)
+    assert "residual_range" not in write_settings(read_settings(BASE, "x"))

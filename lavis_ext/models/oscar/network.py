@@ -65,6 +65,10 @@ class OscarNetwork(nn.Module):
         for part in (self.img_embedding, getattr(self, "head", None), getattr(self, "match", None)):
             if part is not None:
                 start_anew(part, config.initializer_range)
+        if config.residual_range is not None:
+            for name, projection in self.layers.named_modules():
+                if name.endswith("output.dense"):
+                    start_anew(projection, config.residual_range)
 
     def _add_head(self, config: Any) -> None:
         settings = self.settings

@@ -20,7 +20,10 @@ OPTIONAL_SIZES = {
     "type_vocab_size": 2,
     "initializer_range": 0.02,
     "layer_norm_eps": 1e-12,
+    "residual_range": None,
 }
+"""As transformers' BertConfig has them. `residual_range` is ours: how wide the projections begin that add to a layer's
+input, where it is not `initializer_range`; narrow ones let deep small nets learn from nothing (arXiv:1908.11365)."""
 WORD_HEADS = ("caption", "pretrain")
 CLASSES = {
     "sequence": "ImageBertForSequenceClassification",
@@ -109,7 +112,7 @@ def write_settings(settings: Settings) -> dict[str, Any]:
     return {
         "architectures": [CLASSES[settings.head]],
         "model_type": "bert",
-        **settings.sizes,
+        **{name: size for name, size in settings.sizes.items() if size is not None},
         **{name: getattr(settings, name) for name in EXTRAS},
         "img_feature_type": "faster_r-cnn",
         "use_img_layernorm": int(settings.use_img_layernorm),
