@@ -80,6 +80,8 @@ def test_a_whole_step_towards_a_student_that_stays_makes_the_teacher_the_student
     told = task.step(batch())
     assert same(values(task.teacher), values(task.network))
     assert float(told["teacher_distance"]) == 0.0
+    before, after = (torch.cat([v.flatten() for v in values(m).values()]) for m in (oscar(3, 2), oscar(3, 1)))
+    assert float(told["teacher_moved"]) == pytest.approx(float((after - before).norm() / before.norm()), rel=1e-5)
     assert float(told["loss_mkd"].detach()) == pytest.approx(0.0, abs=1e-6)
 
 
@@ -401,13 +403,31 @@ def test_the_same_seed_gives_the_same_run(tmp_path: Path) -> None:
     assert found[0] != found[2]
 
 
-def test_the_distance_is_in_every_line(tmp_path: Path) -> None:
+def test_the_loss_of_the_teacher_is_told_where_it_looked() -> None:
+    task = distilled(oscar(2, 1), oscar(4, 2))
+    told, theirs = task.step(batch()), oscar(4, 2).eval()
+    assert told["teacher_loss"].item() == pytest.approx(theirs(batch())["loss"].item(), rel=1e-5)
+    assert "teacher_moved" not in told, "it stands still"
+    assert "teacher_loss" not in distilled(oscar(2, 1), oscar(4, 2), terms=["ft"]).step(batch())
+
+
+def test_the_way_of_a_teacher_is_measured_from_its_start_after_a_resume() -> None:
+    first, second = (distilled(oscar(2, 1), oscar(4, 2), **MOVING) for _ in range(2))
+    first.step(batch())
+    first.step(batch())
+    second.load_state_dict(first.state_dict())
+    assert first.update is not None and second.update is not None
+    assert float(second.update.way()) == float(first.update.way()) > 0
+
+
+def test_the_ways_are_in_every_line(tmp_path: Path) -> None:
     runner = distill_runner(tmp_path, **MOVING, log_freq=2)
     runner.train()
     lines = [line for line in log_lines(tmp_path) if line["kind"] == "train"]
     assert len(lines) > 2
     assert all(line["teacher_distance"] > 0 for line in lines)
     assert lines[-1]["teacher_distance"] < lines[0]["teacher_distance"]
+    assert lines[-1]["teacher_moved"] > lines[0]["teacher_moved"] > 0
 
 
 def test_another_teacher_at_the_resume_is_refused(tmp_path: Path) -> None:

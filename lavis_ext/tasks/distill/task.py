@@ -57,7 +57,7 @@ class Distill(Task):
         self.update: TeacherUpdate | None = None
         self.cache: LogitCache | None = None
         self.held: Held | None = None
-        self.apart: float | None = None
+        self.measured: dict[str, float] = {}
         self.settled = False
         if not run.evaluate:
             self._take_teacher(teacher)
@@ -127,7 +127,11 @@ class Distill(Task):
         self.wrapped.before_train(batches, total)
 
     def step(self, batch: Batch) -> dict[str, Tensor]:
-        """`loss`, `loss_task`, `loss_<term>` each before its weight, and `teacher_distance` where both compare."""
+        """`loss`, `loss_task`, `loss_<term>` each before its weight, and what is measured of the teacher.
+
+        That is `teacher_loss`, its own on this batch where it is asked, `teacher_distance` from its student where both
+        compare, and of one that moves `teacher_moved`, the way from where it began.
+        """
         self._settle()
         lesson = Lesson.at(self.terms, self.config.alpha, min(self.seen / self.total, 1.0))
         mine = self.own(batch, lesson.need(task=True))
@@ -140,7 +144,7 @@ class Distill(Task):
             self.held = Held(batch, theirs)
         others = {name: value for name, value in found.items() if name != "loss"}
         told = {f"loss_{name}": value for name, value in parts.items()}
-        report = {**others, "loss": loss, "loss_task": found["loss"], **told, **self._distance(loss)}
+        report = {**others, "loss": loss, "loss_task": found["loss"], **told, **self._measure(batch, theirs)}
         self.seen += 1
         return report
 
@@ -183,19 +187,24 @@ class Distill(Task):
 
         update.take(first, gradient, lesson.progress)
 
-    def _distance(self, like: Tensor) -> dict[str, Tensor]:
-        """‖θ_t − θ_s‖ / ‖θ_t‖ over partners, measured at the first batch after each line of the log."""
-        if not self.partners:
-            return {}
-        if self.apart is None or self.seen % (max(self.run.log_freq, 1) * self.run.accum_grad_iters) == 0:
-            mine, theirs = dict(self.network.named_parameters()), dict(self.teacher.named_parameters())
-            pairs = [(theirs[pair.teacher], mine[pair.student]) for pair in self.partners]
-            self.apart = float(distance(*zip(*pairs, strict=True)))
-        return {"teacher_distance": like.new_tensor(self.apart, dtype=torch.float32)}
+    @torch.no_grad()
+    def _measure(self, batch: Batch, theirs: Mapping[str, Outputs]) -> dict[str, Tensor]:
+        """Ways are measured at the first batch after each line of the log, over partners; see `step`."""
+        if self.partners and self.seen % (max(self.run.log_freq, 1) * self.run.accum_grad_iters) == 0:
+            mine, teachers = dict(self.network.named_parameters()), dict(self.teacher.named_parameters())
+            pairs = [(teachers[pair.teacher], mine[pair.student]) for pair in self.partners]
+            self.measured = {"teacher_distance": float(distance(*zip(*pairs, strict=True)))}
+            if self.update is not None:
+                self.measured["teacher_moved"] = float(self.update.way())
+        told = {name: torch.tensor(value, device=self.network.device) for name, value in self.measured.items()}
+        if self.cache is None and "full" in theirs:
+            told["teacher_loss"] = self.teacher.losses(theirs["full"], batch)["loss"]
+        return told
 
     def state_dict(self) -> dict[str, Any]:
         """How far the run is, the teacher where it moves, and what the wrapped task keeps."""
-        state = {"seen": self.seen, "apart": self.apart, "digest": self.digest, "wrapped": self.wrapped.state_dict()}
+        state = {"seen": self.seen, "measured": self.measured, "digest": self.digest}
+        state |= {"wrapped": self.wrapped.state_dict()}
         return state | ({} if self.update is None else {"update": self.update.state_dict()})
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -206,7 +215,7 @@ class Distill(Task):
             what = "is not the teacher that the checkpoint was made with"
             raise IntegrityError("run.distill.teacher", what, "put it back, or start under another run.job_id")
         self._settle()
-        self.seen, self.apart = state["seen"], state["apart"]
+        self.seen, self.measured = state["seen"], dict(state["measured"])
         self.wrapped.load_state_dict(state["wrapped"])
         if self.update is not None:
             self.update.load_state_dict(state["update"])
