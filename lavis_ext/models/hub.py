@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -12,6 +13,7 @@ from safetensors import SafetensorError
 
 from lavis_ext.config import config_roots
 from lavis_ext.errors import ConfigError, IntegrityError, LavisExtError, NetworkError
+from lavis_ext.models.base import listed
 from lavis_ext.models.network import DTYPES
 from lavis_ext.schema import ModelConfig
 
@@ -38,29 +40,29 @@ def load_network(name: str, key: str, config: ModelConfig, settings: Any = None)
     towers = {"vision_config": config.vit_precision, "text_config": config.llm_precision, "": "fp32"}
     dtypes = {name: DTYPES[precision] for name, precision in towers.items()}
     partly = {"config": settings, "ignore_mismatched_sizes": True} if settings is not None else {}
-    return _guarded(transformers.Blip2ForConditionalGeneration.from_pretrained, name, key, dtype=dtypes, **partly)
+    return _weights(transformers.Blip2ForConditionalGeneration, name, key, settings is None, dtype=dtypes, **partly)
 
 
 def load_retriever(name: str, key: str) -> Any:
     """Blip2ForImageTextRetrieval (the first stage) from a folder or hub name, in fp32."""
-    return _guarded(transformers.Blip2ForImageTextRetrieval.from_pretrained, name, key, dtype=DTYPES["fp32"])
+    return _weights(transformers.Blip2ForImageTextRetrieval, name, key, dtype=DTYPES["fp32"])
 
 
 def load_masked_language_model(name: str, key: str) -> Any:
     """A BERT with its word head from a folder or hub name, in fp32."""
-    return _guarded(transformers.BertForMaskedLM.from_pretrained, name, key, dtype=DTYPES["fp32"])
+    return _weights(transformers.BertForMaskedLM, name, key, dtype=DTYPES["fp32"])
 
 
 def load_embedding(name: str, key: str) -> Any:
     """The word embedding of a decoder from a folder or hub name, in fp16."""
-    model = _guarded(transformers.AutoModelForCausalLM.from_pretrained, name, key, dtype=DTYPES["fp16"])
+    model = _weights(transformers.AutoModelForCausalLM, name, key, dtype=DTYPES["fp16"])
     return model.get_input_embeddings()
 
 
 def load_language_model(name: str, key: str, config: ModelConfig, language: str) -> Any:
     """A language model from a folder or hub name, in `llm_precision`; `language` is transformers' name of its kind."""
     auto = transformers.AutoModelForSeq2SeqLM if language == "t5" else transformers.AutoModelForCausalLM
-    model = _guarded(auto.from_pretrained, name, key, dtype=DTYPES[config.llm_precision])
+    model = _weights(auto, name, key, dtype=DTYPES[config.llm_precision])
     if model.config.model_type != language:
         what = f"is a '{model.config.model_type}', {config.arch} needs '{language}'"
         raise ConfigError(f"{key} {name}", what, "name another, or another model.arch")
@@ -73,6 +75,19 @@ def load_tokenizer(name: str, key: str) -> Any:
     if shipped and not Path(name).expanduser().exists():
         name = str(shipped[0])
     return _guarded(transformers.AutoTokenizer.from_pretrained, name, key)
+
+
+def _weights(kind: Any, name: str, key: str, whole: bool = True, **kwargs: Any) -> Any:
+    """A model of transformers' class `kind`; raises IntegrityError where it is to be `whole` and weights are not there.
+
+    transformers itself would start the missing ones anew with a warning.
+    """
+    model, found = _guarded(partial(kind.from_pretrained, output_loading_info=True), name, key, **kwargs)
+    missing = sorted(found["missing_keys"])
+    if whole and missing:
+        what = f"lacks {len(missing)} weights of a {type(model).__name__}: {listed(missing)}"
+        raise IntegrityError(f"{key} {name}", what, "name a model of this kind, or fetch it again")
+    return model
 
 
 def _guarded(load: Callable[..., T], name: str, key: str, **kwargs: Any) -> T:

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from lavis_ext.errors import ConfigError, DiskError, IntegrityError, LavisExtError, NetworkError, UnsafeError
 from lavis_ext.models.base import Model
@@ -105,6 +105,16 @@ class Mine:
 
     def __reduce__(self) -> Any:
         return (Path.touch, (self.path,))
+
+
+def test_a_folder_without_some_weights_is_an_integrity_error(tmp_path: Path) -> None:
+    saved(tmp_path)
+    file = tmp_path / "model.safetensors"
+    tensors = load_file(file)
+    gone = [name for name in tensors if name.startswith("qformer.") and name.endswith("output.dense.weight")]
+    save_file({name: tensor for name, tensor in tensors.items() if name not in gone}, file, {"format": "pt"})
+    with pytest.raises(IntegrityError, match=f"lacks {len(gone)} weights of a Blip2ForConditionalGeneration: qformer"):
+        pretrained(tmp_path)
 
 
 def test_a_pickle_that_runs_code_is_refused(tmp_path: Path) -> None:
