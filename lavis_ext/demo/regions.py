@@ -21,7 +21,7 @@ APPEARANCE = 2048
 COLUMNS = APPEARANCE + 6
 TRAITS = (*SHAPES, *COLOURS, *SIZES, *BACKGROUNDS)
 """What a region can look like; each has a direction of its own among the 2,048 numbers of appearance."""
-DOUBT, NOISE = 0.4, 0.5
+DOUBT, NOISE = 0.1, 0.2
 """How much of every other trait, and of nothing in particular, is at most mixed into what a region shows."""
 KEPT = 1024
 Array = NDArray[Any]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from hashlib import sha256
 from pathlib import Path
@@ -30,7 +30,7 @@ LAST = 5
 def run_study(
     name: str, out: Path, seeds: int = 3, jobs: int = 2, seed: int = 7, command: Command = run_verb
 ) -> Findings:
-    """A study below `out`, with seeds 1 … `seeds`, `jobs` of them at a time; `seed` is that of the world.
+    """A study below `out`, with seeds 1 … `seeds`, `jobs` runs at a time; `seed` is that of the world.
 
     What an earlier call did is used again. Each run has one thread, so that neither `jobs` nor the machine's cores
     change a number. Writes `study.md` beside the runs.
@@ -45,8 +45,7 @@ def run_study(
     chosen = tuple(range(1, seeds + 1))
     laboratory.prepare()
     log.info("%s: %d runs with each of %d seeds, about %d minutes", name, len(study.legs), seeds, study.minutes)
-    with ThreadPoolExecutor(max(jobs, 1)) as pool:
-        runs = list(pool.map(laboratory.run_legs, chosen))
+    runs = laboratory.run_legs(chosen, jobs)
     findings = Findings(name, study, chosen, read_values(study, runs))
     with disk_errors(folder, ELSEWHERE):
         write_atomic(folder / "study.md", findings.markdown())
@@ -70,18 +69,30 @@ class Laboratory:
             around = environment_for(self.folder / "cache", url)
             self.command(["prepare", *self.study.prepare, "--quiet"], around, self.folder / "logs" / "prepare.log")
 
-    def run_legs(self, seed: int) -> dict[str, Path]:
-        """Every leg with one seed, in order; the folder of each run."""
-        jobs: dict[str, Path] = {}
-        for name, leg in self.study.legs.items():
-            words = self._words(name, leg, seed, jobs)
-            log_file = self.folder / "logs" / f"{name}-{seed}.log"
-            outcome = self.stages.do(f"{name} {seed}", partial(self._train, words, log_file), finished(words))
-            jobs[name] = Path(outcome["job"])
-        return jobs
+    def run_legs(self, seeds: Sequence[int], at_a_time: int) -> list[dict[str, Path]]:
+        """Every leg with every seed, leg by leg; the folders of the runs, seed by seed.
 
-    def _words(self, name: str, leg: Leg, seed: int, jobs: dict[str, Path]) -> list[str]:
-        found = {other: str(newest(jobs[other])) for other in needed_by(leg, list(jobs))}
+        A leg may wait for those that it starts from: they come before it, so one that nothing holds up always runs.
+        """
+        jobs: list[dict[str, Future[Path]]] = [{} for _ in seeds]
+        with ThreadPoolExecutor(max(at_a_time, 1)) as pool:
+            try:
+                for name, leg in self.study.legs.items():
+                    for seed, own in zip(seeds, jobs, strict=True):
+                        own[name] = pool.submit(self._run_leg, name, leg, seed, dict(own))
+                return [{name: job.result() for name, job in own.items()} for own in jobs]
+            finally:
+                pool.shutdown(cancel_futures=True)
+
+    def _run_leg(self, name: str, leg: Leg, seed: int, before: Mapping[str, Future[Path]]) -> Path:
+        jobs = {other: before[other].result() for other in needed_by(leg, list(before))}
+        words = self._words(name, leg, seed, jobs)
+        log_file = self.folder / "logs" / f"{name}-{seed}.log"
+        outcome = self.stages.do(f"{name} {seed}", partial(self._train, words, log_file), finished(words))
+        return Path(outcome["job"])
+
+    def _words(self, name: str, leg: Leg, seed: int, jobs: Mapping[str, Path]) -> list[str]:
+        found = {other: str(newest(job)) for other, job in jobs.items()}
         options = [filled(option, found) for option in leg.options]
         # A leg whose options have changed is another run, not one to go on with.
         told = sha256(json.dumps([leg.train, options]).encode()).hexdigest()[:6]
