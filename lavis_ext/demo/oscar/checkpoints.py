@@ -15,7 +15,7 @@ from lavis_ext.demo.wordpieces import vocab_txt
 
 HIDDEN, LAYERS, HEADS, INNER, POSITIONS = 64, 6, 4, 128, 512
 """The sizes of configs/models/oscar/tiny.yaml."""
-SPREAD = 0.1
+SPREAD = 0.18
 WORDS, TIED = "bert.embeddings.word_embeddings.weight", "cls.predictions.decoder.weight"
 """One matrix under two names."""
 SHARED: dict[str, Any] = {

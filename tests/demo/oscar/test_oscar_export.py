@@ -237,7 +237,7 @@ PRETRAINED = {
 def test_pretrained_checkpoints_are_of_the_tiny_model(published: Published, name: str) -> None:
     assert {path.split("/")[1] for path in published.names(f"oscar/{name}")} == PRETRAINED[name]
     sizes = yaml.safe_load(TINY.read_text())["model"]["sizes"]["text_config"]
-    sizes = {key: size for key, size in sizes.items() if not key.endswith("_range")}
+    del sizes["residual_range"]  # ours alone: no published config has it
     for folder in PRETRAINED[name]:
         stem = f"{name}/{folder}"
         config = published.load(f"oscar/{name}", f"{stem}/config.json")
