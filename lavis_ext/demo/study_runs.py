@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from functools import partial
+from graphlib import TopologicalSorter
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,8 @@ from lavis_ext.files import disk_errors, write_atomic
 from lavis_ext.studies import Findings, Leg, Study, Values, filled, load_study, needed_by
 
 log = logging.getLogger(__name__)
+Run = tuple[str, int]
+"""A leg and the seed that it runs with."""
 LAST = 5
 """A `train/` metric is the mean over the last fifth of the records."""
 
@@ -70,23 +73,29 @@ class Laboratory:
             self.command(["prepare", *self.study.prepare, "--quiet"], around, self.folder / "logs" / "prepare.log")
 
     def run_legs(self, seeds: Sequence[int], at_a_time: int) -> list[dict[str, Path]]:
-        """Every leg with every seed, leg by leg; the folders of the runs, seed by seed.
-
-        A leg may wait for those that it starts from: they come before it, so one that nothing holds up always runs.
-        """
-        jobs: list[dict[str, Future[Path]]] = [{} for _ in seeds]
+        """Every leg with every seed, as soon as those that it starts from are done; the runs' folders, seed by seed."""
+        legs, done = self.study.legs, dict[Run, Path]()
+        needs = {name: needed_by(leg, list(legs)) for name, leg in legs.items()}
+        order = TopologicalSorter({(n, s): [(other, s) for other in needs[n]] for n in legs for s in seeds})
+        order.prepare()
+        running: dict[Future[Path], Run] = {}
         with ThreadPoolExecutor(max(at_a_time, 1)) as pool:
             try:
-                for name, leg in self.study.legs.items():
-                    for seed, own in zip(seeds, jobs, strict=True):
-                        own[name] = pool.submit(self._run_leg, name, leg, seed, dict(own))
-                return [{name: job.result() for name, job in own.items()} for own in jobs]
+                while order.is_active():
+                    for name, seed in order.get_ready():
+                        before = {other: done[other, seed] for other in needs[name]}
+                        running[pool.submit(self._run_leg, name, seed, before)] = name, seed
+                    for job in wait(running, return_when=FIRST_COMPLETED).done:
+                        run = running.pop(job)
+                        done[run] = job.result()
+                        order.done(run)
             finally:
                 pool.shutdown(cancel_futures=True)
+        return [{name: done[name, seed] for name in legs} for seed in seeds]
 
-    def _run_leg(self, name: str, leg: Leg, seed: int, before: Mapping[str, Future[Path]]) -> Path:
-        jobs = {other: before[other].result() for other in needed_by(leg, list(before))}
-        words = self._words(name, leg, seed, jobs)
+    def _run_leg(self, name: str, seed: int, before: Mapping[str, Path]) -> Path:
+        leg = self.study.legs[name]
+        words = self._words(name, leg, seed, before)
         log_file = self.folder / "logs" / f"{name}-{seed}.log"
         outcome = self.stages.do(f"{name} {seed}", partial(self._train, words, log_file), finished(words))
         return Path(outcome["job"])

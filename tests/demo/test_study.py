@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import threading
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -91,6 +92,23 @@ def test_runs_of_all_seeds_share_the_places_leg_by_leg(toy: Path, tmp_path: Path
     run_study("toy", tmp_path / "o", seeds=3, jobs=1, seed=2, command=stub)
     jobs = [words[-2].removeprefix("run.job_id=").rpartition("-")[0] for words, _ in stub.calls[1:]]
     assert jobs == ["teacher-1", "teacher-2", "teacher-3", "student-1", "student-2", "student-3"]
+
+
+def test_a_run_that_waits_for_its_teacher_holds_no_place(toy: Path, tmp_path: Path) -> None:
+    other = "  other: {train: configs/projects/demo/train/caption.yaml, options: [run.max_epoch=2]}\n"
+    toy.write_text(STUDY.replace("figures:\n", f"{other}figures:\n"))
+    free = threading.Event()
+
+    class Long(Stub):
+        def __call__(self, words: list[str], environment: Mapping[str, str], log_file: Path) -> list[dict[str, Any]]:
+            if "run.max_epoch=2" in words:
+                free.set()
+            elif any(word.startswith("run.job_id=teacher-") for word in words):
+                assert free.wait(10), "the second place is held by the student, which waits for this run"
+            return super().__call__(words, environment, log_file)
+
+    found = run_study("toy", tmp_path / "o", seeds=1, jobs=2, seed=2, command=Long())
+    assert found.values["student/test/CIDEr"] == [3.0]
 
 
 def test_more_places_than_runs_wait_for_what_they_start_from(toy: Path, tmp_path: Path) -> None:
