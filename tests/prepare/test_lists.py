@@ -65,6 +65,24 @@ def test_first_samples_only(server: Server, tmp_path: Path) -> None:
     assert len(list((tmp_path / "nocaps/images/val").iterdir())) == 12
 
 
+def test_pictures_that_a_list_without_addresses_names_are_to_be_laid_there(server: Server, tmp_path: Path) -> None:
+    rows = [{"image": f"val/{n:04d}.jpg", "img_id": n} for n in range(3)]
+    server.put(f"{LAVIS}/datasets/nocaps_val.json", json.dumps(rows).encode())
+    annotations = tmp_path / "nocaps" / "annotations" / "nocaps_val.json"
+    annotations.parent.mkdir(parents=True)
+    annotations.write_text(json.dumps(rows))
+    wanted = options(server, tmp_path, splits=["val"])
+    report = prepare(["nocaps"], wanted)
+    assert report.exit_code == 7
+    told = "nocaps/val: 3 of 3 images are missing, and the list does not say where they come from"
+    assert [str(error) for error in report.failures] == [f"{told}; lay them below 'nocaps/images' of the cache root"]
+    for n in range(3):
+        path = tmp_path / f"nocaps/images/val/{n:04d}.jpg"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(picture(n))
+    assert prepare(["nocaps"], wanted).exit_code == 0
+
+
 def test_dead_images_are_told(server: Server, tmp_path: Path) -> None:
     nocaps(server, 4)
     server.script("/s3.example/val/0002.jpg", Fault(status=404))
