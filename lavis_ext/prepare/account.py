@@ -58,8 +58,11 @@ class Account:
         there = self.names_of(one.dataset)
         names = image_names(rows, one.dataset, there) if one.dataset.build_info.images.storage else []
         lost = tuple(name for name in names if there.find(name) is None)
-        there_are = len(names) - len(lost)
-        return replace(state, samples=len(rows), expected=len(names), present=there_are, names=lost)
+        # As many samples as pictures: one of each, though an official list has a row for every caption.
+        single = bool(names) and counts.samples is not None and counts.samples == counts.images
+        declared = None if subset or self._limit else counts.samples
+        state = replace(state, samples=len(names) if single else len(rows), declared=declared)
+        return replace(state, expected=len(names), present=len(names) - len(lost), names=lost)
 
     def _counted(self, dataset: DatasetConfig, split: str, counts: SplitCounts) -> int | None:
         """The samples of a split on region features: its records where they are JSON, else what the card counts."""

@@ -36,13 +36,15 @@ class Outcome:
 class SplitState:
     """One split: samples that its annotations list, pictures that they name, and how many of those are there.
 
-    `samples` and `expected` are None where the annotations are not there and the card declares no counts. `verified`:
-    all of its files carry a stamp; `subset`: some came from a mirror that offers only a part.
+    `samples` and `expected` are None where the annotations are not there and the card declares no counts; `declared` is
+    what the card counts, where all of it is meant to be there. `verified`: all of its files carry a stamp; `subset`:
+    some came from a mirror that offers only a part.
     """
 
     dataset: str
     split: str
     samples: int | None = None
+    declared: int | None = None
     expected: int | None = None
     present: int = 0
     verified: bool = False
@@ -68,9 +70,8 @@ class SplitState:
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values."""
-        shown = {
-            name: getattr(self, name) for name in ("dataset", "split", "samples", "expected", "present", "missing")
-        }
+        names = ("dataset", "split", "samples", "declared", "expected", "present", "missing")
+        shown = {name: getattr(self, name) for name in names}
         return {**shown, "verified": self.verified, "subset": self.subset, "state": self.state}
 
     def line(self) -> str:
@@ -78,7 +79,9 @@ class SplitState:
         pictures = "" if self.expected is None else f", {self.present} of {self.expected} images"
         absent = "samples not counted" if self.verified else "no annotations"
         count = absent if self.samples is None else f"{self.samples} samples"
-        return f"{self.dataset}/{self.split}: {count}{pictures}, {self.state}"
+        differs = self.declared is not None and self.samples not in (None, self.declared)
+        told = f" (the card counts {self.declared})" if differs else ""
+        return f"{self.dataset}/{self.split}: {count}{told}{pictures}, {self.state}"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -31,7 +31,7 @@ def nocaps(server: Server, count: int) -> None:
     images = [
         {"id": n, "file_name": f"{n:04d}.jpg", "coco_url": f"https://s3.example/val/{n:04d}.jpg"} for n in range(count)
     ]
-    captions = [{"id": n, "image_id": n, "caption": f"picture {n}"} for n in range(count)]
+    captions = [{"id": n, "image_id": n % count, "caption": f"picture {n}"} for n in range(2 * count)]
     body = json.dumps({"images": images, "annotations": captions}).encode()
     server.put("/nocaps.s3.amazonaws.com/nocaps_val_4500_captions.json", body)
     for n in range(count):
@@ -47,7 +47,8 @@ def test_nocaps_comes_file_by_file(server: Server, tmp_path: Path) -> None:
     report = prepare(["nocaps"], wanted)
     assert report.exit_code == 0 and (tmp_path / "nocaps/images/val/0003.jpg").read_bytes() == picture(3)
     [state] = report.splits
-    assert (state.expected, state.present) == (12, 12)
+    assert (state.samples, state.expected, state.present) == (12, 12, 12), "two captions of a picture are one sample"
+    assert state.line() == "nocaps/val: 12 samples (the card counts 4500), 12 of 12 images, verified"
     asked = len(server.log)
     again = prepare(["nocaps"], wanted)
     assert again.exit_code == 0 and again.count("reused") == 2
