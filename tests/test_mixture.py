@@ -196,6 +196,24 @@ def test_no_data_sets_and_empty_data_sets() -> None:
 # --- resume --------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("kind", [Shards, RawShards])
+def test_a_batch_that_failed_is_made_up_for_in_the_order_of_the_stream(kind: type[Shards], workers: int) -> None:
+    """Whatever is drawn ahead: rank 1 of 2 has the odd numbers, and a resume after any batch goes on with the next."""
+
+    def make() -> Mixture:
+        stream: Any = kind(17, bad=frozenset({5, 7, 11}))
+        return Mixture({"s": stream}, batch_size=1, rank=1, world=2, num_workers=workers, repeat=True)
+
+    assert [batch["key"] for batch in islice(make(), 8)] == [[1], [3], [9], [13], [15], [1], [3], [9]]
+    for cut in range(1, 8):
+        begun, resumed = make(), make()
+        list(islice(begun, cut))
+        resumed.load_state_dict(json.loads(json.dumps(begun.state_dict())))
+        begun.close()
+        assert [batch["key"] for batch in islice(resumed, 8 - cut)] == [[1], [3], [9], [13], [15], [1], [3], [9]][cut:]
+
+
 @settings(max_examples=40, deadline=None)
 @given(
     sizes,
@@ -215,7 +233,7 @@ def test_a_resume_anywhere_goes_on_the_same(
     def make() -> Mixture:
         sets: dict[str, Any] = {"abc"[i]: Numbers(n, "abc"[i]) for i, n in enumerate(counts)}
         if stream:
-            sets["s"] = RawShards(17) if weighted else Shards(17, bad=frozenset({5}))
+            sets["s"] = (RawShards if weighted else Shards)(17, bad=frozenset({5}))
         weights = [1.0 + i for i in range(len(sets))] if weighted else None
         faults = FaultLog(tolerance=1.0)
         policy = {"batch_size": size, "rank": world - 1, "world": world, "num_workers": workers, "faults": faults}

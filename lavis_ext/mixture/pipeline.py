@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from concurrent.futures import Executor, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -74,9 +74,12 @@ class Pipeline:
         if not self.order.sources[slot.source].stream:
             return Job(slot, chunks=self._submit(name, slot.indices, self.order.seeds(slot)))
         if name not in self._feeds:
-            self._feeds[name] = Feed(self.datasets[name], self.order.rank, self.order.world, self.streams.get(name))
+            self._feeds[name] = self._feed(name)
             self._readers[name] = LazyExecutor() if isinstance(self.engine, Inline) else ThreadPoolExecutor(1)
         return Job(slot, draw=self._readers[name].submit(self._draw, slot))
+
+    def _feed(self, name: str) -> Feed:
+        return Feed(self.datasets[name], self.order.rank, self.order.world, self.streams.get(name))
 
     def _draw(self, slot: Slot) -> Drawn:
         """Draw the items of a stream's slot and have them loaded, where they are not samples already."""
@@ -121,13 +124,32 @@ class Pipeline:
         return [item for item in items if not isinstance(item, SampleError)]
 
     def _replace(self, slot: Slot) -> list[Any]:
-        """Other samples for a batch that failed as a whole, so that this rank stays in step with the others."""
+        """Other samples for a batch that failed as a whole, so that this rank stays in step with the others.
+
+        Of a stream they are the next after its own, so what was drawn ahead for later batches is drawn anew behind
+        them: the state after each batch then is where a resume goes on with the same ones.
+        """
         name = self._name(slot)
-        spares = iter(self.order.spares(slot))
-        for indices in zip(*[spares] * len(slot.indices), strict=False):
-            samples = self._collect(self._begin(replace(slot, indices=indices)))
-            if samples:
-                return samples
-        raise PartialError(
-            name, "not one sample of many tried could be loaded", f"run `lavis-ext verify {name} --repair`"
-        )
+        later = [job for job in self._pending if job.draw is not None and self._name(job.slot) == name]
+        if later:
+            self._rewind(name, later)
+        samples = next(filter(None, self._others(slot)), None)
+        if samples is None:
+            raise PartialError(
+                name, "not one sample of many tried could be loaded", f"run `lavis-ext verify {name} --repair`"
+            )
+        for job in later:
+            job.draw = self._begin(job.slot).draw
+        return samples
+
+    def _others(self, slot: Slot) -> Iterator[list[Any]]:
+        """What can be loaded of as many spare samples as the slot has, time and again."""
+        for indices in zip(*[iter(self.order.spares(slot))] * len(slot.indices), strict=False):
+            yield self._collect(self._begin(replace(slot, indices=indices)))
+
+    def _rewind(self, name: str, jobs: Sequence[Job]) -> None:
+        """Put a stream back to where the last batch of it that came out ended."""
+        for job in jobs:
+            job.cancel()
+        wait([job.draw for job in jobs if job.draw is not None])
+        self._feeds[name] = self._feed(name)

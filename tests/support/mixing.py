@@ -85,7 +85,9 @@ class RawShards(Shards):
         return number
 
     def load(self, item: int, rng: torch.Generator) -> dict[str, Any]:
-        """The sample of a number."""
+        """The sample of a number; a bad one fails here."""
+        if item in self.bad:
+            raise SampleError(f"{self.name}#{item}", "/x.tar", "image is missing")
         return {"key": item, "image": torch.randint(0, 256, (1, 2, 2), dtype=torch.uint8, generator=rng)}
 
 
