@@ -1,5 +1,6 @@
 """The mixture: nothing lost, nothing twice, the same after a resume, in step on every rank, and quick to stop."""
 
+import gc
 import json
 import threading
 import time
@@ -329,6 +330,20 @@ def test_loading_does_not_take_cores_from_training() -> None:
     before = torch.get_num_threads()
     list(mixture(20, num_workers=2))
     assert torch.get_num_threads() == before
+
+
+def test_an_iterator_that_is_let_go_stops_its_workers_without_the_collector() -> None:
+    """The collector runs in any thread, one that is just starting too, and may not wait for other threads there."""
+    threads = threading.active_count()
+    stream: Any = Shards(40)
+    mix = Mixture({"a": Numbers(40), "s": stream}, batch_size=4, num_workers=2)
+    gc.disable()
+    try:
+        assert len(list(islice(mix, 3))) == 3
+        assert threading.active_count() == threads
+        assert len(list(mix)) == len(mix) - 3, "the next one goes on where it stood"
+    finally:
+        gc.enable()
 
 
 @pytest.mark.parametrize("workers", [0, 2])

@@ -7,6 +7,7 @@ from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import replace
 from typing import Any
+from weakref import ReferenceType, ref
 
 from lavis_ext.errors import ConfigError, nearest
 from lavis_ext.mixture.lengths import lengths_of
@@ -67,23 +68,27 @@ class Mixture:
         )
         self.epoch, self._slot = 0, 0
         self._streams: dict[str, dict[str, Any]] = {}
-        self._running: Generator[Batch, None, None] | None = None
+        # Weak, so that an iterator that nobody holds is closed there and then by who dropped it. In a cycle with its
+        # mixture it would wait for the collector, which runs in any thread, and workers cannot be waited for in any.
+        self._running: ReferenceType[Generator[Batch, None, None]] | None = None
 
     def __len__(self) -> int:
         """Batches of this rank in an epoch (before any is passed over)."""
         return len(self.order)
 
     def __iter__(self) -> Iterator[Batch]:
-        """Batches from where the state stands; an iterator that is still open is closed first."""
+        """Batches from where the state stands; an iterator that is still open is closed first, one let go at once."""
         self.close()
-        self._running = self._batches()
-        return self._running
+        batches = self._batches()
+        self._running = ref(batches)
+        return batches
 
     def close(self) -> None:
         """Stop the workers; the state stays at the last batch that was handed out."""
-        if self._running is not None:
-            self._running.close()
-            self._running = None
+        running = None if self._running is None else self._running()
+        if running is not None:
+            running.close()
+        self._running = None
 
     def set_epoch(self, epoch: int) -> None:
         """Go to the first batch of an epoch; where the mixture already stands in it, it stays."""
