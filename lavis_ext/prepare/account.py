@@ -16,7 +16,7 @@ from lavis_ext.imagelists import list_account
 from lavis_ext.prepare.inventory import Inventory
 from lavis_ext.prepare.report import SplitState
 from lavis_ext.prepare.rows import Names, image_names, open_rows, relative_name
-from lavis_ext.prepare.selection import Chosen, Need, Selection, user_key
+from lavis_ext.prepare.selection import Chosen, Need
 from lavis_ext.prepare.stamps import Stamp, family_folder, read_stamp
 from lavis_ext.schema import DatasetConfig, SplitCounts
 
@@ -123,17 +123,14 @@ def walk(root: Path) -> Iterator[str]:
         yield from (prefix + name for name in files)
 
 
-def judge(states: Iterable[SplitState], selection: Selection) -> list[LavisExtError]:
-    """An error for each split of a selection that is short of pictures.
+def judge(states: Iterable[SplitState], chosen: dict[str, Chosen], cards: Cards, root: Path) -> list[LavisExtError]:
+    """An error for each split that is short of pictures.
 
     A family that must be complete (threshold 1) is damaged without one (IntegrityError, exit code 5); another is
     partial below its threshold (PartialError, exit code 8), as sets of dead links are expected to be. Pictures that
-    come by hand are told with the steps (AccessError, exit code 7), and so are those that nothing here brings, because
-    the list names files and no addresses.
+    come by hand are told with the steps (AccessError, exit code 7), and so are those that nothing on the card brings,
+    because the list names files and no addresses.
     """
-    chosen = {one.title: one for one in selection.chosen}
-    bringers = [need for need in selection.needs if need.images or need.artifact.lists]
-    brought = {user_key(*user) for need in bringers for user in need.users}
     errors: list[LavisExtError] = []
     for state in states:
         if not state.missing or not state.expected:
@@ -143,19 +140,27 @@ def judge(states: Iterable[SplitState], selection: Selection) -> list[LavisExtEr
         where, what = f"{state.dataset}/{state.split}", f"{state.missing} of {state.expected} images are missing"
         if one.dataset.manual:
             errors.append(AccessError(where, what, one.dataset.manual))
-        elif where not in brought:
-            folder = one.dataset.build_info.images.storage
+        elif threshold < 1 and state.present / state.expected >= threshold:
+            continue
+        elif not _brings(cards, one.dataset, state.split):
+            folder = root / one.dataset.build_info.images.storage
             told = f"{what}, and the list does not say where they come from"
-            errors.append(AccessError(where, told, f"lay them below '{folder}' of the cache root"))
+            errors.append(AccessError(where, told, f"lay them below {folder}"))
         elif threshold >= 1:
             way_out = "run `lavis-ext prepare` again; `.lavis_ext/missing.tsv` names them"
             errors.append(IntegrityError(where, what, way_out))
-        elif state.present / state.expected < threshold:
+        else:
             what = f"{what}, {threshold:.0%} must be there"
             errors.append(
                 PartialError(where, what, "run `lavis-ext prepare` again later; `.lavis_ext/missing.tsv` names them")
             )
     return errors
+
+
+def _brings(cards: Cards, dataset: DatasetConfig, split: str) -> bool:
+    """Whether a card says where the pictures of a split come from: archives of them, or a list of addresses."""
+    listed = any(artifact.lists for artifact in cards.artifacts_of(dataset, [split]))
+    return listed or bool(cards.image_artifacts(dataset, split))
 
 
 def home_of(one: Chosen, needs: Iterable[Need]) -> str:

@@ -155,8 +155,9 @@ def _report(work: Work, cards: Cards, selection: Selection, made: Plan) -> Repor
     lists = settle_lists(work, cards, selection.needs, outcomes)
     account = Account(work.root, cards, selection.needs, work.options.max_samples)
     states = account.states(selection.chosen)
+    chosen = {one.title: one for one in selection.chosen}
     failed = any(outcome.error for outcome in (*outcomes.values(), *lists.values()))
-    errors = [*account.errors, *([] if failed else judge(states, selection))]
+    errors = [*account.errors, *([] if failed else judge(states, chosen, cards, work.root))]
     if any(item.action != "keep" for item in made.items) or any(state.missing for state in states):
         _note_missing(work, selection, states)
     told = (*(outcomes[need.title] for need in files), *lists.values())

@@ -76,7 +76,7 @@ def test_pictures_that_a_list_without_addresses_names_are_to_be_laid_there(serve
     report = prepare(["nocaps"], wanted)
     assert report.exit_code == 7
     told = "nocaps/val: 3 of 3 images are missing, and the list does not say where they come from"
-    assert [str(error) for error in report.failures] == [f"{told}; lay them below 'nocaps/images' of the cache root"]
+    assert [str(error) for error in report.failures] == [f"{told}; lay them below {tmp_path / 'nocaps/images'}"]
     for n in range(3):
         path = tmp_path / f"nocaps/images/val/{n:04d}.jpg"
         path.parent.mkdir(parents=True, exist_ok=True)

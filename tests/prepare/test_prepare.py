@@ -20,6 +20,7 @@ from lavis_ext.errors import DiskError, NetworkError, OwnedError
 from lavis_ext.fetch.owner import Ownership
 from lavis_ext.prepare import PrepareOptions, Report, plan, prepare
 from lavis_ext.prepare.stamps import read_stamp
+from lavis_ext.schema import AnnotationConfig
 from tests.support.fetching import FAST
 from tests.support.server import Fault, Server
 from tests.support.toyfamily import HOST, Family, pictures, rows_of, tar_bytes, tree, zip_bytes
@@ -338,6 +339,18 @@ def test_pictures_that_annotations_name_and_nobody_has(server: Server, tmp_path:
     toy.offer("val.json", rows_of(sorted(toy.val)))
     assert toy.prepare().exit_code == 0
     assert not (toy.root / "toy/.lavis_ext/missing.tsv").exists()
+
+
+def test_an_archive_that_holds_the_list_too_and_lacks_a_picture_is_damaged(server: Server, tmp_path: Path) -> None:
+    """As MiniGPT-4's: the list does not say where pictures come from, and the archive does."""
+    toy = Family(server, tmp_path / "root")
+    toy.archive("train", {**toy.train, "train/rows.json": rows_of([*sorted(toy.train), "train/lost.jpg"])})
+    cards = toy.cards()
+    dataset = cards.dataset("toy_caption")
+    dataset.build_info.annotations["train"] = AnnotationConfig(artifact=["train!train/rows.json"])
+    report = toy.prepare(cards, splits=["train"])
+    [told] = map(str, report.failures)
+    assert report.exit_code == 5 and "1 of 13 images are missing; run `lavis-ext prepare` again" in told
 
 
 @pytest.mark.parametrize(("threshold", "code"), [(0.95, 8), (0.8, 0)])
