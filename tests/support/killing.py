@@ -41,6 +41,16 @@ def kill_often(start: Callable[[], subprocess.Popen[bytes]], folder: Path, times
     return killed
 
 
+def require_killed_is_left_alone(start: Callable[[str], subprocess.Popen[bytes]], runs: Path, times: int) -> None:
+    """Fail unless a run that is killed and started again ends as one that is left alone, which goes beside it."""
+    with start("whole") as whole:
+        killed = kill_often(lambda: start("cut"), runs / "cut", times, random.Random(5))
+        assert killed >= min(times, 2), "the run was too short to be killed"
+        assert start("cut").wait(timeout=250) == 0
+        assert whole.wait(timeout=250) == 0
+    require_same_end(runs / "whole", runs / "cut")
+
+
 def require_same_end(whole: Path, cut: Path) -> None:
     """Fail unless the last checkpoints of two runs are the same to the bit, and their logs as long."""
     last, other = checkpoints(whole)[-1], checkpoints(cut)[-1]
