@@ -9,11 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from lavis_ext.cards import Cards, load_cards, load_dataset_config, split_names
-from lavis_ext.config import load_config, model_defaults
+from lavis_ext.config import from_checkout, load_config, model_defaults
 from lavis_ext.errors import ConfigError, LavisExtError, Problem, nearest
 from lavis_ext.registry import Registry, builders, lr_schedulers, models, processors, runners, tasks
 from lavis_ext.schema import Config, DatasetConfig, ModelConfig, ProcessorConfig, RunConfig
-from lavis_ext.studies import filled, read_study
 from lavis_ext.typed import Door
 from lavis_ext.yamlio import read_yaml
 
@@ -29,7 +28,7 @@ def check_file(path: str | Path) -> list[Problem]:
         if "model" in tree:
             return _check_model(Path(path))
         if "legs" in tree:
-            return list(_study_problems(Path(path)))
+            return list(from_checkout("studies", str(path)).study_problems(Path(path)))
         unknown = [key for key in tree if key not in ("env", "model", "datasets", "run", "artifacts")]
         return [
             Problem(f"{path} {key}", "unknown section", nearest(key, ["run", "datasets", "model", "env"]))
@@ -37,18 +36,6 @@ def check_file(path: str | Path) -> list[Problem]:
         ]
     except LavisExtError as error:
         return list(error.problems)
-
-
-def _study_problems(path: Path) -> Iterator[Problem]:
-    """What is wrong with a study, and with the run that each of its legs asks for."""
-    study = read_study(path)
-    for name, leg in study.legs.items():
-        options = [filled(option, dict.fromkeys(study.legs, "CHECKPOINT")) for option in leg.options]
-        try:
-            found = list(problems(load_config(leg.train, options), load_cards()))
-        except LavisExtError as error:
-            found = list(error.problems)
-        yield from (Problem(f"{path} legs.{name}: {p.where}", p.what, p.way_out) for p in found)
 
 
 def check(config: Config) -> None:

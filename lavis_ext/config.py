@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import logging
 import os
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import cache
+from importlib import import_module
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from omegaconf import OmegaConf
@@ -47,6 +50,16 @@ def config_roots() -> list[Path]:
     own = [Path(p).expanduser() for p in os.environ.get("LAVIS_EXT_CONFIGS", "").split(os.pathsep) if p]
     inside = PACKAGE / "configs"
     return [*own, inside if inside.is_dir() else PACKAGE.parent / "configs"]
+
+
+def from_checkout(name: str, where: str) -> ModuleType:
+    """The package `name` that lies beside ours in a checkout; raises UsageError at `where` in a wheel, without it."""
+    checkout = PACKAGE.parent
+    if not ((checkout / "setup.cfg").is_file() and (checkout / name).is_dir()):
+        raise UsageError(where, f"{name} run from a checkout", f"git clone it, and there: python -m {name} NAME")
+    if str(checkout) not in sys.path:
+        sys.path.insert(0, str(checkout))
+    return import_module(name)
 
 
 def cache_root(option: str | Path | None = None) -> Path:

@@ -74,10 +74,10 @@ VERBS: dict[str, Verb] = {
                 {"default": "demo", "metavar": "DIR", "help": "where the world and the run go (default: demo)"},
             ),
             (("--seed",), {"type": int, "default": 7, "help": "another world (default: 7)"}),
-            (("--all",), {"action": "store_true", "help": "prepare every other family too, and run every study"}),
+            (("--all",), {"action": "store_true", "help": "from a checkout: every other family too, and every study"}),
             (
                 ("--study",),
-                {"metavar": "NAME", "help": "only this study: what models learn, as a table (blip2, …)"},
+                {"metavar": "NAME", "help": "from a checkout: only this study, as a table (blip2, …)"},
             ),
             (("--seeds",), {"type": int, "default": 3, "help": "how often a study trains each model (default: 3)"}),
             (("--jobs",), {"type": int, "default": 2, "help": "seeds of a study at a time, a core each (default: 2)"}),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from argparse import Namespace
-from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
@@ -54,27 +53,21 @@ def volta(args: Namespace) -> Answer:
 
 
 def demo(args: Namespace) -> Answer:
-    """Draw a small world, fetch it, train a tiny BLIP-2 on it, score its captions; or only a study."""
-    out = Path(args.out)
-    if args.study:
-        return study(args, [args.study], out)
+    """Draw a small world, fetch it, train a tiny BLIP-2 on it, score its captions; or only a study.
+
+    Studies, and the families beyond COCO's form, are a checkout's: UsageError where there is none.
+    """
+    from lavis_ext.config import from_checkout
     from lavis_ext.demo.tour import run_demo
 
-    result = run_demo(out, seed=args.seed, all_families=args.all)
-    answer = Answer(result.lines(), [result.summary()], result.exit_code)
-    if args.all:
-        from lavis_ext.studies import study_names
-
-        more = study(args, study_names(), out)
-        answer.lines += more.lines
-        answer.objects += more.objects
+    out, how = Path(args.out), (args.seeds, args.jobs, args.seed)
+    if args.study:
+        return Answer(*from_checkout("studies", "--study").run_studies([args.study], out, *how))
+    studies = from_checkout("studies", "--all") if args.all else None
+    result = run_demo(out, seed=args.seed)
+    answer = Answer(result.lines(), [result.summary()])
+    if studies is not None:
+        lines, objects, answer.code = studies.run_all(out, *how)
+        answer.lines += lines
+        answer.objects += objects
     return answer
-
-
-def study(args: Namespace, names: Sequence[str], out: Path) -> Answer:
-    """What models learn on the drawn world, over several seeds, as tables."""
-    from lavis_ext.demo.study_runs import run_study
-
-    found = [run_study(name, out, args.seeds, args.jobs, args.seed) for name in names]
-    lines = [line for findings in found for line in ("", *findings.lines())]
-    return Answer(lines, [findings.summary() for findings in found])

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from functools import lru_cache, partial
 
-from lavis_ext.demo.coco import Photo, assign_folders
+from lavis_ext.demo.coco import Photo, assign_folders, export_photos
 from lavis_ext.demo.draw import draw_jpeg
+from lavis_ext.demo.mirror import MirrorWriter
 from lavis_ext.demo.world import Scene, World
 
 KEPT = 256
@@ -22,6 +23,11 @@ def photo_of(scene: Scene) -> Photo:
     """A scene as a photo: drawn when its bytes are asked for; hidden scenes keep their captions to themselves."""
     captions = () if scene.split == "hidden" else tuple(scene.captions())
     return Photo(scene.id, scene.split, captions, partial(picture_of, scene))
+
+
+def export_coco(world: World, mirror: MirrorWriter) -> None:
+    """COCO 2014 with the Karpathy split; hidden scenes become its test images."""
+    export_photos([photo_of(scene) for scene in world], mirror)
 
 
 def coco_folders(world: World) -> dict[str, list[Scene]]:

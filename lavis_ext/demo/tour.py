@@ -9,8 +9,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from lavis_ext.demo.every import FamilyState, prepare_every, table
-from lavis_ext.demo.export import export_world
+from lavis_ext.demo.mirror import MirrorWriter
+from lavis_ext.demo.scenes import export_coco
 from lavis_ext.demo.scores import LOG, last_metrics
 from lavis_ext.demo.server import serve
 from lavis_ext.demo.stages import ELSEWHERE, Outcome, Stage, Stages
@@ -40,13 +40,6 @@ class DemoResult:
     report: Path
     examples: tuple[tuple[str, str], ...] = ()
     """(what the trained model says, what is there) of some held-out scenes."""
-    families: tuple[FamilyState, ...] = ()
-    """What came of the other families, where they were asked for."""
-
-    @property
-    def exit_code(self) -> int:
-        """0, or the highest code of a family that could not be prepared."""
-        return max((family.exit_code for family in self.families), default=0)
 
     @property
     def ratio(self) -> float:
@@ -63,7 +56,6 @@ class DemoResult:
             f"trained {self.trained[METRIC]:.3f} ({times})",
             *(f"  said: {said.ljust(width)}   there: {truth}" for said, truth in self.examples),
             *(f"  {s.name.ljust(10)} {s.seconds:6.1f} s{'  (reused)' if s.reused else ''}" for s in self.stages),
-            *(f"  {line}" for line in table(self.families)),
             f"report: {self.report}",
         ]
 
@@ -77,7 +69,6 @@ class DemoResult:
             "trained": self.trained,
             "ratio": None if math.isinf(self.ratio) else round(self.ratio, 3),
             "report": str(self.report),
-            "families": [asdict(family) for family in self.families],
         }
 
 
@@ -87,16 +78,13 @@ def run_demo(
     world: World | None = None,
     options: tuple[str, ...] = (),
     command: Command = run_verb,
-    all_families: bool = False,
 ) -> DemoResult:
     """Go the whole way below `out`; what an earlier call with the same world has done there is used again.
 
-    `options`: further `--options` of both runs, such as `run.max_epoch=1`. `all_families`: prepare every family of data
-    sets too, from a smaller world below `out/families`; one that fails is told in the result. Raises UsageError if
-    `out` holds another world, and the error of a verb that fails.
+    `options`: further `--options` of both runs, such as `run.max_epoch=1`. Raises UsageError if `out` holds another
+    world, and the error of a verb that fails.
     """
-    tour = Tour(out.expanduser().absolute(), world or World(seed=seed), options, command)
-    return tour.go(all_families)
+    return Tour(out.expanduser().absolute(), world or World(seed=seed), options, command).go()
 
 
 class Tour:
@@ -107,12 +95,10 @@ class Tour:
         plan = {"seed": world.seed, **world.sizes, "options": list(options)}
         self.stages = Stages(self.out / STATE, plan, describe)
 
-    def go(self, all_families: bool = False) -> DemoResult:
+    def go(self) -> DemoResult:
         """Every stage in order."""
         self.stages.do("draw", self._draw, self._drawn)
         self.stages.do("prepare", self._prepare, self._prepared)
-        seed, below = self.world.seed, self.out / "families"
-        families = prepare_every(below, seed, command=self.command) if all_families else ()
         untrained = self.stages.do("untrained", self._untrained, self._scored)
         trained = self.stages.do("train", self._train, self._scored)
         job = Path(trained["job"])
@@ -124,11 +110,12 @@ class Tour:
             trained=read_metrics(job),
             report=Path(trained["report"]),
             examples=tuple(self._examples(job)),
-            families=families,
         )
 
     def _draw(self) -> Answer:
-        export_world(self.world, self.out / "mirror", [FAMILY])
+        mirror = MirrorWriter(self.out / "mirror")
+        export_coco(self.world, mirror)
+        mirror.finish()
         return []
 
     def _drawn(self, _: Outcome) -> bool:

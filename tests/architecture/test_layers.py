@@ -12,7 +12,7 @@ LAYERS = [
     ["errors", "types", "schema", "wording"],
     ["registry", "yamlio", "typed", "files"],
     ["config"],
-    ["cards", "fetch", "readers", "studies"],
+    ["cards", "fetch", "readers"],
     ["imagelists", "import_args"],
     ["check", "doctor", "prepare", "processors", "metrics", "demo"],
     ["collate", "objectives", "features"],
@@ -78,6 +78,7 @@ def test_imports_point_down(path: Path) -> None:
     assert here in LAYER_OF, f"{path}: give it a layer in docs/architecture.md and here"
     for module in imports(path):
         parts = module.split(".")
+        assert parts[0] not in ("benchmarks", "studies", "tests"), f"{path}: {module} is not in the wheel"
         if parts[0] != "lavis_ext" or len(parts) < 2 or parts[1] not in LAYER_OF or parts[1] == here:
             continue
         assert LAYER_OF[parts[1]] < LAYER_OF[here], f"{path}: {here} may not import {module}"

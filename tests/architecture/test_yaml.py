@@ -6,11 +6,11 @@ import pytest
 
 from lavis_ext.check import check_file
 
-CONFIGS = Path(__file__).parents[2] / "configs"
-FILES = sorted(CONFIGS.rglob("*.yaml"))
+ROOT = Path(__file__).parents[2]
+FILES = sorted([*(ROOT / "configs").rglob("*.yaml"), *(ROOT / "studies").glob("*.yaml")])
 
 
-@pytest.mark.parametrize("path", FILES, ids=[str(f.relative_to(CONFIGS)) for f in FILES])
+@pytest.mark.parametrize("path", FILES, ids=[str(f.relative_to(ROOT)) for f in FILES])
 def test_yaml_has_no_problem(path: Path) -> None:
     assert [str(problem) for problem in check_file(path)] == []
 

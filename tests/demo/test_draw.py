@@ -77,8 +77,8 @@ def test_grounds_differ_and_every_picture_shows_another_part() -> None:
 
 def test_the_world_needs_no_drawing_library() -> None:
     code = (
-        "import sys, lavis_ext.demo.world as w; next(iter(w.World())).questions();"
-        "import lavis_ext.demo.export, lavis_ext.demo.server;"
+        "import sys, lavis_ext.demo.world as w; next(iter(w.World())).captions();"
+        "import lavis_ext.demo.scenes, lavis_ext.demo.server;"
         "sys.exit(any(m in sys.modules for m in ('PIL', 'numpy', 'torch')))"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

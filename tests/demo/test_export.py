@@ -16,12 +16,12 @@ import pytest
 from PIL import Image
 
 from lavis_ext.demo.coco import export_coco_folder
-from lavis_ext.demo.export import EXPORTS, export_world
 from lavis_ext.demo.mirror import MirrorWriter, mirror_key
 from lavis_ext.demo.server import serve
 from lavis_ext.demo.world import World
 from lavis_ext.errors import DiskError, IntegrityError, UnsafeError, UsageError
 from lavis_ext.fetch.mirrors import MirrorMap
+from tests.world.export import EXPORTS, export_world
 
 WORLD = World(seed=11, train=12, val=4, test=3, hidden=2)
 ZIPS = "images.cocodataset.org/zips"

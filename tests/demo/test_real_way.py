@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 
 from lavis_ext.config import load_config
-from lavis_ext.demo.export import export_world
 from lavis_ext.demo.server import serve
 from lavis_ext.demo.tour import EVALUATE, TRAIN, run_demo
 from lavis_ext.demo.world import World
 from lavis_ext.prepare import PrepareOptions, prepare
+from tests.world.export import export_world
 
 SMALL = World(seed=1, train=12, val=4, test=4, hidden=2)
 

@@ -17,7 +17,6 @@ from urllib.request import urlopen
 import pytest
 
 from lavis_ext.demo import steps
-from lavis_ext.demo.every import FamilyState
 from lavis_ext.demo.tour import EVALUATE, TRAIN, run_demo
 from lavis_ext.demo.world import World
 from lavis_ext.errors import IntegrityError, LavisExtError, NetworkError, OwnedError, UsageError
@@ -95,24 +94,6 @@ def test_a_score_that_is_noise_gives_no_ratio_to_people(tmp_path: Path) -> None:
     result = run_demo(tmp_path, world=WORLD, command=Stub(untrained=0.0099))
     assert "(no score before)" in result.lines()[0] and "×" not in result.lines()[0]
     assert result.summary()["ratio"] == pytest.approx(151.515)
-
-
-def test_all_families_are_prepared_where_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    asked: list[tuple[Path, int]] = []
-    states = (FamilyState("vg", ("vg_vqa",), 3, 2, 2, "verified"), FamilyState("gqa", ("gqa",), exit_code=4))
-
-    def prepare(out: Path, seed: int, command: object) -> tuple[FamilyState, ...]:
-        asked.append((out, seed))
-        return states
-
-    monkeypatch.setattr("lavis_ext.demo.tour.prepare_every", prepare)
-    plain = run_demo(tmp_path / "d", world=WORLD, command=Stub())
-    assert (asked, plain.exit_code, plain.summary()["families"]) == ([], 0, [])
-    result = run_demo(tmp_path / "d", world=WORLD, command=Stub(), all_families=True)
-    assert asked == [(tmp_path / "d" / "families", 2)]
-    assert result.exit_code == 4
-    assert any("vg_vqa" in line and "2 of 2" in line for line in result.lines())
-    assert json.loads(json.dumps(result.summary()))["families"][1]["family"] == "gqa"
 
 
 def test_a_second_demo_uses_what_is_there(tmp_path: Path) -> None:

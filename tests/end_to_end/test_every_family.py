@@ -13,14 +13,14 @@ from lavis_ext import load_dataset
 from lavis_ext.builders import BuildContext, build_datasets
 from lavis_ext.cards import load_cards
 from lavis_ext.demo.addresses import url_of
-from lavis_ext.demo.every import WHOLE, registry_names, wanted
-from lavis_ext.demo.export import EXPORTS, export_world, place_by_hand
 from lavis_ext.demo.server import serve
 from lavis_ext.demo.world import World
 from lavis_ext.fetch.mirrors import mirror_path
 from lavis_ext.metrics.vqa import vqa_score
 from lavis_ext.prepare import PrepareOptions, prepare
 from lavis_ext.prepare.report import Report
+from tests.world.every import WHOLE, registry_names, wanted
+from tests.world.export import EXPORTS, export_world, place_by_hand
 
 pytestmark = pytest.mark.slow
 WORLD = World(seed=5, train=16, val=4, test=4, hidden=4)

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from lavis_ext.demo.export import export_world
 from lavis_ext.demo.world import World
 from tests.support.killing import require_killed_is_left_alone
+from tests.world.export import export_world
 
 pytestmark = pytest.mark.slow
 KILLS = 3

@@ -15,7 +15,6 @@ from zipfile import ZipFile
 import pytest
 
 from lavis_ext.demo.addresses import url_of
-from lavis_ext.demo.export import export_world
 from lavis_ext.demo.world import World
 from lavis_ext.features import open_store
 from lavis_ext.features.imports import import_features
@@ -26,6 +25,7 @@ from tests.support.azure import ACCOUNT, CANARY, Azure, Refusal, token, traces
 from tests.support.fetching import FAST
 from tests.support.server import Fault, wait_until
 from tests.support.toyfamily import tree
+from tests.world.export import export_world
 
 pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parents[2]

@@ -10,11 +10,11 @@ import torch
 
 from lavis_ext.builders import BuildContext, build_datasets
 from lavis_ext.cards import load_cards
-from lavis_ext.demo.export import export_world
-from lavis_ext.demo.vqa import QUESTIONS
 from lavis_ext.demo.world import World
 from lavis_ext.prepare import PrepareOptions, prepare
 from tests.support.geometry import answer
+from tests.world.export import export_world
+from tests.world.vqa import QUESTIONS
 
 pytestmark = pytest.mark.slow
 WORLD = World(seed=5, train=16, val=4, test=4, hidden=4)

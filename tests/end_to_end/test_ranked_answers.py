@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from lavis_ext.cli import main
-from lavis_ext.demo.export import export_world
 from lavis_ext.demo.world import World
+from tests.world.export import export_world
 
 WORLD = World(seed=5, train=8, val=4, test=2, hidden=2)
 RUN = """

@@ -15,7 +15,6 @@ import pytest
 
 from lavis_ext.cards import load_cards
 from lavis_ext.cli import main
-from lavis_ext.demo.export import export_coco, export_world
 from lavis_ext.demo.mirror import MirrorWriter
 from lavis_ext.demo.scenes import photo_of
 from lavis_ext.demo.world import World
@@ -25,6 +24,7 @@ from lavis_ext.features.volta import names
 from lavis_ext.readers import decode_rgb
 from tests.support.region_data import built, write_vocab
 from tests.support.regions import draw  # the module registers the detector fake_regions
+from tests.world.export import export_coco, export_world
 
 WORLD = World(seed=5, train=16, val=4, test=4, hidden=4)
 # 12 scenes in train2014; 4 of train, 4 of val and 4 of test in val2014; 4 in test2015

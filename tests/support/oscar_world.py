@@ -12,10 +12,10 @@ import torch
 import yaml
 
 from lavis_ext.demo.addresses import url_of
-from lavis_ext.demo.export import export_world
 from lavis_ext.demo.world import Scene, World
 from lavis_ext.features.formats.restricted import load_plain
 from lavis_ext.fetch.mirrors import mirror_path
+from tests.world.export import export_world
 
 WORLD = World(seed=13, train=36, val=8, test=10, hidden=6)
 SCENES: dict[int, Scene] = {scene.id: scene for scene in WORLD}

@@ -12,11 +12,11 @@ import pytest
 
 from lavis_ext.check import check_file
 from lavis_ext.config import load_config
-from lavis_ext.demo.export import export_world
 from lavis_ext.demo.server import serve
 from lavis_ext.demo.world import World
 from lavis_ext.prepare import PrepareOptions, prepare
 from lavis_ext.runner import evaluate, train
+from tests.world.export import export_world
 
 PROJECTS = Path(__file__).parents[2] / "configs" / "projects" / "oscar"
 NAMES = ("vqa", "gqa", "nlvr2", "coco_ir")

@@ -12,11 +12,11 @@ import pytest
 from lavis_ext.check import check_file
 from lavis_ext.config import load_config
 from lavis_ext.demo.addresses import all_cards
-from lavis_ext.demo.export import export_world, place_by_hand
 from lavis_ext.demo.server import serve
 from lavis_ext.demo.world import World
 from lavis_ext.prepare import PrepareOptions, prepare
 from lavis_ext.runner import evaluate, train
+from tests.world.export import export_world, place_by_hand
 
 PROJECTS = Path(__file__).parents[2] / "configs" / "projects"
 FILES = sorted([*PROJECTS.glob("blip2/*/*.yaml"), *PROJECTS.glob("vpgtrans/*/*.yaml")])

@@ -6,10 +6,10 @@ import pytest
 
 from lavis_ext.builders import BuildContext, build_datasets
 from lavis_ext.cards import load_cards, split_names
-from lavis_ext.demo.export import export_world
 from lavis_ext.demo.world import World
 from lavis_ext.mixture import Mixture
 from lavis_ext.prepare import PrepareOptions, prepare
+from tests.world.export import export_world
 
 CASES = [
     (name, kind)

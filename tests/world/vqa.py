@@ -1,0 +1,185 @@
+"""VQA v2, OK-VQA and A-OKVQA about the scenes, in the form of their authors and in that of LAVIS."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from random import Random
+from typing import Any
+
+from lavis_ext.demo.addresses import url_of
+from lavis_ext.demo.coco import image_path
+from lavis_ext.demo.language import Question
+from lavis_ext.demo.mirror import MirrorWriter
+from lavis_ext.demo.scenes import coco_folders
+from lavis_ext.demo.world import Scene, World, pick, pick_several
+from tests.world.answers import ask, choose, poll, pool_of, question_id, vocabulary
+from tests.world.knowledge import knowledge
+
+QUESTIONS = 3
+ABOUT = {"info": {"description": "a drawn world", "version": "2.0"}, "data_type": "mscoco", "license": {"name": "none"}}
+Row = dict[str, Any]
+Asker = Callable[[Scene], list[Question]]
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A question about a scene in one of COCO's folders."""
+
+    scene: Scene
+    folder: str
+    number: int
+    question: Question
+
+    @property
+    def id(self) -> int:
+        """Its number."""
+        return question_id(self.scene, self.number)
+
+    @property
+    def image(self) -> str:
+        """The name of the picture below coco/images."""
+        return image_path(self.folder, self.scene.id)
+
+    def answers(self) -> list[str]:
+        """What ten people said."""
+        return poll(self.question.answer, self.id)
+
+
+def ask_all(world: World, folder: str, asker: Asker) -> list[Asked]:
+    """The questions about every scene of a folder."""
+    scenes = coco_folders(world)[folder]
+    return [Asked(scene, folder, i, question) for scene in scenes for i, question in enumerate(asker(scene))]
+
+
+def export_vqav2(world: World, mirror: MirrorWriter) -> None:
+    """Five official archives, and what LAVIS hosts in their place; the answers of test2015 are not published."""
+    asker = partial(ask, family="vqav2", number=QUESTIONS)
+    train, val, test = (ask_all(world, folder, asker) for folder in ("train2014", "val2014", "test2015"))
+    add_official(mirror, "vqav2", {"train": train, "val": val}, "v2_")
+    name = "v2_OpenEnded_mscoco_{}_questions.json"
+    development = test[: len(test) // 4]
+    members = [
+        (name.format(subset), json.dumps(official_questions(some, subset)).encode())
+        for subset, some in (("test2015", test), ("test-dev2015", development))
+    ]
+    mirror.add_zip(url_of("vqav2/questions_test"), members)
+    mirror.add_json(url_of("vqav2/lavis_val"), lavis_rows(val))
+    mirror.add_json(url_of("vqav2/lavis_test"), lavis_rows(test, answered=False))
+    add_lavis(mirror, "vqav2", train, val)
+
+
+def export_okvqa(world: World, mirror: MirrorWriter) -> None:
+    """Questions that need knowledge, about train2014 and, as its test, val2014."""
+    train, val = (ask_all(world, folder, ask_knowledge) for folder in ("train2014", "val2014"))
+    add_official(mirror, "okvqa", {"train": train, "val": val}, "")
+    add_lavis(mirror, "okvqa", train, val)
+
+
+def ask_knowledge(scene: Scene) -> list[Question]:
+    """One or two questions."""
+    found = knowledge(scene)
+    return pick_several(Random(f"questions/okvqa/{scene.id}"), found, min(2, len(found)))
+
+
+def add_official(mirror: MirrorWriter, family: str, splits: dict[str, list[Asked]], prefix: str) -> None:
+    """Questions and answers of each split, every file in an archive of its own."""
+    for split, asked in splits.items():
+        subset = f"{split}2014"
+        questions, answers = official_questions(asked, subset), official_answers(asked, subset)
+        for kind, middle, content in (("questions", "OpenEnded_", questions), ("annotations", "", answers)):
+            name = f"{prefix}{middle}mscoco_{subset}_{kind}.json"
+            mirror.add_zip(url_of(f"{family}/{kind}_{split}"), [(name, json.dumps(content).encode())])
+
+
+def add_lavis(mirror: MirrorWriter, family: str, train: Sequence[Asked], val: Sequence[Asked]) -> None:
+    """LAVIS' form of training and validation, with the official files that its evaluation reads."""
+    mirror.add_json(url_of(f"{family}/lavis_train"), lavis_rows(train))
+    mirror.add_json(url_of(f"{family}/lavis_val_eval"), lavis_rows(val))
+    said = [answer for one in (*train, *val) for answer in one.answers()]
+    mirror.add_json(url_of(f"{family}/lavis_answer_list"), vocabulary(said))
+    mirror.add_json(url_of(f"{family}/lavis_questions_val"), official_questions(val, "val2014"))
+    mirror.add_json(url_of(f"{family}/lavis_annotations_val"), official_answers(val, "val2014"))
+
+
+def official_questions(asked: Sequence[Asked], subset: str) -> Row:
+    """The form of visualqa.org: a head, and `questions` with image_id, question, question_id."""
+    rows = [{"image_id": a.scene.id, "question": a.question.text, "question_id": a.id} for a in asked]
+    return {**ABOUT, "task_type": "Open-Ended", "data_subtype": subset, "questions": rows}
+
+
+def official_answers(asked: Sequence[Asked], subset: str) -> Row:
+    """The form of visualqa.org: a head, and `annotations` with ten answers each."""
+    return {**ABOUT, "data_subtype": subset, "annotations": [official_answer(one) for one in asked]}
+
+
+def official_answer(asked: Asked) -> Row:
+    """The record of one question; an answer that differs was given with less confidence."""
+    said = asked.answers()
+    truth = Counter(said).most_common(1)[0][0]
+    answers = [
+        {"answer": one, "raw_answer": one, "answer_confidence": "yes" if one == truth else "maybe", "answer_id": i}
+        for i, one in enumerate(said, 1)
+    ]
+    return {
+        "question_id": asked.id,
+        "image_id": asked.scene.id,
+        "question_type": " ".join(asked.question.text.lower().split()[:2]),
+        "answer_type": asked.question.answer_type,
+        "multiple_choice_answer": truth,
+        "answers": answers,
+    }
+
+
+def lavis_rows(asked: Sequence[Asked], answered: bool = True) -> list[Row]:
+    """LAVIS' list: question_id, question, image, dataset and, where published, the ten answers."""
+    return [
+        {
+            "question_id": one.id,
+            "question": one.question.text,
+            **({"answer": one.answers()} if answered else {}),
+            "image": one.image,
+            "dataset": "vqa",
+        }
+        for one in asked
+    ]
+
+
+def export_aokvqa(world: World, mirror: MirrorWriter) -> None:
+    """One question a scene with four choices; the official archive names images by number, LAVIS' files by path."""
+    members: list[tuple[str, bytes]] = []
+    said: list[str] = []
+    for split, folder in (("train", "train2014"), ("val", "val2014"), ("test", "test2015")):
+        asked = ask_all(world, folder, ask_with_choices)
+        rows = [choice_row(one, split) for one in asked]
+        named = [{**row, "image": one.image} for row, one in zip(rows, asked, strict=True)]
+        mirror.add_json(url_of(f"aokvqa/{split}"), named)
+        members.append((f"aokvqa_v1p0_{split}.json", json.dumps(rows).encode()))
+        said += [answer for one in asked if split == "train" for answer in one.answers()]
+    mirror.add_json(url_of("aokvqa/vocabulary"), vocabulary(said))
+    mirror.add_tar_gz(url_of("aokvqa/official"), members)
+
+
+def ask_with_choices(scene: Scene) -> list[Question]:
+    """One question that has at least four possible answers."""
+    found = [question for question in knowledge(scene) + scene.questions() if len(pool_of(question.answer)) > 3]
+    return [pick(Random(f"questions/aokvqa/{scene.id}"), found)]
+
+
+def choice_row(asked: Asked, split: str) -> Row:
+    """The authors' record; that of test holds neither the right choice nor answers nor rationales."""
+    choices = choose(asked.question.answer, asked.id)
+    row: Row = {
+        "split": split,
+        "image_id": asked.scene.id,
+        "question_id": f"drawn{asked.id:017d}",
+        "question": asked.question.text,
+        "choices": choices,
+    }
+    if split == "test":
+        return row
+    told = {"correct_choice_idx": choices.index(asked.question.answer), "direct_answers": asked.answers()}
+    return {**row, **told, "difficult_direct_answer": False, "rationales": asked.scene.captions()[:3]}
