@@ -1,13 +1,10 @@
-"""What can truly be said about things in a picture: five captions, and questions with their answers."""
+"""What can truly be said about things in a picture: five captions."""
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Sequence
 
-from lavis_ext.demo.things import COLOURS, INVERSE, SHAPES, WIDTH, Relation, Thing, count, relation
+from lavis_ext.demo.things import WIDTH, Relation, Thing, relation
 
 PHRASES: dict[Relation, str] = {
     "left": "to the left of",
@@ -16,16 +13,6 @@ PHRASES: dict[Relation, str] = {
     "below": "below",
 }
 NUMBERS = {1: "one", 2: "two", 3: "three"}
-AnswerType = Literal["yes/no", "number", "other"]
-
-
-@dataclass(frozen=True)
-class Question:
-    """A question, its one true answer, and VQA's `answer_type`."""
-
-    text: str
-    answer: str
-    answer_type: AnswerType = "other"
 
 
 def article(words: str) -> str:
@@ -137,57 +124,3 @@ def between(a: Thing, b: Thing) -> str:
     if side is None:
         raise ValueError(f"no clear relation between {a} and {b}")
     return PHRASES[side]
-
-
-def questions(things: Sequence[Thing], background: str) -> list[Question]:
-    """All questions of the small grammar that have exactly one true answer for these things, without repeats."""
-    asked = [
-        Question("How many shapes are there?", str(len(things)), "number"),
-        Question("What is the background?", background),
-        *ask_counts(things),
-        *ask_attributes(things),
-        *ask_presence(things),
-        *ask_relations(things),
-    ]
-    return list(dict.fromkeys(asked))
-
-
-def ask_counts(things: Sequence[Thing]) -> Iterator[Question]:
-    """How many of a shape, and how many of a colour."""
-    for thing in things:
-        yield Question(f"How many {plural(thing.shape)} are there?", str(count(things, shape=thing.shape)), "number")
-        yield Question(f"How many {thing.colour} shapes are there?", str(count(things, colour=thing.colour)), "number")
-
-
-def ask_attributes(things: Sequence[Thing]) -> Iterator[Question]:
-    """Colour, shape and size, each only where the question points at one thing."""
-    for thing in things:
-        if count(things, shape=thing.shape) == 1:
-            yield Question(f"What color is the {thing.shape}?", thing.colour)
-        if count(things, colour=thing.colour) == 1:
-            yield Question(f"What shape is {thing.colour}?", thing.shape)
-        if count(things, thing.shape, thing.colour) == 1:
-            yield Question(f"Is {the(thing)} big?", "yes" if thing.size == "big" else "no", "yes/no")
-
-
-def ask_presence(things: Sequence[Thing]) -> Iterator[Question]:
-    """For every thing one question whose answer is yes, and one about its shape in a colour that is absent: no."""
-    colours = list(COLOURS)
-    for thing in things:
-        yield Question(f"Is there {named(thing)}?", "yes", "yes/no")
-        start = colours.index(thing.colour) + list(SHAPES).index(thing.shape) + 1
-        others = colours[start % len(colours) :] + colours[: start % len(colours)]
-        absent = next(c for c in others if not count(things, thing.shape, c))
-        yield Question(f"Is there {article(f'{absent} {thing.shape}')}?", "no", "yes/no")
-
-
-def ask_relations(things: Sequence[Thing]) -> Iterator[Question]:
-    """What stands on a side of a thing, where the thing is told by its kind and exactly one other stands there."""
-    kinds = Counter(t.kind for t in things)
-    for anchor in (t for t in things if kinds[t.kind] == 1):
-        for side, phrase in PHRASES.items():
-            there = [t for t in things if t is not anchor and relation(t, anchor) == side]
-            if len(there) == 1 and kinds[there[0].kind] == 1:
-                yield Question(f"What is {phrase} {the(anchor)}?", f"{there[0].colour} {there[0].shape}")
-                yield Question(f"Is {the(anchor)} {phrase} {the(there[0])}?", "no", "yes/no")
-                yield Question(f"Is {the(anchor)} {PHRASES[INVERSE[side]]} {the(there[0])}?", "yes", "yes/no")

@@ -21,7 +21,6 @@ COLOURS = {
 SIZES = {"small": 122, "big": 180}
 BACKGROUNDS = ("paper", "wood", "stone")
 Relation = Literal["left", "right", "above", "below"]
-INVERSE: dict[Relation, Relation] = {"left": "right", "right": "left", "above": "below", "below": "above"}
 CLEARLY = 3
 """How many times one distance must exceed the other before a person would name the direction without doubt."""
 
@@ -97,8 +96,3 @@ def relation(a: Thing, b: Thing) -> Relation | None:
     if abs(dy) >= CLEARLY * abs(dx) and dy:
         return "above" if dy < 0 else "below"
     return None
-
-
-def count(things: Sequence[Thing], shape: str | None = None, colour: str | None = None) -> int:
-    """How many things have that shape and that colour; None: any."""
-    return sum(shape in (None, t.shape) and colour in (None, t.colour) for t in things)

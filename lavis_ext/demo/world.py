@@ -9,8 +9,7 @@ from random import Random
 from typing import TypeVar
 
 from lavis_ext.demo import language
-from lavis_ext.demo.language import Question
-from lavis_ext.demo.things import BACKGROUNDS, COLOURS, HEIGHT, SHAPES, SIZES, Relation, Thing, relation
+from lavis_ext.demo.things import BACKGROUNDS, COLOURS, HEIGHT, SHAPES, SIZES, Thing
 from lavis_ext.errors import UsageError
 
 T = TypeVar("T")
@@ -21,16 +20,6 @@ ID_PRIME = 581_929
 COLUMNS, ROWS, JITTER = (110, 320, 530), (132, 348), 14
 """Where things may stand, in pixels, and how far each may be off: neighbours never touch."""
 LAYOUTS = ("one", "two", "two", "group", "three")
-
-
-@dataclass(frozen=True)
-class Region:
-    """A box (x, y, width, height in pixels) with its phrase, object name and attribute, as Visual Genome has them."""
-
-    box: tuple[int, int, int, int]
-    phrase: str
-    name: str
-    attribute: str
 
 
 @dataclass(frozen=True)
@@ -47,19 +36,6 @@ class Scene:
         rng = Random(f"captions/{self.id}")
         said = language.captions(self.things, self.background)
         return [styled(sentence, rng) for sentence in said]
-
-    def questions(self) -> list[Question]:
-        """Questions with exactly one true answer each."""
-        return language.questions(self.things, self.background)
-
-    def regions(self) -> list[Region]:
-        """One region per thing, in reading order."""
-        return [Region(t.box(), language.sized(t), t.shape, t.colour) for t in self.things]
-
-    def relations(self) -> list[tuple[Thing, Relation, Thing]]:
-        """Every ordered pair that stands clearly in one direction."""
-        pairs = ((a, relation(a, b), b) for a in self.things for b in self.things if a is not b)
-        return [(a, side, b) for a, side, b in pairs if side]
 
 
 @dataclass(frozen=True)

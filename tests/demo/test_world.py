@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import re
-from itertools import combinations
+from itertools import combinations, permutations
 
 import pytest
 
-from lavis_ext.demo.things import COLOURS, HEIGHT, SHAPES, WIDTH, Thing, count, relation
+from lavis_ext.demo.things import COLOURS, HEIGHT, SHAPES, WIDTH, Thing, relation
 from lavis_ext.demo.world import ID_PRIME, SPLITS, Scene, World
 from lavis_ext.errors import UsageError
-from tests.support.geometry import NOUN, NUMBERS, answer, directions, meant, plain
+from tests.support.geometry import NOUN, NUMBERS, directions, meant, plain
 
 WORLD = World(seed=3, train=250, val=30, test=30, hidden=5)
 
@@ -87,9 +87,9 @@ def test_all_kinds_of_scene_occur(scenes: list[Scene]) -> None:
 def test_relations_agree_with_the_boxes(scenes: list[Scene]) -> None:
     words = {"left": "to the left of", "right": "to the right of", "above": "above", "below": "below"}
     for scene in scenes:
-        for a, side, b in scene.relations():
-            assert words[side] in directions(a, b)
-        assert len(scene.relations()) >= 2 * (len(scene.things) - 1)
+        known = [(a, relation(a, b), b) for a, b in permutations(scene.things, 2) if relation(a, b)]
+        assert all(words[side] in directions(a, b) for a, side, b in known)
+        assert len(known) >= 2 * (len(scene.things) - 1)
 
 
 def test_a_diagonal_is_no_relation() -> None:
@@ -158,40 +158,7 @@ def test_captions_are_typed_in_several_ways(scenes: list[Scene]) -> None:
     assert 40 <= len(words) <= 70
 
 
-def test_every_question_has_the_answer_that_geometry_gives(scenes: list[Scene]) -> None:
-    asked = [(scene, q) for scene in scenes for q in scene.questions()]
-    for scene, question in asked:
-        assert answer(scene, question.text) == question.answer, (question, scene)
-    assert {q.answer_type for _, q in asked} == {"yes/no", "number", "other"}
-    assert len(asked) > 10 * len(scenes)
-
-
-def test_questions_do_not_repeat_and_both_answers_occur(scenes: list[Scene]) -> None:
-    closed = [q.answer for scene in scenes for q in scene.questions() if q.answer_type == "yes/no"]
-    assert 0.3 < closed.count("yes") / len(closed) < 0.7
-    for scene in scenes:
-        texts = [q.text for q in scene.questions()]
-        assert len(texts) == len(set(texts))
-
-
-def test_regions_are_the_things_with_tight_boxes(scenes: list[Scene]) -> None:
-    for scene in scenes[:40]:
-        for thing, region in zip(scene.things, scene.regions(), strict=True):
-            x, _, w, h = region.box
-            assert x <= thing.x - 0.2 * w and x + w >= thing.x + 0.2 * w and w <= thing.width and h <= thing.width
-            assert (region.name, region.attribute) == (thing.shape, thing.colour)
-            assert region.phrase.endswith(f"{thing.size} {thing.colour} {thing.shape}")
-
-
-def test_counts_by_shape_and_colour() -> None:
-    things = [
-        Thing("circle", "red", "big", 0, 0),
-        Thing("circle", "blue", "big", 0, 0),
-        Thing("star", "red", "big", 0, 0),
-    ]
-    assert (count(things), count(things, "circle"), count(things, colour="red"), count(things, "star", "blue")) == (
-        3,
-        2,
-        2,
-        0,
-    )
+def test_boxes_are_tight_around_the_centres(scenes: list[Scene]) -> None:
+    for thing in (thing for scene in scenes[:40] for thing in scene.things):
+        x, _, w, h = thing.box()
+        assert x <= thing.x - 0.2 * w and x + w >= thing.x + 0.2 * w and w <= thing.width and h <= thing.width

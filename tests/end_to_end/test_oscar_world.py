@@ -13,13 +13,14 @@ from lavis_ext.cards import load_cards
 from lavis_ext.demo.world import World
 from lavis_ext.prepare import PrepareOptions, prepare
 from tests.support.geometry import answer
+from tests.world.answers import questions
 from tests.world.export import export_world
 from tests.world.vqa import QUESTIONS
 
 pytestmark = pytest.mark.slow
 WORLD = World(seed=5, train=16, val=4, test=4, hidden=4)
 SCENES = {scene.id: scene for scene in WORLD}
-ASKED = sum(len(scene.questions()) for scene in WORLD.scenes("hidden"))
+ASKED = sum(len(questions(scene)) for scene in WORLD.scenes("hidden"))
 READ = [
     *(f"oscar/{name}" for name in ("vqa", "GQA", "nlvr2", "coco_ir", "coco_caption", "base-vg-labels")),
     *(f"vinvl/{name}" for name in ("nocaps", "corpus_small*", "features_coco", "features_flickr30k", "features_gqa")),
@@ -71,7 +72,7 @@ def test_the_best_class_of_a_vqa_question_is_its_true_answer(root: Path) -> None
         batch = dataset.collater([dataset[number] for number in range(len(dataset))])
         for row, image in zip(batch["targets"], batch["image_id"], strict=True):
             scene = SCENES[int(image)]
-            truths = {answer(scene, question.text) for question in scene.questions()}
+            truths = {answer(scene, question.text) for question in questions(scene)}
             if row.max() == 1:
                 assert answers[int(row.argmax())] in truths
                 told += 1
@@ -83,5 +84,5 @@ def test_labels_of_gqa_are_the_one_true_answer(root: Path) -> None:
     batch = dataset.collater([dataset[number] for number in range(len(dataset))])
     for label, question_id in zip(batch["labels"], batch["question_id"], strict=True):
         scene = SCENES[int(str(question_id)[:-2])]
-        question = scene.questions()[int(str(question_id)[-2:])]
+        question = questions(scene)[int(str(question_id)[-2:])]
         assert dataset.labels.answers[int(label)] == answer(scene, question.text)

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from random import Random
+from typing import Literal
 
-from lavis_ext.demo.language import Question
-from lavis_ext.demo.things import BACKGROUNDS, COLOURS, SHAPES
+from lavis_ext.demo.language import PHRASES, article, named, plural, the
+from lavis_ext.demo.things import BACKGROUNDS, COLOURS, SHAPES, Relation, Thing, relation
 from lavis_ext.demo.world import Scene, pick_several
 
+AnswerType = Literal["yes/no", "number", "other"]
+INVERSE: dict[Relation, Relation] = {"left": "right", "right": "left", "above": "below", "below": "above"}
 PEOPLE = 10
 MOST_DISSENTERS = 3
 """So few that the truth always scores 1 (three matches among nine others), and a dissenter's answer less."""
@@ -22,6 +27,75 @@ POOLS: tuple[Sequence[str], ...] = (
     tuple(MIXTURES.values()),
     ("trees", "mountains", "animals", "the sea"),
 )
+
+
+@dataclass(frozen=True)
+class Question:
+    """A question, its one true answer, and VQA's `answer_type`."""
+
+    text: str
+    answer: str
+    answer_type: AnswerType = "other"
+
+
+def questions(scene: Scene) -> list[Question]:
+    """All questions of the small grammar that have exactly one true answer for a scene, without repeats."""
+    things = scene.things
+    asked = [
+        Question("How many shapes are there?", str(len(things)), "number"),
+        Question("What is the background?", scene.background),
+        *ask_counts(things),
+        *ask_attributes(things),
+        *ask_presence(things),
+        *ask_relations(things),
+    ]
+    return list(dict.fromkeys(asked))
+
+
+def ask_counts(things: Sequence[Thing]) -> Iterator[Question]:
+    """How many of a shape, and how many of a colour."""
+    for thing in things:
+        yield Question(f"How many {plural(thing.shape)} are there?", str(count(things, shape=thing.shape)), "number")
+        yield Question(f"How many {thing.colour} shapes are there?", str(count(things, colour=thing.colour)), "number")
+
+
+def ask_attributes(things: Sequence[Thing]) -> Iterator[Question]:
+    """Colour, shape and size, each only where the question points at one thing."""
+    for thing in things:
+        if count(things, shape=thing.shape) == 1:
+            yield Question(f"What color is the {thing.shape}?", thing.colour)
+        if count(things, colour=thing.colour) == 1:
+            yield Question(f"What shape is {thing.colour}?", thing.shape)
+        if count(things, thing.shape, thing.colour) == 1:
+            yield Question(f"Is {the(thing)} big?", "yes" if thing.size == "big" else "no", "yes/no")
+
+
+def ask_presence(things: Sequence[Thing]) -> Iterator[Question]:
+    """For every thing one question whose answer is yes, and one about its shape in a colour that is absent: no."""
+    colours = list(COLOURS)
+    for thing in things:
+        yield Question(f"Is there {named(thing)}?", "yes", "yes/no")
+        start = colours.index(thing.colour) + list(SHAPES).index(thing.shape) + 1
+        others = colours[start % len(colours) :] + colours[: start % len(colours)]
+        absent = next(c for c in others if not count(things, thing.shape, c))
+        yield Question(f"Is there {article(f'{absent} {thing.shape}')}?", "no", "yes/no")
+
+
+def ask_relations(things: Sequence[Thing]) -> Iterator[Question]:
+    """What stands on a side of a thing, where the thing is told by its kind and exactly one other stands there."""
+    kinds = Counter(t.kind for t in things)
+    for anchor in (t for t in things if kinds[t.kind] == 1):
+        for side, phrase in PHRASES.items():
+            there = [t for t in things if t is not anchor and relation(t, anchor) == side]
+            if len(there) == 1 and kinds[there[0].kind] == 1:
+                yield Question(f"What is {phrase} {the(anchor)}?", f"{there[0].colour} {there[0].shape}")
+                yield Question(f"Is {the(anchor)} {phrase} {the(there[0])}?", "no", "yes/no")
+                yield Question(f"Is {the(anchor)} {PHRASES[INVERSE[side]]} {the(there[0])}?", "yes", "yes/no")
+
+
+def count(things: Sequence[Thing], shape: str | None = None, colour: str | None = None) -> int:
+    """How many things have that shape and that colour; None: any."""
+    return sum(shape in (None, t.shape) and colour in (None, t.colour) for t in things)
 
 
 def pool_of(answer: str) -> list[str]:
@@ -53,7 +127,7 @@ def choose(answer: str, key: object, number: int = 4) -> list[str]:
 
 def ask(scene: Scene, family: str, number: int) -> list[Question]:
     """Some of the questions about a scene, others for each family."""
-    return pick_several(Random(f"questions/{family}/{scene.id}"), scene.questions(), number)
+    return pick_several(Random(f"questions/{family}/{scene.id}"), questions(scene), number)
 
 
 def question_id(scene: Scene, number: int) -> int:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
+from itertools import combinations
 
 from lavis_ext.demo.addresses import url_of
 from lavis_ext.demo.language import NUMBERS, PHRASES, arrangement, placed, plural, sized, the
 from lavis_ext.demo.mirror import MirrorWriter
 from lavis_ext.demo.scenes import picture_of
-from lavis_ext.demo.things import Thing
+from lavis_ext.demo.things import relation
 from lavis_ext.demo.world import Scene, World
 
 FOLDER = "cc_sbu_align"
@@ -46,11 +47,6 @@ def details(scene: Scene) -> Iterator[str]:
         yield f"All of them are {first.size} {first.colour} {plural(first.shape)}, {arrangement(things)}."
         return
     yield from (f"There is {sized(thing)} {placed(thing)}." for thing in things)
-    yield from relations(things, scene)
-
-
-def relations(things: Sequence[Thing], scene: Scene) -> Iterator[str]:
-    """Each clear relation once, told from the thing that is read first."""
-    for a, side, b in scene.relations():
-        if things.index(a) < things.index(b):
+    for a, b in combinations(things, 2):
+        if side := relation(a, b):
             yield f"{the(a).capitalize()} is {PHRASES[side]} {the(b)}."

@@ -9,8 +9,9 @@ from lavis_ext.demo.addresses import url_of
 from lavis_ext.demo.language import article, the
 from lavis_ext.demo.mirror import MirrorWriter
 from lavis_ext.demo.scenes import picture_of
-from lavis_ext.demo.things import COLOURS, count
+from lavis_ext.demo.things import COLOURS
 from lavis_ext.demo.world import Scene, World
+from tests.world.answers import count
 
 FOLDER = "flickr30k-images"
 SPLITS = {"train": "train", "dev": "val", "test": "test"}

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from lavis_ext.demo.addresses import url_of
+from lavis_ext.demo.language import sized
 from lavis_ext.demo.mirror import MirrorWriter
 from lavis_ext.demo.scenes import picture_of
 from lavis_ext.demo.world import Scene, World
@@ -35,7 +36,7 @@ def export_vg(world: World, mirror: MirrorWriter) -> None:
 def caption_rows(scene: Scene) -> list[Row]:
     """LAVIS' records of the regions of a scene."""
     named = {"image": f"{ELSEWHERE}/{scene.id}.jpg", "image_id": f"vg_{scene.id}", "dataset": "vg"}
-    return [{**named, "caption": region.phrase} for region in scene.regions()]
+    return [{**named, "caption": sized(thing)} for thing in scene.things]
 
 
 def question_rows(scene: Scene) -> list[Row]:

@@ -7,11 +7,10 @@ from collections.abc import Sequence
 from typing import Any
 
 from lavis_ext.demo.addresses import url_of
-from lavis_ext.demo.language import Question
 from lavis_ext.demo.mirror import MirrorWriter
 from lavis_ext.demo.scenes import picture_of
 from lavis_ext.demo.world import Scene, World
-from tests.world.answers import ask
+from tests.world.answers import Question, ask, questions
 
 QUESTIONS = 3
 SPLITS = {"train": "train", "val": "val", "testdev": "test", "test": "hidden"}
@@ -32,13 +31,13 @@ def export_gqa(world: World, mirror: MirrorWriter) -> None:
         archive.append((f"{split}_balanced_questions.json", json.dumps(official).encode()))
     mirror.add_zip(url_of("gqa/questions"), archive)
     for name, split in (("train_all_0", "train"), ("val_all", "val")):
-        every = [(scene, i, q) for scene in world.scenes(split) for i, q in enumerate(scene.questions())]
+        every = [(scene, i, q) for scene in world.scenes(split) for i, q in enumerate(questions(scene))]
         mirror.add_json(url_of(f"gqa/{name}"), official_dict(every))
 
 
 def ask_balanced(scene: Scene) -> list[Asked]:
     """Some questions about a scene, each with its place among all."""
-    every, chosen = scene.questions(), ask(scene, "gqa", QUESTIONS)
+    every, chosen = questions(scene), ask(scene, "gqa", QUESTIONS)
     return [(scene, i, question) for i, question in enumerate(every) if question in chosen]
 
 

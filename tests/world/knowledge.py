@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from lavis_ext.demo.language import Question
-from lavis_ext.demo.things import SHAPES, Thing, count
+from lavis_ext.demo.things import SHAPES, Thing
 from lavis_ext.demo.world import Scene
-from tests.world.answers import MIXTURES, SOURCES
+from tests.world.answers import MIXTURES, SOURCES, Question, count
 
 ROUND = ("circle", "ring")
 CORNERS = {shape: 0 if shape in ROUND else len(curve) for shape, curve in SHAPES.items()}

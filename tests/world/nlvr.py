@@ -13,8 +13,9 @@ from lavis_ext.demo.addresses import url_of
 from lavis_ext.demo.draw import draw
 from lavis_ext.demo.language import named, plural
 from lavis_ext.demo.mirror import MirrorWriter
-from lavis_ext.demo.things import COLOURS, HEIGHT, SHAPES, WIDTH, Thing, count
+from lavis_ext.demo.things import COLOURS, HEIGHT, SHAPES, WIDTH, Thing
 from lavis_ext.demo.world import Scene, World, pick, pick_several
+from tests.world.answers import count
 
 SENTENCES = 2
 SPLITS = {"train": "train", "dev": "val", "test1": "test"}

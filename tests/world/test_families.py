@@ -22,6 +22,7 @@ from lavis_ext.errors import DiskError
 from lavis_ext.fetch.mirrors import mirror_path
 from lavis_ext.metrics.vqa import vqa_score
 from tests.support.geometry import NOUN, NUMBERS, answer, directions, holds, meant, plain
+from tests.world.answers import questions
 from tests.world.export import BY_HAND, EXPORTS, NEEDS, export_world, place_by_hand
 
 WORLD = World(seed=13, train=44, val=10, test=10, hidden=6)
@@ -182,7 +183,7 @@ def test_gqa_answers_are_true_and_both_forms_agree(mirror: Path) -> None:
             if split != "test":
                 assert row["answer"] == answer(scene_of(row["image"]), row["question"])
     every = load(mirror, "gqa/train_all_0")
-    assert len(every) == sum(len(scene.questions()) for scene in WORLD.scenes("train"))
+    assert len(every) == sum(len(questions(scene)) for scene in WORLD.scenes("train"))
     assert set(load(mirror, "gqa/questions", "train_balanced_questions.json")) < set(every)
 
 

@@ -11,7 +11,7 @@ from tokenizers import BertWordPieceTokenizer
 
 from lavis_ext.demo.things import BACKGROUNDS, COLOURS, SHAPES
 from lavis_ext.demo.world import Scene, World
-from tests.world.answers import poll
+from tests.world.answers import poll, questions
 from tests.world.knowledge import knowledge
 from tests.world.nlvr import Pair, claims
 from tests.world.wordpieces import SPECIAL, vocab_txt
@@ -27,7 +27,7 @@ def tokenizer() -> BertWordPieceTokenizer:
 
 def sentences(scene: Scene, other: Scene) -> list[str]:
     """All that the exports say about a scene of another world than the one that the words are taken from."""
-    asked = [*scene.questions(), *knowledge(scene)]
+    asked = [*questions(scene), *knowledge(scene)]
     answers = [answer for question in asked for answer in poll(question.answer, question.text)]
     pair = Pair("train", 0, scene, other)
     claimed = [text for text, _ in claims(pair, Random(0))]

@@ -12,11 +12,10 @@ from typing import Any
 
 from lavis_ext.demo.addresses import url_of
 from lavis_ext.demo.coco import image_path
-from lavis_ext.demo.language import Question
 from lavis_ext.demo.mirror import MirrorWriter
 from lavis_ext.demo.scenes import coco_folders
 from lavis_ext.demo.world import Scene, World, pick, pick_several
-from tests.world.answers import ask, choose, poll, pool_of, question_id, vocabulary
+from tests.world.answers import Question, ask, choose, poll, pool_of, question_id, questions, vocabulary
 from tests.world.knowledge import knowledge
 
 QUESTIONS = 3
@@ -165,7 +164,7 @@ def export_aokvqa(world: World, mirror: MirrorWriter) -> None:
 
 def ask_with_choices(scene: Scene) -> list[Question]:
     """One question that has at least four possible answers."""
-    found = [question for question in knowledge(scene) + scene.questions() if len(pool_of(question.answer)) > 3]
+    found = [question for question in knowledge(scene) + questions(scene) if len(pool_of(question.answer)) > 3]
     return [pick(Random(f"questions/aokvqa/{scene.id}"), found)]
 
 

@@ -12,7 +12,7 @@ from string import ascii_lowercase, digits, punctuation
 from lavis_ext.demo.language import NUMBERS, plural
 from lavis_ext.demo.things import BACKGROUNDS, COLOURS, SHAPES, SIZES
 from lavis_ext.demo.world import Scene, World
-from tests.world.answers import POOLS
+from tests.world.answers import POOLS, questions
 from tests.world.descriptions import describe
 from tests.world.flickr import sentences
 from tests.world.knowledge import knowledge
@@ -51,7 +51,7 @@ def about(scene: Scene) -> Iterator[str]:
     yield from ten_captions(scene)
     yield describe(scene)
     yield from (text for text, _ in sentences(scene))
-    for question in (*scene.questions(), *knowledge(scene)):
+    for question in (*questions(scene), *knowledge(scene)):
         yield from (question.text, question.answer)
 
 

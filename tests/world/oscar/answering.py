@@ -8,9 +8,8 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from lavis_ext.demo.language import Question
 from lavis_ext.demo.world import Scene, World
-from tests.world.answers import ask, question_id
+from tests.world.answers import Question, ask, question_id, questions
 from tests.world.gqa import SPLITS as GQA_SPLITS
 from tests.world.gqa import ask_balanced, question_name
 from tests.world.oscar.forms import Members, as_json, as_pickle, feature_dict, number_of, text_of
@@ -117,7 +116,7 @@ def gqa_questions(world: World, split: str, balanced: bool) -> list[tuple[Scene,
     scenes = list(world.scenes(GQA_SPLITS[split]))
     if balanced:
         return [one for scene in scenes for one in ask_balanced(scene)]
-    return [(scene, i, question) for scene in scenes for i, question in enumerate(scene.questions())]
+    return [(scene, i, question) for scene in scenes for i, question in enumerate(questions(scene))]
 
 
 def gqa_labels(world: World) -> Labels:

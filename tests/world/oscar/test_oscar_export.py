@@ -16,6 +16,7 @@ from lavis_ext.features.formats.restricted import load_plain
 from lavis_ext.models.oscar.convert import from_oscar
 from tests.support.geometry import answer, holds
 from tests.support.oscar_world import SCENES, WORLD, Published
+from tests.world.answers import questions
 from tests.world.regions import BUTD, MASK, detect, features
 from tests.world.wordpieces import vocab_txt
 
@@ -129,7 +130,7 @@ def test_gqa_has_one_true_answer_a_question(published: Published) -> None:
     assert set(tensors) == {str(image) for image in SCENES}
     for split, scenes in (("train", "train"), ("val", "val"), ("testdev", "test")):
         balanced, every = (published.load("oscar/GQA", f"GQA/0.4true/gqa_{k}_qla_{split}.json") for k in ("bal", "all"))
-        assert len(every) == sum(len(scene.questions()) for scene in WORLD.scenes(scenes)) > len(balanced)
+        assert len(every) == sum(len(questions(scene)) for scene in WORLD.scenes(scenes)) > len(balanced)
         assert all(row in every for row in balanced)
         for row in every:
             scene = SCENES[int(row["img_id"])]
