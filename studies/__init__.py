@@ -13,7 +13,7 @@ from typing import Any
 
 from studies.run import run_study
 from studies.study import study_files, study_problems
-from tests.world.every import prepare_every, table
+from tests.world.export import prepare_every, table
 
 __all__ = ["run_all", "run_studies", "study_files", "study_problems"]
 Told = tuple[list[str], list[dict[str, Any]], int]

@@ -19,8 +19,7 @@ from lavis_ext.fetch.mirrors import mirror_path
 from lavis_ext.metrics.vqa import vqa_score
 from lavis_ext.prepare import PrepareOptions, prepare
 from lavis_ext.prepare.report import Report
-from tests.world.every import WHOLE, registry_names, wanted
-from tests.world.export import EXPORTS, export_world, place_by_hand
+from tests.world.export import EXPORTS, WHOLE, export_world, place_by_hand, registry_names, wanted
 
 pytestmark = pytest.mark.slow
 WORLD = World(seed=5, train=16, val=4, test=4, hidden=4)

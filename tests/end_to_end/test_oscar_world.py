@@ -13,8 +13,8 @@ from lavis_ext.cards import load_cards
 from lavis_ext.demo.world import World
 from lavis_ext.prepare import PrepareOptions, prepare
 from tests.support.geometry import answer
-from tests.world.answers import questions
 from tests.world.export import export_world
+from tests.world.questions import questions
 from tests.world.vqa import QUESTIONS
 
 pytestmark = pytest.mark.slow

@@ -14,7 +14,7 @@ import pytest
 import studies
 from lavis_ext.check import check_file
 from lavis_ext.cli import main
-from tests.world.every import FamilyState
+from tests.world.export import FamilyState
 
 ROOT = Path(__file__).parents[2]
 

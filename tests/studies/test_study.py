@@ -16,7 +16,7 @@ from lavis_ext.demo.world import World
 from lavis_ext.errors import ConfigError, IntegrityError, TrainingError, UsageError
 from studies.run import read_metric, run_study
 from studies.study import Figure, Findings, Leg, Study, filled, load_study, needed_by, plain, spread, study_files
-from tests.world.oscar.retrieval import reachable
+from tests.world.oscar.captions import reachable
 
 STUDY = """
 title: A toy study

@@ -15,10 +15,10 @@ from lavis_ext.demo.language import named, plural
 from lavis_ext.demo.mirror import MirrorWriter
 from lavis_ext.demo.things import COLOURS, HEIGHT, SHAPES, WIDTH, Thing
 from lavis_ext.demo.world import Scene, World, pick, pick_several
-from tests.world.answers import count
+from tests.world.questions import count
 
 SENTENCES = 2
-SPLITS = {"train": "train", "dev": "val", "test1": "test"}
+NLVR_SPLITS = {"train": "train", "dev": "val", "test1": "test"}
 """NLVR2's names of splits, and whose scenes they are about."""
 LAVIS = {"train": "train", "dev": "dev", "test1": "test"}
 Row = dict[str, Any]
@@ -55,13 +55,13 @@ class Pair:
 
 def pairs(world: World, split: str) -> list[Pair]:
     """The scenes of a split two by two."""
-    scenes = list(world.scenes(SPLITS[split]))
+    scenes = list(world.scenes(NLVR_SPLITS[split]))
     twos = zip(scenes[::2], scenes[1::2], strict=False)
     return [Pair(split, number, left, right) for number, (left, right) in enumerate(twos, 100)]
 
 
 def export_nlvr(world: World, mirror: MirrorWriter) -> None:
-    """The sentences in both forms; the images are not on any server (see `images_by_request`)."""
+    """The sentences in both forms; the images are not on any server (see `nlvr_by_request`)."""
     for split, name in LAVIS.items():
         told = [(pair, i, *claim) for pair in pairs(world, split) for i, claim in enumerate(some_claims(pair))]
         rows = [{"images": p.images(), "sentence": text, "label": str(truth)} for p, _, text, truth in told]
@@ -84,9 +84,9 @@ def official_row(pair: Pair, number: int, sentence: str, truth: bool) -> Row:
     }
 
 
-def images_by_request(world: World) -> Iterator[tuple[str, bytes]]:
+def nlvr_by_request(world: World) -> Iterator[tuple[str, bytes]]:
     """(path below the cache root, PNG of half a scene's size): what a person receives and puts there by hand."""
-    for split in SPLITS:
+    for split in NLVR_SPLITS:
         for pair in pairs(world, split):
             for name, scene in zip(pair.images(), (pair.left, pair.right), strict=True):
                 yield f"nlvr/images/{name}", half_size_png(scene)

@@ -22,8 +22,8 @@ from lavis_ext.errors import DiskError
 from lavis_ext.fetch.mirrors import mirror_path
 from lavis_ext.metrics.vqa import vqa_score
 from tests.support.geometry import NOUN, NUMBERS, answer, directions, holds, meant, plain
-from tests.world.answers import questions
 from tests.world.export import BY_HAND, EXPORTS, NEEDS, export_world, place_by_hand
+from tests.world.questions import questions
 
 WORLD = World(seed=13, train=44, val=10, test=10, hidden=6)
 SCENES = {scene.id: scene for scene in WORLD}

@@ -5,7 +5,7 @@ from __future__ import annotations
 from lavis_ext.demo.things import Thing
 from lavis_ext.demo.world import World
 from tests.support.geometry import answer
-from tests.world.answers import count, questions
+from tests.world.questions import count, questions
 
 SCENES = list(World(seed=3, train=250, val=30, test=30, hidden=5))
 

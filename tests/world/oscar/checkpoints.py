@@ -3,15 +3,69 @@
 from __future__ import annotations
 
 import math
+import re
 from argparse import Namespace
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cache
+from itertools import pairwise
+from random import Random
+from string import ascii_lowercase, digits, punctuation
 from typing import Any
 
+from lavis_ext.demo.language import NUMBERS, plural
+from lavis_ext.demo.things import BACKGROUNDS, COLOURS, SHAPES, SIZES
+from lavis_ext.demo.world import Scene, World
+from tests.world.families import describe, sentences, ten_captions
+from tests.world.nlvr import Pair, claims
 from tests.world.oscar.forms import Members, as_json, as_pickle, as_tensor, as_torch
+from tests.world.questions import POOLS, knowledge, questions
 from tests.world.regions import COLUMNS, uniform
-from tests.world.wordpieces import vocab_txt
+
+SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
+SPOKEN = World(seed=1, train=240, val=0, test=0, hidden=0)
+"""Scenes enough that the demo's grammar says all of its words; what they do not say is spelled in letters."""
+WORD = re.compile("[a-z]{2,}")
+
+
+@cache
+def vocab_txt() -> bytes:
+    """`vocab.txt`, one piece a line: the special ones, signs, digits and letters (both again with `##`), words."""
+    letters = [*digits, *ascii_lowercase]
+    pieces = [*SPECIAL, *punctuation, *letters, *(f"##{letter}" for letter in letters), *sorted(words())]
+    return "".join(f"{piece}\n" for piece in pieces).encode()
+
+
+def words() -> set[str]:
+    """The lower-case words of two letters or more that the demo says, asks, answers or puts on a box."""
+    return {word for text in (*NOUNS, *said()) for word in WORD.findall(text.lower())}
+
+
+def said() -> Iterator[str]:
+    """What is said about the scenes of a fixed world, by every grammar of the demo."""
+    scenes = list(SPOKEN.scenes("train"))
+    for scene, other in pairwise(scenes):
+        yield from about(scene)
+        yield from (text for text, _ in claims(Pair("train", 0, scene, other), Random(scene.id)))
+
+
+def about(scene: Scene) -> Iterator[str]:
+    """Captions, descriptions, questions and answers about one scene."""
+    yield from ten_captions(scene)
+    yield describe(scene)
+    yield from (text for text, _ in sentences(scene))
+    for question in (*questions(scene), *knowledge(scene)):
+        yield from (question.text, question.answer)
+
+
+def flat(pools: Iterable[Iterable[str]]) -> list[str]:
+    """All entries of all pools."""
+    return [entry for pool in pools for entry in pool]
+
+
+NOUNS = (*COLOURS, *SHAPES, *map(plural, SHAPES), *SIZES, *BACKGROUNDS, *NUMBERS.values(), *flat(POOLS))
+"""What may be named, whether or not the fixed world names it."""
+
 
 HIDDEN, LAYERS, HEADS, INNER, POSITIONS = 64, 6, 4, 128, 512
 """The sizes of configs/models/oscar/tiny.yaml."""
@@ -38,9 +92,7 @@ SHARED: dict[str, Any] = {
     "torchscript": False,
     "type_vocab_size": 2,
 }
-SPECIAL = {
-    name: f"[{name[:-6].upper()}]" for name in ("unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
-}
+TOKENS = {name: f"[{name[:-6].upper()}]" for name in ("unk_token", "sep_token", "pad_token", "cls_token", "mask_token")}
 Shape = tuple[int, ...]
 
 
@@ -94,7 +146,7 @@ def checkpoint(key: str, head: Head | None = None) -> Members:
     yield "config.json", as_json({**SHARED, "vocab_size": len(vocab_txt().splitlines()), **head.config()})
     yield "pytorch_model.bin", weights(key, head)
     yield "vocab.txt", vocab_txt()
-    yield "special_tokens_map.json", as_json(SPECIAL)
+    yield "special_tokens_map.json", as_json(TOKENS)
     yield "added_tokens.json", as_json({})
     if head.task:
         yield "training_args.bin", as_pickle(Namespace(task_name=head.task, num_labels=head.labels))

@@ -1,4 +1,4 @@
-"""The forms of Oscar's files: torch's and Python's pickles, JSON, and tab-separated rows with their side files."""
+"""The forms of Oscar's and VinVL's files: pickles, JSON, rows with their side files, feature folders, labels."""
 
 from __future__ import annotations
 
@@ -6,12 +6,15 @@ import io
 import json
 import pickle
 from base64 import b64encode
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from random import Random
 from typing import Any
 
 from lavis_ext.demo.things import HEIGHT, WIDTH
-from lavis_ext.demo.world import Scene
-from tests.world.regions import MASK, Array, Detector, detect, features
+from lavis_ext.demo.world import Scene, pick_several
+from tests.world.regions import MASK, X152C4, Array, Detector, detect, features
 
 PROTOCOL = 2
 """Of the pickles, as Python 2 wrote them."""
@@ -148,3 +151,65 @@ def archive(folder: str, members: Iterable[tuple[str, bytes]]) -> Members:
     """The members of a ZIP with one folder: its own entry, then its files."""
     yield f"{folder}/", b""
     yield from below(folder, members)
+
+
+def feature_folder(images: Images, numbered: bool = True) -> Members:
+    """`features.tsv` and `predictions.tsv` with their `.lineidx`; `imageid2idx.json` with row numbers if `numbered`."""
+    yield from table("features", wide_rows(images, X152C4))
+    yield from table("predictions", prediction_rows(images, X152C4))
+    if numbered:
+        yield "imageid2idx.json", row_numbers(images)
+
+
+def row_numbers(ids: Iterable[str]) -> bytes:
+    """`imageid2idx.json` or `QA_qaid2idx.json`: id → number of its row, from 0."""
+    return as_json({name: number for number, name in enumerate(ids)})
+
+
+def chunked_folder(images: Images, chunks: int) -> Members:
+    """The images shared out among folders `0`, `1` … of features."""
+    for number, part in enumerate(shared(images, chunks)):
+        yield from below(str(number), feature_folder(part))
+
+
+def shared(images: Images, chunks: int) -> list[Images]:
+    """Parts of the images, each a run of their order."""
+    names = list(images)
+    size = -(-len(names) // chunks)
+    return [{name: images[name] for name in names[at * size : (at + 1) * size]} for at in range(chunks)]
+
+
+def offset_table(stem: str, images: Images) -> Members:
+    """`STEM.tsv` of features, and `STEM_offset_map.json`: image id → byte offset of its row."""
+    rows = list(wide_rows(images, X152C4))
+    yield f"{stem}.tsv", b"".join(rows)
+    yield f"{stem}_offset_map.json", as_json(dict(zip(images, offsets(rows), strict=True)))
+
+
+SCORES = {1: 0.3, 2: 0.6, 3: 0.9}
+"""What an answer is worth by how many of ten people gave it; from four on it is 1."""
+
+
+@dataclass(frozen=True)
+class Labels:
+    """`ids`: answer → label id, in the order in which the dict is pickled, which is not that of the ids."""
+
+    ids: dict[str, int]
+
+    @classmethod
+    def of(cls, answers: Iterable[str], key: str) -> Labels:
+        """The labels of these answers; `key` decides their order."""
+        names = sorted(set(answers))
+        order = pick_several(Random(f"labels/{key}"), names, len(names))
+        numbers = {name: number for number, name in enumerate(names)}
+        return cls({name: numbers[name] for name in (order if order != names else reversed(names))})
+
+    @property
+    def answers(self) -> list[str]:
+        """The answers by label id."""
+        return sorted(self.ids, key=self.ids.__getitem__)
+
+    def scored(self, said: Iterable[str]) -> tuple[list[int], list[float]]:
+        """Label ids of what people said, with soft scores; what is no label is left out."""
+        counted = [(self.ids[name], number) for name, number in Counter(said).items() if name in self.ids]
+        return [label for label, _ in counted], [SCORES.get(number, 1.0) for _, number in counted]

@@ -16,9 +16,9 @@ from lavis_ext.features.formats.restricted import load_plain
 from lavis_ext.models.oscar.convert import from_oscar
 from tests.support.geometry import answer, holds
 from tests.support.oscar_world import SCENES, WORLD, Published
-from tests.world.answers import questions
+from tests.world.oscar.checkpoints import vocab_txt
+from tests.world.questions import questions
 from tests.world.regions import BUTD, MASK, detect, features
-from tests.world.wordpieces import vocab_txt
 
 Rows = list[dict[str, Any]]
 VQA = ["train2014", "val2014", "train+val2014", "train2014_vg", "vg", "test2015", "test-dev2015"]

@@ -10,8 +10,8 @@ from urllib.request import urlopen
 import pytest
 
 from lavis_ext.errors import NetworkError
-from tests.world import every
-from tests.world.every import FamilyState, prepare_every, registry_names, summarise, table
+from tests.world import export
+from tests.world.export import FamilyState, prepare_every, registry_names, summarise, table
 
 SMALL = {"train": 4, "val": 2, "test": 2, "hidden": 2}
 
@@ -42,13 +42,13 @@ class Verb:
 
 @pytest.fixture(autouse=True)
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(every, "SIZES", SMALL)
+    monkeypatch.setattr(export, "SIZES", SMALL)
 
 
 def test_each_family_is_prepared_from_the_served_mirror(tmp_path: Path) -> None:
     verb = Verb()
     states = prepare_every(tmp_path, 2, command=verb)
-    assert [words[1].removesuffix("/*") for words in verb.calls] == [s.family for s in states] == list(every.EXPORTS)
+    assert [words[1].removesuffix("/*") for words in verb.calls] == [s.family for s in states] == list(export.EXPORTS)
     assert [words[1] for words in verb.calls if "*" in words[1]] == ["oscar/*", "vinvl/*"]
     assert all(words[0] == "prepare" and "--quiet" in words for words in verb.calls)
     assert [words[1] for words in verb.calls if "--max-samples" in words] == ["laion"]
@@ -64,12 +64,12 @@ def test_a_family_that_fails_is_told_and_the_others_go_on(tmp_path: Path) -> Non
     states = prepare_every(tmp_path, 2, ["gqa", "vg", "nocaps"], Verb("vg"))
     assert [(state.state, state.exit_code) for state in states] == [("verified", 0), ("failed (4)", 4), ("verified", 0)]
     lines = table(states)
-    assert lines[0].split() == every.HEAD
+    assert lines[0].split() == export.HEAD
     assert lines[2].split()[:3] == ["vg", "vg_caption", "vg_vqa"] and "failed (4)" in lines[2]
 
 
 def test_every_name_of_a_card_belongs_to_one_family() -> None:
-    names = [name for family in every.EXPORTS for name in registry_names(family)]
+    names = [name for family in export.EXPORTS for name in registry_names(family)]
     assert len(names) == len(set(names)) >= 16
     assert registry_names("coco") == ("coco_caption", "coco_retrieval") and registry_names("vqav2") == ("coco_vqa",)
 

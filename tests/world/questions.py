@@ -1,4 +1,4 @@
-"""What ten people answer: nearly all of them the truth, a few another thing of the same kind."""
+"""Questions about scenes, each with one true answer; what ten people answer; what needs knowledge, not eyes alone."""
 
 from __future__ import annotations
 
@@ -141,3 +141,24 @@ def vocabulary(answers: Iterable[str]) -> list[str]:
     for answer in answers:
         found[answer] = found.get(answer, 0) + 1
     return sorted(found, key=found.__getitem__, reverse=True)
+
+
+ROUND = ("circle", "ring")
+CORNERS = {shape: 0 if shape in ROUND else len(curve) for shape, curve in SHAPES.items()}
+
+
+def knowledge(scene: Scene) -> list[Question]:
+    """All such questions about a scene, each with one true answer."""
+    asked = [Question("Where does the material of the background come from?", SOURCES[scene.background])]
+    for thing in scene.things:
+        if count(scene.things, colour=thing.colour) == 1:
+            asked += ask_of_shape(thing)
+        if count(scene.things, shape=thing.shape) == 1 and thing.colour in MIXTURES:
+            asked.append(Question(f"Which two paints make the color of the {thing.shape}?", MIXTURES[thing.colour]))
+    return asked
+
+
+def ask_of_shape(thing: Thing) -> Iterator[Question]:
+    """Questions about a thing that is told by its colour."""
+    yield Question(f"How many corners does the {thing.colour} shape have?", str(CORNERS[thing.shape]), "number")
+    yield Question(f"Could the {thing.colour} shape roll?", "yes" if thing.shape in ROUND else "no", "yes/no")

@@ -1,4 +1,4 @@
-"""VQA and GQA in Oscar's form: rows with object tags and label ids, features by image, and the pickled labels."""
+"""VQA, GQA and NLVR2 in Oscar's form: rows with object tags and labels, features by image, and the pickled labels."""
 
 from __future__ import annotations
 
@@ -9,13 +9,21 @@ from functools import partial
 from typing import Any
 
 from lavis_ext.demo.world import Scene, World
-from tests.world.answers import Question, ask, question_id, questions
-from tests.world.gqa import SPLITS as GQA_SPLITS
-from tests.world.gqa import ask_balanced, question_name
-from tests.world.oscar.forms import Members, as_json, as_pickle, feature_dict, number_of, text_of
-from tests.world.oscar.labels import Labels
-from tests.world.regions import MASK, Detector, tags
-from tests.world.vqa import QUESTIONS, Asked, ask_all
+from tests.world.nlvr import NLVR_SPLITS, Pair, pairs, some_claims
+from tests.world.oscar.forms import (
+    Labels,
+    Members,
+    as_json,
+    as_pickle,
+    as_tensor,
+    as_torch,
+    feature_dict,
+    number_of,
+    text_of,
+)
+from tests.world.questions import Question, ask, question_id, questions
+from tests.world.regions import MASK, Detector, features, tags
+from tests.world.vqa import GQA_SPLITS, QUESTIONS, Asked, ask_all, ask_balanced, question_name
 
 OFTEN = 2
 """How often an answer must be the truth to become a label: rows of rarer ones have none, and readers drop them."""
@@ -159,3 +167,55 @@ def gqa_label_files(world: World) -> Members:
     labels = gqa_labels(world)
     yield "trainval_testdev_all_ans2label.pkl", as_pickle(labels.ids)
     yield "trainval_testdev_all_label2ans.pkl", as_pickle(dict(enumerate(labels.answers)))
+
+
+SIDES = {"left": 0, "right": 1}
+
+
+def pair_texts(world: World, detector: Detector) -> Members:
+    """The files of rows; every second pair counts as balanced."""
+    told = {
+        split: [(pair, row) for pair in pairs(world, split) for row in pair_rows(pair, detector)]
+        for split in NLVR_SPLITS
+    }
+    rows = {split: [row for _, row in found] for split, found in told.items()}
+    yield "nlvr2_train.json", as_json(rows["train"])
+    for split in ("dev", "test1"):
+        yield f"nlvr2_{split}.json", as_json(rows[split])
+        for name, rest in (("balanced", 0), ("unbalanced", 1)):
+            yield f"nlvr2_{name}_{split}.json", as_json([row for p, row in told[split] if p.number % 2 == rest])
+    yield "nlvr2_dev_test1.json", as_json(rows["dev"] + rows["test1"])
+
+
+def pair_rows(pair: Pair, detector: Detector) -> Iterator[Row]:
+    """Sentence, tags and image of either side, and whether it holds: 1 or 0."""
+    for sentence, truth in some_claims(pair):
+        yield {
+            "q": sentence,
+            "o": {side: tags(scene_of(pair, side), detector) for side in SIDES},
+            "img_id": {side: image_of(pair, side) for side in SIDES},
+            "label": int(truth),
+        }
+
+
+def scene_of(pair: Pair, side: str) -> Scene:
+    """The scene on one side."""
+    return pair.left if side == "left" else pair.right
+
+
+def image_of(pair: Pair, side: str) -> str:
+    """`nlvr2_dev-850-0-img0`."""
+    return f"nlvr2_{pair.name}-img{SIDES[side]}"
+
+
+def pair_images(world: World) -> Iterator[tuple[str, Scene]]:
+    """The id and the scene of every image of every split."""
+    for split in NLVR_SPLITS:
+        for pair in pairs(world, split):
+            yield from ((image_of(pair, side), scene_of(pair, side)) for side in SIDES)
+
+
+def pair_features(world: World, detector: Detector) -> Members:
+    """The features of all splits by the image's name."""
+    content = {name: as_tensor(features(scene, detector)) for name, scene in pair_images(world)}
+    yield "nlvr2_img_frcnn_feats.pt", as_torch(content)

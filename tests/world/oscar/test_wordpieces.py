@@ -11,12 +11,11 @@ from tokenizers import BertWordPieceTokenizer
 
 from lavis_ext.demo.things import BACKGROUNDS, COLOURS, SHAPES
 from lavis_ext.demo.world import Scene, World
-from tests.world.answers import poll, questions
-from tests.world.knowledge import knowledge
 from tests.world.nlvr import Pair, claims
-from tests.world.wordpieces import SPECIAL, vocab_txt
+from tests.world.oscar.checkpoints import SPECIAL, vocab_txt
+from tests.world.questions import knowledge, poll, questions
 
-SHIPPED = Path(__file__).parents[2] / "configs/models/oscar/tokenizer-tiny/vocab.txt"
+SHIPPED = Path(__file__).parents[3] / "configs/models/oscar/tokenizer-tiny/vocab.txt"
 WORLD = World(seed=31, train=120, val=20, test=20, hidden=10)
 
 
