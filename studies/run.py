@@ -12,10 +12,19 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-from lavis_ext.demo.scores import LOG, last_metrics, read_records
-from lavis_ext.demo.server import serve
-from lavis_ext.demo.stages import ELSEWHERE, Outcome, Stages
-from lavis_ext.demo.steps import Answer, Command, environment_for, run_verb
+from lavis_ext.demo.mirror import serve
+from lavis_ext.demo.steps import (
+    ELSEWHERE,
+    LOG,
+    Answer,
+    Command,
+    Outcome,
+    Stages,
+    environment_for,
+    last_metrics,
+    read_records,
+    run_verb,
+)
 from lavis_ext.demo.world import World
 from lavis_ext.errors import IntegrityError, UsageError
 from lavis_ext.fetch.mirrors import MANIFEST

@@ -1,24 +1,117 @@
-"""Photos with captions in the forms in which COCO 2014 and the Karpathy split are published."""
+"""Scenes as photographs with captions, in the forms in which COCO 2014 and the Karpathy split are published."""
 
 from __future__ import annotations
 
-import json
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, lru_cache, partial
+from io import BytesIO
 from itertools import count
-from pathlib import Path
-from typing import Any
+from random import Random
+from typing import TYPE_CHECKING, Any
 
-from lavis_ext.demo.mirror import MirrorWriter
-from lavis_ext.errors import IntegrityError, UsageError
+from lavis_ext.demo.mirror import MirrorWriter, url_of
+from lavis_ext.demo.things import COLOURS, HEIGHT, HOLES, WIDTH, Point, Thing
+from lavis_ext.demo.world import Scene, World
 
-IMAGES_URL = "http://images.cocodataset.org/zips"
-KARPATHY_URL = "https://storage.googleapis.com/sfr-vision-language-research/datasets"
+if TYPE_CHECKING:
+    from PIL.Image import Image as Picture
+
+QUALITY = 85
+SMOOTH = 3
+"""Shapes are drawn this many times larger and scaled down, for smooth edges."""
+SPARE = 160
+"""Pixels by which a ground is larger than a picture, so that each picture shows another part of it."""
+GROUNDS: dict[str, tuple[tuple[int, int, int], tuple[int, int], int]] = {
+    # colour, size of the noise before it is stretched over the ground, strength of the noise
+    "paper": ((243, 240, 232), (400, 320), 6),
+    "wood": ((216, 188, 150), (10, 210), 26),
+    "stone": ((176, 182, 188), (100, 78), 34),
+}
+SHADOW = (6, 8)
+RIM = 7
+"""Side in pixels of the window that wears the rim off: 3 pixels all round."""
+KEPT = 256
+"""Pictures that are kept for the next export, about 50 kB each: a world of the size of `demo --all`."""
 FOLDERS = ("train2014", "val2014", "test2014", "test2015")
 RESTVAL_EVERY = 4
 """Every so manieth training photo lies in val2014: Karpathy's split trains on what it does not test on there."""
+
+
+def draw(scene: Scene) -> Picture:
+    """The scene as an RGB picture of 640×480."""
+    picture = take_ground(scene.background, Random(f"ground/{scene.id}"))
+    for thing in scene.things:
+        put(picture, thing)
+    return picture
+
+
+@lru_cache(KEPT)
+def draw_jpeg(scene: Scene) -> bytes:
+    """The scene as a JPEG file."""
+    buffer = BytesIO()
+    draw(scene).save(buffer, "JPEG", quality=QUALITY)
+    return buffer.getvalue()
+
+
+def take_ground(name: str, rng: Random) -> Picture:
+    """A part of the ground that depends on the random numbers."""
+    left, top = (int(rng.random() * SPARE) for _ in range(2))
+    return make_ground(name).crop((left, top, left + WIDTH, top + HEIGHT))
+
+
+@cache
+def make_ground(name: str) -> Picture:
+    """The whole ground: its colour, made lighter and darker by stretched noise and by fine grain."""
+    from PIL import Image, ImageChops
+
+    colour, coarse, strength = GROUNDS[name]
+    size = (WIDTH + SPARE, HEIGHT + SPARE)
+    rng = Random(f"ground/{name}")
+    waves = Image.frombytes("L", coarse, rng.randbytes(coarse[0] * coarse[1])).resize(size, Image.Resampling.BICUBIC)
+    grain = Image.frombytes("L", size, rng.randbytes(size[0] * size[1]))
+    noise = Image.blend(waves, grain, 0.25).point([round((v - 128) * strength / 128) + 128 for v in range(256)])
+    plain = Image.new("RGB", size, colour)
+    return ImageChops.add(plain, Image.merge("RGB", (noise, noise, noise)), scale=1, offset=-128)
+
+
+def put(picture: Picture, thing: Thing) -> None:
+    """Draw one thing with its shadow and a darker rim."""
+    from PIL import ImageFilter
+
+    colour = COLOURS[thing.colour]
+    rim = tuple(value * 11 // 20 for value in colour)
+    corner = (thing.x - patch_side(thing) // 2, thing.y - patch_side(thing) // 2)
+    mask = cut(thing)
+    shadow = mask.filter(ImageFilter.BoxBlur(5)).point([value * 2 // 5 for value in range(256)])
+    picture.paste((40, 36, 32), (corner[0] + SHADOW[0], corner[1] + SHADOW[1]), shadow)
+    picture.paste(rim, corner, mask)
+    picture.paste(colour, corner, mask.filter(ImageFilter.MinFilter(RIM)))
+
+
+def patch_side(thing: Thing) -> int:
+    """Side in pixels of the square around a thing that has room for its shadow's blur."""
+    return thing.width + 24
+
+
+def cut(thing: Thing) -> Picture:
+    """The thing as a mask of its patch, holes left out."""
+    from PIL import Image, ImageDraw
+
+    side = patch_side(thing)
+    mask = Image.new("L", (side * SMOOTH, side * SMOOTH))
+    pen = ImageDraw.Draw(mask)
+    pen.polygon(on_patch(thing, thing.outline()), fill=255)
+    if thing.shape in HOLES:
+        pen.polygon(on_patch(thing, thing.outline(HOLES[thing.shape])), fill=0)
+    return mask.resize((side, side), Image.Resampling.BOX)
+
+
+def on_patch(thing: Thing, curve: list[Point]) -> list[Point]:
+    """A curve of the picture in the coordinates of the thing's enlarged patch."""
+    middle = patch_side(thing) * SMOOTH / 2
+    return [(middle + (x - thing.x) * SMOOTH, middle + (y - thing.y) * SMOOTH) for x, y in curve]
 
 
 @dataclass(frozen=True)
@@ -31,17 +124,28 @@ class Photo:
     read: Callable[[], bytes]
 
 
+def photo_of(scene: Scene) -> Photo:
+    """A scene as a photo: drawn when its bytes are asked for; hidden scenes keep their captions to themselves."""
+    captions = () if scene.split == "hidden" else tuple(scene.captions())
+    return Photo(scene.id, scene.split, captions, partial(draw_jpeg, scene))
+
+
+def export_coco(world: World, mirror: MirrorWriter) -> None:
+    """COCO 2014 with the Karpathy split; hidden scenes become its test images."""
+    export_photos([photo_of(scene) for scene in world], mirror)
+
+
 def export_photos(photos: Sequence[Photo], mirror: MirrorWriter) -> None:
     """Write the four image archives, the three Karpathy files and the two ground-truth files of COCOEvalCap."""
     folders = assign_folders(photos)
     for folder in FOLDERS:
-        mirror.add_zip(f"{IMAGES_URL}/{folder}.zip", zip_members(folder, folders[folder]))
+        mirror.add_zip(url_of(f"coco/{folder}"), zip_members(folder, folders[folder]))
     home = {photo.id: folder for folder in ("train2014", "val2014") for photo in folders[folder]}
-    records = {split: karpathy_records(photos, split, home) for split in ("train", "val", "test")}
-    for split, rows in records.items():
-        mirror.add_json(f"{KARPATHY_URL}/coco_karpathy_{split}.json", rows)
-    for split in ("val", "test"):
-        mirror.add_json(f"{KARPATHY_URL}/coco_karpathy_{split}_gt.json", ground_truth(photos, split))
+    for split in ("train", "val", "test"):
+        url = url_of(f"coco/karpathy_{split}")
+        mirror.add_json(url, karpathy_records(photos, split, home))
+        if split != "train":
+            mirror.add_json(url.replace(".json", "_gt.json"), ground_truth(photos, split))
 
 
 def assign_folders(photos: Iterable[Photo]) -> dict[str, list[Photo]]:
@@ -57,6 +161,15 @@ def assign_folders(photos: Iterable[Photo]) -> dict[str, list[Photo]]:
         else:
             folders["val2014"].append(photo)
     return folders
+
+
+def coco_folders(world: World) -> dict[str, list[Scene]]:
+    """The scenes in each of COCO's folders."""
+    known = {scene.id: scene for scene in world}
+    return {
+        folder: [known[photo.id] for photo in photos]
+        for folder, photos in assign_folders(map(photo_of, known.values())).items()
+    }
 
 
 def image_path(folder: str, photo_id: int) -> str:
@@ -89,48 +202,3 @@ def ground_truth(photos: Iterable[Photo], split: str) -> dict[str, list[dict[str
     pairs = [(photo.id, caption) for photo in chosen for caption in photo.captions]
     annotations = [{"image_id": owner, "caption": caption, "id": i} for i, (owner, caption) in enumerate(pairs, 1)]
     return {"annotations": annotations, "images": [{"id": photo.id} for photo in chosen]}
-
-
-def export_coco_folder(folder: Path, mirror: MirrorWriter, splits: Sequence[float] = (0.7, 0.15, 0.15)) -> None:
-    """Write a folder in COCO form (`images/`, `captions.json`) as a small COCO 2014 with a Karpathy split.
-
-    `splits`: shares of train, val and test, in the order of the image ids. The photographs of test also stand in for
-    COCO's hidden test images. Raises UsageError or IntegrityError where the folder is not in that form.
-    """
-    if len(splits) != 3 or min(splits) < 0 or not 0 < sum(splits) <= 1.0001:
-        raise UsageError(
-            "splits", f"{tuple(splits)} are not three shares", "give three numbers that add up to at most 1"
-        )
-    captions = read_captions(folder / "captions.json")
-    names = sorted(captions)
-    first, second = (round(len(names) * share) for share in (splits[0], splits[0] + splits[1]))
-    last = round(len(names) * sum(splits))
-    parts = {"train": names[:first], "val": names[first:second], "test": names[second:last]}
-    photos = [folder_photo(folder, split, *key, captions[key]) for split, keys in parts.items() for key in keys]
-    hidden = [Photo(p.id, "hidden", (), p.read) for p in photos if p.split == "test"]
-    export_photos(photos + hidden, mirror)
-
-
-def read_captions(path: Path) -> dict[tuple[int, str], list[str]]:
-    """(image id, file name) → captions, from a file in COCO's captions form; images without captions are left out."""
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        names = {image["id"]: (int(image["id"]), str(image["file_name"])) for image in content["images"]}
-        found: dict[tuple[int, str], list[str]] = defaultdict(list)
-        for annotation in content["annotations"]:
-            found[names[annotation["image_id"]]].append(str(annotation["caption"]))
-    except OSError as error:
-        raise UsageError(
-            str(path), error.strerror or "cannot be read", "name a folder with images/ and captions.json"
-        ) from error
-    except (ValueError, KeyError, TypeError) as error:
-        raise IntegrityError(str(path), f"not in COCO's captions form ({error!r})", "export it again") from error
-    return dict(found)
-
-
-def folder_photo(folder: Path, split: str, photo_id: int, name: str, captions: Sequence[str]) -> Photo:
-    """A photo whose bytes are read from the folder; raises IntegrityError where the file is missing."""
-    path = folder / "images" / Path(name).name
-    if not path.is_file():
-        raise IntegrityError(str(path), "captions.json names it, but it is not there", "complete the folder")
-    return Photo(photo_id, split, tuple(captions), partial(path.read_bytes))

@@ -1,25 +1,36 @@
-"""Writes a subset mirror: files at `<root>/<host>/<path>`, and a manifest with their sizes and hashes, written last."""
+"""A subset mirror: files at `<root>/<host>/<path>` with a manifest, written last; and its server on loopback."""
 
 from __future__ import annotations
 
-import hashlib
 import json
+import logging
+import re
 import tarfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from email.utils import formatdate
+from functools import cache
 from gzip import GzipFile
+from http import HTTPStatus
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from io import BytesIO
 from pathlib import Path
+from threading import Thread
 from typing import Any, BinaryIO
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 from zipfile import ZIP_STORED, ZipFile, ZipInfo
 
-from lavis_ext.errors import DiskError, UsageError
+from lavis_ext.cards import Cards, load_cards
+from lavis_ext.errors import UsageError
 from lavis_ext.fetch.mirrors import MANIFEST, mirror_path
 from lavis_ext.fetch.safety import safe_relative
+from lavis_ext.files import disk_errors, sha256_of, write_json
 
+log = logging.getLogger(__name__)
 SCHEMES = ("http", "https", "gdrive", "hf", "azure")
 BLOCK = 1 << 20
+PART = "{part:05d}"
+RANGE = re.compile(r"bytes=(\d{0,18})-(\d{0,18})")
 ZIP_DATE = (2014, 9, 1, 0, 0, 0)
 """Every member's time stamp, so that the same members make the same archive."""
 
@@ -30,7 +41,8 @@ class MirrorWriter:
     def __init__(self, root: Path) -> None:
         self.root = root
         self.files: dict[str, dict[str, int | str]] = {}
-        make_folder(root)
+        with disk_errors(root):
+            root.mkdir(parents=True, exist_ok=True)
         # An older manifest would vouch for files that are about to change.
         (root / MANIFEST).unlink(missing_ok=True)
 
@@ -42,15 +54,13 @@ class MirrorWriter:
         """
         key = mirror_key(url)
         path = self.root / safe_relative(key)
-        make_folder(path.parent)
         part = path.with_name(f"{path.name}.part")
-        try:
+        with disk_errors(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
             with part.open("w+b") as file:
                 yield file
             part.replace(path)
-        except OSError as error:
-            raise DiskError(str(path), error.strerror or str(error), "free space or choose another folder") from error
-        self.files[key] = {"size": path.stat().st_size, "sha256": hash_file(path)}
+        self.files[key] = {"size": path.stat().st_size, "sha256": sha256_of(path)}
 
     def add(self, url: str, content: bytes | Path) -> None:
         """Put bytes, or a copy of a file, in the place of `url`."""
@@ -90,19 +100,9 @@ class MirrorWriter:
     def finish(self, equivalence: str = "subset") -> Path:
         """Write the manifest of all that was added; returns its path."""
         content = {"format": 1, "equivalence": equivalence, "files": dict(sorted(self.files.items()))}
-        path = self.root / MANIFEST
-        part = path.with_name(f"{MANIFEST}.part")
-        part.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-        part.replace(path)
-        return path
-
-
-def make_folder(path: Path) -> None:
-    """Make a folder and its parents; raises DiskError where that fails."""
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise DiskError(str(path), error.strerror or str(error), "choose another folder") from error
+        with disk_errors(self.root / MANIFEST):
+            write_json(self.root / MANIFEST, content)
+        return self.root / MANIFEST
 
 
 def mirror_key(url: str) -> str:
@@ -113,10 +113,137 @@ def mirror_key(url: str) -> str:
     return key
 
 
-def hash_file(path: Path) -> str:
-    """SHA-256 of a file, in hexadecimal."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(BLOCK):
-            digest.update(block)
-    return digest.hexdigest()
+def url_of(reference: str) -> str:
+    """The first address of `family/artifact`; of a list in parts, that of its first part."""
+    family, _, name = reference.partition("/")
+    return all_cards().families[family].artifacts[name].url.replace(PART, f"{0:05d}")
+
+
+def urls_of(family: str) -> list[str]:
+    """The addresses of all artifacts of a family, each once."""
+    return list(dict.fromkeys(url_of(f"{family}/{name}") for name in all_cards().families[family].artifacts))
+
+
+@cache
+def all_cards() -> Cards:
+    """The shipped cards, read once."""
+    return load_cards()
+
+
+@contextmanager
+def serve(root: Path, port: int = 0) -> Iterator[str]:
+    """Serve `root` on 127.0.0.1 while the block runs; gives the base URL. Port 0: any free one."""
+    with MirrorServer(root, port) as server:
+        thread = Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, name="mirror", daemon=True)
+        thread.start()
+        try:
+            yield f"http://127.0.0.1:{server.server_address[1]}"
+        finally:
+            server.shutdown()
+            thread.join()
+
+
+class MirrorServer(ThreadingHTTPServer):
+    """A threaded server that knows its folder."""
+
+    daemon_threads = True
+    block_on_close = False
+
+    def __init__(self, root: Path, port: int) -> None:
+        self.root = root.resolve()
+        super().__init__(("127.0.0.1", port), FileHandler)
+
+
+class FileHandler(BaseHTTPRequestHandler):
+    """Answers GET and HEAD with files below the server's folder."""
+
+    protocol_version = "HTTP/1.1"
+    timeout = 60
+    server: MirrorServer
+
+    def do_GET(self) -> None:
+        """A whole file, or the range that was asked for."""
+        self._answer(with_body=True)
+
+    def do_HEAD(self) -> None:
+        """The headers of GET."""
+        self._answer(with_body=False)
+
+    def _answer(self, with_body: bool) -> None:
+        path = self._locate()
+        if path is None:
+            self.send_error(HTTPStatus.NOT_FOUND)
+            return
+        size, tag = path.stat().st_size, etag(path)
+        part = self._wanted(size, tag, formatdate(path.stat().st_mtime, usegmt=True))
+        if part is not None and part.start >= part.stop:
+            self._head(HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE, 0, **{"Content-Range": f"bytes */{size}"})
+            return
+        self._describe(path, size, tag, part)
+        if with_body:
+            self._send(path, part or range(size))
+
+    def _locate(self) -> Path | None:
+        """The file that is asked for; None where there is none, or where it is outside the folder."""
+        wanted = unquote(urlsplit(self.path).path).lstrip("/")
+        if "\0" in wanted:
+            return None
+        path = (self.server.root / wanted).resolve()
+        return path if path.is_relative_to(self.server.root) and path.is_file() else None
+
+    def _wanted(self, size: int, tag: str, date: str) -> range | None:
+        """The bytes that the headers ask for; None: the whole file, also where If-Range names another version."""
+        if self.headers.get("If-Range", tag) not in (tag, date):
+            return None
+        return parse_range(self.headers.get("Range", ""), size)
+
+    def _describe(self, path: Path, size: int, tag: str, part: range | None) -> None:
+        headers = {"ETag": tag, "Last-Modified": formatdate(path.stat().st_mtime, usegmt=True)}
+        if part is None:
+            self._head(HTTPStatus.OK, size, **headers)
+        else:
+            headers["Content-Range"] = f"bytes {part.start}-{part.stop - 1}/{size}"
+            self._head(HTTPStatus.PARTIAL_CONTENT, len(part), **headers)
+
+    def _head(self, status: HTTPStatus, length: int, **headers: str) -> None:
+        self.send_response(status)
+        for name, value in {"Accept-Ranges": "bytes", "Content-Length": str(length), **headers}.items():
+            self.send_header(name, value)
+        self.end_headers()
+
+    def _send(self, path: Path, part: range) -> None:
+        """Hand the bytes from the file to the socket; a client that leaves early is no error."""
+        if not part:
+            return
+        try:
+            with path.open("rb") as file:
+                self.connection.sendfile(file, part.start, len(part))
+        except (ConnectionError, TimeoutError) as error:
+            log.debug("%s went away: %s", self.client_address, error)
+            self.close_connection = True
+
+    def log_message(self, format: str, *args: object) -> None:
+        """To the log, not to the terminal."""
+        log.debug(format, *args)
+
+
+def etag(path: Path) -> str:
+    """A strong tag from size and time of change."""
+    stat = path.stat()
+    return f'"{stat.st_size:x}-{stat.st_mtime_ns:x}"'
+
+
+def parse_range(header: str, size: int) -> range | None:
+    """One `bytes=` range as positions in a file (RFC 9110, 14.1.2); None: serve the whole file; empty: not satisfiable.
+
+    Several ranges in one header are answered with the whole file, as the RFC allows.
+    """
+    found = RANGE.fullmatch(header.strip())
+    if not found or not any(found.groups()):
+        return None
+    first, last = found.groups()
+    if not first:
+        return range(max(0, size - int(last)), size) if int(last) else range(size, size)
+    if last and int(last) < int(first):
+        return None
+    return range(int(first), min(int(last) + 1, size) if last else size)

@@ -1,4 +1,4 @@
-"""Runs a verb of the command line in a process of its own, as a user would, and reads what it answers as JSON."""
+"""What a journey is made of: verbs run as a user would, stages done once and recorded, and scores read from logs."""
 
 from __future__ import annotations
 
@@ -7,15 +7,24 @@ import logging
 import os
 import subprocess
 import sys
-from collections.abc import Iterable, Mapping
+import threading
+import time
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from lavis_ext.errors import LavisExtError
+from lavis_ext.errors import DiskError, IntegrityError, LavisExtError, UsageError
+from lavis_ext.files import disk_errors, write_json
 
 log = logging.getLogger(__name__)
 Answer = list[dict[str, Any]]
 LOOPBACK = "127.0.0.1"
+ELSEWHERE = "choose another folder with --out"
+KEPT = ("job", "report", "words")
+Outcome = dict[str, Any]
+"""What is recorded of a stage: `seconds`, and of a run its `job` and `report`."""
+LOG = "log.jsonl"
 
 
 class Command(Protocol):
@@ -100,3 +109,82 @@ def environment_for(cache_root: Path, mirror: str = "") -> dict[str, str]:
         "no_proxy": direct,
         "PYTHONPATH": os.pathsep.join(search),
     }
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One leg of the journey; `reused`: it had been done before, and `seconds` is what it took then."""
+
+    name: str
+    seconds: float
+    reused: bool = False
+
+
+class Stages:
+    """The finished stages of a plan, kept in one JSON file; safe to call from several threads.
+
+    `describe` words a plan for the error of a folder that holds another one. Raises UsageError for such a folder,
+    IntegrityError for a file that is no record, DiskError where the folder cannot be made.
+    """
+
+    def __init__(self, path: Path, plan: Mapping[str, Any], describe: Callable[[Mapping[str, Any]], str]) -> None:
+        self.path, self.plan = path, json.loads(json.dumps(plan))
+        self.done: dict[str, Outcome] = {}
+        self.passed: list[Stage] = []
+        self._lock = threading.Lock()
+        found = self._read()
+        if found != self.plan:
+            what = f"holds a demo of {describe(found)}, not of {describe(self.plan)}"
+            raise UsageError(str(path.parent), what, ELSEWHERE)
+
+    def do(self, name: str, act: Callable[[], Answer], still_there: Callable[[Outcome], bool]) -> Outcome:
+        """Do a stage, unless it is done and its outcome is still there; record it when it has ended well."""
+        before = self.done.get(name)
+        if before and still_there(before):
+            return self._pass(Stage(name, before["seconds"], reused=True), before)
+        log.info("%s …", name)
+        start = time.monotonic()
+        outcome = {key: value for item in act() for key, value in item.items() if key in KEPT}
+        outcome["seconds"] = round(time.monotonic() - start, 2)
+        return self._pass(Stage(name, outcome["seconds"]), outcome)
+
+    def _pass(self, stage: Stage, outcome: Outcome) -> Outcome:
+        with self._lock:
+            self.passed.append(stage)
+            if not stage.reused:
+                self.done[stage.name] = outcome
+                with disk_errors(self.path, ELSEWHERE):
+                    write_json(self.path, {"plan": self.plan, "stages": self.done})
+        return outcome
+
+    def _read(self) -> dict[str, Any]:
+        """The plan that the folder holds; ours where it holds none."""
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            if not self.path.exists():
+                return dict(self.plan)
+            state = json.loads(self.path.read_text(encoding="utf-8"))
+            plan, self.done = dict(state["plan"]), dict(state["stages"])
+        except OSError as error:
+            raise DiskError(str(self.path.parent), error.strerror or str(error), ELSEWHERE) from error
+        except (ValueError, KeyError, TypeError) as error:
+            raise IntegrityError(str(self.path), "is not the record of a demo", ELSEWHERE) from error
+        return plan
+
+
+def read_records(job: Path) -> list[dict[str, Any]]:
+    """The lines of a run's log; raises IntegrityError where it is not there or no such log."""
+    path = job / LOG
+    try:
+        records = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    except (OSError, ValueError) as error:
+        raise IntegrityError(str(path), f"cannot be read ({type(error).__name__})", ELSEWHERE) from error
+    return [record for record in records if isinstance(record, dict)]
+
+
+def last_metrics(job: Path, split: str) -> dict[str, float]:
+    """The numbers of the last evaluation of a split; raises IntegrityError if there is none."""
+    found = [r.get("metrics") for r in read_records(job) if r.get("kind") == "eval" and r.get("split") == split]
+    if not found or not isinstance(found[-1], dict):
+        raise IntegrityError(str(job / LOG), f"holds no evaluation of the {split} split", ELSEWHERE)
+    return {key: float(value) for key, value in found[-1].items() if isinstance(value, (int, float))}

@@ -9,12 +9,20 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from lavis_ext.demo.mirror import MirrorWriter
-from lavis_ext.demo.scenes import export_coco
-from lavis_ext.demo.scores import LOG, last_metrics
-from lavis_ext.demo.server import serve
-from lavis_ext.demo.stages import ELSEWHERE, Outcome, Stage, Stages
-from lavis_ext.demo.steps import Answer, Command, environment_for, run_verb
+from lavis_ext.demo.coco import export_coco
+from lavis_ext.demo.mirror import MirrorWriter, serve
+from lavis_ext.demo.steps import (
+    ELSEWHERE,
+    LOG,
+    Answer,
+    Command,
+    Outcome,
+    Stage,
+    Stages,
+    environment_for,
+    last_metrics,
+    run_verb,
+)
 from lavis_ext.demo.world import World
 from lavis_ext.errors import IntegrityError
 from lavis_ext.fetch.mirrors import MANIFEST

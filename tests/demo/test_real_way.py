@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from lavis_ext.config import load_config
-from lavis_ext.demo.server import serve
+from lavis_ext.demo.mirror import serve
 from lavis_ext.demo.tour import EVALUATE, TRAIN, run_demo
 from lavis_ext.demo.world import World
 from lavis_ext.prepare import PrepareOptions, prepare

@@ -14,7 +14,7 @@ from zipfile import ZipFile
 
 import pytest
 
-from lavis_ext.demo.addresses import url_of
+from lavis_ext.demo.mirror import url_of
 from lavis_ext.demo.world import World
 from lavis_ext.features import open_store
 from lavis_ext.features.imports import import_features

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from lavis_ext import load_dataset
-from lavis_ext.demo.coco import export_coco_folder
 from lavis_ext.demo.mirror import MirrorWriter
+from tests.world.export import export_photographs
 
 ROOT = Path(__file__).parents[2]
 PHOTOS = ROOT.parent / "shared" / "real_coco"
@@ -25,7 +25,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     """Environment in which the mirror of the photographs stands for the internet."""
     base = tmp_path_factory.mktemp("real")
     mirror = MirrorWriter(base / "mirror")
-    export_coco_folder(PHOTOS, mirror)
+    export_photographs(PHOTOS, mirror)
     mirror.finish()
     own = {"LAVIS_EXT_MIRROR": str(base / "mirror"), "LAVIS_EXT_CACHE_ROOT": str(base / "data")}
     return {**os.environ, **own, "HF_HUB_OFFLINE": "1", "BASE": str(base)}

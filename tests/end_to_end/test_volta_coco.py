@@ -15,8 +15,8 @@ import pytest
 
 from lavis_ext.cards import load_cards
 from lavis_ext.cli import main
+from lavis_ext.demo.coco import photo_of
 from lavis_ext.demo.mirror import MirrorWriter
-from lavis_ext.demo.scenes import photo_of
 from lavis_ext.demo.world import World
 from lavis_ext.features import open_store
 from lavis_ext.features.formats.restricted import load_plain

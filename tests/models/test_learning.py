@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from lavis_ext.demo.draw import draw
+from lavis_ext.demo.coco import draw
 from lavis_ext.demo.world import World
 from lavis_ext.models import load_model_and_preprocess
 

@@ -50,7 +50,7 @@ def index(folder: Path) -> list[dict[str, Any]]:
     return found
 
 
-def test_every_described_picture_of_a_small_split_is_kept(tmp_path: Path) -> None:
+def test_every_described_draw_jpeg_a_small_split_is_kept(tmp_path: Path) -> None:
     write_gallery(rows(9), [Pictures(9)], tmp_path / "g", "val")
     shots = index(tmp_path / "g")
     assert sorted(shot["id"] for shot in shots) == [i for i in range(100, 109) if i != 103]

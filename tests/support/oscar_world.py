@@ -11,7 +11,7 @@ from zipfile import ZipFile
 import torch
 import yaml
 
-from lavis_ext.demo.addresses import url_of
+from lavis_ext.demo.mirror import url_of
 from lavis_ext.demo.world import Scene, World
 from lavis_ext.features.formats.restricted import load_plain
 from lavis_ext.fetch.mirrors import mirror_path

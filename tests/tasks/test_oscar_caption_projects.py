@@ -12,7 +12,7 @@ import torch
 
 from lavis_ext.check import check_file
 from lavis_ext.config import load_config
-from lavis_ext.demo.server import serve
+from lavis_ext.demo.mirror import serve
 from lavis_ext.demo.world import World
 from lavis_ext.prepare import PrepareOptions, prepare
 from lavis_ext.runner import evaluate, train

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -9,10 +10,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
-from lavis_ext.demo.addresses import all_cards
-from lavis_ext.demo.mirror import MirrorWriter
-from lavis_ext.demo.scenes import export_coco
-from lavis_ext.demo.server import serve
+from lavis_ext.demo.coco import Photo, export_coco, export_photos
+from lavis_ext.demo.mirror import MirrorWriter, all_cards, serve
 from lavis_ext.demo.steps import Answer, Command, environment_for, run_verb
 from lavis_ext.demo.world import World
 from lavis_ext.errors import LavisExtError, UsageError, nearest
@@ -214,3 +213,23 @@ def summarise(family: str, names: tuple[str, ...], answer: Answer) -> FamilyStat
 def table(states: Sequence[FamilyState]) -> list[str]:
     """The families as lines of aligned columns."""
     return columns([HEAD, *(state.cells() for state in states)]) if states else []
+
+
+def export_photographs(folder: Path, mirror: MirrorWriter, splits: Sequence[float] = (0.7, 0.15, 0.15)) -> None:
+    """Write a folder in COCO's form (`images/`, `captions.json`) as a small COCO 2014 with a Karpathy split.
+
+    `splits`: shares of train, val and test, in the order of the image ids. The photographs of test also stand in for
+    COCO's hidden test images.
+    """
+    content = json.loads((folder / "captions.json").read_text(encoding="utf-8"))
+    names = {image["id"]: image["file_name"] for image in content["images"]}
+    said: dict[int, list[str]] = {}
+    for annotation in content["annotations"]:
+        said.setdefault(annotation["image_id"], []).append(annotation["caption"])
+    cuts = [round(len(said) * sum(splits[:n])) for n in range(4)]
+    photos = [
+        Photo(number, split, tuple(said[number]), (folder / "images" / names[number]).read_bytes)
+        for split, start, end in zip(("train", "val", "test"), cuts, cuts[1:], strict=False)
+        for number in sorted(said)[start:end]
+    ]
+    export_photos([*photos, *(Photo(p.id, "hidden", (), p.read) for p in photos if p.split == "test")], mirror)

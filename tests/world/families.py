@@ -7,10 +7,9 @@ from collections.abc import Iterator, Sequence
 from itertools import combinations
 from typing import Any
 
-from lavis_ext.demo.addresses import url_of
+from lavis_ext.demo.coco import draw_jpeg
 from lavis_ext.demo.language import NUMBERS, PHRASES, arrangement, article, named, placed, plural, sized, the
-from lavis_ext.demo.mirror import MirrorWriter
-from lavis_ext.demo.scenes import picture_of
+from lavis_ext.demo.mirror import MirrorWriter, url_of
 from lavis_ext.demo.things import COLOURS, HEIGHT, WIDTH, relation
 from lavis_ext.demo.world import Scene, World
 from tests.world.questions import ask, count
@@ -27,7 +26,7 @@ def export_vg(world: World, mirror: MirrorWriter) -> None:
     scenes = list(world.scenes("train"))
     parts = {"images": [s for i, s in enumerate(scenes) if i % 3 < 2], "images2": scenes[2::3]}
     for name, folder in VG_FOLDERS.items():
-        members = [(f"{folder}/", b""), *((f"{folder}/{s.id}.jpg", picture_of(s)) for s in parts[name])]
+        members = [(f"{folder}/", b""), *((f"{folder}/{s.id}.jpg", draw_jpeg(s)) for s in parts[name])]
         mirror.add_zip(url_of(f"vg/{name}"), members)
     mirror.add_json(url_of("vg/caption"), [row for scene in scenes for row in phrase_rows(scene)])
     mirror.add_json(url_of("vg/qa"), [row for scene in scenes for row in question_rows(scene)])
@@ -87,7 +86,7 @@ def export_nocaps(world: World, mirror: MirrorWriter) -> None:
         scenes = list(world.scenes(split))
         images = [image_row(scene, number) for number, scene in enumerate(scenes)]
         for scene, image in zip(scenes, images, strict=True):
-            mirror.add(image["coco_url"], picture_of(scene))
+            mirror.add(image["coco_url"], draw_jpeg(scene))
         content: Row = {"info": {"description": "a drawn world"}, "licenses": [], "images": images}
         if split == "val":
             content["annotations"] = caption_rows(scenes)
@@ -159,7 +158,7 @@ def export_minigpt4(world: World, mirror: MirrorWriter) -> None:
             (f"{ALIGN_FOLDER}/", b""),
             (f"{ALIGN_FOLDER}/filter_cap.json", json.dumps({"annotations": rows}).encode()),
             (f"{ALIGN_FOLDER}/image/", b""),
-            *((f"{ALIGN_FOLDER}/image/{number}.jpg", picture_of(scene)) for number, scene in scenes),
+            *((f"{ALIGN_FOLDER}/image/{number}.jpg", draw_jpeg(scene)) for number, scene in scenes),
         ],
     )
 
@@ -211,7 +210,7 @@ def image_name(scene: Scene) -> str:
 def flickr_by_request(world: World) -> Iterator[tuple[str, bytes]]:
     """(path below the cache root, JPEG) of every scene with captions: what a person puts there by hand."""
     for split in SNLI_SPLITS.values():
-        yield from ((f"flickr30k/images/{image_name(scene)}", picture_of(scene)) for scene in world.scenes(split))
+        yield from ((f"flickr30k/images/{image_name(scene)}", draw_jpeg(scene)) for scene in world.scenes(split))
 
 
 def export_snli_ve(world: World, mirror: MirrorWriter) -> None:

@@ -9,10 +9,9 @@ from dataclasses import dataclass
 from random import Random
 from typing import Any
 
-from lavis_ext.demo.addresses import url_of
-from lavis_ext.demo.draw import draw
+from lavis_ext.demo.coco import draw
 from lavis_ext.demo.language import named, plural
-from lavis_ext.demo.mirror import MirrorWriter
+from lavis_ext.demo.mirror import MirrorWriter, url_of
 from lavis_ext.demo.things import COLOURS, HEIGHT, SHAPES, WIDTH, Thing
 from lavis_ext.demo.world import Scene, World, pick, pick_several
 from tests.world.questions import count

@@ -9,7 +9,8 @@ from urllib.request import urlopen
 
 import pytest
 
-from lavis_ext.errors import NetworkError
+from lavis_ext.demo.world import World
+from lavis_ext.errors import NetworkError, UsageError
 from tests.world import export
 from tests.world.export import FamilyState, prepare_every, registry_names, summarise, table
 
@@ -91,3 +92,10 @@ def test_of_a_family_that_is_wanted_whole_its_files_are_counted() -> None:
 
 def test_a_table_is_aligned() -> None:
     assert table(()) == [] and table([FamilyState("f", ("a", "b"))])[1].startswith("f       a b")
+
+
+def test_an_unknown_family_is_named_before_anything_is_written(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="did you mean 'coco'"):
+        export.export_world(World(), tmp_path / "m", ["coco", "cocoo"])
+    assert not (tmp_path / "m").exists()
+    assert "coco" in export.EXPORTS

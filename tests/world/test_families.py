@@ -16,7 +16,7 @@ from PIL import Image
 from pyarrow import parquet
 
 from lavis_ext.cards import load_cards
-from lavis_ext.demo.addresses import url_of, urls_of
+from lavis_ext.demo.mirror import url_of, urls_of
 from lavis_ext.demo.world import Scene, World
 from lavis_ext.errors import DiskError
 from lavis_ext.fetch.mirrors import mirror_path

@@ -10,10 +10,8 @@ from functools import partial
 from random import Random
 from typing import Any
 
-from lavis_ext.demo.addresses import url_of
-from lavis_ext.demo.coco import image_path
-from lavis_ext.demo.mirror import MirrorWriter
-from lavis_ext.demo.scenes import coco_folders, picture_of
+from lavis_ext.demo.coco import coco_folders, draw_jpeg, image_path
+from lavis_ext.demo.mirror import MirrorWriter, url_of
 from lavis_ext.demo.world import Scene, World, pick, pick_several
 from tests.world.questions import Question, ask, choose, knowledge, poll, pool_of, question_id, questions, vocabulary
 
@@ -190,7 +188,7 @@ Balanced = tuple[Scene, int, Question]
 
 def export_gqa(world: World, mirror: MirrorWriter) -> None:
     """Images, balanced questions in both forms, and all questions of train and val; answers of test are left out."""
-    members = [("images/", b""), *((f"images/{scene.id}.jpg", picture_of(scene)) for scene in world)]
+    members = [("images/", b""), *((f"images/{scene.id}.jpg", draw_jpeg(scene)) for scene in world)]
     mirror.add_zip(url_of("gqa/images"), members)
     archive: list[tuple[str, bytes]] = []
     for split, scenes in GQA_SPLITS.items():

@@ -9,9 +9,8 @@ from dataclasses import dataclass
 from random import Random
 from typing import Any, Literal
 
-from lavis_ext.demo.addresses import url_of
-from lavis_ext.demo.mirror import MirrorWriter
-from lavis_ext.demo.scenes import picture_of
+from lavis_ext.demo.coco import draw_jpeg
+from lavis_ext.demo.mirror import MirrorWriter, url_of
 from lavis_ext.demo.world import Scene, World
 
 FLICKR = "http://static.flickr.com"
@@ -64,7 +63,7 @@ def add_bodies(mirror: MirrorWriter, found: Sequence[Link]) -> None:
 
 def body_of(link: Link) -> bytes:
     """The image, or what a host sends in its place."""
-    return picture_of(link.scene) if link.fate == "image" else PAGE if link.fate == "page" else stand_in()
+    return draw_jpeg(link.scene) if link.fate == "image" else PAGE if link.fate == "page" else stand_in()
 
 
 def export_sbu(world: World, mirror: MirrorWriter) -> None:
@@ -73,7 +72,7 @@ def export_sbu(world: World, mirror: MirrorWriter) -> None:
     rows = [{"image": link.name, "caption": owner_caption(link.scene), "url": link.url} for link in found]
     mirror.add_json(url_of("sbu_caption/captions"), rows)
     add_bodies(mirror, found)
-    alive = [(link.name, picture_of(link.scene)) for link in found if link.fate == "image"]
+    alive = [(link.name, draw_jpeg(link.scene)) for link in found if link.fate == "image"]
     mirror.add_tar_gz(url_of("sbu_caption/images_tar"), alive)
 
 

@@ -9,7 +9,6 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from lavis_ext.demo.things import COLOURS, SHAPES
 from lavis_ext.errors import UsageError
 from lavis_ext.features.detectors.base import DetectorOptions
 from lavis_ext.features.detectors.c4 import C4Detector, Settings
@@ -35,15 +34,19 @@ BUTD_SETTINGS = Settings(
 VINVL_SETTINGS = Settings(VINVL, "maskrcnn", (103.53, 116.28, 123.675), sizes=VINVL_SIZES, sizes_first=False)
 """`sgg_configs/vgattr/vinvl_x152c4.yaml` with `NMS_FILTER 1` and `IGNORE_BOX_REGRESSION`, as its README extracts."""
 
+TINY_CLASSES = ("circle", "square", "triangle", "star", "cross", "ring")
+TINY_ATTRIBUTES = ("red", "orange", "yellow", "green", "blue", "purple", "pink", "black")
+"""The shapes and colours of the drawn world of `lavis-ext demo`."""
+
 TINY = Layers(
     blocks=(1, 1, 1, 1),
     inner=(8, 8, 16, 16),
     outer=(16, 32, 64, 2048),
-    classes=len(SHAPES),
-    attributes=len(COLOURS),
+    classes=len(TINY_CLASSES),
+    attributes=len(TINY_ATTRIBUTES),
     anchors=6,
     rpn_channels=16,
-    box_classes=len(SHAPES),
+    box_classes=len(TINY_CLASSES),
     stem=8,
     embedding=8,
     attribute_channels=16,
@@ -75,8 +78,8 @@ def tiny(options: DetectorOptions) -> C4Detector:
     network = C4Network(TINY)
     draw(network, options.seed)
     detector = C4Detector("tiny", network, TINY_SETTINGS, options, weights=f"drawn from seed {options.seed}")
-    detector.classes = detector.classes or tuple(SHAPES)
-    detector.attributes = detector.attributes or tuple(COLOURS)
+    detector.classes = detector.classes or TINY_CLASSES
+    detector.attributes = detector.attributes or TINY_ATTRIBUTES
     return detector
 
 

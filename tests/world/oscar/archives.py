@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from urllib.parse import quote
 
-from lavis_ext.demo.addresses import all_cards, url_of
-from lavis_ext.demo.mirror import MirrorWriter
-from lavis_ext.demo.scenes import coco_folders
+from lavis_ext.demo.coco import coco_folders
+from lavis_ext.demo.mirror import MirrorWriter, all_cards, url_of
 from lavis_ext.demo.things import BACKGROUNDS, COLOURS, SHAPES
 from lavis_ext.demo.world import World
 from tests.world.oscar.captions import (

@@ -1,18 +1,23 @@
-"""The mirror server: whole files, ranges, validators, kept-alive connections, and nothing outside its folder."""
+"""A mirror: a manifest that is complete and true, files where fetching looks, and a server with ranges."""
 
 from __future__ import annotations
 
+import hashlib
 import http.client
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
+from urllib.request import urlopen
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lavis_ext.demo.server import parse_range, serve
+from lavis_ext.demo.mirror import MirrorWriter, mirror_key, parse_range, serve
+from lavis_ext.errors import DiskError, UnsafeError, UsageError
+from lavis_ext.fetch.mirrors import MirrorMap
 
 BODY = bytes(range(256)) * 4000
 
@@ -152,3 +157,59 @@ def test_a_range_is_what_slicing_gives(first: int, last: int, size: int) -> None
         assert part is None
     else:
         assert part is not None and data[part.start : part.stop] == data[first : last + 1]
+
+
+def test_an_export_that_breaks_leaves_no_manifest(tmp_path: Path) -> None:
+    (tmp_path / "manifest.json").write_text("{}")
+    writer = MirrorWriter(tmp_path)
+
+    def members() -> Any:
+        yield "a.jpg", b"1"
+        raise RuntimeError("power cut")
+
+    with pytest.raises(RuntimeError):
+        writer.add_zip("http://host/a.zip", members())
+    assert not (tmp_path / "manifest.json").exists()
+    assert not (tmp_path / "host" / "a.zip").exists()
+    assert not writer.files
+
+
+def test_add_takes_bytes_and_files(tmp_path: Path) -> None:
+    source = tmp_path / "source.bin"
+    source.write_bytes(b"x" * 3_000_000)
+    writer = MirrorWriter(tmp_path / "m")
+    writer.add("https://host/a/b.bin?token=secret", source)
+    writer.add("https://host/a/c.bin", b"abc")
+    assert (tmp_path / "m/host/a/b.bin").read_bytes() == source.read_bytes()
+    assert writer.files["host/a/c.bin"] == {"size": 3, "sha256": hashlib.sha256(b"abc").hexdigest()}
+    assert "secret" not in writer.finish().read_text()
+
+
+@pytest.mark.parametrize(
+    "url", ["ftp://host/a", "host/a", "https://host/", "https://host/a/../../b", "https://host/%2e%2e/b", ""]
+)
+def test_urls_that_no_mirror_can_hold_are_refused(url: str) -> None:
+    with pytest.raises((UsageError, UnsafeError)):
+        mirror_key(url)
+
+
+def test_files_of_a_mirror_lie_where_fetching_looks_for_them(tmp_path: Path) -> None:
+    """The writer and the reader share one rule: what was added is found through MirrorMap, from folder and server."""
+    urls = ["https://host/a%20b/c.json?x=1", "hf:datasets/o/n/part.parquet", "gdrive:FILE_ID", "azure:acc/box/blob.zip"]
+    writer = MirrorWriter(tmp_path)
+    for url in urls:
+        writer.add(url, url.encode())
+    writer.finish()
+    folder = MirrorMap(str(tmp_path))
+    assert folder.is_subset
+    with serve(tmp_path) as base:
+        for url in urls:
+            assert folder.lists(url) and Path(folder.locate(url)).read_bytes() == url.encode()
+            with urlopen(MirrorMap(base).locate(url)) as response:
+                assert response.read() == url.encode()
+
+
+def test_a_folder_that_cannot_be_made_is_a_disk_error(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(DiskError, match="choose another folder"):
+        MirrorWriter(tmp_path / "file" / "m").add("https://host/a", b"")

@@ -1,27 +1,97 @@
-"""Exports: the record forms of the upstream files, archives that open, a manifest that is complete and true."""
+"""COCO's form: pictures that show what a scene says, archives that open, and the records of the upstream files."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import re
+import subprocess
+import sys
 from io import BytesIO
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
-from urllib.request import urlopen
 from zipfile import ZipFile
 
 import pytest
 from PIL import Image
 
-from lavis_ext.demo.coco import export_coco_folder
-from lavis_ext.demo.mirror import MirrorWriter, mirror_key
-from lavis_ext.demo.server import serve
-from lavis_ext.demo.world import World
-from lavis_ext.errors import DiskError, IntegrityError, UnsafeError, UsageError
-from lavis_ext.fetch.mirrors import MirrorMap
-from tests.world.export import EXPORTS, export_world
+from lavis_ext.demo.coco import draw, draw_jpeg
+from lavis_ext.demo.mirror import MirrorWriter
+from lavis_ext.demo.things import COLOURS, HEIGHT, SHAPES, WIDTH, Thing
+from lavis_ext.demo.world import Scene, World
+from tests.world.export import export_photographs, export_world
+
+
+def near(a: tuple[int, ...], b: tuple[int, ...], tolerance: int = 26) -> bool:
+    """Whether two RGB colours are alike in every channel."""
+    return all(abs(x - y) <= tolerance for x, y in zip(a, b, strict=True))
+
+
+def test_the_same_scene_gives_the_same_bytes_in_another_process() -> None:
+    code = (
+        "import hashlib; from lavis_ext.demo.coco import draw_jpeg; from lavis_ext.demo.world import World;"
+        "print(hashlib.sha256(draw_jpeg(World(seed=5).scene('val', 2))).hexdigest())"
+    )
+    seen = {
+        subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout for _ in "ab"
+    }
+    assert len(seen) == 1
+    assert draw_jpeg(World(seed=5).scene("val", 2)) != draw_jpeg(World(seed=6).scene("val", 2))
+
+
+def test_a_jpeg_has_the_size_and_weight_of_a_small_photograph() -> None:
+    data = draw_jpeg(World(seed=5).scene("val", 0))
+    with Image.open(BytesIO(data)) as picture:
+        assert (picture.format, picture.mode, picture.size) == ("JPEG", "RGB", (WIDTH, HEIGHT))
+    assert 10_000 < len(data) < 200_000
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_colour_fills_the_shape_and_not_its_surroundings(shape: str) -> None:
+    for colour, rgb in COLOURS.items():
+        thing = Thing(shape, colour, "big", 320, 240)
+        picture = draw(Scene(1, "train", (thing,), "paper"))
+        inside = (320 + 68, 240) if shape == "ring" else (320, 240)
+        assert near(picture.getpixel(inside), rgb)
+        x, y, *_ = thing.box()
+        assert not near(picture.getpixel((x - 12, y - 12)), rgb)
+        if shape == "ring":
+            assert not near(picture.getpixel((320, 240)), rgb)
+
+
+def test_boxes_are_tight_around_the_drawn_pixels() -> None:
+    for shape in SHAPES:
+        thing = Thing(shape, "blue", "big", 300, 200)
+        picture = draw(Scene(1, "train", (thing,), "paper"))
+        blue = picture.split()[2].point([0] * 256)  # a mask to fill in
+        pixels = picture.load()
+        for x in range(190, 410):
+            for y in range(90, 310):
+                r, g, b = pixels[x, y][:3]
+                blue.putpixel((x, y), 255 if b > r + 60 and r < 90 and g < 130 else 0)
+        left, top, right, bottom = blue.getbbox()
+        x, y, w, h = thing.box()
+        assert max(abs(left - x), abs(top - y), abs(right - x - w), abs(bottom - y - h)) <= 3, shape
+
+
+def test_grounds_differ_and_every_picture_shows_another_part() -> None:
+    plain = {
+        ground: draw(Scene(1, "train", (), ground)).resize((1, 1)).getpixel((0, 0))
+        for ground in ("paper", "wood", "stone")
+    }
+    assert len(set(plain.values())) == 3
+    assert draw(Scene(1, "train", (), "wood")).tobytes() != draw(Scene(2, "train", (), "wood")).tobytes()
+
+
+def test_the_world_needs_no_drawing_library() -> None:
+    code = (
+        "import sys, lavis_ext.demo.world as w; next(iter(w.World())).captions();"
+        "import lavis_ext.demo.coco, lavis_ext.demo.mirror;"
+        "sys.exit(any(m in sys.modules for m in ('PIL', 'numpy', 'torch')))"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
 
 WORLD = World(seed=11, train=12, val=4, test=3, hidden=2)
 ZIPS = "images.cocodataset.org/zips"
@@ -119,69 +189,6 @@ def test_the_same_world_makes_the_same_mirror(mirror: Path, tmp_path: Path) -> N
     assert again.read_bytes() == (mirror / "manifest.json").read_bytes()
 
 
-def test_an_unknown_family_is_named_before_anything_is_written(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="did you mean 'coco'"):
-        export_world(WORLD, tmp_path / "m", ["coco", "cocoo"])
-    assert not (tmp_path / "m").exists()
-    assert "coco" in EXPORTS
-
-
-def test_an_export_that_breaks_leaves_no_manifest(tmp_path: Path) -> None:
-    (tmp_path / "manifest.json").write_text("{}")
-    writer = MirrorWriter(tmp_path)
-
-    def members() -> Any:
-        yield "a.jpg", b"1"
-        raise RuntimeError("power cut")
-
-    with pytest.raises(RuntimeError):
-        writer.add_zip("http://host/a.zip", members())
-    assert not (tmp_path / "manifest.json").exists()
-    assert not (tmp_path / "host" / "a.zip").exists()
-    assert not writer.files
-
-
-def test_add_takes_bytes_and_files(tmp_path: Path) -> None:
-    source = tmp_path / "source.bin"
-    source.write_bytes(b"x" * 3_000_000)
-    writer = MirrorWriter(tmp_path / "m")
-    writer.add("https://host/a/b.bin?token=secret", source)
-    writer.add("https://host/a/c.bin", b"abc")
-    assert (tmp_path / "m/host/a/b.bin").read_bytes() == source.read_bytes()
-    assert writer.files["host/a/c.bin"] == {"size": 3, "sha256": hashlib.sha256(b"abc").hexdigest()}
-    assert "secret" not in writer.finish().read_text()
-
-
-@pytest.mark.parametrize(
-    "url", ["ftp://host/a", "host/a", "https://host/", "https://host/a/../../b", "https://host/%2e%2e/b", ""]
-)
-def test_urls_that_no_mirror_can_hold_are_refused(url: str) -> None:
-    with pytest.raises((UsageError, UnsafeError)):
-        mirror_key(url)
-
-
-def test_files_of_a_mirror_lie_where_fetching_looks_for_them(tmp_path: Path) -> None:
-    """The writer and the reader share one rule: what was added is found through MirrorMap, from folder and server."""
-    urls = ["https://host/a%20b/c.json?x=1", "hf:datasets/o/n/part.parquet", "gdrive:FILE_ID", "azure:acc/box/blob.zip"]
-    writer = MirrorWriter(tmp_path)
-    for url in urls:
-        writer.add(url, url.encode())
-    writer.finish()
-    folder = MirrorMap(str(tmp_path))
-    assert folder.is_subset
-    with serve(tmp_path) as base:
-        for url in urls:
-            assert folder.lists(url) and Path(folder.locate(url)).read_bytes() == url.encode()
-            with urlopen(MirrorMap(base).locate(url)) as response:
-                assert response.read() == url.encode()
-
-
-def test_a_folder_that_cannot_be_made_is_a_disk_error(tmp_path: Path) -> None:
-    (tmp_path / "file").write_text("")
-    with pytest.raises(DiskError, match="choose another folder"):
-        MirrorWriter(tmp_path / "file" / "m").add("https://host/a", b"")
-
-
 @pytest.fixture
 def coco_folder(tmp_path: Path) -> Path:
     """Ten pictures in COCO form."""
@@ -198,7 +205,7 @@ def coco_folder(tmp_path: Path) -> Path:
 def test_a_folder_in_coco_form_becomes_a_karpathy_split(coco_folder: Path, tmp_path: Path) -> None:
     root = tmp_path / "m"
     writer = MirrorWriter(root)
-    export_coco_folder(coco_folder, writer, (0.6, 0.2, 0.2))
+    export_photographs(coco_folder, writer, (0.6, 0.2, 0.2))
     writer.finish()
     train, val, test = (load(root, f"coco_karpathy_{s}.json") for s in ("train", "val", "test"))
     assert (len(train), len(val), len(test)) == (30, 2, 2)
@@ -209,20 +216,3 @@ def test_a_folder_in_coco_form_becomes_a_karpathy_split(coco_folder: Path, tmp_p
     with ZipFile(root / ZIPS / "val2014.zip") as archive:
         assert archive.read(val[0]["image"]) == b"jpeg 106"
     assert len(names(root, "test2015")) == 2
-
-
-@pytest.mark.parametrize("splits", [(0.5, 0.5), (0.9, 0.2, 0.2), (-0.1, 0.5, 0.5), (0, 0, 0)])
-def test_shares_that_are_none_are_refused(coco_folder: Path, tmp_path: Path, splits: tuple[float, ...]) -> None:
-    with pytest.raises(UsageError, match="shares"):
-        export_coco_folder(coco_folder, MirrorWriter(tmp_path / "m"), splits)
-
-
-def test_what_is_wrong_with_a_folder_is_named(coco_folder: Path, tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match=r"captions\.json"):
-        export_coco_folder(tmp_path, MirrorWriter(tmp_path / "m"))
-    (coco_folder / "images" / f"{103:012d}.jpg").unlink()
-    with pytest.raises(IntegrityError, match="000000000103"):
-        export_coco_folder(coco_folder, MirrorWriter(tmp_path / "m"))
-    (coco_folder / "captions.json").write_text('{"images": [], "annotations": [{"image_id": 1}]}')
-    with pytest.raises(IntegrityError, match="COCO's captions form"):
-        export_coco_folder(coco_folder, MirrorWriter(tmp_path / "m"))
