@@ -170,40 +170,27 @@ class FileHandler(BaseHTTPRequestHandler):
         self._answer(with_body=False)
 
     def _answer(self, with_body: bool) -> None:
-        path = self._locate()
-        if path is None:
+        wanted, root = unquote(urlsplit(self.path).path).lstrip("/"), self.server.root
+        path = root if "\0" in wanted else (root / wanted).resolve()
+        if not (path.is_relative_to(root) and path.is_file()):
             self.send_error(HTTPStatus.NOT_FOUND)
             return
-        size, tag = path.stat().st_size, etag(path)
-        part = self._wanted(size, tag, formatdate(path.stat().st_mtime, usegmt=True))
-        if part is not None and part.start >= part.stop:
-            self._head(HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE, 0, **{"Content-Range": f"bytes */{size}"})
-            return
-        self._describe(path, size, tag, part)
-        if with_body:
-            self._send(path, part or range(size))
-
-    def _locate(self) -> Path | None:
-        """The file that is asked for; None where there is none, or where it is outside the folder."""
-        wanted = unquote(urlsplit(self.path).path).lstrip("/")
-        if "\0" in wanted:
-            return None
-        path = (self.server.root / wanted).resolve()
-        return path if path.is_relative_to(self.server.root) and path.is_file() else None
-
-    def _wanted(self, size: int, tag: str, date: str) -> range | None:
-        """The bytes that the headers ask for; None: the whole file, also where If-Range names another version."""
-        if self.headers.get("If-Range", tag) not in (tag, date):
-            return None
-        return parse_range(self.headers.get("Range", ""), size)
-
-    def _describe(self, path: Path, size: int, tag: str, part: range | None) -> None:
-        headers = {"ETag": tag, "Last-Modified": formatdate(path.stat().st_mtime, usegmt=True)}
+        stat = path.stat()
+        size, date = stat.st_size, formatdate(stat.st_mtime, usegmt=True)
+        tag = f'"{size:x}-{stat.st_mtime_ns:x}"'
+        # An If-Range that names another version asks for the whole file.
+        same = self.headers.get("If-Range", tag) in (tag, date)
+        part = parse_range(self.headers.get("Range", ""), size) if same else None
+        headers = {"ETag": tag, "Last-Modified": date}
         if part is None:
             self._head(HTTPStatus.OK, size, **headers)
-        else:
+        elif part:
             headers["Content-Range"] = f"bytes {part.start}-{part.stop - 1}/{size}"
             self._head(HTTPStatus.PARTIAL_CONTENT, len(part), **headers)
+        else:
+            self._head(HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE, 0, **{"Content-Range": f"bytes */{size}"})
+        if with_body:
+            self._send(path, range(size) if part is None else part)
 
     def _head(self, status: HTTPStatus, length: int, **headers: str) -> None:
         self.send_response(status)
@@ -225,12 +212,6 @@ class FileHandler(BaseHTTPRequestHandler):
     def log_message(self, format: str, *args: object) -> None:
         """To the log, not to the terminal."""
         log.debug(format, *args)
-
-
-def etag(path: Path) -> str:
-    """A strong tag from size and time of change."""
-    stat = path.stat()
-    return f'"{stat.st_size:x}-{stat.st_mtime_ns:x}"'
 
 
 def parse_range(header: str, size: int) -> range | None:

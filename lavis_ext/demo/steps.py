@@ -9,7 +9,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -49,7 +49,10 @@ def run_verb(words: list[str], environment: Mapping[str, str], log_file: Path) -
         )
         with process:
             try:
-                relay(process.stderr or (), file)
+                for line in process.stderr or ():
+                    file.write(line)
+                    file.flush()
+                    log.info("    %s", line.rstrip())
             except BaseException:
                 # A demo that is stopped takes its verb along, which ends as it does on any SIGTERM.
                 process.terminate()
@@ -61,16 +64,8 @@ def run_verb(words: list[str], environment: Mapping[str, str], log_file: Path) -
     return answer
 
 
-def relay(lines: Iterable[str], file: Any) -> None:
-    """Each line to the file and to the log, as it comes."""
-    for line in lines:
-        file.write(line)
-        file.flush()
-        log.info("    %s", line.rstrip())
-
-
 def read_objects(path: Path) -> Answer:
-    """The JSON objects of a file of lines; other lines are passed over."""
+    """The JSON objects of a file of lines; other lines are skipped."""
     found = []
     for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
         try:

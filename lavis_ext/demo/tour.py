@@ -6,6 +6,7 @@ import json
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -89,77 +90,51 @@ def run_demo(
 ) -> DemoResult:
     """Go the whole way below `out`; what an earlier call with the same world has done there is used again.
 
+    It leaves `mirror/`, `cache/`, `runs/`, `logs/`, and `demo.json` with the finished stages.
+
     `options`: further `--options` of both runs, such as `run.max_epoch=1`. Raises UsageError if `out` holds another
     world, and the error of a verb that fails.
     """
-    return Tour(out.expanduser().absolute(), world or World(seed=seed), options, command).go()
+    out, world = out.expanduser().absolute(), world or World(seed=seed)
+    plan = {"seed": world.seed, **world.sizes, "options": list(options)}
+    stages, mirror = Stages(out / STATE, plan, describe), out / "mirror"
 
+    def run(name: str, words: list[str], url: str = "") -> Answer:
+        return command(words, environment_for(out / "cache", url), out / "logs" / f"{name}.log")
 
-class Tour:
-    """One journey below one folder: `mirror/`, `cache/`, `runs/`, `logs/`, and `demo.json` with the finished stages."""
-
-    def __init__(self, out: Path, world: World, options: tuple[str, ...], command: Command) -> None:
-        self.out, self.world, self.options, self.command = out, world, options, command
-        plan = {"seed": world.seed, **world.sizes, "options": list(options)}
-        self.stages = Stages(self.out / STATE, plan, describe)
-
-    def go(self) -> DemoResult:
-        """Every stage in order."""
-        self.stages.do("draw", self._draw, self._drawn)
-        self.stages.do("prepare", self._prepare, self._prepared)
-        untrained = self.stages.do("untrained", self._untrained, self._scored)
-        trained = self.stages.do("train", self._train, self._scored)
-        job = Path(trained["job"])
-        return DemoResult(
-            out=self.out,
-            world=self.world,
-            stages=tuple(self.stages.passed),
-            untrained=read_metrics(Path(untrained["job"])),
-            trained=read_metrics(job),
-            report=Path(trained["report"]),
-            examples=tuple(self._examples(job)),
-        )
-
-    def _draw(self) -> Answer:
-        mirror = MirrorWriter(self.out / "mirror")
-        export_coco(self.world, mirror)
-        mirror.finish()
+    def draw() -> Answer:
+        writer = MirrorWriter(mirror)
+        export_coco(world, writer)
+        writer.finish()
         return []
 
-    def _drawn(self, _: Outcome) -> bool:
-        return (self.out / "mirror" / MANIFEST).is_file()
+    def prepare() -> Answer:
+        with serve(mirror) as url:
+            return run("prepare", ["prepare", FAMILY, "--quiet"], url)
 
-    def _prepare(self) -> Answer:
-        with serve(self.out / "mirror") as url:
-            return self._run("prepare", ["prepare", FAMILY, "--quiet"], url)
-
-    def _prepared(self, _: Outcome) -> bool:
-        return False  # `prepare` itself knows best what is still there, and says so in a moment
-
-    def _untrained(self) -> Answer:
-        return self._run("untrained", ["evaluate", "--cfg-path", EVALUATE, *self._options("untrained")])
-
-    def _train(self) -> Answer:
-        return self._run("train", ["train", "--cfg-path", TRAIN, *self._options("trained")])
-
-    def _options(self, job: str) -> list[str]:
-        return ["--options", f"run.output_dir={self.out / 'runs'}", f"run.job_id={job}", *self.options]
-
-    def _run(self, name: str, words: list[str], mirror: str = "") -> Answer:
-        return self.command(words, environment_for(self.out / "cache", mirror), self.out / "logs" / f"{name}.log")
-
-    def _scored(self, before: Outcome) -> bool:
-        try:
-            read_metrics(Path(before["job"]))
-        except (KeyError, IntegrityError):
-            return False
-        return Path(before["report"]).is_file()
-
-    def _examples(self, job: Path) -> list[tuple[str, str]]:
-        """What the model says of the first held-out scenes, beside a true caption."""
-        said = read_captions(job)
-        chosen = [scene for scene in self.world.scenes(SPLIT) if scene.id in said][:EXAMPLES]
-        return [(said[scene.id], scene.captions()[0]) for scene in chosen]
+    stages.do("draw", draw, lambda _: (mirror / MANIFEST).is_file())
+    # `prepare` itself knows best what is still there, and says so in a moment.
+    stages.do("prepare", prepare, lambda _: False)
+    found: list[Outcome] = []
+    for name, verb, path, job in (
+        ("untrained", "evaluate", EVALUATE, "untrained"),
+        ("train", "train", TRAIN, "trained"),
+    ):
+        own = [f"run.output_dir={out / 'runs'}", f"run.job_id={job}", *options]
+        words = [verb, "--cfg-path", path, "--options", *own]
+        found.append(stages.do(name, partial(run, name, words), is_scored))
+    untrained, trained = (Path(outcome["job"]) for outcome in found)
+    said = read_captions(trained)
+    shown = [scene for scene in world.scenes(SPLIT) if scene.id in said][:EXAMPLES]
+    return DemoResult(
+        out=out,
+        world=world,
+        stages=tuple(stages.passed),
+        untrained=read_metrics(untrained),
+        trained=read_metrics(trained),
+        report=Path(found[1]["report"]),
+        examples=tuple((said[scene.id], scene.captions()[0]) for scene in shown),
+    )
 
 
 def describe(plan: Mapping[str, Any]) -> str:
@@ -174,6 +149,15 @@ def read_metrics(job: Path) -> dict[str, float]:
     if METRIC not in metrics:
         raise IntegrityError(str(job / LOG), f"holds no {METRIC} of the {SPLIT} split", ELSEWHERE)
     return {METRIC: metrics[METRIC], **metrics}
+
+
+def is_scored(before: Outcome) -> bool:
+    """Whether a run that was recorded still has its metrics and its report."""
+    try:
+        read_metrics(Path(before["job"]))
+    except (KeyError, IntegrityError):
+        return False
+    return Path(before["report"]).is_file()
 
 
 def read_captions(job: Path) -> dict[int, str]:
