@@ -8,11 +8,12 @@ from typing import Any
 
 import pytest
 
+from lavis_ext.cli import feature_arguments as arguments
 from lavis_ext.cli import main
-from lavis_ext.features import arguments, open_store
+from lavis_ext.cli.features import ACTIONS, USES
+from lavis_ext.features import open_store
 from lavis_ext.features.formats import FORMATS
 from lavis_ext.features.layout import ROWS
-from lavis_ext.features.verbs import ACTIONS, USES
 from tests.support.features import VOLTA, csv_tsv, make_image, make_images, oscar_tsv, volta_lmdb
 
 Capture = pytest.CaptureFixture[str]

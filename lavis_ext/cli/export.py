@@ -5,8 +5,8 @@ from __future__ import annotations
 from argparse import Namespace
 from pathlib import Path
 
+from lavis_ext.cli.chat import find_weights, read_setup
 from lavis_ext.commands.answer import OPTIONS, Answer, Argument
-from lavis_ext.commands.chat import find_weights, read_setup
 from lavis_ext.errors import UsageError
 from lavis_ext.schema import ModelConfig
 from lavis_ext.wording import columns

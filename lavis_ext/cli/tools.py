@@ -39,7 +39,7 @@ def doctor(args: Namespace) -> Answer:
 
 def features(args: Namespace) -> Answer:
     """Convert, join, index and check region features."""
-    from lavis_ext.features.verbs import run_action
+    from lavis_ext.cli.features import run_action
 
     with progress_of(args) as progress:
         return Answer(*run_action(args, progress))
@@ -47,7 +47,7 @@ def features(args: Namespace) -> Answer:
 
 def volta(args: Namespace) -> Answer:
     """One step of volta's COCO pipeline."""
-    from lavis_ext.features.volta.steps import run_step
+    from lavis_ext.cli.volta import run_step
 
     with progress_of(args) as progress:
         return Answer(*run_step(args, cache_root_of(args), progress))

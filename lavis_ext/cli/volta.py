@@ -9,16 +9,16 @@ from pathlib import Path
 from typing import Any
 
 from lavis_ext.cards import load_cards
+from lavis_ext.cli.extraction import detector_of, merge_action, tell_extracted, tell_faults, tell_missing
+from lavis_ext.cli.volta_arguments import IGNORED, MEANT
 from lavis_ext.errors import IntegrityError, PartialError, UsageError, nearest
 from lavis_ext.features.extraction.account import Account
 from lavis_ext.features.extraction.extract import Request, extract
 from lavis_ext.features.extraction.pictures import find_pictures
-from lavis_ext.features.extraction.verbs import detector_of, merge_action, tell_extracted, tell_faults, tell_missing
 from lavis_ext.features.imports import import_features, raise_for
 from lavis_ext.features.row import ReadOptions
 from lavis_ext.features.store import open_store
 from lavis_ext.features.volta import names
-from lavis_ext.features.volta.arguments import IGNORED, MEANT
 from lavis_ext.features.volta.captions import SPLITS, extract_captions
 from lavis_ext.features.volta.download import download
 from lavis_ext.features.volta.karpathy import build_karpathy

@@ -68,14 +68,14 @@ def _index(args: Namespace, paths: list[Path], progress: Progress) -> Told:
 
 
 def _extract(args: Namespace, paths: list[Path], progress: Progress) -> Told:
-    from lavis_ext.features.extraction.verbs import extract_action
+    from lavis_ext.cli.extraction import extract_action
 
     return extract_action(args, list(map(str, args.paths)), cache_root(), progress)
 
 
 def _merge(args: Namespace, paths: list[Path], progress: Progress) -> Told:
     if paths[0].is_file():
-        from lavis_ext.features.extraction.verbs import merge_action
+        from lavis_ext.cli.extraction import merge_action
 
         return merge_action(paths, args.tolerance or 0.0, progress)
     *stores, destination = paths

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from lavis_ext.features.arguments import DETECTOR
+from lavis_ext.cli.feature_arguments import DETECTOR
 
 Argument = tuple[tuple[str, ...], dict[str, Any]]
 STEPS = ("download", "extract", "merge", "convert", "captions")

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from lavis_ext import __version__
-from lavis_ext.commands import VERBS, Answer
+from lavis_ext.cli.table import VERBS, Answer
 from lavis_ext.errors import LavisExtError, Problem, UsageError, nearest
 from lavis_ext.fetch.safety import redact
 

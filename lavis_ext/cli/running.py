@@ -68,14 +68,14 @@ def browse(args: Namespace) -> Answer:
 
 def chat(args: Namespace) -> Answer:
     """Caption a picture and answer questions about it."""
-    from lavis_ext.commands.chat import run_chat
+    from lavis_ext.cli.chat import run_chat
 
     return Answer(*run_chat(args))
 
 
 def runs(args: Namespace) -> Answer:
     """The runs below a folder: how each stands, its best metric, and in what its configuration differs."""
-    from lavis_ext.commands.runs import list_runs, run_lines
+    from lavis_ext.cli.runs import list_runs, run_lines
 
     found = list_runs(Path(args.folder), args.against)
     return Answer(run_lines(found, args.against), [run.as_dict() for run in found])

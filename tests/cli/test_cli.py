@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from lavis_ext import cli
-from lavis_ext.commands import Answer, Verb
+from lavis_ext.cli.table import Answer, Verb
 from lavis_ext.errors import IntegrityError
 
 

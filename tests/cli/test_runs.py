@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 from lavis_ext import cli
-from lavis_ext.commands.runs import difference, flat, list_runs
+from lavis_ext.cli.runs import difference, flat, list_runs
 
 
 def leave(folder: Path, config: dict[str, Any], metrics: list[float], **facts: Any) -> Path:

@@ -13,7 +13,7 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from lavis_ext import cli
-from lavis_ext.commands.chat import Setup, find_weights, read_setup, searches
+from lavis_ext.cli.chat import Setup, find_weights, read_setup, searches
 from lavis_ext.models import build_model, default_config
 from lavis_ext.schema import RunConfig
 
