@@ -1,80 +1,150 @@
-"""The verbs about all else: check, doctor, features, volta, demo."""
+"""The verbs about all else: check, doctor, import-args, completion, demo."""
 
 from __future__ import annotations
 
-from argparse import Namespace
+import sys
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from lavis_ext.commands.answer import Answer, cache_root_of, progress_of
-from lavis_ext.errors import Problem, UsageError
+from lavis_ext.cli.flags import REQUIRED, Options, flag
+from lavis_ext.commands.answer import Answer, cache_root_of
+from lavis_ext.errors import DiskError, Problem, UsageError
 from lavis_ext.wording import columns
 
 
-def check(args: Namespace) -> Answer:
+@dataclass(frozen=True, kw_only=True)
+class Check:
+    """Flags of `check`."""
+
+    paths: tuple[str, ...] = flag(REQUIRED, positional=True, nargs="+", metavar="PATH")
+
+
+def check(asked: Check) -> Answer:
     """Every mistake of YAML files, or of all below folders, at once; exit code 3 if there is any."""
     from lavis_ext.check import check_file
 
     files: list[Path] = []
-    for path in map(Path, args.paths):
+    for path in map(Path, asked.paths):
         if not path.exists():
             raise UsageError(str(path), "no such file or folder", "name YAML files, or folders that hold some")
         files += sorted(path.rglob("*.y*ml")) if path.is_dir() else [path]
     if not files:
-        raise UsageError(" ".join(args.paths), "holds no YAML", "name YAML files, or folders that hold some")
+        raise UsageError(" ".join(asked.paths), "holds no YAML", "name YAML files, or folders that hold some")
     found: list[Problem] = [problem for file in files for problem in check_file(file)]
     lines = [*map(str, found), f"{len(files)} files, {len(found)} problems"]
     return Answer(lines, [asdict(p) for p in found], 3 if found else 0)
 
 
-def doctor(args: Namespace) -> Answer:
+def doctor(asked: Options) -> Answer:
     """What this machine offers and what would get in the way; secrets are told as set or unset."""
     from lavis_ext.doctor import examine
 
-    findings = examine(cache_root_of(args))
+    findings = examine(cache_root_of(asked))
     lines = columns([[f.name, f.state, f.text] for f in findings])
     return Answer(lines, [asdict(f) for f in findings], 0 if all(f.state != "bad" for f in findings) else 1)
 
 
-def features(args: Namespace) -> Answer:
-    """Convert, join, index and check region features."""
-    from lavis_ext.cli.features import run_action
+@dataclass(frozen=True, kw_only=True)
+class ImportArgs:
+    """Flags of `import-args`."""
 
-    with progress_of(args) as progress:
-        return Answer(*run_action(args, progress))
+    words: tuple[str, ...] = flag(
+        REQUIRED,
+        positional=True,
+        nargs="*",
+        metavar="-- COMMAND",
+        help="-- python oscar/run_vqa.py --do_train …, or one text in quotes",
+    )
+    source: str | None = flag(None, "--from", metavar="FILE", help="a file with the command; - is standard input")
+    out: str | None = flag(None, metavar="FILE", help="write the run file there, instead of on standard output")
 
 
-def volta(args: Namespace) -> Answer:
-    """One step of volta's COCO pipeline."""
-    from lavis_ext.cli.volta import run_step
+def import_args(asked: ImportArgs) -> Answer:
+    """Turn a command into a run file, on standard output or in a file that is not there yet; exit 2 for a mistake."""
+    from lavis_ext.files import disk_errors, write_atomic
+    from lavis_ext.import_args import import_command, reasons
 
-    with progress_of(args) as progress:
-        return Answer(*run_step(args, cache_root_of(args), progress))
+    if bool(asked.words) == bool(asked.source):
+        way_out = "give the command after --, or --from FILE"
+        raise UsageError("import-args", "wants one command", way_out)
+    found = import_command([read_source(asked.source)] if asked.source else list(asked.words))
+    told = {"script": found.script, "config": found.tree, "left_out": dict(found.notes)}
+    if not asked.out:
+        return Answer(found.text.splitlines(), [told])
+    path = Path(asked.out).expanduser()
+    if path.exists():
+        raise UsageError(str(path), "is there already", "name another file, or remove it")
+    with disk_errors(path):
+        write_atomic(path, found.text)
+    lines = [f"run file: {path}", f"check it: lavis-ext check {path}", *reasons(found.notes)]
+    return Answer(lines, [{**told, "file": str(path)}])
 
 
-def demo(args: Namespace) -> Answer:
+def read_source(name: str) -> str:
+    """The text of a file, or of standard input; raises DiskError, UsageError."""
+    try:
+        return sys.stdin.read() if name == "-" else Path(name).expanduser().read_text(encoding="utf-8-sig")
+    except OSError as error:
+        raise DiskError(name, f"cannot be read: {error.strerror or error}", "check the path") from error
+    except UnicodeDecodeError as error:
+        raise UsageError(name, "is no text in UTF-8", "name a text file with the command") from error
+
+
+@dataclass(frozen=True, kw_only=True)
+class Completion:
+    """Flags of `completion`."""
+
+    shell: str = flag(REQUIRED, positional=True, metavar="SHELL")
+
+
+def completion(asked: Completion) -> Answer:
+    """The completion script of a shell."""
+    from lavis_ext.cards import load_cards
+    from lavis_ext.cli import VERBS
+    from lavis_ext.cli.verb import completion_script
+
+    cards = load_cards()
+    words = {name: [word for flags, _ in verb.arguments() for word in flags] for name, verb in VERBS.items()}
+    flags = {name: [word for word in some if word.startswith("--")] for name, some in words.items()}
+    named = [name for name, some in words.items() if {"names", "name", "target"} & set(some)]
+    script = completion_script(asked.shell, flags, sorted({*cards.families, *cards.names()}), named)
+    return Answer(script.splitlines(), [{"script": script}])
+
+
+@dataclass(frozen=True, kw_only=True)
+class Demo:
+    """Flags of `demo`."""
+
+    out: Path = flag(Path("demo"), metavar="DIR", help="where the world and the run go (default: demo)")
+    seed: int = flag(7, help="another world (default: 7)")
+    all: bool = flag(False, help="prepare every other family too, and run every study")
+    study: str | None = flag(None, metavar="NAME", help="only this study: what models learn, as a table (blip2, …)")
+    seeds: int = flag(3, help="how often a study trains each model (default: 3)")
+    jobs: int = flag(2, help="seeds of a study at a time, a core each (default: 2)")
+
+
+def demo(asked: Demo) -> Answer:
     """Draw a small world, fetch it, train a tiny BLIP-2 on it, score its captions; or only a study."""
-    out = Path(args.out)
-    if args.study:
-        return study(args, [args.study], out)
+    if asked.study:
+        return study(asked, [asked.study])
     from lavis_ext.demo.tour import run_demo
 
-    result = run_demo(out, seed=args.seed, all_families=args.all)
+    result = run_demo(asked.out, seed=asked.seed, all_families=asked.all)
     answer = Answer(result.lines(), [result.summary()], result.exit_code)
-    if args.all:
+    if asked.all:
         from lavis_ext.studies import study_names
 
-        more = study(args, study_names(), out)
+        more = study(asked, study_names())
         answer.lines += more.lines
         answer.objects += more.objects
     return answer
 
 
-def study(args: Namespace, names: Sequence[str], out: Path) -> Answer:
+def study(asked: Demo, names: Sequence[str]) -> Answer:
     """What models learn on the drawn world, over several seeds, as tables."""
     from lavis_ext.demo.study_runs import run_study
 
-    found = [run_study(name, out, args.seeds, args.jobs, args.seed) for name in names]
+    found = [run_study(name, asked.out, asked.seeds, asked.jobs, asked.seed) for name in names]
     lines = [line for findings in found for line in ("", *findings.lines())]
     return Answer(lines, [findings.summary() for findings in found])

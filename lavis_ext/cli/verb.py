@@ -1,8 +1,7 @@
-"""The command line: calls one function a verb, prints its answer, and ends with the documented exit code."""
+"""A verb: its flags are parsed, its function called, its answer printed, and the documented exit code returned."""
 
 from __future__ import annotations
 
-import argparse
 import json
 import logging
 import os
@@ -10,15 +9,18 @@ import sys
 import tempfile
 import time
 import traceback
-from collections.abc import Iterator, Sequence
+from argparse import ArgumentParser, Namespace, RawDescriptionHelpFormatter
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, get_type_hints
 
 from lavis_ext import __version__
-from lavis_ext.cli.table import VERBS, Answer
+from lavis_ext.cli.flags import Argument, arguments_of, build
+from lavis_ext.commands.answer import Answer
 from lavis_ext.errors import LavisExtError, Problem, UsageError, nearest
-from lavis_ext.fetch.safety import redact
 
 INTERRUPTED = 130
 EXIT_CODES = """\
@@ -26,14 +28,14 @@ exit codes: 0 done and verified · 1 internal error · 2 usage · 3 config · 4 
 8 partial · 9 owned by another process · 10 unsafe content · 11 training · 75 pre-empted · 130/143 interrupted"""
 
 
-class Parser(argparse.ArgumentParser):
+class Parser(ArgumentParser):
     """argparse whose mistakes are UsageErrors in the house's words."""
 
     def error(self, message: str) -> NoReturn:
         """Raise UsageError instead of exiting."""
         raise UsageError(self.prog, message, f"see `{self.prog} --help`")
 
-    def parse_known_args(self, args: Any = None, namespace: Any = None) -> tuple[argparse.Namespace, list[str]]:  # type: ignore[override]
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> tuple[Namespace, list[str]]:  # type: ignore[override]
         """As argparse; an unknown flag is told with the nearest one."""
         known, rest = super().parse_known_args(args, namespace)
         flags = [flag for action in self._actions for flag in action.option_strings]
@@ -53,16 +55,49 @@ class StandardError(logging.Handler):
         sys.stderr.flush()
 
 
-def build_parser() -> Parser:
-    """The parser of all verbs, from the table of commands."""
-    parser = Parser(prog="lavis-ext", description=__doc__.split(":")[0] if __doc__ else None, epilog=EXIT_CODES)
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    parser.description = "Vision-language data that fetches, checks and builds itself."
+@dataclass(frozen=True)
+class Verb:
+    """One verb: `place` is `module:function`, imported when it is called or its flags are asked for.
+
+    The function takes the dataclass that its flags fill; one that takes the Namespace has them in `flags`, dataclasses
+    or places of lists.
+    """
+
+    help: str
+    place: str
+    flags: tuple[type | str, ...] = ()
+
+    def arguments(self) -> list[Argument]:
+        """What argparse is told."""
+        kinds = self.flags or (self._taken(),)
+        return [one for kind in kinds for one in (_load(kind) if isinstance(kind, str) else arguments_of(kind))]
+
+    def call(self, args: Namespace) -> Answer:
+        """Do what is asked."""
+        kind = self._taken()
+        answer: Answer = _load(self.place)(args if kind is Namespace else build(kind, args))
+        return answer
+
+    def _taken(self) -> Any:
+        return next(iter(get_type_hints(_load(self.place)).values()))
+
+
+def _load(place: str) -> Any:
+    module, _, name = place.partition(":")
+    return getattr(import_module(module), name)
+
+
+def build_parser(verbs: Mapping[str, Verb], words: Sequence[str] | None = None) -> Parser:
+    """The parser of all verbs; where `words` are given, of the flags of those alone that are among them."""
+    parser = Parser(prog="lavis-ext", description="Vision-language data that fetches, checks and builds itself.")
+    parser.formatter_class, parser.epilog = RawDescriptionHelpFormatter, EXIT_CODES
     parser.add_argument("--version", action="version", version=f"lavis-ext {__version__}")
-    verbs = parser.add_subparsers(dest="verb", metavar="VERB", parser_class=Parser)
-    for name, verb in VERBS.items():
-        one = verbs.add_parser(name, help=verb.help, description=verb.help)
-        for flags, settings in verb.arguments:
+    added = parser.add_subparsers(dest="verb", metavar="VERB", parser_class=Parser)
+    for name, verb in verbs.items():
+        one = added.add_parser(name, help=verb.help, description=verb.help)
+        if words is not None and name not in words:
+            continue
+        for flags, settings in verb.arguments():
             one.add_argument(*flags, **settings)
         one.add_argument("--configs", metavar="DIR", help="a folder of YAML before those of LAVIS_EXT_CONFIGS")
         one.add_argument("--json", action="store_true", help="objects on standard output, text on standard error")
@@ -70,9 +105,8 @@ def build_parser() -> Parser:
     return parser
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+def run(verbs: Mapping[str, Verb], words: list[str]) -> int:
     """Run one command; returns its exit code and never raises."""
-    words = list(sys.argv[1:] if argv is None else argv)
     as_json, debug = "--json" in words, "--debug" in words
     logging.basicConfig(
         level=logging.DEBUG if debug else logging.INFO, format="%(message)s", handlers=[StandardError()]
@@ -80,7 +114,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     for noisy in ("urllib3", "transformers", "accelerate", "PIL"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
     try:
-        return _run(words, as_json)
+        return _run(verbs, words, as_json)
     except LavisExtError as error:
         return _fail(error, as_json, debug)
     except KeyboardInterrupt:
@@ -95,16 +129,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _internal(error, as_json, debug)
 
 
-def _run(words: list[str], as_json: bool) -> int:
-    if words and not words[0].startswith("-") and words[0] not in VERBS:
-        raise UsageError(f"lavis-ext {words[0]}", "unknown verb", nearest(words[0], VERBS))
-    parser = build_parser()
+def _run(verbs: Mapping[str, Verb], words: list[str], as_json: bool) -> int:
+    if words and not words[0].startswith("-") and words[0] not in verbs:
+        raise UsageError(f"lavis-ext {words[0]}", "unknown verb", nearest(words[0], verbs))
+    parser = build_parser(verbs, words)
     arguments = parser.parse_args(words)
     if arguments.verb is None:
         parser.print_help()
         return 0
     with _searching(arguments.configs):
-        answer: Answer = VERBS[arguments.verb].call(arguments)
+        answer = verbs[arguments.verb].call(arguments)
     if os.environ.get("RANK", "0") == "0":  # of several processes of one run, the first speaks
         _print(answer, as_json)
     return answer.code
@@ -158,6 +192,8 @@ def _end(as_json: bool, code: int, *errors: str) -> int:
 
 def _internal(error: Exception, as_json: bool, debug: bool) -> int:
     """An error of ours: the traceback goes to a file, one line to the user."""
+    from lavis_ext.fetch.safety import redact
+
     log = Path(tempfile.gettempdir()) / f"lavis-ext-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}.log"
     log.write_text(redact(traceback.format_exc()), encoding="utf-8")
     if debug:
@@ -166,3 +202,43 @@ def _internal(error: Exception, as_json: bool, debug: bool) -> int:
     text = f"internal error: {told}; the traceback is in {log}, please report it"
     _say(f"lavis-ext: {text}", sys.stderr)
     return _end(as_json, 1, text)
+
+
+SHELLS = ("bash", "zsh", "fish")
+_BASH = """\
+_lavis_ext() {{
+    local word=${{COMP_WORDS[COMP_CWORD]}} words
+    if [ "$COMP_CWORD" -eq 1 ]; then words="{verbs}"; else
+    case ${{COMP_WORDS[1]}} in
+{cases}
+    esac; fi
+    COMPREPLY=($(compgen -W "$words" -- "$word"))
+}}
+complete -o default -F _lavis_ext lavis-ext
+"""
+
+
+def completion_script(
+    shell: str, flags: Mapping[str, Sequence[str]], names: Sequence[str], named: Sequence[str]
+) -> str:
+    """The script for one shell; `flags` are those of each verb, `named` the verbs that take the `names` of data sets.
+
+    Raises UsageError for a shell that is not known.
+    """
+    if shell not in SHELLS:
+        raise UsageError(shell, "no such shell", nearest(shell, SHELLS))
+    words = {verb: [*given, *(names if verb in named else [])] for verb, given in flags.items()}
+    if shell == "fish":
+        return _fish(words)
+    cases = "\n".join(f'        {verb}) words="{" ".join(given)}" ;;' for verb, given in words.items())
+    script = _BASH.format(verbs=" ".join(words), cases=cases)
+    return script if shell == "bash" else f"autoload -U +X bashcompinit && bashcompinit\n{script}"
+
+
+def _fish(words: Mapping[str, Sequence[str]]) -> str:
+    lines = [f"complete -c lavis-ext -n __fish_use_subcommand -f -a '{' '.join(words)}'"]
+    lines += [
+        f"complete -c lavis-ext -n '__fish_seen_subcommand_from {verb}' -a '{' '.join(given)}'"
+        for verb, given in words.items()
+    ]
+    return "\n".join(lines) + "\n"

@@ -1,167 +1,229 @@
-"""`lavis-ext volta STEP`: the five steps of volta's COCO document, from parsed arguments to what they say."""
+"""The verb `volta`: the five steps of volta's COCO document, with the flags of its scripts."""
 
 from __future__ import annotations
 
-from argparse import Namespace
-from collections.abc import Callable
-from functools import partial
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal
 
-from lavis_ext.cards import load_cards
-from lavis_ext.cli.extraction import detector_of, merge_action, tell_extracted, tell_faults, tell_missing
-from lavis_ext.cli.volta_arguments import IGNORED, MEANT
+from lavis_ext.cli.features import Extraction, extract_regions, fault_lines, fault_objects, merge_tsvs, missing_lines
+from lavis_ext.cli.flags import REQUIRED, Options, Quiet, fill, flag
+from lavis_ext.commands.answer import Answer, cache_root_of, progress_of
 from lavis_ext.errors import IntegrityError, PartialError, UsageError, nearest
-from lavis_ext.features.extraction.account import Account
-from lavis_ext.features.extraction.extract import Request, extract
-from lavis_ext.features.extraction.pictures import find_pictures
-from lavis_ext.features.imports import import_features, raise_for
-from lavis_ext.features.row import ReadOptions
-from lavis_ext.features.store import open_store
 from lavis_ext.features.volta import names
-from lavis_ext.features.volta.captions import SPLITS, extract_captions
-from lavis_ext.features.volta.download import download
-from lavis_ext.features.volta.karpathy import build_karpathy
-from lavis_ext.features.volta.serialise import Serialised, serialise
-from lavis_ext.fetch.model import Progress
 
-Told = tuple[list[str], list[dict[str, Any]], int]
+if TYPE_CHECKING:
+    from lavis_ext.fetch import Progress
+
 DETECTOR = "butd_r101_c4"
 WEIGHTS = f"{names.FAMILY}/butd_k36"
-CAPTION_SPLITS = (*SPLITS, "test1k")
 
 
-def run_step(args: Namespace, root: Path, progress: Progress) -> Told:
-    """Do the step that `args.step` names; raises UsageError for a flag of another one, and what the step raises."""
-    refuse_others(args)
-    return STEPS[args.step](args, root, progress)
+@dataclass(frozen=True, kw_only=True)
+class Volta(Extraction, Quiet, Options):
+    """Flags of `volta`: upstream's of each script, and what they need to run without caffe."""
 
-
-def refuse_others(args: Namespace) -> None:
-    """Raise UsageError for flags of another step."""
-    every = {name for meant in MEANT.values() for name in meant}
-    for name in sorted(every - MEANT[args.step]):
-        if getattr(args, name, None) not in (None, False):
-            steps = ", ".join(step for step, meant in MEANT.items() if name in meant)
-            raise UsageError(f"--{name.replace('_', '-')}", f"is not for `{args.step}`", f"it is for {steps}")
-
-
-def _extract(args: Namespace, root: Path, progress: Progress) -> Told:
-    split = _split(args, names.FOLDERS, "valid")
-    lines = [f"--{name}: caffe is not used, it has no effect" for name in IGNORED if getattr(args, name)]
-    args.min_boxes, args.max_boxes = boxes = _boxes(args)
-    out = Path(args.out) if args.out else _datadir(args, root) / names.rows_name(split, boxes)
-    images = _images(args, root, split)
-    _choose_detector(args, root)
-    request = Request(
-        [str(images)], out, root, "volta-tsv", None, args.group_id or 0, args.total_group or 1, args.batch_size or 4
+    step: Literal["download", "extract", "merge", "convert", "captions"] = flag(
+        REQUIRED, positional=True, metavar="STEP", help="download, extract, merge, convert, captions"
     )
-    done = extract(request, partial(detector_of, args, "volta-tsv"), progress)
-    told, objects, code = tell_extracted(done, args.tolerance or 0.0)
-    return [*lines, *told], objects, code
+    split: str | None = flag(
+        None,
+        metavar="S",
+        help="train, valid or test; convert: trainval or test; captions: also test1k (default: valid; trainval)",
+    )
+    imgroot: Path | None = flag(None, metavar="DIR", help="extract: the folder that holds train2014, val2014, test2015")
+    datadir: Path | None = flag(None, metavar="DIR", help="extract, merge: the folder of the rows")
+    indir: Path | None = flag(None, metavar="DIR", help="convert: the folder of the merged rows")
+    outdir: Path | None = flag(None, metavar="DIR", help="convert, captions: the folder to write to")
+    infile: Path | None = flag(None, metavar="F", help="captions: dataset_coco.json")
+    ids: Path | None = flag(None, metavar="F", help="captions: the list of test1k, one number a line")
+    to: Literal["lmdb", "store"] | None = flag(None, help="convert: volta's LMDB (default), or a feature store")
+    dtype: Literal["float16", "float32"] | None = flag(None, help="convert: precision of the store (default: float16)")
+    needed_only: bool = flag(False, help="convert: leave out of the LMDB what volta never reads")
+    gpu: str | None = flag(None, metavar="N", help="extract: the GPU, as --device cuda:N")
+    caffemodel: str | None = flag(None, metavar="F", help="extract: as --weights")
+    out: Path | None = flag(None, metavar="F", help="extract: the file of rows, without .GROUP")
+    prototxt: str | None = flag(
+        None, "--def", metavar="F", help="extract: caffe's; has no effect, as in volta's script"
+    )
+    cfg_file: str | None = flag(
+        None, "--cfg", metavar="F", help="extract: caffe's; has no effect, as in volta's script"
+    )
+    set_cfgs: tuple[str, ...] | None = flag(
+        None, "--set", nargs="+", metavar="K", help="extract: caffe's; has no effect"
+    )
+    dry_run: bool = flag(False, help="download: print the plan; move nothing")
+    jobs: int | None = flag(None, metavar="N", help="download: files at a time")
+    mirror: str | None = flag(None, metavar="U", help="download: a mirror in place of LAVIS_EXT_MIRROR")
+    offline: bool = flag(False, help="download: open no connection")
+    keep_archives: bool = flag(False, help="download: keep zips after unpacking")
+    no_unpack: bool = flag(False, help="download: leave zips as they are; they are read as such")
 
 
-def _choose_detector(args: Namespace, root: Path) -> None:
-    """Fill in upstream's detector, and its weights where they were prepared; raises UsageError where there are none."""
-    args.detector = args.detector or DETECTOR
-    args.weights = args.weights or args.caffemodel
-    if args.detector == DETECTOR and not args.weights and not args.model_type:
-        known = [root / artifact.storage for artifact in load_cards().named_artifacts(f"{names.FAMILY}/butd_*")]
-        args.weights = next((str(path) for path in known if path.is_file()), None)
-        if args.weights is None:
-            way_out = f"run `lavis-ext prepare {WEIGHTS}`, or name a file with --weights"
-            raise UsageError(DETECTOR, f"its weights are not in {known[0].parent}", way_out)
-    args.device = args.device or (f"cuda:{args.gpu}" if args.gpu else None)
+IGNORED = ("prototxt", "cfg_file", "set_cfgs")
+"""Flags of caffe that have no effect in upstream's script either: it sets its own."""
+MEANT = {
+    "download": {"dry_run", "jobs", "mirror", "offline", "keep_archives", "no_unpack"},
+    "extract": {
+        *({one.name for one in fields(Extraction)} - {"geometry"}),
+        *("split", "imgroot", "datadir", "gpu", "caffemodel", "out", *IGNORED),
+    },
+    "merge": {"split", "datadir", "total_group", "min_boxes", "max_boxes", "tolerance", "imgroot"},
+    "convert": {"split", "indir", "outdir", "to", "dtype", "needed_only", "min_boxes", "max_boxes"},
+    "captions": {"split", "infile", "outdir", "ids"},
+}
+"""Which flags each step takes."""
 
 
-def _merge(args: Namespace, root: Path, progress: Progress) -> Told:
-    split = _split(args, names.FOLDERS, "valid")
-    whole = _datadir(args, root) / names.rows_name(split, _boxes(args))
-    total = 1 if args.total_group is None else args.total_group
+def volta(asked: Volta) -> Answer:
+    """One step of volta's COCO pipeline; raises UsageError for a flag of another step, and what the step raises."""
+    every = {name for meant in MEANT.values() for name in meant}
+    for name in sorted(every - MEANT[asked.step]):
+        if getattr(asked, name) not in (None, False):
+            steps = ", ".join(step for step, meant in MEANT.items() if name in meant)
+            raise UsageError(f"--{name.replace('_', '-')}", f"is not for `{asked.step}`", f"it is for {steps}")
+    with progress_of(asked) as progress:
+        return STEPS[asked.step](asked, cache_root_of(asked), progress)
+
+
+def _download(asked: Volta, root: Path, progress: Progress) -> Answer:
+    from lavis_ext.features.volta.download import download
+    from lavis_ext.prepare import PrepareOptions
+
+    options = fill(PrepareOptions, asked, cache_root=root, offline=asked.offline or None)
+    return Answer(*download(options, root, progress))
+
+
+def _extract(asked: Volta, root: Path, progress: Progress) -> Answer:
+    split = _split(asked, names.FOLDERS, "valid")
+    least, most = boxes = _boxes(asked)
+    out = asked.out or _datadir(asked, root) / names.rows_name(split, boxes)
+    images = _images(asked, root, split)
+    meant = replace(
+        asked,
+        min_boxes=least,
+        max_boxes=most,
+        group_id=asked.group_id or 0,
+        detector=asked.detector or DETECTOR,
+        weights=asked.weights or asked.caffemodel or _weights(asked, root),
+        device=asked.device or (f"cuda:{asked.gpu}" if asked.gpu else None),
+    )
+    answer = extract_regions(meant, [str(images)], out, root, "volta-tsv", None, progress)
+    lines = [f"--{name}: caffe is not used, it has no effect" for name in IGNORED if getattr(asked, name)]
+    return replace(answer, lines=[*lines, *answer.lines])
+
+
+def _weights(asked: Volta, root: Path) -> str | None:
+    """Those of upstream's detector, where they were prepared; raises UsageError where there are none."""
+    from lavis_ext.cards import load_cards
+
+    if asked.model_type or asked.detector not in (None, DETECTOR):
+        return None
+    known = [root / artifact.storage for artifact in load_cards().named_artifacts(f"{names.FAMILY}/butd_*")]
+    found = next((str(path) for path in known if path.is_file()), None)
+    if found is None:
+        way_out = f"run `lavis-ext prepare {WEIGHTS}`, or name a file with --weights"
+        raise UsageError(DETECTOR, f"its weights are not in {known[0].parent}", way_out)
+    return found
+
+
+def _merge(asked: Volta, root: Path, progress: Progress) -> Answer:
+    from lavis_ext.features.extraction.account import Account
+
+    split = _split(asked, names.FOLDERS, "valid")
+    whole = _datadir(asked, root) / names.rows_name(split, _boxes(asked))
+    total = 1 if asked.total_group is None else asked.total_group
     parts = [whole.with_name(f"{whole.name}.{group}") for group in range(total)]
     if lost := [part for part in parts if not part.is_file()]:
         what = f"{len(lost)} of {total} parts are not there, the first is {lost[0].name}"
         way_out = f"run extract_coco_image.py --split {split} --group_id {lost[0].suffix[1:]} --total_group {total}"
         raise UsageError(str(whole.parent), what, f"{way_out}, or name the folder with --datadir")
-    told = all(Account.read(part) is not None for part in parts)
-    expected = [] if told else _expected(args, root, split)
-    return merge_action([*parts, whole], args.tolerance or 0.0, progress, expected)
+    accounted = all(Account.read(part) is not None for part in parts)
+    expected = [] if accounted else _expected(asked, root, split)
+    return merge_tsvs([*parts, whole], asked.tolerance or 0.0, progress, expected)
 
 
-def _expected(args: Namespace, root: Path, split: str) -> list[str]:
+def _expected(asked: Volta, root: Path, split: str) -> list[str]:
     """The ids of the pictures, where these lie here: rows of volta's own script do not tell what there should be."""
+    from lavis_ext.features.extraction.pictures import find_pictures
+
     try:
-        return [picture.image_id for picture in find_pictures([str(_images(args, root, split))], root)]
+        return [picture.image_id for picture in find_pictures([str(_images(asked, root, split))], root)]
     except UsageError:
         return []
 
 
-def _convert(args: Namespace, root: Path, progress: Progress) -> Told:
-    split = _split(args, names.TOGETHER, "trainval")
-    folder = Path(args.indir) if args.indir else names.feature_folder(root)
-    sources = [names.find_rows(folder, one, _boxes(args)) for one in names.TOGETHER[split]]
-    outdir = Path(args.outdir) if args.outdir else folder / "volta"
-    if args.to == "store":
-        return _to_store(args, sources, outdir / f"{split}_feat.store", progress)
-    if args.dtype:
+def _convert(asked: Volta, root: Path, progress: Progress) -> Answer:
+    from lavis_ext.features.volta.serialise import serialise
+
+    split = _split(asked, names.TOGETHER, "trainval")
+    folder = asked.indir or names.feature_folder(root)
+    sources = [names.find_rows(folder, one, _boxes(asked)) for one in names.TOGETHER[split]]
+    outdir = asked.outdir or folder / "volta"
+    if asked.to == "store":
+        return _to_store(asked, sources, outdir / f"{split}_feat.store", progress)
+    if asked.dtype:
         raise UsageError("--dtype", "volta's LMDB holds float32", "give --to store as well")
-    return _tell_serialised(serialise(sources, outdir / f"{split}_feat.lmdb", args.needed_only, progress))
+    done = serialise(sources, outdir / f"{split}_feat.lmdb", asked.needed_only, progress)
+    lines = [f"{done.path}: a folder of {done.rows:,} images, {done.added:,} added now"]
+    lines += [*fault_lines(done.faults), *missing_lines(done.missing)]
+    found = {"path": str(done.path), "images": done.rows, "added": done.added, "faults": fault_objects(done.faults)}
+    return Answer(lines, [{**found, "missing": done.missing}], IntegrityError.exit_code if done.faults else 0)
 
 
-def _to_store(args: Namespace, sources: list[Path], store: Path, progress: Progress) -> Told:
-    dtype = args.dtype or (None if store.is_dir() else "float16")
+def _to_store(asked: Volta, sources: list[Path], store: Path, progress: Progress) -> Answer:
+    from lavis_ext.features.imports import import_features, raise_for
+    from lavis_ext.features.row import ReadOptions
+    from lavis_ext.features.store import open_store
+
+    dtype = asked.dtype or (None if store.is_dir() else "float16")
     done = import_features(sources, store, "volta-tsv", dtype, ReadOptions(), progress)
     raise_for(done.faults, str(store))
     opened = open_store(store)
     line = f"{store}: {len(opened):,} images, {done.added:,} added now, {opened.about.dtype}"
-    return [line], [{"store": str(store), "images": len(opened), "added": done.added}], 0
+    return Answer([line], [{"store": str(store), "images": len(opened), "added": done.added}])
 
 
-def _tell_serialised(done: Serialised) -> Told:
-    lines = [f"{done.path}: a folder of {done.rows:,} images, {done.added:,} added now"]
-    lines += [*tell_faults(done.faults), *tell_missing(done.missing)]
-    faults = [{"file": str(p), "line": f.line, "image_id": f.image_id, "what": f.what} for p, f in done.faults]
-    told = {"path": str(done.path), "images": done.rows, "added": done.added, "faults": faults}
-    return lines, [{**told, "missing": done.missing}], IntegrityError.exit_code if done.faults else 0
+def _captions(asked: Volta, root: Path, progress: Progress) -> Answer:
+    from lavis_ext.features.volta.captions import SPLITS, extract_captions
+    from lavis_ext.features.volta.karpathy import build_karpathy
 
-
-def _captions(args: Namespace, root: Path, progress: Progress) -> Told:
-    split = _split(args, CAPTION_SPLITS, "valid")
+    split = _split(asked, (*SPLITS, "test1k"), "valid")
     home = root / names.FAMILY
-    infile = Path(args.infile) if args.infile else home / "dataset_coco.json"
+    infile = asked.infile or home / "dataset_coco.json"
     lines = []
     if not infile.is_file() and infile == home / "dataset_coco.json":
         lines.append(f"{infile}: made from the caption files of family coco, {build_karpathy(root, infile):,} images")
-    outdir = Path(args.outdir) if args.outdir else home / "annotations"
-    done = extract_captions(infile, outdir, split, root, Path(args.ids) if args.ids else None)
+    done = extract_captions(infile, asked.outdir or home / "annotations", split, root, asked.ids)
     lines.append(f"{done.path}: {done.captions:,} captions of {done.images:,} images")
     if done.unknown:
         lines.append(f"{len(done.unknown):,} ids of the list are of no image: {', '.join(map(str, done.unknown[:9]))}")
-    told = {"path": str(done.path), "images": done.images, "captions": done.captions, "unknown": done.unknown}
-    return lines, [told], PartialError.exit_code if done.unknown else 0
+    found = {"path": str(done.path), "images": done.images, "captions": done.captions, "unknown": done.unknown}
+    return Answer(lines, [found], PartialError.exit_code if done.unknown else 0)
 
 
-def _split(args: Namespace, known: Any, default: str) -> str:
-    split: str = args.split or default
+def _split(asked: Volta, known: Any, default: str) -> str:
+    split = asked.split or default
     if split not in known:
-        raise UsageError(f"--split {split}", f"is no split of `{args.step}`", nearest(split, known))
+        raise UsageError(f"--split {split}", f"is no split of `{asked.step}`", nearest(split, known))
     return split
 
 
-def _boxes(args: Namespace) -> tuple[int, int]:
+def _boxes(asked: Volta) -> tuple[int, int]:
     least, most = names.BOXES
-    least = least if args.min_boxes is None else args.min_boxes
-    return least, max(least, most) if args.max_boxes is None else args.max_boxes
+    least = least if asked.min_boxes is None else asked.min_boxes
+    return least, max(least, most) if asked.max_boxes is None else asked.max_boxes
 
 
-def _datadir(args: Namespace, root: Path) -> Path:
-    return Path(args.datadir) if args.datadir else names.feature_folder(root)
+def _datadir(asked: Volta, root: Path) -> Path:
+    return asked.datadir or names.feature_folder(root)
 
 
-def _images(args: Namespace, root: Path, split: str) -> Path:
+def _images(asked: Volta, root: Path, split: str) -> Path:
     """`train2014`, a folder or a zip, below `--imgroot`, else where mscoco or coco has it; raises UsageError."""
     folder = names.FOLDERS[split]
-    places = [Path(args.imgroot)] if args.imgroot else [root / family / "images" for family in (names.FAMILY, "coco")]
+    places = [asked.imgroot] if asked.imgroot else [root / family / "images" for family in (names.FAMILY, "coco")]
     candidates = [place / name for place in places for name in (folder, f"{folder}.zip")]
     found = next((place for place in candidates if place.is_dir() or place.is_file()), None)
     if found is None:
@@ -170,8 +232,8 @@ def _images(args: Namespace, root: Path, split: str) -> Path:
     return found
 
 
-STEPS: dict[str, Callable[[Namespace, Path, Progress], Told]] = {
-    "download": download,
+STEPS: Mapping[str, Callable[[Volta, Path, Progress], Answer]] = {
+    "download": _download,
     "extract": _extract,
     "merge": _merge,
     "convert": _convert,

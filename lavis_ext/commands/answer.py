@@ -1,15 +1,11 @@
-"""What every verb shares: its Answer, common arguments, and where its data lie."""
+"""What every verb shares: its Answer, and where its data lie; `args` is whatever has the flags."""
 
 from __future__ import annotations
 
 import sys
-from argparse import Namespace
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
-
-Argument = tuple[tuple[str, ...], dict[str, Any]]
 
 
 @dataclass
@@ -21,16 +17,7 @@ class Answer:
     code: int = 0
 
 
-@dataclass(frozen=True)
-class Verb:
-    """One verb of the command line: its help, its arguments, and what it calls."""
-
-    help: str
-    call: Callable[[Namespace], Answer]
-    arguments: Sequence[Argument] = ()
-
-
-def env_option(args: Namespace) -> str | None:
+def env_option(args: Any) -> str | None:
     """`env.cache_root` of `--options`, or None."""
     from lavis_ext.config import parse_options
 
@@ -39,14 +26,14 @@ def env_option(args: Namespace) -> str | None:
     return str(value) if value else None
 
 
-def cache_root_of(args: Namespace) -> Path:
+def cache_root_of(args: Any) -> Path:
     """Where the data of a verb lie."""
     from lavis_ext.config import cache_root
 
     return cache_root(env_option(args))
 
 
-def progress_of(args: Namespace) -> Any:
+def progress_of(args: Any) -> Any:
     """How a verb tells of bytes that move; nothing with `--quiet`."""
     from lavis_ext.fetch import make_progress
 
@@ -56,15 +43,3 @@ def progress_of(args: Namespace) -> Any:
 def to_stderr(line: str) -> None:
     """A line for a person, beside what the verb answers."""
     sys.stderr.write(f"{line}\n")
-
-
-OPTIONS: Argument = (
-    ("--options",),
-    {"nargs": "*", "default": [], "metavar": "a.b=c", "help": "settings over those of the YAML"},
-)
-QUIET: Argument = (("--quiet",), {"action": "store_true", "help": "no progress"})
-NAMES: Argument = (
-    ("names",),
-    {"nargs": "+", "metavar": "NAME", "help": "a family (coco) or a data set (coco_caption)"},
-)
-RUN_FILE: Argument = (("--cfg-path",), {"required": True, "metavar": "F", "help": "the run file"})

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from lavis_ext.cli import main
-from lavis_ext.cli.extraction import detector_name
+from lavis_ext.cli.features import detector_name
 from lavis_ext.errors import OwnedError, UsageError
 from lavis_ext.features import create_store, open_store
 from lavis_ext.features.detectors import DetectorOptions, build_detector
