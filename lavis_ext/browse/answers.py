@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
 
-from lavis_ext.browse.page import section, table
+from lavis_ext.browse.html import section, table
 from lavis_ext.metrics.breakdown import KINDS
 
 

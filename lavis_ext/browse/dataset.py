@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from lavis_ext.browse.rows import View, view_of
+from lavis_ext.browse.views import View, view_of
 from lavis_ext.builders import BuildContext, NotPreparedError, build_datasets
 from lavis_ext.cards import Artifact, Card, Cards, load_cards
 from lavis_ext.errors import UsageError

@@ -8,7 +8,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from lavis_ext.browse.dataset import Chapter, File, Subject, read_subject
-from lavis_ext.browse.page import badge, folded, page, section, table, tile
+from lavis_ext.browse.html import badge, folded, page, section, table, tile
 from lavis_ext.browse.samples import sample_grid
 from lavis_ext.browse.survey import charts, scope_note, survey
 from lavis_ext.cards import Artifact

@@ -8,7 +8,7 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from lavis_ext.browse.page import section
+from lavis_ext.browse.html import section
 
 MAX_SHOTS = 48
 EDGE = 4

@@ -12,7 +12,7 @@ from typing import Any
 from lavis_ext.browse.answers import answers_section
 from lavis_ext.browse.chart import Series, line_chart, shown
 from lavis_ext.browse.gallery import gallery_section
-from lavis_ext.browse.page import badge, folded, page, section, table, tile
+from lavis_ext.browse.html import badge, folded, page, section, table, tile
 from lavis_ext.browse.records import Record, RunRecords, number, read_run
 
 STATES = {"finished": "good", "evaluated": "good", "stopped": "bad"}

@@ -12,8 +12,8 @@ from typing import Any
 
 from PIL import Image
 
-from lavis_ext.browse.rows import View, counted, first
 from lavis_ext.browse.told import Item, Told
+from lavis_ext.browse.views import View, counted, first
 from lavis_ext.readers.faults import SampleError
 from lavis_ext.wording import shorten
 

@@ -10,8 +10,8 @@ from io import BytesIO
 from PIL import Image
 
 from lavis_ext.browse.bars import histogram, ranked_list
-from lavis_ext.browse.rows import View
 from lavis_ext.browse.told import Item
+from lavis_ext.browse.views import View
 from lavis_ext.readers.decode import FORMATS, MAX_PIXELS
 from lavis_ext.readers.faults import SampleError
 

@@ -30,7 +30,7 @@ $body
 
 def page(title: str, parts: Iterable[str]) -> str:
     """The whole document; `parts` are HTML, `title` is text. Its policy forbids scripts and outside sources."""
-    style = files("lavis_ext.browse").joinpath("style.css").read_text(encoding="utf-8")
+    style = files("lavis_ext.browse").joinpath("templates/style.css").read_text(encoding="utf-8")
     return FRAME.substitute(title=escape(title), style=style, body="\n".join(part for part in parts if part))
 
 
