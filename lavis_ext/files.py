@@ -25,6 +25,15 @@ def disk_errors(path: Path, way_out: str = "free space, or choose another folder
         raise DiskError(str(path), f"cannot be written: {error.strerror or error}", way_out) from error
 
 
+@contextmanager
+def read_errors(path: Path, way_out: str = "check that it is there and that you may read it") -> Iterator[None]:
+    """Turn an OSError of reading inside the block into a DiskError that names `path`."""
+    try:
+        yield
+    except OSError as error:
+        raise DiskError(str(path), f"cannot be read: {error.strerror or error}", way_out) from error
+
+
 def write_atomic(path: Path, content: str | bytes) -> None:
     """Replace `path` so that a reader, and a crash, sees the old or the new content; raises OSError."""
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import yaml
 
-from lavis_ext.browse.records import Record, RunRecords, number, read_run
-from lavis_ext.browse.run_report import AGGREGATE, duration, headline
+from lavis_ext.browse.run_report import AGGREGATE, Record, RunRecords, duration, headline, number, read_run
 from lavis_ext.cli.chat import find_weights, read_setup
 from lavis_ext.cli.flags import REQUIRED, Options, flag
 from lavis_ext.commands.answer import Answer, cache_root_of, to_stderr

@@ -9,7 +9,8 @@ from pathlib import Path
 
 from lavis_ext.cli.flags import REQUIRED, Options, flag
 from lavis_ext.commands.answer import Answer, cache_root_of
-from lavis_ext.errors import DiskError, Problem, UsageError
+from lavis_ext.errors import Problem, UsageError
+from lavis_ext.files import disk_errors, read_errors, write_atomic
 from lavis_ext.wording import columns
 
 
@@ -62,7 +63,6 @@ class ImportArgs:
 
 def import_args(asked: ImportArgs) -> Answer:
     """Turn a command into a run file, on standard output or in a file that is not there yet; exit 2 for a mistake."""
-    from lavis_ext.files import disk_errors, write_atomic
     from lavis_ext.import_args import import_command, reasons
 
     if bool(asked.words) == bool(asked.source):
@@ -84,9 +84,8 @@ def import_args(asked: ImportArgs) -> Answer:
 def read_source(name: str) -> str:
     """The text of a file, or of standard input; raises DiskError, UsageError."""
     try:
-        return sys.stdin.read() if name == "-" else Path(name).expanduser().read_text(encoding="utf-8-sig")
-    except OSError as error:
-        raise DiskError(name, f"cannot be read: {error.strerror or error}", "check the path") from error
+        with read_errors(Path(name)):
+            return sys.stdin.read() if name == "-" else Path(name).expanduser().read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
         raise UsageError(name, "is no text in UTF-8", "name a text file with the command") from error
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from lavis_ext.browse import write_dataset_page, write_page
-from lavis_ext.browse.told import choose
+from lavis_ext.browse.views import choose
 from lavis_ext.builders import NotPreparedError
 from lavis_ext.cli import main
 from lavis_ext.errors import DiskError, UsageError

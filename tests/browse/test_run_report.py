@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import json
 import re
+import resource
 from pathlib import Path
 from typing import Any
 
 import pytest
 from PIL import Image
 
-from lavis_ext.browse import write_run_report
-from lavis_ext.browse.gallery import choose, overlap
-from lavis_ext.browse.run_report import duration
+from lavis_ext.browse import write_page, write_run_report
+from lavis_ext.browse.run_report import choose, duration, overlap
+from lavis_ext.errors import DiskError
 from tests.support.html import HOSTILE, Page
 
 
@@ -185,3 +186,52 @@ def test_overlap_is_that_of_the_closest_reference() -> None:
 @pytest.mark.parametrize(("seconds", "text"), [(0.2, "0 s"), (59, "59 s"), (61, "1 min 01 s"), (3720, "1 h 02 min")])
 def test_durations(seconds: float, text: str) -> None:
     assert duration(seconds) == text
+
+
+FOUND: dict[str, Any] = {
+    "split": "val",
+    "answer_types": [{"name": "yes/no", "questions": 3000, "accuracy": 33.333}],
+    "question_types": [{"name": "<how many>", "questions": 2, "accuracy": 150}],
+    "confusion": {"yes/no": {"yes/no": 3, "colour": 1}},
+    "mistakes": [{"type": "yes/no", "truth": "yes", "said": "", "questions": 2}],
+}
+
+
+def read_answers(folder: Path, found: dict[str, Any]) -> str:
+    (folder / "result" / "breakdown").mkdir(parents=True)
+    (folder / "result" / "breakdown" / "val.json").write_text(json.dumps(found))
+    return read(folder)[0]
+
+
+def test_answers_are_told_by_kind(tmp_path: Path) -> None:
+    text = read_answers(tmp_path, FOUND)
+    for part in ("Answers on val", "3,000", "33.33", "&lt;how many&gt;", "colour", "(nothing)"):
+        assert part in text
+    assert "--h:100%" in text  # no bar leaves its cell
+    assert '3 <span class="share">75%</span>' in text
+
+
+@pytest.mark.parametrize("found", [{}, {"confusion": 3}, {"answer_types": ["x"], "mistakes": None}])
+def test_a_torn_breakdown_is_no_section(found: dict[str, Any], tmp_path: Path) -> None:
+    assert "Answers on" not in read_answers(tmp_path, found)
+
+
+def test_half_a_character_does_not_cost_the_report(tmp_path: Path) -> None:
+    folder = job(tmp_path / "run")
+    index = folder / "result" / "gallery" / "val" / "index.json"
+    index.write_text(index.read_text().replace("a red star", "half \\ud83d"))
+    assert "half ?" in read(folder)[1].words
+
+
+def test_a_report_that_does_not_fit_leaves_the_old_one_and_no_part(tmp_path: Path) -> None:
+    folder = job(tmp_path / "run")
+    before, _ = read(folder)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, hard))
+    try:
+        with pytest.raises(DiskError, match=r"report\.html"):
+            write_page(str(folder), None, tmp_path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert (folder / "report.html").read_text() == before
+    assert [path.name for path in folder.iterdir() if path.name.startswith(".")] == []
