@@ -20,7 +20,8 @@ from lavis_ext.demo.scenes import photo_of
 from lavis_ext.demo.vqa import export_aokvqa, export_okvqa, export_vqav2
 from lavis_ext.demo.weblists import export_laion, export_sbu
 from lavis_ext.demo.world import World
-from lavis_ext.errors import DiskError, UsageError, nearest
+from lavis_ext.errors import UsageError, nearest
+from lavis_ext.files import disk_errors, replacing
 
 
 class Exporter(Protocol):
@@ -108,10 +109,6 @@ def place(path: Path, content: bytes) -> bool:
     if path.is_file():
         return False
     make_folder(path.parent)
-    part = path.with_name(f".{path.name}.part")
-    try:
+    with disk_errors(path), replacing(path, durable=False) as part:
         part.write_bytes(content)
-        part.replace(path)
-    except OSError as error:
-        raise DiskError(str(path), error.strerror or str(error), "free space or choose another folder") from error
     return True

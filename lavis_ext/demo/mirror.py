@@ -14,9 +14,10 @@ from typing import Any, BinaryIO
 from urllib.parse import urlsplit
 from zipfile import ZIP_STORED, ZipFile, ZipInfo
 
-from lavis_ext.errors import DiskError, UsageError
+from lavis_ext.errors import UsageError
 from lavis_ext.fetch.mirrors import MANIFEST, mirror_path
 from lavis_ext.fetch.safety import safe_relative
+from lavis_ext.files import disk_errors, replacing, write_json
 
 SCHEMES = ("http", "https", "gdrive", "hf", "azure")
 BLOCK = 1 << 20
@@ -43,13 +44,8 @@ class MirrorWriter:
         key = mirror_key(url)
         path = self.root / safe_relative(key)
         make_folder(path.parent)
-        part = path.with_name(f"{path.name}.part")
-        try:
-            with part.open("w+b") as file:
-                yield file
-            part.replace(path)
-        except OSError as error:
-            raise DiskError(str(path), error.strerror or str(error), "free space or choose another folder") from error
+        with disk_errors(path), replacing(path, durable=False) as part, part.open("w+b") as file:
+            yield file
         self.files[key] = {"size": path.stat().st_size, "sha256": hash_file(path)}
 
     def add(self, url: str, content: bytes | Path) -> None:
@@ -91,18 +87,15 @@ class MirrorWriter:
         """Write the manifest of all that was added; returns its path."""
         content = {"format": 1, "equivalence": equivalence, "files": dict(sorted(self.files.items()))}
         path = self.root / MANIFEST
-        part = path.with_name(f"{MANIFEST}.part")
-        part.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-        part.replace(path)
+        with disk_errors(path):
+            write_json(path, content)
         return path
 
 
 def make_folder(path: Path) -> None:
     """Make a folder and its parents; raises DiskError where that fails."""
-    try:
+    with disk_errors(path, "choose another folder"):
         path.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise DiskError(str(path), error.strerror or str(error), "choose another folder") from error
 
 
 def mirror_key(url: str) -> str:
