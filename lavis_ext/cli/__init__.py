@@ -1,6 +1,6 @@
 """The command line. Begin at `VERBS`: where each verb's function is; its flags are the dataclass that it takes.
 
-A verb's module is imported when the verb is called or its help is asked for, and what is heavy when it is needed.
+A verb's module is imported when the verb is called or its help is args for, and what is heavy when it is needed.
 """
 
 from __future__ import annotations

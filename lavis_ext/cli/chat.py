@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from lavis_ext.models.base import Model
 
 CHATTED = {"blip2_vicuna": ""}
-"""Prompts of models that were taught to be asked otherwise than by `QUESTION`."""
+"""Prompts of models that were taught to be args otherwise than by `QUESTION`."""
 QUESTION = "Question: {} Answer:"
 NAMES_ANSWERS = ("vqa", "gqa", "aok_vqa")
 LENGTHS = ("num_beams", "max_len", "min_len")
@@ -63,17 +63,17 @@ class Chat(Options):
     json: bool = False
 
 
-def chat(asked: Chat) -> Answer:
+def chat(args: Chat) -> Answer:
     """Answer `--question`, or caption the picture and answer the lines of standard input until it ends.
 
     What is said to lines is written at once.
     """
-    setup = read_setup(asked.cfg_path, list(asked.options), asked.checkpoint)
-    talk = Conversation(setup, asked.image, read_image(asked.image))
-    if asked.question is not None:
-        turn = talk.answer(asked.question)
+    setup = read_setup(args.cfg_path, list(args.options), args.checkpoint)
+    talk = Conversation(setup, args.image, read_image(args.image))
+    if args.question is not None:
+        turn = talk.answer(args.question)
         return Answer([turn.answer], [asdict(turn)])
-    converse(talk, asked_lines(), write_json_line if asked.json else write_answer)
+    converse(talk, asked_lines(), write_json_line if args.json else write_answer)
     return Answer()
 
 
@@ -204,12 +204,12 @@ def load_speaker(setup: Setup) -> Model:
     return build_model(setup.model).eval().to(device)
 
 
-def converse(talk: Conversation, questions: Iterable[str], tell: Callable[[Turn], None]) -> None:
+def converse(talk: Conversation, questions: Iterable[str], write: Callable[[Turn], None]) -> None:
     """Caption first, then an answer to every line that is not blank."""
-    tell(talk.caption())
+    write(talk.caption())
     for line in questions:
         if line.strip():
-            tell(talk.answer(line))
+            write(talk.answer(line))
 
 
 def asked_lines() -> Iterable[str]:

@@ -92,42 +92,42 @@ class Features(Extraction, Quiet):
     rows: int = flag(5, metavar="N", help="how many `head` shows (default: 5)")
 
 
-def features(asked: Features) -> Answer:
+def features(args: Features) -> Answer:
     """Convert, join, index, check and extract region features.
 
     Raises what the action raises, UsageError for too few paths.
     """
-    action, least = ACTIONS[asked.action]
-    paths = [Path(path) for path in asked.paths]
-    if len(paths) < least or (least == 1 and asked.action != "verify" and len(paths) > 1):
-        raise UsageError(f"lavis-ext features {asked.action}", f"got {len(paths)} paths", USES[asked.action])
-    with progress_of(asked) as progress:
-        return action(asked, paths, progress)
+    action, least = ACTIONS[args.action]
+    paths = [Path(path) for path in args.paths]
+    if len(paths) < least or (least == 1 and args.action != "verify" and len(paths) > 1):
+        raise UsageError(f"lavis-ext features {args.action}", f"got {len(paths)} paths", USES[args.action])
+    with progress_of(args) as progress:
+        return action(args, paths, progress)
 
 
-def _import(asked: Features, paths: list[Path], progress: Progress) -> Answer:
+def _import(args: Features, paths: list[Path], progress: Progress) -> Answer:
     from lavis_ext.features.imports import import_features, raise_for
     from lavis_ext.features.row import ReadOptions
     from lavis_ext.features.store import open_store
     from lavis_ext.features.tools import info
 
     *sources, store = paths
-    if asked.to:
+    if args.to:
         raise UsageError("--to", "belongs to export", USES["import"])
-    options = fill(ReadOptions, asked, columns=asked.width or 0, keep_all=asked.all_columns)
-    done = import_features(sources, store, asked.form, asked.dtype, options, progress)
+    options = fill(ReadOptions, args, columns=args.width or 0, keep_all=args.all_columns)
+    done = import_features(sources, store, args.form, args.dtype, options, progress)
     opened = open_store(store)
     lines = [f"{store}: {len(opened)} images, {done.added} added now, {opened.about.dtype}, {opened.columns} columns"]
     if done.repeated:
         lines.append(f"{done.repeated} rows repeat an image with the same features and were left out")
     wide = any(s["format"] in ("volta-tsv", "volta-lmdb", "tensorpack-lmdb", "h5", "npy") for s in opened.about.sources)
-    if wide and not asked.all_columns:
+    if wide and not args.all_columns:
         lines.append("class probabilities (cls_prob, attrs, classes) are not kept; --all-columns keeps them")
     raise_for(done.faults, str(store))
     return Answer(lines, [{**info(opened), "added": done.added, "repeated": done.repeated}])
 
 
-def _export(asked: Features, paths: list[Path], progress: Progress) -> Answer:
+def _export(args: Features, paths: list[Path], progress: Progress) -> Answer:
     from lavis_ext.features.formats import format_of
     from lavis_ext.features.store import open_store
     from lavis_ext.features.tools import export_store
@@ -135,15 +135,15 @@ def _export(asked: Features, paths: list[Path], progress: Progress) -> Answer:
     if len(paths) != 2:
         raise UsageError("lavis-ext features export", f"got {len(paths)} paths", USES["export"])
     store, destination = paths
-    if not asked.to:
+    if not args.to:
         raise UsageError("lavis-ext features export", "needs --to FORMAT", f"one of {', '.join(FORMATS)}")
     opened = open_store(store)
-    remarks = export_store(opened, destination, format_of(asked.to).name)
-    line = f"{destination}: {len(opened)} images as {asked.to}"
-    return Answer([line, *remarks], [{"destination": str(destination), "images": len(opened), "format": asked.to}])
+    remarks = export_store(opened, destination, format_of(args.to).name)
+    line = f"{destination}: {len(opened)} images as {args.to}"
+    return Answer([line, *remarks], [{"destination": str(destination), "images": len(opened), "format": args.to}])
 
 
-def _index(asked: Features, paths: list[Path], progress: Progress) -> Answer:
+def _index(args: Features, paths: list[Path], progress: Progress) -> Answer:
     from lavis_ext.features.tools import index
 
     rows, written = index(paths[0])
@@ -153,26 +153,26 @@ def _index(asked: Features, paths: list[Path], progress: Progress) -> Answer:
     return Answer(lines, [{"written": [str(path) for path in written]}])
 
 
-def _extract(asked: Features, paths: list[Path], progress: Progress) -> Answer:
+def _extract(args: Features, paths: list[Path], progress: Progress) -> Answer:
     """Exit code 8 where more is missing than `--tolerance` allows; raises UsageError for what cannot be meant."""
     from lavis_ext.config import cache_root
     from lavis_ext.features.extraction.extract import STORE
     from lavis_ext.features.formats.butd import COLUMNS
 
-    *sources, destination = asked.paths
-    form = asked.to or ("volta-tsv" if Path(destination).suffix == ".tsv" else STORE)
+    *sources, destination = args.paths
+    form = args.to or ("volta-tsv" if Path(destination).suffix == ".tsv" else STORE)
     if form not in (STORE, *COLUMNS):
         raise UsageError(f"--to {form}", "is not what extraction writes", nearest(form, COLUMNS))
-    return extract_regions(asked, sources, Path(destination), cache_root(), form, asked.dtype, progress)
+    return extract_regions(args, sources, Path(destination), cache_root(), form, args.dtype, progress)
 
 
-def _merge(asked: Features, paths: list[Path], progress: Progress) -> Answer:
+def _merge(args: Features, paths: list[Path], progress: Progress) -> Answer:
     from lavis_ext.features.imports import raise_for
     from lavis_ext.features.store import open_store
     from lavis_ext.features.tools import merge_stores
 
     if paths[0].is_file():
-        return merge_tsvs(paths, asked.tolerance or 0.0, progress)
+        return merge_tsvs(paths, args.tolerance or 0.0, progress)
     *stores, destination = paths
     _, faults = merge_stores(stores, destination)
     raise_for(faults, str(destination))
@@ -181,7 +181,7 @@ def _merge(asked: Features, paths: list[Path], progress: Progress) -> Answer:
     return Answer([line], [{"store": str(destination), "images": total}])
 
 
-def _info(asked: Features, paths: list[Path], progress: Progress) -> Answer:
+def _info(args: Features, paths: list[Path], progress: Progress) -> Answer:
     from lavis_ext.features.store import open_store
     from lavis_ext.features.tools import info
 
@@ -192,7 +192,7 @@ def _info(asked: Features, paths: list[Path], progress: Progress) -> Answer:
     return Answer(lines, [found])
 
 
-def _verify(asked: Features, paths: list[Path], progress: Progress) -> Answer:
+def _verify(args: Features, paths: list[Path], progress: Progress) -> Answer:
     from lavis_ext.features.store import open_store
     from lavis_ext.features.tools import raise_damaged, verify
 
@@ -205,11 +205,11 @@ def _verify(asked: Features, paths: list[Path], progress: Progress) -> Answer:
     return answer
 
 
-def _head(asked: Features, paths: list[Path], progress: Progress) -> Answer:
+def _head(args: Features, paths: list[Path], progress: Progress) -> Answer:
     from lavis_ext.features.store import open_store
     from lavis_ext.features.tools import head
 
-    rows = head(open_store(paths[0]), asked.rows)
+    rows = head(open_store(paths[0]), args.rows)
     lines = [
         f"{r['image_id']}: {r['boxes']} boxes, {r['height']}x{r['width']}, first {r['first_box']} {r['box_unit']}, "
         f"mean {r['mean']}, {', '.join(r['labels']) or 'no labels'}"
@@ -232,27 +232,27 @@ ACTIONS: dict[str, tuple[Callable[[Features, list[Path], Progress], Answer], int
 
 
 def extract_regions(
-    asked: Extraction, sources: Sequence[str], out: Path, root: Path, form: str, dtype: str | None, progress: Progress
+    args: Extraction, sources: Sequence[str], out: Path, root: Path, form: str, dtype: str | None, progress: Progress
 ) -> Answer:
     """The regions of pictures, by the detector that the flags name, in the `form` of a TSV or a store at `out`."""
     from lavis_ext.features.extraction.extract import Request, extract
 
-    request = Request(sources, out, root, form, dtype, asked.group_id, asked.total_group or 1, asked.batch_size or 4)
-    done = extract(request, partial(detector_of, asked, form), progress)
+    request = Request(sources, out, root, form, dtype, args.group_id, args.total_group or 1, args.batch_size or 4)
+    done = extract(request, partial(detector_of, args, form), progress)
     line = f"{done.path}: {done.present:,} of {done.images:,} images, {done.added:,} extracted now"
-    code = _code(done.missing, done.images, asked.tolerance or 0.0)
+    code = _code(done.missing, done.images, args.tolerance or 0.0)
     return Answer([line, *missing_lines(done.missing)], [done.as_dict()], code)
 
 
-def detector_of(asked: Extraction, form: str) -> Detector:
+def detector_of(args: Extraction, form: str) -> Detector:
     """The detector that the flags name, its weights loaded; raises UsageError, RegistryError, ConfigError."""
     import torch
 
     from lavis_ext.features.detectors import DetectorOptions, build_detector
 
-    device = asked.device or ("cuda" if torch.cuda.is_available() else "cpu")
-    options = fill(DetectorOptions, asked, device=device, probabilities=form == "volta-tsv")
-    return build_detector(detector_name(asked.detector or "", asked.model_type or ""), options)
+    device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    options = fill(DetectorOptions, args, device=device, probabilities=form == "volta-tsv")
+    return build_detector(detector_name(args.detector or "", args.model_type or ""), options)
 
 
 def detector_name(name: str, model_type: str) -> str:
@@ -268,8 +268,8 @@ def detector_name(name: str, model_type: str) -> str:
     else:
         found = [name] if name in known else [one for one in known if name and one.startswith(f"{name}_")]
     if len(found) != 1:
-        told = f"--detector {name}" + (f" --model-type {model_type}" if model_type else "")
-        raise UsageError(told, "names no detector" if name else "is needed", nearest(model_type or name, known))
+        where = f"--detector {name}" + (f" --model-type {model_type}" if model_type else "")
+        raise UsageError(where, "names no detector" if name else "is needed", nearest(model_type or name, known))
     return found[0]
 
 

@@ -5,7 +5,7 @@
         folder: str = flag("output", positional=True, nargs="?", metavar="FOLDER", help="default: output")
         against: Literal["previous", "first"] = flag("previous", help="what to compare with")
 
-`arguments_of(Runs)` is what argparse is told, `build(Runs, namespace)` the object. Nothing heavy is imported here, nor
+`arguments_of(Runs)` is for argparse, `build(Runs, namespace)` the object. Nothing heavy is imported here, nor
 by the modules that declare flags: they are read to print help.
 """
 

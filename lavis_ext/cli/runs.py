@@ -33,24 +33,24 @@ class Run(Options):
     cfg_path: str = flag(REQUIRED, metavar="F", help="the run file")
 
 
-def train(asked: Run) -> Answer:
+def train(args: Run) -> Answer:
     """Train as the run file says, then evaluate its test splits."""
-    return _start(asked, evaluate_only=False)
+    return _start(args, evaluate_only=False)
 
 
-def evaluate(asked: Run) -> Answer:
+def evaluate(args: Run) -> Answer:
     """Evaluate the test splits of a run file, without training."""
-    return _start(asked, evaluate_only=True)
+    return _start(args, evaluate_only=True)
 
 
-def _start(asked: Run, evaluate_only: bool) -> Answer:
+def _start(args: Run, evaluate_only: bool) -> Answer:
     from lavis_ext.check import check as refuse_mistakes
     from lavis_ext.config import load_config
 
-    options = list(asked.options)
+    options = list(args.options)
     alternating = bool(options) and "=" not in options[0]  # LAVIS' `a.b c`, which nothing can be added to
     more = ["run.evaluate=true"] if evaluate_only and not alternating else []
-    config = load_config(asked.cfg_path, [*options, *more])
+    config = load_config(args.cfg_path, [*options, *more])
     refuse_mistakes(config)
     from lavis_ext.runner import evaluate as run_evaluation
     from lavis_ext.runner import train as run_training
@@ -87,12 +87,12 @@ class Browse(Options):
     serve: bool = flag(False, help="show it at an address of this machine until Ctrl-C")
 
 
-def browse(asked: Browse) -> Answer:
+def browse(args: Browse) -> Answer:
     """Write the HTML page of a run or of a data set; --serve shows it on loopback until it is interrupted."""
     from lavis_ext.browse import serve_page, write_page
 
-    page = write_page(asked.target, asked.out, cache_root_of(asked), asked.seed)
-    if asked.serve:
+    page = write_page(args.target, args.out, cache_root_of(args), args.seed)
+    if args.serve:
         serve_page(page, to_stderr)
     return Answer([f"report: {page}"], [{"report": str(page)}])
 
@@ -113,27 +113,27 @@ class Export(Options):
     )
 
 
-def export(asked: Export) -> Answer:
-    """Write the weights of a checkpoint under others' names, and tell what was written."""
-    checkpoint, out = find_weights(asked.checkpoint), Path(asked.out).expanduser()
+def export(args: Export) -> Answer:
+    """Write the weights of a checkpoint under others' names, and list what was written."""
+    checkpoint, out = find_weights(args.checkpoint), Path(args.out).expanduser()
     if out.exists():
         raise UsageError(str(out), "is there already", "name another place, or remove it")
     if not out.parent.is_dir():
         raise UsageError(str(out.parent), "no such folder", "make it first")
-    config = model_of(checkpoint, asked.cfg_path, list(asked.options))
+    config = model_of(checkpoint, args.cfg_path, list(args.options))
     from lavis_ext.models.export import export_oscar, export_transformers, export_upstream
 
-    if asked.form == "transformers":
+    if args.form == "transformers":
         done = export_transformers(config, out)
-    elif asked.form == "oscar":
+    elif args.form == "oscar":
         done = export_oscar(config, out)
     else:
-        done = export_upstream(str(checkpoint), out, config.arch, asked.form)
+        done = export_upstream(str(checkpoint), out, config.arch, args.form)
     rows = [[name, f"{tensors:,}", f"{numbers:,}"] for name, (tensors, numbers) in sorted(done.parts.items())]
     lines = columns([["part", "tensors", "numbers"], *rows])
     lines += [f"left out, {done.form} has no place for them: {', '.join(done.left)}"] if done.left else []
-    told = {"out": str(out), "form": done.form, "arch": config.arch, "tensors": done.shapes, "left": done.left}
-    return Answer([*lines, f"{done.form}: {out}"], [told])
+    row = {"out": str(out), "form": done.form, "arch": config.arch, "tensors": done.shapes, "left": done.left}
+    return Answer([*lines, f"{done.form}: {out}"], [row])
 
 
 def model_of(checkpoint: Path, path: str | None, options: list[str]) -> ModelConfig:
@@ -153,10 +153,10 @@ class Runs:
     against: Literal["previous", "first"] = flag("previous", help="what to compare with")
 
 
-def runs(asked: Runs) -> Answer:
+def runs(args: Runs) -> Answer:
     """The runs below a folder: how each stands, its best metric, and in what its configuration differs."""
-    found = list_runs(asked.folder, asked.against)
-    return Answer(run_lines(found, asked.against), [run.as_dict() for run in found])
+    found = list_runs(args.folder, args.against)
+    return Answer(run_lines(found, args.against), [run.as_dict() for run in found])
 
 
 @dataclass(frozen=True)
@@ -274,9 +274,10 @@ def run_lines(runs: Sequence[RunSummary], against: str = "previous") -> list[str
     head = ["run", "state", "best", "split", "step", "loss", "time", "started"]
     lines = columns([head, *map(_cells, runs)])
     for run in runs:
-        told = [f"  {name}: {_short(a)} → {_short(b)}" for name, (a, b) in run.differs.items()]
-        told = [*([f"  {shorten(run.error, 2 * WIDTH)}"] if run.error else []), *told]
-        lines += ["", f"{run.folder}, against the {against}" if run.differs else run.folder, *told] if told else []
+        more = [f"  {shorten(run.error, 2 * WIDTH)}"] if run.error else []
+        more += [f"  {name}: {_short(a)} → {_short(b)}" for name, (a, b) in run.differs.items()]
+        if more:
+            lines += ["", f"{run.folder}, against the {against}" if run.differs else run.folder, *more]
     return lines
 
 

@@ -21,27 +21,27 @@ class Check:
     paths: tuple[str, ...] = flag(REQUIRED, positional=True, nargs="+", metavar="PATH")
 
 
-def check(asked: Check) -> Answer:
+def check(args: Check) -> Answer:
     """Every mistake of YAML files, or of all below folders, at once; exit code 3 if there is any."""
     from lavis_ext.check import check_file
 
     files: list[Path] = []
-    for path in map(Path, asked.paths):
+    for path in map(Path, args.paths):
         if not path.exists():
             raise UsageError(str(path), "no such file or folder", "name YAML files, or folders that hold some")
         files += sorted(path.rglob("*.y*ml")) if path.is_dir() else [path]
     if not files:
-        raise UsageError(" ".join(asked.paths), "holds no YAML", "name YAML files, or folders that hold some")
+        raise UsageError(" ".join(args.paths), "holds no YAML", "name YAML files, or folders that hold some")
     found: list[Problem] = [problem for file in files for problem in check_file(file)]
     lines = [*map(str, found), f"{len(files)} files, {len(found)} problems"]
     return Answer(lines, [asdict(p) for p in found], 3 if found else 0)
 
 
-def doctor(asked: Options) -> Answer:
-    """What this machine offers and what would get in the way; secrets are told as set or unset."""
+def doctor(args: Options) -> Answer:
+    """What this machine offers and what would get in the way; secrets are shown as set or unset."""
     from lavis_ext.doctor import examine
 
-    findings = examine(cache_root_of(asked))
+    findings = examine(cache_root_of(args))
     lines = columns([[f.name, f.state, f.text] for f in findings])
     return Answer(lines, [asdict(f) for f in findings], 0 if all(f.state != "bad" for f in findings) else 1)
 
@@ -61,24 +61,24 @@ class ImportArgs:
     out: str | None = flag(None, metavar="FILE", help="write the run file there, instead of on standard output")
 
 
-def import_args(asked: ImportArgs) -> Answer:
+def import_args(args: ImportArgs) -> Answer:
     """Turn a command into a run file, on standard output or in a file that is not there yet; exit 2 for a mistake."""
     from lavis_ext.import_args import import_command, reasons
 
-    if bool(asked.words) == bool(asked.source):
+    if bool(args.words) == bool(args.source):
         way_out = "give the command after --, or --from FILE"
         raise UsageError("import-args", "wants one command", way_out)
-    found = import_command([read_source(asked.source)] if asked.source else list(asked.words))
-    told = {"script": found.script, "config": found.tree, "left_out": dict(found.notes)}
-    if not asked.out:
-        return Answer(found.text.splitlines(), [told])
-    path = Path(asked.out).expanduser()
+    found = import_command([read_source(args.source)] if args.source else list(args.words))
+    row = {"script": found.script, "config": found.tree, "left_out": dict(found.notes)}
+    if not args.out:
+        return Answer(found.text.splitlines(), [row])
+    path = Path(args.out).expanduser()
     if path.exists():
         raise UsageError(str(path), "is there already", "name another file, or remove it")
     with disk_errors(path):
         write_atomic(path, found.text)
     lines = [f"run file: {path}", f"check it: lavis-ext check {path}", *reasons(found.notes)]
-    return Answer(lines, [{**told, "file": str(path)}])
+    return Answer(lines, [{**row, "file": str(path)}])
 
 
 def read_source(name: str) -> str:
@@ -97,7 +97,7 @@ class Completion:
     shell: str = flag(REQUIRED, positional=True, metavar="SHELL")
 
 
-def completion(asked: Completion) -> Answer:
+def completion(args: Completion) -> Answer:
     """The completion script of a shell."""
     from lavis_ext.cards import load_cards
     from lavis_ext.cli import VERBS
@@ -107,7 +107,7 @@ def completion(asked: Completion) -> Answer:
     words = {name: [word for flags, _ in verb.arguments() for word in flags] for name, verb in VERBS.items()}
     flags = {name: [word for word in some if word.startswith("--")] for name, some in words.items()}
     named = [name for name, some in words.items() if {"names", "name", "target"} & set(some)]
-    script = completion_script(asked.shell, flags, sorted({*cards.families, *cards.names()}), named)
+    script = completion_script(args.shell, flags, sorted({*cards.families, *cards.names()}), named)
     return Answer(script.splitlines(), [{"script": script}])
 
 
@@ -123,27 +123,27 @@ class Demo:
     jobs: int = flag(2, help="seeds of a study at a time, a core each (default: 2)")
 
 
-def demo(asked: Demo) -> Answer:
+def demo(args: Demo) -> Answer:
     """Draw a small world, fetch it, train a tiny BLIP-2 on it, score its captions; or only a study."""
-    if asked.study:
-        return study(asked, [asked.study])
+    if args.study:
+        return study(args, [args.study])
     from lavis_ext.demo.tour import run_demo
 
-    result = run_demo(asked.out, seed=asked.seed, all_families=asked.all)
+    result = run_demo(args.out, seed=args.seed, all_families=args.all)
     answer = Answer(result.lines(), [result.summary()], result.exit_code)
-    if asked.all:
+    if args.all:
         from lavis_ext.studies import study_names
 
-        more = study(asked, study_names())
+        more = study(args, study_names())
         answer.lines += more.lines
         answer.objects += more.objects
     return answer
 
 
-def study(asked: Demo, names: Sequence[str]) -> Answer:
+def study(args: Demo, names: Sequence[str]) -> Answer:
     """What models learn on the drawn world, over several seeds, as tables."""
     from lavis_ext.demo.study_runs import run_study
 
-    found = [run_study(name, asked.out, asked.seeds, asked.jobs, asked.seed) for name in names]
+    found = [run_study(name, args.out, args.seeds, args.jobs, args.seed) for name in names]
     lines = [line for findings in found for line in ("", *findings.lines())]
     return Answer(lines, [findings.summary() for findings in found])

@@ -36,7 +36,7 @@ class Parser(ArgumentParser):
         raise UsageError(self.prog, message, f"see `{self.prog} --help`")
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> tuple[Namespace, list[str]]:  # type: ignore[override]
-        """As argparse; an unknown flag is told with the nearest one."""
+        """As argparse; an unknown flag is named with the nearest one."""
         known, rest = super().parse_known_args(args, namespace)
         flags = [flag for action in self._actions for flag in action.option_strings]
         if unknown := [word for word in rest if word.startswith("-")]:
@@ -57,7 +57,7 @@ class StandardError(logging.Handler):
 
 @dataclass(frozen=True)
 class Verb:
-    """One verb: `place` is `module:function`, imported when it is called or its flags are asked for.
+    """One verb: `place` is `module:function`, imported when it is called or its flags are args for.
 
     The function takes the dataclass that its flags fill; one that takes the Namespace has them in `flags`, dataclasses
     or places of lists.
@@ -68,12 +68,12 @@ class Verb:
     flags: tuple[type | str, ...] = ()
 
     def arguments(self) -> list[Argument]:
-        """What argparse is told."""
+        """Its flags, for argparse."""
         kinds = self.flags or (self._taken(),)
         return [one for kind in kinds for one in (_load(kind) if isinstance(kind, str) else arguments_of(kind))]
 
     def call(self, args: Namespace) -> Answer:
-        """Do what is asked."""
+        """Do what is args."""
         kind = self._taken()
         answer: Answer = _load(self.place)(args if kind is Namespace else build(kind, args))
         return answer
@@ -198,8 +198,8 @@ def _internal(error: Exception, as_json: bool, debug: bool) -> int:
     log.write_text(redact(traceback.format_exc()), encoding="utf-8")
     if debug:
         traceback.print_exc()
-    told = redact(f"{type(error).__name__}: {error}")
-    text = f"internal error: {told}; the traceback is in {log}, please report it"
+    message = redact(f"{type(error).__name__}: {error}")
+    text = f"internal error: {message}; the traceback is in {log}, please report it"
     _say(f"lavis-ext: {text}", sys.stderr)
     return _end(as_json, 1, text)
 

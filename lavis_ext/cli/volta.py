@@ -76,49 +76,49 @@ MEANT = {
 """Which flags each step takes."""
 
 
-def volta(asked: Volta) -> Answer:
+def volta(args: Volta) -> Answer:
     """One step of volta's COCO pipeline; raises UsageError for a flag of another step, and what the step raises."""
     every = {name for meant in MEANT.values() for name in meant}
-    for name in sorted(every - MEANT[asked.step]):
-        if getattr(asked, name) not in (None, False):
+    for name in sorted(every - MEANT[args.step]):
+        if getattr(args, name) not in (None, False):
             steps = ", ".join(step for step, meant in MEANT.items() if name in meant)
-            raise UsageError(f"--{name.replace('_', '-')}", f"is not for `{asked.step}`", f"it is for {steps}")
-    with progress_of(asked) as progress:
-        return STEPS[asked.step](asked, cache_root_of(asked), progress)
+            raise UsageError(f"--{name.replace('_', '-')}", f"is not for `{args.step}`", f"it is for {steps}")
+    with progress_of(args) as progress:
+        return STEPS[args.step](args, cache_root_of(args), progress)
 
 
-def _download(asked: Volta, root: Path, progress: Progress) -> Answer:
+def _download(args: Volta, root: Path, progress: Progress) -> Answer:
     from lavis_ext.features.volta.download import download
     from lavis_ext.prepare import PrepareOptions
 
-    options = fill(PrepareOptions, asked, cache_root=root, offline=asked.offline or None)
+    options = fill(PrepareOptions, args, cache_root=root, offline=args.offline or None)
     return Answer(*download(options, root, progress))
 
 
-def _extract(asked: Volta, root: Path, progress: Progress) -> Answer:
-    split = _split(asked, names.FOLDERS, "valid")
-    least, most = boxes = _boxes(asked)
-    out = asked.out or _datadir(asked, root) / names.rows_name(split, boxes)
-    images = _images(asked, root, split)
+def _extract(args: Volta, root: Path, progress: Progress) -> Answer:
+    split = _split(args, names.FOLDERS, "valid")
+    least, most = boxes = _boxes(args)
+    out = args.out or _datadir(args, root) / names.rows_name(split, boxes)
+    images = _images(args, root, split)
     meant = replace(
-        asked,
+        args,
         min_boxes=least,
         max_boxes=most,
-        group_id=asked.group_id or 0,
-        detector=asked.detector or DETECTOR,
-        weights=asked.weights or asked.caffemodel or _weights(asked, root),
-        device=asked.device or (f"cuda:{asked.gpu}" if asked.gpu else None),
+        group_id=args.group_id or 0,
+        detector=args.detector or DETECTOR,
+        weights=args.weights or args.caffemodel or _weights(args, root),
+        device=args.device or (f"cuda:{args.gpu}" if args.gpu else None),
     )
     answer = extract_regions(meant, [str(images)], out, root, "volta-tsv", None, progress)
-    lines = [f"--{name}: caffe is not used, it has no effect" for name in IGNORED if getattr(asked, name)]
+    lines = [f"--{name}: caffe is not used, it has no effect" for name in IGNORED if getattr(args, name)]
     return replace(answer, lines=[*lines, *answer.lines])
 
 
-def _weights(asked: Volta, root: Path) -> str | None:
+def _weights(args: Volta, root: Path) -> str | None:
     """Those of upstream's detector, where they were prepared; raises UsageError where there are none."""
     from lavis_ext.cards import load_cards
 
-    if asked.model_type or asked.detector not in (None, DETECTOR):
+    if args.model_type or args.detector not in (None, DETECTOR):
         return None
     known = [root / artifact.storage for artifact in load_cards().named_artifacts(f"{names.FAMILY}/butd_*")]
     found = next((str(path) for path in known if path.is_file()), None)
@@ -128,56 +128,56 @@ def _weights(asked: Volta, root: Path) -> str | None:
     return found
 
 
-def _merge(asked: Volta, root: Path, progress: Progress) -> Answer:
+def _merge(args: Volta, root: Path, progress: Progress) -> Answer:
     from lavis_ext.features.extraction.account import Account
 
-    split = _split(asked, names.FOLDERS, "valid")
-    whole = _datadir(asked, root) / names.rows_name(split, _boxes(asked))
-    total = 1 if asked.total_group is None else asked.total_group
+    split = _split(args, names.FOLDERS, "valid")
+    whole = _datadir(args, root) / names.rows_name(split, _boxes(args))
+    total = 1 if args.total_group is None else args.total_group
     parts = [whole.with_name(f"{whole.name}.{group}") for group in range(total)]
     if lost := [part for part in parts if not part.is_file()]:
         what = f"{len(lost)} of {total} parts are not there, the first is {lost[0].name}"
         way_out = f"run extract_coco_image.py --split {split} --group_id {lost[0].suffix[1:]} --total_group {total}"
         raise UsageError(str(whole.parent), what, f"{way_out}, or name the folder with --datadir")
     accounted = all(Account.read(part) is not None for part in parts)
-    expected = [] if accounted else _expected(asked, root, split)
-    return merge_tsvs([*parts, whole], asked.tolerance or 0.0, progress, expected)
+    expected = [] if accounted else _expected(args, root, split)
+    return merge_tsvs([*parts, whole], args.tolerance or 0.0, progress, expected)
 
 
-def _expected(asked: Volta, root: Path, split: str) -> list[str]:
+def _expected(args: Volta, root: Path, split: str) -> list[str]:
     """The ids of the pictures, where these lie here: rows of volta's own script do not tell what there should be."""
     from lavis_ext.features.extraction.pictures import find_pictures
 
     try:
-        return [picture.image_id for picture in find_pictures([str(_images(asked, root, split))], root)]
+        return [picture.image_id for picture in find_pictures([str(_images(args, root, split))], root)]
     except UsageError:
         return []
 
 
-def _convert(asked: Volta, root: Path, progress: Progress) -> Answer:
+def _convert(args: Volta, root: Path, progress: Progress) -> Answer:
     from lavis_ext.features.volta.serialise import serialise
 
-    split = _split(asked, names.TOGETHER, "trainval")
-    folder = asked.indir or names.feature_folder(root)
-    sources = [names.find_rows(folder, one, _boxes(asked)) for one in names.TOGETHER[split]]
-    outdir = asked.outdir or folder / "volta"
-    if asked.to == "store":
-        return _to_store(asked, sources, outdir / f"{split}_feat.store", progress)
-    if asked.dtype:
+    split = _split(args, names.TOGETHER, "trainval")
+    folder = args.indir or names.feature_folder(root)
+    sources = [names.find_rows(folder, one, _boxes(args)) for one in names.TOGETHER[split]]
+    outdir = args.outdir or folder / "volta"
+    if args.to == "store":
+        return _to_store(args, sources, outdir / f"{split}_feat.store", progress)
+    if args.dtype:
         raise UsageError("--dtype", "volta's LMDB holds float32", "give --to store as well")
-    done = serialise(sources, outdir / f"{split}_feat.lmdb", asked.needed_only, progress)
+    done = serialise(sources, outdir / f"{split}_feat.lmdb", args.needed_only, progress)
     lines = [f"{done.path}: a folder of {done.rows:,} images, {done.added:,} added now"]
     lines += [*fault_lines(done.faults), *missing_lines(done.missing)]
     found = {"path": str(done.path), "images": done.rows, "added": done.added, "faults": fault_objects(done.faults)}
     return Answer(lines, [{**found, "missing": done.missing}], IntegrityError.exit_code if done.faults else 0)
 
 
-def _to_store(asked: Volta, sources: list[Path], store: Path, progress: Progress) -> Answer:
+def _to_store(args: Volta, sources: list[Path], store: Path, progress: Progress) -> Answer:
     from lavis_ext.features.imports import import_features, raise_for
     from lavis_ext.features.row import ReadOptions
     from lavis_ext.features.store import open_store
 
-    dtype = asked.dtype or (None if store.is_dir() else "float16")
+    dtype = args.dtype or (None if store.is_dir() else "float16")
     done = import_features(sources, store, "volta-tsv", dtype, ReadOptions(), progress)
     raise_for(done.faults, str(store))
     opened = open_store(store)
@@ -185,17 +185,17 @@ def _to_store(asked: Volta, sources: list[Path], store: Path, progress: Progress
     return Answer([line], [{"store": str(store), "images": len(opened), "added": done.added}])
 
 
-def _captions(asked: Volta, root: Path, progress: Progress) -> Answer:
+def _captions(args: Volta, root: Path, progress: Progress) -> Answer:
     from lavis_ext.features.volta.captions import SPLITS, extract_captions
     from lavis_ext.features.volta.karpathy import build_karpathy
 
-    split = _split(asked, (*SPLITS, "test1k"), "valid")
+    split = _split(args, (*SPLITS, "test1k"), "valid")
     home = root / names.FAMILY
-    infile = asked.infile or home / "dataset_coco.json"
+    infile = args.infile or home / "dataset_coco.json"
     lines = []
     if not infile.is_file() and infile == home / "dataset_coco.json":
         lines.append(f"{infile}: made from the caption files of family coco, {build_karpathy(root, infile):,} images")
-    done = extract_captions(infile, asked.outdir or home / "annotations", split, root, asked.ids)
+    done = extract_captions(infile, args.outdir or home / "annotations", split, root, args.ids)
     lines.append(f"{done.path}: {done.captions:,} captions of {done.images:,} images")
     if done.unknown:
         lines.append(f"{len(done.unknown):,} ids of the list are of no image: {', '.join(map(str, done.unknown[:9]))}")
@@ -203,27 +203,27 @@ def _captions(asked: Volta, root: Path, progress: Progress) -> Answer:
     return Answer(lines, [found], PartialError.exit_code if done.unknown else 0)
 
 
-def _split(asked: Volta, known: Any, default: str) -> str:
-    split = asked.split or default
+def _split(args: Volta, known: Any, default: str) -> str:
+    split = args.split or default
     if split not in known:
-        raise UsageError(f"--split {split}", f"is no split of `{asked.step}`", nearest(split, known))
+        raise UsageError(f"--split {split}", f"is no split of `{args.step}`", nearest(split, known))
     return split
 
 
-def _boxes(asked: Volta) -> tuple[int, int]:
+def _boxes(args: Volta) -> tuple[int, int]:
     least, most = names.BOXES
-    least = least if asked.min_boxes is None else asked.min_boxes
-    return least, max(least, most) if asked.max_boxes is None else asked.max_boxes
+    least = least if args.min_boxes is None else args.min_boxes
+    return least, max(least, most) if args.max_boxes is None else args.max_boxes
 
 
-def _datadir(asked: Volta, root: Path) -> Path:
-    return asked.datadir or names.feature_folder(root)
+def _datadir(args: Volta, root: Path) -> Path:
+    return args.datadir or names.feature_folder(root)
 
 
-def _images(asked: Volta, root: Path, split: str) -> Path:
+def _images(args: Volta, root: Path, split: str) -> Path:
     """`train2014`, a folder or a zip, below `--imgroot`, else where mscoco or coco has it; raises UsageError."""
     folder = names.FOLDERS[split]
-    places = [asked.imgroot] if asked.imgroot else [root / family / "images" for family in (names.FAMILY, "coco")]
+    places = [args.imgroot] if args.imgroot else [root / family / "images" for family in (names.FAMILY, "coco")]
     candidates = [place / name for place in places for name in (folder, f"{folder}.zip")]
     found = next((place for place in candidates if place.is_dir() or place.is_file()), None)
     if found is None:

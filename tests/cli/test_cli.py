@@ -39,7 +39,7 @@ def test_usage_mistakes(words: list[str], code: int, message: str, capsys: pytes
     assert "Traceback" not in error
 
 
-def told(action: argparse.Action) -> dict[str, Any]:
+def described(action: argparse.Action) -> dict[str, Any]:
     """What a flag takes and what it is without being given."""
     default = list(action.default) if isinstance(action.default, tuple) else action.default
     found = {
@@ -57,7 +57,7 @@ def test_every_verb_flag_and_default_is_what_it_was() -> None:
     [verbs] = [a.choices for a in build_parser(VERBS)._actions if isinstance(a, argparse._SubParsersAction)]
     found = {
         name: {
-            " ".join(action.option_strings) or action.dest: told(action)
+            " ".join(action.option_strings) or action.dest: described(action)
             for action in parser._actions
             if not isinstance(action, argparse._HelpAction)
         }
@@ -127,11 +127,11 @@ def test_internal_error_leaves_its_traceback_in_a_file_without_secrets(
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     install(monkeypatch, raising(ValueError("https://h/c/b?sv=1&sig=CANARY")))
     assert main(["list", "--json"]) == 1
-    told = capsys.readouterr()
+    said = capsys.readouterr()
     [log] = tmp_path.glob("lavis-ext-*.log")
     assert "ValueError" in log.read_text()
-    assert "CANARY" not in log.read_text() + told.out + told.err
-    assert json.loads(told.out.splitlines()[-1])["exit_code"] == 1
+    assert "CANARY" not in log.read_text() + said.out + said.err
+    assert json.loads(said.out.splitlines()[-1])["exit_code"] == 1
 
 
 def test_interrupt_ends_with_130(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
