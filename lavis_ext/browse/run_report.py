@@ -52,7 +52,7 @@ class RunRecords:
     @property
     def best(self) -> Record:
         """`metric`, `step`, `epoch` and `split` of the best evaluation; {} without one."""
-        return dict(self.facts.get("best") or {})
+        return as_object(self.facts.get("best"))
 
     @property
     def loss_names(self) -> list[str]:
@@ -85,7 +85,7 @@ def read_lines(path: Path) -> list[Record]:
     """The JSON objects of a file of lines; torn lines are left out."""
     if not path.is_file():
         return []
-    found = (parse(line) for line in path.read_text(encoding="utf-8", errors="replace").splitlines())
+    found = (parse(line) for line in path.read_text(encoding="utf-8", errors="replace").split("\n"))
     return [line for line in found if line]
 
 
@@ -97,10 +97,31 @@ def read_object(path: Path) -> Record:
 def parse(text: str) -> Record:
     """A JSON object from text; {} for anything else."""
     try:
-        value = json.loads(text)
-    except ValueError:
+        return as_object(json.loads(text))
+    except (ValueError, RecursionError):
         return {}
+
+
+def as_object(value: Any) -> Record:
+    """A JSON object; {} for anything else."""
     return value if isinstance(value, dict) else {}
+
+
+def as_list(value: Any) -> list[Any]:
+    """A JSON list; [] for anything else."""
+    return value if isinstance(value, list) else []
+
+
+def finite(value: Any) -> float | None:
+    """A number that is one, else None."""
+    found = number(value)
+    return found if math.isfinite(found) else None
+
+
+def count(value: Any) -> str:
+    """A whole number, or a dash for what is none."""
+    found = finite(value)
+    return "–" if found is None else f"{found:,.0f}"
 
 
 def number(value: Any) -> float:
@@ -125,8 +146,8 @@ def page_values(run: RunRecords) -> dict[str, Any]:
     """What the template is given."""
     facts = run.facts
     state = str(facts.get("status", "running"))
-    model = " ".join(str(value) for value in (facts.get("model") or {}).values())
-    datasets = ", ".join(map(str, facts.get("datasets") or []))
+    model = " ".join(str(value) for value in as_object(facts.get("model")).values())
+    datasets = ", ".join(map(str, as_list(facts.get("datasets"))))
     return {
         "run": run,
         "state": (state, STATES.get(state, "")),
@@ -147,7 +168,8 @@ def when(facts: Mapping[str, Any]) -> str:
     start = moment(facts.get("started"))
     if start is None:
         return ""
-    took = f", took {duration(facts['seconds'])}" if isinstance(facts.get("seconds"), (int, float)) else ""
+    seconds = finite(facts.get("seconds"))
+    took = "" if seconds is None else f", took {duration(seconds)}"
     return f"{start.day} {start:%b %Y, %H:%M}{took}"
 
 
@@ -179,7 +201,8 @@ def tiles(run: RunRecords) -> list[Tile]:
         )
     if last:
         found.append(Tile("loss", shown(number(last.get("loss"))), f"first {shown(number(run.steps[0].get('loss')))}"))
-        found.append(Tile("steps", f"{last['step']:,}", f"{last['epoch'] + 1} epochs" if last["epoch"] else "1 epoch"))
+        epochs = 1 + int(finite(last.get("epoch")) or 0)
+        found.append(Tile("steps", count(last.get("step")), f"{epochs} epochs" if epochs > 1 else "1 epoch"))
         found += speed_tiles(run.steps)
     return found
 
@@ -197,9 +220,10 @@ def fixed(value: float) -> str:
 
 def speed_tiles(steps: list[Record]) -> list[Tile]:
     """Median speed, share of the time that waited for data, peak memory."""
-    speeds = [step["samples_per_s"] for step in steps if "samples_per_s" in step]
-    waits = [step["data_wait"] for step in steps if "data_wait" in step]
-    memory = max((number(step.get("peak_memory_mb", 0)) for step in steps), default=0)
+    speeds, waits, peaks = (
+        [value for step in steps if (value := finite(step.get(name))) is not None] for name in CLOCKED
+    )
+    memory = max(peaks, default=0)
     found = (
         [Tile("samples / s", shown(median(speeds)), f"{median(waits):.0%} of it waiting for data")]
         if speeds and waits
@@ -273,11 +297,11 @@ def fault_rows(run: RunRecords) -> list[list[str]]:
     """Per data set and split that lost any: samples seen, samples lost, why, and the first."""
     rows = []
     for part in run.faults.values():
-        for key, tally in part.items() if isinstance(part, dict) else ():
-            if isinstance(tally, dict) and tally.get("bad"):
-                why = ", ".join(f"{reason} ({count})" for reason, count in dict(tally.get("reasons") or {}).items())
-                first: Mapping[str, Any] = next(iter(tally.get("first") or []), {})
-                rows.append([key, f"{tally.get('seen', 0):,}", f"{tally['bad']:,}", why, str(first.get("id", ""))])
+        for key, tally in as_object(part).items():
+            if lost := as_object(tally).get("bad"):
+                why = ", ".join(f"{reason} ({times})" for reason, times in as_object(tally.get("reasons")).items())
+                first = as_object(next(iter(as_list(tally.get("first"))), None))
+                rows.append([key, count(tally.get("seen", 0)), count(lost), why, str(first.get("id", ""))])
     return rows
 
 
@@ -296,9 +320,9 @@ def answer_tables(found: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _accuracy(row: Mapping[str, Any]) -> tuple[str, str, str, str]:
-    accuracy = _plain(row.get("accuracy"))
+    accuracy = finite(row.get("accuracy")) or 0.0
     width = f"{min(max(accuracy, 0), 100):.0f}"
-    return str(row.get("name", "")), f"{int(_plain(row.get('questions'))):,}", f"{accuracy:.2f}", width
+    return str(row.get("name", "")), count(row.get("questions")), f"{accuracy:.2f}", width
 
 
 def _confusion(confusion: Any) -> dict[str, Any]:
@@ -309,23 +333,19 @@ def _confusion(confusion: Any) -> dict[str, Any]:
     columns = list(dict.fromkeys([*KINDS, *(str(kind) for row in counted.values() for kind in row)]))
     rows = []
     for name, row in counted.items():
-        counts = [_plain(row.get(column)) for column in columns]
+        counts = [finite(row.get(column)) or 0.0 for column in columns]
         total = sum(counts) or 1.0
-        rows.append((name, [(f"{count:,.0f}" if count else "", f"{count / total:.0%}") for count in counts]))
+        rows.append((name, [(f"{given:,.0f}" if given else "", f"{given / total:.0%}") for given in counts]))
     return {"columns": columns, "rows": rows}
 
 
 def _objects(found: Mapping[str, Any], key: str) -> list[Mapping[str, Any]]:
-    return [row for row in found.get(key) or [] if isinstance(row, Mapping)]
-
-
-def _plain(value: Any) -> float:
-    return float(value) if isinstance(value, (int, float)) and not isinstance(value, bool) else 0.0
+    return [row for row in as_list(found.get(key)) if isinstance(row, Mapping)]
 
 
 def examples(gallery: Mapping[str, Any]) -> dict[str, Any]:
     """What a model said about pictures, beside what people said, from the index that `write_gallery` left."""
-    shots = [shot for shot in gallery.get("shots") or [] if isinstance(shot, dict)][:MAX_SHOTS]
+    shots = [shot for shot in as_list(gallery.get("shots")) if isinstance(shot, dict)][:MAX_SHOTS]
     folder = Path(str(gallery.get("folder", ".")))
     asked = any(shot.get("asked") for shot in shots)
     groups = zip(("best", "worst", "others"), ANSWERED if asked else DESCRIBED, strict=True)
@@ -344,7 +364,7 @@ def _example(shot: Mapping[str, Any], folder: Path) -> dict[str, Any]:
         "name": str(shot.get("id", "")),
         "asked": str(shot.get("asked") or ""),
         "said": str(shot.get("said", "")),
-        "truths": list(dict.fromkeys(str(text) for text in shot.get("truths") or []))[:MAX_TRUTHS],
+        "truths": list(dict.fromkeys(str(text) for text in as_list(shot.get("truths"))))[:MAX_TRUTHS],
         "score": f"{score:.2f}" if isinstance(score, (int, float)) else "",
         "sources": [f"data:image/jpeg;base64,{text}" for text in encoded],
     }

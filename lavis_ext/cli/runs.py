@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import yaml
 
-from lavis_ext.browse.run_report import AGGREGATE, Record, RunRecords, duration, headline, number, read_run
+from lavis_ext.browse.run_report import AGGREGATE, Record, RunRecords, duration, finite, headline, number, read_run
 from lavis_ext.cli.chat import find_weights, read_setup
 from lavis_ext.cli.flags import REQUIRED, Options, flag
 from lavis_ext.commands.answer import Answer, cache_root_of, to_stderr
@@ -234,12 +234,6 @@ def best_of(records: RunRecords) -> Record:
         if judged
         else (evaluations[-1] if evaluations else {})
     )
-
-
-def finite(value: Any) -> float | None:
-    """A number that JSON can hold, else None."""
-    found = number(value)
-    return found if math.isfinite(found) else None
 
 
 def parsed(text: str) -> Mapping[str, Any]:
