@@ -1,6 +1,6 @@
 """The command line. Begin at `VERBS`: where each verb's function is; its flags are the dataclass that it takes.
 
-A verb's module is imported when the verb is called or its help is args for, and what is heavy when it is needed.
+A verb's module is imported when the verb is called or its help is asked for, and what is heavy when it is needed.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ from collections.abc import Sequence
 from lavis_ext.cli.flags import Names, Options, Quiet, Show, Status, Verify
 from lavis_ext.cli.verb import Verb, run
 
-PREPARE = ("lavis_ext.commands.prepare_arguments:ARGUMENTS", Quiet, Options)
 VERBS: dict[str, Verb] = {
     "list": Verb("data sets, and what of them lies on this disk", "lavis_ext.commands.data:list_datasets", (Options,)),
     "show": Verb("one data set: files, licence, citation", "lavis_ext.commands.data:show", (Show,)),

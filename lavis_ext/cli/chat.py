@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from lavis_ext.models.base import Model
 
 CHATTED = {"blip2_vicuna": ""}
-"""Prompts of models that were taught to be args otherwise than by `QUESTION`."""
+"""Prompts of models that were taught to be asked otherwise than by `QUESTION`."""
 QUESTION = "Question: {} Answer:"
 NAMES_ANSWERS = ("vqa", "gqa", "aok_vqa")
 LENGTHS = ("num_beams", "max_len", "min_len")

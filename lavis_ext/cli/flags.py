@@ -43,13 +43,12 @@ def arguments_of(kind: type) -> list[Argument]:
 
 def _argument(one: Field[Any], hint: Any) -> Argument:
     settings: dict[str, Any] = {}
-    default = one.default
-    if default is not MISSING and default is not None and hint is not bool:
+    default, kinds = one.default, list(_kinds(hint))
+    if default not in (MISSING, None) and bool not in kinds:
         settings["default"] = str(default) if isinstance(default, Path) else default
-    kinds = list(_kinds(hint))
     if choices := [value for kind in kinds if get_origin(kind) is Literal for value in get_args(kind)]:
         settings["choices"] = choices
-    if hint is bool:
+    if bool in kinds:
         settings["action"] = "store_true"
     elif number := next((kind for kind in kinds if kind in (int, float)), None):
         settings["type"] = number

@@ -57,7 +57,7 @@ class StandardError(logging.Handler):
 
 @dataclass(frozen=True)
 class Verb:
-    """One verb: `place` is `module:function`, imported when it is called or its flags are args for.
+    """One verb: `place` is `module:function`, imported when it is called or its flags are asked for.
 
     The function takes the dataclass that its flags fill; one that takes the Namespace has them in `flags`, dataclasses
     or places of lists.
