@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lavis_ext.cli.flags import REQUIRED, Options, flag
-from lavis_ext.commands.answer import Answer
+from lavis_ext.cli.verb import Answer
 from lavis_ext.config import find_config, load_config, merge, model_defaults, parse_options
 from lavis_ext.errors import ConfigError, IntegrityError, UsageError
 from lavis_ext.schema import ModelConfig, RunConfig

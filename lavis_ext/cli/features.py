@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from lavis_ext.cli.flags import REQUIRED, Quiet, fill, flag
-from lavis_ext.commands.answer import Answer, progress_of
+from lavis_ext.cli.verb import Answer, progress_of
 from lavis_ext.errors import IntegrityError, PartialError, UsageError, nearest
 from lavis_ext.wording import human
 

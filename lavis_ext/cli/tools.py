@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from lavis_ext.cli.flags import REQUIRED, Options, flag
-from lavis_ext.commands.answer import Answer, cache_root_of
+from lavis_ext.cli.verb import Answer, cache_root_of
 from lavis_ext.errors import Problem, UsageError
 from lavis_ext.files import disk_errors, read_errors, write_atomic
 from lavis_ext.wording import columns

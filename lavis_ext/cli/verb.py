@@ -12,20 +12,56 @@ import traceback
 from argparse import ArgumentParser, Namespace, RawDescriptionHelpFormatter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
 from typing import Any, NoReturn, get_type_hints
 
 from lavis_ext import __version__
 from lavis_ext.cli.flags import Argument, arguments_of, build
-from lavis_ext.commands.answer import Answer
 from lavis_ext.errors import LavisExtError, Problem, UsageError, nearest
 
 INTERRUPTED = 130
 EXIT_CODES = """\
 exit codes: 0 done and verified · 1 internal error · 2 usage · 3 config · 4 network · 5 integrity · 6 disk · 7 access
 8 partial · 9 owned by another process · 10 unsafe content · 11 training · 75 pre-empted · 130/143 interrupted"""
+
+
+@dataclass
+class Answer:
+    """What a verb has to say: lines for a person, objects for a program, and the exit code."""
+
+    lines: list[str] = field(default_factory=list)
+    objects: list[dict[str, Any]] = field(default_factory=list)
+    code: int = 0
+
+
+def env_option(args: Any) -> str | None:
+    """`env.cache_root` of `--options`, or None."""
+    from lavis_ext.config import parse_options
+
+    env = parse_options(args.options).get("env") or {}
+    value = env.get("cache_root") if isinstance(env, dict) else None
+    return str(value) if value else None
+
+
+def cache_root_of(args: Any) -> Path:
+    """Where the data of a verb lie."""
+    from lavis_ext.config import cache_root
+
+    return cache_root(env_option(args))
+
+
+def progress_of(args: Any) -> Any:
+    """How a verb tells of bytes that move; nothing with `--quiet`."""
+    from lavis_ext.fetch import make_progress
+
+    return make_progress(to_stderr, quiet=args.quiet)
+
+
+def to_stderr(line: str) -> None:
+    """A line for a person, beside what the verb answers."""
+    sys.stderr.write(f"{line}\n")
 
 
 class Parser(ArgumentParser):

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from lavis_ext.cli.features import Extraction, extract_regions, fault_lines, fault_objects, merge_tsvs, missing_lines
 from lavis_ext.cli.flags import REQUIRED, Options, Quiet, fill, flag
-from lavis_ext.commands.answer import Answer, cache_root_of, progress_of
+from lavis_ext.cli.verb import Answer, cache_root_of, progress_of
 from lavis_ext.errors import IntegrityError, PartialError, UsageError, nearest
 from lavis_ext.features.volta import names
 

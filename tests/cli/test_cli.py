@@ -11,8 +11,7 @@ from typing import Any
 import pytest
 
 from lavis_ext.cli import VERBS, main
-from lavis_ext.cli.verb import build_parser
-from lavis_ext.commands.answer import Answer
+from lavis_ext.cli.verb import Answer, build_parser
 from lavis_ext.errors import IntegrityError
 
 
