@@ -6,8 +6,8 @@ from pathlib import Path
 
 from lavis_ext.browse.run_report import write_run_report
 from lavis_ext.browse.serve import serve_page
+from lavis_ext.cards import load_cards
 from lavis_ext.errors import UsageError
-from lavis_ext.files import disk_errors
 
 __all__ = ["serve_page", "write_dataset_page", "write_page", "write_run_report"]
 
@@ -15,14 +15,15 @@ __all__ = ["serve_page", "write_dataset_page", "write_page", "write_run_report"]
 def write_page(target: str, out: Path | None, cache_root: Path, seed: int | None = None) -> Path:
     """The page of a run, where `target` is its folder, else of the data set or family of that name; returns its path.
 
-    Raises UsageError for what is neither, NotPreparedError for a data set that is not on the
-    disk, DiskError where the page cannot be written.
+    Raises UsageError for what is neither, NotPreparedError for a data set that is not on the disk, DiskError where the
+    page cannot be written.
     """
     folder = Path(target)
     if (folder / "log.jsonl").is_file() or (folder / "config.yaml").is_file():
-        with disk_errors(out or folder, "name another file with --out"):
-            return write_run_report(folder, out=out)
-    if folder.exists() and not _is_name(target):
+        return write_run_report(folder, out=out)
+    cards = load_cards()
+    named = target in cards.families or target.partition("[")[0] in cards.names()
+    if folder.exists() and not named:
         raise UsageError(target, "is not the folder of a run", "name a folder that holds log.jsonl, or a data set")
     return write_dataset_page(target, out, cache_root, seed=seed)
 
@@ -31,13 +32,6 @@ def write_dataset_page(
     name: str, out: Path | None, cache_root: Path, samples: int = 24, seed: int | None = None
 ) -> Path:
     """See `dataset_page.write_dataset_page`: imported on first use, because it opens the data set with torch."""
-    from lavis_ext.browse import dataset_page
+    from lavis_ext.browse.dataset_page import write_dataset_page as write
 
-    return dataset_page.write_dataset_page(name, out, cache_root, samples, seed)
-
-
-def _is_name(target: str) -> bool:
-    from lavis_ext.cards import load_cards
-
-    cards = load_cards()
-    return target in cards.families or target.partition("[")[0] in cards.names()
+    return write(name, out, cache_root, samples, seed)

@@ -1,28 +1,122 @@
-"""The page of a data set: what it is, what of it lies here, how it looks, and where each byte came from."""
+"""The page of a data set: what it is, what of it lies here, how it looks, and where each byte came from.
+
+What `prepare` knows of the disk is asked for in `read_subject` and `read_chapter`, and nowhere else in this folder.
+"""
 
 from __future__ import annotations
 
 import re
-from html import escape
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
-from lavis_ext.browse.dataset import Chapter, File, Subject, read_subject
-from lavis_ext.browse.page import badge, folded, page, section, table, tile
-from lavis_ext.browse.samples import sample_grid
-from lavis_ext.browse.survey import charts, scope_note, survey
-from lavis_ext.cards import Artifact
+from lavis_ext.browse.html import Tile, write_document
+from lavis_ext.browse.samples import charts, sample_grid, scope_note, survey
+from lavis_ext.browse.views import View, view_of
+from lavis_ext.builders import BuildContext, NotPreparedError, build_datasets
+from lavis_ext.cards import Artifact, Card, Cards, load_cards
+from lavis_ext.errors import UsageError
 from lavis_ext.fetch.safety import redact_url
-from lavis_ext.files import disk_errors, write_atomic
-from lavis_ext.prepare import SplitState
-from lavis_ext.prepare.stamps import Stamp
-from lavis_ext.schema import ProcessorConfig
+from lavis_ext.prepare import PrepareOptions, SplitState, status
+from lavis_ext.prepare.stamps import Stamp, read_stamp
+from lavis_ext.schema import DatasetConfig
 from lavis_ext.wording import human
 
 SAMPLES = 24
 MAX_MISSING = 200
 STATES = {"verified": "good", "present": "", "partial": "warn", "missing": "bad"}
-"""From the best to the worst."""
+"""From the best to the worst, and how each is set off."""
+
+
+@dataclass(frozen=True)
+class Chapter:
+    """One data set of a page; `views` are those of its splits that can be read, `fault` why there are none."""
+
+    config: DatasetConfig
+    title: str
+    states: tuple[SplitState, ...] = ()
+    views: dict[str, View] = field(default_factory=dict)
+    types: tuple[str, ...] = ()
+    """Its other config types."""
+    fault: str = ""
+
+    @property
+    def anchor(self) -> str:
+        """The id of its heading."""
+        return re.sub(r"[^A-Za-z0-9_-]+", "-", f"data-{self.title}")
+
+
+@dataclass(frozen=True)
+class File:
+    """An artifact, and the stamp that `prepare` left of it; None if it was never fetched here."""
+
+    artifact: Artifact
+    stamp: Stamp | None
+
+    @property
+    def bytes(self) -> int:
+        """How much it holds, unpacked where it is an archive."""
+        return (self.stamp.bytes or self.stamp.size or 0) if self.stamp else 0
+
+
+@dataclass(frozen=True)
+class Subject:
+    """Everything that the page of a family or a data set is about."""
+
+    name: str
+    card: Card
+    root: Path
+    chapters: tuple[Chapter, ...]
+    files: tuple[File, ...]
+
+    @property
+    def states(self) -> list[SplitState]:
+        """The splits of all chapters."""
+        return [state for chapter in self.chapters for state in chapter.states]
+
+
+def read_subject(name: str, cache_root: Path) -> Subject:
+    """The declarations, states and opened splits of a family or a data set.
+
+    Raises UsageError for an unknown name, or one that holds files only; NotPreparedError where nothing is there.
+    """
+    cards = load_cards()
+    card, datasets = cards.resolve(name)
+    kept: dict[str, DatasetConfig] = {}  # the default type of each, else its first
+    for config in datasets:
+        if config.builder and (config.name not in kept or config.type == "default"):
+            kept[config.name] = config
+    if not kept:
+        raise UsageError(name, "holds files, and no data set to look at", f"see `lavis-ext show {name}`")
+    chapters, errors = [], []
+    for config in kept.values():
+        types = tuple(d.type for d in datasets if d.name == config.name and d.type != config.type)
+        chapter, error = read_chapter(config, types, cache_root, cards)
+        chapters.append(chapter)
+        errors += [error] if error else []
+    if len(errors) == len(chapters):
+        way_out = f"run `lavis-ext prepare {name}`"
+        raise errors[0] if len(errors) == 1 else NotPreparedError(name, "no data set of it is prepared", way_out)
+    used = {artifact.file: artifact for chapter in chapters for artifact in cards.artifacts_of(chapter.config)}
+    files = tuple(File(artifact, read_stamp(cache_root, artifact)) for artifact in used.values())
+    return Subject(name, card, cache_root, tuple(chapters), files)
+
+
+def read_chapter(
+    config: DatasetConfig, types: tuple[str, ...], root: Path, cards: Cards
+) -> tuple[Chapter, NotPreparedError | None]:
+    """One data set with its splits opened; without views, and the error, where nothing of it is there."""
+    title = config.name if config.type == "default" else f"{config.name}[{config.type}]"
+    states = tuple(s for s in status([title], PrepareOptions(cache_root=root), cards) if s.dataset == title)
+    try:
+        built = build_datasets(config, BuildContext(root))
+    except NotPreparedError as error:
+        return Chapter(config, title, states, types=types, fault=str(error.problems[0])), error
+    views = {split: view for split, dataset in built.items() if (view := view_of(dataset))}
+    fault = "" if views else "its shape keeps no rows that could be shown"
+    return Chapter(config, title, states, views, types, fault), None
 
 
 def write_dataset_page(
@@ -34,41 +128,36 @@ def write_dataset_page(
     NotPreparedError (exit code 8) where nothing of it is on the disk, DiskError where the page cannot be written.
     """
     target = out or Path(f"{re.sub(r'[^A-Za-z0-9._-]+', '-', name).strip('-.')}.html")
-    text = render(read_subject(name, cache_root), samples, seed)
-    with disk_errors(target, "name another file with --out"):
-        write_atomic(target, text.encode("utf-8", "replace"))
+    values = page_values(read_subject(name, cache_root), samples, seed)
+    write_document(target, "dataset.html", **values)
     return target
 
 
-def render(subject: Subject, samples: int = SAMPLES, seed: int | None = None) -> str:
-    """The document."""
-    several, card = len(subject.chapters) > 1, subject.card
-    citation = folded("BibTeX", card.citation.strip()) if card.citation.strip() else ""
-    parts = [
-        header(subject),
-        section("Splits", split_table(subject) + missing_names(subject)),
-        *(part for chapter in subject.chapters for part in chapter_parts(chapter, samples, seed, several)),
-        section("Processors", processor_table(subject)),
-        section("Files", file_table(subject), f"Below {subject.root}; a hash is what the card declares."),
-        section("Citation", citation),
-        f"<footer>Made by lavis-ext from the card of {escape(card.family)} and {escape(str(subject.root))}.</footer>",
-    ]
-    return page(f"{subject.name} · data set", parts)
-
-
-def header(subject: Subject) -> str:
-    """State, name, title, licence, homepage, what stands in the way, and the numbers that matter."""
-    card = subject.card
+def page_values(subject: Subject, samples: int, seed: int | None) -> dict[str, Any]:
+    """What the template is given."""
+    card, several = subject.card, len(subject.chapters) > 1
     state = worst_state(subject)
-    badges = [badge(state, STATES[state])]
-    badges += [badge(shape) for shape in dict.fromkeys(c.config.builder for c in subject.chapters)]
-    if any(state.subset for state in subject.states):
-        badges.append(badge("subset: not comparable with published figures", "warn"))
-    facts = [f"<b>{escape(card.title)}</b>" if card.title else "", escape(card.licence or "licence not stated")]
-    line = " &nbsp;·&nbsp; ".join(fact for fact in [*facts, _link(card.homepage)] if fact)
-    numbers = f'<div class="tiles">{"".join(tiles(subject))}</div>'
-    top = f'<div class="badges">{"".join(badges)}</div><h1>{escape(subject.name)}</h1><p class="sub">{line}</p>'
-    return f"<header>{top}{numbers}{_contents(subject)}</header>"
+    missing = [f"{one.split}  {name}" for one in subject.states for name in one.names]
+    more = [f"and {len(missing) - MAX_MISSING:,} more"] if len(missing) > MAX_MISSING else []
+    return {
+        "name": subject.name,
+        "card": card,
+        "root": subject.root,
+        "state": (state, STATES[state]),
+        "shapes": list(dict.fromkeys(chapter.config.builder for chapter in subject.chapters)),
+        "subset": any(one.subset for one in subject.states),
+        # a link that a person may follow; nothing is loaded from it, and any other scheme stays text
+        "linked": urlsplit(card.homepage).scheme in ("http", "https"),
+        "tiles": tiles(subject),
+        "chapters": subject.chapters,
+        "splits": split_rows(subject),
+        "missing": missing,
+        "missing_lines": "\n".join([*missing[:MAX_MISSING], *more]),
+        "looks": [look(chapter, samples, seed, several) for chapter in subject.chapters if chapter.views],
+        "processors": processor_rows(subject),
+        "files": [file_row(file) for file in subject.files],
+        "details": "\n\n".join(file_details(file) for file in subject.files),
+    }
 
 
 def worst_state(subject: Subject) -> str:
@@ -80,141 +169,79 @@ def worst_state(subject: Subject) -> str:
     return max(there, key=list(STATES).index, default="missing")
 
 
-def _link(address: str) -> str:
-    """A link that a person may follow; nothing is loaded from it. Any other scheme stays text."""
-    if urlsplit(address).scheme not in ("http", "https"):
-        return escape(address)
-    shown = escape(address.partition("://")[2].rstrip("/"))
-    return f'<a href="{escape(address)}" rel="noreferrer noopener">{shown}</a>'
-
-
-def _contents(subject: Subject) -> str:
-    if len(subject.chapters) < 2:
-        return ""
-    links = (f'<a href="#{anchor(c)}">{escape(c.title)}</a>' for c in subject.chapters if c.views)
-    return f'<p class="contents">{" ".join(links)}</p>'
-
-
-def anchor(chapter: Chapter) -> str:
-    """The id of a chapter's heading."""
-    return re.sub(r"[^A-Za-z0-9_-]+", "-", f"data-{chapter.title}")
-
-
-def tiles(subject: Subject) -> list[str]:
+def tiles(subject: Subject) -> list[Tile]:
     """Samples, images and what is missing of the splits that are here, and the bytes that `prepare` fetched."""
-    here = [state for state in subject.states if not absent(state)]
-    samples, expected, present, missing = (total(here, name) for name in ("samples", "expected", "present", "missing"))
-    found = [tile("samples", f"{samples:,}", f"{len(here)} of {len(subject.states)} splits are here")]
-    if expected:
-        found.append(tile("images", f"{present:,}", f"of {expected:,}, each split for itself"))
-        found.append(tile("missing images", f"{missing:,}", f"{missing / expected:.2%}" if missing else "none"))
-    sizes = [bytes_of(file.stamp) for file in subject.files if file.stamp]
-    return (
-        [*found, tile("fetched", human(sum(sizes)), f"{len(sizes)} of {len(subject.files)} files")] if sizes else found
+    here = [state for state in subject.states if state.samples is not None or state.verified]
+    samples, expected, present, missing = (
+        sum(getattr(state, name) or 0 for state in here) for name in ("samples", "expected", "present", "missing")
     )
+    found = [Tile("samples", f"{samples:,}", f"{len(here)} of {len(subject.states)} splits are here")]
+    if expected:
+        found.append(Tile("images", f"{present:,}", f"of {expected:,}, each split for itself"))
+        found.append(Tile("missing images", f"{missing:,}", f"{missing / expected:.2%}" if missing else "none"))
+    fetched = [file for file in subject.files if file.stamp]
+    if fetched:
+        size = human(sum(file.bytes for file in fetched))
+        found.append(Tile("fetched", size, f"{len(fetched)} of {len(subject.files)} files"))
+    return found
 
 
-def total(states: list[SplitState], name: str) -> int:
-    """The sum of one number of several splits; those that do not know it add nothing."""
-    return sum(getattr(state, name) or 0 for state in states)
-
-
-def bytes_of(stamp: Stamp) -> int:
-    """How much a prepared file holds, unpacked where it is an archive."""
-    return stamp.bytes or stamp.size or 0
-
-
-def split_table(subject: Subject) -> str:
+def split_rows(subject: Subject) -> list[list[str]]:
     """A row for each split: what is expected, what is here, and how it was proven."""
-    alone = len(subject.chapters) == 1
-    rows = [
+    return [
         [
-            s.split if alone else f"{s.dataset} / {s.split}",
-            *(_count(n) for n in (s.samples, s.expected, s.present, s.missing)),
-            s.state,
+            state.split if len(subject.chapters) == 1 else f"{state.dataset} / {state.split}",
+            *("–" if n is None else f"{n:,}" for n in (state.samples, state.expected, state.present, state.missing)),
+            state.state,
         ]
-        for s in subject.states
+        for state in subject.states
     ]
-    told = table(["split", "samples", "images expected", "present", "missing", "state"], rows)
-    faults = [f'<p class="alert">{escape(c.title)}: {escape(c.fault)}</p>' for c in subject.chapters if c.fault]
-    return told + "".join(faults)
 
 
-def missing_names(subject: Subject) -> str:
-    """The names of missing pictures, folded away; "" where none is missing."""
-    names = [f"{state.split}  {name}" for state in subject.states for name in state.names]
-    more = [f"and {len(names) - MAX_MISSING:,} more"] if len(names) > MAX_MISSING else []
-    text = "\n".join([*names[:MAX_MISSING], *more]).encode("utf-8", "replace").decode()
-    return f'<div class="gap">{folded(f"{len(names):,} missing images", text)}</div>' if names else ""
-
-
-def absent(state: SplitState) -> bool:
-    """Whether nothing of a split is on the disk."""
-    return state.samples is None and not state.verified
-
-
-def _count(number: int | None) -> str:
-    return "–" if number is None else f"{number:,}"
-
-
-def chapter_parts(chapter: Chapter, samples: int, seed: int | None, several: bool) -> list[str]:
+def look(chapter: Chapter, samples: int, seed: int | None, several: bool) -> Mapping[str, Any]:
     """The figures and the samples of one data set, under its name where the page has several."""
-    if not chapter.views:
-        return []
     surveys = {split: survey(view) for split, view in chapter.views.items()}
-    of = f" of {chapter.title}" if several else ""
-    grids = "".join(split_samples(split, chapter, samples, seed) for split in chapter.views)
     types = f" Config types beside this one: {', '.join(chapter.types)}." if chapter.types else ""
-    drawn, note = charts(surveys), scope_note(surveys) + types
-    figures = section(f"Figures{of}", drawn or f'<p class="sub">{escape(note)}</p>', note if drawn else "")
-    return [f'<div id="{anchor(chapter)}">{figures}</div>', section(f"Samples{of}", grids)]
+    grids = []
+    for split, view in chapter.views.items():
+        grid = sample_grid(view, samples, seed)
+        chosen = f"drawn by seed {seed}" if seed is not None else view.chosen
+        grids.append({"split": split, "note": grid.note(len(view), chosen), "shots": grid.shots})
+    return {
+        "anchor": chapter.anchor,
+        "title": chapter.title,
+        "of": f" of {chapter.title}" if several else "",
+        "charts": charts(surveys),
+        "note": scope_note(surveys) + types,
+        "grids": grids,
+    }
 
 
-def split_samples(split: str, chapter: Chapter, samples: int, seed: int | None) -> str:
-    """A heading with the counts, and the grid."""
-    view = chapter.views[split]
-    grid = sample_grid(view, samples, seed)
-    chosen = f"drawn by seed {seed}" if seed is not None else view.chosen
-    return f"<h3>{escape(split)} &nbsp;·&nbsp; {escape(grid.note(len(view), chosen))}</h3>{grid.html}"
-
-
-def processor_table(subject: Subject) -> str:
+def processor_rows(subject: Subject) -> list[list[str]]:
     """What becomes of pictures and texts, per data set."""
-    rows = [
-        [chapter.title, f"{kind} {side}", processor.name, _arguments(processor)]
+    return [
+        [
+            chapter.title,
+            f"{kind} {side}",
+            processor.name,
+            ", ".join(f"{key}: {value}" for key, value in processor.args.items()) or "–",
+        ]
         for chapter in subject.chapters
         for kind, pair in (("vis", chapter.config.vis_processor), ("text", chapter.config.text_processor))
         for side, processor in (("train", pair.train), ("eval", pair.eval))
         if processor
     ]
-    return f'<div class="text">{table(["data set", "for", "processor", "arguments"], rows)}</div>' if rows else ""
-
-
-def _arguments(processor: ProcessorConfig) -> str:
-    return ", ".join(f"{key}: {value}" for key, value in processor.args.items()) or "–"
-
-
-def file_table(subject: Subject) -> str:
-    """A row for each file: size, hash, what `prepare` proved of it; addresses and whole hashes folded away."""
-    head = ["file", "declared size", "declared hash", "state", "proven by"]
-    details = "\n\n".join(file_details(file) for file in subject.files)
-    rows = [file_row(file) for file in subject.files]
-    return f'{table(head, rows)}<div class="gap">{folded("Addresses and whole hashes", details)}</div>' if rows else ""
 
 
 def file_row(file: File) -> list[str]:
-    """The cells of one file."""
-    artifact = file.artifact
+    """Size and hash of a file as its card declares them, and what `prepare` proved of it."""
+    artifact, stamp = file.artifact, file.stamp
     kind, value = declared_hash(artifact)
     size = artifact.size or artifact.about
-    return [artifact.file, human(size) if size else "–", f"{kind} {value[:12]}…" if value else "–", *proof(file)]
-
-
-def proof(file: File) -> tuple[str, str]:
-    """What is here of a file, and what proved it; lists of images are accounted for by their splits."""
-    if file.stamp is None:
-        return "–" if file.artifact.lists else "not prepared", "–"
-    return f"{file.stamp.state}{' (subset)' if file.stamp.subset else ''}", file.stamp.verified or "–"
+    declared = [artifact.file, human(size) if size else "–", f"{kind} {value[:12]}…" if value else "–"]
+    if stamp is None:  # lists of images are accounted for by their splits
+        return [*declared, "–" if artifact.lists else "not prepared", "–"]
+    return [*declared, f"{stamp.state}{' (subset)' if stamp.subset else ''}", stamp.verified or "–"]
 
 
 def declared_hash(artifact: Artifact) -> tuple[str, str]:
@@ -232,5 +259,5 @@ def file_details(file: File) -> str:
     if stamp:
         lines += [f"  sha256 {stamp.sha256} (here)"] if stamp.sha256 else []
         when = stamp.when[:19].replace("T", " ")
-        lines.append(f"  prepared {when}, {stamp.equivalence}, {human(bytes_of(stamp))}")
+        lines.append(f"  prepared {when}, {stamp.equivalence}, {human(file.bytes)}")
     return "\n".join(lines)

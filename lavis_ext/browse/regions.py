@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw
 
-from lavis_ext.browse.told import Item, Pixels, Told, choose
+from lavis_ext.browse.views import Item, Pixels, SampleText, choose
 from lavis_ext.builders.region.base import RegionDataset
 from lavis_ext.builders.region.regions import Place, box_columns
 from lavis_ext.builders.region.text import tag_text
@@ -43,11 +43,11 @@ class RegionView:
 
     def items(self, wanted: int, seed: int | None) -> list[Item]:
         """Samples as the data set numbers them."""
-        return [Item(str(index), self._told(index), index) for index in choose(self.total, wanted, seed)]
+        return [Item(str(index), self._text(index), index) for index in choose(self.total, wanted, seed)]
 
-    def survey(self, most: int) -> Iterator[Told]:
+    def survey(self, most: int) -> Iterator[SampleText]:
         """The texts of at most `most` samples."""
-        return map(self._told, choose(self.total, most))
+        return map(self._text, choose(self.total, most))
 
     def pictures(self, item: Item) -> list[Pixels]:
         """The regions of a sample, of two images for a pair; raises SampleError where there are no features."""
@@ -58,8 +58,8 @@ class RegionView:
         """Nothing: there are no encoded pictures. Raises SampleError."""
         raise SampleError(self.dataset.sample_id(item.handle), "", "no picture belongs to region features")
 
-    def _told(self, index: int) -> Told:
-        return told_of_regions(self.dataset.row(index), self.dataset)
+    def _text(self, index: int) -> SampleText:
+        return text_of_regions(self.dataset.row(index), self.dataset)
 
     def _drawn(self, image_id: Any, place: Place) -> Pixels:
         record = self.dataset.parts.regions.record(place)
@@ -97,16 +97,16 @@ def names_of(image_id: str) -> list[str]:
     return [pattern.format(id=image_id, bare=bare, number=int(key) if key.isdigit() else 0) for pattern in patterns]
 
 
-def told_of_regions(row: Mapping[str, Any], dataset: RegionDataset) -> Told:
+def text_of_regions(row: Mapping[str, Any], dataset: RegionDataset) -> SampleText:
     """Question or captions, tags, answers by the vocabulary, and whether a sentence holds."""
     key = next((key for key in TEXTS if row.get(key)), "")
     said = row.get(key)
     texts = [str(text) for text in said] if isinstance(said, list) else [str(said)] if said else []
     tags = row.get("o", row.get("tags"))
-    told = [tag_text(tags.get(side)) for side in tags] if isinstance(tags, dict) else [tag_text(tags)]
+    shown = [tag_text(tags.get(side)) for side in tags] if isinstance(tags, dict) else [tag_text(tags)]
     label = "" if row.get("label") is None else str(row["label"])
-    more = tuple(f"tags: {text}" for text in told if text)
-    return Told(TEXTS.get(key, "text"), tuple(texts), answers_of(row, dataset), label, more=more)
+    more = tuple(f"tags: {text}" for text in shown if text)
+    return SampleText(TEXTS.get(key, "text"), tuple(texts), answers_of(row, dataset), label, more=more)
 
 
 def answers_of(row: Mapping[str, Any], dataset: RegionDataset) -> tuple[str, ...]:

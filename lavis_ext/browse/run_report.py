@@ -1,72 +1,166 @@
-"""`report.html` of a run: what it was, how it went, what it said about pictures; one offline file."""
+"""`report.html` of a run: what it was, how it went, what it said about pictures; read with patience from its folder."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import base64
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from datetime import datetime
-from html import escape
 from pathlib import Path
 from statistics import median
 from typing import Any
 
-from lavis_ext.browse.answers import answers_section
-from lavis_ext.browse.chart import Series, line_chart, shown
-from lavis_ext.browse.gallery import gallery_section
-from lavis_ext.browse.page import badge, folded, page, section, table, tile
-from lavis_ext.browse.records import Record, RunRecords, number, read_run
+from lavis_ext.browse.html import Series, Tile, line_chart, shown, write_document
+from lavis_ext.files import read_errors
+from lavis_ext.metrics.breakdown import KINDS
 
+Record = dict[str, Any]
 STATES = {"finished": "good", "evaluated": "good", "stopped": "bad"}
 AGGREGATE = "agg_metrics"
+CLOCKED = ("samples_per_s", "data_wait", "peak_memory_mb")
+NO_LOSS = {"kind", "step", "epoch", "lr", "grad_norm", "skipped", *CLOCKED}
+MAX_SHOTS = 48
+EDGE = 4
+MAX_TRUTHS = 3
+MAX_BYTES = 200_000
+DESCRIBED = ("Closest to what people wrote", "Furthest from it", "A cross-section")
+ANSWERED = ("Right", "Wrong", "A cross-section")
+
+
+@dataclass(frozen=True)
+class RunRecords:
+    """A run as its report shows it."""
+
+    folder: Path
+    facts: Record = field(default_factory=dict)
+    data: Record = field(default_factory=dict)
+    faults: Record = field(default_factory=dict)
+    steps: list[Record] = field(default_factory=list)
+    evaluations: list[Record] = field(default_factory=list)
+    galleries: list[Record] = field(default_factory=list)
+    answers: list[Record] = field(default_factory=list)
+    """How answers fared, one a split."""
+    config: str = ""
+
+    @property
+    def name(self) -> str:
+        """The id of the job."""
+        return str(self.facts.get("job", self.folder.name))
+
+    @property
+    def best(self) -> Record:
+        """`metric`, `step`, `epoch` and `split` of the best evaluation; {} without one."""
+        return as_object(self.facts.get("best"))
+
+    @property
+    def loss_names(self) -> list[str]:
+        """The losses that were logged, `loss` first."""
+        names = {key for record in self.steps for key in record if key not in NO_LOSS}
+        return sorted(names, key=lambda name: (name != "loss", name))
+
+
+def read_run(folder: Path, data: Mapping[str, Any] | None = None) -> RunRecords:
+    """All that the report needs; `data` replaces the folder's `data.json`."""
+    lines = read_lines(folder / "log.jsonl")
+    config = folder / "config.yaml"
+    return RunRecords(
+        folder=folder,
+        facts=read_object(folder / "run.json"),
+        data=dict(data) if data is not None else read_object(folder / "data.json"),
+        faults=read_object(folder / "faults.json"),
+        steps=[line for line in lines if line.get("kind") == "train"],
+        evaluations=[line for line in lines if line.get("kind") == "eval" and isinstance(line.get("metrics"), dict)],
+        galleries=[
+            read_object(file) | {"folder": str(file.parent)}
+            for file in sorted(folder.glob("result/gallery/*/index.json"))
+        ],
+        answers=[read_object(file) for file in sorted(folder.glob("result/breakdown/*.json"))],
+        config=config.read_text(encoding="utf-8", errors="replace") if config.is_file() else "",
+    )
+
+
+def read_lines(path: Path) -> list[Record]:
+    """The JSON objects of a file of lines; torn lines are left out."""
+    if not path.is_file():
+        return []
+    found = (parse(line) for line in path.read_text(encoding="utf-8", errors="replace").split("\n"))
+    return [line for line in found if line]
+
+
+def read_object(path: Path) -> Record:
+    """A JSON object; {} if there is none."""
+    return parse(path.read_text(encoding="utf-8", errors="replace")) if path.is_file() else {}
+
+
+def parse(text: str) -> Record:
+    """A JSON object from text; {} for anything else."""
+    try:
+        return as_object(json.loads(text))
+    except (ValueError, RecursionError):
+        return {}
+
+
+def as_object(value: Any) -> Record:
+    """A JSON object; {} for anything else."""
+    return value if isinstance(value, dict) else {}
+
+
+def as_list(value: Any) -> list[Any]:
+    """A JSON list; [] for anything else."""
+    return value if isinstance(value, list) else []
+
+
+def finite(value: Any) -> float | None:
+    """A number that is one, else None."""
+    found = number(value)
+    return found if math.isfinite(found) else None
+
+
+def count(value: Any) -> str:
+    """A whole number, or a dash for what is none."""
+    found = finite(value)
+    return "–" if found is None else f"{found:,.0f}"
+
+
+def number(value: Any) -> float:
+    """A float, nan for what is none."""
+    return float(value) if isinstance(value, (int, float)) else math.nan
 
 
 def write_run_report(job_dir: Path, data: Mapping[str, Any] | None = None, out: Path | None = None) -> Path:
-    """Write `out` (default: `job_dir/report.html`) from what lies in the folder; returns its path.
+    """Write `out` (default: `job_dir/report.html`) from what lies in the folder; returns its path. Raises DiskError.
 
     `data` is what is known of the data sets (default: `data.json`); `subset` true in it marks the figures as those of a
     subset. Works on a run that is still going on, or was stopped.
     """
     target = out or job_dir / "report.html"
-    part = target.with_name(f".{target.name}.part")
-    part.write_text(render(read_run(job_dir, data)), encoding="utf-8")
-    part.replace(target)
+    with read_errors(job_dir):
+        values = page_values(read_run(job_dir, data))
+    write_document(target, "run.html", **values)
     return target
 
 
-def render(run: RunRecords) -> str:
-    """The document."""
-    note = "The best evaluation, by its aggregate metric, is set off." if run.best else ""
-    parts = [
-        header(run),
-        section("Curves", curves(run)),
-        section("Metrics", metric_table(run), note),
-        *(answers_section(found) for found in run.answers),
-        *(gallery_section(gallery) for gallery in run.galleries),
-        section("Faults", fault_table(run), "Samples that could not be read; they were counted and left out."),
-        section("Configuration", folded("config.yaml, as resolved", run.config) if run.config else ""),
-        f"<footer>Made by lavis-ext from {escape(run.folder.name)}/log.jsonl and result/.</footer>",
-    ]
-    return page(f"{run.name} · run report", parts)
-
-
-def header(run: RunRecords) -> str:
-    """Badges, name, one line of facts, the error if there was one, and the numbers that matter."""
+def page_values(run: RunRecords) -> dict[str, Any]:
+    """What the template is given."""
     facts = run.facts
     state = str(facts.get("status", "running"))
-    badges = [badge(state, STATES.get(state, ""))]
-    badges += [badge(str(facts["task"]))] if facts.get("task") else []
-    badges += [badge("subset: not comparable with published figures", "warn")] if run.data.get("subset") else []
-    model = escape(" ".join(str(value) for value in (facts.get("model") or {}).values()))
-    said = [
-        f"<b>{model}</b>" if model else "",
-        escape(", ".join(map(str, facts.get("datasets") or []))),
-        escape(when(facts)),
-    ]
-    line = " &nbsp;·&nbsp; ".join(text for text in said if text)
-    alert = f'<p class="alert">{escape(str(facts["error"]))}</p>' if facts.get("error") else ""
-    numbers = "".join(tiles(run))
-    numbers = f'<div class="tiles">{numbers}</div>' if numbers else ""
-    top = f'<div class="badges">{"".join(badges)}</div><h1>{escape(run.name)}</h1><p class="sub">{line}</p>'
-    return f"<header>{top}{alert}{numbers}</header>"
+    model = " ".join(str(value) for value in as_object(facts.get("model")).values())
+    datasets = ", ".join(map(str, as_list(facts.get("datasets"))))
+    return {
+        "run": run,
+        "state": (state, STATES.get(state, "")),
+        "task": str(facts.get("task") or ""),
+        "facts": [(text, text is model) for text in (model, datasets, when(facts)) if text],
+        "error": str(facts.get("error") or ""),
+        "tiles": tiles(run),
+        "curves": curves(run),
+        "metrics": metric_table(run),
+        "answers": [found for one in run.answers if (found := answer_tables(one))],
+        "galleries": [found for one in run.galleries if (found := examples(one))["groups"]],
+        "faults": fault_rows(run),
+    }
 
 
 def when(facts: Mapping[str, Any]) -> str:
@@ -74,7 +168,8 @@ def when(facts: Mapping[str, Any]) -> str:
     start = moment(facts.get("started"))
     if start is None:
         return ""
-    took = f", took {duration(facts['seconds'])}" if isinstance(facts.get("seconds"), (int, float)) else ""
+    seconds = finite(facts.get("seconds"))
+    took = "" if seconds is None else f", took {duration(seconds)}"
     return f"{start.day} {start:%b %Y, %H:%M}{took}"
 
 
@@ -95,18 +190,19 @@ def duration(seconds: float) -> str:
     return f"{minutes} min {whole % 60:02d} s" if minutes else f"{whole} s"
 
 
-def tiles(run: RunRecords) -> list[str]:
+def tiles(run: RunRecords) -> list[Tile]:
     """Best metric, last loss, steps, speed, memory: those that are known."""
     last, found = run.steps[-1] if run.steps else {}, []
     record = best_record(run) or (run.evaluations[-1] if run.evaluations else {})
     if record:
         name, value = headline(record["metrics"])
         found.append(
-            tile(f"best {name}" if run.best else name, fixed(value), f"{record.get('split')}, {label(record)}")
+            Tile(f"best {name}" if run.best else name, fixed(value), f"{record.get('split')}, {label(record)}")
         )
     if last:
-        found.append(tile("loss", shown(number(last.get("loss"))), f"first {shown(number(run.steps[0].get('loss')))}"))
-        found.append(tile("steps", f"{last['step']:,}", f"{last['epoch'] + 1} epochs" if last["epoch"] else "1 epoch"))
+        found.append(Tile("loss", shown(number(last.get("loss"))), f"first {shown(number(run.steps[0].get('loss')))}"))
+        epochs = 1 + int(finite(last.get("epoch")) or 0)
+        found.append(Tile("steps", count(last.get("step")), f"{epochs} epochs" if epochs > 1 else "1 epoch"))
         found += speed_tiles(run.steps)
     return found
 
@@ -122,17 +218,18 @@ def fixed(value: float) -> str:
     return f"{value:.3f}" if abs(value) < 10 else f"{value:.2f}" if abs(value) < 1000 else shown(value)
 
 
-def speed_tiles(steps: list[Record]) -> list[str]:
+def speed_tiles(steps: list[Record]) -> list[Tile]:
     """Median speed, share of the time that waited for data, peak memory."""
-    speeds = [step["samples_per_s"] for step in steps if "samples_per_s" in step]
-    waits = [step["data_wait"] for step in steps if "data_wait" in step]
-    memory = max((number(step.get("peak_memory_mb", 0)) for step in steps), default=0)
+    speeds, waits, peaks = (
+        [value for step in steps if (value := finite(step.get(name))) is not None] for name in CLOCKED
+    )
+    memory = max(peaks, default=0)
     found = (
-        [tile("samples / s", shown(median(speeds)), f"{median(waits):.0%} of it waiting for data")]
+        [Tile("samples / s", shown(median(speeds)), f"{median(waits):.0%} of it waiting for data")]
         if speeds and waits
         else []
     )
-    return found + ([tile("peak memory", f"{memory / 1024:.1f} GiB")] if memory else [])
+    return found + ([Tile("peak memory", f"{memory / 1024:.1f} GiB")] if memory else [])
 
 
 def headline(metrics: Mapping[str, Any]) -> tuple[str, float]:
@@ -142,29 +239,23 @@ def headline(metrics: Mapping[str, Any]) -> tuple[str, float]:
     return name, numeric.get(name, 0.0)
 
 
-def curves(run: RunRecords) -> str:
-    """Losses, learning rate, gradient norm and speed over steps, and the metrics of each validation split."""
-    charts = [line_chart("Loss", [series(run.steps, name) for name in run.loss_names[:6]])]
-    charts.append(line_chart("Learning rate", [series(run.steps, "lr")]))
-    charts += metric_charts(run)
+def curves(run: RunRecords) -> list[str]:
+    """Losses, learning rate, gradient norm and speed over steps, and the metrics of splits evaluated more than once."""
+    charts = [
+        line_chart("Loss", [series(run.steps, name) for name in run.loss_names[:6]]),
+        line_chart("Learning rate", [series(run.steps, "lr")]),
+    ]
+    for split in dict.fromkeys(str(record.get("split")) for record in run.evaluations):
+        records = [record for record in run.evaluations if str(record.get("split")) == split]
+        if len(records) > 1:
+            measured = [{"step": r.get("step"), **r["metrics"]} for r in records]
+            lines = [series(measured, name) for name in metric_names(records)[:6]]
+            charts.append(line_chart(f"Metrics on {split}", lines))
     charts.append(line_chart("Gradient norm", [series(run.steps, "grad_norm")]))
     charts = [chart for chart in charts if chart]
     if len(charts) % 2:  # the speed, a tile already, fills the grid
         charts.append(line_chart("Samples per second", [series(run.steps, "samples_per_s")]))
-    drawn = "".join(charts)
-    return f'<div class="charts">{drawn}</div>' if drawn else ""
-
-
-def metric_charts(run: RunRecords) -> list[str]:
-    """One chart a split that was evaluated more than once."""
-    splits = dict.fromkeys(str(record.get("split")) for record in run.evaluations)
-    charts = []
-    for split in splits:
-        records = [record for record in run.evaluations if record.get("split") == split]
-        names = metric_names(records)[:6]
-        lines = [Series(n, [(number(r.get("step")), number(r["metrics"].get(n))) for r in records]) for n in names]
-        charts.append(line_chart(f"Metrics on {split}", lines) if len(records) > 1 else "")
-    return charts
+    return [chart for chart in charts if chart]
 
 
 def series(records: list[Record], name: str) -> Series:
@@ -179,20 +270,21 @@ def metric_names(records: list[Record]) -> list[str]:
     return plain or list(names)
 
 
-def metric_table(run: RunRecords) -> str:
-    """A row for each evaluation, the best set off."""
+def metric_table(run: RunRecords) -> dict[str, Any]:
+    """A row for each evaluation; `marked` is that of the best, -1 without one."""
     names, best = metric_names(run.evaluations), best_record(run)
-    rows = [
-        [f"{r.get('split')}, {label(r)}", str(r.get("step", "")), *(cell(r["metrics"].get(name)) for name in names)]
-        for r in run.evaluations
-    ]
-    marked = next((index for index, record in enumerate(run.evaluations) if record is best), -1)
-    return table(["evaluation", "step", *names], rows, marked)
-
-
-def cell(value: Any) -> str:
-    """A metric, or a dash where there is none."""
-    return fixed(float(value)) if isinstance(value, (int, float)) else "–"
+    return {
+        "head": ["evaluation", "step", *names],
+        "rows": [
+            [
+                f"{r.get('split')}, {label(r)}",
+                str(r.get("step", "")),
+                *(fixed(float(v)) if isinstance(v := r["metrics"].get(n), (int, float)) else "–" for n in names),
+            ]
+            for r in run.evaluations
+        ],
+        "marked": next((index for index, record in enumerate(run.evaluations) if record is best), -1),
+    }
 
 
 def label(record: Record) -> str:
@@ -201,15 +293,100 @@ def label(record: Record) -> str:
     return f"epoch {int(name) + 1}" if name.isascii() and name.isdigit() else name
 
 
-def fault_table(run: RunRecords) -> str:
-    """Per data set and split: samples seen, samples lost, why, and the first; "" where nothing was lost."""
-    tallies = [(key, tally) for part in run.faults.values() if isinstance(part, dict) for key, tally in part.items()]
-    rows = [fault_row(str(key), tally) for key, tally in tallies if isinstance(tally, dict) and tally.get("bad")]
-    return f'<div class="text">{table(["data set", "seen", "lost", "why", "the first"], rows)}</div>' if rows else ""
+def fault_rows(run: RunRecords) -> list[list[str]]:
+    """Per data set and split that lost any: samples seen, samples lost, why, and the first."""
+    rows = []
+    for part in run.faults.values():
+        for key, tally in as_object(part).items():
+            if lost := as_object(tally).get("bad"):
+                why = ", ".join(f"{reason} ({times})" for reason, times in as_object(tally.get("reasons")).items())
+                first = as_object(next(iter(as_list(tally.get("first"))), None))
+                rows.append([key, count(tally.get("seen", 0)), count(lost), why, str(first.get("id", ""))])
+    return rows
 
 
-def fault_row(key: str, tally: Mapping[str, Any]) -> list[str]:
-    """The cells of one data set."""
-    why = ", ".join(f"{reason} ({count})" for reason, count in dict(tally.get("reasons") or {}).items())
-    first: Mapping[str, Any] = next(iter(tally.get("first") or []), {})
-    return [key, f"{tally.get('seen', 0):,}", f"{tally['bad']:,}", why, str(first.get("id", ""))]
+def answer_tables(found: Mapping[str, Any]) -> dict[str, Any]:
+    """How answers fared by kind, from the breakdown that a task left; {} if it holds nothing."""
+    tables = {
+        "by_answer": [_accuracy(row) for row in _objects(found, "answer_types")],
+        "by_question": [_accuracy(row) for row in _objects(found, "question_types")],
+        "confusion": _confusion(found.get("confusion")),
+        "mistakes": [
+            [str(row.get(key, "")) or "(nothing)" for key in ("truth", "said", "type", "questions")]
+            for row in _objects(found, "mistakes")
+        ],
+    }
+    return {"split": str(found.get("split", "")), **tables} if any(tables.values()) else {}
+
+
+def _accuracy(row: Mapping[str, Any]) -> tuple[str, str, str, str]:
+    accuracy = finite(row.get("accuracy")) or 0.0
+    width = f"{min(max(accuracy, 0), 100):.0f}"
+    return str(row.get("name", "")), count(row.get("questions")), f"{accuracy:.2f}", width
+
+
+def _confusion(confusion: Any) -> dict[str, Any]:
+    """Each count with its share of the row; a count of nothing is empty."""
+    if not isinstance(confusion, Mapping) or not confusion:
+        return {}
+    counted = {str(name): row for name, row in confusion.items() if isinstance(row, Mapping)}
+    columns = list(dict.fromkeys([*KINDS, *(str(kind) for row in counted.values() for kind in row)]))
+    rows = []
+    for name, row in counted.items():
+        counts = [finite(row.get(column)) or 0.0 for column in columns]
+        total = sum(counts) or 1.0
+        rows.append((name, [(f"{given:,.0f}" if given else "", f"{given / total:.0%}") for given in counts]))
+    return {"columns": columns, "rows": rows}
+
+
+def _objects(found: Mapping[str, Any], key: str) -> list[Mapping[str, Any]]:
+    return [row for row in as_list(found.get(key)) if isinstance(row, Mapping)]
+
+
+def examples(gallery: Mapping[str, Any]) -> dict[str, Any]:
+    """What a model said about pictures, beside what people said, from the index that `write_gallery` left."""
+    shots = [shot for shot in as_list(gallery.get("shots")) if isinstance(shot, dict)][:MAX_SHOTS]
+    folder = Path(str(gallery.get("folder", ".")))
+    asked = any(shot.get("asked") for shot in shots)
+    groups = zip(("best", "worst", "others"), ANSWERED if asked else DESCRIBED, strict=True)
+    found = [(title, [_example(s, folder) for s in shots if s.get("group") == name]) for name, title in groups]
+    figure = "what the answer is worth" if asked else "the share of words in common with the closest of theirs (F1)"
+    return {"split": str(gallery.get("split", "")), "figure": figure, "groups": [one for one in found if one[1]]}
+
+
+def _example(shot: Mapping[str, Any], folder: Path) -> dict[str, Any]:
+    """Its picture as a data URI: only a small JPEG that lies in the gallery's own folder."""
+    file = folder / Path(str(shot.get("image", ""))).name
+    embedded = file.suffix == ".jpg" and file.is_file() and file.stat().st_size <= MAX_BYTES
+    encoded = [base64.b64encode(file.read_bytes()).decode("ascii")] if embedded else []
+    score = shot.get("score")
+    return {
+        "name": str(shot.get("id", "")),
+        "asked": str(shot.get("asked") or ""),
+        "said": str(shot.get("said", "")),
+        "truths": list(dict.fromkeys(str(text) for text in as_list(shot.get("truths"))))[:MAX_TRUTHS],
+        "score": f"{score:.2f}" if isinstance(score, (int, float)) else "",
+        "sources": [f"data:image/jpeg;base64,{text}" for text in encoded],
+    }
+
+
+def choose(scores: Sequence[float], wanted: int = MAX_SHOTS, edge: int = EDGE) -> dict[int, str]:
+    """Which samples to show, by index → group: the `edge` best and worst, and others evenly from the rest."""
+    ranked = sorted(range(len(scores)), key=lambda i: (-scores[i], i))
+    edge = min(edge, len(ranked) // 3)
+    best, worst = ranked[:edge], ranked[len(ranked) - edge :]
+    rest = sorted(set(ranked) - set(best) - set(worst))
+    every = max(-(-len(rest) // max(wanted - 2 * edge, 1)), 1)
+    groups = [(best, "best"), (worst[::-1], "worst"), (rest[::every], "others")]
+    return {index: name for members, name in groups for index in members}
+
+
+def overlap(said: str, truths: Sequence[str]) -> float:
+    """F1 of the words of `said` and of the closest of `truths`, in [0, 1]."""
+    return max((_f1(said.lower().split(), truth.lower().rstrip(".").split()) for truth in truths), default=0.0)
+
+
+def _f1(one: Sequence[str], other: Sequence[str]) -> float:
+    common = len(set(one) & set(other))
+    total = len(set(one)) + len(set(other))
+    return 2 * common / total if total else 0.0

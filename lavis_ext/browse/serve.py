@@ -13,8 +13,8 @@ HOST = "127.0.0.1"
 NAMES = (HOST, "localhost")
 
 
-def serve_page(page: Path, tell: Callable[[str], None], port: int = 0) -> None:
-    """Serve a page until the process is interrupted; `tell` gets the address. Port 0: any free one.
+def serve_page(page: Path, say: Callable[[str], None], port: int = 0) -> None:
+    """Serve a page until the process is interrupted; `say` gets the address. Port 0: any free one.
 
     Raises UsageError for a port that is taken.
     """
@@ -23,7 +23,7 @@ def serve_page(page: Path, tell: Callable[[str], None], port: int = 0) -> None:
     except OSError as error:
         raise UsageError(f"port {port}", f"cannot be served: {error.strerror}", "choose another") from error
     with server:
-        tell(f"{server.address} serves {page}; Ctrl-C ends it")
+        say(f"{server.address} serves {page}; Ctrl-C ends it")
         server.serve_forever(poll_interval=0.1)
 
 

@@ -24,7 +24,7 @@ from lavis_ext.cards import Cards, load_cards
 from lavis_ext.errors import UsageError
 from lavis_ext.fetch.mirrors import MANIFEST, mirror_path
 from lavis_ext.fetch.safety import safe_relative
-from lavis_ext.files import disk_errors, sha256_of, write_json
+from lavis_ext.files import disk_errors, replacing, sha256_of, write_json
 
 log = logging.getLogger(__name__)
 SCHEMES = ("http", "https", "gdrive", "hf", "azure")
@@ -54,12 +54,10 @@ class MirrorWriter:
         """
         key = mirror_key(url)
         path = self.root / safe_relative(key)
-        part = path.with_name(f"{path.name}.part")
         with disk_errors(path):
             path.parent.mkdir(parents=True, exist_ok=True)
-            with part.open("w+b") as file:
+            with replacing(path, durable=False) as part, part.open("w+b") as file:
                 yield file
-            part.replace(path)
         self.files[key] = {"size": path.stat().st_size, "sha256": sha256_of(path)}
 
     def add(self, url: str, content: bytes | Path) -> None:

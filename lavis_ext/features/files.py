@@ -2,26 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 from lavis_ext import files
-from lavis_ext.errors import DiskError, UsageError
-from lavis_ext.files import disk_errors, flush_file, flush_folder
+from lavis_ext.errors import UsageError
+from lavis_ext.files import disk_errors, flush_file, flush_folder, read_errors
 
 __all__ = ["disk_errors", "finish", "part_of", "read_errors", "refuse_existing", "write_atomic"]
-
-
-@contextmanager
-def read_errors(path: Path) -> Iterator[None]:
-    """OSErrors of reading inside it as DiskError (exit code 6)."""
-    try:
-        yield
-    except OSError as error:
-        reason = error.strerror or str(error)
-        way_out = "check that it is there and that you may read it"
-        raise DiskError(str(path), f"cannot be read: {reason}", way_out) from error
 
 
 def write_atomic(path: Path, data: bytes) -> None:

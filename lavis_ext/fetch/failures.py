@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import errno
-import os
 from pathlib import Path
 from typing import Literal
 
 from lavis_ext.errors import AccessError, DiskError, IntegrityError, LavisExtError, NetworkError, UnsafeError
+from lavis_ext.files import to_disk_error
 
 Kind = Literal["transient", "final", "access", "unsafe", "integrity", "replaced"]
 
@@ -72,18 +72,6 @@ def conclude(where: str, failures: list[tuple[str, Failure]]) -> LavisExtError:
 
 def disk_error(error: OSError, path: Path) -> DiskError:
     """An OSError of the file system as DiskError that says what to free or change; what was fetched is kept."""
-    kept = "what was fetched is kept, run again to continue"
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        what = "out of inodes" if _inodes_gone(path) else "no space left"
-        what = "quota exceeded" if error.errno == errno.EDQUOT else what
-        return DiskError(str(path), what, f"free space or choose another cache_root; {kept}")
-    reason = error.strerror or str(error)
-    return DiskError(str(path), f"cannot write: {reason}", f"choose a cache_root that you may write to; {kept}")
-
-
-def _inodes_gone(path: Path) -> bool:
-    for folder in (path, *path.parents):
-        if folder.exists():
-            stat = os.statvfs(folder)
-            return stat.f_files > 0 and stat.f_favail == 0
-    return False
+    full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+    way_out = "free space or choose another cache_root" if full else "choose a cache_root that you may write to"
+    return to_disk_error(error, path, f"{way_out}; what was fetched is kept, run again to continue")

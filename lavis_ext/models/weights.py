@@ -12,7 +12,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from lavis_ext.errors import ConfigError, DiskError, IntegrityError, UnsafeError
+from lavis_ext.errors import ConfigError, IntegrityError, UnsafeError
+from lavis_ext.files import disk_errors, replacing
 from lavis_ext.models.base import Model
 from lavis_ext.models.lora import fit_names
 from lavis_ext.models.upstream import STAGE1_ONLY, to_upstream, translate
@@ -115,9 +116,5 @@ def write_upstream(model: Model, path: Path, language: str = "opt") -> None:
 def save_upstream(tensors: Mapping[str, Tensor], path: Path) -> None:
     """Write `{"model": tensors}` whole or not at all; raises DiskError."""
     state = {name: tensor.detach().cpu() for name, tensor in tensors.items()}
-    part = path.with_name(f".{path.name}.part")
-    try:
+    with disk_errors(path, "free some space, or name another place", also=(RuntimeError,)), replacing(path) as part:
         torch.save({"model": state}, part)
-        part.replace(path)
-    except (OSError, RuntimeError) as error:
-        raise DiskError(str(path), f"cannot be written: {error}", "free some space, or name another place") from error

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 import logging
@@ -19,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 
 from lavis_ext.errors import ConfigError, DiskError
+from lavis_ext.files import replacing
 from lavis_ext.readers.joined import Source, files_of
 from lavis_ext.readers.parse import Row, parse_rows
 from lavis_ext.readers.sequence import Rows
@@ -219,22 +219,12 @@ def _write_first(places: list[Path], rows: list[Row], stamp: dict[str, int]) -> 
 
 
 def _write_copy(place: Path, rows: list[Row], stamp: dict[str, int]) -> None:
-    """Write under a temporary name, flush to disk, rename: a reader sees the whole file or none."""
     place.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=place.parent, prefix=f".{place.name}.")
-    try:
-        with os.fdopen(handle, "wb") as stream:
-            schema, batches = encode_rows(rows, dict(stamp))
-            with pa.ipc.new_file(stream, schema) as writer:
-                for batch in batches:
-                    writer.write_batch(batch)
-            stream.flush()
-            os.fsync(stream.fileno())
-        Path(temporary).replace(place)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            Path(temporary).unlink()
-        raise
+    with replacing(place) as part, part.open("wb") as stream:
+        schema, batches = encode_rows(rows, dict(stamp))
+        with pa.ipc.new_file(stream, schema) as writer:
+            for batch in batches:
+                writer.write_batch(batch)
 
 
 def _words(column: pa.Array) -> np.ndarray:

@@ -21,10 +21,10 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from lavis_ext.errors import IntegrityError
-from lavis_ext.files import flush_file, flush_folder, sha256_of
+from lavis_ext.files import disk_errors, flush_file, flush_folder, sha256_of
 from lavis_ext.models.base import Model
 from lavis_ext.models.ranks import whole
-from lavis_ext.runner.files import disk_errors, write_json
+from lavis_ext.runner.files import WAY_OUT, write_json
 from lavis_ext.runner.state import pack, unpack
 
 log = logging.getLogger(__name__)
@@ -66,7 +66,7 @@ def save(
     final = job_dir / f"checkpoint_{step}"
     part = job_dir / f".{final.name}.part"
     try:
-        with disk_errors(final):
+        with disk_errors(final, WAY_OUT, also=(SafetensorError,)):  # its writer's word for a full disk
             _write_folder(part, model, state, beside or {})
             _publish(part, final)
     finally:
@@ -85,11 +85,8 @@ def _write_folder(
     folder.mkdir(parents=True)
     tensors: dict[str, Tensor] = {}
     packed = pack(state, tensors)
-    try:
-        save_file(dict(model), folder / MODEL)
-        save_file(tensors, folder / TENSORS)
-    except SafetensorError as error:  # what its writer makes of a full disk
-        raise OSError(str(error)) from error
+    save_file(dict(model), folder / MODEL)
+    save_file(tensors, folder / TENSORS)
     for name, value in {STATE: packed, **beside}.items():
         (folder / name).write_text(json.dumps(value, ensure_ascii=False), encoding="utf-8")
     files = {

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from lavis_ext.browse.gallery import choose, overlap
+from lavis_ext.browse.run_report import choose, overlap
 from lavis_ext.errors import LavisExtError
 from lavis_ext.metrics.vqa import vqa_score
 from lavis_ext.runner.files import write_json

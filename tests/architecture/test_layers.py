@@ -20,7 +20,6 @@ LAYERS = [
     ["mixture", "tasks", "browse"],
     ["runner"],
     ["adapters"],
-    ["commands"],
     ["cli"],
     ["__main__", "__init__"],
 ]
@@ -40,7 +39,6 @@ LIGHT = [
     "demo",
     "doctor",
     "import_args",
-    "commands",
     "cli",
 ]
 FILES = sorted(PACKAGE.rglob("*.py"))

@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
-from lavis_ext import cli
 from lavis_ext.browse import write_dataset_page, write_page
-from lavis_ext.browse.told import choose
+from lavis_ext.browse.views import choose
 from lavis_ext.builders import NotPreparedError
+from lavis_ext.cli import main
 from lavis_ext.errors import DiskError, UsageError
 from tests.support.families import coco_captions, coco_name, flickr30k, minigpt4, nlvr, nocaps, snli_ve, vg, vqav2
 from tests.support.html import HOSTILE, Page
@@ -207,8 +207,8 @@ def test_the_verb_writes_beside_where_it_is_called(
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path / "here")
     monkeypatch.setenv("LAVIS_EXT_CACHE_ROOT", str(tmp_path))
-    assert cli.main(["browse", "coco_caption", "--json"]) == 0
+    assert main(["browse", "coco_caption", "--json"]) == 0
     assert json.loads(capsys.readouterr().out.splitlines()[0]) == {"report": "coco_caption.html"}
-    assert cli.main(["browse", "coco_caption[default]", "--out", "mine.html", "--seed", "4"]) == 0
+    assert main(["browse", "coco_caption[default]", "--out", "mine.html", "--seed", "4"]) == 0
     assert {path.name for path in Path().iterdir()} == {"coco_caption.html", "mine.html"}
-    assert cli.main(["browse", "flickr30k"]) == 8
+    assert main(["browse", "flickr30k"]) == 8

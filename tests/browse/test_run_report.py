@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import json
 import re
+import resource
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from PIL import Image
 
-from lavis_ext.browse import write_run_report
-from lavis_ext.browse.gallery import choose, overlap
-from lavis_ext.browse.run_report import duration
+from lavis_ext.browse import write_page, write_run_report
+from lavis_ext.browse.run_report import choose, duration, overlap, page_values, read_run
+from lavis_ext.errors import DiskError
 from tests.support.html import HOSTILE, Page
 
 
@@ -185,3 +187,98 @@ def test_overlap_is_that_of_the_closest_reference() -> None:
 @pytest.mark.parametrize(("seconds", "text"), [(0.2, "0 s"), (59, "59 s"), (61, "1 min 01 s"), (3720, "1 h 02 min")])
 def test_durations(seconds: float, text: str) -> None:
     assert duration(seconds) == text
+
+
+FOUND: dict[str, Any] = {
+    "split": "val",
+    "answer_types": [{"name": "yes/no", "questions": 3000, "accuracy": 33.333}],
+    "question_types": [{"name": "<how many>", "questions": 2, "accuracy": 150}],
+    "confusion": {"yes/no": {"yes/no": 3, "colour": 1}},
+    "mistakes": [{"type": "yes/no", "truth": "yes", "said": "", "questions": 2}],
+}
+
+
+def read_answers(folder: Path, found: dict[str, Any]) -> str:
+    (folder / "result" / "breakdown").mkdir(parents=True)
+    (folder / "result" / "breakdown" / "val.json").write_text(json.dumps(found))
+    return read(folder)[0]
+
+
+def test_answers_are_told_by_kind(tmp_path: Path) -> None:
+    text = read_answers(tmp_path, FOUND)
+    for part in ("Answers on val", "3,000", "33.33", "&lt;how many&gt;", "colour", "(nothing)"):
+        assert part in text
+    assert "--h:100%" in text  # no bar leaves its cell
+    assert '3 <span class="share">75%</span>' in text
+
+
+@pytest.mark.parametrize("found", [{}, {"confusion": 3}, {"answer_types": ["x"], "mistakes": None}])
+def test_a_torn_breakdown_is_no_section(found: dict[str, Any], tmp_path: Path) -> None:
+    assert "Answers on" not in read_answers(tmp_path, found)
+
+
+def test_half_a_character_does_not_cost_the_report(tmp_path: Path) -> None:
+    folder = job(tmp_path / "run")
+    index = folder / "result" / "gallery" / "val" / "index.json"
+    index.write_text(index.read_text().replace("a red star", "half \\ud83d"))
+    assert "half ?" in read(folder)[1].words
+
+
+def test_a_report_that_does_not_fit_leaves_the_old_one_and_no_part(tmp_path: Path) -> None:
+    folder = job(tmp_path / "run")
+    before, _ = read(folder)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, hard))
+    try:
+        with pytest.raises(DiskError, match=r"report\.html"):
+            write_page(str(folder), None, tmp_path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert (folder / "report.html").read_text() == before
+    assert [path.name for path in folder.iterdir() if path.name.startswith(".")] == []
+
+
+JUNK = [None, True, -1.5, float("nan"), float("inf"), "x", [], [None], ["x"], {}, {"a": 1}]
+
+
+def spoilt(value: Any) -> Iterator[Any]:
+    """A JSON value with something else in every place of it, one at a time."""
+    yield from JUNK
+    if isinstance(value, dict):
+        yield from ({k: one for k, one in value.items() if k != key} for key in value)
+    places = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    for key, inner in places:
+        for other in spoilt(inner):
+            copied = value.copy()
+            copied[key] = other
+            yield copied
+
+
+@pytest.mark.parametrize(
+    "name", ["run.json", "faults.json", "data.json", "result/breakdown/val.json", "result/gallery/val/index.json"]
+)
+def test_whatever_stands_in_a_file_there_is_a_page(name: str, tmp_path: Path) -> None:
+    folder = job(tmp_path / "run")
+    tally = {"seen": 9, "bad": 3, "reasons": {"truncated": 3}, "first": [{"id": "a"}]}
+    sound = {"faults.json": {"train": {"coco/train": tally}}, "data.json": {"subset": True}}
+    sound["result/breakdown/val.json"] = FOUND
+    file = folder / name
+    file.parent.mkdir(parents=True, exist_ok=True)
+    value = sound.get(name) or json.loads(file.read_text())
+    for other in spoilt(value):
+        file.write_text(json.dumps(other))
+        assert page_values(read_run(folder))["run"].folder == folder
+
+
+@pytest.mark.parametrize("line", [0, 3, 5])
+def test_whatever_stands_in_the_log_there_is_a_page(line: int, tmp_path: Path) -> None:
+    file = job(tmp_path / "run") / "log.jsonl"
+    lines = file.read_text().splitlines()
+    for other in spoilt(json.loads(lines[line])):
+        file.write_text("\n".join([*lines[:line], json.dumps(other), *lines[line + 1 :]]))
+        assert len(page_values(read_run(file.parent))["run"].steps) >= 3
+
+
+def test_a_line_of_the_log_ends_at_its_newline_alone(tmp_path: Path) -> None:
+    (tmp_path / "log.jsonl").write_text('{"kind": "train", "step": 1, "note": "a\u2028b"}\n', encoding="utf-8")
+    assert len(read_run(tmp_path).steps) == 1

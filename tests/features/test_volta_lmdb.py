@@ -172,7 +172,7 @@ def test_a_full_disk_is_told_and_gone_on_from(tmp_path: Path, step: str) -> None
         done = subprocess.run(
             command, cwd=ROOT, env=environment, preexec_fn=limited, capture_output=True, text=True, check=False
         )
-        assert (done.returncode, "cannot be written" in done.stderr) == (code, code == 6), done.stderr
+        assert (done.returncode, "cannot write" in done.stderr) == (code, code == 6), done.stderr
     if step == "extract":
         run_extract(str(source), str(tmp_path / "whole"), "volta-tsv")
         assert out.read_bytes() == (tmp_path / "whole").read_bytes()

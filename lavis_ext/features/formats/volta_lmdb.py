@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from lavis_ext.errors import DiskError, IntegrityError, UsageError
+from lavis_ext.errors import IntegrityError, UsageError
 from lavis_ext.features.files import disk_errors
 from lavis_ext.features.formats.base import guard
 from lavis_ext.features.formats.butd import as_text, fields_of, row_of, unliteral
@@ -19,6 +19,7 @@ from lavis_ext.features.formats.restricted import load_plain
 from lavis_ext.features.ids import key_of
 from lavis_ext.features.row import BadRow, ReadOptions, Row, Rows, Start
 from lavis_ext.features.store import FeatureStore, Record
+from lavis_ext.files import to_disk_error
 
 KEYS = b"keys"
 COMMIT_ROWS = 256
@@ -100,8 +101,7 @@ class LmdbWriter:
         except self._lmdb.MapFullError:
             raise
         except self._lmdb.Error as error:
-            way_out = "free space, or choose another folder"
-            raise DiskError(str(self._path), f"cannot be written: {error}", way_out) from error
+            raise to_disk_error(error, self._path, "free space, or choose another folder") from error
 
 
 @contextmanager

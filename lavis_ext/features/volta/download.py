@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from argparse import Namespace
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,23 +21,14 @@ OTHERS = (f"{FAMILY}/test1k_ids", f"{FAMILY}/hard_negative", *(f"coco/{folder}" 
 Told = tuple[list[str], list[dict[str, Any]], int]
 
 
-def download(args: Namespace, root: Path, progress: Progress) -> Told:
+def download(options: PrepareOptions, root: Path, progress: Progress) -> Told:
     """Fetch everything, put COCO's folder of pictures into volta's tree, and make what cannot be fetched.
 
     `dataset_coco.json` comes out of Karpathy's archive, else it is made from the caption files of family coco. Raises
     what `prepare` raises; the exit code is that of its worst failure, without the archive's where its file was made.
     """
-    options = PrepareOptions(
-        cache_root=root,
-        dry_run=args.dry_run,
-        jobs=args.jobs,
-        mirror=args.mirror,
-        offline=args.offline or None,
-        keep_archives=args.keep_archives,
-        no_unpack=args.no_unpack,
-    )
     cards = load_cards()
-    if args.dry_run:
+    if options.dry_run:
         report = prepare([CAPTIONS, *OTHERS], options, progress, cards=cards)
         return [*report.plan.table().splitlines(), report.line()], [report.as_dict()], report.exit_code
     reports, lines = _captions(root, replace(options, no_unpack=False), cards, progress)

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from lavis_ext.config import cache_root
-from lavis_ext.errors import ConfigError, DiskError, IntegrityError
-from lavis_ext.files import disk_errors, write_atomic, write_json
+from lavis_ext.errors import ConfigError, IntegrityError
+from lavis_ext.files import disk_errors, replacing, write_atomic, write_json
 from lavis_ext.models.base import fit, listed
 from lavis_ext.models.oscar.keys import choose_layers, described, their_names, to_ours, to_theirs
 from lavis_ext.models.oscar.network import OscarNetwork
@@ -74,18 +74,13 @@ def to_oscar(network: OscarNetwork) -> tuple[Tensors, dict[str, Any]]:
 def write_oscar(network: OscarNetwork, folder: Path, vocab: Path | None = None) -> None:
     """Save a network as upstream does: `pytorch_model.bin`, `config.json` and `vocab.txt`; raises DiskError."""
     state, config = to_oscar(network)
-    target = folder / WEIGHTS[1]
-    part = target.with_name(f".{target.name}.part")
-    with disk_errors(folder, "free some space, or name another place"):
+    with disk_errors(folder, "free some space, or name another place", also=(RuntimeError,)):
         folder.mkdir(parents=True, exist_ok=True)
         write_json(folder / CONFIG, config)
         if vocab is not None:
             write_atomic(folder / VOCAB, vocab.read_bytes())
-        try:
+        with replacing(folder / WEIGHTS[1]) as part:
             torch.save({name: tensor.cpu().contiguous() for name, tensor in state.items()}, part)
-        except RuntimeError as error:  # what torch makes of a full disk
-            raise DiskError(str(target), f"cannot be written: {error}", "free some space") from error
-        part.replace(target)
 
 
 def read_origin(state_dict: Mapping[str, Tensor], config: Mapping[str, Any], where: str) -> Origin:

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
+import random
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import islice
 from typing import Any, Protocol
 
-from lavis_ext.browse.regions import RegionView
-from lavis_ext.browse.told import Item, Pixels, Told, choose
 from lavis_ext.builders.image_text_shards import ImageTextStream, best_caption
-from lavis_ext.builders.region.base import RegionDataset
 from lavis_ext.readers.faults import SampleError
 from lavis_ext.readers.shards import RawSample
 
@@ -23,6 +21,39 @@ NAMED = {"caption_key": "caption", "text_key": "sentence"}
 STREAM_SURVEY = 2_000
 MAX_GATHERED = 20
 """Rows of one picture whose captions are shown together."""
+Pixels = Any
+"""uint8 [H,W,3]."""
+
+
+@dataclass(frozen=True)
+class SampleText:
+    """What a row says: its texts under one name, the answers that people gave, and what else is worth a line."""
+
+    kind: str = "text"
+    texts: tuple[str, ...] = ()
+    answers: tuple[str, ...] = ()
+    label: str = ""
+    choices: tuple[str, ...] = ()
+    more: tuple[str, ...] = ()
+    """Lines that are shown and not counted: object tags."""
+
+
+@dataclass(frozen=True)
+class Item:
+    """A sample before its pictures are read."""
+
+    name: str
+    text: SampleText
+    handle: Any
+
+
+def choose(total: int, wanted: int, seed: int | None = None) -> list[int]:
+    """Numbers below `total` in order: evenly spread, or drawn by a seed."""
+    if wanted >= total:
+        return list(range(total))
+    if seed is not None:
+        return sorted(random.Random(seed).sample(range(total), wanted))
+    return [i * total // wanted for i in range(wanted)]
 
 
 class View(Protocol):
@@ -38,7 +69,7 @@ class View(Protocol):
     def items(self, wanted: int, seed: int | None) -> list[Item]:
         """Some samples, evenly or by a seed. A row that cannot be read is an item without texts."""
 
-    def survey(self, most: int) -> Iterator[Told]:
+    def survey(self, most: int) -> Iterator[SampleText]:
         """The texts of at most `most` rows, evenly chosen."""
 
     def pictures(self, item: Item) -> list[Pixels]:
@@ -52,7 +83,9 @@ def view_of(dataset: Any) -> View | None:
     """How a built split is looked at; None for a data set of someone else's that keeps no rows."""
     if isinstance(dataset, ImageTextStream):
         return StreamView(dataset)
-    if isinstance(dataset, RegionDataset):
+    if hasattr(dataset, "images_of"):  # region features, whose modules nobody else needs
+        from lavis_ext.browse.regions import RegionView
+
         return RegionView(dataset)
     return RowsView(dataset) if hasattr(dataset, "rows") and hasattr(dataset, "image_name") else None
 
@@ -72,12 +105,12 @@ class RowsView:
     def items(self, wanted: int, seed: int | None) -> list[Item]:
         """Samples as the data set numbers them: of a caption's evaluation split, pictures."""
         data = self.dataset
-        return [Item(str(i), self._told(i), (i, data.row(i))) for i in choose(len(data), wanted, seed)]
+        return [Item(str(i), self._text(i), (i, data.row(i))) for i in choose(len(data), wanted, seed)]
 
-    def survey(self, most: int) -> Iterator[Told]:
+    def survey(self, most: int) -> Iterator[SampleText]:
         """All rows count, also those that share a picture."""
         rows, args = self.dataset.rows, self.dataset.parts.args
-        return (told_of(rows[index], args) for index in choose(len(rows), most))
+        return (text_of(rows[index], args) for index in choose(len(rows), most))
 
     def pictures(self, item: Item) -> list[Pixels]:
         """One picture, or the two of a pair."""
@@ -90,16 +123,16 @@ class RowsView:
         found: bytes = self.dataset.images.read(self.dataset.image_name(self._rows_of(index, row)[0]))
         return found
 
-    def _told(self, index: int) -> Told:
+    def _text(self, index: int) -> SampleText:
         """What the row of a sample says; where each row of a picture has one caption, all of them."""
         data, args = self.dataset, self.dataset.parts.args
-        told = told_of(data.row(index), args)
+        text = text_of(data.row(index), args)
         if self._codes is None:
-            return told
+            return text
         first = int(data.first_rows[data.position(index)])
         others = (self._codes == self._codes[first]).nonzero()[0][:MAX_GATHERED]
-        texts = (text for number in others for text in told_of(data.rows[int(number)], args).texts)
-        return replace(told, texts=tuple(texts))
+        texts = (said for number in others for said in text_of(data.rows[int(number)], args).texts)
+        return replace(text, texts=tuple(texts))
 
     @cached_property
     def _codes(self) -> Any:
@@ -136,11 +169,11 @@ class StreamView:
     def items(self, wanted: int, seed: int | None) -> list[Item]:
         """The first samples, or some of the shard by a seed."""
         chosen = self.samples[:wanted] if seed is None else self._at(choose(len(self.samples), wanted, seed))
-        return [Item(sample.entry.key, self._told(sample), sample) for sample in chosen]
+        return [Item(sample.entry.key, self._text(sample), sample) for sample in chosen]
 
-    def survey(self, most: int) -> Iterator[Told]:
+    def survey(self, most: int) -> Iterator[SampleText]:
         """The texts of the shard's samples."""
-        return map(self._told, self._at(choose(len(self.samples), min(most, STREAM_SURVEY))))
+        return map(self._text, self._at(choose(len(self.samples), min(most, STREAM_SURVEY))))
 
     def pictures(self, item: Item) -> list[Pixels]:
         """The picture of a sample."""
@@ -162,30 +195,30 @@ class StreamView:
     def _at(self, numbers: Sequence[int]) -> list[RawSample]:
         return [self.samples[number] for number in numbers]
 
-    def _told(self, sample: RawSample) -> Told:
+    def _text(self, sample: RawSample) -> SampleText:
         """The caption that training would take, and those that it would pass over; none where the JSON has none."""
         args = self.stream.args
         try:
             if args["caption_key"] == ".txt":
-                return Told("caption", (sample.text(),))
+                return SampleText("caption", (sample.text(),))
             record = sample.record()
             if args["captions_key"] is None:
-                return Told("caption", _as_texts(record.get(args["caption_key"])))
+                return SampleText("caption", _as_texts(record.get(args["caption_key"])))
             every = record.get(args["captions_key"])
             best = best_caption(every, record.get(args["scores_key"]))
         except (SampleError, ValueError):
-            return Told("caption")
-        return Told("caption", tuple(dict.fromkeys((str(best), *_as_texts(every)))))
+            return SampleText("caption")
+        return SampleText("caption", tuple(dict.fromkeys((str(best), *_as_texts(every)))))
 
 
-def told_of(row: Mapping[str, Any], args: Mapping[str, Any]) -> Told:
+def text_of(row: Mapping[str, Any], args: Mapping[str, Any]) -> SampleText:
     """What a row says, by the arguments of its shape: caption(s), question and answers, sentence and label."""
     kinds = {str(args.get(key)): kind for key, kind in NAMED.items()} | TEXTS
     key = next((key for key in kinds if row.get(key)), "")
     answers = row.get(args.get("answer_key", "answer")) or row.get("direct_answers")
     label = _as_texts(row.get(args.get("label_key", "label")))
     choices = marked(_as_texts(row.get("choices")), row.get("correct_choice_idx"))
-    return Told(kinds.get(key, "text"), _as_texts(row.get(key)), _as_texts(answers), ", ".join(label), choices)
+    return SampleText(kinds.get(key, "text"), _as_texts(row.get(key)), _as_texts(answers), ", ".join(label), choices)
 
 
 def marked(choices: Sequence[str], right: Any) -> tuple[str, ...]:
@@ -201,8 +234,8 @@ def _as_texts(value: Any) -> tuple[str, ...]:
 def counted(answers: Sequence[str], most: int = 4) -> list[str]:
     """Answers by how many gave them: `net ×8`, the rest as `and 3 more`."""
     counts = Counter(answers).most_common()
-    told = [f"{text} ×{count}" if count > 1 else text for text, count in counts[:most]]
-    return told + ([f"and {len(counts) - most} more"] if len(counts) > most else [])
+    shown = [f"{text} ×{count}" if count > 1 else text for text, count in counts[:most]]
+    return shown + ([f"and {len(counts) - most} more"] if len(counts) > most else [])
 
 
 def first(texts: Sequence[str], most: int) -> list[str]:

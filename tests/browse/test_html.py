@@ -1,17 +1,32 @@
-"""Histograms whose bars add up and stay inside their frame."""
+"""Charts: scales with round ticks, lines and bars that stay inside their frame, shares that add up."""
 
 from __future__ import annotations
 
+import math
 import re
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lavis_ext.browse.bars import BINS, bin_edges, bin_shares, histogram, ranked_list
-from lavis_ext.browse.chart import HEIGHT, WIDTH
+from lavis_ext.browse.html import (
+    BINS,
+    HEIGHT,
+    MAX_POINTS,
+    WIDTH,
+    Series,
+    bin_edges,
+    bin_shares,
+    histogram,
+    line_chart,
+    ranked_list,
+    scale,
+    shown,
+    thinned,
+)
 
 COUNTS = st.lists(st.integers(0, 100_000), min_size=1, max_size=60)
+VALUES = st.floats(min_value=-1e9, max_value=1e9, allow_nan=False)
 FLOATS = st.lists(st.floats(0.01, 1e6), min_size=1, max_size=60)
 
 
@@ -54,3 +69,43 @@ def test_ranks_are_escaped_and_add_up() -> None:
     assert "&lt;b&gt;" in html and "<b>" not in html
     assert "75.0% · 3" in html and "25.0% · 1" in html
     assert ranked_list("Answers", {}, 0) == ""
+
+
+@given(st.lists(VALUES, min_size=1, max_size=20))
+def test_a_scale_holds_its_values_between_round_ticks(values: list[float]) -> None:
+    of = scale(values, 200, 10)
+    span = of.high - of.low
+    assert of.low <= min(values) + 1e-6 * span
+    assert of.high >= max(values) - 1e-6 * span
+    assert 2 <= len(of.ticks) <= 12
+    assert all(9.9 <= of(value) <= 200.1 for value in values)
+
+
+def test_whole_ticks_are_whole() -> None:
+    assert scale([1, 2, 3], 0, 100, whole=True).ticks == (1, 2, 3)
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(0, "0"), (0.25, "0.25"), (3e-5, "3e-5"), (12500, "12.5k"), (2_000_000, "2e6"), (1234.5, "1234"), (-0.5, "-0.5")],
+)
+def test_numbers_are_short(value: float, text: str) -> None:
+    assert shown(value) == text
+
+
+def test_many_points_are_thinned_and_the_last_one_stays() -> None:
+    points = thinned([(i, i) for i in range(5000)])
+    assert len(points) <= MAX_POINTS
+    assert points[-1] == (4999, 4999)
+
+
+def test_nothing_to_draw_is_no_chart() -> None:
+    assert line_chart("Loss", [Series("loss", [(1, math.nan), (math.inf, 2)])]) == ""
+
+
+@given(st.lists(st.tuples(st.integers(0, 10**7), VALUES), min_size=1, max_size=30))
+def test_lines_stay_in_the_frame(points: list[tuple[int, float]]) -> None:
+    svg = line_chart("x", [Series("a", [(float(x), y) for x, y in points])])
+    for x, y in re.findall(r'cx="([-\d.]+)" cy="([-\d.]+)"', svg):
+        assert 0 <= float(x) <= WIDTH
+        assert 0 <= float(y) <= HEIGHT

@@ -4,7 +4,7 @@ import subprocess
 
 import pytest
 
-from lavis_ext.commands.completion import completion_script
+from lavis_ext.cli.verb import completion_script
 from lavis_ext.errors import UsageError
 
 FLAGS = {"list": ["--json"], "prepare": ["--split", "--dry-run"]}

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 import yaml
 
-from lavis_ext import cli
-from lavis_ext.commands.runs import difference, flat, list_runs
+from lavis_ext.cli import main
+from lavis_ext.cli.runs import difference, flat, list_runs
 
 
 def leave(folder: Path, config: dict[str, Any], metrics: list[float], **facts: Any) -> Path:
@@ -81,25 +81,25 @@ def test_flat_and_difference() -> None:
 
 
 def test_the_verb_in_lines_and_objects(output: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.main(["runs", str(output)]) == 0
+    assert main(["runs", str(output)]) == 0
     text = capsys.readouterr().out
     for part in ("CIDEr 0.5", "1 min 15 s", "run.init_lr: 0.1 → 0.2", "run.amp: (not set) → True", "loss: is nan"):
         assert part in text
-    assert cli.main(["runs", str(output), "--against", "first", "--json"]) == 0
+    assert main(["runs", str(output), "--against", "first", "--json"]) == 0
     rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert [row.get("folder") for row in rows] == ["b", "deep/a", "c", None]
     assert rows[2]["differs"] == {"run.amp": [None, True]}
 
 
 def test_nothing_there(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.main(["runs", str(tmp_path)]) == 0
+    assert main(["runs", str(tmp_path)]) == 0
     assert "no runs here" in capsys.readouterr().out
-    assert cli.main(["runs", str(tmp_path / "absent")]) == 2
+    assert main(["runs", str(tmp_path / "absent")]) == 2
     assert "is not a folder" in capsys.readouterr().err
 
 
 def test_no_torch_for_it(output: Path) -> None:
     code = (
-        f"import sys; from lavis_ext import cli; cli.main(['runs', {str(output)!r}]); sys.exit('torch' in sys.modules)"
+        f"import sys; from lavis_ext.cli import main; main(['runs', {str(output)!r}]); sys.exit('torch' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False, stdout=subprocess.DEVNULL).returncode == 0

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
-from lavis_ext.commands.answer import Answer, cache_root_of, env_option, progress_of, to_stderr
-from lavis_ext.commands.prepare_arguments import load_tokens, names_of, options_of
+from lavis_ext.cli.prepare_arguments import load_tokens, names_of, options_of
+from lavis_ext.cli.verb import Answer, cache_root_of, env_option, progress_of, to_stderr
 from lavis_ext.wording import columns, human, shorten
 
 

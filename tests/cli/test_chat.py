@@ -12,8 +12,8 @@ import yaml
 from PIL import Image
 from safetensors.torch import save_file
 
-from lavis_ext import cli
-from lavis_ext.commands.chat import Setup, find_weights, read_setup, searches
+from lavis_ext.cli import main
+from lavis_ext.cli.chat import Setup, find_weights, read_setup, searches
 from lavis_ext.models import build_model, default_config
 from lavis_ext.schema import RunConfig
 
@@ -33,7 +33,7 @@ def same_weights() -> None:
 
 
 def chat(*words: str) -> int:
-    return cli.main(["chat", "--cfg-path", TINY, *words])
+    return main(["chat", "--cfg-path", TINY, *words])
 
 
 def objects(capsys: pytest.CaptureFixture[str]) -> list[dict[str, object]]:
@@ -134,6 +134,6 @@ def test_what_is_no_picture(
 def test_mistakes_in_one_line(
     words: list[str], code: int, message: str, picture: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert cli.main(["chat", "--image", picture, *words]) == code
+    assert main(["chat", "--image", picture, *words]) == code
     (line,) = capsys.readouterr().err.splitlines()
     assert message in line

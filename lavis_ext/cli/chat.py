@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import sys
-from argparse import Namespace
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lavis_ext.cli.flags import REQUIRED, Options, flag
+from lavis_ext.cli.verb import Answer
 from lavis_ext.config import find_config, load_config, merge, model_defaults, parse_options
 from lavis_ext.errors import ConfigError, IntegrityError, UsageError
 from lavis_ext.schema import ModelConfig, RunConfig
@@ -21,13 +22,6 @@ if TYPE_CHECKING:
 
     from lavis_ext.models.base import Model
 
-Argument = tuple[tuple[str, ...], dict[str, Any]]
-CHAT: list[Argument] = [
-    (("--cfg-path",), {"required": True, "metavar": "F", "help": "a run file, or the YAML of a model"}),
-    (("--image",), {"required": True, "metavar": "F", "help": "the picture"}),
-    (("--checkpoint",), {"metavar": "DIR", "help": "weights: a checkpoint, or the folder of a run (its best)"}),
-    (("--question",), {"metavar": "TEXT", "help": "ask this and end; without it, questions are read line by line"}),
-]
 CHATTED = {"blip2_vicuna": ""}
 """Prompts of models that were taught to be asked otherwise than by `QUESTION`."""
 QUESTION = "Question: {} Answer:"
@@ -55,24 +49,32 @@ class Turn:
     question: str
     answer: str
 
-    def as_dict(self) -> dict[str, str]:
-        """For a program."""
-        return asdict(self)
+
+@dataclass(frozen=True, kw_only=True)
+class Chat(Options):
+    """Flags of `chat`."""
+
+    cfg_path: str = flag(REQUIRED, metavar="F", help="a run file, or the YAML of a model")
+    image: str = flag(REQUIRED, metavar="F", help="the picture")
+    checkpoint: str | None = flag(None, metavar="DIR", help="weights: a checkpoint, or the folder of a run (its best)")
+    question: str | None = flag(
+        None, metavar="TEXT", help="ask this and end; without it, questions are read line by line"
+    )
+    json: bool = False
 
 
-def run_chat(args: Namespace) -> tuple[list[str], list[dict[str, Any]]]:
+def chat(args: Chat) -> Answer:
     """Answer `--question`, or caption the picture and answer the lines of standard input until it ends.
 
-    What is said to lines is written at once; returned are the lines and objects that are left to print.
+    What is said to lines is written at once.
     """
     setup = read_setup(args.cfg_path, list(args.options), args.checkpoint)
-    image = read_image(args.image)
-    talk = Conversation(setup, args.image, image)
+    talk = Conversation(setup, args.image, read_image(args.image))
     if args.question is not None:
         turn = talk.answer(args.question)
-        return [turn.answer], [turn.as_dict()]
+        return Answer([turn.answer], [asdict(turn)])
     converse(talk, asked_lines(), write_json_line if args.json else write_answer)
-    return [], []
+    return Answer()
 
 
 def read_setup(path: str, options: list[str], checkpoint: str | None = None) -> Setup:
@@ -202,12 +204,12 @@ def load_speaker(setup: Setup) -> Model:
     return build_model(setup.model).eval().to(device)
 
 
-def converse(talk: Conversation, questions: Iterable[str], tell: Callable[[Turn], None]) -> None:
+def converse(talk: Conversation, questions: Iterable[str], write: Callable[[Turn], None]) -> None:
     """Caption first, then an answer to every line that is not blank."""
-    tell(talk.caption())
+    write(talk.caption())
     for line in questions:
         if line.strip():
-            tell(talk.answer(line))
+            write(talk.answer(line))
 
 
 def asked_lines() -> Iterable[str]:
@@ -232,5 +234,5 @@ def write_answer(turn: Turn) -> None:
 
 def write_json_line(turn: Turn) -> None:
     """One object a line."""
-    sys.stdout.write(json.dumps(turn.as_dict()) + "\n")
+    sys.stdout.write(json.dumps(asdict(turn)) + "\n")
     sys.stdout.flush()

@@ -1,0 +1,188 @@
+"""HTML of pages: one offline document from templates, and charts as inline SVG. Nothing of it comes from outside."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from lavis_ext.files import disk_errors, write_atomic
+
+if TYPE_CHECKING:
+    from jinja2 import Environment
+
+WIDTH, HEIGHT = 460, 250
+LEFT, RIGHT, TOP, BOTTOM = 58, 24, 14, 36
+MAX_POINTS = 400
+BINS = 24
+TAIL = 0.995
+"""Values beyond this share of all are counted in the last bin: one caption of 900 words must not flatten the rest."""
+Point = tuple[float, float]
+
+
+@cache
+def environment() -> Environment:
+    """The templates of this folder; whatever they are given is escaped."""
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+
+    found = Environment(
+        loader=PackageLoader("lavis_ext.browse"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    found.filters |= {"px": lambda value: f"{value:.1f}", "shown": shown, "percent": lambda share: f"{share:.1%}"}
+    found.globals |= {"WIDTH": WIDTH, "HEIGHT": HEIGHT, "LEFT": LEFT, "EDGE": WIDTH - RIGHT, "BASE": HEIGHT - BOTTOM}
+    return found
+
+
+def write_document(path: Path, template: str, **values: Any) -> None:
+    """Write a page whole or not at all; raises DiskError. A lone surrogate, which no encoding has, becomes `?`."""
+    text = environment().get_template(template).render(values)
+    with disk_errors(path, "name another file with --out"):
+        write_atomic(path, text.encode("utf-8", "replace"))
+
+
+class Tile(NamedTuple):
+    """One number with its name, and what it is of."""
+
+    name: str
+    value: str
+    hint: str = ""
+
+
+@dataclass(frozen=True)
+class Series:
+    """A named line of (x, y) points in the order of x."""
+
+    name: str
+    points: Sequence[Point]
+
+
+@dataclass(frozen=True)
+class Scale:
+    """Maps values to pixels linearly; `ticks` are round values inside."""
+
+    low: float
+    high: float
+    start: float
+    stop: float
+    ticks: tuple[float, ...]
+
+    def __call__(self, value: float) -> float:
+        """The pixel of a value."""
+        return self.start + (value - self.low) / (self.high - self.low) * (self.stop - self.start)
+
+
+def round_step(span: float, wanted: int) -> float:
+    """The step of 1, 2 or 5 times a power of ten that cuts `span` into about `wanted` parts."""
+    raw = span / wanted
+    power = 10.0 ** math.floor(math.log10(raw))
+    return float(next(step * power for step in (1, 2, 5, 10) if raw <= step * power * 1.0001))
+
+
+def scale(values: Sequence[float], start: float, stop: float, wanted: int = 5, whole: bool = False) -> Scale:
+    """A scale that holds all values and begins and ends at its first and last tick; `whole` keeps ticks integers."""
+    low, high = min(values), max(values)
+    if low == high:
+        pad = 0.5 if whole else abs(low) * 0.1 or 1.0
+        low, high = low - pad, high + pad
+    step = round_step(high - low, wanted)
+    step = max(step, 1.0) if whole else step
+    first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
+    ticks = tuple(i * step for i in range(first, last + 1))
+    if whole:  # steps fill the width; the round ticks inside are enough
+        return Scale(low, high, start, stop, tuple(t for t in ticks if low <= t <= high))
+    return Scale(ticks[0], ticks[-1], start, stop, ticks)
+
+
+def shown(value: float) -> str:
+    """A number as short as it can be read: `0.25`, `1.2k`, `3e-05`."""
+    if value and (abs(value) < 1e-3 or abs(value) >= 1e6):
+        mantissa, _, exponent = f"{value:.3g}".partition("e")
+        return f"{mantissa}e{int(exponent)}" if exponent else mantissa
+    if abs(value) >= 10_000:
+        return f"{value / 1000:.4g}k"
+    return f"{value:.4g}"
+
+
+def thinned(points: Sequence[Point]) -> list[Point]:
+    """At most about `MAX_POINTS` finite points, evenly chosen; the last one is always there."""
+    finite = [(x, y) for x, y in points if math.isfinite(x) and math.isfinite(y)]
+    every = -(-len(finite) // MAX_POINTS) or 1
+    return finite[::-1][::every][::-1]
+
+
+def line_chart(title: str, series: Sequence[Series], x_name: str = "step") -> str:
+    """A `<figure>` with a legend if there are several lines; "" if no series has a finite point."""
+    drawn = [Series(s.name, kept) for s in series if (kept := thinned(s.points))]
+    if not drawn:
+        return ""
+    points = [point for s in drawn for point in s.points]
+    x = scale([p[0] for p in points], LEFT, WIDTH - RIGHT, 6, whole=True)
+    y = scale([p[1] for p in points], HEIGHT - BOTTOM, TOP)
+    return _draw("line_chart", title, drawn, x, y, x_name)
+
+
+def histogram(title: str, values: Mapping[str, Sequence[float]], x_name: str, whole: bool = False) -> str:
+    """A `<figure>` of the share of each bin, one colour a series; `whole` values are counts.
+
+    "" where the finite values are not at least two different ones.
+    """
+    finite = {name: kept for name, some in values.items() if (kept := [v for v in some if math.isfinite(v)])}
+    every = [v for some in finite.values() for v in some]
+    if len(set(every)) < 2:
+        return ""
+    edges = bin_edges(every, whole)
+    shares = {name: bin_shares(some, edges) for name, some in finite.items()}
+    step = round_step(edges[-1] - edges[0], 6)
+    inside = range(math.ceil(edges[0] / step - 1e-9), math.floor(edges[-1] / step + 1e-9) + 1)
+    ticks = scale([edges[0], edges[-1]], 0, 1, 6, whole=True).ticks if whole else tuple(i * step for i in inside)
+    x = Scale(edges[0], edges[-1], LEFT, WIDTH - RIGHT, ticks)
+    y = scale([0.0, 100 * max(max(some) for some in shares.values())], HEIGHT - BOTTOM, TOP)
+    cell = x(edges[1]) - x(edges[0])
+    gap = min(cell * 0.14, 3.0)
+    series = [
+        {
+            "name": name,
+            "median": sorted(some)[len(some) // 2],
+            "bins": list(zip(edges, edges[1:], shares[name], strict=False)),
+        }
+        for name, some in finite.items()
+    ]
+    return _draw("histogram", title, series, x, y, x_name, gap, (cell - gap) / len(series))
+
+
+def bin_edges(values: Sequence[float], whole: bool) -> list[float]:
+    """Round edges of at most about `BINS` bins that hold the values up to the tail; `whole` bins hold whole numbers."""
+    ranked = sorted(values)
+    low, high = ranked[0], ranked[min(int(len(ranked) * TAIL), len(ranked) - 1)]
+    if whole:
+        step = max(math.ceil((high - low + 1) / BINS), 1)
+        first = math.floor(low)
+        return [first - 0.5 + i * step for i in range(math.ceil((high - first + 1) / step) + 1)]
+    width = round_step(high - low, BINS) if high > low else abs(low) / 10 or 1.0
+    first, last = math.floor(low / width), math.floor(high / width + 1e-9) + 1
+    return [i * width for i in range(first, last + 1)]
+
+
+def bin_shares(values: Sequence[float], edges: Sequence[float]) -> list[float]:
+    """The share of the values in each bin; those outside count in the first and the last."""
+    counts, width = [0] * (len(edges) - 1), edges[1] - edges[0]
+    for value in values:
+        counts[min(max(int((value - edges[0]) / width + 1e-9), 0), len(counts) - 1)] += 1
+    return [count / len(values) for count in counts]
+
+
+def ranked_list(title: str, counts: Mapping[str, int], total: int, note: str = "") -> str:
+    """A `<figure>` of words with a bar each, the most frequent first, and their share of `total`; "" without any."""
+    return _draw("ranked_list", title, counts, total, note) if counts and total else ""
+
+
+def _draw(macro: str, *arguments: Any) -> str:
+    drawn: str = getattr(environment().get_template("charts.html").module, macro)(*arguments)
+    return drawn

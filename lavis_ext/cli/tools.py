@@ -1,0 +1,143 @@
+"""The verbs about all else: check, doctor, import-args, completion, demo."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from lavis_ext.cli.flags import REQUIRED, Options, flag
+from lavis_ext.cli.verb import Answer, cache_root_of
+from lavis_ext.errors import Problem, UsageError
+from lavis_ext.files import disk_errors, read_errors, write_atomic
+from lavis_ext.wording import columns
+
+
+@dataclass(frozen=True, kw_only=True)
+class Check:
+    """Flags of `check`."""
+
+    paths: tuple[str, ...] = flag(REQUIRED, positional=True, nargs="+", metavar="PATH")
+
+
+def check(args: Check) -> Answer:
+    """Every mistake of YAML files, or of all below folders, at once; exit code 3 if there is any."""
+    from lavis_ext.check import check_file
+
+    files: list[Path] = []
+    for path in map(Path, args.paths):
+        if not path.exists():
+            raise UsageError(str(path), "no such file or folder", "name YAML files, or folders that hold some")
+        files += sorted(path.rglob("*.y*ml")) if path.is_dir() else [path]
+    if not files:
+        raise UsageError(" ".join(args.paths), "holds no YAML", "name YAML files, or folders that hold some")
+    found: list[Problem] = [problem for file in files for problem in check_file(file)]
+    lines = [*map(str, found), f"{len(files)} files, {len(found)} problems"]
+    return Answer(lines, [asdict(p) for p in found], 3 if found else 0)
+
+
+def doctor(args: Options) -> Answer:
+    """What this machine offers and what would get in the way; secrets are shown as set or unset."""
+    from lavis_ext.doctor import examine
+
+    findings = examine(cache_root_of(args))
+    lines = columns([[f.name, f.state, f.text] for f in findings])
+    return Answer(lines, [asdict(f) for f in findings], 0 if all(f.state != "bad" for f in findings) else 1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImportArgs:
+    """Flags of `import-args`."""
+
+    words: tuple[str, ...] = flag(
+        REQUIRED,
+        positional=True,
+        nargs="*",
+        metavar="-- COMMAND",
+        help="-- python oscar/run_vqa.py --do_train …, or one text in quotes",
+    )
+    source: str | None = flag(None, "--from", metavar="FILE", help="a file with the command; - is standard input")
+    out: str | None = flag(None, metavar="FILE", help="write the run file there, instead of on standard output")
+
+
+def import_args(args: ImportArgs) -> Answer:
+    """Turn a command into a run file, on standard output or in a file that is not there yet; exit 2 for a mistake."""
+    from lavis_ext.import_args import import_command, reasons
+
+    if bool(args.words) == bool(args.source):
+        way_out = "give the command after --, or --from FILE"
+        raise UsageError("import-args", "wants one command", way_out)
+    found = import_command([read_source(args.source)] if args.source else list(args.words))
+    row = {"script": found.script, "config": found.tree, "left_out": dict(found.notes)}
+    if not args.out:
+        return Answer(found.text.splitlines(), [row])
+    path = Path(args.out).expanduser()
+    if path.exists():
+        raise UsageError(str(path), "is there already", "name another file, or remove it")
+    with disk_errors(path):
+        write_atomic(path, found.text)
+    lines = [f"run file: {path}", f"check it: lavis-ext check {path}", *reasons(found.notes)]
+    return Answer(lines, [{**row, "file": str(path)}])
+
+
+def read_source(name: str) -> str:
+    """The text of a file, or of standard input; raises DiskError, UsageError."""
+    try:
+        with read_errors(Path(name)):
+            return sys.stdin.read() if name == "-" else Path(name).expanduser().read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise UsageError(name, "is no text in UTF-8", "name a text file with the command") from error
+
+
+@dataclass(frozen=True, kw_only=True)
+class Completion:
+    """Flags of `completion`."""
+
+    shell: str = flag(REQUIRED, positional=True, metavar="SHELL")
+
+
+def completion(args: Completion) -> Answer:
+    """The completion script of a shell."""
+    from lavis_ext.cards import load_cards
+    from lavis_ext.cli import VERBS
+    from lavis_ext.cli.verb import completion_script
+
+    cards = load_cards()
+    words = {name: [word for flags, _ in verb.arguments() for word in flags] for name, verb in VERBS.items()}
+    flags = {name: [word for word in some if word.startswith("--")] for name, some in words.items()}
+    named = [name for name, some in words.items() if {"names", "name", "target"} & set(some)]
+    script = completion_script(args.shell, flags, sorted({*cards.families, *cards.names()}), named)
+    return Answer(script.splitlines(), [{"script": script}])
+
+
+@dataclass(frozen=True, kw_only=True)
+class Demo:
+    """Flags of `demo`."""
+
+    out: Path = flag(Path("demo"), metavar="DIR", help="where the world and the run go (default: demo)")
+    seed: int = flag(7, help="another world (default: 7)")
+    all: bool = flag(False, help="from a checkout: every other family too, and every study")
+    study: str | None = flag(None, metavar="NAME", help="from a checkout: only this study, as a table (blip2, …)")
+    seeds: int = flag(3, help="how often a study trains each model (default: 3)")
+    jobs: int = flag(2, help="seeds of a study at a time, a core each (default: 2)")
+
+
+def demo(args: Demo) -> Answer:
+    """Draw a small world, fetch it, train a tiny BLIP-2 on it, score its captions; or only a study.
+
+    Studies, and the families beyond COCO's form, are a checkout's: UsageError where there is none.
+    """
+    from lavis_ext.config import from_checkout
+    from lavis_ext.demo.tour import run_demo
+
+    how = (args.seeds, args.jobs, args.seed)
+    if args.study:
+        return Answer(*from_checkout("studies", "--study").run_studies([args.study], args.out, *how))
+    studies = from_checkout("studies", "--all") if args.all else None
+    result = run_demo(args.out, seed=args.seed)
+    answer = Answer(result.lines(), [result.summary()])
+    if studies is not None:
+        lines, objects, answer.code = studies.run_all(args.out, *how)
+        answer.lines += lines
+        answer.objects += objects
+    return answer

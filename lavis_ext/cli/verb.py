@@ -1,0 +1,280 @@
+"""A verb: its flags are parsed, its function called, its answer printed, and the documented exit code returned."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import sys
+import tempfile
+import time
+import traceback
+from argparse import ArgumentParser, Namespace, RawDescriptionHelpFormatter
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from importlib import import_module
+from pathlib import Path
+from typing import Any, NoReturn, get_type_hints
+
+from lavis_ext import __version__
+from lavis_ext.cli.flags import Argument, arguments_of, build
+from lavis_ext.errors import LavisExtError, Problem, UsageError, nearest
+
+INTERRUPTED = 130
+EXIT_CODES = """\
+exit codes: 0 done and verified · 1 internal error · 2 usage · 3 config · 4 network · 5 integrity · 6 disk · 7 access
+8 partial · 9 owned by another process · 10 unsafe content · 11 training · 75 pre-empted · 130/143 interrupted"""
+
+
+@dataclass
+class Answer:
+    """What a verb has to say: lines for a person, objects for a program, and the exit code."""
+
+    lines: list[str] = field(default_factory=list)
+    objects: list[dict[str, Any]] = field(default_factory=list)
+    code: int = 0
+
+
+def env_option(args: Any) -> str | None:
+    """`env.cache_root` of `--options`, or None."""
+    from lavis_ext.config import parse_options
+
+    env = parse_options(args.options).get("env") or {}
+    value = env.get("cache_root") if isinstance(env, dict) else None
+    return str(value) if value else None
+
+
+def cache_root_of(args: Any) -> Path:
+    """Where the data of a verb lie."""
+    from lavis_ext.config import cache_root
+
+    return cache_root(env_option(args))
+
+
+def progress_of(args: Any) -> Any:
+    """How a verb tells of bytes that move; nothing with `--quiet`."""
+    from lavis_ext.fetch import make_progress
+
+    return make_progress(to_stderr, quiet=args.quiet)
+
+
+def to_stderr(line: str) -> None:
+    """A line for a person, beside what the verb answers."""
+    sys.stderr.write(f"{line}\n")
+
+
+class Parser(ArgumentParser):
+    """argparse whose mistakes are UsageErrors in the house's words."""
+
+    def error(self, message: str) -> NoReturn:
+        """Raise UsageError instead of exiting."""
+        raise UsageError(self.prog, message, f"see `{self.prog} --help`")
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> tuple[Namespace, list[str]]:  # type: ignore[override]
+        """As argparse; an unknown flag is named with the nearest one."""
+        known, rest = super().parse_known_args(args, namespace)
+        flags = [flag for action in self._actions for flag in action.option_strings]
+        if unknown := [word for word in rest if word.startswith("-")]:
+            raise UsageError.of(
+                [Problem(self.prog, f"unknown flag '{word}'", nearest(word.split("=")[0], flags)) for word in unknown]
+            )
+        return known, rest
+
+
+class StandardError(logging.Handler):
+    """Writes records to whatever `sys.stderr` is at the time: progress bars put themselves in its place."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Write one line."""
+        sys.stderr.write(self.format(record) + "\n")
+        sys.stderr.flush()
+
+
+@dataclass(frozen=True)
+class Verb:
+    """One verb: `place` is `module:function`, imported when it is called or its flags are asked for.
+
+    The function takes the dataclass that its flags fill; one that takes the Namespace has them in `flags`, dataclasses
+    or places of lists.
+    """
+
+    help: str
+    place: str
+    flags: tuple[type | str, ...] = ()
+
+    def arguments(self) -> list[Argument]:
+        """Its flags, for argparse."""
+        kinds = self.flags or (self._taken(),)
+        return [one for kind in kinds for one in (_load(kind) if isinstance(kind, str) else arguments_of(kind))]
+
+    def call(self, args: Namespace) -> Answer:
+        """Do what is args."""
+        kind = self._taken()
+        answer: Answer = _load(self.place)(args if kind is Namespace else build(kind, args))
+        return answer
+
+    def _taken(self) -> Any:
+        return next(iter(get_type_hints(_load(self.place)).values()))
+
+
+def _load(place: str) -> Any:
+    module, _, name = place.partition(":")
+    return getattr(import_module(module), name)
+
+
+def build_parser(verbs: Mapping[str, Verb], words: Sequence[str] | None = None) -> Parser:
+    """The parser of all verbs; where `words` are given, of the flags of those alone that are among them."""
+    parser = Parser(prog="lavis-ext", description="Vision-language data that fetches, checks and builds itself.")
+    parser.formatter_class, parser.epilog = RawDescriptionHelpFormatter, EXIT_CODES
+    parser.add_argument("--version", action="version", version=f"lavis-ext {__version__}")
+    added = parser.add_subparsers(dest="verb", metavar="VERB", parser_class=Parser)
+    for name, verb in verbs.items():
+        one = added.add_parser(name, help=verb.help, description=verb.help)
+        if words is not None and name not in words:
+            continue
+        for flags, settings in verb.arguments():
+            one.add_argument(*flags, **settings)
+        one.add_argument("--configs", metavar="DIR", help="a folder of YAML before those of LAVIS_EXT_CONFIGS")
+        one.add_argument("--json", action="store_true", help="objects on standard output, text on standard error")
+        one.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    return parser
+
+
+def run(verbs: Mapping[str, Verb], words: list[str]) -> int:
+    """Run one command; returns its exit code and never raises."""
+    as_json, debug = "--json" in words, "--debug" in words
+    logging.basicConfig(
+        level=logging.DEBUG if debug else logging.INFO, format="%(message)s", handlers=[StandardError()]
+    )
+    for noisy in ("urllib3", "transformers", "accelerate", "PIL"):
+        logging.getLogger(noisy).setLevel(logging.WARNING)
+    try:
+        return _run(verbs, words, as_json)
+    except LavisExtError as error:
+        return _fail(error, as_json, debug)
+    except KeyboardInterrupt:
+        _say("interrupted; run the same command again to go on", sys.stderr)
+        return _end(as_json, INTERRUPTED, "interrupted")
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except SystemExit as stop:  # --help and --version
+        return stop.code if isinstance(stop.code, int) else 0
+    except Exception as error:
+        return _internal(error, as_json, debug)
+
+
+def _run(verbs: Mapping[str, Verb], words: list[str], as_json: bool) -> int:
+    if words and not words[0].startswith("-") and words[0] not in verbs:
+        raise UsageError(f"lavis-ext {words[0]}", "unknown verb", nearest(words[0], verbs))
+    parser = build_parser(verbs, words)
+    arguments = parser.parse_args(words)
+    if arguments.verb is None:
+        parser.print_help()
+        return 0
+    with _searching(arguments.configs):
+        answer = verbs[arguments.verb].call(arguments)
+    if os.environ.get("RANK", "0") == "0":  # of several processes of one run, the first speaks
+        _print(answer, as_json)
+    return answer.code
+
+
+@contextmanager
+def _searching(folder: str | None) -> Iterator[None]:
+    """Let a folder of YAML go before all others, for this command and the processes that it starts."""
+    if folder and not Path(folder).is_dir():
+        raise UsageError(
+            f"--configs {folder}", "is not a folder", "name one that holds datasets/, models/ or projects/"
+        )
+    before = os.environ.get("LAVIS_EXT_CONFIGS", "")
+    if folder:
+        os.environ["LAVIS_EXT_CONFIGS"] = os.pathsep.join(filter(None, [str(Path(folder).absolute()), before]))
+    try:
+        yield
+    finally:
+        os.environ["LAVIS_EXT_CONFIGS"] = before
+
+
+def _print(answer: Answer, as_json: bool) -> None:
+    for line in answer.lines:
+        _say(line, sys.stderr if as_json else sys.stdout)
+    if as_json:
+        for item in answer.objects:
+            print(json.dumps(item, default=str))
+        print(json.dumps({"exit_code": answer.code}))
+    sys.stdout.flush()
+
+
+def _say(text: str, stream: Any) -> None:
+    """Print what a terminal can show: characters that its encoding lacks are written as escapes."""
+    encoding = getattr(stream, "encoding", None) or "utf-8"
+    print(text.encode(encoding, "backslashreplace").decode(encoding), file=stream)
+
+
+def _fail(error: LavisExtError, as_json: bool, debug: bool) -> int:
+    if debug:
+        traceback.print_exc()
+    for problem in error.problems:
+        _say(f"lavis-ext: {problem}", sys.stderr)
+    return _end(as_json, error.exit_code, *map(str, error.problems))
+
+
+def _end(as_json: bool, code: int, *errors: str) -> int:
+    if as_json:
+        print(json.dumps({"exit_code": code, "errors": errors}), flush=True)
+    return code
+
+
+def _internal(error: Exception, as_json: bool, debug: bool) -> int:
+    """An error of ours: the traceback goes to a file, one line to the user."""
+    from lavis_ext.fetch.safety import redact
+
+    log = Path(tempfile.gettempdir()) / f"lavis-ext-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}.log"
+    log.write_text(redact(traceback.format_exc()), encoding="utf-8")
+    if debug:
+        traceback.print_exc()
+    message = redact(f"{type(error).__name__}: {error}")
+    text = f"internal error: {message}; the traceback is in {log}, please report it"
+    _say(f"lavis-ext: {text}", sys.stderr)
+    return _end(as_json, 1, text)
+
+
+SHELLS = ("bash", "zsh", "fish")
+_BASH = """\
+_lavis_ext() {{
+    local word=${{COMP_WORDS[COMP_CWORD]}} words
+    if [ "$COMP_CWORD" -eq 1 ]; then words="{verbs}"; else
+    case ${{COMP_WORDS[1]}} in
+{cases}
+    esac; fi
+    COMPREPLY=($(compgen -W "$words" -- "$word"))
+}}
+complete -o default -F _lavis_ext lavis-ext
+"""
+
+
+def completion_script(
+    shell: str, flags: Mapping[str, Sequence[str]], names: Sequence[str], named: Sequence[str]
+) -> str:
+    """The script for one shell; `flags` are those of each verb, `named` the verbs that take the `names` of data sets.
+
+    Raises UsageError for a shell that is not known.
+    """
+    if shell not in SHELLS:
+        raise UsageError(shell, "no such shell", nearest(shell, SHELLS))
+    words = {verb: [*given, *(names if verb in named else [])] for verb, given in flags.items()}
+    if shell == "fish":
+        return _fish(words)
+    cases = "\n".join(f'        {verb}) words="{" ".join(given)}" ;;' for verb, given in words.items())
+    script = _BASH.format(verbs=" ".join(words), cases=cases)
+    return script if shell == "bash" else f"autoload -U +X bashcompinit && bashcompinit\n{script}"
+
+
+def _fish(words: Mapping[str, Sequence[str]]) -> str:
+    lines = [f"complete -c lavis-ext -n __fish_use_subcommand -f -a '{' '.join(words)}'"]
+    lines += [
+        f"complete -c lavis-ext -n '__fish_seen_subcommand_from {verb}' -a '{' '.join(given)}'"
+        for verb, given in words.items()
+    ]
+    return "\n".join(lines) + "\n"

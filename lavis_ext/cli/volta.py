@@ -1,0 +1,241 @@
+"""The verb `volta`: the five steps of volta's COCO document, with the flags of its scripts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from lavis_ext.cli.features import Extraction, extract_regions, fault_lines, fault_objects, merge_tsvs, missing_lines
+from lavis_ext.cli.flags import REQUIRED, Options, Quiet, fill, flag
+from lavis_ext.cli.verb import Answer, cache_root_of, progress_of
+from lavis_ext.errors import IntegrityError, PartialError, UsageError, nearest
+from lavis_ext.features.volta import names
+
+if TYPE_CHECKING:
+    from lavis_ext.fetch import Progress
+
+DETECTOR = "butd_r101_c4"
+WEIGHTS = f"{names.FAMILY}/butd_k36"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Volta(Extraction, Quiet, Options):
+    """Flags of `volta`: upstream's of each script, and what they need to run without caffe."""
+
+    step: Literal["download", "extract", "merge", "convert", "captions"] = flag(
+        REQUIRED, positional=True, metavar="STEP", help="download, extract, merge, convert, captions"
+    )
+    split: str | None = flag(
+        None,
+        metavar="S",
+        help="train, valid or test; convert: trainval or test; captions: also test1k (default: valid; trainval)",
+    )
+    imgroot: Path | None = flag(None, metavar="DIR", help="extract: the folder that holds train2014, val2014, test2015")
+    datadir: Path | None = flag(None, metavar="DIR", help="extract, merge: the folder of the rows")
+    indir: Path | None = flag(None, metavar="DIR", help="convert: the folder of the merged rows")
+    outdir: Path | None = flag(None, metavar="DIR", help="convert, captions: the folder to write to")
+    infile: Path | None = flag(None, metavar="F", help="captions: dataset_coco.json")
+    ids: Path | None = flag(None, metavar="F", help="captions: the list of test1k, one number a line")
+    to: Literal["lmdb", "store"] | None = flag(None, help="convert: volta's LMDB (default), or a feature store")
+    dtype: Literal["float16", "float32"] | None = flag(None, help="convert: precision of the store (default: float16)")
+    needed_only: bool = flag(False, help="convert: leave out of the LMDB what volta never reads")
+    gpu: str | None = flag(None, metavar="N", help="extract: the GPU, as --device cuda:N")
+    caffemodel: str | None = flag(None, metavar="F", help="extract: as --weights")
+    out: Path | None = flag(None, metavar="F", help="extract: the file of rows, without .GROUP")
+    prototxt: str | None = flag(
+        None, "--def", metavar="F", help="extract: caffe's; has no effect, as in volta's script"
+    )
+    cfg_file: str | None = flag(
+        None, "--cfg", metavar="F", help="extract: caffe's; has no effect, as in volta's script"
+    )
+    set_cfgs: tuple[str, ...] | None = flag(
+        None, "--set", nargs="+", metavar="K", help="extract: caffe's; has no effect"
+    )
+    dry_run: bool = flag(False, help="download: print the plan; move nothing")
+    jobs: int | None = flag(None, metavar="N", help="download: files at a time")
+    mirror: str | None = flag(None, metavar="U", help="download: a mirror in place of LAVIS_EXT_MIRROR")
+    offline: bool = flag(False, help="download: open no connection")
+    keep_archives: bool = flag(False, help="download: keep zips after unpacking")
+    no_unpack: bool = flag(False, help="download: leave zips as they are; they are read as such")
+
+
+IGNORED = ("prototxt", "cfg_file", "set_cfgs")
+"""Flags of caffe that have no effect in upstream's script either: it sets its own."""
+MEANT = {
+    "download": {"dry_run", "jobs", "mirror", "offline", "keep_archives", "no_unpack"},
+    "extract": {
+        *({one.name for one in fields(Extraction)} - {"geometry"}),
+        *("split", "imgroot", "datadir", "gpu", "caffemodel", "out", *IGNORED),
+    },
+    "merge": {"split", "datadir", "total_group", "min_boxes", "max_boxes", "tolerance", "imgroot"},
+    "convert": {"split", "indir", "outdir", "to", "dtype", "needed_only", "min_boxes", "max_boxes"},
+    "captions": {"split", "infile", "outdir", "ids"},
+}
+"""Which flags each step takes."""
+
+
+def volta(args: Volta) -> Answer:
+    """One step of volta's COCO pipeline; raises UsageError for a flag of another step, and what the step raises."""
+    every = {name for meant in MEANT.values() for name in meant}
+    for name in sorted(every - MEANT[args.step]):
+        if getattr(args, name) not in (None, False):
+            steps = ", ".join(step for step, meant in MEANT.items() if name in meant)
+            raise UsageError(f"--{name.replace('_', '-')}", f"is not for `{args.step}`", f"it is for {steps}")
+    with progress_of(args) as progress:
+        return STEPS[args.step](args, cache_root_of(args), progress)
+
+
+def _download(args: Volta, root: Path, progress: Progress) -> Answer:
+    from lavis_ext.features.volta.download import download
+    from lavis_ext.prepare import PrepareOptions
+
+    options = fill(PrepareOptions, args, cache_root=root, offline=args.offline or None)
+    return Answer(*download(options, root, progress))
+
+
+def _extract(args: Volta, root: Path, progress: Progress) -> Answer:
+    split = _split(args, names.FOLDERS, "valid")
+    least, most = boxes = _boxes(args)
+    out = args.out or _datadir(args, root) / names.rows_name(split, boxes)
+    images = _images(args, root, split)
+    meant = replace(
+        args,
+        min_boxes=least,
+        max_boxes=most,
+        group_id=args.group_id or 0,
+        detector=args.detector or DETECTOR,
+        weights=args.weights or args.caffemodel or _weights(args, root),
+        device=args.device or (f"cuda:{args.gpu}" if args.gpu else None),
+    )
+    answer = extract_regions(meant, [str(images)], out, root, "volta-tsv", None, progress)
+    lines = [f"--{name}: caffe is not used, it has no effect" for name in IGNORED if getattr(args, name)]
+    return replace(answer, lines=[*lines, *answer.lines])
+
+
+def _weights(args: Volta, root: Path) -> str | None:
+    """Those of upstream's detector, where they were prepared; raises UsageError where there are none."""
+    from lavis_ext.cards import load_cards
+
+    if args.model_type or args.detector not in (None, DETECTOR):
+        return None
+    known = [root / artifact.storage for artifact in load_cards().named_artifacts(f"{names.FAMILY}/butd_*")]
+    found = next((str(path) for path in known if path.is_file()), None)
+    if found is None:
+        way_out = f"run `lavis-ext prepare {WEIGHTS}`, or name a file with --weights"
+        raise UsageError(DETECTOR, f"its weights are not in {known[0].parent}", way_out)
+    return found
+
+
+def _merge(args: Volta, root: Path, progress: Progress) -> Answer:
+    from lavis_ext.features.extraction.account import Account
+
+    split = _split(args, names.FOLDERS, "valid")
+    whole = _datadir(args, root) / names.rows_name(split, _boxes(args))
+    total = 1 if args.total_group is None else args.total_group
+    parts = [whole.with_name(f"{whole.name}.{group}") for group in range(total)]
+    if lost := [part for part in parts if not part.is_file()]:
+        what = f"{len(lost)} of {total} parts are not there, the first is {lost[0].name}"
+        way_out = f"run extract_coco_image.py --split {split} --group_id {lost[0].suffix[1:]} --total_group {total}"
+        raise UsageError(str(whole.parent), what, f"{way_out}, or name the folder with --datadir")
+    accounted = all(Account.read(part) is not None for part in parts)
+    expected = [] if accounted else _expected(args, root, split)
+    return merge_tsvs([*parts, whole], args.tolerance or 0.0, progress, expected)
+
+
+def _expected(args: Volta, root: Path, split: str) -> list[str]:
+    """The ids of the pictures, where these lie here: rows of volta's own script do not tell what there should be."""
+    from lavis_ext.features.extraction.pictures import find_pictures
+
+    try:
+        return [picture.image_id for picture in find_pictures([str(_images(args, root, split))], root)]
+    except UsageError:
+        return []
+
+
+def _convert(args: Volta, root: Path, progress: Progress) -> Answer:
+    from lavis_ext.features.volta.serialise import serialise
+
+    split = _split(args, names.TOGETHER, "trainval")
+    folder = args.indir or names.feature_folder(root)
+    sources = [names.find_rows(folder, one, _boxes(args)) for one in names.TOGETHER[split]]
+    outdir = args.outdir or folder / "volta"
+    if args.to == "store":
+        return _to_store(args, sources, outdir / f"{split}_feat.store", progress)
+    if args.dtype:
+        raise UsageError("--dtype", "volta's LMDB holds float32", "give --to store as well")
+    done = serialise(sources, outdir / f"{split}_feat.lmdb", args.needed_only, progress)
+    lines = [f"{done.path}: a folder of {done.rows:,} images, {done.added:,} added now"]
+    lines += [*fault_lines(done.faults), *missing_lines(done.missing)]
+    found = {"path": str(done.path), "images": done.rows, "added": done.added, "faults": fault_objects(done.faults)}
+    return Answer(lines, [{**found, "missing": done.missing}], IntegrityError.exit_code if done.faults else 0)
+
+
+def _to_store(args: Volta, sources: list[Path], store: Path, progress: Progress) -> Answer:
+    from lavis_ext.features.imports import import_features, raise_for
+    from lavis_ext.features.row import ReadOptions
+    from lavis_ext.features.store import open_store
+
+    dtype = args.dtype or (None if store.is_dir() else "float16")
+    done = import_features(sources, store, "volta-tsv", dtype, ReadOptions(), progress)
+    raise_for(done.faults, str(store))
+    opened = open_store(store)
+    line = f"{store}: {len(opened):,} images, {done.added:,} added now, {opened.about.dtype}"
+    return Answer([line], [{"store": str(store), "images": len(opened), "added": done.added}])
+
+
+def _captions(args: Volta, root: Path, progress: Progress) -> Answer:
+    from lavis_ext.features.volta.captions import SPLITS, extract_captions
+    from lavis_ext.features.volta.karpathy import build_karpathy
+
+    split = _split(args, (*SPLITS, "test1k"), "valid")
+    home = root / names.FAMILY
+    infile = args.infile or home / "dataset_coco.json"
+    lines = []
+    if not infile.is_file() and infile == home / "dataset_coco.json":
+        lines.append(f"{infile}: made from the caption files of family coco, {build_karpathy(root, infile):,} images")
+    done = extract_captions(infile, args.outdir or home / "annotations", split, root, args.ids)
+    lines.append(f"{done.path}: {done.captions:,} captions of {done.images:,} images")
+    if done.unknown:
+        lines.append(f"{len(done.unknown):,} ids of the list are of no image: {', '.join(map(str, done.unknown[:9]))}")
+    found = {"path": str(done.path), "images": done.images, "captions": done.captions, "unknown": done.unknown}
+    return Answer(lines, [found], PartialError.exit_code if done.unknown else 0)
+
+
+def _split(args: Volta, known: Any, default: str) -> str:
+    split = args.split or default
+    if split not in known:
+        raise UsageError(f"--split {split}", f"is no split of `{args.step}`", nearest(split, known))
+    return split
+
+
+def _boxes(args: Volta) -> tuple[int, int]:
+    least, most = names.BOXES
+    least = least if args.min_boxes is None else args.min_boxes
+    return least, max(least, most) if args.max_boxes is None else args.max_boxes
+
+
+def _datadir(args: Volta, root: Path) -> Path:
+    return args.datadir or names.feature_folder(root)
+
+
+def _images(args: Volta, root: Path, split: str) -> Path:
+    """`train2014`, a folder or a zip, below `--imgroot`, else where mscoco or coco has it; raises UsageError."""
+    folder = names.FOLDERS[split]
+    places = [args.imgroot] if args.imgroot else [root / family / "images" for family in (names.FAMILY, "coco")]
+    candidates = [place / name for place in places for name in (folder, f"{folder}.zip")]
+    found = next((place for place in candidates if place.is_dir() or place.is_file()), None)
+    if found is None:
+        way_out = "run download_data.py, or name the folder that holds it with --imgroot"
+        raise UsageError(str(places[0]), f"has no {folder}", way_out)
+    return found
+
+
+STEPS: Mapping[str, Callable[[Volta, Path, Progress], Answer]] = {
+    "download": _download,
+    "extract": _extract,
+    "merge": _merge,
+    "convert": _convert,
+    "captions": _captions,
+}
