@@ -67,7 +67,7 @@ def test_a_bad_sample_of_one_rank_stops_all_and_is_named(tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize("arch", ["", "blip2_opt"])
-def test_shared_out_parameters_give_the_same_run(arch: str, tmp_path: Path) -> None:
+def test_sharded_parameters_give_the_same_run(arch: str, tmp_path: Path) -> None:
     """FSDP of two ranks against one rank: losses, weights, and checkpoints of the same form."""
     picture = {"arch": arch, "edge": 64} if arch else {}
     keys: dict[str, Any] = {"valid_splits": ["val"], "max_epoch": 2, "clip_grad_norm": 1.0, "size": 8, **LINEAR}
