@@ -118,7 +118,7 @@ class Mixture:
         self._slot = state["slot"] * self.order.split // self.order.joint
         self.faults.load_state_dict(state["faults"])
 
-    def lay_out(self, split: int, joint: int) -> None:
+    def reshard(self, split: int, joint: int) -> None:
         """Go by the order of a run with other ranks (see Order); raises ConfigError where that cannot be.
 
         The state of such a run can then be loaded. Streams deal out shards by rank and cannot change hands.

@@ -322,13 +322,13 @@ class Runner:
         more = [{"random": one, "batches": {**batches, "faults": {}}, "task": task} for one in others]
         return [{"random": first, "batches": batches, "task": task}, *more]
 
-    def lay_out(self, layout: Layout, where: str) -> None:
+    def reshard(self, layout: Layout, where: str) -> None:
         """Take the steps of a run that other processes began; raises ConfigError where they would not be the same."""
         self.layout = layout
         if not layout.changed:
             return
         require_alike(self.model, self.task, layout, where)
-        self.batches.lay_out(layout.split, layout.joint)
+        self.batches.reshard(layout.split, layout.joint)
         planned = len(self.batches) * layout.joint // layout.split
         self.plan = Plan.of(replace(self.run, accum_grad_iters=layout.accum), planned)
         require_windows(self.plan, layout, where)
@@ -339,7 +339,7 @@ class Runner:
         Raises ConfigError for one of other processes that these cannot stand in for.
         """
         state, rank, world = saved.state, self.accelerator.process_index, self.accelerator.num_processes
-        self.lay_out(find_layout(state, world, self.run.accum_grad_iters, str(saved.path)), str(saved.path))
+        self.reshard(find_layout(state, world, self.run.accum_grad_iters, str(saved.path)), str(saved.path))
         self.model.load_trainable_state(saved.model)
         self.optimizer.load_state_dict(sharded_state(state["optimizer"], self.optimizer))
         if self.scaler and state["scaler"]:

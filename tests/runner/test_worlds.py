@@ -91,7 +91,7 @@ def test_a_model_that_compares_samples_is_refused(tmp_path: Path) -> None:
     runner = toy_runner(tmp_path, **KEYS)
     runner.model.compares_samples = True
     with pytest.raises(ConfigError, match="compares the samples"):
-        runner.lay_out(Layout(2, 1, split=2), "here")
+        runner.reshard(Layout(2, 1, split=2), "here")
 
 
 @pytest.mark.slow
