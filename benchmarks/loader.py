@@ -169,7 +169,7 @@ def web(root: Path, workers: int) -> Iterable[Any]:
     return torch.utils.data.DataLoader(samples, BATCH, num_workers=workers, drop_last=True)
 
 
-def ours(root: Path, workers: int, images: str = "coco/images", normalise: bool = False, kind: Any = "thread") -> Any:
+def ours(root: Path, workers: int, images: str = "coco/images", normalise: bool = False) -> Any:
     """Our mixture over one captioning data set."""
     from lavis_ext import schema
     from lavis_ext.builders import BuildContext, build_datasets
@@ -186,7 +186,7 @@ def ours(root: Path, workers: int, images: str = "coco/images", normalise: bool 
         text_processor=schema.ProcessorPair(train=schema.ProcessorConfig(name="blip_caption")),
     )
     built = build_datasets(config, BuildContext(root))
-    mix = Mixture({"coco": built["train"]}, batch_size=BATCH, num_workers=workers, drop_last=True, workers=kind)
+    mix = Mixture({"coco": built["train"]}, batch_size=BATCH, num_workers=workers, drop_last=True)
     return (to_device(batch, "cpu", mix.normalizer) for batch in mix) if normalise else mix
 
 
@@ -201,7 +201,6 @@ CONTENDERS = {
     "ours: threads, uint8 batches": ours,
     "ours: threads, uint8, from a kept zip": lambda root, n: ours(root, n, images="zipped"),
     "ours: threads, normalised to float32 in the main thread": lambda root, n: ours(root, n, normalise=True),
-    "ours: worker processes, uint8 batches": lambda root, n: ours(root, n, kind="process"),
 }
 
 
@@ -300,7 +299,6 @@ def loader_table(root: Path, rounds: int, workers: int) -> list[str]:
     for name, r in results.items():
         speed = f"{r['rate']:.0f} | {r['faster']:.2f}"
         cpu = f"{r['cpu_ms']:.2f} | {r['cheaper']:.2f}"
-        cpu = "not seen | " if "ours: worker processes" in name else cpu  # they belong to a server process
         lines.append(f"| {name} | {speed} | {cpu} | {r['first']:.2f} |")
     return lines
 

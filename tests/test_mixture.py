@@ -177,7 +177,6 @@ def test_weights_that_cannot_be(weights: Any, what: str) -> None:
     [
         ({"batch_size": 0}, "batch_size 0"),
         ({"rank": 2, "world": 2}, "rank 2 of 2"),
-        ({"workers": "fork", "num_workers": 1}, "'fork'"),
         ({"world": 9}, "8 samples for 9 ranks"),
         ({"shuffle": False, "weights": [1.0]}, "evaluation"),
     ],
@@ -306,24 +305,20 @@ def test_threads_give_what_the_calling_thread_gives() -> None:
     assert {name for b in mixture(50) for name in b["thread"]} == {"MainThread"}
 
 
-@pytest.mark.slow
-def test_processes_give_the_same_and_report_the_same() -> None:
+def test_threads_report_what_the_calling_thread_reports() -> None:
     def run(**policy: Any) -> tuple[list[Any], dict[str, Any]]:
         sets = {"a": Numbers(30, "a", bad=frozenset({3})), "s": RawShards(20, bad=frozenset({2}))}
         mix = Mixture(sets, batch_size=8, faults=FaultLog(tolerance=1.0), **policy)
         return [seen(batch) for batch in mix], mix.faults.summary()
 
-    assert run(num_workers=2, workers="process") == run(num_workers=0)
-    broken = Mixture({"a": Numbers(30, "a", broken=3)}, batch_size=8, num_workers=1, workers="process")
-    with pytest.raises(TrainingError, match="a/train#3"):
-        list(broken)
+    assert run(num_workers=2) == run(num_workers=0)
 
 
 def test_threads_overlap() -> None:
-    slow = Mixture({"a": Numbers(48, delay_s=0.01)}, batch_size=8, num_workers=8)
+    slow = Mixture({"a": Numbers(48, delay_s=0.05)}, batch_size=8, num_workers=8)
     start = time.perf_counter()
     list(slow)
-    assert time.perf_counter() - start < 0.45  # 0.48 s one after the other
+    assert time.perf_counter() - start < 1.8  # 2.4 s one after the other, 0.3 s where nothing else runs
 
 
 def test_loading_does_not_take_cores_from_training() -> None:

@@ -73,7 +73,7 @@ def test_a_state_goes_over_and_back() -> None:
         drawn(one, 2)
     state = two[0].state_dict()
     alone = mixture(1)
-    alone.lay_out(2, 1)
+    alone.reshard(2, 1)
     alone.load_state_dict(state)
     parts = drawn(alone, 2)
     assert parts == [drawn(one, 1)[0] for one in two]
@@ -89,8 +89,8 @@ def test_without_the_layout_a_state_of_other_ranks_is_refused() -> None:
 
 def test_what_cannot_change_hands_is_refused() -> None:
     with pytest.raises(ConfigError, match="not for 2"):
-        mixture(2, size=9).lay_out(1, 2)
+        mixture(2, size=9).reshard(1, 2)
     streamed = mixture(1)
     streamed.order = Order((Source("shards", 9, stream=True),), 3)
     with pytest.raises(ConfigError, match="'shards' is a stream"):
-        streamed.lay_out(2, 1)
+        streamed.reshard(2, 1)

@@ -11,7 +11,7 @@ from weakref import ReferenceType, ref
 
 from lavis_ext.errors import ConfigError, nearest
 from lavis_ext.mixture.lengths import lengths_of
-from lavis_ext.mixture.loading import Workers, make_engine
+from lavis_ext.mixture.loading import Loader
 from lavis_ext.mixture.order import Order, Slot, Source
 from lavis_ext.mixture.pipeline import Pipeline
 from lavis_ext.processors.normalize import Normalizer
@@ -48,10 +48,9 @@ class Mixture:
         drop_last: bool = False,
         prefetch: int = 4,
         faults: FaultLog | None = None,
-        workers: Workers = "thread",
         group_by_length: bool = False,
     ) -> None:
-        self.datasets, self.repeat, self.workers, self.num_workers = dict(datasets), repeat, workers, num_workers
+        self.datasets, self.repeat, self.num_workers = dict(datasets), repeat, num_workers
         self.prefetch = max(1, prefetch) if num_workers else 1
         self.faults = FaultLog(tolerances=_tolerances(datasets)) if faults is None else faults
         self.normalizer = shared_normalizer(datasets)
@@ -119,7 +118,7 @@ class Mixture:
         self._slot = state["slot"] * self.order.split // self.order.joint
         self.faults.load_state_dict(state["faults"])
 
-    def lay_out(self, split: int, joint: int) -> None:
+    def reshard(self, split: int, joint: int) -> None:
         """Go by the order of a run with other ranks (see Order); raises ConfigError where that cannot be.
 
         The state of such a run can then be loaded. Streams deal out shards by rank and cannot change hands.
@@ -150,8 +149,8 @@ class Mixture:
         }
 
     def _batches(self) -> Generator[Batch, None, None]:
-        engine = make_engine(self.workers, self.datasets, self.num_workers)
-        pipeline = Pipeline(self.order, self.datasets, engine, self.prefetch, self.faults, self._streams)
+        loader = Loader(self.datasets, self.num_workers)
+        pipeline = Pipeline(self.order, self.datasets, loader, self.prefetch, self.faults, self._streams)
         with closing(pipeline):
             for slot, batch in pipeline.run(self._slots()):
                 if slot.epoch != self.epoch:

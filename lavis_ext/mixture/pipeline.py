@@ -10,7 +10,7 @@ from typing import Any
 
 from lavis_ext.errors import PartialError
 from lavis_ext.mixture.feed import Feed
-from lavis_ext.mixture.loading import CHUNK, Engine, Inline, LazyExecutor
+from lavis_ext.mixture.loading import CHUNK, LazyExecutor, Loader
 from lavis_ext.mixture.order import Order, Slot
 from lavis_ext.readers.faults import FaultLog, SampleError
 from lavis_ext.types import Batch
@@ -41,7 +41,7 @@ class Pipeline:
 
     order: Order
     datasets: Mapping[str, Any]
-    engine: Engine
+    loader: Loader
     prefetch: int
     faults: FaultLog
     streams: dict[str, dict[str, Any]]
@@ -64,7 +64,7 @@ class Pipeline:
             job.cancel()
         for reader in self._readers.values():
             reader.shutdown(wait=True, cancel_futures=True)
-        self.engine.close()
+        self.loader.close()
 
     def _name(self, slot: Slot) -> str:
         return self.order.sources[slot.source].name
@@ -75,7 +75,7 @@ class Pipeline:
             return Job(slot, chunks=self._submit(name, slot.indices, self.order.seeds(slot)))
         if name not in self._feeds:
             self._feeds[name] = self._feed(name)
-            self._readers[name] = LazyExecutor() if isinstance(self.engine, Inline) else ThreadPoolExecutor(1)
+            self._readers[name] = LazyExecutor() if self.loader.lazy else ThreadPoolExecutor(1)
         return Job(slot, draw=self._readers[name].submit(self._draw, slot))
 
     def _feed(self, name: str) -> Feed:
@@ -93,7 +93,7 @@ class Pipeline:
 
     def _submit(self, name: str, items: Sequence[Any], seeds: Sequence[int]) -> list[Chunk]:
         return [
-            self.engine.submit(name, items[i : i + CHUNK], seeds[i : i + CHUNK]) for i in range(0, len(items), CHUNK)
+            self.loader.submit(name, items[i : i + CHUNK], seeds[i : i + CHUNK]) for i in range(0, len(items), CHUNK)
         ]
 
     def _finish(self) -> tuple[Slot, Batch | None]:

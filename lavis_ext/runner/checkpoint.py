@@ -45,7 +45,7 @@ class Checkpoint:
 def model_tensors(model: Model, keep: bool = True) -> dict[str, Tensor]:
     """Copies on the CPU of what `model.trainable_state()` says must be kept; {} unless `keep`.
 
-    Where parameters are shared out over ranks all of them must ask.
+    Where parameters are sharded it is a collective: all ranks must call it.
     """
     tensors = ((name, whole(tensor.detach())) for name, tensor in model.trainable_state().items())
     return {name: tensor.contiguous().cpu().clone() for name, tensor in tensors if keep}

@@ -17,7 +17,7 @@ from accelerate.utils import DistributedDataParallelKwargs, GradientAccumulation
 
 from lavis_ext.errors import ConfigError
 from lavis_ext.runner.launchers import translate_slurm
-from lavis_ext.runner.sharding import USED, wants_shards
+from lavis_ext.runner.sharding import USED, wants_fsdp
 from lavis_ext.schema import RunConfig
 
 log = logging.getLogger(__name__)
@@ -60,8 +60,8 @@ def choose_cpu(device: str) -> bool:
     kind, _, number = device.partition(":")
     if kind not in ("auto", "cpu", "cuda") or (number and not number.isdigit()):
         raise ConfigError("run.device", f"'{device}' is no device", "auto, cpu, cuda or cuda:N")
-    told = os.environ.get("ACCELERATE_USE_CPU", "false").lower() == "true"
-    if kind == "cpu" or (kind == "auto" and (told or not torch.cuda.is_available())):
+    prefers_cpu = os.environ.get("ACCELERATE_USE_CPU", "false").lower() == "true"
+    if kind == "cpu" or (kind == "auto" and (prefers_cpu or not torch.cuda.is_available())):
         return True
     count = torch.cuda.device_count()
     if int(number or 0) >= count:
@@ -76,11 +76,11 @@ def choose_precision(run: RunConfig, use_cpu: bool) -> str:
 
     Raises ConfigError for what cannot be had here.
     """
-    shared_out = wants_shards(run)
-    told = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
-    precision = run.precision or (("bf16" if use_cpu or shared_out else "fp16") if run.amp else told)
-    if precision == "fp16" and (use_cpu or shared_out):
-        what = "needs parameters in one piece: run.parallel is fsdp" if shared_out else "needs a GPU"
+    sharded = wants_fsdp(run)
+    default = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
+    precision = run.precision or (("bf16" if use_cpu or sharded else "fp16") if run.amp else default)
+    if precision == "fp16" and (use_cpu or sharded):
+        what = "needs unsharded parameters: run.parallel is fsdp" if sharded else "needs a GPU"
         raise ConfigError("run.precision", f"fp16 {what}", "use bf16")
     if precision not in ("no", "fp16", "bf16"):
         raise ConfigError("accelerate mixed_precision", f"'{precision}' is not offered", "use no, fp16 or bf16")

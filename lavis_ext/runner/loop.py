@@ -25,7 +25,15 @@ from lavis_ext.runner.evaluation import EvaluationStopped, Evaluator
 from lavis_ext.runner.files import write_json
 from lavis_ext.runner.optimizer import build_optimizer
 from lavis_ext.runner.plan import Plan, Progress
-from lavis_ext.runner.sharding import clip_gradients, gradient_norm, made_whole, parted_state, settle, whole_tree, wrap
+from lavis_ext.runner.sharding import (
+    clip_gradients,
+    full_state_dict,
+    gradient_norm,
+    sharded_state,
+    sync_unsharded_grads,
+    unsharded,
+    wrap,
+)
 from lavis_ext.runner.state import random_state, restore_random_state
 from lavis_ext.runner.steps import (
     MicroBatch,
@@ -41,7 +49,7 @@ from lavis_ext.runner.steps import (
     smaller,
 )
 from lavis_ext.runner.waiting import from_main
-from lavis_ext.runner.worlds import Layout, find_layout, inherited, require_alike, require_windows
+from lavis_ext.runner.worlds import Layout, find_layout, remap_rank_state, require_alike, require_windows
 from lavis_ext.schema import RunConfig
 from lavis_ext.types import Batch
 
@@ -181,7 +189,7 @@ class Runner:
         """One exchange with the host (and the other ranks) for all numbers of the step; raises TrainingError."""
         names, values = losses_of(window)
         self.accelerator.unscale_gradients()
-        settle(self.wrapped, self.optimizer)
+        sync_unsharded_grads(self.wrapped, self.optimizer)
         norm = gradient_norm(self.trained())
         asked = self.stop_requested()
         counts = values.new_tensor([sum(part.samples for part in window), float(asked > 0)])
@@ -250,7 +258,7 @@ class Runner:
         """
         alone = self.accelerator.num_processes == 1
         try:
-            with made_whole(self.wrapped):
+            with unsharded(self.wrapped):
                 return self.evaluator.evaluate(split, label, self.stop_requested if alone else no_stop)
         except EvaluationStopped as stop:
             self.leave(stop.args[0])
@@ -287,7 +295,7 @@ class Runner:
         """Write a checkpoint that continues from `progress`, then prune; all ranks give their state, rank 0 writes."""
         ranks = gather_object(self.rank_states())
         tensors = checkpoint.model_tensors(self.model, keep=self.is_main)
-        optimizer = whole_tree(self.optimizer.state_dict(), keep=self.is_main)
+        optimizer = full_state_dict(self.optimizer.state_dict(), keep=self.is_main)
         write = partial(self._write, progress, ranks, tensors, optimizer, best)
         from_main(self.accelerator, write, self.run.wait_minutes)
         self.saved_at = progress.step
@@ -314,13 +322,13 @@ class Runner:
         more = [{"random": one, "batches": {**batches, "faults": {}}, "task": task} for one in others]
         return [{"random": first, "batches": batches, "task": task}, *more]
 
-    def lay_out(self, layout: Layout, where: str) -> None:
+    def reshard(self, layout: Layout, where: str) -> None:
         """Take the steps of a run that other processes began; raises ConfigError where they would not be the same."""
         self.layout = layout
         if not layout.changed:
             return
         require_alike(self.model, self.task, layout, where)
-        self.batches.lay_out(layout.split, layout.joint)
+        self.batches.reshard(layout.split, layout.joint)
         planned = len(self.batches) * layout.joint // layout.split
         self.plan = Plan.of(replace(self.run, accum_grad_iters=layout.accum), planned)
         require_windows(self.plan, layout, where)
@@ -331,13 +339,13 @@ class Runner:
         Raises ConfigError for one of other processes that these cannot stand in for.
         """
         state, rank, world = saved.state, self.accelerator.process_index, self.accelerator.num_processes
-        self.lay_out(find_layout(state, world, self.run.accum_grad_iters, str(saved.path)), str(saved.path))
+        self.reshard(find_layout(state, world, self.run.accum_grad_iters, str(saved.path)), str(saved.path))
         self.model.load_trainable_state(saved.model)
-        self.optimizer.load_state_dict(parted_state(state["optimizer"], self.optimizer))
+        self.optimizer.load_state_dict(sharded_state(state["optimizer"], self.optimizer))
         if self.scaler and state["scaler"]:
             self.scaler.load_state_dict(state["scaler"])
         self.progress = Progress(**state["progress"])
-        mine = inherited(state["ranks"], rank, world, self.layout)
+        mine = remap_rank_state(state["ranks"], rank, world, self.layout)
         self.batches.load_state_dict(mine["batches"])
         self.task.load_state_dict(state.get("task", {}))
         self.task.load_rank_state(mine.get("task", {}))

@@ -1,4 +1,4 @@
-"""A run that goes on under another number of processes: the same samples in the same steps, otherwise shared out.
+"""A run that goes on under another number of processes: the same samples in the same steps, on other ranks.
 
 The plan of a run (epochs, windows, learning rates) stays that of the processes that it was begun with.
 """
@@ -87,10 +87,10 @@ def require_windows(plan: Plan, layout: Layout, where: str) -> None:
         raise ConfigError(where, what, f"start {layout.world} processes")
 
 
-def inherited(ranks: Sequence[Mapping[str, Any]], rank: int, world: int, layout: Layout) -> dict[str, Any]:
-    """What a rank takes over from those of a checkpoint: `batches`, `task`, and `random`, a list.
+def remap_rank_state(ranks: Sequence[Mapping[str, Any]], rank: int, world: int, layout: Layout) -> dict[str, Any]:
+    """A rank's state from those of the ranks of a checkpoint: `batches`, `task`, and `random`, a list.
 
-    One that stands in for several has the generators of all, and their faults added up. One that is new has none.
+    A rank that replaces several has the generators of all, and the sum of their faults; one that is new has none.
     Raises ConfigError for a task that keeps something for each rank where the ranks are others.
     """
     if layout.changed and any(one.get("task") for one in ranks):

@@ -33,7 +33,7 @@ def test_upstream_and_back(form: str, tmp_path: Path) -> None:
     assert set(torch.load(tmp_path / "out.pth", weights_only=True)["model"]) == set(done.shapes)
     other = small_model(8)
     load_over(other, str(tmp_path / "out.pth"), "model.finetuned")
-    assert other(small_batch())["loss"].item() == model(small_batch())["loss"].item()
+    assert all(torch.equal(other.state_dict()[name], tensor) for name, tensor in model.state_dict().items())
 
 
 def test_upstream_files_can_be_exported_again(tmp_path: Path) -> None:

@@ -33,7 +33,9 @@ def pretrained(folder: Path, **changes: Any) -> Blip2Opt:
 
 def test_a_folder_in_transformers_form(tmp_path: Path) -> None:
     source, found = saved(tmp_path), pretrained(tmp_path)
-    assert found(small_batch())["loss"].item() == source(small_batch())["loss"].item()
+    assert all(torch.equal(found.state_dict()[name], tensor) for name, tensor in source.state_dict().items())
+    # a tensor of a file begins at any multiple of 8 bytes, one of torch at 64: kernels may sum in another order
+    torch.testing.assert_close(found(small_batch())["loss"], source(small_batch())["loss"])
 
 
 def test_frozen_towers_are_read_in_their_own_precision(tmp_path: Path) -> None:

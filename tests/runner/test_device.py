@@ -1,4 +1,4 @@
-"""What a run section and accelerate's configuration say about devices, precision and sharing out."""
+"""What a run section and accelerate's configuration say about devices, precision and FSDP."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from lavis_ext.runner.device import build_accelerator, choose_cpu, choose_precis
 from lavis_ext.runner.sharding import (
     blocks,
     clip_gradients,
+    full_state_dict,
     gradient_norm,
-    made_whole,
-    wants_shards,
-    whole_tree,
+    unsharded,
+    wants_fsdp,
     wrap,
 )
 from lavis_ext.runner.steps import StepModule
@@ -56,20 +56,20 @@ def test_accelerate_is_asked_where_the_run_is_silent(monkeypatch: pytest.MonkeyP
 
 
 @pytest.mark.parametrize("keys", [{"precision": "fp16", "parallel": "fsdp"}])
-def test_fp16_is_refused_where_parameters_are_shared_out(keys: dict[str, Any]) -> None:
+def test_fp16_is_refused_under_fsdp(keys: dict[str, Any]) -> None:
     with pytest.raises(ConfigError, match="bf16"):
         choose_precision(run(**keys), False)
 
 
-def test_sharing_out_is_asked_for_by_the_run_or_by_accelerate(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert wants_shards(run(parallel="fsdp"))
-    assert not wants_shards(run())
+def test_fsdp_is_asked_for_by_the_run_or_by_accelerate(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert wants_fsdp(run(parallel="fsdp"))
+    assert not wants_fsdp(run())
     monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
-    assert wants_shards(run())
-    assert not wants_shards(run(parallel="ddp"))
+    assert wants_fsdp(run())
+    assert not wants_fsdp(run(parallel="ddp"))
     monkeypatch.setenv("FSDP_OFFLOAD_PARAMS", "true")
     with pytest.raises(ConfigError, match="OFFLOAD"):
-        wants_shards(run())
+        wants_fsdp(run())
 
 
 def test_accelerates_accumulation_does_not_divide_the_loss(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -104,11 +104,11 @@ def test_gradients_of_parts_and_of_the_rest_are_one_norm() -> None:
     assert gradient_norm(parameters[2:]).item() == 0.0
 
 
-def test_one_process_shares_nothing_out() -> None:
+def test_one_process_shards_nothing() -> None:
     accelerator = build_accelerator(run())
     module = StepModule(ToyTask(ToyModel(), run()))
     wrapped = wrap(module, run(parallel="fsdp"), accelerator)
-    with made_whole(wrapped):
+    with unsharded(wrapped):
         assert all(type(p) is nn.Parameter for p in wrapped.parameters())
     assert module(None) == {}
 
@@ -125,7 +125,7 @@ def test_blocks_are_the_members_of_the_outermost_lists() -> None:
 
 def test_state_that_is_not_kept_is_not_copied() -> None:
     tree = {"state": {0: {"exp_avg": torch.ones(3), "step": 2}}, "groups": [{"lr": 0.1}]}
-    kept, left = whole_tree(tree, keep=True), whole_tree(tree, keep=False)
+    kept, left = full_state_dict(tree, keep=True), full_state_dict(tree, keep=False)
     assert kept["state"][0]["exp_avg"].tolist() == [1, 1, 1]
     assert left["state"][0]["exp_avg"].numel() == 0
     assert left["groups"] == [{"lr": 0.1}]

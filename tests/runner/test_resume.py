@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import multiprocessing
 import os
 import random
 import signal
@@ -16,6 +15,7 @@ import pytest
 from lavis_ext.runner.loop import Hook, Runner
 from lavis_ext.runner.steps import Step
 from tests.support import kill
+from tests.support.processes import forked
 from tests.support.runs import log_lines, resumed, toy_runner, weights
 
 KEYS: dict[str, Any] = {
@@ -98,8 +98,7 @@ def test_a_finished_run_that_is_started_again_says_nothing_twice(tmp_path: Path)
 
 @pytest.mark.slow
 def test_ten_kills_at_random_moments(tmp_path: Path) -> None:
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["tests.support.kill"])
+    context = forked()
     keys = {**KEYS, "save_steps": 3, "max_epoch": 40, "keep_checkpoints": 2}
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     for folder in (whole, cut):

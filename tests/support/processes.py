@@ -25,10 +25,8 @@ class Ended:
 
 def run_ranks(work: Callable[..., None], count: int, args: Sequence[Any], folder: Path) -> Ended:
     """Call `work(*args)` on `count` ranks over gloo; what they say lands in `folder`."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["tests.support.ranks", "tests.support.waiting"])
     port = free_port()
-    ranks = [context.Process(target=one_rank, args=(work, rank, count, port, args, folder)) for rank in range(count)]
+    ranks = [forked().Process(target=one_rank, args=(work, rank, count, port, args, folder)) for rank in range(count)]
     for process in ranks:
         process.start()
     for process in ranks:
@@ -39,6 +37,15 @@ def run_ranks(work: Callable[..., None], count: int, args: Sequence[Any], folder
         process.join()
     told = "".join(file.read_text() for file in sorted(folder.glob("stderr_*")))
     return Ended(1 if hung else max(abs(process.exitcode or 0) for process in ranks), told)
+
+
+def forked() -> Any:
+    """The context whose processes are forked from a server that has imported the models: one server for all tests."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(
+        ["tests.support.kill", "tests.support.ranks", "tests.support.distill_ranks", "tests.support.blip2"]
+    )
+    return context
 
 
 def one_rank(work: Callable[..., None], rank: int, count: int, port: int, args: Sequence[Any], folder: Path) -> None:

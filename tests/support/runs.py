@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -94,3 +94,27 @@ def weights(runner: Runner) -> list[Any]:
     tensors = [*runner.model.state_dict().values()]
     tensors += [v for state in runner.optimizer.state.values() for v in state.values() if isinstance(v, torch.Tensor)]
     return [whole(t).tolist() for t in tensors]
+
+
+LINEAR: dict[str, Any] = {"adam_epsilon": 1.0, "init_lr": 0.1}
+"""Keys of runs whose weights are compared though their sums are taken in another order (ranks, shards).
+
+Adam's step is lr·m / (√v + ε). With the usual ε of 1e-8 it is ±lr wherever the gradient is zero but for rounding (a key
+projection's bias: softmax does not see it), so two such runs differ by whole steps. With ε = 1, far above every
+gradient here, it is lr·m to first order, as under SGD with momentum: what rounding does to a gradient reaches a weight
+times lr and no more.
+"""
+
+
+def require_close_weights(one: Mapping[str, torch.Tensor], other: Mapping[str, torch.Tensor]) -> None:
+    """Fail unless the weights of two runs under `LINEAR`, of at most some twenty steps, agree.
+
+    A gradient here has entries of at most 1 (norms are clipped to 1, or losses are that small) and is a sum of up to a
+    thousand terms: its float32 error is some ten units of 2^-24 ≈ 6e-7. Twenty steps of lr 0.1, and what the earlier
+    ones change in the gradients of the later ones, make that 1e-5 at most. A single step of a gradient that is wrong by
+    a part in a hundred moves a weight by more.
+    """
+    assert one.keys() == other.keys()
+    for name, tensor in one.items():
+        told = f"{name}: {float((other[name] - tensor).abs().max())} apart"
+        torch.testing.assert_close(other[name], tensor, rtol=1e-5, atol=1e-5, msg=told)

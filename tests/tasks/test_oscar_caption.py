@@ -113,24 +113,28 @@ def test_a_caption_names_what_it_must() -> None:
 
 
 def test_rewards_make_what_they_pay_for_likelier() -> None:
-    """A model that knows the words but half: it learns the captions from those that it draws."""
+    """A model that knows the words but half: it learns the captions from those that it draws.
+
+    Whatever is drawn, the rewards grow by 1.75 to 2 (five seeds), and by 0.92 to 1.1 where the weights stand still;
+    with five captions an image and a greedy baseline it is 0.9 to 1.45, a matter of the processor's rounding.
+    """
     scenes, model = Scenes(), captioner()
     teach(model, scenes, 70)
-    found = task(model, scst=True, sc_train_sample_n=5)
+    found = task(model, scst=True, sc_train_sample_n=20, sc_baseline_type="sample")
     assert isinstance(found, SelfCritical)
     found.before_train(Feed(scenes), 10)
     torch.manual_seed(1)
-    optimizer = torch.optim.AdamW(model.parameters(), 1e-3)
+    optimizer = torch.optim.AdamW(model.parameters(), 3e-3)
     model.train()
     seen = []
-    for _ in range(25):
+    for _ in range(15):
         losses = found.step(scenes.batch(range(9)))
         optimizer.zero_grad()
         losses["loss"].backward()
         optimizer.step()
         seen.append(losses["reward"].item())
     assert model.training
-    assert sum(seen[-5:]) > 1.2 * sum(seen[:5])
+    assert sum(seen[-5:]) > 1.4 * sum(seen[:5])
 
 
 @pytest.mark.parametrize("baseline", ["greedy", "sample"])

@@ -33,8 +33,7 @@ class Choice:
     length_penalty: float = 1.0
     repetition_penalty: float = 1.0
     temperature: float = 1.0
-    top_k: int = 0
-    top_p: float = 1.0
+    """Of drawn captions."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +45,11 @@ class Captions:
 
 
 def search_beams(writer: Writer, batch: int, ends: Ends, choice: Choice, keep: int = 1) -> Captions:
-    """The `keep` best captions of each image by a beam of `writer.rows`, as upstream's beam search finds them."""
+    """The `keep` best captions of each image by a beam of `writer.rows`, as upstream's beam search finds them.
+
+    transformers' GenerationMixin (5.23) finds others (docs/oscar.md): it counts a caption that ends only among the
+    first `beams` candidates of its step, and takes `repetition_penalty` off log probabilities, not logits.
+    """
     beams, device = writer.rows, writer.bias.device
     ids = torch.full((batch, beams, 1), ends.cls, device=device)
     scores = torch.full((batch, beams), -1e9, device=device)
@@ -97,7 +100,7 @@ def draw_captions(
     for length in range(1, choice.max_length):
         logits = without_repetition(writer.step(ids[..., -1]), ids, choice.repetition_penalty).float()
         if sample:
-            logits = narrowed(logits / choice.temperature, choice)
+            logits = logits / choice.temperature
             shares = logits.softmax(-1).flatten(0, 1)
             words = torch.multinomial(shares, 1, generator=rng).view(going.shape)
         else:
@@ -120,16 +123,3 @@ def without_repetition(logits: Tensor, ids: Tensor, penalty: float) -> Tensor:
         return logits
     there = logits.gather(-1, ids)
     return logits.scatter(-1, ids, torch.where(there < 0, there * penalty, there / penalty))
-
-
-def narrowed(logits: Tensor, choice: Choice) -> Tensor:
-    """Logits of only the `top_k` likeliest words (0: all), and of the likeliest that together reach `top_p`."""
-    if choice.top_k > 0:
-        least = logits.topk(min(choice.top_k, logits.shape[-1]), dim=-1).values[..., -1:]
-        logits = logits.masked_fill(logits < least, float("-inf"))
-    if choice.top_p < 1.0:
-        ordered, order = logits.sort(dim=-1, descending=True)
-        shares = ordered.softmax(-1)
-        beyond = (shares.cumsum(-1) - shares) > choice.top_p
-        logits = logits.masked_fill(torch.zeros_like(beyond).scatter(-1, order, beyond), float("-inf"))
-    return logits
