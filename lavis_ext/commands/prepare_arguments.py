@@ -47,7 +47,6 @@ def options_of(args: Namespace, cache_root: Path) -> PrepareOptions:
         include=args.include,
         exclude=args.exclude,
         listing=args.list,
-        engine=args.engine,
     )
 
 
@@ -95,8 +94,4 @@ ARGUMENTS: list[Argument] = [
     (("--exclude",), {"nargs": "+", "default": [], "metavar": "P", "help": "no files that match"}),
     (("--list",), {"action": "store_true", "help": "ask the host what folders hold, and keep the answer"}),
     (("--sas-file",), {"metavar": "F", "help": "Azure tokens: a file that only you may read, or - for standard input"}),
-    (
-        ("--engine",),
-        {"choices": ("http", "azcopy"), "default": "http", "help": "what copies blobs of Azure (default: http)"},
-    ),
 ]

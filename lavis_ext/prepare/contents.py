@@ -27,7 +27,7 @@ from lavis_ext.wording import human
 log = logging.getLogger(__name__)
 FORMAT = 1
 Origin = Literal["mirror", "listing", "card", "disk"]
-UNFINISHED = (".azcopy", ".part", ".part.json", ".part.owner")
+UNFINISHED = (".part", ".part.json", ".part.owner")
 
 
 @dataclass(frozen=True)

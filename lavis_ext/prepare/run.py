@@ -17,7 +17,6 @@ from lavis_ext.fetch import MirrorMap, Progress, Silent
 from lavis_ext.fetch.owner import Ownership, read_owner
 from lavis_ext.prepare.account import Account, home_of, judge, write_missing
 from lavis_ext.prepare.archives import Notice, Work
-from lavis_ext.prepare.azcopy import azcopy_path
 from lavis_ext.prepare.blobs import artifact_states, open_folders, with_tokens
 from lavis_ext.prepare.contents import keep_contents
 from lavis_ext.prepare.lists import is_parted, plan_lists, settle_lists
@@ -89,8 +88,6 @@ def settings(options: PrepareOptions | None, cards: Cards | None) -> tuple[Path,
     """The cache root, options with their policy filled in, cards and the mirror; raises UsageError, ConfigError."""
     options = options or PrepareOptions()
     options.check()
-    if options.engine == "azcopy":
-        azcopy_path()
     root = cache_root(options.cache_root)
     if root.exists() and not root.is_dir():
         raise DiskError(str(root), "is a file, not a folder", "name a folder in LAVIS_EXT_CACHE_ROOT or env.cache_root")

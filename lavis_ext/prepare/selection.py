@@ -54,8 +54,6 @@ class PrepareOptions:
     """Patterns of files that are left out."""
     listing: bool = False
     """Ask hosts what folders hold, and keep the answer as their manifest, also where one is declared."""
-    engine: Literal["http", "azcopy"] = "http"
-    """What copies blobs of Azure."""
 
     def check(self) -> None:
         """Raise UsageError for what cannot be meant."""

@@ -22,7 +22,6 @@ from lavis_ext.prepare.archives import (
     set_subset_aside,
     trust,
 )
-from lavis_ext.prepare.azcopy import bring
 from lavis_ext.prepare.found import Found, inspect, offered, transfer_of
 from lavis_ext.prepare.inventory import Inventory
 from lavis_ext.prepare.planning import PlanItem, make_plan, plan_item
@@ -264,23 +263,9 @@ def _take_whole(work: Work, steps: Sequence[Step], outcomes: dict[str, Outcome])
     for home, group in homes.items():
         ledgered = replace(work, policy=replace(work.policy, ledger=home / "ledger.jsonl"))
         ready = [step for step in group if _note(ledgered, step, outcomes)]
-        for step, result in zip(ready, _fetch(ledgered, ready, home), strict=True):
+        results = fetch_all(map(_transfer, ready), ledgered.policy, ledgered.progress, collect=True)
+        for step, result in zip(ready, results, strict=True):
             outcomes[step.need.title] = _finish(ledgered, step, result)
-
-
-def _fetch(work: Work, steps: Sequence[Step], home: Path) -> list[Result]:
-    """The results of the steps in order; blobs through azcopy first where that is asked for."""
-    transfers = [_transfer(step) for step in steps]
-    brought = bring(transfers, home, work.policy, work.progress) if work.options.engine == "azcopy" else {}
-    failed = {path: told for path, told in brought.items() if isinstance(told, LavisExtError)}
-    ready = [transfer for transfer in transfers if transfer.path not in failed]
-    results = {one.path: one for one in fetch_all(ready, work.policy, work.progress, collect=True)}
-    for path, told in brought.items():
-        if isinstance(told, LavisExtError):
-            results[path] = Result(path, error=told, verified=False)
-        else:
-            results[path] = replace(results[path], bytes_moved=results[path].bytes_moved + told)
-    return [results[transfer.path] for transfer in transfers]
 
 
 def _note(work: Work, step: Step, outcomes: dict[str, Outcome]) -> bool:
