@@ -28,7 +28,7 @@ def disk_errors(path: Path, way_out: str = "free space, or choose another folder
 def write_atomic(path: Path, content: str | bytes) -> None:
     """Replace `path` so that a reader, and a crash, sees the old or the new content; raises OSError."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name[:200]}.{os.getpid()}.tmp")
+    temporary = path.with_name(f".{os.fsencode(path.name)[:200].decode(errors='ignore')}.{os.getpid()}.tmp")
     try:
         with temporary.open("wb") as file:
             file.write(content.encode() if isinstance(content, str) else content)

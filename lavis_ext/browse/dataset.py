@@ -10,7 +10,7 @@ from lavis_ext.builders import BuildContext, NotPreparedError, build_datasets
 from lavis_ext.cards import Artifact, Card, Cards, load_cards
 from lavis_ext.errors import UsageError
 from lavis_ext.prepare import PrepareOptions, SplitState, status
-from lavis_ext.prepare.stamps import Stamp, read_stamp
+from lavis_ext.prepare.plan import OnDisk, inspect
 from lavis_ext.schema import DatasetConfig
 
 
@@ -29,10 +29,10 @@ class Chapter:
 
 @dataclass(frozen=True)
 class File:
-    """An artifact, the stamp that `prepare` left of it, and whether it was ever fetched here."""
+    """An artifact, and what is there of it by the record that `prepare` left."""
 
     artifact: Artifact
-    stamp: Stamp | None
+    disk: OnDisk
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,7 @@ def read_subject(name: str, cache_root: Path) -> Subject:
         way_out = f"run `lavis-ext prepare {name}`"
         raise errors[0] if len(errors) == 1 else NotPreparedError(name, "no data set of it is prepared", way_out)
     used = {artifact.file: artifact for chapter in chapters for artifact in cards.artifacts_of(chapter.config)}
-    files = tuple(File(artifact, read_stamp(cache_root, artifact)) for artifact in used.values())
+    files = tuple(File(artifact, inspect(cache_root, artifact)) for artifact in used.values())
     return Subject(name, card, cache_root, tuple(chapters), files)
 
 

@@ -15,7 +15,7 @@ from lavis_ext.cards import Artifact
 from lavis_ext.fetch.safety import redact_url
 from lavis_ext.files import disk_errors, write_atomic
 from lavis_ext.prepare import SplitState
-from lavis_ext.prepare.stamps import Stamp
+from lavis_ext.prepare.records import Record
 from lavis_ext.schema import ProcessorConfig
 from lavis_ext.wording import human
 
@@ -108,7 +108,7 @@ def tiles(subject: Subject) -> list[str]:
     if expected:
         found.append(tile("images", f"{present:,}", f"of {expected:,}, each split for itself"))
         found.append(tile("missing images", f"{missing:,}", f"{missing / expected:.2%}" if missing else "none"))
-    sizes = [bytes_of(file.stamp) for file in subject.files if file.stamp]
+    sizes = [bytes_of(file.disk.record) for file in subject.files if file.disk.record]
     return (
         [*found, tile("fetched", human(sum(sizes)), f"{len(sizes)} of {len(subject.files)} files")] if sizes else found
     )
@@ -119,9 +119,9 @@ def total(states: list[SplitState], name: str) -> int:
     return sum(getattr(state, name) or 0 for state in states)
 
 
-def bytes_of(stamp: Stamp) -> int:
+def bytes_of(record: Record) -> int:
     """How much a prepared file holds, unpacked where it is an archive."""
-    return stamp.bytes or stamp.size or 0
+    return record.bytes or record.size or 0
 
 
 def split_table(subject: Subject) -> str:
@@ -212,9 +212,12 @@ def file_row(file: File) -> list[str]:
 
 def proof(file: File) -> tuple[str, str]:
     """What is here of a file, and what proved it; lists of images are accounted for by their splits."""
-    if file.stamp is None:
+    record = file.disk.record
+    if record is None:
         return "–" if file.artifact.lists else "not prepared", "–"
-    return f"{file.stamp.state}{' (subset)' if file.stamp.subset else ''}", file.stamp.verified or "–"
+    word = record.state if file.disk.state == "recorded" else file.disk.word
+    by = record.verified if file.disk.verified else "–"
+    return f"{word}{' (subset)' if record.subset else ''}", by
 
 
 def declared_hash(artifact: Artifact) -> tuple[str, str]:
@@ -224,13 +227,13 @@ def declared_hash(artifact: Artifact) -> tuple[str, str]:
 
 def file_details(file: File) -> str:
     """Where a file comes from and what it hashes to, in lines; nothing that could be a token."""
-    artifact, stamp = file.artifact, file.stamp
+    artifact, record = file.artifact, file.disk.record
     kind, value = declared_hash(artifact)
     lines = [artifact.file, f"  {redact_url(artifact.url)}"]
     lines += [f"  {redact_url(mirror.url)} ({mirror.equivalence})" for mirror in artifact.mirrors]
     lines += [f"  {kind} {value} (declared)"] if value else []
-    if stamp:
-        lines += [f"  sha256 {stamp.sha256} (here)"] if stamp.sha256 else []
-        when = stamp.when[:19].replace("T", " ")
-        lines.append(f"  prepared {when}, {stamp.equivalence}, {human(bytes_of(stamp))}")
+    if record:
+        lines += [f"  sha256 {record.sha256} (here)"] if record.sha256 else []
+        when = record.when[:19].replace("T", " ")
+        lines.append(f"  prepared {when}, {record.equivalence}, {human(bytes_of(record))}")
     return "\n".join(lines)

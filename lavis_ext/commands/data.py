@@ -87,19 +87,19 @@ def _artifact_lines(artifacts: Sequence[Any]) -> list[str]:
 
 
 def prepare(args: Namespace) -> Answer:
-    """Fetch, verify, unpack and stamp data sets; nothing moves before the plan fits the disk."""
-    from lavis_ext.prepare import plan
-    from lavis_ext.prepare import prepare as run
+    """Fetch, verify, unpack and record data sets; nothing moves before the plan fits the disk."""
+    from lavis_ext.prepare import execute, plan
 
     options, names = options_of(args, cache_root_of(args)), names_of(args)
     load_tokens(args)
+    made = plan(names, options)
     if args.dry_run:
-        report = run(names, options)
-        return Answer([*report.plan.table().splitlines(), report.line()], [report.as_dict()], report.exit_code)
+        report = execute(made)
+        return Answer([*made.table().splitlines(), report.line()], [report.as_dict()], report.exit_code)
     if not args.quiet:
-        to_stderr(plan(names, options).table())
+        to_stderr(made.table())
     with progress_of(args) as progress:
-        report = run(names, options, progress=progress)
+        report = execute(made, progress)
     return Answer(report.lines(), [report.as_dict()], report.exit_code)
 
 
