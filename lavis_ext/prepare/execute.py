@@ -333,9 +333,7 @@ def _finish_members(context: PrepareContext, artifact: Artifact, table: MemberTa
             folders=folder_times(target, table.folders()),
             wanted={} if complete else record.wanted,
         )
-        record = write_record(context.root, artifact, record, table)
-        journal.path.unlink(missing_ok=True)
-    return record
+        return write_record(context.root, artifact, record, table)
 
 
 # Whole files

@@ -316,7 +316,7 @@ def part_bytes(path: Path) -> int:
 
 
 def make_plan(context: PrepareContext, selection: Selection) -> Plan:
-    """Look at the disk and the declarations, once; opens no socket (beyond the mirror's manifest) and writes nothing."""
+    """Look at the disk and the declarations, once; opens no socket and writes nothing."""
     items, renewed = [], set[str]()
     for request in selection.requests:  # annotations first
         if request.parted:
@@ -399,9 +399,9 @@ def covers(record: Record | None, request: ArtifactRequest, max_samples: int | N
 
 def _item(request: ArtifactRequest, disk: OnDisk, transfer: Transfer, action: Action, **more: Any) -> PlanItem:
     source = transfer.sources[0]
-    shown: dict[str, Any] = {"source": redact_url(source.url), "equivalence": source.equivalence, "state": disk.word, **more}
-    parts: dict[str, Any] = {"request": request, "disk": disk, "transfer": transfer}
-    return PlanItem(title=request.title, file=request.artifact.file, action=action, **shown, **parts)
+    named: dict[str, Any] = {"title": request.title, "file": request.artifact.file, "state": disk.word}
+    named |= {"source": redact_url(source.url), "equivalence": source.equivalence, **more}
+    return PlanItem(action=action, request=request, disk=disk, transfer=transfer, **named)
 
 
 def _plan_file(request: ArtifactRequest, disk: OnDisk, transfer: Transfer) -> PlanItem:
@@ -436,8 +436,8 @@ def _plan_archive(root: Path, request: ArtifactRequest, disk: OnDisk, transfer: 
         lost = [table.members[n] for n in (disk.lost if whole else table.lost(root / request.artifact.storage))]
         packed = sum(member.packed for member in lost)
         if prefer_ranges(packed, size, disk.part):
-            cost: dict[str, Any] = {"download": packed, "unpacked": sum(member.size for member in lost), "files": len(lost)}
-            return _item(request, disk, transfer, "ranges", **cost)
+            unpacked = sum(member.size for member in lost)
+            return _item(request, disk, transfer, "ranges", download=packed, unpacked=unpacked, files=len(lost))
     left = None if size is None else max(0, size - disk.part)
     unpacked_there = (root / request.artifact.storage / Path(request.artifact.file).stem).is_dir()
     # of another version only the whole archive tells, by its declared hash, what of it is still right
@@ -449,8 +449,9 @@ def _plan_archive(root: Path, request: ArtifactRequest, disk: OnDisk, transfer: 
 def whole_instead(context: PrepareContext, item: PlanItem) -> None:
     """Raise DiskError where the whole archive of an item, of which only members were planned, does not fit."""
     if isinstance(item.request, ArtifactRequest) and isinstance(item.transfer, Transfer):
-        cost: dict[str, Any] = {"unpacked": unpacked_bytes(item.request, item.transfer), "archive": item.transfer.size or 0}
-        whole = _item(item.request, item.disk, item.transfer, "fetch", download=item.transfer.size, **cost)
+        size, unpacked = item.transfer.size, unpacked_bytes(item.request, item.transfer)
+        parts = (item.request, item.disk, item.transfer)
+        whole = _item(*parts, "fetch", download=size, unpacked=unpacked, archive=size or 0)
         _plan_of(context, [whole], None).check_disk()
 
 

@@ -40,7 +40,7 @@ STORED, DEFLATED = 0, 8
 CODES = "QIqQH"
 """How a table keeps sizes, CRCs, offsets, packed sizes and methods: the codes of `array`."""
 Proof = Literal["sha256", "md5", "size", "crc", "none"]
-"""By what bytes were verified: a declared digest or size, or the CRC-32s of members in their archive's own directory."""
+"""By what bytes were verified: a declared digest or size, or CRC-32s of members in their archive's own directory."""
 
 
 class Member(NamedTuple):
@@ -191,7 +191,7 @@ def read_record(root: Path, artifact: Artifact) -> Record | None:
 def write_record(root: Path, artifact: Artifact, record: Record, table: MemberTable | None = None) -> Record:
     """Write a record, its table first, atomically and flushed to the disk; raises OSError.
 
-    Returns it with time and version filled in. What older versions kept in its place goes.
+    Returns it with time and version filled in. The journal goes, and what older versions kept in its place.
     """
     now = datetime.now(timezone.utc).isoformat(timespec="seconds")
     named = (table.digest, table.write(root, artifact)) if table is not None else record.table
@@ -199,7 +199,8 @@ def write_record(root: Path, artifact: Artifact, record: Record, table: MemberTa
     tree = {"format": FORMAT, **asdict(record)}
     del tree["legacy"]
     write_atomic(record_path(root, artifact), json.dumps(tree, indent=1) + "\n")
-    for kind, suffix in (("stamps", ".json"), ("members", ".tsv"), ("fetching", ".txt")):
+    replaced = [("stamps", ".json"), ("members", ".tsv"), ("fetching", ".txt")]
+    for kind, suffix in replaced if table is None else [*replaced, ("journal", ".log")]:
         record_path(root, artifact, kind, suffix).unlink(missing_ok=True)
     return record
 
