@@ -19,7 +19,8 @@ def list_datasets(args: Namespace) -> Answer:
 
     root = cache_root_of(args)
     cards = load_cards()
-    states = {(s.dataset, s.split): s.state for s in status(cards.names(), PrepareOptions(cache_root=root), cards)}
+    found = status(cards.names(), PrepareOptions(cache_root=root), cards, lost=False)
+    states = {(one.dataset, one.split): one.state for one in found}
     rows: list[dict[str, Any]] = []
     for name in cards.names():
         card = cards.card_of(name)
@@ -109,8 +110,8 @@ def status(args: Namespace) -> Answer:
     from lavis_ext.prepare import PrepareOptions
     from lavis_ext.prepare import status as look
 
-    names = args.names or load_cards().names()
-    states = look(names, PrepareOptions(cache_root=cache_root_of(args)))
+    cards = load_cards()
+    states = look(args.names or cards.names(), PrepareOptions(cache_root=cache_root_of(args)), cards, lost=False)
     return Answer([state.line() for state in states], [state.as_dict() for state in states])
 
 

@@ -90,19 +90,19 @@ class VerifyReport:
 
 
 def status(
-    names: Iterable[str] = (), options: PrepareOptions | None = None, cards: Cards | None = None
+    names: Iterable[str] = (), options: PrepareOptions | None = None, cards: Cards | None = None, lost: bool = True
 ) -> list[SplitState]:
     """The state of every split of some families or data sets (default: all); quick, nothing is hashed or fetched.
 
-    Raises UsageError for an unknown name.
+    Quicker still where the names of missing pictures (`lost`) are not asked for. Raises UsageError for an unknown name.
     """
     context = make_context(replace(options or PrepareOptions(), offline=True), cards)
     root, options = context.root, context.options
     wanted = list(names) or list(context.cards.families)
     selection = open_folders(root, select(context.cards, wanted, options.splits, root=root), options, context.mirrors)
     disks = {request.artifact.file: inspect(root, request.artifact) for request in selection.requests}
-    states = SplitCounter(root, context.cards, selection.requests, disks, options.max_samples).states(selection.chosen)
-    return [*states, *artifact_states(selection, disks)]
+    counter = SplitCounter(root, context.cards, selection.requests, disks, options.max_samples, lost)
+    return [*counter.states(selection.chosen), *artifact_states(selection, disks)]
 
 
 def verify(
