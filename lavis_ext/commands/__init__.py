@@ -6,10 +6,9 @@ from argparse import Namespace
 
 from lavis_ext.commands.answer import NAMES, OPTIONS, QUIET, RUN_FILE, Answer, Argument, Verb
 from lavis_ext.commands.chat import CHAT
-from lavis_ext.commands.data import cite, list_datasets, prepare, show, status, verify
+from lavis_ext.commands.data import ARGUMENTS, cite, list_datasets, prepare, show, status, verify
 from lavis_ext.commands.export import EXPORT, export
 from lavis_ext.commands.import_args import IMPORT_ARGS, import_args
-from lavis_ext.commands.prepare_arguments import ARGUMENTS
 from lavis_ext.commands.running import BROWSE, browse, chat, evaluate, runs, train
 from lavis_ext.commands.tools import check, demo, doctor, features, volta
 from lavis_ext.features.arguments import FEATURES

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from argparse import Namespace
 from collections.abc import Sequence
-from dataclasses import asdict
-from typing import Any
+from dataclasses import asdict, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from lavis_ext.commands.answer import Answer, cache_root_of, env_option, progress_of, to_stderr
-from lavis_ext.commands.prepare_arguments import load_tokens, names_of, options_of
+from lavis_ext.commands.answer import Answer, Argument, cache_root_of, env_option, progress_of, to_stderr
+from lavis_ext.errors import UsageError, nearest
 from lavis_ext.wording import columns, human, shorten
+
+if TYPE_CHECKING:
+    from lavis_ext.prepare import PrepareOptions
 
 
 def list_datasets(args: Namespace) -> Answer:
@@ -89,18 +93,18 @@ def _artifact_lines(artifacts: Sequence[Any]) -> list[str]:
 
 def prepare(args: Namespace) -> Answer:
     """Fetch, verify, unpack and record data sets; nothing moves before the plan fits the disk."""
-    from lavis_ext.prepare import execute, plan
+    from lavis_ext.prepare import execute_plan, plan
 
     options, names = options_of(args, cache_root_of(args)), names_of(args)
     load_tokens(args)
     made = plan(names, options)
     if args.dry_run:
-        report = execute(made)
+        report = execute_plan(made)
         return Answer([*made.table().splitlines(), report.line()], [report.as_dict()], report.exit_code)
     if not args.quiet:
         to_stderr(made.table())
     with progress_of(args) as progress:
-        report = execute(made, progress)
+        report = execute_plan(made, progress)
     return Answer(report.lines(), [report.as_dict()], report.exit_code)
 
 
@@ -144,3 +148,73 @@ def _size(size: int | None) -> str:
 
 def _hash(artifact: Any) -> str:
     return "sha256" if artifact.sha256 else "md5" if artifact.md5 else "–"
+
+
+def names_of(args: Namespace) -> list[str]:
+    """The names, of artifacts where a family is given; raises UsageError, which tells them, where there is none."""
+    from lavis_ext.cards import load_cards
+
+    if args.names:
+        return [f"{args.family}/{name}" for name in args.names] if args.family else list(args.names)
+    cards = load_cards()
+    card = cards.families.get(args.family or "")
+    known = list(card.artifacts) if card else [*cards.families, *cards.names()]
+    raise UsageError(f"prepare {args.family or ''}".strip(), "names nothing to prepare", nearest("", known))
+
+
+def options_of(args: Namespace, cache_root: Path) -> PrepareOptions:
+    """The options of `lavis_ext.prepare`: the flags are named as its fields are."""
+    from lavis_ext.prepare import PrepareOptions
+
+    flags = {field.name for field in fields(PrepareOptions)} & set(vars(args))
+    return PrepareOptions(cache_root=cache_root, **{name: getattr(args, name) for name in flags})
+
+
+def load_tokens(args: Namespace) -> None:
+    """Take Azure's tokens from where `--sas-file` says; raises AccessError, ConfigError."""
+    if args.sas_file:
+        from lavis_ext.fetch.sas import TOKENS
+
+        TOKENS.load(args.sas_file)
+
+
+ARGUMENTS: list[Argument] = [
+    (("names",), {"nargs": "*", "metavar": "NAME", "help": "coco, coco_caption, or an artifact: vinvl/coco_ir"}),
+    (("--split",), {"dest": "splits", "nargs": "+", "metavar": "S", "help": "only these splits"}),
+    (
+        ("--max-samples",),
+        {"type": int, "metavar": "N", "help": "only the first N samples of each split, out of the remote archive"},
+    ),
+    (("--dry-run",), {"action": "store_true", "help": "print the plan; move nothing, write nothing"}),
+    (("--jobs",), {"type": int, "metavar": "N", "help": "files at a time"}),
+    (("--keep-archives",), {"action": "store_true", "help": "keep zips and tars after unpacking"}),
+    (("--no-unpack",), {"action": "store_true", "help": "leave archives as they are; images are read out of them"}),
+    (("--offline",), {"action": "store_true", "default": None, "help": "open no connection; name what is missing"}),
+    (("--mirror",), {"metavar": "U", "help": "a mirror's URL or folder, in place of LAVIS_EXT_MIRROR"}),
+    (
+        ("--source",),
+        {
+            "default": "",
+            "metavar": "S",
+            "help": "another place of a list's files: folder, URL, file of URLs, hf:datasets/…",
+        },
+    ),
+    (("--metadata-only",), {"action": "store_true", "help": "fetch lists of images, but not the images"}),
+    (
+        ("--distributor",),
+        {
+            "choices": ("multiprocessing", "pyspark", "ray"),
+            "default": "multiprocessing",
+            "help": "for lists of the web",
+        },
+    ),
+    (("--processes",), {"type": int, "default": 0, "metavar": "N", "help": "that download such lists"}),
+    (("--family",), {"metavar": "F", "help": "NAMEs are artifacts of this family: F/NAME"}),
+    (("--include",), {"nargs": "+", "default": [], "metavar": "P", "help": "only files that match (`features.*`)"}),
+    (("--exclude",), {"nargs": "+", "default": [], "metavar": "P", "help": "no files that match"}),
+    (
+        ("--list",),
+        {"dest": "listing", "action": "store_true", "help": "ask the host what folders hold, and keep the answer"},
+    ),
+    (("--sas-file",), {"metavar": "F", "help": "Azure tokens: a file that only you may read, or - for standard input"}),
+]

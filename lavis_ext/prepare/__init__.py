@@ -1,16 +1,15 @@
 """From a card to files on the disk: select, plan, execute, extract, record, report; and look after them later.
 
-Begin with `run.py`: `plan` looks once and decides, `execute` does what the plan says. `records.py` is what
-both believe.
+Begin with `run.py`: `plan` looks once and decides, `execute_plan` does what it says. `records.py` is what both believe.
 """
 
 from __future__ import annotations
 
 from lavis_ext.prepare.plan import Plan, PlanItem
 from lavis_ext.prepare.report import Outcome, Report, SplitState
-from lavis_ext.prepare.run import execute, plan, prepare
+from lavis_ext.prepare.run import execute_plan, plan, prepare
 from lavis_ext.prepare.selection import PrepareOptions
 from lavis_ext.prepare.verify import Finding, VerifyReport, status, verify
 
 __all__ = ["Finding", "Outcome", "Plan", "PlanItem", "PrepareOptions", "Report", "SplitState", "VerifyReport"]
-__all__ += ["execute", "plan", "prepare", "status", "verify"]
+__all__ += ["execute_plan", "plan", "prepare", "status", "verify"]

@@ -160,7 +160,7 @@ def list_zip(file: IO[bytes], where: str) -> list[Member]:
     except _BAD_ZIP as error:
         what = f"no readable zip directory ({error}): cut off, or not a zip"
         raise IntegrityError(where, what, "it is fetched again when you run `prepare`") from error
-    return [_zip_member(info, where) for info in infos if not info.is_dir()]
+    return [_zip_member(info, where) for info in infos if not info.filename.endswith("/")]
 
 
 def _zip_member(info: zipfile.ZipInfo, where: str) -> Member:

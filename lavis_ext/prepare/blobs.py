@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from fnmatch import fnmatchcase
 from functools import partial
@@ -20,9 +20,8 @@ from lavis_ext.errors import AccessError, LavisExtError, NetworkError, UnsafeErr
 from lavis_ext.fetch.mirrors import MirrorMap, mirror_path
 from lavis_ext.fetch.model import Policy
 from lavis_ext.files import write_atomic
-from lavis_ext.prepare.plan import OnDisk, Plan
+from lavis_ext.prepare.plan import Plan
 from lavis_ext.prepare.records import disk_errors, record_path
-from lavis_ext.prepare.report import ArtifactState
 from lavis_ext.prepare.selection import ArtifactRequest, Contents, ContentsOrigin, PrepareOptions, Selection
 from lavis_ext.wording import human
 
@@ -320,25 +319,3 @@ def with_tokens(made: Plan, offline: bool) -> Plan:
             told = failure.reason
         lines += [f"container '{place.container}' of Azure: {told}"] if told else []
     return replace(made, passed_over=(*made.passed_over, *lines))
-
-
-def artifact_states(selection: Selection, disks: Mapping[str, OnDisk]) -> list[ArtifactState]:
-    """The state of each artifact that was named itself, told by what was found of its files."""
-    states = []
-    for title in selection.named:
-        requests = [request for request in selection.requests if title in (request.title, request.folder)]
-        found = [disks[request.artifact.file] for request in requests if request.artifact.file in disks]
-        there = [disk.record for disk in found if disk.record is not None and disk.state == "recorded"]
-        known = not any(request.refusal for request in requests)
-        states.append(
-            ArtifactState(
-                dataset=title,
-                split="",
-                expected=len(requests) if known else None,
-                present=len(there),
-                verified=known and len(found) == len(requests) and all(disk.verified for disk in found),
-                subset=any(record.subset for record in there),
-                bytes=sum(record.bytes for record in there),
-            )
-        )
-    return states

@@ -237,7 +237,7 @@ def _find_table(context: PrepareContext, item: PlanItem) -> tuple[MemberTable, i
     Raises RangesUnsupported where it cannot be read in pieces, NetworkError, IntegrityError, UnsafeError, DiskError.
     """
     request, transfer = _parts(item)
-    local = _list_local(context, item.title, request.artifact, transfer)
+    local = _list_local(context, item.title, request.artifact, transfer) if item.action == "unpack" else None
     if local is not None:
         return local, 0
     known = known_table(context.root, request.artifact, transfer, item.disk)
@@ -292,7 +292,7 @@ def _place_members(
     with disk_errors(context.root):
         if item.disk.other is not None:
             drop_record(context.root, artifact)
-        if archive.is_file():
+        if item.action == "unpack" and archive.is_file():
             aside = unpack(archive, artifact, context.root, table, context.progress, list(numbers))
         else:
             with Journal(context.root, artifact, table) as journal:

@@ -6,6 +6,7 @@ The plan that `--dry-run` prints is the plan that runs: executing an item looks 
 from __future__ import annotations
 
 import json
+import logging
 import os
 import shutil
 from collections.abc import Callable, Collection, Sequence
@@ -13,10 +14,11 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from lavis_ext.cards import Artifact, Cards
+from lavis_ext.cards import Artifact, Cards, load_cards
+from lavis_ext.config import cache_root
 from lavis_ext.errors import DiskError, LavisExtError
 from lavis_ext.fetch.mirrors import MirrorMap
-from lavis_ext.fetch.model import Policy, Progress, Source, Transfer
+from lavis_ext.fetch.model import Policy, Progress, Silent, Source, Transfer
 from lavis_ext.fetch.part import companion
 from lavis_ext.fetch.safety import redact_url
 from lavis_ext.prepare.records import MemberTable, Origin, Record, folder_times, read_record, record_path
@@ -24,6 +26,7 @@ from lavis_ext.prepare.selection import ArtifactRequest, PrepareOptions, Selecti
 from lavis_ext.schema import DatasetConfig
 from lavis_ext.wording import columns, human
 
+log = logging.getLogger(__name__)
 GIB = 1 << 30
 SLACK = 0.02
 RESERVE_SHARE = 0.1
@@ -52,14 +55,30 @@ class PrepareContext:
     notice: Callable[[str], None]
 
 
+def make_context(options: PrepareOptions | None, cards: Cards | None) -> PrepareContext:
+    """The cache root, options with their policy filled in, cards and the mirror; raises UsageError, ConfigError."""
+    options = options or PrepareOptions()
+    options.check()
+    root = cache_root(options.cache_root)
+    if root.exists() and not root.is_dir():
+        raise DiskError(str(root), "is a file, not a folder", "name a folder in LAVIS_EXT_CACHE_ROOT or env.cache_root")
+    policy = options.policy if options.jobs is None else replace(options.policy, jobs=options.jobs)
+    policy = policy if options.offline is None else replace(policy, offline=options.offline)
+    # Offline, no mirror is asked: what is recorded counts as it is, and the rest is named as missing.
+    mirrors = MirrorMap() if policy.offline else MirrorMap.from_environment(options.mirror, policy)
+    options = replace(options, policy=policy)
+    return PrepareContext(root, options, policy, mirrors, cards or load_cards(), Silent(), log.info)
+
+
 @dataclass(frozen=True)
 class OnDisk:
     """What is there of one artifact, looked at once.
 
     recorded: as its record says · present: there, and to be checked · partial: some members, or a part of a download ·
     archive: the archive lies there, not unpacked · missing. `record` is of the declared version, `other` of another
-    one, whose bytes must not pass for this. `lost` are members that the record promises and that are not there, `part`
-    the bytes of a download that can be continued; `stale` asks for the record to be written anew (copied data, say).
+    one, whose bytes must not pass for this. `lost` are members that the record promises and that are not there; `part`
+    is the bytes of a download that can be continued, `size` those of a file or archive that lies there; `stale` asks
+    for the record to be written anew (copied data, say).
     """
 
     state: State
@@ -67,6 +86,7 @@ class OnDisk:
     table: MemberTable | None = None
     lost: tuple[int, ...] = ()
     part: int = 0
+    size: int | None = None
     stale: bool = False
     other: Record | None = None
 
@@ -242,12 +262,12 @@ def inspect(
     path = root / artifact.file
     if artifact.unpack is None or (record is not None and record.state == "packed"):
         return _inspect_file(path, record, other)
-    if record is not None:
-        found = _inspect_members(root, artifact, record)
-        if found is not None:
-            return found
-    if path.is_file():
-        return OnDisk("archive", other=other)
+    size = path.stat().st_size if path.is_file() else None
+    found = _inspect_members(root, artifact, record) if record is not None else None
+    if found is not None:
+        return replace(found, size=size)
+    if size is not None:
+        return OnDisk("archive", size=size, other=other)
     part = part_bytes(path)
     return OnDisk("partial" if part else "missing", part=part, other=other)
 
@@ -269,8 +289,8 @@ def _inspect_file(path: Path, record: Record | None, other: Record | None) -> On
         part = part_bytes(path)
         return OnDisk("partial" if part else "missing", part=part, other=other)
     if record is not None and (record.bytes, record.folders.get("")) == (status.st_size, status.st_mtime_ns):
-        return OnDisk("recorded", record, stale=record.legacy)
-    return OnDisk("present", record, other=other)
+        return OnDisk("recorded", record, size=status.st_size, stale=record.legacy)
+    return OnDisk("present", record, size=status.st_size, other=other)
 
 
 def _inspect_members(root: Path, artifact: Artifact, record: Record) -> OnDisk | None:
@@ -404,14 +424,20 @@ def _item(request: ArtifactRequest, disk: OnDisk, transfer: Transfer, action: Ac
     return PlanItem(action=action, request=request, disk=disk, transfer=transfer, **named)
 
 
+def _may_be_it(disk: OnDisk, transfer: Transfer) -> bool:
+    """Whether the file or archive that lies there may be what is offered: by its size, and not known to be older."""
+    sizes = {transfer.size, *(transfer.figures(source).size for source in transfer.sources)}
+    known_old = disk.other is not None and disk.other.size == disk.size and not transfer.figures().hashed
+    return disk.size is not None and not known_old and (None in sizes or disk.size in sizes)
+
+
 def _plan_file(request: ArtifactRequest, disk: OnDisk, transfer: Transfer) -> PlanItem:
-    old = disk.other is not None and not transfer.figures().hashed
-    if disk.state in ("present", "archive") and not old:
+    if _may_be_it(disk, transfer):
         note = "is compared with what is declared" if transfer.figures().declared else "is taken as it is"
         return _item(request, disk, transfer, "check", note=note)
     size = request.artifact.about if transfer.size is None else transfer.size
     left = None if size is None else max(0, size - disk.part)
-    note = "another version lies there, which is kept as *.bad-*" if disk.state == "present" else ""
+    note = "another file lies there, which is kept as *.bad-*" if disk.size is not None else ""
     return _item(request, disk, transfer, "fetch", download=left, files=1, estimated=transfer.size is None, note=note)
 
 
@@ -428,7 +454,7 @@ def _plan_archive(root: Path, request: ArtifactRequest, disk: OnDisk, transfer: 
     unpacked, size = unpacked_bytes(request, transfer), transfer.size
     more: dict[str, Any] = {"files": request.artifact.unpacked_files, "archive": size or 0}
     more |= {"unpacked": unpacked, "estimated": request.artifact.unpacked_bytes is None}
-    if disk.state == "archive" or (root / request.artifact.file).is_file():
+    if _may_be_it(disk, transfer):
         return _item(request, disk, transfer, "unpack", **more)
     table = known_table(root, request.artifact, transfer, disk)
     if table is not None and request.artifact.unpack != "tar.gz":
@@ -476,7 +502,7 @@ def prefer_ranges(missing: int, size: int | None, part: int) -> bool:
 def _plan_samples(request: ArtifactRequest, disk: OnDisk, transfer: Transfer, count: int) -> PlanItem:
     """About what the first samples of each split cost: images of average size, evenly from a split's archives."""
     artifact = request.artifact
-    if disk.state == "archive":
+    if _may_be_it(disk, transfer):
         unpacked = unpacked_bytes(request, transfer)
         return _item(request, disk, transfer, "unpack", unpacked=unpacked, estimated=True)
     if artifact.unpack != "zip":

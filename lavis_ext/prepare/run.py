@@ -10,19 +10,14 @@ from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 
-from lavis_ext.cards import Cards, load_cards
-from lavis_ext.config import cache_root
+from lavis_ext.cards import Cards
 from lavis_ext.errors import DiskError
-from lavis_ext.fetch.mirrors import MirrorMap
 from lavis_ext.fetch.model import Progress, Silent
 from lavis_ext.fetch.owner import Ownership, read_owner
-from lavis_ext.prepare.blobs import artifact_states, keep_contents, open_folders, with_tokens
-from lavis_ext.prepare.execute import execute_items
-from lavis_ext.prepare.lists import execute_lists, plan_lists
-from lavis_ext.prepare.plan import OnDisk, Plan, PlanItem, PrepareContext, make_plan
+from lavis_ext.prepare.plan import OnDisk, Plan, PlanItem, PrepareContext, make_context, make_plan
 from lavis_ext.prepare.records import BOOKKEEPING, disk_errors
 from lavis_ext.prepare.report import Outcome, Report, SplitState
-from lavis_ext.prepare.samples import SplitCounter, home_of, shortage_errors, write_missing
+from lavis_ext.prepare.samples import SplitCounter, artifact_states, home_of, shortage_errors, write_missing
 from lavis_ext.prepare.selection import PrepareOptions, Selection, select
 
 log = logging.getLogger(__name__)
@@ -30,19 +25,37 @@ PULSE = 1.0
 
 
 def plan(names: Iterable[str], options: PrepareOptions | None = None, cards: Cards | None = None) -> Plan:
-    """What `prepare` will do, without a byte moved or written; `execute` does it.
+    """What `prepare` will do, without a byte moved or written; `execute_plan` does it.
 
     The one thing it may ask for over the network is `manifest.json` of the mirror that the user names. Raises
     UsageError, ConfigError, NetworkError; whether it fits the disk is for `Plan.check_disk` to say.
     """
     context = make_context(options, cards)
     selection = select(context.cards, names, context.options.splits, context.mirrors, context.root)
-    return _plan(context, open_folders(context.root, selection, context.options, context.mirrors))
+    return _plan(context, opened(context, selection))
+
+
+def opened(context: PrepareContext, selection: Selection) -> Selection:
+    """The selection with folders as their files; raises UsageError, UnsafeError."""
+    asked = context.options.include or context.options.exclude
+    if not asked and all(request.artifact.folder is None for request in selection.requests):
+        return selection
+    from lavis_ext.prepare.blobs import open_folders
+
+    return open_folders(context.root, selection, context.options, context.mirrors)
 
 
 def _plan(context: PrepareContext, selection: Selection) -> Plan:
-    made = plan_lists(make_plan(context, selection), selection.requests, context.options)
-    return with_tokens(made, context.policy.offline)
+    made = make_plan(context, selection)
+    if any(request.artifact.lists for request in selection.requests):
+        from lavis_ext.prepare.lists import plan_lists
+
+        made = plan_lists(made, selection.requests, context.options)
+    if any(item.source.startswith("azure:") for item in made.items):
+        from lavis_ext.prepare.blobs import with_tokens
+
+        made = with_tokens(made, context.policy.offline)
+    return made
 
 
 def prepare(
@@ -52,11 +65,11 @@ def prepare(
     notice: Callable[[str], None] | None = None,
     cards: Cards | None = None,
 ) -> Report:
-    """Make families or data sets ready for use: `plan`, then `execute`."""
-    return execute(plan(names, options, cards), progress, notice)
+    """Make families or data sets ready for use: `plan`, then `execute_plan`."""
+    return execute_plan(plan(names, options, cards), progress, notice)
 
 
-def execute(made: Plan, progress: Progress | None = None, notice: Callable[[str], None] | None = None) -> Report:
+def execute_plan(made: Plan, progress: Progress | None = None, notice: Callable[[str], None] | None = None) -> Report:
     """Do what a plan says; a second call of what is finished moves nothing.
 
     Failures of single artifacts are in the report, whose `exit_code` is the worst. Raises DiskError before the first
@@ -79,23 +92,11 @@ def execute(made: Plan, progress: Progress | None = None, notice: Callable[[str]
     with owned(context, selection) as (pulse, waited):
         if waited:  # another process worked here meanwhile: what was planned is past
             made = _plan(context, selection)
-        keep_contents(context.root, selection.contents)
+        if selection.contents:
+            from lavis_ext.prepare.blobs import keep_contents
+
+            keep_contents(context.root, selection.contents)
         return _report(replace(context, progress=pulse), selection, made)
-
-
-def make_context(options: PrepareOptions | None, cards: Cards | None) -> PrepareContext:
-    """The cache root, options with their policy filled in, cards and the mirror; raises UsageError, ConfigError."""
-    options = options or PrepareOptions()
-    options.check()
-    root = cache_root(options.cache_root)
-    if root.exists() and not root.is_dir():
-        raise DiskError(str(root), "is a file, not a folder", "name a folder in LAVIS_EXT_CACHE_ROOT or env.cache_root")
-    policy = options.policy if options.jobs is None else replace(options.policy, jobs=options.jobs)
-    policy = policy if options.offline is None else replace(policy, offline=options.offline)
-    # Offline, no mirror is asked: what is recorded counts as it is, and the rest is named as missing.
-    mirrors = MirrorMap() if policy.offline else MirrorMap.from_environment(options.mirror, policy)
-    options = replace(options, policy=policy)
-    return PrepareContext(root, options, policy, mirrors, cards or load_cards(), Silent(), log.info)
 
 
 class Pulse:
@@ -146,11 +147,17 @@ def owned(context: PrepareContext, selection: Selection) -> Iterator[tuple[Pulse
 
 def _report(context: PrepareContext, selection: Selection, made: Plan) -> Report:
     """Annotations, then images, then lists, then the count of samples."""
-    files = [item for item in made.items if not item.listed]
+    from lavis_ext.prepare.execute import execute_items  # a dry run needs no reader of archives
+
+    files, listed = ([item for item in made.items if item.listed == which] for which in (False, True))
     outcomes: dict[str, Outcome] = {}
+    lists: dict[str, Outcome] = {}
     for images in (False, True):
         outcomes |= execute_items(context, [i for i in files if i.request is not None and i.request.images == images])
-    lists = execute_lists(context, [item for item in made.items if item.listed], outcomes)
+    if listed:
+        from lavis_ext.prepare.lists import execute_lists
+
+        lists = execute_lists(context, listed, outcomes)
     disks = {item.file: _afterwards(item, outcomes[item.title]) for item in files}
     counter = SplitCounter(context.root, context.cards, selection.requests, disks, context.options.max_samples)
     states = counter.states(selection.chosen)

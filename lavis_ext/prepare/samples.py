@@ -15,11 +15,10 @@ from typing import TYPE_CHECKING, Any
 from lavis_ext.cards import Artifact, Cards
 from lavis_ext.errors import AccessError, ConfigError, IntegrityError, LavisExtError, PartialError
 from lavis_ext.files import write_atomic
-from lavis_ext.imagelists.listing import list_account
 from lavis_ext.prepare.plan import OnDisk
 from lavis_ext.prepare.records import BOOKKEEPING, MemberTable, bookkeeping, family_folder, folder_times
-from lavis_ext.prepare.report import SplitState
-from lavis_ext.prepare.selection import ArtifactRequest, Chosen
+from lavis_ext.prepare.report import ArtifactState, SplitState
+from lavis_ext.prepare.selection import ArtifactRequest, Chosen, Selection
 from lavis_ext.schema import DatasetConfig, SplitCounts
 
 if TYPE_CHECKING:
@@ -160,10 +159,8 @@ class SplitCounter:
         verified = bool(disks) and all(disk.verified for disk in disks)
         state = SplitState(dataset=one.title, split=split, verified=verified, subset=subset, expected=counts.images)
         lists = [artifact for artifact in used if artifact.lists and artifact.lists.output == "shards"]
-        listed = list_account(self._root, lists[0]) if lists else None
-        if listed is not None:
-            state = replace(state, samples=listed.samples, expected=listed.expected, present=listed.present)
-            return replace(state, verified=listed.error is None)
+        if lists and (listed := _list_state(state, self._root, lists[0])):
+            return listed
         paths = [self._root / path for path in self._cards.annotation_paths(one.dataset, split)]
         there = all(path.is_file() for path in paths)
         if one.dataset.data_type == "features":
@@ -277,6 +274,40 @@ class SplitCounter:
                 name = relative_name(artifact, member.name, storage)
                 if name is not None:
                     yield name
+
+
+def _list_state(state: SplitState, root: Path, artifact: Artifact) -> SplitState | None:
+    """What is told of shards that were made from a list, None where there are none (yet)."""
+    from lavis_ext.imagelists.listing import list_account
+
+    account, spec = list_account(root, artifact), artifact.lists
+    if account is None or spec is None:
+        return None
+    whole = sum(path.stat().st_size > 0 for path in (root / spec.storage).glob("*.tar")) >= account.shards
+    state = replace(state, samples=account.samples, expected=account.expected, present=account.present)
+    return replace(state, verified=account.error is None and whole)
+
+
+def artifact_states(selection: Selection, disks: Mapping[str, OnDisk]) -> list[ArtifactState]:
+    """The state of each artifact that was named itself, told by what was found of its files."""
+    states = []
+    for title in selection.named:
+        requests = [request for request in selection.requests if title in (request.title, request.folder)]
+        found = [disks[request.artifact.file] for request in requests if request.artifact.file in disks]
+        there = [disk.record for disk in found if disk.record is not None and disk.state == "recorded"]
+        known = not any(request.refusal for request in requests)
+        states.append(
+            ArtifactState(
+                dataset=title,
+                split="",
+                expected=len(requests) if known else None,
+                present=len(there),
+                verified=known and len(found) == len(requests) and all(disk.verified for disk in found),
+                subset=any(record.subset for record in there),
+                bytes=sum(record.bytes for record in there),
+            )
+        )
+    return states
 
 
 def list_tree(root: Path) -> tuple[set[str], dict[str, int]]:

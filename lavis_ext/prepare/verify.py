@@ -4,26 +4,24 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from lavis_ext.cards import Cards
 from lavis_ext.errors import IntegrityError, LavisExtError, PartialError
 from lavis_ext.fetch.digest import hash_file, mismatch
 from lavis_ext.fetch.model import Figures, Progress, Silent
-from lavis_ext.prepare.blobs import artifact_states, open_folders
-from lavis_ext.prepare.execute import repair_items
-from lavis_ext.prepare.extract import member_fault, set_aside, thread_count
-from lavis_ext.prepare.lists import ListCheck, check_list, execute_lists, list_title, plan_lists
-from lavis_ext.prepare.plan import inspect, make_plan, open_table
+from lavis_ext.prepare.plan import inspect, make_context, make_plan, open_table
 from lavis_ext.prepare.records import Member, MemberTable, Record, disk_errors, drop_record, read_record
 from lavis_ext.prepare.report import Outcome, SplitState, worst
-from lavis_ext.prepare.run import make_context, owned
-from lavis_ext.prepare.samples import SplitCounter
+from lavis_ext.prepare.run import opened, owned
+from lavis_ext.prepare.samples import SplitCounter, artifact_states
 from lavis_ext.prepare.selection import ArtifactRequest, PrepareOptions, select
 from lavis_ext.wording import human
+
+if TYPE_CHECKING:
+    from lavis_ext.prepare.lists import ListCheck
 
 log = logging.getLogger(__name__)
 PICTURES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp"})
@@ -99,7 +97,7 @@ def status(
     context = make_context(replace(options or PrepareOptions(), offline=True), cards)
     root, options = context.root, context.options
     wanted = list(names) or list(context.cards.families)
-    selection = open_folders(root, select(context.cards, wanted, options.splits, root=root), options, context.mirrors)
+    selection = opened(context, select(context.cards, wanted, options.splits, root=root))
     disks = {request.artifact.file: inspect(root, request.artifact) for request in selection.requests}
     counter = SplitCounter(root, context.cards, selection.requests, disks, options.max_samples, lost)
     return [*counter.states(selection.chosen), *artifact_states(selection, disks)]
@@ -119,11 +117,13 @@ def verify(
     Archives that were taken whole and those of which single members were taken are proven in the same way. `repair`
     sets aside what fails and fetches it again, alone where the archive gives single files. Raises UsageError.
     """
+    from lavis_ext.prepare.execute import repair_items  # status, which lies here too, needs no reader of archives
+    from lavis_ext.prepare.lists import check_list, execute_lists, list_title, plan_lists
+
     chosen, names = options or PrepareOptions(), list(names)
     offline = make_context(replace(chosen, offline=True), cards)
     root = offline.root
-    picked = select(offline.cards, names, offline.options.splits, root=root)
-    selection = open_folders(root, picked, offline.options, offline.mirrors)
+    selection = opened(offline, select(offline.cards, names, offline.options.splits, root=root))
     report = VerifyReport()
     checks = [_Check(root, one, deep, progress or Silent()) for one in selection.requests if not one.parted]
     found: dict[str, list[Finding]] = {}
@@ -149,6 +149,8 @@ def verify(
 
 
 def _set_aside(paths: Iterable[Path]) -> None:
+    from lavis_ext.prepare.extract import set_aside
+
     for path in paths:
         with disk_errors(path):
             set_aside(path)
@@ -228,6 +230,10 @@ class _Check:
             return "missing" if isinstance(error, FileNotFoundError) else f"cannot be read: {error.strerror}"
 
     def _member_findings(self, table: MemberTable, numbers: Sequence[int]) -> Iterator[Finding]:
+        from concurrent.futures import ThreadPoolExecutor
+
+        from lavis_ext.prepare.extract import thread_count
+
         label = f"{self.request.title} checked"
         target = self.root / self.request.artifact.storage
         self.progress.begin(label, sum(table.members[n].size for n in numbers))
@@ -263,6 +269,8 @@ class _Check:
 
 def check_member(path: Path, member: Member, deep: bool) -> str | None:
     """What is wrong with a file that should be this member, or None; `deep` decodes it if it is a picture."""
+    from lavis_ext.prepare.extract import member_fault
+
     try:
         found = member_fault(path, member)
         if found is None and deep and path.suffix.lower() in PICTURES:
