@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
+from functools import lru_cache
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 from urllib.parse import urlsplit
 
-from lavis_ext.config import Tree, dataset_defaults, dataset_files, merge
+from lavis_ext.config import Tree, config_roots, dataset_defaults, dataset_files, merge
 from lavis_ext.errors import ConfigError, UsageError, nearest
 from lavis_ext.schema import AnnotationConfig, DatasetConfig
 from lavis_ext.typed import Door
@@ -304,7 +305,17 @@ def _listed_artifacts(annotation: AnnotationConfig, card: Card | None, where: st
 
 
 def load_cards() -> Cards:
-    """Every card below the configs folders; raises ConfigError with all mistakes of all of them."""
+    """Every card below the configs folders; raises ConfigError with all mistakes of all of them.
+
+    They are read and typed once in a process, and again where a file has come, gone or changed: treat them as constant.
+    """
+    roots = config_roots()
+    files = (path for root in roots for path in sorted(root.glob("datasets/**/*.yaml")))
+    return _load_cards(tuple(roots), tuple((path, path.stat().st_mtime_ns) for path in files))
+
+
+@lru_cache(maxsize=4)
+def _load_cards(_roots: tuple[Path, ...], _files: tuple[tuple[Path, int], ...]) -> Cards:
     door = Door()
     families: dict[str, Card] = {}
     folders: dict[Path, str] = {}

@@ -20,7 +20,7 @@ from lavis_ext.cards import Artifact, Card, Cards, load_cards
 from lavis_ext.errors import UsageError
 from lavis_ext.fetch.safety import redact_url
 from lavis_ext.prepare import PrepareOptions, SplitState, status
-from lavis_ext.prepare.stamps import Stamp, read_stamp
+from lavis_ext.prepare.plan import OnDisk, inspect
 from lavis_ext.schema import DatasetConfig
 from lavis_ext.wording import human
 
@@ -50,15 +50,16 @@ class Chapter:
 
 @dataclass(frozen=True)
 class File:
-    """An artifact, and the stamp that `prepare` left of it; None if it was never fetched here."""
+    """An artifact, and what is there of it by the record that `prepare` left."""
 
     artifact: Artifact
-    stamp: Stamp | None
+    disk: OnDisk
 
     @property
     def bytes(self) -> int:
         """How much it holds, unpacked where it is an archive."""
-        return (self.stamp.bytes or self.stamp.size or 0) if self.stamp else 0
+        record = self.disk.record
+        return (record.bytes or record.size or 0) if record else 0
 
 
 @dataclass(frozen=True)
@@ -100,7 +101,7 @@ def read_subject(name: str, cache_root: Path) -> Subject:
         way_out = f"run `lavis-ext prepare {name}`"
         raise errors[0] if len(errors) == 1 else NotPreparedError(name, "no data set of it is prepared", way_out)
     used = {artifact.file: artifact for chapter in chapters for artifact in cards.artifacts_of(chapter.config)}
-    files = tuple(File(artifact, read_stamp(cache_root, artifact)) for artifact in used.values())
+    files = tuple(File(artifact, inspect(cache_root, artifact)) for artifact in used.values())
     return Subject(name, card, cache_root, tuple(chapters), files)
 
 
@@ -179,7 +180,7 @@ def tiles(subject: Subject) -> list[Tile]:
     if expected:
         found.append(Tile("images", f"{present:,}", f"of {expected:,}, each split for itself"))
         found.append(Tile("missing images", f"{missing:,}", f"{missing / expected:.2%}" if missing else "none"))
-    fetched = [file for file in subject.files if file.stamp]
+    fetched = [file for file in subject.files if file.disk.record]
     if fetched:
         size = human(sum(file.bytes for file in fetched))
         found.append(Tile("fetched", size, f"{len(fetched)} of {len(subject.files)} files"))
@@ -235,13 +236,14 @@ def processor_rows(subject: Subject) -> list[list[str]]:
 
 def file_row(file: File) -> list[str]:
     """Size and hash of a file as its card declares them, and what `prepare` proved of it."""
-    artifact, stamp = file.artifact, file.stamp
+    artifact, record = file.artifact, file.disk.record
     kind, value = declared_hash(artifact)
     size = artifact.size or artifact.about
     declared = [artifact.file, human(size) if size else "–", f"{kind} {value[:12]}…" if value else "–"]
-    if stamp is None:  # lists of images are accounted for by their splits
+    if record is None:  # lists of images are accounted for by their splits
         return [*declared, "–" if artifact.lists else "not prepared", "–"]
-    return [*declared, f"{stamp.state}{' (subset)' if stamp.subset else ''}", stamp.verified or "–"]
+    word = record.state if file.disk.state == "recorded" else file.disk.word
+    return [*declared, f"{word}{' (subset)' if record.subset else ''}", record.verified if file.disk.verified else "–"]
 
 
 def declared_hash(artifact: Artifact) -> tuple[str, str]:
@@ -251,13 +253,13 @@ def declared_hash(artifact: Artifact) -> tuple[str, str]:
 
 def file_details(file: File) -> str:
     """Where a file comes from and what it hashes to, in lines; nothing that could be a token."""
-    artifact, stamp = file.artifact, file.stamp
+    artifact, record = file.artifact, file.disk.record
     kind, value = declared_hash(artifact)
     lines = [artifact.file, f"  {redact_url(artifact.url)}"]
     lines += [f"  {redact_url(mirror.url)} ({mirror.equivalence})" for mirror in artifact.mirrors]
     lines += [f"  {kind} {value} (declared)"] if value else []
-    if stamp:
-        lines += [f"  sha256 {stamp.sha256} (here)"] if stamp.sha256 else []
-        when = stamp.when[:19].replace("T", " ")
-        lines.append(f"  prepared {when}, {stamp.equivalence}, {human(file.bytes)}")
+    if record:
+        lines += [f"  sha256 {record.sha256} (here)"] if record.sha256 else []
+        when = record.when[:19].replace("T", " ")
+        lines.append(f"  prepared {when}, {record.equivalence}, {human(file.bytes)}")
     return "\n".join(lines)

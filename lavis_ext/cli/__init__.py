@@ -8,20 +8,15 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
-from lavis_ext.cli.flags import Names, Options, Quiet, Show, Status, Verify
 from lavis_ext.cli.verb import Verb, run
 
 VERBS: dict[str, Verb] = {
-    "list": Verb("data sets, and what of them lies on this disk", "lavis_ext.cli.data:list_datasets", (Options,)),
-    "show": Verb("one data set: files, licence, citation", "lavis_ext.cli.data:show", (Show,)),
+    "list": Verb("data sets, and what of them lies on this disk", "lavis_ext.cli.data:list_datasets"),
+    "show": Verb("one data set: files, licence, citation", "lavis_ext.cli.data:show"),
     "check": Verb("every mistake of YAML files", "lavis_ext.cli.tools:check"),
-    "prepare": Verb(
-        "fetch, verify and unpack data sets",
-        "lavis_ext.cli.data:prepare",
-        ("lavis_ext.cli.prepare_arguments:ARGUMENTS", Quiet, Options),
-    ),
-    "status": Verb("what is on this disk", "lavis_ext.cli.data:status", (Status,)),
-    "verify": Verb("check what is on this disk again", "lavis_ext.cli.data:verify", (Verify,)),
+    "prepare": Verb("fetch, verify and unpack data sets", "lavis_ext.cli.data:prepare"),
+    "status": Verb("what is on this disk", "lavis_ext.cli.data:status"),
+    "verify": Verb("check what is on this disk again", "lavis_ext.cli.data:verify"),
     "doctor": Verb("what this machine offers, and what gets in the way", "lavis_ext.cli.tools:doctor"),
     "train": Verb("train as a run file says", "lavis_ext.cli.runs:train"),
     "evaluate": Verb("evaluate a run file's test splits", "lavis_ext.cli.runs:evaluate"),
@@ -32,7 +27,7 @@ VERBS: dict[str, Verb] = {
     "runs": Verb("runs, their best metric, and in what they differ", "lavis_ext.cli.runs:runs"),
     "chat": Verb("captions a picture and answers questions about it", "lavis_ext.cli.chat:chat"),
     "export": Verb("weights for LAVIS, VPGTrans or transformers", "lavis_ext.cli.runs:export"),
-    "cite": Verb("the citations of data sets", "lavis_ext.cli.data:cite", (Names,)),
+    "cite": Verb("the citations of data sets", "lavis_ext.cli.data:cite"),
     "completion": Verb("completion for bash, zsh or fish", "lavis_ext.cli.tools:completion"),
     "demo": Verb("the whole way on a small drawn world", "lavis_ext.cli.tools:demo"),
 }

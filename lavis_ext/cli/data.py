@@ -2,24 +2,79 @@
 
 from __future__ import annotations
 
-from argparse import Namespace
 from collections.abc import Sequence
-from dataclasses import asdict
-from typing import Any
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
 
-from lavis_ext.cli.prepare_arguments import load_tokens, names_of, options_of
+from lavis_ext.cli.flags import REQUIRED, Names, Options, Quiet, fill, flag
 from lavis_ext.cli.verb import Answer, cache_root_of, env_option, progress_of, to_stderr
+from lavis_ext.errors import UsageError, nearest
 from lavis_ext.wording import columns, human, shorten
 
 
-def list_datasets(args: Namespace) -> Answer:
+@dataclass(frozen=True, kw_only=True)
+class Show(Options):
+    """Flags of `show`."""
+
+    name: str = flag(REQUIRED, positional=True, metavar="NAME")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Status(Options):
+    """Flags of `status`; without names it is about all."""
+
+    names: tuple[str, ...] = flag(REQUIRED, positional=True, nargs="*", metavar="NAME")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Verify(Names, Quiet, Options):
+    """Flags of `verify`."""
+
+    deep: bool = flag(False, help="decode every image")
+    repair: bool = flag(False, help="fetch again what fails")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prepare(Quiet, Options):
+    """Flags of `prepare`; those that `PrepareOptions` has bear the names of its fields."""
+
+    names: tuple[str, ...] = flag(
+        REQUIRED, positional=True, nargs="*", metavar="NAME", help="coco, coco_caption, or an artifact: vinvl/coco_ir"
+    )
+    splits: tuple[str, ...] | None = flag(None, "--split", nargs="+", metavar="S", help="only these splits")
+    max_samples: int | None = flag(
+        None, metavar="N", help="only the first N samples of each split, out of the remote archive"
+    )
+    dry_run: bool = flag(False, help="print the plan; move nothing, write nothing")
+    jobs: int | None = flag(None, metavar="N", help="files at a time")
+    keep_archives: bool = flag(False, help="keep zips and tars after unpacking")
+    no_unpack: bool = flag(False, help="leave archives as they are; images are read out of them")
+    offline: bool = flag(False, help="open no connection; name what is missing")
+    mirror: str | None = flag(None, metavar="U", help="a mirror's URL or folder, in place of LAVIS_EXT_MIRROR")
+    source: str = flag(
+        "", metavar="S", help="another place of a list's files: folder, URL, file of URLs, hf:datasets/…"
+    )
+    metadata_only: bool = flag(False, help="fetch lists of images, but not the images")
+    distributor: Literal["multiprocessing", "pyspark", "ray"] = flag("multiprocessing", help="for lists of the web")
+    processes: int = flag(0, metavar="N", help="that download such lists")
+    family: str | None = flag(None, metavar="F", help="NAMEs are artifacts of this family: F/NAME")
+    include: tuple[str, ...] = flag((), nargs="+", metavar="P", help="only files that match (`features.*`)")
+    exclude: tuple[str, ...] = flag((), nargs="+", metavar="P", help="no files that match")
+    listing: bool = flag(False, "--list", help="ask the host what folders hold, and keep the answer")
+    sas_file: str | None = flag(
+        None, metavar="F", help="Azure tokens: a file that only you may read, or - for standard input"
+    )
+
+
+def list_datasets(args: Options) -> Answer:
     """Every data set: name, shape, splits, size to fetch, state on this disk, licence."""
     from lavis_ext.cards import load_cards, split_names
     from lavis_ext.prepare import PrepareOptions, status
 
     root = cache_root_of(args)
     cards = load_cards()
-    states = {(s.dataset, s.split): s.state for s in status(cards.names(), PrepareOptions(cache_root=root), cards)}
+    found = status(cards.names(), PrepareOptions(cache_root=root), cards, lost=False)
+    states = {(one.dataset, one.split): one.state for one in found}
     rows: list[dict[str, Any]] = []
     for name in cards.names():
         card = cards.card_of(name)
@@ -46,7 +101,7 @@ def list_datasets(args: Namespace) -> Answer:
     return Answer([*columns(table), "", *more, f"data lies in {root}"], rows)
 
 
-def show(args: Namespace) -> Answer:
+def show(args: Show) -> Answer:
     """A data set whole: its card, files, processors, licence, citation, and the command that prepares it."""
     from lavis_ext.cards import load_cards
     from lavis_ext.config import cache_root_origin
@@ -86,35 +141,38 @@ def _artifact_lines(artifacts: Sequence[Any]) -> list[str]:
     ]
 
 
-def prepare(args: Namespace) -> Answer:
-    """Fetch, verify, unpack and stamp data sets; nothing moves before the plan fits the disk."""
-    from lavis_ext.prepare import plan
-    from lavis_ext.prepare import prepare as run
+def prepare(args: Prepare) -> Answer:
+    """Fetch, verify, unpack and record data sets; nothing moves before the plan fits the disk."""
+    from lavis_ext.fetch.sas import TOKENS
+    from lavis_ext.prepare import PrepareOptions, execute_plan, plan
 
-    options, names = options_of(args, cache_root_of(args)), names_of(args)
-    load_tokens(args)
+    names = names_of(args)
+    options = fill(PrepareOptions, args, cache_root=cache_root_of(args), offline=args.offline or None)
+    if args.sas_file:
+        TOKENS.load(args.sas_file)
+    made = plan(names, options)
     if args.dry_run:
-        report = run(names, options)
-        return Answer([*report.plan.table().splitlines(), report.line()], [report.as_dict()], report.exit_code)
+        report = execute_plan(made)
+        return Answer([*made.table().splitlines(), report.line()], [report.as_dict()], report.exit_code)
     if not args.quiet:
-        to_stderr(plan(names, options).table())
+        to_stderr(made.table())
     with progress_of(args) as progress:
-        report = run(names, options, progress=progress)
+        report = execute_plan(made, progress)
     return Answer(report.lines(), [report.as_dict()], report.exit_code)
 
 
-def status(args: Namespace) -> Answer:
+def status(args: Status) -> Answer:
     """Per split: what is expected, present and verified, and whether it is a subset."""
     from lavis_ext.cards import load_cards
     from lavis_ext.prepare import PrepareOptions
     from lavis_ext.prepare import status as look
 
-    names = args.names or load_cards().names()
-    states = look(names, PrepareOptions(cache_root=cache_root_of(args)))
+    cards = load_cards()
+    states = look(args.names or cards.names(), PrepareOptions(cache_root=cache_root_of(args)), cards, lost=False)
     return Answer([state.line() for state in states], [state.as_dict() for state in states])
 
 
-def verify(args: Namespace) -> Answer:
+def verify(args: Verify) -> Answer:
     """Hash again what has hashes and check every member; --deep decodes every image, --repair fetches what fails."""
     from lavis_ext.prepare import PrepareOptions
     from lavis_ext.prepare import verify as run
@@ -125,7 +183,7 @@ def verify(args: Namespace) -> Answer:
     return Answer(report.lines(), [report.as_dict()], report.exit_code)
 
 
-def cite(args: Namespace) -> Answer:
+def cite(args: Names) -> Answer:
     """The citations of data sets, as BibTeX, each once."""
     from lavis_ext.cards import load_cards
 
@@ -143,3 +201,15 @@ def _size(size: int | None) -> str:
 
 def _hash(artifact: Any) -> str:
     return "sha256" if artifact.sha256 else "md5" if artifact.md5 else "–"
+
+
+def names_of(args: Prepare) -> list[str]:
+    """The names, of artifacts where a family is given; raises UsageError, which tells them, where there is none."""
+    from lavis_ext.cards import load_cards
+
+    if args.names:
+        return [f"{args.family}/{name}" for name in args.names] if args.family else list(args.names)
+    cards = load_cards()
+    card = cards.families.get(args.family or "")
+    known = list(card.artifacts) if card else [*cards.families, *cards.names()]
+    raise UsageError(f"prepare {args.family or ''}".strip(), "names nothing to prepare", nearest("", known))

@@ -106,25 +106,3 @@ class Names:
     names: tuple[str, ...] = flag(
         REQUIRED, positional=True, nargs="+", metavar="NAME", help="a family (coco) or a data set (coco_caption)"
     )
-
-
-@dataclass(frozen=True, kw_only=True)
-class Show(Options):
-    """`show` is about one."""
-
-    name: str = flag(REQUIRED, positional=True, metavar="NAME")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Status(Options):
-    """`status` without names is about all."""
-
-    names: tuple[str, ...] = flag(REQUIRED, positional=True, nargs="*", metavar="NAME")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Verify(Names, Quiet, Options):
-    """`verify`."""
-
-    deep: bool = flag(False, help="decode every image")
-    repair: bool = flag(False, help="fetch again what fails")

@@ -10,7 +10,7 @@ import tempfile
 import time
 import traceback
 from argparse import ArgumentParser, Namespace, RawDescriptionHelpFormatter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib import import_module
@@ -95,32 +95,26 @@ class StandardError(logging.Handler):
 class Verb:
     """One verb: `place` is `module:function`, imported when it is called or its flags are asked for.
 
-    The function takes the dataclass that its flags fill; one that takes the Namespace has them in `flags`, dataclasses
-    or places of lists.
+    The function takes one argument, the dataclass that its flags fill.
     """
 
     help: str
     place: str
-    flags: tuple[type | str, ...] = ()
+
+    def function(self) -> tuple[Callable[[Any], Answer], Any]:
+        """What does it, and the dataclass of its flags."""
+        module, _, name = self.place.partition(":")
+        function = getattr(import_module(module), name)
+        return function, next(iter(get_type_hints(function).values()))
 
     def arguments(self) -> list[Argument]:
         """Its flags, for argparse."""
-        kinds = self.flags or (self._taken(),)
-        return [one for kind in kinds for one in (_load(kind) if isinstance(kind, str) else arguments_of(kind))]
+        return arguments_of(self.function()[1])
 
     def call(self, args: Namespace) -> Answer:
-        """Do what is args."""
-        kind = self._taken()
-        answer: Answer = _load(self.place)(args if kind is Namespace else build(kind, args))
-        return answer
-
-    def _taken(self) -> Any:
-        return next(iter(get_type_hints(_load(self.place)).values()))
-
-
-def _load(place: str) -> Any:
-    module, _, name = place.partition(":")
-    return getattr(import_module(module), name)
+        """Call the function with what argparse found."""
+        function, kind = self.function()
+        return function(build(kind, args))
 
 
 def build_parser(verbs: Mapping[str, Verb], words: Sequence[str] | None = None) -> Parser:

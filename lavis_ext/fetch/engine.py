@@ -170,11 +170,21 @@ class _Fetching:
             raise Failure("integrity", wrong)
         if not self._owner.holds():
             raise Failure("final", "another process has taken this file over")
+        validator = part.validators.etag or part.validators.last_modified or ""
         part.publish(self._session.flusher)
-        note(self._session, path, sha256, md5, figures, source.equivalence)
+        note(self._session, path, sha256, md5, figures, source.equivalence, fetched=True)
         moved = self._moved + download.moved
         notes = tuple(f"{url}: {failure.reason}" for url, failure in self._failures)
-        return Result(path, moved, sha256, redact_url(source.url), False, figures.declared, source.equivalence, notes)
+        return Result(
+            path,
+            moved,
+            sha256,
+            redact_url(source.url),
+            verified=figures.declared,
+            equivalence=source.equivalence,
+            notes=notes,
+            validator=validator,
+        )
 
 
 def no_space(folder: Path, need: int, free: int) -> DiskError:

@@ -91,10 +91,18 @@ def _reuse(path: Path, sha256: str, equivalence: str, verified: bool = True) -> 
     return Verdict(Result(path, sha256=sha256, reused=True, verified=verified, equivalence=equivalence))
 
 
-def note(session: Session, path: Path, sha256: str, md5: str | None, figures: Figures, equivalence: str) -> None:
+def note(
+    session: Session,
+    path: Path,
+    sha256: str,
+    md5: str | None,
+    figures: Figures,
+    equivalence: str,
+    fetched: bool = False,
+) -> None:
     """Record a verified file in its ledger; a ledger that cannot be written costs a hash next time, nothing else."""
     try:
-        session.ledger_for(path).record(path, sha256, md5, figures.declared, equivalence)
+        session.ledger_for(path).record(path, sha256, md5, figures.declared, equivalence, fetched)
     except OSError as error:
         log.warning("%s: not recorded: %s", path.name, error.strerror)
 

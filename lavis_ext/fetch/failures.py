@@ -9,7 +9,7 @@ from typing import Literal
 from lavis_ext.errors import AccessError, DiskError, IntegrityError, LavisExtError, NetworkError, UnsafeError
 from lavis_ext.files import to_disk_error
 
-Kind = Literal["transient", "final", "access", "unsafe", "integrity", "replaced"]
+Kind = Literal["transient", "final", "ranges", "access", "unsafe", "integrity", "replaced"]
 
 DISK_ERRNOS = frozenset(
     {errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.EFBIG, errno.ENOTDIR, errno.ENAMETOOLONG}
@@ -19,7 +19,8 @@ DISK_ERRNOS = frozenset(
 class Failure(Exception):
     """An attempt that failed.
 
-    transient: the same source again, after a delay · final, access, unsafe: the next source · integrity: what came is
+    transient: the same source again, after a delay · final, access, unsafe: the next source · ranges: as final, the
+    source gives no parts of an object · integrity: what came is
     thrown away, once more, then the next source · replaced: what is there belongs to another object, start over.
     `code` is the server's own word for it (Azure's `BlobNotFound`), "" where it gave none.
     """
@@ -30,6 +31,10 @@ class Failure(Exception):
         self.reason = reason
         self.retry_after = retry_after
         self.code = code
+
+
+class RangesUnsupported(NetworkError):
+    """No source gives parts of the object: only the whole of it can be fetched."""
 
 
 class Unsatisfiable(Exception):
@@ -62,12 +67,15 @@ def conclude(where: str, failures: list[tuple[str, Failure]]) -> LavisExtError:
     error: type[LavisExtError] = NetworkError
     if any(kind in ("integrity", "replaced") for kind in kinds):
         error = IntegrityError
+    elif "ranges" in kinds:
+        error = RangesUnsupported
     elif kinds and kinds[-1] == "access":
         error = AccessError
     elif kinds and kinds[-1] == "unsafe":
         error = UnsafeError
     told = "; ".join(f"{url}: {failure.reason}" for url, failure in failures) or "no source is declared"
-    return error(where, told, _WAYS_OUT[error])
+    way_out = next(told_way for kind, told_way in _WAYS_OUT.items() if issubclass(error, kind))
+    return error(where, told, way_out)
 
 
 def disk_error(error: OSError, path: Path) -> DiskError:

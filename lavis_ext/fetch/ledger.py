@@ -25,6 +25,8 @@ class Entry:
     md5: str | None = None
     verified: bool = True
     equivalence: str = "byte_exact"
+    fetched: bool = False
+    """Whether it came through the engine; else it was there before, and is its owner's."""
 
     def unchanged(self, stat: os.stat_result) -> bool:
         """Whether the file is still the one that was verified, by size, mtime and inode."""
@@ -65,10 +67,11 @@ class Ledger:
         md5: str | None = None,
         verified: bool = True,
         equivalence: str = "byte_exact",
+        fetched: bool = False,
     ) -> None:
         """Note that `path`, as it is now, has these digests; raises OSError where the ledger cannot be written."""
         stat = path.stat()
-        entry = Entry(stat.st_size, stat.st_mtime_ns, stat.st_ino, sha256, md5, verified, equivalence)
+        entry = Entry(stat.st_size, stat.st_mtime_ns, stat.st_ino, sha256, md5, verified, equivalence, fetched)
         line = json.dumps({"name": self._key(path), **vars(entry)}, ensure_ascii=False) + "\n"
         with self._lock:
             self._entries[self._key(path)] = entry

@@ -165,6 +165,8 @@ class Result:
     equivalence: str = "byte_exact"
     notes: tuple[str, ...] = ()
     error: LavisExtError | None = None
+    validator: str = ""
+    """The ETag or date that named this version at `source`; "" where the file was there already, or none was told."""
 
     @property
     def outcome(self) -> str:

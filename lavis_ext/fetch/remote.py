@@ -65,6 +65,12 @@ class RemoteFile(io.RawIOBase):
         """The URL in use, without secrets."""
         return redact_url(self._sources[self._current].url)
 
+    @property
+    def validator(self) -> str:
+        """What names the version that is open at `source`: its ETag or date; "" where the server tells neither."""
+        known = self._validators.get(self._current, Validators())
+        return known.etag or known.last_modified or ""
+
     def readable(self) -> bool:
         """Yes."""
         return True
@@ -186,7 +192,7 @@ class RemoteFile(io.RawIOBase):
         if known is not None and (known.disagrees(reply.validators) or not reply.partial):
             raise Failure("replaced", "the object was replaced while it was open")
         if not reply.partial or reply.start != start:
-            raise Failure("final", "the server does not answer ranges")
+            raise Failure("ranges", "the server does not answer ranges")
         if reply.total is None:
             raise Failure("final", "the server does not tell the size")
         if self._size is not None and self._size != reply.total:

@@ -1,12 +1,15 @@
-"""From a card to files on the disk: plan, fetch, unpack, count and stamp, whole or in part, and look after it later."""
+"""From a card to files on the disk: select, plan, execute, extract, record, report; and look after them later.
+
+Begin with `run.py`: `plan` looks once and decides, `execute_plan` does what it says. `records.py` is what both believe.
+"""
 
 from __future__ import annotations
 
-from lavis_ext.prepare.planning import Plan, PlanItem
+from lavis_ext.prepare.plan import Plan, PlanItem
 from lavis_ext.prepare.report import Outcome, Report, SplitState
-from lavis_ext.prepare.run import plan, prepare
+from lavis_ext.prepare.run import execute_plan, plan, prepare
 from lavis_ext.prepare.selection import PrepareOptions
-from lavis_ext.prepare.state import Finding, VerifyReport, status, verify
+from lavis_ext.prepare.verify import Finding, VerifyReport, status, verify
 
 __all__ = ["Finding", "Outcome", "Plan", "PlanItem", "PrepareOptions", "Report", "SplitState", "VerifyReport"]
-__all__ += ["plan", "prepare", "status", "verify"]
+__all__ += ["execute_plan", "plan", "prepare", "status", "verify"]

@@ -1,24 +1,204 @@
-"""Folders as their files: each file of a folder is a need of its own, and patterns choose among them."""
+"""Folders as their files: what a remote folder holds, who says so, and which of its files are meant.
+
+By a mirror, a kept listing, the card, the host where its token may list, or the disk.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import replace
+import json
+import logging
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
 from fnmatch import fnmatchcase
+from functools import partial
 from pathlib import Path
-from urllib.parse import quote
+from typing import TYPE_CHECKING, Any
+from urllib.parse import quote, unquote, urlsplit
 
-from lavis_ext.cards import Artifact, Blob
-from lavis_ext.errors import LavisExtError, UnsafeError, UsageError, nearest
-from lavis_ext.fetch import MirrorMap
-from lavis_ext.fetch.azure import blob_place, find_token, way_in
-from lavis_ext.fetch.failures import Failure
-from lavis_ext.prepare.contents import Contents, Finder
-from lavis_ext.prepare.planning import Plan
-from lavis_ext.prepare.report import ArtifactState
-from lavis_ext.prepare.selection import Need, PrepareOptions, Selection
-from lavis_ext.prepare.stamps import read_stamp
+from lavis_ext.cards import Artifact, Blob, Folder
+from lavis_ext.errors import AccessError, LavisExtError, NetworkError, UnsafeError, UsageError, nearest
+from lavis_ext.fetch.mirrors import MirrorMap, mirror_path
+from lavis_ext.fetch.model import Policy
+from lavis_ext.files import write_atomic
+from lavis_ext.prepare.plan import Plan
+from lavis_ext.prepare.records import disk_errors, record_path
+from lavis_ext.prepare.selection import ArtifactRequest, Contents, ContentsOrigin, PrepareOptions, Selection
 from lavis_ext.wording import human
+
+if TYPE_CHECKING:
+    from lavis_ext.fetch.sas import Sas
+
+log = logging.getLogger(__name__)
+FORMAT = 1
+UNFINISHED = (".part", ".part.json", ".part.owner")
+
+
+Teller = Callable[[], Contents | None]
+
+
+@dataclass(frozen=True)
+class Finder:
+    """Finds what folders hold, under one run's circumstances; `listing`: hosts are asked first."""
+
+    root: Path
+    mirrors: MirrorMap
+    policy: Policy
+    listing: bool = False
+
+    def find(self, artifact: Artifact) -> Contents:
+        """From the first that says so; raises AccessError, NetworkError, UnsafeError."""
+        folder = artifact.folder or Folder()
+        for teller in self._tellers(artifact, folder):
+            contents = teller()
+            if contents is not None and contents.files:
+                return checked(artifact, folder, contents)
+        raise self._unknown(artifact)
+
+    def _tellers(self, artifact: Artifact, folder: Folder) -> Iterator[Teller]:
+        """Whom to ask, best first."""
+        direct = not self.policy.offline and not self.mirrors
+        if self.mirrors:
+            yield partial(from_mirror, artifact, folder, self.mirrors)
+        if direct and self.listing:
+            yield partial(from_host, artifact, self.policy)
+        yield partial(read_contents, self.root, artifact, None if self.policy.offline else "listing")
+        if direct and not folder.complete and may_list(artifact):
+            yield partial(_from_host_if_it_tells, artifact, self.policy)
+        if direct and not folder.complete and self._is_users(artifact):
+            yield partial(from_disk, self.root, artifact)
+        if folder.files and not self.mirrors.manifest:
+            yield partial(Contents, folder.files, "card")
+        if not self.mirrors:
+            yield partial(from_disk, self.root, artifact)
+
+    def _is_users(self, artifact: Artifact) -> bool:
+        """Whether what lies there can only be the user's: nothing opens the container, and no run of ours began."""
+        kept = read_contents(self.root, artifact)
+        began = kept is not None and kept.origin != "disk"
+        return urlsplit(artifact.url).scheme == "azure" and token_of(artifact) is None and not began
+
+    def _unknown(self, artifact: Artifact) -> LavisExtError:
+        where = f"{artifact.family}/{artifact.name}"
+        size = f" (about {human(artifact.about)})" if artifact.about else ""
+        what = f"nobody says which files this folder holds{size}"
+        if self.mirrors:
+            return NetworkError(where, f"{what}, not even the mirror", "add its files and their names to the mirror")
+        if self.policy.offline:
+            return NetworkError(where, f"{what}, and offline", "run `lavis-ext prepare` with a network first")
+        way_out = "use a SAS that may list (sp=rl), a mirror, or name its files under `folder.files` in your own card"
+        return AccessError(where, what, f"{way_out}; files that you have may be put into {artifact.storage}")
+
+
+def from_mirror(artifact: Artifact, folder: Folder, mirrors: MirrorMap) -> Contents | None:
+    """By the mirror's manifest, or by looking into it where it is a folder; None where it does not tell."""
+    prefix = f"{mirror_path(artifact.url).rstrip('/')}/"
+    if mirrors.manifest is not None:
+        names = [unquote(name[len(prefix) :]) for name in mirrors.manifest.files if name.startswith(prefix)]
+    elif urlsplit(mirrors.base).scheme not in ("http", "https"):
+        names = files_in(Path(unquote(mirrors.locate(artifact.url).removeprefix("file://"))))
+    else:
+        return None
+    return Contents({name: folder.files.get(name, Blob()) for name in names}, "mirror")
+
+
+def from_host(artifact: Artifact, policy: Policy) -> Contents:
+    """By a listing; raises AccessError where the token may not list, NetworkError, IntegrityError."""
+    from lavis_ext.fetch.bloblist import list_blobs
+
+    if urlsplit(artifact.url).scheme != "azure":
+        raise NetworkError(artifact.name, "its host cannot be asked what it holds", "leave out --list")
+    declared = artifact.folder.files if artifact.folder else {}
+    blobs = {
+        blob.name: Blob(size=blob.size, md5=blob.md5, sha256=declared.get(blob.name, Blob()).sha256)
+        for blob in list_blobs(artifact.url, policy)
+    }
+    return Contents(blobs, "listing")
+
+
+def _from_host_if_it_tells(artifact: Artifact, policy: Policy) -> Contents | None:
+    try:
+        return from_host(artifact, policy)
+    except LavisExtError as error:
+        log.warning("%s: not listed: %s", artifact.name, error)
+        return None
+
+
+def may_list(artifact: Artifact) -> bool:
+    """Whether the token of the folder's container says that it lists; False without one."""
+    sas = token_of(artifact)
+    return sas is not None and sas.may_list
+
+
+def token_of(artifact: Artifact) -> Sas | None:
+    """The token of a folder's container, None without one; raises AccessError, ConfigError."""
+    if urlsplit(artifact.url).scheme != "azure":
+        return None
+    from lavis_ext.fetch.azure import blob_place
+    from lavis_ext.fetch.sas import TOKENS
+
+    return TOKENS.find(blob_place(f"{artifact.url.rstrip('/')}/x").container)
+
+
+def from_disk(root: Path, artifact: Artifact) -> Contents:
+    """What the user put there already."""
+    names = [name for name in files_in(root / artifact.storage) if not name.endswith(UNFINISHED)]
+    return Contents({name: Blob() for name in names}, "disk")
+
+
+def files_in(folder: Path) -> list[str]:
+    """Relative names of all files below a folder, sorted; hidden ones and our bookkeeping left out."""
+    paths = (path.relative_to(folder) for path in folder.rglob("*") if path.is_file())
+    return sorted(path.as_posix() for path in paths if not any(part.startswith(".") for part in path.parts))
+
+
+def checked(artifact: Artifact, folder: Folder, contents: Contents) -> Contents:
+    """Without what is an artifact of its own; raises UnsafeError for a name that could leave the folder."""
+    from lavis_ext.prepare.archive_formats import name_fault
+
+    inner = tuple(f"{place.strip('/')}/" for place in folder.nested)
+    files = {name: blob for name, blob in contents.files.items() if not name.startswith(inner)}
+    for name in files:
+        fault = name_fault(name)
+        if fault:
+            raise UnsafeError(artifact.name, fault.replace("member", "file"), "name another mirror")
+    return replace(contents, files=files)
+
+
+def keep_contents(root: Path, found: Sequence[tuple[Artifact, Contents]]) -> None:
+    """Remember what folders were found to hold: what `status` and `verify` go by, and later runs after a listing.
+
+    Raises DiskError.
+    """
+    for artifact, contents in found:
+        tree: dict[str, Any] = {"format": FORMAT, "url": artifact.url, "origin": contents.origin}
+        tree["files"] = {name: _known(blob) for name, blob in contents.files.items()}
+        path = contents_path(root, artifact)
+        with disk_errors(path):
+            write_atomic(path, json.dumps(tree, indent=1, ensure_ascii=False) + "\n")
+
+
+def _known(blob: Blob) -> dict[str, Any]:
+    return {name: value for name, value in asdict(blob).items() if value is not None}
+
+
+def contents_path(root: Path, artifact: Artifact) -> Path:
+    """Where a folder's manifest is kept: `<family>/.lavis_ext/blobs/<folder>.json`."""
+    return record_path(root, artifact, "blobs", ".json")
+
+
+def read_contents(root: Path, artifact: Artifact, origin: ContentsOrigin | None = None) -> Contents | None:
+    """The manifest that is kept of a folder (of this origin); None without one, or where it cannot be read."""
+    path = contents_path(root, artifact)
+    try:
+        tree = json.loads(path.read_text("utf-8"))
+        contents = Contents({str(name): Blob(**blob) for name, blob in tree["files"].items()}, tree["origin"])
+        same = (tree["format"], tree["url"]) == (FORMAT, artifact.url)
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+        log.warning("%s: cannot be read and is passed over (%s)", path, error)
+        return None
+    return contents if same and origin in (None, contents.origin) else None
 
 
 def open_folders(root: Path, selection: Selection, options: PrepareOptions, mirrors: MirrorMap) -> Selection:
@@ -29,22 +209,22 @@ def open_folders(root: Path, selection: Selection, options: PrepareOptions, mirr
     where the patterns leave nothing, UnsafeError for names that leave the folder.
     """
     finder = Finder(root, mirrors, options.policy, options.listing)
-    needs: list[Need] = []
+    requests: list[ArtifactRequest] = []
     lines = list(selection.passed_over)
     contents: list[tuple[Artifact, Contents]] = []
-    for need in selection.needs:
-        if need.artifact.folder is None:
-            needs.append(need)
+    for request in selection.requests:
+        if request.artifact.folder is None:
+            requests.append(request)
             continue
-        found = _contents(finder, need.artifact)
+        found = _contents(finder, request.artifact)
         if isinstance(found, LavisExtError):
-            needs.append(replace(need, refusal=found))
+            requests.append(replace(request, refusal=found))
             continue
-        contents.append((need.artifact, found))
-        needs += as_files(need, found)
-        lines += _lines(need, found)
-    kept = tuple(_matching(needs, options))
-    return replace(selection, needs=kept, passed_over=tuple(lines), contents=tuple(contents))
+        contents.append((request.artifact, found))
+        requests += as_files(request, found)
+        lines += _lines(request, found)
+    kept = tuple(_matching(requests, options))
+    return replace(selection, requests=kept, passed_over=tuple(lines), contents=tuple(contents))
 
 
 def _contents(finder: Finder, artifact: Artifact) -> Contents | LavisExtError:
@@ -56,11 +236,11 @@ def _contents(finder: Finder, artifact: Artifact) -> Contents | LavisExtError:
         return error
 
 
-def as_files(need: Need, contents: Contents) -> list[Need]:
-    """One need for each file of a folder, with the folder's users."""
-    folder = need.artifact
+def as_files(request: ArtifactRequest, contents: Contents) -> list[ArtifactRequest]:
+    """One request for each file of a folder, with the folder's users."""
+    folder = request.artifact
     files = _with_rest(contents.files, folder.about)
-    return [replace(need, artifact=_file(folder, name, blob), folder=need.title) for name, blob in files.items()]
+    return [replace(request, artifact=_file(folder, name, blob), folder=request.title) for name, blob in files.items()]
 
 
 def _file(folder: Artifact, name: str, blob: Blob) -> Artifact:
@@ -87,33 +267,33 @@ def _with_rest(files: dict[str, Blob], about: int | None) -> dict[str, Blob]:
     return {**files, unknown: replace(files[unknown], about=rest)}
 
 
-def _lines(need: Need, contents: Contents) -> list[str]:
+def _lines(request: ArtifactRequest, contents: Contents) -> list[str]:
     """A line for each folder inside this one that is an artifact of its own, with what it would cost."""
-    nested = need.artifact.folder.nested if need.artifact.folder else {}
-    taken = f"{need.title}: the {len(contents.files)} files that lie there are taken; nobody says that they are all"
+    nested = request.artifact.folder.nested if request.artifact.folder else {}
+    taken = f"{request.title}: the {len(contents.files)} files that lie there are taken; nobody says that they are all"
     told = [taken] if contents.origin == "disk" else []
-    home = need.artifact.family or need.card.family
+    home = request.artifact.family or request.card.family
     for place, name in nested.items():
-        inner = need.card.artifacts.get(name)
+        inner = request.card.artifacts.get(name)
         size = f" (about {human(inner.about)})" if inner and inner.about else ""
-        told.append(f"{need.title}: {place}/{size} lies in it and is left out; ask for {home}/{name}")
+        told.append(f"{request.title}: {place}/{size} lies in it and is left out; ask for {home}/{name}")
     return told
 
 
-def _matching(needs: Sequence[Need], options: PrepareOptions) -> list[Need]:
+def _matching(requests: Sequence[ArtifactRequest], options: PrepareOptions) -> list[ArtifactRequest]:
     if not options.include and not options.exclude:
-        return list(needs)
-    kept = [need for need in needs if need.refusal is not None or _is_meant(need, options)]
-    if not kept and needs:
-        names = [need.artifact.name.partition("/")[2] or need.artifact.name for need in needs]
+        return list(requests)
+    kept = [request for request in requests if request.refusal is not None or _is_meant(request, options)]
+    if not kept and requests:
+        names = [request.artifact.name.partition("/")[2] or request.artifact.name for request in requests]
         asked = " ".join([*options.include, *options.exclude])
         raise UsageError(f"--include/--exclude {asked}", "leave nothing", nearest("", names[:20]))
     return kept
 
 
-def _is_meant(need: Need, options: PrepareOptions) -> bool:
+def _is_meant(request: ArtifactRequest, options: PrepareOptions) -> bool:
     """By the path inside the folder, or by that after the artifact's name."""
-    names = {need.artifact.name, need.artifact.name.partition("/")[2] or need.artifact.name}
+    names = {request.artifact.name, request.artifact.name.partition("/")[2] or request.artifact.name}
 
     def matches(patterns: Iterable[str]) -> bool:
         return any(fnmatchcase(name, pattern) for pattern in patterns for name in names)
@@ -124,33 +304,18 @@ def _is_meant(need: Need, options: PrepareOptions) -> bool:
 def with_tokens(made: Plan, offline: bool) -> Plan:
     """The plan with a line for each container of Azure whose token is missing, or says itself that it will not do."""
     sources = [item.source for item in made.items if item.action in ("fetch", "ranges")]
-    places = [blob_place(source) for source in sources if source.startswith("azure:")]
+    sources = [source for source in sources if source.startswith("azure:")]
+    if offline or not sources:
+        return made
+    from lavis_ext.fetch.azure import blob_place, find_token, way_in
+    from lavis_ext.fetch.failures import Failure
+
+    places = [blob_place(source) for source in sources]
     lines: list[str] = []
-    for place in {place.container: place for place in places}.values() if not offline else ():
+    for place in {place.container: place for place in places}.values():
         try:
             told = "" if find_token(place) else f"no SAS is set; {way_in(place)}"
         except Failure as failure:
             told = failure.reason
         lines += [f"container '{place.container}' of Azure: {told}"] if told else []
     return replace(made, passed_over=(*made.passed_over, *lines))
-
-
-def artifact_states(root: Path, selection: Selection) -> list[ArtifactState]:
-    """The state of each artifact that was named itself, told by the stamps of its files."""
-    states = []
-    for title in selection.named:
-        needs = [need for need in selection.needs if title in (need.title, need.folder)]
-        stamps = [stamp for need in needs if (stamp := read_stamp(root, need.artifact)) is not None]
-        known = not any(need.refusal for need in needs)
-        states.append(
-            ArtifactState(
-                dataset=title,
-                split="",
-                expected=len(needs) if known else None,
-                present=len(stamps),
-                verified=known and len(stamps) == len(needs),
-                subset=any(stamp.subset for stamp in stamps),
-                bytes=sum(stamp.bytes for stamp in stamps),
-            )
-        )
-    return states

@@ -1,56 +1,51 @@
-"""Images that an artifact lists by URL: their row in the plan, their fetching once the list is there, their outcome."""
+"""Images that an artifact lists by URL: their items in the plan, their fetching once the list is there."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
+from typing import Any
 
-from lavis_ext.cards import Artifact, Cards, ImageList
+from lavis_ext.cards import Artifact, ImageList
 from lavis_ext.errors import ConfigError, IntegrityError, LavisExtError, NetworkError
-from lavis_ext.imagelists import Account, ListOptions, fetch_images, fetch_list_files, list_account
+from lavis_ext.imagelists.account import Account
 from lavis_ext.imagelists.disk import image_fault, walk_files
+from lavis_ext.imagelists.listing import ListOptions, fetch_images, fetch_list_files, list_account
 from lavis_ext.imagelists.shards import Manifest, shard_fault
-from lavis_ext.prepare.archives import Work
-from lavis_ext.prepare.planning import Plan, PlanItem
+from lavis_ext.prepare.plan import Plan, PlanItem, PrepareContext
+from lavis_ext.prepare.records import bookkeeping
 from lavis_ext.prepare.report import Outcome
-from lavis_ext.prepare.rows import image_names, open_rows
-from lavis_ext.prepare.selection import Need, PrepareOptions
-from lavis_ext.prepare.stamps import bookkeeping
+from lavis_ext.prepare.samples import image_names, open_rows
+from lavis_ext.prepare.selection import ArtifactRequest, PrepareOptions
 
 log = logging.getLogger(__name__)
 
 
-def is_parted(need: Need) -> bool:
-    """Whether an artifact is a list in several files: those too are fetched here."""
-    return need.artifact.lists is not None and need.artifact.lists.parts > 1
-
-
-def list_title(need: Need) -> str:
+def list_title(request: ArtifactRequest) -> str:
     """What messages call the images of a list."""
-    return need.title if is_parted(need) else f"{need.title} images"
+    return request.title if request.parted else f"{request.title} images"
 
 
-def plan_lists(made: Plan, needs: Sequence[Need], options: PrepareOptions) -> Plan:
+def plan_lists(made: Plan, requests: Sequence[ArtifactRequest], options: PrepareOptions) -> Plan:
     """The plan with a row for each list: how many images are to come; how many bytes nobody knows before."""
-    parted = {need.title for need in needs if is_parted(need)}
-    kept = [item for item in made.items if item.title not in parted]
-    lists = [(need, need.artifact.lists) for need in needs if need.artifact.lists is not None]
-    return replace(made, items=(*kept, *(_plan(Path(made.root), need, spec, options) for need, spec in lists)))
+    lists = [(request, request.artifact.lists) for request in requests if request.artifact.lists is not None]
+    items = [_plan(Path(made.root), request, spec, options) for request, spec in lists]
+    return replace(made, items=(*made.items, *items))
 
 
-def _plan(root: Path, need: Need, spec: ImageList, options: PrepareOptions) -> PlanItem:
-    account = list_account(root, need.artifact)
+def _plan(root: Path, request: ArtifactRequest, spec: ImageList, options: PrepareOptions) -> PlanItem:
+    account = list_account(root, request.artifact)
+    named: dict[str, Any] = {"title": list_title(request), "file": spec.storage, "request": request, "listed": True}
     if account is not None and is_whole(root, spec, account, options):
-        return PlanItem(title=list_title(need), file=spec.storage, action="keep", state="verified")
+        return PlanItem(**named, action="keep", state="verified")
     expected = spec.expected if options.max_samples is None else min(options.max_samples, spec.expected or 1 << 62)
     there = account.present if account else 0
     left = None if expected is None else max(0, expected - there)
     told = "images, as many as the list names" if expected is None else f"{left:,} of {expected:,} images"
     return PlanItem(
-        title=list_title(need),
-        file=spec.storage,
+        **named,
         action="fetch",
         state="partial" if there else "missing",
         download=None,
@@ -100,70 +95,72 @@ def check_list(root: Path, artifact: Artifact, deep: bool) -> ListCheck | None:
     return ListCheck(len(paths), sum(path.stat().st_size for path in paths), found)
 
 
-def settle_lists(work: Work, cards: Cards, needs: Sequence[Need], before: dict[str, Outcome]) -> dict[str, Outcome]:
+def execute_lists(
+    context: PrepareContext, items: Sequence[PlanItem], before: Mapping[str, Outcome]
+) -> dict[str, Outcome]:
     """Fetch the images of every list whose own file is there; outcomes by title, failures among them.
 
     Raises KeyboardInterrupt; the next call goes on from what is there.
     """
     outcomes: dict[str, Outcome] = {}
-    for need in needs:
-        spec = need.artifact.lists
-        failed = need.title in before and before[need.title].error is not None
-        if spec is None or failed:
+    for item in items:
+        request = item.request
+        if request is None or request.artifact.lists is None:
+            continue
+        if request.title in before and before[request.title].error is not None:
             continue
         try:
-            outcomes[list_title(need)] = _settle(work, cards, need, spec)
+            outcomes[item.title] = _execute(context, item, request, request.artifact.lists)
         except LavisExtError as error:
-            title = list_title(need)
-            outcomes[title] = Outcome(title=title, file=spec.storage, outcome="failed", error=error)
+            outcomes[item.title] = Outcome(title=item.title, file=item.file, outcome="failed", error=error)
     return outcomes
 
 
-def _settle(work: Work, cards: Cards, need: Need, spec: ImageList) -> Outcome:
-    title, account = list_title(need), list_account(work.root, need.artifact)
-    if account is not None and is_whole(work.root, spec, account, work.options):
-        return _told(title, spec, replace(account, bytes_moved=0, notes=[]), work)
-    if work.policy.offline:
-        raise NetworkError(title, "is not complete, and offline", "run `lavis-ext prepare` with a network first")
-    options = _options(work, cards, need, spec)
-    if work.options.metadata_only:
-        files = fetch_list_files(work.root, need.artifact, options, work.progress)
+def _execute(context: PrepareContext, item: PlanItem, request: ArtifactRequest, spec: ImageList) -> Outcome:
+    account = list_account(context.root, request.artifact)
+    if account is not None and item.action == "keep":
+        return _told(item.title, spec, replace(account, bytes_moved=0, notes=[]), context)
+    if context.policy.offline:
+        raise NetworkError(item.title, "is not complete, and offline", "run `lavis-ext prepare` with a network first")
+    options = _options(context, request, spec)
+    if context.options.metadata_only:
+        files = fetch_list_files(context.root, request.artifact, options, context.progress)
         size = sum(file.stat().st_size for file in files)
-        return Outcome(title=title, file=spec.storage, outcome="downloaded", bytes=size, verified="size")
-    return _told(
-        title, spec, fetch_images(work.root, need.artifact, need.card.success_threshold, options, work.progress), work
-    )
+        return Outcome(title=item.title, file=spec.storage, outcome="downloaded", bytes=size, verified="size")
+    threshold = request.card.success_threshold
+    account = fetch_images(context.root, request.artifact, threshold, options, context.progress)
+    return _told(item.title, spec, account, context)
 
 
-def _options(work: Work, cards: Cards, need: Need, spec: ImageList) -> ListOptions:
+def _options(context: PrepareContext, request: ArtifactRequest, spec: ImageList) -> ListOptions:
     return ListOptions(
-        max_samples=work.options.max_samples,
-        only=_named(work, cards, need) if spec.engine == "fetch" else None,
-        source=work.options.source if is_parted(need) else "",
-        distributor=work.options.distributor,
-        processes=work.options.processes,
-        policy=replace(work.policy, ledger=bookkeeping(work.root, need.artifact) / "ledger.jsonl"),
-        mirrors=work.mirrors,
+        max_samples=context.options.max_samples,
+        only=_named(context, request) if spec.engine == "fetch" else None,
+        source=context.options.source if request.parted else "",
+        distributor=context.options.distributor,
+        processes=context.options.processes,
+        policy=replace(context.policy, ledger=bookkeeping(context.root, request.artifact) / "ledger.jsonl"),
+        mirrors=context.mirrors,
     )
 
 
-def _named(work: Work, cards: Cards, need: Need) -> frozenset[str] | None:
+def _named(context: PrepareContext, request: ArtifactRequest) -> frozenset[str] | None:
     """File names of the images of the first samples of every split that uses the list; None: all, or not known."""
-    if work.options.max_samples is None:
+    if context.options.max_samples is None:
         return None
     names: set[str] = set()
-    for dataset, split in need.users:
+    for dataset, split in request.users:
         try:
-            paths = [work.root / path for path in cards.annotation_paths(dataset, split)]
-            found = image_names(open_rows(paths, work.options.max_samples), dataset)
+            paths = [context.root / path for path in context.cards.annotation_paths(dataset, split)]
+            found = image_names(open_rows(paths, context.options.max_samples), dataset)
         except (ConfigError, IntegrityError) as error:
-            log.warning("%s: its images are not known: %s", need.title, error)
+            log.warning("%s: its images are not known: %s", request.title, error)
             return None
         names.update(PurePosixPath(name).name for name in found)
     return frozenset(names) or None
 
 
-def _told(title: str, spec: ImageList, account: Account, work: Work) -> Outcome:
+def _told(title: str, spec: ImageList, account: Account, context: PrepareContext) -> Outcome:
     error = account.error
     return Outcome(
         title=title,
@@ -171,7 +168,7 @@ def _told(title: str, spec: ImageList, account: Account, work: Work) -> Outcome:
         outcome="failed" if error else "downloaded" if account.bytes_moved else "reused",
         bytes=account.bytes_moved,
         verified="decoded" if spec.engine == "img2dataset" else "length",
-        equivalence="subset" if work.mirrors.is_subset else "byte_exact",
+        equivalence="subset" if context.mirrors.is_subset else "byte_exact",
         notes=(account.line(), *account.notes),
         error=error,
     )

@@ -7,22 +7,24 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 from lavis_ext.errors import DiskError, LavisExtError
-from lavis_ext.prepare.planning import Plan
+from lavis_ext.prepare.plan import Plan
+from lavis_ext.prepare.records import Record
 from lavis_ext.wording import human
 
 
 @dataclass(frozen=True, kw_only=True)
 class Outcome:
-    """What came of one artifact; `bytes` moved over the wire, `verified` is what proved them, "" for nothing."""
+    """What came of one artifact; `bytes` moved over the wire, `verified` is by what; `record` is what holds now."""
 
     title: str
     file: str
     outcome: Literal["downloaded", "reused", "failed"]
     bytes: int = 0
-    verified: str = ""
+    verified: str = "none"
     equivalence: str = "byte_exact"
     notes: tuple[str, ...] = ()
     error: LavisExtError | None = None
+    record: Record | None = field(default=None, repr=False)
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values."""
@@ -37,8 +39,8 @@ class SplitState:
     """One split: samples that its annotations list, pictures that they name, and how many of those are there.
 
     `samples` and `expected` are None where the annotations are not there and the card declares no counts; `declared` is
-    what the card counts, where all of it is meant to be there. `verified`: all of its files carry a stamp; `subset`:
-    some came from a mirror that offers only a part.
+    what the card counts, where all of it is meant to be there. `verified`: all of its files are there, and were
+    compared with something; `subset`: some came from a mirror that offers only a part.
     """
 
     dataset: str
@@ -92,8 +94,9 @@ class ArtifactState(SplitState):
 
     @property
     def state(self) -> str:
-        """verified | partial | missing; with `(subset)` where something is there."""
-        word = "verified" if self.verified else "partial" if self.present else "missing"
+        """verified | present | partial | missing; with `(subset)` where something is there."""
+        whole = self.present and self.present == self.expected
+        word = "verified" if self.verified else "present" if whole else "partial" if self.present else "missing"
         return f"{word} (subset)" if self.subset and self.present else word
 
     def line(self) -> str:
@@ -142,7 +145,7 @@ class Report:
             fits = "fits" if not self.errors else "does not fit"
             download = f"download {human(self.plan.download)}, {fits}"
             return f"planned {len(self.plan.items)} · {download} · nothing was written · exit {self.exit_code}"
-        unverified = sum(one.outcome != "failed" and not one.verified for one in self.outcomes)
+        unverified = sum(one.outcome != "failed" and one.verified == "none" for one in self.outcomes)
         counts = (
             f"downloaded {self.count('downloaded')} · reused {self.count('reused')} · failed {self.count('failed')}"
         )

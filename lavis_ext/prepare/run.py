@@ -1,104 +1,102 @@
-"""`prepare`: plan, fetch, unpack, convert, count, stamp; one artifact that fails does not stop the others."""
+"""`prepare`: select, plan, execute, extract, record, report; one artifact that fails does not stop the others."""
 
 from __future__ import annotations
 
 import logging
 import os
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 
-from lavis_ext.cards import Cards, load_cards
-from lavis_ext.config import cache_root
+from lavis_ext.cards import Cards
 from lavis_ext.errors import DiskError
-from lavis_ext.fetch import MirrorMap, Progress, Silent
+from lavis_ext.fetch.model import Progress, Silent
 from lavis_ext.fetch.owner import Ownership, read_owner
-from lavis_ext.prepare.account import Account, home_of, judge, write_missing
-from lavis_ext.prepare.archives import Notice, Work
-from lavis_ext.prepare.azcopy import azcopy_path
-from lavis_ext.prepare.blobs import artifact_states, open_folders, with_tokens
-from lavis_ext.prepare.contents import keep_contents
-from lavis_ext.prepare.lists import is_parted, plan_lists, settle_lists
-from lavis_ext.prepare.members import BOOKKEEPING
-from lavis_ext.prepare.placing import disk_errors
-from lavis_ext.prepare.planning import Plan, make_plan
-from lavis_ext.prepare.report import Report, SplitState
-from lavis_ext.prepare.selection import PrepareOptions, Selection, select, user_key
-from lavis_ext.prepare.steps import settle
+from lavis_ext.prepare.plan import OnDisk, Plan, PlanItem, PrepareContext, make_context, make_plan
+from lavis_ext.prepare.records import BOOKKEEPING, disk_errors
+from lavis_ext.prepare.report import Outcome, Report, SplitState
+from lavis_ext.prepare.samples import SplitCounter, artifact_states, home_of, shortage_errors, write_missing
+from lavis_ext.prepare.selection import PrepareOptions, Selection, select
 
 log = logging.getLogger(__name__)
 PULSE = 1.0
 
 
 def plan(names: Iterable[str], options: PrepareOptions | None = None, cards: Cards | None = None) -> Plan:
-    """What `prepare` would do, without a byte moved or written.
+    """What `prepare` will do, without a byte moved or written; `execute_plan` does it.
 
     The one thing it may ask for over the network is `manifest.json` of the mirror that the user names. Raises
     UsageError, ConfigError, NetworkError; whether it fits the disk is for `Plan.check_disk` to say.
     """
-    root, options, cards, mirrors = settings(options, cards)
-    selection = open_folders(root, select(cards, names, options.splits, mirrors, root), options, mirrors)
-    return _plan(root, selection, options, mirrors)
+    context = make_context(options, cards)
+    selection = select(context.cards, names, context.options.splits, context.mirrors, context.root)
+    return _plan(context, opened(context, selection))
+
+
+def opened(context: PrepareContext, selection: Selection) -> Selection:
+    """The selection with folders as their files; raises UsageError, UnsafeError."""
+    asked = context.options.include or context.options.exclude
+    if not asked and all(request.artifact.folder is None for request in selection.requests):
+        return selection
+    from lavis_ext.prepare.blobs import open_folders
+
+    return open_folders(context.root, selection, context.options, context.mirrors)
+
+
+def _plan(context: PrepareContext, selection: Selection) -> Plan:
+    made = make_plan(context, selection)
+    if any(request.artifact.lists for request in selection.requests):
+        from lavis_ext.prepare.lists import plan_lists
+
+        made = plan_lists(made, selection.requests, context.options)
+    if any(item.source.startswith("azure:") for item in made.items):
+        from lavis_ext.prepare.blobs import with_tokens
+
+        made = with_tokens(made, context.policy.offline)
+    return made
 
 
 def prepare(
     names: Iterable[str],
     options: PrepareOptions | None = None,
     progress: Progress | None = None,
-    notice: Notice | None = None,
+    notice: Callable[[str], None] | None = None,
     cards: Cards | None = None,
 ) -> Report:
-    """Make families or data sets ready for use; a second call of what is finished moves nothing.
+    """Make families or data sets ready for use: `plan`, then `execute_plan`."""
+    return execute_plan(plan(names, options, cards), progress, notice)
 
-    Failures of single artifacts are in the report, whose `exit_code` is the worst. Raises UsageError and ConfigError
-    for what cannot be meant, DiskError before the first byte where it does not fit, OwnedError where another process
-    works on the same family. KeyboardInterrupt leaves a state that the next call continues, and is raised again.
+
+def execute_plan(made: Plan, progress: Progress | None = None, notice: Callable[[str], None] | None = None) -> Report:
+    """Do what a plan says; a second call of what is finished moves nothing.
+
+    Failures of single artifacts are in the report, whose `exit_code` is the worst. Raises DiskError before the first
+    byte where it does not fit, OwnedError where another process works on the same family. KeyboardInterrupt leaves a
+    state that the next call continues, and is raised again. A plan of a dry run is only judged.
     """
-    root, options, cards, mirrors = settings(options, cards)
-    selection = open_folders(root, select(cards, names, options.splits, mirrors, root), options, mirrors)
-    made = _plan(root, selection, options, mirrors)
-    if options.dry_run:
-        return _dry(made)
+    context, selection = made.context, made.selection
+    if context is None or selection is None:
+        raise ValueError("a plan that was made by hand cannot be executed")
+    context = replace(context, progress=progress or Silent(), notice=notice or log.info)
+    if context.options.dry_run:
+        try:
+            made.check_disk()
+        except DiskError as error:
+            return Report(plan=made, errors=(error,), dry_run=True)
+        return Report(plan=made, dry_run=True)
     made.check_disk()
-    work = Work(root, options, options.policy, mirrors, progress or Silent(), notice or log.info)
-    if all(item.action == "keep" for item in made.items):
-        return _report(work, cards, selection, made)  # also where the root is read-only
-    with owned(work, selection) as pulse:
-        keep_contents(root, selection.contents)
-        work = replace(work, progress=pulse)
-        return _report(work, cards, selection, made)
+    if made.done:
+        return _report(context, selection, made)  # also where the root is read-only
+    with owned(context, selection) as (pulse, waited):
+        if waited:  # another process worked here meanwhile: what was planned is past
+            made = _plan(context, selection)
+        if selection.contents:
+            from lavis_ext.prepare.blobs import keep_contents
 
-
-def _plan(root: Path, selection: Selection, options: PrepareOptions, mirrors: MirrorMap) -> Plan:
-    made = plan_lists(make_plan(root, selection, options, mirrors), selection.needs, options)
-    return with_tokens(made, options.policy.offline)
-
-
-def _dry(made: Plan) -> Report:
-    """The report of a dry run; its exit code says whether the plan fits the disk."""
-    try:
-        made.check_disk()
-    except DiskError as error:
-        return Report(plan=made, errors=(error,), dry_run=True)
-    return Report(plan=made, dry_run=True)
-
-
-def settings(options: PrepareOptions | None, cards: Cards | None) -> tuple[Path, PrepareOptions, Cards, MirrorMap]:
-    """The cache root, options with their policy filled in, cards and the mirror; raises UsageError, ConfigError."""
-    options = options or PrepareOptions()
-    options.check()
-    if options.engine == "azcopy":
-        azcopy_path()
-    root = cache_root(options.cache_root)
-    if root.exists() and not root.is_dir():
-        raise DiskError(str(root), "is a file, not a folder", "name a folder in LAVIS_EXT_CACHE_ROOT or env.cache_root")
-    policy = options.policy if options.jobs is None else replace(options.policy, jobs=options.jobs)
-    policy = policy if options.offline is None else replace(policy, offline=options.offline)
-    # Offline, no mirror is asked: what is stamped counts as it is, and the rest is named as missing.
-    mirrors = MirrorMap() if policy.offline else MirrorMap.from_environment(options.mirror, policy)
-    return root, replace(options, policy=policy), cards or load_cards(), mirrors
+            keep_contents(context.root, selection.contents)
+        return _report(replace(context, progress=pulse), selection, made)
 
 
 class Pulse:
@@ -126,10 +124,14 @@ class Pulse:
 
 
 @contextmanager
-def owned(work: Work, selection: Selection) -> Iterator[Pulse]:
-    """Be the only process that prepares these families; waits for another while it moves, then raises OwnedError."""
-    folders = [work.root / family / BOOKKEEPING for family in selection.families]
+def owned(context: PrepareContext, selection: Selection) -> Iterator[tuple[Pulse, bool]]:
+    """Be the only process that prepares these families; waits for another while it moves, then raises OwnedError.
+
+    Yields the progress by which others see that this process moves, and whether there was another to wait for.
+    """
+    folders = [context.root / family / BOOKKEEPING for family in selection.families]
     pulses = [folder / "prepare.pulse" for folder in folders]
+    waited = False
     with ExitStack() as stack:
         for folder, pulse in zip(folders, pulses, strict=True):
             with disk_errors(folder):
@@ -137,38 +139,47 @@ def owned(work: Work, selection: Selection) -> Iterator[Pulse]:
             path = folder / "prepare.owner"
             holder = read_owner(path)
             if holder is not None and holder.pid != os.getpid():
-                work.notice(f"{folder.parent.name}: process {holder.pid} prepares it, waiting")
-            stack.enter_context(Ownership(path, pulse, work.policy))
+                context.notice(f"{folder.parent.name}: process {holder.pid} prepares it, waiting")
+            waited |= stack.enter_context(Ownership(path, pulse, context.policy)).waited
             stack.callback(pulse.unlink, missing_ok=True)
-        yield Pulse(work.progress, pulses)
+        yield Pulse(context.progress, pulses), waited
 
 
-def _report(work: Work, cards: Cards, selection: Selection, made: Plan) -> Report:
-    """Annotations, then images, then the account."""
-    files = [need for need in selection.needs if not is_parted(need)]
-    annotations = [need for need in files if not need.images]
-    images = [need for need in files if need.images]
-    outcomes = settle(work, cards, annotations)
-    fresh = {need.title for need in annotations if outcomes[need.title].outcome == "downloaded"}
-    changed = {user_key(*user) for need in annotations if need.title in fresh for user in need.users}
-    outcomes |= settle(work, cards, images, changed)
-    lists = settle_lists(work, cards, selection.needs, outcomes)
-    account = Account(work.root, cards, selection.needs, work.options.max_samples)
-    states = account.states(selection.chosen)
+def _report(context: PrepareContext, selection: Selection, made: Plan) -> Report:
+    """Annotations, then images, then lists, then the count of samples."""
+    from lavis_ext.prepare.execute import execute_items  # a dry run needs no reader of archives
+
+    files, listed = ([item for item in made.items if item.listed == which] for which in (False, True))
+    outcomes: dict[str, Outcome] = {}
+    lists: dict[str, Outcome] = {}
+    for images in (False, True):
+        outcomes |= execute_items(context, [i for i in files if i.request is not None and i.request.images == images])
+    if listed:
+        from lavis_ext.prepare.lists import execute_lists
+
+        lists = execute_lists(context, listed, outcomes)
+    disks = {item.file: _afterwards(item, outcomes[item.title]) for item in files}
+    counter = SplitCounter(context.root, context.cards, selection.requests, disks, context.options.max_samples)
+    states = counter.states(selection.chosen)
     chosen = {one.title: one for one in selection.chosen}
     failed = any(outcome.error for outcome in (*outcomes.values(), *lists.values()))
-    errors = [*account.errors, *([] if failed else judge(states, chosen, cards, work.root))]
-    if any(item.action != "keep" for item in made.items) or any(state.missing for state in states):
-        _note_missing(work, selection, states)
-    told = (*(outcomes[need.title] for need in files), *lists.values())
-    states += artifact_states(work.root, selection)
+    errors = [*counter.errors, *([] if failed else shortage_errors(states, chosen, context.cards, context.root))]
+    if not made.done or any(state.missing for state in states):
+        _note_missing(context, selection, states)
+    told = (*(outcomes[item.title] for item in files), *lists.values())
+    states += artifact_states(selection, disks)
     return Report(plan=made, outcomes=told, splits=tuple(states), errors=tuple(errors))
 
 
-def _note_missing(work: Work, selection: Selection, states: list[SplitState]) -> None:
+def _afterwards(item: PlanItem, outcome: Outcome) -> OnDisk:
+    """What is there now: as the record says that was just written, else as the plan found it."""
+    return OnDisk("recorded", outcome.record) if outcome.record is not None else item.disk
+
+
+def _note_missing(context: PrepareContext, selection: Selection, states: list[SplitState]) -> None:
     """Write `missing.tsv`; where that fails (a root that cannot be written to) the report still tells the counts."""
-    homes = {one.title: home_of(one, selection.needs) for one in selection.chosen}
+    homes = {one.title: home_of(one, selection.requests) for one in selection.chosen}
     try:
-        write_missing(work.root, states, homes)
+        write_missing(context.root, states, homes)
     except OSError as error:
         log.warning("missing.tsv is not written: %s", error)

@@ -7,16 +7,16 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
-from lavis_ext.cards import Artifact, Card, Cards, split_names
+from lavis_ext.cards import Artifact, Blob, Card, Cards, split_names
 from lavis_ext.errors import LavisExtError, NetworkError, UsageError, nearest
-from lavis_ext.fetch import MirrorMap, Policy
-from lavis_ext.fetch.mirrors import mirror_path
-from lavis_ext.prepare.contents import Contents
-from lavis_ext.prepare.stamps import family_folder
+from lavis_ext.fetch.mirrors import MirrorMap, mirror_path
+from lavis_ext.fetch.model import Policy
+from lavis_ext.prepare.records import family_folder
 from lavis_ext.schema import DatasetConfig
 
 Preference = Callable[[DatasetConfig, DatasetConfig, str], bool]
 """Whether a split is meant in its other form: (data set in that form, in the first, split)."""
+ContentsOrigin = Literal["mirror", "listing", "card", "disk"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,8 +54,6 @@ class PrepareOptions:
     """Patterns of files that are left out."""
     listing: bool = False
     """Ask hosts what folders hold, and keep the answer as their manifest, also where one is declared."""
-    engine: Literal["http", "azcopy"] = "http"
-    """What copies blobs of Azure."""
 
     def check(self) -> None:
         """Raise UsageError for what cannot be meant."""
@@ -84,7 +82,7 @@ class Chosen:
 
 
 @dataclass
-class Need:
+class ArtifactRequest:
     """An artifact, whether it holds images, and the splits that need it."""
 
     artifact: Artifact
@@ -101,13 +99,26 @@ class Need:
         """What messages call it: `coco/train2014`."""
         return f"{self.artifact.family or self.card.family}/{self.artifact.name or self.artifact.file}"
 
+    @property
+    def parted(self) -> bool:
+        """Whether it is a list of images in several files: those are fetched with the images."""
+        return self.artifact.lists is not None and self.artifact.lists.parts > 1
+
+
+@dataclass(frozen=True)
+class Contents:
+    """The files of a folder by relative name, and who said so."""
+
+    files: dict[str, Blob]
+    origin: ContentsOrigin
+
 
 @dataclass(frozen=True)
 class Selection:
     """The chosen data sets, what they need (each file once, annotations first), and lines about those passed over."""
 
     chosen: tuple[Chosen, ...]
-    needs: tuple[Need, ...]
+    requests: tuple[ArtifactRequest, ...]
     passed_over: tuple[str, ...] = ()
     named: tuple[str, ...] = ()
     """Titles of the artifacts that were named themselves."""
@@ -117,11 +128,11 @@ class Selection:
     @property
     def families(self) -> list[str]:
         """The folders below the cache root that this writes to, sorted."""
-        return sorted({family_folder(need.artifact) for need in self.needs})
+        return sorted({family_folder(request.artifact) for request in self.requests})
 
 
 def user_key(dataset: DatasetConfig, split: str) -> str:
-    """What names a split of a data set in stamps: `coco_vqa[eval]/val`."""
+    """What names a split of a data set in records: `coco_vqa[eval]/val`."""
     return f"{dataset.name}/{split}" if dataset.type == "default" else f"{dataset.name}[{dataset.type}]/{split}"
 
 
@@ -145,18 +156,21 @@ def select(
         chosen, named, passed = _offered(cards, listed, named, mirrors)
     elif root is not None:
         chosen = [_in_form(cards, one, _on_disk(cards, root)) for one in chosen]
-    needs = _needs(cards, chosen)
-    there = {need.artifact.file for need in needs}
-    needs = [*(need for need in named if need.artifact.file not in there), *needs]
-    for need in needs:
-        family_folder(need.artifact)
-    return Selection(tuple(chosen), tuple(needs), tuple(passed), tuple(need.title for need in named))
+    requests = _requests(cards, chosen)
+    there = {request.artifact.file for request in requests}
+    requests = [*(request for request in named if request.artifact.file not in there), *requests]
+    for request in requests:
+        family_folder(request.artifact)
+    return Selection(tuple(chosen), tuple(requests), tuple(passed), tuple(request.title for request in named))
 
 
-def _named(cards: Cards, names: Iterable[str]) -> list[Need]:
+def _named(cards: Cards, names: Iterable[str]) -> list[ArtifactRequest]:
     """The artifacts that are named themselves, or all of a family without data sets; each once."""
     found = [artifact for name in names for artifact in cards.named_artifacts(name)]
-    return [Need(artifact, cards.families[artifact.family], False) for artifact in {a.file: a for a in found}.values()]
+    return [
+        ArtifactRequest(artifact, cards.families[artifact.family], False)
+        for artifact in {a.file: a for a in found}.values()
+    ]
 
 
 def _chosen(cards: Cards, names: list[str], splits: Sequence[str] | None) -> list[Chosen]:
@@ -211,34 +225,38 @@ def _on_disk(cards: Cards, root: Path) -> Preference:
     return prefers
 
 
-def _needs(cards: Cards, chosen: Iterable[Chosen]) -> list[Need]:
-    needs: dict[str, Need] = {}
+def _requests(cards: Cards, chosen: Iterable[Chosen]) -> list[ArtifactRequest]:
+    requests: dict[str, ArtifactRequest] = {}
     for one in chosen:
         for split in one.splits:
             images = {artifact.file for artifact in cards.image_artifacts(one.dataset, split)}
             # An archive that holds the annotations too is fetched whole, before pictures are chosen by them.
             images -= {artifact.file for artifact in cards.annotation_artifacts(one.dataset, split)}
             for artifact in cards.artifacts_of(one.dataset, [split]):
-                need = needs.setdefault(artifact.file, Need(artifact, one.card, artifact.file in images))
-                need.users.append((one.dataset, split))
-    return sorted(needs.values(), key=_images_last)
+                request = requests.setdefault(
+                    artifact.file, ArtifactRequest(artifact, one.card, artifact.file in images)
+                )
+                request.users.append((one.dataset, split))
+    return sorted(requests.values(), key=_images_last)
 
 
-def _images_last(need: Need) -> bool:
-    return need.images
+def _images_last(request: ArtifactRequest) -> bool:
+    return request.images
 
 
 def _offered(
-    cards: Cards, chosen: list[Chosen], named: list[Need], mirrors: MirrorMap
-) -> tuple[list[Chosen], list[Need], list[str]]:
+    cards: Cards, chosen: list[Chosen], named: list[ArtifactRequest], mirrors: MirrorMap
+) -> tuple[list[Chosen], list[ArtifactRequest], list[str]]:
     """What a subset mirror has of what is meant; a data set whose annotations it does not list is passed over.
 
     Images alone do not make a data set: several stand on the same ones. One that is listed in part is kept, and what
     lacks is an error later.
     """
     kept = [one for one in chosen if _listed(cards, one, mirrors)]
-    offered = [need for need in named if _any_listed(need.artifact, mirrors)]
-    passed = [one.title for one in chosen if one not in kept] + [need.title for need in named if need not in offered]
+    offered = [request for request in named if _any_listed(request.artifact, mirrors)]
+    passed = [one.title for one in chosen if one not in kept] + [
+        request.title for request in named if request not in offered
+    ]
     lines = [f"{title}: passed over, the mirror (a subset) lists nothing of it" for title in passed]
     if not kept and not offered:
         raise NetworkError(
@@ -249,16 +267,16 @@ def _offered(
 
 def _listed(cards: Cards, one: Chosen, mirrors: MirrorMap) -> bool:
     """Whether the mirror lists anything that makes this data set: one of its annotations, else of its images."""
-    needs = _needs(cards, [one])
-    own: Callable[[Need], bool] = _is_annotation if any(map(_is_annotation, needs)) else _any_need
-    return any(_any_listed(need.artifact, mirrors) for need in needs if own(need))
+    requests = _requests(cards, [one])
+    own: Callable[[ArtifactRequest], bool] = _is_annotation if any(map(_is_annotation, requests)) else _any_request
+    return any(_any_listed(request.artifact, mirrors) for request in requests if own(request))
 
 
-def _is_annotation(need: Need) -> bool:
-    return not need.images
+def _is_annotation(request: ArtifactRequest) -> bool:
+    return not request.images
 
 
-def _any_need(_: Need) -> bool:
+def _any_request(_: ArtifactRequest) -> bool:
     return True
 
 

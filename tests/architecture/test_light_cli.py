@@ -34,11 +34,12 @@ def test_help_comes_at_once() -> None:
     assert time.monotonic() - started < 5  # a bound against gross mistakes; benchmarks/ has the figure
 
 
-@pytest.mark.parametrize("words", [["--help"], ["list", "--help"], ["completion", "--help"]], ids=" ".join)
-def test_help_imports_no_other_verb_and_no_configuration(words: list[str]) -> None:
+@pytest.mark.parametrize(("verb", "group"), [("", ""), ("list", "data"), ("completion", "tools")])
+def test_help_imports_no_other_verb_and_no_configuration(verb: str, group: str) -> None:
+    words = [*([verb] if verb else []), "--help"]
     code = f"import sys; from lavis_ext.cli import main; main({words!r}); print(*sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
     loaded = set(done.stdout.splitlines()[-1].split())
     assert not loaded & {"omegaconf", "yaml", "urllib3", "jinja2", "numpy"}
     groups = {name for name in loaded if name.startswith("lavis_ext.cli.")}
-    assert groups - {"lavis_ext.cli.flags", "lavis_ext.cli.verb", "lavis_ext.cli.tools"} == set()
+    assert groups <= {"lavis_ext.cli.flags", "lavis_ext.cli.verb", f"lavis_ext.cli.{group}"}

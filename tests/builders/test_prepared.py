@@ -132,11 +132,11 @@ def test_drive_copy_serves_where_a_mirror_has_only_that(tmp_path: Path, root: Pa
 
 
 def test_what_is_on_request_must_be_named(tmp_path: Path, root: Path) -> None:
-    names = {need.artifact.name for need in select(CARDS, ["gqa"], None).needs}
+    names = {request.artifact.name for request in select(CARDS, ["gqa"], None).requests}
     assert names == {"images", "train_balanced", "val_balanced", "testdev_balanced", "test_balanced"}
-    asked = {need.artifact.name for need in select(CARDS, ["gqa[all]"], ["train"]).needs}
+    asked = {request.artifact.name for request in select(CARDS, ["gqa[all]"], ["train"]).requests}
     assert asked == {"images", "train_all_0", "val_all"}
-    assert "images_tar" not in {need.artifact.name for need in select(CARDS, ["sbu_caption"], None).needs}
+    assert "images_tar" not in {request.artifact.name for request in select(CARDS, ["sbu_caption"], None).requests}
 
 
 def test_gqa_from_a_mirror(tmp_path: Path, root: Path) -> None:
@@ -172,7 +172,7 @@ def test_status_knows_the_form_that_is_there(tmp_path: Path, root: Path) -> None
 
 
 def test_family_of_the_images_has_their_questions_too(tmp_path: Path, root: Path) -> None:
-    titles = [need.title for need in select(CARDS, ["coco"], ["test"]).needs]
+    titles = [request.title for request in select(CARDS, ["coco"], ["test"]).requests]
     assert titles == ["coco/karpathy_test", "vqav2/questions_test", "coco/val2014", "coco/test2015"]
     assert CARDS.card_of("coco_vqa").family == "vqav2"
     assert [one.dataset.name for one in select(CARDS, ["vqav2"], ["test"]).chosen] == ["coco_vqa"]

@@ -4,13 +4,13 @@ import argparse
 import json
 import subprocess
 import sys
-from argparse import Namespace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from lavis_ext.cli import VERBS, main
+from lavis_ext.cli.flags import Options
 from lavis_ext.cli.verb import Answer, build_parser
 from lavis_ext.errors import IntegrityError
 
@@ -106,7 +106,7 @@ def install(monkeypatch: pytest.MonkeyPatch, call: object) -> None:
 
 
 def raising(error: BaseException) -> object:
-    def call(_: Namespace) -> Answer:
+    def call(_: Options) -> Answer:
         raise error
 
     return call

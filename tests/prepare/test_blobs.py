@@ -19,7 +19,7 @@ from lavis_ext.cards import Artifact, Blob, Card, Cards, Folder, load_cards
 from lavis_ext.errors import AccessError, NetworkError, UnsafeError, UsageError
 from lavis_ext.fetch.sas import TOKENS
 from lavis_ext.prepare import PrepareOptions, Report, plan, prepare, status, verify
-from lavis_ext.prepare.contents import contents_path, read_contents
+from lavis_ext.prepare.blobs import contents_path, read_contents
 from tests.support.azure import ACCOUNT, CANARY, Azure, token, traces
 from tests.support.fetching import FAST
 from tests.support.server import Fault, Server, payload, wait_until
@@ -95,7 +95,7 @@ def test_artifacts_by_name(box: Box) -> None:
     assert sorted(tree(box.root / "toy")) == ["c.tsv", "data/vqa/2k/train.json", "data/vqa/cache/labels.pkl"]
     assert [state.line() for state in report.splits] == [
         "toy/vqa: 1 of 1 files, 4.1 kB, verified",
-        "toy/corpus: 1 of 1 files, 4 B, verified",
+        "toy/corpus: 1 of 1 files, 4 B, present",
     ]
     assert box.get("toy/vqa", "toy/corpus").bytes_moved == 0
     report = verify(["toy/vqa"], options=box.options(), cards=cards())

@@ -48,7 +48,7 @@ def test_nocaps_comes_file_by_file(server: Server, tmp_path: Path) -> None:
     assert report.exit_code == 0 and (tmp_path / "nocaps/images/val/0003.jpg").read_bytes() == picture(3)
     [state] = report.splits
     assert (state.samples, state.expected, state.present) == (12, 12, 12), "two captions of a picture are one sample"
-    assert state.line() == "nocaps/val: 12 samples (the card counts 4500), 12 of 12 images, verified"
+    assert state.line() == "nocaps/val: 12 samples (the card counts 4500), 12 of 12 images, present"
     asked = len(server.log)
     again = prepare(["nocaps"], wanted)
     assert again.exit_code == 0 and again.count("reused") == 2

@@ -1,4 +1,4 @@
-"""From a card to stamped files, and each fault on the way: right bytes or a told error, then a run that mends it."""
+"""From a card to recorded files, and each fault on the way: right bytes or a told error, then a run that mends it."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ import pytest
 from lavis_ext.errors import DiskError, NetworkError, OwnedError
 from lavis_ext.fetch.owner import Ownership
 from lavis_ext.prepare import PrepareOptions, Report, plan, prepare
-from lavis_ext.prepare.stamps import read_stamp
+from lavis_ext.prepare.records import read_record
 from lavis_ext.schema import AnnotationConfig
 from tests.support.fetching import FAST
 from tests.support.server import Fault, Server
@@ -208,7 +208,7 @@ def complete_but_bad(toy: Family) -> bool:
 
 def test_f01_too_little_space_is_told_before_the_first_byte(toy: Family, monkeypatch: pytest.MonkeyPatch) -> None:
     usage = shutil.disk_usage(toy.root.parent)
-    monkeypatch.setattr("lavis_ext.prepare.planning.shutil.disk_usage", lambda _: usage._replace(free=50_000))
+    monkeypatch.setattr("shutil.disk_usage", lambda _: usage._replace(free=50_000))
     with pytest.raises(DiskError) as caught:
         toy.prepare()
     told = str(caught.value)
@@ -276,8 +276,8 @@ def test_r14_a_copied_root_is_believed_after_one_listing(toy: Family, tmp_path: 
     moved = replace(toy, root=tmp_path / "copy")
     toy.server.log.clear()
     assert moved.prepare().bytes_moved == 0 and complete(moved)
-    stamp = read_stamp(moved.root, moved.artifact("train.zip", "zip"))
-    assert stamp is not None and stamp.folders["train"] == (moved.images / "train").stat().st_mtime_ns
+    record = read_record(moved.root, moved.artifact("train.zip", "zip"))
+    assert record is not None and record.folders["train"] == (moved.images / "train").stat().st_mtime_ns
 
 
 def snapshot(root: Path) -> dict[str, int]:
@@ -379,7 +379,7 @@ def subset(toy: Family) -> Family:
     return small
 
 
-def test_a_subset_is_stamped_told_and_replaced_by_the_real_thing(toy: Family) -> None:
+def test_a_subset_is_recorded_told_and_replaced_by_the_real_thing(toy: Family) -> None:
     cards = toy.cards()
     with Server() as other:
         small = subset(replace(toy, server=other))

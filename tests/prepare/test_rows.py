@@ -10,7 +10,7 @@ import pytest
 
 from lavis_ext.cards import Artifact
 from lavis_ext.errors import IntegrityError
-from lavis_ext.prepare.rows import Names, image_names, open_rows, relative_name
+from lavis_ext.prepare.samples import Names, image_names, open_rows, relative_name
 from lavis_ext.schema import DatasetConfig
 
 

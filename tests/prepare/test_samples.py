@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from lavis_ext.cards import Mirror
 from lavis_ext.errors import UsageError
 from lavis_ext.fetch import Source, Transfer
-from lavis_ext.prepare.subset import GAP, make_runs, range_sources
-from lavis_ext.prepare.zips import list_zip
+from lavis_ext.prepare.archive_formats import list_zip
+from lavis_ext.prepare.extract import GAP, make_runs, range_sources
 from tests.support.server import Fault, Server
 from tests.support.toyfamily import Family, pictures, rows_of, tree, zip_bytes
 

@@ -9,8 +9,8 @@ import pytest
 
 from lavis_ext.cards import Artifact, Cards, load_cards
 from lavis_ext.errors import ConfigError, UsageError
+from lavis_ext.prepare.records import family_folder
 from lavis_ext.prepare.selection import select
-from lavis_ext.prepare.stamps import family_folder
 from tests.support.server import Server
 from tests.support.toyfamily import Family
 
@@ -23,17 +23,17 @@ def cards(server: Server, tmp_path: Path) -> Cards:
 
 def test_each_file_once_annotations_first(cards: Cards) -> None:
     found = select(cards, ["toy", "toy_caption"], None)
-    assert [need.title for need in found.needs] == ["toy/train_rows", "toy/val_rows", "toy/train", "toy/val"]
-    assert [need.images for need in found.needs] == [False, False, True, True]
+    assert [request.title for request in found.requests] == ["toy/train_rows", "toy/val_rows", "toy/train", "toy/val"]
+    assert [request.images for request in found.requests] == [False, False, True, True]
     assert found.families == ["toy"] and len(found.chosen) == 1
 
 
 def test_the_shipped_coco_card_by_splits() -> None:
     cards = load_cards()
     val = select(cards, ["coco_caption"], ["val"])
-    assert [need.artifact.name for need in val.needs] == ["karpathy_val", "val2014"]
+    assert [request.artifact.name for request in val.requests] == ["karpathy_val", "val2014"]
     train = select(cards, ["coco_caption"], ["train"])
-    assert [need.artifact.name for need in train.needs] == ["karpathy_train", "train2014", "val2014"]
+    assert [request.artifact.name for request in train.requests] == ["karpathy_train", "train2014", "val2014"]
     assert "coco_retrieval" in {one.dataset.name for one in select(cards, ["coco"], None).chosen}
 
 

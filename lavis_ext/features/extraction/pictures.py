@@ -9,8 +9,8 @@ from pathlib import Path, PurePosixPath
 from lavis_ext.cards import Artifact, load_cards
 from lavis_ext.errors import Problem, UsageError
 from lavis_ext.features.ids import hash_of
-from lavis_ext.prepare.inventory import Inventory
-from lavis_ext.prepare.stamps import read_stamp
+from lavis_ext.prepare.plan import inspect
+from lavis_ext.prepare.records import MemberTable
 from lavis_ext.readers.archive import ZipArchive
 from lavis_ext.readers.faults import SampleError
 from lavis_ext.readers.images import SUFFIXES, ImageStore
@@ -116,10 +116,10 @@ def _of_artifact(artifact: Artifact, root: Path) -> tuple[ImageStore, Iterable[s
     if archive.suffix == ".zip" and archive.is_file():
         store = ImageStore(archive, [archive])
         return store, store.names()
-    stamp = read_stamp(root, artifact)
-    inventory = Inventory.read(root, artifact) if stamp is not None and stamp.state == "complete" else None
-    if inventory is not None:
-        return ImageStore(root / artifact.storage, ()), [member.name for member in inventory.members]
+    record = inspect(root, artifact).record
+    table = MemberTable.read(root, artifact) if record is not None and record.state == "complete" else None
+    if table is not None:
+        return ImageStore(root / artifact.storage, ()), [member.name for member in table.members]
     folder = archive.with_suffix("") if artifact.unpack else archive
     if not folder.is_dir():
         return None

@@ -12,8 +12,8 @@ from lavis_ext.features.volta.karpathy import build_karpathy
 from lavis_ext.features.volta.names import FAMILY, FOLDERS
 from lavis_ext.fetch.model import Progress
 from lavis_ext.prepare import PrepareOptions, prepare
+from lavis_ext.prepare.records import read_record
 from lavis_ext.prepare.report import Report, worst
-from lavis_ext.prepare.stamps import read_stamp
 
 CAPTIONS = f"{FAMILY}/caption_datasets"
 INSTEAD = "coco/karpathy_*"
@@ -41,7 +41,7 @@ def download(options: PrepareOptions, root: Path, progress: Progress) -> Told:
 def _captions(root: Path, options: PrepareOptions, cards: Cards, progress: Progress) -> tuple[list[Report], list[str]]:
     """`dataset_coco.json`: kept, fetched, else made; the reports that count, and what there is to say."""
     path = root / FAMILY / "dataset_coco.json"
-    if path.is_file() and read_stamp(root, cards.named_artifacts(CAPTIONS)[0]) is None:
+    if path.is_file() and read_record(root, cards.named_artifacts(CAPTIONS)[0]) is None:
         return [], [f"{path} is kept"]
     fetched, why = _fetched(options, cards, progress)
     if fetched and not fetched.failures:

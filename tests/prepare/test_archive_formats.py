@@ -7,7 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lavis_ext.errors import UnsafeError
-from lavis_ext.prepare.members import Limits, Member, check_members, clean_name, name_fault
+from lavis_ext.prepare.archive_formats import Limits, check_members, clean_name, name_fault
+from lavis_ext.prepare.records import Member
 
 
 def member(name: str, size: int = 10, offset: int = 0, packed: int | None = None) -> Member:

@@ -11,7 +11,7 @@ import pytest
 
 from lavis_ext.errors import DiskError, UsageError
 from lavis_ext.prepare import plan
-from lavis_ext.prepare.planning import GIB, Plan, PlanItem, prefer_ranges
+from lavis_ext.prepare.plan import GIB, Plan, PlanItem, prefer_ranges
 from tests.support.server import Fault, Server
 from tests.support.toyfamily import Family, pictures
 
@@ -113,7 +113,7 @@ def test_the_plan_is_json_and_a_table(toy: Family) -> None:
 
 def test_a_dry_run_that_does_not_fit_says_so(toy: Family, monkeypatch: pytest.MonkeyPatch) -> None:
     usage = shutil.disk_usage(toy.root.parent)
-    monkeypatch.setattr("lavis_ext.prepare.planning.shutil.disk_usage", lambda _: usage._replace(free=10))
+    monkeypatch.setattr("shutil.disk_usage", lambda _: usage._replace(free=10))
     report = toy.prepare(dry_run=True)
     assert report.exit_code == 6 and "does not fit" in report.line()
 

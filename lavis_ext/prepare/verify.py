@@ -3,29 +3,25 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from lavis_ext.cards import Cards
 from lavis_ext.errors import IntegrityError, LavisExtError, PartialError
-from lavis_ext.fetch import Figures, Progress, Silent
 from lavis_ext.fetch.digest import hash_file, mismatch
-from lavis_ext.prepare.account import Account
-from lavis_ext.prepare.archives import Notice, Work
-from lavis_ext.prepare.blobs import artifact_states, open_folders
-from lavis_ext.prepare.inventory import Inventory, Journal
-from lavis_ext.prepare.lists import ListCheck, check_list, is_parted, list_title, settle_lists
-from lavis_ext.prepare.members import Member
-from lavis_ext.prepare.placing import disk_errors, member_fault, set_aside, thread_count
+from lavis_ext.fetch.model import Figures, Progress, Silent
+from lavis_ext.prepare.plan import inspect, make_context, make_plan, open_table
+from lavis_ext.prepare.records import Member, MemberTable, Record, disk_errors, drop_record, read_record
 from lavis_ext.prepare.report import Outcome, SplitState, worst
-from lavis_ext.prepare.run import owned, settings
-from lavis_ext.prepare.selection import Need, PrepareOptions, select
-from lavis_ext.prepare.stamps import Stamp, drop_stamp, read_stamp, record_path
-from lavis_ext.prepare.steps import repair as mend
+from lavis_ext.prepare.run import opened, owned
+from lavis_ext.prepare.samples import SplitCounter, artifact_states
+from lavis_ext.prepare.selection import ArtifactRequest, PrepareOptions, select
 from lavis_ext.wording import human
+
+if TYPE_CHECKING:
+    from lavis_ext.prepare.lists import ListCheck
 
 log = logging.getLogger(__name__)
 PICTURES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp"})
@@ -92,17 +88,19 @@ class VerifyReport:
 
 
 def status(
-    names: Iterable[str] = (), options: PrepareOptions | None = None, cards: Cards | None = None
+    names: Iterable[str] = (), options: PrepareOptions | None = None, cards: Cards | None = None, lost: bool = True
 ) -> list[SplitState]:
     """The state of every split of some families or data sets (default: all); quick, nothing is hashed or fetched.
 
-    Raises UsageError for an unknown name.
+    Quicker still where the names of missing pictures (`lost`) are not asked for. Raises UsageError for an unknown name.
     """
-    root, options, cards, mirrors = settings(replace(options or PrepareOptions(), offline=True), cards)
-    wanted = list(names) or list(cards.families)
-    selection = open_folders(root, select(cards, wanted, options.splits, root=root), options, mirrors)
-    states = Account(root, cards, selection.needs, options.max_samples).states(selection.chosen)
-    return [*states, *artifact_states(root, selection)]
+    context = make_context(replace(options or PrepareOptions(), offline=True), cards)
+    root, options = context.root, context.options
+    wanted = list(names) or list(context.cards.families)
+    selection = opened(context, select(context.cards, wanted, options.splits, root=root))
+    disks = {request.artifact.file: inspect(root, request.artifact) for request in selection.requests}
+    counter = SplitCounter(root, context.cards, selection.requests, disks, options.max_samples, lost)
+    return [*counter.states(selection.chosen), *artifact_states(selection, disks)]
 
 
 def verify(
@@ -111,7 +109,7 @@ def verify(
     repair: bool = False,
     options: PrepareOptions | None = None,
     progress: Progress | None = None,
-    notice: Notice | None = None,
+    notice: Callable[[str], None] | None = None,
     cards: Cards | None = None,
 ) -> VerifyReport:
     """Prove what is prepared: files by their hashes, members by size and CRC-32; `deep` decodes every picture too.
@@ -119,34 +117,40 @@ def verify(
     Archives that were taken whole and those of which single members were taken are proven in the same way. `repair`
     sets aside what fails and fetches it again, alone where the archive gives single files. Raises UsageError.
     """
+    from lavis_ext.prepare.execute import repair_items  # status, which lies here too, needs no reader of archives
+    from lavis_ext.prepare.lists import check_list, execute_lists, list_title, plan_lists
+
     chosen, names = options or PrepareOptions(), list(names)
-    root, offline, cards, none = settings(replace(chosen, offline=True), cards)
-    selection = open_folders(root, select(cards, names, offline.splits, root=root), offline, none)
+    offline = make_context(replace(chosen, offline=True), cards)
+    root = offline.root
+    selection = opened(offline, select(offline.cards, names, offline.options.splits, root=root))
     report = VerifyReport()
-    checks = [_Check(root, need, deep, progress or Silent()) for need in selection.needs if not is_parted(need)]
+    checks = [_Check(root, one, deep, progress or Silent()) for one in selection.requests if not one.parted]
     found: dict[str, list[Finding]] = {}
     for check in checks:
         report = _add(report, check, found)
-    lists = [need for need in selection.needs if need.artifact.lists is not None]
-    for need in lists:
-        report = _add_list(report, check_list(root, need.artifact, deep), list_title(need), found)
-    damaged = [check for check in checks if found.get(check.need.title)]
-    damaged_lists = [need for need in lists if found.get(list_title(need))]
+    lists = [request for request in selection.requests if request.artifact.lists is not None]
+    for request in lists:
+        report = _add_list(report, check_list(root, request.artifact, deep), list_title(request), found)
+    damaged = [check for check in checks if found.get(check.request.title)]
+    damaged_lists = [request for request in lists if found.get(list_title(request))]
     if not repair or not (damaged or damaged_lists):
         return report
-    root, options, cards, mirrors = settings(chosen, cards)
-    work = Work(root, options, options.policy, mirrors, progress or Silent(), notice or log.info)
-    with owned(work, selection) as pulse:
-        lost = [(check.need, check.take_back(found[check.need.title])) for check in damaged]
-        for need in damaged_lists:
-            _set_aside([Path(one.path) for one in found[list_title(need)]])
-        work = replace(work, progress=pulse)
-        outcomes = mend(work, cards, lost) if lost else ()
-        listed = settle_lists(work, cards, damaged_lists, {})
+    context = replace(make_context(chosen, cards), progress=progress or Silent(), notice=notice or log.info)
+    with owned(context, selection) as (pulse, _):
+        lost = [(check.request, check.take_back(found[check.request.title])) for check in damaged]
+        for request in damaged_lists:
+            _set_aside([Path(one.path) for one in found[list_title(request)]])
+        context = replace(context, progress=pulse)
+        outcomes = repair_items(context, lost) if lost else []
+        anew = plan_lists(make_plan(context, replace(selection, requests=())), damaged_lists, context.options)
+        listed = execute_lists(context, anew.items, {})
     return replace(report, repaired=(*outcomes, *listed.values()))
 
 
 def _set_aside(paths: Iterable[Path]) -> None:
+    from lavis_ext.prepare.extract import set_aside
+
     for path in paths:
         with disk_errors(path):
             set_aside(path)
@@ -171,18 +175,17 @@ def _add_list(
 
 def _add(report: VerifyReport, check: _Check, found: dict[str, list[Finding]]) -> VerifyReport:
     """The report with one more artifact, whose findings are noted in `found` by its title."""
-    title = check.need.title
-    stamp = read_stamp(check.root, check.need.artifact)
-    if stamp is None:
+    title, record = check.request.title, read_record(check.root, check.request.artifact)
+    if record is None:
         return replace(report, unknown=(*report.unknown, title))
-    findings = found.setdefault(title, check.findings(stamp))
+    findings = found.setdefault(title, check.findings(record))
     errors = [IntegrityError(one.path, one.fault, "run `lavis-ext verify --repair`") for one in findings]
     return replace(
         report,
-        files=report.files + stamp.files,
-        bytes=report.bytes + stamp.bytes,
+        files=report.files + record.files,
+        bytes=report.bytes + record.bytes,
         findings=(*report.findings, *findings),
-        subset=(*report.subset, *([title] if stamp.subset else [])),
+        subset=(*report.subset, *([title] if record.subset else [])),
         errors=(*report.errors, *errors),
     )
 
@@ -192,46 +195,51 @@ class _Check:
     """One artifact under proof."""
 
     root: Path
-    need: Need
+    request: ArtifactRequest
     deep: bool
     progress: Progress
+    old: bool = False
+    """Whether what is there is of another version than the card declares: it is no damage, and stays where it is."""
 
-    def findings(self, stamp: Stamp) -> list[Finding]:
-        """Every file that is not as it was declared or stamped."""
-        if self.need.artifact.unpack is None or stamp.state == "packed":
-            fault = self._file_fault(stamp)
-            return [] if fault is None else [self._finding(self.root / self.need.artifact.file, fault)]
-        inventory = Inventory.read(self.root, self.need.artifact)
-        if inventory is None:
-            return [self._finding(self.root / self.need.artifact.storage, "the list of its members is gone")]
-        return list(self._member_findings(inventory, self._expected(stamp, inventory)))
-
-    def _expected(self, stamp: Stamp, inventory: Inventory) -> list[int]:
-        if stamp.state == "complete":
-            return list(range(len(inventory.members)))
-        with disk_errors(self.root), Journal(self.root, self.need.artifact, inventory) as journal:
-            return sorted(journal.done)
+    def findings(self, record: Record) -> list[Finding]:
+        """Every file that is not as it was declared or recorded."""
+        artifact = self.request.artifact
+        self.old = not record.is_of(artifact)
+        if self.old:
+            return [self._finding(self.root / artifact.file, "is of another version than the card declares")]
+        if artifact.unpack is None or record.state == "packed":
+            fault = self._file_fault(record)
+            return [] if fault is None else [self._finding(self.root / artifact.file, fault)]
+        table = open_table(self.root, artifact, record)
+        if table is None:
+            return [self._finding(self.root / artifact.storage, "the table of its members is gone")]
+        return list(self._member_findings(table, sorted(table.held)))
 
     def _finding(self, path: Path, fault: str) -> Finding:
-        return Finding(title=self.need.title, path=str(path), fault=fault)
+        return Finding(title=self.request.title, path=str(path), fault=fault)
 
-    def _file_fault(self, stamp: Stamp) -> str | None:
-        path, artifact = self.root / self.need.artifact.file, self.need.artifact
-        own = Figures(stamp.bytes, stamp.sha256)
-        declared = own if stamp.subset else Figures(artifact.size, artifact.sha256 or stamp.sha256, artifact.md5)
+    def _file_fault(self, record: Record) -> str | None:
+        path, artifact = self.root / self.request.artifact.file, self.request.artifact
+        own = Figures(record.bytes, record.sha256)
+        declared = Figures(artifact.size, artifact.sha256 or record.sha256, artifact.md5)
+        declared = own if record.equivalence != "byte_exact" else declared
         try:
             sha256, md5 = hash_file(path, declared)
             return mismatch(declared, path.stat().st_size, sha256, md5)
         except OSError as error:
             return "missing" if isinstance(error, FileNotFoundError) else f"cannot be read: {error.strerror}"
 
-    def _member_findings(self, inventory: Inventory, numbers: Sequence[int]) -> Iterator[Finding]:
-        label = f"{self.need.title} checked"
-        target = self.root / self.need.artifact.storage
-        self.progress.begin(label, sum(inventory.members[n].size for n in numbers))
+    def _member_findings(self, table: MemberTable, numbers: Sequence[int]) -> Iterator[Finding]:
+        from concurrent.futures import ThreadPoolExecutor
+
+        from lavis_ext.prepare.extract import thread_count
+
+        label = f"{self.request.title} checked"
+        target = self.root / self.request.artifact.storage
+        self.progress.begin(label, sum(table.members[n].size for n in numbers))
 
         def fault(number: int) -> tuple[Path, str | None]:
-            member = inventory.members[number]
+            member = table.members[number]
             found = check_member(target / member.name, member, self.deep)
             self.progress.advance(label, member.size)
             return target / member.name, found
@@ -246,25 +254,23 @@ class _Check:
 
         Returns the members that should be there where only some were taken, else nothing.
         """
-        stamp = read_stamp(self.root, self.need.artifact)
-        inventory = Inventory.read(self.root, self.need.artifact)
-        some = stamp is not None and stamp.state == "partial" and inventory is not None
-        numbers = self._expected(stamp, inventory) if some and stamp and inventory else []
-        with disk_errors(self.root):
-            for path in (Path(finding.path) for finding in findings):
-                if path.is_file():
-                    set_aside(path)
-            # What is set aside changes the time of its folder, so the stamp is doubted; a lost list changes nothing.
-            if (
-                self.need.artifact.unpack is None
-                or not record_path(self.root, self.need.artifact, "members", ".tsv").exists()
-            ):
-                drop_stamp(self.root, self.need.artifact)
-        return numbers
+        artifact = self.request.artifact
+        record = read_record(self.root, artifact)
+        if record is None or self.old:
+            return []
+        table = None if artifact.unpack is None else open_table(self.root, artifact, record)
+        _set_aside(path for path in (Path(finding.path) for finding in findings) if path.is_file())
+        # What is set aside changes the time of its folder, so the record is doubted; a lost table changes nothing.
+        if table is None:
+            with disk_errors(self.root):
+                drop_record(self.root, artifact)
+        return sorted(table.held) if table is not None and record.state == "partial" else []
 
 
 def check_member(path: Path, member: Member, deep: bool) -> str | None:
     """What is wrong with a file that should be this member, or None; `deep` decodes it if it is a picture."""
+    from lavis_ext.prepare.extract import member_fault
+
     try:
         found = member_fault(path, member)
         if found is None and deep and path.suffix.lower() in PICTURES:

@@ -85,8 +85,8 @@ def test_members_that_were_taken_singly_are_checked_and_repaired(server: Server,
     assert (toy.images / "train/000002.jpg").read_bytes() == toy.train["train/000002.jpg"]
 
 
-def test_a_lost_list_of_members_is_made_anew(toy: Family) -> None:
-    (toy.root / "toy/.lavis_ext/members/images/train.zip.tsv").unlink()
+def test_a_lost_table_of_members_is_made_anew(toy: Family) -> None:
+    (toy.root / "toy/.lavis_ext/records/images/train.zip.members").unlink()
     assert check(toy).exit_code == 5
     sent = toy.server.sent()
     assert check(toy, repair=True).exit_code == 0 and check(toy).exit_code == 0

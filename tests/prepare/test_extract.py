@@ -19,9 +19,8 @@ import pytest
 from lavis_ext.cards import Artifact
 from lavis_ext.errors import DiskError, IntegrityError
 from lavis_ext.fetch import Silent
-from lavis_ext.prepare.inventory import Inventory, Journal
-from lavis_ext.prepare.placing import Placement
-from lavis_ext.prepare.unpack import take_inventory, unpack
+from lavis_ext.prepare.extract import Placement, list_archive, unpack
+from lavis_ext.prepare.records import Journal, MemberTable
 from tests.support.server import payload
 from tests.support.toyfamily import pictures, tar_bytes, tree, zip_bytes
 
@@ -40,7 +39,7 @@ def archive_of(root: Path, kind: str = "zip", files: dict[str, bytes] = FILES) -
 
 def run(root: Path, kind: str = "zip", files: dict[str, bytes] = FILES) -> list[Path]:
     path, artifact = archive_of(root, kind, files)
-    return unpack(path, artifact, root, take_inventory(path, artifact), Silent(), threads=2)
+    return unpack(path, artifact, root, list_archive(path, artifact), Silent(), threads=2)
 
 
 def unpacked(root: Path) -> dict[str, bytes]:
@@ -113,7 +112,7 @@ def test_modes_in_the_archive_do_not_matter(tmp_path: Path) -> None:
     path = tmp_path / artifact.file
     path.parent.mkdir(parents=True)
     path.write_bytes(zip_bytes({"a": b"x"}, external_attr=0o100777 << 16))
-    unpack(path, artifact, tmp_path, take_inventory(path, artifact), Silent())
+    unpack(path, artifact, tmp_path, list_archive(path, artifact), Silent())
     assert (path.parent / "a").stat().st_mode & 0o111 == 0
 
 
@@ -131,7 +130,7 @@ def test_f03_a_full_disk_is_told_and_continued(tmp_path: Path, monkeypatch: pyte
 
     monkeypatch.setattr(Path, "replace", full)
     with pytest.raises(DiskError) as caught:
-        unpack(path, artifact, tmp_path, take_inventory(path, artifact), Silent(), threads=2)
+        unpack(path, artifact, tmp_path, list_archive(path, artifact), Silent(), threads=2)
     assert caught.value.exit_code == 6
     monkeypatch.setattr(Path, "replace", real)
     assert path.is_file() and len(unpacked(tmp_path)) >= 20
@@ -142,13 +141,13 @@ def test_f03_a_full_disk_is_told_and_continued(tmp_path: Path, monkeypatch: pyte
 
 def test_a_damaged_member_is_not_put_in_place(tmp_path: Path) -> None:
     path, artifact = archive_of(tmp_path)
-    inventory = take_inventory(path, artifact)
+    table = list_archive(path, artifact)
     data = bytearray(path.read_bytes())
-    data[inventory.members[5].offset + 200] ^= 1
+    data[table.members[5].offset + 200] ^= 1
     path.write_bytes(data)
     with pytest.raises(IntegrityError):
-        unpack(path, artifact, tmp_path, inventory, Silent())
-    assert inventory.members[5].name not in unpacked(tmp_path)
+        unpack(path, artifact, tmp_path, table, Silent())
+    assert table.members[5].name not in unpacked(tmp_path)
 
 
 def test_after_a_restart_of_the_machine_noted_files_are_checked(tmp_path: Path) -> None:
@@ -163,42 +162,42 @@ def test_after_a_restart_of_the_machine_noted_files_are_checked(tmp_path: Path) 
 
 def test_a_torn_journal_claims_nothing(tmp_path: Path) -> None:
     path, artifact = archive_of(tmp_path)
-    inventory = take_inventory(path, artifact)
-    with Journal(tmp_path, artifact, inventory) as journal:
+    table = list_archive(path, artifact)
+    with Journal(tmp_path, artifact, table) as journal:
         journal.add([1, 12])
         log = journal.path
     log.write_bytes(log.read_bytes()[:-2])
-    with Journal(tmp_path, artifact, inventory) as journal:
+    with Journal(tmp_path, artifact, table) as journal:
         assert journal.done == {1}
         journal.add([3])
-    with Journal(tmp_path, artifact, inventory) as journal:
+    with Journal(tmp_path, artifact, table) as journal:
         assert journal.done == {1, 3}
     log.write_bytes(b"\xff\xfe not a journal")
-    with Journal(tmp_path, artifact, inventory) as journal:
+    with Journal(tmp_path, artifact, table) as journal:
         assert journal.done == set()
 
 
-def test_an_inventory_is_what_it_was(tmp_path: Path) -> None:
+def test_an_table_is_what_it_was(tmp_path: Path) -> None:
     path, artifact = archive_of(tmp_path)
-    inventory = take_inventory(path, artifact)
-    inventory.write(tmp_path, artifact)
-    again = Inventory.read(tmp_path, artifact)
-    assert again is not None and again.members == inventory.members and again.digest == inventory.digest
-    (listing,) = (tmp_path / "toy/.lavis_ext").rglob("*.tsv")
-    listing.write_text(listing.read_text()[:-40])
-    assert Inventory.read(tmp_path, artifact) is None
+    table = list_archive(path, artifact)
+    table.write(tmp_path, artifact)
+    again = MemberTable.read(tmp_path, artifact)
+    assert again is not None and again.members == table.members and again.digest == table.digest
+    (listing,) = (tmp_path / "toy/.lavis_ext").rglob("*.members")
+    listing.write_bytes(listing.read_bytes()[:-40])
+    assert MemberTable.read(tmp_path, artifact) is None
 
 
 CHILD = """
 import sys
 from pathlib import Path
 from lavis_ext.fetch import Silent
-from lavis_ext.prepare.unpack import take_inventory, unpack
-from tests.prepare.test_unpack import archive_of, BIG
+from lavis_ext.prepare.extract import list_archive, unpack
+from tests.prepare.test_extract import archive_of, BIG
 root = Path(sys.argv[1])
 path, artifact = archive_of(root, "zip", BIG)
 print("ready", flush=True)
-unpack(path, artifact, root, take_inventory(path, artifact), Silent(), threads=2)
+unpack(path, artifact, root, list_archive(path, artifact), Silent(), threads=2)
 print("done", flush=True)
 """
 BIG = {f"f/{n:05d}.jpg": payload(400, n % 50) + str(n).encode() for n in range(3000)}
@@ -234,12 +233,12 @@ ARTIFACT = Artifact(url="https://x.org/toy.zip", storage="toy/images", name="toy
 def test_settling_reads_only_what_is_in_doubt(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run(tmp_path)
     path, artifact = archive_of(tmp_path)
-    inventory = take_inventory(path, artifact)
+    table = list_archive(path, artifact)
     read: list[int] = []
     monkeypatch.setattr(Placement, "is_sound", lambda self, number: bool(read.append(number)))
-    with Journal(tmp_path, artifact, inventory) as journal:
-        placement = Placement(tmp_path / "toy/images", inventory, journal, Silent(), "toy")
-        assert placement.settle(range(len(inventory.members))) == []
+    with Journal(tmp_path, artifact, table) as journal:
+        placement = Placement(tmp_path / "toy/images", table, journal, Silent(), "toy")
+        assert placement.pending_members(range(len(table.members))) == []
     assert read == []
 
 
@@ -250,6 +249,6 @@ def test_a13_many_small_members_take_linear_time(tmp_path: Path) -> None:
         root = tmp_path / str(count)
         path, artifact = archive_of(root, "zip", {f"{n % 100}/{n}": b"x" for n in range(count)})
         begun = time.perf_counter()
-        unpack(path, artifact, root, take_inventory(path, artifact), Silent())
+        unpack(path, artifact, root, list_archive(path, artifact), Silent())
         took.append((time.perf_counter() - begun) / count)
     assert took[1] < 3 * took[0]

@@ -1,4 +1,4 @@
-"""Stamps and reports: written whole or not at all, read with doubt, told truthfully."""
+"""Records and reports: written whole or not at all, read with doubt, told truthfully."""
 
 from __future__ import annotations
 
@@ -12,39 +12,38 @@ from lavis_ext.cards import Artifact
 from lavis_ext.errors import AccessError, DiskError, IntegrityError, NetworkError, PartialError, UnsafeError
 from lavis_ext.fetch import Source, Transfer
 from lavis_ext.files import write_atomic
-from lavis_ext.prepare.found import acceptable, part_bytes
-from lavis_ext.prepare.planning import Plan, PlanItem
+from lavis_ext.prepare.plan import Plan, PlanItem, inspect, part_bytes
+from lavis_ext.prepare.records import Origin, Record, drop_record, read_record, record_path, write_record
 from lavis_ext.prepare.report import Outcome, Report, SplitState, worst
-from lavis_ext.prepare.stamps import (
-    Stamp,
-    declared_identity,
-    drop_stamp,
-    read_stamp,
-    record_path,
-    write_stamp,
-)
 
+SHA = "ab" * 32
 ARTIFACT = Artifact(url="https://x.org/a.zip", storage="toy/images", name="a", unpack="zip", size=10, sha256="AB" * 32)
-STAMP = Stamp(
-    artifact="a", file=ARTIFACT.file, url=ARTIFACT.url, declared=declared_identity(ARTIFACT), sha256="ab" * 32
-)
+RECORD = Record(artifact="a", file=ARTIFACT.file, origin=Origin.of(ARTIFACT), sha256=SHA, verified="sha256")
 
 
-def test_a_stamp_is_what_it_was_and_says_when(tmp_path: Path) -> None:
-    written = write_stamp(tmp_path, ARTIFACT, replace(STAMP, folders={"": 1}, wanted={"toy/val": 3}))
-    assert read_stamp(tmp_path, ARTIFACT) == written and written.when and written.version
-    assert record_path(tmp_path, ARTIFACT, "stamps", ".json") == tmp_path / "toy/.lavis_ext/stamps/images/a.zip.json"
-    drop_stamp(tmp_path, ARTIFACT)
-    assert read_stamp(tmp_path, ARTIFACT) is None
+def test_a_record_is_what_it_was_and_says_when(tmp_path: Path) -> None:
+    written = write_record(tmp_path, ARTIFACT, replace(RECORD, folders={"": 1}, wanted={"toy/val": 3}))
+    assert read_record(tmp_path, ARTIFACT) == written and written.when and written.version
+    assert record_path(tmp_path, ARTIFACT) == tmp_path / "toy/.lavis_ext/records/images/a.zip.json"
+    drop_record(tmp_path, ARTIFACT)
+    assert read_record(tmp_path, ARTIFACT) is None
 
 
 @pytest.mark.parametrize(
-    "text", ["", "{", "[]", '{"what": 1}', '{"format": 99, "artifact": "a", "file": "a", "url": ""}']
+    "text", ["", "{", "[]", "null", '{"format": 2}', '{"format": 99, "artifact": "a", "file": "a", "origin": {}}']
 )
 def test_what_cannot_be_read_does_not_count(tmp_path: Path, text: str) -> None:
-    path = record_path(tmp_path, ARTIFACT, "stamps", ".json")
-    write_atomic(path, text)
-    assert read_stamp(tmp_path, ARTIFACT) is None
+    write_atomic(record_path(tmp_path, ARTIFACT), text)
+    assert read_record(tmp_path, ARTIFACT) is None
+
+
+@pytest.mark.parametrize("length", [200, 250, 255])
+def test_e_the_longest_name_has_a_record_of_its_own(tmp_path: Path, length: int) -> None:
+    artifacts = [replace(ARTIFACT, unpack=None, storage="toy/" + "é" * ((length - 2) // 2) + end) for end in "xy"]
+    for artifact in artifacts:
+        write_record(tmp_path, artifact, replace(RECORD, file=artifact.file))
+    found = [read_record(tmp_path, artifact) for artifact in artifacts]
+    assert [record.file for record in found if record] == [artifact.file for artifact in artifacts]
 
 
 def test_f11_a_write_that_fails_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -56,17 +55,45 @@ def test_f11_a_write_that_fails_leaves_the_old_file(tmp_path: Path, monkeypatch:
     assert path.read_text() == "old" and [p.name for p in tmp_path.iterdir()] == ["x.json"]
 
 
-def test_a_stamp_counts_only_under_the_same_promise() -> None:
-    full = Transfer(Path("a"), (Source("https://x.org/a.zip"),), 10, "ab" * 32)
+@pytest.mark.parametrize(
+    ("then", "now", "same"),
+    [
+        ({"sha256": SHA}, {"sha256": SHA}, True),
+        ({"sha256": SHA}, {"sha256": SHA, "url": "https://y.org/b.zip"}, True),
+        ({"sha256": SHA}, {"sha256": "cd" * 32}, False),
+        ({"sha256": None}, {"sha256": SHA}, True),
+        ({"sha256": SHA, "size": 10}, {"sha256": SHA, "size": 11}, False),
+        ({"md5": "ab" * 16}, {"md5": "AB" * 16}, True),
+        ({"md5": "ab" * 16}, {"md5": "cd" * 16}, False),
+        ({}, {"md5": "cd" * 16}, False),
+        ({}, {}, True),
+        ({"size": 10}, {"size": 10, "url": "https://y.org/a.zip"}, False),
+        ({}, {"url": "https://x.org/v2/a.zip"}, False),
+        ({"size": 10}, {"size": 12}, False),
+    ],
+)
+def test_a_record_is_of_one_version(then: dict[str, object], now: dict[str, object], same: bool) -> None:
+    plain = replace(ARTIFACT, size=None, sha256=None)
+    record = replace(RECORD, origin=Origin.of(replace(plain, **then)))  # type: ignore[arg-type]
+    assert record.is_of(replace(plain, **now)) == same  # type: ignore[arg-type]
+
+
+def test_a_subset_counts_only_where_it_is_what_is_offered(tmp_path: Path) -> None:
+    artifact = replace(ARTIFACT, unpack=None, storage="toy/a")
+    write_atomic(tmp_path / "toy/a", b"0123456789")
+    times = {"": (tmp_path / "toy/a").stat().st_mtime_ns}
+    full = Transfer(Path("a"), (Source("https://x.org/a.zip"),), 10, SHA)
     part = replace(full, sources=(Source("http://m/a.zip", "subset"),), sha256="cd" * 32)
-    subset = replace(STAMP, equivalence="subset", sha256="cd" * 32)
-    assert acceptable(STAMP, ARTIFACT, full, False) and acceptable(STAMP, ARTIFACT, part, False)
-    assert acceptable(STAMP, ARTIFACT, NetworkError("a", "b"), False)
-    assert not acceptable(replace(STAMP, declared="other"), ARTIFACT, full, True)
-    assert acceptable(subset, ARTIFACT, part, False) and acceptable(subset, ARTIFACT, full, True)
-    assert not acceptable(subset, ARTIFACT, full, False)
-    assert not acceptable(subset, ARTIFACT, replace(part, sha256="ef" * 32), False)
-    assert not acceptable(None, ARTIFACT, full, False)
+
+    def state(record: Record, transfer: Transfer | NetworkError, offline: bool = False) -> str:
+        write_record(tmp_path, artifact, replace(record, bytes=10, folders=times))
+        return inspect(tmp_path, artifact, transfer, offline).state
+
+    whole = replace(RECORD, file="toy/a")
+    subset = replace(whole, equivalence="subset", sha256="cd" * 32)
+    assert [state(whole, offer) for offer in (full, part, NetworkError("a", "b"))] == ["recorded"] * 3
+    assert state(subset, part) == state(subset, full, offline=True) == "recorded"
+    assert state(subset, full) == state(subset, replace(part, sha256="ef" * 32)) == "present"
 
 
 def test_a_sidecar_that_cannot_be_read_is_worth_nothing(tmp_path: Path) -> None:
@@ -93,7 +120,7 @@ def test_the_line_is_true() -> None:
     done = [
         Outcome(title=str(n), file="", outcome="downloaded", bytes=2_372_727_273, verified="sha256") for n in range(11)
     ]
-    kept = [Outcome(title=f"k{n}", file="", outcome="reused", verified="crc32") for n in range(2)]
+    kept = [Outcome(title=f"k{n}", file="", outcome="reused", verified="crc") for n in range(2)]
     failed = [Outcome(title="f", file="", outcome="failed", error=NetworkError("f", "no mirror delivered"))]
     report = Report(plan=plan, outcomes=(*done, *kept, *failed))
     assert report.line() == "planned 14 · downloaded 11 · reused 2 · failed 1 · bytes 26.1 GB · 0 unverified · exit 4"

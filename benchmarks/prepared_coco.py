@@ -1,0 +1,111 @@
+"""COCO at its real size, with thumbnails: what a second `prepare`, `status`, `list` and `load_dataset` of it cost.
+
+    python -m benchmarks.prepared_coco [--pictures 123287] [--keep DIR]
+
+123,287 pictures in two zips and 566,435 captions to train on come from a folder mirror, as `prepare coco_caption` takes
+them; then each command runs in a process of its own, and its seconds and largest resident memory are printed (the best
+of three). Nothing in them is decoded, so the size of a picture does not matter.
+"""
+
+from __future__ import annotations
+
+import argparse
+import multiprocessing
+import os
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from lavis_ext.cards import load_cards
+from lavis_ext.demo.mirror import MirrorWriter
+
+PICTURES, TRAIN2014, HELD_OUT = 123_287, 82_783, 5_000
+PICTURE = b"\xff\xd8\xff\xe0" + bytes(200) + b"\xff\xd9"
+LOAD = "import lavis_ext; print({k: len(v) for k, v in lavis_ext.load_dataset('coco_caption').items()})"
+COMMANDS = {
+    "prepare again": ["-m", "lavis_ext", "prepare", "coco_caption", "--quiet"],
+    "status": ["-m", "lavis_ext", "status", "coco_caption"],
+    "list": ["-m", "lavis_ext", "list"],
+    "load_dataset": ["-c", LOAD],
+}
+
+
+def names(count: int) -> list[str]:
+    """Pictures as COCO names them: two thirds of them are of train2014."""
+    first = count * TRAIN2014 // PICTURES
+    folders = ["train2014"] * first + ["val2014"] * (count - first)
+    return [f"{folder}/COCO_{folder}_{n:012d}.jpg" for n, folder in enumerate(folders)]
+
+
+def members(chosen: list[str]) -> Iterator[tuple[str, bytes]]:
+    """Each picture with bytes of its own."""
+    return ((name, PICTURE + name.encode()) for name in chosen)
+
+
+def make_mirror(folder: Path, count: int) -> None:
+    """A subset mirror of `count` pictures: five captions each to train on, the last of val2014 held out."""
+    card, mirror, pictures = load_cards().families["coco"], MirrorWriter(folder), names(count)
+    held = min(HELD_OUT, count // 8)
+    for name in ("train2014", "val2014"):
+        mirror.add_zip(card.artifacts[name].url, members([p for p in pictures if p.startswith(name)]))
+    caption = "a small grey square of nothing in particular, number"
+    rows = [
+        {"caption": f"{caption} {k}", "image": name, "image_id": f"coco_{n}"}
+        for n, name in enumerate(pictures[: -2 * held])
+        for k in range(5)
+    ]
+    mirror.add_json(card.artifacts["karpathy_train"].url, rows)
+    for split, part in (("val", pictures[-2 * held : -held]), ("test", pictures[-held:])):
+        lists = [{"image": name, "caption": [f"{caption} {k}" for k in range(5)]} for name in part]
+        mirror.add_json(card.artifacts[f"karpathy_{split}"].url, lists)
+    mirror.finish()
+
+
+def measure(words: list[str], environment: dict[str, str]) -> tuple[float, float, float]:
+    """(seconds, those of the CPU, MB of resident memory) of one process; raises RuntimeError where it fails."""
+    begun = time.perf_counter()
+    quiet = os.open(os.devnull, os.O_WRONLY)
+    actions = [(os.POSIX_SPAWN_DUP2, quiet, 1), (os.POSIX_SPAWN_DUP2, quiet, 2)]
+    child = os.posix_spawn(sys.executable, [sys.executable, *words], environment, file_actions=actions)
+    os.close(quiet)
+    _, status, usage = os.wait4(child, 0)
+    if status:
+        raise RuntimeError(f"{' '.join(words)}: status {status}")
+    cpu = usage.ru_utime + usage.ru_stime
+    return time.perf_counter() - begun, cpu, usage.ru_maxrss / 1024
+
+
+def main() -> None:
+    """Make the mirror, prepare it, measure, and print a line a command."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--pictures", type=int, default=PICTURES)
+    parser.add_argument("--keep", type=Path, help="a folder that is left, and used again")
+    args = parser.parse_args()
+    with tempfile.TemporaryDirectory() as place:
+        base = args.keep or Path(place)
+        own = {"LAVIS_EXT_MIRROR": str(base / "mirror"), "LAVIS_EXT_CACHE_ROOT": str(base / "data")}
+        environment = {**os.environ, **own}
+        if not (base / "mirror/manifest.json").exists():
+            # in a process of its own: what a child has resident counts from what its parent had
+            maker = multiprocessing.get_context("spawn").Process(
+                target=make_mirror, args=(base / "mirror", args.pictures)
+            )
+            maker.start()
+            maker.join()
+        tell("prepare", [measure(COMMANDS["prepare again"], environment)])
+        for words in COMMANDS.values():
+            measure(words, environment)  # what is converted or counted once
+        for name, words in COMMANDS.items():
+            tell(name, [measure(words, environment) for _ in range(3)])
+
+
+def tell(name: str, found: list[tuple[float, float, float]]) -> None:
+    """Print the least of each figure."""
+    wall, cpu, memory = (min(column) for column in zip(*found, strict=True))
+    print(f"{name:14} {wall:6.2f} s  {cpu:6.2f} s of CPU  {memory:5.0f} MB", flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,530 @@
+"""What will be done, decided once: an item an artifact, with what lies on disk, its source, the action and its cost.
+
+The plan that `--dry-run` prints is the plan that runs: executing an item looks at nothing again to decide the same.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import shutil
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from lavis_ext.cards import Artifact, Cards, load_cards
+from lavis_ext.config import cache_root
+from lavis_ext.errors import DiskError, LavisExtError
+from lavis_ext.fetch.mirrors import MirrorMap
+from lavis_ext.fetch.model import Policy, Progress, Silent, Source, Transfer
+from lavis_ext.fetch.part import companion
+from lavis_ext.fetch.safety import redact_url
+from lavis_ext.prepare.records import MemberTable, Origin, Record, folder_times, read_record, record_path
+from lavis_ext.prepare.selection import ArtifactRequest, PrepareOptions, Selection, user_key
+from lavis_ext.schema import DatasetConfig
+from lavis_ext.wording import columns, human
+
+log = logging.getLogger(__name__)
+GIB = 1 << 30
+SLACK = 0.02
+RESERVE_SHARE = 0.1
+Action = Literal["keep", "check", "unpack", "ranges", "fetch", "refuse"]
+State = Literal["recorded", "present", "partial", "archive", "missing"]
+TEXT_GROWTH, IMAGE_GROWTH = 8.0, 1.05
+"""What archives of annotations and of images unpack to, as multiples, where the card does not say."""
+MANY_FILES = 1000
+"""An archive of more files than these is one of images, also where it is named for itself."""
+PICTURE_BYTES = 150_000
+"""About what a photograph takes, where the card does not say how many there are."""
+DIRECTORY_BYTES = 120
+"""About what one member costs in a zip's directory."""
+
+
+@dataclass(frozen=True)
+class PrepareContext:
+    """What every step of a run needs: where, how, from which cards, and whom to tell."""
+
+    root: Path
+    options: PrepareOptions
+    policy: Policy
+    mirrors: MirrorMap
+    cards: Cards
+    progress: Progress
+    notice: Callable[[str], None]
+
+
+def make_context(options: PrepareOptions | None, cards: Cards | None) -> PrepareContext:
+    """The cache root, options with their policy filled in, cards and the mirror; raises UsageError, ConfigError."""
+    options = options or PrepareOptions()
+    options.check()
+    root = cache_root(options.cache_root)
+    if root.exists() and not root.is_dir():
+        raise DiskError(str(root), "is a file, not a folder", "name a folder in LAVIS_EXT_CACHE_ROOT or env.cache_root")
+    policy = options.policy if options.jobs is None else replace(options.policy, jobs=options.jobs)
+    policy = policy if options.offline is None else replace(policy, offline=options.offline)
+    # Offline, no mirror is asked: what is recorded counts as it is, and the rest is named as missing.
+    mirrors = MirrorMap() if policy.offline else MirrorMap.from_environment(options.mirror, policy)
+    options = replace(options, policy=policy)
+    return PrepareContext(root, options, policy, mirrors, cards or load_cards(), Silent(), log.info)
+
+
+@dataclass(frozen=True)
+class OnDisk:
+    """What is there of one artifact, looked at once.
+
+    recorded: as its record says · present: there, and to be checked · partial: some members, or a part of a download ·
+    archive: the archive lies there, not unpacked · missing. `record` is of the declared version, `other` of another
+    one, whose bytes must not pass for this. `lost` are members that the record promises and that are not there; `part`
+    is the bytes of a download that can be continued, `size` those of a file or archive that lies there; `stale` asks
+    for the record to be written anew (copied data, say).
+    """
+
+    state: State
+    record: Record | None = None
+    table: MemberTable | None = None
+    lost: tuple[int, ...] = ()
+    part: int = 0
+    size: int | None = None
+    stale: bool = False
+    other: Record | None = None
+
+    @property
+    def verified(self) -> bool:
+        """Whether it is all there and was compared with something."""
+        return self.state == "recorded" and self.record is not None and self.record.verified != "none"
+
+    @property
+    def word(self) -> str:
+        """verified | present | partial | archive | missing."""
+        if self.record is not None and self.record.state == "partial":
+            return "partial"
+        return self.state if self.state != "recorded" else "verified" if self.verified else "present"
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlanItem:
+    """One artifact: what is done about it, and its cost in bytes; `download` is None where no size is declared."""
+
+    title: str
+    file: str
+    action: Action
+    state: str
+    download: int | None = 0
+    unpacked: int = 0
+    archive: int = 0
+    files: int | None = None
+    source: str = ""
+    equivalence: str = "byte_exact"
+    estimated: bool = False
+    note: str = ""
+    request: ArtifactRequest | None = field(default=None, repr=False)
+    disk: OnDisk = field(default=OnDisk("missing"), repr=False)
+    listed: bool = field(default=False, repr=False)
+    """Whether it is the images that an artifact lists by URL."""
+    adopt: bool = field(default=False, repr=False)
+    """Whether somebody may have unpacked the archive already: what lies there is compared before it is fetched."""
+    transfer: Transfer | LavisExtError | None = field(default=None, repr=False)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values for `--json`: what is told, not what it is made of."""
+        return {
+            key: value
+            for key, value in vars(self).items()
+            if key not in ("request", "disk", "listed", "adopt", "transfer")
+        }
+
+    def row(self) -> tuple[str, str, str, str, str, str]:
+        """A line of the plan's table."""
+        about = "~" if self.estimated else ""
+        download = "?" if self.download is None else about + human(self.download)
+        # an address as a table holds it: scheme and host; `--json` has it whole
+        source = "/".join(self.source.split("/")[:3]) if "://" in self.source else self.source
+        source += " (subset)" if self.equivalence == "subset" else ""
+        unpacked = about + human(self.unpacked) if self.unpacked else "–"
+        return self.title, self.state, self.action, download, unpacked, source
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """All items, and the disk that they must fit on; `context` and `selection` are what it was made for."""
+
+    root: str
+    items: tuple[PlanItem, ...]
+    free: int
+    free_files: int | None
+    keep_archives: bool = False
+    reserve_option: int | None = None
+    passed_over: tuple[str, ...] = ()
+    context: PrepareContext | None = field(default=None, repr=False)
+    selection: Selection | None = field(default=None, repr=False)
+
+    @property
+    def download(self) -> int:
+        """Declared bytes that are still to come."""
+        return sum(item.download or 0 for item in self.items)
+
+    @property
+    def unpacked(self) -> int:
+        """Bytes that unpacking adds."""
+        return sum(item.unpacked for item in self.items)
+
+    @property
+    def kept(self) -> int:
+        """The largest archive, where archives are kept beside what comes out of them."""
+        return max((item.archive for item in self.items), default=0) if self.keep_archives else 0
+
+    @property
+    def bare(self) -> int:
+        """Download + unpacked + the largest kept archive + 2 %."""
+        return int((self.download + self.unpacked + self.kept) * (1 + SLACK))
+
+    @property
+    def reserve(self) -> int:
+        """What must stay free: the option, else 10 % of what is needed, at most 1 GiB."""
+        return min(GIB, int(self.bare * RESERVE_SHARE)) if self.reserve_option is None else self.reserve_option
+
+    @property
+    def need(self) -> int:
+        """Bytes that must be free before the first one moves; 0 where nothing moves."""
+        return self.bare + self.reserve if self.bare else 0
+
+    @property
+    def unknown(self) -> int:
+        """Items whose size nobody declares."""
+        return sum(item.download is None for item in self.items)
+
+    @property
+    def done(self) -> bool:
+        """Whether nothing is left to do."""
+        return all(item.action == "keep" for item in self.items)
+
+    def check_disk(self) -> None:
+        """Raise DiskError (exit code 6) with both numbers where it does not fit, or where nothing can be written."""
+        ways = "free space, choose another cache_root, or take less with --split or --max-samples"
+        if self.keep_archives:
+            ways += ", or leave out --keep-archives"
+        if self.need > self.free:
+            what = f"{self.need:,} bytes ({human(self.need)}) are needed, {self.free:,} ({human(self.free)}) are free"
+            raise DiskError(self.root, what, ways)
+        files = sum(item.files or 0 for item in self.items if item.action != "keep")
+        if self.free_files is not None and files > self.free_files:
+            raise DiskError(self.root, f"{files:,} files are to be made, {self.free_files:,} inodes are free", ways)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values for `--json`."""
+        totals = {name: getattr(self, name) for name in ("download", "unpacked", "need", "reserve", "free", "unknown")}
+        items = [item.as_dict() for item in self.items]
+        return {"root": self.root, **totals, "passed_over": list(self.passed_over), "items": items}
+
+    def table(self) -> str:
+        """What a person reads: a line per artifact, then the totals."""
+        lines = columns([("artifact", "have", "do", "download", "unpacked", "from"), *(i.row() for i in self.items)])
+        unknown = f" + {self.unknown} of undeclared size" if self.unknown else ""
+        lines.append(f"download {human(self.download)}{unknown} · unpacked {human(self.unpacked)}")
+        lines.append(f"needs {human(self.need)} in {self.root} · free {human(self.free)}")
+        notes = [f"{item.title}: {item.note}" for item in self.items if item.note]
+        return "\n".join([*lines, *notes, *self.passed_over])
+
+
+# What lies on disk
+
+
+def offered(root: Path, artifact: Artifact, mirrors: MirrorMap, title: str = "") -> Transfer | LavisExtError:
+    """How to fetch an artifact's file: its URL, then its mirrors, or what the user's mirror has of them.
+
+    A NetworkError where that mirror lists none of them.
+    """
+    others = (Source(m.url, m.equivalence, m.size, m.sha256, m.md5) for m in artifact.mirrors)
+    sources = (Source(artifact.url), *others)
+    path, title = root / artifact.file, title or artifact.name
+    try:
+        return mirrors.apply(Transfer(path, sources, artifact.size, artifact.sha256, artifact.md5, title))
+    except LavisExtError as error:
+        return error
+
+
+def inspect(
+    root: Path, artifact: Artifact, transfer: Transfer | LavisExtError | None = None, offline: bool = False
+) -> OnDisk:
+    """What is there of an artifact, by its record and one look at the disk: the only place that decides it.
+
+    Opens no socket, reads no contents and writes nothing. A subset counts only where the same subset is offered, or
+    where nothing can be fetched anyway.
+    """
+    record, other = read_record(root, artifact), None
+    if record is not None and not _answers(record, artifact, transfer, offline):
+        record, other = None, record
+    elif record is not None and artifact.sha256 and record.sha256 == artifact.sha256.lower():
+        # taken before the card declared a digest, and it is this one
+        record = replace(record, origin=Origin.of(artifact), verified="sha256", against="the card")
+    path = root / artifact.file
+    if artifact.unpack is None or (record is not None and record.state == "packed"):
+        return _inspect_file(path, record, other)
+    size = path.stat().st_size if path.is_file() else None
+    found = _inspect_members(root, artifact, record) if record is not None else None
+    if found is not None:
+        return replace(found, size=size)
+    if size is not None:
+        return OnDisk("archive", size=size, other=other)
+    part = part_bytes(path)
+    return OnDisk("partial" if part else "missing", part=part, other=other)
+
+
+def _answers(record: Record, artifact: Artifact, transfer: Transfer | LavisExtError | None, offline: bool) -> bool:
+    if not record.is_of(artifact):
+        return False
+    if not record.subset or offline or transfer is None:
+        return True
+    if isinstance(transfer, LavisExtError) or transfer.sources[0].equivalence != "subset":
+        return False
+    return transfer.sha256 in (None, record.sha256)
+
+
+def _inspect_file(path: Path, record: Record | None, other: Record | None) -> OnDisk:
+    try:
+        status = path.stat()
+    except OSError:
+        part = part_bytes(path)
+        return OnDisk("partial" if part else "missing", part=part, other=other)
+    if record is not None and (record.bytes, record.folders.get("")) == (status.st_size, status.st_mtime_ns):
+        return OnDisk("recorded", record, size=status.st_size, stale=record.legacy)
+    return OnDisk("present", record, size=status.st_size, other=other)
+
+
+def _inspect_members(root: Path, artifact: Artifact, record: Record) -> OnDisk | None:
+    """By the folders' times, else by names and sizes; None where the table of members is gone."""
+    target = root / artifact.storage
+    if not _has_table(root, artifact, record):
+        return None
+    if record.folders == folder_times(target, record.folders):
+        return OnDisk("recorded", record, stale=record.legacy)
+    table = open_table(root, artifact, record)
+    if table is None:
+        return None
+    lost = table.lost(target, table.held)
+    return OnDisk("partial" if lost else "recorded", record, table, tuple(lost), stale=True)
+
+
+def _has_table(root: Path, artifact: Artifact, record: Record) -> bool:
+    """Whether the table that a record names lies beside it, by its size: it is not opened for this."""
+    suffix = ("members", ".tsv") if record.legacy else ("records", ".members")
+    try:
+        return record.table is not None and record_path(root, artifact, *suffix).stat().st_size == record.table[1]
+    except OSError:
+        return False
+
+
+def open_table(root: Path, artifact: Artifact, record: Record) -> MemberTable | None:
+    """The table of members that a record names; None where it is gone or is another."""
+    table = MemberTable.read(root, artifact)
+    named = record.table is not None and table is not None and record.table[0] in ("", table.digest)
+    return table if named else None
+
+
+def part_bytes(path: Path) -> int:
+    """How much of a download is there and can be continued, by its sidecar."""
+    try:
+        done = json.loads(companion(path, ".part.json").read_text("utf-8"))["done"]
+        return sum(int(stop) - int(start) for start, stop in done)
+    except (OSError, ValueError, TypeError, KeyError):
+        return 0
+
+
+# What is done about it
+
+
+def make_plan(context: PrepareContext, selection: Selection) -> Plan:
+    """Look at the disk and the declarations, once; opens no socket and writes nothing."""
+    items, renewed = [], set[str]()
+    for request in selection.requests:  # annotations first
+        if request.parted:
+            continue
+        item = plan_item(context, request, renewed)
+        if not request.images and item.action not in ("keep", "refuse"):
+            renewed |= {user_key(*user) for user in request.users}
+        items.append(item)
+    return _plan_of(context, items, selection)
+
+
+def _plan_of(context: PrepareContext, items: Sequence[PlanItem], selection: Selection | None) -> Plan:
+    root = context.root
+    folder = next(folder for folder in (root, *root.parents) if folder.is_dir())
+    if (folder != root and root.exists()) or not os.access(folder, os.W_OK):
+        raise DiskError(str(root), "cannot be written to", "choose a cache_root that you may write to")
+    inodes = os.statvfs(folder)
+    return Plan(
+        root=str(root),
+        items=tuple(items),
+        free=shutil.disk_usage(folder).free,
+        free_files=inodes.f_favail if inodes.f_files else None,
+        keep_archives=context.options.keep_archives,
+        reserve_option=context.options.reserve,
+        passed_over=selection.passed_over if selection else (),
+        context=context,
+        selection=selection,
+    )
+
+
+def plan_item(context: PrepareContext, request: ArtifactRequest, renewed: Collection[str] = ()) -> PlanItem:
+    """What is done about one artifact; `renewed` are splits whose annotations this run changes."""
+    artifact, options, root = request.artifact, context.options, context.root
+    if request.refusal is not None:
+        note = str(request.refusal).partition(": ")[2]
+        return PlanItem(
+            title=request.title,
+            file=artifact.file,
+            action="refuse",
+            state="missing",
+            download=None,
+            note=note,
+            request=request,
+            transfer=request.refusal,
+        )
+    transfer = offered(root, artifact, context.mirrors, request.title)
+    disk = inspect(root, artifact, transfer, context.policy.offline)
+    named: dict[str, Any] = {"title": request.title, "file": artifact.file, "request": request, "disk": disk}
+    if _finished(disk, request, options, renewed):
+        equivalence = disk.record.equivalence if disk.record else "byte_exact"
+        word = "verified" if disk.verified else "present"
+        return PlanItem(**named, action="keep", state=word, equivalence=equivalence, transfer=transfer)
+    if isinstance(transfer, LavisExtError):
+        return PlanItem(**named, action="refuse", state=disk.word, note=transfer.problems[0].what, transfer=transfer)
+    if artifact.unpack is None or options.no_unpack:
+        return _plan_file(request, disk, transfer)
+    if options.max_samples is not None and request.images:
+        return _plan_samples(request, disk, transfer, options.max_samples)
+    return _plan_archive(root, request, disk, transfer)
+
+
+def _finished(disk: OnDisk, request: ArtifactRequest, options: PrepareOptions, renewed: Collection[str]) -> bool:
+    """Whether nothing is left to do: complete, packed where that is wanted, or enough for the samples asked for."""
+    if disk.state != "recorded" or disk.record is None:
+        return False
+    if disk.record.state == "packed":
+        return options.no_unpack
+    if disk.record.state == "complete":
+        return True
+    changed = any(user_key(*user) in renewed for user in request.users)
+    return not changed and covers(disk.record, request, options.max_samples)
+
+
+def covers(record: Record | None, request: ArtifactRequest, max_samples: int | None) -> bool:
+    """Whether a partial record was made for at least these samples of all splits that need the artifact."""
+    if record is None or max_samples is None or not request.images:
+        return False
+    return min((record.wanted.get(user_key(*user), 0) for user in request.users), default=0) >= max_samples
+
+
+def _item(request: ArtifactRequest, disk: OnDisk, transfer: Transfer, action: Action, **more: Any) -> PlanItem:
+    source = transfer.sources[0]
+    named: dict[str, Any] = {"title": request.title, "file": request.artifact.file, "state": disk.word}
+    named |= {"source": redact_url(source.url), "equivalence": source.equivalence, **more}
+    return PlanItem(action=action, request=request, disk=disk, transfer=transfer, **named)
+
+
+def _may_be_it(disk: OnDisk, transfer: Transfer) -> bool:
+    """Whether the file or archive that lies there may be what is offered: by its size, and not known to be older."""
+    sizes = {transfer.size, *(transfer.figures(source).size for source in transfer.sources)}
+    known_old = disk.other is not None and disk.other.size == disk.size and not transfer.figures().hashed
+    return disk.size is not None and not known_old and (None in sizes or disk.size in sizes)
+
+
+def _plan_file(request: ArtifactRequest, disk: OnDisk, transfer: Transfer) -> PlanItem:
+    if _may_be_it(disk, transfer):
+        note = "is compared with what is declared" if transfer.figures().declared else "is taken as it is"
+        return _item(request, disk, transfer, "check", note=note)
+    size = request.artifact.about if transfer.size is None else transfer.size
+    left = None if size is None else max(0, size - disk.part)
+    note = "another file lies there, which is kept as *.bad-*" if disk.size is not None else ""
+    return _item(request, disk, transfer, "fetch", download=left, files=1, estimated=transfer.size is None, note=note)
+
+
+def unpacked_bytes(request: ArtifactRequest, transfer: Transfer) -> int:
+    """What an archive unpacks to: declared, else a guess from its size."""
+    subset = transfer.sources[0].equivalence == "subset"
+    if request.artifact.unpacked_bytes is not None and not subset:
+        return request.artifact.unpacked_bytes
+    pictures = request.images or (request.artifact.unpacked_files or 0) > MANY_FILES
+    return int((transfer.size or 0) * (IMAGE_GROWTH if pictures else TEXT_GROWTH))
+
+
+def _plan_archive(root: Path, request: ArtifactRequest, disk: OnDisk, transfer: Transfer) -> PlanItem:
+    unpacked, size = unpacked_bytes(request, transfer), transfer.size
+    more: dict[str, Any] = {"files": request.artifact.unpacked_files, "archive": size or 0}
+    more |= {"unpacked": unpacked, "estimated": request.artifact.unpacked_bytes is None}
+    if _may_be_it(disk, transfer):
+        return _item(request, disk, transfer, "unpack", **more)
+    table = known_table(root, request.artifact, transfer, disk)
+    if table is not None and request.artifact.unpack != "tar.gz":
+        whole = disk.record is not None and disk.record.state == "complete"
+        lost = [table.members[n] for n in (disk.lost if whole else table.lost(root / request.artifact.storage))]
+        packed = sum(member.packed for member in lost)
+        if prefer_ranges(packed, size, disk.part):
+            unpacked = sum(member.size for member in lost)
+            return _item(request, disk, transfer, "ranges", download=packed, unpacked=unpacked, files=len(lost))
+    left = None if size is None else max(0, size - disk.part)
+    unpacked_there = (root / request.artifact.storage / Path(request.artifact.file).stem).is_dir()
+    # of another version only the whole archive tells, by its declared hash, what of it is still right
+    adopt = request.artifact.unpack == "zip" and unpacked_there and table is None
+    adopt = adopt and (disk.other is None or disk.other.subset)
+    return _item(request, disk, transfer, "fetch", download=left, adopt=adopt, **more)
+
+
+def whole_instead(context: PrepareContext, item: PlanItem) -> None:
+    """Raise DiskError where the whole archive of an item, of which only members were planned, does not fit."""
+    if isinstance(item.request, ArtifactRequest) and isinstance(item.transfer, Transfer):
+        size, unpacked = item.transfer.size, unpacked_bytes(item.request, item.transfer)
+        parts = (item.request, item.disk, item.transfer)
+        whole = _item(*parts, "fetch", download=size, unpacked=unpacked, archive=size or 0)
+        _plan_of(context, [whole], None).check_disk()
+
+
+def known_table(root: Path, artifact: Artifact, transfer: Transfer, disk: OnDisk) -> MemberTable | None:
+    """The kept table of members, if it is of the version that is offered now."""
+    table = disk.table or (open_table(root, artifact, disk.record) if disk.record else MemberTable.read(root, artifact))
+    if table is None or table.about.get("equivalence") != transfer.sources[0].equivalence:
+        return None
+    if disk.record is None and table.about.get("origin") != asdict(Origin.of(artifact)):
+        return None
+    return table if transfer.size in (None, table.about.get("archive_bytes")) else None
+
+
+def prefer_ranges(missing: int, size: int | None, part: int) -> bool:
+    """Whether single members are fetched rather than the archive: when they are less than half of what it still costs.
+
+    The archive is checked by its hash as a whole and comes in one go, so it wins when much is missing.
+    """
+    return size is None or missing < (size - part) / 2
+
+
+def _plan_samples(request: ArtifactRequest, disk: OnDisk, transfer: Transfer, count: int) -> PlanItem:
+    """About what the first samples of each split cost: images of average size, evenly from a split's archives."""
+    artifact = request.artifact
+    if _may_be_it(disk, transfer):
+        unpacked = unpacked_bytes(request, transfer)
+        return _item(request, disk, transfer, "unpack", unpacked=unpacked, estimated=True)
+    if artifact.unpack != "zip":
+        left = None if transfer.size is None else max(0, transfer.size - disk.part)
+        note = f"a {artifact.unpack} gives no single files: the whole archive is needed"
+        cost = {"download": left, "unpacked": unpacked_bytes(request, transfer), "archive": transfer.size or 0}
+        return _item(request, disk, transfer, "fetch", estimated=True, note=note, **cost)
+    share = sum(count / len(dataset.build_info.images.artifacts[split]) for dataset, split in _splits(request))
+    subset = transfer.sources[0].equivalence == "subset"
+    declared = None if subset else artifact.unpacked_files
+    total = declared or max(1, (transfer.size or 0) // PICTURE_BYTES)
+    files = min(total, int(share) + 1)
+    packed = (transfer.size or 0) * files // total
+    download = packed + (DIRECTORY_BYTES * total if disk.record is None else 0)
+    return _item(request, disk, transfer, "ranges", download=download, unpacked=packed, files=files, estimated=True)
+
+
+def _splits(request: ArtifactRequest) -> Sequence[tuple[DatasetConfig, str]]:
+    """The users of an artifact, data sets on the same annotations counted once."""
+    seen: dict[tuple[tuple[str, ...], str], tuple[DatasetConfig, str]] = {}
+    for dataset, split in request.users:
+        annotation = dataset.build_info.annotations.get(split)
+        named = tuple(annotation.artifact or annotation.storage) if annotation else ()
+        seen.setdefault((named, split), (dataset, split))
+    return list(seen.values())

@@ -1,0 +1,454 @@
+"""What is true of each artifact on this disk: one record, written last, and the table of its members beside it.
+
+`<family>/.lavis_ext/records/<file>.json` is small and says what was taken, from where, how it was verified and what it
+put on disk; it is all that `status` and a second `prepare` read. `<file>.members` lists what an archive holds; it is
+opened only where single members matter. Everything else below `.lavis_ext/` (journals, ledgers, listings) is a cache.
+"""
+
+from __future__ import annotations
+
+import builtins
+import errno
+import hashlib
+import json
+import logging
+import os
+import sys
+import threading
+import zlib
+from array import array
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field, replace
+from datetime import datetime, timezone
+from functools import cached_property
+from pathlib import Path, PurePosixPath
+from types import TracebackType
+from typing import Any, Literal, NamedTuple
+
+from lavis_ext import __version__
+from lavis_ext.cards import Artifact
+from lavis_ext.errors import ConfigError
+from lavis_ext.fetch.failures import disk_error
+from lavis_ext.fetch.part import boot_id
+from lavis_ext.files import write_atomic
+
+log = logging.getLogger(__name__)
+BOOKKEEPING = ".lavis_ext"
+FORMAT = 2
+STORED, DEFLATED = 0, 8
+CODES = "QIqQH"
+"""How a table keeps sizes, CRCs, offsets, packed sizes and methods: the codes of `array`."""
+Proof = Literal["sha256", "md5", "size", "crc", "none"]
+"""By what bytes were verified: a declared digest or size, or CRC-32s of members in their archive's own directory."""
+
+
+class Member(NamedTuple):
+    """One regular file of an archive.
+
+    `offset` is where its local header (zip) or its data (tar) begins, -1 where there is no random access (tar.gz);
+    `packed` bytes lie there, compressed by `method` (0 stored, 8 deflate); unpacked they are `size` bytes of that CRC.
+    """
+
+    name: str
+    size: int
+    crc: int
+    offset: int
+    packed: int
+    method: int
+
+
+# Where records lie
+
+
+def family_folder(artifact: Artifact) -> str:
+    """The first folder of an artifact's storage (`coco`), where its bookkeeping lies; "" for a file in the root itself.
+
+    Raises ConfigError for a storage that is absolute or climbs out of the cache root.
+    """
+    path = PurePosixPath(artifact.file)
+    if path.is_absolute() or ".." in path.parts or not path.parts or "\\" in artifact.file:
+        what = f"storage '{artifact.storage}' does not lie below the cache root"
+        raise ConfigError(f"artifact '{artifact.name}'", what, "write it relative to the cache root, without `..`")
+    return path.parts[0] if len(path.parts) > 1 else ""
+
+
+def bookkeeping(root: Path, artifact: Artifact) -> Path:
+    """`<cache root>/<family>/.lavis_ext`."""
+    return root / family_folder(artifact) / BOOKKEEPING
+
+
+def record_path(root: Path, artifact: Artifact, kind: str = "records", suffix: str = ".json") -> Path:
+    """Where a record of an artifact lies: by the path of its file, so that families that share it share it too.
+
+    A name that the suffix would make longer than file systems take is cut, with a digest so that it stays unique.
+    """
+    inside = PurePosixPath(artifact.file).relative_to(family_folder(artifact) or ".")
+    name = inside.name
+    if len(os.fsencode(name + suffix)) > 255:
+        digest = hashlib.sha256(os.fsencode(name)).hexdigest()[:16]
+        name = f"{os.fsencode(name)[:200].decode('utf-8', 'ignore')}-{digest}"
+    return bookkeeping(root, artifact) / kind / inside.parent / f"{name}{suffix}"
+
+
+@contextmanager
+def disk_errors(path: Path) -> Iterator[None]:
+    """OSErrors inside it as DiskError (exit code 6)."""
+    try:
+        yield
+    except OSError as error:
+        raise disk_error(error, Path(error.filename) if isinstance(error.filename, str) else path) from error
+
+
+# The record
+
+
+@dataclass(frozen=True, kw_only=True)
+class Origin:
+    """What a card promised when bytes were taken: the identity of an artifact's version."""
+
+    url: str
+    size: int | None = None
+    sha256: str | None = None
+    md5: str | None = None
+
+    @classmethod
+    def of(cls, artifact: Artifact) -> Origin:
+        """What the card promises now."""
+        sha256, md5 = ((digest or "").lower() or None for digest in (artifact.sha256, artifact.md5))
+        return cls(url=artifact.url, size=artifact.size, sha256=sha256, md5=md5)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Record:
+    """An artifact as it was prepared: which bytes, how they were verified and against what, what lies on disk.
+
+    `size` and `sha256` are of the file or archive itself, where it was here whole; `origin` is what was declared.
+    `state` is complete, partial where only some members were asked for, or packed for an archive that stays as it is.
+    `folders` maps each folder that holds members to its mtime in ns, by which a later run sees in a moment that nothing
+    came or went ("" is the storage, or the file itself where nothing is unpacked). `wanted` maps `data set/split` to
+    the number of samples that are there, where `state` is partial. `table` names the list of members and its bytes.
+    """
+
+    artifact: str
+    file: str
+    origin: Origin
+    fetched_from: str = ""
+    validator: str = ""
+    """The ETag or date that named this version at `fetched_from`, where nothing else tells versions apart."""
+    equivalence: str = "byte_exact"
+    size: int | None = None
+    sha256: str | None = None
+    verified: Proof = "none"
+    against: str = ""
+    state: Literal["complete", "partial", "packed"] = "complete"
+    files: int = 0
+    bytes: int = 0
+    folders: dict[str, int] = field(default_factory=dict)
+    table: tuple[str, int] | None = None
+    wanted: dict[str, int] = field(default_factory=dict)
+    when: str = ""
+    version: str = ""
+    legacy: bool = field(default=False, compare=False)
+    """Read from the stamp of an older version; `prepare` writes it anew."""
+
+    @property
+    def subset(self) -> bool:
+        """Whether it came from a mirror that offers only a part of the real thing."""
+        return self.equivalence == "subset"
+
+    def is_of(self, artifact: Artifact) -> bool:
+        """Whether this is of the version that the card declares now; else it is no record of this artifact.
+
+        A declared digest decides; without one the address and, where it is declared, the size must be those of then.
+        """
+        now, then = Origin.of(artifact), self.origin
+        if now.size not in (None, then.size, self.size):
+            return False
+        if now.sha256:
+            return now.sha256 in (then.sha256, self.sha256)
+        if now.md5:
+            return now.md5 == then.md5
+        return now.url == then.url
+
+
+def read_record(root: Path, artifact: Artifact) -> Record | None:
+    """The record of an artifact, of whatever version; None where there is none that can be read."""
+    path = record_path(root, artifact)
+    try:
+        tree = json.loads(path.read_bytes())
+        if tree.pop("format") != FORMAT:
+            return None
+        table = tree.pop("table", None)
+        return Record(**{**tree, "origin": Origin(**tree["origin"]), "table": tuple(table) if table else None})
+    except (FileNotFoundError, NotADirectoryError):
+        return _read_stamp(root, artifact)
+    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+        log.warning("%s: cannot be read and is made anew (%s)", path, error)
+        return None
+
+
+def write_record(root: Path, artifact: Artifact, record: Record, table: MemberTable | None = None) -> Record:
+    """Write a record, its table first, atomically and flushed to the disk; raises OSError.
+
+    Returns it with time and version filled in. The journal goes, and what older versions kept in its place.
+    """
+    now = datetime.now(timezone.utc).isoformat(timespec="seconds")
+    named = (table.digest, table.write(root, artifact)) if table is not None else record.table
+    record = replace(record, when=now, version=__version__, table=named, legacy=False)
+    tree = {"format": FORMAT, **asdict(record)}
+    del tree["legacy"]
+    write_atomic(record_path(root, artifact), json.dumps(tree, indent=1) + "\n")
+    replaced = [("stamps", ".json"), ("members", ".tsv"), ("fetching", ".txt")]
+    for kind, suffix in replaced if table is None else [*replaced, ("journal", ".log")]:
+        record_path(root, artifact, kind, suffix).unlink(missing_ok=True)
+    return record
+
+
+def drop_record(root: Path, artifact: Artifact) -> None:
+    """Take back the word that an artifact is done (its data stay)."""
+    record_path(root, artifact).unlink(missing_ok=True)
+    record_path(root, artifact, "stamps").unlink(missing_ok=True)
+
+
+# Members
+
+
+class MemberTable:
+    """Members of one archive, in order; `about` says of which (origin, equivalence, size …); `held` are those in place.
+
+    On disk a line of JSON, then a column each of sizes, CRCs, offsets, packed sizes and methods, the names joined by
+    NUL (which no name can hold), and a byte a member that says whether it is held. It stays when the archive goes, so
+    that single files can be checked and repaired.
+    """
+
+    def __init__(self, members: Sequence[Member], about: Mapping[str, Any], held: Iterable[int] = ()) -> None:
+        self.members, self.about, self.held = list(members), dict(about), set(held)
+
+    @classmethod
+    def read(cls, root: Path, artifact: Artifact) -> MemberTable | None:
+        """The table on disk, or None where there is none that can be read."""
+        path = record_path(root, artifact, suffix=".members")
+        try:
+            head, _, body = path.read_bytes().partition(b"\n")
+            about = json.loads(head)
+            count, digest = about.pop("members"), about.pop("digest")
+            columns, held = body[: len(body) - count], body[len(body) - count :]
+            if len(held) != count or digest != _digest(count, columns) or about.pop("order") != sys.byteorder:
+                raise ValueError("it is torn, or of another machine")
+            table = cls(list(_members(count, columns)), about, (n for n, there in enumerate(held) if there))
+        except (FileNotFoundError, NotADirectoryError):
+            return _read_listing(root, artifact)
+        except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+            log.warning("%s: cannot be read and is made anew (%s)", path, error)
+            return None
+        table.digest = digest
+        return table
+
+    def write(self, root: Path, artifact: Artifact) -> int:
+        """Keep it on disk; returns its bytes, raises OSError."""
+        count = len(self.members)
+        head = {**self.about, "members": count, "digest": self.digest, "order": sys.byteorder}
+        held = bytes(n in self.held for n in range(count))
+        data = json.dumps(head, sort_keys=True).encode() + b"\n" + self._columns + held
+        write_atomic(record_path(root, artifact, suffix=".members"), data)
+        return len(data)
+
+    @cached_property
+    def digest(self) -> str:
+        """What names this list of members: a journal or a record of another list does not count."""
+        return _digest(len(self.members), self._columns)
+
+    @property
+    def bytes(self) -> int:
+        """Bytes of all members, unpacked."""
+        return sum(member.size for member in self.members)
+
+    def folders(self) -> list[str]:
+        """The folders that hold members, relative to the storage; "" is the storage itself."""
+        return sorted({member.name.rpartition("/")[0] for member in self.members})
+
+    def lost(self, target: Path, numbers: Iterable[int] | None = None) -> list[int]:
+        """Members (default: all) that are not in place or have another size: a listing a folder, a stat a file."""
+        sizes = sizes_below(target, self.folders())
+        chosen = range(len(self.members)) if numbers is None else sorted(numbers)
+        return [n for n in chosen if sizes.get(self.members[n].name) != self.members[n].size]
+
+    @property
+    def _columns(self) -> builtins.bytes:
+        names, *columns = zip(*self.members, strict=True) if self.members else ((), *[()] * 5)
+        numbers = [array(code, column).tobytes() for code, column in zip(CODES, columns, strict=True)]
+        return b"".join(numbers) + "\0".join(names).encode()
+
+
+def _digest(count: int, columns: bytes) -> str:
+    return f"{count}-{zlib.crc32(columns):08x}"
+
+
+def _members(count: int, data: builtins.bytes) -> Iterator[Member]:
+    at, found = 0, []
+    for code in CODES:
+        column: array[int] = array(code)
+        stop = at + count * column.itemsize
+        column.frombytes(data[at:stop])
+        found.append(column)
+        at = stop
+    names = data[at:].decode().split("\0") if count else []
+    return map(Member, names, *found)
+
+
+def sizes_below(target: Path, folders: Iterable[str]) -> dict[str, int]:
+    """Sizes of the files in some folders of `target`, by relative name; links are followed."""
+    sizes: dict[str, int] = {}
+    for folder in folders:
+        prefix = f"{folder}/" if folder else ""
+        try:
+            with os.scandir(target / folder) as entries:
+                sizes.update({prefix + entry.name: entry.stat().st_size for entry in entries if entry.is_file()})
+        except (FileNotFoundError, NotADirectoryError):
+            continue
+    return sizes
+
+
+def folder_times(target: Path, folders: Iterable[str]) -> dict[str, int]:
+    """mtime in ns of each folder that is there."""
+    times = {}
+    for folder in folders:
+        try:
+            times[folder] = os.stat(f"{target}/{folder}").st_mtime_ns  # noqa: PTH116 - thousands of folders
+        except OSError:
+            continue
+    return times
+
+
+class Journal:
+    """Which members are in place while an archive is unpacked: their numbers, one a line, under a line that names the
+    table. A cache, for a run that is interrupted; the record says it in the end.
+
+    Lines come after the renames that they tell of; what a crash kept from being noted is found by its CRC. After a
+    restart of the machine (`trusted` is False) the noted files are checked too, since renames may outlive their bytes.
+    """
+
+    def __init__(self, root: Path, artifact: Artifact, table: MemberTable) -> None:
+        self.path = record_path(root, artifact, "journal", ".log")
+        self.done: set[int] = set()
+        self.trusted = True
+        self._head = {"table": table.digest, "boot": boot_id()}
+        self._count = len(table.members)
+        self._lock = threading.Lock()
+        self._load()
+        # Rewritten whole at each start: a torn last line would swallow the first new one.
+        write_atomic(self.path, self._text())
+        self._file = os.open(self.path, os.O_WRONLY | os.O_APPEND)
+
+    def __enter__(self) -> Journal:
+        return self
+
+    def __exit__(self, *_: type[BaseException] | BaseException | TracebackType | None) -> None:
+        os.close(self._file)
+
+    def add(self, numbers: Iterable[int]) -> None:
+        """These members are in place; raises OSError."""
+        new = list(numbers)
+        if new:
+            with self._lock:
+                text = "".join(f"{number}\n" for number in new).encode()
+                if os.write(self._file, text) < len(text):
+                    raise OSError(errno.ENOSPC, "No space left on device", str(self.path))
+                self.done.update(new)
+
+    def rewrite(self, numbers: Iterable[int]) -> None:
+        """Only these members are in place, and they were checked on this boot."""
+        self.done, self.trusted = set(numbers), True
+        write_atomic(self.path, self._text())
+        os.close(self._file)
+        self._file = os.open(self.path, os.O_WRONLY | os.O_APPEND)
+
+    def _load(self) -> None:
+        try:
+            head, *lines = self.path.read_bytes().split(b"\n")
+            noted = json.loads(head)
+        except (OSError, ValueError):
+            return
+        if not isinstance(noted, dict) or noted.get("table") != self._head["table"]:
+            return
+        self.trusted = bool(noted.get("boot")) and noted.get("boot") == self._head["boot"]
+        # the last piece has no newline: it is empty, or torn by a crash
+        self.done = {int(line) for line in lines[:-1] if line.isdigit() and int(line) < self._count}
+
+    def _text(self) -> str:
+        head = json.dumps(self._head if self.trusted else {**self._head, "boot": ""})
+        return "".join([head, "\n", *(f"{number}\n" for number in sorted(self.done))])
+
+
+# What older versions wrote (0.1 before records): stamps, listings of members, journals. Read, and never written.
+
+
+def _read_stamp(root: Path, artifact: Artifact) -> Record | None:
+    path = record_path(root, artifact, "stamps")
+    try:
+        old = json.loads(path.read_bytes())
+        if old.pop("format") != 1:
+            return None
+        declared, listing = old.pop("declared"), record_path(root, artifact, "members", ".tsv")
+        proof: Proof = {"crc32": "crc", "": "none"}.get(old["verified"], old["verified"])
+        # where single members were taken the stamp had the declared digest, which nothing was compared with
+        sha256 = None if proof == "crc" and old["sha256"] == declared else old["sha256"]
+        listed = ("", listing.stat().st_size if listing.is_file() else -1) if artifact.unpack else None
+        return Record(
+            **{key: old[key] for key in ("artifact", "file", "equivalence", "state", "files", "bytes", "folders")},
+            origin=_declared(declared, old["url"]),
+            fetched_from=old["source"],
+            size=old["size"],
+            sha256=sha256,
+            verified=proof,
+            against="" if proof == "none" else "its own directory" if proof == "crc" else "the card",
+            table=listed,
+            wanted=old["wanted"],
+            when=old["when"],
+            version=old["version"],
+            legacy=True,
+        )
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+        log.warning("%s: cannot be read and is made anew (%s)", path, error)
+        return None
+
+
+def _declared(line: str, url: str) -> Origin:
+    """The promise that a stamp was made under: a digest, or `url size`."""
+    if len(line) in (32, 64) and " " not in line:
+        return Origin(url=url, sha256=line if len(line) == 64 else None, md5=line if len(line) == 32 else None)
+    place, _, size = line.rpartition(" ")
+    return Origin(url=place, size=int(size) if size.isdigit() else None)
+
+
+def _read_listing(root: Path, artifact: Artifact) -> MemberTable | None:
+    """`members/<file>.tsv` and, where only some of them were taken, the journal that says which."""
+    path = record_path(root, artifact, "members", ".tsv")
+    stamp = _read_stamp(root, artifact)
+    if stamp is None:
+        return None  # nothing says of which version it is
+    try:
+        head, _, body = path.read_bytes().decode().partition("\n")
+        about = json.loads(head)
+        members = [_parse(line) for line in body.split("\n")[:-1]]
+        if about.pop("members") != len(members):
+            raise ValueError("it is cut off")
+        about["origin"] = asdict(stamp.origin)
+        if stamp.state != "partial":
+            return MemberTable(members, about, range(len(members)) if stamp.state == "complete" else ())
+        noted, *lines = record_path(root, artifact, "journal", ".log").read_bytes().split(b"\n")
+        same = json.loads(noted)["inventory"] == f"{len(members)}-{zlib.crc32(body.encode()):08x}"
+        return MemberTable(members, about, map(int, lines[:-1]) if same else ())
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+        log.warning("%s: cannot be read and is made anew (%s)", path, error)
+        return None
+
+
+def _parse(line: str) -> Member:
+    name, size, crc, offset, packed, method = line.split("\t")
+    return Member(name, int(size), int(crc, 16), int(offset), int(packed), int(method))
