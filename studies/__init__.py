@@ -16,23 +16,24 @@ from studies.study import study_files, study_problems
 from tests.world.export import prepare_every, table
 
 __all__ = ["run_all", "run_studies", "study_files", "study_problems"]
-Told = tuple[list[str], list[dict[str, Any]], int]
+Report = tuple[list[str], list[dict[str, Any]], int]
 """Lines for a person, objects for a program, and the exit code."""
 
 
-def run_studies(names: Iterable[str], out: Path, seeds: int, jobs: int, seed: int) -> Told:
+def run_studies(names: Iterable[str], out: Path, seeds: int, jobs: int, seed: int) -> Report:
     """The tables of some studies; see `run_study`."""
     found = [run_study(name, out, seeds, jobs, seed) for name in names]
     lines = [line for findings in found for line in ("", *findings.lines())]
     return lines, [findings.summary() for findings in found], 0
 
 
-def run_all(out: Path, seeds: int, jobs: int, seed: int) -> Told:
+def run_all(out: Path, seeds: int, jobs: int, seed: int) -> Report:
     """Every family of data sets prepared from a small world below `out/families`, then every study.
 
-    A family that fails is told, and the highest of their codes is the exit code.
+    A family that fails is named, and the highest of their codes is the exit code.
     """
     states = prepare_every(out.expanduser().absolute() / "families", seed)
     lines, objects, _ = run_studies(study_files(), out, seeds, jobs, seed)
-    told = [f"  {line}" for line in table(states)], {"families": [asdict(state) for state in states]}
-    return [*told[0], *lines], [told[1], *objects], max(state.exit_code for state in states)
+    rows = [f"  {line}" for line in table(states)]
+    families = {"families": [asdict(state) for state in states]}
+    return [*rows, *lines], [families, *objects], max(state.exit_code for state in states)

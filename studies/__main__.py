@@ -10,5 +10,6 @@ from studies.study import study_files
 if __name__ == "__main__":
     words = sys.argv[1:]
     if not words:
-        sys.exit(f"{__doc__}\nstudies: {', '.join(sorted(study_files()))}")
+        sys.stderr.write(f"{__doc__}\nstudies: {', '.join(sorted(study_files()))}\n")
+        sys.exit(2)
     sys.exit(main(["demo", *words] if words[0].startswith("-") else ["demo", "--study", *words]))

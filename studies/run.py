@@ -113,8 +113,8 @@ class Laboratory:
         found = {other: str(newest(job)) for other, job in jobs.items()}
         options = [filled(option, found) for option in leg.options]
         # A leg whose options have changed is another run, not one to go on with.
-        told = sha256(json.dumps([leg.train, options]).encode()).hexdigest()[:6]
-        own = [f"run.output_dir={self.folder / 'runs'}", f"run.job_id={name}-{seed}-{told}", f"run.seed={seed}"]
+        digest = sha256(json.dumps([leg.train, options]).encode()).hexdigest()[:6]
+        own = [f"run.output_dir={self.folder / 'runs'}", f"run.job_id={name}-{seed}-{digest}", f"run.seed={seed}"]
         return ["train", "--cfg-path", leg.train, "--options", *options, *own]
 
     def _train(self, words: list[str], log_file: Path) -> Answer:

@@ -49,7 +49,7 @@ def test_a_module_by_name_and_the_verb_are_one(tmp_path: Path) -> None:
         told.append(json.loads(done.stdout))
     assert told[0] == told[1] and told[0]["errors"][0].startswith("--seeds")
     alone = subprocess.run([sys.executable, "-m", "studies"], cwd=ROOT, capture_output=True, text=True, check=False)
-    assert alone.returncode == 1 and "blip2, oscar" in alone.stderr
+    assert alone.returncode == 2 and "blip2, oscar" in alone.stderr
 
 
 def test_all_is_every_family_and_every_study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
