@@ -83,10 +83,9 @@ def view_of(dataset: Any) -> View | None:
     """How a built split is looked at; None for a data set of someone else's that keeps no rows."""
     if isinstance(dataset, ImageTextStream):
         return StreamView(dataset)
-    if hasattr(dataset, "images_of"):  # region features, whose modules nobody else needs
-        from lavis_ext.browse.regions import RegionView
-
-        return RegionView(dataset)
+    if hasattr(dataset, "page_view"):  # a shape that draws its own samples, as those on region features
+        view: View = dataset.page_view()
+        return view
     return RowsView(dataset) if hasattr(dataset, "rows") and hasattr(dataset, "image_name") else None
 
 

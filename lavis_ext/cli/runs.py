@@ -121,13 +121,17 @@ def export(args: Export) -> Answer:
     if not out.parent.is_dir():
         raise UsageError(str(out.parent), "no such folder", "make it first")
     config = model_of(checkpoint, args.cfg_path, list(args.options))
-    from lavis_ext.models.export import export_oscar, export_transformers, export_upstream
-
     if args.form == "transformers":
+        from lavis_ext.models.export import export_transformers
+
         done = export_transformers(config, out)
     elif args.form == "oscar":
+        from lavis_ext.models.oscar.convert import export_oscar
+
         done = export_oscar(config, out)
     else:
+        from lavis_ext.models.export import export_upstream
+
         done = export_upstream(str(checkpoint), out, config.arch, args.form)
     rows = [[name, f"{tensors:,}", f"{numbers:,}"] for name, (tensors, numbers) in sorted(done.parts.items())]
     lines = columns([["part", "tensors", "numbers"], *rows])

@@ -1,9 +1,10 @@
-"""Weights of ours for others: LAVIS' and VPGTrans' `.pth`, transformers' or Oscar's folders; whole or not at all."""
+"""Weights of ours for others: LAVIS' and VPGTrans' `.pth` and transformers' folders, whole or not at all."""
 
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,6 @@ from torch import Tensor
 from lavis_ext.errors import ConfigError, IntegrityError
 from lavis_ext.files import disk_errors
 from lavis_ext.models.lora import merge_adapters
-from lavis_ext.models.oscar import OscarNetwork, to_oscar, write_oscar
 from lavis_ext.models.upstream import OURS, to_upstream, translate
 from lavis_ext.models.weights import read_checkpoint, save_upstream
 from lavis_ext.models.zoo import build_model
@@ -79,37 +79,25 @@ def export_transformers(config: ModelConfig, out: Path) -> Exported:
         raise ConfigError("--form transformers", f"{config.arch} has no network of transformers'", "--form lavis")
     if config.lora:
         merge_adapters(network.language_model)
-    part = out.with_name(f".{out.name}.part")
-    try:
-        with disk_errors(out, WAY_OUT):
-            shutil.rmtree(part, ignore_errors=True)
-            network.save_pretrained(part)
-            getattr(tokenizer, "tokenizer", tokenizer).save_pretrained(part)
-            part.rename(out)
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
+    with new_folder(out) as part:
+        network.save_pretrained(part)
+        getattr(tokenizer, "tokenizer", tokenizer).save_pretrained(part)
     saved = {name.removeprefix("net."): tensor for name, tensor in model.named_parameters() if name.startswith("net.")}
     left = [name for name, _ in model.named_parameters() if not name.startswith("net.")]
     return Exported(out, "transformers", shapes_of(saved), left)
 
 
-def export_oscar(config: ModelConfig, out: Path) -> Exported:
-    """The network of an Oscar as upstream's scripts read it: `config.json`, `pytorch_model.bin` and `vocab.txt`.
-
-    Raises ConfigError for another architecture, DiskError.
-    """
-    model: Any = build_model(config)
-    if not isinstance(getattr(model, "network", None), OscarNetwork):
-        raise ConfigError("--form oscar", f"{config.arch} is no Oscar", "name another --form")
+@contextmanager
+def new_folder(out: Path) -> Iterator[Path]:
+    """A hidden folder beside `out` that takes its name when the block ends well; raises DiskError."""
     part = out.with_name(f".{out.name}.part")
     try:
         with disk_errors(out, WAY_OUT):
             shutil.rmtree(part, ignore_errors=True)
-            write_oscar(model.network, part, model.tokenizer.path if model.tokenizer else None)
+            yield part
             part.rename(out)
     finally:
         shutil.rmtree(part, ignore_errors=True)
-    return Exported(out, "oscar", shapes_of(to_oscar(model.network)[0]))
 
 
 def shapes_of(tensors: Mapping[str, Tensor]) -> dict[str, list[int]]:

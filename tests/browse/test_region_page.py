@@ -9,8 +9,8 @@ import pytest
 from PIL import Image
 
 from lavis_ext.browse.dataset_page import write_dataset_page
-from lavis_ext.browse.regions import names_of
 from lavis_ext.browse.views import view_of
+from lavis_ext.builders.region.pages import names_of
 from lavis_ext.readers.faults import SampleError
 from tests.support.region_data import (
     built,

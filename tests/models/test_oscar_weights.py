@@ -15,8 +15,8 @@ from torch import Tensor
 
 from lavis_ext.errors import ConfigError, DiskError, IntegrityError, LavisExtError, UnsafeError
 from lavis_ext.models import default_config
-from lavis_ext.models.export import export_oscar
 from lavis_ext.models.oscar import Oscar, from_oscar, to_oscar, write_oscar
+from lavis_ext.models.oscar.convert import export_oscar
 from lavis_ext.schema import ModelConfig
 from tests.support.oscar import SMALL, TINY_VOCAB, oscar_batch, oscar_state, write_checkpoint
 

@@ -62,6 +62,12 @@ class RegionDataset(RowsDataset):
         """A sample: `input_ids`, `token_type_ids` (lists), `regions` (a Place, or two), and what the shape adds."""
         raise NotImplementedError
 
+    def page_view(self) -> Any:
+        """How `browse` shows a split: texts and tags, boxes drawn on the picture or on grey."""
+        from lavis_ext.builders.region.pages import RegionView
+
+        return RegionView(self)
+
     def load(self, index: int, rng: torch.Generator) -> Sample:
         """The sample with `regions`, the place of its features, all randomness from `rng`. Raises SampleError.
 

@@ -16,10 +16,13 @@ from lavis_ext.config import cache_root
 from lavis_ext.errors import ConfigError, IntegrityError
 from lavis_ext.files import disk_errors, replacing, write_atomic, write_json
 from lavis_ext.models.base import fit, listed
+from lavis_ext.models.export import Exported, new_folder, shapes_of
 from lavis_ext.models.oscar.keys import choose_layers, described, their_names, to_ours, to_theirs
 from lavis_ext.models.oscar.network import OscarNetwork
 from lavis_ext.models.oscar.settings import Settings, read_settings, write_settings
 from lavis_ext.models.weights import read_tensors
+from lavis_ext.models.zoo import build_model
+from lavis_ext.schema import ModelConfig
 
 log = logging.getLogger(__name__)
 Tensors = dict[str, Tensor]
@@ -168,3 +171,16 @@ def load_into(network: OscarNetwork, origin: Origin, layers: list[int], strict: 
 
 def _shape(state: Mapping[str, Tensor], name: str) -> torch.Size | None:
     return state[name].shape if name in state else None
+
+
+def export_oscar(config: ModelConfig, out: Path) -> Exported:
+    """The network of an Oscar as upstream's scripts read it: `config.json`, `pytorch_model.bin` and `vocab.txt`.
+
+    Raises ConfigError for another architecture, DiskError.
+    """
+    model: Any = build_model(config)
+    if not isinstance(getattr(model, "network", None), OscarNetwork):
+        raise ConfigError("--form oscar", f"{config.arch} is no Oscar", "name another --form")
+    with new_folder(out) as part:
+        write_oscar(model.network, part, model.tokenizer.path if model.tokenizer else None)
+    return Exported(out, "oscar", shapes_of(to_oscar(model.network)[0]))
