@@ -13,7 +13,8 @@ from torch import Tensor
 from lavis_ext.errors import ConfigError, IntegrityError
 from lavis_ext.files import disk_errors
 from lavis_ext.models.lora import merge_adapters
-from lavis_ext.models.oscar import OscarNetwork, to_oscar, write_oscar
+from lavis_ext.models.oscar.convert import to_oscar, write_oscar
+from lavis_ext.models.oscar.network import OscarNetwork
 from lavis_ext.models.upstream import OURS, to_upstream, translate
 from lavis_ext.models.weights import read_checkpoint, save_upstream
 from lavis_ext.models.zoo import build_model
@@ -77,7 +78,7 @@ def export_transformers(config: ModelConfig, out: Path) -> Exported:
     network, tokenizer = getattr(model, "net", None), getattr(model, "tokenizer", None) or getattr(model, "text", None)
     if network is None or tokenizer is None:
         raise ConfigError("--form transformers", f"{config.arch} has no network of transformers'", "--form lavis")
-    if config.lora:
+    if getattr(config, "lora", None):
         merge_adapters(network.language_model)
     part = out.with_name(f".{out.name}.part")
     try:
