@@ -25,12 +25,14 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
+from lavis_ext.models.oscar.config import OscarConfig
 from lavis_ext.models.oscar.model import Oscar
 from lavis_ext.processors.normalize import Normalizer
 from lavis_ext.runner.optimizer import build_optimizer
-from lavis_ext.schema import DistillConfig, ModelConfig, RunConfig, TermConfig
+from lavis_ext.schema import TermConfig, run_config
 from lavis_ext.tasks import setup_task
-from lavis_ext.tasks.distill import Distill
+from lavis_ext.tasks.distill.settings import DistillConfig
+from lavis_ext.tasks.distill.task import Distill
 
 TEXT, REGIONS, WIDTH, LABELS, WORDS, BATCH = 60, 40, 2054, 1853, 30522, 16
 REPORT = Path(__file__).with_suffix(".md")
@@ -82,7 +84,7 @@ def model(hidden: int, layers: int, seed: int) -> Oscar:
     sizes |= {"vocab_size": WORDS, "num_hidden_layers": layers}
     torch.manual_seed(seed)
     return Oscar.from_config(
-        ModelConfig(
+        OscarConfig(
             arch="oscar", model_type="base", load_pretrained=False, num_labels=LABELS, sizes={"text_config": sizes}
         )
     )
@@ -102,9 +104,9 @@ def contender(keys: dict[str, Any] | None, args: argparse.Namespace, folder: str
         {k: v.to(args.device) if isinstance(v, torch.Tensor) else v for k, v in batch.items()} for batch in batches
     ]
     if keys is None:
-        task: Any = setup_task(RunConfig(task="oscar_gqa", **settings), student)
+        task: Any = setup_task(run_config(task="oscar_gqa", **settings), student)
     else:
-        run = RunConfig(task="distill", distill=DistillConfig(task="oscar_gqa", teacher="given", **keys), **settings)
+        run = run_config(task="distill", distill=DistillConfig(task="oscar_gqa", teacher="given", **keys), **settings)
         task = Distill(student, run, model(args.hidden, depth, 2).requires_grad_(False).eval())
         task.before_train(SimpleNamespace(datasets={data.name: data}, normalizer=Normalizer()), 10**6)
     optimizer = build_optimizer(student, task.run)

@@ -40,9 +40,10 @@ from lavis_ext.builders import BuildContext, build_datasets
 from lavis_ext.collate import to_device
 from lavis_ext.features import Row, create_store, open_store
 from lavis_ext.mixture import Mixture
+from lavis_ext.models.oscar.config import OscarConfig
 from lavis_ext.models.oscar.model import Oscar
 from lavis_ext.processors.wordpiece import WordPiece, find_vocab, load_wordpiece
-from lavis_ext.schema import AnnotationConfig, BuildInfo, DatasetConfig, ModelConfig
+from lavis_ext.schema import AnnotationConfig, BuildInfo, DatasetConfig
 
 REPORT = Path(__file__).with_suffix(".md")
 VOCAB = "models/oscar/tokenizer-tiny/vocab.txt"
@@ -198,7 +199,7 @@ def make_model(size: str, device: torch.device) -> Oscar:
     """A classifier of VQA's answers with random weights."""
     sizes = {"text_config": SIZES[size]}
     head: dict[str, Any] = {"num_labels": LABELS, "loss_type": "bce", "sizes": sizes}
-    config = ModelConfig(arch="oscar", model_type=size, load_pretrained=False, tokenizer=VOCAB, **head)
+    config = OscarConfig(arch="oscar", model_type=size, load_pretrained=False, tokenizer=VOCAB, **head)
     torch.manual_seed(0)
     model = Oscar.from_config(config)
     model.to(device).train()

@@ -35,7 +35,7 @@ from lavis_ext.runner.hooks import ScheduleHook
 from lavis_ext.runner.logs import JsonLog, LogHook
 from lavis_ext.runner.loop import Runner
 from lavis_ext.runner.optimizer import build_optimizer
-from lavis_ext.schema import RunConfig
+from lavis_ext.schema import RunConfig, run_config
 from lavis_ext.tasks import setup_task
 from lavis_ext.types import Batch
 
@@ -113,7 +113,7 @@ def seconds(step: Callable[[], None], count: int, device: torch.device) -> float
 def measure(args: argparse.Namespace, folder: Path) -> dict[str, list[float]]:
     """Seconds a step of each round, for the bare loop and the runner."""
     keys = {"tensorboard": False, "report": False, "max_iters": 10**6, "iters_per_inner_epoch": 10**6}
-    run = RunConfig(task="image_text_pretrain", device=args.device, precision=args.precision, init_lr=1e-4, **keys)
+    run = run_config(task="image_text_pretrain", device=args.device, precision=args.precision, init_lr=1e-4, **keys)
     config = default_config(args.arch, args.type)
     torch.manual_seed(0)
     model: Any = build_model(config)

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
 
 from lavis_ext.cards import Cards, load_cards, load_dataset_config, split_names
-from lavis_ext.config import from_checkout, load_config, model_defaults
+from lavis_ext.config import draft, from_checkout, import_plugins, model_defaults
 from lavis_ext.errors import ConfigError, LavisExtError, Problem, nearest
-from lavis_ext.registry import Registry, builders, lr_schedulers, models, processors, runners, tasks
-from lavis_ext.schema import Config, DatasetConfig, ModelConfig, ProcessorConfig, RunConfig
+from lavis_ext.registry import builders, models
+from lavis_ext.schema import Config, DatasetConfig, ModelConfig, ProcessorConfig
 from lavis_ext.typed import Door
 from lavis_ext.yamlio import read_yaml
 
@@ -22,20 +20,27 @@ def check_file(path: str | Path) -> list[Problem]:
     try:
         tree, _ = read_yaml(Path(path))
         if "run" in tree:
-            return list(problems(load_config(path), load_cards()))
+            return check_run(path)
         if "datasets" in tree or "artifacts" in tree:
             return _check_datasets(Path(path), list(tree.get("datasets") or {}))
         if "model" in tree:
             return _check_model(Path(path))
         if "legs" in tree:
             return list(from_checkout("studies", str(path)).study_problems(Path(path)))
-        unknown = [key for key in tree if key not in ("env", "model", "datasets", "run", "artifacts")]
+        unknown = [key for key in tree if key not in ("env", "plugins", "model", "datasets", "run", "artifacts")]
         return [
             Problem(f"{path} {key}", "unknown section", nearest(key, ["run", "datasets", "model", "env"]))
             for key in unknown
         ]
     except LavisExtError as error:
         return list(error.problems)
+
+
+def check_run(path: str | Path, options: Sequence[str] = ()) -> list[Problem]:
+    """What does not fit in a run file, and what cannot work of the rest; raises ConfigError for one that is no YAML."""
+    config, door = draft(path, options)
+    found = [*door.problems, *(problems(config, load_cards()) if config else ())]
+    return list(dict.fromkeys(found))
 
 
 def check(config: Config) -> None:
@@ -54,14 +59,14 @@ def problems(config: Config, cards: Cards) -> Iterator[Problem]:
 
 def _run_problems(config: Config, cards: Cards) -> Iterator[Problem]:
     run = config.run
-    yield from _task_problems(config)
-    yield from _named(runners, run.runner, "run.runner")
-    yield from _named(lr_schedulers, run.lr_sched, "run.lr_sched")
-    yield from _length_problems(run)
+    yield from run.problems(config)
+    yield from _length_problems(config)
     if config.model is None:
         yield Problem("model", "is missing", "name `arch` and `model_type` under `model:`")
     else:
-        yield from _model_problems(config.model)
+        yield from config.model.problems()
+        if config.model.arch in models:
+            yield from _type_problems(config.model)
     if not config.datasets:
         yield Problem("datasets", "none is named", f"known: {', '.join(cards.names())}")
     for name, dataset in config.datasets.items():
@@ -69,75 +74,31 @@ def _run_problems(config: Config, cards: Cards) -> Iterator[Problem]:
     yield from _split_problems(config)
 
 
-def _task_problems(config: Config) -> Iterator[Problem]:
-    run = config.run
-    yield from _named(tasks, run.task, "run.task")
-    if run.task in tasks:
-        yield from tasks.get(run.task).problems(config)
-    if run.distill is not None and run.task != "distill":
-        yield Problem("run.distill", f"task '{run.task}' does not read it", "set run.task: distill, or remove it")
+def _type_problems(model: ModelConfig) -> Iterator[Problem]:
+    try:
+        model_defaults(model.arch, model.model_type)
+    except LavisExtError as error:
+        yield from error.problems
 
 
 def dataset_problems(dataset: DatasetConfig, cards: Cards, where: str) -> Iterator[Problem]:
-    """What is wrong with one data set: its shape, processors, artifacts, weight."""
-    if dataset.builder:
-        yield from _named(builders, dataset.builder, f"{where}.builder")
-    else:
+    """What is wrong with one data set beside its keys: it has no shape, or names artifacts that there are not."""
+    if not dataset.builder:
         yield Problem(f"{where}.builder", "is missing", f"known: {', '.join(builders.names())}")
-    for kind in ("vis_processor", "text_processor"):
-        pair = getattr(dataset, kind)
-        for side in ("train", "eval"):
-            yield from _processor_problems(getattr(pair, side), f"{where}.{kind}.{side}")
-    if dataset.weight is not None and dataset.weight <= 0:
-        yield Problem(
-            f"{where}.weight", f"{dataset.weight} is not positive", "give a share such as 0.5, or remove the data set"
-        )
-    for split, count in dataset.max_samples.items():
-        if count <= 0:
-            yield Problem(f"{where}.max_samples.{split}", f"{count} is not positive", "give a number of samples")
+    elif dataset.builder not in builders:
+        what = f"no builder named '{dataset.builder}'"
+        yield Problem(f"{where}.builder", what, nearest(dataset.builder, builders.names()))
     try:
         cards.artifacts_of(dataset)
     except LavisExtError as error:
         yield from error.problems
 
 
-def _named(registry: Registry[Any], name: str, where: str) -> Iterator[Problem]:
-    if name not in registry:
-        yield Problem(where, f"no {registry.kind} named '{name}'", nearest(name, registry.names()))
-
-
-def _processor_problems(config: ProcessorConfig | None, where: str) -> Iterator[Problem]:
-    if config is None:
-        return
-    if config.name not in processors:
-        yield from _named(processors, config.name, f"{where}.name")
-        return
-    known = [name for name in inspect.signature(processors.get(config.name)).parameters if name != "self"]
-    for name in config.args:
-        if name not in known:
-            yield Problem(f"{where}.{name}", f"'{config.name}' takes no such argument", nearest(name, known))
-
-
-def _model_problems(model: ModelConfig) -> Iterator[Problem]:
-    if model.arch not in models:
-        yield from _named(models, model.arch, "model.arch")
-        return
-    try:
-        model_defaults(model.arch, model.model_type)
-    except LavisExtError as error:
-        yield from error.problems
-    if model.vit_precision == "fp16" and not model.freeze_vit:
-        yield Problem(
-            "model.vit_precision", "fp16 weights cannot be trained", "set vit_precision: fp32 or freeze_vit: true"
-        )
-
-
-def _length_problems(run: RunConfig) -> Iterator[Problem]:
-    if run.train_splits and not run.evaluate and run.max_epoch is None and run.max_iters is None:
+def _length_problems(config: Config) -> Iterator[Problem]:
+    run = config.run
+    told = {"run.max_epoch", "run.max_iters"} & config.faulty  # one that is there and wrong
+    if run.train_splits and not run.evaluate and run.max_epoch is None and run.max_iters is None and not told:
         yield Problem("run", "neither max_epoch nor max_iters is given", "say how long to train")
-    for key in ("batch_size_train", "batch_size_eval", "accum_grad_iters", "log_freq", "save_freq", "val_freq"):
-        if getattr(run, key) < 1:
-            yield Problem(f"run.{key}", f"{getattr(run, key)} is below 1", "give a whole number from 1 on")
     if run.wandb and find_spec("wandb") is None:
         yield Problem("run.wandb", "wandb is not installed", "pip install 'lavis_ext[wandb]' or set run.wandb: false")
 
@@ -152,20 +113,22 @@ def _split_problems(config: Config) -> Iterator[Problem]:
 
 
 def _check_datasets(path: Path, names: list[str]) -> list[Problem]:
+    tree, places = read_yaml(path)
+    import_plugins(tree.get("plugins"), path, places.get("plugins", str(path)))
     cards = load_cards()
+    door = Door(places)
     found = [load_dataset_config(path, name) for name in names]
-    return [problem for d in found for problem in dataset_problems(d, cards, f"{path} datasets.{d.name}")]
+    told = [problem for dataset in found for problem in dataset_problems(dataset, cards, f"datasets.{dataset.name}")]
+    return [Problem(door.place(p.where), p.what, p.way_out) for p in told]
 
 
 def _check_model(path: Path) -> list[Problem]:
     tree, places = read_yaml(path)
+    import_plugins(tree.get("plugins"), path, places.get("plugins", str(path)))
     door = Door(places)
     model = door.build(ModelConfig, tree["model"] or {}, "model")
-    found = list(door.problems)
     for kind in ("vis_processor", "text_processor"):
         for side, body in ((tree.get("preprocess") or {}).get(kind) or {}).items():
-            processor = door.build(ProcessorConfig, body, f"preprocess.{kind}.{side}")
-            found += _processor_problems(processor, f"{path} preprocess.{kind}.{side}")
-    return (
-        found if model is None or model.arch in models else [*found, *_named(models, model.arch, f"{path} model.arch")]
-    )
+            door.build(ProcessorConfig, body, f"preprocess.{kind}.{side}")
+    found = model.problems() if model else ()
+    return [*door.problems, *(Problem(door.place(p.where), p.what, p.way_out) for p in found)]

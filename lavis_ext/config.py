@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cache
 from importlib import import_module
@@ -17,6 +17,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from lavis_ext.errors import ConfigError, Problem, UsageError, nearest
+from lavis_ext.registry import load_plugin_file, models, plugin_sources
 from lavis_ext.schema import Config, DatasetConfig, ModelConfig, RunConfig
 from lavis_ext.typed import Door
 from lavis_ext.yamlio import read_yaml
@@ -24,25 +25,9 @@ from lavis_ext.yamlio import read_yaml
 log = logging.getLogger(__name__)
 Tree = dict[str, Any]
 PACKAGE = Path(__file__).parent
-SECTIONS = ("env", "model", "datasets", "run", "preprocess")
-DROPPED_RUN_KEYS = {
-    "world_size": "the launcher knows it",
-    "dist_url": "the launcher knows it",
-    "dist_backend": "chosen by the device",
-    "distributed": "seen from the launcher",
-    "rank": "the launcher knows it",
-    "gpu": "the launcher knows it",
-}
-DROPPED_MODEL_KEYS = {
-    "freeze_qformer": "upstream ignores it; `only_proj` freezes the Q-Former",
-    "prompt_path": "upstream ignores it",
-    "prompt_template": "upstream ignores it",
-    "low_resource": "upstream ignores it",
-    "model": "a leftover of upstream",
-}
+SECTIONS = ("env", "plugins", "model", "datasets", "run", "preprocess")
 NOT_TAUGHT = ("num_hidden_layers", "layers", "load_finetuned", "finetuned")
 """Keys of a student's model section that do not hold for its teacher."""
-DROPPED_DATASET_KEYS = {"kw_processor": "no processor of ours takes it"}
 
 
 def config_roots() -> list[Path]:
@@ -131,9 +116,11 @@ def dataset_defaults() -> dict[str, dict[str, tuple[Tree, Path, dict[str, str]]]
 
 def model_defaults(arch: str, model_type: str) -> tuple[Tree, Tree]:
     """The `model:` and `preprocess:` sections of `models/<arch>/<model_type>.yaml`; an unknown one is a ConfigError."""
-    path = model_files().get(arch, {}).get(model_type)
+    archs = model_files()
+    path = archs.get(arch, {}).get(model_type)
+    if path is None and arch not in archs and arch in models:
+        return {}, {}  # a plug-in's, whose types are not told apart by files
     if path is None:
-        archs = model_files()
         if arch not in archs:
             raise ConfigError("model.arch", f"no architecture '{arch}'", nearest(arch, archs))
         raise ConfigError("model.model_type", f"'{arch}' has no type '{model_type}'", nearest(model_type, archs[arch]))
@@ -181,22 +168,61 @@ def merge(*trees: Mapping[str, Any]) -> Tree:
 
 def load_config(path: str | Path, options: Sequence[str] = ()) -> Config:
     """Read, merge and type a run file; raises ConfigError that tells every mistake with its place."""
+    config, door = draft(path, options)
+    door.close()
+    assert config is not None
+    return config
+
+
+def draft(path: str | Path, options: Sequence[str] = ()) -> tuple[Config | None, Door]:
+    """A run file as far as it can be typed, and the door with its mistakes; None where the run itself is not there.
+
+    The `config.yaml` beside a `run.json` is a run's own record: keys that were accepted when it was written are passed
+    over with a notice where what the run names does not read them. Raises ConfigError for a file that is no YAML.
+    """
     file = find_config(path)
     user, places = read_yaml(file)
     given = parse_options(options)
     for key in _leaves(given):
         places[key] = "--options"
     wanted = modernise(merge(user, given), file)
-    door = Door(places)
+    wanted["plugins"] = import_plugins(wanted.get("plugins"), file, places.get("plugins", str(file)))
+    door = Door(places, lenient=(file.parent / "run.json").is_file())
     for section in wanted:
         if section not in SECTIONS:
             door.note(section, "unknown section", nearest(section, SECTIONS))
     tree, defaults = _with_defaults(wanted, door)
     for key, place in defaults.items():
         places.setdefault(key, place)
-    config = _typed(tree, door, file)
-    door.close()
-    return config
+    return _typed(tree, door, file), door
+
+
+def import_plugins(named: Any, file: Path, where: str) -> list[str]:
+    """Import the files that `plugins:` of a YAML names, relative to it; returns their absolute paths.
+
+    Raises ConfigError at `where` for one that is not there or does not load.
+    """
+    names = [named] if isinstance(named, str) else named or []
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise ConfigError(f"{where} plugins", f"{names!r} is no list of files", "write `plugins: [birds.py]`")
+    base = Path() if where == "--options" else file.parent
+    paths = [(base / Path(name).expanduser()).absolute() for name in names]
+    for path in paths:
+        load_plugin_file(path, f"{where} plugins")
+    return [str(path) for path in paths]
+
+
+def folder_plugins() -> Iterator[tuple[Path, str]]:
+    """The files that YAMLs of the user's own folders name under `plugins:`, and where each is named."""
+    for root in config_roots()[:-1]:
+        for path in sorted([*root.glob("*.yaml"), *root.glob("datasets/**/*.yaml"), *root.glob("models/*/*.yaml")]):
+            tree, places = _read_cached(path, path.stat().st_mtime_ns)
+            named = tree.get("plugins") or []
+            for name in [named] if isinstance(named, str) else named:
+                yield path.parent / Path(str(name)).expanduser(), f"{places['plugins']} plugins"
+
+
+plugin_sources.append(folder_plugins)
 
 
 def _leaves(tree: Mapping[str, Any], prefix: str = "") -> Iterable[str]:
@@ -213,14 +239,7 @@ def modernise(tree: Tree, file: Path | str) -> Tree:
     for name, weight in (run.pop("train_dataset_ratios", None) or {}).items():
         log.warning("%s: run.train_dataset_ratios.%s is now datasets.%s.weight", file, name, name)
         datasets.setdefault(name, {}).setdefault("weight", weight)
-    model = dict(tree.get("model") or {})
-    sections = [("run", run, DROPPED_RUN_KEYS), ("model", model, DROPPED_MODEL_KEYS)]
-    sections += [(f"datasets.{name}", body, DROPPED_DATASET_KEYS) for name, body in datasets.items()]
-    for section, body, dropped in sections:
-        for key in [key for key in dropped if key in body]:
-            log.warning("%s: %s.%s is not needed (%s)", file, section, key, dropped[key])
-            del body[key]
-    changed = {"run": run, "datasets": datasets, "model": model}
+    changed = {"run": run, "datasets": datasets}
     return {**tree, **{key: value for key, value in changed.items() if key in tree or value}}
 
 
@@ -286,29 +305,33 @@ def _below(model: ModelConfig, root: Path) -> ModelConfig:
 
 def _taught_below(run: RunConfig, root: Path) -> RunConfig:
     """The same for the teacher's section."""
-    if run.distill is None or not isinstance(run.distill.teacher, ModelConfig):
+    distill = getattr(run, "distill", None)
+    if distill is None or not isinstance(distill.teacher, ModelConfig):
         return run
-    return replace(run, distill=replace(run.distill, teacher=_below(run.distill.teacher, root)))
+    below: dict[str, Any] = {"distill": replace(distill, teacher=_below(distill.teacher, root))}
+    return replace(run, **below)
 
 
-def _typed(tree: Tree, door: Door, file: Path) -> Config:
+def _typed(tree: Tree, door: Door, file: Path) -> Config | None:
     run = door.build(RunConfig, tree.get("run") or {}, "run")
     model = door.build(ModelConfig, tree["model"], "model") if tree.get("model") else None
     datasets = {n: door.build(DatasetConfig, body, f"datasets.{n}") for n, body in tree["datasets"].items()}
     env = tree.get("env") or {}
     for key in set(env) - {"cache_root"}:
         door.note(f"env.{key}", "unknown key", nearest(key, ["cache_root"]))
-    door.close()
+    if run is None:
+        return None
     root = str(cache_root(env.get("cache_root")))
-    if model is not None and run is not None and env.get("cache_root"):
+    if model is not None and env.get("cache_root"):
         model, run = _below(model, Path(root)), _taught_below(run, Path(root))
     typed_sets = {name: dataset for name, dataset in datasets.items() if dataset is not None}
     return Config(
-        run=run,  # type: ignore[arg-type]  # the door has raised where it is None
+        run=run,
         model=model,
         datasets=typed_sets,
         cache_root=root,
         path=str(file),
         resolved=tree,
         places=dict(door.places),
+        faulty=frozenset(door.faulty),
     )

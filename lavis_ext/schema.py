@@ -1,29 +1,101 @@
-"""What a run file may say: the dataclasses that every YAML becomes at the door, with their defaults."""
+"""What the sections of a YAML have in common; who reads more registers a dataclass of its own keys (registry.py)."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import Any, Literal
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, make_dataclass
+from functools import cache
+from typing import Annotated, Any, ClassVar, Literal
 
-ProcessorArgs = dict[str, Any]
+from lavis_ext.errors import ConfigError, Problem, nearest
+from lavis_ext.registry import (
+    Registry,
+    builders,
+    lr_schedulers,
+    metrics,
+    models,
+    objectives,
+    processors,
+    runners,
+    tasks,
+)
+from lavis_ext.typed import Bound, Count, Door, Natural, Positive, Rate, Share, join
+
+
+def examine_name(door: Door, kind: Registry[Any], name: str, key: str) -> bool:
+    """Whether the name that stands at `key` is registered; notes that it is not."""
+    if name not in kind:
+        door.note(key, f"no {kind.kind} named '{name}'", nearest(name, kind.names()))
+    return name in kind
+
+
+def examine_args(door: Door, kind: Registry[Any], name: str, args: Mapping[str, Any], where: str) -> None:
+    """Note arguments that what has the name does not take."""
+    keys = kind.config(name)
+    if keys is not None:
+        door.build(keys, args, where)
+
+
+def own_keys(kind: Registry[Any], name: str, args: Mapping[str, Any], where: str) -> Any:
+    """The arguments as an instance of the keys of what has the name; raises ConfigError. None where any are taken."""
+    keys = kind.config(name)
+    if keys is None:
+        return None
+    door = Door()
+    built = door.build(keys, args, where)
+    door.close()
+    return built
 
 
 @dataclass(frozen=True, kw_only=True)
-class ProcessorConfig:
-    """A registered processor and its arguments: `{name: blip2_image_train, image_size: 224}`."""
+class Named:
+    """A registered thing and its arguments: `{name: blip2_image_train, image_size: 224}`, or the bare name."""
 
     name: str
-    args: ProcessorArgs = field(default_factory=dict)
+    args: dict[str, Any] = field(default_factory=dict)
 
-    @staticmethod
-    def accept(value: Any) -> Any:
-        """LAVIS' flat form: all keys beside `name` are arguments; a bare name is a processor without arguments."""
+    @classmethod
+    def accept(cls, value: Any) -> Any:
+        """LAVIS' flat form: all keys beside those of the class are arguments."""
         if isinstance(value, str):
             return {"name": value}
         if not isinstance(value, dict) or "args" in value:
             return value
-        named = {"name": value["name"]} if "name" in value else {}
-        return {**named, "args": {key: item for key, item in value.items() if key != "name"}}
+        own = {key: item for key, item in value.items() if key in cls.__dataclass_fields__}
+        return {**own, "args": {key: item for key, item in value.items() if key not in own}}
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProcessorConfig(Named):
+    """A processor of pictures or texts."""
+
+    def examine(self, door: Door, key: str) -> None:
+        """Its name, and its arguments."""
+        if examine_name(door, processors, self.name, join(key, "name")):
+            examine_args(door, processors, self.name, self.args, key)
+
+
+@dataclass(frozen=True, kw_only=True)
+class MetricConfig(Named):
+    """A metric of a task."""
+
+    def examine(self, door: Door, key: str) -> None:
+        """Its name, and its arguments."""
+        if examine_name(door, metrics, self.name, join(key, "name")):
+            examine_args(door, metrics, self.name, self.args, key)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TermConfig(Named):
+    """A term of a loss: `{name: pkd, weight: 1000}`."""
+
+    weight: Rate | None = None
+    """Its share of the loss; None: the published one."""
+
+    def examine(self, door: Door, key: str) -> None:
+        """Its name, and its arguments."""
+        if examine_name(door, objectives, self.name, join(key, "name")):
+            examine_args(door, objectives, self.name, self.args, key)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,182 +178,87 @@ class DatasetConfig:
     vis_processor: ProcessorPair = field(default_factory=ProcessorPair)
     text_processor: ProcessorPair = field(default_factory=ProcessorPair)
     counts: dict[str, SplitCounts] = field(default_factory=dict)
-    weight: float | None = None
+    weight: Positive | None = None
     """Share of the batches in a mixture; None: in proportion to its length."""
-    max_samples: dict[str, int] = field(default_factory=dict)
+    max_samples: dict[str, Count] = field(default_factory=dict)
     """Use only the first N samples of a split."""
-    tolerance: float = 0.01
+    tolerance: Share = 0.01
     """Share of samples that may be missing or corrupt before a run stops with exit code 8."""
     args: dict[str, Any] = field(default_factory=dict)
-    """Further arguments of the builder."""
+    """What the shape reads beside these."""
 
+    ignored: ClassVar[Mapping[str, str]] = {"kw_processor": "no processor of ours takes it"}
 
-@dataclass(frozen=True, kw_only=True)
-class LoraConfig:
-    """Low-rank adapters (Hu et al., arXiv:2106.09685) on a frozen language model, under peft's names."""
-
-    r: int = 8
-    alpha: int = 16
-    dropout: float = 0.05
-    target_modules: list[str] = field(default_factory=list)
-    """Names that the adapted layers end with; empty: the projections of queries and values."""
+    def examine(self, door: Door, key: str) -> None:
+        """The arguments of the shape. That there is no such shape is `check`'s to tell: bytes come without it."""
+        if self.builder in builders:
+            examine_args(door, builders, self.builder, self.args, join(key, "args"))
 
 
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig:
-    """One model of a run under LAVIS' keys; a key that an architecture does not use is refused by `check`."""
+    """What every model has, under LAVIS' keys; each architecture extends it by what it reads."""
 
     arch: str
     model_type: str
-    image_size: int = 224
-    vit_model: Literal["eva_clip_g", "clip_L"] = "eva_clip_g"
-    vit_precision: Literal["fp16", "bf16", "fp32"] = "fp32"
-    drop_path_rate: float = 0.0
-    use_grad_checkpoint: bool = False
-    freeze_vit: bool = True
-    freeze_llm: bool = True
-    llm_precision: Literal["fp16", "bf16", "fp32"] = "fp32"
-    """Of a frozen language model; one that is trained stays in fp32."""
-    tokenizer: str | None = None
-    """A folder in transformers' form (as given, or below a configs folder) or hub name; None: `pretrained`'s."""
-    num_query_token: int = 32
-    prompt: str = ""
-    max_txt_len: int = 32
-    apply_lemmatizer: bool = False
     load_pretrained: bool = True
     pretrained: str | None = None
     """A local folder or hub name in transformers' form."""
     load_finetuned: bool = False
     finetuned: str | None = None
     """A checkpoint of ours (`checkpoint_*/`), or a folder in transformers' form, put over `pretrained`."""
-    opt_model: str | None = None
-    t5_model: str | None = None
-    llama_model: str | None = None
-    end_sym: str = "\n"
-    only_proj: bool = False
-    lora: LoraConfig | None = None
-    """Adapters on the language model, which stays frozen; needs peft."""
-    qformer_weight_path: str | None = None
-    proj_weight_path: str | None = None
-    bert_model: str | None = None
-    """First stage: the BERT that the Q-Former starts from, a folder or hub name; None: all of it is `pretrained`'s."""
-    cross_attention_freq: int = 2
-    embed_dim: int = 256
+    tokenizer: str | None = None
+    """A folder in transformers' form (as given, or below a configs folder) or hub name; None: `pretrained`'s."""
     sizes: dict[str, dict[str, Any]] = field(default_factory=dict)
     """For models built from scratch: transformers' arguments of `vision_config`, `qformer_config`, `text_config`."""
 
-    head: Literal["sequence", "pair", "caption", "pretrain"] = "sequence"
-    """Oscar's: a class of one input or of `num_choice` together, words at masked places, or words and matching."""
-    num_labels: int | None = None
-    """None: as many as the vocabulary of answers of the data set has."""
-    loss_type: Literal["bce", "kl", "ce", "xe", "sfmx"] = "ce"
-    """bce: sigmoid, summed over classes; kl: against soft targets; all others: softmax cross-entropy."""
-    classifier: Literal["linear", "mlp"] = "linear"
-    cls_hidden_scale: int = 2
-    """Width of the `mlp` classifier's inner layer, in hidden sizes."""
-    use_pair: bool = False
-    """Upstream's flag for `head: pair`."""
-    num_choice: int = 2
-    img_feature_dim: int = 2054
-    """2048 numbers of appearance and 6 of the box."""
-    use_img_layernorm: bool = False
-    """A LayerNorm over the projected regions (VinVL); told from the weights where there are any."""
-    img_layer_norm_eps: float = 1e-12
-    drop_out: float = 0.1
-    num_hidden_layers: int | None = None
-    """Layers of a smaller model, the first of `pretrained`'s; None: all."""
-    layers: list[int] = field(default_factory=list)
-    """Which layers of `pretrained` a smaller model starts from, counted from 0; empty: the first."""
-    num_contrast_classes: int = 2
-    """`head: pretrain`: 2 (matches, or not), or 3 (the text or the tags do not)."""
-    label_smoothing: float = 0.0
-    drop_worst_ratio: float = 0.0
-    """`head: caption`: share of the tokens with the highest loss that is left out …"""
-    drop_worst_after: int = 0
-    """… after so many training batches."""
-    tie_weights: bool = True
-    """The last matrix of a word head is that of the word embeddings."""
-    freeze_embedding: bool = False
-    """Word embeddings are not trained."""
-    max_seq_a_length: int = 40
-    """`head: caption`: where the positions of object tags begin, as in training."""
+    views: ClassVar[tuple[str, ...]] = ("full",)
+    """What `outputs` of the model can be asked for: the whole input, or one modality of it."""
+    ignored: ClassVar[Mapping[str, str]] = {
+        "freeze_qformer": "upstream ignores it; `only_proj` freezes the Q-Former",
+        "prompt_path": "upstream ignores it",
+        "prompt_template": "upstream ignores it",
+        "low_resource": "upstream ignores it",
+        "model": "a leftover of upstream",
+    }
 
-
-@dataclass(frozen=True, kw_only=True)
-class TermConfig:
-    """A registered term of distillation and its arguments: `{name: pkd, weight: 1000}`, or the bare name."""
-
-    name: str
-    weight: float | None = None
-    """Its share of the loss, within `alpha`; None: the published one (docs/oscar.md)."""
-    args: dict[str, Any] = field(default_factory=dict)
+    @classmethod
+    def variant(cls, value: Mapping[str, Any]) -> tuple[Any, bool]:
+        """The keys of the architecture that the section names, and whether there is one of that name."""
+        arch = value.get("arch")
+        known = isinstance(arch, str) and arch in models
+        return (models.config(str(arch)) or cls if known and cls is ModelConfig else cls), known
 
     @staticmethod
-    def accept(value: Any) -> Any:
-        """All keys beside `name` and `weight` are arguments; a bare name has none."""
-        if isinstance(value, str):
-            return {"name": value}
-        if not isinstance(value, dict) or "args" in value:
-            return value
-        own = {key: value[key] for key in ("name", "weight") if key in value}
-        return {**own, "args": {key: item for key, item in value.items() if key not in own}}
+    def readers(key: str) -> list[str]:
+        """The architectures that read a key."""
+        return models.readers(key)
 
+    def examine(self, door: Door, key: str) -> None:
+        """The name of the architecture."""
+        examine_name(door, models, self.arch, join(key, "arch"))
 
-Strategy = Literal["first", "last", "skip", "both"]
+    def problems(self, where: str = "model") -> Iterator[Problem]:
+        """What the keys tell that cannot work together, each with its place."""
+        yield from ()
 
-
-@dataclass(frozen=True, kw_only=True)
-class DistillConfig:
-    """What `task: distill` teaches and how: loss = (1 - alpha) * task + alpha * sum of weight * term."""
-
-    task: str
-    """The task that is learnt and evaluated."""
-    teacher: ModelConfig | str
-    """A model section (what it does not say is the student's), or a folder: a run, a checkpoint, or upstream's."""
-    terms: list[TermConfig] = field(default_factory=lambda: [TermConfig(name="mkd")])
-    alpha: float = 0.5
-    temperature: float = 5.0
-    kd_weights: dict[str, float] = field(default_factory=lambda: {"full": 0.5, "text": 0.25, "image": 0.25})
-    """Share of each view in `mkd`."""
-    student_init: Literal["first", "last", "skip", "teacher-first", "teacher-last", "teacher-skip", "none"] = "none"
-    """Layers of `model.pretrained` or of the teacher that the student starts from; none: as the model section says."""
-    strategy: Strategy | list[list[int]] = "first"
-    """Which layers of the teacher each layer of the student moves; or a list of [student, teacher]."""
-    teacher_update: Literal["none", "reptile", "reptile_adamw"] = "none"
-    """reptile: by meta_lr towards the student after an inner step; reptile_adamw: that way by AdamW, as published."""
-    meta_batch: Literal["same", "next"] = "same"
-    """Whether the student then learns from the batch of the inner step, or from the one after it."""
-    inner_optimizer: Literal["sgd", "adamw"] = "sgd"
-    inner_lr: float | None = None
-    """None: run.init_lr."""
-    inner_steps: int = 1
-    inner_clip: float | None = None
-    """Largest norm of the inner gradient; None: any."""
-    teacher_lr: float | None = None
-    """Rate of reptile_adamw; None: run.init_lr."""
-    meta_lr: float | None = None
-    """Step of reptile, a share of the way; None: teacher_lr."""
-    meta_schedule: Literal["constant", "linear"] = "constant"
-    """linear: meta_lr or teacher_lr falls to 0 at the end of the run."""
-    meta_clip: float | None = None
-    """Largest norm of the way from teacher to student; None: any."""
-    cache: Literal["none", "float16", "float32"] = "none"
-    """Keep the logits of a teacher that does not move in files of this precision, once for all epochs and runs."""
+    def require_sound(self) -> None:
+        """Raise ConfigError with what cannot work together."""
+        if found := list(self.problems()):
+            raise ConfigError.of(found)
 
 
 @dataclass(frozen=True, kw_only=True)
 class RunConfig:
-    """How a run trains and evaluates: LAVIS' `run:` keys, and ours at the end; anything else is an error."""
+    """How a run trains and evaluates, whatever its task: LAVIS' `run:` keys, and ours; a task extends it by its own."""
 
     task: str
     runner: str = "runner_base"
-    eval_task: str | None = None
-    """The task that validates and tests where `task` has no evaluation of its own (VPGTrans: `captioning`)."""
     output_dir: str = "output"
     """Relative to the working directory; each run makes `output_dir/<job id>/`."""
     job_id: str | None = None
     """Default: the start time. Naming it makes a second start of the same command resume the first."""
-    seed: int = 42
+    seed: Natural = 42
     device: str = "auto"
     """auto | cpu | cuda | cuda:N"""
     evaluate: bool = False
@@ -290,96 +267,120 @@ class RunConfig:
     test_splits: list[str] = field(default_factory=list)
 
     lr_sched: str = "linear_warmup_cosine_lr"
-    init_lr: float = 1e-4
-    min_lr: float = 0.0
-    warmup_lr: float = -1.0
+    init_lr: Rate = 1e-4
+    min_lr: Rate = 0.0
+    warmup_lr: Annotated[float, Bound(-1)] = -1.0
     """Start of the warm-up; -1: init_lr."""
-    warmup_steps: int = 0
-    lr_decay_rate: float | None = None
+    warmup_steps: Natural = 0
+    lr_decay_rate: Rate | None = None
     lr_granularity: Literal["epoch", "iter"] = "epoch"
     """epoch: LAVIS' rule, one rate an (inner) epoch and the warm-up in epoch 0; iter: with every micro-batch."""
-    lr_layer_decay: float = 1.0
+    lr_layer_decay: Share = 1.0
     """Share of the rate that each block of the image encoder has of the one above it."""
-    weight_decay: float = 0.05
+    weight_decay: Rate = 0.05
     optimizer: Literal["adamw", "adamax"] = "adamw"
-    beta2: float = 0.999
-    adam_epsilon: float = 1e-8
+    beta2: Share = 0.999
+    adam_epsilon: Rate = 1e-8
 
-    max_epoch: int | None = None
-    max_iters: int | None = None
+    max_epoch: Count | None = None
+    max_iters: Count | None = None
     """Micro-batches in all (LAVIS' runner_iter)."""
-    iters_per_inner_epoch: int | None = None
-    batch_size_train: int = 64
-    batch_size_eval: int = 64
-    num_workers: int = 2
+    iters_per_inner_epoch: Count | None = None
+    batch_size_train: Count = 64
+    batch_size_eval: Count = 64
+    num_workers: Natural = 2
     """Loader threads."""
     group_by_length: bool = False
     """Training batches of samples of like length, within windows of 50 shuffled batches, of data sets that know lengths
     (docs/region-datasets.md): less padding, but other batches than those that published values came from."""
-    accum_grad_iters: int = 1
+    accum_grad_iters: Count = 1
     amp: bool = False
     use_dist_eval_sampler: bool = True
-    log_freq: int = 50
-    save_freq: int = 1
+    log_freq: Count = 50
+    save_freq: Count = 1
     """Epochs between checkpoints."""
-    val_freq: int = 1
+    val_freq: Count = 1
     save_last: bool = True
     resume_ckpt_path: str | None = None
 
-    num_beams: int = 5
-    max_len: int = 30
-    min_len: int = 1
-    top_p: float = 0.9
-    temperature: float = 1.0
-    length_penalty: float | None = None
-    """None: 1 for captions, -1 for answers, as in LAVIS."""
-    repetition_penalty: float = 1.0
-    prompt: str = ""
-    num_keep_best: int = 1
-    """`oscar_caption`: captions an image of beam search; the first is scored."""
-    use_cbs: bool = False
-    """`oscar_caption`: beam search that names what was detected …"""
-    min_constraints_to_satisfy: int = 2
-    """… at least so many of it."""
-    scst: bool = False
-    """`oscar_caption`: learn from CIDEr-D of drawn captions (Rennie et al., arXiv:1612.00563), not hidden words."""
-    sc_train_sample_n: int = 5
-    """Captions that are drawn of each image."""
-    sc_baseline_type: Literal["greedy", "sample"] = "greedy"
-    """What a drawn caption must be better than: the greedy one, or the mean of the others drawn."""
-    report_metric: bool = True
-    extra_metrics: list[Literal["METEOR", "SPICE"]] = field(default_factory=list)
-    """Caption scores that need Java, beside BLEU, ROUGE-L and CIDEr; left out with a warning where it is not there."""
-    annotation_file: str | None = None
-    sample_id_key: str | None = None
-    caption_key: str = "caption"
-    load_gt_from_file: bool = False
-    img_ids: list[str] = field(default_factory=list)
-    inference_method: Literal["generate", "rank"] = "generate"
-    num_ans_candidates: int = 128
-    ques_files: dict[str, str] = field(default_factory=dict)
-    anno_files: dict[str, str] = field(default_factory=dict)
-    k_test: int = 128
-
     precision: Literal["no", "fp16", "bf16"] | None = None
     """None: fp16 on a GPU when `amp` is set, bf16 on a CPU, else no."""
-    clip_grad_norm: float | None = None
-    save_steps: int | None = None
+    clip_grad_norm: Positive | None = None
+    save_steps: Count | None = None
     """Optimizer steps between checkpoints, besides those of `save_freq`."""
-    keep_checkpoints: int = 2
+    keep_checkpoints: Count = 2
     allow_config_drift: bool = False
     """Resume although keys that change the numbers differ from the checkpoint's."""
     parallel: Literal["ddp", "fsdp"] | None = None
     """Several processes: each holds all parameters (ddp) or part of them (fsdp); None: accelerate's word, else ddp."""
-    distill: DistillConfig | None = None
-    """Of `task: distill`."""
-    wait_minutes: float = 60.0
+    wait_minutes: Positive = 60.0
     """How long processes wait for the first one while it prepares data, writes or scores."""
     find_unused_parameters: bool = False
     """For distributed training of a model whose loss does not reach every trained parameter."""
     tensorboard: bool = True
     wandb: bool = False
     report: bool = True
+
+    ignored: ClassVar[Mapping[str, str]] = {
+        "world_size": "the launcher knows it",
+        "dist_url": "the launcher knows it",
+        "dist_backend": "chosen by the device",
+        "distributed": "seen from the launcher",
+        "rank": "the launcher knows it",
+        "gpu": "the launcher knows it",
+        "iters_per_epoch": "upstream ignores it",
+    }
+
+    @classmethod
+    def variant(cls, value: Mapping[str, Any]) -> tuple[Any, bool]:
+        """The keys of the task that the section names, and of those that this one runs; and whether all are known."""
+        names = list(cls.tasks_of(value))
+        kinds = [tasks.config(name) or cls for name in names if name in tasks]
+        return (joined(*kinds) if kinds and cls is RunConfig else cls), len(kinds) == len(names)
+
+    @classmethod
+    def tasks_of(cls, value: Mapping[str, Any]) -> Iterator[str]:
+        """The task of a section, and the tasks that it runs in turn."""
+        name = str(value.get("task", ""))
+        yield name
+        if name in tasks:
+            yield from (tasks.config(name) or cls).also(value)
+
+    @classmethod
+    def also(cls, value: Mapping[str, Any]) -> Iterator[str]:
+        """Other tasks that a task runs, whose keys stand in the same section."""
+        yield from ()
+
+    @staticmethod
+    def readers(key: str) -> list[str]:
+        """The tasks that read a key."""
+        return [f"task {name}" for name in tasks.readers(key)]
+
+    def problems(self, config: Config) -> Iterator[Problem]:
+        """What `check` can know to be wrong with a run of this task, before anything is read."""
+        yield from ()
+
+    def examine(self, door: Door, key: str) -> None:
+        """The names of what runs it."""
+        for kind, field_name in ((tasks, "task"), (runners, "runner"), (lr_schedulers, "lr_sched")):
+            examine_name(door, kind, getattr(self, field_name), join(key, field_name))
+
+
+def run_config(task: str, **keys: Any) -> Any:
+    """A `run:` section made in code: the keys of its task, not checked; raises RegistryError for an unknown task."""
+    tasks.config(task)
+    return RunConfig.variant({"task": task, **keys})[0](task=task, **keys)
+
+
+@cache
+def joined(*kinds: Any) -> Any:
+    """One dataclass with the keys of all; a class that another extends adds none."""
+    own = [
+        one for one in dict.fromkeys(kinds) if not any(other is not one and issubclass(other, one) for other in kinds)
+    ]
+    if len(own) == 1:
+        return own[0]
+    return make_dataclass("+".join(one.__name__ for one in own), [], bases=tuple(own), frozen=True, kw_only=True)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -395,3 +396,5 @@ class Config:
     """The merged tree as plain values, written to `config.yaml` of the run."""
     places: dict[str, str] = field(default_factory=dict)
     """`dotted.key` → `file:line` or `--options`, for messages."""
+    faulty: frozenset[str] = frozenset()
+    """Keys whose value did not fit, which stand at their defaults: only `check` looks at such a configuration."""

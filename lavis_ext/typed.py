@@ -3,15 +3,46 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
+import math
 import types
 from collections.abc import Hashable, Mapping
+from dataclasses import dataclass
 from functools import cache
-from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
-from lavis_ext.errors import ConfigError, Problem, nearest
+from lavis_ext.errors import ConfigError, LavisExtError, Problem, nearest
 
+log = logging.getLogger(__name__)
 D = TypeVar("D")
 _NUMBERS: dict[type, str] = {int: "a whole number", float: "a number"}
+BAD = object()
+"""What stands for a value that did not fit: its field keeps its default."""
+
+
+@dataclass(frozen=True)
+class Bound:
+    """The range of a number, written beside its field: `num_beams: Annotated[int, Bound(1)] = 5`."""
+
+    low: float = -math.inf
+    high: float = math.inf
+    open: bool = False
+    """Whether `low` itself is out of it."""
+
+    def holds(self, value: float) -> bool:
+        """Whether a number lies within."""
+        return (self.low < value if self.open else self.low <= value) and value <= self.high
+
+    def __str__(self) -> str:
+        low = f"{'above' if self.open else 'from'} {self.low:g} on"
+        return low if self.high == math.inf else f"{'above' if self.open else 'from'} {self.low:g} to {self.high:g}"
+
+
+Count = Annotated[int, Bound(1)]
+Natural = Annotated[int, Bound(0)]
+Rate = Annotated[float, Bound(0)]
+Positive = Annotated[float, Bound(0, open=True)]
+Share = Annotated[float, Bound(0, 1)]
 
 
 class Door:
@@ -19,100 +50,163 @@ class Door:
 
     Coercions, and no others: a whole number where a number is wanted, text that spells a number (`"1e-4"`), a number
     where text is wanted, a single value where a list is wanted, `null` and `""` where the value may be absent.
-    A dataclass with a static method `accept(value)` may reshape what it is given first.
+    Numbers are finite, and within the `Bound` of their field. What a dataclass may say of itself, as static or class
+    methods and a class variable:
+
+    - `accept(value)` reshapes what it is given first.
+    - `variant(value)` is the class with the keys of whoever reads the section, as far as it tells, and whether all did.
+    - `readers(key)` names who else reads a key that this one does not.
+    - `ignored` maps keys that are passed over with a notice to why.
+    - `examine(door, key)`, of the instance, notes what the types do not say.
     """
 
-    def __init__(self, places: Mapping[str, str] | None = None) -> None:
-        self.places = places or {}
+    def __init__(self, places: Mapping[str, str] | None = None, lenient: bool = False) -> None:
+        """`lenient` passes over keys that others read: for the record of a run from before each had keys of its own."""
+        self.places, self.lenient = places or {}, lenient
         self.problems: list[Problem] = []
+        self.faulty: set[str] = set()
+        """Keys whose value did not fit."""
 
     def build(self, kind: type[D], value: Any, key: str = "") -> D | None:
-        """An instance of the dataclass `kind`, or None after noting problems; `key` is where `value` stands."""
+        """An instance of the dataclass `kind`; `key` is where `value` stands.
+
+        Each problem is noted and its field left at its default, so that what depends on the others can be seen too;
+        None where a field without a default is missing.
+        """
         accept = getattr(kind, "accept", None)
         value = accept(value) if accept is not None else value
         if not isinstance(value, Mapping):
             self.note(key, f"{shown(value)} is not a mapping", f"write {' | '.join(hints(kind))} under it")
             return None
+        variant = getattr(kind, "variant", None)
+        settled = True
+        if variant is not None:
+            kind, settled = variant(value)
         known = hints(kind)
-        before = len(self.problems)
-        for name in value:
-            if name not in known:
-                self.note(join(key, name), "unknown key", nearest(str(name), known))
-        given = {name: self.fit(known[name], value[name], join(key, name)) for name in value if name in known}
-        for name in required(kind):
-            if name not in given:
+        given = {}
+        for name, item in value.items():
+            if name in known:
+                found = self.fit(known[name], item, join(key, name))
+                if found is not BAD:
+                    given[name] = found
+            else:
+                self._unknown(kind, str(name), item, join(key, name), settled)
+        lacking = [name for name in required(kind) if name not in given]
+        for name in lacking:
+            if name not in value:
                 self.note(join(key, name), "is missing", "give it a value")
-        return kind(**given) if len(self.problems) == before else None
+        if lacking:
+            return None
+        try:
+            built = kind(**given)
+        except LavisExtError as error:
+            self.problems += [Problem(self.place(join(key, p.where)), p.what, p.way_out) for p in error.problems]
+            return None
+        examine = getattr(built, "examine", None)
+        if examine is not None:
+            examine(self, key)
+        return built
+
+    def _unknown(self, kind: Any, name: str, value: Any, key: str, settled: bool) -> None:
+        """Note a key that the section does not have; where it is not settled whose section it is, only nobody's key.
+
+        `null` for a key that others read says that it is not set, which is so.
+        """
+        if why := getattr(kind, "ignored", {}).get(name):
+            log.warning("%s is not needed (%s)", self.place(key), why)
+            return
+        readers = kind.readers(name) if hasattr(kind, "readers") else []
+        if readers and value is None:
+            return
+        if readers and self.lenient:
+            log.warning("%s is not read by this %s", self.place(key), kind.__name__)
+        elif readers and settled:
+            self.note(key, "is not read here", f"remove it; it is a key of {', '.join(readers)}")
+        elif not readers:
+            self.note(key, "unknown key", nearest(name, hints(kind)))
 
     def fit(self, kind: Any, value: Any, key: str) -> Any:
-        """`value` as `kind`; notes a problem and returns None where it cannot be."""
+        """`value` as `kind`; notes a problem and returns BAD where it cannot be."""
         origin, args = get_origin(kind), get_args(kind)
         if kind is Any:
             return value
+        if origin is Annotated:
+            return self._fit_bounded(args[0], args[1:], value, key)
         if origin in (Union, types.UnionType):
             return self._fit_optional(args, value, key)
         if origin is Literal:
             return self._fit_choice(args, value, key)
         if origin is list:
             items = value if isinstance(value, list) else [] if value is None else [value]
-            return [self.fit(args[0], item, f"{key}[{i}]" if len(items) > 1 else key) for i, item in enumerate(items)]
+            fitted = [self.fit(args[0], item, f"{key}[{i}]" if len(items) > 1 else key) for i, item in enumerate(items)]
+            return BAD if any(one is BAD for one in fitted) else fitted
         if origin is dict:
             return self._fit_mapping(args[1], value, key)
         if dataclasses.is_dataclass(kind):
-            return self.build(kind, value, key)  # type: ignore[arg-type]
+            built = self.build(kind, value, key)  # type: ignore[arg-type]
+            return BAD if built is None else built
         return self._fit_scalar(kind, value, key)
+
+    def _fit_bounded(self, kind: Any, marks: tuple[Any, ...], value: Any, key: str) -> Any:
+        found = self.fit(kind, value, key)
+        for bound in marks:
+            if isinstance(bound, Bound) and found is not BAD and not bound.holds(found):
+                return self.note(key, f"{shown(found)} is out of its range", f"give {_NUMBERS[kind]} {bound}")
+        return found
 
     def _fit_optional(self, kinds: tuple[Any, ...], value: Any, key: str) -> Any:
         if value is None or value == "":
-            return None if type(None) in kinds else value
+            return None if type(None) in kinds else self.note(key, "is empty", "give it a value")
         wanted = [k for k in kinds if k is not type(None)]
         exact = [k for k in wanted if (get_origin(k) or k) is type(value)]
+        if not exact and isinstance(value, Mapping):
+            exact = [k for k in wanted if dataclasses.is_dataclass(k)]
         return self.fit((exact or wanted)[0], value, key)
 
     def _fit_choice(self, choices: tuple[Any, ...], value: Any, key: str) -> Any:
         if value is False and "no" in choices:
             return "no"  # YAML reads a bare no as false
         if value not in choices:
-            self.note(key, f"{shown(value)} is not a choice", nearest(str(value), map(str, choices)))
+            return self.note(key, f"{shown(value)} is not a choice", nearest(str(value), map(str, choices)))
         return value
 
     def _fit_mapping(self, kind: Any, value: Any, key: str) -> Any:
         if value is None:
             return {}
         if not isinstance(value, Mapping):
-            self.note(key, f"{shown(value)} is not a mapping", "write `name: value` lines under it")
-            return {}
-        return {str(name): self.fit(kind, item, join(key, name)) for name, item in value.items()}
+            return self.note(key, f"{shown(value)} is not a mapping", "write `name: value` lines under it")
+        fitted = {str(name): self.fit(kind, item, join(key, name)) for name, item in value.items()}
+        return {name: item for name, item in fitted.items() if item is not BAD}
 
     def _fit_scalar(self, kind: type, value: Any, key: str) -> Any:
-        if isinstance(value, kind) and not (kind is not bool and isinstance(value, bool)):
+        if isinstance(value, kind) and kind is not float and not (kind is not bool and isinstance(value, bool)):
             return value
         if kind is str and isinstance(value, int | float) and not isinstance(value, bool):
             return str(value)
         if kind in _NUMBERS and isinstance(value, int | float | str) and not isinstance(value, bool):
             return self._fit_number(kind, value, key)
-        self.note(key, f"{shown(value)} is not {_wanted(kind)}", _example(kind))
-        return None
+        return self.note(key, f"{shown(value)} is not {_wanted(kind)}", _example(kind))
 
     def _fit_number(self, kind: type, value: float | str, key: str) -> Any:
         try:
             number = float(value)
-        except ValueError:
-            number = None
-        if number is None or (kind is int and not number.is_integer()):
-            self.note(key, f"{shown(value)} is not {_NUMBERS[kind]}", _example(kind))
-            return None
+        except (ValueError, OverflowError):
+            number = math.nan
+        if not math.isfinite(number) or (kind is int and not number.is_integer()):
+            return self.note(key, f"{shown(value)} is not {_NUMBERS[kind]}", _example(kind))
         return kind(number)
 
-    def note(self, key: str, what: str, way_out: str) -> None:
-        """Remember one problem at the place of `key`, or of the nearest key above it."""
+    def note(self, key: str, what: str, way_out: str) -> Any:
+        """Remember one problem at the place of `key`, or of the nearest key above it; returns BAD."""
         self.problems.append(Problem(self.place(key), what, way_out))
+        self.faulty.add(key)
+        return BAD
 
     def place(self, key: str) -> str:
         """`file:line key`, as near as is known."""
         at = key
         while at and at not in self.places:
-            at = at.rpartition(".")[0]
+            at = at[: at.rindex("[")] if at.endswith("]") else at.rpartition(".")[0]
         return f"{self.places[at]} {key}" if at else key
 
     def close(self) -> None:
@@ -129,7 +223,7 @@ def hints(kind: Any) -> dict[str, Any]:
 
 @cache
 def _resolved(kind: Hashable) -> dict[str, Any]:
-    return get_type_hints(kind)
+    return get_type_hints(kind, include_extras=True)
 
 
 def required(kind: Any) -> list[str]:

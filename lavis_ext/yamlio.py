@@ -59,7 +59,7 @@ def _compose(path: Path, text: str) -> yaml.Node | None:
 
 
 def _walk(node: yaml.MappingNode, prefix: str, path: Path, open_nodes: set[int]) -> Iterator[tuple[str, int]]:
-    """Each key of a mapping and of the mappings in it, with its line; refuses duplicates and cycles."""
+    """Each key of a mapping and of the mappings in it and its lists, with its line; refuses duplicates and cycles."""
     if id(node) in open_nodes:
         raise ConfigError(f"{path}:{node.start_mark.line + 1}", "a mapping that contains itself", "remove the alias")
     open_nodes.add(id(node))
@@ -73,6 +73,12 @@ def _walk(node: yaml.MappingNode, prefix: str, path: Path, open_nodes: set[int])
         yield prefix + name, line
         if isinstance(value, yaml.MappingNode):
             yield from _walk(value, f"{prefix}{name}.", path, open_nodes)
+        elif isinstance(value, yaml.SequenceNode):
+            # the index that typed.py gives an item: none where it is the only one
+            for index, item in enumerate(value.value):
+                if isinstance(item, yaml.MappingNode):
+                    at = name if len(value.value) == 1 else f"{name}[{index}]"
+                    yield from _walk(item, f"{prefix}{at}.", path, open_nodes)
     open_nodes.discard(id(node))
 
 

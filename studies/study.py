@@ -9,9 +9,8 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
-from lavis_ext.cards import load_cards
-from lavis_ext.check import problems
-from lavis_ext.config import config_roots, load_config
+from lavis_ext.check import check_run
+from lavis_ext.config import config_roots
 from lavis_ext.errors import ConfigError, LavisExtError, Problem, UsageError, nearest
 from lavis_ext.typed import Door
 from lavis_ext.wording import columns
@@ -196,7 +195,7 @@ def study_problems(path: Path) -> Iterator[Problem]:
     for name, leg in study.legs.items():
         options = [filled(option, dict.fromkeys(study.legs, "CHECKPOINT")) for option in leg.options]
         try:
-            found = list(problems(load_config(leg.train, options), load_cards()))
+            found = check_run(leg.train, options)
         except LavisExtError as error:
             found = list(error.problems)
         yield from (Problem(f"{path} legs.{name}: {p.where}", p.what, p.way_out) for p in found)

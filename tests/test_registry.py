@@ -19,7 +19,8 @@ def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
         "import tests_registry_holder as h\n@h.things.register('one')\ndef one(): return 1\n"
     )
     (tmp_path / "tests_registry_holder.py").write_text(
-        "from lavis_ext.registry import Registry\nthings = Registry('thing', 'some_kinds')\n"
+        "from lavis_ext.names import Home\nfrom lavis_ext.registry import Registry\n"
+        "things = Registry('thing', {'one': Home('some_kinds.one')})\n"
     )
     monkeypatch.syspath_prepend(str(tmp_path))
     yield "some_kinds"
@@ -45,7 +46,7 @@ def test_unknown_name_says_the_nearest(package: str) -> None:
 
 
 def test_duplicate_name_is_an_error_that_names_the_holder() -> None:
-    things: Registry[object] = Registry("thing", "lavis_ext.adapters")
+    things: Registry[object] = Registry("thing", {})
     things.register("x")(test_unknown_name_says_the_nearest)
     things.register("x")(test_unknown_name_says_the_nearest)  # the same object again is harmless
     with pytest.raises(RegistryError, match=r"already registered by .*test_unknown_name_says_the_nearest"):

@@ -8,18 +8,19 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from lavis_ext.builders.settings import ImageKeys
 from lavis_ext.cards import load_cards
-from lavis_ext.errors import ConfigError, PartialError, nearest
+from lavis_ext.errors import PartialError
 from lavis_ext.processors import build_processor
 from lavis_ext.readers.annotations import Annotations
 from lavis_ext.readers.forms import SplitFiles, sort_files
 from lavis_ext.readers.images import ImageStore
-from lavis_ext.schema import AnnotationConfig, DatasetConfig
+from lavis_ext.registry import builders
+from lavis_ext.schema import AnnotationConfig, DatasetConfig, own_keys
 from lavis_ext.types import Dataset
 
 log = logging.getLogger(__name__)
 NO_FILES = SplitFiles(())
-COMMON_ARGS = {"layouts": None, "image_key": "image", "image_pattern": None}
 
 
 class NotPreparedError(PartialError):
@@ -72,13 +73,13 @@ class SplitParts(Parts):
 
 
 def build_splits(
-    config: DatasetConfig, context: BuildContext, make: Callable[[SplitParts], Dataset], defaults: Mapping[str, Any]
+    config: DatasetConfig, context: BuildContext, make: Callable[[SplitParts], Dataset]
 ) -> dict[str, Dataset]:
-    """Each wanted split that the data set declares, made by `make`; `defaults` are the arguments of the shape.
+    """Each wanted split that the data set declares, made by `make`.
 
     With `context.splits` None, splits whose files are missing are left out with a warning, unless all are missing.
     """
-    args = check_args(config, {**COMMON_ARGS, **defaults})
+    args = {**vars(ImageKeys()), **args_of(config)}
     config = moved(config)
 
     def build(split: str) -> Dataset:
@@ -122,14 +123,10 @@ def below(base: Path, path: str) -> str:
     return str(base.joinpath(*Path(path).parts[1:]))
 
 
-def check_args(config: DatasetConfig, defaults: Mapping[str, Any]) -> dict[str, Any]:
-    """`args` of a data set over the defaults of its shape; raises ConfigError for an unknown key."""
-    for key in config.args:
-        if key not in defaults:
-            raise ConfigError(
-                f"datasets.{config.name}.args.{key}", f"unknown to '{config.builder}'", nearest(key, defaults)
-            )
-    return {**defaults, **config.args}
+def args_of(config: DatasetConfig) -> dict[str, Any]:
+    """The arguments of a data set over the defaults of its shape; raises ConfigError for one that does not fit."""
+    keys = own_keys(builders, config.builder, config.args, f"datasets.{config.name}.args")
+    return dict(config.args if keys is None else vars(keys))
 
 
 def open_split(config: DatasetConfig, split: str, context: BuildContext, args: Mapping[str, Any]) -> SplitParts:

@@ -12,24 +12,17 @@ import torch
 
 from lavis_ext.builders.base import ImageTextDataset, draw_below
 from lavis_ext.builders.context import BuildContext, SplitParts, build_splits
+from lavis_ext.builders.settings import CaptionKeys
 from lavis_ext.readers.parse import Row
 from lavis_ext.registry import builders
 from lavis_ext.schema import DatasetConfig
 from lavis_ext.types import Dataset, Sample
 
-ARGS = {"caption_key": "caption", "prefix_split": False, "image_id": "running", "raw_caption": False}
 
-
-@builders.register("image_caption")
+@builders.register("image_caption", config=CaptionKeys)
 def image_caption(config: DatasetConfig, context: BuildContext) -> dict[str, Dataset]:
-    """`train` gives one sample a caption, every other split one a picture.
-
-    Arguments: `caption_key`; `prefix_split` cuts a training caption at a random word into `text_input` and
-    `text_output` (VPGTrans); `image_id: raw` keeps the record's own id in training where LAVIS' running number is the
-    default; `raw_caption` passes captions on as they stand, whatever the text processor (LAVIS' rule for MiniGPT-4's);
-    `image_key`, `image_pattern` and `layouts` say how pictures are named and where they are sought.
-    """
-    return build_splits(config, context, _make, ARGS)
+    """`train` gives one sample a caption, every other split one a picture."""
+    return build_splits(config, context, _make)
 
 
 def _make(parts: SplitParts) -> Dataset:

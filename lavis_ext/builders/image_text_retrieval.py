@@ -9,17 +9,18 @@ import torch
 
 from lavis_ext.builders.base import ImageTextDataset
 from lavis_ext.builders.context import BuildContext, SplitParts, build_splits
-from lavis_ext.builders.image_caption import ARGS, CaptionDataset
+from lavis_ext.builders.image_caption import CaptionDataset
+from lavis_ext.builders.settings import CaptionKeys
 from lavis_ext.readers.parse import Row
 from lavis_ext.registry import builders
 from lavis_ext.schema import DatasetConfig
 from lavis_ext.types import Dataset, Sample
 
 
-@builders.register("image_text_retrieval")
+@builders.register("image_text_retrieval", config=CaptionKeys)
 def image_text_retrieval(config: DatasetConfig, context: BuildContext) -> dict[str, Dataset]:
     """`train` is as in `image_caption`, with its arguments; other splits give one picture a sample, captions aside."""
-    return build_splits(config, context, _make, ARGS)
+    return build_splits(config, context, _make)
 
 
 def _make(parts: SplitParts) -> Dataset:

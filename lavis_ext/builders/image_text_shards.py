@@ -13,9 +13,9 @@ import torch
 from torch.utils.data import IterableDataset, get_worker_info
 
 from lavis_ext.builders.base import MAX_TEXT, draw_below
-from lavis_ext.builders.context import BuildContext, check_args, not_prepared
+from lavis_ext.builders.context import BuildContext, args_of, not_prepared
+from lavis_ext.builders.settings import ShardKeys
 from lavis_ext.collate import collate
-from lavis_ext.errors import ConfigError
 from lavis_ext.processors import build_processor
 from lavis_ext.readers.faults import FaultLog, SampleError
 from lavis_ext.readers.shard_list import fixed_folder, list_shards, refuse_scheme
@@ -26,31 +26,14 @@ from lavis_ext.types import Batch, Sample
 
 log = logging.getLogger(__name__)
 SPLIT = "train"
-ARGS: dict[str, Any] = {
-    "caption_key": "caption",
-    "captions_key": None,
-    "scores_key": None,
-    "prefix_split": False,
-    "shuffle_buffer": 10_000,
-    "seed": 0,
-    "epoch_size": None,
-}
 
 
-@builders.register("image_text_shards")
+@builders.register("image_text_shards", config=ShardKeys)
 def image_text_shards(config: DatasetConfig, context: BuildContext) -> dict[str, ImageTextStream]:
-    """The split `train` as a stream of the shards that `build_info.storage` names; there is no other.
-
-    Arguments: `caption_key` names the text in a sample's JSON (of a list, one of the first two: LAVIS' rule), or is
-    `.txt` for the text member; `captions_key` with `scores_key` take the caption that has the highest score instead
-    (LAION-COCO); `prefix_split` cuts a caption at a random word into `text_input` and `text_output` (VPGTrans);
-    `shuffle_buffer` samples are shuffled at a time, in shards that `seed` orders anew each lap (0: all as it stands);
-    `epoch_size` is what counts as an epoch, all samples unless it is given.
-    """
+    """The split `train` as a stream of the shards that `build_info.storage` names; there is no other."""
     if context.splits is not None and SPLIT not in context.splits:
         return {}
-    args = check_args(config, ARGS)
-    _check_values(config, args)
+    args = args_of(config)
     storage = config.build_info.storage
     where = f"datasets.{config.name}.build_info.storage"
     for pattern in storage:
@@ -64,17 +47,6 @@ def image_text_shards(config: DatasetConfig, context: BuildContext) -> dict[str,
     reader = ShardReader(paths, needs, args["seed"], args["shuffle_buffer"], limit)
     vis, text = (build_processor(pair.of(SPLIT)) for pair in (config.vis_processor, config.text_processor))
     return {SPLIT: ImageTextStream(config, reader, vis, text, args)}
-
-
-def _check_values(config: DatasetConfig, args: Mapping[str, Any]) -> None:
-    for key, least in (("shuffle_buffer", 0), ("seed", 0), ("epoch_size", 1)):
-        value = args[key]
-        if value is not None and (type(value) is not int or value < least):
-            where = f"datasets.{config.name}.args.{key}"
-            raise ConfigError(where, f"{value!r} is no whole number from {least} on", "correct it")
-    if (args["captions_key"] is None) != (args["scores_key"] is None):
-        where = f"datasets.{config.name}.args"
-        raise ConfigError(where, "captions_key and scores_key belong together", "give both, or none")
 
 
 @dataclass(eq=False)

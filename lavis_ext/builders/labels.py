@@ -3,37 +3,22 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 
 from lavis_ext.builders.base import ImageTextDataset
 from lavis_ext.builders.context import BuildContext, build_splits
-from lavis_ext.errors import ConfigError
+from lavis_ext.builders.settings import LabelKeys
 from lavis_ext.readers.parse import Row
 from lavis_ext.registry import builders
 from lavis_ext.schema import DatasetConfig
 from lavis_ext.types import Dataset, Sample
 
-ARGS: dict[str, Any] = {"labels": [], "text_key": "sentence", "label_key": "label"}
 
-
-@builders.register("image_text_label")
+@builders.register("image_text_label", config=LabelKeys)
 def image_text_label(config: DatasetConfig, context: BuildContext) -> dict[str, Dataset]:
-    """Every split gives `image`, `text_input`, `label`, `image_id`, `instance_id`.
-
-    Arguments: `labels` are the classes by number (needed); `text_key` and `label_key` are where a row has its sentence
-    and class; `image_key`, `image_pattern` and `layouts` as in `image_caption`.
-    """
-    require_labels(config)
-    return build_splits(config, context, LabelDataset, ARGS)
-
-
-def require_labels(config: DatasetConfig) -> None:
-    """Raise ConfigError where the arguments name no classes."""
-    if not config.args.get("labels"):
-        where = f"datasets.{config.name}.args.labels"
-        raise ConfigError(where, "names no classes", "write for example `labels: ['False', 'True']`")
+    """Every split gives `image`, `text_input`, `label`, `image_id`, `instance_id`."""
+    return build_splits(config, context, LabelDataset)
 
 
 @dataclass(frozen=True, eq=False)

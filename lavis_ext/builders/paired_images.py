@@ -11,27 +11,24 @@ import torch
 
 from lavis_ext.builders.base import draw_below
 from lavis_ext.builders.context import BuildContext, build_splits
-from lavis_ext.builders.labels import ARGS as LABEL_ARGS
-from lavis_ext.builders.labels import LabelDataset, require_labels
+from lavis_ext.builders.labels import LabelDataset
+from lavis_ext.builders.settings import PairKeys
 from lavis_ext.collate import Rule, collate, stack_images
 from lavis_ext.readers.parse import Row
 from lavis_ext.registry import builders
 from lavis_ext.schema import DatasetConfig
 from lavis_ext.types import Batch, Dataset, Sample
 
-ARGS: dict[str, Any] = {**LABEL_ARGS, "swap": True}
 SIDES = ("image0", "image1")
 
 
-@builders.register("paired_images")
+@builders.register("paired_images", config=PairKeys)
 def paired_images(config: DatasetConfig, context: BuildContext) -> dict[str, Dataset]:
     """Every split gives `image0`, `image1`, `text_input`, `label`, `instance_id`.
 
-    In `train` the two pictures are swapped half of the time, and the words "left" and "right" with them (LAVIS); `swap:
-    false` leaves them. The further arguments are those of `image_text_label`.
+    In `train` the two pictures are swapped half of the time, and the words "left" and "right" with them (LAVIS).
     """
-    require_labels(config)
-    return build_splits(config, context, PairDataset, ARGS)
+    return build_splits(config, context, PairDataset)
 
 
 @dataclass(frozen=True, eq=False)

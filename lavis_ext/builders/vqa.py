@@ -12,32 +12,21 @@ import torch
 
 from lavis_ext.builders.base import ImageTextDataset
 from lavis_ext.builders.context import BuildContext, SplitParts, build_splits
+from lavis_ext.builders.settings import VqaKeys
 from lavis_ext.collate import Rule, collate, long_or_list
-from lavis_ext.errors import ConfigError
 from lavis_ext.readers.parse import Row, parse_json, read_text
 from lavis_ext.registry import builders
 from lavis_ext.schema import DatasetConfig
 from lavis_ext.types import Batch, Dataset, Sample
 
-ARGS: dict[str, Any] = {"answer_key": "answer", "answer_weight": 1.0, "eval_keys": [], "image_patterns": []}
-EVAL_KEYS = ("answer", "choices", "correct_choice_idx", "direct_answers")
 
-
-@builders.register("vqa")
+@builders.register("vqa", config=VqaKeys)
 def vqa(config: DatasetConfig, context: BuildContext) -> dict[str, Dataset]:
     """`train` gives questions with all their answers, every other split questions to be answered.
 
     Annotations may be LAVIS' rows, official questions and answers, or both (LAVIS' list of four), in any order.
-    Arguments: `answer_key` is where a row has its answer or answers; `answer_weight` is the weight of a single answer
-    (LAVIS: 0.2 for Visual Genome); `eval_keys` are handed on in evaluation, None where a row has none; `image_patterns`
-    are names that a row's `image_id` may stand for, of which the first that is there is taken; `image_key`,
-    `image_pattern` and `layouts` as in `image_caption`.
     """
-    unknown = set(config.args.get("eval_keys", [])) - set(EVAL_KEYS)
-    if unknown:
-        where = f"datasets.{config.name}.args.eval_keys"
-        raise ConfigError(where, f"{sorted(unknown)} are not handed on", f"choose from {', '.join(EVAL_KEYS)}")
-    return build_splits(config, context, _make, ARGS)
+    return build_splits(config, context, _make)
 
 
 def _make(parts: SplitParts) -> Dataset:

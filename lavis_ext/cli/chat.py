@@ -14,6 +14,7 @@ from lavis_ext.cli.verb import Answer
 from lavis_ext.config import find_config, load_config, merge, model_defaults, parse_options
 from lavis_ext.errors import ConfigError, IntegrityError, UsageError
 from lavis_ext.schema import ModelConfig, RunConfig
+from lavis_ext.tasks.settings import VqaConfig, WritingConfig
 from lavis_ext.typed import Door
 from lavis_ext.yamlio import read_yaml
 
@@ -25,7 +26,6 @@ if TYPE_CHECKING:
 CHATTED = {"blip2_vicuna": ""}
 """Prompts of models that were taught to be asked otherwise than by `QUESTION`."""
 QUESTION = "Question: {} Answer:"
-NAMES_ANSWERS = ("vqa", "gqa", "aok_vqa")
 LENGTHS = ("num_beams", "max_len", "min_len")
 
 
@@ -126,13 +126,13 @@ def evaluating(preprocess: dict[str, Any], kind: str) -> dict[str, Any]:
 
 def searches(run: RunConfig) -> tuple[dict[str, Any], dict[str, Any]]:
     """The arguments for captions and for answers that a run names: those of its own task, else the models'."""
-    lengths = {name: getattr(run, name) for name in LENGTHS}
+    if not isinstance(run, WritingConfig):
+        return {}, {}
     penalty = {} if run.length_penalty is None else {"length_penalty": run.length_penalty}
-    task = run.eval_task or run.task
-    if task in NAMES_ANSWERS:
-        return {}, {**lengths, **penalty, "prompt": run.prompt}
+    if isinstance(run, VqaConfig):
+        return {}, {**{name: getattr(run, name) for name in LENGTHS}, **penalty, "prompt": run.prompt}
     named = {"num_beams": run.num_beams, "max_length": run.max_len, "min_length": run.min_len, **penalty}
-    return (named if task == "captioning" else {}), {}
+    return (named if (getattr(run, "eval_task", None) or run.task) == "captioning" else {}), {}
 
 
 def find_weights(path: str) -> Path:

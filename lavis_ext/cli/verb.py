@@ -20,6 +20,7 @@ from typing import Any, NoReturn, get_type_hints
 from lavis_ext import __version__
 from lavis_ext.cli.flags import Argument, arguments_of, build
 from lavis_ext.errors import LavisExtError, Problem, UsageError, nearest
+from lavis_ext.registry import load_plugin_file
 
 INTERRUPTED = 130
 EXIT_CODES = """\
@@ -130,6 +131,8 @@ def build_parser(verbs: Mapping[str, Verb], words: Sequence[str] | None = None) 
         for flags, settings in verb.arguments():
             one.add_argument(*flags, **settings)
         one.add_argument("--configs", metavar="DIR", help="a folder of YAML before those of LAVIS_EXT_CONFIGS")
+        plugin = {"action": "append", "default": [], "metavar": "FILE", "help": "a Python file that registers more"}
+        one.add_argument("--plugin", **plugin)
         one.add_argument("--json", action="store_true", help="objects on standard output, text on standard error")
         one.add_argument("--debug", action="store_true", help="show the traceback of an error")
     return parser
@@ -168,6 +171,8 @@ def _run(verbs: Mapping[str, Verb], words: list[str], as_json: bool) -> int:
         parser.print_help()
         return 0
     with _searching(arguments.configs):
+        for file in arguments.plugin:
+            load_plugin_file(Path(file), f"--plugin {file}")
         answer = verbs[arguments.verb].call(arguments)
     if os.environ.get("RANK", "0") == "0":  # of several processes of one run, the first speaks
         _print(answer, as_json)

@@ -1,6 +1,23 @@
-"""Metrics of captions and answers."""
+"""Metrics by name: what a task's results are worth.
 
-from lavis_ext.metrics.scores import caption_scores
-from lavis_ext.metrics.vqa import normalize_vqa_answer, vqa_score
+A registered metric is called with what its task has, and with its keys, and gives named numbers: captions and answers
+`(predictions, references, keys)`, text by id and lists of texts by id; retrieval `(image_to_text, text_to_image,
+captions, keys)`, scores [I, T] and [T, I]; classification `(predictions, targets, classes, keys)`.
+"""
 
-__all__ = ["caption_scores", "normalize_vqa_answer", "vqa_score"]
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from lavis_ext.registry import metrics
+from lavis_ext.schema import MetricConfig, own_keys
+
+
+def measure(named: Iterable[MetricConfig], *given: Any) -> dict[str, float]:
+    """The numbers of all named metrics, later ones over earlier ones of the same name; raises ConfigError."""
+    found: dict[str, float] = {}
+    for one in named:
+        keys = own_keys(metrics, one.name, one.args, f"run.metrics {one.name}")
+        found |= metrics.get(one.name)(*given, keys)
+    return found

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 
 from lavis_ext.errors import ConfigError
+from lavis_ext.metrics.settings import MetricKeys
 from lavis_ext.metrics.vqa import normalize_vqa_answer, vqa_score
+from lavis_ext.registry import metrics
 
 Id = int | str
 Predictions = Mapping[Id, str]
@@ -32,21 +34,42 @@ def vqa_accuracy(
     return {name: percent(group) for name, group in groups.items()}
 
 
-def exact_accuracy(predictions: Predictions, references: References) -> float:
+@metrics.register("vqa", config=MetricKeys)
+def vqa(predictions: Predictions, references: References, keys: MetricKeys) -> dict[str, float]:
+    """`vqa_accuracy` of all kinds of questions together."""
+    return vqa_accuracy(predictions, references)
+
+
+@metrics.register("gqa", config=MetricKeys)
+def gqa(predictions: Predictions, references: References, keys: MetricKeys) -> dict[str, float]:
     """GQA's accuracy in per cent: answers equal to the one given, both normalised as for VQA."""
-    keys = answered(predictions, references)
-    return percent([float(matches_exactly(predictions[key], references[key])) for key in keys])
+    asked = answered(predictions, references)
+    return {"overall": percent([float(matches_exactly(predictions[key], references[key])) for key in asked])}
+
+
+@metrics.register("aok_vqa", config=MetricKeys)
+def aok_vqa(predictions: Predictions, references: References, keys: MetricKeys) -> dict[str, float]:
+    """A-OKVQA's direct-answer accuracy in per cent."""
+    asked = answered(predictions, references)
+    return {"overall": percent([direct_answer_score(predictions[key], references[key]) for key in asked])}
+
+
+@metrics.register("class_accuracy", config=MetricKeys)
+def class_accuracy(
+    predictions: Sequence[int], targets: Sequence[int], classes: Sequence[str], keys: MetricKeys
+) -> dict[str, float]:
+    """`acc`, `agg_metrics` and the share of each class that was found, all in [0, 1]."""
+    hits = Counter(target for target, found in zip(targets, predictions, strict=True) if target == found)
+    totals = Counter(targets)
+    overall = percent([float(one == other) for one, other in zip(targets, predictions, strict=True)]) / 100
+    named = {number: classes[number] if number < len(classes) else str(number) for number in sorted(totals)}
+    shares = {f"{name}_acc": round(hits[number] / totals[number], 4) for number, name in named.items()}
+    return {"acc": overall, **shares, "agg_metrics": overall}
 
 
 def matches_exactly(prediction: str, answers: Sequence[str]) -> bool:
     """Whether a prediction is one of the answers, all normalised as for VQA."""
     return normalize_vqa_answer(prediction) in {normalize_vqa_answer(answer) for answer in answers}
-
-
-def direct_accuracy(predictions: Predictions, references: References) -> float:
-    """A-OKVQA's direct-answer accuracy in per cent."""
-    keys = answered(predictions, references)
-    return percent([direct_answer_score(predictions[key], references[key]) for key in keys])
 
 
 def direct_answer_score(prediction: str, answers: Sequence[str]) -> float:

@@ -6,6 +6,9 @@ from collections.abc import Collection, Iterator, Sequence
 
 import numpy as np
 
+from lavis_ext.metrics.settings import MetricKeys
+from lavis_ext.registry import metrics
+
 DEPTHS = (1, 5, 10)
 CHUNK = 2**22
 """Scores that are looked at together."""
@@ -64,6 +67,14 @@ def recalls(
     }
     found = percents("txt", ways["txt"]) | percents("img", ways["img"])
     return {**found, "r_mean": (found["txt_r_mean"] + found["img_r_mean"]) / 2, "agg_metrics": found["txt_r_mean"]}
+
+
+@metrics.register("recall", config=MetricKeys)
+def recall(
+    image_to_text: np.ndarray, text_to_image: np.ndarray, captions: Sequence[Collection[int]], keys: MetricKeys
+) -> dict[str, float]:
+    """`recalls` as a metric of a task."""
+    return recalls(image_to_text, text_to_image, captions)
 
 
 def percents(way: str, ranks: np.ndarray) -> dict[str, float]:

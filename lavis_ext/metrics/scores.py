@@ -17,6 +17,8 @@ from pycocoevalcap.rouge.rouge import Rouge
 
 from lavis_ext.errors import ConfigError
 from lavis_ext.metrics.ptb import clean_tokens
+from lavis_ext.metrics.settings import CocoCaptionKeys
+from lavis_ext.registry import metrics
 
 log = logging.getLogger(__name__)
 Texts = dict[Hashable, list[str]]
@@ -39,6 +41,14 @@ def caption_scores(
     scores["ROUGE_L"] = float(Rouge().compute_score(gts, res)[0])
     scores["CIDEr"] = cider(gts, res)
     return {**scores, **{name: value for name in extra if (value := _java_score(name, gts, res)) is not None}}
+
+
+@metrics.register("coco_caption", config=CocoCaptionKeys)
+def coco_caption(
+    predictions: Mapping[Any, str], references: Mapping[Any, Sequence[str]], keys: CocoCaptionKeys
+) -> dict[str, float]:
+    """`caption_scores` as a metric of a task."""
+    return caption_scores(references, predictions, keys.extra)
 
 
 def check_ids(references: Mapping[Any, Sequence[str]], predictions: Mapping[Any, str]) -> None:

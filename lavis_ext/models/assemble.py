@@ -9,12 +9,11 @@ import transformers
 from lavis_ext.errors import ConfigError
 from lavis_ext.models.hub import load_config, load_language_model, load_network, load_tokenizer
 from lavis_ext.models.network import build_network, fit_image_size, stub_config
-from lavis_ext.schema import ModelConfig
 
 RETRIEVER = "Blip2ForImageTextRetrieval"
 
 
-def assemble(config: ModelConfig, language: str, language_key: str) -> tuple[Any, Any]:
+def assemble(config: Any, language: str, language_key: str) -> tuple[Any, Any]:
     """Network and tokenizer; `language` is the kind of language model, `language_key` the config key of its weights.
 
     Raises ConfigError where nothing says what to start from.
@@ -41,7 +40,7 @@ def kind_of(settings: Any) -> str:
     return str(getattr(getattr(settings, "text_config", None), "model_type", ""))
 
 
-def transfer(config: ModelConfig, found: Any, language: str, language_key: str) -> tuple[Any, Any]:
+def transfer(config: Any, found: Any, language: str, language_key: str) -> tuple[Any, Any]:
     """The visual parts of `pretrained` before another language model; the projection between them starts random.
 
     The language model that `pretrained` came with is not built, and its weights are not kept.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -42,8 +42,9 @@ class Outputs:
 class Model(nn.Module):
     """A network under LAVIS' interface; parts that `freeze` was given take no gradient and never leave eval mode."""
 
+    Keys: ClassVar[type[ModelConfig]] = ModelConfig
     views: tuple[str, ...] = ("full",)
-    """What `outputs` can be asked for: the whole input, or one modality of it."""
+    """What `outputs` can be asked for, as `ModelConfig.views` says it of the class of the keys."""
 
     compares_samples: bool = False
     """Whether the loss of a sample depends on the others of its batch and of other ranks, as where they contrast."""

@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 from lavis_ext.models.language import Blip2Language
+from lavis_ext.models.settings import Blip2LlamaConfig, Blip2OptConfig
 from lavis_ext.registry import models
 
 
-@models.register("blip2_opt")
+@models.register("blip2_opt", config=Blip2OptConfig)
 class Blip2Opt(Blip2Language):
     """BLIP-2 with OPT: the caption and a line break are learnt behind the image places."""
 
     language = "opt"
-    language_key = "opt_model"
 
 
-@models.register("blip2_llama")
+@models.register("blip2_llama", config=Blip2LlamaConfig)
 class Blip2Llama(Blip2Language):
     """BLIP-2 with LLaMA (VPGTrans, Zhang et al., arXiv:2305.01278): as with OPT; pads are closing tokens."""
 
     language = "llama"
-    language_key = "llama_model"

@@ -10,12 +10,13 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from lavis_ext.models.language import Blip2Language
+from lavis_ext.models.settings import Blip2T5Config
 from lavis_ext.models.text import IGNORED, Tokens
 from lavis_ext.registry import models
 from lavis_ext.types import Batch
 
 
-@models.register("blip2_t5")
+@models.register("blip2_t5", config=Blip2T5Config)
 class Blip2T5(Blip2Language):
     """BLIP-2 with Flan-T5, a prefix language model: `text_input` is read, `text_output` is learnt.
 
@@ -23,7 +24,6 @@ class Blip2T5(Blip2Language):
     """
 
     language = "t5"
-    language_key = "t5_model"
 
     reads_its_own = False
 

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 
 from lavis_ext.models.language import Blip2Language
+from lavis_ext.models.settings import Blip2LlamaConfig
 from lavis_ext.models.text import ChatPrompter, Prompter, Tokens, learns_output_only, target_texts
 from lavis_ext.registry import models
 from lavis_ext.types import Batch
@@ -20,7 +21,7 @@ INSTRUCTIONS = (
 """MiniGPT-4's, one of which is drawn for each sample."""
 
 
-@models.register("blip2_vicuna")
+@models.register("blip2_vicuna", config=Blip2LlamaConfig)
 class Blip2Vicuna(Blip2Language):
     """BLIP-2 with Vicuna: `###Human: <Img>`image`</Img>` instruction `###Assistant: ` and then the text to learn.
 
@@ -28,7 +29,6 @@ class Blip2Vicuna(Blip2Language):
     """
 
     language = "llama"
-    language_key = "llama_model"
     prompter: type[Prompter] = ChatPrompter  # type: ignore[misc]  # the class variable of a subclass
     text: ChatPrompter
 

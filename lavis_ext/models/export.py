@@ -77,7 +77,7 @@ def export_transformers(config: ModelConfig, out: Path) -> Exported:
     network, tokenizer = getattr(model, "net", None), getattr(model, "tokenizer", None) or getattr(model, "text", None)
     if network is None or tokenizer is None:
         raise ConfigError("--form transformers", f"{config.arch} has no network of transformers'", "--form lavis")
-    if config.lora:
+    if getattr(config, "lora", None):
         merge_adapters(network.language_model)
     with new_folder(out) as part:
         network.save_pretrained(part)

@@ -15,7 +15,6 @@ from lavis_ext.config import config_roots
 from lavis_ext.errors import ConfigError, IntegrityError, LavisExtError, NetworkError
 from lavis_ext.models.base import listed
 from lavis_ext.models.network import DTYPES
-from lavis_ext.schema import ModelConfig
 
 T = TypeVar("T")
 OFFLINE_SWITCHES = ("LAVIS_EXT_OFFLINE", "LAVIS_EXT_MIRROR", "HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE")
@@ -31,7 +30,7 @@ def load_config(name: str, key: str) -> Any:
     return _guarded(transformers.AutoConfig.from_pretrained, name, key)
 
 
-def load_network(name: str, key: str, config: ModelConfig, settings: Any = None) -> Any:
+def load_network(name: str, key: str, config: Any, settings: Any = None) -> Any:
     """Blip2ForConditionalGeneration from a folder or hub name; `key` is the config key that asked for it.
 
     Frozen towers are read in their own precision, so that a large one never takes up fp32 memory. With `settings` only
@@ -59,7 +58,7 @@ def load_embedding(name: str, key: str) -> Any:
     return model.get_input_embeddings()
 
 
-def load_language_model(name: str, key: str, config: ModelConfig, language: str) -> Any:
+def load_language_model(name: str, key: str, config: Any, language: str) -> Any:
     """A language model from a folder or hub name, in `llm_precision`; `language` is transformers' name of its kind."""
     auto = transformers.AutoModelForSeq2SeqLM if language == "t5" else transformers.AutoModelForCausalLM
     model = _weights(auto, name, key, dtype=DTYPES[config.llm_precision])

@@ -10,13 +10,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lavis_ext.errors import ConfigError
-from lavis_ext.metrics.lemmas import lemmatize
+from lavis_ext.metrics.lemmas import lemmatize, load_lemmatizer
 from lavis_ext.models.assemble import assemble
 from lavis_ext.models.base import Model, Outputs
 from lavis_ext.models.lora import adapter_parts, add_adapters, release
-from lavis_ext.models.network import DTYPES, add_image_token, check_config, recompute
+from lavis_ext.models.network import DTYPES, add_image_token, recompute
 from lavis_ext.models.ranking import rank, read
 from lavis_ext.models.search import Search
+from lavis_ext.models.settings import Blip2LanguageConfig
 from lavis_ext.models.text import (
     IGNORED,
     Prompter,
@@ -27,7 +28,6 @@ from lavis_ext.models.text import (
     target_texts,
 )
 from lavis_ext.models.weights import load_over, parts_of
-from lavis_ext.schema import ModelConfig
 from lavis_ext.types import Batch
 
 
@@ -35,18 +35,17 @@ class Blip2Language(Model):
     """BLIP-2 (Li et al., arXiv:2301.12597) with a decoder: the text is continued from query embeddings of the image.
 
     `net` is transformers' Blip2ForConditionalGeneration, `text` its tokenizer with the image places. A subclass says
-    which language model it goes with (`language`, transformers' name; `language_key`, the key that names its weights).
+    which language model it goes with (`language`, transformers' name).
     """
 
     language: ClassVar[str]
-    language_key: ClassVar[str]
     prompter: ClassVar[type[Prompter]] = Prompter
     reads_its_own: ClassVar[bool] = True
     """Whether a label stands where its token is read, one place behind the logits that foretell it."""
 
-    def __init__(self, config: ModelConfig, network: Any, tokenizer: Any) -> None:
+    def __init__(self, config: Blip2LanguageConfig, network: Any, tokenizer: Any) -> None:
         super().__init__()
-        check_config(config, self.language_key)
+        require_usable(config)
         add_image_token(network, tokenizer)
         self.config, self.net = config, network
         places = network.config.num_query_tokens
@@ -64,20 +63,20 @@ class Blip2Language(Model):
             recompute(network)
 
     @classmethod
-    def from_config(cls, config: ModelConfig) -> Blip2Language:
+    def from_config(cls, config: Blip2LanguageConfig) -> Blip2Language:
         """From `pretrained` (folder or hub name), or from scratch by `sizes`; then `finetuned` and parts over it.
 
         Where `pretrained` has a language model of another kind, its visual parts are put before that of the `*_model`
         key (VPGTrans' transfer). Random weights follow torch's global seed. Raises ConfigError, NetworkError or
         IntegrityError.
         """
-        check_config(config, cls.language_key)
-        network, tokenizer = assemble(config, cls.language, cls.language_key)
+        require_usable(config)
+        network, tokenizer = assemble(config, cls.language, config.language_key)
         model = cls(config, network, tokenizer)
         model.load_parts(config)
         return model
 
-    def load_parts(self, config: ModelConfig) -> None:
+    def load_parts(self, config: Blip2LanguageConfig) -> None:
         """Put `finetuned` over the weights, and then the parts that `qformer_weight_path`, `proj_weight_path` name."""
         if config.load_finetuned and config.finetuned:
             load_over(self, config.finetuned, "model.finetuned")
@@ -258,3 +257,10 @@ def fitting_images(batch: Batch, device: torch.device, size: int) -> Tensor:
             "vis_processor.image_size", f"images of {found} for a model of 3×{size}×{size}", f"set it to {size}"
         )
     return images
+
+
+def require_usable(config: Blip2LanguageConfig) -> None:
+    """Raise ConfigError for keys that cannot work together, and where lemmas are asked for that cannot be had."""
+    config.require_sound()
+    if config.apply_lemmatizer:
+        load_lemmatizer()

@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from lavis_ext.errors import ConfigError
-from lavis_ext.schema import LoraConfig
+from lavis_ext.models.settings import LoraConfig
 
 MARK = "lora_"
 BASE = ".base_layer."
@@ -24,9 +24,6 @@ def add_adapters(language_model: Any, settings: LoraConfig, kind: str) -> None:
     """
     if importlib.util.find_spec("peft") is None:
         raise ConfigError("model.lora", "the package peft is not installed", "pip install 'lavis_ext[lora]'")
-    if settings.r < 1 or not 0 <= settings.dropout < 1:
-        what = f"r {settings.r} with dropout {settings.dropout}"
-        raise ConfigError("model.lora", what, "r of at least 1, dropout from 0 to below 1")
     import peft
 
     names = list(settings.target_modules) or TARGETS[kind]

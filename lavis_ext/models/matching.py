@@ -8,14 +8,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lavis_ext import objectives
 from lavis_ext.errors import ConfigError
+from lavis_ext.models.settings import Blip2Config
 from lavis_ext.models.stage1 import Blip2
+from lavis_ext.objectives.blip2 import similarities
 from lavis_ext.registry import models
 from lavis_ext.types import Batch
 
 
-@models.register("blip2_image_text_matching")
+@models.register("blip2_image_text_matching", config=Blip2Config)
 class Blip2Matching(Blip2):
     """BLIP-2's first stage that scores pairs instead of learning from them (LAVIS' Blip2ITM)."""
 
@@ -31,7 +32,7 @@ class Blip2Matching(Blip2):
         if match_head != "itc":
             raise ConfigError("match_head", f"'{match_head}' is not offered", "choose itm or itc")
         images = F.normalize(self.net.vision_projection(self.ask(self.see(batch))), dim=-1)
-        return objectives.similarities(images, self.project_text(self.read(texts)[:, 0]))
+        return similarities(images, self.project_text(self.read(texts)[:, 0]))
 
     def predict(self, samples: Batch) -> dict[str, Tensor]:
         """`predictions` [B, 2] (no match, match) and `targets`, the `label` of the samples: classification by match.

@@ -12,53 +12,13 @@ import transformers
 from torch import Tensor, nn
 
 from lavis_ext.errors import ConfigError
-from lavis_ext.metrics.lemmas import load_lemmatizer
 from lavis_ext.models import clip_tower
-from lavis_ext.schema import ModelConfig
 
 IMAGE_TOKEN = "<image>"  # noqa: S105
 DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
 
 
-LANGUAGE_KEYS = ("opt_model", "t5_model", "llama_model")
-STAGE1_KEYS = ("bert_model",)
-OSCAR_KEYS = (
-    *("head", "num_labels", "loss_type", "classifier", "use_pair", "use_img_layernorm", "num_hidden_layers", "layers"),
-    *("label_smoothing", "drop_worst_ratio", "freeze_embedding", "num_contrast_classes"),
-)
-STAGE2_KEYS = ("only_proj", "lora", "qformer_weight_path", "proj_weight_path", "apply_lemmatizer", "prompt")
-
-
-def check_config(config: ModelConfig, language_key: str | None) -> None:
-    """Raises ConfigError for settings that cannot work together; `language_key` names the language model, if any."""
-    for tower, precision, frozen in (
-        ("vit", config.vit_precision, config.freeze_vit),
-        ("llm", config.llm_precision, config.freeze_llm),
-    ):
-        if precision != "fp32" and not frozen:
-            what = f"weights in {precision} cannot be trained: small updates are lost and gradients overflow"
-            way_out = f"set {tower}_precision: fp32 (run.amp may stay on) or freeze_{tower}: True"
-            raise ConfigError(f"model.{tower}_precision", what, way_out)
-    if config.lora and not config.freeze_llm:
-        what = "adapters go on a frozen language model, and freeze_llm is False"
-        raise ConfigError("model.lora", what, "set model.freeze_llm=True, or remove lora")
-    others = STAGE1_KEYS if language_key else STAGE2_KEYS
-    unused = [
-        key for key in ("drop_path_rate", *LANGUAGE_KEYS, *others) if key != language_key and getattr(config, key)
-    ]
-    plain = ModelConfig(arch=config.arch, model_type=config.model_type)
-    unused += [key for key in OSCAR_KEYS if getattr(config, key) != getattr(plain, key)]
-    if unused:
-        raise ConfigError(f"model.{unused[0]}", f"is not offered by {config.arch}", "remove the key")
-    if config.vit_model == "clip_L" and config.load_pretrained and config.pretrained:
-        what = "clip_L is not published in transformers' form"
-        way_out = "give model.sizes in place of model.pretrained, and the weights as model.finetuned"
-        raise ConfigError("model.vit_model", what, way_out)
-    if config.apply_lemmatizer:
-        load_lemmatizer()
-
-
-def build_network(config: ModelConfig, tokenizer: Any, language: str) -> Any:
+def build_network(config: Any, tokenizer: Any, language: str) -> Any:
     """A network from scratch by `sizes`; `sizes` may leave out what the tokenizer and `image_size` tell.
 
     `language` is transformers' name of the kind of language model.
@@ -70,7 +30,7 @@ def build_network(config: ModelConfig, tokenizer: Any, language: str) -> Any:
     return initialised(transformers.Blip2ForConditionalGeneration, settings, config)
 
 
-def blip2_config(config: ModelConfig, text: dict[str, Any] | None = None) -> Any:
+def blip2_config(config: Any, text: dict[str, Any] | None = None) -> Any:
     """transformers' configuration by `sizes`; raises ConfigError for sizes that cannot be."""
     tower = clip_tower.SIZES if config.vit_model == "clip_L" else {}
     given = config.sizes.get("vision_config", {})
@@ -81,7 +41,7 @@ def blip2_config(config: ModelConfig, text: dict[str, Any] | None = None) -> Any
             qformer_config=dict(config.sizes.get("qformer_config", {})),
             **({"text_config": text} if text else {}),
             num_query_tokens=config.num_query_token,
-            image_text_hidden_size=config.embed_dim,
+            image_text_hidden_size=getattr(config, "embed_dim", 256),  # the first stage alone has one
         )
 
 
@@ -96,7 +56,7 @@ def stub_config(found: Any, width: int) -> Any:
     )
 
 
-def build_retriever(settings: Any, words: int, pad: int | None, config: ModelConfig) -> Any:
+def build_retriever(settings: Any, words: int, pad: int | None, config: Any) -> Any:
     """A first-stage network from scratch: a Q-Former that reads `words` words as well."""
     queries = settings.qformer_config
     queries.use_qformer_text_input, queries.vocab_size, queries.pad_token_id = True, words, pad
@@ -104,7 +64,7 @@ def build_retriever(settings: Any, words: int, pad: int | None, config: ModelCon
     return initialised(transformers.Blip2ForImageTextRetrieval, settings, config)
 
 
-def initialised(kind: Any, settings: Any, config: ModelConfig) -> Any:
+def initialised(kind: Any, settings: Any, config: Any) -> Any:
     """A network with random weights and the tower of `vit_model`; raises ConfigError for sizes that cannot be."""
     with told_of_sizes():
         network = kind(settings)

@@ -13,15 +13,15 @@ from lavis_ext.errors import ConfigError
 from lavis_ext.models.base import Model
 from lavis_ext.models.hub import load_config, load_embedding, load_network, load_tokenizer
 from lavis_ext.models.network import stub_config
+from lavis_ext.models.settings import ProjectorConfig
 from lavis_ext.models.text import target_texts
 from lavis_ext.models.upstream import translate
 from lavis_ext.models.weights import PROJECTION, read_checkpoint
 from lavis_ext.registry import models
-from lavis_ext.schema import ModelConfig
 from lavis_ext.types import Batch
 
 
-@models.register("vpgtrans_projector")
+@models.register("vpgtrans_projector", config=ProjectorConfig)
 class Projector(Model):
     """VPGTrans' optional start (Zhang et al., arXiv:2305.01278 §4.2): words of one model are mapped to another's.
 
@@ -29,7 +29,7 @@ class Projector(Model):
     mapped projection too, so that they can be given as `proj_weight_path` of the new model.
     """
 
-    def __init__(self, config: ModelConfig, words: tuple[nn.Embedding, nn.Embedding], tokenizers: tuple[Any, Any],
+    def __init__(self, config: ProjectorConfig, words: tuple[nn.Embedding, nn.Embedding], tokenizers: tuple[Any, Any],
                  projection: nn.Linear) -> None:  # fmt: skip
         super().__init__()
         self.config, self.tokenizers = config, tokenizers
@@ -40,7 +40,7 @@ class Projector(Model):
             self.freeze(part)
 
     @classmethod
-    def from_config(cls, config: ModelConfig) -> Projector:
+    def from_config(cls, config: ProjectorConfig) -> Projector:
         """From `opt_model` to `llama_model`, with the projection of `pretrained`; or at random by `sizes`.
 
         `sizes` has `hidden_size` under `source`, `target` and `queries`; `proj_weight_path` then names the projection.

@@ -5,13 +5,13 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lavis_ext import objectives
 from lavis_ext.errors import ConfigError
 from lavis_ext.models.base import Model
 from lavis_ext.models.bert import start_from_bert
@@ -20,17 +20,18 @@ from lavis_ext.models.language import fitting_images, halve_tower
 from lavis_ext.models.network import (
     blip2_config,
     build_retriever,
-    check_config,
     fit_image_size,
     recompute,
 )
 from lavis_ext.models.ranks import gather_rows, world
 from lavis_ext.models.search import Search
+from lavis_ext.models.settings import Blip2Config
 from lavis_ext.models.text import prompts_of
 from lavis_ext.models.weights import load_over
 from lavis_ext.models.writing import write
-from lavis_ext.registry import models
-from lavis_ext.schema import ModelConfig
+from lavis_ext.objectives.blip2 import NONE, draw_negatives, similarities
+from lavis_ext.registry import models, objectives
+from lavis_ext.schema import own_keys
 from lavis_ext.types import Batch
 
 DECODE = "[DEC]"
@@ -58,6 +59,72 @@ class Features:
     multimodal_embeds: Tensor | None = None
 
 
+class Seen:
+    """What the model made of one batch, for its losses; each part is made when a loss first asks for it.
+
+    Ids tell the pictures of all ranks apart.
+    """
+
+    def __init__(self, model: Blip2, batch: Batch) -> None:
+        self.model, self.batch = model, batch
+        self.texts = model.encode(batch["text_input"])
+        self.embeds = model.see(batch)
+        """[B, P, W]"""
+
+    @cached_property
+    def described(self) -> tuple[Tensor, Tensor]:
+        """Queries [B, Q, C] that see the picture alone, and logits [B, L, V] of the text written behind them."""
+        return self.model.describe(self.embeds, self.texts)
+
+    @cached_property
+    def images(self) -> Tensor:
+        """Projected queries [B, Q, D], normalised."""
+        return F.normalize(self.model.net.vision_projection(self.described[0]), dim=-1)
+
+    @cached_property
+    def words(self) -> Tensor:
+        """Projected texts [B, D], normalised."""
+        return self.model.project_text(self.model.read(self.texts)[:, 0])
+
+    @property
+    def word_logits(self) -> Tensor:
+        """[B, L, V]"""
+        return self.described[1]
+
+    @cached_property
+    def ids(self) -> Tensor:
+        """[B] int64 of this rank's pictures."""
+        return identities(self.batch, self.model.device)
+
+    @cached_property
+    def all_ids(self) -> Tensor:
+        """[N] of the pictures of all ranks."""
+        return gather_rows(self.ids)
+
+    @cached_property
+    def to_text(self) -> Tensor:
+        """Similarities [B, N] of pictures and the texts of all ranks, over the temperature."""
+        return similarities(self.images, gather_rows(self.words), self.model.temp)
+
+    @cached_property
+    def to_image(self) -> Tensor:
+        """Similarities [B, N] of texts and the pictures of all ranks."""
+        return similarities(gather_rows(self.images), self.words, self.model.temp).t()
+
+    @cached_property
+    def match_logits(self) -> Tensor:
+        """[n, 2] of the B true pairs, then of a hard negative of each picture and text, where one differs."""
+        same = self.ids[:, None] == self.all_ids[None, :]
+        to_text, to_image = (draw_negatives(way, same) for way in (self.to_text, self.to_image))
+        texts, embeds = self.texts, self.embeds
+        all_embeds, all_ids, all_mask = gather_rows(embeds), gather_rows(texts.ids), gather_rows(texts.mask)
+        text_has, image_has = to_image != NONE, to_text != NONE
+        pictures = torch.cat([embeds, all_embeds[to_image[text_has]], embeds[image_has]])
+        ids = torch.cat([texts.ids, texts.ids[text_has], all_ids[to_text[image_has]]])
+        mask = torch.cat([texts.mask, texts.mask[text_has], all_mask[to_text[image_has]]])
+        return self.model.match(pictures, Texts(ids, mask))
+
+
 class WordHead(nn.Module):
     """BERT's head over the vocabulary; its last matrix is that of the word embeddings."""
 
@@ -74,8 +141,8 @@ class WordHead(nn.Module):
         return F.linear(self.norm(F.gelu(self.dense(hidden))), embedding, self.bias)
 
 
-@models.register("blip2_feature_extractor")
-@models.register("blip2")
+@models.register("blip2_feature_extractor", config=Blip2Config)
+@models.register("blip2", config=Blip2Config)
 class Blip2(Model):
     """BLIP-2's first stage (Li et al., arXiv:2301.12597): ITC + ITM + LM losses, features, matching scores.
 
@@ -85,15 +152,19 @@ class Blip2(Model):
 
     compares_samples = True
 
-    def __init__(self, config: ModelConfig, network: Any, tokenizer: Any) -> None:
+    def __init__(self, config: Blip2Config, network: Any, tokenizer: Any) -> None:
         super().__init__()
-        check_config(config, None)
+        config.require_sound()
         tokenizer.add_special_tokens({"bos_token": DECODE})
         self.config, self.net, self.tokenizer = config, network, tokenizer
         grow_words(network, len(tokenizer))
         self.temp = nn.Parameter(torch.tensor(FIRST_TEMPERATURE))
         self.lm_head = WordHead(network.config.qformer_config, network.embeddings.word_embeddings.num_embeddings)
         self.queries: int = network.config.num_query_tokens
+        self.losses_to_learn = [
+            (term, objectives.get(term.name)(own_keys(objectives, term.name, term.args, f"model.losses {term.name}")))
+            for term in config.losses
+        ]
         if config.freeze_vit:
             self.freeze(network.vision_model)
             network.vision_model.post_layernorm.requires_grad_(True)
@@ -102,13 +173,13 @@ class Blip2(Model):
             recompute(network)
 
     @classmethod
-    def from_config(cls, config: ModelConfig) -> Blip2:
+    def from_config(cls, config: Blip2Config) -> Blip2:
         """From `pretrained` (folder or hub name), or from scratch by `sizes`; `finetuned` over it.
 
         With `bert_model` the Q-Former starts from a BERT, as LAVIS' does, and only the tower is `pretrained`'s.
         Raises ConfigError, NetworkError or IntegrityError.
         """
-        check_config(config, None)
+        config.require_sound()
         if config.load_pretrained and config.pretrained:
             tokenizer = load_tokenizer(config.tokenizer or config.bert_model or config.pretrained, "model.tokenizer")
             network = fit_image_size(load_retriever(config.pretrained, "model.pretrained"), config.image_size)
@@ -126,24 +197,15 @@ class Blip2(Model):
         return model
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
-        """`image` [B,3,S,S], `text_input`[, `image_id`] → `loss` = `loss_itc` + `loss_itm` + `loss_lm`.
+        """`image` [B,3,S,S], `text_input`[, `image_id`] → `loss`, the weighted sum of `loss_itc`, ….
 
         Pictures of the same `image_id` (number or text) are no negatives of each other; without it all differ.
         """
-        texts = self.encode(batch["text_input"])
-        embeds = self.see(batch)
-        hidden, logits = self.describe(embeds, texts)
-        images = F.normalize(self.net.vision_projection(hidden), dim=-1)
-        words = self.project_text(self.read(texts)[:, 0])
-        ids, all_ids = (found := identities(batch, self.device)), gather_rows(found)
-        to_text = objectives.similarities(images, gather_rows(words), self.temp)
-        to_image = objectives.similarities(gather_rows(images), words, self.temp).t()
-        losses = {
-            "loss_itc": objectives.contrastive_loss(to_text, to_image, objectives.contrast_targets(ids, all_ids)),
-            "loss_itm": self._matching(embeds, texts, (to_text, to_image), ids[:, None] == all_ids[None, :]),
-            "loss_lm": objectives.language_loss(logits, texts.ids.masked_fill(texts.mask == 0, objectives.IGNORED)),
-        }
-        return {"loss": losses["loss_itc"] + losses["loss_itm"] + losses["loss_lm"], **losses}
+        seen = Seen(self, batch)
+        values = {term.name: loss(seen) for term, loss in self.losses_to_learn}
+        weights = {term.name: 1.0 if term.weight is None else term.weight for term, _ in self.losses_to_learn}
+        total: Tensor = sum(weights[name] * value for name, value in values.items())  # type: ignore[assignment]
+        return {"loss": total, **{f"loss_{name}": value for name, value in values.items()}}
 
     def encode(self, texts: Sequence[str]) -> Texts:
         """Texts as tokens, cut and padded to `max_txt_len`, so that those of all ranks fit together."""
@@ -244,16 +306,6 @@ class Blip2(Model):
             query_embeds=hidden, query_length=self.queries, attention_mask=mask, encoder_hidden_states=embeds
         ).last_hidden_state
         return joint
-
-    def _matching(self, embeds: Tensor, texts: Texts, ways: tuple[Tensor, Tensor], same: Tensor) -> Tensor:
-        """True pairs against a hard negative of each picture and of each text; where none differs, true pairs alone."""
-        to_text, to_image = (objectives.draw_negatives(way, same) for way in ways)
-        all_embeds, all_ids, all_mask = gather_rows(embeds), gather_rows(texts.ids), gather_rows(texts.mask)
-        text_has, image_has = to_image != objectives.NONE, to_text != objectives.NONE
-        pictures = torch.cat([embeds, all_embeds[to_image[text_has]], embeds[image_has]])
-        ids = torch.cat([texts.ids, texts.ids[text_has], all_ids[to_text[image_has]]])
-        mask = torch.cat([texts.mask, texts.mask[text_has], all_mask[to_text[image_has]]])
-        return objectives.matching_loss(self.match(pictures, Texts(ids, mask)), len(embeds))
 
 
 def grow_words(network: Any, count: int) -> None:

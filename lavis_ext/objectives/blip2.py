@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any, ClassVar
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from lavis_ext.objectives.settings import LossKeys
 from lavis_ext.registry import objectives
 
 SMOOTHING = 0.1
@@ -26,7 +29,6 @@ def similarities(images: Tensor, texts: Tensor, temperature: Tensor | float = 1.
     return found / temperature
 
 
-@objectives.register("itc")
 def contrastive_loss(image_to_text: Tensor, text_to_image: Tensor, targets: Tensor) -> Tensor:
     """Image–text contrast (Li et al., arXiv:2301.12597 §3.1): cross entropy with soft `targets`, the mean of both ways.
 
@@ -47,7 +49,6 @@ def draw_negatives(similarity: Tensor, same: Tensor) -> Tensor:
     return torch.where(there, drawn, torch.full_like(drawn, NONE))
 
 
-@objectives.register("itm")
 def matching_loss(logits: Tensor, positives: int) -> Tensor:
     """Cross entropy of matching logits [n, 2] (no match, match) of which the first `positives` rows match."""
     labels = torch.zeros(len(logits), dtype=torch.long, device=logits.device)
@@ -55,9 +56,51 @@ def matching_loss(logits: Tensor, positives: int) -> Tensor:
     return F.cross_entropy(logits, labels)
 
 
-@objectives.register("lm")
 def language_loss(logits: Tensor, labels: Tensor, smoothing: float = SMOOTHING) -> Tensor:
     """Cross entropy of the next token: logits [B, L, V] of the tokens [B, L], labels of -100 passed over."""
     return F.cross_entropy(
         logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten(), ignore_index=IGNORED, label_smoothing=smoothing
     )
+
+
+class Loss:
+    """A registered loss of the first stage; `keys` is what a model section gives beside `name` and `weight`.
+
+    It is called with what the model made of a batch (`models.stage1.Seen`) and gives a scalar.
+    """
+
+    Keys: ClassVar[type[LossKeys]] = LossKeys
+
+    def __init__(self, keys: Any = None) -> None:
+        self.keys: Any = self.Keys() if keys is None else keys
+
+    def __call__(self, seen: Any) -> Tensor:
+        """A scalar, differentiable in what was seen."""
+        raise NotImplementedError
+
+
+@objectives.register("itc")
+class Contrast(Loss):
+    """Pictures find their texts among all, and texts their pictures."""
+
+    def __call__(self, seen: Any) -> Tensor:
+        """`contrastive_loss` against equal shares of what shows the same picture."""
+        return contrastive_loss(seen.to_text, seen.to_image, contrast_targets(seen.ids, seen.all_ids))
+
+
+@objectives.register("itm")
+class Matching(Loss):
+    """True pairs are told from a hard negative of each picture and of each text."""
+
+    def __call__(self, seen: Any) -> Tensor:
+        """`matching_loss`; the negatives are drawn from torch's generator."""
+        return matching_loss(seen.match_logits, len(seen.texts.ids))
+
+
+@objectives.register("lm")
+class Words(Loss):
+    """The text is written from what the queries see of the picture."""
+
+    def __call__(self, seen: Any) -> Tensor:
+        """`language_loss` of all tokens but pads."""
+        return language_loss(seen.word_logits, seen.texts.ids.masked_fill(seen.texts.mask == 0, IGNORED))

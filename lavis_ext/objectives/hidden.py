@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from lavis_ext.objectives.settings import HiddenKeys, LayerKeys
 from lavis_ext.objectives.terms import (
     Moment,
     Term,
@@ -27,8 +28,8 @@ class PatientKd(Term):
     `vanilla_kd`; the weight 500 is the script's β.
     """
 
+    Keys = HiddenKeys
     weight = 500.0
-    hidden = True
 
     def __call__(self, student: Views, teacher: Views, moment: Moment) -> Tensor:
         """Mean over rows, layers and width."""
@@ -50,8 +51,8 @@ class TinyBert(Term):
     published script's β. Padding does not count, which the script lets count. `td` is what the MMKD code calls it.
     """
 
+    Keys = LayerKeys
     weight = 0.01
-    hidden = attentions = True
 
     def __call__(self, student: Views, teacher: Views, moment: Moment) -> Tensor:
         """The sum over layers of means over visible tokens."""

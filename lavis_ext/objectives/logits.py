@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lavis_ext.errors import ConfigError
+from lavis_ext.objectives.settings import AkdKeys, TermKeys
 from lavis_ext.objectives.terms import Common, Moment, Term, Views, mean_of_rows
 from lavis_ext.registry import objectives
 
@@ -50,8 +51,8 @@ class Mkd(Term):
     a view does not count there; a weight of 0 spares the view's forward passes.
     """
 
-    def __init__(self, common: Common) -> None:
-        super().__init__(common)
+    def __init__(self, common: Common, keys: TermKeys | None = None) -> None:
+        super().__init__(common, keys)
         self.shares = {view: share for view, share in common.kd_weights.items() if share}
         self.views = tuple(self.shares)
 
@@ -85,23 +86,17 @@ class AnnealingKd(Term):
     loss of the task alone. The published script trains 15 and then 10 epochs.
     """
 
+    Keys = AkdKeys
     remembers = True
-
-    def __init__(self, common: Common, max_temperature: int = 7, phase: float = 0.6) -> None:
-        super().__init__(common)
-        if max_temperature < 1 or not 0 < phase <= 1:
-            what = f"max_temperature {max_temperature} and phase {phase}"
-            raise ConfigError("run.distill.terms akd", what, "give a whole number from 1 on, and a share of the run")
-        self.max_temperature, self.phase = max_temperature, phase
 
     def over(self, progress: float) -> bool:
         """After its phase."""
-        return progress >= self.phase
+        return bool(progress >= self.keys.phase)
 
     def annealed(self, progress: float) -> float:
         """τ/τ_max."""
-        step = min(int(progress / self.phase * self.max_temperature) + 1, self.max_temperature)
-        return step / self.max_temperature
+        most: int = self.keys.max_temperature
+        return min(int(progress / self.keys.phase * most) + 1, most) / most
 
     def __call__(self, student: Views, teacher: Views, moment: Moment) -> Tensor:
         """Of the whole input, averaged over rows and classes."""

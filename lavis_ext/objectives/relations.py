@@ -8,7 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lavis_ext.objectives.terms import Common, Moment, Term, Views, paired_hidden
+from lavis_ext.objectives.settings import MgskdKeys
+from lavis_ext.objectives.terms import Moment, Term, Views, paired_hidden
 from lavis_ext.registry import objectives
 
 HEADS = 64
@@ -94,26 +95,21 @@ class StructuredKd(Term):
     granularity, need a parser; the MMKD code leaves them out as well. The weight .01 is its β.
     """
 
+    Keys = MgskdKeys
     weight = 0.01
-    hidden = True
-
-    def __init__(
-        self, common: Common, heads: int = HEADS, central: int = 20, near: int = 20, token_layers: int = 2
-    ) -> None:
-        super().__init__(common)
-        self.heads, self.central, self.near, self.token_layers = heads, central, near, token_layers
 
     def __call__(self, student: Views, teacher: Views, moment: Moment) -> Tensor:
         """The weighted sum over paired layers."""
+        keys: MgskdKeys = self.keys
         pairs = paired_hidden(student["full"], teacher["full"])
         mask = student["full"].mask
         if mask is None:
             mask = torch.ones(pairs[0][0].shape[:2], dtype=torch.bool, device=pairs[0][0].device)
-        heads = relation_heads(pairs[0][0].shape[-1], self.heads)
-        tokens = [token_loss(s, t, mask, heads, self.central, self.near) for s, t in pairs[: self.token_layers]]
+        heads = relation_heads(pairs[0][0].shape[-1], keys.heads)
+        tokens = [token_loss(s, t, mask, heads, keys.central, keys.near) for s, t in pairs[: keys.token_layers]]
         samples = [
             F.smooth_l1_loss(sample_structure(s, mask, heads), sample_structure(t, mask, heads))
-            for s, t in pairs[self.token_layers :]
+            for s, t in pairs[keys.token_layers :]
         ]
         weighted = [TOKEN_WEIGHT * loss for loss in tokens] + [SAMPLE_WEIGHT * loss for loss in samples]
         return torch.stack(weighted).sum()

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lavis_ext.errors import ConfigError
+from lavis_ext.objectives.settings import TermKeys
 
 if TYPE_CHECKING:
     from lavis_ext.models.base import Outputs
@@ -38,21 +39,29 @@ class Moment:
 
 
 class Term:
-    """One registered term; a subclass's further arguments are the keys that a run file may give beside `name`."""
+    """One registered term; `keys` is what a run file gives beside `name` and `weight`."""
+
+    Keys: ClassVar[type[TermKeys]] = TermKeys
 
     weight: ClassVar[float] = 1.0
     """Where the run file gives none: the published one."""
     views: tuple[str, ...] = ("full",)
-    hidden: ClassVar[bool] = False
-    """Whether it reads hidden states …"""
-    attentions: ClassVar[bool] = False
-    """… and attention scores."""
-
     remembers: ClassVar[bool] = False
     """Whether it changes with the batches that it has seen."""
 
-    def __init__(self, common: Common) -> None:
+    def __init__(self, common: Common, keys: Any = None) -> None:
         self.common = common
+        self.keys: Any = self.Keys() if keys is None else keys
+
+    @property
+    def hidden(self) -> bool:
+        """Whether it reads hidden states."""
+        return bool(self.keys.hidden)
+
+    @property
+    def attentions(self) -> bool:
+        """Whether it reads attention scores."""
+        return bool(self.keys.attentions)
 
     def __call__(self, student: Views, teacher: Views, moment: Moment) -> Tensor:
         """A scalar, differentiable in the student's outputs."""

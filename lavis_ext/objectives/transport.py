@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from lavis_ext.objectives.settings import EmdKeys
 from lavis_ext.objectives.terms import (
     Common,
     Moment,
@@ -62,12 +63,12 @@ class EarthMover(Term):
     (`attend`), the mean of what states and scores ask for. The weight .01 is the published script's β.
     """
 
+    Keys = EmdKeys
     weight = 0.01
-    hidden = attentions = remembers = True
+    remembers = True
 
-    def __init__(self, common: Common, learn_weights: bool = True) -> None:
-        super().__init__(common)
-        self.learn_weights = learn_weights
+    def __init__(self, common: Common, keys: EmdKeys | None = None) -> None:
+        super().__init__(common, keys)
         self.layers: tuple[np.ndarray, np.ndarray] | None = None
         """Weights of the student's and of the teacher's layers."""
 
@@ -92,7 +93,7 @@ class EarthMover(Term):
         supply, demand = self.layers or uniform(len(s_states), len(t_states))
         plain = [cost.detach().double().cpu().numpy() for cost in costs]
         flows = [transport(supply, demand, cost) for cost in plain]
-        if moment.moves and self.learn_weights:
+        if moment.moves and self.keys.learn_weights:
             rows = np.mean([attend(supply, f, c) for f, c in zip(flows, plain, strict=True)], axis=0)
             columns = np.mean([attend(demand, f.T, c.T) for f, c in zip(flows, plain, strict=True)], axis=0)
             self.layers = rows, columns

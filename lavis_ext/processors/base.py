@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import fields
 from typing import Any
 
 from typing_extensions import Self
 
-from lavis_ext.errors import ConfigError, nearest
 from lavis_ext.registry import origin
 from lavis_ext.schema import ProcessorConfig
+from lavis_ext.typed import Door
 
 
 class Processor:
@@ -21,11 +20,11 @@ class Processor:
         """Build from a mapping (its `name` passed over) or ProcessorConfig; raises ConfigError for an unknown key."""
         given = dict(cfg.args if isinstance(cfg, ProcessorConfig) else cfg or {})
         given.pop("name", None)
-        known = [field.name for field in fields(cls) if field.init]  # type: ignore[arg-type]
-        for key in given:
-            if key not in known:
-                raise ConfigError(f"{origin(cls)} '{key}'", "unknown argument", nearest(key, known))
-        return cls(**{key: tuple(v) if isinstance(v, list) else v for key, v in given.items()})
+        door = Door()
+        built = door.build(cls, given, origin(cls))
+        door.close()
+        assert built is not None  # no processor of ours has a field without a default
+        return built
 
     @classmethod
     def build(cls, **kwargs: Any) -> Self:

@@ -13,25 +13,21 @@ from lavis_ext.errors import ConfigError
 from lavis_ext.processors import geometry
 from lavis_ext.processors.augment import random_augment
 from lavis_ext.processors.base import Processor
-from lavis_ext.processors.normalize import MEAN, STD, normalize
+from lavis_ext.processors.normalize import normalize
+from lavis_ext.processors.settings import (
+    Blip2TrainKeys,
+    BlipEvalKeys,
+    BlipTrainKeys,
+    ClipTrainKeys,
+    CropKeys,
+    ImageKeys,
+)
 from lavis_ext.registry import processors
 
 
 @dataclass(frozen=True)
-class SquareImage(Processor):
+class SquareImage(ImageKeys, Processor):
     """Base: `uint8` is what a subclass says, calling it normalises the result."""
-
-    image_size: int = 224
-    mean: tuple[float, float, float] = MEAN
-    std: tuple[float, float, float] = STD
-
-    def __post_init__(self) -> None:
-        for key in ("mean", "std"):  # LAVIS writes null for the default
-            object.__setattr__(self, key, getattr(self, key) or {"mean": MEAN, "std": STD}[key])
-        if not isinstance(self.image_size, int) or self.image_size < 1 or len(self.mean) != 3 or len(self.std) != 3:
-            raise ConfigError(
-                type(self).__name__, "image_size must be a positive number, mean and std three numbers each"
-            )
 
     def __call__(self, image: Any, rng: torch.Generator | None = None) -> Tensor:
         """A PIL image or uint8 [H,W,3] array → normalised float32 [3,S,S]; without `rng` torch's global one serves."""
@@ -43,11 +39,8 @@ class SquareImage(Processor):
 
 
 @dataclass(frozen=True)
-class RandomCropImage(SquareImage):
+class RandomCropImage(CropKeys, SquareImage):
     """A random crop, resized bicubically."""
-
-    min_scale: float = 0.5
-    max_scale: float = 1.0
 
     def uint8(self, image: np.ndarray, rng: torch.Generator | None = None) -> Tensor:
         """uint8 [H,W,3] RGB → uint8 [3,S,S]."""
@@ -55,24 +48,20 @@ class RandomCropImage(SquareImage):
         return geometry.resize(geometry.crop(geometry.to_tensor(image), box), self.image_size, self.image_size)
 
 
-@processors.register("blip2_image_train")
+@processors.register("blip2_image_train", config=Blip2TrainKeys)
 @dataclass(frozen=True)
-class Blip2ImageTrain(RandomCropImage):
+class Blip2ImageTrain(Blip2TrainKeys, RandomCropImage):
     """Random resized crop, random flip."""
-
-    image_size: int = 364
 
     def uint8(self, image: np.ndarray, rng: torch.Generator | None = None) -> Tensor:
         """uint8 [H,W,3] RGB → uint8 [3,S,S]."""
         return geometry.flip_half(super().uint8(image, rng), rng)
 
 
-@processors.register("blip_image_train")
+@processors.register("blip_image_train", config=BlipTrainKeys)
 @dataclass(frozen=True)
-class BlipImageTrain(RandomCropImage):
+class BlipImageTrain(BlipTrainKeys, RandomCropImage):
     """Random resized crop, random flip, then two of BLIP's ten augmentations at strength 5."""
-
-    image_size: int = 384
 
     def uint8(self, image: np.ndarray, rng: torch.Generator | None = None) -> Tensor:
         """uint8 [H,W,3] RGB → uint8 [3,S,S]."""
@@ -80,27 +69,23 @@ class BlipImageTrain(RandomCropImage):
         return random_augment(flipped, count=2, strength=5, rng=rng)
 
 
-@processors.register("blip_image_eval")
+@processors.register("blip_image_eval", config=BlipEvalKeys)
 @dataclass(frozen=True)
-class BlipImageEval(SquareImage):
+class BlipImageEval(BlipEvalKeys, SquareImage):
     """The whole image resized to a square, its shape not kept."""
-
-    image_size: int = 384
 
     def uint8(self, image: np.ndarray, rng: torch.Generator | None = None) -> Tensor:
         """uint8 [H,W,3] RGB → uint8 [3,S,S]; nothing is random."""
         return geometry.resize(geometry.to_tensor(image), self.image_size, self.image_size)
 
 
-@processors.register("clip_image_train")
+@processors.register("clip_image_train", config=ClipTrainKeys)
 @dataclass(frozen=True)
-class ClipImageTrain(RandomCropImage):
+class ClipImageTrain(ClipTrainKeys, RandomCropImage):
     """Random resized crop of nearly the whole image, no flip."""
 
-    min_scale: float = 0.9
 
-
-@processors.register("clip_image_eval")
+@processors.register("clip_image_eval", config=ImageKeys)
 @dataclass(frozen=True)
 class ClipImageEval(SquareImage):
     """The shorter side resized, then the middle square."""

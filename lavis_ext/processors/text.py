@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from lavis_ext.processors.base import Processor
 from lavis_ext.registry import processors
+from lavis_ext.typed import Count
 
 SIGNS = re.compile(r"[.!\"()*#:;~]")
 SPACES = re.compile(r"\s{2,}")
@@ -18,7 +19,7 @@ class BlipCaption(Processor):
     """Signs become spaces; `prompt` is put before the result."""
 
     prompt: str = ""
-    max_words: int = 50
+    max_words: Count = 50
 
     def __call__(self, text: str) -> str:
         """The prompt and the cleaned caption."""
@@ -35,7 +36,7 @@ class BlipCaption(Processor):
 class BlipQuestion(Processor):
     """Signs are deleted; inner and final line breaks stay, as in LAVIS."""
 
-    max_words: int = 50
+    max_words: Count = 50
 
     def __call__(self, text: str) -> str:
         """The cleaned question."""

@@ -98,5 +98,6 @@ class Evaluator:
         datasets, run = list(self.feeds[split].datasets.values()), self.task.run
         found: dict[str, Any] = self.task.after_evaluation(rows, split, datasets, result_dir, label)
         if self.gallery:
-            write_gallery(rows, datasets, result_dir / "gallery" / split, split, run.anno_files.get(split))
+            official = getattr(run, "anno_files", {}).get(split)
+            write_gallery(rows, datasets, result_dir / "gallery" / split, split, official)
         return found

@@ -145,7 +145,7 @@ def resume(job: Job, runner: Runner) -> None:
         return
     if not run.allow_config_drift:
         layout = find_layout(saved.state, job.accelerator.num_processes, run.accum_grad_iters, str(saved.path))
-        drift.require_same(saved.state["config"], layout.fingerprint(runner.config), saved.path.name)
+        drift.require_same(saved.state["config"], layout.fingerprint(runner.config), saved.path.name, job.config)
     labels.require_beside(runner.beside, saved.path)
     runner.restore(saved)
     log.info("resuming from %s (step %d)", saved.path, runner.progress.step)

@@ -45,10 +45,10 @@ def fitted(config: Config, labels: LabelVocabulary | None) -> Config:
     if labels is None or config.model is None:
         return config
     model, run = _counted(config.model, labels, "model"), config.run
-    teacher = run.distill.teacher if run.distill else None
-    if run.distill and isinstance(teacher, ModelConfig):
-        told = _counted(teacher, labels, "run.distill.teacher")
-        run = replace(run, distill=replace(run.distill, teacher=told))
+    distill = getattr(run, "distill", None)
+    if distill and isinstance(distill.teacher, ModelConfig):
+        told = _counted(distill.teacher, labels, "run.distill.teacher")
+        run = replace(run, **{"distill": replace(distill, teacher=told)})
     for name, key in weights_of(config):
         if folder := find_folder(name):
             require_order(labels, folder, f"{key} {name}")
@@ -57,7 +57,8 @@ def fitted(config: Config, labels: LabelVocabulary | None) -> Config:
 
 def weights_of(config: Config) -> Iterator[tuple[str, str]]:
     """Every folder or file of trained weights that a run starts from, with the key that names it."""
-    teacher = config.run.distill.teacher if config.run.distill else None
+    distill = getattr(config.run, "distill", None)
+    teacher = distill.teacher if distill else None
     if isinstance(teacher, str):
         yield teacher, "run.distill.teacher"
     for model, key in ((config.model, "model"), (teacher, "run.distill.teacher")):
@@ -111,7 +112,8 @@ def beside(labels: LabelVocabulary | None) -> dict[str, Any]:
 
 def _counted(model: ModelConfig, labels: LabelVocabulary, key: str) -> ModelConfig:
     """The section with the number of classes; raises ConfigError where it asks for another."""
-    if model.num_labels not in (None, len(labels)):
-        what = f"is {model.num_labels}, the answers of the data sets are {len(labels)}"
+    asked = getattr(model, "num_labels", len(labels))
+    if asked not in (None, len(labels)):
+        what = f"is {asked}, the answers of the data sets are {len(labels)}"
         raise ConfigError(f"{key}.num_labels", what, "leave it out, or name the label_file that is meant")
-    return replace(model, num_labels=len(labels))
+    return replace(model, **{"num_labels": len(labels)}) if hasattr(model, "num_labels") else model

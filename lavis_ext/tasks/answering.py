@@ -8,16 +8,15 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from lavis_ext.errors import ConfigError
+from lavis_ext.metrics import measure
 from lavis_ext.metrics.answers import (
-    direct_accuracy,
     direct_answer_score,
-    exact_accuracy,
     matches_exactly,
     vqa_accuracy,
 )
@@ -25,7 +24,9 @@ from lavis_ext.metrics.breakdown import breakdown, judge, opening_of
 from lavis_ext.metrics.lemmas import lemmatize
 from lavis_ext.metrics.vqa import vqa_score
 from lavis_ext.registry import tasks
+from lavis_ext.schema import MetricConfig
 from lavis_ext.tasks.base import Row, Task, write_result
+from lavis_ext.tasks.settings import VqaConfig
 from lavis_ext.types import Batch
 
 log = logging.getLogger(__name__)
@@ -47,7 +48,7 @@ class Truth:
     """How the question begins, as VQA sorts them: `how many`, `what color`."""
 
 
-@tasks.register("vqa")
+@tasks.register("vqa", config=VqaConfig)
 class VqaTask(Task):
     """Answer with the `run:` section's prompt, beams and lengths; `agg_metrics` is the overall accuracy in per cent.
 
@@ -58,6 +59,7 @@ class VqaTask(Task):
     needs = ("predict_answers",)
     answer_list: list[str] | None = None
     """What `inference_method: rank` chooses from."""
+    metric: ClassVar[str] = "vqa"
 
     def step(self, batch: Batch) -> dict[str, Tensor]:
         """Questions with all their answers → the loss of one answer each, drawn by its weight."""
@@ -129,11 +131,15 @@ class VqaTask(Task):
         found = self._score(answers, truth)
         if self.lemmatizes:
             found |= {f"{name}_raw": value for name, value in self._score(raw, truth).items()}
-        return {**found, "agg_metrics": found["overall"]}
+        return {**found, "agg_metrics": found.get("overall", next(iter(found.values())))}
 
     def _score(self, answers: Answers, truth: Truth) -> dict[str, float]:
-        """The accuracies in per cent, `overall` among them."""
-        return vqa_accuracy(answers, truth.answers, truth.types)
+        """What the metrics of the run say, of each kind of question too where VQA's own is among them."""
+        named = self.run.metrics or [MetricConfig(name=self.metric)]
+        found = measure(named, answers, truth.answers)
+        if truth.types and any(one.name == "vqa" for one in named):
+            found |= vqa_accuracy(answers, truth.answers, truth.types)
+        return found
 
     def _worth(self, answer: str, given: Sequence[str]) -> float:
         """What one answer is worth, in [0, 1]."""
@@ -147,15 +153,14 @@ class VqaTask(Task):
         """What a server wants where it is not the result file."""
 
 
-@tasks.register("gqa")
+@tasks.register("gqa", config=VqaConfig)
 class GqaTask(VqaTask):
     """GQA: exact match; the result file shows predicted and given answers, `{split}_submission.json` is for a server.
 
     Questions whose answers are not published (`answer: null`) are answered and not scored.
     """
 
-    def _score(self, answers: Answers, truth: Truth) -> dict[str, float]:
-        return {"overall": exact_accuracy(answers, truth.answers)}
+    metric: ClassVar[str] = "gqa"
 
     def _worth(self, answer: str, given: Sequence[str]) -> float:
         return float(matches_exactly(answer, given))
@@ -169,12 +174,11 @@ class GqaTask(VqaTask):
         write_result(out_dir / f"{split}_submission.json", rows)
 
 
-@tasks.register("aok_vqa")
+@tasks.register("aok_vqa", config=VqaConfig)
 class AokvqaTask(GqaTask):
     """A-OKVQA's direct answers: min(1, matches / 3); `{split}_leaderboard.json` is what its leaderboard takes."""
 
-    def _score(self, answers: Answers, truth: Truth) -> dict[str, float]:
-        return {"overall": direct_accuracy(answers, truth.answers)}
+    metric: ClassVar[str] = "aok_vqa"
 
     def _worth(self, answer: str, given: Sequence[str]) -> float:
         return direct_answer_score(answer, given)

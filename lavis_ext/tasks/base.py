@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
-from lavis_ext.errors import ConfigError, Problem
+from lavis_ext.errors import ConfigError
 from lavis_ext.files import disk_errors, write_atomic, write_json
 from lavis_ext.registry import tasks
-from lavis_ext.schema import Config, RunConfig
+from lavis_ext.schema import RunConfig
 from lavis_ext.types import Batch
 
 Row = dict[str, Any]
@@ -22,6 +22,7 @@ Row = dict[str, Any]
 class Task:
     """Model + loss + metric. `model` may be replaced by a wrapped one (DDP); `network` is always the model itself."""
 
+    Keys: ClassVar[type[RunConfig]] = RunConfig
     evaluates: bool = False
     """Whether `valid_step` and `after_evaluation` do anything."""
     counts_batches: bool = False
@@ -31,7 +32,8 @@ class Task:
 
     def __init__(self, model: nn.Module, run: RunConfig) -> None:
         self.model = model
-        self.run = run
+        self.run: Any = run
+        """Of the class of its keys."""
         lacking = [name for name in self.needs if not hasattr(self.network, name)]
         if lacking:
             what = (
@@ -43,11 +45,6 @@ class Task:
     def from_config(cls, run: RunConfig, model: nn.Module) -> Task:
         """The task that a `run:` section describes."""
         return cls(model, run)
-
-    @classmethod
-    def problems(cls, config: Config) -> Iterator[Problem]:
-        """What `check` can know to be wrong with a run of this task, before anything is read."""
-        yield from ()
 
     @property
     def network(self) -> Any:

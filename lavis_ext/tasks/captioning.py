@@ -8,13 +8,15 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from lavis_ext.errors import ConfigError
-from lavis_ext.metrics import caption_scores
+from lavis_ext.metrics import measure
 from lavis_ext.registry import tasks
 from lavis_ext.tasks.base import Row, Task, first_by_id, merged_references, plain_id, write_result
+from lavis_ext.tasks.settings import CaptioningConfig
 from lavis_ext.types import Batch
 
 log = logging.getLogger(__name__)
@@ -26,8 +28,8 @@ DOMAINS = ("in-domain", "near-domain", "out-domain")
 CAPTION_LENGTH_PENALTY = 1.0
 
 
-@tasks.register("nocaps")
-@tasks.register("captioning")
+@tasks.register("nocaps", config=CaptioningConfig)
+@tasks.register("captioning", config=CaptioningConfig)
 class Captioning(Task):
     """Generate with the `run:` section's beams and lengths; `agg_metrics` = CIDEr + Bleu_4, as in LAVIS."""
 
@@ -85,11 +87,15 @@ class Captioning(Task):
         predictions = {row["image_id"]: row["caption"] for row in results if row["image_id"] in references}
         if len(predictions) < len(references):
             log.warning("%d of %d images were described; the metrics are theirs", len(predictions), len(references))
-        scores = caption_scores(references, predictions, self.run.extra_metrics)
-        metrics = {**scores, "agg_metrics": scores["CIDEr"] + scores["Bleu_4"]}
+        java = {"extra": self.run.extra_metrics}
+        named = [
+            replace(one, args={**java, **one.args}) if one.name == "coco_caption" else one for one in self.run.metrics
+        ]
+        scores = measure(named, predictions, references)
+        metrics = {**scores, "agg_metrics": worth(scores)}
         for domain, group in groups.items():
             names = {row["image_id"] for row in group} & predictions.keys()
-            part = caption_scores(references, {name: predictions[name] for name in names}) if names else {}
+            part = measure(self.run.metrics, {name: predictions[name] for name in names}, references) if names else {}
             metrics |= {f"{domain}_{metric}": value for metric, value in part.items()}
         return metrics
 
@@ -104,6 +110,12 @@ class Captioning(Task):
         )
         wanted = {plain_id(name) for name in run.img_ids}
         return {name: texts for name, texts in references.items() if not wanted or name in wanted}
+
+
+def worth(scores: Mapping[str, float]) -> float:
+    """What picks the best checkpoint: LAVIS' CIDEr + Bleu_4, or the first score where these are not measured."""
+    found = [scores[name] for name in ("CIDEr", "Bleu_4") if name in scores]
+    return sum(found) if found else next(iter(scores.values()))
 
 
 def find_domains(datasets: Sequence[Any]) -> Domains:

@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import logging
-from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from lavis_ext.metrics.answers import percent
+from lavis_ext.metrics import measure
 from lavis_ext.registry import tasks
 from lavis_ext.tasks.base import Row, Task, write_result
+from lavis_ext.tasks.settings import ClassificationConfig
 from lavis_ext.types import Batch
 
 log = logging.getLogger(__name__)
 
 
-@tasks.register("multimodal_classification")
+@tasks.register("multimodal_classification", config=ClassificationConfig)
 class MultimodalClassification(Task):
     """The class with the highest of `model.predict(samples)["predictions"]` [B, C], against `label` [B].
 
@@ -54,17 +54,7 @@ class MultimodalClassification(Task):
         if not scored or not self.run.report_metric:
             log.warning("split '%s' is not scored: the predictions are written", split)
             return {}
-        return scores(scored, next((list(d.classes) for d in datasets if hasattr(d, "classes")), []))
-
-
-def scores(rows: Sequence[Row], classes: Sequence[str]) -> dict[str, float]:
-    """`acc`, `agg_metrics` and the share of each class that was found, all in [0, 1]."""
-    hits = Counter(row["target"] for row in rows if row["target"] == row["prediction"])
-    totals = Counter(row["target"] for row in rows)
-    overall = percent([float(row["target"] == row["prediction"]) for row in rows]) / 100
-    named = {number: classes[number] if number < len(classes) else str(number) for number in sorted(totals)}
-    return {
-        "acc": overall,
-        **{f"{name}_acc": round(hits[number] / totals[number], 4) for number, name in named.items()},
-        "agg_metrics": overall,
-    }
+        classes = next((list(d.classes) for d in datasets if hasattr(d, "classes")), [])
+        return measure(
+            self.run.metrics, [row["prediction"] for row in scored], [row["target"] for row in scored], classes
+        )

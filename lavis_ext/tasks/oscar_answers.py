@@ -10,12 +10,12 @@ from typing import Any
 
 from torch import Tensor
 
-from lavis_ext.errors import ConfigError, Problem
+from lavis_ext.errors import ConfigError
 from lavis_ext.metrics.answers import percent, vqa_accuracy
 from lavis_ext.registry import tasks
-from lavis_ext.schema import Config
 from lavis_ext.tasks.answering import find_truth, plain_value
 from lavis_ext.tasks.base import Row, Task, plain_id, write_result, write_rows
+from lavis_ext.tasks.oscar_settings import OscarClassConfig, OscarVqaConfig
 from lavis_ext.types import Batch
 
 log = logging.getLogger(__name__)
@@ -28,15 +28,6 @@ class Classification(Task):
 
     evaluates = True
     needs = ("outputs",)
-    head = "sequence"
-    """The head of an Oscar that gives such classes."""
-    losses: tuple[str, ...] = ("ce", "xe", "sfmx")
-    """What such a head learns by from the targets of the data sets."""
-
-    @classmethod
-    def problems(cls, config: Config) -> Iterator[Problem]:
-        """A head with other outputs, and a loss for other targets."""
-        yield from head_problems(config, cls.head, cls.losses)
 
     def valid_step(self, batch: Batch) -> list[Row]:
         """A batch → per input {instance_id, question_id, class}, and `score` (and `most`) where its answer is known."""
@@ -99,7 +90,7 @@ class Classification(Task):
         raise NotImplementedError
 
 
-@tasks.register("oscar_gqa")
+@tasks.register("oscar_gqa", config=OscarClassConfig)
 class OscarGqa(Classification):
     """GQA as classification: accuracy of the class; `{split}_results.json` is `[{questionId, prediction}]`."""
 
@@ -133,7 +124,7 @@ class OscarGqa(Classification):
         return str(value)
 
 
-@tasks.register("oscar_vqa")
+@tasks.register("oscar_vqa", config=OscarVqaConfig)
 class OscarVqa(OscarGqa):
     """VQA as classification: the soft target of the class; `{split}_results.json` is `[{question_id, answer}]`.
 
@@ -142,7 +133,6 @@ class OscarVqa(OscarGqa):
     """
 
     keys = ("question_id", "answer")
-    losses = ("bce", "kl")
 
     def scores(self, chosen: Tensor, batch: Batch) -> Iterator[dict[str, float]]:
         """Per input `score`, its target [L] at `chosen`, and `most`, its highest target.
@@ -178,20 +168,6 @@ class OscarVqa(OscarGqa):
 def own_name(dataset: Any, instance_id: str) -> str:
     """A name that a sample shares with none of another data set of its split."""
     return f"{dataset}/{instance_id}" if isinstance(dataset, str) else instance_id
-
-
-def head_problems(config: Config, head: str, losses: Sequence[str]) -> Iterator[Problem]:
-    """What `check` can know of an Oscar in a task that wants this head and one of these losses."""
-    model = config.model
-    if model is None or model.arch != "oscar":
-        return
-    found = "pair" if model.use_pair else model.head
-    if found != head:
-        yield Problem("model.head", f"'{found}' does not fit run.task '{config.run.task}'", f"set it to {head}")
-    hard = any(dataset.args.get("soft_targets") is False for dataset in config.datasets.values())
-    if model.loss_type not in losses and config.run.train_splits and not hard:
-        what = f"'{model.loss_type}' does not fit the targets of run.task '{config.run.task}'"
-        yield Problem("model.loss_type", what, f"set it to {' or '.join(losses)}")
 
 
 def one_vocabulary(split: str, datasets: Sequence[Any]) -> Any:

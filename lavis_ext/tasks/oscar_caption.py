@@ -7,29 +7,30 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Hashable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from lavis_ext.errors import ConfigError, Problem
+from lavis_ext.errors import ConfigError
 from lavis_ext.files import disk_errors, write_atomic
 from lavis_ext.metrics.cider_d import CiderD
 from lavis_ext.models.oscar.beams import Choice
 from lavis_ext.models.oscar.captions import CaptionWriter, caption_mask
 from lavis_ext.models.oscar.decoding import log_probabilities, score_captions
 from lavis_ext.registry import tasks
-from lavis_ext.schema import Config, RunConfig
+from lavis_ext.schema import RunConfig
 from lavis_ext.tasks.base import Row, Task, first_by_id, merged_references, plain_id, write_result
 from lavis_ext.tasks.captioning import Captioning
+from lavis_ext.tasks.oscar_settings import OscarCaptionConfig
 from lavis_ext.types import Batch
 
 log = logging.getLogger(__name__)
 
 
-@tasks.register("oscar_caption")
+@tasks.register("oscar_caption", config=OscarCaptionConfig)
 class OscarCaption(Captioning):
     """Oscar as a captioner: the model's own loss in training, beam search in evaluation, COCO's metrics."""
 
@@ -39,20 +40,6 @@ class OscarCaption(Captioning):
     def from_config(cls, run: RunConfig, model: nn.Module) -> Task:
         """The task, or with `run.scst` the one that learns from rewards."""
         return (SelfCritical if run.scst else OscarCaption)(model, run)
-
-    @classmethod
-    def problems(cls, config: Config) -> Iterator[Problem]:
-        """A head without words, and a search that cannot be."""
-        run, model = config.run, config.model
-        if model is not None and model.arch == "oscar" and model.head != "caption":
-            yield Problem("model.head", f"'{model.head}' writes no captions", "set it to caption")
-        if run.num_keep_best > 1 and (run.use_cbs or run.num_beams == 1):
-            yield Problem("run.num_keep_best", "only a plain beam search finds more than one", "set it to 1")
-        if run.num_keep_best < 1 or run.max_len < 3:
-            key = "num_keep_best" if run.num_keep_best < 1 else "max_len"
-            yield Problem(f"run.{key}", f"{getattr(run, key)} is too small", "give at least 1, and 3 tokens of length")
-        if run.scst and run.sc_train_sample_n < (2 if run.sc_baseline_type == "sample" else 1):
-            yield Problem("run.sc_train_sample_n", f"{run.sc_train_sample_n} is too small", "draw 5, as upstream does")
 
     def before_train(self, batches: Any, total: int) -> None:
         """See that the data has the model's words, and tags where the model puts them; raises ConfigError."""

@@ -14,6 +14,7 @@ from lavis_ext.metrics.answers import percent
 from lavis_ext.registry import tasks
 from lavis_ext.tasks.base import Row
 from lavis_ext.tasks.oscar_answers import Classification, own_name
+from lavis_ext.tasks.oscar_settings import OscarPairConfig
 
 OFFICIAL = re.compile(r"(?P<split>[a-z0-9]+)-(?P<set>\d+)-(?P<pair>\d+)-(?P<sentence>\d+)")
 """NLVR2's identifiers: a set of images, one pair of it, one sentence about it."""
@@ -21,7 +22,7 @@ IMAGE = re.compile(r"(?:nlvr2_)?(?P<set>[a-z0-9]+-\d+)-\d+-img[01]")
 """Its images, under upstream's names: a set, a pair, left or right."""
 
 
-@tasks.register("oscar_nlvr2")
+@tasks.register("oscar_nlvr2", config=OscarPairConfig)
 class OscarNlvr2(Classification):
     """NLVR2: class 1 is True; `{split}_results.csv` has a line `identifier,True|False` for each pair.
 
@@ -29,7 +30,6 @@ class OscarNlvr2(Classification):
     NLVR2's own, which name the sentence, or else the images are, and with their set the sentence itself.
     """
 
-    head = "pair"
     sentences: Mapping[str, str] = {}
     """The sentence of each `instance_id`, as a name of its own."""
 

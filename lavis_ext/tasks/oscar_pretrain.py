@@ -2,34 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
-from lavis_ext.errors import Problem
 from lavis_ext.metrics.answers import percent
-from lavis_ext.objectives import IGNORED
+from lavis_ext.objectives.blip2 import IGNORED
 from lavis_ext.registry import tasks
-from lavis_ext.schema import Config
 from lavis_ext.tasks.base import Row, Task, write_result
+from lavis_ext.tasks.oscar_settings import OscarPretrainConfig
 from lavis_ext.types import Batch
 
 
-@tasks.register("oscar_pretrain")
+@tasks.register("oscar_pretrain", config=OscarPretrainConfig)
 class OscarPretrain(Task):
     """The loss of words and of matching (Zhang et al., arXiv:2101.00529 §3); `agg_metrics` is the mean of both."""
 
     evaluates = True
     needs = ("outputs",)
-
-    @classmethod
-    def problems(cls, config: Config) -> Iterator[Problem]:
-        """A head that does not learn both."""
-        model = config.model
-        if model is not None and model.arch == "oscar" and model.head != "pretrain":
-            yield Problem("model.head", f"'{model.head}' is not what is pre-trained", "set it to pretrain")
 
     def valid_step(self, batch: Batch) -> list[Row]:
         """`lm_labels` [B, T] and `labels` [B] → per input its hidden words, the right ones, and whether it was told."""

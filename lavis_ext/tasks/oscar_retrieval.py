@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +11,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lavis_ext.errors import ConfigError, Problem
+from lavis_ext.errors import ConfigError
 from lavis_ext.metrics.retrieval import DEPTHS, first_ranks, leading, percents, recalls
 from lavis_ext.registry import tasks
-from lavis_ext.schema import Config
 from lavis_ext.tasks.base import Row, Task, write_result
-from lavis_ext.tasks.oscar_answers import head_problems
+from lavis_ext.tasks.oscar_settings import OscarRetrievalConfig
 from lavis_ext.types import Batch
 
 log = logging.getLogger(__name__)
@@ -24,7 +23,7 @@ KEPT = 10
 """Candidates that the result file keeps of each ranking."""
 
 
-@tasks.register("oscar_retrieval")
+@tasks.register("oscar_retrieval", config=OscarRetrievalConfig)
 class OscarRetrieval(Task):
     """Recall at 1, 5 and 10 by a model that judges pairs; `agg_metrics` is R@1 of captions (`txt_r1`).
 
@@ -37,11 +36,6 @@ class OscarRetrieval(Task):
 
     evaluates = True
     needs = ("outputs",)
-
-    @classmethod
-    def problems(cls, config: Config) -> Iterator[Problem]:
-        """A head with other outputs, and a loss for other targets."""
-        yield from head_problems(config, "sequence", ("ce", "xe", "sfmx"))
 
     def before_evaluation(self, split: str, datasets: Sequence[Any]) -> None:
         """Take the captions of the split, in the order of their lengths; raises ConfigError for several data sets."""

@@ -11,10 +11,11 @@ from torch import nn
 from lavis_ext.registry import tasks
 from lavis_ext.schema import RunConfig
 from lavis_ext.tasks.base import Row, Task
+from lavis_ext.tasks.settings import PretrainConfig
 from lavis_ext.types import Batch
 
 
-@tasks.register("image_text_pretrain")
+@tasks.register("image_text_pretrain", config=PretrainConfig)
 class ImageTextPretrain(Task):
     """Pre-training on image–text pairs (LAVIS' name); with `eval_task: captioning` it validates as VPGTrans does."""
 

@@ -16,11 +16,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lavis_ext.errors import ConfigError
-from lavis_ext.metrics.retrieval import leading, recalls
-from lavis_ext.objectives import similarities
+from lavis_ext.metrics import measure
+from lavis_ext.metrics.retrieval import leading
+from lavis_ext.objectives.blip2 import similarities
 from lavis_ext.registry import tasks
 from lavis_ext.schema import RunConfig
 from lavis_ext.tasks.base import Row, Task, write_result
+from lavis_ext.tasks.settings import RetrievalConfig
 from lavis_ext.types import Batch
 
 log = logging.getLogger(__name__)
@@ -39,7 +41,7 @@ class Ranked:
     scores: Tensor
 
 
-@tasks.register("retrieval")
+@tasks.register("retrieval", config=RetrievalConfig)
 class Retrieval(Task):
     """Recall of a first-stage model; `run.k_test` candidates of each row are ranked again (0: none).
 
@@ -72,7 +74,7 @@ class Retrieval(Task):
         indices, pictures, texts, captions = self._sorted(rows, datasets[0])
         parts, self._parts = self._parts or [self._part(pictures, texts, 0, 1)], []
         found = merged(parts, len(pictures), len(texts))
-        metrics = recalls(*found, captions)
+        metrics = measure(self.run.metrics, *found, captions)
         names = [datasets[0].image[index] for index in indices]
         best = [leading(way, KEPT) for way in found]
         recipe = {"k_test": self.run.k_test, "images": len(names), "texts": len(texts), "metrics": metrics}

@@ -9,8 +9,9 @@ import pytest
 ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "lavis_ext"
 LAYERS = [
-    ["errors", "types", "schema", "wording"],
+    ["errors", "types", "names", "wording"],
     ["registry", "yamlio", "typed", "files"],
+    ["schema"],
     ["config"],
     ["cards", "fetch", "readers"],
     ["imagelists", "import_args"],
@@ -29,6 +30,7 @@ LIGHT = [
     "errors",
     "schema",
     "registry",
+    "names",
     "yamlio",
     "typed",
     "config",

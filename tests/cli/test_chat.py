@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 from lavis_ext.cli import main
 from lavis_ext.cli.chat import Setup, find_weights, read_setup, searches
 from lavis_ext.models import build_model, default_config
-from lavis_ext.schema import RunConfig
+from lavis_ext.schema import run_config
 
 TINY = "models/blip2_opt/tiny.yaml"
 
@@ -95,9 +95,9 @@ def test_a_run_file_names_processors_and_search(tmp_path: Path) -> None:
 
 
 def test_each_task_searches_for_its_own() -> None:
-    captions, answers = searches(RunConfig(task="captioning", num_beams=4, max_len=9, length_penalty=0.5))
+    captions, answers = searches(run_config(task="captioning", num_beams=4, max_len=9, length_penalty=0.5))
     assert (captions["num_beams"], captions["max_length"], captions["length_penalty"], answers) == (4, 9, 0.5, {})
-    assert searches(RunConfig(task="retrieval")) == ({}, {})
+    assert searches(run_config(task="retrieval")) == ({}, {})
 
 
 @pytest.mark.parametrize(

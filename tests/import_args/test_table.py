@@ -6,22 +6,21 @@ from dataclasses import fields
 
 import pytest
 
-from lavis_ext.builders.region import caption, opening, pair, retrieval, vqa
 from lavis_ext.cards import load_cards
 from lavis_ext.import_args.rules import RULES
 from lavis_ext.import_args.table import Script, load_table
-from lavis_ext.registry import objectives, tasks
-from lavis_ext.schema import DistillConfig, ModelConfig, RunConfig
+from lavis_ext.models.oscar.config import OscarConfig
+from lavis_ext.registry import builders, objectives, tasks
+from lavis_ext.tasks.distill.settings import DistillConfig
 
 
 def names(text: str) -> list[str]:
     return text.split()
 
 
-SECTIONS = {"run": RunConfig, "model": ModelConfig, "distill": DistillConfig}
-ARGS = {
-    "run_vqa": vqa.ARGS, "run_gqa": vqa.ARGS, "run_nlvr": pair.ARGS, "run_retrieval": retrieval.ARGS,
-    "run_captioning": caption.ARGS,
+SHAPES = {
+    "run_vqa": "region_vqa", "run_gqa": "region_vqa", "run_nlvr": "region_pair", "run_retrieval": "region_retrieval",
+    "run_captioning": "region_caption",
 }  # fmt: skip
 FLAGS = names("""
 task_name data_dir output_dir model_type model_name_or_path img_feature_dim img_feature_type max_img_seq_length
@@ -44,14 +43,15 @@ teacher_model student_model alpha temperature num_hidden_layers teacher_learning
 @pytest.mark.parametrize("name", load_table())
 def test_every_flag_leads_somewhere(name: str) -> None:
     script = load_table()[name]
-    known = {**opening.REGION_ARGS, **ARGS[script.name]}
+    sections = {"run": tasks.config(script.task), "model": OscarConfig, "distill": DistillConfig}
+    known = {field.name for field in fields(builders.config(SHAPES[script.name]))}
     for flag, entry in script.flags.items():
         assert sum(map(bool, (entry.to, entry.via, entry.why, entry.refuse))) == 1, flag
         section, _, key = entry.to.partition(".")
         if section == "args":
             assert key in known, flag
         elif section:
-            assert key in {field.name for field in fields(SECTIONS[section])}, flag
+            assert key in {field.name for field in fields(sections[section])}, flag
         assert not entry.via or entry.via in RULES, flag
         assert all(entry.kind == "text" for _ in entry.also), flag
     assert script.task in tasks

@@ -11,9 +11,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lavis_ext.errors import ConfigError
-from lavis_ext.metrics import vqa_score
-from lavis_ext.metrics.answers import direct_accuracy, direct_answer_score, exact_accuracy, vqa_accuracy
+from lavis_ext.metrics.answers import aok_vqa, direct_answer_score, gqa, vqa, vqa_accuracy
 from lavis_ext.metrics.lemmas import lemmatize, load_lemmatizer
+from lavis_ext.metrics.settings import MetricKeys
+from lavis_ext.metrics.vqa import vqa_score
 
 
 def ten(*answers: str) -> list[str]:
@@ -33,9 +34,9 @@ def test_partial_predictions_are_scored_on_what_is_there() -> None:
     references = {1: ["yes"] * 10, 2: ["no"] * 10}
     assert vqa_accuracy({1: "yes"}, references) == {"overall": 100.0}
     assert vqa_accuracy({1: "yes", 9: "of another split"}, references) == {"overall": 100.0}
-    for score in (vqa_accuracy, exact_accuracy, direct_accuracy):
+    for score in (vqa, gqa, aok_vqa):
         with pytest.raises(ConfigError, match="none of the 1 predicted questions"):
-            score({9: "yes"}, references)  # type: ignore[operator]
+            score({9: "yes"}, references, MetricKeys())
 
 
 @given(st.dictionaries(st.integers(), st.sampled_from(["red", "2", "no"]), min_size=1, max_size=8))
@@ -47,14 +48,16 @@ def test_overall_is_the_mean_of_the_scores(predictions: dict[Any, str]) -> None:
 
 def test_gqa_is_the_share_of_equal_answers() -> None:
     references = {"05515938": ["yes"], "1": ["left"], "2": ["tennis racket"]}
-    assert exact_accuracy({"05515938": "Yes.", "1": "right", "2": "the tennis racket"}, references) == 66.67
+    said = {"05515938": "Yes.", "1": "right", "2": "the tennis racket"}
+    assert gqa(said, references, MetricKeys()) == {"overall": 66.67}
 
 
 @pytest.mark.parametrize(("agree", "score"), [(0, 0.0), (1, 1 / 3), (2, 2 / 3), (3, 1.0), (10, 1.0)])
 def test_a_direct_answer_needs_three(agree: int, score: float) -> None:
     assert direct_answer_score("ride", ten(*["ride"] * agree)) == pytest.approx(score)
     assert direct_answer_score("Ride", ["ride"] * 10) == 0
-    assert direct_accuracy({"a": "ride"}, {"a": ten(*["ride"] * agree)}) == pytest.approx(100 * score, abs=0.005)
+    found = aok_vqa({"a": "ride"}, {"a": ten(*["ride"] * agree)}, MetricKeys())["overall"]
+    assert found == pytest.approx(100 * score, abs=0.005)
 
 
 def spacy_like(words: dict[str, tuple[str, str]]) -> ModuleType:

@@ -13,9 +13,8 @@ from pycocoevalcap.rouge.rouge import Rouge
 
 from lavis_ext.demo.world import World
 from lavis_ext.errors import ConfigError
-from lavis_ext.metrics import caption_scores
 from lavis_ext.metrics.ptb import clean_tokens
-from lavis_ext.metrics.scores import cider
+from lavis_ext.metrics.scores import caption_scores, cider
 
 REFERENCES = {scene.id: scene.captions() for scene in World(val=40).scenes("val")}
 IDS = list(REFERENCES)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from lavis_ext.metrics import normalize_vqa_answer, vqa_score
+from lavis_ext.metrics.vqa import normalize_vqa_answer, vqa_score
 
 
 @pytest.mark.parametrize(

@@ -169,9 +169,7 @@ def test_settings_that_cannot_be_meant() -> None:
     for changes, where in [
         ({"vit_precision": "fp16", "freeze_vit": False}, "vit_precision"),
         ({"llm_precision": "bf16", "freeze_llm": False}, "llm_precision"),
-        ({"drop_path_rate": 0.1}, "drop_path_rate"),
         ({"vit_model": "clip_L", "pretrained": "some/blip2"}, "vit_model"),
-        ({"t5_model": "google/flan-t5-xl"}, "t5_model"),
         ({"sizes": {}}, "model.pretrained"),
         ({"tokenizer": None}, "model.pretrained"),
         ({"sizes": {**SIZES, "text_config": {"hidden_size": 30, "num_attention_heads": 4}}}, "model.sizes"),

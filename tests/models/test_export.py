@@ -12,9 +12,9 @@ from safetensors.torch import save_file
 from lavis_ext.errors import ConfigError, DiskError, IntegrityError
 from lavis_ext.models.base import Model
 from lavis_ext.models.export import export_transformers, export_upstream
+from lavis_ext.models.settings import LoraConfig
 from lavis_ext.models.weights import load_over
 from lavis_ext.models.zoo import default_config
-from lavis_ext.schema import LoraConfig
 from tests.support.blip2 import CONFIG, small_batch, small_model
 
 

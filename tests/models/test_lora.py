@@ -12,9 +12,9 @@ from safetensors.torch import save_file
 
 from lavis_ext.config import load_config
 from lavis_ext.errors import ConfigError
+from lavis_ext.models.settings import LoraConfig
 from lavis_ext.models.weights import load_over
-from lavis_ext.schema import LoraConfig
-from tests.support.blip2 import small_batch, small_model, small_of, small_stage1
+from tests.support.blip2 import small_batch, small_model, small_of
 
 needs_peft = pytest.mark.skipif(importlib.util.find_spec("peft") is None, reason="peft is not installed")
 LORA = LoraConfig(r=2, alpha=4, dropout=0.5)
@@ -105,24 +105,22 @@ def test_a_checkpoint_from_before_there_were_any(freeze: bool, tmp_path: Path) -
 
 
 @needs_peft
-@pytest.mark.parametrize(
-    ("lora", "message"),
-    [
-        (LoraConfig(target_modules=["nothing"]), "nothing"),
-        (LoraConfig(r=0), "r 0 with"),
-        (LoraConfig(dropout=1.0), "dropout 1.0"),
-    ],
-)
-def test_what_cannot_be(lora: LoraConfig, message: str) -> None:
-    with pytest.raises(ConfigError, match=message):
-        adapted(lora=lora)
+def test_layers_that_are_not_there() -> None:
+    with pytest.raises(ConfigError, match="nothing"):
+        adapted(lora=LoraConfig(target_modules=["nothing"]))
+
+
+@pytest.mark.parametrize(("key", "value"), [("r", 0), ("dropout", 1.0), ("alpha", -1)])
+def test_what_cannot_be(key: str, value: float) -> None:
+    with pytest.raises(ConfigError, match=rf"model\.lora\.{key}: {value} is out of its range"):
+        load_config("projects/blip2/train/caption_coco_ft.yaml", [f"model.lora.{key}={value}"])
 
 
 def test_only_on_a_frozen_language_model_of_the_second_stage() -> None:
     with pytest.raises(ConfigError, match="freeze_llm is False"):
         small_model(freeze_llm=False, lora=LORA)
-    with pytest.raises(ConfigError, match=r"model\.lora: is not offered by blip2"):
-        small_stage1(lora=LORA, freeze_llm=True)
+    with pytest.raises(ConfigError, match=r"model\.lora: is not read here; .*blip2_opt"):
+        load_config("projects/blip2/train/pretrain_stage1.yaml", ["model.lora.r=4"])
 
 
 def test_peft_is_asked_for_by_name(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,9 +10,9 @@ import pytest
 import torch
 
 from lavis_ext.errors import ConfigError
-from lavis_ext.models.oscar import from_oscar
 from lavis_ext.models.oscar.beams import Choice, draw_captions, search_beams
 from lavis_ext.models.oscar.constrained import build_machine, join_machines, search_constrained
+from lavis_ext.models.oscar.convert import from_oscar
 from lavis_ext.models.oscar.decoding import Context, Writer, score_captions
 from lavis_ext.models.oscar.network import OscarNetwork
 from tests.support.captions import (

@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from lavis_ext.errors import ConfigError
-from lavis_ext.models.oscar import OscarNetwork, from_oscar
+from lavis_ext.models.oscar.convert import from_oscar
+from lavis_ext.models.oscar.network import OscarNetwork
 from lavis_ext.models.oscar.settings import Settings, read_settings, write_settings
 from tests.support.oscar import SMALL, Reference, oscar_batch, oscar_state
 

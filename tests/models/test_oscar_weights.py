@@ -15,9 +15,9 @@ from torch import Tensor
 
 from lavis_ext.errors import ConfigError, DiskError, IntegrityError, LavisExtError, UnsafeError
 from lavis_ext.models import default_config
-from lavis_ext.models.oscar import Oscar, from_oscar, to_oscar, write_oscar
-from lavis_ext.models.oscar.convert import export_oscar
-from lavis_ext.schema import ModelConfig
+from lavis_ext.models.oscar.config import OscarConfig
+from lavis_ext.models.oscar.convert import export_oscar, from_oscar, to_oscar, write_oscar
+from lavis_ext.models.oscar.model import Oscar
 from tests.support.oscar import SMALL, TINY_VOCAB, oscar_batch, oscar_state, write_checkpoint
 
 CONFIG = {**SMALL, "num_hidden_layers": 3, "cls_hidden_scale": 3}
@@ -25,7 +25,7 @@ CONFIG = {**SMALL, "num_hidden_layers": 3, "cls_hidden_scale": 3}
 
 def built(folder: Path, **changes: Any) -> Oscar:
     settings = {"pretrained": str(folder), "drop_out": 0.0, **changes}
-    return Oscar.from_config(ModelConfig(arch="oscar", model_type="base", **settings)).eval()
+    return Oscar.from_config(OscarConfig(arch="oscar", model_type="base", **settings)).eval()
 
 
 @pytest.mark.parametrize("head", ["linear", "mlp", "pair", "words", "pretrain"])
@@ -296,7 +296,7 @@ def test_finetuned_goes_over_pretrained(tmp_path: Path) -> None:
 
 def test_export_for_upstreams_scripts(tmp_path: Path) -> None:
     base = write_checkpoint(tmp_path / "base", oscar_state(CONFIG, "pretrain"), CONFIG, vocab=True)
-    section = ModelConfig(arch="oscar", model_type="base", pretrained=str(base), num_labels=5, drop_out=0.0)
+    section = OscarConfig(arch="oscar", model_type="base", pretrained=str(base), num_labels=5, drop_out=0.0)
     torch.manual_seed(2)
     done = export_oscar(section, tmp_path / "out")
     assert done.shapes["classifier.weight"] == [5, 24] and done.left == []

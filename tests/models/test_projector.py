@@ -13,12 +13,12 @@ from transformers import LlamaConfig, LlamaForCausalLM, OPTConfig, OPTForCausalL
 
 from lavis_ext.errors import ConfigError, IntegrityError
 from lavis_ext.models.projector import Projector
-from lavis_ext.schema import ModelConfig
+from lavis_ext.models.settings import ProjectorConfig
 from tests.support.blip2 import TEXT_SIZES, small_batch, small_model, small_of
 
 SIZES: dict[str, dict[str, Any]] = {"source": {"hidden_size": 32}, "target": {"hidden_size": 32}}
 SIZES["queries"] = {"hidden_size": 32}
-CONFIG = ModelConfig(
+CONFIG = ProjectorConfig(
     arch="vpgtrans_projector", model_type="tiny", tokenizer="models/blip2_opt/tokenizer-tiny", sizes=SIZES
 )
 

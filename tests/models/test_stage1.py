@@ -13,11 +13,13 @@ from torch import Tensor
 from torch.nn.functional import gelu, layer_norm, linear, normalize
 from transformers import BertConfig, BertForMaskedLM
 
-from lavis_ext import objectives
 from lavis_ext.errors import ConfigError, IntegrityError
 from lavis_ext.models.stage1 import identities, writing_mask
 from lavis_ext.models.upstream import to_upstream
+from lavis_ext.objectives.blip2 import draw_negatives
 from lavis_ext.registry import registry
+from lavis_ext.schema import ModelConfig, TermConfig
+from lavis_ext.typed import Door
 from tests.support.blip2 import small_batch, small_model, small_stage1
 from tests.support.processes import run_ranks
 
@@ -123,7 +125,7 @@ def expected(model: Any, batch: dict[str, Any], ids_of: list[Any], negatives: di
 
 def fixed_negatives(monkeypatch: pytest.MonkeyPatch, texts: list[int], images: list[int]) -> None:
     drawn = iter([torch.tensor(texts), torch.tensor(images)])
-    monkeypatch.setattr(objectives, "draw_negatives", lambda *_: next(drawn))
+    monkeypatch.setattr("lavis_ext.models.stage1.draw_negatives", lambda *_: next(drawn))
 
 
 @pytest.mark.parametrize("ids", [None, ["coco_1", "coco_2", "coco_1"]])
@@ -160,10 +162,10 @@ def test_negatives_never_show_the_same_picture() -> None:
     same = torch.tensor([[1, 0, 1], [0, 1, 0], [1, 0, 1]], dtype=torch.bool)
     likely = torch.tensor([[9.0, 0, 9], [5, 9, -5], [0, 0, 0]])
     for _ in range(20):
-        drawn = objectives.draw_negatives(likely, same)
+        drawn = draw_negatives(likely, same)
         assert drawn[0] == drawn[2] == 1
         assert drawn[1] != 1
-    assert objectives.draw_negatives(likely, torch.ones(3, 3, dtype=torch.bool)).tolist() == [-1, -1, -1]
+    assert draw_negatives(likely, torch.ones(3, 3, dtype=torch.bool)).tolist() == [-1, -1, -1]
 
 
 def test_a_batch_of_one_and_a_batch_of_one_picture() -> None:
@@ -278,17 +280,34 @@ def test_a_qformer_that_starts_from_bert(tmp_path: Path) -> None:
         small_stage1(1, bert_model=str(tmp_path / "small"))
 
 
-def test_keys_of_the_other_stage_are_refused() -> None:
-    for key in ("only_proj", "qformer_weight_path", "prompt", "opt_model"):
-        with pytest.raises(ConfigError, match=rf"model\.{key}: is not offered by blip2"):
-            small_stage1(**{key: "x"})
-    with pytest.raises(ConfigError, match="bert_model: is not offered by blip2_opt"):
-        small_model(bert_model="x")
+@pytest.mark.parametrize(
+    ("arch", "key", "reader"),
+    [
+        *(("blip2", key, "blip2_opt") for key in ("only_proj", "qformer_weight_path", "prompt", "opt_model")),
+        ("blip2_opt", "bert_model", "blip2_feature_extractor"),
+    ],
+)
+def test_keys_of_the_other_stage_are_refused(arch: str, key: str, reader: str) -> None:
+    door = Door()
+    door.build(ModelConfig, {"arch": arch, "model_type": "tiny", key: "x"}, "model")
+    (problem,) = door.problems
+    assert problem.where == f"model.{key}"
+    assert reader in problem.way_out
 
 
 def test_the_losses_have_names() -> None:
     assert {"itc", "itm", "lm"} <= set(registry.list_objectives())
-    assert registry.get_objective_class("itm") is objectives.matching_loss
+    with pytest.raises(ConfigError):
+        small_stage1(losses=[TermConfig(name="itx")])
+
+
+def test_losses_are_weighted_and_left_out() -> None:
+    torch.manual_seed(5)
+    whole = small_stage1()(small_batch())
+    torch.manual_seed(5)
+    some = small_stage1(losses=[TermConfig(name="itc", weight=0.5), TermConfig(name="lm")])(small_batch())
+    assert set(some) == {"loss", "loss_itc", "loss_lm"}
+    assert torch.equal(some["loss"], 0.5 * whole["loss_itc"] + whole["loss_lm"])
 
 
 def one_of_two_ranks(out: str) -> None:

@@ -10,7 +10,7 @@ import torch
 
 from lavis_ext.errors import ConfigError
 from lavis_ext.models.stage1 import Texts
-from lavis_ext.schema import RunConfig
+from lavis_ext.schema import run_config
 from lavis_ext.tasks import setup_task
 from tests.support.blip2 import small_batch, small_stage1
 
@@ -91,5 +91,5 @@ def test_a_prompt_is_refused(model: Any) -> None:
 
 
 def test_the_captioning_task_asks_it(model: Any, tmp_path: Path) -> None:
-    task = setup_task(RunConfig(task="captioning", max_len=5, num_beams=2), model)
+    task = setup_task(run_config(task="captioning", max_len=5, num_beams=2), model)
     assert [row["image_id"] for row in task.valid_step(small_batch(2))] == [0, 1]

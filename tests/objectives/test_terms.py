@@ -10,15 +10,16 @@ import numpy as np
 import pytest
 import torch
 
-from lavis_ext import objectives, registry
+from lavis_ext import registry
 from lavis_ext.errors import ConfigError
 from lavis_ext.models.base import Outputs
-from lavis_ext.objectives import Common, Moment
 from lavis_ext.objectives.hidden import PatientKd, TinyBert
 from lavis_ext.objectives.logits import AnnealingKd, Mkd, SoftCrossEntropy, VanillaKd, divergence
 from lavis_ext.objectives.relations import StructuredKd, relation_heads, salient, token_scores
-from lavis_ext.objectives.terms import hidden_pairs, of_one_width
+from lavis_ext.objectives.settings import MgskdKeys
+from lavis_ext.objectives.terms import Common, Moment, hidden_pairs, of_one_width
 from lavis_ext.objectives.transport import EarthMover, attend, transport
+from lavis_ext.schema import own_keys
 
 B, S, H, HEADS, C = 3, 5, 8, 2, 4
 NOW = Moment()
@@ -139,8 +140,8 @@ def test_annealing_raises_the_teachers_voice(progress: float, share: float) -> N
 
 @pytest.mark.parametrize("wrong", [{"max_temperature": 0}, {"phase": 0.0}, {"phase": 1.5}])
 def test_annealing_refuses_what_cannot_be_meant(wrong: dict[str, Any]) -> None:
-    with pytest.raises(ConfigError, match="akd"):
-        AnnealingKd(Common(), **wrong)
+    with pytest.raises(ConfigError, match=rf"terms akd\.{next(iter(wrong))}: "):
+        own_keys(registry.objectives, "akd", wrong, "run.distill.terms akd")
 
 
 # --- layers ---------------------------------------------------------------------------------------------------------
@@ -316,7 +317,7 @@ def test_mgskd_is_tokens_below_and_samples_above() -> None:
     student, teacher = outputs(2, 1), outputs(4, 2)
     assert student.hidden and teacher.hidden and student.mask is not None
     mask = student.mask.numpy()
-    term = StructuredKd(Common(), heads=4, central=3, near=3, token_layers=1)
+    term = StructuredKd(Common(), MgskdKeys(heads=4, central=3, near=3, token_layers=1))
     pairs = [(student.hidden[i], teacher.hidden[j]) for i, j in ((0, 0), (1, 2), (2, 4))]
     expected = token_loss(*pairs[0], mask, 4, 3, 3) + 4 * sum(sample_loss(*pair, mask, 4) for pair in pairs[1:])
     close(term({"full": student}, {"full": teacher}, NOW), expected)
@@ -362,7 +363,6 @@ def test_gradients_reach_the_student_and_are_right(name: str) -> None:
 def test_all_names_are_registered() -> None:
     assert {*NAMES, "ft", "itc", "itm", "lm"} <= set(registry.list_objectives())
     assert registry.get_objective_class("td") is registry.get_objective_class("tinybert")
-    assert objectives.similarities is not None
 
 
 def test_nothing_is_taught_by_ft() -> None:

@@ -13,8 +13,10 @@ import pytest
 
 from lavis_ext.errors import ConfigError, UnsafeError
 from lavis_ext.features.vocabulary import LabelVocabulary
+from lavis_ext.models.oscar.config import OscarConfig
 from lavis_ext.runner import checkpoint, labels
-from lavis_ext.schema import Config, DistillConfig, ModelConfig, RunConfig
+from lavis_ext.schema import Config, run_config
+from lavis_ext.tasks.distill.settings import DistillConfig
 
 WORDS = LabelVocabulary([5, 0, 9], ["net", "down", "blue"])
 SWAPPED = LabelVocabulary([5, 9, 0], ["net", "blue", "down"])
@@ -25,8 +27,9 @@ def opened(*found: Any) -> Any:
 
 
 def config(run: dict[str, Any] | None = None, **model: Any) -> Config:
-    settings = ModelConfig(arch="oscar", model_type="tiny", **model)
-    return Config(run=RunConfig(task="oscar_vqa", **(run or {})), model=settings, datasets={}, cache_root="")
+    settings = OscarConfig(arch="oscar", model_type="tiny", **model)
+    keys = {"task": "distill" if run else "oscar_vqa", **(run or {})}
+    return Config(run=run_config(**keys), model=settings, datasets={}, cache_root="")
 
 
 def test_data_sets_without_answers_have_no_vocabulary() -> None:
@@ -53,7 +56,7 @@ def test_the_number_of_classes_comes_from_the_data() -> None:
 
 
 def test_a_teacher_gets_as_many() -> None:
-    teacher = ModelConfig(arch="oscar", model_type="tiny")
+    teacher = OscarConfig(arch="oscar", model_type="tiny")
     found = labels.fitted(config({"distill": DistillConfig(task="oscar_vqa", teacher=teacher)}), WORDS)
     assert found.run.distill is not None
     assert found.run.distill.teacher == replace(teacher, num_labels=3)
@@ -86,7 +89,7 @@ def test_a_checkpoint_of_ours_carries_its_answers(folder: Path) -> None:
 def test_a_teacher_s_folder_is_looked_at(folder: Path) -> None:
     with pytest.raises(ConfigError, match=r"run.distill.teacher .*class 1"):
         labels.fitted(config({"distill": DistillConfig(task="oscar_vqa", teacher=str(folder))}), WORDS)
-    teacher = ModelConfig(arch="oscar", model_type="tiny", load_finetuned=True, finetuned=str(folder))
+    teacher = OscarConfig(arch="oscar", model_type="tiny", load_finetuned=True, finetuned=str(folder))
     with pytest.raises(ConfigError, match=r"run.distill.teacher.finetuned .*class 1"):
         labels.fitted(config({"distill": DistillConfig(task="oscar_vqa", teacher=teacher)}), WORDS)
 

@@ -9,8 +9,9 @@ import torch
 from torch import nn
 
 from lavis_ext.models.base import Model
+from lavis_ext.models.oscar.config import OscarConfig
 from lavis_ext.runner.optimizer import build_optimizer
-from lavis_ext.schema import ModelConfig, RunConfig
+from lavis_ext.schema import RunConfig
 
 
 class Named(Model):
@@ -37,11 +38,11 @@ def test_biases_and_layer_norms_do_not_decay() -> None:
 
 @pytest.mark.parametrize("head", ["sequence", "pair"])
 def test_the_rule_fits_the_names_of_a_whole_oscar(head: Any) -> None:
-    from lavis_ext.models.oscar import Oscar
+    from lavis_ext.models.oscar.model import Oscar
 
     sizes = {"vocab_size": 9, "hidden_size": 8, "num_hidden_layers": 2, "num_attention_heads": 2}
     text = {**sizes, "intermediate_size": 8}
-    config = ModelConfig(
+    config = OscarConfig(
         arch="oscar", model_type="tiny", load_pretrained=False, head=head, classifier="mlp", use_img_layernorm=True,
         num_labels=2, img_feature_dim=6, sizes={"text_config": text},
     )  # fmt: skip

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import fields, replace
 from typing import Any
 
 import torch
 
 from lavis_ext.models.blip2 import Blip2Opt
+from lavis_ext.models.settings import Blip2OptConfig
 from lavis_ext.registry import models
-from lavis_ext.schema import ModelConfig
 from lavis_ext.types import Batch
 
 SIZES: dict[str, dict[str, Any]] = {
@@ -38,7 +38,7 @@ SIZES: dict[str, dict[str, Any]] = {
         "init_std": 0.2,
     },
 }
-CONFIG = ModelConfig(
+CONFIG = Blip2OptConfig(
     arch="blip2_opt",
     model_type="tiny",
     image_size=16,
@@ -87,16 +87,23 @@ TEXT_SIZES: dict[str, dict[str, Any]] = {
 TEXT_SIZES["blip2_vicuna"] = TEXT_SIZES["blip2_llama"]
 
 
+def of_arch(arch: str, **changes: Any) -> Any:
+    """CONFIG as another architecture reads it."""
+    kind = models.config(arch)
+    own = {one.name: getattr(CONFIG, one.name) for one in fields(kind) if hasattr(CONFIG, one.name)}
+    return kind(**{**own, "arch": arch, **changes})
+
+
 def small_of(arch: str, seed: int = 0, **changes: Any) -> Any:
     """The model of CONFIG with another language model."""
     torch.manual_seed(seed)
     sizes = {**SIZES, "text_config": TEXT_SIZES[arch]}
     keys = {"sizes": sizes, **({"end_sym": "###"} if arch == "blip2_vicuna" else {}), **changes}
-    return models.get(arch).from_config(replace(CONFIG, arch=arch, **keys)).eval()
+    return models.get(arch).from_config(of_arch(arch, **keys)).eval()
 
 
 def small_stage1(seed: int = 0, arch: str = "blip2", **changes: Any) -> Any:
     """A first stage of a few thousand weights, in eval mode."""
     torch.manual_seed(seed)
     keys = {"cross_attention_freq": 1, "embed_dim": 16, "max_txt_len": 12, **changes}
-    return models.get(arch).from_config(replace(CONFIG, arch=arch, **keys)).eval()
+    return models.get(arch).from_config(of_arch(arch, **keys)).eval()

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from lavis_ext.models.oscar.config import OscarConfig
 from lavis_ext.models.oscar.model import Oscar
 from lavis_ext.runner import checkpoint
 from lavis_ext.runner.device import build_accelerator
@@ -18,8 +19,9 @@ from lavis_ext.runner.logs import JsonLog, LogHook
 from lavis_ext.runner.loop import Hook, Runner
 from lavis_ext.runner.signals import SignalHook
 from lavis_ext.runner.state import seed_everything
-from lavis_ext.schema import DistillConfig, ModelConfig, RunConfig, TermConfig
-from lavis_ext.tasks.distill import Distill
+from lavis_ext.schema import ModelConfig, RunConfig, TermConfig, run_config
+from lavis_ext.tasks.distill.settings import DistillConfig
+from lavis_ext.tasks.distill.task import Distill
 from tests.support.oscar_tasks import Words
 from tests.support.toys import ToyFeed
 
@@ -33,7 +35,7 @@ def section(layers: int, hidden: int = 16, labels: int = LABELS, **keys: Any) ->
         "num_hidden_layers": layers, "max_position_embeddings": 12, "attention_probs_dropout_prob": 0.0,
     }  # fmt: skip
     base: dict[str, Any] = {"img_feature_dim": WIDTH, "num_labels": labels, "drop_out": 0.0, "load_pretrained": False}
-    return ModelConfig(arch="oscar", model_type="base", sizes={"text_config": sizes}, **{**base, **keys})
+    return OscarConfig(arch="oscar", model_type="base", sizes={"text_config": sizes}, **{**base, **keys})
 
 
 def oscar(layers: int, seed: int = 0, **keys: Any) -> Oscar:
@@ -102,7 +104,7 @@ def run_section(folder: Path | str = "output", **keys: Any) -> RunConfig:
         "batch_size_train": 4, "batch_size_eval": 4, "log_freq": 1, "tensorboard": False, "report": False,
         "train_splits": ["train"], "num_workers": 0, "lr_sched": "constant_lr",
     }  # fmt: skip
-    return RunConfig(**{**base, **keys, "distill": distill})
+    return run_config(**{**base, **keys, "distill": distill})
 
 
 def distilled(student: Oscar, teacher: Oscar, **keys: Any) -> Distill:

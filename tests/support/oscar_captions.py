@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lavis_ext.models.oscar import Oscar
+from lavis_ext.models.oscar.config import OscarConfig
+from lavis_ext.models.oscar.model import Oscar
 from lavis_ext.processors.wordpiece import WordPiece, load_wordpiece
-from lavis_ext.schema import ModelConfig
 from tests.support.oscar import TINY_VOCAB
 
 WORDS: WordPiece = load_wordpiece(TINY_VOCAB)
@@ -29,7 +29,7 @@ def captioner(**changes: Any) -> Oscar:
     torch.manual_seed(changes.pop("seed", 0))
     settings: dict[str, Any] = {"sizes": {"text_config": SIZES}, "tokenizer": str(TINY_VOCAB), "head": "caption"}
     settings |= {"img_feature_dim": WIDTH, "drop_out": 0.0, "max_seq_a_length": TAG_START, **changes}
-    return Oscar.from_config(ModelConfig(arch="oscar", model_type="tiny", **settings))
+    return Oscar.from_config(OscarConfig(arch="oscar", model_type="tiny", **settings))
 
 
 @dataclass

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from lavis_ext.models.base import Outputs
-from lavis_ext.schema import RunConfig
+from lavis_ext.schema import run_config
 from lavis_ext.tasks import setup_task
 
 Judge = Callable[[dict[str, Any]], Tensor]
@@ -97,7 +97,7 @@ class Pictures:
 
 
 def task(name: str, judge: Judge, **keys: Any) -> Any:
-    return setup_task(RunConfig(task=name, **keys), Judging(judge))
+    return setup_task(run_config(task=name, **keys), Judging(judge))
 
 
 def of_table(table: Any) -> Judge:

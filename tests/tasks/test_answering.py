@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from lavis_ext.errors import ConfigError
-from lavis_ext.schema import RunConfig
+from lavis_ext.schema import run_config
 from lavis_ext.tasks import answering, setup_task
 from lavis_ext.tasks.answering import one_answer_each, read_official
 from tests.support.blip2 import small_batch, small_model
@@ -49,7 +49,7 @@ class Answerer(nn.Module):
 
 
 def task(name: str, answers: list[str], lemmas: bool = False, **keys: Any) -> Any:
-    return setup_task(RunConfig(task=name, **keys), Answerer(answers, lemmas))
+    return setup_task(run_config(task=name, **keys), Answerer(answers, lemmas))
 
 
 def read(path: Path) -> Any:
@@ -89,7 +89,7 @@ def test_ids_that_are_text_keep_their_zeros() -> None:
 
 
 def test_rows_of_a_real_model() -> None:
-    vqa = setup_task(RunConfig(task="vqa", num_beams=2, max_len=3), small_model())
+    vqa = setup_task(run_config(task="vqa", num_beams=2, max_len=3), small_model())
     found = vqa.valid_step(
         {**small_batch(2), "text_input": ["what?", "how many?"], "question_id": torch.tensor([1, 2])}
     )
@@ -174,11 +174,11 @@ def test_one_answer_is_drawn_by_its_weight() -> None:
 def test_a_step_on_questions_learns_the_answers_alone() -> None:
     model = small_model()
     torch.manual_seed(0)
-    loss = setup_task(RunConfig(task="vqa", prompt="Q: {} A:"), model).step(vqa_batch())["loss"]
+    loss = setup_task(run_config(task="vqa", prompt="Q: {} A:"), model).step(vqa_batch())["loss"]
     torch.manual_seed(0)
     assert loss.item() == model(one_answer_each(vqa_batch(), "Q: {} A:"))["loss"].item()
     plain = small_batch(2)
-    assert setup_task(RunConfig(task="vqa"), model).step(plain)["loss"].item() == model(plain)["loss"].item()
+    assert setup_task(run_config(task="vqa"), model).step(plain)["loss"].item() == model(plain)["loss"].item()
 
 
 def test_what_is_no_official_file_is_told(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from lavis_ext.errors import ConfigError
-from lavis_ext.schema import RunConfig
+from lavis_ext.schema import run_config
 from lavis_ext.tasks import setup_task
 from tests.support.blip2 import small_batch, small_model, small_stage1
 
@@ -22,7 +22,7 @@ def model() -> Any:
 
 
 def task(model: Any, **keys: Any) -> Any:
-    return setup_task(RunConfig(task="multimodal_classification", **keys), model)
+    return setup_task(run_config(task="multimodal_classification", **keys), model)
 
 
 def labelled(**extra: Any) -> Any:

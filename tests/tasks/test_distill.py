@@ -12,8 +12,10 @@ from lavis_ext.errors import ConfigError, IntegrityError
 from lavis_ext.models.oscar.model import Oscar
 from lavis_ext.runner.loop import Hook, Runner
 from lavis_ext.runner.steps import Step
+from lavis_ext.schema import RunConfig
 from lavis_ext.tasks import setup_task
-from lavis_ext.tasks.distill.mapping import layer_pairs
+from lavis_ext.tasks.distill.settings import layer_pairs
+from lavis_ext.typed import Door
 from tests.support.distilling import (
     Regions,
     distill_runner,
@@ -327,6 +329,9 @@ def test_other_labels_are_refused() -> None:
 
 def test_everything_wrong_with_the_section_is_told_at_once() -> None:
     wrong = {
+        "task": "oscar_gqa",
+        "teacher": "somewhere",
+        "kd_weights": {"full": -1.0},
         "alpha": 1.5,
         "temperature": 0.0,
         "inner_steps": 0,
@@ -334,9 +339,9 @@ def test_everything_wrong_with_the_section_is_told_at_once() -> None:
         "inner_clip": 0.0,
         "terms": ["mkt", "itc"],
     }
-    with pytest.raises(ConfigError) as caught:
-        distilled(oscar(2, 1), oscar(4, 2), kd_weights={"full": -1.0}, **wrong)
-    told = str(caught.value)
+    door = Door()
+    door.build(RunConfig, {"task": "distill", "distill": wrong}, "run")
+    told = "\n".join(map(str, door.problems))
     for key in ("alpha", "temperature", "inner_steps", "meta_lr", "inner_clip", "mkt", "itc", "kd_weights"):
         assert key in told, key
     assert "did you mean 'mkd'" in told

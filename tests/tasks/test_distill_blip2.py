@@ -8,7 +8,7 @@ import torch
 from lavis_ext.errors import ConfigError
 from lavis_ext.models.base import Model
 from lavis_ext.registry import models
-from lavis_ext.tasks.distill import Distill
+from lavis_ext.tasks.distill.task import Distill
 from tests.support.blip2 import small_batch, small_model, small_of
 from tests.support.distilling import run_section
 

@@ -14,10 +14,11 @@ from lavis_ext.check import check_file
 from lavis_ext.config import load_config
 from lavis_ext.errors import ConfigError, UnsafeError
 from lavis_ext.models import build_model
+from lavis_ext.models.oscar.config import OscarConfig
 from lavis_ext.runner import checkpoint
 from lavis_ext.schema import ModelConfig
 from lavis_ext.tasks import setup_task
-from lavis_ext.tasks.distill.problems import known_depth
+from lavis_ext.tasks.distill.settings import known_depth
 from lavis_ext.tasks.distill.teacher import build_teacher, digest, own_checkpoint, teacher_section
 from tests.support.distilling import LABELS, oscar, run_section, section
 from tests.support.oscar import SMALL, oscar_state, write_checkpoint
@@ -106,13 +107,13 @@ def test_check_tells_all_mistakes_with_their_lines(file: Path) -> None:
     found = problems(file, **more)
     for part in (
         "no task named 'oscar_vqs' that could be taught; did you mean 'oscar_vqa'",
-        "2.0 is no share",
+        "run.distill.alpha: 2.0 is out of its range",
         "'skip' wants a teacher with a multiple of 5 layers, this one has 12",
         "gives other logits after every step",
         "'pkd' reads more of the teacher than its logits",
-        "0 is below 1",
+        "run.distill.inner_steps: 0 is out of its range",
         "'oscar' has no view 'sound'",
-        "takes no 'temperatures'; did you mean 'max_temperature'",
+        "run.distill.terms[2].temperatures: unknown key; did you mean 'max_temperature'",
         "the teacher has 9 labels, the student 7",
         "fp16 gradients",
         "parallel: ddp",
@@ -126,13 +127,13 @@ def test_a_missing_section_and_one_that_nobody_reads(file: Path) -> None:
     file.write_text(text.split("  distill:")[0])
     assert "run.distill: is missing" in problems(file)
     file.write_text(text.replace("task: distill", "task: oscar_vqa"))
-    assert "task 'oscar_vqa' does not read it" in problems(file)
+    assert "run.distill: is not read here; remove it; it is a key of task distill" in problems(file)
 
 
 def test_a_term_twice_and_none(file: Path) -> None:
     terms = "terms: [mkd, {name: pkd, weight: 1000}, {name: akd, max_temperature: 5}]"
     assert "'mkd' is there twice" in problems(file, **{terms: "terms: [mkd, mkd, {name: td, weight: -1}]"})
-    assert "weight -1.0 is below 0" in problems(file)
+    assert "run.distill.terms[2].weight: -1.0 is out of its range" in problems(file)
     assert "names none" in problems(file, **{"terms: [mkd, mkd, {name: td, weight: -1}]": "terms: []"})
 
 
@@ -156,12 +157,12 @@ def test_recomputed_activations_want_one_inner_step(file: Path) -> None:
 
 def test_depths_are_read_where_they_are_written(tmp_path: Path) -> None:
     assert known_depth(section(5)) == 5
-    assert known_depth(ModelConfig(arch="oscar", model_type="base", num_hidden_layers=4)) == 4
-    assert known_depth(ModelConfig(arch="oscar", model_type="base", pretrained="nowhere")) is None
+    assert known_depth(OscarConfig(arch="oscar", model_type="base", num_hidden_layers=4)) == 4
+    assert known_depth(OscarConfig(arch="oscar", model_type="base", pretrained="nowhere")) is None
     (tmp_path / "config.json").write_text("[]")
-    assert known_depth(ModelConfig(arch="oscar", model_type="base", pretrained=str(tmp_path))) is None
+    assert known_depth(OscarConfig(arch="oscar", model_type="base", pretrained=str(tmp_path))) is None
     (tmp_path / "config.json").write_text(json.dumps({"num_hidden_layers": 3}))
-    assert known_depth(ModelConfig(arch="oscar", model_type="base", pretrained=str(tmp_path))) == 3
+    assert known_depth(OscarConfig(arch="oscar", model_type="base", pretrained=str(tmp_path))) == 3
 
 
 # --- where a teacher comes from -------------------------------------------------------------------------------------
@@ -199,7 +200,7 @@ def test_a_run_of_ours_is_a_teacher(where: str, tmp_path: Path) -> None:
 def test_a_folder_of_upstream_is_a_teacher_with_all_its_layers(tmp_path: Path) -> None:
     state = oscar_state(SMALL)
     folder = write_checkpoint(tmp_path / "teacher", state, SMALL)
-    student = ModelConfig(
+    student = OscarConfig(
         arch="oscar", model_type="base", pretrained=str(folder), num_hidden_layers=6, img_feature_dim=14
     )
     found = teacher_section(str(folder), student)
@@ -216,7 +217,7 @@ def test_the_student_starts_from_layers_of_the_pretrained(start: str, layers: ra
     state = oscar_state(SMALL)
     folder = write_checkpoint(tmp_path / "weights", state, SMALL)
     student = build_model(
-        ModelConfig(
+        OscarConfig(
             arch="oscar",
             model_type="base",
             pretrained=str(folder),

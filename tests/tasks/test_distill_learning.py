@@ -9,7 +9,7 @@ import torch
 
 from lavis_ext.models.oscar.model import Oscar
 from lavis_ext.runner.optimizer import build_optimizer
-from lavis_ext.schema import RunConfig
+from lavis_ext.schema import run_config
 from lavis_ext.tasks import setup_task
 from tests.support.distilling import LABELS, WIDTH, WORDS, distilled, section
 
@@ -63,11 +63,11 @@ def test_a_taught_student_beats_one_that_is_not() -> None:
     torch.set_num_threads(1)
     few, exam = world(96, 8, noise=0.5), world(600, 99)
     teacher = model(4, 100)
-    train(setup_task(RunConfig(task="oscar_gqa", init_lr=RATE), teacher), world(2000, 7), 200, 1)
+    train(setup_task(run_config(task="oscar_gqa", init_lr=RATE), teacher), world(2000, 7), 200, 1)
     told: dict[str, list[float]] = {"alone": [], "vanilla_kd": [], "mkd": []}
     for seed in (1, 2):
         student = model(2, seed)
-        train(setup_task(RunConfig(task="oscar_gqa", init_lr=RATE), student), few, 80, seed)
+        train(setup_task(run_config(task="oscar_gqa", init_lr=RATE), student), few, 80, seed)
         told["alone"].append(accuracy(student, exam))
         for term in ("vanilla_kd", "mkd"):
             student = model(2, seed)

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from lavis_ext.errors import ConfigError
-from lavis_ext.registry import tasks
-from lavis_ext.schema import Config, DatasetConfig, ModelConfig, RunConfig
+from lavis_ext.models.oscar.config import OscarConfig
+from lavis_ext.schema import Config, DatasetConfig, run_config
 from tests.support.oscar_tasks import Asked, Words, task
 
 WORDS = Words(["yes", "no", "red", "two"])
@@ -141,11 +141,11 @@ def test_without_report_metric_nothing_is_scored(tmp_path: Path) -> None:
 
 def told(name: str, loss: Any = "ce", args: Any = None, trains: bool = True, **model: Any) -> list[str]:
     """What `check` says of a task with a model section."""
-    section = ModelConfig(arch="oscar", model_type="tiny", loss_type=loss, **model)
+    section = OscarConfig(arch="oscar", model_type="tiny", loss_type=loss, **model)
     data = {"set": DatasetConfig(name="set", args=args or {})}
-    run = RunConfig(task=name, train_splits=["train"] if trains else [])
+    run = run_config(task=name, train_splits=["train"] if trains else [])
     config = Config(run=run, model=section, datasets=data, cache_root="")
-    return [problem.where for problem in tasks.get(name).problems(config)]
+    return [problem.where for problem in run.problems(config)]
 
 
 def test_check_knows_heads_and_losses() -> None:

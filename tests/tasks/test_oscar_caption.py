@@ -13,14 +13,16 @@ import torch
 
 from lavis_ext.errors import ConfigError
 from lavis_ext.metrics.cider_d import CiderD
-from lavis_ext.models.oscar import Oscar
 from lavis_ext.models.oscar.beams import Choice
 from lavis_ext.models.oscar.captions import caption_mask
+from lavis_ext.models.oscar.config import OscarConfig
 from lavis_ext.models.oscar.decoding import score_captions
+from lavis_ext.models.oscar.model import Oscar
 from lavis_ext.processors.wordpiece import load_wordpiece
-from lavis_ext.schema import Config, ModelConfig, RunConfig
+from lavis_ext.schema import Config, RunConfig, run_config
 from lavis_ext.tasks import setup_task
 from lavis_ext.tasks.oscar_caption import OscarCaption, SelfCritical
+from lavis_ext.typed import Door
 from tests.support.oscar_captions import THINGS, WORDS, Scenes, captioner, teach
 
 
@@ -40,7 +42,7 @@ def knowing(**changes: Any) -> Oscar:
 
 def task(model: Oscar, **run: Any) -> OscarCaption:
     settings = {"task": "oscar_caption", "num_beams": 3, "max_len": 10, **run}
-    found = setup_task(RunConfig(**settings), model)
+    found = setup_task(run_config(**settings), model)
     assert isinstance(found, OscarCaption)
     return found
 
@@ -213,14 +215,16 @@ def test_words_must_be_spelt_alike(tmp_path: Path) -> None:
 
 def test_settings_that_cannot_be_are_known_before_anything_is_read() -> None:
     def told(head: str = "caption", **run: Any) -> list[str]:
-        model = ModelConfig(arch="oscar", model_type="tiny", head=head)  # type: ignore[arg-type]
-        config = Config(run=RunConfig(task="oscar_caption", **run), model=model, datasets={}, cache_root="")
-        return [f"{problem.where}: {problem.what}" for problem in OscarCaption.problems(config)]
+        model = OscarConfig(arch="oscar", model_type="tiny", head=head)  # type: ignore[arg-type]
+        config = Config(run=run_config(task="oscar_caption", **run), model=model, datasets={}, cache_root="")
+        return [f"{problem.where}: {problem.what}" for problem in config.run.problems(config)]
 
     assert told() == []
     assert told("sequence") == ["model.head: 'sequence' writes no captions"]
     assert told(num_keep_best=2, num_beams=1)[0].startswith("run.num_keep_best")
-    assert told(num_keep_best=0) and told(max_len=2) and told(scst=True, sc_train_sample_n=0)
+    door = Door()
+    door.build(RunConfig, {"task": "oscar_caption", "num_keep_best": 0, "max_len": 2, "sc_train_sample_n": 0}, "run")
+    assert door.faulty == {"run.num_keep_best", "run.max_len", "run.sc_train_sample_n"}
     assert told(scst=True, sc_train_sample_n=1, sc_baseline_type="sample") and not told(scst=True, sc_train_sample_n=1)
 
 

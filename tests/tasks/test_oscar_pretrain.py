@@ -10,8 +10,9 @@ import pytest
 import torch
 
 from lavis_ext.errors import ConfigError
-from lavis_ext.models.oscar import Oscar
-from lavis_ext.schema import Config, ModelConfig, RunConfig
+from lavis_ext.models.oscar.config import OscarConfig
+from lavis_ext.models.oscar.model import Oscar
+from lavis_ext.schema import Config, run_config
 from lavis_ext.tasks import setup_task
 from lavis_ext.tasks.oscar_pretrain import OscarPretrain
 from tests.support.oscar_captions import THINGS, WORDS, captioner
@@ -41,7 +42,7 @@ def batch(rng: torch.Generator, size: int = 9) -> dict[str, Any]:
 
 
 def task(model: Oscar) -> OscarPretrain:
-    found = setup_task(RunConfig(task="oscar_pretrain"), model)
+    found = setup_task(run_config(task="oscar_pretrain"), model)
     assert isinstance(found, OscarPretrain)
     return found
 
@@ -100,8 +101,8 @@ def test_a_third_class_needs_a_head_of_three() -> None:
 
 def test_another_head_is_refused_at_once() -> None:
     def told(head: Any) -> list[str]:
-        model = ModelConfig(arch="oscar", model_type="tiny", head=head)
-        config = Config(run=RunConfig(task="oscar_pretrain"), model=model, datasets={}, cache_root="")
-        return [problem.where for problem in OscarPretrain.problems(config)]
+        model = OscarConfig(arch="oscar", model_type="tiny", head=head)
+        config = Config(run=run_config(task="oscar_pretrain"), model=model, datasets={}, cache_root="")
+        return [problem.where for problem in config.run.problems(config)]
 
     assert told("pretrain") == [] and told("caption") == ["model.head"]

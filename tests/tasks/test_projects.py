@@ -15,6 +15,7 @@ from lavis_ext.demo.mirror import all_cards, serve
 from lavis_ext.demo.world import World
 from lavis_ext.prepare import PrepareOptions, prepare
 from lavis_ext.runner import evaluate, train
+from lavis_ext.schema import Config
 from tests.world.export import export_world, place_by_hand
 
 PROJECTS = Path(__file__).parents[2] / "configs" / "projects"
@@ -76,7 +77,13 @@ def twin(path: Path, out: Path) -> list[str]:
         given += [f"{own}.vis_processor.{side}.image_size=64" for side in sizes]
         counts = {"train": 8, "val": 4, "test": 4}
         given += [f"{own}.max_samples.{split}={count}" for split, count in counts.items()]
-    return given
+    return [option for option in given if is_read(config, option)]
+
+
+def is_read(config: Config, option: str) -> bool:
+    """Whether what the run file names reads a key."""
+    section, _, key = option.partition("=")[0].partition(".")
+    return section not in ("run", "model") or hasattr(getattr(config, section), key.partition(".")[0])
 
 
 @pytest.mark.slow

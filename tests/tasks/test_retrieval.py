@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from lavis_ext.errors import ConfigError
-from lavis_ext.schema import RunConfig
+from lavis_ext.schema import run_config
 from lavis_ext.tasks import setup_task
 from lavis_ext.tasks.retrieval import captions_of, merged
 from tests.support.blip2 import small_batch, small_stage1
@@ -29,7 +29,7 @@ class Pictures:
 
 
 def task(**keys: Any) -> Any:
-    return setup_task(RunConfig(task="retrieval", batch_size_eval=2, **keys), small_stage1())
+    return setup_task(run_config(task="retrieval", batch_size_eval=2, **keys), small_stage1())
 
 
 def rows(found: Any, count: int = 3) -> list[dict[str, Any]]:

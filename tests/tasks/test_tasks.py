@@ -12,9 +12,9 @@ import torch
 from torch import nn
 
 from lavis_ext.errors import ConfigError, DiskError
-from lavis_ext.metrics import caption_scores
+from lavis_ext.metrics.scores import caption_scores
 from lavis_ext.registry import RegistryError
-from lavis_ext.schema import RunConfig
+from lavis_ext.schema import run_config
 from lavis_ext.tasks import setup_task
 from lavis_ext.tasks.base import plain_id, write_result
 from tests.support.blip2 import small_batch, small_model, small_stage1
@@ -55,7 +55,7 @@ class Speaker(nn.Module):
 
 
 def captioning(**keys: Any) -> Any:
-    return setup_task(RunConfig(task="captioning", **keys), Speaker())
+    return setup_task(run_config(task="captioning", **keys), Speaker())
 
 
 def rows(*pairs: tuple[Any, str]) -> list[dict[str, Any]]:
@@ -68,12 +68,12 @@ PERFECT = rows(*((name, texts[0]) for name, texts in REFERENCES.items()))
 def test_a_step_is_the_loss_of_the_model() -> None:
     model = small_model()
     for name in ("captioning", "image_text_pretrain"):
-        task = setup_task(RunConfig(task=name), model)
+        task = setup_task(run_config(task=name), model)
         assert task.step(small_batch())["loss"].item() == model(small_batch())["loss"].item()
 
 
 def test_rows_of_a_real_model() -> None:
-    task = setup_task(RunConfig(task="captioning", num_beams=2, max_len=4), small_model())
+    task = setup_task(run_config(task="captioning", num_beams=2, max_len=4), small_model())
     found = task.valid_step(small_batch())
     assert [row["image_id"] for row in found] == [0, 1, 2]
     assert json.loads(json.dumps(found)) == found
@@ -158,11 +158,11 @@ def test_references_from_a_file_and_some_images_only(tmp_path: Path) -> None:
 
 
 def test_pretraining_validates_only_when_asked(tmp_path: Path) -> None:
-    plain = setup_task(RunConfig(task="image_text_pretrain"), Speaker())
+    plain = setup_task(run_config(task="image_text_pretrain"), Speaker())
     assert not plain.evaluates
     assert plain.valid_step({"image": torch.zeros(1), "image_id": [1]}) == []
     assert plain.after_evaluation([], "val", [], tmp_path, 0) == {}
-    asked = setup_task(RunConfig(task="image_text_pretrain", eval_task="captioning"), Speaker())
+    asked = setup_task(run_config(task="image_text_pretrain", eval_task="captioning"), Speaker())
     assert asked.evaluates
     assert asked.valid_step({"image": torch.zeros(1), "image_id": [1]})[0]["caption"] == "picture 1"
     assert asked.after_evaluation(PERFECT, "val", [Captions()], tmp_path, 0)["Bleu_1"] == pytest.approx(1.0)
@@ -171,7 +171,7 @@ def test_pretraining_validates_only_when_asked(tmp_path: Path) -> None:
 def test_unknown_tasks_say_the_nearest() -> None:
     for keys in ({"task": "captionin"}, {"task": "image_text_pretrain", "eval_task": "captionin"}):
         with pytest.raises(RegistryError, match="captioning"):
-            setup_task(RunConfig(**keys), Speaker())  # type: ignore[arg-type]
+            setup_task(run_config(**keys), Speaker())  # type: ignore[arg-type]
 
 
 def test_plain_ids() -> None:
@@ -202,7 +202,7 @@ class Nocaps(Captions):
 
 
 def test_nocaps_by_domain(tmp_path: Path) -> None:
-    task = setup_task(RunConfig(task="nocaps"), Speaker())
+    task = setup_task(run_config(task="nocaps"), Speaker())
     metrics = task.after_evaluation(PERFECT, "val", [Nocaps()], tmp_path, 0)
     names = list(REFERENCES)
     near = {name: REFERENCES[name][0] for name in names[1:]}
@@ -223,6 +223,6 @@ def test_a_split_without_captions_is_written_and_not_scored(tmp_path: Path, capl
 def test_a_model_that_cannot_do_the_task_is_told_at_once() -> None:
     for name, model in (("vqa", small_stage1()), ("retrieval", small_model())):
         with pytest.raises(ConfigError, match=r"run\.task: .*choose another task"):
-            setup_task(RunConfig(task=name), model)
+            setup_task(run_config(task=name), model)
     with pytest.raises(ConfigError, match="VqaTask asks the model for `predict_answers`, which Blip2 has not"):
-        setup_task(RunConfig(task="image_text_pretrain", eval_task="vqa"), small_stage1())
+        setup_task(run_config(task="image_text_pretrain", eval_task="vqa"), small_stage1())

@@ -19,6 +19,7 @@ from lavis_ext.builders.region.masking import choose_positions, hide
 from lavis_ext.builders.region.naming import Naming, find_naming
 from lavis_ext.builders.region.opening import Opening, RegionParts, region_splits
 from lavis_ext.builders.region.regions import Place
+from lavis_ext.builders.region.settings import RegionCaptionKeys
 from lavis_ext.builders.region.tables import ImageRows, TagTable, tag_table
 from lavis_ext.builders.region.text import Ids, tag_text
 from lavis_ext.errors import ConfigError, IntegrityError
@@ -31,10 +32,8 @@ from lavis_ext.schema import DatasetConfig
 from lavis_ext.types import Batch, Dataset, Sample
 from lavis_ext.yamlio import read_yaml
 
-ARGS: dict[str, Any] = {"max_seq_a_length": 40, "mask_prob": 0.15, "max_masked_tokens": 3}
 
-
-@builders.register("region_caption")
+@builders.register("region_caption", config=RegionCaptionKeys)
 def region_caption(config: DatasetConfig, context: BuildContext) -> dict[str, Dataset]:
     """Oscar's `{split}.yaml`, which names `feature`, `label`, `hw` and `caption` files in its folder.
 
@@ -42,7 +41,7 @@ def region_caption(config: DatasetConfig, context: BuildContext) -> dict[str, Da
     of `max_seq_length`; `mask_prob` and `max_masked_tokens` say how many of its words are hidden. For the others see
     REGION_ARGS; `features` stands for what `feature` names.
     """
-    return region_splits(config, context, _make, ARGS)
+    return region_splits(config, context, _make)
 
 
 @dataclass(frozen=True)

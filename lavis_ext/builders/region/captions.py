@@ -12,7 +12,7 @@ from lavis_ext.builders.base import draw_below
 from lavis_ext.builders.region.base import RegionDataset
 from lavis_ext.builders.region.regions import Place
 from lavis_ext.builders.region.text import Ids, tag_text
-from lavis_ext.errors import ConfigError, IntegrityError
+from lavis_ext.errors import IntegrityError
 from lavis_ext.readers.parse import Row
 
 PER_IMAGE = ("num_captions_per_img_train", "num_captions_per_img_val")
@@ -27,11 +27,7 @@ class CaptionRows(RegionDataset):
     def per_image(self) -> int:
         """How many captions of an image count."""
         value = self.parts.args[PER_IMAGE[0 if self.parts.training else 1]]
-        if value is None:
-            return ALL
-        if type(value) is not int or value < 1:
-            raise ConfigError(f"datasets.{self.name}.args", f"{value!r} captions an image", "give a whole number")
-        return value
+        return ALL if value is None else int(value)
 
     def tags(self, row: Row, place: Place) -> Ids:
         """The ids of an image's tags: of their file, else of the labels in the store."""

@@ -12,13 +12,13 @@ from lavis_ext.builders.context import (
     NotPreparedError,
     Parts,
     annotation_paths,
+    args_of,
     below,
     build_each,
-    check_args,
     moved,
     not_prepared,
 )
-from lavis_ext.builders.region.regions import WITH_BOX, Regions
+from lavis_ext.builders.region.regions import Regions
 from lavis_ext.builders.region.text import Encoder
 from lavis_ext.cards import load_cards
 from lavis_ext.errors import ConfigError
@@ -30,21 +30,6 @@ from lavis_ext.processors.wordpiece import find_vocab, load_wordpiece
 from lavis_ext.schema import DatasetConfig
 from lavis_ext.types import Dataset
 
-REGION_ARGS: dict[str, Any] = {
-    "features": None,
-    "img_feature_dim": WITH_BOX,
-    "max_img_seq_length": 50,
-    "vocab": "oscar/pretrained_models/base-vg-labels/ep_107_1192087/vocab.txt",
-    "do_lower_case": True,
-    "max_seq_length": 128,
-    "add_od_labels": True,
-    "images": None,
-}
-"""Arguments of every shape on region features, under the names of upstream's flags.
-
-`features` is a store or a published file of them (or one for each split, or lists), instead of what the card names;
-`images` is a folder of pictures, which only `browse` shows.
-"""
 LABELS = ".lavis_ext/labels"
 LABEL_FOLDERS = ("cache", "questions1.2", "0.4true")
 
@@ -81,7 +66,7 @@ class Opening:
 
         `files` stand for what the arguments and the card name, `options` say what belongs to them; `boxed` as there.
         """
-        most, columns = (_positive(self, key) for key in ("max_img_seq_length", "img_feature_dim"))
+        most, columns = (int(self.args[key]) for key in ("max_img_seq_length", "img_feature_dim"))
         family = self.config.family or self.config.name
         found = self.feature_files() if files is None else [self._features(path) for path in files]
         stores = (store_of(path, self.context.cache_root, family, options) for path in found)
@@ -158,10 +143,9 @@ def region_splits(
     config: DatasetConfig,
     context: BuildContext,
     make: Callable[[Opening], Dataset],
-    defaults: Mapping[str, Any],
 ) -> dict[str, Dataset]:
-    """Each wanted split, made by `make`; `defaults` are the arguments of the shape beside REGION_ARGS."""
-    args = check_args(config, {**REGION_ARGS, **defaults})
+    """Each wanted split, made by `make`."""
+    args = args_of(config)
     args["images"] = str(context.cache_root / args["images"]) if args["images"] else None
     inside = moved(config)
 
@@ -169,23 +153,6 @@ def region_splits(
         return make(Opening(inside, config, split, context, args))
 
     return build_each(config, context, build)
-
-
-def chosen(config: DatasetConfig, args: Mapping[str, Any], key: str, choices: tuple[Any, ...]) -> Any:
-    """An argument that is one of a few; raises ConfigError."""
-    value = args[key]
-    if value not in choices:
-        told = ", ".join(str(choice) for choice in choices)
-        raise ConfigError(f"datasets.{config.name}.args.{key}", f"{value!r} is no choice", f"one of {told}")
-    return value
-
-
-def _positive(opening: Opening, key: str) -> int:
-    value = opening.args[key]
-    if type(value) is not int or value < 1:
-        where = f"datasets.{opening.config.name}.args.{key}"
-        raise ConfigError(where, f"{value!r} is no whole number from 1 on", "correct it")
-    return value
 
 
 def _partner(path: Path) -> Path | None:

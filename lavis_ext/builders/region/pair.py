@@ -13,9 +13,10 @@ import torch
 from lavis_ext.builders.context import BuildContext
 from lavis_ext.builders.region.base import RegionDataset, stacked
 from lavis_ext.builders.region.lengths import input_lengths
-from lavis_ext.builders.region.opening import Opening, RegionParts, chosen, region_splits
+from lavis_ext.builders.region.opening import Opening, RegionParts, region_splits
+from lavis_ext.builders.region.settings import RegionPairKeys
 from lavis_ext.builders.region.text import tag_text
-from lavis_ext.objectives import IGNORED
+from lavis_ext.objectives.blip2 import IGNORED
 from lavis_ext.readers.annotations import Annotations
 from lavis_ext.readers.parse import Row
 from lavis_ext.registry import builders
@@ -24,17 +25,16 @@ from lavis_ext.types import Batch, Dataset, Sample
 
 SIDES = ("left", "right")
 PREFIX = {"all": "", "bal": "balanced_", "unbal": "unbalanced_"}
-ARGS: dict[str, Any] = {"eval_data_type": "all", "test_data_type": "all"}
 
 
-@builders.register("region_pair")
+@builders.register("region_pair", config=RegionPairKeys)
 def region_pair(config: DatasetConfig, context: BuildContext) -> dict[str, Dataset]:
     """Records `{q, o: {left, right}, img_id: {left, right}}` with `label` 0 or 1 where they have it (Oscar's JSON).
 
     Arguments: `eval_data_type` and `test_data_type` take `all` records of the split, or NLVR2's `bal` or `unbal` ones.
     For the others see REGION_ARGS.
     """
-    return region_splits(config, context, _make, ARGS)
+    return region_splits(config, context, _make)
 
 
 def _make(opening: Opening) -> Dataset:
@@ -48,7 +48,7 @@ def data_file(opening: Opening, name: str) -> str:
     if opening.split == "train":
         return name
     key = "eval_data_type" if opening.split in ("val", "dev") else "test_data_type"
-    wanted = PREFIX[chosen(opening.config, opening.args, key, tuple(PREFIX))]
+    wanted = PREFIX[opening.args[key]]
     start, _, rest = name.rpartition("_")
     return f"{start}_{wanted}{rest}" if start else name
 

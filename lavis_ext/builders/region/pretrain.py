@@ -27,18 +27,18 @@ from lavis_ext.builders.region.corpus import (
 from lavis_ext.builders.region.masking import hide
 from lavis_ext.builders.region.opening import Opening, RegionParts, region_splits
 from lavis_ext.builders.region.regions import Place
+from lavis_ext.builders.region.settings import RegionPretrainKeys
 from lavis_ext.builders.region.tables import TagTable, tag_table
 from lavis_ext.builders.region.text import Ids, tag_text
 from lavis_ext.errors import ConfigError, UsageError
 from lavis_ext.features.adopt import place_of
-from lavis_ext.objectives import IGNORED
+from lavis_ext.objectives.blip2 import IGNORED
 from lavis_ext.readers.faults import SampleError
 from lavis_ext.readers.parse import Row
 from lavis_ext.registry import builders
 from lavis_ext.schema import DatasetConfig
 from lavis_ext.types import Batch, Dataset, Sample
 
-ARGS: dict[str, Any] = {"texta_false_prob": 0.0, "textb_sample_mode": 0, "mask_prob": 0.15}
 MATCH, FALSE_TAGS = 0, 1
 TRIES = 16
 """Draws after which a text that differs is no longer looked for."""
@@ -46,7 +46,7 @@ Shelf = tuple[str, str | None]
 """A set of images, and the chunk of it."""
 
 
-@builders.register("region_pretrain")
+@builders.register("region_pretrain", config=RegionPretrainKeys)
 def region_pretrain(config: DatasetConfig, context: BuildContext) -> dict[str, Dataset]:
     """The YAML of a corpus of Oscar+, which names rows, features and labels.
 
@@ -55,11 +55,10 @@ def region_pretrain(config: DatasetConfig, context: BuildContext) -> dict[str, D
     `mask_prob` is the share of hidden words. `features` may give a store (or file, or folder) for each set of images:
     `{coco: PATH}`. For the others see REGION_ARGS.
     """
-    return region_splits(config, context, _make, ARGS)
+    return region_splits(config, context, _make)
 
 
 def _make(opening: Opening) -> Dataset:
-    _check(opening)
     homes = [path for path in opening.files() if path.suffix in (".yaml", ".yml")]
     if len(homes) != 1:
         where = f"datasets.{opening.config.name}.build_info.annotations.{opening.split}"
@@ -75,15 +74,6 @@ def _make(opening: Opening) -> Dataset:
     places = {shelf: [next(numbers) for _ in paths] for shelf, paths in shelves.items()}
     parts = RegionParts(opening.config, opening.split, rows, opening.args, regions, opening.encoder())
     return RegionPretrainDataset(parts, places, label_tables(corpus))
-
-
-def _check(opening: Opening) -> None:
-    args, where = opening.args, f"datasets.{opening.config.name}.args"
-    for key in ("texta_false_prob", "mask_prob"):
-        if not isinstance(args[key], (int, float)) or not 0 <= args[key] <= 1:
-            raise ConfigError(f"{where}.{key}", f"{args[key]!r} is no share from 0 to 1", "correct it")
-    if args["textb_sample_mode"] not in (0, 1, 2):
-        raise ConfigError(f"{where}.textb_sample_mode", f"{args['textb_sample_mode']!r} is no mode", "0, 1 or 2")
 
 
 def feature_shelves(opening: Opening, corpus: Corpus) -> dict[Shelf, list[Path]]:

@@ -16,30 +16,22 @@ from lavis_ext.builders.context import BuildContext
 from lavis_ext.builders.region.batch import listed, region_rows
 from lavis_ext.builders.region.caption_files import caption_file, of_split, read_candidates, read_keys
 from lavis_ext.builders.region.captions import (
-    PER_IMAGE,
     CaptionRows,
     PerCaption,
     other_than,
 )
 from lavis_ext.builders.region.opening import Opening, RegionParts, region_splits
+from lavis_ext.builders.region.settings import RegionRetrievalKeys
 from lavis_ext.builders.region.text import Ids
-from lavis_ext.errors import ConfigError, IntegrityError
+from lavis_ext.errors import IntegrityError
 from lavis_ext.readers.annotations import Annotations
 from lavis_ext.readers.parse import Row
 from lavis_ext.registry import builders
 from lavis_ext.schema import DatasetConfig
 from lavis_ext.types import Batch, Dataset, Sample
 
-ARGS: dict[str, Any] = {
-    **dict.fromkeys(PER_IMAGE, 5),
-    "od_label_type": "vg",
-    "eval_caption_index_file": None,
-    "eval_img_keys_file": None,
-    "att_mask_type": "CLR",
-}
 
-
-@builders.register("region_retrieval")
+@builders.register("region_retrieval", config=RegionRetrievalKeys)
 def region_retrieval(config: DatasetConfig, context: BuildContext) -> dict[str, Dataset]:
     """`{split}_captions.pt`; tags from `{split}_vg_labels.pt` beside it (Oscar's zip), else from the store (VinVL).
 
@@ -48,10 +40,7 @@ def region_retrieval(config: DatasetConfig, context: BuildContext) -> dict[str, 
     `eval_img_keys_file` (for `test`) the images in use: both lie beside the captions, and can be given by split. For
     the others see REGION_ARGS.
     """
-    if config.args.get("att_mask_type", "CLR") != "CLR":
-        where = f"datasets.{config.name}.args.att_mask_type"
-        raise ConfigError(where, "only CLR is built: captions, labels and regions see each other", "leave it out")
-    return region_splits(config, context, _make, ARGS)
+    return region_splits(config, context, _make)
 
 
 def _make(opening: Opening) -> Dataset:

@@ -17,10 +17,11 @@ from lavis_ext.builders.context import BuildContext, not_prepared
 from lavis_ext.builders.region.base import RegionDataset, stacked
 from lavis_ext.builders.region.batch import listed, mask_rows, pad_rows
 from lavis_ext.builders.region.caption_files import caption_file
-from lavis_ext.builders.region.captions import PER_IMAGE, PerCaption, other_than
-from lavis_ext.builders.region.opening import Opening, RegionParts, chosen, region_splits
+from lavis_ext.builders.region.captions import PerCaption, other_than
+from lavis_ext.builders.region.opening import Opening, RegionParts, region_splits
 from lavis_ext.builders.region.regions import Place, Regions, box_columns
 from lavis_ext.builders.region.retrieval import RegionRankingDataset
+from lavis_ext.builders.region.settings import VoltaKeys
 from lavis_ext.errors import IntegrityError, UsageError
 from lavis_ext.features.files import read_errors
 from lavis_ext.features.formats.restricted import load_plain
@@ -36,17 +37,9 @@ from lavis_ext.types import Batch, Dataset, Sample
 OPTIONS = 4
 TRIES = 16
 """Draws after which a hard negative that can be used is no longer looked for."""
-ARGS: dict[str, Any] = {
-    **dict.fromkeys(PER_IMAGE),
-    "num_locs": 5,
-    "add_global_imgfeat": None,
-    "norm_embeddings": False,
-    "hard_negatives": "mscoco/hard_negative.pkl",
-}
-EVERYWHERE: dict[str, Any] = {"od_label_type": "", "img_feature_dim": 2048, "add_od_labels": False}
 
 
-@builders.register("volta_caption")
+@builders.register("volta_caption", config=VoltaKeys)
 def volta_caption(config: DatasetConfig, context: BuildContext) -> dict[str, Dataset]:
     """`{split}_ann.jsonl`: `train` gives one caption a sample, every other split one image.
 
@@ -54,17 +47,17 @@ def volta_caption(config: DatasetConfig, context: BuildContext) -> dict[str, Dat
     `first` or `last` adds the mean of the regions; `norm_embeddings` scales features to length 1;
     `num_captions_per_img_train` and `_val` cut the captions of an image. For the others see REGION_ARGS.
     """
-    return region_splits(config, context, _make_captions, {**ARGS, **EVERYWHERE})
+    return region_splits(config, context, _make_captions)
 
 
-@builders.register("volta_retrieval")
+@builders.register("volta_retrieval", config=VoltaKeys)
 def volta_retrieval(config: DatasetConfig, context: BuildContext) -> dict[str, Dataset]:
     """`train` gives four pairs of which the first matches, every other split images and captions to rank.
 
     Arguments: `hard_negatives` is volta's pickle of the images most like each other, null for none; the others are
     those of `volta_caption`.
     """
-    return region_splits(config, context, _make_retrieval, {**ARGS, **EVERYWHERE})
+    return region_splits(config, context, _make_retrieval)
 
 
 def _make_captions(opening: Opening) -> Dataset:
@@ -85,8 +78,6 @@ def _make_retrieval(opening: Opening) -> Dataset:
 
 
 def _parts(opening: Opening) -> RegionParts:
-    chosen(opening.config, opening.args, "num_locs", (5, 7))
-    chosen(opening.config, opening.args, "add_global_imgfeat", (None, "first", "last"))
     rows = Annotations(caption_file(path, "") for path in opening.files())
     files = None if opening.given else feature_files(opening)
     regions = opening.regions(files, boxed=True)

@@ -6,7 +6,6 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 import numpy as np
 import torch
@@ -15,10 +14,11 @@ from lavis_ext.builders.context import BuildContext
 from lavis_ext.builders.region.base import RegionDataset
 from lavis_ext.builders.region.batch import soft_targets
 from lavis_ext.builders.region.lengths import input_lengths
-from lavis_ext.builders.region.opening import Opening, RegionParts, chosen, region_splits
+from lavis_ext.builders.region.opening import Opening, RegionParts, region_splits
+from lavis_ext.builders.region.settings import RegionVqaKeys
 from lavis_ext.builders.region.text import tag_text
 from lavis_ext.features.vocabulary import LabelVocabulary
-from lavis_ext.objectives import IGNORED
+from lavis_ext.objectives.blip2 import IGNORED
 from lavis_ext.readers.annotations import Annotations
 from lavis_ext.readers.parse import Row
 from lavis_ext.registry import builders
@@ -28,16 +28,9 @@ from lavis_ext.types import Batch, Dataset, Sample
 log = logging.getLogger(__name__)
 TYPES = (None, "bal", "all")
 DATA_TYPES = ("train_data_type", "eval_data_type", "test_data_type")
-ARGS: dict[str, Any] = {
-    "label_file": None,
-    "label2ans_file": None,
-    "soft_targets": True,
-    "data_label_type": None,
-    **dict.fromkeys(DATA_TYPES),
-}
 
 
-@builders.register("region_vqa")
+@builders.register("region_vqa", config=RegionVqaKeys)
 def region_vqa(config: DatasetConfig, context: BuildContext) -> dict[str, Dataset]:
     """Records `{q, o, img_id}` with `an` (label ids), `s` (scores) and `q_id` where they have them (Oscar's JSON).
 
@@ -47,7 +40,7 @@ def region_vqa(config: DatasetConfig, context: BuildContext) -> dict[str, Datase
     `train_data_type`, `eval_data_type`, `test_data_type` by split) those questions. In `train` records without an
     answer are left out. For the others see REGION_ARGS.
     """
-    return region_splits(config, context, _make, ARGS)
+    return region_splits(config, context, _make)
 
 
 def _make(opening: Opening) -> Dataset:
@@ -66,8 +59,8 @@ def _make(opening: Opening) -> Dataset:
 def data_file(opening: Opening, name: str) -> str:
     """The name of the file that the arguments mean, from the one that the card declares."""
     side = {"train": 0, "val": 1}.get(opening.split, 2)
-    every = chosen(opening.config, opening.args, "data_label_type", ("mask", "faster", *TYPES))
-    own = chosen(opening.config, opening.args, DATA_TYPES[side], TYPES)
+    every = opening.args["data_label_type"]
+    own = opening.args[DATA_TYPES[side]]
     name = name.replace("_mrcnn.json", ".json") if every == "faster" else name
     wanted = own or (every if every in TYPES else None)
     return name if wanted is None else name.replace("_bal_", f"_{wanted}_").replace("_all_", f"_{wanted}_")

@@ -15,6 +15,7 @@ from lavis_ext.models.base import Model, Outputs
 from lavis_ext.models.network import recompute, told_of_sizes
 from lavis_ext.models.oscar.beams import Choice
 from lavis_ext.models.oscar.captions import CaptionWriter, Texts
+from lavis_ext.models.oscar.config import OscarConfig
 from lavis_ext.models.oscar.convert import (
     CONFIG,
     VOCAB,
@@ -29,17 +30,16 @@ from lavis_ext.models.oscar.network import Encoded, OscarNetwork
 from lavis_ext.models.oscar.settings import wanted
 from lavis_ext.models.oscar.views import VIEWS, hide, narrowed, visible
 from lavis_ext.models.weights import read_checkpoint
-from lavis_ext.objectives import IGNORED
+from lavis_ext.objectives.blip2 import IGNORED
 from lavis_ext.processors.wordpiece import WordPiece, find_vocab, load_wordpiece
 from lavis_ext.registry import models
-from lavis_ext.schema import ModelConfig
 from lavis_ext.types import Batch
 
 log = logging.getLogger(__name__)
 INPUTS = ("input_ids", "token_type_ids", "attention_mask", "img_feats", "position_ids")
 
 
-@models.register("oscar")
+@models.register("oscar", config=OscarConfig)
 class Oscar(Model):
     """Oscar (Li et al., arXiv:2004.06165) and VinVL (Zhang et al., arXiv:2101.00529) with one of four heads.
 
@@ -50,7 +50,7 @@ class Oscar(Model):
     batches: Tensor
     """How many batches a captioner was trained on."""
 
-    def __init__(self, config: ModelConfig, network: OscarNetwork, tokenizer: WordPiece | None = None) -> None:
+    def __init__(self, config: OscarConfig, network: OscarNetwork, tokenizer: WordPiece | None = None) -> None:
         super().__init__()
         self.config, self.network, self.tokenizer = config, network, tokenizer
         self.head = network.settings.head
@@ -65,12 +65,12 @@ class Oscar(Model):
             recompute(network.bert)
 
     @classmethod
-    def from_config(cls, config: ModelConfig) -> Oscar:
+    def from_config(cls, config: OscarConfig) -> Oscar:
         """From `pretrained` (a folder of upstream's), or from scratch by `sizes` and `tokenizer`; `finetuned` over it.
 
         Raises ConfigError, IntegrityError or UnsafeError.
         """
-        check_keys(config)
+        config.require_sound()
         model = _from_pretrained(config) if config.load_pretrained and config.pretrained else _from_scratch(config)
         if config.load_finetuned and config.finetuned:
             model.load_finetuned(config.finetuned, "model.finetuned")
@@ -236,26 +236,7 @@ def misfit(key: str, classes: int, given: str) -> ConfigError:
     return ConfigError(key, what, "set it as the data set has it, or name the data set that the model was trained on")
 
 
-UNUSED = (
-    *("vit_model", "opt_model", "t5_model", "llama_model", "bert_model", "lora", "qformer_weight_path"),
-    *("proj_weight_path", "only_proj", "drop_path_rate", "prompt", "apply_lemmatizer"),
-)
-
-
-def check_keys(config: ModelConfig) -> None:
-    """Raises ConfigError for keys that Oscar has no use for, and for values that cannot be meant."""
-    plain = ModelConfig(arch=config.arch, model_type=config.model_type)
-    set_here = [key for key in UNUSED if getattr(config, key) != getattr(plain, key)]
-    if set_here:
-        raise ConfigError(f"model.{set_here[0]}", "is not offered by oscar", "remove the key")
-    for key in ("drop_out", "label_smoothing", "drop_worst_ratio"):
-        if not 0 <= getattr(config, key) < 1:
-            raise ConfigError(f"model.{key}", f"{getattr(config, key)} is no share", "give a number from 0 to below 1")
-    if config.use_pair and config.head not in ("sequence", "pair"):
-        raise ConfigError("model.use_pair", f"head is '{config.head}'", "set head: pair, or use_pair: False")
-
-
-def _from_pretrained(config: ModelConfig) -> Oscar:
+def _from_pretrained(config: OscarConfig) -> Oscar:
     folder = find_folder(str(config.pretrained), "model.pretrained")
     origin = read_folder(folder, "model.pretrained")
     settings = meet(wanted(config, origin.settings), origin, config.num_labels, config.img_feature_dim)
@@ -268,7 +249,7 @@ def _from_pretrained(config: ModelConfig) -> Oscar:
     return model
 
 
-def _from_scratch(config: ModelConfig) -> Oscar:
+def _from_scratch(config: OscarConfig) -> Oscar:
     if not config.sizes:
         way_out = "name the folder of an Oscar checkpoint, or give model.sizes and model.tokenizer"
         raise ConfigError("model.pretrained", "no weights to start from", way_out)
@@ -278,7 +259,7 @@ def _from_scratch(config: ModelConfig) -> Oscar:
         return Oscar(config, OscarNetwork(settings), tokenizer)
 
 
-def _tokenizer(config: ModelConfig, needed: bool, folder: str | None) -> WordPiece | None:
+def _tokenizer(config: OscarConfig, needed: bool, folder: str | None) -> WordPiece | None:
     """`model.tokenizer`, else the vocabulary beside the weights; None where there is none and none is needed."""
     name = config.tokenizer or folder
     if name is None or not (needed or config.tokenizer or (Path(name) / VOCAB).is_file()):

@@ -9,7 +9,7 @@ from typing import Any
 from transformers import BertConfig
 
 from lavis_ext.errors import ConfigError, IntegrityError
-from lavis_ext.schema import ModelConfig
+from lavis_ext.models.oscar.config import OscarConfig
 
 SIZES = ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")
 OPTIONAL_SIZES = {
@@ -119,12 +119,12 @@ def write_settings(settings: Settings) -> dict[str, Any]:
     }
 
 
-def wanted(config: ModelConfig, found: Settings | None, words: int | None = None) -> Settings:
+def wanted(config: OscarConfig, found: Settings | None, words: int | None = None) -> Settings:
     """What a model section asks for, over what the weights are (`found`), or from scratch over `words` tokens.
 
     Raises ConfigError for what cannot be.
     """
-    head = "pair" if config.use_pair else config.head
+    head = config.used_head
     base = found or _from_scratch(config, words)
     return replace(
         base.with_sizes(num_hidden_layers=count_layers(config, base.layers), hidden_dropout_prob=config.drop_out),
@@ -141,7 +141,7 @@ def wanted(config: ModelConfig, found: Settings | None, words: int | None = None
     )
 
 
-def _from_scratch(config: ModelConfig, words: int | None) -> Settings:
+def _from_scratch(config: OscarConfig, words: int | None) -> Settings:
     own = config.sizes.get("text_config", {})
     unknown = sorted(set(own) - {*SIZES, *OPTIONAL_SIZES})
     if unknown or set(config.sizes) - {"text_config"}:
@@ -156,7 +156,7 @@ def _from_scratch(config: ModelConfig, words: int | None) -> Settings:
     return Settings(sizes, img_feature_dim=config.img_feature_dim)
 
 
-def count_layers(config: ModelConfig, there: int) -> int:
+def count_layers(config: OscarConfig, there: int) -> int:
     """How many layers the model is to have; raises ConfigError where `pretrained` has no such layers."""
     if config.layers:
         wrong = [number for number in config.layers if not 0 <= number < there]

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from lavis_ext.models.base import Model
 from lavis_ext.models.ranks import world
-from lavis_ext.schema import DistillConfig, RunConfig
+from lavis_ext.schema import RunConfig
+from lavis_ext.tasks.distill.settings import DistillConfig
 
 Gradient = Callable[[Mapping[str, Tensor]], Sequence[Tensor | None]]
 """Parameters by name → the gradient of the loss at them, in their order."""

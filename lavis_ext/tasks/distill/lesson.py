@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from lavis_ext.models.base import Outputs
-from lavis_ext.objectives import Moment, Term
+from lavis_ext.objectives.terms import Moment, Term
 from lavis_ext.tasks.distill.views import Need
 
 Terms = Mapping[str, tuple[float, Term]]

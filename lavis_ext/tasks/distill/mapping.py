@@ -2,63 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
-from lavis_ext.errors import ConfigError, Problem
+from lavis_ext.errors import ConfigError
 from lavis_ext.models.base import Model, listed
+from lavis_ext.tasks.distill.settings import Pairs
 
-WHERE = "run.distill.strategy"
 TINY = 1e-12
-Pairs = list[tuple[int, int]]
-
-
-def layer_pairs(strategy: str | Sequence[Sequence[int]], student: int, teacher: int) -> Pairs:
-    """(student layer, teacher layer) for a strategy of K and L layers, or a list of pairs that is checked.
-
-    first: i → i; last: i → i + L − K; skip: i → b·i + b − 1 and both: i → b·i … b·i + b − 1 with b = L / K.
-    Raises ConfigError for what does not fit the two depths.
-    """
-    if not isinstance(strategy, str):
-        return listed_pairs(strategy, student, teacher)
-    if student > teacher:
-        what = f"the student has {student} layers and its teacher {teacher}"
-        raise ConfigError(WHERE, what, "give the student as many, or fewer")
-    if strategy == "first":
-        return [(i, i) for i in range(student)]
-    if strategy == "last":
-        return [(i, i + teacher - student) for i in range(student)]
-    if teacher % student:
-        what = f"'{strategy}' wants a teacher with a multiple of {student} layers, this one has {teacher}"
-        raise ConfigError(WHERE, what, "write first or last, or a list of [student, teacher]")
-    block = teacher // student
-    if strategy == "skip":
-        return [(i, block * i + block - 1) for i in range(student)]
-    return [(i, block * i + j) for i in range(student) for j in range(block)]
-
-
-def listed_pairs(pairs: Sequence[Sequence[int]], student: int, teacher: int) -> Pairs:
-    """The pairs of a run file; raises ConfigError with everything that is wrong with them."""
-    problems = list(pair_problems(pairs, student, teacher))
-    if problems:
-        raise ConfigError.of(problems)
-    return [(pair[0], pair[1]) for pair in pairs]
-
-
-def pair_problems(pairs: Sequence[Sequence[int]], student: int, teacher: int) -> Iterator[Problem]:
-    """What is wrong with a list of pairs."""
-    way_out = f"write [student, teacher] with 0 … {student - 1} and 0 … {teacher - 1}, each teacher layer once"
-    for pair in pairs:
-        if len(pair) != 2:
-            yield Problem(WHERE, f"{list(pair)} is not a pair", way_out)
-        elif not (0 <= pair[0] < student and 0 <= pair[1] < teacher):
-            yield Problem(WHERE, f"{list(pair)} names a layer that is not there", way_out)
-    moved = [pair[1] for pair in pairs if len(pair) == 2]
-    for layer in sorted({layer for layer in moved if moved.count(layer) > 1}):
-        yield Problem(WHERE, f"layer {layer} of the teacher has two partners", way_out)
 
 
 @dataclass(frozen=True)

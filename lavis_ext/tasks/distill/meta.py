@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lavis_ext.schema import DistillConfig, RunConfig
+from lavis_ext.schema import RunConfig
+from lavis_ext.tasks.distill.settings import DistillConfig
 
 
 class TeacherStep:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -11,15 +11,23 @@ import torch
 from torch import Tensor, nn
 
 from lavis_ext.collate import to_device
-from lavis_ext.errors import ConfigError, IntegrityError, Problem
+from lavis_ext.errors import ConfigError, IntegrityError
 from lavis_ext.models.base import Model, Outputs
-from lavis_ext.registry import tasks
-from lavis_ext.schema import Config, DistillConfig, RunConfig
+from lavis_ext.objectives.terms import Common, Term
+from lavis_ext.registry import objectives, tasks
+from lavis_ext.schema import RunConfig, own_keys
 from lavis_ext.tasks.base import Row, Task
 from lavis_ext.tasks.distill.cache import LogitCache
 from lavis_ext.tasks.distill.lesson import Lesson
-from lavis_ext.tasks.distill.mapping import Partner, distance, layer_pairs, partners
-from lavis_ext.tasks.distill.problems import WHOLE, build_terms, run_problems, section_problems
+from lavis_ext.tasks.distill.mapping import Partner, distance, partners
+from lavis_ext.tasks.distill.settings import (
+    WHOLE,
+    DistillConfig,
+    DistillRunConfig,
+    layer_pairs,
+    section_of,
+    section_problems,
+)
 from lavis_ext.tasks.distill.teacher import build_teacher, digest, misfits, start_student
 from lavis_ext.tasks.distill.update import TeacherUpdate
 from lavis_ext.tasks.distill.views import Glance
@@ -33,7 +41,7 @@ class Held(NamedTuple):
     theirs: Mapping[str, Outputs] | None
 
 
-@tasks.register("distill")
+@tasks.register("distill", config=DistillRunConfig)
 class Distill(Task):
     """`run.distill.task` with a teacher in its loss; it is evaluated by the student alone, as without one.
 
@@ -44,13 +52,14 @@ class Distill(Task):
     teacher: Model
 
     def __init__(self, model: nn.Module, run: RunConfig, teacher: Model | None = None) -> None:
-        found = list(section_problems(run, getattr(getattr(model, "module", model), "config", None)))
-        if run.distill is None or found:
-            missing = Problem("run.distill", "is missing", "say `task` and `teacher` under it")
-            raise ConfigError.of(found or [missing])
+        distill = section_of(run)
+        if distill is None:
+            raise ConfigError("run.distill", "is missing", "say `task` and `teacher` under it")
+        if found := list(section_problems(run, getattr(getattr(model, "module", model), "config", None))):
+            raise ConfigError.of(found)
         super().__init__(model, run)
-        self.config: DistillConfig = run.distill
-        plain = replace(run, task=self.config.task, distill=None)
+        self.config: DistillConfig = distill
+        plain = replace(run, task=distill.task, **{"distill": None})
         self.wrapped: Task = tasks.get(self.config.task).from_config(plain, model)
         self.terms = build_terms(self.config)
         self.seen, self.total = 0, 1
@@ -61,11 +70,6 @@ class Distill(Task):
         self.settled = False
         if not run.evaluate:
             self._take_teacher(teacher)
-
-    @classmethod
-    def problems(cls, config: Config) -> Iterator[Problem]:
-        """What is wrong with the section, and with the wrapped task."""
-        yield from run_problems(config)
 
     @property
     def evaluates(self) -> bool:  # type: ignore[override]
@@ -266,3 +270,14 @@ def refuse_half(device: torch.device) -> None:
     if torch.is_autocast_enabled(kind) and torch.get_autocast_dtype(kind) == torch.float16:
         what = "fp16 gradients of the inner step would vanish, nothing scales them"
         raise ConfigError("run.precision", what, "set precision: bf16 or no, or run.distill.teacher_update: none")
+
+
+def build_terms(config: DistillConfig) -> dict[str, tuple[float, Term]]:
+    """Name → weight and term, in the order of the run file; raises ConfigError for keys that do not fit."""
+    common = Common(config.temperature, config.kd_weights)
+    found: dict[str, tuple[float, Term]] = {}
+    for term in config.terms:
+        keys = own_keys(objectives, term.name, term.args, f"run.distill.terms {term.name}")
+        made: Term = objectives.get(term.name)(common, keys)
+        found[term.name] = (made.weight if term.weight is None else term.weight, made)
+    return found

@@ -14,10 +14,11 @@ from torch import Tensor
 
 from lavis_ext.errors import ConfigError, LavisExtError, Problem
 from lavis_ext.models.base import Model
-from lavis_ext.objectives import Term
+from lavis_ext.objectives.terms import Term
 from lavis_ext.registry import models
-from lavis_ext.schema import DistillConfig, ModelConfig
-from lavis_ext.tasks.distill.mapping import layer_pairs, start_from
+from lavis_ext.schema import ModelConfig
+from lavis_ext.tasks.distill.mapping import start_from
+from lavis_ext.tasks.distill.settings import DistillConfig, layer_pairs, whole
 from lavis_ext.typed import Door
 from lavis_ext.yamlio import read_yaml
 
@@ -43,14 +44,19 @@ def of_teacher(where: str) -> str:
 def teacher_section(teacher: ModelConfig | str, student: ModelConfig) -> ModelConfig:
     """The model section of the teacher; one that names only a folder has the student's, or that of the folder's run."""
     if isinstance(teacher, ModelConfig):
-        labels = student.num_labels if teacher.num_labels is None else teacher.num_labels
-        return replace(teacher, num_labels=labels)
+        return with_labels(teacher, student)
     checkpoint = own_checkpoint(Path(teacher).expanduser())
     if checkpoint is None:
-        whole = replace(student, num_hidden_layers=None, layers=[], load_finetuned=False, finetuned=None)
-        return replace(whole, load_pretrained=True, pretrained=teacher)
+        return replace(whole(student), load_finetuned=False, finetuned=None, load_pretrained=True, pretrained=teacher)
     found = replace(section_of_run(checkpoint.parent), load_finetuned=True, finetuned=str(checkpoint))
-    return found if found.num_labels is not None else replace(found, num_labels=student.num_labels)
+    return with_labels(found, student)
+
+
+def with_labels(teacher: ModelConfig, student: ModelConfig) -> ModelConfig:
+    """The teacher's section with as many classes as its student has, where classes count and it says no other."""
+    if getattr(teacher, "num_labels", 0) is not None:
+        return teacher
+    return replace(teacher, **{"num_labels": getattr(student, "num_labels", None)})
 
 
 def own_checkpoint(place: Path) -> Path | None:
@@ -72,7 +78,7 @@ def section_of_run(folder: Path) -> ModelConfig:
         what = f"{folder} has no config.yaml that says what model the checkpoint is of"
         raise ConfigError(WHERE, what, "give a model section with load_finetuned and finetuned")
     tree, places = read_yaml(path)
-    door = Door(places)
+    door = Door(places, lenient=True)  # it was sound when it was written
     section = door.build(ModelConfig, tree.get("model") or {}, "model")
     door.close()
     assert section is not None
@@ -109,8 +115,7 @@ def start_student(student: Model, teacher: Model, config: DistillConfig) -> None
 def whole_pretrained(student: Model) -> Model:
     """The model that the student's pretrained weights are of, with all its layers."""
     section: ModelConfig = student.config  # type: ignore[assignment]
-    whole = replace(section, num_hidden_layers=None, layers=[], load_finetuned=False, finetuned=None)
-    found: Model = models.get(whole.arch).from_config(whole)
+    found: Model = models.get(section.arch).from_config(replace(whole(section), load_finetuned=False, finetuned=None))
     return found
 
 

@@ -8,10 +8,11 @@ from typing import Any
 from torch import Tensor
 
 from lavis_ext.models.base import Model, fit
-from lavis_ext.schema import DistillConfig, RunConfig
+from lavis_ext.schema import RunConfig
 from lavis_ext.tasks.distill.inner import Gradient, InnerStep
 from lavis_ext.tasks.distill.mapping import Partner, distance
 from lavis_ext.tasks.distill.meta import TeacherStep
+from lavis_ext.tasks.distill.settings import DistillConfig
 
 
 class TeacherUpdate:

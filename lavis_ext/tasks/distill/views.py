@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from lavis_ext.models.base import Model, Outputs
-from lavis_ext.objectives import Term
+from lavis_ext.objectives.terms import Term
 from lavis_ext.types import Batch
 
 

@@ -1,0 +1,19 @@
+"""The keys of metrics beside `name`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+
+@dataclass(frozen=True, kw_only=True)
+class MetricKeys:
+    """A metric without keys."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CocoCaptionKeys(MetricKeys):
+    """COCO's caption scores."""
+
+    extra: list[Literal["METEOR", "SPICE"]] = field(default_factory=list)
+    """Scores that need Java, beside those of run.extra_metrics."""

@@ -1,0 +1,153 @@
+"""The keys of BLIP-2's `model:` sections, under LAVIS' names, and of VPGTrans' projector."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Annotated, ClassVar, Literal
+
+from lavis_ext.errors import Problem, nearest
+from lavis_ext.objectives.settings import LossKeys
+from lavis_ext.registry import objectives
+from lavis_ext.schema import ModelConfig, TermConfig
+from lavis_ext.typed import Bound, Count, Door, join
+
+Precision = Literal["fp16", "bf16", "fp32"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoraConfig:
+    """Low-rank adapters (Hu et al., arXiv:2106.09685) on a frozen language model, under peft's names."""
+
+    r: Count = 8
+    alpha: Count = 16
+    dropout: Annotated[float, Bound(0, 0.99)] = 0.05
+    target_modules: list[str] = field(default_factory=list)
+    """Names that the adapted layers end with; empty: the projections of queries and values."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class VisionConfig(ModelConfig):
+    """What both stages have: a vision tower, a Q-Former, and texts of some length."""
+
+    image_size: Count = 224
+    vit_model: Literal["eva_clip_g", "clip_L"] = "eva_clip_g"
+    vit_precision: Precision = "fp32"
+    drop_path_rate: Annotated[float, Bound(0, 0)] = 0.0
+    """LAVIS' key; transformers' tower has no drop path."""
+    use_grad_checkpoint: bool = False
+    freeze_vit: bool = True
+    num_query_token: Count = 32
+    max_txt_len: Count = 32
+
+    def problems(self, where: str = "model") -> Iterator[Problem]:
+        """Weights that cannot be trained as they are kept, and a tower that is not to be had."""
+        yield from precision_problems(self.vit_precision, self.freeze_vit, "vit", where)
+        if self.vit_model == "clip_L" and self.load_pretrained and self.pretrained:
+            what = "clip_L is not published in transformers' form"
+            way_out = "give model.sizes in place of model.pretrained, and the weights as model.finetuned"
+            yield Problem(f"{where}.vit_model", what, way_out)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Blip2Config(VisionConfig):
+    """BLIP-2's first stage: no language model."""
+
+    cross_attention_freq: Count = 2
+    embed_dim: Count = 256
+    bert_model: str | None = None
+    """The BERT that the Q-Former starts from, a folder or hub name; None: all of it is `pretrained`'s."""
+    losses: list[TermConfig] = field(default_factory=lambda: [TermConfig(name=name) for name in ("itc", "itm", "lm")])
+    """What is learnt: contrast, matching and words, each with its weight, and losses that a plug-in registers."""
+
+    def examine(self, door: Door, key: str) -> None:
+        """Losses that are none of this stage's, that stand twice, and none at all."""
+        super().examine(door, key)
+        known = [name for name in objectives.names() if is_loss(name)]
+        names = [loss.name for loss in self.losses]
+        if not names:
+            door.note(join(key, "losses"), "names none", f"known: {', '.join(known)}")
+        for name in dict.fromkeys(names):
+            if names.count(name) > 1:
+                door.note(join(key, "losses"), f"'{name}' is there twice", "give it one weight")
+            if name in objectives and name not in known:
+                door.note(join(key, "losses"), f"'{name}' is no loss of the first stage", nearest(name, known))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Blip2LanguageConfig(VisionConfig):
+    """BLIP-2's second stage, whatever its language model."""
+
+    freeze_llm: bool = True
+    llm_precision: Precision = "fp32"
+    """Of a frozen language model; one that is trained stays in fp32."""
+    prompt: str = ""
+    end_sym: str = "\n"
+    apply_lemmatizer: bool = False
+    only_proj: bool = False
+    lora: LoraConfig | None = None
+    """Adapters on the language model, which stays frozen; needs peft."""
+    qformer_weight_path: str | None = None
+    proj_weight_path: str | None = None
+
+    language_key: ClassVar[str] = ""
+    """The key that names the weights of the language model."""
+
+    def problems(self, where: str = "model") -> Iterator[Problem]:
+        """Those of the tower, and the same of the language model."""
+        yield from super().problems(where)
+        yield from precision_problems(self.llm_precision, self.freeze_llm, "llm", where)
+        if self.lora and not self.freeze_llm:
+            what = "adapters go on a frozen language model, and freeze_llm is False"
+            yield Problem(f"{where}.lora", what, "set model.freeze_llm=True, or remove lora")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Blip2OptConfig(Blip2LanguageConfig):
+    """With OPT."""
+
+    opt_model: str | None = None
+    language_key: ClassVar[str] = "opt_model"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Blip2T5Config(Blip2LanguageConfig):
+    """With Flan-T5."""
+
+    t5_model: str | None = None
+    language_key: ClassVar[str] = "t5_model"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Blip2LlamaConfig(Blip2LanguageConfig):
+    """With LLaMA or Vicuna."""
+
+    llama_model: str | None = None
+    language_key: ClassVar[str] = "llama_model"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProjectorConfig(ModelConfig):
+    """VPGTrans' map from the words of one language model to those of another."""
+
+    image_size: Count = 64
+    """Of the pictures that come with the captions; no one looks at them."""
+    opt_model: str | None = None
+    llama_model: str | None = None
+    proj_weight_path: str | None = None
+    vit_precision: Precision = "fp32"
+    llm_precision: Precision = "fp32"
+
+
+def is_loss(name: str) -> bool:
+    """Whether a registered objective is a loss of the first stage."""
+    keys = objectives.config(name)
+    return isinstance(keys, type) and issubclass(keys, LossKeys)
+
+
+def precision_problems(precision: str, frozen: bool, part: str, where: str) -> Iterator[Problem]:
+    """Half precision of a part that is trained."""
+    if precision != "fp32" and not frozen:
+        what = f"weights in {precision} cannot be trained: small updates are lost and gradients overflow"
+        way_out = f"set {part}_precision: fp32 (run.amp may stay on) or freeze_{part}: True"
+        yield Problem(f"{where}.{part}_precision", what, way_out)

@@ -1,0 +1,115 @@
+"""The keys of tasks on BLIP-2, under LAVIS' names: what each reads of `run:` beside what all runs have."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Literal
+
+from lavis_ext.errors import Problem
+from lavis_ext.registry import tasks
+from lavis_ext.schema import Config, MetricConfig, RunConfig
+from lavis_ext.typed import Count, Natural, Positive
+
+
+@dataclass(frozen=True, kw_only=True)
+class WritingConfig(RunConfig):
+    """How a text is searched for."""
+
+    num_beams: Count = 5
+    max_len: Count = 30
+    min_len: Natural = 1
+    length_penalty: float | None = None
+    """None: 1 for captions, -1 for answers, as in LAVIS."""
+    prompt: str = ""
+    report_metric: bool = True
+
+    def problems(self, config: Config) -> Iterator[Problem]:
+        """Lengths that leave nothing to write."""
+        yield from super().problems(config)
+        if self.min_len > self.max_len:
+            yield Problem("run.min_len", f"{self.min_len} is above max_len {self.max_len}", "let max_len be the larger")
+
+
+@dataclass(frozen=True, kw_only=True)
+class CaptioningConfig(WritingConfig):
+    """`captioning` and `nocaps`."""
+
+    repetition_penalty: Positive = 1.0
+    metrics: list[MetricConfig] = field(default_factory=lambda: [MetricConfig(name="coco_caption")])
+    """Scores of captions by id; the first that gives CIDEr and Bleu_4 picks the best checkpoint by their sum."""
+    extra_metrics: list[Literal["METEOR", "SPICE"]] = field(default_factory=list)
+    """Caption scores that need Java, beside BLEU, ROUGE-L and CIDEr; left out with a warning where it is not there."""
+    annotation_file: str | None = None
+    sample_id_key: str | None = None
+    caption_key: str = "caption"
+    img_ids: list[str] = field(default_factory=list)
+
+    ignored: ClassVar[Mapping[str, str]] = {
+        **RunConfig.ignored,
+        "top_p": "captions are searched by beams, nothing is drawn",
+        "temperature": "captions are searched by beams, nothing is drawn",
+        "load_gt_from_file": "annotation_file alone says it",
+    }
+
+
+@dataclass(frozen=True, kw_only=True)
+class VqaConfig(WritingConfig):
+    """`vqa`, `gqa` and `aok_vqa`."""
+
+    inference_method: Literal["generate", "rank"] = "generate"
+    num_ans_candidates: Count = 128
+    metrics: list[MetricConfig] = field(default_factory=list)
+    """Scores of answers by question; none named: the task's own, of the same name. `overall` picks the best."""
+    anno_files: dict[str, str] = field(default_factory=dict)
+
+    ignored: ClassVar[Mapping[str, str]] = {
+        **RunConfig.ignored,
+        "ques_files": "questions are those of the data set",
+        "sample_id_key": "questions have their question_id",
+    }
+
+
+@dataclass(frozen=True, kw_only=True)
+class RetrievalConfig(RunConfig):
+    """`retrieval`."""
+
+    k_test: Natural = 128
+    """Candidates of each row that the matching head ranks again; 0: none."""
+    metrics: list[MetricConfig] = field(default_factory=lambda: [MetricConfig(name="recall")])
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClassificationConfig(RunConfig):
+    """`multimodal_classification`."""
+
+    report_metric: bool = True
+    metrics: list[MetricConfig] = field(default_factory=lambda: [MetricConfig(name="class_accuracy")])
+
+
+@dataclass(frozen=True, kw_only=True)
+class PretrainConfig(RunConfig):
+    """`image_text_pretrain`: the keys of the task that validates stand in the same section."""
+
+    eval_task: str | None = None
+    """The task that validates and tests (VPGTrans: `captioning`)."""
+
+    ignored: ClassVar[Mapping[str, str]] = {
+        **RunConfig.ignored,
+        # VPGTrans' training files carry them for the captioning that its train.py makes beside the task
+        **dict.fromkeys(("num_beams", "max_len", "min_len", "prompt"), "nothing is written without an eval_task"),
+    }
+
+    @classmethod
+    def also(cls, value: Mapping[str, Any]) -> Iterator[str]:
+        """The task that validates."""
+        if name := value.get("eval_task"):
+            yield str(name)
+            if name in tasks:
+                yield from tasks.config(str(name)).also({**value, "eval_task": None})
+
+    def examine(self, door: Any, key: str) -> None:
+        """Its own names, and that of the task that validates."""
+        super().examine(door, key)
+        if self.eval_task and self.eval_task not in tasks:
+            door.note(f"{key}.eval_task", f"no task named '{self.eval_task}'", f"known: {', '.join(tasks.names())}")
