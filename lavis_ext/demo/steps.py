@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from lavis_ext.errors import DiskError, IntegrityError, LavisExtError, UsageError
+from lavis_ext.errors import IntegrityError, LavisExtError, UsageError
 from lavis_ext.files import disk_errors, write_json
 
 log = logging.getLogger(__name__)
@@ -155,13 +155,12 @@ class Stages:
     def _read(self) -> dict[str, Any]:
         """The plan that the folder holds; ours where it holds none."""
         try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            if not self.path.exists():
-                return dict(self.plan)
-            state = json.loads(self.path.read_text(encoding="utf-8"))
+            with disk_errors(self.path.parent, ELSEWHERE):
+                self.path.parent.mkdir(parents=True, exist_ok=True)
+                if not self.path.exists():
+                    return dict(self.plan)
+                state = json.loads(self.path.read_text(encoding="utf-8"))
             plan, self.done = dict(state["plan"]), dict(state["stages"])
-        except OSError as error:
-            raise DiskError(str(self.path.parent), error.strerror or str(error), ELSEWHERE) from error
         except (ValueError, KeyError, TypeError) as error:
             raise IntegrityError(str(self.path), "is not the record of a demo", ELSEWHERE) from error
         return plan
