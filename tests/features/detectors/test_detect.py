@@ -259,9 +259,9 @@ def test_tiny_is_fast_enough_for_tests() -> None:
     found = build_detector("tiny")
     image = picture(0, 480, 640)
     found.detect([image])
-    started = time.monotonic()
+    started = time.process_time()  # what others do on the machine does not count
     found.detect([image])
-    assert time.monotonic() - started < 1.5  # a bound against gross mistakes; alone on a core it is below 0.1
+    assert time.process_time() - started < 3  # a bound against gross mistakes; 0.1 to 0.7 on a busy machine
 
 
 @pytest.mark.slow
