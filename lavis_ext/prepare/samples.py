@@ -198,8 +198,14 @@ class SplitCounter:
         home = bookkeeping(self._root, used[0]) / COUNTS_FILE if used else None
         key = f"{one.title}/{split}" + (f"/{self._limit}" if self._limit else "")
         kept = self._keeper(home)["splits"].get(key) if home else None
-        if home and kept and kept["mark"] == mark and (not storage or self._unchanged(home, storage)):
-            counts = Counts(kept["rows"], kept["named"], kept["present"])
+        if (
+            home
+            and isinstance(kept, list)
+            and len(kept) == 4
+            and kept[0] == mark
+            and (not storage or self._unchanged(home, storage))
+        ):
+            counts = Counts(*kept[1:])
             if counts.present == counts.named or not self._lost:
                 return counts
         rows = self._rows(tuple(paths))
@@ -213,7 +219,7 @@ class SplitCounter:
             counts = Counts(len(rows), len(names), len(names) - len(lost), lost)
         if home and home.parent.is_dir() and self._settled(paths, storage):
             keeper = self._keeper(home)
-            keeper["splits"][key] = {"mark": mark, **{n: getattr(counts, n) for n in ("rows", "named", "present")}}
+            keeper["splits"][key] = [mark, counts.rows, counts.named, counts.present]
             if storage:
                 keeper["folders"][storage] = self._list(storage)[1]
                 self._times[home, storage] = True
@@ -234,7 +240,7 @@ class SplitCounter:
         """Whether no file came to or went from a folder of pictures since its pictures were counted."""
         if (home, storage) not in self._times:
             times = self._keeper(home)["folders"].get(storage)
-            same = bool(times) and folder_times(self._root / storage, times) == times
+            same = isinstance(times, dict) and bool(times) and folder_times(self._root / storage, times) == times
             self._times[home, storage] = same
         return self._times[home, storage]
 

@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import sys
 import zipfile
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from hashlib import sha256
 from io import BytesIO
@@ -18,6 +20,7 @@ import pytest
 
 from lavis_ext.cards import Artifact, Cards
 from lavis_ext.prepare import prepare, status, verify
+from lavis_ext.prepare.records import MemberTable
 from tests.support.server import Fault, Server
 from tests.support.toyfamily import HOST, Family, pictures, rows_of, tree, zip_bytes
 
@@ -400,3 +403,54 @@ def test_ranges_do_not_claim_the_digest_of_the_whole(server: Server, tmp_path: P
     toy.prepare(max_samples=3, splits=["train"])
     record = json.loads((toy.root / "toy/.lavis_ext/records/images/train.zip.json").read_text())
     assert (record["verified"], record["sha256"], record["state"]) == ("crc", None, "partial")
+
+
+# d. What is not asked for is not read
+
+
+@contextmanager
+def called() -> Iterator[list[str]]:
+    """The names of all functions that this thread calls."""
+    seen: list[str] = []
+    sys.setprofile(lambda frame, event, _: seen.append(frame.f_code.co_name) if event == "call" else None)
+    try:
+        yield seen
+    finally:
+        sys.setprofile(None)
+
+
+@pytest.mark.parametrize("verb", ["prepare", "status"])
+def test_a_second_look_does_not_grow_with_the_members(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, verb: str
+) -> None:
+    """Ten times the pictures and captions: the same calls and files, since no table, folder or list is opened."""
+    calls = []
+    for count in (40, 400):
+        toy = Family(server, tmp_path / str(count), train=pictures("train", count, 10))
+        toy.prepare()
+        long_ago = 1_000_000_000_000_000_000
+        for path in toy.root.rglob("*"):
+            os.utime(path, ns=(long_ago, long_ago))
+        toy.prepare()  # notes the new times, and what it counts, which is no longer fresh
+        with monkeypatch.context() as patch, called() as seen:
+            patch.setattr(MemberTable, "read", lambda *_: pytest.fail("a table of members was opened"))
+            told = toy.prepare().splits if verb == "prepare" else status(["toy"], toy.options(), toy.cards())
+        assert [state.state for state in told] == ["verified", "verified"] and told[0].present == count
+        assert "open_rows" not in seen and "list_tree" not in seen
+        calls.append(len(seen))
+    assert calls[1] <= 1.1 * calls[0]
+
+
+def test_a_count_is_not_believed_after_a_change(toy: Family) -> None:
+    toy.prepare()
+    for path in toy.root.rglob("*"):
+        os.utime(path, ns=(10**18, 10**18))
+    toy.prepare()
+    (toy.images / "train/extra.jpg").write_bytes(b"mine")
+    (toy.images / "train/000001.jpg").unlink()
+    state, _ = status(["toy"], toy.options(), toy.cards())
+    assert (state.present, state.expected, state.names) == (11, 12, ("train/000001.jpg",))
+    counts = toy.root / "toy/.lavis_ext/counts.json"
+    for text in ("{", "[]", '{"format": 1, "splits": {"toy_caption/train": [1]}, "folders": {}}'):
+        counts.write_text(text)
+        assert status(["toy"], toy.options(), toy.cards())[0].present == 11
