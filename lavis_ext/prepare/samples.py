@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from lavis_ext.cards import Artifact, Cards
 from lavis_ext.errors import AccessError, ConfigError, IntegrityError, LavisExtError, PartialError
 from lavis_ext.files import write_atomic
-from lavis_ext.prepare.plan import OnDisk
+from lavis_ext.prepare.on_disk import OnDisk
 from lavis_ext.prepare.records import BOOKKEEPING, MemberTable, bookkeeping, family_folder, folder_times
 from lavis_ext.prepare.report import ArtifactState, SplitState
 from lavis_ext.prepare.selection import ArtifactRequest, Chosen, Selection

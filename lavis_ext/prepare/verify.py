@@ -12,7 +12,8 @@ from lavis_ext.cards import Cards
 from lavis_ext.errors import IntegrityError, LavisExtError, PartialError
 from lavis_ext.fetch.digest import hash_file, mismatch
 from lavis_ext.fetch.model import Figures, Progress, Silent
-from lavis_ext.prepare.plan import inspect, make_context, make_plan, open_table
+from lavis_ext.prepare.on_disk import inspect, open_table
+from lavis_ext.prepare.plan import make_context, make_plan
 from lavis_ext.prepare.records import Member, MemberTable, Record, disk_errors, drop_record, read_record
 from lavis_ext.prepare.report import Outcome, SplitState, worst
 from lavis_ext.prepare.run import opened, owned

@@ -141,6 +141,18 @@ def test_single_members_of_an_archive_that_was_replaced_by_one_of_equal_size(ser
     assert {name: data for name, data in here(toy).items() if name.startswith("images/")} == wanted
 
 
+def test_a_part_of_another_version_of_equal_size_is_not_continued(server: Server, tmp_path: Path) -> None:
+    toy = Family(server, tmp_path / "root", declared=False)
+    rows = rows_of(sorted(toy.train, reverse=True), captions=9)
+    toy.offer("train.json", rows_of(sorted(toy.train), captions=9))
+    old = changed(toy.cards(), "train_rows", size=len(rows))
+    toy.server.script(toy.path("train.json"), Fault(cut_at=2_000, times=9))
+    assert toy.prepare(old, policy=replace(toy.policy, retries=0, checkpoint_bytes=100)).exit_code == 4
+    toy.server.put(f"/{HOST}/v2/train.json", rows)
+    cards = changed(old, "train_rows", url=f"https://{HOST}/v2/train.json")
+    assert toy.prepare(cards).exit_code == 0 and here(toy)["annotations/train.json"] == rows
+
+
 def test_a_digest_that_a_card_learns_later_verifies_what_is_there(server: Server, tmp_path: Path) -> None:
     toy = Family(server, tmp_path / "root", declared=False)
     toy.prepare()
