@@ -40,6 +40,7 @@ from lavis_ext.prepare.records import (
     disk_errors,
     drop_record,
     folder_times,
+    listed_bytes,
     write_record,
 )
 from lavis_ext.prepare.report import Outcome
@@ -102,7 +103,9 @@ def _keep(context: PrepareContext, item: PlanItem, record: Record) -> Outcome:
         try:
             table = item.disk.table or (MemberTable.read(context.root, artifact) if record.table else None)
             if artifact.unpack is not None and record.state != "packed":
-                record = replace(record, folders=folder_times(context.root / artifact.storage, record.folders))
+                place = context.root / artifact.storage
+                listed = listed_bytes(place, record.folders, record.files)
+                record = replace(record, folders=folder_times(place, record.folders), listed=listed)
             record = write_record(context.root, artifact, record, table)
         except OSError as error:  # a root that cannot be written to is as good as before
             log.warning("%s: its record is not renewed: %s", item.title, error)
@@ -331,6 +334,7 @@ def _finish_members(context: PrepareContext, artifact: Artifact, table: MemberTa
             files=len(table.held),
             bytes=sum(table.members[number].size for number in table.held),
             folders=folder_times(target, table.folders()),
+            listed=listed_bytes(target, table.folders(), len(table.held)),
             wanted={} if complete else record.wanted,
         )
         return write_record(context.root, artifact, record, table)

@@ -14,7 +14,7 @@ from lavis_ext.cards import Artifact
 from lavis_ext.errors import LavisExtError
 from lavis_ext.fetch.model import Transfer
 from lavis_ext.fetch.part import companion
-from lavis_ext.prepare.records import MemberTable, Origin, Record, folder_times, read_record, record_path
+from lavis_ext.prepare.records import MemberTable, Origin, Record, folder_times, listed_bytes, read_record, record_path
 
 State = Literal["recorded", "present", "partial", "archive", "missing"]
 
@@ -101,11 +101,12 @@ def _inspect_file(path: Path, record: Record | None, other: Record | None) -> On
 
 
 def _inspect_members(root: Path, artifact: Artifact, record: Record) -> OnDisk | None:
-    """By the folders' times, else by names and sizes; None where the table of members is gone."""
+    """By the folders' times and bytes, else by names and sizes; None where the table of members is gone."""
     target = root / artifact.storage
     if not _has_table(root, artifact, record):
         return None
-    if record.folders == folder_times(target, record.folders):
+    same = record.folders == folder_times(target, record.folders)
+    if same and record.listed in (None, listed_bytes(target, record.folders, record.files)):
         return OnDisk("recorded", record, stale=record.legacy)
     table = open_table(root, artifact, record)
     if table is None:

@@ -187,6 +187,7 @@ HARMS: dict[str, Callable[[Family], object]] = {
     "deleted": lambda toy: (toy.root / "toy/annotations/train.json").unlink(),
     "a member lost": lambda toy: (toy.images / "train/000003.jpg").unlink(),
     "all members lost": lambda toy: shutil.rmtree(toy.images / "train"),
+    "a member emptied": lambda toy: (toy.images / "train/000003.jpg").write_bytes(b""),
     "a folder emptied": lambda toy: empty(toy.images / "train"),
 }
 
