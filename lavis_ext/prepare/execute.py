@@ -29,7 +29,7 @@ from lavis_ext.prepare.extract import (
     set_aside,
     unpack,
 )
-from lavis_ext.prepare.plan import PlanItem, PrepareContext, known_table, plan_item, prefer_ranges, whole_instead
+from lavis_ext.prepare.plan import PlanItem, PrepareContext, check_whole_fits, known_table, plan_item, prefer_ranges
 from lavis_ext.prepare.records import (
     Journal,
     MemberTable,
@@ -133,7 +133,7 @@ def _set_old_version_aside(context: PrepareContext, item: PlanItem, artifact: Ar
             context.notice(f"{item.title}: what lies there is of another version, kept as {set_aside(path).name}")
 
 
-def _told(outcome: Outcome, item: PlanItem, moved: int) -> Outcome:
+def _with_notes(outcome: Outcome, item: PlanItem, moved: int) -> Outcome:
     """The outcome with the bytes of the directory, and a word on the subset that it replaces."""
     total, other = outcome.bytes + moved, item.disk.other
     notes = outcome.notes
@@ -158,7 +158,7 @@ def _take_samples(context: PrepareContext, items: Sequence[PlanItem], outcomes: 
             listed.append((item, request, *_find_table(context, item)))
         except RangesUnsupported as error:
             try:
-                whole_instead(context, item)
+                check_whole_fits(context, item)
             except LavisExtError as refusal:
                 outcomes[item.title] = _failed(item, refusal)
                 continue
@@ -175,7 +175,7 @@ def _take_samples(context: PrepareContext, items: Sequence[PlanItem], outcomes: 
             outcomes[item.title] = _failed(item, error)
             continue
         if outcome is not None:
-            outcomes[item.title] = _told(outcome, item, moved)
+            outcomes[item.title] = _with_notes(outcome, item, moved)
     return [item for item in rest if item.title not in outcomes]
 
 
@@ -230,7 +230,7 @@ def _take_members(context: PrepareContext, item: PlanItem, outcomes: dict[str, O
         return True
     if outcome is None:
         return False
-    outcomes[item.title] = _told(outcome, item, moved)
+    outcomes[item.title] = _with_notes(outcome, item, moved)
     return True
 
 
@@ -364,7 +364,7 @@ def _finish(context: PrepareContext, item: PlanItem, result: Result) -> Outcome:
         outcome = (_finish_file if packed else _finish_archive)(context, item, request.artifact, transfer, result)
     except LavisExtError as error:
         return _failed(item, error)
-    return _told(outcome, item, 0)
+    return _with_notes(outcome, item, 0)
 
 
 def _proof(transfer: Transfer, result: Result) -> tuple[Proof, str]:

@@ -344,7 +344,7 @@ def _plan_archive(root: Path, request: ArtifactRequest, disk: OnDisk, transfer: 
     return _item(request, disk, transfer, "fetch", download=left, adopt=adopt, **more)
 
 
-def whole_instead(context: PrepareContext, item: PlanItem) -> None:
+def check_whole_fits(context: PrepareContext, item: PlanItem) -> None:
     """Raise DiskError where the whole archive of an item, of which only members were planned, does not fit."""
     if isinstance(item.request, ArtifactRequest) and isinstance(item.transfer, Transfer):
         size, unpacked = item.transfer.size, unpacked_bytes(item.request, item.transfer)

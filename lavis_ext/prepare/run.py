@@ -75,7 +75,7 @@ def execute_plan(made: Plan, progress: Progress | None = None, notice: Callable[
 
     Failures of single artifacts are in the report, whose `exit_code` is the worst. Raises DiskError before the first
     byte where it does not fit, OwnedError where another process works on the same family. KeyboardInterrupt leaves a
-    state that the next call continues, and is raised again. A plan of a dry run is only judged.
+    state that the next call continues, and is raised again. A plan of a dry run is only checked against the disk.
     """
     context, selection = made.context, made.selection
     if context is None or selection is None:
@@ -168,9 +168,9 @@ def _report(context: PrepareContext, selection: Selection, made: Plan) -> Report
     errors = [*counter.errors, *([] if failed else shortage_errors(states, chosen, context.cards, context.root))]
     if not made.done or any(state.missing for state in states):
         _note_missing(context, selection, states)
-    told = (*(outcomes[item.title] for item in files), *lists.values())
+    results = (*(outcomes[item.title] for item in files), *lists.values())
     states += artifact_states(selection, disks)
-    return Report(plan=made, outcomes=told, splits=tuple(states), errors=tuple(errors))
+    return Report(plan=made, outcomes=results, splits=tuple(states), errors=tuple(errors))
 
 
 def _of_images(item: PlanItem) -> bool:

@@ -122,7 +122,7 @@ class SplitCounter:
     `disks` is what was found of each artifact, by its file. What was counted is kept in `.lavis_ext/counts.json` with
     the times of the files and folders that it was counted in, so that the next look costs a stat a folder: listing
     COCO's 123,287 pictures and its 566,435 captions takes a second and 190 MB. With `lost` the names of missing
-    pictures are told, which are not kept.
+    pictures are listed, which are not kept.
     """
 
     def __init__(
@@ -283,7 +283,7 @@ class SplitCounter:
 
 
 def _list_state(state: SplitState, root: Path, artifact: Artifact) -> SplitState | None:
-    """What is told of shards that were made from a list, None where there are none (yet)."""
+    """What the account says of shards that were made from a list, None where there are none (yet)."""
     from lavis_ext.imagelists.listing import list_account
 
     account, spec = list_account(root, artifact), artifact.lists
@@ -295,7 +295,7 @@ def _list_state(state: SplitState, root: Path, artifact: Artifact) -> SplitState
 
 
 def artifact_states(selection: Selection, disks: Mapping[str, OnDisk]) -> list[ArtifactState]:
-    """The state of each artifact that was named itself, told by what was found of its files."""
+    """The state of each artifact that was named itself, by what was found of its files."""
     states = []
     for title in selection.named:
         requests = [request for request in selection.requests if title in (request.title, request.folder)]
@@ -352,7 +352,7 @@ def shortage_errors(
 
     A family that must be complete (threshold 1) is damaged without one (IntegrityError, exit code 5); another is
     partial below its threshold (PartialError, exit code 8), as sets of dead links are expected to be. Pictures that
-    come by hand are told with the steps (AccessError, exit code 7), and so are those that nothing on the card brings,
+    come by hand are reported with the steps (AccessError, exit code 7), as are those that nothing on the card brings,
     because the list names files and no addresses.
     """
     errors: list[LavisExtError] = []
@@ -368,8 +368,8 @@ def shortage_errors(
             continue
         elif not _brings(cards, one.dataset, state.split):
             folder = root / one.dataset.build_info.images.storage
-            told = f"{what}, and the list does not say where they come from"
-            errors.append(AccessError(where, told, f"lay them below {folder}"))
+            what = f"{what}, and the list does not say where they come from"
+            errors.append(AccessError(where, what, f"lay them below {folder}"))
         elif threshold >= 1:
             way_out = "run `lavis-ext prepare` again; `.lavis_ext/missing.tsv` names them"
             errors.append(IntegrityError(where, what, way_out))

@@ -1,4 +1,4 @@
-"""`status` and `verify`: what is on the disk, told in a moment, or proven byte by byte and picture by picture."""
+"""`status` and `verify`: what is on the disk, in a moment, or checked byte by byte and picture by picture."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ PICTURES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp"})
 
 @dataclass(frozen=True, kw_only=True)
 class Finding:
-    """One file that is not as it should be, or one artifact that cannot be judged."""
+    """One file that is not as it should be, or one artifact that cannot be checked."""
 
     title: str
     path: str
@@ -39,7 +39,7 @@ class Finding:
 
 @dataclass(frozen=True, kw_only=True)
 class VerifyReport:
-    """What `verify` found: how much it proved, every fault, and the repair where one was asked for.
+    """What `verify` found: how much it checked, every fault, and the repair where one was asked for.
 
     `unknown` are artifacts that are not prepared; `subset` are those from a mirror that offers only a part.
     """
@@ -67,12 +67,12 @@ class VerifyReport:
 
     def lines(self) -> list[str]:
         """Everything for a person, the line last."""
-        told = [f"{one.path}: {one.fault}" for one in self.findings]
-        told += [f"{title}: not prepared" for title in self.unknown]
-        told += [f"{title}: a subset" for title in self.subset]
+        lines = [f"{one.path}: {one.fault}" for one in self.findings]
+        lines += [f"{title}: not prepared" for title in self.unknown]
+        lines += [f"{title}: a subset" for title in self.subset]
         for outcome in self.repaired or ():
-            told.append(f"{outcome.title}: {outcome.error or f'repaired, {human(outcome.bytes)} fetched'}")
-        return [*told, self.line()]
+            lines.append(f"{outcome.title}: {outcome.error or f'repaired, {human(outcome.bytes)} fetched'}")
+        return [*lines, self.line()]
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values for `--json`."""
@@ -113,9 +113,9 @@ def verify(
     notice: Callable[[str], None] | None = None,
     cards: Cards | None = None,
 ) -> VerifyReport:
-    """Prove what is prepared: files by their hashes, members by size and CRC-32; `deep` decodes every picture too.
+    """Check what is prepared: files by their hashes, members by size and CRC-32; `deep` decodes every picture too.
 
-    Archives that were taken whole and those of which single members were taken are proven in the same way. `repair`
+    Archives that were taken whole and those of which single members were taken are checked in the same way. `repair`
     sets aside what fails and fetches it again, alone where the archive gives single files. Raises UsageError.
     """
     from lavis_ext.prepare.execute import repair_items  # status, which lies here too, needs no reader of archives
@@ -193,7 +193,7 @@ def _add(report: VerifyReport, check: _Check, found: dict[str, list[Finding]]) -
 
 @dataclass
 class _Check:
-    """One artifact under proof."""
+    """One artifact, checked against its record."""
 
     root: Path
     request: ArtifactRequest
