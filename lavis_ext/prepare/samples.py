@@ -194,19 +194,13 @@ class SplitCounter:
             "storage": storage,
             "packed": [record.table for record in packed if record.state == "packed"],
         }
-        mark = hashlib.sha256(json.dumps(about, sort_keys=True, default=str).encode()).hexdigest()
         home = bookkeeping(self._root, used[0]) / COUNTS_FILE if used else None
         key = f"{one.title}/{split}" + (f"/{self._limit}" if self._limit else "")
         kept = self._keeper(home)["splits"].get(key) if home else None
-        if (
-            home
-            and isinstance(kept, list)
-            and len(kept) == 4
-            and kept[0] == mark
-            and (not storage or self._unchanged(home, storage))
-        ):
+        if home and isinstance(kept, list) and len(kept) == 4 and (not storage or self._unchanged(home, storage)):
             counts = Counts(*kept[1:])
-            if counts.present == counts.named or not self._lost:
+            fresh = kept[0] == _mark(about, self._keeper(home)["folders"].get(storage))
+            if fresh and (counts.present == counts.named or not self._lost):
                 return counts
         rows = self._rows(tuple(paths))
         if rows is None:
@@ -218,10 +212,10 @@ class SplitCounter:
             lost = tuple(name for name in names if there.find(name) is None)
             counts = Counts(len(rows), len(names), len(names) - len(lost), lost)
         if home and home.parent.is_dir() and self._settled(paths, storage):
-            keeper = self._keeper(home)
-            keeper["splits"][key] = [mark, counts.rows, counts.named, counts.present]
+            keeper, times = self._keeper(home), self._list(storage)[1] if storage else None
+            keeper["splits"][key] = [_mark(about, times), counts.rows, counts.named, counts.present]
             if storage:
-                keeper["folders"][storage] = self._list(storage)[1]
+                keeper["folders"][storage] = times
                 self._times[home, storage] = True
             self._changed.add(home)
         return counts
@@ -280,6 +274,11 @@ class SplitCounter:
                 name = relative_name(artifact, member.name, storage)
                 if name is not None:
                     yield name
+
+
+def _mark(about: Mapping[str, Any], times: Mapping[str, int] | None) -> str:
+    """What names all that a count was made of: files, arguments, and the folders as they were then."""
+    return hashlib.sha256(json.dumps([about, times], sort_keys=True, default=str).encode()).hexdigest()
 
 
 def _list_state(state: SplitState, root: Path, artifact: Artifact) -> SplitState | None:

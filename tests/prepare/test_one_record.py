@@ -463,6 +463,9 @@ def test_a_count_is_not_believed_after_a_change(toy: Family) -> None:
     (toy.images / "train/000001.jpg").unlink()
     state, _ = status(["toy"], toy.options(), toy.cards())
     assert (state.present, state.expected, state.names) == (11, 12, ("train/000001.jpg",))
+    os.utime(toy.images / "train", ns=(10**18 + 1, 10**18 + 1))
+    assert status(["toy"], toy.options(splits=["val"]), toy.cards())[0].state == "verified"  # which notes the new times
+    assert status(["toy"], toy.options(), toy.cards(), lost=False)[0].present == 11
     counts = toy.root / "toy/.lavis_ext/counts.json"
     for text in ("{", "[]", '{"format": 1, "splits": {"toy_caption/train": [1]}, "folders": {}}'):
         counts.write_text(text)
