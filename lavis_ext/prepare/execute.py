@@ -251,6 +251,9 @@ def _find_table(context: PrepareContext, item: PlanItem) -> tuple[MemberTable, i
         # another version may have taken its place since, of equal size too; another mirror names versions otherwise
         if known is not None and (remote.source != known.about.get("source") or remote.validator == validator):
             return known, 0
+        if item.disk.record is not None and item.disk.record.verified in ("sha256", "md5"):
+            what = "serves another version than the one whose digest was verified here"
+            raise IntegrityError(remote.source, what, "name a mirror that has it, or correct the card")
         table = list_remote(remote, request.artifact, transfer)
         moved = remote.bytes_moved
     with disk_errors(context.root):
@@ -290,7 +293,9 @@ def _place_members(
     request, transfer = _parts(item)
     artifact, record, moved = request.artifact, item.disk.record, 0
     archive = context.root / artifact.file
-    if record is not None and record.table is not None and record.table[0] in ("", table.digest):
+    if record is not None and (record.table is None or record.table[0] not in ("", table.digest)):
+        record = None  # of the same card, but its members are of another version
+    if record is not None:
         mark_present(context, artifact, table, table.held.difference(item.disk.lost))
     with disk_errors(context.root):
         if item.disk.other is not None:

@@ -141,6 +141,18 @@ def test_single_members_of_an_archive_that_was_replaced_by_one_of_equal_size(ser
     assert {name: data for name, data in here(toy).items() if name.startswith("images/")} == wanted
 
 
+def test_what_was_verified_is_not_mended_from_another_version(server: Server, tmp_path: Path) -> None:
+    toy = Family(server, tmp_path / "root", train=pictures("train", 30, 5000))
+    cards = toy.cards()
+    toy.prepare(cards)
+    (toy.images / "train/000003.jpg").unlink()
+    toy.archive("train", other_pictures(toy))
+    report = toy.prepare(cards)
+    assert report.exit_code == 5 and not aside(toy)
+    kept = {f"images/{name}": data for name, data in toy.train.items() if name != "train/000003.jpg"}
+    assert {name: here(toy).get(name) for name in kept} == kept
+
+
 def test_a_part_of_another_version_of_equal_size_is_not_continued(server: Server, tmp_path: Path) -> None:
     toy = Family(server, tmp_path / "root", declared=False)
     rows = rows_of(sorted(toy.train, reverse=True), captions=9)
