@@ -4,7 +4,7 @@
 
 Upstream's script sleeps three seconds after each file in sixteen processes, so 16 / (3 + latency) files a second is the
 best that it can do; one process of it is measured on a few files to show that. Ours is one `lavis-ext prepare nocaps`:
-lists, images, verification and stamps, from a loopback server that answers each request after the latency.
+lists, images, verification and records, from a loopback server that answers each request after the latency.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ def main() -> None:
     if there != args.files:
         raise SystemExit(f"{there} of {args.files} images arrived: {done.stderr}")
     rate, best = there / seconds, UPSTREAM_PROCESSES / one
-    print(f"ours {rate:.0f} files/s ({there} files in {seconds:.2f} s, start and stamps included)")
+    print(f"ours {rate:.0f} files/s ({there} files in {seconds:.2f} s, start and records included)")
     print(f"upstream at best {best:.2f} files/s ({one:.2f} s a file in {UPSTREAM_PROCESSES} processes)")
     print(f"ratio {rate / best:.0f}")
 

@@ -20,7 +20,7 @@ from lavis_ext.cards import Artifact, Card, Cards, load_cards
 from lavis_ext.errors import UsageError
 from lavis_ext.fetch.safety import redact_url
 from lavis_ext.prepare import PrepareOptions, SplitState, status
-from lavis_ext.prepare.plan import OnDisk, inspect
+from lavis_ext.prepare.on_disk import OnDisk, inspect
 from lavis_ext.schema import DatasetConfig
 from lavis_ext.wording import human
 

@@ -138,7 +138,7 @@ def way_in(place: BlobPlace) -> str:
 
 def explained(failure: Failure, place: BlobPlace, sas: Sas | None) -> Failure:
     """A refusal of Azure with what it means and what would help."""
-    if failure.code in CHANGED or failure.reason.startswith("HTTP 412"):
+    if failure.code in CHANGED or failure.kind == "replaced":
         return Failure("replaced", "the blob was replaced while it was fetched", code=failure.code)
     kind, told = failure.kind, redact(failure.reason)
     if failure.code in ADVICE:

@@ -9,7 +9,7 @@ from typing import Literal
 from lavis_ext.errors import AccessError, DiskError, IntegrityError, LavisExtError, NetworkError, UnsafeError
 from lavis_ext.files import to_disk_error
 
-Kind = Literal["transient", "final", "ranges", "access", "unsafe", "integrity", "replaced"]
+Kind = Literal["transient", "final", "absent", "ranges", "access", "unsafe", "integrity", "replaced"]
 
 DISK_ERRNOS = frozenset(
     {errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.EFBIG, errno.ENOTDIR, errno.ENAMETOOLONG}
@@ -19,8 +19,8 @@ DISK_ERRNOS = frozenset(
 class Failure(Exception):
     """An attempt that failed.
 
-    transient: the same source again, after a delay · final, access, unsafe: the next source · ranges: as final, the
-    source gives no parts of an object · integrity: what came is
+    transient: the same source again, after a delay · final, access, unsafe: the next source · absent, ranges: as final,
+    the source has no such object, or gives no parts of it · integrity: what came is
     thrown away, once more, then the next source · replaced: what is there belongs to another object, start over.
     `code` is the server's own word for it (Azure's `BlobNotFound`), "" where it gave none.
     """

@@ -13,7 +13,7 @@ from urllib3.exceptions import HTTPError, IncompleteRead, LocationParseError, SS
 from urllib3.response import BaseHTTPResponse
 
 from lavis_ext.fetch.connections import GUARDED_POOLS
-from lavis_ext.fetch.failures import Failure, Unsatisfiable
+from lavis_ext.fetch.failures import Failure, Kind, Unsatisfiable
 from lavis_ext.fetch.openers import Reply, Request, Validators, register_opener
 from lavis_ext.fetch.retry import parse_retry_after
 from lavis_ext.fetch.safety import deny_reason, is_loopback, leads_inside, redact, redact_url, redirect_reason
@@ -195,7 +195,8 @@ def status_failure(response: BaseHTTPResponse, url: str) -> Failure | Unsatisfia
         return Failure("access", f"{told}: access denied by {urlsplit(url).hostname}", code=code)
     if status in TRANSIENT or status >= 500:
         return Failure("transient", told, parse_retry_after(response.headers.get("Retry-After")), code)
-    return Failure("final", told, code=code)
+    kind: Kind = "absent" if status in (404, 410) else "replaced" if status == 412 else "final"
+    return Failure(kind, told, code=code)
 
 
 def error_code(response: BaseHTTPResponse) -> str:

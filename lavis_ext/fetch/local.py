@@ -48,7 +48,7 @@ class LocalOpener:
         """The bytes of a regular file; raises Failure, Unsatisfiable."""
         path = local_path(request.url)
         if not path.is_file():
-            raise Failure("final", "no such file")
+            raise Failure("absent", "no such file")
         try:
             file = path.open("rb")
         except OSError as error:

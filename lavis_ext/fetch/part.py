@@ -112,7 +112,7 @@ class Part:
     def adopt(self, source: Source, figures: Figures) -> str | None:
         """Decide whether the bytes that are there may be continued from `source`; those that may not are thrown away.
 
-        Returns the `If-Range` condition to continue under; None where the declared figures answer for the result.
+        Returns the `If-Range` condition to continue under; None where a declared hash answers for the result.
         """
         if not self.ranges.covered:
             return None
@@ -123,7 +123,7 @@ class Part:
             return None
         if self.url == identity(source.url):
             return self.validators.strong
-        return None if figures.declared else self.validators.strong
+        return None if figures.hashed else self.validators.strong
 
     def pin(self, source: Source, validators: Validators, total: int | None) -> None:
         """From here on the bytes are those of this object."""
@@ -216,4 +216,4 @@ class Part:
         if not (source.exact and self.equivalence == "byte_exact"):
             return "it is of a source with other bytes"
         etag = self.validators.etag
-        return None if figures.declared or (etag and not etag.startswith("W/")) else "it is of another source"
+        return None if figures.hashed or (etag and not etag.startswith("W/")) else "it is of another source"

@@ -23,7 +23,7 @@ def fetch_bytes(source: Source, policy: Policy | None = None, limit: int = 1 << 
             try:
                 return _read(session, source, limit)
             except Failure as failure:
-                if failure.reason.startswith(("HTTP 404", "HTTP 410", "no such file")):
+                if failure.kind == "absent":
                     return None
                 if failure.kind != "transient" or attempt == session.policy.retries:
                     raise conclude(redact_url(source.url), [(redact_url(source.url), failure)]) from failure

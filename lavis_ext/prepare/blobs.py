@@ -33,7 +33,7 @@ FORMAT = 1
 UNFINISHED = (".part", ".part.json", ".part.owner")
 
 
-Teller = Callable[[], Contents | None]
+Lookup = Callable[[], Contents | None]
 
 
 @dataclass(frozen=True)
@@ -48,13 +48,13 @@ class Finder:
     def find(self, artifact: Artifact) -> Contents:
         """From the first that says so; raises AccessError, NetworkError, UnsafeError."""
         folder = artifact.folder or Folder()
-        for teller in self._tellers(artifact, folder):
-            contents = teller()
+        for lookup in self._lookups(artifact, folder):
+            contents = lookup()
             if contents is not None and contents.files:
                 return checked(artifact, folder, contents)
         raise self._unknown(artifact)
 
-    def _tellers(self, artifact: Artifact, folder: Folder) -> Iterator[Teller]:
+    def _lookups(self, artifact: Artifact, folder: Folder) -> Iterator[Lookup]:
         """Whom to ask, best first."""
         direct = not self.policy.offline and not self.mirrors
         if self.mirrors:
@@ -63,7 +63,7 @@ class Finder:
             yield partial(from_host, artifact, self.policy)
         yield partial(read_contents, self.root, artifact, None if self.policy.offline else "listing")
         if direct and not folder.complete and may_list(artifact):
-            yield partial(_from_host_if_it_tells, artifact, self.policy)
+            yield partial(_from_host_if_it_lists, artifact, self.policy)
         if direct and not folder.complete and self._is_users(artifact):
             yield partial(from_disk, self.root, artifact)
         if folder.files and not self.mirrors.manifest:
@@ -115,7 +115,7 @@ def from_host(artifact: Artifact, policy: Policy) -> Contents:
     return Contents(blobs, "listing")
 
 
-def _from_host_if_it_tells(artifact: Artifact, policy: Policy) -> Contents | None:
+def _from_host_if_it_lists(artifact: Artifact, policy: Policy) -> Contents | None:
     try:
         return from_host(artifact, policy)
     except LavisExtError as error:
@@ -271,13 +271,13 @@ def _lines(request: ArtifactRequest, contents: Contents) -> list[str]:
     """A line for each folder inside this one that is an artifact of its own, with what it would cost."""
     nested = request.artifact.folder.nested if request.artifact.folder else {}
     taken = f"{request.title}: the {len(contents.files)} files that lie there are taken; nobody says that they are all"
-    told = [taken] if contents.origin == "disk" else []
+    lines = [taken] if contents.origin == "disk" else []
     home = request.artifact.family or request.card.family
     for place, name in nested.items():
         inner = request.card.artifacts.get(name)
         size = f" (about {human(inner.about)})" if inner and inner.about else ""
-        told.append(f"{request.title}: {place}/{size} lies in it and is left out; ask for {home}/{name}")
-    return told
+        lines.append(f"{request.title}: {place}/{size} lies in it and is left out; ask for {home}/{name}")
+    return lines
 
 
 def _matching(requests: Sequence[ArtifactRequest], options: PrepareOptions) -> list[ArtifactRequest]:
@@ -314,8 +314,8 @@ def with_tokens(made: Plan, offline: bool) -> Plan:
     lines: list[str] = []
     for place in {place.container: place for place in places}.values():
         try:
-            told = "" if find_token(place) else f"no SAS is set; {way_in(place)}"
+            reason = "" if find_token(place) else f"no SAS is set; {way_in(place)}"
         except Failure as failure:
-            told = failure.reason
-        lines += [f"container '{place.container}' of Azure: {told}"] if told else []
+            reason = failure.reason
+        lines += [f"container '{place.container}' of Azure: {reason}"] if reason else []
     return replace(made, passed_over=(*made.passed_over, *lines))

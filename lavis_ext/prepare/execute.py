@@ -29,7 +29,7 @@ from lavis_ext.prepare.extract import (
     set_aside,
     unpack,
 )
-from lavis_ext.prepare.plan import PlanItem, PrepareContext, known_table, plan_item, prefer_ranges, whole_instead
+from lavis_ext.prepare.plan import PlanItem, PrepareContext, check_whole_fits, known_table, plan_item, prefer_ranges
 from lavis_ext.prepare.records import (
     Journal,
     MemberTable,
@@ -40,6 +40,7 @@ from lavis_ext.prepare.records import (
     disk_errors,
     drop_record,
     folder_times,
+    listed_bytes,
     write_record,
 )
 from lavis_ext.prepare.report import Outcome
@@ -102,7 +103,9 @@ def _keep(context: PrepareContext, item: PlanItem, record: Record) -> Outcome:
         try:
             table = item.disk.table or (MemberTable.read(context.root, artifact) if record.table else None)
             if artifact.unpack is not None and record.state != "packed":
-                record = replace(record, folders=folder_times(context.root / artifact.storage, record.folders))
+                place = context.root / artifact.storage
+                listed = listed_bytes(place, record.folders, record.files)
+                record = replace(record, folders=folder_times(place, record.folders), listed=listed)
             record = write_record(context.root, artifact, record, table)
         except OSError as error:  # a root that cannot be written to is as good as before
             log.warning("%s: its record is not renewed: %s", item.title, error)
@@ -130,7 +133,7 @@ def _set_old_version_aside(context: PrepareContext, item: PlanItem, artifact: Ar
             context.notice(f"{item.title}: what lies there is of another version, kept as {set_aside(path).name}")
 
 
-def _told(outcome: Outcome, item: PlanItem, moved: int) -> Outcome:
+def _with_notes(outcome: Outcome, item: PlanItem, moved: int) -> Outcome:
     """The outcome with the bytes of the directory, and a word on the subset that it replaces."""
     total, other = outcome.bytes + moved, item.disk.other
     notes = outcome.notes
@@ -155,7 +158,7 @@ def _take_samples(context: PrepareContext, items: Sequence[PlanItem], outcomes: 
             listed.append((item, request, *_find_table(context, item)))
         except RangesUnsupported as error:
             try:
-                whole_instead(context, item)
+                check_whole_fits(context, item)
             except LavisExtError as refusal:
                 outcomes[item.title] = _failed(item, refusal)
                 continue
@@ -172,7 +175,7 @@ def _take_samples(context: PrepareContext, items: Sequence[PlanItem], outcomes: 
             outcomes[item.title] = _failed(item, error)
             continue
         if outcome is not None:
-            outcomes[item.title] = _told(outcome, item, moved)
+            outcomes[item.title] = _with_notes(outcome, item, moved)
     return [item for item in rest if item.title not in outcomes]
 
 
@@ -227,7 +230,7 @@ def _take_members(context: PrepareContext, item: PlanItem, outcomes: dict[str, O
         return True
     if outcome is None:
         return False
-    outcomes[item.title] = _told(outcome, item, moved)
+    outcomes[item.title] = _with_notes(outcome, item, moved)
     return True
 
 
@@ -248,6 +251,9 @@ def _find_table(context: PrepareContext, item: PlanItem) -> tuple[MemberTable, i
         # another version may have taken its place since, of equal size too; another mirror names versions otherwise
         if known is not None and (remote.source != known.about.get("source") or remote.validator == validator):
             return known, 0
+        if item.disk.record is not None and item.disk.record.verified in ("sha256", "md5"):
+            what = "serves another version than the one whose digest was verified here"
+            raise IntegrityError(remote.source, what, "name a mirror that has it, or correct the card")
         table = list_remote(remote, request.artifact, transfer)
         moved = remote.bytes_moved
     with disk_errors(context.root):
@@ -287,7 +293,9 @@ def _place_members(
     request, transfer = _parts(item)
     artifact, record, moved = request.artifact, item.disk.record, 0
     archive = context.root / artifact.file
-    if record is not None and record.table is not None and record.table[0] in ("", table.digest):
+    if record is not None and (record.table is None or record.table[0] not in ("", table.digest)):
+        record = None  # of the same card, but its members are of another version
+    if record is not None:
         mark_present(context, artifact, table, table.held.difference(item.disk.lost))
     with disk_errors(context.root):
         if item.disk.other is not None:
@@ -331,6 +339,7 @@ def _finish_members(context: PrepareContext, artifact: Artifact, table: MemberTa
             files=len(table.held),
             bytes=sum(table.members[number].size for number in table.held),
             folders=folder_times(target, table.folders()),
+            listed=listed_bytes(target, table.folders(), len(table.held)),
             wanted={} if complete else record.wanted,
         )
         return write_record(context.root, artifact, record, table)
@@ -360,7 +369,7 @@ def _finish(context: PrepareContext, item: PlanItem, result: Result) -> Outcome:
         outcome = (_finish_file if packed else _finish_archive)(context, item, request.artifact, transfer, result)
     except LavisExtError as error:
         return _failed(item, error)
-    return _told(outcome, item, 0)
+    return _with_notes(outcome, item, 0)
 
 
 def _proof(transfer: Transfer, result: Result) -> tuple[Proof, str]:

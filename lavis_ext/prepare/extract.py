@@ -236,7 +236,7 @@ def limits_of(artifact: Artifact, archive_bytes: int) -> Limits:
 
 
 def list_archive(archive: Path, artifact: Artifact) -> MemberTable:
-    """List and judge a local archive; raises IntegrityError for a damaged one, UnsafeError for one that is refused."""
+    """List and check a local archive; raises IntegrityError for a damaged one, UnsafeError for one that is refused."""
     size = archive.stat().st_size
     limits = limits_of(artifact, size)
     if artifact.unpack == "zip":
@@ -355,7 +355,7 @@ def open_remote(transfer: Transfer, policy: Policy) -> Iterator[tuple[RemoteFile
 
 
 def list_remote(remote: RemoteFile, artifact: Artifact, transfer: Transfer) -> MemberTable:
-    """The directory of a remote zip, judged; raises IntegrityError, UnsafeError, NetworkError."""
+    """The directory of a remote zip, checked; raises IntegrityError, UnsafeError, NetworkError."""
     where = remote.source
     members = list_zip(cast("IO[bytes]", remote), where)
     check_members(members, limits_of(artifact, remote.size), where, Path(artifact.file).name)

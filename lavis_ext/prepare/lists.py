@@ -43,7 +43,7 @@ def _plan(root: Path, request: ArtifactRequest, spec: ImageList, options: Prepar
     expected = spec.expected if options.max_samples is None else min(options.max_samples, spec.expected or 1 << 62)
     there = account.present if account else 0
     left = None if expected is None else max(0, expected - there)
-    told = "images, as many as the list names" if expected is None else f"{left:,} of {expected:,} images"
+    count = "images, as many as the list names" if expected is None else f"{left:,} of {expected:,} images"
     return PlanItem(
         **named,
         action="fetch",
@@ -51,7 +51,7 @@ def _plan(root: Path, request: ArtifactRequest, spec: ImageList, options: Prepar
         download=None,
         files=None if spec.output == "shards" else left,
         source="img2dataset" if spec.engine == "img2dataset" else "the list's hosts",
-        note=f"{told}, of undeclared size",
+        note=f"{count}, of undeclared size",
     )
 
 
@@ -119,7 +119,7 @@ def execute_lists(
 def _execute(context: PrepareContext, item: PlanItem, request: ArtifactRequest, spec: ImageList) -> Outcome:
     account = list_account(context.root, request.artifact)
     if account is not None and item.action == "keep":
-        return _told(item.title, spec, replace(account, bytes_moved=0, notes=[]), context)
+        return _outcome(item.title, spec, replace(account, bytes_moved=0, notes=[]), context)
     if context.policy.offline:
         raise NetworkError(item.title, "is not complete, and offline", "run `lavis-ext prepare` with a network first")
     options = _options(context, request, spec)
@@ -129,7 +129,7 @@ def _execute(context: PrepareContext, item: PlanItem, request: ArtifactRequest, 
         return Outcome(title=item.title, file=spec.storage, outcome="downloaded", bytes=size, verified="size")
     threshold = request.card.success_threshold
     account = fetch_images(context.root, request.artifact, threshold, options, context.progress)
-    return _told(item.title, spec, account, context)
+    return _outcome(item.title, spec, account, context)
 
 
 def _options(context: PrepareContext, request: ArtifactRequest, spec: ImageList) -> ListOptions:
@@ -160,7 +160,7 @@ def _named(context: PrepareContext, request: ArtifactRequest) -> frozenset[str] 
     return frozenset(names) or None
 
 
-def _told(title: str, spec: ImageList, account: Account, context: PrepareContext) -> Outcome:
+def _outcome(title: str, spec: ImageList, account: Account, context: PrepareContext) -> Outcome:
     error = account.error
     return Outcome(
         title=title,

@@ -37,6 +37,7 @@ log = logging.getLogger(__name__)
 BOOKKEEPING = ".lavis_ext"
 FORMAT = 2
 STORED, DEFLATED = 0, 8
+FEW_FILES = 10_000
 CODES = "QIqQH"
 """How a table keeps sizes, CRCs, offsets, packed sizes and methods: the codes of `array`."""
 Proof = Literal["sha256", "md5", "size", "crc", "none"]
@@ -145,6 +146,9 @@ class Record:
     files: int = 0
     bytes: int = 0
     folders: dict[str, int] = field(default_factory=dict)
+    listed: int | None = None
+    """Bytes of all files in these folders, where there are few enough to look at each: a folder's time does not tell
+    of a file in it that was emptied. COCO's 123,287 pictures would take 0.4 s; there only `verify` finds it."""
     table: tuple[str, int] | None = None
     wanted: dict[str, int] = field(default_factory=dict)
     when: str = ""
@@ -308,6 +312,11 @@ def sizes_below(target: Path, folders: Iterable[str]) -> dict[str, int]:
         except (FileNotFoundError, NotADirectoryError):
             continue
     return sizes
+
+
+def listed_bytes(target: Path, folders: Iterable[str], files: int) -> int | None:
+    """Bytes of all files in some folders of `target`; None where they are too many to look at each."""
+    return sum(sizes_below(target, folders).values()) if files <= FEW_FILES else None
 
 
 def folder_times(target: Path, folders: Iterable[str]) -> dict[str, int]:

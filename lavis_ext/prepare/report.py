@@ -82,8 +82,8 @@ class SplitState:
         absent = "samples not counted" if self.verified else "no annotations"
         count = absent if self.samples is None else f"{self.samples} samples"
         differs = self.declared is not None and self.samples not in (None, self.declared)
-        told = f" (the card counts {self.declared})" if differs else ""
-        return f"{self.dataset}/{self.split}: {count}{told}{pictures}, {self.state}"
+        note = f" (the card counts {self.declared})" if differs else ""
+        return f"{self.dataset}/{self.split}: {count}{note}{pictures}, {self.state}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -155,9 +155,9 @@ class Report:
 
     def lines(self) -> list[str]:
         """Everything that a person wants to know, the truthful line last."""
-        told = [*self.plan.passed_over, *(split.line() for split in self.splits)]
-        told += [f"{one.title}: {note}" for one in self.outcomes for note in one.notes]
-        return [*told, *(str(error) for error in self.failures), self.line()]
+        lines = [*self.plan.passed_over, *(split.line() for split in self.splits)]
+        lines += [f"{one.title}: {note}" for one in self.outcomes for note in one.notes]
+        return [*lines, *(str(error) for error in self.failures), self.line()]
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values for `--json`."""

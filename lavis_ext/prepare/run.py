@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
@@ -14,11 +14,12 @@ from lavis_ext.cards import Cards
 from lavis_ext.errors import DiskError
 from lavis_ext.fetch.model import Progress, Silent
 from lavis_ext.fetch.owner import Ownership, read_owner
-from lavis_ext.prepare.plan import OnDisk, Plan, PlanItem, PrepareContext, make_context, make_plan
+from lavis_ext.prepare.on_disk import OnDisk
+from lavis_ext.prepare.plan import Plan, PlanItem, PrepareContext, make_context, make_plan, plan_item
 from lavis_ext.prepare.records import BOOKKEEPING, disk_errors
 from lavis_ext.prepare.report import Outcome, Report, SplitState
 from lavis_ext.prepare.samples import SplitCounter, artifact_states, home_of, shortage_errors, write_missing
-from lavis_ext.prepare.selection import PrepareOptions, Selection, select
+from lavis_ext.prepare.selection import PrepareOptions, Selection, select, user_key
 
 log = logging.getLogger(__name__)
 PULSE = 1.0
@@ -74,7 +75,7 @@ def execute_plan(made: Plan, progress: Progress | None = None, notice: Callable[
 
     Failures of single artifacts are in the report, whose `exit_code` is the worst. Raises DiskError before the first
     byte where it does not fit, OwnedError where another process works on the same family. KeyboardInterrupt leaves a
-    state that the next call continues, and is raised again. A plan of a dry run is only judged.
+    state that the next call continues, and is raised again. A plan of a dry run is only checked against the disk.
     """
     context, selection = made.context, made.selection
     if context is None or selection is None:
@@ -152,8 +153,9 @@ def _report(context: PrepareContext, selection: Selection, made: Plan) -> Report
     files, listed = ([item for item in made.items if item.listed == which] for which in (False, True))
     outcomes: dict[str, Outcome] = {}
     lists: dict[str, Outcome] = {}
-    for images in (False, True):
-        outcomes |= execute_items(context, [i for i in files if i.request is not None and i.request.images == images])
+    outcomes |= execute_items(context, [item for item in files if not _of_images(item)])
+    files = [_chosen_anew(context, item, files, outcomes) for item in files]
+    outcomes |= execute_items(context, [item for item in files if _of_images(item)])
     if listed:
         from lavis_ext.prepare.lists import execute_lists
 
@@ -166,9 +168,26 @@ def _report(context: PrepareContext, selection: Selection, made: Plan) -> Report
     errors = [*counter.errors, *([] if failed else shortage_errors(states, chosen, context.cards, context.root))]
     if not made.done or any(state.missing for state in states):
         _note_missing(context, selection, states)
-    told = (*(outcomes[item.title] for item in files), *lists.values())
+    results = (*(outcomes[item.title] for item in files), *lists.values())
     states += artifact_states(selection, disks)
-    return Report(plan=made, outcomes=told, splits=tuple(states), errors=tuple(errors))
+    return Report(plan=made, outcomes=results, splits=tuple(states), errors=tuple(errors))
+
+
+def _of_images(item: PlanItem) -> bool:
+    return item.request is not None and item.request.images
+
+
+def _chosen_anew(
+    context: PrepareContext, item: PlanItem, items: Sequence[PlanItem], outcomes: Mapping[str, Outcome]
+) -> PlanItem:
+    """The item; but planned anew where single pictures were chosen by annotations that turned out to be wrong ones."""
+    if not _of_images(item) or item.request is None or item.action != "keep":
+        return item
+    wrong = [one for one in items if one.action == "check" and not _of_images(one)]
+    wrong = [one for one in wrong if outcomes[one.title].outcome == "downloaded"]
+    renewed = {user_key(*user) for one in wrong if one.request is not None for user in one.request.users}
+    hit = any(user_key(*user) in renewed for user in item.request.users)
+    return plan_item(context, item.request, renewed) if hit else item
 
 
 def _afterwards(item: PlanItem, outcome: Outcome) -> OnDisk:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from lavis_ext.cards import Artifact, Cards
 from lavis_ext.errors import AccessError, ConfigError, IntegrityError, LavisExtError, PartialError
 from lavis_ext.files import write_atomic
-from lavis_ext.prepare.plan import OnDisk
+from lavis_ext.prepare.on_disk import OnDisk
 from lavis_ext.prepare.records import BOOKKEEPING, MemberTable, bookkeeping, family_folder, folder_times
 from lavis_ext.prepare.report import ArtifactState, SplitState
 from lavis_ext.prepare.selection import ArtifactRequest, Chosen, Selection
@@ -122,7 +122,7 @@ class SplitCounter:
     `disks` is what was found of each artifact, by its file. What was counted is kept in `.lavis_ext/counts.json` with
     the times of the files and folders that it was counted in, so that the next look costs a stat a folder: listing
     COCO's 123,287 pictures and its 566,435 captions takes a second and 190 MB. With `lost` the names of missing
-    pictures are told, which are not kept.
+    pictures are listed, which are not kept.
     """
 
     def __init__(
@@ -194,13 +194,13 @@ class SplitCounter:
             "storage": storage,
             "packed": [record.table for record in packed if record.state == "packed"],
         }
-        mark = hashlib.sha256(json.dumps(about, sort_keys=True, default=str).encode()).hexdigest()
         home = bookkeeping(self._root, used[0]) / COUNTS_FILE if used else None
         key = f"{one.title}/{split}" + (f"/{self._limit}" if self._limit else "")
         kept = self._keeper(home)["splits"].get(key) if home else None
-        if home and kept and kept["mark"] == mark and (not storage or self._unchanged(home, storage)):
-            counts = Counts(kept["rows"], kept["named"], kept["present"])
-            if counts.present == counts.named or not self._lost:
+        if home and isinstance(kept, list) and len(kept) == 4 and (not storage or self._unchanged(home, storage)):
+            counts = Counts(*kept[1:])
+            fresh = kept[0] == _mark(about, self._keeper(home)["folders"].get(storage))
+            if fresh and (counts.present == counts.named or not self._lost):
                 return counts
         rows = self._rows(tuple(paths))
         if rows is None:
@@ -212,10 +212,10 @@ class SplitCounter:
             lost = tuple(name for name in names if there.find(name) is None)
             counts = Counts(len(rows), len(names), len(names) - len(lost), lost)
         if home and home.parent.is_dir() and self._settled(paths, storage):
-            keeper = self._keeper(home)
-            keeper["splits"][key] = {"mark": mark, **{n: getattr(counts, n) for n in ("rows", "named", "present")}}
+            keeper, times = self._keeper(home), self._list(storage)[1] if storage else None
+            keeper["splits"][key] = [_mark(about, times), counts.rows, counts.named, counts.present]
             if storage:
-                keeper["folders"][storage] = self._list(storage)[1]
+                keeper["folders"][storage] = times
                 self._times[home, storage] = True
             self._changed.add(home)
         return counts
@@ -234,7 +234,7 @@ class SplitCounter:
         """Whether no file came to or went from a folder of pictures since its pictures were counted."""
         if (home, storage) not in self._times:
             times = self._keeper(home)["folders"].get(storage)
-            same = bool(times) and folder_times(self._root / storage, times) == times
+            same = isinstance(times, dict) and bool(times) and folder_times(self._root / storage, times) == times
             self._times[home, storage] = same
         return self._times[home, storage]
 
@@ -276,8 +276,13 @@ class SplitCounter:
                     yield name
 
 
+def _mark(about: Mapping[str, Any], times: Mapping[str, int] | None) -> str:
+    """What names all that a count was made of: files, arguments, and the folders as they were then."""
+    return hashlib.sha256(json.dumps([about, times], sort_keys=True, default=str).encode()).hexdigest()
+
+
 def _list_state(state: SplitState, root: Path, artifact: Artifact) -> SplitState | None:
-    """What is told of shards that were made from a list, None where there are none (yet)."""
+    """What the account says of shards that were made from a list, None where there are none (yet)."""
     from lavis_ext.imagelists.listing import list_account
 
     account, spec = list_account(root, artifact), artifact.lists
@@ -289,7 +294,7 @@ def _list_state(state: SplitState, root: Path, artifact: Artifact) -> SplitState
 
 
 def artifact_states(selection: Selection, disks: Mapping[str, OnDisk]) -> list[ArtifactState]:
-    """The state of each artifact that was named itself, told by what was found of its files."""
+    """The state of each artifact that was named itself, by what was found of its files."""
     states = []
     for title in selection.named:
         requests = [request for request in selection.requests if title in (request.title, request.folder)]
@@ -346,7 +351,7 @@ def shortage_errors(
 
     A family that must be complete (threshold 1) is damaged without one (IntegrityError, exit code 5); another is
     partial below its threshold (PartialError, exit code 8), as sets of dead links are expected to be. Pictures that
-    come by hand are told with the steps (AccessError, exit code 7), and so are those that nothing on the card brings,
+    come by hand are reported with the steps (AccessError, exit code 7), as are those that nothing on the card brings,
     because the list names files and no addresses.
     """
     errors: list[LavisExtError] = []
@@ -362,8 +367,8 @@ def shortage_errors(
             continue
         elif not _brings(cards, one.dataset, state.split):
             folder = root / one.dataset.build_info.images.storage
-            told = f"{what}, and the list does not say where they come from"
-            errors.append(AccessError(where, told, f"lay them below {folder}"))
+            what = f"{what}, and the list does not say where they come from"
+            errors.append(AccessError(where, what, f"lay them below {folder}"))
         elif threshold >= 1:
             way_out = "run `lavis-ext prepare` again; `.lavis_ext/missing.tsv` names them"
             errors.append(IntegrityError(where, what, way_out))

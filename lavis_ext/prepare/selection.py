@@ -1,4 +1,4 @@
-"""Which data sets, splits and artifacts a command means; an unknown name is told with its nearest."""
+"""Which data sets, splits and artifacts a command means; an unknown name is an error that names the nearest."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`status` and `verify`: what is on the disk, told in a moment, or proven byte by byte and picture by picture."""
+"""`status` and `verify`: what is on the disk, in a moment, or checked byte by byte and picture by picture."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ from lavis_ext.cards import Cards
 from lavis_ext.errors import IntegrityError, LavisExtError, PartialError
 from lavis_ext.fetch.digest import hash_file, mismatch
 from lavis_ext.fetch.model import Figures, Progress, Silent
-from lavis_ext.prepare.plan import inspect, make_context, make_plan, open_table
+from lavis_ext.prepare.on_disk import inspect, open_table
+from lavis_ext.prepare.plan import make_context, make_plan
 from lavis_ext.prepare.records import Member, MemberTable, Record, disk_errors, drop_record, read_record
 from lavis_ext.prepare.report import Outcome, SplitState, worst
 from lavis_ext.prepare.run import opened, owned
@@ -29,7 +30,7 @@ PICTURES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp"})
 
 @dataclass(frozen=True, kw_only=True)
 class Finding:
-    """One file that is not as it should be, or one artifact that cannot be judged."""
+    """One file that is not as it should be, or one artifact that cannot be checked."""
 
     title: str
     path: str
@@ -38,7 +39,7 @@ class Finding:
 
 @dataclass(frozen=True, kw_only=True)
 class VerifyReport:
-    """What `verify` found: how much it proved, every fault, and the repair where one was asked for.
+    """What `verify` found: how much it checked, every fault, and the repair where one was asked for.
 
     `unknown` are artifacts that are not prepared; `subset` are those from a mirror that offers only a part.
     """
@@ -66,12 +67,12 @@ class VerifyReport:
 
     def lines(self) -> list[str]:
         """Everything for a person, the line last."""
-        told = [f"{one.path}: {one.fault}" for one in self.findings]
-        told += [f"{title}: not prepared" for title in self.unknown]
-        told += [f"{title}: a subset" for title in self.subset]
+        lines = [f"{one.path}: {one.fault}" for one in self.findings]
+        lines += [f"{title}: not prepared" for title in self.unknown]
+        lines += [f"{title}: a subset" for title in self.subset]
         for outcome in self.repaired or ():
-            told.append(f"{outcome.title}: {outcome.error or f'repaired, {human(outcome.bytes)} fetched'}")
-        return [*told, self.line()]
+            lines.append(f"{outcome.title}: {outcome.error or f'repaired, {human(outcome.bytes)} fetched'}")
+        return [*lines, self.line()]
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values for `--json`."""
@@ -112,9 +113,9 @@ def verify(
     notice: Callable[[str], None] | None = None,
     cards: Cards | None = None,
 ) -> VerifyReport:
-    """Prove what is prepared: files by their hashes, members by size and CRC-32; `deep` decodes every picture too.
+    """Check what is prepared: files by their hashes, members by size and CRC-32; `deep` decodes every picture too.
 
-    Archives that were taken whole and those of which single members were taken are proven in the same way. `repair`
+    Archives that were taken whole and those of which single members were taken are checked in the same way. `repair`
     sets aside what fails and fetches it again, alone where the archive gives single files. Raises UsageError.
     """
     from lavis_ext.prepare.execute import repair_items  # status, which lies here too, needs no reader of archives
@@ -192,7 +193,7 @@ def _add(report: VerifyReport, check: _Check, found: dict[str, list[Finding]]) -
 
 @dataclass
 class _Check:
-    """One artifact under proof."""
+    """One artifact, checked against its record."""
 
     root: Path
     request: ArtifactRequest

@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import sys
 import zipfile
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from hashlib import sha256
 from io import BytesIO
@@ -18,6 +20,7 @@ import pytest
 
 from lavis_ext.cards import Artifact, Cards
 from lavis_ext.prepare import prepare, status, verify
+from lavis_ext.prepare.records import MemberTable
 from tests.support.server import Fault, Server
 from tests.support.toyfamily import HOST, Family, pictures, rows_of, tree, zip_bytes
 
@@ -138,6 +141,30 @@ def test_single_members_of_an_archive_that_was_replaced_by_one_of_equal_size(ser
     assert {name: data for name, data in here(toy).items() if name.startswith("images/")} == wanted
 
 
+def test_what_was_verified_is_not_mended_from_another_version(server: Server, tmp_path: Path) -> None:
+    toy = Family(server, tmp_path / "root", train=pictures("train", 30, 5000))
+    cards = toy.cards()
+    toy.prepare(cards)
+    (toy.images / "train/000003.jpg").unlink()
+    toy.archive("train", other_pictures(toy))
+    report = toy.prepare(cards)
+    assert report.exit_code == 5 and not aside(toy)
+    kept = {f"images/{name}": data for name, data in toy.train.items() if name != "train/000003.jpg"}
+    assert {name: here(toy).get(name) for name in kept} == kept
+
+
+def test_a_part_of_another_version_of_equal_size_is_not_continued(server: Server, tmp_path: Path) -> None:
+    toy = Family(server, tmp_path / "root", declared=False)
+    rows = rows_of(sorted(toy.train, reverse=True), captions=9)
+    toy.offer("train.json", rows_of(sorted(toy.train), captions=9))
+    old = changed(toy.cards(), "train_rows", size=len(rows))
+    toy.server.script(toy.path("train.json"), Fault(cut_at=2_000, times=9))
+    assert toy.prepare(old, policy=replace(toy.policy, retries=0, checkpoint_bytes=100)).exit_code == 4
+    toy.server.put(f"/{HOST}/v2/train.json", rows)
+    cards = changed(old, "train_rows", url=f"https://{HOST}/v2/train.json")
+    assert toy.prepare(cards).exit_code == 0 and here(toy)["annotations/train.json"] == rows
+
+
 def test_a_digest_that_a_card_learns_later_verifies_what_is_there(server: Server, tmp_path: Path) -> None:
     toy = Family(server, tmp_path / "root", declared=False)
     toy.prepare()
@@ -172,6 +199,7 @@ HARMS: dict[str, Callable[[Family], object]] = {
     "deleted": lambda toy: (toy.root / "toy/annotations/train.json").unlink(),
     "a member lost": lambda toy: (toy.images / "train/000003.jpg").unlink(),
     "all members lost": lambda toy: shutil.rmtree(toy.images / "train"),
+    "a member emptied": lambda toy: (toy.images / "train/000003.jpg").write_bytes(b""),
     "a folder emptied": lambda toy: empty(toy.images / "train"),
 }
 
@@ -400,3 +428,57 @@ def test_ranges_do_not_claim_the_digest_of_the_whole(server: Server, tmp_path: P
     toy.prepare(max_samples=3, splits=["train"])
     record = json.loads((toy.root / "toy/.lavis_ext/records/images/train.zip.json").read_text())
     assert (record["verified"], record["sha256"], record["state"]) == ("crc", None, "partial")
+
+
+# d. What is not asked for is not read
+
+
+@contextmanager
+def called() -> Iterator[list[str]]:
+    """The names of all functions that this thread calls."""
+    seen: list[str] = []
+    sys.setprofile(lambda frame, event, _: seen.append(frame.f_code.co_name) if event == "call" else None)
+    try:
+        yield seen
+    finally:
+        sys.setprofile(None)
+
+
+@pytest.mark.parametrize("verb", ["prepare", "status"])
+def test_a_second_look_does_not_grow_with_the_members(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, verb: str
+) -> None:
+    """Ten times the pictures and captions: the same calls and files, since no table, folder or list is opened."""
+    calls = []
+    for count in (40, 400):
+        toy = Family(server, tmp_path / str(count), train=pictures("train", count, 10))
+        toy.prepare()
+        long_ago = 1_000_000_000_000_000_000
+        for path in toy.root.rglob("*"):
+            os.utime(path, ns=(long_ago, long_ago))
+        toy.prepare()  # notes the new times, and what it counts, which is no longer fresh
+        with monkeypatch.context() as patch, called() as seen:
+            patch.setattr(MemberTable, "read", lambda *_: pytest.fail("a table of members was opened"))
+            told = toy.prepare().splits if verb == "prepare" else status(["toy"], toy.options(), toy.cards())
+        assert [state.state for state in told] == ["verified", "verified"] and told[0].present == count
+        assert "open_rows" not in seen and "list_tree" not in seen
+        calls.append(len(seen))
+    assert calls[1] <= 1.1 * calls[0]
+
+
+def test_a_count_is_not_believed_after_a_change(toy: Family) -> None:
+    toy.prepare()
+    for path in toy.root.rglob("*"):
+        os.utime(path, ns=(10**18, 10**18))
+    toy.prepare()
+    (toy.images / "train/extra.jpg").write_bytes(b"mine")
+    (toy.images / "train/000001.jpg").unlink()
+    state, _ = status(["toy"], toy.options(), toy.cards())
+    assert (state.present, state.expected, state.names) == (11, 12, ("train/000001.jpg",))
+    os.utime(toy.images / "train", ns=(10**18 + 1, 10**18 + 1))
+    assert status(["toy"], toy.options(splits=["val"]), toy.cards())[0].state == "verified"  # which notes the new times
+    assert status(["toy"], toy.options(), toy.cards(), lost=False)[0].present == 11
+    counts = toy.root / "toy/.lavis_ext/counts.json"
+    for text in ("{", "[]", '{"format": 1, "splits": {"toy_caption/train": [1]}, "folders": {}}'):
+        counts.write_text(text)
+        assert status(["toy"], toy.options(), toy.cards())[0].present == 11

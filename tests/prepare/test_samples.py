@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import shutil
 import zipfile
 from dataclasses import replace
 from pathlib import Path
@@ -138,6 +139,26 @@ def test_new_annotations_are_looked_at_again(toy: Family) -> None:
     toy.offer("train.json", rows_of(sorted(toy.train, reverse=True)))
     assert toy.prepare(max_samples=2, splits=["train"]).exit_code == 0
     assert {"train/000059.jpg", "train/000058.jpg"} <= set(tree(toy.images))
+
+
+def test_samples_are_chosen_anew_where_annotations_were_wrong(toy: Family) -> None:
+    toy.prepare(max_samples=2, splits=["train"])
+    path = toy.root / "toy/annotations/train.json"
+    right = path.read_bytes()
+    toy.offer("train.json", rows_of(sorted(toy.train, reverse=True)))
+    path.write_bytes(right)  # as large as the new one, and not it
+    assert len(right) == len(toy.blobs["train.json"])
+    planned = toy.prepare(max_samples=2, splits=["train"], dry_run=True).plan
+    assert [item.action for item in planned.items] == ["check", "keep"]
+    assert toy.prepare(max_samples=2, splits=["train"]).exit_code == 0
+    assert {"train/000059.jpg", "train/000058.jpg"} <= set(tree(toy.images))
+
+
+def test_samples_of_a_copy_are_kept_offline(toy: Family, tmp_path: Path) -> None:
+    toy.prepare(max_samples=3)
+    shutil.copytree(toy.root, tmp_path / "copy", copy_function=shutil.copyfile)
+    moved = replace(toy, root=tmp_path / "copy")
+    assert moved.prepare(max_samples=3, offline=True).exit_code == 0
 
 
 @settings(max_examples=60, deadline=None)

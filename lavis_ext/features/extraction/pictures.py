@@ -9,7 +9,7 @@ from pathlib import Path, PurePosixPath
 from lavis_ext.cards import Artifact, load_cards
 from lavis_ext.errors import Problem, UsageError
 from lavis_ext.features.ids import hash_of
-from lavis_ext.prepare.plan import inspect
+from lavis_ext.prepare.on_disk import inspect
 from lavis_ext.prepare.records import MemberTable
 from lavis_ext.readers.archive import ZipArchive
 from lavis_ext.readers.faults import SampleError
