@@ -335,7 +335,7 @@ class RunConfig:
     def variant(cls, value: Mapping[str, Any]) -> tuple[Any, bool]:
         """The keys of the task that the section names, and of those that this one runs; and whether all are known."""
         names = list(cls.tasks_of(value))
-        kinds = [tasks.config(name) or cls for name in names if name in tasks]
+        kinds: list[Any] = [tasks.config(name) or cls for name in names if name in tasks]
         return (joined(*kinds) if kinds and cls is RunConfig else cls), len(kinds) == len(names)
 
     @classmethod

@@ -180,7 +180,7 @@ def test_arguments() -> None:
     with pytest.raises(ConfigError, match="did you mean 'blip_image_eval'"):
         load_processor("blip_image_evil")
     for wrong in ({"image_size": 0}, {"image_size": "8"}, {"mean": [0.5]}):
-        with pytest.raises(ConfigError, match="image_size must be"):
+        with pytest.raises(ConfigError, match=r"image_size: 0 is out of its range"):
             load_processor("blip_image_eval", wrong)
 
 
