@@ -163,3 +163,19 @@ def test_the_record_of_an_old_run_loads_whatever_was_accepted_then(tmp_path: Pat
         load_config(path)
     (tmp_path / "run.json").write_text("{}")
     assert load_config(path).model is not None
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "key"),
+    [
+        ("run: {", "env: 3\nrun: {", "env"),
+        ("{arch: blip2_opt, model_type: tiny}", "tiny", "model"),
+        ("{arch: blip2_opt, model_type: tiny}", "[tiny]", "model"),
+        ("  coco_caption:", "  vg_caption: 3\n  coco_caption:", "datasets.vg_caption"),
+        ("task: captioning", "task: [captioning, vqa]", "run.task"),
+        ("task: captioning", "task: captioning, train_dataset_ratios: 3", ""),
+    ],
+)
+def test_what_is_no_mapping_is_told(tmp_path: Path, old: str, new: str, key: str) -> None:
+    told = texts(tmp_path, RUN.replace(old, new))
+    assert any(f" {key}: " in one for one in told) == bool(key)
