@@ -378,7 +378,9 @@ def joined(*kinds: Any) -> Any:
     ]
     if len(own) == 1:
         return own[0]
-    return make_dataclass("+".join(one.__name__ for one in own), [], bases=tuple(own), frozen=True, kw_only=True)
+    ignored = {key: why for one in own for key, why in one.ignored.items()}
+    name = "+".join(one.__name__ for one in own)
+    return make_dataclass(name, [], bases=tuple(own), namespace={"ignored": ignored}, frozen=True, kw_only=True)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -154,6 +154,8 @@ def test_keys_of_the_task_that_validates_are_read(tmp_path: Path) -> None:
     text = RUN.replace("task: captioning", "task: image_text_pretrain, eval_task: captioning, repetition_penalty: 1.5")
     assert texts(tmp_path, text) == []
     assert "repetition_penalty" in texts(tmp_path, text.replace("eval_task: captioning, ", ""))[0]
+    # LAVIS' captioning carries it; so does the task that validates by it
+    assert texts(tmp_path, text.replace("repetition_penalty: 1.5", "top_p: 0.9")) == []
 
 
 def test_the_record_of_an_old_run_loads_whatever_was_accepted_then(tmp_path: Path) -> None:
