@@ -185,9 +185,9 @@ def draft(path: str | Path, options: Sequence[str] = ()) -> tuple[Config | None,
     given = parse_options(options)
     for key in _leaves(given):
         places[key] = "--options"
-    wanted = modernise(merge(user, given), file)
-    wanted["plugins"] = import_plugins(wanted.get("plugins"), file, places.get("plugins", str(file)))
     door = Door(places, lenient=(file.parent / "run.json").is_file())
+    wanted = modernise(mappings_only(merge(user, given), door), file)
+    wanted["plugins"] = import_plugins(wanted.get("plugins"), file, places.get("plugins", str(file)))
     for section in wanted:
         if section not in SECTIONS:
             door.note(section, "unknown section", nearest(section, SECTIONS))
@@ -195,6 +195,20 @@ def draft(path: str | Path, options: Sequence[str] = ()) -> tuple[Config | None,
     for key, place in defaults.items():
         places.setdefault(key, place)
     return _typed(tree, door, file), door
+
+
+def mappings_only(tree: Tree, door: Door) -> Tree:
+    """The sections of a tree, and its data sets, that are mappings; the door is told of the others."""
+
+    def keep(section: Mapping[str, Any], prefix: str, names: Iterable[str]) -> Tree:
+        wrong = [name for name in names if not isinstance(section.get(name) or {}, Mapping)]
+        for name in wrong:
+            door.note(f"{prefix}{name}", f"{section[name]!r} is not a mapping", "write `key: value` lines under it")
+        return {name: value for name, value in section.items() if name not in wrong}
+
+    kept = keep(tree, "", ("env", "model", "datasets", "run"))
+    datasets = kept.get("datasets") or {}
+    return {**kept, "datasets": keep(datasets, "datasets.", list(datasets))} if datasets else kept
 
 
 def import_plugins(named: Any, file: Path, where: str) -> list[str]:
@@ -236,7 +250,8 @@ def _leaves(tree: Mapping[str, Any], prefix: str = "") -> Iterable[str]:
 def modernise(tree: Tree, file: Path | str) -> Tree:
     """LAVIS' and VPGTrans' old keys in today's words; each is said once in the log."""
     run, datasets = dict(tree.get("run") or {}), {k: dict(v or {}) for k, v in (tree.get("datasets") or {}).items()}
-    for name, weight in (run.pop("train_dataset_ratios", None) or {}).items():
+    ratios = run.pop("train_dataset_ratios", None)
+    for name, weight in ratios.items() if isinstance(ratios, Mapping) else ():
         log.warning("%s: run.train_dataset_ratios.%s is now datasets.%s.weight", file, name, name)
         datasets.setdefault(name, {}).setdefault("weight", weight)
     changed = {"run": run, "datasets": datasets}
@@ -271,10 +286,8 @@ def _full_model(model: Tree, door: Door, where: str) -> Tree:
     try:
         return merge(model_defaults(str(model["arch"]), str(model["model_type"]))[0], model)
     except ConfigError as error:
-        places = [p.where.replace("model", where, 1) for p in error.problems]
-        door.problems += [
-            Problem(door.place(at), p.what, p.way_out) for at, p in zip(places, error.problems, strict=True)
-        ]
+        for problem in error.problems:
+            door.note(problem.where.replace("model", where, 1), problem.what, problem.way_out)
         return model
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, make_dataclass
+from dataclasses import dataclass, field, fields, make_dataclass
 from functools import cache
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -53,6 +53,12 @@ class Named:
 
     name: str
     args: dict[str, Any] = field(default_factory=dict)
+    kind: ClassVar[Registry[Any]]
+
+    def examine(self, door: Door, key: str) -> None:
+        """Its name, and its arguments."""
+        if examine_name(door, self.kind, self.name, join(key, "name")):
+            examine_args(door, self.kind, self.name, self.args, key)
 
     @classmethod
     def accept(cls, value: Any) -> Any:
@@ -61,7 +67,7 @@ class Named:
             return {"name": value}
         if not isinstance(value, dict) or "args" in value:
             return value
-        own = {key: item for key, item in value.items() if key in cls.__dataclass_fields__}
+        own = {key: item for key, item in value.items() if key in (one.name for one in fields(cls))}
         return {**own, "args": {key: item for key, item in value.items() if key not in own}}
 
 
@@ -69,20 +75,14 @@ class Named:
 class ProcessorConfig(Named):
     """A processor of pictures or texts."""
 
-    def examine(self, door: Door, key: str) -> None:
-        """Its name, and its arguments."""
-        if examine_name(door, processors, self.name, join(key, "name")):
-            examine_args(door, processors, self.name, self.args, key)
+    kind: ClassVar[Registry[Any]] = processors
 
 
 @dataclass(frozen=True, kw_only=True)
 class MetricConfig(Named):
     """A metric of a task."""
 
-    def examine(self, door: Door, key: str) -> None:
-        """Its name, and its arguments."""
-        if examine_name(door, metrics, self.name, join(key, "name")):
-            examine_args(door, metrics, self.name, self.args, key)
+    kind: ClassVar[Registry[Any]] = metrics
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,10 +92,7 @@ class TermConfig(Named):
     weight: Rate | None = None
     """Its share of the loss; None: the published one."""
 
-    def examine(self, door: Door, key: str) -> None:
-        """Its name, and its arguments."""
-        if examine_name(door, objectives, self.name, join(key, "name")):
-            examine_args(door, objectives, self.name, self.args, key)
+    kind: ClassVar[Registry[Any]] = objectives
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -235,8 +232,9 @@ class ModelConfig:
         return models.readers(key)
 
     def examine(self, door: Door, key: str) -> None:
-        """The name of the architecture."""
-        examine_name(door, models, self.arch, join(key, "arch"))
+        """The name of the architecture, where its defaults have not been missed already."""
+        if join(key, "arch") not in door.faulty:
+            examine_name(door, models, self.arch, join(key, "arch"))
 
     def problems(self, where: str = "model") -> Iterator[Problem]:
         """What the keys tell that cannot work together, each with its place."""
@@ -335,7 +333,7 @@ class RunConfig:
     def variant(cls, value: Mapping[str, Any]) -> tuple[Any, bool]:
         """The keys of the task that the section names, and of those that this one runs; and whether all are known."""
         names = list(cls.tasks_of(value))
-        kinds = [tasks.config(name) or cls for name in names if name in tasks]
+        kinds: list[Any] = [tasks.config(name) or cls for name in names if name in tasks]
         return (joined(*kinds) if kinds and cls is RunConfig else cls), len(kinds) == len(names)
 
     @classmethod
@@ -380,7 +378,9 @@ def joined(*kinds: Any) -> Any:
     ]
     if len(own) == 1:
         return own[0]
-    return make_dataclass("+".join(one.__name__ for one in own), [], bases=tuple(own), frozen=True, kw_only=True)
+    ignored = {key: why for one in own for key, why in one.ignored.items()}
+    name = "+".join(one.__name__ for one in own)
+    return make_dataclass(name, [], bases=tuple(own), namespace={"ignored": ignored}, frozen=True, kw_only=True)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -154,6 +154,8 @@ def test_keys_of_the_task_that_validates_are_read(tmp_path: Path) -> None:
     text = RUN.replace("task: captioning", "task: image_text_pretrain, eval_task: captioning, repetition_penalty: 1.5")
     assert texts(tmp_path, text) == []
     assert "repetition_penalty" in texts(tmp_path, text.replace("eval_task: captioning, ", ""))[0]
+    # LAVIS' captioning carries it; so does the task that validates by it
+    assert texts(tmp_path, text.replace("repetition_penalty: 1.5", "top_p: 0.9")) == []
 
 
 def test_the_record_of_an_old_run_loads_whatever_was_accepted_then(tmp_path: Path) -> None:
@@ -163,3 +165,19 @@ def test_the_record_of_an_old_run_loads_whatever_was_accepted_then(tmp_path: Pat
         load_config(path)
     (tmp_path / "run.json").write_text("{}")
     assert load_config(path).model is not None
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "key"),
+    [
+        ("run: {", "env: 3\nrun: {", "env"),
+        ("{arch: blip2_opt, model_type: tiny}", "tiny", "model"),
+        ("{arch: blip2_opt, model_type: tiny}", "[tiny]", "model"),
+        ("  coco_caption:", "  vg_caption: 3\n  coco_caption:", "datasets.vg_caption"),
+        ("task: captioning", "task: [captioning, vqa]", "run.task"),
+        ("task: captioning", "task: captioning, train_dataset_ratios: 3", ""),
+    ],
+)
+def test_what_is_no_mapping_is_told(tmp_path: Path, old: str, new: str, key: str) -> None:
+    told = texts(tmp_path, RUN.replace(old, new))
+    assert any(f" {key}: " in one for one in told) == bool(key)

@@ -5,15 +5,19 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
+from importlib import import_module
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from lavis_ext.builders.context import BuildContext, NotPreparedError
 from lavis_ext.cards import load_cards, load_dataset_config
 from lavis_ext.config import cache_root
 from lavis_ext.errors import UsageError
 from lavis_ext.registry import builders
 from lavis_ext.schema import DatasetConfig
 from lavis_ext.types import Dataset
+
+if TYPE_CHECKING:
+    from lavis_ext.builders.context import BuildContext, NotPreparedError
 
 
 def build_datasets(config: DatasetConfig, context: BuildContext) -> dict[str, Dataset]:
@@ -56,6 +60,8 @@ class DatasetBuilder:
 
     def build_datasets(self) -> dict[str, Dataset]:
         """{split: data set} of all splits whose files are there; nothing is downloaded."""
+        from lavis_ext.builders.context import BuildContext
+
         return build_datasets(self.config, BuildContext(cache_root()))
 
 
@@ -80,3 +86,10 @@ __all__ = [
     "load_dataset",
     "names",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """What opens files brings pyarrow, which those who only read the keys of a shape do without."""
+    if name not in __all__:
+        raise AttributeError(f"module 'lavis_ext.builders' has no attribute '{name}'")
+    return getattr(import_module("lavis_ext.builders.context"), name)

@@ -131,8 +131,8 @@ def build_parser(verbs: Mapping[str, Verb], words: Sequence[str] | None = None) 
         for flags, settings in verb.arguments():
             one.add_argument(*flags, **settings)
         one.add_argument("--configs", metavar="DIR", help="a folder of YAML before those of LAVIS_EXT_CONFIGS")
-        plugin = {"action": "append", "default": [], "metavar": "FILE", "help": "a Python file that registers more"}
-        one.add_argument("--plugin", **plugin)
+        told = "a Python file that registers more"
+        one.add_argument("--plugin", action="append", default=[], metavar="FILE", help=told)
         one.add_argument("--json", action="store_true", help="objects on standard output, text on standard error")
         one.add_argument("--debug", action="store_true", help="show the traceback of an error")
     return parser

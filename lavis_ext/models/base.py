@@ -54,8 +54,8 @@ class Model(nn.Module):
         self._frozen: list[nn.Module] = []
 
     @classmethod
-    def from_config(cls, config: ModelConfig) -> Model:
-        """The model that a config describes; raises ConfigError for what it cannot be."""
+    def from_config(cls, config: Any) -> Model:
+        """The model that a config of the class of its keys describes; raises ConfigError for what it cannot be."""
         raise NotImplementedError
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:

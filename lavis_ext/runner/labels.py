@@ -116,4 +116,5 @@ def _counted(model: ModelConfig, labels: LabelVocabulary, key: str) -> ModelConf
     if asked not in (None, len(labels)):
         what = f"is {asked}, the answers of the data sets are {len(labels)}"
         raise ConfigError(f"{key}.num_labels", what, "leave it out, or name the label_file that is meant")
-    return replace(model, **{"num_labels": len(labels)}) if hasattr(model, "num_labels") else model
+    counted: dict[str, Any] = {"num_labels": len(labels)}
+    return replace(model, **counted) if hasattr(model, "num_labels") else model

@@ -42,7 +42,7 @@ class Task:
             raise ConfigError("run.task", what, "choose another task, or another model.arch")
 
     @classmethod
-    def from_config(cls, run: RunConfig, model: nn.Module) -> Task:
+    def from_config(cls, run: Any, model: nn.Module) -> Task:
         """The task that a `run:` section describes."""
         return cls(model, run)
 

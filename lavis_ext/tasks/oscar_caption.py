@@ -21,7 +21,6 @@ from lavis_ext.models.oscar.beams import Choice
 from lavis_ext.models.oscar.captions import CaptionWriter, caption_mask
 from lavis_ext.models.oscar.decoding import log_probabilities, score_captions
 from lavis_ext.registry import tasks
-from lavis_ext.schema import RunConfig
 from lavis_ext.tasks.base import Row, Task, first_by_id, merged_references, plain_id, write_result
 from lavis_ext.tasks.captioning import Captioning
 from lavis_ext.tasks.oscar_settings import OscarCaptionConfig
@@ -37,7 +36,7 @@ class OscarCaption(Captioning):
     needs: tuple[str, ...] = ("generate", "writer")
 
     @classmethod
-    def from_config(cls, run: RunConfig, model: nn.Module) -> Task:
+    def from_config(cls, run: OscarCaptionConfig, model: nn.Module) -> Task:
         """The task, or with `run.scst` the one that learns from rewards."""
         return (SelfCritical if run.scst else OscarCaption)(model, run)
 

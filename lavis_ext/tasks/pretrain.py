@@ -9,7 +9,6 @@ from typing import Any
 from torch import nn
 
 from lavis_ext.registry import tasks
-from lavis_ext.schema import RunConfig
 from lavis_ext.tasks.base import Row, Task
 from lavis_ext.tasks.settings import PretrainConfig
 from lavis_ext.types import Batch
@@ -19,7 +18,7 @@ from lavis_ext.types import Batch
 class ImageTextPretrain(Task):
     """Pre-training on image–text pairs (LAVIS' name); with `eval_task: captioning` it validates as VPGTrans does."""
 
-    def __init__(self, model: nn.Module, run: RunConfig) -> None:
+    def __init__(self, model: nn.Module, run: PretrainConfig) -> None:
         super().__init__(model, run)
         self._evaluator: Task | None = tasks.get(run.eval_task).from_config(run, model) if run.eval_task else None
 

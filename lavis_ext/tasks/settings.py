@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
-from lavis_ext.errors import Problem
+from lavis_ext.errors import Problem, nearest
 from lavis_ext.registry import tasks
 from lavis_ext.schema import Config, MetricConfig, RunConfig
 from lavis_ext.typed import Count, Natural, Positive
@@ -112,4 +112,4 @@ class PretrainConfig(RunConfig):
         """Its own names, and that of the task that validates."""
         super().examine(door, key)
         if self.eval_task and self.eval_task not in tasks:
-            door.note(f"{key}.eval_task", f"no task named '{self.eval_task}'", f"known: {', '.join(tasks.names())}")
+            door.note(f"{key}.eval_task", f"no task named '{self.eval_task}'", nearest(self.eval_task, tasks.names()))

@@ -194,9 +194,7 @@ def test_displayed_item(tmp_path: Path) -> None:
 
 
 def test_mistakes_are_named(tmp_path: Path) -> None:
-    with pytest.raises(
-        ConfigError, match=r"args.eval_keys: \['choice'\] are not handed on; choose from answer, choices"
-    ):
+    with pytest.raises(ConfigError, match=r"args\.eval_keys: 'choice' is not a choice; did you mean 'choices'"):
         own(tmp_path, [], eval_keys=["choice"])
     with pytest.raises(ConfigError, match="no rows and no questions among the annotations"):
         own(tmp_path, ["only", "words"])

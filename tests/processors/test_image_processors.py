@@ -179,9 +179,9 @@ def test_arguments() -> None:
         load_processor("blip_image_eval", {"imagesize": 8})
     with pytest.raises(ConfigError, match="did you mean 'blip_image_eval'"):
         load_processor("blip_image_evil")
-    for wrong in ({"image_size": 0}, {"image_size": "8"}, {"mean": [0.5]}):
-        with pytest.raises(ConfigError, match="image_size must be"):
-            load_processor("blip_image_eval", wrong)
+    for key, wrong in (("image_size", 0), ("image_size", "eight"), ("mean", [0.5]), ("std", "thin")):
+        with pytest.raises(ConfigError, match=rf"BlipImageEval\.{key}: "):
+            load_processor("blip_image_eval", {key: wrong})
 
 
 @pytest.mark.parametrize(

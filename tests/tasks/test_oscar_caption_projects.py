@@ -84,8 +84,9 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 def start(path: Path, runs: Path, *more: str) -> Path:
     """Two steps of a run file, or its evaluation of a few samples, with a tiny model."""
-    given = [*SMALL, *TINY, f"run.output_dir={runs / path.parent.name / path.stem}", "run.max_len=5", "run.num_beams=2"]
+    given = [*SMALL, *TINY, f"run.output_dir={runs / path.parent.name / path.stem}"]
     config = load_config(path, given)
+    given += ["run.max_len=5", "run.num_beams=2"] if config.run.task == "oscar_caption" else []
     vocab = "oscar/pretrained_models/base-vg-labels/ep_67_588997/vocab.txt"
     for name in config.datasets:
         given += [f"datasets.{name}.args.vocab={vocab}", f"datasets.{name}.max_samples.train=8"]

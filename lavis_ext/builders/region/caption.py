@@ -37,9 +37,8 @@ from lavis_ext.yamlio import read_yaml
 def region_caption(config: DatasetConfig, context: BuildContext) -> dict[str, Dataset]:
     """Oscar's `{split}.yaml`, which names `feature`, `label`, `hw` and `caption` files in its folder.
 
-    `train` gives one caption a sample, every other split one image. Arguments: `max_seq_a_length` is the caption's part
-    of `max_seq_length`; `mask_prob` and `max_masked_tokens` say how many of its words are hidden. For the others see
-    REGION_ARGS; `features` stands for what `feature` names.
+    `train` gives one caption a sample, every other split one image.
+    `args.features` stands for what `feature` names.
     """
     return region_splits(config, context, _make)
 

@@ -29,11 +29,7 @@ PREFIX = {"all": "", "bal": "balanced_", "unbal": "unbalanced_"}
 
 @builders.register("region_pair", config=RegionPairKeys)
 def region_pair(config: DatasetConfig, context: BuildContext) -> dict[str, Dataset]:
-    """Records `{q, o: {left, right}, img_id: {left, right}}` with `label` 0 or 1 where they have it (Oscar's JSON).
-
-    Arguments: `eval_data_type` and `test_data_type` take `all` records of the split, or NLVR2's `bal` or `unbal` ones.
-    For the others see REGION_ARGS.
-    """
+    """Records `{q, o: {left, right}, img_id: {left, right}}` with `label` 0 or 1 where they have it (Oscar's JSON)."""
     return region_splits(config, context, _make)
 
 

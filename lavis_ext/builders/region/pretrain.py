@@ -48,13 +48,7 @@ Shelf = tuple[str, str | None]
 
 @builders.register("region_pretrain", config=RegionPretrainKeys)
 def region_pretrain(config: DatasetConfig, context: BuildContext) -> dict[str, Dataset]:
-    """The YAML of a corpus of Oscar+, which names rows, features and labels.
-
-    Arguments: `texta_false_prob` is how often the text is another row's (0 < p < 0.5 makes three classes),
-    `textb_sample_mode` says which rows may give wrong tags (0 any, 1 those with tags, 2 those with answers),
-    `mask_prob` is the share of hidden words. `features` may give a store (or file, or folder) for each set of images:
-    `{coco: PATH}`. For the others see REGION_ARGS.
-    """
+    """The YAML of a corpus of Oscar+, which names rows, features and labels."""
     return region_splits(config, context, _make)
 
 

@@ -33,13 +33,7 @@ from lavis_ext.types import Batch, Dataset, Sample
 
 @builders.register("region_retrieval", config=RegionRetrievalKeys)
 def region_retrieval(config: DatasetConfig, context: BuildContext) -> dict[str, Dataset]:
-    """`{split}_captions.pt`; tags from `{split}_vg_labels.pt` beside it (Oscar's zip), else from the store (VinVL).
-
-    Arguments: `num_captions_per_img_train` and `_val` are how many captions of an image count; `od_label_type` is the
-    tags' file; `eval_caption_index_file` (for `val`) has the captions that each image is ranked against,
-    `eval_img_keys_file` (for `test`) the images in use: both lie beside the captions, and can be given by split. For
-    the others see REGION_ARGS.
-    """
+    """`{split}_captions.pt`; tags from `{split}_vg_labels.pt` beside it (Oscar's zip), else from the store (VinVL)."""
     return region_splits(config, context, _make)
 
 

@@ -47,8 +47,9 @@ class RegionPretrainKeys(RegionKeys):
     """`region_pretrain`."""
 
     texta_false_prob: Share = 0.0
-    """How often the text is another's."""
+    """How often the text is another's; 0 < p < 0.5 makes three classes."""
     textb_sample_mode: Annotated[int, Bound(0, 2)] = 0
+    """Which rows may give wrong tags: 0 any, 1 those with tags, 2 those with answers."""
     mask_prob: Share = 0.15
 
 

@@ -41,22 +41,13 @@ TRIES = 16
 
 @builders.register("volta_caption", config=VoltaKeys)
 def volta_caption(config: DatasetConfig, context: BuildContext) -> dict[str, Dataset]:
-    """`{split}_ann.jsonl`: `train` gives one caption a sample, every other split one image.
-
-    Arguments: `num_locs` 5 (x1/W, y1/H, x2/W, y2/H, area) or 7 (width and height before the area); `add_global_imgfeat`
-    `first` or `last` adds the mean of the regions; `norm_embeddings` scales features to length 1;
-    `num_captions_per_img_train` and `_val` cut the captions of an image. For the others see REGION_ARGS.
-    """
+    """`{split}_ann.jsonl`: `train` gives one caption a sample, every other split one image."""
     return region_splits(config, context, _make_captions)
 
 
 @builders.register("volta_retrieval", config=VoltaKeys)
 def volta_retrieval(config: DatasetConfig, context: BuildContext) -> dict[str, Dataset]:
-    """`train` gives four pairs of which the first matches, every other split images and captions to rank.
-
-    Arguments: `hard_negatives` is volta's pickle of the images most like each other, null for none; the others are
-    those of `volta_caption`.
-    """
+    """`train` gives four pairs of which the first matches, every other split images and captions to rank."""
     return region_splits(config, context, _make_retrieval)
 
 

@@ -34,11 +34,7 @@ DATA_TYPES = ("train_data_type", "eval_data_type", "test_data_type")
 def region_vqa(config: DatasetConfig, context: BuildContext) -> dict[str, Dataset]:
     """Records `{q, o, img_id}` with `an` (label ids), `s` (scores) and `q_id` where they have them (Oscar's JSON).
 
-    Arguments: `label_file` and `label2ans_file` are the pickles (or the ordered JSON) of the answers; `soft_targets`
-    gives `targets` of all answers with their scores (VQA), else `labels`, the class of the first (GQA);
-    `data_label_type` `mask` or `faster` takes the files with the tags of that detector, `bal` or `all` (and
-    `train_data_type`, `eval_data_type`, `test_data_type` by split) those questions. In `train` records without an
-    answer are left out. For the others see REGION_ARGS.
+    In `train` records without an answer are left out.
     """
     return region_splits(config, context, _make)
 

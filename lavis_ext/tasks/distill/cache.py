@@ -22,6 +22,7 @@ from lavis_ext.models.ranks import world
 from lavis_ext.readers.faults import SampleError
 from lavis_ext.schema import RunConfig
 from lavis_ext.tasks.distill.fingerprint import ID_KEYS, fingerprints, ids_of
+from lavis_ext.tasks.distill.settings import section_of
 from lavis_ext.tasks.distill.store import MANIFEST, About, LogitStore
 from lavis_ext.tasks.distill.views import Glance, Need
 from lavis_ext.types import Batch
@@ -47,11 +48,12 @@ class LogitCache:
         root = Path(run.output_dir).expanduser().absolute() / ".lavis_ext" / FOLDER
         filler = Filler(run, teacher, need, batches.normalizer)
         stores, keys = {}, {}
+        section = section_of(run)
         for name, dataset in batches.datasets.items():
             keys[name] = filler.identify(name, dataset)
             labels = getattr(dataset, "labels", None)
             about = About(
-                digest, name, dataset.split, len(dataset), need.views, str(run.distill.cache if run.distill else ""),
+                digest, name, dataset.split, len(dataset), need.views, section.cache if section else "",
                 labels.digest() if labels is not None else "",
             )  # fmt: skip
             stores[name] = LogitStore(root, about)

@@ -107,7 +107,7 @@ def section_of(run: RunConfig) -> DistillConfig | None:
 
 def section_problems(run: RunConfig, student: ModelConfig | None) -> Iterator[Problem]:
     """What is wrong with `run.distill` and what it is put together with."""
-    config = run.distill
+    config = section_of(run)
     if config is None:
         return
     if config.task == "distill" or config.task not in tasks:

@@ -59,7 +59,7 @@ class Distill(Task):
             raise ConfigError.of(found)
         super().__init__(model, run)
         self.config: DistillConfig = distill
-        plain = replace(run, task=distill.task, **{"distill": None})
+        plain = replace(run, task=distill.task, **dict[str, Any](distill=None))
         self.wrapped: Task = tasks.get(self.config.task).from_config(plain, model)
         self.terms = build_terms(self.config)
         self.seen, self.total = 0, 1

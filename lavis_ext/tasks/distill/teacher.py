@@ -56,7 +56,8 @@ def with_labels(teacher: ModelConfig, student: ModelConfig) -> ModelConfig:
     """The teacher's section with as many classes as its student has, where classes count and it says no other."""
     if getattr(teacher, "num_labels", 0) is not None:
         return teacher
-    return replace(teacher, **{"num_labels": getattr(student, "num_labels", None)})
+    labels: dict[str, Any] = {"num_labels": getattr(student, "num_labels", None)}
+    return replace(teacher, **labels)
 
 
 def own_checkpoint(place: Path) -> Path | None:

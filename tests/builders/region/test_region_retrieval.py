@@ -194,5 +194,5 @@ def test_candidates_that_are_not_there(tmp_path: Path) -> None:
 
 def test_masks_that_are_not_built(tmp_path: Path) -> None:
     write_ir(tmp_path)
-    with pytest.raises(ConfigError, match="only CLR"):
+    with pytest.raises(ConfigError, match=r"args\.att_mask_type"):
         built("oscar_coco_ir", tmp_path, att_mask_type="CR")
