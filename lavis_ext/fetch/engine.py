@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import shutil
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -161,7 +162,7 @@ class _Fetching:
         return False
 
     def _publish(self, source: Source, figures: Figures, digest: Digest, download: Download) -> Result:
-        """Verify, flush, rename, record, in this order; raises Failure where the bytes do not match."""
+        """Verify, record, flush, rename, in this order; raises Failure where the bytes do not match."""
         part, path = self._part, self._transfer.path
         size = part.ranges.covered
         sha256, md5 = digest.finish(part.fd, size)
@@ -171,8 +172,9 @@ class _Fetching:
         if not self._owner.holds():
             raise Failure("final", "another process has taken this file over")
         validator = part.validators.etag or part.validators.last_modified or ""
+        # Noted before the rename, which keeps inode and time: killed between the two, a file is still known as ours.
+        note(self._session, path, sha256, md5, figures, source.equivalence, os.fstat(part.fd))
         part.publish(self._session.flusher)
-        note(self._session, path, sha256, md5, figures, source.equivalence, fetched=True)
         moved = self._moved + download.moved
         notes = tuple(f"{url}: {failure.reason}" for url, failure in self._failures)
         return Result(

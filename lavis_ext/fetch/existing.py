@@ -98,9 +98,12 @@ def note(
     md5: str | None,
     figures: Figures,
     equivalence: str,
-    fetched: bool = False,
+    fetched: os.stat_result | None = None,
 ) -> None:
-    """Record a verified file in its ledger; a ledger that cannot be written costs a hash next time, nothing else."""
+    """Record a verified file in its ledger: as it lies there, or as it was `fetched` and is about to be renamed.
+
+    A ledger that cannot be written costs a hash next time, nothing else.
+    """
     try:
         session.ledger_for(path).record(path, sha256, md5, figures.declared, equivalence, fetched)
     except OSError as error:

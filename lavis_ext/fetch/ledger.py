@@ -67,11 +67,12 @@ class Ledger:
         md5: str | None = None,
         verified: bool = True,
         equivalence: str = "byte_exact",
-        fetched: bool = False,
+        fetched: os.stat_result | None = None,
     ) -> None:
-        """Note that `path`, as it is now, has these digests; raises OSError where the ledger cannot be written."""
-        stat = path.stat()
-        entry = Entry(stat.st_size, stat.st_mtime_ns, stat.st_ino, sha256, md5, verified, equivalence, fetched)
+        """Note that `path`, as it is now or as it will be (`fetched`), has these digests; raises OSError."""
+        stat = fetched or path.stat()
+        version = (stat.st_size, stat.st_mtime_ns, stat.st_ino)
+        entry = Entry(*version, sha256, md5, verified, equivalence, fetched is not None)
         line = json.dumps({"name": self._key(path), **vars(entry)}, ensure_ascii=False) + "\n"
         with self._lock:
             self._entries[self._key(path)] = entry

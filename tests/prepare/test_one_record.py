@@ -19,6 +19,7 @@ from typing import Any
 import pytest
 
 from lavis_ext.cards import Artifact, Cards
+from lavis_ext.fetch.flush import Flusher
 from lavis_ext.prepare import prepare, status, verify
 from lavis_ext.prepare.records import MemberTable
 from tests.support.server import Fault, Server
@@ -246,6 +247,21 @@ def test_our_own_archive_goes_after_an_interrupted_run(toy: Family) -> None:
     with pytest.raises(KeyboardInterrupt):
         prepare(["toy"], toy.options(), Interrupting(), cards=toy.cards())
     assert (toy.images / "train.zip").exists()
+    assert toy.prepare().exit_code == 0 and not list(toy.images.glob("*.zip"))
+
+
+def test_our_own_archive_goes_where_a_run_ended_right_after_its_rename(
+    toy: Family, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stop(_: Flusher, folder: Path) -> None:
+        if list(folder.glob("*.zip")):
+            raise KeyboardInterrupt
+
+    policy = replace(toy.policy, fsync=True, jobs=1)
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Flusher, "flush", stop)
+        toy.prepare(policy=policy)
+    assert list(toy.images.glob("*.zip"))
     assert toy.prepare().exit_code == 0 and not list(toy.images.glob("*.zip"))
 
 
