@@ -378,9 +378,18 @@ def joined(*kinds: Any) -> Any:
     ]
     if len(own) == 1:
         return own[0]
-    ignored = {key: why for one in own for key, why in one.ignored.items()}
+    more = {
+        "ignored": {key: why for one in own for key, why in one.ignored.items()},
+        # no module has the class, so pickle is told how it is made
+        "__reduce__": lambda self: (remade, (tuple(own), dict(vars(self)))),
+    }
     name = "+".join(one.__name__ for one in own)
-    return make_dataclass(name, [], bases=tuple(own), namespace={"ignored": ignored}, frozen=True, kw_only=True)
+    return make_dataclass(name, [], bases=tuple(own), namespace=more, frozen=True, kw_only=True)
+
+
+def remade(kinds: tuple[Any, ...], values: Mapping[str, Any]) -> Any:
+    """A joined section with its values."""
+    return joined(*kinds)(**values)
 
 
 @dataclass(frozen=True, kw_only=True)

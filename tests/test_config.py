@@ -1,12 +1,14 @@
 """Precedence, default YAMLs chosen by the merged values, old keys, and every mistake with its place."""
 
 import logging
+import pickle
 from pathlib import Path
 
 import pytest
 
 from lavis_ext.config import cache_root, cache_root_origin, find_config, load_config, model_defaults, parse_options
 from lavis_ext.errors import ConfigError, UsageError
+from lavis_ext.tasks.settings import CaptioningConfig, PretrainConfig
 
 RUN = """
 model: {arch: blip2_opt, model_type: tiny}
@@ -188,3 +190,12 @@ def test_model_defaults_are_the_shipped_yaml() -> None:
     model, preprocess = model_defaults("blip2_opt", "tiny")
     assert model["arch"] == "blip2_opt"
     assert {"vis_processor", "text_processor"} <= set(preprocess)
+
+
+def test_a_section_of_two_tasks_has_the_keys_of_both_and_is_picklable(tmp_path: Path) -> None:
+    text = RUN.replace("task: captioning", "task: image_text_pretrain, eval_task: captioning, repetition_penalty: 1.5")
+    run = load_config(run_file(tmp_path, text)).run
+    assert isinstance(run, PretrainConfig) and isinstance(run, CaptioningConfig)
+    assert (run.eval_task, run.repetition_penalty) == ("captioning", 1.5)
+    copied = pickle.loads(pickle.dumps(run))
+    assert copied == run and type(copied) is type(run)
