@@ -295,8 +295,8 @@ class RunConfig:
     amp: bool = False
     use_dist_eval_sampler: bool = True
     log_freq: Count = 50
-    save_freq: Count = 1
-    """Epochs between checkpoints."""
+    save_freq: Annotated[int, Bound(-1)] = 1
+    """Epochs between checkpoints; -1, as LAVIS has it, or 0: only the last and the best."""
     val_freq: Count = 1
     save_last: bool = True
     resume_ckpt_path: str | None = None

@@ -199,3 +199,31 @@ def test_a_section_of_two_tasks_has_the_keys_of_both_and_is_picklable(tmp_path: 
     assert (run.eval_task, run.repetition_penalty) == ("captioning", 1.5)
     copied = pickle.loads(pickle.dumps(run))
     assert copied == run and type(copied) is type(run)
+
+
+CAPTIONS = "num_beams: 5, max_len: 30, min_len: 8, report_metric: True"
+ANSWERS = "num_beams: 3, max_len: 10, min_len: 1, inference_method: rank, num_ans_candidates: 128, prompt: ''"
+CONSTANT = "lr_sched: constant_lr, lr_layer_decay: 1, save_freq: -1, val_freq: 1, save_last: True, warmup_lr: -1"
+
+
+@pytest.mark.parametrize(
+    ("task", "keys"),
+    [
+        ("captioning", f"{CAPTIONS}, repetition_penalty: 1.15, length_penalty: 0., top_p: 0.9, temperature: 1."),
+        (
+            "captioning",
+            "annotation_file: null, sample_id_key: image_id, caption_key: text, load_gt_from_file: False",
+        ),
+        ("nocaps", f"{CAPTIONS}, img_ids: []"),
+        ("vqa", f"{ANSWERS}, sample_id_key: question_id, ques_files: {{}}, anno_files: {{}}"),
+        ("gqa", ANSWERS),
+        ("aok_vqa", ANSWERS),
+        ("retrieval", "k_test: 128, use_dist_eval_sampler: False"),
+        ("multimodal_classification", CONSTANT),
+        ("image_text_pretrain", "num_beams: 5, max_len: 30, min_len: 8, iters_per_epoch: 5000"),
+        ("image_text_pretrain", f"eval_task: captioning, {CAPTIONS}, top_p: 0.9"),
+    ],
+)
+def test_every_key_of_the_published_run_files_is_accepted(tmp_path: Path, task: str, keys: str) -> None:
+    text = RUN.replace("task: captioning", f"task: {task}, {keys}, world_size: 1, dist_url: env://, distributed: True")
+    assert load_config(run_file(tmp_path, text)).run.task == task
