@@ -405,5 +405,5 @@ class Config:
     """The merged tree as plain values, written to `config.yaml` of the run."""
     places: dict[str, str] = field(default_factory=dict)
     """`dotted.key` → `file:line` or `--options`, for messages."""
-    faulty: frozenset[str] = frozenset()
+    faulty: tuple[str, ...] = ()
     """Keys whose value did not fit, which stand at their defaults: only `check` looks at such a configuration."""
