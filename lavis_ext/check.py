@@ -96,7 +96,7 @@ def dataset_problems(dataset: DatasetConfig, cards: Cards, where: str) -> Iterat
 
 def _length_problems(config: Config) -> Iterator[Problem]:
     run = config.run
-    told = {"run.max_epoch", "run.max_iters"} & config.faulty  # one that is there and wrong
+    told = {"run.max_epoch", "run.max_iters"} & set(config.faulty)  # one that is there and wrong
     if run.train_splits and not run.evaluate and run.max_epoch is None and run.max_iters is None and not told:
         yield Problem("run", "neither max_epoch nor max_iters is given", "say how long to train")
     if run.wandb and find_spec("wandb") is None:

@@ -346,5 +346,5 @@ def _typed(tree: Tree, door: Door, file: Path) -> Config | None:
         path=str(file),
         resolved=tree,
         places=dict(door.places),
-        faulty=frozenset(door.faulty),
+        faulty=tuple(sorted(door.faulty)),
     )

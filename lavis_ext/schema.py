@@ -295,8 +295,8 @@ class RunConfig:
     amp: bool = False
     use_dist_eval_sampler: bool = True
     log_freq: Count = 50
-    save_freq: Count = 1
-    """Epochs between checkpoints."""
+    save_freq: Annotated[int, Bound(-1)] = 1
+    """Epochs between checkpoints; -1, as LAVIS has it, or 0: only the last and the best."""
     val_freq: Count = 1
     save_last: bool = True
     resume_ckpt_path: str | None = None
@@ -378,9 +378,18 @@ def joined(*kinds: Any) -> Any:
     ]
     if len(own) == 1:
         return own[0]
-    ignored = {key: why for one in own for key, why in one.ignored.items()}
+    more = {
+        "ignored": {key: why for one in own for key, why in one.ignored.items()},
+        # no module has the class, so pickle is told how it is made
+        "__reduce__": lambda self: (remade, (tuple(own), dict(vars(self)))),
+    }
     name = "+".join(one.__name__ for one in own)
-    return make_dataclass(name, [], bases=tuple(own), namespace={"ignored": ignored}, frozen=True, kw_only=True)
+    return make_dataclass(name, [], bases=tuple(own), namespace=more, frozen=True, kw_only=True)
+
+
+def remade(kinds: tuple[Any, ...], values: Mapping[str, Any]) -> Any:
+    """A joined section with its values."""
+    return joined(*kinds)(**values)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -396,5 +405,5 @@ class Config:
     """The merged tree as plain values, written to `config.yaml` of the run."""
     places: dict[str, str] = field(default_factory=dict)
     """`dotted.key` → `file:line` or `--options`, for messages."""
-    faulty: frozenset[str] = frozenset()
+    faulty: tuple[str, ...] = ()
     """Keys whose value did not fit, which stand at their defaults: only `check` looks at such a configuration."""

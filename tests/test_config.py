@@ -1,12 +1,14 @@
 """Precedence, default YAMLs chosen by the merged values, old keys, and every mistake with its place."""
 
 import logging
+import pickle
 from pathlib import Path
 
 import pytest
 
 from lavis_ext.config import cache_root, cache_root_origin, find_config, load_config, model_defaults, parse_options
 from lavis_ext.errors import ConfigError, UsageError
+from lavis_ext.tasks.settings import CaptioningConfig, PretrainConfig
 
 RUN = """
 model: {arch: blip2_opt, model_type: tiny}
@@ -188,3 +190,40 @@ def test_model_defaults_are_the_shipped_yaml() -> None:
     model, preprocess = model_defaults("blip2_opt", "tiny")
     assert model["arch"] == "blip2_opt"
     assert {"vis_processor", "text_processor"} <= set(preprocess)
+
+
+def test_a_section_of_two_tasks_has_the_keys_of_both_and_is_picklable(tmp_path: Path) -> None:
+    text = RUN.replace("task: captioning", "task: image_text_pretrain, eval_task: captioning, repetition_penalty: 1.5")
+    run = load_config(run_file(tmp_path, text)).run
+    assert isinstance(run, PretrainConfig) and isinstance(run, CaptioningConfig)
+    assert (run.eval_task, run.repetition_penalty) == ("captioning", 1.5)
+    copied = pickle.loads(pickle.dumps(run))
+    assert copied == run and type(copied) is type(run)
+
+
+CAPTIONS = "num_beams: 5, max_len: 30, min_len: 8, report_metric: True"
+ANSWERS = "num_beams: 3, max_len: 10, min_len: 1, inference_method: rank, num_ans_candidates: 128, prompt: ''"
+CONSTANT = "lr_sched: constant_lr, lr_layer_decay: 1, save_freq: -1, val_freq: 1, save_last: True, warmup_lr: -1"
+
+
+@pytest.mark.parametrize(
+    ("task", "keys"),
+    [
+        ("captioning", f"{CAPTIONS}, repetition_penalty: 1.15, length_penalty: 0., top_p: 0.9, temperature: 1."),
+        (
+            "captioning",
+            "annotation_file: null, sample_id_key: image_id, caption_key: text, load_gt_from_file: False",
+        ),
+        ("nocaps", f"{CAPTIONS}, img_ids: []"),
+        ("vqa", f"{ANSWERS}, sample_id_key: question_id, ques_files: {{}}, anno_files: {{}}"),
+        ("gqa", ANSWERS),
+        ("aok_vqa", ANSWERS),
+        ("retrieval", "k_test: 128, use_dist_eval_sampler: False"),
+        ("multimodal_classification", CONSTANT),
+        ("image_text_pretrain", "num_beams: 5, max_len: 30, min_len: 8, iters_per_epoch: 5000"),
+        ("image_text_pretrain", f"eval_task: captioning, {CAPTIONS}, top_p: 0.9"),
+    ],
+)
+def test_every_key_of_the_published_run_files_is_accepted(tmp_path: Path, task: str, keys: str) -> None:
+    text = RUN.replace("task: captioning", f"task: {task}, {keys}, world_size: 1, dist_url: env://, distributed: True")
+    assert load_config(run_file(tmp_path, text)).run.task == task

@@ -12,7 +12,7 @@ import pytest
 
 import lavis_ext
 from lavis_ext.names import NAMES
-from lavis_ext.registry import Facade
+from lavis_ext.registry import Facade, models
 from tests.support.pictures import write_captions, write_json
 
 KINDS = {"builder", "processor", "model", "objective", "task", "metric", "runner", "lr_scheduler", "detector"}
@@ -34,6 +34,11 @@ def test_the_table_is_complete() -> None:
             assert registry.find(name).startswith(f"{home.module}."), name
             if home.keys:
                 assert registry._keys[name] is registry.config(name), name
+
+
+def test_a_models_keys_say_its_views() -> None:
+    for name in NAMES["model"]:
+        assert models.get(name).views == models.config(name).views, name
 
 
 def imported(code: str) -> list[str]:

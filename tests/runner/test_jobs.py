@@ -6,7 +6,7 @@ import json
 import os
 import signal
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,9 @@ from lavis_ext.runner.device import choose_cpu, choose_precision
 from lavis_ext.runner.job import redact_config
 from lavis_ext.runner.loop import Runner
 from lavis_ext.runner.owner import owned
-from lavis_ext.schema import Config, DatasetConfig, ModelConfig, RunConfig
+from lavis_ext.schema import Config, DatasetConfig, ModelConfig, RunConfig, run_config
+from lavis_ext.typed import Door
+from lavis_ext.yamlio import read_yaml
 from tests.support.runs import EvaluationFeed, log_lines
 from tests.support.toys import ToyDataset, ToyFeed, ToyModel, ToyTask, toy_run
 
@@ -226,3 +228,14 @@ def test_a_split_that_no_data_set_has_is_named(tmp_path: Path) -> None:
     evaluator = jobs.Evaluator(None, {"val": None}, tmp_path, None, 0)  # type: ignore[arg-type]
     with pytest.raises(UsageError, match="vall"):
         evaluator.evaluate("vall", "0", lambda: 0)
+
+
+def test_a_configuration_made_in_code_is_written_and_read_again(tmp_path: Path) -> None:
+    run = run_config("image_text_pretrain", eval_task="captioning", num_beams=2)
+    made = Config(run=run, model=models.config("blip2")(arch="blip2", model_type="tiny"), datasets={}, cache_root="")
+    (tmp_path / "config.yaml").write_text(redact_config(asdict(made)))
+    tree, _ = read_yaml(tmp_path / "config.yaml")
+    door = Door()
+    assert door.build(RunConfig, tree["run"], "run") == run
+    assert door.build(ModelConfig, tree["model"], "model") == made.model
+    assert door.problems == []
