@@ -25,14 +25,14 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from lavis_ext.models.oscar.config import OscarConfig
-from lavis_ext.models.oscar.model import Oscar
-from lavis_ext.processors.normalize import Normalizer
-from lavis_ext.runner.optimizer import build_optimizer
-from lavis_ext.schema import TermConfig, run_config
+from lavis_ext.common.config.schema import TermConfig, run_config
+from lavis_ext.distill.settings import DistillConfig
+from lavis_ext.distill.task import Distill
+from lavis_ext.oscar.config import OscarConfig
+from lavis_ext.oscar.model import Oscar
+from lavis_ext.processors.image import Normalizer
+from lavis_ext.runners.schedule import build_optimizer
 from lavis_ext.tasks import setup_task
-from lavis_ext.tasks.distill.settings import DistillConfig
-from lavis_ext.tasks.distill.task import Distill
 
 TEXT, REGIONS, WIDTH, LABELS, WORDS, BATCH = 60, 40, 2054, 1853, 30522, 16
 REPORT = Path(__file__).with_suffix(".md")

@@ -171,10 +171,10 @@ def web(root: Path, workers: int) -> Iterable[Any]:
 
 def ours(root: Path, workers: int, images: str = "coco/images", normalise: bool = False) -> Any:
     """Our mixture over one captioning data set."""
-    from lavis_ext import schema
-    from lavis_ext.builders import BuildContext, build_datasets
-    from lavis_ext.collate import to_device
-    from lavis_ext.mixture import Mixture
+    from lavis_ext.common.config import schema
+    from lavis_ext.datasets.builders import BuildContext, build_datasets
+    from lavis_ext.datasets.collate import to_device
+    from lavis_ext.datasets.mixture import Mixture
 
     picture = schema.ProcessorConfig(name="blip2_image_train", args={"image_size": SIZE})
     files = {"train": schema.AnnotationConfig(storage=["coco/annotations/train.json"])}
@@ -209,9 +209,9 @@ CONTENDERS = {
 
 def measure(name: str, root: Path, workers: int) -> dict[str, float]:
     """One epoch of a contender: samples a second after the first batch, seconds to it, CPU seconds, private memory."""
-    import lavis_ext.builders  # imports are not what is measured
+    import lavis_ext.datasets.builders  # imports are not what is measured
 
-    assert lavis_ext.builders
+    assert lavis_ext.datasets.builders
     torch.set_num_threads(1)
     before = cpu_seconds()
     start = time.perf_counter()
@@ -233,7 +233,7 @@ def cpu_seconds() -> float:
 
 def annotations(kind: str, path: Path) -> dict[str, float]:
     """Seconds until 566,747 rows can be read, rows a second, and private memory once all were read."""
-    from lavis_ext.readers.annotations import Annotations
+    from lavis_ext.datasets.readers.annotations import Annotations
 
     before = private_mb()
     start = time.perf_counter()

@@ -20,7 +20,7 @@ import urllib.request
 from pathlib import Path
 
 from benchmarks.fetch_layer import server
-from lavis_ext.cards import load_cards
+from lavis_ext.common.config.cards import load_cards
 from lavis_ext.demo.mirror import MirrorWriter
 
 UPSTREAM_PROCESSES, UPSTREAM_SLEEP = 16, 3.0

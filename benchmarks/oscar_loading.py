@@ -36,14 +36,14 @@ from torch.utils.data import DataLoader, Dataset
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from lavis_ext.builders import BuildContext, build_datasets
-from lavis_ext.collate import to_device
+from lavis_ext.common.config.schema import AnnotationConfig, BuildInfo, DatasetConfig
+from lavis_ext.datasets.builders import BuildContext, build_datasets
+from lavis_ext.datasets.collate import to_device
+from lavis_ext.datasets.mixture import Mixture
 from lavis_ext.features import Row, create_store, open_store
-from lavis_ext.mixture import Mixture
-from lavis_ext.models.oscar.config import OscarConfig
-from lavis_ext.models.oscar.model import Oscar
-from lavis_ext.processors.wordpiece import WordPiece, find_vocab, load_wordpiece
-from lavis_ext.schema import AnnotationConfig, BuildInfo, DatasetConfig
+from lavis_ext.oscar.config import OscarConfig
+from lavis_ext.oscar.model import Oscar
+from lavis_ext.oscar.wordpiece import WordPiece, find_vocab, load_wordpiece
 
 REPORT = Path(__file__).with_suffix(".md")
 VOCAB = "models/oscar/tokenizer-tiny/vocab.txt"

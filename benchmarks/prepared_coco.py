@@ -18,7 +18,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from lavis_ext.cards import load_cards
+from lavis_ext.common.config.cards import load_cards
 from lavis_ext.demo.mirror import MirrorWriter
 
 PICTURES, TRAIN2014, HELD_OUT = 123_287, 82_783, 5_000

@@ -27,17 +27,17 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from lavis_ext.collate import to_device
+from lavis_ext.common.config.schema import RunConfig, run_config
+from lavis_ext.common.types import Batch
+from lavis_ext.datasets.collate import to_device
 from lavis_ext.models.zoo import build_model, default_config
-from lavis_ext.processors.normalize import Normalizer
-from lavis_ext.runner.device import build_accelerator
-from lavis_ext.runner.hooks import ScheduleHook
-from lavis_ext.runner.logs import JsonLog, LogHook
-from lavis_ext.runner.loop import Runner
-from lavis_ext.runner.optimizer import build_optimizer
-from lavis_ext.schema import RunConfig, run_config
+from lavis_ext.processors.image import Normalizer
+from lavis_ext.runners.device import build_accelerator
+from lavis_ext.runners.hooks import ScheduleHook
+from lavis_ext.runners.logs import JsonLog, LogHook
+from lavis_ext.runners.runner_base import Runner
+from lavis_ext.runners.schedule import build_optimizer
 from lavis_ext.tasks import setup_task
-from lavis_ext.types import Batch
 
 LIMIT_PERCENT = 2.0
 CAPTION = "a small red circle to the left of two green triangles above a yellow star"

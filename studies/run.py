@@ -12,6 +12,8 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
+from lavis_ext.common.errors import IntegrityError, UsageError
+from lavis_ext.common.files import disk_errors, write_atomic
 from lavis_ext.demo.mirror import serve
 from lavis_ext.demo.steps import (
     ELSEWHERE,
@@ -26,9 +28,7 @@ from lavis_ext.demo.steps import (
     run_verb,
 )
 from lavis_ext.demo.world import World
-from lavis_ext.errors import IntegrityError, UsageError
 from lavis_ext.fetch.mirrors import MANIFEST
-from lavis_ext.files import disk_errors, write_atomic
 from studies.study import Findings, Leg, Study, Values, filled, load_study, needed_by
 from tests.world.export import export_world
 

@@ -9,12 +9,11 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
-from lavis_ext.check import check_run
-from lavis_ext.config import config_roots
-from lavis_ext.errors import ConfigError, LavisExtError, Problem, UsageError, nearest
-from lavis_ext.typed import Door
-from lavis_ext.wording import columns
-from lavis_ext.yamlio import read_yaml
+from lavis_ext.common.config.check import check_run
+from lavis_ext.common.config.decode import Door, read_yaml
+from lavis_ext.common.config.resolve import config_roots
+from lavis_ext.common.errors import ConfigError, LavisExtError, Problem, UsageError, nearest
+from lavis_ext.common.wording import columns
 
 NO_SCORE = 0.01
 """Below it a score is noise: how many times it was exceeded says nothing, so this stands in for it."""

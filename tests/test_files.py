@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from lavis_ext.errors import DiskError
-from lavis_ext.files import disk_errors, read_errors, replacing, write_atomic, write_json
+from lavis_ext.common.errors import DiskError
+from lavis_ext.common.files import disk_errors, read_errors, replacing, write_atomic, write_json
 
 
 @contextmanager

@@ -8,10 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lavis_ext.objectives.blip2 import Loss
-from lavis_ext.objectives.settings import LossKeys
-from lavis_ext.registry import registry
-from lavis_ext.typed import Positive
+from lavis_ext.common.config.decode import Positive
+from lavis_ext.common.registry import registry
+from lavis_ext.models.losses import Loss
+from lavis_ext.models.settings import LossKeys
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from lavis_ext.common.registry import registry
 from lavis_ext.metrics.settings import MetricKeys
-from lavis_ext.registry import registry
 
 
 @dataclass(frozen=True, kw_only=True)

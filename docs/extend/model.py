@@ -9,11 +9,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lavis_ext.models.base import Model
-from lavis_ext.registry import registry
-from lavis_ext.schema import ModelConfig
-from lavis_ext.typed import Count
-from lavis_ext.types import Batch
+from lavis_ext.common.config.decode import Count
+from lavis_ext.common.config.schema import ModelConfig
+from lavis_ext.common.registry import registry
+from lavis_ext.common.types import Batch
+from lavis_ext.models.base_model import Model
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,13 +6,13 @@ from dataclasses import dataclass
 
 import torch
 
-from lavis_ext.builders.base import ImageTextDataset
-from lavis_ext.builders.context import BuildContext, build_splits
-from lavis_ext.builders.settings import ImageKeys
-from lavis_ext.readers.parse import Row
-from lavis_ext.registry import registry
-from lavis_ext.schema import DatasetConfig
-from lavis_ext.types import Dataset, Sample
+from lavis_ext.common.config.schema import DatasetConfig
+from lavis_ext.common.registry import registry
+from lavis_ext.common.types import Dataset, Sample
+from lavis_ext.datasets.builders.context import BuildContext, build_splits
+from lavis_ext.datasets.builders.settings import ImageKeys
+from lavis_ext.datasets.datasets.base_dataset import ImageTextDataset
+from lavis_ext.datasets.readers.parse import Row
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lavis_ext.registry import registry
-from lavis_ext.tasks.base import Row, Task, write_result
+from lavis_ext.common.config.decode import Count
+from lavis_ext.common.registry import registry
+from lavis_ext.common.types import Batch
+from lavis_ext.tasks.base_task import Row, Task, write_result
 from lavis_ext.tasks.settings import WritingConfig
-from lavis_ext.typed import Count
-from lavis_ext.types import Batch
 
 
 @dataclass(frozen=True, kw_only=True)

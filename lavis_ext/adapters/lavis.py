@@ -17,12 +17,12 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from lavis_ext.cards import load_cards
-from lavis_ext.config import cache_root as our_cache_root
-from lavis_ext.config import merge
-from lavis_ext.errors import UsageError, nearest
-from lavis_ext.registry import processors
-from lavis_ext.yamlio import read_yaml
+from lavis_ext.common.config.cards import load_cards
+from lavis_ext.common.config.decode import read_yaml
+from lavis_ext.common.config.resolve import cache_root as our_cache_root
+from lavis_ext.common.config.resolve import merge
+from lavis_ext.common.errors import UsageError, nearest
+from lavis_ext.common.registry import processors
 
 log = logging.getLogger(__name__)
 BROKEN = ("conceptual_caption_3m", "conceptual_caption_12m", "gqa", "laion2B_multi", "nlvr", "snli_ve", "vg_caption")

@@ -15,14 +15,14 @@ from typing import Any, ClassVar
 import yaml
 from torch.utils.data import Dataset
 
-from lavis_ext.builders import BuildContext, build_datasets
-from lavis_ext.builders.image_text_shards import ImageTextStream
-from lavis_ext.cards import load_cards
-from lavis_ext.config import Tree, dataset_defaults, merge
-from lavis_ext.readers.faults import FaultLog, SampleError
-from lavis_ext.schema import DatasetConfig, ProcessorPair
-from lavis_ext.typed import Door
-from lavis_ext.types import Batch, Sample
+from lavis_ext.common.config.cards import load_cards
+from lavis_ext.common.config.decode import Door
+from lavis_ext.common.config.resolve import Tree, dataset_defaults, merge
+from lavis_ext.common.config.schema import DatasetConfig, ProcessorPair
+from lavis_ext.common.types import Batch, Sample
+from lavis_ext.datasets.builders import BuildContext, build_datasets
+from lavis_ext.datasets.builders.image_text_shards import ImageTextStream
+from lavis_ext.datasets.readers.faults import FaultLog, SampleError
 
 log = logging.getLogger(__name__)
 TRIES = 100

@@ -6,8 +6,8 @@ from pathlib import Path
 
 from lavis_ext.browse.run_report import write_run_report
 from lavis_ext.browse.serve import serve_page
-from lavis_ext.cards import load_cards
-from lavis_ext.errors import UsageError
+from lavis_ext.common.config.cards import load_cards
+from lavis_ext.common.errors import UsageError
 
 __all__ = ["serve_page", "write_dataset_page", "write_page", "write_run_report"]
 

@@ -15,14 +15,14 @@ from urllib.parse import urlsplit
 from lavis_ext.browse.html import Tile, write_document
 from lavis_ext.browse.samples import charts, sample_grid, scope_note, survey
 from lavis_ext.browse.views import View, view_of
-from lavis_ext.builders import BuildContext, NotPreparedError, build_datasets
-from lavis_ext.cards import Artifact, Card, Cards, load_cards
-from lavis_ext.errors import UsageError
+from lavis_ext.common.config.cards import Artifact, Card, Cards, load_cards
+from lavis_ext.common.config.schema import DatasetConfig
+from lavis_ext.common.errors import UsageError
+from lavis_ext.common.wording import human
+from lavis_ext.datasets.builders import BuildContext, NotPreparedError, build_datasets
 from lavis_ext.fetch.safety import redact_url
 from lavis_ext.prepare import PrepareOptions, SplitState, status
 from lavis_ext.prepare.on_disk import OnDisk, inspect
-from lavis_ext.schema import DatasetConfig
-from lavis_ext.wording import human
 
 SAMPLES = 24
 MAX_MISSING = 200

@@ -9,7 +9,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from lavis_ext.files import disk_errors, write_atomic
+from lavis_ext.common.files import disk_errors, write_atomic
 
 if TYPE_CHECKING:
     from jinja2 import Environment

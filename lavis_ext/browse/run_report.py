@@ -13,8 +13,8 @@ from statistics import median
 from typing import Any
 
 from lavis_ext.browse.html import Series, Tile, line_chart, shown, write_document
-from lavis_ext.files import read_errors
-from lavis_ext.metrics.breakdown import KINDS
+from lavis_ext.common.files import read_errors
+from lavis_ext.metrics.vqa import KINDS
 
 Record = dict[str, Any]
 STATES = {"finished": "good", "evaluated": "good", "stopped": "bad"}

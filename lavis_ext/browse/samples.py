@@ -14,9 +14,9 @@ from PIL import Image
 
 from lavis_ext.browse.html import histogram, ranked_list
 from lavis_ext.browse.views import Item, SampleText, View, counted, first
-from lavis_ext.readers.decode import FORMATS, MAX_PIXELS
-from lavis_ext.readers.faults import SampleError
-from lavis_ext.wording import shorten
+from lavis_ext.common.wording import shorten
+from lavis_ext.datasets.readers.decode import FORMATS, MAX_PIXELS
+from lavis_ext.datasets.readers.faults import SampleError
 
 EDGE_PIXELS = 360
 QUALITY = 78

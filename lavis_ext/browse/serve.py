@@ -7,7 +7,7 @@ from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
-from lavis_ext.errors import UsageError
+from lavis_ext.common.errors import UsageError
 
 HOST = "127.0.0.1"
 NAMES = (HOST, "localhost")

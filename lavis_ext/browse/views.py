@@ -10,9 +10,9 @@ from functools import cached_property
 from itertools import islice
 from typing import Any, Protocol
 
-from lavis_ext.builders.image_text_shards import ImageTextStream, best_caption
-from lavis_ext.readers.faults import SampleError
-from lavis_ext.readers.shards import RawSample
+from lavis_ext.datasets.builders.image_text_shards import ImageTextStream, best_caption
+from lavis_ext.datasets.readers.faults import SampleError
+from lavis_ext.datasets.readers.shards import RawSample
 
 TEXTS = {"caption": "caption", "question": "question", "sentence": "sentence", "text_input": "text"}
 """Keys that hold what is said about a picture → what it is called."""

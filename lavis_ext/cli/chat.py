@@ -11,17 +11,16 @@ from typing import TYPE_CHECKING, Any
 
 from lavis_ext.cli.flags import REQUIRED, Options, flag
 from lavis_ext.cli.verb import Answer
-from lavis_ext.config import find_config, load_config, merge, model_defaults, parse_options
-from lavis_ext.errors import ConfigError, IntegrityError, UsageError
-from lavis_ext.schema import ModelConfig, RunConfig
+from lavis_ext.common.config.decode import Door, read_yaml
+from lavis_ext.common.config.resolve import find_config, load_config, merge, model_defaults, parse_options
+from lavis_ext.common.config.schema import ModelConfig, RunConfig
+from lavis_ext.common.errors import ConfigError, IntegrityError, UsageError
 from lavis_ext.tasks.settings import VqaConfig, WritingConfig
-from lavis_ext.typed import Door
-from lavis_ext.yamlio import read_yaml
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from lavis_ext.models.base import Model
+    from lavis_ext.models.base_model import Model
 
 CHATTED = {"blip2_vicuna": ""}
 """Prompts of models that were taught to be asked otherwise than by `QUESTION`."""
@@ -140,15 +139,15 @@ def find_weights(path: str) -> Path:
     folder = Path(path).expanduser()
     if not folder.exists():
         raise UsageError(f"--checkpoint {path}", "no such file or folder", "name a checkpoint or the folder of a run")
-    from lavis_ext.runner.checkpoint import pointed
+    from lavis_ext.runners.checkpoint import pointed
 
     return pointed(folder, "best") or pointed(folder, "latest") or folder
 
 
 def read_image(path: str) -> Any:
     """A picture as uint8 [H,W,3]; raises UsageError if it cannot be read, IntegrityError if it is no picture."""
-    from lavis_ext.readers.decode import decode_rgb
-    from lavis_ext.readers.faults import SampleError
+    from lavis_ext.datasets.readers.decode import decode_rgb
+    from lavis_ext.datasets.readers.faults import SampleError
 
     try:
         data = Path(path).expanduser().read_bytes()
@@ -191,9 +190,9 @@ class Conversation:
 
 def load_speaker(setup: Setup) -> Model:
     """The model in eval mode on its device; raises ConfigError for an architecture that generates no text."""
+    from lavis_ext.common.registry import models
     from lavis_ext.models import build_model
-    from lavis_ext.registry import models
-    from lavis_ext.runner.device import choose_cpu
+    from lavis_ext.runners.device import choose_cpu
 
     kind = models.get(setup.model.arch)
     lacking = [name for name in ("generate", "predict_answers") if not hasattr(kind, name)]

@@ -8,8 +8,8 @@ from typing import Any, Literal
 
 from lavis_ext.cli.flags import REQUIRED, Names, Options, Quiet, fill, flag
 from lavis_ext.cli.verb import Answer, cache_root_of, env_option, progress_of, to_stderr
-from lavis_ext.errors import UsageError, nearest
-from lavis_ext.wording import columns, human, shorten
+from lavis_ext.common.errors import UsageError, nearest
+from lavis_ext.common.wording import columns, human, shorten
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,7 +68,7 @@ class Prepare(Quiet, Options):
 
 def list_datasets(args: Options) -> Answer:
     """Every data set: name, shape, splits, size to fetch, state on this disk, licence."""
-    from lavis_ext.cards import load_cards, split_names
+    from lavis_ext.common.config.cards import load_cards, split_names
     from lavis_ext.prepare import PrepareOptions, status
 
     root = cache_root_of(args)
@@ -103,8 +103,8 @@ def list_datasets(args: Options) -> Answer:
 
 def show(args: Show) -> Answer:
     """A data set whole: its card, files, processors, licence, citation, and the command that prepares it."""
-    from lavis_ext.cards import load_cards
-    from lavis_ext.config import cache_root_origin
+    from lavis_ext.common.config.cards import load_cards
+    from lavis_ext.common.config.resolve import cache_root_origin
 
     cards = load_cards()
     card, datasets = cards.resolve(args.name)
@@ -143,7 +143,7 @@ def _artifact_lines(artifacts: Sequence[Any]) -> list[str]:
 
 def prepare(args: Prepare) -> Answer:
     """Fetch, verify, unpack and record data sets; nothing moves before the plan fits the disk."""
-    from lavis_ext.fetch.sas import TOKENS
+    from lavis_ext.fetch.azure import TOKENS
     from lavis_ext.prepare import PrepareOptions, execute_plan, plan
 
     names = names_of(args)
@@ -163,7 +163,7 @@ def prepare(args: Prepare) -> Answer:
 
 def status(args: Status) -> Answer:
     """Per split: what is expected, present and verified, and whether it is a subset."""
-    from lavis_ext.cards import load_cards
+    from lavis_ext.common.config.cards import load_cards
     from lavis_ext.prepare import PrepareOptions
     from lavis_ext.prepare import status as look
 
@@ -185,7 +185,7 @@ def verify(args: Verify) -> Answer:
 
 def cite(args: Names) -> Answer:
     """The citations of data sets, as BibTeX, each once."""
-    from lavis_ext.cards import load_cards
+    from lavis_ext.common.config.cards import load_cards
 
     cards = load_cards()
     found = {card.family: card for card in (cards.resolve(name)[0] for name in args.names)}
@@ -205,7 +205,7 @@ def _hash(artifact: Any) -> str:
 
 def names_of(args: Prepare) -> list[str]:
     """The names, of artifacts where a family is given; raises UsageError, which tells them, where there is none."""
-    from lavis_ext.cards import load_cards
+    from lavis_ext.common.config.cards import load_cards
 
     if args.names:
         return [f"{args.family}/{name}" for name in args.names] if args.family else list(args.names)

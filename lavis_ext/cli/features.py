@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from lavis_ext.cli.flags import REQUIRED, Quiet, fill, flag
 from lavis_ext.cli.verb import Answer, progress_of
-from lavis_ext.errors import IntegrityError, PartialError, UsageError, nearest
-from lavis_ext.wording import human
+from lavis_ext.common.errors import IntegrityError, PartialError, UsageError, nearest
+from lavis_ext.common.wording import human
 
 if TYPE_CHECKING:
     from lavis_ext.features.detectors import Detector
-    from lavis_ext.features.row import Fault
+    from lavis_ext.features.store import Fault
     from lavis_ext.fetch import Progress
 
 SHOWN = 20
@@ -107,8 +107,7 @@ def features(args: Features) -> Answer:
 
 def _import(args: Features, paths: list[Path], progress: Progress) -> Answer:
     from lavis_ext.features.imports import import_features, raise_for
-    from lavis_ext.features.row import ReadOptions
-    from lavis_ext.features.store import open_store
+    from lavis_ext.features.store import ReadOptions, open_store
     from lavis_ext.features.tools import info
 
     *sources, store = paths
@@ -155,9 +154,9 @@ def _index(args: Features, paths: list[Path], progress: Progress) -> Answer:
 
 def _extract(args: Features, paths: list[Path], progress: Progress) -> Answer:
     """Exit code 8 where more is missing than `--tolerance` allows; raises UsageError for what cannot be meant."""
-    from lavis_ext.config import cache_root
+    from lavis_ext.common.config.resolve import cache_root
     from lavis_ext.features.extraction.extract import STORE
-    from lavis_ext.features.formats.butd import COLUMNS
+    from lavis_ext.features.formats.tsv import COLUMNS
 
     *sources, destination = args.paths
     form = args.to or ("volta-tsv" if Path(destination).suffix == ".tsv" else STORE)
@@ -260,7 +259,7 @@ def detector_name(name: str, model_type: str) -> str:
 
     Raises UsageError with the nearest names.
     """
-    from lavis_ext.registry import detectors
+    from lavis_ext.common.registry import detectors
 
     known = detectors.names()
     if model_type:

@@ -14,11 +14,11 @@ from lavis_ext.browse.run_report import AGGREGATE, Record, RunRecords, duration,
 from lavis_ext.cli.chat import find_weights, read_setup
 from lavis_ext.cli.flags import REQUIRED, Options, flag
 from lavis_ext.cli.verb import Answer, cache_root_of, to_stderr
-from lavis_ext.errors import UsageError
-from lavis_ext.wording import columns, shorten
+from lavis_ext.common.errors import UsageError
+from lavis_ext.common.wording import columns, shorten
 
 if TYPE_CHECKING:
-    from lavis_ext.schema import Config, ModelConfig
+    from lavis_ext.common.config.schema import Config, ModelConfig
 
 MARKS = ("log.jsonl", "run.json")
 UNTOLD = ("run.job_id", "run.output_dir", "cache_root")
@@ -44,16 +44,16 @@ def evaluate(args: Run) -> Answer:
 
 
 def _start(args: Run, evaluate_only: bool) -> Answer:
-    from lavis_ext.check import check as refuse_mistakes
-    from lavis_ext.config import load_config
+    from lavis_ext.common.config.check import check as refuse_mistakes
+    from lavis_ext.common.config.resolve import load_config
 
     options = list(args.options)
     alternating = bool(options) and "=" not in options[0]  # LAVIS' `a.b c`, which nothing can be added to
     more = ["run.evaluate=true"] if evaluate_only and not alternating else []
     config = load_config(args.cfg_path, [*options, *more])
     refuse_mistakes(config)
-    from lavis_ext.runner import evaluate as run_evaluation
-    from lavis_ext.runner import train as run_training
+    from lavis_ext.runners import evaluate as run_evaluation
+    from lavis_ext.runners import train as run_training
 
     start = run_evaluation if evaluate_only or config.run.evaluate else run_training
     job = start(config, _known_of(config))
@@ -64,7 +64,7 @@ def _start(args: Run, evaluate_only: bool) -> Answer:
 
 def _known_of(config: Config) -> dict[str, Any]:
     """What `prepare` knows of the data of a run: whether any of it is a subset, and the state of each split."""
-    from lavis_ext.cards import load_cards
+    from lavis_ext.common.config.cards import load_cards
     from lavis_ext.prepare import PrepareOptions, status
 
     cards = load_cards()
@@ -126,7 +126,7 @@ def export(args: Export) -> Answer:
 
         done = export_transformers(config, out)
     elif args.form == "oscar":
-        from lavis_ext.models.oscar.convert import export_oscar
+        from lavis_ext.oscar.convert import export_oscar
 
         done = export_oscar(config, out)
     else:

@@ -8,9 +8,9 @@ from pathlib import Path
 
 from lavis_ext.cli.flags import REQUIRED, Options, flag
 from lavis_ext.cli.verb import Answer, cache_root_of
-from lavis_ext.errors import Problem, UsageError
-from lavis_ext.files import disk_errors, read_errors, write_atomic
-from lavis_ext.wording import columns
+from lavis_ext.common.errors import Problem, UsageError
+from lavis_ext.common.files import disk_errors, read_errors, write_atomic
+from lavis_ext.common.wording import columns
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,7 +22,7 @@ class Check:
 
 def check(args: Check) -> Answer:
     """Every mistake of YAML files, or of all below folders, at once; exit code 3 if there is any."""
-    from lavis_ext.check import check_file
+    from lavis_ext.common.config.check import check_file
 
     files: list[Path] = []
     for path in map(Path, args.paths):
@@ -38,7 +38,7 @@ def check(args: Check) -> Answer:
 
 def doctor(args: Options) -> Answer:
     """What this machine offers and what would get in the way; secrets are shown as set or unset."""
-    from lavis_ext.doctor import examine
+    from lavis_ext.common.config.doctor import examine
 
     findings = examine(cache_root_of(args))
     lines = columns([[f.name, f.state, f.text] for f in findings])
@@ -62,7 +62,7 @@ class ImportArgs:
 
 def import_args(args: ImportArgs) -> Answer:
     """Turn a command into a run file, on standard output or in a file that is not there yet; exit 2 for a mistake."""
-    from lavis_ext.import_args import import_command, reasons
+    from lavis_ext.oscar.import_args import import_command, reasons
 
     if bool(args.words) == bool(args.source):
         way_out = "give the command after --, or --from FILE"
@@ -98,9 +98,9 @@ class Completion:
 
 def completion(args: Completion) -> Answer:
     """The completion script of a shell."""
-    from lavis_ext.cards import load_cards
     from lavis_ext.cli import VERBS
     from lavis_ext.cli.verb import completion_script
+    from lavis_ext.common.config.cards import load_cards
 
     cards = load_cards()
     words = {name: [word for flags, _ in verb.arguments() for word in flags] for name, verb in VERBS.items()}
@@ -127,7 +127,7 @@ def demo(args: Demo) -> Answer:
 
     Studies, and the families beyond COCO's form, are a checkout's: UsageError where there is none.
     """
-    from lavis_ext.config import from_checkout
+    from lavis_ext.common.config.resolve import from_checkout
     from lavis_ext.demo.tour import run_demo
 
     how = (args.seeds, args.jobs, args.seed)

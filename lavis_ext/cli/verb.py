@@ -19,8 +19,8 @@ from typing import Any, NoReturn, get_type_hints
 
 from lavis_ext import __version__
 from lavis_ext.cli.flags import Argument, arguments_of, build
-from lavis_ext.errors import LavisExtError, Problem, UsageError, nearest
-from lavis_ext.registry import load_plugin_file
+from lavis_ext.common.errors import LavisExtError, Problem, UsageError, nearest
+from lavis_ext.common.registry import load_plugin_file
 
 INTERRUPTED = 130
 EXIT_CODES = """\
@@ -39,7 +39,7 @@ class Answer:
 
 def env_option(args: Any) -> str | None:
     """`env.cache_root` of `--options`, or None."""
-    from lavis_ext.config import parse_options
+    from lavis_ext.common.config.resolve import parse_options
 
     env = parse_options(args.options).get("env") or {}
     value = env.get("cache_root") if isinstance(env, dict) else None
@@ -48,7 +48,7 @@ def env_option(args: Any) -> str | None:
 
 def cache_root_of(args: Any) -> Path:
     """Where the data of a verb lie."""
-    from lavis_ext.config import cache_root
+    from lavis_ext.common.config.resolve import cache_root
 
     return cache_root(env_option(args))
 

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any, Literal
 from lavis_ext.cli.features import Extraction, extract_regions, fault_lines, fault_objects, merge_tsvs, missing_lines
 from lavis_ext.cli.flags import REQUIRED, Options, Quiet, fill, flag
 from lavis_ext.cli.verb import Answer, cache_root_of, progress_of
-from lavis_ext.errors import IntegrityError, PartialError, UsageError, nearest
-from lavis_ext.features.volta import names
+from lavis_ext.common.errors import IntegrityError, PartialError, UsageError, nearest
+from lavis_ext.oscar.volta import coco as names
 
 if TYPE_CHECKING:
     from lavis_ext.fetch import Progress
@@ -88,7 +88,7 @@ def volta(args: Volta) -> Answer:
 
 
 def _download(args: Volta, root: Path, progress: Progress) -> Answer:
-    from lavis_ext.features.volta.download import download
+    from lavis_ext.oscar.volta.coco import download
     from lavis_ext.prepare import PrepareOptions
 
     options = fill(PrepareOptions, args, cache_root=root, offline=args.offline or None)
@@ -116,7 +116,7 @@ def _extract(args: Volta, root: Path, progress: Progress) -> Answer:
 
 def _weights(args: Volta, root: Path) -> str | None:
     """Those of upstream's detector, where they were prepared; raises UsageError where there are none."""
-    from lavis_ext.cards import load_cards
+    from lavis_ext.common.config.cards import load_cards
 
     if args.model_type or args.detector not in (None, DETECTOR):
         return None
@@ -129,7 +129,7 @@ def _weights(args: Volta, root: Path) -> str | None:
 
 
 def _merge(args: Volta, root: Path, progress: Progress) -> Answer:
-    from lavis_ext.features.extraction.account import Account
+    from lavis_ext.features.extraction.rows import Account
 
     split = _split(args, names.FOLDERS, "valid")
     whole = _datadir(args, root) / names.rows_name(split, _boxes(args))
@@ -146,7 +146,7 @@ def _merge(args: Volta, root: Path, progress: Progress) -> Answer:
 
 def _expected(args: Volta, root: Path, split: str) -> list[str]:
     """The ids of the pictures, where these lie here: rows of volta's own script do not tell what there should be."""
-    from lavis_ext.features.extraction.pictures import find_pictures
+    from lavis_ext.features.extraction.extract import find_pictures
 
     try:
         return [picture.image_id for picture in find_pictures([str(_images(args, root, split))], root)]
@@ -155,7 +155,7 @@ def _expected(args: Volta, root: Path, split: str) -> list[str]:
 
 
 def _convert(args: Volta, root: Path, progress: Progress) -> Answer:
-    from lavis_ext.features.volta.serialise import serialise
+    from lavis_ext.oscar.volta.serialise import serialise
 
     split = _split(args, names.TOGETHER, "trainval")
     folder = args.indir or names.feature_folder(root)
@@ -174,8 +174,7 @@ def _convert(args: Volta, root: Path, progress: Progress) -> Answer:
 
 def _to_store(args: Volta, sources: list[Path], store: Path, progress: Progress) -> Answer:
     from lavis_ext.features.imports import import_features, raise_for
-    from lavis_ext.features.row import ReadOptions
-    from lavis_ext.features.store import open_store
+    from lavis_ext.features.store import ReadOptions, open_store
 
     dtype = args.dtype or (None if store.is_dir() else "float16")
     done = import_features(sources, store, "volta-tsv", dtype, ReadOptions(), progress)
@@ -186,8 +185,7 @@ def _to_store(args: Volta, sources: list[Path], store: Path, progress: Progress)
 
 
 def _captions(args: Volta, root: Path, progress: Progress) -> Answer:
-    from lavis_ext.features.volta.captions import SPLITS, extract_captions
-    from lavis_ext.features.volta.karpathy import build_karpathy
+    from lavis_ext.oscar.volta.coco import SPLITS, build_karpathy, extract_captions
 
     split = _split(args, (*SPLITS, "test1k"), "valid")
     home = root / names.FAMILY

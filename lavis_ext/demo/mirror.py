@@ -20,11 +20,11 @@ from typing import Any, BinaryIO
 from urllib.parse import unquote, urlsplit
 from zipfile import ZIP_STORED, ZipFile, ZipInfo
 
-from lavis_ext.cards import Cards, load_cards
-from lavis_ext.errors import UsageError
+from lavis_ext.common.config.cards import Cards, load_cards
+from lavis_ext.common.errors import UsageError
+from lavis_ext.common.files import disk_errors, replacing, sha256_of, write_json
 from lavis_ext.fetch.mirrors import MANIFEST, mirror_path
 from lavis_ext.fetch.safety import safe_relative
-from lavis_ext.files import disk_errors, replacing, sha256_of, write_json
 
 log = logging.getLogger(__name__)
 SCHEMES = ("http", "https", "gdrive", "hf", "azure")

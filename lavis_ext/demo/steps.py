@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from lavis_ext.errors import IntegrityError, LavisExtError, UsageError
-from lavis_ext.files import disk_errors, write_json
+from lavis_ext.common.errors import IntegrityError, LavisExtError, UsageError
+from lavis_ext.common.files import disk_errors, write_json
 
 log = logging.getLogger(__name__)
 Answer = list[dict[str, Any]]

@@ -10,6 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from lavis_ext.common.errors import IntegrityError
 from lavis_ext.demo.coco import export_coco
 from lavis_ext.demo.mirror import MirrorWriter, serve
 from lavis_ext.demo.steps import (
@@ -25,7 +26,6 @@ from lavis_ext.demo.steps import (
     run_verb,
 )
 from lavis_ext.demo.world import World
-from lavis_ext.errors import IntegrityError
 from lavis_ext.fetch.mirrors import MANIFEST
 
 TRAIN = "configs/projects/demo/train/caption.yaml"

@@ -8,9 +8,9 @@ from itertools import chain, pairwise
 from random import Random
 from typing import TypeVar
 
+from lavis_ext.common.errors import UsageError
 from lavis_ext.demo import language
 from lavis_ext.demo.things import BACKGROUNDS, COLOURS, HEIGHT, SHAPES, SIZES, Thing
-from lavis_ext.errors import UsageError
 
 T = TypeVar("T")
 SPLITS = ("train", "val", "test", "hidden")

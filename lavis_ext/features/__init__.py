@@ -7,10 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from lavis_ext.features.imports import import_features
-    from lavis_ext.features.index import UnknownImage
-    from lavis_ext.features.layout import FRACTIONS, NO_BOXES, PIXELS
-    from lavis_ext.features.row import ReadOptions, Row
-    from lavis_ext.features.store import FeatureStore, Record, open_store
+    from lavis_ext.features.layout import FRACTIONS, NO_BOXES, PIXELS, UnknownImage
+    from lavis_ext.features.store import FeatureStore, ReadOptions, Record, Row, open_store
     from lavis_ext.features.tools import export_store, merge_stores
     from lavis_ext.features.writer import StoreWriter, create_store
 
@@ -19,11 +17,11 @@ _HOME = {
     "NO_BOXES": "layout",
     "PIXELS": "layout",
     "FeatureStore": "store",
-    "ReadOptions": "row",
+    "ReadOptions": "store",
     "Record": "store",
-    "Row": "row",
+    "Row": "store",
     "StoreWriter": "writer",
-    "UnknownImage": "index",
+    "UnknownImage": "layout",
     "create_store": "writer",
     "export_store": "tools",
     "import_features": "imports",

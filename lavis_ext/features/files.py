@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from lavis_ext import files
-from lavis_ext.errors import UsageError
-from lavis_ext.files import disk_errors, flush_file, flush_folder, read_errors
+from lavis_ext.common import files
+from lavis_ext.common.errors import UsageError
+from lavis_ext.common.files import disk_errors, flush_file, flush_folder, read_errors
 
 __all__ = ["disk_errors", "finish", "part_of", "read_errors", "refuse_existing", "write_atomic"]
 

@@ -2,21 +2,90 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import logging
+import shutil
+import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from lavis_ext.errors import IntegrityError, LavisExtError, UsageError
+from lavis_ext.common.errors import DiskError, IntegrityError, LavisExtError, OwnedError, UsageError
+from lavis_ext.common.wording import human
 from lavis_ext.features.files import disk_errors, read_errors
 from lavis_ext.features.formats import format_of
-from lavis_ext.features.formats.lines import newline_of
-from lavis_ext.features.layout import FAULTS
-from lavis_ext.features.row import BadRow, Fault, ReadOptions, Row
-from lavis_ext.features.sniff import recognise
+from lavis_ext.features.formats.lines import ENDING, newline_of
+from lavis_ext.features.formats.lmdb import TensorpackLmdb, is_tensorpack
+from lavis_ext.features.layout import ABOUT, FAULTS, INDEX, ROWS, About
+from lavis_ext.features.store import BadRow, Fault, FeatureStore, ReadOptions, Row, open_store
 from lavis_ext.features.writer import StoreWriter, read_lines
-from lavis_ext.fetch.model import Progress, Silent
+from lavis_ext.fetch.transfer import Progress, Silent
+
+log = logging.getLogger(__name__)
+# Which format a source is, by its first bytes.
+
+
+COLUMNS = {13: "volta-tsv", 10: "lxmert-tsv", 6: "butd-tsv", 3: "oscar-tsv", 2: "vinvl-tsv"}
+LINE = 1 << 26
+LMDB = bytes.fromhex("dec0efbe")
+"""What stands at byte 16 of an LMDB file."""
+
+
+def recognise(path: Path) -> str:
+    """The name of the format of a source; raises UsageError where it cannot be told or nothing is there."""
+    if not path.exists():
+        raise UsageError(str(path), "is not there", "name a file or folder of features")
+    found = _of_folder(path) if path.is_dir() else _of_file(path)
+    if found is None:
+        raise UsageError(str(path), "is of no format that can be recognised", "say which with --from FORMAT")
+    return found
+
+
+def _of_folder(path: Path) -> str | None:
+    if (path / "data.mdb").is_file():
+        return _of_lmdb(path)
+    if (path / ABOUT).is_file():
+        raise UsageError(str(path), "is a feature store already", "`lavis-ext features merge` joins stores")
+    return "npy" if any(p.suffix in (".npy", ".npz") for p in path.iterdir()) else None
+
+
+def _of_file(path: Path) -> str | None:
+    with read_errors(path), path.open("rb") as file:
+        head = file.read(20)
+        if head.startswith(b"\x89HDF\r\n\x1a\n"):
+            return "h5"
+        if path.name.endswith(ENDING):
+            return "oscar-offsets"
+        if path.name == "data.mdb" or head[16:] == LMDB:
+            return _of_lmdb(path)
+        if path.suffix in (".pt", ".pth", ".bin") and (head[:2] == b"PK" or head[:1] == b"\x80"):
+            return "oscar-pt"
+        file.seek(0)
+        line = file.readline(LINE)
+    return _of_line(line)
+
+
+def _of_lmdb(path: Path) -> str:
+    return TensorpackLmdb.name if is_tensorpack(path) else "volta-lmdb"
+
+
+def _of_line(line: bytes) -> str | None:
+    if b"\0" in line[:4096]:
+        return None
+    cells = line.rstrip(b"\r\n").split(b"\t")
+    if len(cells) == 2 and not _is_json(cells[1]):
+        return None
+    return COLUMNS.get(len(cells))
+
+
+def _is_json(text: bytes) -> bool:
+    try:
+        return isinstance(json.loads(text), (dict, list))
+    except ValueError:
+        return False
+
 
 WITH_SIDES = ("oscar-tsv", "vinvl-tsv", "oscar-offsets", "oscar-pt")
 
@@ -175,3 +244,83 @@ def raise_for(faults: Sequence[Fault], where: str, shown: int = 20) -> None:
     if len(faults) > shown:
         problems += LavisExtError(where, f"and {len(faults) - shown} more rows, all in {FAULTS} of the store").problems
     raise IntegrityError.of(problems)
+
+
+# A published file of features becomes a store the first time that a data set needs it, and is only opened later.
+
+
+FOLDER = ".lavis_ext/stores"
+PAUSE = 2.0
+"""Seconds between two looks at an import of another process."""
+
+
+def store_of(source: Path, root: Path, family: str, options: ReadOptions | None = None) -> FeatureStore:
+    """The store of a source: itself where it is one, else what was (or is now) imported of it.
+
+    The import lies below `root`/<family>/.lavis_ext/stores, under the source's path in one word; the source is left as
+    it is. One that was cut off goes on, one of another process is waited for. Raises DiskError where too little space
+    is left, IntegrityError for a source that has changed since, and what `import_features` raises.
+    """
+    if (source / ABOUT).is_file():
+        return open_store(source)
+    place = place_of(source, root, family)
+    told = False
+    while not _is_done(place, source):
+        try:
+            _import(source, place, options, quiet=told)
+        except OwnedError:
+            if not told:
+                log.info("%s: another process imports it; waiting", source)
+            told = True
+            time.sleep(PAUSE)
+    return open_store(place)
+
+
+def place_of(source: Path, root: Path, family: str, folder: str = FOLDER) -> Path:
+    """Where what is made of a source lies: for `oscar/vqa/2k/train.pt` in `oscar/.lavis_ext/stores/vqa-2k-train`.
+
+    A source that lies elsewhere is told apart by its whole path, in the family that is given.
+    """
+    path = source.absolute()
+    try:
+        owner, *parts = path.relative_to(root.absolute()).with_suffix("").parts
+    except ValueError:
+        owner, parts = family, [path.stem, hashlib.sha256(str(path).encode()).hexdigest()[:8]]
+    return root / owner / folder / "-".join(parts)
+
+
+def _is_done(place: Path, source: Path) -> bool:
+    """Whether the whole of a source is in the store; raises IntegrityError where it has changed since."""
+    if not (place / ABOUT).is_file():
+        return False
+    stamp = stamp_of(source)
+    # by name, not by path: the folder of all data may have been moved
+    known = [one for one in About.load(place).sources if Path(one["path"]).name == source.name]
+    if any(one[key] != value for one in known for key, value in stamp.items()):
+        what = f"has changed since it was imported into {place}"
+        raise IntegrityError(str(source), what, f"remove {place}, which is then made again")
+    return any(one.get("done") for one in known) and (place / INDEX).is_file()
+
+
+def _import(source: Path, place: Path, options: ReadOptions | None, quiet: bool) -> None:
+    _check_space(source, place)
+    if not quiet:
+        log.info("importing %s (%s) into %s once; later runs map it", source, human(stamp_of(source)["size"]), place)
+    done = import_features([source], place, options=options)
+    for fault in done.faults[:3]:
+        log.warning("%s, line %d, image '%s': %s", source, fault.line, fault.image_id, fault.what)
+    if done.faults:
+        log.warning("%s: %d rows could not be taken; all are in %s/faults.jsonl", source, len(done.faults), place)
+
+
+def _check_space(source: Path, place: Path) -> None:
+    """Raise DiskError where what is left to write does not fit; base64 text shrinks by a quarter."""
+    share = 0.75 if source.suffix == ".tsv" else 1.0
+    there = (place / ROWS).stat().st_size if (place / ROWS).is_file() else 0
+    with disk_errors(place):
+        place.mkdir(parents=True, exist_ok=True)
+        free = shutil.disk_usage(place).free
+    needed = int(stamp_of(source)["size"] * share) - there
+    if needed > free:
+        what = f"the store of {source} needs {human(needed)}, {human(free)} are free"
+        raise DiskError(str(place), what, "free some space, or import it elsewhere and name that under args.features")

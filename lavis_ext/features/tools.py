@@ -9,13 +9,11 @@ from typing import Any
 
 import numpy as np
 
-from lavis_ext.errors import IntegrityError, UsageError
+from lavis_ext.common.errors import IntegrityError, UsageError
 from lavis_ext.features.formats import format_of
-from lavis_ext.features.formats.lines import write_lineidx
-from lavis_ext.features.formats.offsets import write_offset_map
+from lavis_ext.features.formats.lines import write_lineidx, write_offset_map
 from lavis_ext.features.layout import ABOUT, FAULTS, ROWS
-from lavis_ext.features.row import BadRow, Fault
-from lavis_ext.features.store import FeatureStore, Record
+from lavis_ext.features.store import BadRow, Fault, FeatureStore, Record
 from lavis_ext.features.writer import StoreWriter, read_lines
 
 

@@ -11,10 +11,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from lavis_ext.errors import IntegrityError
+from lavis_ext.common.errors import IntegrityError
+from lavis_ext.common.files import write_atomic
 from lavis_ext.features.files import read_errors
 from lavis_ext.features.formats.restricted import load_plain
-from lavis_ext.files import write_atomic
 
 log = logging.getLogger(__name__)
 WAY_OUT = "fetch it again, or name another file"

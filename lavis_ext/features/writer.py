@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import json
 import mmap
-from collections.abc import Iterator
+import os
+from collections import deque
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, closing
 from dataclasses import replace
 from pathlib import Path
@@ -13,10 +16,8 @@ from typing import Any
 
 import numpy as np
 
-from lavis_ext.errors import IntegrityError, UsageError
-from lavis_ext.features.casting import cast_rows
+from lavis_ext.common.errors import IntegrityError, UsageError
 from lavis_ext.features.files import disk_errors
-from lavis_ext.features.index import Entry, write_index
 from lavis_ext.features.layout import (
     ALIGN,
     DTYPES,
@@ -24,15 +25,86 @@ from lavis_ext.features.layout import (
     ROWS,
     About,
     Array,
+    Entry,
     Header,
     checksum,
     pack_extra,
     padded,
+    write_index,
 )
-from lavis_ext.features.row import BadRow, Row, Start
-from lavis_ext.features.sink import Piece, Sink
-from lavis_ext.fetch.model import Policy
-from lavis_ext.fetch.owner import Ownership
+from lavis_ext.features.store import BadRow, Row, Start, cast_rows
+from lavis_ext.fetch.lock import Ownership
+from lavis_ext.fetch.transfer import Policy
+
+# The end of a data file, written by a thread of its own, so that decoding does not wait for the disk.
+
+
+BATCH = 1 << 20
+WAITING = 2
+SYNC = 64 << 20
+PIECES = 512
+Piece = bytes | memoryview
+
+
+class Sink:
+    """Appends to a file from byte `end` on, what lies behind it is cut off; raises OSError, perhaps one call later.
+
+    At most two batches of 1 MiB wait to be written; every 64 MiB are flushed to the disk while more is decoded.
+    """
+
+    def __init__(self, path: Path, end: int) -> None:
+        self._file = path.open("r+b", buffering=0)
+        self._file.truncate(end)
+        self._file.seek(end)
+        self._pool = ThreadPoolExecutor(1, thread_name_prefix="feature-store")
+        self._running: deque[Future[None]] = deque()
+        self._pieces: list[Piece] = []
+        self._held = 0
+        self._unsynced = 0
+
+    def write(self, pieces: Sequence[Piece]) -> None:
+        """Take pieces of a record; they must not change any more."""
+        self._pieces += pieces
+        self._held += sum(map(len, pieces))
+        if self._held >= BATCH:
+            self._hand_over()
+
+    def _hand_over(self) -> None:
+        while len(self._running) >= WAITING:
+            self._running.popleft().result()
+        pieces, self._pieces, self._held = self._pieces, [], 0
+        self._running.append(self._pool.submit(self._put, pieces))
+
+    def _put(self, pieces: list[Piece]) -> None:
+        for begin in range(0, len(pieces), PIECES):
+            some = pieces[begin : begin + PIECES]
+            written = os.writev(self._file.fileno(), some)  # without a copy, and without the interpreter's lock
+            self._unsynced += written
+            if written < sum(map(len, some)):
+                self._put_rest(memoryview(b"".join(some))[written:])
+        if self._unsynced >= SYNC:
+            os.fdatasync(self._file.fileno())
+            self._unsynced = 0
+
+    def _put_rest(self, data: memoryview) -> None:
+        while data:
+            data = data[self._file.write(data) :]
+
+    def flush(self, to_disk: bool = False) -> None:
+        """Return when everything is in the file, and on the disk if asked."""
+        self._hand_over()
+        while self._running:
+            self._running.popleft().result()
+        if to_disk:
+            os.fsync(self._file.fileno())
+
+    def close(self) -> None:
+        """Let the file go; what was not flushed is written if it can be."""
+        try:
+            self.flush()
+        finally:
+            self._pool.shutdown(wait=True)
+            self._file.close()
 
 
 class StoreWriter:
@@ -185,7 +257,7 @@ def scan(folder: Path, about: About) -> Iterator[Entry]:
 
 
 def _covered(folder: Path) -> int:
-    from lavis_ext.features.index import Index
+    from lavis_ext.features.layout import Index
 
     return Index(folder).end if (folder / INDEX).is_file() else 0
 

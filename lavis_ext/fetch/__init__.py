@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from lavis_ext.fetch.engine import fetch
+from lavis_ext.fetch.engine import fetch, fetch_all
 from lavis_ext.fetch.ledger import Ledger
 from lavis_ext.fetch.mirrors import MirrorMap
-from lavis_ext.fetch.model import Figures, Policy, Progress, Result, Silent, Source, Transfer
 from lavis_ext.fetch.openers import Reply, Request, register_opener
-from lavis_ext.fetch.pool import fetch_all
 from lavis_ext.fetch.progress import Bars, Lines, make_progress
-from lavis_ext.fetch.remote import RemoteFile
+from lavis_ext.fetch.remote import RemoteFile, fetch_bytes
 from lavis_ext.fetch.safety import redact, redact_url, refuse_unless_remote
 from lavis_ext.fetch.session import Session
-from lavis_ext.fetch.small import fetch_bytes
+from lavis_ext.fetch.transfer import Figures, Policy, Progress, Result, Silent, Source, Transfer
 
 __all__ = [
     "Bars",

@@ -2,22 +2,152 @@
 
 from __future__ import annotations
 
+import base64
+import binascii
 import logging
 import os
-from dataclasses import dataclass, replace
+import re
+import stat
+import sys
+from dataclasses import dataclass, field, replace
+from datetime import datetime, timezone
+from pathlib import Path
 from typing import TYPE_CHECKING
-from urllib.parse import quote, unquote, urlsplit
+from urllib.parse import parse_qs, quote, unquote, urlencode, urlsplit
 
-from lavis_ext.errors import LavisExtError
-from lavis_ext.fetch.failures import Failure
+# A document type, the carrier of entity attacks, is refused before anything is parsed.
+from xml.etree.ElementTree import Element, ParseError, fromstring
+
+from lavis_ext.common.errors import AccessError, ConfigError, IntegrityError, LavisExtError, NetworkError
+from lavis_ext.fetch.backends import may_carry_token
 from lavis_ext.fetch.http import HttpOpener
-from lavis_ext.fetch.hub import may_carry_token
 from lavis_ext.fetch.openers import Reply, Request, register_opener
+from lavis_ext.fetch.remote import fetch_bytes
 from lavis_ext.fetch.safety import deny_reason, redact, safe_relative
-from lavis_ext.fetch.sas import TOKENS, Sas, variable_of
+from lavis_ext.fetch.transfer import Failure, Policy, Source
 
 if TYPE_CHECKING:
     from lavis_ext.fetch.session import Session
+
+# Shared access signatures of Azure: where the token of a container comes from, and what its own fields say.
+
+
+VARIABLE = "LAVIS_EXT_AZURE_SAS_"
+FILE_VARIABLE = "LAVIS_EXT_AZURE_TOKENS"
+STANDARD_INPUT = "-"
+ANY = ""
+"""The container of a token that stands alone in its file: it is used for every container that has none of its own."""
+
+_FORM = re.compile(r"[\x21-\x7e]+")
+RIGHTS = {"r": "read", "l": "list"}
+
+
+@dataclass(frozen=True)
+class Sas:
+    """A token as it was given, without the leading `?`; `repr` does not show it."""
+
+    query: str = field(repr=False)
+    origin: str = ""
+
+    def value(self, name: str) -> str:
+        """One of its fields (`sp`, `se` …), "" where it has none."""
+        return parse_qs(self.query).get(name, [""])[0]
+
+    def obstacle(self, right: str, now: datetime | None = None) -> str | None:
+        """Why this token cannot do what is asked (`r` read, `l` list), from its own fields; None where it may."""
+        now = now or datetime.now(timezone.utc)
+        starts, ends = parse_time(self.value("st")), parse_time(self.value("se"))
+        if ends is not None and ends <= now:
+            return f"the SAS from {self.origin} expired on {self.value('se')}"
+        if starts is not None and starts > now:
+            return f"the SAS from {self.origin} is valid from {self.value('st')} on, which this clock has not reached"
+        rights = self.value("sp")
+        if rights and right not in rights:
+            return f"the SAS from {self.origin} gives no right to {RIGHTS[right]} (sp={rights})"
+        return None
+
+    @property
+    def may_list(self) -> bool:
+        """Whether its own fields say that it lists."""
+        return self.obstacle("l") is None and "l" in self.value("sp")
+
+
+def parse_time(text: str) -> datetime | None:
+    """A time of a SAS (`2030-01-31`, `2030-01-31T10:00Z`, `2030-01-31T10:00:00Z`), None where it is none."""
+    try:
+        found = datetime.fromisoformat(text.replace("Z", "+00:00"))
+    except ValueError:
+        return None
+    return found if found.tzinfo else found.replace(tzinfo=timezone.utc)
+
+
+def clean_token(text: str, where: str) -> str:
+    """What to append to a URL: the text without `?` or the URL before it, otherwise untouched.
+
+    Raises ConfigError, which does not show the text, for what cannot be a token.
+    """
+    token = text.strip().rpartition("?")[2].lstrip("&")
+    if not _FORM.fullmatch(token) or "sig" not in parse_qs(token):
+        raise ConfigError(where, "holds no SAS", "expected what stands behind the `?` of a signed URL: sv=…&sig=…")
+    return token
+
+
+def variable_of(container: str) -> str:
+    """The environment variable that holds a container's token: `LAVIS_EXT_AZURE_SAS_OSCAR`."""
+    return VARIABLE + re.sub(r"[^A-Z0-9]", "_", container.upper())
+
+
+class Tokens:
+    """The tokens of this process: of the environment, then of a file or standard input that was named."""
+
+    def __init__(self) -> None:
+        self._given: dict[str, Sas] = {}
+        self._read = ""
+
+    def load(self, source: str) -> None:
+        """Take tokens from a file that only its owner may read, or from standard input (`-`).
+
+        A line is `CONTAINER TOKEN`, or a token alone, for every container. Raises AccessError, ConfigError.
+        """
+        text = sys.stdin.read() if source == STANDARD_INPUT else read_private(Path(source))
+        where = "standard input" if source == STANDARD_INPUT else source
+        found: dict[str, Sas] = {}
+        for line in filter(None, map(str.strip, text.splitlines())):
+            container, _, token = line.rpartition(" ")
+            found[container.strip()] = Sas(clean_token(token, where), where)
+        if not found:
+            raise ConfigError(where, "holds no SAS", "write `CONTAINER TOKEN` on a line of it")
+        self._given, self._read = found, source
+
+    def forget(self) -> None:
+        """Drop what was loaded."""
+        self._given, self._read = {}, ""
+
+    def find(self, container: str) -> Sas | None:
+        """The token of a container, None where there is none; raises AccessError, ConfigError."""
+        name = variable_of(container)
+        if os.environ.get(name):
+            return Sas(clean_token(os.environ[name], name), name)
+        file = os.environ.get(FILE_VARIABLE, "")
+        if file and not self._read:
+            self.load(file)
+        return self._given.get(container) or self._given.get(ANY)
+
+
+TOKENS = Tokens()
+
+
+def read_private(path: Path) -> str:
+    """The text of a file that nobody but its owner may read; raises AccessError for any other."""
+    try:
+        with path.expanduser().open(encoding="utf-8") as file:
+            mode = os.fstat(file.fileno()).st_mode
+            if stat.S_ISREG(mode) and mode & 0o077:
+                raise AccessError(str(path), "others may read it, and it holds a secret", f"chmod 600 {path}")
+            return file.read()
+    except (OSError, UnicodeDecodeError) as error:
+        raise AccessError(str(path), f"cannot be read: {type(error).__name__}", "name a file with tokens") from error
+
 
 ENDPOINT = "https://{account}.blob.core.windows.net"
 ENDPOINT_VARIABLE = "LAVIS_EXT_AZURE_ENDPOINT"
@@ -177,3 +307,86 @@ def name_below(folder: str, url: str) -> str:
     """The relative name of a blob below a folder; "" where it does not lie below it."""
     prefix = f"{folder.rstrip('/')}/"
     return unquote(url[len(prefix) :]) if url.startswith(prefix) else ""
+
+
+# What a container of Azure holds below a prefix, page by page, where the token may list.
+
+
+PAGE = 5000
+PAGE_LIMIT = 64 << 20
+MOST_PAGES = 10_000
+
+
+@dataclass(frozen=True)
+class Listed:
+    """A blob as a listing tells it: name within its container, bytes, md5 where the server keeps one."""
+
+    name: str
+    size: int
+    md5: str | None = None
+
+
+def list_blobs(folder: str, policy: Policy | None = None, page: int = PAGE) -> list[Listed]:
+    """Every blob below `azure:ACCOUNT/CONTAINER/FOLDER`, names relative to it, in the server's order.
+
+    `NextMarker` is followed to the end. Raises AccessError where the token may not list, NetworkError where there is no
+    such container, IntegrityError for an answer that cannot be read.
+    """
+    place = blob_place(f"{folder.rstrip('/')}/?comp=list")
+    base = f"azure:{place.account}/{place.container}"
+    found: list[Listed] = []
+    marker = ""
+    for _ in range(MOST_PAGES):
+        asked = {"restype": "container", "comp": "list", "prefix": place.blob, "maxresults": page, "marker": marker}
+        query = urlencode({name: value for name, value in asked.items() if value != ""})
+        data = fetch_bytes(Source(f"{base}?{query}"), policy, PAGE_LIMIT)
+        if data is None:
+            raise NetworkError(folder, "there is no such container", "name another address")
+        blobs, following = parse_listing(data, folder)
+        found += blobs
+        if not following:
+            return [replace(blob, name=blob.name.removeprefix(place.blob)) for blob in without_folders(found)]
+        if following == marker:
+            break
+        marker = following
+    raise IntegrityError(folder, "its listing does not come to an end", "name the blobs in a manifest")
+
+
+def parse_listing(data: bytes, where: str) -> tuple[list[Listed], str]:
+    """One page of `comp=list`: its blobs, and the marker of the next page ("" on the last).
+
+    Form: <EnumerationResults><Blobs><Blob><Name>, <Properties><Content-Length>, <Content-MD5>; <NextMarker>.
+    """
+    try:
+        if b"<!DOCTYPE" in data or b"<!ENTITY" in data:
+            raise ValueError("a document type is refused")
+        root = fromstring(data)  # noqa: S314
+        if root.tag != "EnumerationResults":
+            raise ValueError(f"<{root.tag}> is no listing")
+        return [_blob(node) for node in root.iterfind("Blobs/Blob")], (root.findtext("NextMarker") or "").strip()
+    except (ParseError, ValueError) as error:
+        raise IntegrityError(where, f"its listing cannot be read: {error}", "name the blobs in a manifest") from error
+
+
+def _blob(node: Element) -> Listed:
+    name, size = node.findtext("Name") or "", node.findtext("Properties/Content-Length") or ""
+    if not name or not size.isdigit():
+        raise ValueError(f"blob {name[:100]!r} has no size")
+    return Listed(name, int(size), md5_of(node.findtext("Properties/Content-MD5") or ""))
+
+
+def md5_of(text: str) -> str | None:
+    """Hexadecimal digits of a `Content-MD5` (base64), None where there is none or it is of another length."""
+    try:
+        digest = base64.b64decode(text, validate=True)
+    except (binascii.Error, ValueError):
+        return None
+    return digest.hex() if len(digest) == 16 else None
+
+
+def without_folders(blobs: list[Listed]) -> list[Listed]:
+    """The blobs that are files: empty ones that stand for a folder (`a` or `a/` beside `a/b`) are left out."""
+    folders = {blob.name[: at + 1] for blob in blobs for at, letter in enumerate(blob.name) if letter == "/"}
+    return [
+        blob for blob in blobs if not (blob.size == 0 and f"{blob.name}/" in folders) and not blob.name.endswith("/")
+    ]

@@ -4,24 +4,146 @@ from __future__ import annotations
 
 import logging
 import os
+import queue
 import shutil
+import threading
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from lavis_ext.errors import DiskError, NetworkError
-from lavis_ext.fetch.digest import Digest, mismatch
+from lavis_ext.common.errors import DiskError, LavisExtError, NetworkError, UsageError
 from lavis_ext.fetch.download import Download
-from lavis_ext.fetch.existing import judge, note, quarantine
-from lavis_ext.fetch.failures import Failure, conclude, disk_error
-from lavis_ext.fetch.model import Figures, Policy, Progress, Result, Source, Transfer
+from lavis_ext.fetch.ledger import Digest, Entry, hash_file, mismatch
+from lavis_ext.fetch.lock import Ownership
 from lavis_ext.fetch.openers import scheme_of
-from lavis_ext.fetch.owner import Ownership
 from lavis_ext.fetch.part import Part, companion
-from lavis_ext.fetch.retry import backoff
 from lavis_ext.fetch.safety import redact_url
 from lavis_ext.fetch.session import Session
+from lavis_ext.fetch.transfer import (
+    Failure,
+    Figures,
+    Policy,
+    Progress,
+    Result,
+    Source,
+    Stopped,
+    Transfer,
+    backoff,
+    conclude,
+    disk_error,
+)
 
 log = logging.getLogger(__name__)
+# Whether the file that is there already is the right one; a wrong one is renamed, never deleted.
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What is at the target: `result` if it is right, `reason` if something wrong is there, neither if nothing is."""
+
+    result: Result | None = None
+    reason: str = ""
+    sha256: str = ""
+
+
+def judge(session: Session, transfer: Transfer) -> Verdict:
+    """Look at the target: size first, then the ledger, then the hash; raises OSError where it cannot be read."""
+    try:
+        stat = transfer.path.stat()
+    except FileNotFoundError:
+        return Verdict()
+    if not transfer.path.is_file():
+        return Verdict(reason="not a regular file")
+    entry = None if session.policy.deep else session.ledger_for(transfer.path).find(transfer.path, stat)
+    expected = _acceptable(transfer)
+    if not expected:
+        return _unknown(session, transfer, stat, entry)
+    fitting = {e: f for e, f in expected.items() if f.size in (None, stat.st_size)}
+    if not fitting:
+        size = next(iter(expected.values())).size
+        return Verdict(reason=f"expected {size} bytes, got {stat.st_size}")
+    if entry is not None:
+        for equivalence, figures in fitting.items():
+            if entry.proves(figures):
+                return _reuse(transfer.path, entry.sha256, equivalence)
+        if _own_delivery(transfer, entry):
+            return _reuse(transfer.path, entry.sha256, entry.equivalence, verified=False)
+    return _compare(session, transfer.path, stat, fitting)
+
+
+def _acceptable(transfer: Transfer) -> dict[str, Figures]:
+    """Equivalence → declared figures: the transfer's, then those of sources with bytes of their own."""
+    found = {"byte_exact": transfer.figures()}
+    for source in transfer.sources:
+        found.setdefault(source.equivalence, transfer.figures(source))
+    return {equivalence: figures for equivalence, figures in found.items() if figures.declared}
+
+
+def _own_delivery(transfer: Transfer, entry: Entry) -> bool:
+    """Whether a source of other bytes, for which nothing is declared, delivered this file earlier."""
+    kinds = {source.equivalence for source in transfer.sources if not transfer.figures(source).declared}
+    return not entry.verified and entry.equivalence in kinds
+
+
+def _unknown(session: Session, transfer: Transfer, stat: os.stat_result, entry: Entry | None) -> Verdict:
+    """Nothing is declared: a file with bytes in it is taken, and called unverified."""
+    if stat.st_size == 0:
+        return Verdict(reason="the file is empty")
+    if entry is not None:
+        return _reuse(transfer.path, entry.sha256, entry.equivalence, verified=False)
+    sha256, _ = hash_file(transfer.path, Figures())
+    note(session, transfer.path, sha256, None, Figures(), "byte_exact")
+    return _reuse(transfer.path, sha256, "byte_exact", verified=False)
+
+
+def _compare(session: Session, path: Path, stat: os.stat_result, fitting: dict[str, Figures]) -> Verdict:
+    needs_md5 = next((f for f in fitting.values() if f.md5), Figures())
+    sha256, md5 = hash_file(path, needs_md5)
+    wrong = ""
+    for equivalence, figures in fitting.items():
+        difference = mismatch(figures, stat.st_size, sha256, md5)
+        if difference is None:
+            note(session, path, sha256, md5, figures, equivalence)
+            return _reuse(path, sha256, equivalence)
+        wrong = wrong or difference
+    return Verdict(reason=wrong, sha256=sha256)
+
+
+def _reuse(path: Path, sha256: str, equivalence: str, verified: bool = True) -> Verdict:
+    return Verdict(Result(path, sha256=sha256, reused=True, verified=verified, equivalence=equivalence))
+
+
+def note(
+    session: Session,
+    path: Path,
+    sha256: str,
+    md5: str | None,
+    figures: Figures,
+    equivalence: str,
+    fetched: os.stat_result | None = None,
+) -> None:
+    """Record a verified file in its ledger: as it lies there, or as it was `fetched` and is about to be renamed.
+
+    A ledger that cannot be written costs a hash next time, nothing else.
+    """
+    try:
+        session.ledger_for(path).record(path, sha256, md5, figures.declared, equivalence, fetched)
+    except OSError as error:
+        log.warning("%s: not recorded: %s", path.name, error.strerror)
+
+
+def quarantine(path: Path, found: Verdict) -> tuple[str, ...]:
+    """Rename a wrong file to `name.bad-<first 8 digits of its sha256>` (numbered if taken); returns a note of it."""
+    sha256 = found.sha256 or (hash_file(path, Figures())[0] if path.is_file() else "00000000")
+    aside = path.with_name(f"{path.name}.bad-{sha256[:8]}")
+    number = 1
+    while aside.exists():
+        number += 1
+        aside = path.with_name(f"{path.name}.bad-{sha256[:8]}-{number}")
+    path.rename(aside)
+    log.warning("%s: %s; kept as %s", path.name, found.reason, aside.name)
+    return (f"{found.reason}; kept as {aside.name}",)
+
 
 PROGRESS_THAT_COUNTS = 1 << 16
 RESTARTS = 2
@@ -194,3 +316,140 @@ def no_space(folder: Path, need: int, free: int) -> DiskError:
     return DiskError(
         str(folder), f"{need} bytes are needed, {free} are free", "free space or choose another cache_root"
     )
+
+
+# Many transfers at a time: threads, per-host limits, a look at the disk first, and every failure told at the end.
+
+
+def fetch_all(
+    transfers: Iterable[Transfer],
+    policy: Policy | None = None,
+    progress: Progress | None = None,
+    collect: bool = False,
+) -> list[Result]:
+    """Fetch all, `policy.jobs` at a time; results in the order of the transfers.
+
+    One that fails does not stop the others, except for the disk. At the end one error tells every failure (the class of
+    the first), or, with `collect`, each failed result carries its `error`. KeyboardInterrupt stops all within seconds;
+    partial files stay. Two transfers to one path must be the same (UsageError).
+    """
+    wanted = list(transfers)
+    unique = _unique(wanted)
+    with Session(policy, progress) as session:
+        _check_space(unique, session.policy)
+        results = _run(session, unique)
+    found = {result.path: result for result in results}
+    ordered = [found[transfer.path] for transfer in wanted]
+    errors = [result.error for result in results if result.error is not None]
+    if errors and not collect:
+        raise _together(errors)
+    return ordered
+
+
+def _unique(transfers: Sequence[Transfer]) -> list[Transfer]:
+    found: dict[Path, Transfer] = {}
+    for transfer in transfers:
+        if found.setdefault(transfer.path, transfer) != transfer:
+            raise UsageError(str(transfer.path), "two different transfers go to this path", "give each its own path")
+    return list(found.values())
+
+
+def _check_space(transfers: Sequence[Transfer], policy: Policy) -> None:
+    """Refuse before the first byte where what is declared and missing does not fit; raises DiskError."""
+    if policy.offline:
+        return
+    needs: dict[int, tuple[int, Path]] = {}
+    for transfer in transfers:
+        missing = _missing(transfer)
+        if missing:
+            folder = _existing_folder(transfer.path)
+            device = folder.stat().st_dev
+            needs[device] = (needs.get(device, (0, folder))[0] + missing, folder)
+    for need, folder in needs.values():
+        free = shutil.disk_usage(folder).free
+        if need > free:
+            raise no_space(folder, need, free)
+
+
+def _missing(transfer: Transfer) -> int:
+    """Declared bytes that are not on disk yet, in whole blocks of the partial file; 0 where nothing is declared."""
+    if transfer.size is None or transfer.path.exists():
+        return 0
+    try:
+        there = os.stat(companion(transfer.path, ".part")).st_blocks * 512  # noqa: PTH116 - many files
+    except OSError:
+        there = 0
+    return max(0, transfer.size - there)
+
+
+def _existing_folder(path: Path) -> Path:
+    return next(folder for folder in path.absolute().parents if folder.is_dir())
+
+
+def _run(session: Session, transfers: Sequence[Transfer]) -> list[Result]:
+    results: dict[int, Result] = {}
+    waiting: queue.SimpleQueue[int] = queue.SimpleQueue()
+    done: queue.SimpleQueue[tuple[int, Result | BaseException]] = queue.SimpleQueue()
+    for index in range(len(transfers)):
+        waiting.put(index)
+    threads = [
+        threading.Thread(target=_work, args=(session, transfers, waiting, done), name=f"fetch-{n}", daemon=True)
+        for n in range(min(session.policy.jobs, len(transfers)))
+    ]
+    for thread in threads:
+        thread.start()
+    try:
+        while len(results) < len(transfers):
+            index, outcome = done.get()
+            results[index] = _as_result(transfers[index], outcome)
+            if isinstance(results[index].error, DiskError):
+                session.halt()  # every other file would fail in the same way
+    except BaseException:
+        session.halt()
+        for thread in threads:
+            thread.join(timeout=3.0)
+        raise
+    for thread in threads:
+        thread.join()
+    return [results[index] for index in range(len(transfers))]
+
+
+def _work(
+    session: Session,
+    transfers: Sequence[Transfer],
+    waiting: queue.SimpleQueue[int],
+    done: queue.SimpleQueue[tuple[int, Result | BaseException]],
+) -> None:
+    while True:
+        try:
+            index = waiting.get_nowait()
+        except queue.Empty:
+            return
+        try:
+            if session.stop.is_set():
+                raise Stopped
+            done.put((index, fetch_in(session, transfers[index])))
+        except BaseException as error:  # the thread that waits sorts it out
+            done.put((index, error))
+
+
+def _as_result(transfer: Transfer, outcome: Result | BaseException) -> Result:
+    if isinstance(outcome, Result):
+        return outcome
+    if isinstance(outcome, LavisExtError):
+        return Result(transfer.path, error=outcome, verified=False)
+    if isinstance(outcome, Stopped):
+        error = NetworkError(transfer.name, "not fetched: the run stopped before it", "run again")
+        return Result(transfer.path, error=error, verified=False)
+    raise outcome
+
+
+def _together(errors: Sequence[LavisExtError]) -> LavisExtError:
+    """One error of the first one's class; what broke the disk goes first, what was only stopped last."""
+    ordered = sorted(errors, key=_rank)
+    problems = [problem for error in ordered for problem in error.problems]
+    return type(ordered[0]).of(problems)
+
+
+def _rank(error: LavisExtError) -> int:
+    return 0 if isinstance(error, DiskError) else 1

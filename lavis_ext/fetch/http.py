@@ -3,23 +3,69 @@
 from __future__ import annotations
 
 import re
+import socket
 import threading
 from typing import TYPE_CHECKING
 from urllib.parse import urljoin, urlsplit
 from urllib.request import getproxies, proxy_bypass
 
 import urllib3
+from urllib3.connection import HTTPConnection, HTTPSConnection
+from urllib3.connectionpool import HTTPConnectionPool, HTTPSConnectionPool
 from urllib3.exceptions import HTTPError, IncompleteRead, LocationParseError, SSLError
 from urllib3.response import BaseHTTPResponse
 
-from lavis_ext.fetch.connections import GUARDED_POOLS
-from lavis_ext.fetch.failures import Failure, Kind, Unsatisfiable
+from lavis_ext.fetch import safety
 from lavis_ext.fetch.openers import Reply, Request, Validators, register_opener
-from lavis_ext.fetch.retry import parse_retry_after
 from lavis_ext.fetch.safety import deny_reason, is_loopback, leads_inside, redact, redact_url, redirect_reason
+from lavis_ext.fetch.transfer import Failure, Kind, Unsatisfiable, parse_retry_after
 
 if TYPE_CHECKING:
     from lavis_ext.fetch.session import Session
+
+# Connections that refuse private addresses: the open socket's address is checked, so DNS cannot cheat.
+
+
+def refuse_private(peer: socket.socket) -> None:
+    """Close the socket and raise Failure where it leads to a private, loopback or link-local address."""
+    address = str(peer.getpeername()[0])
+    if safety.is_private(address):
+        peer.close()
+        raise Failure("unsafe", f"redirect from a public host to the private address {address} refused")
+
+
+class GuardedHTTPConnection(HTTPConnection):
+    """An http connection to public addresses only."""
+
+    def _new_conn(self) -> socket.socket:
+        peer = super()._new_conn()
+        refuse_private(peer)
+        return peer
+
+
+class GuardedHTTPSConnection(HTTPSConnection):
+    """An https connection to public addresses only."""
+
+    def _new_conn(self) -> socket.socket:
+        peer = super()._new_conn()
+        refuse_private(peer)
+        return peer
+
+
+class GuardedHTTPPool(HTTPConnectionPool):
+    """A pool of guarded http connections."""
+
+    ConnectionCls = GuardedHTTPConnection
+
+
+class GuardedHTTPSPool(HTTPSConnectionPool):
+    """A pool of guarded https connections."""
+
+    ConnectionCls = GuardedHTTPSConnection
+
+
+GUARDED_POOLS: dict[str, type[HTTPConnectionPool]] = {"http": GuardedHTTPPool, "https": GuardedHTTPSPool}
+
 
 TRANSIENT = frozenset({408, 425, 429})
 ACCESS = frozenset({401, 403, 407, 409})

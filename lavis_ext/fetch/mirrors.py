@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
-from lavis_ext.errors import ConfigError, LavisExtError, NetworkError
-from lavis_ext.fetch.model import Figures, Policy, Source, Transfer
+from lavis_ext.common.errors import ConfigError, LavisExtError, NetworkError
+from lavis_ext.fetch.remote import fetch_bytes
 from lavis_ext.fetch.safety import redact_url, safe_relative
-from lavis_ext.fetch.small import fetch_bytes
+from lavis_ext.fetch.transfer import Figures, Policy, Source, Transfer
 
 VARIABLE = "LAVIS_EXT_MIRROR"
 MANIFEST = "manifest.json"

@@ -8,7 +8,7 @@ from importlib import import_module
 from typing import Any, Protocol
 from urllib.parse import urlsplit
 
-from lavis_ext.fetch.failures import Failure
+from lavis_ext.fetch.transfer import Failure
 
 
 @dataclass(frozen=True)
@@ -93,9 +93,9 @@ _FACTORIES: dict[str, OpenerFactory] = {}
 _MODULES = {
     "http": "lavis_ext.fetch.http",
     "https": "lavis_ext.fetch.http",
-    "file": "lavis_ext.fetch.local",
-    "hf": "lavis_ext.fetch.hub",
-    "gdrive": "lavis_ext.fetch.gdrive",
+    "file": "lavis_ext.fetch.backends",
+    "hf": "lavis_ext.fetch.backends",
+    "gdrive": "lavis_ext.fetch.backends",
     "azure": "lavis_ext.fetch.azure",
 }
 """Where the openers are that come with the package: imported on first need."""

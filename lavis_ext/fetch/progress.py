@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import TYPE_CHECKING, TextIO
 
-from lavis_ext.fetch.model import Progress, Silent
-from lavis_ext.wording import human
+from lavis_ext.common.wording import human
+from lavis_ext.fetch.transfer import Progress, Silent
 
 if TYPE_CHECKING:
     import rich.progress

@@ -8,14 +8,12 @@ from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from types import TracebackType
 
-from lavis_ext.errors import IntegrityError
-from lavis_ext.fetch.failures import Failure, Unsatisfiable, conclude
-from lavis_ext.fetch.model import Policy, Source
+from lavis_ext.common.errors import IntegrityError, NetworkError
 from lavis_ext.fetch.openers import Reply, Request, Validators
-from lavis_ext.fetch.ranges import Range
-from lavis_ext.fetch.retry import SpeedGate, backoff
+from lavis_ext.fetch.part import Range
 from lavis_ext.fetch.safety import redact_url
 from lavis_ext.fetch.session import Session
+from lavis_ext.fetch.transfer import Failure, Policy, Source, SpeedGate, Unsatisfiable, backoff, conclude
 
 READ_AHEAD = 1 << 16
 NEAR = 1 << 16
@@ -230,3 +228,38 @@ def merge_near(ranges: Iterable[Range], near: int) -> list[Range]:
 def _cut_from(blocks: dict[int, bytes], spans: Sequence[Range], start: int, stop: int) -> bytes:
     at = max(first for first, _ in spans if first <= start)
     return blocks[at][start - at : stop - at]
+
+
+# Small documents (manifests, listings) straight into memory, by the same rules as files.
+
+
+SMALL_CHUNK = 1 << 16
+
+
+def fetch_bytes(source: Source, policy: Policy | None = None, limit: int = 1 << 20) -> bytes | None:
+    """The whole body, None where there is no such object (404); raises NetworkError, AccessError, IntegrityError.
+
+    More than `limit` bytes are refused.
+    """
+    with Session(policy) as session:
+        for attempt in range(session.policy.retries + 1):
+            try:
+                return _read(session, source, limit)
+            except Failure as failure:
+                if failure.kind == "absent":
+                    return None
+                if failure.kind != "transient" or attempt == session.policy.retries:
+                    raise conclude(redact_url(source.url), [(redact_url(source.url), failure)]) from failure
+                session.pause(backoff(attempt, session.policy, failure.retry_after))
+    raise NetworkError(redact_url(source.url), "not fetched", "run again")
+
+
+def _read(session: Session, source: Source, limit: int) -> bytes:
+    data, gate = bytearray(), SpeedGate(session.policy)
+    with session.open(Request(source.url, trusted=source.trusted)) as reply:
+        while piece := reply.body.read(SMALL_CHUNK):
+            data += piece
+            gate.passed(len(piece))
+            if len(data) > limit:
+                raise Failure("integrity", f"more than {limit} bytes came")
+    return bytes(data)

@@ -9,7 +9,7 @@ import socket
 from collections.abc import Mapping
 from urllib.parse import parse_qsl, unquote, urlencode, urlsplit, urlunsplit
 
-from lavis_ext.errors import UnsafeError
+from lavis_ext.common.errors import UnsafeError
 
 DENIED_HOSTS: Mapping[str, str] = {
     "visualgenome.org": "the domain has left the project and serves casino spam, seen 2026-06-30",

@@ -10,8 +10,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-from lavis_ext.registry import metrics
-from lavis_ext.schema import MetricConfig, own_keys
+from lavis_ext.common.config.schema import MetricConfig, own_keys
+from lavis_ext.common.registry import metrics
 
 
 def measure(named: Iterable[MetricConfig], *given: Any) -> dict[str, float]:

@@ -6,8 +6,8 @@ from collections.abc import Collection, Iterator, Sequence
 
 import numpy as np
 
+from lavis_ext.common.registry import metrics
 from lavis_ext.metrics.settings import MetricKeys
-from lavis_ext.registry import metrics
 
 DEPTHS = (1, 5, 10)
 CHUNK = 2**22

@@ -15,10 +15,10 @@ from pycocoevalcap.bleu.bleu import Bleu
 from pycocoevalcap.cider.cider import Cider
 from pycocoevalcap.rouge.rouge import Rouge
 
-from lavis_ext.errors import ConfigError
+from lavis_ext.common.errors import ConfigError
+from lavis_ext.common.registry import metrics
 from lavis_ext.metrics.ptb import clean_tokens
 from lavis_ext.metrics.settings import CocoCaptionKeys
-from lavis_ext.registry import metrics
 
 log = logging.getLogger(__name__)
 Texts = dict[Hashable, list[str]]

@@ -3,7 +3,16 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from importlib import import_module
+from typing import Any
+
+from lavis_ext.common.errors import ConfigError
+from lavis_ext.common.registry import metrics
+from lavis_ext.metrics.settings import MetricKeys
 
 _PUNCTUATION = ';/[]"{}()=+\\_-><@`,?!'
 _COMMA_IN_NUMBER = re.compile(r"\d,\d")
@@ -64,3 +73,214 @@ def vqa_score(prediction: str, answers: Sequence[str]) -> float:
     predicted = normalize_vqa_answer(prediction)
     matches = sum(answer == predicted for answer in given)
     return sum(min(1.0, (matches - (answer == predicted)) / 3) for answer in given) / len(given)
+
+
+# What answers to questions are worth over a whole split: VQA by answer type, GQA's exact match, A-OKVQA's thirds.
+
+
+Id = int | str
+Predictions = Mapping[Id, str]
+References = Mapping[Id, Sequence[str]]
+AGREEING = 3
+"""Annotators who must have given an answer for it to count in full."""
+
+
+def vqa_accuracy(
+    predictions: Predictions, references: References, types: Mapping[Id, str] | None = None
+) -> dict[str, float]:
+    """Official VQA accuracy in per cent of the questions that were answered, as `overall` and by answer type.
+
+    `types` tells the kind of some questions ("yes/no", "number", "other"). Rounded to two decimals, as the official
+    evaluation does. Raises ConfigError if no predicted question has references.
+    """
+    scores = {key: vqa_score(predictions[key], references[key]) for key in answered(predictions, references)}
+    groups: dict[str, list[float]] = defaultdict(list)
+    for key, score in scores.items():
+        groups["overall"].append(score)
+        if types and key in types:
+            groups[types[key]].append(score)
+    return {name: percent(group) for name, group in groups.items()}
+
+
+@metrics.register("vqa", config=MetricKeys)
+def vqa(predictions: Predictions, references: References, keys: MetricKeys) -> dict[str, float]:
+    """`vqa_accuracy` of all kinds of questions together."""
+    return vqa_accuracy(predictions, references)
+
+
+@metrics.register("gqa", config=MetricKeys)
+def gqa(predictions: Predictions, references: References, keys: MetricKeys) -> dict[str, float]:
+    """GQA's accuracy in per cent: answers equal to the one given, both normalised as for VQA."""
+    asked = answered(predictions, references)
+    return {"overall": percent([float(matches_exactly(predictions[key], references[key])) for key in asked])}
+
+
+@metrics.register("aok_vqa", config=MetricKeys)
+def aok_vqa(predictions: Predictions, references: References, keys: MetricKeys) -> dict[str, float]:
+    """A-OKVQA's direct-answer accuracy in per cent."""
+    asked = answered(predictions, references)
+    return {"overall": percent([direct_answer_score(predictions[key], references[key]) for key in asked])}
+
+
+@metrics.register("class_accuracy", config=MetricKeys)
+def class_accuracy(
+    predictions: Sequence[int], targets: Sequence[int], classes: Sequence[str], keys: MetricKeys
+) -> dict[str, float]:
+    """`acc`, `agg_metrics` and the share of each class that was found, all in [0, 1]."""
+    hits = Counter(target for target, found in zip(targets, predictions, strict=True) if target == found)
+    totals = Counter(targets)
+    overall = percent([float(one == other) for one, other in zip(targets, predictions, strict=True)]) / 100
+    named = {number: classes[number] if number < len(classes) else str(number) for number in sorted(totals)}
+    shares = {f"{name}_acc": round(hits[number] / totals[number], 4) for number, name in named.items()}
+    return {"acc": overall, **shares, "agg_metrics": overall}
+
+
+def matches_exactly(prediction: str, answers: Sequence[str]) -> bool:
+    """Whether a prediction is one of the answers, all normalised as for VQA."""
+    return normalize_vqa_answer(prediction) in {normalize_vqa_answer(answer) for answer in answers}
+
+
+def direct_answer_score(prediction: str, answers: Sequence[str]) -> float:
+    """min(1, n / 3) for the n annotators who gave just this answer (A-OKVQA's evaluation; nothing is normalised)."""
+    return min(1.0, sum(answer == prediction for answer in answers) / AGREEING)
+
+
+def answered(predictions: Predictions, references: References) -> list[Id]:
+    """The questions that can be scored; raises ConfigError if there are none."""
+    keys = [key for key in predictions if references.get(key)]
+    if not keys:
+        shown = ", ".join(repr(key) for key in list(predictions)[:3]) or "none"
+        what = f"none of the {len(predictions)} predicted questions has an answer to compare with ({shown})"
+        raise ConfigError("answers", what, "evaluate the split that the answers belong to")
+    return keys
+
+
+def percent(scores: Sequence[float]) -> float:
+    """The mean in per cent, to two decimals."""
+    return round(100 * sum(scores) / len(scores), 2)
+
+
+# Where answers go wrong: accuracy by kind of answer and of question, what is said for what, the frequent mistakes.
+
+
+KINDS = ("yes/no", "number", "other")
+"""VQA's answer types."""
+MISTAKES, OPENINGS = 10, 12
+_NUMBER = re.compile(r"\d+([.,:]\d+)*")
+_OPENERS = frozenset("what how is are was were does do did can could which has have".split())  # noqa: SIM905
+
+
+@dataclass(frozen=True)
+class Judged:
+    """One question that was answered and can be judged; `score` in [0, 1]."""
+
+    said: str
+    truth: str
+    kind: str
+    opening: str
+    score: float
+
+
+def kind_of(answer: str) -> str:
+    """`yes/no`, `number` or `other`, by what the normalised answer says."""
+    plain = normalize_vqa_answer(answer)
+    if plain in ("yes", "no"):
+        return "yes/no"
+    return "number" if _NUMBER.fullmatch(plain) else "other"
+
+
+def opening_of(question: str) -> str:
+    """The first words of a question, by which VQA sorts them: `how many`, `is the`, `where`; "" of none."""
+    words = re.findall(r"[\w']+", question.lower())[:2]
+    return " ".join(words if words and words[0] in _OPENERS else words[:1])
+
+
+def judge(
+    answers: Mapping[Id, str],
+    references: Mapping[Id, Sequence[str]],
+    types: Mapping[Id, str],
+    openings: Mapping[Id, str],
+    score: Callable[[str, Sequence[str]], float],
+) -> list[Judged]:
+    """The answers to questions that have references; the truth is what most people said, its kind that of `types`."""
+    found = []
+    for name, said in answers.items():
+        if given := references.get(name):
+            truth = Counter(given).most_common(1)[0][0]
+            kind = types.get(name) or kind_of(truth)
+            found.append(Judged(said, truth, kind, openings.get(name, ""), score(said, given)))
+    return found
+
+
+def breakdown(judged: Sequence[Judged]) -> dict[str, Any]:
+    """What a report shows, as plain values; accuracies are per cent.
+
+    `answer_types` and `question_types`: {name, questions, accuracy}, the most frequent first; `confusion`: {kind of the
+    truth: {kind of what was said: questions}}; `mistakes`: {type, truth, said, questions} of answers that score 0.
+    """
+    confusion: dict[str, Counter[str]] = defaultdict(Counter)
+    wrong: Counter[tuple[str, str, str]] = Counter()
+    for one in judged:
+        confusion[one.kind][kind_of(one.said)] += 1
+        if not one.score:
+            wrong[one.kind, one.truth, one.said] += 1
+    asked = [(one.opening, one.score) for one in judged if one.opening]
+    return {
+        "questions": len(judged),
+        "answer_types": grouped((one.kind, one.score) for one in judged),
+        "question_types": grouped(asked)[:OPENINGS],
+        "confusion": {name: dict(counts.most_common()) for name, counts in sorted(confusion.items(), key=_place)},
+        "mistakes": [
+            {"type": kind, "truth": truth, "said": said, "questions": count}
+            for (kind, truth, said), count in wrong.most_common(MISTAKES)
+        ],
+    }
+
+
+def grouped(scores: Iterable[tuple[str, float]]) -> list[dict[str, Any]]:
+    """Accuracy in per cent of each group, the largest first."""
+    groups: dict[str, list[float]] = defaultdict(list)
+    for name, score in scores:
+        groups[name].append(score)
+    ranked = sorted(groups.items(), key=_size)
+    return [{"name": name, "questions": len(some), "accuracy": percent(some)} for name, some in ranked]
+
+
+def _size(item: tuple[str, list[float]]) -> tuple[int, str]:
+    return (-len(item[1]), item[0])
+
+
+def _place(item: tuple[str, Any]) -> tuple[int, str]:
+    return (KINDS.index(item[0]) if item[0] in KINDS else len(KINDS), item[0])
+
+
+# Answers with nouns and verbs in their base form, as published OK-VQA and A-OKVQA scores have them: LAVIS' rule.
+
+
+SPACY_MODEL = "en_core_web_sm"
+INFLECTED = ("NOUN", "VERB")
+WAY_OUT = f"pip install spacy && python -m spacy download {SPACY_MODEL}, or set model.apply_lemmatizer: False"
+
+
+@cache
+def load_lemmatizer() -> Any:
+    """spaCy's small English pipeline; raises ConfigError where spaCy or the pipeline is not installed."""
+    try:
+        spacy = import_module("spacy")
+    except ImportError as error:
+        raise ConfigError("model.apply_lemmatizer", "needs spaCy, which is not installed", WAY_OUT) from error
+    try:
+        return spacy.load(SPACY_MODEL)
+    except OSError as error:
+        what = f"needs spaCy's {SPACY_MODEL}, which is not installed"
+        raise ConfigError("model.apply_lemmatizer", what, WAY_OUT) from error
+
+
+def lemmatize(answers: Sequence[str]) -> list[str]:
+    """Each answer with its nouns and verbs replaced by their lemmas; other words stay, one space between words."""
+    pipeline = load_lemmatizer()
+    return [" ".join(_base(token) for token in pipeline(answer)) for answer in answers]
+
+
+def _base(token: Any) -> str:
+    return str(token.lemma_ if token.pos_ in INFLECTED else token.text)

@@ -11,13 +11,12 @@ from typing import Any
 
 from torch import Tensor
 
-from lavis_ext.errors import ConfigError, IntegrityError
-from lavis_ext.files import disk_errors
+from lavis_ext.common.config.schema import ModelConfig
+from lavis_ext.common.errors import ConfigError, IntegrityError
+from lavis_ext.common.files import disk_errors
 from lavis_ext.models.lora import merge_adapters
-from lavis_ext.models.upstream import OURS, to_upstream, translate
-from lavis_ext.models.weights import read_checkpoint, save_upstream
+from lavis_ext.models.weights import OURS, read_checkpoint, save_upstream, to_upstream, translate
 from lavis_ext.models.zoo import build_model
-from lavis_ext.schema import ModelConfig
 
 WAY_OUT = "free some space, or name another place"
 LANGUAGES = {"blip2_opt": "opt", "blip2_t5": "t5", "blip2_llama": "llama", "blip2_vicuna": "llama"}

@@ -8,18 +8,20 @@ from typing import Any, ClassVar
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
 
-from lavis_ext.errors import ConfigError
-from lavis_ext.metrics.lemmas import lemmatize, load_lemmatizer
-from lavis_ext.models.assemble import assemble
-from lavis_ext.models.base import Model, Outputs
+from lavis_ext.common.errors import ConfigError
+from lavis_ext.common.registry import models
+from lavis_ext.common.types import Batch
+from lavis_ext.metrics.vqa import lemmatize, load_lemmatizer
+from lavis_ext.models.base_model import Model, Outputs
+from lavis_ext.models.generation import Search, rank, read
 from lavis_ext.models.lora import adapter_parts, add_adapters, release
-from lavis_ext.models.network import DTYPES, add_image_token, recompute
-from lavis_ext.models.ranking import rank, read
-from lavis_ext.models.search import Search
-from lavis_ext.models.settings import Blip2LanguageConfig
+from lavis_ext.models.network import DTYPES, add_image_token, assemble, recompute
+from lavis_ext.models.settings import Blip2LanguageConfig, Blip2LlamaConfig, Blip2OptConfig, Blip2T5Config
 from lavis_ext.models.text import (
     IGNORED,
+    ChatPrompter,
     Prompter,
     Tokens,
     learns_output_only,
@@ -28,7 +30,6 @@ from lavis_ext.models.text import (
     target_texts,
 )
 from lavis_ext.models.weights import load_over, parts_of
-from lavis_ext.types import Batch
 
 
 class Blip2Language(Model):
@@ -264,3 +265,105 @@ def require_usable(config: Blip2LanguageConfig) -> None:
     config.require_sound()
     if config.apply_lemmatizer:
         load_lemmatizer()
+
+
+# BLIP-2 with a decoder of its own family: OPT as LAVIS has it, LLaMA as VPGTrans does.
+
+
+@models.register("blip2_opt", config=Blip2OptConfig)
+class Blip2Opt(Blip2Language):
+    """BLIP-2 with OPT: the caption and a line break are learnt behind the image places."""
+
+    language = "opt"
+
+
+@models.register("blip2_llama", config=Blip2LlamaConfig)
+class Blip2Llama(Blip2Language):
+    """BLIP-2 with LLaMA (VPGTrans, Zhang et al., arXiv:2305.01278): as with OPT; pads are closing tokens."""
+
+    language = "llama"
+
+
+# BLIP-2 with Flan-T5: image places and text go into the encoder, what is learnt or said comes out of the decoder.
+
+
+@models.register("blip2_t5", config=Blip2T5Config)
+class Blip2T5(Blip2Language):
+    """BLIP-2 with Flan-T5, a prefix language model: `text_input` is read, `text_output` is learnt.
+
+    Where a batch has no `text_output`, `prompt` is read and `text_input` learnt, so that plain captions train as well.
+    """
+
+    language = "t5"
+
+    reads_its_own = False
+
+    def _learn(self, batch: Batch) -> tuple[Any, Tensor]:
+        images = self._images(batch)
+        split = "text_output" in batch
+        read = list(batch["text_input"]) if split else [self.prompt] * len(images)
+        tokens = self.asking_tokens(read).to(images.device)
+        labels = self.targets(batch["text_output" if split else "text_input"]).to(images.device)
+        return self.net(images, tokens.input_ids, tokens.attention_mask, labels=labels, use_cache=False), labels
+
+    def asking_tokens(self, prompts: Sequence[str]) -> Tokens:
+        """Image places, prompt, closing token; pads at the end, where relative positions do not see them."""
+        closed = [[*row, self.closing_id] for row in self.text.ids(prompts, special=False)]
+        return self.text.pad([self.text.places] * len(closed), closed, "right")
+
+    def targets(self, texts: Sequence[str]) -> Tensor:
+        """[B, L] output tokens with the closing one, pads ignored."""
+        rows = [torch.tensor([*row, self.closing_id]) for row in self.text.ids(texts, special=False)]
+        return pad_sequence(rows, batch_first=True, padding_value=IGNORED)
+
+    def answer_ids(self, answers: Sequence[str]) -> list[list[int]]:
+        """The tokens of each answer as the decoder learns them, with the closing one."""
+        return [[*row, self.closing_id] for row in self.text.ids(answers, special=False)]
+
+    @property
+    def closing_id(self) -> int:
+        """The token that closes every text of T5, which `end_sym` has no part in."""
+        return int(self.text.tokenizer.eos_token_id)
+
+
+# BLIP-2 with Vicuna: answers to instructions about an image, in MiniGPT-4's frame (VPGTrans' third step).
+
+
+INSTRUCTIONS = (
+    "Describe this image in detail.",
+    "Take a look at this image and describe what you notice.",
+    "Please provide a detailed description of the picture.",
+    "Could you describe the contents of this image for me?",
+)
+"""MiniGPT-4's, one of which is drawn for each sample."""
+
+
+@models.register("blip2_vicuna", config=Blip2LlamaConfig)
+class Blip2Vicuna(Blip2Language):
+    """BLIP-2 with Vicuna: `###Human: <Img>`image`</Img>` instruction `###Assistant: ` and then the text to learn.
+
+    In training the instruction is drawn from `INSTRUCTIONS`, by torch's generator; in generation it is the prompt.
+    """
+
+    language = "llama"
+    prompter: type[Prompter] = ChatPrompter  # type: ignore[misc]  # the class variable of a subclass
+    text: ChatPrompter
+
+    def learning_tokens(self, batch: Batch) -> tuple[Tokens, int | list[int]]:
+        """The framed tokens of a batch; with `learn: text_output` `text_input` is the instruction."""
+        if learns_output_only(batch):
+            instructions, texts = list(batch["text_input"]), list(batch["text_output"])
+        else:
+            texts = target_texts(batch)
+            drawn = torch.randint(len(INSTRUCTIONS), (len(texts),)).tolist()
+            instructions = [INSTRUCTIONS[index] for index in drawn]
+        return self.text.frame([text + self.config.end_sym for text in texts], instructions, "right"), 0
+
+    def asking_tokens(self, prompts: Sequence[str]) -> Tokens:
+        """The frame with each prompt, the first instruction where it is empty."""
+        instructions = [prompt or INSTRUCTIONS[0] for prompt in prompts]
+        return self.text.frame([""] * len(prompts), instructions, "left")
+
+    def answer_ids(self, answers: Sequence[str]) -> list[list[int]]:
+        """The tokens of each answer as they stand behind the frame, with the closing one."""
+        return [[*row, self.end_id] for row in self.text.ids(answers, special=False)]

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import os
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from functools import partial
+from pathlib import Path
+from typing import Any, TypeVar
 
 import torch
 import torch.nn.functional as F
 import transformers
+from safetensors import SafetensorError
 from torch import Tensor, nn
 
-from lavis_ext.errors import ConfigError
+from lavis_ext.common.config.resolve import config_roots
+from lavis_ext.common.errors import ConfigError, IntegrityError, LavisExtError, NetworkError
 from lavis_ext.models import clip_tower
+from lavis_ext.models.base_model import listed
 
 IMAGE_TOKEN = "<image>"  # noqa: S105
 DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
@@ -127,3 +133,178 @@ def recompute(network: Any) -> None:
     # transformers 5.20 renamed the method
     enable = getattr(network, "activation_checkpointing_enable", None) or network.gradient_checkpointing_enable
     enable({"use_reentrant": False})
+
+
+# Models and tokenizers in transformers' form, from a folder or the hub; what cannot be had is one clear error.
+
+
+T = TypeVar("T")
+OFFLINE_SWITCHES = ("LAVIS_EXT_OFFLINE", "LAVIS_EXT_MIRROR", "HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE")
+
+
+def is_offline() -> bool:
+    """Whether the hub must not be asked: offline, or working from a mirror that stands in for the internet."""
+    return any(os.environ.get(name, "") not in ("", "0") for name in OFFLINE_SWITCHES)
+
+
+def load_config(name: str, key: str) -> Any:
+    """The configuration of a model in transformers' form."""
+    return _guarded(transformers.AutoConfig.from_pretrained, name, key)
+
+
+def load_network(name: str, key: str, config: Any, settings: Any = None) -> Any:
+    """Blip2ForConditionalGeneration from a folder or hub name; `key` is the config key that asked for it.
+
+    Frozen towers are read in their own precision, so that a large one never takes up fp32 memory. With `settings` only
+    the weights that fit them are read.
+    """
+    towers = {"vision_config": config.vit_precision, "text_config": config.llm_precision, "": "fp32"}
+    dtypes = {name: DTYPES[precision] for name, precision in towers.items()}
+    partly = {"config": settings, "ignore_mismatched_sizes": True} if settings is not None else {}
+    return _weights(transformers.Blip2ForConditionalGeneration, name, key, settings is None, dtype=dtypes, **partly)
+
+
+def load_retriever(name: str, key: str) -> Any:
+    """Blip2ForImageTextRetrieval (the first stage) from a folder or hub name, in fp32."""
+    return _weights(transformers.Blip2ForImageTextRetrieval, name, key, dtype=DTYPES["fp32"])
+
+
+def load_masked_language_model(name: str, key: str) -> Any:
+    """A BERT with its word head from a folder or hub name, in fp32."""
+    return _weights(transformers.BertForMaskedLM, name, key, dtype=DTYPES["fp32"])
+
+
+def load_embedding(name: str, key: str) -> Any:
+    """The word embedding of a decoder from a folder or hub name, in fp16."""
+    model = _weights(transformers.AutoModelForCausalLM, name, key, dtype=DTYPES["fp16"])
+    return model.get_input_embeddings()
+
+
+def load_language_model(name: str, key: str, config: Any, language: str) -> Any:
+    """A language model from a folder or hub name, in `llm_precision`; `language` is transformers' name of its kind."""
+    auto = transformers.AutoModelForSeq2SeqLM if language == "t5" else transformers.AutoModelForCausalLM
+    model = _weights(auto, name, key, dtype=DTYPES[config.llm_precision])
+    if model.config.model_type != language:
+        what = f"is a '{model.config.model_type}', {config.arch} needs '{language}'"
+        raise ConfigError(f"{key} {name}", what, "name another, or another model.arch")
+    return model
+
+
+def load_tokenizer(name: str, key: str) -> Any:
+    """A fast tokenizer from a folder, a folder below `configs/`, or a hub name."""
+    shipped = [root / name for root in config_roots() if (root / name / "tokenizer.json").is_file()]
+    if shipped and not Path(name).expanduser().exists():
+        name = str(shipped[0])
+    return _guarded(transformers.AutoTokenizer.from_pretrained, name, key)
+
+
+def _weights(kind: Any, name: str, key: str, whole: bool = True, **kwargs: Any) -> Any:
+    """A model of transformers' class `kind`; raises IntegrityError where it is to be `whole` and weights are not there.
+
+    transformers itself would start the missing ones anew with a warning.
+    """
+    model, found = _guarded(partial(kind.from_pretrained, output_loading_info=True), name, key, **kwargs)
+    missing = sorted(found["missing_keys"])
+    if whole and missing:
+        what = f"lacks {len(missing)} weights of a {type(model).__name__}: {listed(missing)}"
+        raise IntegrityError(f"{key} {name}", what, "name a model of this kind, or fetch it again")
+    return model
+
+
+def _guarded(load: Callable[..., T], name: str, key: str, **kwargs: Any) -> T:
+    folder = Path(name).expanduser()
+    if folder.is_dir():
+        return _from_folder(load, folder, key, **kwargs)
+    if name.count("/") != 1 or name.startswith(("/", ".", "~")):
+        raise ConfigError(
+            key, f"no folder {folder}", "name a folder in transformers' form (config.json, *.safetensors)"
+        )
+    return _from_hub(load, name, key, **kwargs)
+
+
+def _from_folder(load: Callable[..., T], folder: Path, key: str, **kwargs: Any) -> T:
+    try:
+        return load(str(folder), local_files_only=True, **kwargs)
+    except LavisExtError:
+        raise
+    except (SafetensorError, RuntimeError, EOFError) as error:
+        raise IntegrityError(f"{key} {folder}", first_line(error), "fetch or save the weights again") from error
+    except (OSError, ValueError, KeyError) as error:
+        raise ConfigError(f"{key} {folder}", first_line(error), "put a model in transformers' form there") from error
+    except Exception as error:
+        # the loader refuses pickled weights that want to run code with an exception class of its own
+        raise IntegrityError(f"{key} {folder}", first_line(error), "use weights in safetensors") from error
+
+
+def _from_hub(load: Callable[..., T], name: str, key: str, **kwargs: Any) -> T:
+    offline = is_offline()
+    way_out = f"on a machine that has it, `hf download {name} --local-dir DIR`; then set {key}=DIR"
+    try:
+        return load(name, local_files_only=offline, **kwargs)
+    except Exception as error:
+        reason = "not in the local hub cache, and offline" if offline else first_line(error)
+        raise NetworkError(f"{key} '{name}'", reason, way_out) from error
+
+
+def first_line(error: BaseException) -> str:
+    """What an exception says, without its tail."""
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
+
+
+# A BLIP-2 network and its tokenizer as a model section describes them: whole, from scratch, or put together.
+
+
+RETRIEVER = "Blip2ForImageTextRetrieval"
+
+
+def assemble(config: Any, language: str, language_key: str) -> tuple[Any, Any]:
+    """Network and tokenizer; `language` is the kind of language model, `language_key` the config key of its weights.
+
+    Raises ConfigError where nothing says what to start from.
+    """
+    if config.load_pretrained and config.pretrained:
+        found = load_config(config.pretrained, "model.pretrained")
+        if kind_of(found) == language:
+            tokenizer = load_tokenizer(config.tokenizer or config.pretrained, "model.pretrained")
+            network = load_network(config.pretrained, "model.pretrained", config)
+        else:
+            network, tokenizer = transfer(config, found, language, language_key)
+        return fit_image_size(network, config.image_size), tokenizer
+    if config.sizes and config.tokenizer:
+        tokenizer = load_tokenizer(config.tokenizer, "model.tokenizer")
+        return build_network(config, tokenizer, language), tokenizer
+    way_out = "name a folder or hub model, or give model.sizes and model.tokenizer"
+    raise ConfigError("model.pretrained", "no weights to start from", way_out)
+
+
+def kind_of(settings: Any) -> str:
+    """transformers' name of the language model of a BLIP-2 configuration; "" if it has none, as in the first stage."""
+    if RETRIEVER in (getattr(settings, "architectures", None) or ()):
+        return ""
+    return str(getattr(getattr(settings, "text_config", None), "model_type", ""))
+
+
+def transfer(config: Any, found: Any, language: str, language_key: str) -> tuple[Any, Any]:
+    """The visual parts of `pretrained` before another language model; the projection between them starts random.
+
+    The language model that `pretrained` came with is not built, and its weights are not kept.
+    """
+    name = getattr(config, language_key)
+    if not name:
+        what = f"its language model is '{kind_of(found) or 'none'}', {config.arch} needs '{language}'"
+        raise ConfigError("model.pretrained", what, f"name the new one in model.{language_key}")
+    key = f"model.{language_key}"
+    tokenizer, model = load_tokenizer(config.tokenizer or name, key), load_language_model(name, key, config, language)
+    if not hasattr(found, "qformer_config"):
+        raise ConfigError(f"model.pretrained {config.pretrained}", "is no BLIP-2", "name one in transformers' form")
+    settings = stub_config(found, model.config.hidden_size)
+    network = load_network(str(config.pretrained), "model.pretrained", config, settings)
+    network.language_model = model
+    network.config = transformers.Blip2Config(
+        vision_config=settings.vision_config.to_dict(),
+        qformer_config=settings.qformer_config.to_dict(),
+        text_config=model.config.to_dict(),
+        num_query_tokens=found.num_query_tokens,
+    )
+    return network, tokenizer

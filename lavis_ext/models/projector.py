@@ -9,16 +9,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lavis_ext.errors import ConfigError
-from lavis_ext.models.base import Model
-from lavis_ext.models.hub import load_config, load_embedding, load_network, load_tokenizer
-from lavis_ext.models.network import stub_config
+from lavis_ext.common.errors import ConfigError
+from lavis_ext.common.registry import models
+from lavis_ext.common.types import Batch
+from lavis_ext.models.base_model import Model
+from lavis_ext.models.network import load_config, load_embedding, load_network, load_tokenizer, stub_config
 from lavis_ext.models.settings import ProjectorConfig
 from lavis_ext.models.text import target_texts
-from lavis_ext.models.upstream import translate
-from lavis_ext.models.weights import PROJECTION, read_checkpoint
-from lavis_ext.registry import models
-from lavis_ext.types import Batch
+from lavis_ext.models.weights import PROJECTION, read_checkpoint, translate
 
 
 @models.register("vpgtrans_projector", config=ProjectorConfig)

@@ -12,27 +12,26 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lavis_ext.errors import ConfigError
-from lavis_ext.models.base import Model
-from lavis_ext.models.bert import start_from_bert
-from lavis_ext.models.hub import load_retriever, load_tokenizer
+from lavis_ext.common.config.schema import own_keys
+from lavis_ext.common.errors import ConfigError
+from lavis_ext.common.registry import models, objectives
+from lavis_ext.common.types import Batch
+from lavis_ext.models.base_model import Model, gather_rows, world
+from lavis_ext.models.generation import Search, write
 from lavis_ext.models.language import fitting_images, halve_tower
+from lavis_ext.models.lora import start_from_bert
+from lavis_ext.models.losses import NONE, draw_negatives, similarities
 from lavis_ext.models.network import (
     blip2_config,
     build_retriever,
     fit_image_size,
+    load_retriever,
+    load_tokenizer,
     recompute,
 )
-from lavis_ext.models.ranks import gather_rows, world
-from lavis_ext.models.search import Search
 from lavis_ext.models.settings import Blip2Config
 from lavis_ext.models.text import prompts_of
 from lavis_ext.models.weights import load_over
-from lavis_ext.models.writing import write
-from lavis_ext.objectives.blip2 import NONE, draw_negatives, similarities
-from lavis_ext.registry import models, objectives
-from lavis_ext.schema import own_keys
-from lavis_ext.types import Batch
 
 DECODE = "[DEC]"
 """The token that opens a text to be written."""
@@ -340,3 +339,38 @@ def identities(batch: Batch, device: torch.device) -> Tensor:
     plain = values.tolist() if isinstance(values, Tensor) else values
     digests = [hashlib.blake2b(f"{name}/{value}".encode(), digest_size=7).digest() for value in plain]
     return torch.tensor([int.from_bytes(digest, "big") for digest in digests], device=device)
+
+
+# blip2_image_text_matching: does this text say what this image shows?
+
+
+@models.register("blip2_image_text_matching", config=Blip2Config)
+class Blip2Matching(Blip2):
+    """BLIP-2's first stage that scores pairs instead of learning from them (LAVIS' Blip2ITM)."""
+
+    @torch.no_grad()
+    def forward(self, batch: Batch, match_head: Literal["itm", "itc"] = "itm") -> Tensor:  # type: ignore[override]
+        """`image` [B,3,S,S], `text_input` → `itm`: logits [B, 2] (no match, match); `itc`: cosines [B, B].
+
+        Raises ConfigError for another head.
+        """
+        texts = self.encode(batch["text_input"])
+        if match_head == "itm":
+            return self.match(self.see(batch), texts)
+        if match_head != "itc":
+            raise ConfigError("match_head", f"'{match_head}' is not offered", "choose itm or itc")
+        images = F.normalize(self.net.vision_projection(self.ask(self.see(batch))), dim=-1)
+        return similarities(images, self.project_text(self.read(texts)[:, 0]))
+
+    def predict(self, samples: Batch) -> dict[str, Tensor]:
+        """`predictions` [B, 2] (no match, match) and `targets`, the `label` of the samples: classification by match.
+
+        Raises ConfigError for pictures in pairs and for classes beyond these two.
+        """
+        if "image" not in samples:
+            raise ConfigError("model.arch", "matches one picture with a text, the samples have pairs", "name another")
+        labels = samples.get("label")
+        if labels is not None and any(int(label) > 1 for label in labels if label is not None):
+            raise ConfigError("model.arch", "knows two classes, the samples have more", "name another")
+        found = {"predictions": self(samples, match_head="itm")}
+        return found if labels is None else {**found, "targets": labels}

@@ -9,8 +9,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from lavis_ext.errors import ConfigError
-from lavis_ext.types import Batch
+from lavis_ext.common.errors import ConfigError
+from lavis_ext.common.types import Batch
 
 IGNORED = -100
 """The label that the loss passes over."""

@@ -6,13 +6,13 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from lavis_ext.config import model_defaults, model_files
-from lavis_ext.registry import models
-from lavis_ext.schema import ModelConfig
-from lavis_ext.typed import Door
+from lavis_ext.common.config.decode import Door
+from lavis_ext.common.config.resolve import model_defaults, model_files
+from lavis_ext.common.config.schema import ModelConfig
+from lavis_ext.common.registry import models
 
 if TYPE_CHECKING:
-    from lavis_ext.models.base import Model
+    from lavis_ext.models.base_model import Model
 
 Processors = dict[str, Callable[..., Any]]
 

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, cast
 
-from lavis_ext.errors import IntegrityError, Problem, UnsafeError
+from lavis_ext.common.errors import IntegrityError, Problem, UnsafeError
 from lavis_ext.prepare.records import BOOKKEEPING, DEFLATED, STORED, Member
 
 MIB = 1 << 20

@@ -15,18 +15,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote, unquote, urlsplit
 
-from lavis_ext.cards import Artifact, Blob, Folder
-from lavis_ext.errors import AccessError, LavisExtError, NetworkError, UnsafeError, UsageError, nearest
+from lavis_ext.common.config.cards import Artifact, Blob, Folder
+from lavis_ext.common.errors import AccessError, LavisExtError, NetworkError, UnsafeError, UsageError, nearest
+from lavis_ext.common.files import write_atomic
+from lavis_ext.common.wording import human
 from lavis_ext.fetch.mirrors import MirrorMap, mirror_path
-from lavis_ext.fetch.model import Policy
-from lavis_ext.files import write_atomic
+from lavis_ext.fetch.transfer import Policy
 from lavis_ext.prepare.plan import Plan
 from lavis_ext.prepare.records import disk_errors, record_path
 from lavis_ext.prepare.selection import ArtifactRequest, Contents, ContentsOrigin, PrepareOptions, Selection
-from lavis_ext.wording import human
 
 if TYPE_CHECKING:
-    from lavis_ext.fetch.sas import Sas
+    from lavis_ext.fetch.azure import Sas
 
 log = logging.getLogger(__name__)
 FORMAT = 1
@@ -103,7 +103,7 @@ def from_mirror(artifact: Artifact, folder: Folder, mirrors: MirrorMap) -> Conte
 
 def from_host(artifact: Artifact, policy: Policy) -> Contents:
     """By a listing; raises AccessError where the token may not list, NetworkError, IntegrityError."""
-    from lavis_ext.fetch.bloblist import list_blobs
+    from lavis_ext.fetch.azure import list_blobs
 
     if urlsplit(artifact.url).scheme != "azure":
         raise NetworkError(artifact.name, "its host cannot be asked what it holds", "leave out --list")
@@ -133,8 +133,7 @@ def token_of(artifact: Artifact) -> Sas | None:
     """The token of a folder's container, None without one; raises AccessError, ConfigError."""
     if urlsplit(artifact.url).scheme != "azure":
         return None
-    from lavis_ext.fetch.azure import blob_place
-    from lavis_ext.fetch.sas import TOKENS
+    from lavis_ext.fetch.azure import TOKENS, blob_place
 
     return TOKENS.find(blob_place(f"{artifact.url.rstrip('/')}/x").container)
 
@@ -308,7 +307,7 @@ def with_tokens(made: Plan, offline: bool) -> Plan:
     if offline or not sources:
         return made
     from lavis_ext.fetch.azure import blob_place, find_token, way_in
-    from lavis_ext.fetch.failures import Failure
+    from lavis_ext.fetch.transfer import Failure
 
     places = [blob_place(source) for source in sources]
     lines: list[str] = []

@@ -12,14 +12,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from lavis_ext.cards import Artifact
-from lavis_ext.errors import ConfigError, IntegrityError, LavisExtError, NetworkError
-from lavis_ext.fetch.digest import hash_file
-from lavis_ext.fetch.engine import fetch
-from lavis_ext.fetch.failures import RangesUnsupported
-from lavis_ext.fetch.ledger import Ledger
-from lavis_ext.fetch.model import Figures, Result, Transfer
-from lavis_ext.fetch.pool import fetch_all
+from lavis_ext.common.config.cards import Artifact
+from lavis_ext.common.errors import ConfigError, IntegrityError, LavisExtError, NetworkError
+from lavis_ext.fetch.engine import fetch, fetch_all
+from lavis_ext.fetch.ledger import Ledger, hash_file
+from lavis_ext.fetch.transfer import Figures, RangesUnsupported, Result, Transfer
 from lavis_ext.prepare.extract import (
     Placement,
     fetch_members,

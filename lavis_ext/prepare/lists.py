@@ -8,17 +8,17 @@ from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from lavis_ext.cards import Artifact, ImageList
-from lavis_ext.errors import ConfigError, IntegrityError, LavisExtError, NetworkError
-from lavis_ext.imagelists.account import Account
-from lavis_ext.imagelists.disk import image_fault, walk_files
-from lavis_ext.imagelists.listing import ListOptions, fetch_images, fetch_list_files, list_account
-from lavis_ext.imagelists.shards import Manifest, shard_fault
+from lavis_ext.common.config.cards import Artifact, ImageList
+from lavis_ext.common.errors import ConfigError, IntegrityError, LavisExtError, NetworkError
 from lavis_ext.prepare.plan import Plan, PlanItem, PrepareContext
 from lavis_ext.prepare.records import bookkeeping
 from lavis_ext.prepare.report import Outcome
 from lavis_ext.prepare.samples import image_names, open_rows
 from lavis_ext.prepare.selection import ArtifactRequest, PrepareOptions
+from lavis_ext.prepare.urls.hosted import image_fault, walk_files
+from lavis_ext.prepare.urls.job import Account
+from lavis_ext.prepare.urls.listing import ListOptions, fetch_images, fetch_list_files, list_account
+from lavis_ext.prepare.urls.shards import Manifest, shard_fault
 
 log = logging.getLogger(__name__)
 

@@ -10,10 +10,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
-from lavis_ext.cards import Artifact
-from lavis_ext.errors import LavisExtError
-from lavis_ext.fetch.model import Transfer
+from lavis_ext.common.config.cards import Artifact
+from lavis_ext.common.errors import LavisExtError
 from lavis_ext.fetch.part import companion
+from lavis_ext.fetch.transfer import Transfer
 from lavis_ext.prepare.records import MemberTable, Origin, Record, folder_times, listed_bytes, read_record, record_path
 
 State = Literal["recorded", "present", "partial", "archive", "missing"]

@@ -13,17 +13,17 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from lavis_ext.cards import Artifact, Cards, load_cards
-from lavis_ext.config import cache_root
-from lavis_ext.errors import DiskError, LavisExtError
+from lavis_ext.common.config.cards import Artifact, Cards, load_cards
+from lavis_ext.common.config.resolve import cache_root
+from lavis_ext.common.config.schema import DatasetConfig
+from lavis_ext.common.errors import DiskError, LavisExtError
+from lavis_ext.common.wording import columns, human
 from lavis_ext.fetch.mirrors import MirrorMap
-from lavis_ext.fetch.model import Policy, Progress, Silent, Source, Transfer
 from lavis_ext.fetch.safety import redact_url
+from lavis_ext.fetch.transfer import Policy, Progress, Silent, Source, Transfer
 from lavis_ext.prepare.on_disk import OnDisk, inspect, open_table
 from lavis_ext.prepare.records import MemberTable, Origin, Record
 from lavis_ext.prepare.selection import ArtifactRequest, PrepareOptions, Selection, user_key
-from lavis_ext.schema import DatasetConfig
-from lavis_ext.wording import columns, human
 
 log = logging.getLogger(__name__)
 GIB = 1 << 30

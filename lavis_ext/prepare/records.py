@@ -27,11 +27,11 @@ from types import TracebackType
 from typing import Any, Literal, NamedTuple
 
 from lavis_ext import __version__
-from lavis_ext.cards import Artifact
-from lavis_ext.errors import ConfigError
-from lavis_ext.fetch.failures import disk_error
+from lavis_ext.common.config.cards import Artifact
+from lavis_ext.common.errors import ConfigError
+from lavis_ext.common.files import write_atomic
 from lavis_ext.fetch.part import boot_id
-from lavis_ext.files import write_atomic
+from lavis_ext.fetch.transfer import disk_error
 
 log = logging.getLogger(__name__)
 BOOKKEEPING = ".lavis_ext"

@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
-from lavis_ext.errors import DiskError, LavisExtError
+from lavis_ext.common.errors import DiskError, LavisExtError
+from lavis_ext.common.wording import human
 from lavis_ext.prepare.plan import Plan
 from lavis_ext.prepare.records import Record
-from lavis_ext.wording import human
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,10 +10,10 @@ from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 
-from lavis_ext.cards import Cards
-from lavis_ext.errors import DiskError
-from lavis_ext.fetch.model import Progress, Silent
-from lavis_ext.fetch.owner import Ownership, read_owner
+from lavis_ext.common.config.cards import Cards
+from lavis_ext.common.errors import DiskError
+from lavis_ext.fetch.lock import Ownership, read_owner
+from lavis_ext.fetch.transfer import Progress, Silent
 from lavis_ext.prepare.on_disk import OnDisk
 from lavis_ext.prepare.plan import Plan, PlanItem, PrepareContext, make_context, make_plan, plan_item
 from lavis_ext.prepare.records import BOOKKEEPING, disk_errors

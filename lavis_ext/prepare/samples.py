@@ -12,17 +12,17 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lavis_ext.cards import Artifact, Cards
-from lavis_ext.errors import AccessError, ConfigError, IntegrityError, LavisExtError, PartialError
-from lavis_ext.files import write_atomic
+from lavis_ext.common.config.cards import Artifact, Cards
+from lavis_ext.common.config.schema import DatasetConfig, SplitCounts
+from lavis_ext.common.errors import AccessError, ConfigError, IntegrityError, LavisExtError, PartialError
+from lavis_ext.common.files import write_atomic
 from lavis_ext.prepare.on_disk import OnDisk
 from lavis_ext.prepare.records import BOOKKEEPING, MemberTable, bookkeeping, family_folder, folder_times
 from lavis_ext.prepare.report import ArtifactState, SplitState
 from lavis_ext.prepare.selection import ArtifactRequest, Chosen, Selection
-from lavis_ext.schema import DatasetConfig, SplitCounts
 
 if TYPE_CHECKING:
-    from lavis_ext.readers.annotations import Annotations
+    from lavis_ext.datasets.readers.annotations import Annotations
 
 MISSING_FILE, COUNTS_FILE = "missing.tsv", "counts.json"
 SETTLED_NS = 2_000_000_000
@@ -35,8 +35,8 @@ def open_rows(paths: Sequence[Path], limit: int | None = None) -> Annotations:
 
     Raises ConfigError, IntegrityError, DiskError.
     """
-    from lavis_ext.readers.annotations import Annotations
-    from lavis_ext.readers.forms import sort_files
+    from lavis_ext.datasets.readers.annotations import Annotations
+    from lavis_ext.datasets.readers.parse import sort_files
 
     return Annotations(sort_files(paths).rows, limit)
 
@@ -283,7 +283,7 @@ def _mark(about: Mapping[str, Any], times: Mapping[str, int] | None) -> str:
 
 def _list_state(state: SplitState, root: Path, artifact: Artifact) -> SplitState | None:
     """What the account says of shards that were made from a list, None where there are none (yet)."""
-    from lavis_ext.imagelists.listing import list_account
+    from lavis_ext.prepare.urls.listing import list_account
 
     account, spec = list_account(root, artifact), artifact.lists
     if account is None or spec is None:

@@ -7,12 +7,12 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
-from lavis_ext.cards import Artifact, Blob, Card, Cards, split_names
-from lavis_ext.errors import LavisExtError, NetworkError, UsageError, nearest
+from lavis_ext.common.config.cards import Artifact, Blob, Card, Cards, split_names
+from lavis_ext.common.config.schema import DatasetConfig
+from lavis_ext.common.errors import LavisExtError, NetworkError, UsageError, nearest
 from lavis_ext.fetch.mirrors import MirrorMap, mirror_path
-from lavis_ext.fetch.model import Policy
+from lavis_ext.fetch.transfer import Policy
 from lavis_ext.prepare.records import family_folder
-from lavis_ext.schema import DatasetConfig
 
 Preference = Callable[[DatasetConfig, DatasetConfig, str], bool]
 """Whether a split is meant in its other form: (data set in that form, in the first, split)."""

@@ -8,10 +8,11 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lavis_ext.cards import Cards
-from lavis_ext.errors import IntegrityError, LavisExtError, PartialError
-from lavis_ext.fetch.digest import hash_file, mismatch
-from lavis_ext.fetch.model import Figures, Progress, Silent
+from lavis_ext.common.config.cards import Cards
+from lavis_ext.common.errors import IntegrityError, LavisExtError, PartialError
+from lavis_ext.common.wording import human
+from lavis_ext.fetch.ledger import hash_file, mismatch
+from lavis_ext.fetch.transfer import Figures, Progress, Silent
 from lavis_ext.prepare.on_disk import inspect, open_table
 from lavis_ext.prepare.plan import make_context, make_plan
 from lavis_ext.prepare.records import Member, MemberTable, Record, disk_errors, drop_record, read_record
@@ -19,7 +20,6 @@ from lavis_ext.prepare.report import Outcome, SplitState, worst
 from lavis_ext.prepare.run import opened, owned
 from lavis_ext.prepare.samples import SplitCounter, artifact_states
 from lavis_ext.prepare.selection import ArtifactRequest, PrepareOptions, select
-from lavis_ext.wording import human
 
 if TYPE_CHECKING:
     from lavis_ext.prepare.lists import ListCheck
@@ -283,7 +283,7 @@ def check_member(path: Path, member: Member, deep: bool) -> str | None:
 
 def picture_fault(path: Path) -> str | None:
     """Why a picture cannot be decoded, or None; raises OSError where it cannot be read."""
-    from lavis_ext.readers import SampleError, decode_rgb
+    from lavis_ext.datasets.readers import SampleError, decode_rgb
 
     try:
         decode_rgb(path.read_bytes(), path=str(path))

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from lavis_ext.errors import ConfigError
-from lavis_ext.registry import processors
-from lavis_ext.schema import ProcessorConfig
+from lavis_ext.common.config.schema import ProcessorConfig
+from lavis_ext.common.errors import ConfigError
+from lavis_ext.common.registry import processors
 
 
 def load_processor(name: str, cfg: Mapping[str, Any] | ProcessorConfig | None = None) -> Any:

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from lavis_ext.errors import ConfigError
-from lavis_ext.processors import geometry
+from lavis_ext.common.errors import ConfigError
+from lavis_ext.common.registry import processors
 from lavis_ext.processors.augment import random_augment
-from lavis_ext.processors.base import Processor
-from lavis_ext.processors.normalize import normalize
+from lavis_ext.processors.base_processor import Processor
 from lavis_ext.processors.settings import (
+    MEAN,
+    STD,
     Blip2TrainKeys,
     BlipEvalKeys,
     BlipTrainKeys,
@@ -22,7 +25,123 @@ from lavis_ext.processors.settings import (
     CropKeys,
     ImageKeys,
 )
-from lavis_ext.registry import processors
+
+# Crops and resizing of uint8 RGB: torch's antialiased bicubic, and where torchvision's random crop would fall.
+
+
+RATIO = (3 / 4, 4 / 3)
+ATTEMPTS = 10
+
+
+class Box(NamedTuple):
+    """A rectangle of pixels: first row, first column, height, width."""
+
+    top: int
+    left: int
+    height: int
+    width: int
+
+
+def to_tensor(array: np.ndarray) -> Tensor:
+    """uint8 [H,W,3] → uint8 [3,H,W] over the same memory, channels last."""
+    return torch.from_numpy(array if array.flags.writeable else array.copy()).permute(2, 0, 1)
+
+
+def resize(image: Tensor, height: int, width: int) -> Tensor:
+    """uint8 [3,H,W] → uint8 [3,height,width] by torch's antialiased bicubic.
+
+    Equal to Pillow's to rounding (0.005 of 255 on average). Both take the horizontal pass first; the newest Pillow
+    takes whichever is cheaper, which moves its own results by 0.2 of 255 where that is the vertical one.
+    """
+    if image.shape[-2:] == (height, width):
+        return image.contiguous()
+    return F.interpolate(image[None], size=(height, width), mode="bicubic", antialias=True)[0].contiguous()
+
+
+def crop(image: Tensor, box: Box) -> Tensor:
+    """The pixels of `image` [3,H,W] inside `box`, not copied."""
+    return image[:, box.top : box.top + box.height, box.left : box.left + box.width]
+
+
+def centre_crop(image: Tensor, size: int) -> Tensor:
+    """The middle `size` × `size` pixels, rounded as torchvision does; `image` must be at least that large."""
+    height, width = image.shape[-2:]
+    return crop(image, Box(round((height - size) / 2.0), round((width - size) / 2.0), size, size)).contiguous()
+
+
+def short_side(height: int, width: int, size: int) -> tuple[int, int]:
+    """Height and width once the shorter side is `size`, the longer rounded down (torchvision's Resize(int))."""
+    long = int(size * max(height, width) / min(height, width))
+    return (size, long) if height <= width else (long, size)
+
+
+def random_box(height: int, width: int, scale: tuple[float, float], rng: torch.Generator | None) -> Box:
+    """Where torchvision's RandomResizedCrop would cut, drawn in the same order.
+
+    An area share uniform in `scale` and an aspect ratio log-uniform in 3/4 … 4/3, up to ten times until it fits; else
+    the largest central box of an allowed ratio. With `rng` None torch's global generator is used, and the same seed
+    gives the box that torchvision gives.
+    """
+    low, high = torch.log(torch.tensor(RATIO)).tolist()  # in single precision throughout, as torchvision does
+    for _ in range(ATTEMPTS):
+        area = height * width * _uniform(*scale, rng).item()
+        ratio = torch.exp(_uniform(low, high, rng)).item()
+        w, h = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
+        if 0 < w <= width and 0 < h <= height:
+            return Box(_below(height - h + 1, rng), _below(width - w + 1, rng), h, w)
+    return central_box(height, width)
+
+
+def central_box(height: int, width: int) -> Box:
+    """The largest box in the middle whose ratio is allowed."""
+    h, w = height, width
+    if width / height < RATIO[0]:
+        h = round(width / RATIO[0])
+    elif width / height > RATIO[1]:
+        w = round(height * RATIO[1])
+    return Box((height - h) // 2, (width - w) // 2, h, w)
+
+
+def flip_half(image: Tensor, rng: torch.Generator | None) -> Tensor:
+    """The image, mirrored left to right in half of all draws."""
+    return image.flip(-1) if torch.rand(1, generator=rng).item() < 0.5 else image
+
+
+def _uniform(low: float, high: float, rng: torch.Generator | None) -> Tensor:
+    return torch.empty(1).uniform_(low, high, generator=rng)
+
+
+def _below(stop: int, rng: torch.Generator | None) -> int:
+    return int(torch.randint(0, stop, (1,), generator=rng).item())
+
+
+# uint8 pixels become normalised float32 in one pass, wherever the batch lies.
+
+
+def normalize(images: Tensor, mean: tuple[float, ...] = MEAN, std: tuple[float, ...] = STD) -> Tensor:
+    """uint8 [...,3,H,W] → float32: `(x / 255 - mean) / std` as a multiply-add on the tensor's device.
+
+    An accelerator does it in one pass; on a CPU converting first is twice as fast, as mixed types are not vectorised.
+    """
+    scale = 1 / (255 * torch.tensor(std, dtype=torch.float64))
+    shift = -torch.tensor(mean, dtype=torch.float64) / torch.tensor(std, dtype=torch.float64)
+    shape = (-1, 1, 1)
+    bias, factor = (value.float().view(shape).to(images.device) for value in (shift, scale))
+    if images.device.type == "cpu":
+        return images.float().mul_(factor).add_(bias)
+    return torch.addcmul(bias, images, factor)
+
+
+@dataclass(frozen=True)
+class Normalizer:
+    """`normalize` with the statistics that all data sets of a mixture share."""
+
+    mean: tuple[float, ...] = MEAN
+    std: tuple[float, ...] = STD
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """uint8 [...,3,H,W] → float32; anything but uint8 is returned as it is."""
+        return normalize(images, self.mean, self.std) if images.dtype == torch.uint8 else images
 
 
 @dataclass(frozen=True)
@@ -44,8 +163,8 @@ class RandomCropImage(CropKeys, SquareImage):
 
     def uint8(self, image: np.ndarray, rng: torch.Generator | None = None) -> Tensor:
         """uint8 [H,W,3] RGB → uint8 [3,S,S]."""
-        box = geometry.random_box(image.shape[0], image.shape[1], (self.min_scale, self.max_scale), rng)
-        return geometry.resize(geometry.crop(geometry.to_tensor(image), box), self.image_size, self.image_size)
+        box = random_box(image.shape[0], image.shape[1], (self.min_scale, self.max_scale), rng)
+        return resize(crop(to_tensor(image), box), self.image_size, self.image_size)
 
 
 @processors.register("blip2_image_train", config=Blip2TrainKeys)
@@ -55,7 +174,7 @@ class Blip2ImageTrain(Blip2TrainKeys, RandomCropImage):
 
     def uint8(self, image: np.ndarray, rng: torch.Generator | None = None) -> Tensor:
         """uint8 [H,W,3] RGB → uint8 [3,S,S]."""
-        return geometry.flip_half(super().uint8(image, rng), rng)
+        return flip_half(super().uint8(image, rng), rng)
 
 
 @processors.register("blip_image_train", config=BlipTrainKeys)
@@ -65,7 +184,7 @@ class BlipImageTrain(BlipTrainKeys, RandomCropImage):
 
     def uint8(self, image: np.ndarray, rng: torch.Generator | None = None) -> Tensor:
         """uint8 [H,W,3] RGB → uint8 [3,S,S]."""
-        flipped = geometry.flip_half(super().uint8(image, rng), rng)
+        flipped = flip_half(super().uint8(image, rng), rng)
         return random_augment(flipped, count=2, strength=5, rng=rng)
 
 
@@ -76,7 +195,7 @@ class BlipImageEval(BlipEvalKeys, SquareImage):
 
     def uint8(self, image: np.ndarray, rng: torch.Generator | None = None) -> Tensor:
         """uint8 [H,W,3] RGB → uint8 [3,S,S]; nothing is random."""
-        return geometry.resize(geometry.to_tensor(image), self.image_size, self.image_size)
+        return resize(to_tensor(image), self.image_size, self.image_size)
 
 
 @processors.register("clip_image_train", config=ClipTrainKeys)
@@ -92,8 +211,8 @@ class ClipImageEval(SquareImage):
 
     def uint8(self, image: np.ndarray, rng: torch.Generator | None = None) -> Tensor:
         """uint8 [H,W,3] RGB → uint8 [3,S,S]; nothing is random."""
-        size = geometry.short_side(image.shape[0], image.shape[1], self.image_size)
-        return geometry.centre_crop(geometry.resize(geometry.to_tensor(image), *size), self.image_size)
+        size = short_side(image.shape[0], image.shape[1], self.image_size)
+        return centre_crop(resize(to_tensor(image), *size), self.image_size)
 
 
 def as_rgb(image: Any) -> np.ndarray:

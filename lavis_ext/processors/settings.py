@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from lavis_ext.errors import ConfigError
-from lavis_ext.typed import Count, Positive, Share
+from lavis_ext.common.config.decode import Count, Positive, Share
+from lavis_ext.common.errors import ConfigError
 
 MEAN = (0.48145466, 0.4578275, 0.40821073)
 STD = (0.26862954, 0.26130258, 0.27577711)

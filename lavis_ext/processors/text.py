@@ -5,9 +5,9 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-from lavis_ext.processors.base import Processor
-from lavis_ext.registry import processors
-from lavis_ext.typed import Count
+from lavis_ext.common.config.decode import Count
+from lavis_ext.common.registry import processors
+from lavis_ext.processors.base_processor import Processor
 
 SIGNS = re.compile(r"[.!\"()*#:;~]")
 SPACES = re.compile(r"\s{2,}")

@@ -6,7 +6,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from lavis_ext.tasks.base import Task, setup_task
+    from lavis_ext.tasks.base_task import Task, setup_task
 
 __all__ = ["Task", "setup_task"]
 
@@ -15,4 +15,4 @@ def __getattr__(name: str) -> Any:
     """The task classes bring torch: they are loaded where they are asked for."""
     if name not in __all__:
         raise AttributeError(f"module 'lavis_ext.tasks' has no attribute '{name}'")
-    return getattr(import_module("lavis_ext.tasks.base"), name)
+    return getattr(import_module("lavis_ext.tasks.base_task"), name)

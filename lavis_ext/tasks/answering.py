@@ -13,21 +13,23 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from lavis_ext.errors import ConfigError
+from lavis_ext.common.config.schema import MetricConfig
+from lavis_ext.common.errors import ConfigError
+from lavis_ext.common.registry import tasks
+from lavis_ext.common.types import Batch
 from lavis_ext.metrics import measure
-from lavis_ext.metrics.answers import (
+from lavis_ext.metrics.vqa import (
+    breakdown,
     direct_answer_score,
+    judge,
+    lemmatize,
     matches_exactly,
+    opening_of,
     vqa_accuracy,
+    vqa_score,
 )
-from lavis_ext.metrics.breakdown import breakdown, judge, opening_of
-from lavis_ext.metrics.lemmas import lemmatize
-from lavis_ext.metrics.vqa import vqa_score
-from lavis_ext.registry import tasks
-from lavis_ext.schema import MetricConfig
-from lavis_ext.tasks.base import Row, Task, write_result
+from lavis_ext.tasks.base_task import Row, Task, write_result
 from lavis_ext.tasks.settings import VqaConfig
-from lavis_ext.types import Batch
 
 log = logging.getLogger(__name__)
 RECIPE = ("prompt", "num_beams", "max_len", "min_len", "inference_method", "num_ans_candidates")

@@ -12,12 +12,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from lavis_ext.errors import ConfigError
+from lavis_ext.common.errors import ConfigError
+from lavis_ext.common.registry import tasks
+from lavis_ext.common.types import Batch
 from lavis_ext.metrics import measure
-from lavis_ext.registry import tasks
-from lavis_ext.tasks.base import Row, Task, first_by_id, merged_references, plain_id, write_result
+from lavis_ext.tasks.base_task import Row, Task, first_by_id, merged_references, plain_id, write_result
 from lavis_ext.tasks.settings import CaptioningConfig
-from lavis_ext.types import Batch
 
 log = logging.getLogger(__name__)
 RECIPE = ("prompt", "num_beams", "max_len", "min_len", "repetition_penalty")

@@ -15,15 +15,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lavis_ext.errors import ConfigError
+from lavis_ext.common.config.schema import RunConfig
+from lavis_ext.common.errors import ConfigError
+from lavis_ext.common.registry import tasks
+from lavis_ext.common.types import Batch
 from lavis_ext.metrics import measure
 from lavis_ext.metrics.retrieval import leading
-from lavis_ext.objectives.blip2 import similarities
-from lavis_ext.registry import tasks
-from lavis_ext.schema import RunConfig
-from lavis_ext.tasks.base import Row, Task, write_result
+from lavis_ext.models.losses import similarities
+from lavis_ext.tasks.base_task import Row, Task, write_result
 from lavis_ext.tasks.settings import RetrievalConfig
-from lavis_ext.types import Batch
 
 log = logging.getLogger(__name__)
 UNRANKED = -100.0

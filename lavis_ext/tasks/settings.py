@@ -6,10 +6,10 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
-from lavis_ext.errors import Problem, nearest
-from lavis_ext.registry import tasks
-from lavis_ext.schema import Config, MetricConfig, RunConfig
-from lavis_ext.typed import Count, Natural, Positive
+from lavis_ext.common.config.decode import Count, Natural, Positive
+from lavis_ext.common.config.schema import Config, MetricConfig, RunConfig
+from lavis_ext.common.errors import Problem, nearest
+from lavis_ext.common.registry import tasks
 
 
 @dataclass(frozen=True, kw_only=True)

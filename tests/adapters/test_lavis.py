@@ -14,10 +14,10 @@ from omegaconf import OmegaConf
 from torch.utils.data import DataLoader
 
 from lavis_ext.adapters.lavis import BROKEN, Registered, open_lavis, register
-from lavis_ext.builders import NotPreparedError
-from lavis_ext.errors import ConfigError, PartialError, UsageError
+from lavis_ext.common.errors import ConfigError, PartialError, UsageError
+from lavis_ext.datasets.builders import NotPreparedError
+from lavis_ext.datasets.readers.faults import SampleError
 from lavis_ext.processors import load_processor
-from lavis_ext.readers.faults import SampleError
 from tests.support.families import coco_captions, gqa
 from tests.support.pictures import encoded, pixels, write_json
 from tests.support.shards import write_shard
@@ -210,7 +210,7 @@ def test_unknown_name_to_override(done: Registered) -> None:
 
 
 def test_broken_names_are_ours() -> None:
-    from lavis_ext.cards import load_cards
+    from lavis_ext.common.config.cards import load_cards
 
     assert set(BROKEN) <= set(load_cards().names())
 

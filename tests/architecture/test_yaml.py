@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from lavis_ext.check import check_file
+from lavis_ext.common.config.check import check_file
 
 ROOT = Path(__file__).parents[2]
 FILES = sorted([*(ROOT / "configs").rglob("*.yaml"), *(ROOT / "studies").glob("*.yaml")])

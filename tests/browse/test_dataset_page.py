@@ -10,9 +10,9 @@ import pytest
 
 from lavis_ext.browse import write_dataset_page, write_page
 from lavis_ext.browse.views import choose
-from lavis_ext.builders import NotPreparedError
 from lavis_ext.cli import main
-from lavis_ext.errors import DiskError, UsageError
+from lavis_ext.common.errors import DiskError, UsageError
+from lavis_ext.datasets.builders import NotPreparedError
 from tests.support.families import coco_captions, coco_name, flickr30k, minigpt4, nlvr, nocaps, snli_ve, vg, vqav2
 from tests.support.html import HOSTILE, Page
 from tests.support.pictures import write_json

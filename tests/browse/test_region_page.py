@@ -10,8 +10,8 @@ from PIL import Image
 
 from lavis_ext.browse.dataset_page import write_dataset_page
 from lavis_ext.browse.views import view_of
-from lavis_ext.builders.region.pages import names_of
-from lavis_ext.readers.faults import SampleError
+from lavis_ext.datasets.readers.faults import SampleError
+from lavis_ext.oscar.datasets.pages import names_of
 from tests.support.region_data import (
     built,
     write_captions,

@@ -14,7 +14,7 @@ from PIL import Image
 
 from lavis_ext.browse import write_page, write_run_report
 from lavis_ext.browse.run_report import choose, duration, overlap, page_values, read_run
-from lavis_ext.errors import DiskError
+from lavis_ext.common.errors import DiskError
 from tests.support.html import HOSTILE, Page
 
 

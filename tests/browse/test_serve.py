@@ -14,7 +14,7 @@ from threading import Thread
 import pytest
 
 from lavis_ext.browse.serve import PageServer, serve_page
-from lavis_ext.errors import UsageError
+from lavis_ext.common.errors import UsageError
 
 
 @pytest.fixture

@@ -14,8 +14,8 @@ from safetensors.torch import save_file
 
 from lavis_ext.cli import main
 from lavis_ext.cli.chat import Setup, find_weights, read_setup, searches
+from lavis_ext.common.config.schema import run_config
 from lavis_ext.models import build_model, default_config
-from lavis_ext.schema import run_config
 
 TINY = "models/blip2_opt/tiny.yaml"
 

@@ -12,7 +12,7 @@ import pytest
 from lavis_ext.cli import VERBS, main
 from lavis_ext.cli.flags import Options
 from lavis_ext.cli.verb import Answer, build_parser
-from lavis_ext.errors import IntegrityError
+from lavis_ext.common.errors import IntegrityError
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ import subprocess
 import pytest
 
 from lavis_ext.cli.verb import completion_script
-from lavis_ext.errors import UsageError
+from lavis_ext.common.errors import UsageError
 
 FLAGS = {"list": ["--json"], "prepare": ["--split", "--dry-run"]}
 

@@ -15,8 +15,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from lavis_ext.common.errors import DiskError, UnsafeError, UsageError
 from lavis_ext.demo.mirror import MirrorWriter, mirror_key, parse_range, serve
-from lavis_ext.errors import DiskError, UnsafeError, UsageError
 from lavis_ext.fetch.mirrors import MirrorMap
 
 BODY = bytes(range(256)) * 4000

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from lavis_ext.config import load_config
+from lavis_ext.common.config.resolve import load_config
 from lavis_ext.demo.mirror import serve
 from lavis_ext.demo.tour import EVALUATE, TRAIN, run_demo
 from lavis_ext.demo.world import World

@@ -16,10 +16,10 @@ from urllib.request import urlopen
 
 import pytest
 
+from lavis_ext.common.errors import IntegrityError, LavisExtError, NetworkError, OwnedError, UsageError
 from lavis_ext.demo import steps
 from lavis_ext.demo.tour import EVALUATE, TRAIN, run_demo
 from lavis_ext.demo.world import World
-from lavis_ext.errors import IntegrityError, LavisExtError, NetworkError, OwnedError, UsageError
 
 WORLD = World(seed=2, train=4, val=2, test=2, hidden=1)
 

@@ -7,9 +7,9 @@ from itertools import combinations, permutations
 
 import pytest
 
+from lavis_ext.common.errors import UsageError
 from lavis_ext.demo.things import COLOURS, HEIGHT, SHAPES, WIDTH, Thing, relation
 from lavis_ext.demo.world import ID_PRIME, SPLITS, Scene, World
-from lavis_ext.errors import UsageError
 from tests.support.geometry import NOUN, NUMBERS, directions, meant, plain
 
 WORLD = World(seed=3, train=250, val=30, test=30, hidden=5)

@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from lavis_ext import load_dataset
-from lavis_ext.builders import BuildContext, build_datasets
-from lavis_ext.cards import load_cards
+from lavis_ext.common.config.cards import load_cards
+from lavis_ext.datasets.builders import BuildContext, build_datasets
 from lavis_ext.demo.mirror import serve, url_of
 from lavis_ext.demo.world import World
 from lavis_ext.fetch.mirrors import mirror_path

@@ -18,8 +18,8 @@ from lavis_ext.demo.mirror import url_of
 from lavis_ext.demo.world import World
 from lavis_ext.features import open_store
 from lavis_ext.features.imports import import_features
+from lavis_ext.fetch.azure import TOKENS
 from lavis_ext.fetch.mirrors import mirror_path
-from lavis_ext.fetch.sas import TOKENS
 from lavis_ext.prepare import PrepareOptions, Report, prepare, verify
 from tests.support.azure import ACCOUNT, CANARY, Azure, Refusal, token, traces
 from tests.support.fetching import FAST

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 import torch
 
-from lavis_ext.builders import BuildContext, build_datasets
-from lavis_ext.cards import load_cards
+from lavis_ext.common.config.cards import load_cards
+from lavis_ext.datasets.builders import BuildContext, build_datasets
 from lavis_ext.demo.world import World
 from lavis_ext.prepare import PrepareOptions, prepare
 from tests.support.geometry import answer

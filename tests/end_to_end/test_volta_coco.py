@@ -13,15 +13,15 @@ from typing import Any
 import lmdb
 import pytest
 
-from lavis_ext.cards import load_cards
 from lavis_ext.cli import main
+from lavis_ext.common.config.cards import load_cards
+from lavis_ext.datasets.readers import decode_rgb
 from lavis_ext.demo.coco import photo_of
 from lavis_ext.demo.mirror import MirrorWriter
 from lavis_ext.demo.world import World
 from lavis_ext.features import open_store
 from lavis_ext.features.formats.restricted import load_plain
-from lavis_ext.features.volta import names
-from lavis_ext.readers import decode_rgb
+from lavis_ext.oscar.volta import coco as names
 from tests.support.region_data import built, write_vocab
 from tests.support.regions import draw  # the module registers the detector fake_regions
 from tests.world.export import export_coco, export_world

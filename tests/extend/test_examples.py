@@ -10,8 +10,8 @@ import pytest
 from PIL import Image
 
 from lavis_ext import load_dataset
-from lavis_ext.check import check_file
 from lavis_ext.cli import main
+from lavis_ext.common.config.check import check_file
 
 EXTEND = Path(__file__).parents[2] / "docs" / "extend"
 COLOURS = {"red": (220, 20, 20), "green": (20, 200, 20)}

@@ -7,15 +7,15 @@ from pathlib import Path
 
 import pytest
 
-from lavis_ext.check import check_file
 from lavis_ext.cli import main
-from lavis_ext.errors import ConfigError
-from lavis_ext.registry import load_plugin_file, processors
+from lavis_ext.common.config.check import check_file
+from lavis_ext.common.errors import ConfigError
+from lavis_ext.common.registry import load_plugin_file, processors
 
 SHOUT = """
 from dataclasses import dataclass
 
-from lavis_ext.registry import registry
+from lavis_ext.common.registry import registry
 
 
 @registry.register_processor("{name}")

@@ -8,10 +8,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from lavis_ext.errors import DiskError, IntegrityError, OwnedError
-from lavis_ext.features import adopt, open_store
-from lavis_ext.features.adopt import place_of, store_of
-from lavis_ext.features.row import ReadOptions
+from lavis_ext.common.errors import DiskError, IntegrityError, OwnedError
+from lavis_ext.features import imports as adopt
+from lavis_ext.features import open_store
+from lavis_ext.features.imports import place_of, store_of
+from lavis_ext.features.store import ReadOptions
 from tests.support.features import make_images, oscar_tsv
 
 

@@ -12,15 +12,13 @@ import pytest
 
 from lavis_ext.cli import main
 from lavis_ext.cli.features import detector_name
-from lavis_ext.errors import OwnedError, UsageError
+from lavis_ext.common.errors import OwnedError, UsageError
 from lavis_ext.features import create_store, open_store
 from lavis_ext.features.detectors import DetectorOptions, build_detector
-from lavis_ext.features.extraction.account import account_path
-from lavis_ext.features.extraction.extract import Extracted, Request, extract
-from lavis_ext.features.extraction.pictures import find_pictures, in_group
-from lavis_ext.features.extraction.rows import RowFile
+from lavis_ext.features.extraction.extract import Extracted, Request, extract, find_pictures, in_group
+from lavis_ext.features.extraction.rows import RowFile, account_path
 from lavis_ext.features.formats import format_of
-from lavis_ext.features.row import ReadOptions, Row, Start
+from lavis_ext.features.store import ReadOptions, Row, Start
 from tests.support.pictures import encoded, pixels
 from tests.support.regions import FakeDetector, coco_names, draw
 

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from lavis_ext.errors import UsageError
+from lavis_ext.common.errors import UsageError
 from lavis_ext.features import export_store, import_features, open_store, tools
 from lavis_ext.features.layout import INDEX, ROWS
 from tests.support.features import VOLTA, Image, csv_tsv, make_image, oscar_tsv, same, volta_lmdb

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from lavis_ext.errors import IntegrityError, UsageError
+from lavis_ext.common.errors import IntegrityError, UsageError
 from lavis_ext.features import export_store, import_features, open_store
-from lavis_ext.features.sniff import recognise
+from lavis_ext.features.imports import recognise
 from lavis_ext.features.tools import index
 from tests.support.features import make_image, make_images, oscar_tsv, same
 

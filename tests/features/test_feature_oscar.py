@@ -9,10 +9,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lavis_ext.errors import IntegrityError, UsageError
+from lavis_ext.common.errors import IntegrityError, UsageError
 from lavis_ext.features import ReadOptions, export_store, import_features, open_store
 from lavis_ext.features.formats.lines import write_lineidx
-from lavis_ext.features.formats.oscar import six_columns
+from lavis_ext.features.formats.tsv import six_columns
 from lavis_ext.features.imports import raise_for
 from tests.support.features import Image, b64, caption_tsv, make_image, make_images, oscar_tsv, same
 

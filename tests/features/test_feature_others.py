@@ -10,11 +10,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lavis_ext.errors import ConfigError, IntegrityError, UsageError
+from lavis_ext.common.errors import ConfigError, IntegrityError, UsageError
 from lavis_ext.features import ReadOptions, create_store, export_store, import_features, open_store
-from lavis_ext.features.formats.optional import need
-from lavis_ext.features.formats.volta_lmdb import key_in_lmdb
-from lavis_ext.features.sniff import recognise
+from lavis_ext.features.formats.base import need
+from lavis_ext.features.formats.lmdb import key_in_lmdb
+from lavis_ext.features.imports import recognise
 from tests.support.features import (
     BUTD,
     LXMERT,
@@ -151,7 +151,7 @@ def entries(path: Path) -> dict[bytes, Any]:
 
 
 def test_the_map_of_an_lmdb_grows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from lavis_ext.features.formats import volta_lmdb as module
+    from lavis_ext.features.formats import lmdb as module
 
     monkeypatch.setattr(module, "FIRST_MAP", 1 << 17)
     images = make_images(20)

@@ -10,11 +10,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lavis_ext.errors import IntegrityError, OwnedError, UsageError
+from lavis_ext.common.errors import IntegrityError, OwnedError, UsageError
 from lavis_ext.features import NO_BOXES, FeatureStore, Row, UnknownImage, create_store, open_store, tools
-from lavis_ext.features.ids import hash_of, key_of
-from lavis_ext.features.layout import ALIGN, INDEX, ROWS
-from lavis_ext.features.row import BadRow
+from lavis_ext.features.layout import ALIGN, INDEX, ROWS, hash_of, key_of
+from lavis_ext.features.store import BadRow
 from tests.support.features import Image, make_image, make_images, same
 
 

@@ -11,9 +11,9 @@ import msgpack_numpy
 import numpy as np
 import pytest
 
-from lavis_ext.errors import IntegrityError, UsageError
+from lavis_ext.common.errors import IntegrityError, UsageError
 from lavis_ext.features import ReadOptions, export_store, import_features, open_store
-from lavis_ext.features.sniff import recognise
+from lavis_ext.features.imports import recognise
 from tests.support.features import Image, make_images, same, volta_lmdb
 
 IMAGES = make_images(5, 2048, "{:09d}")

@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lavis_ext.cli import main
-from lavis_ext.errors import IntegrityError, LavisExtError, UnsafeError
+from lavis_ext.common.errors import IntegrityError, LavisExtError, UnsafeError
 from lavis_ext.features.formats.restricted import load_plain
 from tests.support.features import make_images, volta_lmdb
 

@@ -4,10 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from lavis_ext.errors import OwnedError, UsageError
-from lavis_ext.features.extraction.account import Account
+from lavis_ext.common.errors import OwnedError, UsageError
 from lavis_ext.features.extraction.merging import Merged, merge_rows
-from lavis_ext.features.extraction.rows import owned
+from lavis_ext.features.extraction.rows import Account, owned
 from lavis_ext.features.files import part_of
 from tests.support.features import BUTD, LXMERT, VOLTA, Image, csv_tsv, make_image, oscar_tsv
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from lavis_ext.errors import IntegrityError, UnsafeError
+from lavis_ext.common.errors import IntegrityError, UnsafeError
 from lavis_ext.features.vocabulary import LabelVocabulary, read_labels
 
 

@@ -15,13 +15,24 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lavis_ext.errors import AccessError, ConfigError, IntegrityError, LavisExtError, NetworkError, UnsafeError
+from lavis_ext.common.errors import AccessError, ConfigError, IntegrityError, LavisExtError, NetworkError, UnsafeError
 from lavis_ext.fetch import MirrorMap, RemoteFile, Source, Transfer, fetch
-from lavis_ext.fetch.azure import BlobPlace, blob_place, child_url, name_below
-from lavis_ext.fetch.bloblist import list_blobs, md5_of, parse_listing
-from lavis_ext.fetch.failures import Failure
+from lavis_ext.fetch.azure import (
+    TOKENS,
+    BlobPlace,
+    Sas,
+    blob_place,
+    child_url,
+    clean_token,
+    list_blobs,
+    md5_of,
+    name_below,
+    parse_listing,
+    parse_time,
+    variable_of,
+)
 from lavis_ext.fetch.safety import redact
-from lavis_ext.fetch.sas import TOKENS, Sas, clean_token, parse_time, variable_of
+from lavis_ext.fetch.transfer import Failure
 from tests.support.azure import ACCOUNT, CANARY, Azure, Refusal, listing_page, token, traces
 from tests.support.fetching import FAST
 from tests.support.server import Fault, Server, payload

@@ -21,9 +21,10 @@ from pathlib import Path
 
 import pytest
 
-from lavis_ext.errors import AccessError, DiskError, IntegrityError, NetworkError, OwnedError, UnsafeError
-from lavis_ext.fetch import Figures, Source, Transfer, existing, fetch, fetch_all, http, safety
-from lavis_ext.fetch.owner import Identity, own_identity
+from lavis_ext.common.errors import AccessError, DiskError, IntegrityError, NetworkError, OwnedError, UnsafeError
+from lavis_ext.fetch import Figures, Source, Transfer, fetch, fetch_all, http, safety
+from lavis_ext.fetch import engine as existing
+from lavis_ext.fetch.lock import Identity, own_identity
 from tests.support.fetching import CANARY, CASES, SIZE, World, case, certificate
 from tests.support.server import Fault, Server, payload
 

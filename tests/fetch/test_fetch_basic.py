@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from lavis_ext.errors import IntegrityError, NetworkError
+from lavis_ext.common.errors import IntegrityError, NetworkError
 from lavis_ext.fetch import Policy, Source, Transfer, fetch, fetch_all
 from tests.support.server import Fault, Server, payload
 

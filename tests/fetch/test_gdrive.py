@@ -6,9 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from lavis_ext.errors import AccessError, UnsafeError
-from lavis_ext.fetch import Policy, Source, Transfer, fetch, gdrive
-from lavis_ext.fetch.failures import Failure
+from lavis_ext.common.errors import AccessError, UnsafeError
+from lavis_ext.fetch import Policy, Source, Transfer, fetch
+from lavis_ext.fetch import backends as gdrive
+from lavis_ext.fetch.transfer import Failure
 from tests.support.server import Fault, Server, payload
 
 pytest.importorskip("gdown")
@@ -24,7 +25,7 @@ LOGIN = "<html><body>Sign in to continue to Google Drive</body></html>"
 
 @pytest.fixture(autouse=True)
 def drive(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(gdrive, "ENDPOINT", server.base)
+    monkeypatch.setattr(gdrive, "DRIVE_ENDPOINT", server.base)
 
 
 def transfer(folder: Path, size: int | None = None) -> Transfer:

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from lavis_ext.errors import AccessError, NetworkError
+from lavis_ext.common.errors import AccessError, NetworkError
 from lavis_ext.fetch import MirrorMap, Policy, Source, Transfer, fetch
-from lavis_ext.fetch.failures import Failure
-from lavis_ext.fetch.hub import hub_page, hub_place, may_carry_token
+from lavis_ext.fetch.backends import hub_page, hub_place, may_carry_token
+from lavis_ext.fetch.transfer import Failure
 from tests.support.server import Fault, Server, payload
 
 CANARY = "hf_canary0123456789"

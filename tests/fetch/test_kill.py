@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from lavis_ext.fetch import Source, Transfer, fetch
-from lavis_ext.fetch.owner import Ownership
+from lavis_ext.fetch.lock import Ownership
 from tests.support.fetching import FAST
 from tests.support.server import Fault, Server, payload, wait_until
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from lavis_ext.errors import ConfigError, NetworkError, UnsafeError
+from lavis_ext.common.errors import ConfigError, NetworkError, UnsafeError
 from lavis_ext.fetch import MirrorMap, Source, Transfer, fetch
 from lavis_ext.fetch.mirrors import mirror_path, parse_manifest
 from tests.support.fetching import FAST

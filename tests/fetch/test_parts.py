@@ -14,13 +14,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lavis_ext.errors import OwnedError, UnsafeError
-from lavis_ext.fetch import Policy, Reply, Request, Session, flush, redact, redact_url, register_opener
-from lavis_ext.fetch.failures import Failure
+from lavis_ext.common.errors import OwnedError, UnsafeError
+from lavis_ext.fetch import Policy, Reply, Request, Session, redact, redact_url, register_opener
+from lavis_ext.fetch import session as flush
+from lavis_ext.fetch.lock import Ownership
 from lavis_ext.fetch.openers import Validators
-from lavis_ext.fetch.owner import Ownership
-from lavis_ext.fetch.retry import SpeedGate, backoff, parse_retry_after
 from lavis_ext.fetch.safety import identity, is_loopback, is_private, redirect_reason, safe_relative
+from lavis_ext.fetch.transfer import Failure, SpeedGate, backoff, parse_retry_after
 from tests.support.fetching import CANARY, FAST
 from tests.support.server import wait_until
 
@@ -190,7 +190,7 @@ def test_a_new_scheme_is_one_decorated_class(monkeypatch: pytest.MonkeyPatch, tm
 
 
 def openers_body(data: bytes) -> object:
-    from lavis_ext.fetch.local import LocalBody
+    from lavis_ext.fetch.backends import LocalBody
 
     class Buffer:
         def __init__(self) -> None:
@@ -209,7 +209,7 @@ def openers_body(data: bytes) -> object:
 def test_halt_wakes_a_blocked_reader(tmp_path: Path) -> None:
     from lavis_ext.fetch import Source, Transfer
     from lavis_ext.fetch.engine import fetch_in
-    from lavis_ext.fetch.failures import Stopped
+    from lavis_ext.fetch.transfer import Stopped
     from tests.support.server import Fault, Server, payload
 
     with Server() as server, Session(replace(FAST, stall_timeout=30.0)) as session:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from lavis_ext.errors import DiskError, IntegrityError, NetworkError, UsageError
+from lavis_ext.common.errors import DiskError, IntegrityError, NetworkError, UsageError
 from lavis_ext.fetch import Ledger, Source, Transfer, fetch_all, fetch_bytes
 from tests.support.fetching import FAST, World
 from tests.support.server import Fault, Server, payload

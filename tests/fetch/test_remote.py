@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from lavis_ext.errors import IntegrityError, NetworkError
+from lavis_ext.common.errors import IntegrityError, NetworkError
 from lavis_ext.fetch import RemoteFile, Source
 from tests.support.fetching import FAST
 from tests.support.server import Fault, Server, payload

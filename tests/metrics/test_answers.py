@@ -10,11 +10,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lavis_ext.errors import ConfigError
-from lavis_ext.metrics.answers import aok_vqa, direct_answer_score, gqa, vqa, vqa_accuracy
-from lavis_ext.metrics.lemmas import lemmatize, load_lemmatizer
+from lavis_ext.common.errors import ConfigError
 from lavis_ext.metrics.settings import MetricKeys
-from lavis_ext.metrics.vqa import vqa_score
+from lavis_ext.metrics.vqa import (
+    aok_vqa,
+    direct_answer_score,
+    gqa,
+    lemmatize,
+    load_lemmatizer,
+    vqa,
+    vqa_accuracy,
+    vqa_score,
+)
 
 
 def ten(*answers: str) -> list[str]:

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from lavis_ext.metrics.breakdown import breakdown, judge, kind_of, opening_of
-from lavis_ext.metrics.vqa import vqa_score
+from lavis_ext.metrics.vqa import breakdown, judge, kind_of, opening_of, vqa_score
 
 
 @pytest.mark.parametrize(

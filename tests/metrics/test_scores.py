@@ -11,8 +11,8 @@ from pycocoevalcap.bleu.bleu import Bleu
 from pycocoevalcap.cider.cider import Cider
 from pycocoevalcap.rouge.rouge import Rouge
 
+from lavis_ext.common.errors import ConfigError
 from lavis_ext.demo.world import World
-from lavis_ext.errors import ConfigError
 from lavis_ext.metrics.ptb import clean_tokens
 from lavis_ext.metrics.scores import caption_scores, cider
 

@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch.nn.functional import log_softmax
 
-from lavis_ext.errors import ConfigError
-from lavis_ext.models.blip2 import Blip2Opt
+from lavis_ext.common.errors import ConfigError
+from lavis_ext.models.language import Blip2Opt
 from lavis_ext.models.text import IGNORED
 from tests.support.blip2 import CAPTIONS, CONFIG, SIZES, small_batch, small_model
 

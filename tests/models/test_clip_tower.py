@@ -10,11 +10,10 @@ import torch
 import transformers
 from torch.nn.functional import layer_norm
 
-from lavis_ext.errors import IntegrityError
+from lavis_ext.common.errors import IntegrityError
 from lavis_ext.models.clip_tower import MARK, SIZES, from_clip, to_clip
 from lavis_ext.models.network import blip2_config
-from lavis_ext.models.upstream import to_upstream, translate
-from lavis_ext.models.weights import load_over
+from lavis_ext.models.weights import load_over, to_upstream, translate
 from lavis_ext.models.zoo import default_config
 from tests.support.blip2 import SIZES as SMALL
 from tests.support.blip2 import small_batch, small_model, small_stage1

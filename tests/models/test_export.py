@@ -9,8 +9,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from lavis_ext.errors import ConfigError, DiskError, IntegrityError
-from lavis_ext.models.base import Model
+from lavis_ext.common.errors import ConfigError, DiskError, IntegrityError
+from lavis_ext.models.base_model import Model
 from lavis_ext.models.export import export_transformers, export_upstream
 from lavis_ext.models.settings import LoraConfig
 from lavis_ext.models.weights import load_over

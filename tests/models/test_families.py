@@ -10,8 +10,8 @@ import torch
 from torch.nn.functional import log_softmax
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from lavis_ext.errors import ConfigError
-from lavis_ext.models.blip2_vicuna import INSTRUCTIONS
+from lavis_ext.common.errors import ConfigError
+from lavis_ext.models.language import INSTRUCTIONS
 from lavis_ext.models.text import IGNORED
 from tests.support.blip2 import CAPTIONS, TEXT_SIZES, small_batch, small_model, small_of, small_stage1
 

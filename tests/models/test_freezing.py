@@ -6,7 +6,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from lavis_ext.errors import ConfigError, IntegrityError
+from lavis_ext.common.errors import ConfigError, IntegrityError
 from tests.support.blip2 import small_batch, small_model
 
 

@@ -10,8 +10,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from lavis_ext.config import load_config
-from lavis_ext.errors import ConfigError
+from lavis_ext.common.config.resolve import load_config
+from lavis_ext.common.errors import ConfigError
 from lavis_ext.models.settings import LoraConfig
 from lavis_ext.models.weights import load_over
 from tests.support.blip2 import small_batch, small_model, small_of

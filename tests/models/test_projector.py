@@ -11,7 +11,7 @@ import torch
 from torch.nn.functional import cosine_similarity
 from transformers import LlamaConfig, LlamaForCausalLM, OPTConfig, OPTForCausalLM
 
-from lavis_ext.errors import ConfigError, IntegrityError
+from lavis_ext.common.errors import ConfigError, IntegrityError
 from lavis_ext.models.projector import Projector
 from lavis_ext.models.settings import ProjectorConfig
 from tests.support.blip2 import TEXT_SIZES, small_batch, small_model, small_of

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 import torch
 
-from lavis_ext.errors import ConfigError
-from lavis_ext.models import ranking
+from lavis_ext.common.errors import ConfigError
+from lavis_ext.models import generation as ranking
 from tests.support.blip2 import small_batch, small_of
 
 FAMILIES = ["blip2_opt", "blip2_llama", "blip2_vicuna", "blip2_t5"]

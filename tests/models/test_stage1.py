@@ -13,13 +13,13 @@ from torch import Tensor
 from torch.nn.functional import gelu, layer_norm, linear, normalize
 from transformers import BertConfig, BertForMaskedLM
 
-from lavis_ext.errors import ConfigError, IntegrityError
+from lavis_ext.common.config.decode import Door
+from lavis_ext.common.config.schema import ModelConfig, TermConfig
+from lavis_ext.common.errors import ConfigError, IntegrityError
+from lavis_ext.common.registry import registry
+from lavis_ext.models.losses import draw_negatives
 from lavis_ext.models.stage1 import identities, writing_mask
-from lavis_ext.models.upstream import to_upstream
-from lavis_ext.objectives.blip2 import draw_negatives
-from lavis_ext.registry import registry
-from lavis_ext.schema import ModelConfig, TermConfig
-from lavis_ext.typed import Door
+from lavis_ext.models.weights import to_upstream
 from tests.support.blip2 import small_batch, small_model, small_stage1
 from tests.support.processes import run_ranks
 

@@ -10,12 +10,11 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from lavis_ext.errors import ConfigError, DiskError, IntegrityError, LavisExtError, NetworkError, UnsafeError
-from lavis_ext.models.base import Model
-from lavis_ext.models.blip2 import Blip2Opt
+from lavis_ext.common.errors import ConfigError, DiskError, IntegrityError, LavisExtError, NetworkError, UnsafeError
+from lavis_ext.models.base_model import Model
+from lavis_ext.models.language import Blip2Opt
 from lavis_ext.models.network import resize_positions
-from lavis_ext.models.upstream import to_upstream, translate
-from lavis_ext.models.weights import read_checkpoint, write_upstream
+from lavis_ext.models.weights import read_checkpoint, to_upstream, translate, write_upstream
 from tests.support.blip2 import CONFIG, small_batch, small_model
 
 

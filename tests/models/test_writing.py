@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 import torch
 
-from lavis_ext.errors import ConfigError
+from lavis_ext.common.config.schema import run_config
+from lavis_ext.common.errors import ConfigError
 from lavis_ext.models.stage1 import Texts
-from lavis_ext.schema import run_config
 from lavis_ext.tasks import setup_task
 from tests.support.blip2 import small_batch, small_stage1
 

@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from lavis_ext.config import config_roots, model_defaults, model_files
-from lavis_ext.errors import ConfigError
+from lavis_ext.common.config.resolve import config_roots, model_defaults, model_files
+from lavis_ext.common.errors import ConfigError
+from lavis_ext.common.registry import models
 from lavis_ext.models import default_config, load_model, load_model_and_preprocess, load_preprocess, model_zoo
-from lavis_ext.registry import models
 
 TYPES = [(arch, kind) for arch, types in model_files().items() for kind in types]
 

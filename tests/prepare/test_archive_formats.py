@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lavis_ext.errors import UnsafeError
+from lavis_ext.common.errors import UnsafeError
 from lavis_ext.prepare.archive_formats import Limits, check_members, clean_name, name_fault
 from lavis_ext.prepare.records import Member
 

@@ -15,9 +15,9 @@ from typing import Any
 
 import pytest
 
-from lavis_ext.cards import Artifact, Blob, Card, Cards, Folder, load_cards
-from lavis_ext.errors import AccessError, NetworkError, UnsafeError, UsageError
-from lavis_ext.fetch.sas import TOKENS
+from lavis_ext.common.config.cards import Artifact, Blob, Card, Cards, Folder, load_cards
+from lavis_ext.common.errors import AccessError, NetworkError, UnsafeError, UsageError
+from lavis_ext.fetch.azure import TOKENS
 from lavis_ext.prepare import PrepareOptions, Report, plan, prepare, status, verify
 from lavis_ext.prepare.blobs import contents_path, read_contents
 from tests.support.azure import ACCOUNT, CANARY, Azure, token, traces

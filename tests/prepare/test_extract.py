@@ -16,8 +16,8 @@ from pathlib import Path
 
 import pytest
 
-from lavis_ext.cards import Artifact
-from lavis_ext.errors import DiskError, IntegrityError
+from lavis_ext.common.config.cards import Artifact
+from lavis_ext.common.errors import DiskError, IntegrityError
 from lavis_ext.fetch import Silent
 from lavis_ext.prepare.extract import Placement, list_archive, unpack
 from lavis_ext.prepare.records import Journal, MemberTable
@@ -210,7 +210,7 @@ def test_a11_killed_at_ten_moments_it_ends_with_the_same_tree(tmp_path: Path) ->
     setup = "def prepared(root, *_):\n    return root / 'toy/images/toy.zip', ARTIFACT\n"
     code = (
         setup
-        + "from lavis_ext.cards import Artifact\n"
+        + "from lavis_ext.common.config.cards import Artifact\n"
         + code.replace("import archive_of, BIG", "import BIG, ARTIFACT")
     )
     archive_of(tmp_path, "zip", BIG)

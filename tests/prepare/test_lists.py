@@ -12,9 +12,9 @@ import pytest
 from pyarrow import parquet
 
 from lavis_ext.fetch import Policy
-from lavis_ext.imagelists.worker import PassOrder
 from lavis_ext.prepare import PrepareOptions, plan, prepare, status, verify
-from tests.imagelists.conftest import orders  # noqa: F401 - a fixture
+from lavis_ext.prepare.urls.worker import PassOrder
+from tests.prepare.urls.conftest import orders  # noqa: F401 - a fixture
 from tests.support.server import Fault, Server
 from tests.support.weblist import picture
 

@@ -18,8 +18,8 @@ from typing import Any
 
 import pytest
 
-from lavis_ext.cards import Artifact, Cards
-from lavis_ext.fetch.flush import Flusher
+from lavis_ext.common.config.cards import Artifact, Cards
+from lavis_ext.fetch.session import Flusher
 from lavis_ext.prepare import prepare, status, verify
 from lavis_ext.prepare.records import MemberTable
 from tests.support.server import Fault, Server

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from lavis_ext.errors import DiskError, UsageError
+from lavis_ext.common.errors import DiskError, UsageError
 from lavis_ext.prepare import plan
 from lavis_ext.prepare.plan import GIB, Plan, PlanItem, prefer_ranges
 from tests.support.server import Fault, Server

@@ -16,11 +16,11 @@ from pathlib import Path
 
 import pytest
 
-from lavis_ext.errors import DiskError, NetworkError, OwnedError
-from lavis_ext.fetch.owner import Ownership
+from lavis_ext.common.config.schema import AnnotationConfig
+from lavis_ext.common.errors import DiskError, NetworkError, OwnedError
+from lavis_ext.fetch.lock import Ownership
 from lavis_ext.prepare import PrepareOptions, Report, plan, prepare
 from lavis_ext.prepare.records import read_record
-from lavis_ext.schema import AnnotationConfig
 from tests.support.fetching import FAST
 from tests.support.server import Fault, Server
 from tests.support.toyfamily import HOST, Family, pictures, rows_of, tar_bytes, tree, zip_bytes

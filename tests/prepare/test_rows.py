@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
-from lavis_ext.cards import Artifact
-from lavis_ext.errors import IntegrityError
+from lavis_ext.common.config.cards import Artifact
+from lavis_ext.common.config.schema import DatasetConfig
+from lavis_ext.common.errors import IntegrityError
 from lavis_ext.prepare.samples import Names, image_names, open_rows, relative_name
-from lavis_ext.schema import DatasetConfig
 
 
 def put(folder: Path, name: str, value: Any) -> Path:

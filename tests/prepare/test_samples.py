@@ -12,8 +12,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lavis_ext.cards import Mirror
-from lavis_ext.errors import UsageError
+from lavis_ext.common.config.cards import Mirror
+from lavis_ext.common.errors import UsageError
 from lavis_ext.fetch import Source, Transfer
 from lavis_ext.prepare.archive_formats import list_zip
 from lavis_ext.prepare.extract import GAP, make_runs, range_sources

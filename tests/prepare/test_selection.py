@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from lavis_ext.cards import Artifact, Cards, load_cards
-from lavis_ext.errors import ConfigError, UsageError
+from lavis_ext.common.config.cards import Artifact, Cards, load_cards
+from lavis_ext.common.errors import ConfigError, UsageError
 from lavis_ext.prepare.records import family_folder
 from lavis_ext.prepare.selection import select
 from tests.support.server import Server

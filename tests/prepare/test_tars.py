@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lavis_ext.errors import IntegrityError, UnsafeError
+from lavis_ext.common.errors import IntegrityError, UnsafeError
 from lavis_ext.prepare.archive_formats import Limits, list_tar, read_tar
 from tests.support.server import payload
 from tests.support.toyfamily import tar_bytes

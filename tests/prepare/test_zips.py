@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lavis_ext.errors import IntegrityError, UnsafeError
+from lavis_ext.common.errors import IntegrityError, UnsafeError
 from lavis_ext.prepare.archive_formats import HEADER, data_offset, inflate, list_zip
 from lavis_ext.prepare.records import Member
 from tests.support.server import payload

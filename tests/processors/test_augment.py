@@ -7,7 +7,7 @@ from PIL import Image, ImageOps
 
 from lavis_ext.processors import augment
 from lavis_ext.processors.augment import OPERATIONS, random_augment
-from lavis_ext.processors.geometry import to_tensor
+from lavis_ext.processors.image import to_tensor
 from tests.support.pictures import pixels
 
 

@@ -12,13 +12,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from lavis_ext.errors import ConfigError
+from lavis_ext.common.config.schema import ProcessorConfig
+from lavis_ext.common.errors import ConfigError
+from lavis_ext.common.types import ImageProcessor
+from lavis_ext.datasets.readers import decode_rgb
 from lavis_ext.processors import build_processor, load_processor
-from lavis_ext.processors.geometry import Box, central_box, random_box, short_side
-from lavis_ext.processors.normalize import MEAN, STD, Normalizer, normalize
-from lavis_ext.readers import decode_rgb
-from lavis_ext.schema import ProcessorConfig
-from lavis_ext.types import ImageProcessor
+from lavis_ext.processors.image import MEAN, STD, Box, Normalizer, central_box, normalize, random_box, short_side
 from tests.support.pictures import PHOTOS, needs_photos, pixels
 
 DEFAULT_SIZES = {
@@ -208,7 +207,7 @@ def test_normalising_is_to_tensor_and_normalize() -> None:
 
 
 def test_a_plain_class_can_be_a_processor(tmp_path: Path) -> None:
-    from lavis_ext.registry import processors
+    from lavis_ext.common.registry import processors
 
     @processors.register("shout_for_tests")
     class Shout:

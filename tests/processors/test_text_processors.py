@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lavis_ext.errors import ConfigError
+from lavis_ext.common.errors import ConfigError
 from lavis_ext.processors import load_processor
 
 SAMPLE = "A man (left) rides: a 'Horse'!  Wow; nice#1.5~ok\n"

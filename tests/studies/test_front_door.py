@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 import studies
-from lavis_ext.check import check_file
 from lavis_ext.cli import main
+from lavis_ext.common.config.check import check_file
 from tests.world.export import FamilyState
 
 ROOT = Path(__file__).parents[2]

@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 
-from lavis_ext.config import find_config, load_config
+from lavis_ext.common.config.resolve import find_config, load_config
+from lavis_ext.common.errors import ConfigError, IntegrityError, TrainingError, UsageError
 from lavis_ext.demo.world import World
-from lavis_ext.errors import ConfigError, IntegrityError, TrainingError, UsageError
 from studies.run import read_metric, run_study
 from studies.study import Figure, Findings, Leg, Study, filled, load_study, needed_by, plain, spread, study_files
 from tests.world.oscar.captions import reachable

@@ -7,10 +7,10 @@ from typing import Any
 
 import torch
 
-from lavis_ext.models.blip2 import Blip2Opt
+from lavis_ext.common.registry import models
+from lavis_ext.common.types import Batch
+from lavis_ext.models.language import Blip2Opt
 from lavis_ext.models.settings import Blip2OptConfig
-from lavis_ext.registry import models
-from lavis_ext.types import Batch
 
 SIZES: dict[str, dict[str, Any]] = {
     "vision_config": {

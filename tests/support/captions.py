@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lavis_ext.models.oscar.beams import Ends
+from lavis_ext.oscar.generation import Ends
 
 ENDS = Ends(cls=2, sep=3, pad=0)
 Prefix = tuple[int, ...]

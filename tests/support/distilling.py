@@ -9,19 +9,18 @@ from typing import Any
 
 import torch
 
-from lavis_ext.models.oscar.config import OscarConfig
-from lavis_ext.models.oscar.model import Oscar
-from lavis_ext.runner import checkpoint
-from lavis_ext.runner.device import build_accelerator
-from lavis_ext.runner.evaluation import Evaluator
-from lavis_ext.runner.hooks import CheckpointHook, EvaluateHook, ScheduleHook
-from lavis_ext.runner.logs import JsonLog, LogHook
-from lavis_ext.runner.loop import Hook, Runner
-from lavis_ext.runner.signals import SignalHook
-from lavis_ext.runner.state import seed_everything
-from lavis_ext.schema import ModelConfig, RunConfig, TermConfig, run_config
-from lavis_ext.tasks.distill.settings import DistillConfig
-from lavis_ext.tasks.distill.task import Distill
+from lavis_ext.common.config.schema import ModelConfig, RunConfig, TermConfig, run_config
+from lavis_ext.distill.settings import DistillConfig
+from lavis_ext.distill.task import Distill
+from lavis_ext.oscar.config import OscarConfig
+from lavis_ext.oscar.model import Oscar
+from lavis_ext.runners import checkpoint
+from lavis_ext.runners.checkpoint import seed_everything
+from lavis_ext.runners.device import build_accelerator
+from lavis_ext.runners.evaluation import Evaluator
+from lavis_ext.runners.hooks import CheckpointHook, EvaluateHook, ScheduleHook, SignalHook
+from lavis_ext.runners.logs import JsonLog, LogHook
+from lavis_ext.runners.runner_base import Hook, Runner
 from tests.support.oscar_tasks import Words
 from tests.support.toys import ToyFeed
 

@@ -7,9 +7,9 @@ import time
 from pathlib import Path
 from typing import Any
 
-from lavis_ext.runner import checkpoint
-from lavis_ext.runner.loop import Hook, Runner
-from lavis_ext.runner.steps import Step
+from lavis_ext.runners import checkpoint
+from lavis_ext.runners.microbatch import Step
+from lavis_ext.runners.runner_base import Hook, Runner
 from tests.support.runs import toy_runner, weights
 
 

@@ -10,8 +10,8 @@ from typing import Any
 
 import torch
 
-from lavis_ext.collate import collate
-from lavis_ext.readers import SampleError
+from lavis_ext.datasets.collate import collate
+from lavis_ext.datasets.readers import SampleError
 
 
 @dataclass

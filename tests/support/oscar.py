@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lavis_ext.config import config_roots
+from lavis_ext.common.config.resolve import config_roots
 
 TINY_VOCAB = config_roots()[-1] / "models/oscar/tokenizer-tiny/vocab.txt"
 SMALL = {

@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lavis_ext.models.oscar.config import OscarConfig
-from lavis_ext.models.oscar.model import Oscar
-from lavis_ext.processors.wordpiece import WordPiece, load_wordpiece
+from lavis_ext.oscar.config import OscarConfig
+from lavis_ext.oscar.model import Oscar
+from lavis_ext.oscar.wordpiece import WordPiece, load_wordpiece
 from tests.support.oscar import TINY_VOCAB
 
 WORDS: WordPiece = load_wordpiece(TINY_VOCAB)

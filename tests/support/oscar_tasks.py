@@ -11,8 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from lavis_ext.models.base import Outputs
-from lavis_ext.schema import run_config
+from lavis_ext.common.config.schema import run_config
+from lavis_ext.models.base_model import Outputs
 from lavis_ext.tasks import setup_task
 
 Judge = Callable[[dict[str, Any]], Tensor]

@@ -11,7 +11,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from lavis_ext.schema import AnnotationConfig, BuildInfo, DatasetConfig, ImagesConfig, ProcessorConfig, ProcessorPair
+from lavis_ext.common.config.schema import (
+    AnnotationConfig,
+    BuildInfo,
+    DatasetConfig,
+    ImagesConfig,
+    ProcessorConfig,
+    ProcessorPair,
+)
 
 PHOTOS = Path(__file__).parents[3] / "shared" / "real_coco" / "images"
 needs_photos = pytest.mark.skipif(not PHOTOS.is_dir(), reason="the folder of real COCO photographs is not here")

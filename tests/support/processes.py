@@ -65,7 +65,7 @@ def one_rank(work: Callable[..., None], rank: int, count: int, port: int, args: 
 
 def leave() -> None:
     """Leave the group, as a script's end would."""
-    from lavis_ext.runner.device import leave_group
+    from lavis_ext.runners.device import leave_group
 
     leave_group()
 

@@ -9,8 +9,8 @@ from typing import Any
 
 import torch
 
-from lavis_ext.runner import checkpoint
-from lavis_ext.runner.loop import Runner
+from lavis_ext.runners import checkpoint
+from lavis_ext.runners.runner_base import Runner
 from tests.support.runs import toy_runner, weights
 
 

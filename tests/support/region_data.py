@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from lavis_ext.builders import BuildContext, build_datasets
-from lavis_ext.cards import load_cards
+from lavis_ext.common.config.cards import load_cards
+from lavis_ext.common.types import Dataset
+from lavis_ext.datasets.builders import BuildContext, build_datasets
 from lavis_ext.features import create_store
-from lavis_ext.types import Dataset
 from tests.support.features import Image, b64, make_image
 
 WORDS = "the cat dog tree ball red green is what where on two one in of person left right yes no it shows"

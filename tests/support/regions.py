@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from lavis_ext.common.registry import detectors
 from lavis_ext.features.detectors import DetectorOptions, Regions
-from lavis_ext.registry import detectors
 
 CLASSES, ATTRIBUTES = 5, 4
 

@@ -9,17 +9,16 @@ from typing import Any
 
 import torch
 
-from lavis_ext.mixture import Mixture
+from lavis_ext.datasets.mixture import Mixture
 from lavis_ext.models import load_model
-from lavis_ext.models.ranks import whole
-from lavis_ext.runner import checkpoint
-from lavis_ext.runner.device import build_accelerator
-from lavis_ext.runner.evaluation import Evaluator
-from lavis_ext.runner.hooks import CheckpointHook, EvaluateHook, ScheduleHook
-from lavis_ext.runner.logs import JsonLog, LogHook
-from lavis_ext.runner.loop import Hook, Runner
-from lavis_ext.runner.signals import SignalHook
-from lavis_ext.runner.state import seed_everything
+from lavis_ext.models.base_model import whole
+from lavis_ext.runners import checkpoint
+from lavis_ext.runners.checkpoint import seed_everything
+from lavis_ext.runners.device import build_accelerator
+from lavis_ext.runners.evaluation import Evaluator
+from lavis_ext.runners.hooks import CheckpointHook, EvaluateHook, ScheduleHook, SignalHook
+from lavis_ext.runners.logs import JsonLog, LogHook
+from lavis_ext.runners.runner_base import Hook, Runner
 from tests.support.toys import ToyDataset, ToyFeed, ToyModel, ToyTask, toy_run
 
 

@@ -28,8 +28,8 @@ def run_extract(pictures: str, destination: str, form: str) -> None:
 
 def run_serialise(source: str, destination: str) -> None:
     """Convert, a pause after each row, a commit every three."""
-    from lavis_ext.features.volta import serialise
-    from lavis_ext.fetch.model import Silent
+    from lavis_ext.fetch.transfer import Silent
+    from lavis_ext.oscar.volta import serialise
 
     class Slow(Silent):
         def advance(self, label: str, count: int) -> None:
@@ -40,7 +40,7 @@ def run_serialise(source: str, destination: str) -> None:
 
 
 if __name__ == "__main__":
-    from lavis_ext.errors import LavisExtError
+    from lavis_ext.common.errors import LavisExtError
 
     try:
         {"extract": run_extract, "serialise": run_serialise}[sys.argv[1]](*sys.argv[2:])

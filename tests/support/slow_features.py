@@ -13,7 +13,7 @@ PAUSE = 0.02
 def run_import(source: str, store: str) -> None:
     """Import, a pause after each row."""
     from lavis_ext.features import import_features
-    from lavis_ext.fetch.model import Silent
+    from lavis_ext.fetch.transfer import Silent
 
     class Slow(Silent):
         def advance(self, label: str, count: int) -> None:
@@ -25,7 +25,7 @@ def run_import(source: str, store: str) -> None:
 def run_export(store: str, destination: str, form: str) -> None:
     """Export, a pause before each row."""
     from lavis_ext.features import FeatureStore, export_store, open_store
-    from lavis_ext.features.formats import volta_lmdb
+    from lavis_ext.features.formats import lmdb as volta_lmdb
 
     volta_lmdb.COMMIT_ROWS = 2
     at = FeatureStore.at

@@ -11,10 +11,10 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-from lavis_ext.cards import Artifact, Card, Cards, Mirror
+from lavis_ext.common.config.cards import Artifact, Card, Cards, Mirror
+from lavis_ext.common.config.schema import AnnotationConfig, BuildInfo, DatasetConfig, ImagesConfig
 from lavis_ext.fetch import Policy
 from lavis_ext.prepare import PrepareOptions, Report, prepare
-from lavis_ext.schema import AnnotationConfig, BuildInfo, DatasetConfig, ImagesConfig
 from tests.support.fetching import FAST
 from tests.support.server import Server, payload
 

@@ -10,13 +10,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lavis_ext.collate import collate
-from lavis_ext.models.base import Model
-from lavis_ext.processors.normalize import Normalizer
-from lavis_ext.readers.faults import FaultLog
-from lavis_ext.schema import ModelConfig, RunConfig
-from lavis_ext.tasks.base import Task, write_result
-from lavis_ext.types import Batch, Sample
+from lavis_ext.common.config.schema import ModelConfig, RunConfig
+from lavis_ext.common.types import Batch, Sample
+from lavis_ext.datasets.collate import collate
+from lavis_ext.datasets.readers.faults import FaultLog
+from lavis_ext.models.base_model import Model
+from lavis_ext.processors.image import Normalizer
+from lavis_ext.tasks.base_task import Task, write_result
 
 
 @dataclass

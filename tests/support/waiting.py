@@ -5,9 +5,9 @@ from __future__ import annotations
 import time
 from pathlib import Path
 
-from lavis_ext.errors import ConfigError, LavisExtError
-from lavis_ext.runner.device import build_accelerator
-from lavis_ext.runner.waiting import from_main, main_first
+from lavis_ext.common.errors import ConfigError, LavisExtError
+from lavis_ext.runners.device import build_accelerator
+from lavis_ext.runners.distributed import from_main, main_first
 from tests.support.toys import toy_run
 
 

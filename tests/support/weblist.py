@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from lavis_ext.cards import ImageList
+from lavis_ext.common.config.cards import ImageList
 from lavis_ext.fetch import Policy
-from lavis_ext.imagelists import ListJob
+from lavis_ext.prepare.urls import ListJob
 from tests.support.server import Fault, Server
 
 QUICK = Policy(backoff=0.01, retries=1, stall_timeout=0.5, connect_timeout=2, fsync=False, allow_private=True)

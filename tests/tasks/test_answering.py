@@ -13,8 +13,8 @@ import pytest
 import torch
 from torch import nn
 
-from lavis_ext.errors import ConfigError
-from lavis_ext.schema import run_config
+from lavis_ext.common.config.schema import run_config
+from lavis_ext.common.errors import ConfigError
 from lavis_ext.tasks import answering, setup_task
 from lavis_ext.tasks.answering import one_answer_each, read_official
 from tests.support.blip2 import small_batch, small_model

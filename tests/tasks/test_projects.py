@@ -9,13 +9,13 @@ from typing import Any
 
 import pytest
 
-from lavis_ext.check import check_file
-from lavis_ext.config import load_config
+from lavis_ext.common.config.check import check_file
+from lavis_ext.common.config.resolve import load_config
+from lavis_ext.common.config.schema import Config
 from lavis_ext.demo.mirror import all_cards, serve
 from lavis_ext.demo.world import World
 from lavis_ext.prepare import PrepareOptions, prepare
-from lavis_ext.runner import evaluate, train
-from lavis_ext.schema import Config
+from lavis_ext.runners import evaluate, train
 from tests.world.export import export_world, place_by_hand
 
 PROJECTS = Path(__file__).parents[2] / "configs" / "projects"

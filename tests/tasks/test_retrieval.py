@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 import torch
 
-from lavis_ext.errors import ConfigError
-from lavis_ext.schema import run_config
+from lavis_ext.common.config.schema import run_config
+from lavis_ext.common.errors import ConfigError
 from lavis_ext.tasks import setup_task
 from lavis_ext.tasks.retrieval import captions_of, merged
 from tests.support.blip2 import small_batch, small_stage1

@@ -11,12 +11,12 @@ import pytest
 import torch
 from torch import nn
 
-from lavis_ext.errors import ConfigError, DiskError
+from lavis_ext.common.config.schema import run_config
+from lavis_ext.common.errors import ConfigError, DiskError
+from lavis_ext.common.registry import RegistryError
 from lavis_ext.metrics.scores import caption_scores
-from lavis_ext.registry import RegistryError
-from lavis_ext.schema import run_config
 from lavis_ext.tasks import setup_task
-from lavis_ext.tasks.base import plain_id, write_result
+from lavis_ext.tasks.base_task import plain_id, write_result
 from tests.support.blip2 import small_batch, small_model, small_stage1
 
 REFERENCES = {

@@ -10,14 +10,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
+from lavis_ext.common.errors import LavisExtError, UsageError, nearest
+from lavis_ext.common.files import disk_errors, write_atomic
+from lavis_ext.common.wording import columns
 from lavis_ext.demo.coco import Photo, export_coco, export_photos
 from lavis_ext.demo.mirror import MirrorWriter, all_cards, serve
 from lavis_ext.demo.steps import Answer, Command, environment_for, run_verb
 from lavis_ext.demo.world import World
-from lavis_ext.errors import LavisExtError, UsageError, nearest
 from lavis_ext.fetch.mirrors import MANIFEST
-from lavis_ext.files import disk_errors, write_atomic
-from lavis_ext.wording import columns
 from tests.world.families import (
     export_flickr30k,
     export_minigpt4,

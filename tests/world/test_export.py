@@ -9,8 +9,8 @@ from urllib.request import urlopen
 
 import pytest
 
+from lavis_ext.common.errors import NetworkError, UsageError
 from lavis_ext.demo.world import World
-from lavis_ext.errors import NetworkError, UsageError
 from tests.world import export
 from tests.world.export import FamilyState, prepare_every, registry_names, summarise, table
 

@@ -15,10 +15,10 @@ import pytest
 from PIL import Image
 from pyarrow import parquet
 
-from lavis_ext.cards import load_cards
+from lavis_ext.common.config.cards import load_cards
+from lavis_ext.common.errors import DiskError
 from lavis_ext.demo.mirror import url_of, urls_of
 from lavis_ext.demo.world import Scene, World
-from lavis_ext.errors import DiskError
 from lavis_ext.fetch.mirrors import mirror_path
 from lavis_ext.metrics.vqa import vqa_score
 from tests.support.geometry import NOUN, NUMBERS, answer, directions, holds, meant, plain

@@ -13,7 +13,7 @@ def build_detector(name: str, options: DetectorOptions | None = None) -> Detecto
     Raises RegistryError for an unknown name (the nearest is named), UsageError where weights are missing,
     IntegrityError where they do not fit.
     """
-    from lavis_ext.registry import detectors
+    from lavis_ext.common.registry import detectors
 
     made: Detector = detectors.get(name)(options or DetectorOptions())
     return made

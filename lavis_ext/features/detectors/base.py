@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, Protocol, runtime_checkable
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
 
-from lavis_ext.errors import ConfigError
+from lavis_ext.common.errors import ConfigError, UsageError
+from lavis_ext.features.files import read_errors
 from lavis_ext.features.layout import PIXELS, Array
-from lavis_ext.features.row import Row
+from lavis_ext.features.store import Row
 
 Precision = Literal["float32", "float16", "bfloat16"]
 GEOMETRY = 6
@@ -135,3 +140,129 @@ def geometry(boxes: Array, height: int, width: int) -> Array:
     scaled = np.asarray(boxes, np.float32) / np.array([width, height, width, height], np.float32)
     sides = np.stack([scaled[:, 2] - scaled[:, 0], scaled[:, 3] - scaled[:, 1]], axis=1)
     return np.concatenate([scaled, sides], axis=1).astype(np.float32)
+
+
+# Images on their way into a detector: checked, resized as its frame resizes, BGR with the mean taken off.
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """An image as the network takes it: `pixels` [1, 3, h, w] float32; `scale` (y, x): its pixels per given pixel."""
+
+    pixels: Tensor
+    scale: tuple[float, float]
+
+    @property
+    def height(self) -> int:
+        """Rows of `pixels`."""
+        return self.pixels.shape[2]
+
+    @property
+    def width(self) -> int:
+        """Columns of `pixels`."""
+        return self.pixels.shape[3]
+
+
+def checked(image: Array) -> Array:
+    """The image, if it is uint8 [H, W, 3] with at least one pixel; raises UsageError for everything else."""
+    if not isinstance(image, np.ndarray) or image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
+        found = f"{image.dtype} {list(image.shape)}" if isinstance(image, np.ndarray) else type(image).__name__
+        raise UsageError("image", f"expected uint8 [H, W, 3], got {found}", "convert it to RGB first")
+    if not image.size:
+        raise UsageError("image", f"has no pixels: {list(image.shape)}", "leave it out")
+    return image
+
+
+def prepare_caffe(image: Array, mean: Sequence[float], short: int, long: int) -> Prepared:
+    """As bottom-up-attention's `_get_image_blob`: mean off, then OpenCV's bilinear resize of float32 by one factor.
+
+    The shorter side becomes `short`, unless the longer one would pass `long`.
+    """
+    height, width = image.shape[:2]
+    scale = short / min(height, width)
+    if round(scale * max(height, width)) > long:
+        scale = long / max(height, width)
+    pixels = resize_bilinear(_centred(image, mean), scale)
+    return Prepared(pixels[None], (scale, scale))
+
+
+def prepare_maskrcnn(image: Array, mean: Sequence[float], short: int, long: int) -> Prepared:
+    """As maskrcnn-benchmark's `Resize` and `Normalize`: Pillow's bilinear resize of uint8, then the mean off.
+
+    The shorter side becomes `short`, unless the longer one would pass `long`; the other side is rounded down.
+    """
+    height, width = image.shape[:2]
+    size = short
+    if max(height, width) / min(height, width) * size > long:
+        size = max(round(long * min(height, width) / max(height, width)), 1)
+    tall, wide = (int(size * height / width), size) if width < height else (size, int(size * width / height))
+    if (height, width) != (tall, wide):
+        image = np.asarray(Image.fromarray(image).resize((wide, tall), Image.Resampling.BILINEAR))
+    return Prepared(_centred(image, mean)[None], (tall / height, wide / width))
+
+
+def _centred(image: Array, mean: Sequence[float]) -> Tensor:
+    """uint8 [H, W, 3] RGB → float32 [3, H, W] BGR without its mean."""
+    pixels = torch.from_numpy(image[:, :, ::-1].astype(np.float32)).permute(2, 0, 1)
+    return pixels - torch.tensor(mean, dtype=torch.float32).view(3, 1, 1)
+
+
+def resize_bilinear(pixels: Tensor, scale: float) -> Tensor:
+    """[C, H, W] resized by `scale` as OpenCV's `INTER_LINEAR` with `fx` and `fy`: no smoothing, edges repeated.
+
+    The size is rounded; positions follow the factor itself, not the quotient of the rounded sizes.
+    """
+    for axis in (1, 2):
+        size = pixels.shape[axis]
+        at = (torch.arange(max(round(size * scale), 1), dtype=torch.float64) + 0.5) / scale - 0.5
+        low = at.floor().long().clamp(0, size - 1)
+        high = (low + 1).clamp(max=size - 1)
+        share = (at - low).clamp(0, 1).to(pixels.dtype).view((-1, 1) if axis == 1 else (-1,))
+        pixels = pixels.index_select(axis, low) * (1 - share) + pixels.index_select(axis, high) * share
+    return pixels
+
+
+# Class and attribute names of a detector from the files that are published with it.
+
+
+def read_names(path: Path | None, kind: str, count: int) -> tuple[str, ...]:
+    """The names in a file, in the order of the ids that a detector gives; none without a file.
+
+    `.txt`: one a line, of several separated by commas the first (bottom-up-attention's `objects_vocab.txt`). `.json`: a
+    list, or a dict name → number from 1 under `<kind>_to_idx` (scene_graph_benchmark's label map; `kind` is label or
+    attribute). Raises UsageError where no file is, ConfigError where it does not hold `count` names.
+    """
+    if path is None:
+        return ()
+    if not path.is_file():
+        raise UsageError(str(path), "no such file", f"name a file with {count} {kind} names")
+    with read_errors(path):
+        text = path.read_text("utf-8", errors="replace")
+    names = _from_json(path, text, kind) if path.suffix == ".json" else _from_lines(text)
+    if len(names) != count:
+        raise ConfigError(
+            str(path), f"holds {len(names)} {kind} names, the detector knows {count}", "name another file"
+        )
+    return tuple(names)
+
+
+def _from_lines(text: str) -> list[str]:
+    return [line.split(",")[0].strip().lower() for line in text.splitlines() if line.strip()]
+
+
+def _from_json(path: Path, text: str, kind: str) -> list[str]:
+    try:
+        content: Any = json.loads(text)
+    except ValueError as error:
+        raise ConfigError(str(path), f"is no JSON: {error}", "name another file") from error
+    if isinstance(content, dict):
+        numbers = content.get(f"{kind}_to_idx")
+        if isinstance(numbers, dict) and all(type(number) is int for number in numbers.values()):
+            return [name for name, number in sorted(numbers.items(), key=_number) if number > 0]
+    if isinstance(content, list) and all(isinstance(name, str) for name in content):
+        return content
+    raise ConfigError(str(path), f"holds neither a list of names nor {kind}_to_idx", "name another file")
+
+
+def _number(item: tuple[str, int]) -> int:
+    return item[1]

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lavis_ext.errors import IntegrityError
+from lavis_ext.common.errors import IntegrityError
 from lavis_ext.features.detectors.weights import RATIOS, Naming, Tensors, check_there
 from lavis_ext.features.files import read_errors
 

@@ -9,11 +9,12 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from lavis_ext.errors import UsageError
+from lavis_ext.common.errors import UsageError
+from lavis_ext.common.files import sha256_of
+from lavis_ext.common.registry import detectors
 from lavis_ext.features.detectors.base import DetectorOptions
-from lavis_ext.features.detectors.c4 import C4Detector, Settings
+from lavis_ext.features.detectors.c4 import BUTD, VINVL, Bottleneck, C4Detector, C4Network, FrozenNorm, Layers, Settings
 from lavis_ext.features.detectors.caffe import CAFFE, CAFFEMODEL, read_caffemodel
-from lavis_ext.features.detectors.network import BUTD, VINVL, Bottleneck, C4Network, FrozenNorm, Layers
 from lavis_ext.features.detectors.weights import (
     BUTD_SIZES,
     DETECTRON2,
@@ -23,8 +24,6 @@ from lavis_ext.features.detectors.weights import (
     fit,
     read_weights,
 )
-from lavis_ext.files import sha256_of
-from lavis_ext.registry import detectors
 
 BUTD_SETTINGS = Settings(
     BUTD, "caffe", (102.9801, 115.9465, 122.7717), sizes=BUTD_SIZES, sizes_first=True, least_side=16

@@ -15,16 +15,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lavis_ext.errors import ConfigError, IntegrityError, NetworkError, UsageError
-from lavis_ext.features.detectors import boxes as box
-from lavis_ext.features.detectors.base import GEOMETRY, DetectorOptions, Regions, geometry
+from lavis_ext.common.errors import ConfigError, IntegrityError, NetworkError, UsageError
+from lavis_ext.common.files import sha256_of
+from lavis_ext.common.registry import detectors
+from lavis_ext.features.detectors import ops as box
+from lavis_ext.features.detectors.base import GEOMETRY, DetectorOptions, Regions, checked, geometry, read_names
 from lavis_ext.features.detectors.c4 import usable
-from lavis_ext.features.detectors.images import checked
-from lavis_ext.features.detectors.names import read_names
 from lavis_ext.features.layout import Array
-from lavis_ext.fetch.model import offline_from_environment
-from lavis_ext.files import sha256_of
-from lavis_ext.registry import detectors
+from lavis_ext.fetch.transfer import offline_from_environment
 
 LEAST, MOST, CONF = 10, 100, 0.2
 """How many regions are kept, and from which confidence, where the options leave it open: as of the other detectors."""

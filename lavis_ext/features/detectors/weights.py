@@ -12,11 +12,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lavis_ext.errors import IntegrityError, UsageError
-from lavis_ext.features.detectors.boxes import cell_anchors
-from lavis_ext.features.detectors.network import C4Network
+from lavis_ext.common.errors import IntegrityError, UsageError
+from lavis_ext.features.detectors.c4 import C4Network
+from lavis_ext.features.detectors.ops import cell_anchors
 from lavis_ext.features.files import read_errors
-from lavis_ext.features.formats.pt import load_tensors
+from lavis_ext.features.formats.arrays import load_tensors
 from lavis_ext.features.formats.restricted import load_plain
 
 Tensors = dict[str, Tensor]

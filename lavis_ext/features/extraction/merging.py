@@ -8,16 +8,15 @@ from pathlib import Path
 from types import TracebackType
 from typing import BinaryIO
 
-from lavis_ext.errors import UsageError
-from lavis_ext.features.extraction.account import Account
-from lavis_ext.features.extraction.rows import Scan, columns_of, hash_of, id_of, owned, scan
+from lavis_ext.common.errors import UsageError
+from lavis_ext.common.files import flush_file, flush_folder
+from lavis_ext.features.extraction.rows import Account, Scan, columns_of, hash_of, id_of, owned, scan
 from lavis_ext.features.files import disk_errors, part_of
-from lavis_ext.features.formats.butd import COLUMNS, Butd
 from lavis_ext.features.formats.lines import BUFFER, lines_of
-from lavis_ext.features.row import BadRow, Fault, ReadOptions
-from lavis_ext.features.sniff import recognise
-from lavis_ext.fetch.model import Progress, Silent
-from lavis_ext.files import flush_file, flush_folder
+from lavis_ext.features.formats.tsv import COLUMNS, Butd
+from lavis_ext.features.imports import recognise
+from lavis_ext.features.store import BadRow, Fault, ReadOptions
+from lavis_ext.fetch.transfer import Progress, Silent
 
 
 @dataclass

@@ -2,16 +2,11 @@
 
 from __future__ import annotations
 
-from lavis_ext.errors import UsageError, nearest
+from lavis_ext.common.errors import UsageError, nearest
+from lavis_ext.features.formats.arrays import Hdf5, Npy, OscarPt
 from lavis_ext.features.formats.base import Format
-from lavis_ext.features.formats.butd import Butd
-from lavis_ext.features.formats.hdf5 import Hdf5
-from lavis_ext.features.formats.mapped import OffsetMap
-from lavis_ext.features.formats.npy import Npy
-from lavis_ext.features.formats.oscar import OscarTsv, VinvlTsv
-from lavis_ext.features.formats.pt import OscarPt
-from lavis_ext.features.formats.tensorpack import TensorpackLmdb
-from lavis_ext.features.formats.volta_lmdb import VoltaLmdb
+from lavis_ext.features.formats.lmdb import TensorpackLmdb, VoltaLmdb
+from lavis_ext.features.formats.tsv import Butd, OffsetMap, OscarTsv, VinvlTsv
 
 FORMATS: dict[str, Format] = {
     form.name: form

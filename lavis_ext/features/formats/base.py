@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from importlib import import_module
 from pathlib import Path
 from typing import Any, Protocol
 
-from lavis_ext.errors import IntegrityError, UsageError
+from lavis_ext.common.errors import ConfigError, IntegrityError, UsageError
 from lavis_ext.features.files import read_errors
 from lavis_ext.features.formats.lines import lines_of
-from lavis_ext.features.row import BadRow, Fault, ReadOptions, Row, Rows, Start
-from lavis_ext.features.store import FeatureStore
+from lavis_ext.features.store import BadRow, Fault, FeatureStore, ReadOptions, Row, Rows, Start
 
 
 class Format(Protocol):
@@ -110,3 +110,15 @@ def plain_id(image_id: str, form: str) -> str:
             repr(image_id), f"holds a tab or a new line, which {form} cannot", "export to volta-lmdb or h5"
         )
     return image_id
+
+
+# Libraries that only some formats need: imported at the first use, named where they are absent.
+
+
+def need(module: str, form: str) -> Any:
+    """A module of the extra `features`; raises ConfigError where it is not installed."""
+    try:
+        return import_module(module)
+    except ImportError as error:
+        way_out = "pip install 'lavis_ext[features]'"
+        raise ConfigError(form, f"needs {module}, which cannot be imported ({error})", way_out) from error

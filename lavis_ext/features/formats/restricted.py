@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from lavis_ext.errors import IntegrityError, LavisExtError, UnsafeError
+from lavis_ext.common.errors import IntegrityError, LavisExtError, UnsafeError
 from lavis_ext.features.layout import Array
 
 DEPTH = 20

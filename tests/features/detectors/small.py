@@ -6,8 +6,7 @@ import numpy as np
 import torch
 
 from lavis_ext.features.detectors.base import DetectorOptions
-from lavis_ext.features.detectors.c4 import C4Detector, Settings
-from lavis_ext.features.detectors.network import C4Network, Layers
+from lavis_ext.features.detectors.c4 import C4Detector, C4Network, Layers, Settings
 from lavis_ext.features.detectors.published import TINY, TINY_SETTINGS, VINVL_SETTINGS, draw
 
 VINVL_LAYERS = replace(

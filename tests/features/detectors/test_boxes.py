@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from lavis_ext.features.detectors import boxes as box
+from lavis_ext.features.detectors import ops as box
 
 
 def some_boxes(count: int, seed: int = 0, side: float = 200) -> torch.Tensor:

@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 import torch
 
-from lavis_ext.errors import IntegrityError, UsageError
+from lavis_ext.common.errors import IntegrityError, UsageError
 from lavis_ext.features.detectors import DetectorOptions, build_detector
-from lavis_ext.features.detectors.boxes import cell_anchors
+from lavis_ext.features.detectors.c4 import BUTD, C4Network
 from lavis_ext.features.detectors.caffe import CAFFE, read_caffemodel
-from lavis_ext.features.detectors.network import BUTD, C4Network
+from lavis_ext.features.detectors.ops import cell_anchors
 from lavis_ext.features.detectors.published import TINY
 from lavis_ext.features.detectors.weights import fit
 from tests.features.detectors.small import drawn

@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 import torch
 
-from lavis_ext.errors import UsageError
+from lavis_ext.common.errors import UsageError
+from lavis_ext.common.registry import RegistryError, detectors, registry
 from lavis_ext.features import create_store, export_store, import_features, open_store
 from lavis_ext.features.detectors import Detector, DetectorOptions, Regions, build_detector, geometry
+from lavis_ext.features.detectors.base import prepare_caffe, prepare_maskrcnn
 from lavis_ext.features.detectors.c4 import C4Detector
-from lavis_ext.features.detectors.images import prepare_caffe, prepare_maskrcnn
-from lavis_ext.registry import RegistryError, detectors, registry
 from tests.features.detectors.small import detector, drawn, picture
 from tests.features.detectors.test_boxes import suppressed_slowly
 

@@ -5,8 +5,8 @@ import pytest
 import torch
 from PIL import Image
 
-from lavis_ext.errors import UsageError
-from lavis_ext.features.detectors.images import checked, prepare_caffe, prepare_maskrcnn, resize_bilinear
+from lavis_ext.common.errors import UsageError
+from lavis_ext.features.detectors.base import checked, prepare_caffe, prepare_maskrcnn, resize_bilinear
 from tests.features.detectors.small import picture
 
 MEAN = (102.9801, 115.9465, 122.7717)

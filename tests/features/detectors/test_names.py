@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from lavis_ext.errors import ConfigError, UsageError
+from lavis_ext.common.errors import ConfigError, UsageError
 from lavis_ext.features.detectors import DetectorOptions, build_detector
-from lavis_ext.features.detectors.names import read_names
+from lavis_ext.features.detectors.base import read_names
 
 
 def test_a_vocabulary_has_one_name_a_line_and_synonyms_behind_it(tmp_path: Path) -> None:

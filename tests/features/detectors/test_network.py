@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from lavis_ext.features.detectors.network import BUTD, VINVL, Bottleneck, C4Network, FrozenNorm, Layers
+from lavis_ext.features.detectors.c4 import BUTD, VINVL, Bottleneck, C4Network, FrozenNorm, Layers
 from lavis_ext.features.detectors.published import draw
 
 RESNET101 = 44_549_160 - (2048 * 1000 + 1000) - 105_344

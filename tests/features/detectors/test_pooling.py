@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from lavis_ext.features.detectors.pooling import roi_align, roi_pool
+from lavis_ext.features.detectors.ops import roi_align, roi_pool
 
 SQUARE = torch.arange(25, dtype=torch.float32).reshape(1, 5, 5)
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from lavis_ext.errors import ConfigError, IntegrityError, NetworkError, UsageError
+from lavis_ext.common.errors import ConfigError, IntegrityError, NetworkError, UsageError
 from lavis_ext.features.detectors import DetectorOptions, build_detector
 from lavis_ext.features.detectors.transformers_detector import class_probabilities, corners, query_states
 from tests.features.detectors.small import picture

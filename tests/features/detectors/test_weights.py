@@ -9,10 +9,10 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from lavis_ext.errors import ConfigError, IntegrityError, UnsafeError, UsageError
+from lavis_ext.common.errors import ConfigError, IntegrityError, UnsafeError, UsageError
 from lavis_ext.features.detectors import DetectorOptions, build_detector
-from lavis_ext.features.detectors.boxes import cell_anchors
-from lavis_ext.features.detectors.network import BUTD, VINVL, C4Network, Layers
+from lavis_ext.features.detectors.c4 import BUTD, VINVL, C4Network, Layers
+from lavis_ext.features.detectors.ops import cell_anchors
 from lavis_ext.features.detectors.published import TINY
 from lavis_ext.features.detectors.weights import DETECTRON2, MASKRCNN, Naming, fit, read_weights
 from tests.features.detectors.small import VINVL_LAYERS, as_detectron2, as_maskrcnn, detectron2_tensors, drawn

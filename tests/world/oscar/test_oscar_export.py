@@ -13,7 +13,7 @@ import pytest
 import yaml
 
 from lavis_ext.features.formats.restricted import load_plain
-from lavis_ext.models.oscar.convert import from_oscar
+from lavis_ext.oscar.convert import from_oscar
 from tests.support.geometry import answer, holds
 from tests.support.oscar_world import SCENES, WORLD, Published
 from tests.world.oscar.checkpoints import vocab_txt

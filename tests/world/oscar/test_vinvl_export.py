@@ -13,8 +13,8 @@ import pytest
 import torch
 import yaml
 
-from lavis_ext.cards import load_cards
-from lavis_ext.models.oscar.convert import from_oscar
+from lavis_ext.common.config.cards import load_cards
+from lavis_ext.oscar.convert import from_oscar
 from tests.support.geometry import answer
 from tests.support.oscar_world import SCENES, WORLD, Published
 from tests.world.regions import X152C4, detect, features

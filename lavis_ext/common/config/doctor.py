@@ -1,0 +1,150 @@
+"""What this machine offers and what would get in the way; nothing heavy is imported and no connection is opened."""
+
+from __future__ import annotations
+
+import os
+import platform
+import shutil
+import sys
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Literal
+from urllib.parse import urlsplit
+
+from lavis_ext.common.config.resolve import cache_root_origin, config_roots
+
+# The first version without a hole that foreign weights or images could use, and the advisory that says so.
+FLOORS = {
+    "torch": ("2.6", "CVE-2025-32434: torch.load ran code even with weights_only"),
+    "pillow": ("10.3", "CVE-2024-28219: buffer overflow"),
+    "transformers": ("4.48", "CVE-2024-11392 and others: unsafe deserialisation"),
+    "urllib3": ("2.5", "CVE-2025-50181: redirects followed when switched off"),
+    "pyarrow": ("14.0.1", "CVE-2023-47248: code run from IPC files"),
+}
+NETWORK_FILE_SYSTEMS = {"nfs", "nfs4", "lustre", "gpfs", "cifs", "smb3", "beegfs", "ceph", "fuse.sshfs"}
+GIB = 1 << 30
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that was looked at: `ok`, `warn` (works, with care) or `bad` (will not work)."""
+
+    name: str
+    state: Literal["ok", "warn", "bad"]
+    text: str
+
+
+def examine(root: Path) -> list[Finding]:
+    """All findings for data below `root`."""
+    return [
+        _python(),
+        *_packages(),
+        _conflicting_torchvision(),
+        _java(),
+        *_disk(root),
+        _settings(root),
+        *_environment(),
+    ]
+
+
+def _python() -> Finding:
+    good = sys.version_info >= (3, 10)
+    return Finding("python", "ok" if good else "bad", f"{platform.python_version()} at {sys.executable}")
+
+
+def _packages() -> list[Finding]:
+    return [_package(name, floor, why) for name, (floor, why) in FLOORS.items()]
+
+
+def _package(name: str, floor: str, why: str) -> Finding:
+    found = _version(name)
+    if found is None:
+        return Finding(name, "bad", f"not installed; pip install -c constraints.txt {name}")
+    if _numbers(found) < _numbers(floor):
+        return Finding(name, "warn", f"{found} is older than {floor} ({why}); update it")
+    return Finding(name, "ok", found)
+
+
+def _version(name: str) -> str | None:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return None
+
+
+def _numbers(text: str) -> tuple[int, ...]:
+    parts = text.split("+")[0].split(".")
+    return tuple(int("".join(c for c in part if c.isdigit()) or 0) for part in parts[:3])
+
+
+def _conflicting_torchvision() -> Finding:
+    """torchvision's registry build does not import beside a CPU torch, and then takes transformers with it."""
+    found, torch = _version("torchvision"), _version("torch") or ""
+    if found and "cpu" in torch and "cpu" not in found:
+        return Finding(
+            "torchvision", "bad", f"{found} beside torch {torch} breaks transformers; pip uninstall torchvision"
+        )
+    return Finding("torchvision", "ok", found or "not installed, and not needed")
+
+
+def _java() -> Finding:
+    java = shutil.which("java")
+    return Finding("java", "ok", java or "absent: METEOR and SPICE are left out, all other scores do without it")
+
+
+def _disk(root: Path) -> list[Finding]:
+    there = next((p for p in [root, *root.parents] if p.exists()), Path("/"))
+    if not there.is_dir():
+        return [Finding("cache root", "bad", f"{there} is a file; name a folder in LAVIS_EXT_CACHE_ROOT")]
+    writable = os.access(there, os.W_OK | os.X_OK)
+    free, inodes = shutil.disk_usage(there).free, os.statvfs(there).f_favail
+    kind = _file_system(there)
+    told = f"{free / GIB:.0f} GiB and {inodes:,} files free on {kind or 'this file system'}"
+    return [
+        Finding(
+            "cache root", "ok" if writable else "bad", f"{root}" + ("" if writable else f": {there} is not writable")
+        ),
+        Finding("disk", "ok" if free > 20 * GIB else "warn", told),
+        Finding("file system", "warn" if kind in NETWORK_FILE_SYSTEMS else "ok", _advice(kind)),
+    ]
+
+
+def _advice(kind: str) -> str:
+    if kind in NETWORK_FILE_SYSTEMS:
+        return f"{kind}: locks cannot be trusted there; owner files with a heartbeat are used instead"
+    return kind or "unknown"
+
+
+def _file_system(path: Path) -> str:
+    """The type of the mount that holds `path`, from /proc/mounts (Linux), else an empty string."""
+    try:
+        mounts = [line.split()[1:3] for line in Path("/proc/mounts").read_text(encoding="utf-8").splitlines()]
+    except OSError:
+        return ""
+    holding = [(where, kind) for where, kind in mounts if path.resolve().is_relative_to(where)]
+    return max(holding, key=lambda mount: len(mount[0]), default=("", ""))[1]
+
+
+def _settings(root: Path) -> Finding:
+    origin = cache_root_origin()[1] if cache_root_origin()[0] == str(root) else "option"
+    return Finding("settings", "ok", f"cache root from {origin}; configs from {', '.join(map(str, config_roots()))}")
+
+
+def _environment() -> list[Finding]:
+    """Proxies by host, switches by value, secrets only as set or unset."""
+    proxies = {
+        name: value
+        for name in ("http_proxy", "https_proxy")
+        if (value := os.environ.get(name) or os.environ.get(name.upper()))
+    }
+    told = ", ".join(f"{name} → {urlsplit(value).hostname}" for name, value in proxies.items()) or "none"
+    secrets = [n for n in os.environ if n.startswith("LAVIS_EXT_AZURE_SAS_")] + ["HF_TOKEN"]
+    switches = {n: os.environ[n] for n in ("LAVIS_EXT_OFFLINE", "HF_HUB_OFFLINE") if n in os.environ}
+    mirror = "set" if os.environ.get("LAVIS_EXT_MIRROR") else "unset"
+    return [
+        Finding("proxy", "ok", told),
+        Finding("switches", "ok", ", ".join(f"{n}={v}" for n, v in switches.items()) or "none"),
+        Finding("mirror", "ok", f"LAVIS_EXT_MIRROR {mirror}"),
+        *(Finding(name, "ok", "set" if os.environ.get(name) else "unset") for name in sorted(set(secrets))),
+    ]

@@ -1,0 +1,117 @@
+"""Writes that are whole or absent, flushed before the rename; what the disk refuses, as DiskErrors."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from lavis_ext.common.errors import DiskError
+
+CHUNK = 1 << 20
+
+
+def to_disk_error(error: Exception, path: Path, way_out: str) -> DiskError:
+    """What the disk refused; no space left, no inodes left and a quota that is used up are told apart."""
+    number = getattr(error, "errno", None)
+    reason = str(getattr(error, "strerror", None) or error)
+    if number == errno.EDQUOT:
+        reason = "quota exceeded"
+    elif number == errno.ENOSPC:
+        disk = os.statvfs(next(one for one in (path, *path.absolute().parents) if one.exists()))
+        reason = "out of inodes" if disk.f_files > 0 and disk.f_favail == 0 else "no space left"
+    return DiskError(str(path), f"cannot write: {reason}", way_out)
+
+
+@contextmanager
+def disk_errors(
+    path: Path, way_out: str = "free space, or choose another folder", also: tuple[type[Exception], ...] = ()
+) -> Iterator[None]:
+    """Turn an OSError inside the block into a DiskError that names `path`, or the file below it that failed.
+
+    `also` are what libraries make of one: torch a RuntimeError, safetensors a SafetensorError.
+    """
+    kinds: tuple[type[Exception], ...] = (OSError, *also)
+    try:
+        yield
+    except kinds as error:
+        name = getattr(error, "filename", None)
+        failed = Path(name) if isinstance(name, str) else path
+        raise to_disk_error(error, failed if failed.is_relative_to(path) else path, way_out) from error
+
+
+@contextmanager
+def read_errors(path: Path, way_out: str = "check that it is there and that you may read it") -> Iterator[None]:
+    """Turn an OSError of reading inside the block into a DiskError that names `path`."""
+    try:
+        yield
+    except OSError as error:
+        raise DiskError(str(path), f"cannot be read: {error.strerror or error}", way_out) from error
+
+
+@contextmanager
+def replacing(path: Path, durable: bool = True) -> Iterator[Path]:
+    """A temporary name to write a file to, which takes the place of `path` when the block ends well.
+
+    A reader, and a crash, sees the old or the new content; nothing is left of a block that failed. Raises OSError.
+    What is easily made again need not be `durable`: it is not flushed, which costs milliseconds a file.
+    """
+    stem = os.fsencode(path.name)[:200].decode(errors="ignore")  # names hold 255 bytes
+    temporary = path.with_name(f".{stem}.{os.getpid()}-{threading.get_native_id()}.tmp")
+    try:
+        yield temporary
+        if durable:
+            flush_file(temporary)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    if durable:
+        flush_folder(path.parent)
+
+
+def write_atomic(path: Path, content: str | bytes) -> None:
+    """Replace `path` by a text or bytes, as `replacing`, and make its folder; raises OSError."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(path) as temporary:
+        temporary.write_bytes(content.encode() if isinstance(content, str) else content)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """`write_atomic` of a JSON value, indented; raises OSError."""
+    write_atomic(path, json.dumps(value, indent=1, ensure_ascii=False) + "\n")
+
+
+def flush_file(path: Path) -> None:
+    """Force a file's content to the disk; raises OSError."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def flush_folder(folder: Path) -> None:
+    """Flush a folder's entries to the disk, so that a rename survives a power loss; raises OSError.
+
+    File systems that cannot are left alone.
+    """
+    try:
+        flush_file(folder)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):
+            raise
+
+
+def sha256_of(path: Path) -> str:
+    """Hexadecimal SHA-256 of a file."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(CHUNK):
+            digest.update(chunk)
+    return digest.hexdigest()

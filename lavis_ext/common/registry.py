@@ -1,0 +1,274 @@
+"""Names in YAML, objects in code: one registry a kind, which imports the module of a name when it is asked for."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import inspect
+import logging
+import sys
+from collections.abc import Callable, Iterable
+from dataclasses import is_dataclass, make_dataclass
+from functools import cache
+from importlib import import_module
+from importlib.metadata import entry_points
+from pathlib import Path
+from typing import Any, ClassVar, Generic, TypeVar
+
+from lavis_ext.common.errors import ConfigError, LavisExtError, UsageError, nearest
+from lavis_ext.common.names import NAMES, Home
+
+log = logging.getLogger(__name__)
+T = TypeVar("T")
+Item = TypeVar("Item")
+PLUGIN_GROUP = "lavis_ext.plugins"
+WAY_OUT = "mend the file, or take it out of `plugins`"
+
+
+class RegistryError(ConfigError):
+    """A name that is registered twice, or not at all."""
+
+
+class Registry(Generic[T]):
+    """Maps names to objects of one kind, and to the dataclass of the keys that each of them reads.
+
+    A name of ours is looked up in `names.py`, so that one module is imported for it; a name that is not there may be a
+    plug-in's, and all plug-ins are imported.
+    """
+
+    def __init__(self, kind: str, homes: dict[str, Home] | None = None) -> None:
+        self.kind = kind
+        self._homes = NAMES.get(kind, {}) if homes is None else homes
+        self._items: dict[str, T] = {}
+        self._keys: dict[str, Any] = {}
+
+    def register(self, name: str, config: type | None = None) -> Callable[[Item], Item]:
+        """Decorator that enters an object under `name`; a name taken by another object is an error.
+
+        `config` is the dataclass of its own keys. It may extend the common one of its kind, and does for a model
+        (ModelConfig) and for a task (RunConfig). Without it an object has the keys of its base class, a dataclass its
+        fields, and anything else the arguments that it is called with.
+        """
+
+        def add(item: Item) -> Item:
+            home = self._homes.get(name)
+            held: Any = self._items.get(name)
+            if held is None and home is not None and inspect.getmodule(item) is not sys.modules.get(home.module):
+                held = self.get(name)
+            if held is not None and held is not item:
+                raise RegistryError(
+                    f"{self.kind} '{name}'", f"already registered by {origin(held)}", "choose another name"
+                )
+            self._items[name] = item  # type: ignore[assignment]
+            self._keys[name] = config or keys_of(item)
+            return item
+
+        return add
+
+    def get(self, name: str) -> T:
+        """The object of that name; raises RegistryError with the nearest names."""
+        if name not in self._items and name in self._homes:
+            import_module(self._homes[name].module)
+        if name not in self._items:
+            load_all_plugins()
+        if name not in self._items:
+            raise RegistryError(f"{self.kind} '{name}'", "not registered", nearest(name, self.names()))
+        return self._items[name]
+
+    def config(self, name: str) -> Any:
+        """The dataclass of the keys that an object reads, None where that is not said; imports nothing heavy of ours.
+
+        Raises RegistryError with the nearest names.
+        """
+        home = self._homes.get(name)
+        if home is None:
+            item = self.get(name)
+            return self._keys[name] if name in self._keys else keys_of(item)
+        module, _, kind = home.keys.rpartition(".")
+        return getattr(import_module(module), kind) if home.keys else None
+
+    def names(self) -> list[str]:
+        """All names, sorted."""
+        load_all_plugins()
+        return sorted({*self._homes, *self._items})
+
+    def __contains__(self, name: object) -> bool:
+        if name not in self._homes and name not in self._items:
+            load_all_plugins()
+        return name in self._homes or name in self._items
+
+    def find(self, name: str) -> str:
+        """Where an object comes from, as `module.qualified_name`."""
+        return origin(self.get(name))
+
+    def readers(self, key: str) -> list[str]:
+        """The names of those who read a key."""
+        return [name for name in self.names() if key in getattr(self.config(name), "__dataclass_fields__", ())]
+
+    def forget(self, module: str) -> None:
+        """Take out what a module registered, as where it did not get to its end."""
+        for name in [name for name, item in self._items.items() if origin(item).startswith(f"{module}.")]:
+            del self._items[name]
+
+
+def keys_of(item: Any) -> Any:
+    """The dataclass of the keys of what was registered without one; None where it takes any."""
+    if hasattr(item, "Keys"):
+        return item.Keys
+    if is_dataclass(item):
+        return item
+    if hasattr(item, "from_config") or not callable(item):
+        return None
+    parameters = [one for one in inspect.signature(item).parameters.values() if one.name != "self"]
+    if any(one.kind is one.VAR_KEYWORD for one in parameters):
+        return None
+    return make_dataclass(
+        "Arguments", [(one.name, Any, one.default) for one in parameters if one.default is not one.empty]
+    )
+
+
+def origin(item: object) -> str:
+    """`module.qualified_name` of a registered object."""
+    named = item if hasattr(item, "__qualname__") else type(item)
+    return f"{named.__module__}.{named.__qualname__}"
+
+
+plugin_sources: list[Callable[[], Iterable[tuple[Path, str]]]] = []
+"""What names files of plug-ins that belong to a folder of settings, each with where it is named."""
+
+
+@cache
+def load_plugins() -> tuple[str, ...]:
+    """Import every entry point of `lavis_ext.plugins` once; one that fails is a warning that names it."""
+    loaded = []
+    for point in entry_points(group=PLUGIN_GROUP):
+        try:
+            point.load()
+        except Exception as error:
+            log.warning("plugin %s (%s) does not load: %s", point.name, point.value, error)
+        else:
+            loaded.append(point.name)
+    return tuple(loaded)
+
+
+def load_all_plugins() -> None:
+    """Entry points, and the files that folders of settings name; one of these that fails raises ConfigError."""
+    load_plugins()
+    for source in plugin_sources:
+        for path, where in source():
+            load_plugin_file(path, where)
+
+
+def load_plugin_file(path: Path, where: str) -> None:
+    """Import one file that registers something, once however it is named; raises ConfigError at `where`."""
+    file = path.expanduser().resolve()
+    # its own place in sys.modules: two folders may each have a `birds.py`
+    name = f"lavis_ext_plugin_{file.stem}_{hashlib.blake2b(str(file).encode(), digest_size=4).hexdigest()}"
+    if name in sys.modules:
+        return
+    if not file.is_file():
+        raise ConfigError(
+            where, f"there is no plug-in {file}", "name a Python file, relative to the YAML that names it"
+        )
+    spec = importlib.util.spec_from_file_location(name, file)
+    if spec is None or spec.loader is None:
+        raise ConfigError(where, f"{file} is no Python file", "name one that ends in .py")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    try:
+        spec.loader.exec_module(module)
+    except BaseException as error:
+        del sys.modules[name]
+        for kind in Facade._kinds.values():
+            kind.forget(name)
+        if isinstance(error, RegistryError):
+            problem = error.problems[0]
+            raise ConfigError(where, f"{file}: {problem.where} is {problem.what}", problem.way_out) from error
+        if isinstance(error, KeyboardInterrupt):
+            raise
+        raise ConfigError(where, f"{file} does not load: {type(error).__name__}: {error}", WAY_OUT) from error
+
+
+builders: Registry[Callable[..., Any]] = Registry("builder")
+processors: Registry[Callable[..., Any]] = Registry("processor")
+models: Registry[Any] = Registry("model")
+objectives: Registry[Callable[..., Any]] = Registry("objective")
+tasks: Registry[Any] = Registry("task")
+metrics: Registry[Callable[..., Any]] = Registry("metric")
+runners: Registry[Any] = Registry("runner")
+lr_schedulers: Registry[Any] = Registry("lr_scheduler")
+detectors: Registry[Callable[..., Any]] = Registry("detector")
+
+
+class Facade:
+    """LAVIS' names over the registries: `register_builder`, `get_task_class`, `list_datasets` and their like.
+
+    Unlike LAVIS', a getter never returns None: an unknown name raises RegistryError with the nearest names.
+    """
+
+    _kinds: ClassVar[dict[str, Registry[Any]]] = {
+        "builder": builders,
+        "processor": processors,
+        "model": models,
+        "objective": objectives,
+        "task": tasks,
+        "metric": metrics,
+        "runner": runners,
+        "lr_scheduler": lr_schedulers,
+        "detector": detectors,
+    }
+
+    def __getattr__(self, name: str) -> Any:
+        verb, _, rest = name.partition("_")
+        kind = rest.removesuffix("_class") if verb == "get" else rest.removesuffix("s") if verb == "list" else rest
+        if kind not in self._kinds or verb not in ("register", "get", "list"):
+            raise AttributeError(f"registry has no attribute '{name}'; {nearest(name, dir(self))}")
+        registry_of_kind = self._kinds[kind]
+        return {"register": registry_of_kind.register, "get": registry_of_kind.get, "list": registry_of_kind.names}[
+            verb
+        ]
+
+    def __dir__(self) -> list[str]:
+        verbs = [(f"register_{k}", f"get_{k}_class", f"list_{k}s") for k in self._kinds]
+        return sorted([*(name for three in verbs for name in three), "list_datasets"])
+
+    def get_builder_class(self, name: str) -> Callable[..., Any]:
+        """The builder of a data set (`coco_caption`) or of a shape (`image_caption`); call it as LAVIS' class."""
+        datasets = import_module("lavis_ext.datasets.builders")
+        if name in datasets.names():
+            builder: Callable[..., Any] = datasets.builder_class(name)
+            return builder
+        try:
+            return builders.get(name)
+        except RegistryError as error:
+            known = [*datasets.names(), *builders.names()]
+            raise UsageError(f"data set '{name}'", "not known", nearest(name, known)) from error
+
+    def list_datasets(self) -> list[str]:
+        """The names of all data sets that a card declares."""
+        found: list[str] = import_module("lavis_ext.datasets.builders").names()
+        return found
+
+
+registry = Facade()
+
+
+def __getattr__(name: str) -> Any:
+    """The facade's names on the module itself: `from lavis_ext import registry` is this module."""
+    return getattr(registry, name)
+
+
+__all__ = [
+    "Facade",
+    "LavisExtError",
+    "Registry",
+    "RegistryError",
+    "builders",
+    "detectors",
+    "load_plugin_file",
+    "load_plugins",
+    "lr_schedulers",
+    "metrics",
+    "models",
+]
+__all__ += ["objectives", "origin", "processors", "registry", "runners", "tasks"]

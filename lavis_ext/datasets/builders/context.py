@@ -1,0 +1,182 @@
+"""From the declaration of a data set to its opened parts: rows, pictures and processors of each split."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from lavis_ext.common.config.cards import load_cards
+from lavis_ext.common.config.schema import AnnotationConfig, DatasetConfig, own_keys
+from lavis_ext.common.errors import PartialError
+from lavis_ext.common.registry import builders
+from lavis_ext.common.types import Dataset
+from lavis_ext.datasets.builders.settings import ImageKeys
+from lavis_ext.datasets.readers.annotations import Annotations
+from lavis_ext.datasets.readers.images import ImageStore
+from lavis_ext.datasets.readers.parse import SplitFiles, sort_files
+from lavis_ext.processors import build_processor
+
+log = logging.getLogger(__name__)
+NO_FILES = SplitFiles(())
+
+
+class NotPreparedError(PartialError):
+    """A file or folder that a data set needs is not there yet (exit code 8)."""
+
+
+@dataclass(frozen=True)
+class BuildContext:
+    """What a build needs beside the declaration: where data lie, and which splits are wanted (None: all there are)."""
+
+    cache_root: Path
+    splits: Sequence[str] | None = None
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What the parts of every split have: its declaration, its records, its arguments."""
+
+    config: DatasetConfig
+    split: str
+    rows: Any
+
+    @property
+    def training(self) -> bool:
+        """Whether this is the split named `train`."""
+        return self.split == "train"
+
+    @property
+    def limit(self) -> int | None:
+        """How many samples may be used; None: all."""
+        return self.config.max_samples.get(self.split)
+
+    @property
+    def files_read(self) -> Sequence[Path]:
+        """The files that the records come from."""
+        found: Sequence[Path] = self.rows.paths
+        return found
+
+
+@dataclass(frozen=True)
+class SplitParts(Parts):
+    """The opened parts of one split, from which a shape makes its data set."""
+
+    rows: Annotations
+    images: ImageStore
+    vis_processor: Any
+    text_processor: Any
+    args: Mapping[str, Any]
+    files: SplitFiles = NO_FILES
+
+
+def build_splits(
+    config: DatasetConfig, context: BuildContext, make: Callable[[SplitParts], Dataset]
+) -> dict[str, Dataset]:
+    """Each wanted split that the data set declares, made by `make`.
+
+    With `context.splits` None, splits whose files are missing are left out with a warning, unless all are missing.
+    """
+    args = {**vars(ImageKeys()), **args_of(config)}
+    config = moved(config)
+
+    def build(split: str) -> Dataset:
+        return make(open_split(config, split, context, args))
+
+    return build_each(config, context, build)
+
+
+def build_each(config: DatasetConfig, context: BuildContext, build: Callable[[str], Dataset]) -> dict[str, Dataset]:
+    """Each wanted split that the data set declares, made by `build`; see `build_splits` for those that are missing."""
+    built: dict[str, Dataset] = {}
+    missing: list[NotPreparedError] = []
+    for split in config.build_info.annotations:
+        if context.splits is not None and split not in context.splits:
+            continue
+        try:
+            built[split] = build(split)
+        except NotPreparedError as error:
+            missing.append(error)
+    _judge_missing(missing, strict=context.splits is not None or not built)
+    return built
+
+
+def moved(config: DatasetConfig) -> DatasetConfig:
+    """The data set below its `build_info.storage`: VPGTrans' way to say where the folder with files and images lies.
+
+    That folder stands for the first one of each declared path. Without it the declaration stays as it is.
+    """
+    info = config.build_info
+    if not info.storage:
+        return config
+    base, cards = Path(info.storage[0]).expanduser(), load_cards()
+    paths = {split: cards.annotation_paths(config, split) for split in info.annotations}
+    files = {split: AnnotationConfig(storage=[below(base, path) for path in some]) for split, some in paths.items()}
+    images = replace(info.images, storage=below(base, info.images.storage))
+    return replace(config, build_info=replace(info, annotations=files, images=images, storage=[]))
+
+
+def below(base: Path, path: str) -> str:
+    """A declared path with `base` in the place of its first folder."""
+    return str(base.joinpath(*Path(path).parts[1:]))
+
+
+def args_of(config: DatasetConfig) -> dict[str, Any]:
+    """The arguments of a data set over the defaults of its shape; raises ConfigError for one that does not fit."""
+    keys = own_keys(builders, config.builder, config.args, f"datasets.{config.name}.args")
+    return dict(config.args if keys is None else vars(keys))
+
+
+def open_split(config: DatasetConfig, split: str, context: BuildContext, args: Mapping[str, Any]) -> SplitParts:
+    """Rows, pictures and processors of one split; raises NotPreparedError naming what is missing and the command."""
+    images = ImageStore(context.cache_root / config.build_info.images.storage, layouts=args["layouts"])
+    if not images.ready:
+        raise not_prepared(config, images.root, "no such image folder")
+    paths = annotation_paths(config, split, context)
+    for path in paths:
+        if not path.is_file():
+            raise not_prepared(config, path, "no such annotation file")
+    vis, text = (build_processor(pair.of(split)) for pair in (config.vis_processor, config.text_processor))
+    files = sort_files(paths)
+    return SplitParts(config, split, Annotations(files.rows), images, vis, text, args, files)
+
+
+def annotation_paths(config: DatasetConfig, split: str, context: BuildContext) -> list[Path]:
+    """The annotation files of a split in order; a `url` that is a local file stands in for a copy not made yet.
+
+    Where only the other form of the split is there, it is that one; also where it holds all of the first and more.
+    """
+    annotation = config.build_info.annotations.get(split, AnnotationConfig())
+    cards = load_cards()
+    stored = annotation.storage or cards.annotation_paths(config, split)
+    paths = [context.cache_root / Path(storage).expanduser() for storage in stored]
+    if annotation.instead and not annotation.storage:
+        others = [context.cache_root / path for path in cards.annotation_paths(config, split, instead=True)]
+        paths = others if _is_better(others, paths) else paths
+    locals_ = [Path(url).expanduser() if "://" not in url else None for url in annotation.url]
+    for i, local in enumerate(locals_[: len(paths)]):
+        if local is not None and local.is_file() and not paths[i].is_file():
+            paths[i] = local
+    return paths
+
+
+def _is_better(others: Sequence[Path], paths: Sequence[Path]) -> bool:
+    """Whether the other form is whole on the disk and the first is not, or is a part of it."""
+    whole = all(map(Path.is_file, others))
+    return whole and (set(paths) < set(others) or not all(map(Path.is_file, paths)))
+
+
+def not_prepared(config: DatasetConfig, path: Path, what: str) -> NotPreparedError:
+    """The error for something that a data set needs and that is not there."""
+    return NotPreparedError(
+        str(path), f"{what} ({config.name})", config.manual or f"run `lavis-ext prepare {config.name}`"
+    )
+
+
+def _judge_missing(missing: list[NotPreparedError], strict: bool) -> None:
+    if missing and strict:
+        raise NotPreparedError.of(problem for error in missing for problem in error.problems)
+    for error in missing:
+        log.warning("left out: %s", error)

@@ -1,0 +1,65 @@
+"""The shape `image_text_retrieval`: pairs to train on; pictures and all their captions to rank against each other."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+
+from lavis_ext.common.config.schema import DatasetConfig
+from lavis_ext.common.registry import builders
+from lavis_ext.common.types import Dataset, Sample
+from lavis_ext.datasets.builders.context import BuildContext, SplitParts, build_splits
+from lavis_ext.datasets.builders.image_caption import CaptionDataset
+from lavis_ext.datasets.builders.settings import CaptionKeys
+from lavis_ext.datasets.datasets.base_dataset import ImageTextDataset
+from lavis_ext.datasets.readers.parse import Row
+
+
+@builders.register("image_text_retrieval", config=CaptionKeys)
+def image_text_retrieval(config: DatasetConfig, context: BuildContext) -> dict[str, Dataset]:
+    """`train` is as in `image_caption`, with its arguments; other splits give one picture a sample, captions aside."""
+    return build_splits(config, context, _make)
+
+
+def _make(parts: SplitParts) -> Dataset:
+    return CaptionDataset(parts) if parts.training else RetrievalEvalDataset(parts)
+
+
+@dataclass(frozen=True, eq=False)
+class RetrievalEvalDataset(ImageTextDataset):
+    """One picture a sample: `image`, `index`. Captions are in `text`, their pictures in `txt2img` and `img2txt`."""
+
+    def fields(self, row: Row, index: int, rng: torch.Generator | None) -> Sample:
+        """The number of the picture."""
+        return {"index": self.position(index)}
+
+    @cached_property
+    def captions(self) -> list[list[str]]:
+        """Processed captions by picture."""
+        key = self.parts.args["caption_key"]
+        values = (self.row(i).get(key) for i in range(len(self)))
+        lists = (value if isinstance(value, list) else [value] for value in values)
+        return [[self.processed(text, "caption", i) for text in texts] for i, texts in enumerate(lists)]
+
+    @cached_property
+    def text(self) -> list[str]:
+        """All captions, by picture."""
+        return [caption for captions in self.captions for caption in captions]
+
+    @cached_property
+    def image(self) -> list[str]:
+        """The names of the pictures."""
+        return [self.image_name(self.row(i)) for i in range(len(self))]
+
+    @cached_property
+    def img2txt(self) -> dict[int, list[int]]:
+        """Picture → numbers of its captions in `text`."""
+        numbers = iter(range(len(self.text)))
+        return {i: [next(numbers) for _ in captions] for i, captions in enumerate(self.captions)}
+
+    @cached_property
+    def txt2img(self) -> dict[int, int]:
+        """Caption → number of its picture in `image`."""
+        return {text: image for image, texts in self.img2txt.items() for text in texts}

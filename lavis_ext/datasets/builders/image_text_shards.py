@@ -1,0 +1,223 @@
+"""The shape `image_text_shards`: pictures and texts in tar shards; LAION-COCO, LAION-2B-multi and LAION-400M."""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch.utils.data import IterableDataset, get_worker_info
+
+from lavis_ext.common.config.schema import DatasetConfig
+from lavis_ext.common.registry import builders
+from lavis_ext.common.types import Batch, Sample
+from lavis_ext.datasets.builders.context import BuildContext, args_of, not_prepared
+from lavis_ext.datasets.builders.settings import ShardKeys
+from lavis_ext.datasets.collate import collate
+from lavis_ext.datasets.datasets.base_dataset import MAX_TEXT, draw_below
+from lavis_ext.datasets.readers.faults import FaultLog, SampleError
+from lavis_ext.datasets.readers.shard_index import fixed_folder, list_shards, refuse_scheme
+from lavis_ext.datasets.readers.shards import RawSample, ShardReader
+from lavis_ext.processors import build_processor
+
+log = logging.getLogger(__name__)
+SPLIT = "train"
+
+
+@builders.register("image_text_shards", config=ShardKeys)
+def image_text_shards(config: DatasetConfig, context: BuildContext) -> dict[str, ImageTextStream]:
+    """The split `train` as a stream of the shards that `build_info.storage` names; there is no other."""
+    if context.splits is not None and SPLIT not in context.splits:
+        return {}
+    args = args_of(config)
+    storage = config.build_info.storage
+    where = f"datasets.{config.name}.build_info.storage"
+    for pattern in storage:
+        refuse_scheme(pattern, where)
+        folder = fixed_folder(pattern, context.cache_root)
+        if not folder.is_dir():
+            raise not_prepared(config, folder, "no such folder of shards")
+    paths = list_shards(storage, context.cache_root, where)
+    needs = ("image", "txt") if args["caption_key"] == ".txt" else ("image", "json")
+    limit = config.max_samples.get(SPLIT)
+    reader = ShardReader(paths, needs, args["seed"], args["shuffle_buffer"], limit)
+    vis, text = (build_processor(pair.of(SPLIT)) for pair in (config.vis_processor, config.text_processor))
+    return {SPLIT: ImageTextStream(config, reader, vis, text, args)}
+
+
+@dataclass(eq=False)
+class ImageTextStream(IterableDataset[Sample]):
+    """Pictures and captions of shards: a Stream for the mixture, and an IterableDataset for a plain DataLoader.
+
+    The mixture draws raw samples by `iterate` and has its workers turn them into samples by `load`; a DataLoader
+    iterates over finished samples in LAVIS' form, each of its workers over a part of its own. Samples have `image`,
+    `text_input` [and `text_output`], and `instance_id`: `00003.tar!000030017`.
+    """
+
+    config: DatasetConfig
+    reader: ShardReader
+    vis_processor: Any
+    text_processor: Any
+    args: Mapping[str, Any]
+    faults: FaultLog = field(default_factory=FaultLog)
+    """What a plain iteration could not load; the mixture has a log of its own."""
+
+    def __post_init__(self) -> None:
+        self.faults.tolerances.setdefault(self.config.name, self.config.tolerance)
+        self._state = {"lap": 0, "done": 0}
+
+    @property
+    def name(self) -> str:
+        """The name of the data set."""
+        return self.config.name
+
+    @property
+    def split(self) -> str:
+        """The split."""
+        return SPLIT
+
+    @property
+    def tolerance(self) -> float:
+        """Share of samples that may fail."""
+        return self.config.tolerance
+
+    @property
+    def epoch_size(self) -> int:
+        """Samples in an epoch, over all ranks; faulty ones count."""
+        declared: int | None = self.args["epoch_size"]
+        return len(self.reader) if declared is None else declared
+
+    def iterate(
+        self, rank: int, world: int, state: Mapping[str, Any] | None = None
+    ) -> Iterator[RawSample | SampleError]:
+        """The rest of one lap of a rank, from a state of `state_dict()` on; no sample is given to two ranks."""
+        lap, done = (int(state["lap"]), int(state["done"])) if state else (0, 0)
+        self._state = {"lap": lap, "done": done}
+        for item in self.reader.iterate(rank, world, lap, done):
+            done += 1
+            self._state = {"lap": lap, "done": done}
+            yield item
+        self._state = {"lap": lap + 1, "done": 0}
+
+    def state_dict(self) -> dict[str, Any]:
+        """Where the last item of `iterate` stood: lap, and number in this rank's part of it."""
+        return dict(self._state)
+
+    def load(self, item: RawSample, rng: torch.Generator) -> Sample:
+        """A raw sample with `image` uint8 [3,H,W] and all randomness from `rng`. Raises SampleError."""
+        return self._finish(item, rng)
+
+    def __iter__(self) -> Iterator[Sample]:
+        """One lap of finished samples; see `laps`."""
+        return self.laps(0, 1)
+
+    def laps(self, first: int = 0, count: int | None = None) -> Iterator[Sample]:
+        """Finished samples (`image` float32 [3,H,W], or PIL without vis_processor), `count` laps or without end.
+
+        In a process group, and in the workers of a DataLoader, each gets a part of its own. Samples that fail are left
+        out and counted in `faults`; raises PartialError at the end of a lap that lost more than may be. A part without
+        samples (more workers than samples) ends at once.
+        """
+        rank, world = split_of_process()
+        if len(self.reader) * (rank + 1) // world == len(self.reader) * rank // world:
+            return
+        for lap in range(first, first + count) if count is not None else itertools.count(first):
+            for item in self.reader.iterate(rank, world, lap):
+                sample = self._try(item)
+                if sample is not None:
+                    yield sample
+            self.faults.check(final=True)
+
+    def as_pipeline(self, *stages: Any) -> Any:
+        """A `webdataset.DataPipeline` of finished samples, lap after lap without end, and of further stages on them."""
+        from webdataset import DataPipeline  # type: ignore[import-untyped]
+
+        return DataPipeline(self.laps, *stages)
+
+    def collater(self, samples: Sequence[Sample]) -> Batch:
+        """Samples → batch."""
+        return collate(samples)
+
+    def _try(self, item: RawSample | SampleError) -> Sample | None:
+        """A finished sample, or None where it failed and was counted."""
+        self.faults.seen(self.name, SPLIT, 1)
+        try:
+            if isinstance(item, SampleError):
+                raise item
+            return self._finish(item, None)
+        except SampleError as error:
+            self.faults.record(self.name, SPLIT, error)
+            log.warning("left out: %s", error)
+            self.faults.check()
+            return None
+
+    def _finish(self, item: RawSample, rng: torch.Generator | None) -> Sample:
+        image = self._image(item.pixels(), rng)
+        caption = self._caption(item, rng)
+        texts: Sample = split_prefix(caption, rng) if self.args["prefix_split"] else {"text_input": caption}
+        return {"image": image, **texts, "instance_id": item.name}
+
+    def _image(self, pixels: Any, rng: torch.Generator | None) -> Any:
+        """uint8 from `rng`, else LAVIS' form; a processor of someone else's gives what it gives."""
+        processor = self.vis_processor
+        if hasattr(processor, "uint8"):
+            return processor(pixels) if rng is None else processor.uint8(pixels, rng)
+        from PIL import Image
+
+        image = Image.fromarray(pixels)
+        return image if processor is None else processor(image)
+
+    def _caption(self, item: RawSample, rng: torch.Generator | None) -> str:
+        """The processed caption; raises SampleError where there is none."""
+        try:
+            caption = self._choose(item, rng)
+        except KeyError as error:
+            raise item.fault(f"json has no {error.args[0]}") from error
+        except ValueError as error:
+            raise item.fault(str(error)) from error
+        if not isinstance(caption, str) or not caption.strip() or len(caption) > MAX_TEXT:
+            raise item.fault("caption is empty, too long or no text")
+        clean = caption.replace("\0", "").encode("utf-8", "ignore").decode("utf-8")
+        return clean if self.text_processor is None else str(self.text_processor(clean))
+
+    def _choose(self, item: RawSample, rng: torch.Generator | None) -> Any:
+        """The caption as it stands in the shard; KeyError for a missing column, ValueError for a senseless one."""
+        key = self.args["caption_key"]
+        if key == ".txt":
+            return item.text()
+        record = item.record()
+        if self.args["captions_key"] is not None:
+            return best_caption(record[self.args["captions_key"]], record[self.args["scores_key"]])
+        caption = record[key]
+        if isinstance(caption, list) and caption:
+            return caption[draw_below(min(2, len(caption)), rng)]
+        return caption
+
+
+def best_caption(captions: Any, scores: Any) -> Any:
+    """The caption of the highest score, the first of equal ones (numpy.argmax); raises ValueError for a bad pair."""
+    if not isinstance(captions, list) or not isinstance(scores, list) or not captions or len(captions) != len(scores):
+        raise ValueError("captions and scores are not two lists of one length")
+    if not all(type(score) in (int, float) and math.isfinite(score) for score in scores):
+        raise ValueError("a score is no number")
+    return captions[scores.index(max(scores))]
+
+
+def split_prefix(caption: str, rng: torch.Generator | None) -> Sample:
+    """A caption cut before a word of its first half: `text_input` (may be empty) and `text_output` (VPGTrans)."""
+    words = caption.split(" ")
+    point = draw_below(len(words) // 2 + 1, rng)
+    return {"text_input": " ".join(words[:point]), "text_output": " ".join(words[point:])}
+
+
+def split_of_process() -> tuple[int, int]:
+    """Which part of how many this process reads: its rank in the process group times the workers of its DataLoader."""
+    rank, world = 0, 1
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        rank, world = torch.distributed.get_rank(), torch.distributed.get_world_size()
+    worker = get_worker_info()
+    return (rank, world) if worker is None else (rank * worker.num_workers + worker.id, world * worker.num_workers)

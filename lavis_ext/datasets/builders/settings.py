@@ -1,0 +1,88 @@
+"""The arguments of shapes of pictures and texts: what stands under `args:` of a data set."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from lavis_ext.common.config.decode import Count, Door, Natural, Rate, join
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageKeys:
+    """How pictures are named, and where they are sought."""
+
+    layouts: list[str] | None = None
+    image_key: str = "image"
+    image_pattern: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class CaptionKeys(ImageKeys):
+    """`image_caption`, `image_text_retrieval`."""
+
+    caption_key: str = "caption"
+    prefix_split: bool = False
+    """Cut a training caption at a random word into `text_input` and `text_output` (VPGTrans)."""
+    image_id: Literal["running", "raw"] = "running"
+    """LAVIS' running number in training, or the record's own id."""
+    raw_caption: bool = False
+    """Captions as they stand, whatever the text processor (LAVIS' rule for MiniGPT-4's)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LabelKeys(ImageKeys):
+    """`image_text_label`."""
+
+    labels: list[Any] = field(default_factory=list)
+    """The classes by number."""
+    text_key: str = "sentence"
+    label_key: str = "label"
+
+    def examine(self, door: Door, key: str) -> None:
+        """Without classes there is nothing to tell apart."""
+        if not self.labels:
+            door.note(join(key, "labels"), "names no classes", "write for example `labels: ['False', 'True']`")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PairKeys(LabelKeys):
+    """`paired_images`."""
+
+    swap: bool = True
+    """Whether the pictures of a training pair change places by chance."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class VqaKeys(ImageKeys):
+    """`vqa`."""
+
+    answer_key: str = "answer"
+    answer_weight: Rate = 1.0
+    """Of a single answer (LAVIS: 0.2 for Visual Genome)."""
+    eval_keys: list[Literal["answer", "choices", "correct_choice_idx", "direct_answers"]] = field(default_factory=list)
+    """Handed on in evaluation, None where a row has none."""
+    image_patterns: list[str] = field(default_factory=list)
+    """Names that a row's `image_id` may stand for, of which the first that is there is taken."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShardKeys:
+    """`image_text_shards`."""
+
+    caption_key: str = "caption"
+    """The text in a sample's JSON (of a list, one of the first two: LAVIS' rule), or `.txt` for the text member."""
+    captions_key: str | None = None
+    scores_key: str | None = None
+    """With `captions_key`: the caption that has the highest score (LAION-COCO)."""
+    prefix_split: bool = False
+    shuffle_buffer: Natural = 10_000
+    """Samples that are shuffled at a time; 0: all as it stands."""
+    seed: Natural = 0
+    epoch_size: Count | None = None
+    """What counts as an epoch; None: all samples."""
+
+    def examine(self, door: Door, key: str) -> None:
+        """Captions and their scores belong together."""
+        if (self.captions_key is None) != (self.scores_key is None):
+            door.note(key, "captions_key and scores_key belong together", "give both, or none")

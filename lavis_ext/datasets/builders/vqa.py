@@ -1,0 +1,133 @@
+"""The shape `vqa`: a picture, a question and its weighted answers; VQAv2, OK-VQA, A-OKVQA, GQA and Visual Genome."""
+
+from __future__ import annotations
+
+from collections import Counter, OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import torch
+
+from lavis_ext.common.config.schema import DatasetConfig
+from lavis_ext.common.registry import builders
+from lavis_ext.common.types import Batch, Dataset, Sample
+from lavis_ext.datasets.builders.context import BuildContext, SplitParts, build_splits
+from lavis_ext.datasets.builders.settings import VqaKeys
+from lavis_ext.datasets.collate import Rule, collate, long_or_list
+from lavis_ext.datasets.datasets.base_dataset import ImageTextDataset
+from lavis_ext.datasets.readers.parse import Row, parse_json, read_text
+
+
+@builders.register("vqa", config=VqaKeys)
+def vqa(config: DatasetConfig, context: BuildContext) -> dict[str, Dataset]:
+    """`train` gives questions with all their answers, every other split questions to be answered.
+
+    Annotations may be LAVIS' rows, official questions and answers, or both (LAVIS' list of four), in any order.
+    """
+    return build_splits(config, context, _make)
+
+
+def _make(parts: SplitParts) -> Dataset:
+    return VqaDataset(parts) if parts.training else VqaEvalDataset(parts)
+
+
+@dataclass(frozen=True, eq=False)
+class QuestionDataset(ImageTextDataset):
+    """Rows with a `question`."""
+
+    def image_name(self, row: Row) -> str:
+        """The name of a row's picture, or the first of `image_patterns` that is there."""
+        patterns: Sequence[str] = self.parts.args["image_patterns"]
+        if not patterns or row.get(self.parts.args["image_key"]) is not None:
+            return super().image_name(row)
+        names = [str(pattern).format(image_id=row.get("image_id", 0)) for pattern in patterns]
+        return next(filter(self.images.exists, names), names[0])
+
+    def question(self, row: Row, index: int) -> Sample:
+        """`text_input` (the processed question), `question_id` where the row has one, `instance_id`."""
+        named: Sample = {"question_id": row["question_id"]} if "question_id" in row else {}
+        return {"text_input": self.row_text(row, "question", index), **named, "instance_id": row["instance_id"]}
+
+    def displ_item(self, index: int) -> OrderedDict[str, Any]:
+        """What a browser shows of a sample: file, question, its id, answers, image (LAVIS' method)."""
+        row = self.row(index)
+        shown = {"file": self.image_name(row), "question": row.get("question"), "question_id": row.get("question_id")}
+        return OrderedDict({**shown, "answers": row.get(self.parts.args["answer_key"]), "image": self[index]["image"]})
+
+
+@dataclass(frozen=True, eq=False)
+class VqaDataset(QuestionDataset):
+    """A question with its answers: `image`, `text_input`, `answers`, `weights`, `question_id`, `instance_id`."""
+
+    def fields(self, row: Row, index: int, rng: torch.Generator | None) -> Sample:
+        """Each different answer once, in the order in which they were given, with the share of those who gave it."""
+        key = self.parts.args["answer_key"]
+        given = row.get(key)
+        answers = [given] if isinstance(given, str) else given
+        if not isinstance(answers, list) or not answers or not all(isinstance(a, str) for a in answers):
+            raise self.fault(index, f"{key} is missing or no text")
+        share = (self.parts.args["answer_weight"] if isinstance(given, str) else 1.0) / len(answers)
+        counts = Counter(answers)
+        weights = [count * share for count in counts.values()]
+        return {**self.question(row, index), "answers": list(counts), "weights": weights}
+
+    def collater(self, samples: Sequence[Sample]) -> Batch:
+        """LAVIS' batch: `answer` all answers in a row, `weight` float32 of the same length, `n_answers` int64 [B]."""
+        return collate(samples, RULES)
+
+
+@dataclass(frozen=True, eq=False)
+class VqaEvalDataset(QuestionDataset):
+    """A question to be answered: `image`, `text_input`, `question_id`, `instance_id` and the `eval_keys`."""
+
+    def fields(self, row: Row, index: int, rng: torch.Generator | None) -> Sample:
+        """The question, and None for each of the `eval_keys` that the row lacks."""
+        more = {key: row.get(key) for key in self.parts.args["eval_keys"]}
+        return {**self.question(row, index), **more}  # type: ignore[typeddict-item]  # the keys were checked at the door
+
+    def collater(self, samples: Sequence[Sample]) -> Batch:
+        """Samples → batch: pictures stacked, `question_id` int64 [B] where they are integers, all else lists."""
+        return collate(samples, EVAL_RULES)
+
+    @cached_property
+    def answer_list(self) -> list[str] | None:
+        """The answers to choose from, where the split comes with such a list. Raises IntegrityError if it is none."""
+        path = self.parts.files.answer_list
+        return None if path is None else [str(answer) for answer in parse_json(read_text(path), path)]
+
+    @property
+    def coco_fmt_qust_file(self) -> str | None:
+        """The official file of questions, where there is one (LAVIS' name)."""
+        return _first(self.parts.files.questions)
+
+    @property
+    def coco_fmt_anno_file(self) -> str | None:
+        """The official file of answers, where there is one (LAVIS' name)."""
+        return _first(self.parts.files.answers)
+
+    def references(self) -> dict[int | str, list[str]]:
+        """Answers by question id for the questions in use, as annotated; questions without any are left out."""
+        rows = (self.row(index) for index in range(len(self)))
+        found = {row["question_id"]: row.get(self.parts.args["answer_key"]) for row in rows if "question_id" in row}
+        return {key: [a] if isinstance(a, str) else list(a) for key, a in found.items() if a}
+
+
+def flat_answers(key: str, values: list[Any]) -> dict[str, Any]:
+    """All answers in a row, and how many are of each sample."""
+    numbers = torch.tensor([len(answers) for answers in values], dtype=torch.int64)
+    return {"answer": [answer for answers in values for answer in answers], "n_answers": numbers}
+
+
+def flat_weights(key: str, values: list[Any]) -> dict[str, Any]:
+    """All weights in a row."""
+    return {"weight": torch.tensor([weight for weights in values for weight in weights], dtype=torch.float32)}
+
+
+def _first(paths: Sequence[Any]) -> str | None:
+    return str(paths[0]) if paths else None
+
+
+EVAL_RULES: dict[str, Rule] = {"question_id": long_or_list}
+RULES: dict[str, Rule] = {**EVAL_RULES, "answers": flat_answers, "weights": flat_weights}

@@ -1,0 +1,219 @@
+"""The mixture: data sets and weights become batches; it alone owns order, ranks, workers and what a resume needs."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from contextlib import closing
+from dataclasses import replace
+from typing import Any
+from weakref import ReferenceType, ref
+
+from lavis_ext.common.errors import ConfigError, nearest
+from lavis_ext.common.types import Batch, Dataset, Stream
+from lavis_ext.datasets.loader import Loader, Pipeline
+from lavis_ext.datasets.order import Order, Slot, Source, lengths_of
+from lavis_ext.datasets.readers.faults import FaultLog
+from lavis_ext.processors.image import Normalizer
+
+log = logging.getLogger(__name__)
+Weights = Mapping[str, float | None] | Sequence[float]
+
+
+class Mixture:
+    """Batches from data sets and streams, each of one data set, in an order that only `seed` and the epoch decide.
+
+    Iterating gives one epoch from where the state stands, or epoch after epoch with `repeat`. `shuffle=False,
+    repeat=False, drop_last=False` is evaluation: each sample exactly once over all ranks. Otherwise all ranks get
+    equally many batches (see Order). Samples that cannot be loaded are left out of their batch and counted in `faults`;
+    a batch of which nothing is left is passed over, or with several ranks replaced by other samples, so that they stay
+    in step. Batches carry the name of their data set under `dataset`. `num_workers=0` loads in the calling thread.
+    `group_by_length` puts samples of like length in one batch, of shuffled data sets that have lengths (see Measured).
+    """
+
+    def __init__(
+        self,
+        datasets: Mapping[str, Dataset | Stream],
+        weights: Weights | None = None,
+        *,
+        batch_size: int,
+        seed: int = 0,
+        shuffle: bool = True,
+        repeat: bool = False,
+        rank: int = 0,
+        world: int = 1,
+        num_workers: int = 2,
+        drop_last: bool = False,
+        prefetch: int = 4,
+        faults: FaultLog | None = None,
+        group_by_length: bool = False,
+    ) -> None:
+        self.datasets, self.repeat, self.num_workers = dict(datasets), repeat, num_workers
+        self.prefetch = max(1, prefetch) if num_workers else 1
+        self.faults = FaultLog(tolerances=_tolerances(datasets)) if faults is None else faults
+        self.normalizer = shared_normalizer(datasets)
+        self.order = Order(
+            sources=_sources(datasets, group_by_length and shuffle),
+            batch_size=batch_size,
+            seed=seed,
+            weights=_shares(weights, list(datasets)),
+            shuffle=shuffle,
+            rank=rank,
+            world=world,
+            drop_last=drop_last,
+            exact=not (shuffle or repeat or drop_last),
+        )
+        self.epoch, self._slot = 0, 0
+        self._streams: dict[str, dict[str, Any]] = {}
+        # Weak, so that an iterator that nobody holds is closed there and then by who dropped it. In a cycle with its
+        # mixture it would wait for the collector, which runs in any thread, and workers cannot be waited for in any.
+        self._running: ReferenceType[Generator[Batch, None, None]] | None = None
+
+    def __len__(self) -> int:
+        """Batches of this rank in an epoch (before any is passed over)."""
+        return len(self.order)
+
+    def __iter__(self) -> Iterator[Batch]:
+        """Batches from where the state stands; an iterator that is still open is closed first, one let go at once."""
+        self.close()
+        batches = self._batches()
+        self._running = ref(batches)
+        return batches
+
+    def close(self) -> None:
+        """Stop the workers; the state stays at the last batch that was handed out."""
+        running = None if self._running is None else self._running()
+        if running is not None:
+            running.close()
+        self._running = None
+
+    def set_epoch(self, epoch: int) -> None:
+        """Go to the first batch of an epoch; where the mixture already stands in it, it stays."""
+        if epoch != self.epoch:
+            self.close()
+            self.epoch, self._slot = epoch, 0
+
+    def state_dict(self) -> dict[str, Any]:
+        """Where the batches handed out so far end, as plain values; the same on all ranks but for streams and faults.
+
+        After the last batch of an epoch the state is its end: resuming there ends that epoch at once, as going on
+        would.
+        """
+        slots = self._slot * self.order.joint // self.order.split
+        place = {"epoch": self.epoch, "slot": slots, "of": self._shape()}
+        return {**place, "streams": dict(self._streams), "faults": self.faults.state_dict()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from `state_dict()`; raises ConfigError if data, seed, batch size, weights or ranks differ."""
+        self.close()
+        now = self._shape()
+        was = state["of"]
+        for key in {**was, **now}:
+            if now.get(key) != was.get(key):
+                what = f"was {was.get(key)} and is {now.get(key)}"
+                raise ConfigError(f"resume: {key} of the mixture", what, "resume with the same, or start a new run")
+        self.epoch, self._streams = state["epoch"], dict(state["streams"])
+        self._slot = state["slot"] * self.order.split // self.order.joint
+        self.faults.load_state_dict(state["faults"])
+
+    def reshard(self, split: int, joint: int) -> None:
+        """Go by the order of a run with other ranks (see Order); raises ConfigError where that cannot be.
+
+        The state of such a run can then be loaded. Streams deal out shards by rank and cannot change hands.
+        """
+        self.close()
+        streamed = [source.name for source in self.order.sources if source.stream]
+        order = replace(self.order, split=split, joint=joint)
+        if streamed or order.total % joint:
+            what = (
+                f"'{streamed[0]}' is a stream" if streamed else f"an epoch of {order.total} batches is not for {joint}"
+            )
+            raise ConfigError("resume with another number of processes", what, "resume with as many as before")
+        self.order = order
+
+    def _shape(self) -> dict[str, Any]:
+        """What has to be the same for a resume to go on with the same batches."""
+        order = self.order
+        lengths = {source.name: source.digest for source in order.sources if source.digest}
+        return {
+            "sizes": {source.name: source.size for source in order.sources},
+            "weights": None if order.weights is None else list(order.weights),
+            "batch_size": order.batch_size,
+            "seed": order.seed,
+            "world": order.parts,
+            "shuffle": order.shuffle,
+            "drop_last": order.drop_last,
+            "group_by_length": {"window": order.window, "lengths": lengths} if lengths else None,
+        }
+
+    def _batches(self) -> Generator[Batch, None, None]:
+        loader = Loader(self.datasets, self.num_workers)
+        pipeline = Pipeline(self.order, self.datasets, loader, self.prefetch, self.faults, self._streams)
+        with closing(pipeline):
+            for slot, batch in pipeline.run(self._slots()):
+                if slot.epoch != self.epoch:
+                    self.faults.check(final=True)
+                self.epoch, self._slot = slot.epoch, slot.turn + 1
+                if batch is not None:
+                    yield batch
+            self.faults.check(final=True)
+            self.epoch, self._slot = self.epoch + 1, 0
+
+    def _slots(self) -> Iterator[Slot]:
+        """Slots from where the state stands to the end of the epoch, or without end."""
+        epoch = self.epoch
+        yield from self.order.slots(epoch, self._slot)
+        while self.repeat:
+            epoch += 1
+            yield from self.order.slots(epoch)
+
+
+def shared_normalizer(datasets: Mapping[str, Any]) -> Normalizer:
+    """The normaliser of all data sets; raises ConfigError where their processors differ in mean, std or image size."""
+    seen: dict[tuple[Any, ...], str] = {}
+    for name, dataset in datasets.items():
+        processor = getattr(dataset, "vis_processor", None)
+        if processor is not None and hasattr(processor, "image_size"):
+            seen.setdefault((tuple(processor.mean), tuple(processor.std), processor.image_size), name)
+    if len(seen) > 1:
+        found = "; ".join(
+            f"{name}: image_size {size}, mean {mean}, std {std}" for (mean, std, size), name in seen.items()
+        )
+        raise ConfigError(
+            "mixture", f"image processors differ ({found})", "give all data sets the same image_size, mean and std"
+        )
+    return Normalizer(*next(iter(seen))[:2]) if seen else Normalizer()
+
+
+def _sources(datasets: Mapping[str, Any], grouped: bool) -> tuple[Source, ...]:
+    """The data sets as the order sees them, with their lengths where they are wanted; told where none has them."""
+    found = tuple(_source(name, dataset, grouped) for name, dataset in datasets.items())
+    if grouped and found and all(source.lengths is None for source in found):
+        log.warning("group_by_length: %s: no lengths are known, batches are made as without", ", ".join(datasets))
+    return found
+
+
+def _source(name: str, dataset: Any, grouped: bool) -> Source:
+    streamed = hasattr(dataset, "iterate")
+    size = dataset.epoch_size if streamed else len(dataset)
+    return Source(name, size, streamed, lengths_of(name, dataset) if grouped else None)
+
+
+def _tolerances(datasets: Mapping[str, Any]) -> dict[str, float]:
+    return {name: dataset.tolerance for name, dataset in datasets.items() if hasattr(dataset, "tolerance")}
+
+
+def _shares(weights: Weights | None, names: list[str]) -> tuple[float, ...] | None:
+    """The weights in the order of the data sets; None if none is given. Raises ConfigError for a wrong name."""
+    if not isinstance(weights, Mapping):
+        return None if weights is None else tuple(weights)
+    for name in weights:
+        if name not in names:
+            raise ConfigError(f"mixture weights.{name}", "no such data set in the mixture", nearest(name, names))
+    given = [weights.get(name) for name in names]
+    if all(weight is None for weight in given):
+        return None
+    if any(weight is None for weight in given):
+        lacking = ", ".join(name for name, weight in zip(names, given, strict=True) if weight is None)
+        raise ConfigError("mixture weights", f"none for {lacking}", "give every data set a weight, or none")
+    return tuple(float(weight) for weight in given if weight is not None)

@@ -1,0 +1,371 @@
+"""Annotation files of a split as one sequence of rows, memory-mapped from an Arrow copy that is written once."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import tempfile
+from abc import abstractmethod
+from bisect import bisect_right
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import accumulate
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, overload
+
+import pyarrow as pa
+
+from lavis_ext.common.errors import ConfigError, DiskError
+from lavis_ext.common.files import replacing
+from lavis_ext.datasets.readers.parse import Row, Source, files_of, parse_rows
+
+if TYPE_CHECKING:
+    import numpy as np
+
+log = logging.getLogger(__name__)
+# Rows ↔ Arrow record batches, exactly: what fits no column type is JSON text, marked so in the schema.
+
+
+BATCH_ROWS = 65536
+META = b"lavis_ext"
+INT64 = range(-(2**63), 2**63)
+SCALARS: dict[type, pa.DataType] = {str: pa.string(), int: pa.int64(), float: pa.float64(), bool: pa.bool_()}
+
+
+class Absent:
+    """Stands for a key that a row does not have."""
+
+
+ABSENT = Absent()
+
+
+def encode_rows(rows: Sequence[Row], extra: dict[str, Any]) -> tuple[pa.Schema, Iterator[pa.RecordBatch]]:
+    """The schema and the batches of `rows`; `extra` is kept in the schema's metadata.
+
+    A column of one scalar type, or of lists of one scalar type, is native. Everything else (mixed types, nested
+    objects, integers beyond 64 bits, text that UTF-8 cannot hold) is JSON text. An Arrow null is a key that is not
+    there, or None where the column says so; a column with both is JSON text, in which None is `null`.
+    """
+    names = list(dict.fromkeys(name for row in rows for name in row))
+    columns = {name: _encode_column([row.get(name, ABSENT) for row in rows]) for name in names}
+    marks = {name: mark for name, (_, _, mark) in columns.items()}
+    meta = {META: json.dumps({**extra, "columns": marks, "rows": len(rows)}).encode()}
+    # A field of no type stands for the rows that a table without columns could not count.
+    fields = [pa.field(name, kind) for name, (kind, _, _) in columns.items()] or [pa.field("", pa.null())]
+    schema = pa.schema(fields, metadata=meta)
+    return schema, _batches(schema, [values for _, values, _ in columns.values()], len(rows))
+
+
+Columns = list[tuple[str, pa.Array, str]]
+
+
+def columns_of(batch: pa.RecordBatch, marks: dict[str, str]) -> Columns:
+    """The columns of a batch with their names and marks, ready for `decode_row`."""
+    return [(name, batch.column(name), mark) for name, mark in marks.items()]
+
+
+def decode_row(columns: Columns, index: int) -> Row:
+    """Row `index` of a batch as the dict that went in."""
+    row: Row = {}
+    for name, values, mark in columns:
+        value = values[index].as_py()
+        if value is None and mark != "none":
+            continue
+        row[name] = json.loads(value) if mark == "json" and value is not None else value
+    return row
+
+
+def _batches(schema: pa.Schema, columns: list[list[Any]], rows: int) -> Iterator[pa.RecordBatch]:
+    for start in range(0, rows, BATCH_ROWS):
+        stop = min(start + BATCH_ROWS, rows)
+        parts = columns or [[None] * rows]
+        arrays = [pa.array(part[start:stop], type=f.type) for part, f in zip(parts, schema, strict=True)]
+        yield pa.record_batch(arrays, schema=schema)
+
+
+def _encode_column(values: list[Any]) -> tuple[pa.DataType, list[Any], str]:
+    """Type, Arrow-ready values, and the mark: `absent` or `none` (what a null means), or `json`."""
+    kinds = {type(value) for value in values}
+    null = "none" if type(None) in kinds else "absent"
+    kind = None if {Absent, type(None)} <= kinds else _column_type(values, kinds - {Absent, type(None)})
+    if kind is None:
+        return pa.string(), [None if v is ABSENT else json.dumps(v) for v in values], "json"
+    return kind, [None if v is ABSENT else v for v in values], null
+
+
+def _column_type(values: list[Any], kinds: set[type]) -> pa.DataType | None:
+    """The native type of a column, or None if it has none."""
+    if kinds == {list}:
+        items = [item for value in values if type(value) is list for item in value]
+        inner = _scalar_type(items, {type(item) for item in items} or {str})
+        return inner and pa.list_(inner)
+    return _scalar_type([v for v in values if v is not ABSENT and v is not None], kinds)
+
+
+def _scalar_type(values: list[Any], kinds: set[type]) -> pa.DataType | None:
+    if len(kinds) != 1:
+        return None
+    kind = next(iter(kinds))
+    if kind is int and not all(value in INT64 for value in (min(values), max(values))):
+        return None
+    if kind is str and not _fits_utf8(values):
+        return None
+    return SCALARS.get(kind)
+
+
+def _fits_utf8(values: list[str]) -> bool:
+    """False where a lone surrogate (JSON may spell one) keeps text out of UTF-8."""
+    try:
+        for value in values:
+            value.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+# What every sequence of rows does with an index: slices are lists, negative numbers count from the end.
+
+
+class Rows(Sequence[Row]):
+    """Rows by number; a kind of them says how many there are, and what row `position` is."""
+
+    @overload
+    def __getitem__(self, index: int) -> Row: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> list[Row]: ...
+
+    def __getitem__(self, index: int | slice) -> Row | list[Row]:
+        if isinstance(index, slice):
+            return [self.at(position) for position in range(*index.indices(len(self)))]
+        position = index + len(self) if index < 0 else index
+        if not 0 <= position < len(self):
+            raise IndexError(f"row {index} of {len(self)}")
+        return self.at(position)
+
+    @abstractmethod
+    def at(self, position: int) -> Row:
+        """The row of a number from 0 on, below the length."""
+
+
+FORMAT = 1
+FOLDER = ".lavis_ext"
+
+
+@dataclass(frozen=True)
+class Table:
+    """One annotation file, opened: its batches and how their columns are to be read."""
+
+    batches: tuple[pa.RecordBatch, ...]
+    marks: dict[str, str]
+    rows: int
+
+    def row(self, index: int) -> Row:
+        """Row `index` as a dict."""
+        batch, offset = divmod(index, BATCH_ROWS)
+        return decode_row(self.columns[batch], offset)
+
+    def lists(self, name: str) -> bool:
+        """Whether a column is there and holds lists of one type."""
+        return name in self.marks and all(pa.types.is_list(batch.column(name).type) for batch in self.batches)
+
+    @cached_property
+    def columns(self) -> list[Columns]:
+        """The columns of each batch."""
+        return [columns_of(batch, self.marks) for batch in self.batches]
+
+
+class Annotations(Rows):
+    """The rows of several annotation files in order, each with LAVIS' `instance_id`: its running index, as text.
+
+    Opening maps the Arrow copies and takes milliseconds; rows become dicts when they are asked for, so that workers
+    share one page cache. `limit` keeps the first rows only. Pickling carries the paths, not the rows.
+    """
+
+    def __init__(self, paths: Iterable[str | Path | Source], limit: int | None = None) -> None:
+        self.sources = tuple(Path(path) if isinstance(path, (str, Path)) else path for path in paths)
+        self.paths, self.limit = tuple(file for source in self.sources for file in files_of(source)), limit
+        self._tables = [open_table(source) for source in self.sources]
+        self._stops = list(accumulate(table.rows for table in self._tables))
+        total = self._stops[-1] if self._stops else 0
+        self._length = total if limit is None else min(limit, total)
+
+    def __len__(self) -> int:
+        return self._length
+
+    def __iter__(self) -> Iterator[Row]:
+        return (self.at(i) for i in range(len(self)))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Annotations, (self.sources, self.limit)
+
+    def at(self, position: int) -> Row:
+        """The row of a number from 0 on."""
+        number = bisect_right(self._stops, position)
+        start = self._stops[number - 1] if number else 0
+        return {**self._tables[number].row(position - start), "instance_id": str(position)}
+
+    def head(self, limit: int | None) -> Annotations:
+        """The same rows, at most `limit` of them."""
+        return self if limit is None or limit >= len(self) else Annotations(self.sources, limit)
+
+    def keys(self) -> list[str]:
+        """The keys that any row has, in order of appearance, without `instance_id`."""
+        return list(dict.fromkeys(name for table in self._tables for name in table.marks))
+
+    def has(self, key: str) -> bool:
+        """Whether any row has this key."""
+        return any(key in table.marks for table in self._tables)
+
+    def column(self, name: str) -> list[Any]:
+        """The values of one key over all rows, None where a row lacks it."""
+        values: list[Any] = []
+        for table in self._tables:
+            mark = table.marks.get(name)
+            parts = (
+                [None] * table.rows if mark is None else [v for b in table.batches for v in b.column(name).to_pylist()]
+            )
+            values += [v if v is None else json.loads(v) for v in parts] if mark == "json" else parts
+        return values[: len(self)]
+
+    def lengths(self, name: str) -> np.ndarray:
+        """int64 [len]: how many items the list under one key has in each row, 0 where there is none."""
+        import numpy as np
+        import pyarrow.compute as pc
+
+        if not self.has(name):
+            return np.zeros(len(self), np.int64)
+        if any(table.rows and not table.lists(name) for table in self._tables):
+            return np.array([len(v) if isinstance(v, list) else 0 for v in self.column(name)], np.int64)
+        columns = [batch.column(name) for table in self._tables for batch in table.batches]
+        counts = pc.fill_null(pc.list_value_length(pa.chunked_array(columns)), 0)
+        found: np.ndarray = counts.to_numpy().astype(np.int64)[: len(self)]
+        return found
+
+    def words(self, name: str) -> np.ndarray:
+        """int64 [len]: how many words the text under one key has in each row, by its spaces and semicolons.
+
+        Of a list that of its texts together. An empty text counts as one, 0 is where there is none; what is kept as
+        JSON counts as it is written.
+        """
+        import numpy as np
+
+        parts = [
+            _words(batch.column(name)) if name in table.marks else np.zeros(batch.num_rows, np.int64)
+            for table in self._tables
+            for batch in table.batches
+        ]
+        return np.concatenate([np.zeros(0, np.int64), *parts])[: len(self)]
+
+    def codes(self, name: str) -> np.ndarray:
+        """int64 [len]: 0, 1, 2 … per distinct value, in order of first appearance (LAVIS' running `image_id`)."""
+        import numpy as np
+
+        columns = [batch.column(name) for table in self._tables for batch in table.batches if name in table.marks]
+        if sum(map(len, columns)) < len(self) or len({str(column.type) for column in columns}) != 1:
+            return np.array(list(_running_codes(self.column(name))), dtype=np.int64)
+        encoded = pa.chunked_array(columns).slice(0, len(self)).combine_chunks().dictionary_encode("encode")
+        codes: np.ndarray = encoded.indices.to_numpy(zero_copy_only=False).astype(np.int64)
+        return codes
+
+
+def open_table(source: Path | Source) -> Table:
+    """Map the Arrow copy of annotations, writing it first where it is missing, outdated or unreadable.
+
+    Raises ConfigError if the file is not there, IntegrityError if it cannot be parsed, DiskError if no copy can be
+    kept.
+    """
+    missing = [file for file in files_of(source) if not file.is_file()]
+    if missing:
+        raise ConfigError(
+            str(missing[0]), "no such annotation file", "run `lavis-ext prepare` for its data set, or correct the path"
+        )
+    places = cache_places(source)
+    stamp = _stamp(source)
+    for place in places:
+        table = _open_copy(place, stamp)
+        if table is not None:
+            return table
+    log.info("converting %s once; later runs map the copy", source)
+    rows = parse_rows(source) if isinstance(source, Path) else source.parse()
+    return _write_first(places, rows, stamp)
+
+
+def cache_places(source: Path | Source) -> list[Path]:
+    """Where the Arrow copy of annotations may lie: beside them under `.lavis_ext/`, in the user's cache, in temp."""
+    absolute = files_of(source)[0].absolute()
+    whole = f"{absolute.parent}/{source.name}"
+    name = f"{hashlib.sha256(whole.encode()).hexdigest()[:16]}-{source.name}.arrow"
+    user = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "lavis_ext" / "annotations"
+    spare = Path(tempfile.gettempdir()) / f"lavis_ext-{os.getuid() if hasattr(os, 'getuid') else 0}"
+    return [absolute.parent / FOLDER / f"{source.name}.arrow", user / name, spare / name]
+
+
+def _stamp(source: Path | Source) -> dict[str, int]:
+    found = [file.stat() for file in files_of(source)]
+    sums = {"size": sum(one.st_size for one in found), "mtime_ns": sum(one.st_mtime_ns for one in found)}
+    return {"format": FORMAT, **sums}
+
+
+def _open_copy(place: Path, stamp: dict[str, int]) -> Table | None:
+    try:
+        reader = pa.ipc.open_file(pa.memory_map(str(place)))
+        meta = json.loads((reader.schema.metadata or {})[META])
+        batches = tuple(reader.get_batch(i) for i in range(reader.num_record_batches))
+    except (OSError, KeyError, ValueError, pa.ArrowException) as error:
+        log.debug("no usable copy at %s: %s", place, error)
+        return None
+    if {key: meta.get(key) for key in stamp} != stamp or sum(b.num_rows for b in batches) != meta["rows"]:
+        return None
+    return Table(batches, meta["columns"], meta["rows"])
+
+
+def _write_first(places: list[Path], rows: list[Row], stamp: dict[str, int]) -> Table:
+    """Write the copy at the first place that takes it, and open it."""
+    failures = []
+    for place in places:
+        try:
+            _write_copy(place, rows, stamp)
+        except OSError as error:
+            failures.append(f"{place.parent} ({error.strerror or error})")
+            continue
+        table = _open_copy(place, stamp)
+        if table is not None:
+            return table
+    what = f"cannot keep an indexed copy in {', '.join(failures)}"
+    raise DiskError(
+        str(places[0].parent), what, "free some space, or set XDG_CACHE_HOME to a folder that can be written"
+    )
+
+
+def _write_copy(place: Path, rows: list[Row], stamp: dict[str, int]) -> None:
+    place.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(place) as part, part.open("wb") as stream:
+        schema, batches = encode_rows(rows, dict(stamp))
+        with pa.ipc.new_file(stream, schema) as writer:
+            for batch in batches:
+                writer.write_batch(batch)
+
+
+def _words(column: pa.Array) -> np.ndarray:
+    import numpy as np
+    import pyarrow.compute as pc
+
+    if pa.types.is_list(column.type):
+        counts = pc.fill_null(pc.list_value_length(column), 0).to_numpy(zero_copy_only=False)
+        upto, ends = np.concatenate([[0], np.cumsum(_words(pc.list_flatten(column)))]), np.cumsum(counts)
+        words: np.ndarray = upto[ends] - upto[ends - counts]
+        return words
+    if not pa.types.is_string(column.type):
+        return np.zeros(len(column), np.int64)
+    signs = pc.add(*(pc.count_substring(column, sign) for sign in " ;"))
+    found: np.ndarray = pc.fill_null(pc.add(signs, 1), 0).to_numpy(zero_copy_only=False).astype(np.int64)
+    return found
+
+
+def _running_codes(values: Iterable[Any]) -> Iterator[int]:
+    known: dict[str, int] = {}
+    return (known.setdefault(json.dumps(value), len(known)) for value in values)

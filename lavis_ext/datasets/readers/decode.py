@@ -1,0 +1,110 @@
+"""Encoded bytes of a picture become uint8 [H,W,3] RGB, equal to `Image.open(…).convert("RGB")`, or a SampleError."""
+
+from __future__ import annotations
+
+from io import BytesIO
+from typing import Any
+
+import numpy as np
+import simplejpeg
+from PIL import Image
+
+from lavis_ext.datasets.readers.faults import SampleError
+
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP")
+MAX_PIXELS = 120_000_000
+NOT_IMAGES = (
+    (b"<!doctype html", "an HTML page instead of an image"),
+    (b"<html", "an HTML page instead of an image"),
+    (b"<svg", "an SVG drawing, which is not read here"),
+    (b"<?xml", "an XML document instead of an image"),
+    (b"{", "a JSON document instead of an image"),
+    (b"%!ps", "a PostScript document, which is not read here"),
+    (b"%pdf", "a PDF document, which is not read here"),
+    (b"ii*\0", "a TIFF file, which is not read here"),
+    (b"mm\0*", "a TIFF file, which is not read here"),
+)
+
+
+def decode_rgb(data: bytes, sample_id: str = "?", path: str = "?") -> np.ndarray:
+    """A writable uint8 array [H,W,3].
+
+    The kind is told by the first bytes, the size by the header, before anything is decoded. libjpeg-turbo decodes JPEG
+    (both it and Pillow use the accurate DCT, so the pixels are equal), Pillow all else: CMYK JPEG, PNG, WebP, the first
+    frame of GIF, BMP. EXIF rotation is left alone, as LAVIS does. Raises SampleError for an empty file, something that
+    is no image, more than `MAX_PIXELS` pixels, and damaged or cut off data.
+    """
+    fault = sniff_fault(data)
+    if fault:
+        raise SampleError(sample_id, path, fault)
+    try:
+        array = _decode_jpeg(data) if data[:3] == b"\xff\xd8\xff" else None
+        return _decode_pillow(data) if array is None else array
+    except SizeError as error:
+        raise SampleError(sample_id, path, f"image is too large: {error}") from error
+    except Exception as error:  # decoders of damaged data raise whatever their libraries do
+        raise SampleError(sample_id, path, f"image is damaged or cut off: {error}") from error
+
+
+class SizeError(ValueError):
+    """More pixels than are decoded here."""
+
+
+def sniff_fault(data: bytes) -> str:
+    """Why these bytes are no picture that is read here, from the first of them; empty if they may be one."""
+    if not data:
+        return "image file is empty"
+    if (
+        data[:3] == b"\xff\xd8\xff"
+        or data[:8] == b"\x89PNG\r\n\x1a\n"
+        or data[:4] in (b"GIF8", b"RIFF")
+        or data[:2] == b"BM"
+    ):
+        return ""
+    start = data[:64].lstrip(b"\xef\xbb\xbf \t\r\n").lower()
+    return next(
+        (f"not an image: {what}" for magic, what in NOT_IMAGES if start.startswith(magic)),
+        "not an image: unknown format",
+    )
+
+
+def check_size(width: int, height: int) -> None:
+    """Raise SizeError for a picture that would be a decompression bomb."""
+    if width * height > MAX_PIXELS:
+        raise SizeError(f"{width}x{height} pixels, at most {MAX_PIXELS:,} are decoded")
+
+
+def _decode_jpeg(data: bytes) -> np.ndarray | None:
+    """The pixels, or None where Pillow has to judge: CMYK, and data that libjpeg-turbo complains of."""
+    try:
+        height, width, colours, _ = simplejpeg.decode_jpeg_header(data, strict=False)
+    except ValueError:
+        return None
+    check_size(width, height)
+    if colours not in ("YCbCr", "Gray", "GRAY", "RGB"):
+        return None
+    try:
+        array: np.ndarray = simplejpeg.decode_jpeg(data, "RGB", strict=True)
+    except ValueError as error:
+        if "premature end" in str(error).lower():  # Pillow would fill in grey if an end marker follows
+            raise
+        return None
+    return array
+
+
+def _decode_pillow(data: bytes) -> np.ndarray:
+    try:
+        image = Image.open(BytesIO(data), formats=FORMATS)
+    except Image.DecompressionBombError as error:
+        raise SizeError(str(error)) from error
+    with image:
+        check_size(*image.size)
+        return np.array(_to_eight_bits(image).convert("RGB"))
+
+
+def _to_eight_bits(image: Any) -> Any:
+    """Grey of 16 bits loses its low byte; Pillow alone would clip it to white."""
+    if not image.mode.startswith("I"):
+        return image
+    values = np.asarray(image).astype(np.int64)
+    return Image.fromarray((values >> 8 if values.max(initial=0) > 255 else values).clip(0, 255).astype(np.uint8))

@@ -1,0 +1,394 @@
+"""Annotation files (JSON, JSON Lines, CSV, TSV, Parquet) become lists of plain dicts, or an IntegrityError."""
+
+from __future__ import annotations
+
+import csv
+import json
+import re
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, Literal, Protocol
+
+from lavis_ext.common.errors import ConfigError, IntegrityError
+
+# Records as their authors publish them become LAVIS' records: GQA, Visual Genome, NLVR2 and lists of COCO images.
+
+
+Row = dict[str, Any]
+Form = Callable[[Row], Iterator[Row]]
+
+
+def canonical_rows(rows: list[Row]) -> list[Row]:
+    """The rows in LAVIS' form; those of a form that is not known here, or that are so already, as they are."""
+    form = next((form for keys, form in FORMS if rows and keys <= rows[0].keys()), None)
+    return rows if form is None else [made for row in rows for made in form(row)]
+
+
+def image_rows(images: list[Any]) -> list[Row]:
+    """One row a picture from the `images` of a COCO file without annotations (NoCaps' test split)."""
+    return [image_fields(image) for image in images if isinstance(image, dict) and "file_name" in image]
+
+
+def image_fields(image: Row) -> Row:
+    """What a row takes over from its record in `images`: the name, and NoCaps' `img_id`, `domain` and `coco_url`."""
+    more = {"img_id": image["id"]} if "open_images_id" in image else {}
+    return {"image": image["file_name"], **more, **{key: image[key] for key in ("domain", "coco_url") if key in image}}
+
+
+def _gqa(row: Row) -> Iterator[Row]:
+    """GQA's record by question id (https://cs.stanford.edu/people/dorarad/gqa/download.html)."""
+    kept: Row = {key: row[key] for key in ("question", "answer") if key in row}
+    yield {"question_id": row.get("question_id", row.get("sample_id")), "image": f"{row['imageId']}.jpg", **kept}
+
+
+def _genome_questions(row: Row) -> Iterator[Row]:
+    """Visual Genome's `question_answers.json`: all questions of a picture in one record."""
+    for qa in row["qas"]:
+        image = f"{qa.get('image_id', row.get('id'))}.jpg"
+        yield {"question_id": qa["qa_id"], "image": image, "question": qa["question"], "answer": qa["answer"]}
+
+
+def _genome_regions(row: Row) -> Iterator[Row]:
+    """Visual Genome's `region_descriptions.json`: all phrases of a picture in one record."""
+    for region in row["regions"]:
+        number = region.get("image_id", row.get("id"))
+        yield {"image": f"{number}.jpg", "caption": region["phrase"], "image_id": f"vg_{number}"}
+
+
+def _nlvr2(row: Row) -> Iterator[Row]:
+    """NLVR2's record (https://github.com/lil-lab/nlvr): `dev-850-0-1` is a sentence about `dev-850-0-img{0,1}.png`."""
+    pair = row["identifier"].rpartition("-")[0]
+    folder = row["identifier"].partition("-")[0] + (f"/{row['directory']}" if "directory" in row else "")
+    images = [f"{folder}/{pair}-img{side}.png" for side in (0, 1)]
+    label = {"label": str(row["label"])} if "label" in row else {}
+    yield {"images": images, "sentence": row["sentence"], **label, "identifier": row["identifier"]}
+
+
+FORMS: list[tuple[frozenset[str], Form]] = [
+    (frozenset({"imageId", "question"}), _gqa),
+    (frozenset({"qas"}), _genome_questions),
+    (frozenset({"regions"}), _genome_regions),
+    (frozenset({"identifier", "sentence", "left_url"}), _nlvr2),
+]
+"""Keys by which the first record tells its form, and what makes LAVIS' rows of one record."""
+
+
+ROW_KEYS = ("annotations", "questions", "data")
+REFETCH = "fetch it again with `lavis-ext prepare`, or mend the file"
+_WHOLE = re.compile(r"-?(0|[1-9]\d{0,17})\Z")
+_DECIMAL = re.compile(r"-?(0|[1-9]\d*)\.\d+\Z")
+
+
+def parse_rows(path: Path) -> list[Row]:
+    """All records of one annotation file, by its suffix.
+
+    JSON may be a list of records, a dict that holds them under `annotations`, `questions` or `data` (official COCO and
+    VQA files, MiniGPT-4), or a dict of records by id, which then carry it as `sample_id` (LAVIS' rule; official GQA).
+    Official forms that are known become LAVIS' records. Raises IntegrityError with file and position for anything else.
+    """
+    rows = _rows_as_written(path)
+    try:
+        return canonical_rows(rows)
+    except (KeyError, TypeError, AttributeError) as error:
+        raise IntegrityError(str(path), f"a record lacks what others have ({error})", REFETCH) from error
+
+
+def _rows_as_written(path: Path) -> list[Row]:
+    kind = path.suffix.lower()
+    if kind in (".jsonl", ".ndjson"):
+        return list(_jsonl_rows(path))
+    if kind in (".csv", ".tsv"):
+        return _typed_columns(list(_csv_rows(path, "," if kind == ".csv" else "\t")))
+    if kind == ".parquet":
+        return _parquet_rows(path)
+    return _json_rows(path, parse_json(read_text(path), path))
+
+
+def read_text(path: Path) -> str:
+    """A UTF-8 file, a byte order mark passed over; raises IntegrityError with the offset of a wrong byte."""
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise IntegrityError(f"{path} byte {error.start}", f"not UTF-8 text ({error.reason})", REFETCH) from error
+
+
+def parse_json(text: str, path: Path, line: int = 1) -> Any:
+    """A JSON value; `line` is where the text begins in the file. Raises IntegrityError with line and column."""
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        where = f"{path}:{line + error.lineno - 1}:{error.colno}"
+        cut = error.pos >= len(text.rstrip()) or error.msg.startswith("Unterminated string")
+        what = f"JSON ends early after {len(text)} characters ({error.msg})" if cut else f"not JSON ({error.msg})"
+        raise IntegrityError(where, what, _json_way_out(error.msg)) from error
+    except (RecursionError, ValueError) as error:
+        raise IntegrityError(f"{path}:{line}", f"JSON that cannot be read ({error})", REFETCH) from error
+
+
+def _json_way_out(message: str) -> str:
+    return "name it .jsonl if it holds one record a line" if message == "Extra data" else REFETCH
+
+
+def _json_rows(path: Path, value: Any) -> list[Row]:
+    if isinstance(value, dict):
+        value = _rows_of_dict(value)
+    if not isinstance(value, list):
+        raise IntegrityError(f"{path}:1:1", f"holds {_kind(value)} where a list of records belongs", REFETCH)
+    return [_checked(row, f"{path} record {i}") for i, row in enumerate(value)]
+
+
+def _rows_of_dict(value: Row) -> list[Any]:
+    for key in ROW_KEYS:
+        if isinstance(value.get(key), list):
+            return _join_images(value[key], value.get("images"))
+    if isinstance(value.get("images"), list):
+        return image_rows(value["images"])
+    return [{"sample_id": k, **v} if isinstance(v, dict) else {"sample_id": k, "data": v} for k, v in value.items()]
+
+
+def _join_images(rows: list[Any], images: Any) -> list[Any]:
+    """Give records of an official COCO file the `image` name that stands in its `images` list."""
+    if not isinstance(images, list):
+        return rows
+    names = {i["id"]: image_fields(i) for i in images if isinstance(i, dict) and {"id", "file_name"} <= i.keys()}
+    named = (isinstance(row, dict) and "image" not in row and row.get("image_id") in names for row in rows)
+    return [{**row, **names[row["image_id"]]} if use else row for row, use in zip(rows, named, strict=True)]
+
+
+def _jsonl_rows(path: Path) -> Iterator[Row]:
+    for number, line in enumerate(read_text(path).split("\n"), 1):
+        if line.strip():
+            yield _checked(parse_json(line, path, number), f"{path}:{number}")
+
+
+def _parquet_rows(path: Path) -> list[Row]:
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    try:
+        rows: list[Row] = parquet.read_table(path).to_pylist()
+        json.dumps(rows)
+    except (pa.ArrowException, OSError) as error:
+        raise IntegrityError(str(path), f"not a whole Parquet file ({error})", REFETCH) from error
+    except TypeError as error:
+        what = f"has a column that holds neither text, numbers, lists nor records ({error})"
+        raise IntegrityError(str(path), what, "leave the column out") from error
+    return rows
+
+
+def _csv_rows(path: Path, delimiter: str) -> Iterator[Row]:
+    reader = csv.reader(read_text(path).splitlines(keepends=True), delimiter=delimiter, strict=delimiter == ",")
+    try:
+        header = next(reader, [])
+        if not header or len(set(header)) < len(header):
+            raise IntegrityError(f"{path}:1", "the first line must name each column once", REFETCH)
+        for fields in reader:
+            if fields and len(fields) != len(header):
+                what = f"{len(fields)} fields where the header names {len(header)}"
+                raise IntegrityError(f"{path}:{reader.line_num}", what, REFETCH)
+            if fields:
+                yield dict(zip(header, fields, strict=True))
+    except csv.Error as error:
+        raise IntegrityError(f"{path}:{reader.line_num}", f"not readable as a table ({error})", REFETCH) from error
+
+
+def _typed_columns(rows: list[Row]) -> list[Row]:
+    """Columns in which every field spells a number become numbers; `007` and empty fields keep theirs as text."""
+    for name in rows[0] if rows else ():
+        if all(_WHOLE.match(row[name]) for row in rows):
+            _convert(rows, name, int)
+        elif all(_WHOLE.match(row[name]) or _DECIMAL.match(row[name]) for row in rows):
+            _convert(rows, name, float)
+    return rows
+
+
+def _convert(rows: list[Row], name: str, kind: type) -> None:
+    for row in rows:
+        row[name] = kind(row[name])
+
+
+def _checked(row: Any, where: str) -> Row:
+    if not isinstance(row, dict):
+        raise IntegrityError(where, f"holds {_kind(row)} where a record {{key: value}} belongs", REFETCH)
+    return row
+
+
+def _kind(value: Any) -> str:
+    return f"{'nothing' if value is None else type(value).__name__} ({str(value)[:40]!r})"
+
+
+# Official VQA files (https://visualqa.org/download.html) as rows: questions in one file, their answers in another.
+
+
+HEAD = 1 << 16
+_SUBTYPE = re.compile(rb'"data_subtype"\s*:\s*"([\w-]+)"')
+_NAMED = re.compile(r"(?:train|val)20\d\d|test(?:-dev)?20\d\d")
+
+
+class Source(Protocol):
+    """What rows are made from where one file alone does not tell them; picklable."""
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """The files, that which names the rows first."""
+
+    @property
+    def name(self) -> str:
+        """One name for all."""
+
+    def parse(self) -> list[Row]:
+        """All rows; raises IntegrityError."""
+
+
+@dataclass(frozen=True)
+class OneFile:
+    """What a source of a single file has in common; `KIND` is what its rows are, beside others of the same file."""
+
+    path: Path
+    KIND: ClassVar[str] = "rows"
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """The file."""
+        return (self.path,)
+
+    @property
+    def name(self) -> str:
+        """A name of its own: the file may be read as other rows too."""
+        return f"{self.path.name}.{self.KIND}"
+
+
+@dataclass(frozen=True)
+class Joined:
+    """A file of questions and, where it is published, that of their answers: one table of rows in LAVIS' form."""
+
+    questions: Path
+    answers: Path | None = None
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """Both files, the questions first."""
+        return (self.questions,) if self.answers is None else (self.questions, self.answers)
+
+    @property
+    def name(self) -> str:
+        """Both names in one."""
+        return "+".join(file.name for file in self.files)
+
+    def __str__(self) -> str:
+        return " + ".join(map(str, self.files))
+
+    def parse(self) -> list[Row]:
+        """`question_id`, `question`, `image` and, with answers, `answer` (10 texts); raises IntegrityError.
+
+        Every question needs its answers: files of different splits are refused.
+        """
+        where, subtype = str(self.questions), subtype_of(self.questions)
+        rows = [_question(row, subtype, f"{where} record {i}") for i, row in enumerate(parse_rows(self.questions))]
+        if self.answers is None:
+            return rows
+        answers = {row.get("question_id"): row for row in parse_rows(self.answers)}
+        lacking = [row["question_id"] for row in rows if row["question_id"] not in answers]
+        if lacking:
+            what = f"{len(lacking)} of {len(rows)} questions have no answers in {self.answers}, first {lacking[0]}"
+            raise IntegrityError(where, what, "give questions and answers of the same split")
+        return [{**row, **_answers(answers[row["question_id"]], self.answers)} for row in rows]
+
+
+def files_of(source: Path | Source) -> tuple[Path, ...]:
+    """The files that rows are made from."""
+    return (source,) if isinstance(source, Path) else source.files
+
+
+def subtype_of(path: Path) -> str | None:
+    """Which COCO images an official file is about (`val2014`), by what it says, else by its name; None: not known."""
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        head = file.read(HEAD)
+        file.seek(max(0, size - HEAD))
+        found = _SUBTYPE.search(head) or _SUBTYPE.search(file.read())
+    if found:
+        return found[1].decode()
+    named = _NAMED.search(path.name)
+    return named[0] if named else None
+
+
+def coco_image(subtype: str, image_id: int) -> str:
+    """`val2014/COCO_val2014_000000000042.jpg`; test-dev is part of test, images of 2017 have no prefix."""
+    folder = subtype.replace("-dev", "")
+    prefix = "" if folder.endswith("2017") else f"COCO_{folder}_"
+    return f"{folder}/{prefix}{image_id:012d}.jpg"
+
+
+def _question(row: Row, subtype: str | None, where: str) -> Row:
+    if not {"question_id", "question", "image_id"} <= row.keys() or type(row["image_id"]) is not int:
+        raise IntegrityError(where, "is no question with `question_id`, `question` and `image_id`", REFETCH)
+    image = {"image": coco_image(subtype, row["image_id"])} if subtype else {"image_id": row["image_id"]}
+    return {"question_id": row["question_id"], "question": row["question"], **image}
+
+
+def _answers(row: Row, path: Path) -> Row:
+    given: Any = row.get("answers")
+    if not isinstance(given, list) or not all(isinstance(one, dict) and "answer" in one for one in given):
+        raise IntegrityError(f"{path} question {row.get('question_id')}", "has no list of answers", REFETCH)
+    return {"answer": [str(one["answer"]) for one in given]}
+
+
+# The annotation files of a split in any order, told apart by what they hold: rows, questions, answers, answer list.
+
+
+Kind = Literal["rows", "questions", "answers", "answer_list"]
+_SCALARS = re.compile(rb'\s*\[\s*(?:"|-?\d|\])')
+_QUESTIONS = re.compile(rb'"questions"\s*:\s*\[')
+_ANNOTATIONS = re.compile(rb'"annotations"\s*:\s*\[')
+
+
+@dataclass(frozen=True)
+class SplitFiles:
+    """What the rows of a split are made from, and the files that only an evaluation reads."""
+
+    rows: tuple[Path | Joined, ...]
+    answer_list: Path | None = None
+    questions: tuple[Path, ...] = ()
+    answers: tuple[Path, ...] = ()
+
+
+def sort_files(paths: Iterable[Path]) -> SplitFiles:
+    """Sort the files of a split: LAVIS' four of a VQA split, official questions and answers, or plain rows.
+
+    Where rows are given, official files serve the evaluation only; else the rows are made from them. Raises ConfigError
+    where there is nothing to make rows from.
+    """
+    kinds: dict[Kind, list[Path]] = {"rows": [], "questions": [], "answers": [], "answer_list": []}
+    for path in paths:
+        kinds[kind_of(path)].append(path)
+    rows: list[Path | Joined] = [*kinds["rows"]] or [*_joined(kinds["questions"], kinds["answers"])]
+    if not rows:
+        found = ", ".join(f"{path} ({kind})" for kind, some in kinds.items() for path in some) or "no file"
+        raise ConfigError(found, "no rows and no questions among the annotations", "name the file of questions too")
+    lists = kinds["answer_list"]
+    return SplitFiles(tuple(rows), lists[0] if lists else None, tuple(kinds["questions"]), tuple(kinds["answers"]))
+
+
+def kind_of(path: Path) -> Kind:
+    """What a file holds, by its first 64 KiB; what is not known for something else, or not there, is rows."""
+    if path.suffix.lower() != ".json" or not path.is_file():
+        return "rows"
+    with path.open("rb") as file:
+        head = file.read(HEAD).removeprefix(b"\xef\xbb\xbf")
+    if _SCALARS.match(head):
+        return "answer_list" if path.stat().st_size > len(b"[ ]\n") else "rows"
+    if not head.lstrip().startswith(b"{"):
+        return "rows"
+    if _QUESTIONS.search(head):
+        return "questions"
+    return "answers" if _ANNOTATIONS.search(head) and b'"question_id"' in head else "rows"
+
+
+def _joined(questions: Sequence[Path], answers: Sequence[Path]) -> list[Joined]:
+    """Each file of questions with the answers to the same images; without such, one pair is taken as it stands."""
+    if len(questions) == len(answers) == 1:
+        return [Joined(questions[0], answers[0])]
+    by_subtype = {subtype_of(path): path for path in answers}
+    return [Joined(path, by_subtype.get(subtype_of(path))) for path in questions]

@@ -1,0 +1,367 @@
+"""One tar shard becomes the list of its samples, told from its headers alone; what is cut, half or pickled is named."""
+
+from __future__ import annotations
+
+import glob
+import json
+import logging
+import re
+import struct
+import tarfile
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import groupby, islice
+from pathlib import Path
+from typing import IO, Any, NamedTuple
+
+from lavis_ext.common.errors import ConfigError, IntegrityError, UnsafeError
+from lavis_ext.datasets.readers.faults import SampleError
+
+log = logging.getLogger(__name__)
+# The members of a tar by its headers alone, and whether it ends as a tar must.
+
+
+BLOCK = 512
+END = bytes(2 * BLOCK)
+HEADER = struct.Struct("100s24x12s12x8s1s188x155s12x")
+"""POSIX ustar, the fields in use: name, size, checksum, kind, prefix."""
+PLAIN = (b"0", b"\0")
+
+
+class Extent(NamedTuple):
+    """Where the bytes of a member stand in the tar."""
+
+    offset: int
+    size: int
+
+
+Members = list[tuple[str, Extent]]
+
+
+def walk(path: Path) -> tuple[Members, str]:
+    """The plain files of a tar that are whole, in order, and how it ends early ("" for one that is whole).
+
+    A whole tar of nothing but plain files, as all writers of shards make them, is read here, several times as fast as
+    tarfile does it. Everything else is left to tarfile, whose silence is looked into: it passes over a cut between two
+    members, inside a header and at the end mark.
+    """
+    try:
+        size = path.stat().st_size
+        with path.open("rb", buffering=0) as file:
+            members = _read_plain(file, size)
+            return _read_any(file, size) if members is None else (members, "")
+    except OSError as error:
+        return [], f"it cannot be read ({error.strerror})"
+
+
+def _read_plain(file: IO[bytes], size: int) -> Members | None:
+    """The members, or None for anything out of the ordinary."""
+    members: Members = []
+    offset = 0
+    while True:
+        file.seek(offset)
+        header = file.read(BLOCK)
+        if len(header) == BLOCK and not any(header[:BLOCK:64]) and header + file.read(BLOCK) == END:
+            return members
+        member = _parse(header, offset + BLOCK) if len(header) == BLOCK else None
+        if member is None or member[1].offset + member[1].size > size:
+            return None
+        members.append(member)
+        offset = member[1].offset + -(-member[1].size // BLOCK) * BLOCK
+
+
+def _parse(header: bytes, offset: int) -> tuple[str, Extent] | None:
+    """A plain file's header, or None."""
+    name, size, checksum, kind, prefix = HEADER.unpack(header)
+    try:
+        told, length = int(checksum.strip(b" \0"), 8), int(size.strip(b" \0"), 8)
+    except ValueError:
+        return None
+    name = name.partition(b"\0")[0]
+    if kind not in PLAIN or name[-1:] in (b"/", b"") or told != sum(header) - sum(checksum) + 8 * 0x20:
+        return None
+    prefix = prefix.partition(b"\0")[0]
+    whole = prefix + b"/" + name if prefix else name
+    return whole.decode("utf-8", "surrogateescape"), Extent(offset, length)
+
+
+def _read_any(file: IO[bytes], size: int) -> tuple[Members, str]:
+    members: Members = []
+    file.seek(0)
+    try:
+        with tarfile.open(fileobj=file, mode="r:") as archive:
+            while (member := archive.next()) is not None:
+                archive.members.clear()  # type: ignore[attr-defined]  # else all headers of a shard are held at once
+                if member.offset_data + member.size > size:
+                    return members, "it is cut off inside a member"
+                if member.isreg() and not member.issparse():
+                    members.append((member.name, Extent(member.offset_data, member.size)))
+            file.seek(archive.offset)
+            return members, _judge_end(file.read(len(END)))
+    except tarfile.TarError as error:
+        return members, f"it is cut off or no tar ({error})"
+
+
+def _judge_end(tail: bytes) -> str:
+    """A tar ends with two blocks of zeros; tarfile stops silently at anything that is no header."""
+    if tail == END:
+        return ""
+    return "it has a damaged header" if len(tail) >= BLOCK and any(tail) else "it is cut off before its end mark"
+
+
+IMAGES = frozenset({"jpg", "jpeg", "png", "webp"})
+TEXTS = frozenset({"json", "txt"})
+PICKLED = frozenset({"pyd", "pkl", "pickle", "pth", "pt"})
+NAME = re.compile(r"((?:.*/)?[^./]+)\.([^/]*)")
+"""webdataset's rule: the key is all up to the first dot of the last part, the kind is what follows it."""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One sample of a shard: its key, and its members by kind (every image format is `image`); or why it is none."""
+
+    key: str
+    members: Mapping[str, Extent] = field(default_factory=dict)
+    fault: str = ""
+
+
+@dataclass(frozen=True)
+class ShardIndex:
+    """The samples of one shard in the order of the file, half ones too; `cut` says what its end lacks."""
+
+    path: Path
+    entries: tuple[Entry, ...]
+    unknown: Mapping[str, int]
+    """Members of other kinds, which are left out: kind → how many."""
+    cut: str = ""
+
+
+@dataclass(frozen=True)
+class Shard:
+    """A shard of a list: its file, when it was changed, and how many samples were written to it (None: nobody says)."""
+
+    path: Path
+    changed_ns: int
+    promised: int | None = None
+    fault: str = ""
+    """How the file differs from its manifest."""
+
+    @classmethod
+    def open(cls, path: Path) -> Shard:
+        """Read what stands beside the shard: our `NNNNN.manifest.json`, else img2dataset's `NNNNN_stats.json`."""
+        size, changed_ns = path.stat().st_size, path.stat().st_mtime_ns
+        manifest = _read_json(path.with_suffix(".manifest.json"))
+        if _is_count(manifest.get("samples")):
+            differs = _is_count(manifest.get("bytes")) and manifest["bytes"] != size
+            fault = f"has {size:,} bytes, its manifest says {manifest['bytes']:,}" if differs else ""
+            return cls(path, changed_ns, manifest["samples"], fault)
+        successes = _read_json(path.with_name(f"{path.stem}_stats.json")).get("successes")
+        return cls(path, changed_ns, successes if _is_count(successes) else None)
+
+    def entries(self, needs: tuple[str, ...]) -> tuple[ShardIndex, tuple[Entry, ...]]:
+        """The index and exactly as many entries as `count_entries` says; those that the shard lost are faults.
+
+        Raises UnsafeError for a pickled member and IntegrityError where there are more samples than were promised.
+        """
+        index = read_index(self.path, needs)
+        found = index.entries
+        if self.promised is None:
+            return index, (*found, Entry("end", fault=index.cut)) if index.cut else found
+        if len(found) > self.promised:
+            found = tuple(entry for entry in found if not entry.fault)
+        if len(found) > self.promised:
+            what = f"holds {len(found):,} samples, {self.promised:,} were written"
+            raise IntegrityError(str(self.path), what, "its manifest is of another file: prepare it again")
+        why = f"shard lost samples: {index.cut or self.fault or 'they are not in it'}"
+        return index, found + (Entry("lost", fault=why),) * (self.promised - len(found))
+
+    def count_entries(self, needs: tuple[str, ...]) -> int:
+        """How many entries there are; the shard is read only where nobody says it."""
+        return len(self.entries(needs)[1]) if self.promised is None else self.promised
+
+
+def read_index(path: Path, needs: tuple[str, ...]) -> ShardIndex:
+    """Index a shard; an entry that lacks one of `needs` (`image`, `json`, `txt`) has a fault.
+
+    Nothing is unpacked. Raises UnsafeError for a member that only pickle could read. A file that ends early, or is no
+    tar at all, gives the samples that are whole and says in `cut` what is wrong.
+    """
+    found: dict[str, dict[str, Extent]] = {}
+    faults: dict[str, str] = {}
+    unknown: Counter[str] = Counter()
+    members, cut = walk(path)
+    for name, extent in members:
+        match = NAME.fullmatch(name)
+        key, kind = match.groups() if match else (name, name.rpartition("/")[2].partition(".")[2])
+        kind = check_kind(kind.lower(), path, name)
+        if kind not in ("image", *TEXTS):
+            unknown[kind] += 1
+        elif kind in found.setdefault(key, {}):
+            faults[key] = f"sample has two members of one kind: {kind}"
+        else:
+            found[key][kind] = extent
+    entries = (Entry(key, members, faults.get(key) or _lacking(members, needs)) for key, members in found.items())
+    return ShardIndex(path, tuple(entries), dict(unknown), cut)
+
+
+def check_kind(kind: str, path: Path, name: str) -> str:
+    """`image` for an image format, else the kind as it is; raises UnsafeError for pickles."""
+    if kind.rpartition(".")[2] in PICKLED:
+        what = f"member '{name}' is a pickle, which can run code when it is read"
+        raise UnsafeError(str(path), what, "do not use this shard: move it out of the folder")
+    return "image" if kind in IMAGES else kind
+
+
+def _lacking(members: Mapping[str, Extent], needs: tuple[str, ...]) -> str:
+    lacking = [kind for kind in needs if kind not in members]
+    return f"sample has no {' and no '.join(lacking)}" if lacking else ""
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    """A JSON object, empty where there is none that can be read."""
+    try:
+        value = json.loads(path.read_text("utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return value if isinstance(value, dict) else {}
+
+
+def _is_count(value: Any) -> bool:
+    return type(value) is int and value >= 0
+
+
+def sample_fault(shard: Path, entry: Entry) -> SampleError:
+    """The error that stands for an entry without a sample, named by shard and key."""
+    return SampleError(f"{shard.name}!{entry.key}", str(shard), entry.fault)
+
+
+# `storage:` of shards (a path, a brace or glob pattern, a folder, or a list of them) becomes files that are there.
+
+
+SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:")
+WILD = re.compile(r"[*?\[{]")
+BRACES = re.compile(r"\{[^{}]*(?:,|\.\.)[^{}]*\}")
+RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}")
+MOST = 1_000_000
+SHOWN = 12
+
+
+def list_shards(storage: Sequence[str], root: Path, where: str) -> list[Path]:
+    """The tar files that `storage` names, relative to `root`, in order and each once.
+
+    Raises UnsafeError for `pipe:` and every other scheme (shards are prepared first, then read from disk) and
+    ConfigError where a pattern finds nothing or names shards that are not there. Numbers that are left out between the
+    first and the last are told in the log.
+    """
+    if not storage:
+        raise ConfigError(where, "names no shards", "write a folder or a pattern such as laion_coco/{00000..00200}.tar")
+    found: dict[Path, None] = {}
+    for pattern in storage:
+        refuse_scheme(pattern, where)
+        found |= dict.fromkeys(_expand(pattern, root, where))
+    paths = list(found)
+    gaps = find_gaps(paths)
+    if gaps:
+        log.warning("%s: shards are left out between the first and the last: %s", where, gaps)
+    return paths
+
+
+def refuse_scheme(pattern: str, where: str) -> None:
+    """Raise UnsafeError for anything but a local path: webdataset's own opener would run `pipe:` as a command."""
+    scheme = SCHEME.match(pattern)
+    if scheme or "::" in pattern:
+        what = f"'{pattern}' is no local path"
+        raise UnsafeError(where, what, "fetch the shards first, then name the folder they lie in")
+
+
+def fixed_folder(pattern: str, root: Path) -> Path:
+    """The folder under which all that a pattern names lies."""
+    path = root / Path(pattern).expanduser()
+    wild = next((i for i, part in enumerate(path.parts) if WILD.search(part)), None)
+    if wild is not None:
+        return Path(*path.parts[:wild])
+    return path.parent if path.suffix == ".tar" else path
+
+
+def find_gaps(paths: Iterable[Path]) -> str:
+    """The numbers that are left out between the first and the last shard of each folder, `00003, 00007–00009`."""
+    told = []
+    numbered = sorted((str(path.parent), path.stem) for path in paths if path.stem.isascii() and path.stem.isdigit())
+    for _, group in groupby(numbered, lambda pair: pair[0]):
+        stems = [stem for _, stem in group]
+        numbers = {int(stem) for stem in stems}
+        if max(numbers) - min(numbers) < MOST:
+            missing = [n for n in range(min(numbers), max(numbers)) if n not in numbers]
+            told += [tell_numbers(missing, len(stems[0]))] if missing else []
+    return "; ".join(told)
+
+
+def tell_numbers(numbers: Sequence[int], width: int) -> str:
+    """Sorted numbers as runs: `00003, 00007–00009`, the first of them."""
+    runs: list[list[int]] = []
+    for number in numbers:
+        if runs and number == runs[-1][-1] + 1:
+            runs[-1][1:] = [number]
+        else:
+            runs.append([number])
+    told = ["–".join(f"{n:0{width}d}" for n in run) for run in runs[:SHOWN]]
+    return ", ".join(told) + (f" and {len(runs) - SHOWN} more runs" if len(runs) > SHOWN else "")
+
+
+def _expand(pattern: str, root: Path, where: str) -> list[Path]:
+    path = root / Path(pattern).expanduser()
+    if BRACES.search(pattern):
+        return _expand_braces(pattern, root, where)
+    if path.is_dir():
+        found = sorted(path.glob("*.tar"))
+    elif WILD.search(pattern):
+        found = sorted(Path(name) for name in glob.glob(str(path)))  # noqa: PTH207 (the pattern may be absolute)
+    else:
+        found = [path] if path.is_file() else []
+    if not found:
+        raise ConfigError(where, f"'{pattern}' finds no shards (looked in {path})", "correct it, or prepare the shards")
+    return found
+
+
+def _expand_braces(pattern: str, root: Path, where: str) -> list[Path]:
+    """Every name of a brace pattern; glob signs beside the braces are expanded too. Absent shards are an error."""
+    names = list(islice(braced(pattern), MOST + 1))
+    if len(names) > MOST:
+        raise ConfigError(where, f"'{pattern}' names more than {MOST:,} shards", "correct the range")
+    if any(WILD.search(name) for name in names):
+        return [path for name in names for path in _expand(name, root, where)]
+    paths = [root / Path(name).expanduser() for name in names]
+    absent = [path for path in paths if not path.is_file()]
+    if absent:
+        what = f"'{pattern}' names {len(paths):,} shards, {len(absent):,} of them are absent: {_tell(absent)}"
+        raise ConfigError(where, what, "prepare them, or name what is there")
+    return paths
+
+
+def _tell(paths: Sequence[Path]) -> str:
+    if all(path.stem.isascii() and path.stem.isdigit() for path in paths):
+        return tell_numbers(sorted(int(path.stem) for path in paths), len(paths[0].stem))
+    return ", ".join(path.name for path in paths[:SHOWN]) + (" …" if len(paths) > SHOWN else "")
+
+
+def braced(pattern: str) -> Iterable[str]:
+    """`{000..010}` counts with its zeros kept, `{a,b}` chooses; the rightmost brace turns fastest, as in a shell."""
+    match = BRACES.search(pattern)
+    if match is None:
+        yield pattern
+        return
+    head, tail = pattern[: match.start()], pattern[match.end() :]
+    for middle in _choices(match.group()):
+        for rest in braced(tail):
+            yield f"{head}{middle}{rest}"
+
+
+def _choices(brace: str) -> Iterable[str]:
+    count = RANGE.fullmatch(brace)
+    if count is None:
+        return brace[1:-1].split(",")
+    first, last = count.groups()
+    width = max(len(first), len(last)) if first[0] == "0" or last[0] == "0" else 0
+    step = 1 if int(first) <= int(last) else -1
+    return (f"{number:0{width}d}" for number in range(int(first), int(last) + step, step))

@@ -1,0 +1,220 @@
+"""Samples out of tar shards in webdataset's form: exact order, exact resume, and nothing lost without a word.
+
+Names and grouping are webdataset's; the opener and the walk over a shard are ours. webdataset's own expander reads a
+shard from its first byte to its last, so that going on in the middle of a lap means reading all that came before again,
+and it takes a shard that was cut between two members for a whole one. Here a shard's headers are read once, when its
+turn comes, several times as fast as it is expanded, and each sample is then one read at a known place, in any
+order and from any thread. `ImageTextStream.as_pipeline` is a webdataset pipeline of such samples.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from functools import cached_property, lru_cache
+from itertools import accumulate
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from lavis_ext.common.errors import PartialError
+from lavis_ext.datasets.readers.decode import decode_rgb
+from lavis_ext.datasets.readers.faults import SampleError
+from lavis_ext.datasets.readers.images import PositionalFile
+from lavis_ext.datasets.readers.shard_index import Entry, Extent, Shard, sample_fault
+
+log = logging.getLogger(__name__)
+# In which order the samples of shards come on which rank: a pure function of seed, lap, rank and world.
+
+
+Place = tuple[int, int]
+"""Number of a shard, number of an entry in it."""
+
+
+@dataclass(frozen=True)
+class ShardOrder:
+    """Shards in a new order each lap, their samples in one row, the row cut into equal parts for the ranks.
+
+    Parts differ by at most one sample, whatever the shards hold and however few they are, and no sample is in two.
+    Each part is shuffled in windows of `buffer` samples (0 or 1: as they stand), which is what a shuffle buffer does to
+    a stream, but any window can be had without those before it: that makes a resume exact and immediate.
+    """
+
+    counts: tuple[int, ...]
+    seed: int = 0
+    buffer: int = 10_000
+    shuffle_shards: bool = True
+
+    @cached_property
+    def total(self) -> int:
+        """Samples in a lap over all ranks."""
+        return sum(self.counts)
+
+    def windows(self, lap: int, rank: int, world: int, start: int = 0) -> Iterator[Sequence[Place]]:
+        """The places of a rank's samples from number `start` of its part on, window by window."""
+        shards = self._shards(lap)
+        bounds = np.concatenate([[0], np.cumsum(np.array(self.counts, dtype=np.int64)[shards])])
+        first, last = self.total * rank // world, self.total * (rank + 1) // world
+        step = max(self.buffer, 1) if self.buffer > 1 else 1024
+        for begin in range(first + start // step * step, last, step):
+            positions = np.arange(begin, min(begin + step, last))
+            if self.buffer > 1:
+                positions = np.random.default_rng((self.seed, lap, begin)).permutation(positions)
+            positions = positions[max(first + start - begin, 0) :]
+            chosen = np.searchsorted(bounds, positions, side="right") - 1
+            yield list(zip(shards[chosen].tolist(), (positions - bounds[chosen]).tolist(), strict=True))
+
+    def _shards(self, lap: int) -> np.ndarray:
+        if not self.shuffle_shards:
+            return np.arange(len(self.counts))
+        return np.random.default_rng((self.seed, lap)).permutation(len(self.counts))
+
+
+MAX_BYTES = {"image": 1 << 28, "json": 1 << 24, "txt": 1 << 24}
+SURVEYORS = 8
+
+
+class RawSample(NamedTuple):
+    """A sample whose bytes are still in its shard."""
+
+    shard: Shard
+    entry: Entry
+
+    @property
+    def name(self) -> str:
+        """What fault reports call it: `00003.tar!000030017`."""
+        return f"{self.shard.path.name}!{self.entry.key}"
+
+    def fault(self, why: str) -> SampleError:
+        """The error for a sample that cannot be used."""
+        return SampleError(self.name, str(self.shard.path), why)
+
+    def read(self, kind: str) -> bytes:
+        """The bytes of its `image`, `json` or `txt`; raises SampleError where the shard does not give them."""
+        offset, size = self.entry.members.get(kind, Extent(0, 0))
+        if size > MAX_BYTES[kind]:
+            raise self.fault(f"{kind} is too large: {size:,} bytes")
+        try:
+            data = open_shard(self.shard.path, self.shard.changed_ns).read_at(offset, size)
+        except OSError as error:
+            raise self.fault(f"shard cannot be read: {error.strerror}") from error
+        if len(data) != size:
+            raise self.fault("shard became shorter while it was read")
+        return data
+
+    def pixels(self) -> Any:
+        """The picture, uint8 [H,W,3]; raises SampleError."""
+        return decode_rgb(self.read("image"), self.name, str(self.shard.path))
+
+    def record(self) -> dict[str, Any]:
+        """The JSON object; raises SampleError."""
+        try:
+            value = json.loads(self.read("json"))
+        except (ValueError, RecursionError) as error:
+            raise self.fault(f"json is damaged: {error}") from error
+        if not isinstance(value, dict):
+            raise self.fault("json is no object")
+        return value
+
+    def text(self) -> str:
+        """The text of the `txt` member; raises SampleError where it is not UTF-8."""
+        try:
+            return self.read("txt").decode("utf-8")
+        except UnicodeDecodeError as error:
+            raise self.fault("txt is not UTF-8") from error
+
+
+@lru_cache(maxsize=64)
+def open_shard(path: Path, changed_ns: int) -> PositionalFile:
+    """A shard open for reading; `changed_ns` keeps a shard that was replaced from being read through an old handle."""
+    return PositionalFile(path)
+
+
+@dataclass(eq=False)
+class ShardReader:
+    """The samples of a list of shards. Picklable.
+
+    `needs` says which members make a sample; `limit` takes the first so many of the list. Raises PartialError where the
+    shards hold nothing.
+    """
+
+    paths: Sequence[Path]
+    needs: tuple[str, ...] = ("image", "json")
+    seed: int = 0
+    buffer: int = 10_000
+    limit: int | None = None
+    unknown: Counter[str] = field(default_factory=Counter)
+    """Members of other kinds in the shards read so far, which are left out."""
+    _noted: set[Path] = field(default_factory=set)
+
+    @cached_property
+    def shards(self) -> tuple[Shard, ...]:
+        """Each shard with what is promised of it; one that is not as its manifest says is told in the log."""
+        shards = tuple(map(Shard.open, self.paths))
+        for shard in shards:
+            if shard.fault:
+                log.warning("%s %s", shard.path, shard.fault)
+        return shards
+
+    @cached_property
+    def counts(self) -> tuple[int, ...]:
+        """Entries of each shard, up to the limit; shards of which nobody says it are looked through."""
+        with ThreadPoolExecutor(SURVEYORS) as pool:
+            counts = list(pool.map(lambda shard: shard.count_entries(self.needs), self.shards))
+        if not sum(counts):
+            where = str(self.paths[0].parent) if self.paths else "shards"
+            raise PartialError(where, f"not one sample in {len(counts)} shards", "prepare them again")
+        for shard, count in zip(self.shards, counts, strict=True):
+            if not count:
+                log.warning("%s holds no samples", shard.path)
+        if self.limit is None:
+            return tuple(counts)
+        before = (0, *accumulate(counts))
+        return tuple(max(0, min(count, self.limit - done)) for count, done in zip(counts, before, strict=False))
+
+    @cached_property
+    def order(self) -> ShardOrder:
+        """The order of the samples."""
+        return ShardOrder(self.counts, self.seed, self.buffer, shuffle_shards=self.buffer > 1)
+
+    def __len__(self) -> int:
+        return self.order.total
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "unknown": Counter(), "_noted": set()}
+
+    def iterate(self, rank: int, world: int, lap: int = 0, start: int = 0) -> Iterator[RawSample | SampleError]:
+        """A rank's part of a lap from its sample number `start` on; what is no sample is the error that says why.
+
+        Raises UnsafeError for a shard with a pickle in it, IntegrityError for one with more samples than promised.
+        """
+        opened: dict[int, tuple[Entry, ...]] = {}
+        for window in self.order.windows(lap, rank, world, start):
+            used = {number for number, _ in window}
+            opened = {number: opened.get(number) or self._open(number) for number in sorted(used)}
+            for number, place in window:
+                shard, entry = self.shards[number], opened[number][place]
+                yield sample_fault(shard.path, entry) if entry.fault else RawSample(shard, entry)
+
+    def _open(self, number: int) -> tuple[Entry, ...]:
+        index, entries = self.shards[number].entries(self.needs)
+        faults = Counter(entry.fault for entry in entries if entry.fault)
+        if faults:
+            told = ", ".join(f"{why} {count}x" for why, count in faults.most_common(3))
+            log.warning("%s: %d of %d samples are faulty: %s", index.path, faults.total(), len(entries), told)
+        self._note(index.unknown, index.path)
+        return entries
+
+    def _note(self, unknown: Mapping[str, int], path: Path) -> None:
+        if path in self._noted:
+            return
+        self._noted.add(path)
+        fresh = sorted(f".{kind}" if kind else "no suffix" for kind in set(unknown) - set(self.unknown))
+        if fresh:
+            log.warning("%s: members of other kinds are left out: %s", path, ", ".join(fresh))
+        self.unknown.update(unknown)

@@ -1,0 +1,251 @@
+"""The teacher of a run: where it comes from, that it fits its student, and which layers the student starts from."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from lavis_ext.common.config.decode import Door, read_yaml
+from lavis_ext.common.config.schema import ModelConfig
+from lavis_ext.common.errors import ConfigError, LavisExtError, Problem
+from lavis_ext.common.registry import models
+from lavis_ext.common.types import Batch
+from lavis_ext.distill.settings import DistillConfig, Pairs, layer_pairs, whole
+from lavis_ext.distill.terms import Term
+from lavis_ext.models.base_model import Model, Outputs, listed
+
+# Which layer of a teacher goes with which of its student, and which parameters that makes partners.
+
+
+TINY = 1e-12
+
+
+@dataclass(frozen=True)
+class Partner:
+    """One parameter of the teacher and the one of the student that it goes with, by name."""
+
+    teacher: str
+    student: str
+
+
+def partners(student: Model, teacher: Model, pairs: Pairs) -> list[Partner]:
+    """The teacher's parameters that go with one of the student's: those of paired layers, and all outside the layers.
+
+    Parameters that the student has not are left out, layers that no pair names as well. Raises ConfigError where
+    partners differ in shape, or a paired layer has no partner.
+    """
+    mine, theirs = dict(student.named_parameters()), dict(teacher.named_parameters())
+    prefix_s, prefix_t = layers_prefix(student), layers_prefix(teacher)
+    found = [Partner(name, name) for name in theirs if not name.startswith(prefix_t) and name in mine]
+    for i, j in pairs:
+        inside = f"{prefix_t}{j}."
+        found += [
+            Partner(name, f"{prefix_s}{i}.{name.removeprefix(inside)}") for name in theirs if name.startswith(inside)
+        ]
+    require_alike(found, mine, theirs)
+    return found
+
+
+def require_alike(found: Sequence[Partner], mine: dict[str, nn.Parameter], theirs: dict[str, nn.Parameter]) -> None:
+    """Raise ConfigError unless every partner is there and has the other's shape."""
+    where, way_out = "run.distill.teacher", "a teacher that moves has its student's sizes; or set teacher_update: none"
+    absent = [pair.student for pair in found if pair.student not in mine]
+    if absent:
+        raise ConfigError(where, f"{len(absent)} parameters have no partner: {listed(absent)}", way_out)
+    other = [
+        f"{pair.teacher} {list(theirs[pair.teacher].shape)} for {list(mine[pair.student].shape)}"
+        for pair in found
+        if theirs[pair.teacher].shape != mine[pair.student].shape
+    ]
+    if other:
+        raise ConfigError(where, f"{len(other)} parameters have another shape: {listed(other)}", way_out)
+
+
+def layers_prefix(model: Model) -> str:
+    """What the names of parameters in `model.encoder_layers()` begin with, up to the number of the layer."""
+    layers = model.encoder_layers()
+    name = next((name for name, module in model.named_modules() if module is layers), None)
+    if name is None:
+        what = f"the layers of a {type(model).__name__} are no part of it"
+        raise ConfigError("model.arch", what, "name an architecture that can be distilled, as oscar")
+    return f"{name}." if name else ""
+
+
+@torch.no_grad()
+def start_from(student: Model, source: Model, pairs: Pairs, everything: bool) -> None:
+    """Copy the paired layers of `source` into the student; with `everything` all partners outside the layers too."""
+    mine, theirs = dict(student.named_parameters()), dict(source.named_parameters())
+    prefix = layers_prefix(source)
+    for pair in partners(student, source, pairs):
+        if everything or pair.teacher.startswith(prefix):
+            mine[pair.student].copy_(theirs[pair.teacher])
+
+
+def distance(teacher: Sequence[Tensor], student: Sequence[Tensor]) -> Tensor:
+    """‖θ_t − θ_s‖ / ‖θ_t‖ over partners, a scalar on their device."""
+    pairs = [(t.detach().float(), s.detach().float()) for t, s in zip(teacher, student, strict=True)]
+    apart = torch.stack([torch.dist(t, s) for t, s in pairs]).norm()
+    length = torch.stack([t.norm() for t, _ in pairs]).norm()
+    return torch.div(apart, length.clamp(min=TINY))
+
+
+TEACHER_KEY = "run.distill.teacher"
+POINTERS = ("best.json", "latest.json")
+
+
+def build_teacher(config: DistillConfig, student: ModelConfig) -> Model:
+    """The teacher without gradients, in eval mode. Raises RegistryError, and what reading its weights raises."""
+    section = teacher_section(config.teacher, student)
+    try:
+        teacher: Model = models.get(section.arch).from_config(section)
+    except LavisExtError as error:
+        raise type(error).of([Problem(of_teacher(p.where), p.what, p.way_out) for p in error.problems]) from error
+    return teacher.requires_grad_(False).eval()
+
+
+def of_teacher(where: str) -> str:
+    """A key of a model section as one of the teacher's: `model.pretrained x` → `run.distill.teacher.pretrained x`."""
+    return where.replace("model", TEACHER_KEY, 1) if where.startswith("model") else f"{TEACHER_KEY} {where}"
+
+
+def teacher_section(teacher: ModelConfig | str, student: ModelConfig) -> ModelConfig:
+    """The model section of the teacher; one that names only a folder has the student's, or that of the folder's run."""
+    if isinstance(teacher, ModelConfig):
+        return with_labels(teacher, student)
+    checkpoint = own_checkpoint(Path(teacher).expanduser())
+    if checkpoint is None:
+        return replace(whole(student), load_finetuned=False, finetuned=None, load_pretrained=True, pretrained=teacher)
+    found = replace(section_of_run(checkpoint.parent), load_finetuned=True, finetuned=str(checkpoint))
+    return with_labels(found, student)
+
+
+def with_labels(teacher: ModelConfig, student: ModelConfig) -> ModelConfig:
+    """The teacher's section with as many classes as its student has, where classes count and it says no other."""
+    if getattr(teacher, "num_labels", 0) is not None:
+        return teacher
+    labels: dict[str, Any] = {"num_labels": getattr(student, "num_labels", None)}
+    return replace(teacher, **labels)
+
+
+def own_checkpoint(place: Path) -> Path | None:
+    """The checkpoint of ours that a folder is, or the best (else newest) of the run that it is; None: neither."""
+    if (place / "manifest.json").is_file():
+        return place
+    for pointer in POINTERS:
+        if (place / pointer).is_file():
+            named = place / str(json.loads((place / pointer).read_text(encoding="utf-8")).get("checkpoint", ""))
+            if (named / "manifest.json").is_file():
+                return named
+    return None
+
+
+def section_of_run(folder: Path) -> ModelConfig:
+    """The model section of a run's `config.yaml`; raises ConfigError."""
+    path = folder / "config.yaml"
+    if not path.is_file():
+        what = f"{folder} has no config.yaml that says what model the checkpoint is of"
+        raise ConfigError(TEACHER_KEY, what, "give a model section with load_finetuned and finetuned")
+    tree, places = read_yaml(path)
+    door = Door(places, lenient=True)  # it was sound when it was written
+    section = door.build(ModelConfig, tree.get("model") or {}, "model")
+    door.close()
+    assert section is not None
+    return section
+
+
+def misfits(student: Model, teacher: Model, terms: list[Term]) -> Iterator[Problem]:
+    """Why this teacher cannot teach this student by these terms."""
+    for who, model in (("student", student), ("teacher", teacher)):
+        if type(model).outputs is Model.outputs:
+            yield Problem("model.arch", f"a {type(model).__name__} cannot be distilled", "name one that can, as oscar")
+        lacking = sorted({view for term in terms for view in term.views} - set(model.views))
+        if lacking:
+            what = f"the {who}, a {type(model).__name__}, has no view '{lacking[0]}'"
+            yield Problem("run.distill.kd_weights", what, f"its views: {', '.join(model.views)}; or use vanilla_kd")
+    mine, theirs = (getattr(model, "config", None) for model in (student, teacher))
+    labels = [getattr(config, "num_labels", None) for config in (mine, theirs)]
+    if None not in labels and labels[0] != labels[1]:
+        what = f"knows {labels[1]} labels, the student {labels[0]}"
+        yield Problem(TEACHER_KEY, what, "take a teacher that was trained for this data set")
+
+
+def start_student(student: Model, teacher: Model, config: DistillConfig) -> None:
+    """Put layers that `student_init` names into the student: the teacher's, with all outside them, or pretrained's."""
+    kind = config.student_init
+    if kind == "none":
+        return
+    origin, _, strategy = kind.rpartition("-")
+    source = teacher if origin == "teacher" else whole_pretrained(student)
+    pairs = layer_pairs(strategy, len(student.encoder_layers()), len(source.encoder_layers()))
+    start_from(student, source, pairs, everything=origin == "teacher")
+
+
+def whole_pretrained(student: Model) -> Model:
+    """The model that the student's pretrained weights are of, with all its layers."""
+    section: ModelConfig = student.config  # type: ignore[assignment]
+    found: Model = models.get(section.arch).from_config(replace(whole(section), load_finetuned=False, finetuned=None))
+    return found
+
+
+@torch.no_grad()
+def digest(model: Model) -> str:
+    """SHA-256 over the names, types, shapes and bytes of all tensors of a model."""
+    found = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        found.update(f"{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
+        found.update(raw(tensor))
+    return found.hexdigest()
+
+
+def raw(tensor: Tensor) -> Any:
+    """The bytes of a tensor, in C order."""
+    return tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data
+
+
+# What the terms of a run ask of a model, and one module that answers, under its own or under other parameters.
+
+
+@dataclass(frozen=True)
+class Need:
+    """The views to look under, and whether hidden states and attention scores of the full one are read."""
+
+    views: tuple[str, ...] = ("full",)
+    hidden: bool = False
+    attentions: bool = False
+
+    @classmethod
+    def of(cls, terms: Iterable[Term], task: bool = False) -> Need:
+        """What terms need; with `task` the full view for the task's loss too, as the first."""
+        known = list(terms)
+        views = [view for term in known for view in term.views]
+        ordered = dict.fromkeys([*(["full"] if task or "full" in views else []), *views])
+        return cls(tuple(ordered), any(term.hidden for term in known), any(term.attentions for term in known))
+
+
+class Glance(nn.Module):
+    """A model's outputs under several views as one call, so that other parameters can be lent to it for the call."""
+
+    def __init__(self, model: Model) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, batch: Batch, need: Need) -> dict[str, Outputs]:
+        """View → outputs; draws of dropout come in the order of `need.views`."""
+        return {
+            view: self.model.outputs(batch, view, need.hidden and view == "full", need.attentions and view == "full")
+            for view in need.views
+        }
+
+    def under(self, parameters: Mapping[str, Tensor], batch: Batch, need: Need) -> dict[str, Outputs]:
+        """The same with other parameters of the model, by its own names."""
+        lent = {f"model.{name}": tensor for name, tensor in parameters.items()}
+        found: dict[str, Outputs] = functional_call(self, lent, (batch, need))
+        return found

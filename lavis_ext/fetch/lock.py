@@ -1,0 +1,243 @@
+"""Who works on a file: an `O_EXCL` owner file, kept warm by a heartbeat, because locks lie on network file systems."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import secrets
+import socket
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+from lavis_ext.common.errors import OwnedError
+from lavis_ext.fetch.part import boot_id
+from lavis_ext.fetch.transfer import Policy
+
+log = logging.getLogger(__name__)
+
+HEARTBEAT = 10.0
+POLL = 0.1
+UNWRITTEN = 5.0
+
+
+@dataclass(frozen=True)
+class Identity:
+    """A process: where and since when it runs; `token` is new for each ownership. The heartbeat is the file's mtime."""
+
+    pid: int
+    host: str
+    boot: str
+    started: int
+    token: str
+
+
+def own_identity() -> Identity:
+    """This process, with a fresh token."""
+    pid = os.getpid()
+    return Identity(pid, _host(), boot_id(), _own_start(pid), secrets.token_hex(8))
+
+
+@cache
+def _own_start(pid: int) -> int:
+    """`_started` of this process; the pid is the key because a fork has another."""
+    return _started(pid)
+
+
+@cache
+def _host() -> str:
+    """Host name and pid namespace: containers of one machine do not see each other's pids."""
+    try:
+        return f"{socket.gethostname()}/{os.readlink('/proc/self/ns/pid')}"  # noqa: PTH115 - not a file
+    except OSError:
+        return socket.gethostname()
+
+
+def _started(pid: int) -> int:
+    """Start time of a process in clock ticks since boot, 0 where the system does not tell (a pid is used again)."""
+    try:
+        return int(Path(f"/proc/{pid}/stat").read_text("utf-8", "replace").rpartition(")")[2].split()[19])
+    except (OSError, IndexError, ValueError):
+        return 0
+
+
+def _alive(owner: Identity) -> bool:
+    try:
+        os.kill(owner.pid, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:
+        return True
+    return owner.started == _started(owner.pid)
+
+
+class _Heart:
+    """One thread per process that touches every owner file it holds."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._held: set[Path] = set()
+        self._thread: threading.Thread | None = None
+
+    def hold(self, path: Path) -> None:
+        """Keep this file warm."""
+        with self._lock:
+            self._held.add(path)
+            if self._thread is None or not self._thread.is_alive():
+                self._thread = threading.Thread(target=self._beat, name="fetch-heartbeat", daemon=True)
+                self._thread.start()
+
+    def drop(self, path: Path) -> None:
+        """Let it cool."""
+        with self._lock:
+            self._held.discard(path)
+
+    def _beat(self) -> None:
+        while True:
+            time.sleep(HEARTBEAT)
+            with self._lock:
+                held = list(self._held)
+            for path in held:
+                try:
+                    os.utime(path)
+                except OSError:
+                    log.debug("no heartbeat on %s", path)
+
+
+_HEART = _Heart()
+
+
+class Ownership:
+    """A context manager: inside it, this process alone writes the file that `path` (`name.part.owner`) stands for.
+
+    A live other owner is waited for while `watched` (the partial file) changes, within the policy's bounds, else
+    OwnedError; a dead or silent one is taken over. `waited` tells whether there was another.
+    """
+
+    def __init__(self, path: Path, watched: Path, policy: Policy, pause: Callable[[float], None] = time.sleep) -> None:
+        self._path = path
+        self._watched = watched
+        self._policy = policy
+        self._pause = pause
+        self._mine = own_identity()
+        self._written = json.dumps(vars(self._mine)).encode()
+        self.waited = False
+
+    def __enter__(self) -> Ownership:
+        self._acquire()
+        _HEART.hold(self._path)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        _HEART.drop(self._path)
+        if self.holds():
+            self._path.unlink(missing_ok=True)
+
+    def sweep(self) -> bool:
+        """Remove the owner file of a process that is gone, without waiting; whether there is none now."""
+        return not self._path.exists() or self._take_over()
+
+    def holds(self) -> bool:
+        """Whether the owner file is still ours."""
+        try:
+            return self._path.read_bytes() == self._written
+        except OSError:
+            return False
+
+    def _acquire(self) -> None:
+        begun = moved = time.monotonic()
+        seen = self._look()
+        while not self._create():
+            self.waited = True
+            if self._take_over():
+                continue
+            now, look = time.monotonic(), self._look()
+            if look != seen:
+                seen, moved = look, now
+            if now - begun > self._policy.owner_wait or now - moved > self._policy.owner_stall:
+                raise self._owned()
+            self._pause(min(2.0, POLL + (now - begun) / 20))
+
+    def _create(self) -> bool:
+        try:
+            fd = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
+        except FileExistsError:
+            return False
+        try:
+            os.write(fd, self._written)
+        finally:
+            os.close(fd)
+        return True
+
+    def _look(self) -> tuple[int, int]:
+        """What shows that the other makes progress: size on disk and mtime of the partial file."""
+        try:
+            stat = self._watched.stat()
+        except OSError:
+            return (0, 0)
+        return stat.st_blocks, stat.st_mtime_ns
+
+    def _take_over(self) -> bool:
+        """Set a stale owner file aside; True if it is gone. Of two that try, one renames the file the other judged."""
+        owner = read_owner(self._path)
+        why = self._stale(owner)
+        if why is None:
+            return False
+        aside = self._path.with_name(f"{self._path.name}.{self._mine.token}")
+        try:
+            self._path.rename(aside)
+        except FileNotFoundError:
+            return True
+        if read_owner(aside) != owner:
+            self._put_back(aside)
+            return False
+        aside.unlink(missing_ok=True)
+        log.warning("%s: taken over: %s", self._path.name, why)
+        return True
+
+    def _put_back(self, aside: Path) -> None:
+        try:
+            os.link(aside, self._path)
+        except OSError:
+            log.warning("%s: another process owns it now", self._path.name)
+        aside.unlink(missing_ok=True)
+
+    def _stale(self, owner: Identity | None) -> str | None:
+        if owner is not None and owner.host == self._mine.host:
+            if owner.boot != self._mine.boot:
+                return "its owner ran before the machine restarted"
+            return None if _alive(owner) else f"its owner, process {owner.pid}, is gone"
+        age = self._age()
+        # an owner file without content was left by a process killed between two system calls
+        expiry = self._policy.owner_expiry if owner is not None else min(UNWRITTEN, self._policy.owner_expiry)
+        if age is not None and age > expiry:
+            return f"its owner has been silent for {age:.0f} s"
+        return None
+
+    def _age(self) -> float | None:
+        """Seconds since the last heartbeat, by the file system's clock, which both sides share."""
+        probe = self._path.with_name(f"{self._path.name}.{self._mine.token}")
+        try:
+            probe.touch()
+            return probe.stat().st_mtime - self._path.stat().st_mtime
+        except FileNotFoundError:
+            return None
+        finally:
+            probe.unlink(missing_ok=True)
+
+    def _owned(self) -> OwnedError:
+        owner = read_owner(self._path)
+        who = f"process {owner.pid} on {owner.host.partition('/')[0]}" if owner else "another process"
+        return OwnedError(str(self._path), f"{who} works on this file", "wait for it, or stop it and run again")
+
+
+def read_owner(path: Path) -> Identity | None:
+    """Who an owner file names; None where there is none or it cannot be read (yet)."""
+    try:
+        return Identity(**json.loads(path.read_text("utf-8")))
+    except (OSError, ValueError, TypeError):
+        return None

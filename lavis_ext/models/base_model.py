@@ -1,0 +1,233 @@
+"""What every model can do besides its forward: stay frozen where it is frozen, and save only what it trained."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from lavis_ext.common.config.schema import ModelConfig
+from lavis_ext.common.errors import ConfigError, IntegrityError
+from lavis_ext.common.types import Batch
+
+# What several processes share in a forward: rows of all ranks in one tensor, with their gradients.
+
+
+def world() -> tuple[int, int]:
+    """Rank and number of processes; 0 of 1 where nothing is distributed."""
+    ready = dist.is_available() and dist.is_initialized()
+    return (dist.get_rank(), dist.get_world_size()) if ready else (0, 1)
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """A tensor of which each rank holds a part, whole; any other as it is. All ranks must ask."""
+    gathered: Tensor = tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
+    return gathered
+
+
+def part_like(like: Tensor, tensor: Tensor) -> Tensor:
+    """A whole tensor, or this rank's part of it where `like` is but a part; on its device and of its kind."""
+    if not hasattr(like, "device_mesh"):
+        return tensor
+    from torch.distributed.tensor import distribute_tensor
+
+    moved = tensor.to(device=like.device, dtype=like.dtype)
+    placed: Any = like
+    return distribute_tensor(moved, placed.device_mesh, placed.placements, src_data_rank=None)
+
+
+def gather_rows(rows: Tensor) -> Tensor:
+    """[n, …] of each rank → [Σn, …] in the order of ranks, on every rank; n may differ.
+
+    A gradient of the result goes back to the rank that the row came from, summed over all ranks.
+    """
+    if world()[1] == 1:
+        return rows
+    gathered: Tensor = _Gather.apply(rows)  # type: ignore[no-untyped-call]
+    return gathered
+
+
+class _Gather(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor) -> Tensor:
+        rank, count = world()
+        sizes = [torch.zeros(1, dtype=torch.long, device=rows.device) for _ in range(count)]
+        dist.all_gather(sizes, torch.tensor([len(rows)], device=rows.device))
+        lengths = [int(size) for size in sizes]
+        padded = rows.new_zeros(max(lengths), *rows.shape[1:])
+        padded[: len(rows)] = rows
+        parts = [torch.empty_like(padded) for _ in range(count)]
+        dist.all_gather(parts, padded)
+        ctx.span = (sum(lengths[:rank]), sum(lengths[: rank + 1]))
+        return torch.cat([part[:length] for part, length in zip(parts, lengths, strict=True)])
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Tensor:
+        grad = grads[0].contiguous()
+        dist.all_reduce(grad)
+        return grad[slice(*ctx.span)]
+
+
+NO_DECAY = ("bias", "ln", "bn", "LayerNorm")
+LISTED = 5
+
+
+@dataclass(frozen=True)
+class Outputs:
+    """What one forward pass yields for a loss, or for another model to learn from; a pair counts as 2 sequences.
+
+    N rows, of B inputs: N = B for a classifier, the tokens to predict for a language model. S tokens, H wide.
+    """
+
+    logits: Tensor
+    """[N, C]"""
+    hidden: tuple[Tensor, ...] | None = None
+    """[B, S, H] of the embeddings, then of each layer."""
+    attentions: tuple[Tensor, ...] | None = None
+    """[B, heads, S, S] of each layer: q·k / √d, before the mask and the softmax."""
+    mask: Tensor | None = None
+    """bool [B, S]: the tokens that can be seen under the view."""
+    valid: Tensor | None = None
+    """bool [N]: whether the row saw a single token under the view; None: all did."""
+    extra: dict[str, Tensor] = field(default_factory=dict)
+    """Logits of further heads, by name."""
+
+
+class Model(nn.Module):
+    """A network under LAVIS' interface; parts that `freeze` was given take no gradient and never leave eval mode."""
+
+    Keys: ClassVar[type[ModelConfig]] = ModelConfig
+    views: tuple[str, ...] = ("full",)
+    """What `outputs` can be asked for, as `ModelConfig.views` says it of the class of the keys."""
+
+    compares_samples: bool = False
+    """Whether the loss of a sample depends on the others of its batch and of other ranks, as where they contrast."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._frozen: list[nn.Module] = []
+
+    @classmethod
+    def from_config(cls, config: Any) -> Model:
+        """The model that a config of the class of its keys describes; raises ConfigError for what it cannot be."""
+        raise NotImplementedError
+
+    def forward(self, batch: Batch) -> dict[str, Tensor]:
+        """A batch → named scalars; `loss` is the one to minimise."""
+        return self.losses(self.outputs(batch), batch)
+
+    def outputs(self, batch: Batch, view: str = "full", hidden: bool = False, attentions: bool = False) -> Outputs:
+        """One forward pass under the mask of a view; hidden states and attention scores where they are asked for.
+
+        Raises ConfigError: a model that is to be distilled defines this, `losses` and `encoder_layers`.
+        """
+        raise self._opaque()
+
+    def losses(self, outputs: Outputs, batch: Batch) -> dict[str, Tensor]:
+        """The losses of a full view against the targets of its batch; `loss` is the one to minimise."""
+        raise self._opaque()
+
+    def encoder_layers(self) -> nn.ModuleList:
+        """The layers that a smaller model is mapped to, the lowest first."""
+        raise self._opaque()
+
+    def _opaque(self) -> ConfigError:
+        return ConfigError("model.arch", f"a {type(self).__name__} cannot be distilled", "name one that can, as oscar")
+
+    @property
+    def device(self) -> torch.device:
+        """Where the parameters lie."""
+        return next(self.parameters()).device
+
+    def freeze(self, part: nn.Module | nn.Parameter) -> None:
+        """Take a part out of training: no gradients, and eval mode whatever `.train()` says."""
+        part.requires_grad_(False)
+        if isinstance(part, nn.Module):
+            self._frozen.append(part.eval())
+
+    def train(self, mode: bool = True) -> Model:
+        """As in torch, but frozen parts stay in eval mode (no dropout, no statistics)."""
+        super().train(mode)
+        for part in self._frozen:
+            part.eval()
+        return self
+
+    def frozen_names(self) -> set[str]:
+        """Names of the parameters that take no gradient, and of the buffers of frozen parts."""
+        inside = {id(buffer) for part in self._frozen for buffer in part.buffers()}
+        names = {name for name, parameter in self.named_parameters() if not parameter.requires_grad}
+        return names | {name for name, buffer in self.named_buffers() if id(buffer) in inside}
+
+    def trainable_state(self) -> dict[str, Tensor]:
+        """What a checkpoint must hold: persistent tensors but the frozen ones; tied tensors under their first name."""
+        frozen = self.frozen_names()
+        return {name: tensor for name, tensor in self._persistent().items() if name not in frozen}
+
+    def load_trainable_state(self, state: Mapping[str, Tensor]) -> None:
+        """Put a checkpoint's tensors in place. Frozen names may be absent; anything else that is missing, unknown or of
+        another shape raises IntegrityError that names the keys, before a single tensor is changed."""
+        mine = self._persistent()
+        fit(
+            "checkpoint", {name: mine[name] for name in mine if name in state or name not in self.frozen_names()}, state
+        )
+
+    def load_part(self, state: Mapping[str, Tensor], prefixes: tuple[str, ...], where: str) -> None:
+        """Put the tensors of one part in place; `state` may hold more, but less raises IntegrityError."""
+        part = {name: tensor for name, tensor in self._persistent().items() if name.startswith(prefixes)}
+        fit(where, part, {name: state[name] for name in part if name in state})
+
+    def _persistent(self) -> dict[str, Tensor]:
+        saved = self.state_dict(keep_vars=True)
+        buffers = {name: buffer for name, buffer in self.named_buffers() if name in saved}
+        return {**dict(self.named_parameters()), **buffers}
+
+    def optimizer_params(self, weight_decay: float) -> list[dict[str, Any]]:
+        """Parameter groups as LAVIS has them: no decay for vectors and for names with bias, ln, bn or LayerNorm."""
+        decayed: list[nn.Parameter] = []
+        plain: list[nn.Parameter] = []
+        for name, parameter in self.named_parameters():
+            if parameter.requires_grad:
+                bare = parameter.ndim < 2 or any(word in name for word in NO_DECAY)
+                (plain if bare else decayed).append(parameter)
+        groups = [{"params": decayed, "weight_decay": weight_decay}, {"params": plain, "weight_decay": 0.0}]
+        return [group for group in groups if group["params"]]
+
+    def require_trainable(self) -> None:
+        """Raises ConfigError if nothing is left to train."""
+        if not any(parameter.requires_grad for parameter in self.parameters()):
+            raise ConfigError("model", "every part is frozen", "unfreeze one, or set run.evaluate: True")
+
+
+def fit(where: str, mine: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> None:
+    """Copy `state` into tensors of the same names and shapes.
+
+    Raises IntegrityError, changing nothing, if they are not the same, or if a number is not finite.
+    """
+    shared = set(mine) & set(state)
+    wrong = [f"{n} {list(state[n].shape)} for {list(mine[n].shape)}" for n in shared if state[n].shape != mine[n].shape]
+    faults: list[tuple[str, Collection[str]]] = [
+        ("missing", set(mine) - shared),
+        ("unexpected", set(state) - shared),
+        ("of another shape", wrong),
+    ]
+    found = "; ".join(f"{len(names)} {kind}: {listed(names)}" for kind, names in faults if names)
+    if found:
+        raise IntegrityError(where, found, "load it into the architecture, sizes and freezing that it was saved from")
+    broken = [name for name, tensor in state.items() if tensor.is_floating_point() and not tensor.isfinite().all()]
+    if broken:
+        what = f"{len(broken)} tensors are not finite: {listed(broken)}"
+        raise IntegrityError(where, what, "take a checkpoint from before the loss broke")
+    with torch.no_grad():
+        for name, tensor in state.items():
+            mine[name].copy_(part_like(mine[name], tensor))
+
+
+def listed(names: Iterable[str]) -> str:
+    """The first few of some names, sorted, and how many more there are."""
+    known = sorted(names)
+    more = f" … and {len(known) - LISTED} more" if len(known) > LISTED else ""
+    return ", ".join(known[:LISTED]) + more

@@ -1,1 +1,0 @@
-"""Losses as functions of features and logits: those of BLIP-2's first stage, and those of distillation."""

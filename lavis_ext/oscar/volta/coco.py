@@ -1,0 +1,293 @@
+"""Karpathy's `dataset_coco.json`: read as it is, or made from the caption files that family coco declares.
+
+The original host is gone (cs.stanford.edu/people/karpathy/deepimagesent/caption_datasets.zip). What is made has the
+same images, splits and captions. It differs in the order of the images (train2014 by id, then val2014 by id) and in the
+running numbers `imgid` and `sentid` that follow from it; `restval` is what is trained on and lies in val2014.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from lavis_ext.common.config.cards import Cards, load_cards
+from lavis_ext.common.errors import IntegrityError, NetworkError, UsageError
+from lavis_ext.features.files import disk_errors, read_errors, write_atomic
+from lavis_ext.features.layout import key_of
+from lavis_ext.fetch.transfer import Progress
+from lavis_ext.prepare import PrepareOptions, prepare
+from lavis_ext.prepare.records import read_record
+from lavis_ext.prepare.report import Report, worst
+
+SOURCES = {"train": "train", "val": "val", "test": "test"}
+KARPATHY = "coco/annotations/coco_karpathy_{}.json"
+_WORD = re.compile(r"[^\W_]+")
+
+
+def tokens_of(caption: str) -> list[str]:
+    """Runs of letters and digits in lower case: `cloud-wreathed` is two words, as in the original's first image.
+
+    What the original makes of an apostrophe is not known here; `man's` becomes `man`, `s`.
+    """
+    return _WORD.findall(caption.lower())
+
+
+def read_karpathy(path: Path) -> list[dict[str, Any]]:
+    """The images of a `dataset_coco.json`; raises UsageError where there is none, IntegrityError for another file."""
+    if not path.is_file():
+        raise UsageError(str(path), "is not there", "run download_data.py, or `lavis-ext volta captions --infile FILE`")
+    images = _load(path)
+    images = images.get("images") if isinstance(images, dict) else None
+    needed = {"cocoid", "split", "sentences"}
+    if not isinstance(images, list) or not all(isinstance(one, dict) and needed <= one.keys() for one in images):
+        what = "is no dataset_coco.json: it holds no images with cocoid, split and sentences"
+        raise IntegrityError(str(path), what, "name the file out of caption_datasets.zip")
+    return images
+
+
+def build_karpathy(root: Path, destination: Path) -> int:
+    """Write `dataset_coco.json` from the three caption files of family coco; the same files give the same bytes.
+
+    Returns how many images it holds. Raises UsageError where one of the files is not there, IntegrityError where one
+    is of another form, DiskError.
+    """
+    images: dict[tuple[str, int], dict[str, Any]] = {}
+    for split in SOURCES:
+        path = root / KARPATHY.format(split)
+        if not path.is_file():
+            raise UsageError(str(path), "is not there", "run `lavis-ext prepare 'coco/karpathy_*'`")
+        for place, captions in _karpathy_captions(path):
+            image = images.setdefault(place, {"split": split, "captions": []})
+            image["captions"] += captions
+    made = _numbered([(place, images[place]) for place in sorted(images)])
+    text = json.dumps({"images": made, "dataset": "coco"}, ensure_ascii=True)
+    with disk_errors(destination):
+        destination.parent.mkdir(parents=True, exist_ok=True)
+    write_atomic(destination, text.encode())
+    return len(made)
+
+
+def _karpathy_captions(path: Path) -> Iterable[tuple[tuple[str, int], list[str]]]:
+    """(folder, id) of each record's image, and its captions: one in the file of train, a list in the others."""
+    records = _load(path)
+    try:
+        for record in records:
+            image = PurePosixPath(record["image"])
+            captions = record["caption"]
+            place = (image.parent.name, int(key_of(image.name)))
+            yield place, [captions] if isinstance(captions, str) else [str(one) for one in captions]
+    except (KeyError, TypeError, ValueError) as error:
+        what = f"has a record without image, caption or COCO's number ({error!r})"
+        raise IntegrityError(str(path), what, "fetch it again with `lavis-ext prepare 'coco/karpathy_*'`") from error
+
+
+def _numbered(images: Iterable[tuple[tuple[str, int], dict[str, Any]]]) -> list[dict[str, Any]]:
+    made: list[dict[str, Any]] = []
+    sentid = 0
+    for imgid, ((folder, cocoid), image) in enumerate(images):
+        split = "restval" if image["split"] == "train" and folder.startswith("val") else image["split"]
+        sentences = [
+            {"tokens": tokens_of(raw), "raw": raw, "imgid": imgid, "sentid": sentid + number}
+            for number, raw in enumerate(image["captions"])
+        ]
+        sentids = [sentence["sentid"] for sentence in sentences]
+        sentid += len(sentences)
+        name = f"COCO_{folder}_{cocoid:012d}.jpg"
+        head = {"filepath": folder, "sentids": sentids, "filename": name, "imgid": imgid, "split": split}
+        made.append({**head, "sentences": sentences, "cocoid": cocoid})
+    return made
+
+
+def _load(path: Path) -> Any:
+    with read_errors(path):
+        text = path.read_bytes()
+    try:
+        return json.loads(text)
+    except ValueError as error:
+        raise IntegrityError(str(path), f"is no JSON: {error}", "fetch it again") from error
+
+
+# What volta calls its folders and files, and where both of two published names are looked for.
+#
+# Its document names `train_obj36-36.tsv` in `resnet101_faster_rcnn_genome_imgfeats/`, its scripts
+# `train2014_obj36-36.tsv` in `imgfeats/` (github.com/e-bug/volta, data/mscoco).
+
+
+FAMILY = "mscoco"
+FOLDERS = {"train": "train2014", "valid": "val2014", "test": "test2015"}
+"""The folder of pictures of each split of features."""
+TOGETHER = {"trainval": ("train", "valid"), "test": ("test",)}
+"""What each LMDB holds."""
+FEATURES = ("resnet101_faster_rcnn_genome_imgfeats", "imgfeats")
+BOXES = (36, 36)
+
+
+def feature_folder(root: Path) -> Path:
+    """`mscoco/resnet101_faster_rcnn_genome_imgfeats` below the cache root, or `mscoco/imgfeats` where that is there."""
+    folders = [root / FAMILY / name for name in FEATURES]
+    return next((folder for folder in folders if folder.is_dir()), folders[0])
+
+
+def rows_name(split: str, boxes: tuple[int, int] = BOXES) -> str:
+    """`train2014_obj36-36.tsv`, as the scripts call it."""
+    return f"{FOLDERS[split]}_obj{boxes[0]}-{boxes[1]}.tsv"
+
+
+def find_rows(folder: Path, split: str, boxes: tuple[int, int] = BOXES) -> Path:
+    """The merged rows of a split under either of their names; raises UsageError that tells both."""
+    names = [rows_name(split, boxes), f"{split}_obj{boxes[0]}-{boxes[1]}.tsv"]
+    found = next((folder / name for name in names if (folder / name).is_file()), None)
+    if found is None:
+        what = f"holds neither {names[0]} nor {names[1]}"
+        raise UsageError(str(folder), what, f"run merge_coco_image.py --split {split}, or name its folder")
+    return found
+
+
+def find_serialised(root: Path, split: str) -> Path | None:
+    """What `convert_coco_lmdb.py` made of `trainval` or `test`: the store, else the LMDB; None without either."""
+    for folder in (root / FAMILY / name / "volta" for name in FEATURES):
+        for name in (f"{split}_feat.store", f"{split}_feat.lmdb"):
+            if (folder / name).is_dir():
+                return folder / name
+    return None
+
+
+# Captions by image, one JSON a line, as volta's readers want them: `{"sentences": […], "id": …}`.
+
+
+SPLITS = {"train": ("train", "restval"), "valid": ("val",), "test": ("test",)}
+"""volta's names of Karpathy's splits; `test1k` is a list of ids of its own."""
+IDS = (
+    f"{FAMILY}/test1k_ids.txt",
+    "oscar/datasets/coco_ir/test_img_keys_1k.tsv",
+    "vinvl/datasets/coco_ir/test_img_keys_1k.tsv",
+)
+"""Where the thousand images of test1k are listed: volta's file, and Oscar's with the same ids."""
+
+
+@dataclass(frozen=True)
+class Captions:
+    """What was written: images, captions, and ids of the list that no image has."""
+
+    path: Path
+    images: int
+    captions: int
+    unknown: tuple[int, ...] = ()
+
+
+def extract_captions(infile: Path, outdir: Path, split: str, root: Path, ids: Path | None = None) -> Captions:
+    """Write `{split}_ann.jsonl` from `dataset_coco.json`, in the order of its images, train before restval.
+
+    `ids` lists the images of test1k; without it the file is sought below `root`. Raises UsageError, IntegrityError,
+    DiskError.
+    """
+    images = read_karpathy(infile)
+    unknown: tuple[int, ...] = ()
+    if split == "test1k":
+        wanted = read_ids(ids or find_ids(root, infile.parent))
+        chosen = [image for image in images if int(image["cocoid"]) in wanted]
+        unknown = tuple(sorted(wanted - {int(image["cocoid"]) for image in chosen}))
+    else:
+        chosen = [image for name in SPLITS[split] for image in images if image["split"] == name]
+    path = outdir / f"{split}_ann.jsonl"
+    with disk_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomic(path, "".join(_line(image, infile) for image in chosen).encode())
+    return Captions(path, len(chosen), sum(len(image["sentences"]) for image in chosen), unknown)
+
+
+def _line(image: dict[str, Any], infile: Path) -> str:
+    try:
+        record = {"sentences": [sentence["raw"] for sentence in image["sentences"]], "id": image["cocoid"]}
+    except (KeyError, TypeError) as error:
+        raise IntegrityError(f"{infile}, image {image['cocoid']}", f"has a sentence without {error}", "") from error
+    return json.dumps(record, ensure_ascii=False) + "\n"
+
+
+def find_ids(root: Path, near: Path) -> Path:
+    """The list of test1k: `test1k_ids.txt` here or beside the annotations, else Oscar's; raises UsageError."""
+    places = [Path("test1k_ids.txt"), near / "test1k_ids.txt", *(root / place for place in IDS)]
+    found = next((place for place in places if place.is_file()), None)
+    if found is None:
+        way_out = "run `lavis-ext prepare mscoco/test1k_ids`, or name a list with --ids"
+        raise UsageError("test1k", f"its ids are in none of {', '.join(map(str, places[1:]))}", way_out)
+    return found
+
+
+def read_ids(path: Path) -> set[int]:
+    """COCO's numbers, one a line, first column; raises IntegrityError."""
+    with read_errors(path):
+        lines = path.read_text("utf-8").splitlines()
+    try:
+        return {int(key_of(line.split("\t")[0].strip())) for line in lines if line.strip()}
+    except ValueError as error:
+        raise IntegrityError(str(path), f"is no list of COCO's numbers ({error})", "one number a line") from error
+
+
+# What volta's pipeline begins with: captions, ids of test1k, hard negatives and COCO's pictures, one copy of each.
+
+
+CAPTIONS = f"{FAMILY}/caption_datasets"
+INSTEAD = "coco/karpathy_*"
+OTHERS = (f"{FAMILY}/test1k_ids", f"{FAMILY}/hard_negative", *(f"coco/{folder}" for folder in FOLDERS.values()))
+Told = tuple[list[str], list[dict[str, Any]], int]
+
+
+def download(options: PrepareOptions, root: Path, progress: Progress) -> Told:
+    """Fetch everything, put COCO's folder of pictures into volta's tree, and make what cannot be fetched.
+
+    `dataset_coco.json` comes out of Karpathy's archive, else it is made from the caption files of family coco. Raises
+    what `prepare` raises; the exit code is that of its worst failure, without the archive's where its file was made.
+    """
+    cards = load_cards()
+    if options.dry_run:
+        report = prepare([CAPTIONS, *OTHERS], options, progress, cards=cards)
+        return [*report.plan.table().splitlines(), report.line()], [report.as_dict()], report.exit_code
+    reports, lines = _fetch_captions(root, replace(options, no_unpack=False), cards, progress)
+    reports.append(prepare(OTHERS, options, progress, cards=cards))
+    lines += [line for report in reports for line in report.lines()] + link_pictures(root)
+    failures = [error for report in reports for error in report.failures]
+    return lines, [report.as_dict() for report in reports], worst(failures)
+
+
+def _fetch_captions(
+    root: Path, options: PrepareOptions, cards: Cards, progress: Progress
+) -> tuple[list[Report], list[str]]:
+    """`dataset_coco.json`: kept, fetched, else made; the reports that count, and what there is to say."""
+    path = root / FAMILY / "dataset_coco.json"
+    if path.is_file() and read_record(root, cards.named_artifacts(CAPTIONS)[0]) is None:
+        return [], [f"{path} is kept"]
+    fetched, why = _fetched(options, cards, progress)
+    if fetched and not fetched.failures:
+        return [fetched], []
+    instead = prepare([INSTEAD], options, progress, cards=cards)
+    if instead.failures:
+        return [*([fetched] if fetched else []), instead], []
+    made = build_karpathy(root, path)
+    return [instead], [f"{path} is made from coco's caption files, {made:,} images, because of {CAPTIONS}: {why}"]
+
+
+def _fetched(options: PrepareOptions, cards: Cards, progress: Progress) -> tuple[Report | None, str]:
+    """The report of the archive, None where a mirror lists nothing of it, and why there is nothing."""
+    try:
+        report = prepare([CAPTIONS], options, progress, cards=cards)
+    except NetworkError as error:
+        return None, error.problems[0].what
+    return report, report.failures[0].problems[0].what if report.failures else ""
+
+
+def link_pictures(root: Path) -> list[str]:
+    """Let `mscoco/images` be `coco/images`, so that the pictures lie on the disk once; what is there is left alone."""
+    place, pictures = root / FAMILY / "images", root / "coco" / "images"
+    if place.exists() or place.is_symlink() or not pictures.is_dir():
+        return []
+    try:
+        place.parent.mkdir(parents=True, exist_ok=True)
+        place.symlink_to(Path("..", "coco", "images"), target_is_directory=True)
+    except OSError as error:
+        return [f"{place}: no link to {pictures} could be made ({error.strerror}); the steps find the pictures there"]
+    return [f"{place} is a link to {pictures}"]

@@ -1,0 +1,153 @@
+"""Lists of one or a few hosts (NoCaps): every image is a Transfer of the fetch engine, bytes as they come."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path, PurePosixPath
+
+from lavis_ext.common.config.cards import ImageList
+from lavis_ext.common.errors import DiskError, NetworkError
+from lavis_ext.fetch import MirrorMap, Progress, Result, Source, Transfer, fetch_all
+from lavis_ext.prepare.urls.job import Account, ListJob, Loss
+from lavis_ext.prepare.urls.rows import Row, read_rows
+
+# Which images of a list lie in their folder: listings, not one look per file, and the first bytes where asked.
+
+
+ASIDE = ".lavis_ext/set_aside"
+HEAD = 64
+
+
+def find_images(target: Path, paths: Collection[str]) -> set[str]:
+    """Those of the relative paths that are files with content; parts of files that a killed run left are removed."""
+    found: set[str] = set()
+    for folder in {str(PurePosixPath(path).parent) for path in paths}:
+        prefix = "" if folder == "." else f"{folder}/"
+        try:
+            with os.scandir(target / folder) as entries:
+                found.update(prefix + entry.name for entry in entries if _counts(entry))
+        except (FileNotFoundError, NotADirectoryError):
+            continue
+    return found.intersection(paths)
+
+
+def _counts(entry: os.DirEntry[str]) -> bool:
+    if entry.name.startswith(".") and entry.name.endswith(".part"):
+        os.unlink(entry.path)  # noqa: PTH108 - a listing of a million
+        return False
+    return entry.is_file() and entry.stat().st_size > 0
+
+
+def walk_files(target: Path) -> Iterator[str]:
+    """Relative names of the files below a folder; hidden folders and what was set aside in place are left out."""
+    for folder, inner, names in os.walk(target):
+        inner[:] = [name for name in inner if not name.startswith(".")]
+        kept = (name for name in names if ".bad-" not in name)
+        yield from (os.path.relpath(os.path.join(folder, name), target) for name in kept)  # noqa: PTH118 - a million
+
+
+def image_fault(path: Path, deep: bool = False) -> str:
+    """Why a file is no image, by its first bytes, or by decoding all of it (`deep`); "" if it is one."""
+    from lavis_ext.datasets.readers.decode import decode_rgb, sniff_fault
+    from lavis_ext.datasets.readers.faults import SampleError
+
+    with path.open("rb") as file:
+        fault = sniff_fault(file.read(HEAD))
+    if fault or not deep:
+        return fault
+    try:
+        decode_rgb(path.read_bytes(), path=str(path))
+    except SampleError as error:
+        return error.why
+    return ""
+
+
+def set_aside_foreign(target: Path, paths: Collection[str]) -> int:
+    """Move files that are no images by their first bytes (error pages, say) out of the way; returns how many."""
+    count = 0
+    for path in paths:
+        if not image_fault(target / path):
+            continue
+        place = target / ASIDE / path
+        place.parent.mkdir(parents=True, exist_ok=True)
+        (target / path).replace(place)
+        count += 1
+    return count
+
+
+def expand_list(
+    annotations: Sequence[Path],
+    spec: ImageList,
+    target: Path,
+    limit: int | None = None,
+    mirrors: MirrorMap | None = None,
+) -> list[Transfer]:
+    """What a list's files expand to: one Transfer for each image that it names, those that are there too.
+
+    Names come from the list's `path` pattern, never from a server. Rows that may not be asked (scheme, private address)
+    and what a mirror lacks are left out, repeated paths too. Raises ConfigError, IntegrityError.
+    """
+    rows = read_rows(annotations, spec, limit, allow_private=bool(mirrors))
+    return [transfer for _, transfer in _transfers(rows, target, mirrors or MirrorMap()) if transfer is not None]
+
+
+def _transfers(rows: Iterator[Row], target: Path, mirrors: MirrorMap) -> Iterator[tuple[Row, Transfer | None]]:
+    """Each row that is the first with its path, and how to fetch it; None, and a refusal, for one that may not be."""
+    seen: set[str] = set()
+    _ = mirrors.manifest  # a mirror that cannot be asked at all is an error, not a list of missing images
+    for row in rows:
+        if row.refusal:
+            yield row, None
+        elif row.path not in seen:
+            seen.add(row.path)
+            try:
+                yield row, mirrors.apply(Transfer(target / row.path, (Source(row.url),), label=row.path))
+            except NetworkError:
+                yield replace(row, refusal="the mirror lacks it"), None
+
+
+def fetch_hosted(job: ListJob, progress: Progress | None = None) -> Account:
+    """Fetch every image of a list that is not there; returns the account, whose `check()` raises below the threshold.
+
+    Raises DiskError, ConfigError, IntegrityError.
+    """
+    job.work.mkdir(parents=True, exist_ok=True)
+    limit = job.max_samples if job.only is None else None
+    rows = read_rows(job.annotations, job.spec, limit, job.allow_private)
+    chosen = (row for row in rows if job.only is None or PurePosixPath(row.path).name in job.only)
+    wanted = list(_transfers(chosen, job.target, job.mirrors))
+    paths = {row.path for row, transfer in wanted if transfer}
+    moved = set_aside_foreign(job.target, find_images(job.target, paths))
+    there = find_images(job.target, paths)
+    missing = [transfer for row, transfer in wanted if transfer and row.path not in there]
+    policy = replace(job.policy, ledger=job.policy.ledger or job.work / "ledger.jsonl")
+    results = fetch_all(missing, policy, progress, collect=True)
+    account = Account(name=job.name, expected=len(wanted), threshold=job.threshold, asked=job.max_samples)
+    account.notes += [f"{moved} files that are no images were set aside"] if moved else []
+    account.bytes_moved = sum(result.bytes_moved for result in results)
+    losses = [*_refused(wanted), *_failed(wanted, results)]
+    account.present = account.expected - len(losses)
+    account.save(job.work, losses)
+    return account
+
+
+def _refused(wanted: Sequence[tuple[Row, Transfer | None]]) -> Iterator[Loss]:
+    return (Loss(row.id, row.url, row.refusal) for row, transfer in wanted if transfer is None)
+
+
+def _failed(wanted: Sequence[tuple[Row, Transfer | None]], results: Sequence[Result]) -> Iterator[Loss]:
+    rows = {transfer.path: row for row, transfer in wanted if transfer}
+    for result in results:
+        if isinstance(result.error, DiskError):
+            raise result.error
+        if result.error is not None:
+            row = rows[result.path]
+            corrupt = result.error.exit_code == 5
+            yield Loss(row.id, row.url, reason_of(str(result.error.problems[0].what)), corrupt)
+
+
+def reason_of(told: str) -> str:
+    """The engine's reason without the URL before it."""
+    return told.rpartition("://")[2].partition(": ")[2][:80] or told[:80]

@@ -1,0 +1,245 @@
+"""What is asked of a list of images, and the folders in which the work on it is remembered."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from lavis_ext.common.config.cards import ImageList
+from lavis_ext.common.errors import LavisExtError, NetworkError, PartialError
+from lavis_ext.common.files import write_json
+from lavis_ext.fetch import MirrorMap, Policy
+
+Distributor = Literal["multiprocessing", "pyspark", "ray"]
+MOST_PROCESSES = 16
+
+
+@dataclass(frozen=True, kw_only=True)
+class ListJob:
+    """One list: annotation files, what their keys mean, where images and bookkeeping go, and how hard to try.
+
+    Times are seconds, sizes bytes.
+    """
+
+    name: str
+    annotations: tuple[Path, ...]
+    target: Path
+    """Folder of the images or shards."""
+    work: Path
+    """Folder of the bookkeeping, on the same file system as the target."""
+    spec: ImageList
+    threshold: float = 1.0
+    max_samples: int | None = None
+    only: frozenset[str] | None = None
+    """File names of the images that are wanted, in place of the first `max_samples` (engine `fetch`)."""
+    mirrors: MirrorMap = field(default_factory=MirrorMap)
+    policy: Policy = field(default_factory=Policy)
+    distributor: Distributor = "multiprocessing"
+    processes: int = 0
+    """0: one per core, at most 16."""
+    threads: int = 64
+    """Downloads at a time, in each process."""
+    timeout: float = 10.0
+    """Without a byte from a host."""
+    deadline: float = 60.0
+    """For one body."""
+    max_bytes: int = 64 << 20
+    """Of one body."""
+    passes: int = 2
+    """Further passes over rows that failed for reasons that may pass."""
+    backoff: float = 5.0
+    """Before the first of them; doubled before each next one."""
+    stall: float = 300.0
+    """Without any progress for this long the process that downloads is killed."""
+    restarts: int = 1
+    """How often it is started again after that."""
+
+    @property
+    def shards(self) -> bool:
+        """Whether the images go into tar shards."""
+        return self.spec.output == "shards"
+
+    @property
+    def process_count(self) -> int:
+        """Processes that download."""
+        return self.processes or min(MOST_PROCESSES, os.cpu_count() or 1)
+
+    @property
+    def allow_private(self) -> bool:
+        """Whether addresses inside this network are fine: asked for, or the user named a mirror."""
+        return self.policy.allow_private or bool(self.mirrors)
+
+
+@dataclass(frozen=True)
+class Pass:
+    """The folders of one pass: URL tables, and what img2dataset leaves for each of them; shards count from `first`."""
+
+    folder: Path
+    tables: Path
+    first: int
+    hashes: tuple[str, ...]
+    """Of the rows of each table."""
+
+    @property
+    def count(self) -> int:
+        """How many shards it has."""
+        return len(self.hashes)
+
+    @property
+    def out(self) -> Path:
+        """Where img2dataset works: statistics, status tables, unpublished shards."""
+        return self.folder / "out"
+
+    @property
+    def shards(self) -> range:
+        """The numbers of its shards."""
+        return range(self.first, self.first + self.count)
+
+    def input_hash(self, shard: int) -> str:
+        """The hash of the rows of a shard."""
+        return self.hashes[shard - self.first]
+
+    def table(self, shard: int) -> Path:
+        """The URL table of a shard."""
+        return self.tables / f"{shard - self.first:05d}.parquet"
+
+    def stats(self, shard: int) -> Path:
+        """The statistics of a shard, which img2dataset writes last."""
+        return self.out / f"{shard:05d}_stats.json"
+
+    def status(self, shard: int) -> Path:
+        """What became of each row of a shard."""
+        return self.out / f"{shard:05d}.parquet"
+
+    def pulse(self, shard: int) -> Path:
+        """Rows and bytes so far."""
+        return self.out / f"{shard:05d}.pulse"
+
+    def tar(self, shard: int) -> Path:
+        """The shard, before it is published."""
+        return self.out / f"{shard:05d}.tar"
+
+    def forget(self, shard: int) -> None:
+        """Have a shard done anew: bookkeeping goes, published data stays where it is."""
+        for path in (self.stats(shard), self.status(shard), self.pulse(shard), self.tar(shard)):
+            path.unlink(missing_ok=True)
+
+
+# What came of a list, sample by sample: how many are expected, there, missing, corrupt, and why.
+
+
+PASSING_REASONS = frozenset({"timeout", "connection", "name server", "unfinished", "gone from the disk"})
+PASSING_STATUS = ("HTTP 408", "HTTP 425", "HTTP 429", "HTTP 5")
+SHOWN = 4
+
+
+@dataclass(frozen=True)
+class Loss:
+    """A sample without an image."""
+
+    id: str
+    url: str
+    reason: str
+    corrupt: bool = False
+
+
+@dataclass(kw_only=True)
+class Account:
+    """What a list came to. `expected` = `present` + `missing` + `corrupt`; `lost` names every one that is not there."""
+
+    name: str
+    expected: int = 0
+    present: int = 0
+    missing: int = 0
+    corrupt: int = 0
+    reasons: Counter[str] = field(default_factory=Counter)
+    threshold: float = 1.0
+    asked: int | None = None
+    """`max_samples` of the run that wrote it."""
+    lost: Path | None = None
+    bytes_moved: int = 0
+    shards: int = 0
+    samples: int = 0
+    """In shards: samples that their manifests promise."""
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def share(self) -> float:
+        """Present of expected; 1 for an empty list."""
+        return self.present / self.expected if self.expected else 1.0
+
+    @property
+    def error(self) -> LavisExtError | None:
+        """PartialError (exit code 8) below the threshold; NetworkError (4) where nothing came and only the network is
+        to blame; None where enough is there."""
+        if self.share >= self.threshold and (self.present or not self.expected):
+            return None
+        told = f"{self.present:,} of {self.expected:,} images are there ({self.share:.1%}); {self.told_reasons()}"
+        way_out = f"run again to retry what may have passed; {self.lost} names every one that lacks"
+        if not self.present and not set(self.reasons) - PASSING_REASONS:
+            return NetworkError(self.name, told, way_out)
+        return PartialError(self.name, f"{told}, {self.threshold:.0%} are asked for", way_out)
+
+    @property
+    def passing(self) -> bool:
+        """Whether some reasons may have passed by the next run."""
+        return any(reason in PASSING_REASONS or reason.startswith(PASSING_STATUS) for reason in self.reasons)
+
+    def covers(self, max_samples: int | None) -> bool:
+        """Whether it was made for at least so many samples (None: for all)."""
+        return self.asked is None or (max_samples is not None and max_samples <= self.asked)
+
+    def check(self) -> None:
+        """Raise `error`, if there is one."""
+        error = self.error
+        if error is not None:
+            raise error
+
+    def told_reasons(self) -> str:
+        """`HTTP 404 ×12, timeout ×3, 2 other reasons`."""
+        told = [f"{reason} ×{count:,}" for reason, count in self.reasons.most_common(SHOWN)]
+        more = len(self.reasons) - SHOWN
+        return ", ".join(told + ([f"{more} other reasons"] if more > 0 else [])) or "no reason is known"
+
+    def line(self) -> str:
+        """One line for a person."""
+        told = f"{self.name}: {self.present:,} of {self.expected:,} images ({self.share:.1%})"
+        told += f", {self.missing:,} missing, {self.corrupt:,} corrupt"
+        return f"{told}: {self.told_reasons()}" if self.reasons else told
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values."""
+        return {**asdict(self), "reasons": dict(self.reasons.most_common()), "lost": str(self.lost or "")}
+
+    def save(self, folder: Path, losses: Iterable[Loss]) -> None:
+        """Count losses, write them to `missing.tsv`, then the account to `account.json`; both atomically."""
+        self.lost = folder / "missing.tsv"
+        part = self.lost.with_name("missing.tsv.part")
+        with part.open("w", encoding="utf-8", newline="") as file:
+            file.write("id\turl\treason\n")
+            for loss in losses:
+                self.reasons[loss.reason] += 1
+                self.corrupt += loss.corrupt
+                self.missing += not loss.corrupt
+                file.write("\t".join(_field(value) for value in (loss.id, loss.url, loss.reason)) + "\n")
+        part.replace(self.lost)
+        write_json(folder / "account.json", self.as_dict())
+
+
+def _field(value: str) -> str:
+    return " ".join(value.split())
+
+
+def read_account(folder: Path) -> Account | None:
+    """The account that the last run left in a folder, or None."""
+    try:
+        raw = json.loads((folder / "account.json").read_text("utf-8"))
+        raw["lost"] = Path(raw["lost"]) if raw["lost"] else None
+        return Account(**{**raw, "reasons": Counter(raw["reasons"])})
+    except (OSError, ValueError, TypeError, KeyError):
+        return None

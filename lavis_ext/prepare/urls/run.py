@@ -1,0 +1,391 @@
+"""A list of the open web, from annotation files to images and an account of every sample."""
+
+from __future__ import annotations
+
+import json
+import logging
+import shutil
+import time
+from collections.abc import Callable, Iterable, Iterator
+from importlib.util import find_spec
+from pathlib import Path
+
+from lavis_ext.common.errors import ConfigError, IntegrityError, PartialError
+from lavis_ext.common.files import write_json
+from lavis_ext.fetch import Progress, Silent
+from lavis_ext.fetch.lock import Ownership
+from lavis_ext.prepare.urls.hosted import find_images, set_aside_foreign
+from lavis_ext.prepare.urls.job import Account, ListJob, Loss, Pass
+from lavis_ext.prepare.urls.rows import ROW, Row, TableIndex, fingerprint, read_table, write_rows, write_tables
+from lavis_ext.prepare.urls.shards import (
+    Manifest,
+    Verdict,
+    describe,
+    is_published,
+    judge,
+    publish,
+    set_aside,
+    shard_path,
+)
+from lavis_ext.prepare.urls.supervise import run_worker
+from lavis_ext.prepare.urls.worker import PassOrder
+
+log = logging.getLogger(__name__)
+# Passes over a list: the first over every row, further ones over what failed for reasons that may pass.
+
+
+MARKER = "pass.json"
+SHOWN = 8
+Advance = Callable[[int], None]
+
+
+def read_passes(job: ListJob) -> list[Pass]:
+    """The passes that were begun, in order."""
+    found: list[Pass] = []
+    while (folder := job.work / f"pass-{len(found)}").joinpath(MARKER).exists():
+        raw = json.loads((folder / MARKER).read_text("utf-8"))
+        found.append(Pass(folder, job.work / raw["tables"], raw["first"], tuple(raw["hashes"])))
+    return found
+
+
+def begin_pass(job: ListJob, number: int, tables: Path, first: int, hashes: Iterable[str]) -> Pass:
+    """Enter a pass whose tables are written."""
+    one = Pass(job.work / f"pass-{number}", tables, first, tuple(hashes))
+    one.out.mkdir(parents=True, exist_ok=True)
+    write_json(one.folder / MARKER, {"tables": str(tables.relative_to(job.work)), "first": first, "hashes": one.hashes})
+    return one
+
+
+def next_shard(passes: Iterable[Pass]) -> int:
+    """The number after the last shard; those of a pass in which nothing succeeded were not published."""
+    return max((one.first + (one.count if successes(one) else 0) for one in passes), default=0)
+
+
+def successes(one: Pass) -> int:
+    """How many rows of a pass succeeded, by img2dataset's statistics."""
+    return sum(int((read_stats(one, shard) or {}).get("successes", 0)) for shard in one.shards)
+
+
+def read_stats(one: Pass, shard: int) -> dict[str, int] | None:
+    """The statistics of a shard, None where it is not complete."""
+    try:
+        stats: dict[str, int] = json.loads(one.stats(shard).read_text("utf-8"))
+    except (OSError, ValueError):
+        return None
+    return stats if one.status(shard).is_file() else None
+
+
+class Runner:
+    """Brings passes to their end; `notes` say what was out of the ordinary, `bytes` what came."""
+
+    def __init__(self, job: ListJob, advance: Advance) -> None:
+        self._job = job
+        self._advance = advance
+        self.notes: list[str] = []
+        self.bytes = 0
+
+    def finish(self, one: Pass) -> None:
+        """Do every shard that is not done, and publish; raises PartialError for what fails again and again."""
+        left, crash = self._unfinished(one), None
+        for _ in range(self._job.restarts + 1):
+            if not left:
+                return
+            for shard in left:
+                one.forget(shard)
+            try:
+                self._download(one, left)
+                crash = None
+            except PartialError as error:
+                crash = error
+            left = self._unfinished(one)
+        if left and (crash or self._job.shards):
+            told = ", ".join(f"{shard:05d}" for shard in left[:SHOWN])
+            way_out = f"see {one.folder / 'order.log'}, then run again"
+            raise crash or PartialError(self._job.name, f"shards that could not be made: {told}", way_out)
+
+    def _unfinished(self, one: Pass) -> list[int]:
+        silent = one.folder.name != "pass-0" and not successes(one)
+        left = [shard for shard in one.shards if read_stats(one, shard) is None]
+        if not self._job.shards or (silent and not left):
+            return left
+        return left + [s for s in one.shards if s not in left and not self._published(one, s)]
+
+    def _published(self, one: Pass, shard: int) -> bool:
+        """Whether a complete shard has its name and manifest; it is given them. False: it has to be made anew."""
+        tar, input_hash = shard_path(self._job.target, shard), one.input_hash(shard)
+        if not one.tar(shard).exists() and is_published(tar, input_hash):
+            return True
+        stats = read_stats(one, shard) or {}
+        try:
+            if not one.tar(shard).exists() and not tar.exists():
+                return False
+            finished = one.tar(shard) if one.tar(shard).exists() else tar
+            manifest = describe(finished, input_hash)
+            if manifest.samples != stats.get("successes"):
+                raise IntegrityError(str(finished), "holds other samples than its statistics tell", "")
+            if finished != tar:
+                self._put_aside(tar)
+            publish(one.tar(shard), tar, manifest)
+        except IntegrityError as error:
+            log.warning("%s", error)
+            self._put_aside(tar)
+            return False
+        return True
+
+    def _put_aside(self, tar: Path) -> None:
+        place = set_aside(tar)
+        if place is not None:
+            self.notes.append(f"{tar.name} was of another list or damaged: it lies in {place}")
+
+    def _download(self, one: Pass, shards: list[int]) -> None:
+        path = one.folder / "order.json"
+        self._order(one, set(one.shards) - set(shards)).write(path)
+        meter = Meter(one, shards, self._advance)
+        try:
+            if run_worker(path, one.out, self._job.stall, meter.read) == "stalled":
+                self.notes.append(f"no progress for {self._job.stall:g} s: the download was stopped")
+        finally:
+            meter.read()
+            self.bytes += meter.bytes
+
+    def _order(self, one: Pass, done: set[int]) -> PassOrder:
+        job, spec = self._job, self._job.spec
+        return PassOrder(
+            tables=str(one.tables),
+            out=str(one.out),
+            target=str(job.target),
+            output=spec.output,
+            first_shard=one.first,
+            done=sorted(done),
+            keep=list(spec.keep),
+            placeholders=list(spec.placeholders),
+            image_size=spec.image_size,
+            samples_per_shard=spec.samples_per_shard,
+            distributor=job.distributor,
+            processes=min(job.process_count, max(1, one.count - len(done))),
+            threads=job.threads,
+            timeout=job.timeout,
+            deadline=job.deadline,
+            max_bytes=job.max_bytes,
+            allow_private=job.allow_private,
+        )
+
+
+class Meter:
+    """Reads the pulses of the shards of a pass: rows and bytes that are through."""
+
+    def __init__(self, one: Pass, shards: list[int], advance: Advance) -> None:
+        self._one = one
+        self._open = list(shards)
+        self._done = (0, 0)
+        self._advance = advance
+        self.bytes = 0
+
+    def read(self) -> tuple[int, ...]:
+        """(rows, bytes, shards that are left); new bytes are passed on."""
+        rows, size = self._done
+        for shard in list(self._open):
+            complete = self._one.stats(shard).exists()
+            some, more = read_pulse(self._one.pulse(shard))
+            rows, size = rows + some, size + more
+            if complete:
+                self._done = self._done[0] + some, self._done[1] + more
+                self._open.remove(shard)
+        if size > self.bytes:
+            self._advance(size - self.bytes)
+            self.bytes = size
+        return rows, size, len(self._open)
+
+
+def read_pulse(path: Path) -> tuple[int, int]:
+    """Rows and bytes of a shard so far."""
+    try:
+        rows, size = path.read_text("ascii").split()
+        return int(rows), int(size)
+    except (OSError, ValueError):
+        return 0, 0
+
+
+def read_verdicts(one: Pass) -> Iterator[tuple[int, str, str, Verdict]]:
+    """(row, id, url, verdict) of every row of a pass; rows that left no record are unfinished."""
+    for shard in one.shards:
+        told = _read_status(one, shard)
+        for row in read_table(one.table(shard)):
+            status, message = told.get(row.number, (None, None))
+            yield row.number, row.id, row.url, judge(status, message)
+
+
+def _read_status(one: Pass, shard: int) -> dict[int, tuple[str, str | None]]:
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    if read_stats(one, shard) is None:
+        return {}
+    try:
+        table = parquet.read_table(one.status(shard), columns=[ROW, "status", "error_message"])
+    except (pa.ArrowException, OSError):
+        return {}
+    rows = zip(*(table.column(name).to_pylist() for name in (ROW, "status", "error_message")), strict=True)
+    return {row: (status, message) for row, status, message in rows}
+
+
+PULSE = "list.pulse"
+
+
+def fetch_list(job: ListJob, progress: Progress | None = None) -> Account:
+    """Fetch what a list names and is not there; returns the account, whose `check()` raises below the threshold.
+
+    A second call goes on where a killed one stopped: finished shards are kept, rows that failed for reasons that may
+    pass are tried again, dead links are not. A changed list is noticed by the hashes of its rows. Raises ConfigError
+    (keys that cannot be mapped, img2dataset not installed), IntegrityError (annotations), DiskError, OwnedError,
+    PartialError (the process that downloads died).
+    """
+    if find_spec("img2dataset") is None:
+        raise ConfigError("img2dataset", "is not installed", "pip install -c constraints.txt img2dataset")
+    teller = progress or Silent()
+    job.work.mkdir(parents=True, exist_ok=True)
+    with Ownership(job.work / "list.owner", job.work / PULSE, job.policy):
+        teller.begin(job.name, None)
+        outcome = "failed"
+        try:
+            account = _Run(job, teller).run()
+            outcome = "failed" if account.error else "fetched"
+        finally:
+            teller.end(job.name, outcome)
+    return account
+
+
+class _Run:
+    def __init__(self, job: ListJob, progress: Progress) -> None:
+        self._job = job
+        self._notes: list[str] = []
+        self._lost: dict[int, Loss] = {}
+        self._passing: set[int] = set()
+        self._progress = progress
+        self._runner = Runner(job, self._advance)
+
+    def run(self) -> Account:
+        """Tables, the first pass, further passes, the account."""
+        self._index = self._tables()
+        if not read_passes(self._job):
+            self._begin(0, None)
+        for one in read_passes(self._job):
+            self._runner.finish(one)
+        self._judge()
+        for attempt in range(self._job.passes):
+            if not self._passing:
+                break
+            time.sleep(self._job.backoff * 2**attempt)
+            log.info("%s: trying %d again", self._job.name, len(self._passing))
+            passes = read_passes(self._job)
+            self._runner.finish(self._begin(len(passes), self._passing))
+            self._judge()
+        return self._account(self._index)
+
+    def _advance(self, count: int) -> None:
+        """Tell of new bytes, and by a file's time those processes that wait for this one."""
+        self._progress.advance(self._job.name, count)
+        (self._job.work / PULSE).touch()
+
+    @property
+    def _list(self) -> Path:
+        return self._job.work / "list"
+
+    def _tables(self) -> TableIndex:
+        """The URL tables, written anew where the annotations or their reading changed."""
+        old = TableIndex.read(self._list)
+        if old is not None and old.fingerprint == fingerprint(self._job):
+            return old
+        new = write_tables(self._job, self._list)
+        if old is not None and old.hashes != new.hashes:
+            self._changed(old, new)
+        new.write(self._list)
+        return new
+
+    def _changed(self, old: TableIndex, new: TableIndex) -> None:
+        """Forget what was made from other rows: further passes, and for files the first one, whose images stay."""
+        self._notes.append("the list changed since the last run")
+        passes = read_passes(self._job)
+        for one in passes[1:] if self._job.shards else passes:
+            for shard in one.shards if self._job.shards else ():
+                self._set_aside(shard)
+            shutil.rmtree(one.folder)
+        if not (self._job.shards and passes):
+            return
+        for shard in range(max(len(old.hashes), len(new.hashes))):
+            if old.hashes[shard : shard + 1] != new.hashes[shard : shard + 1]:
+                passes[0].forget(shard)
+                self._set_aside(shard)
+        begin_pass(self._job, 0, self._list, 0, new.hashes)
+
+    def _set_aside(self, shard: int) -> None:
+        place = set_aside(shard_path(self._job.target, shard))
+        if place is not None:
+            self._notes.append(f"shard {shard:05d} is of other rows now: the old one lies in {place}")
+
+    def _begin(self, number: int, chosen: set[int] | None) -> Pass:
+        """Enter a pass over the chosen rows (None: all that are not there)."""
+        job = self._job
+        if number == 0 and job.shards:
+            return begin_pass(job, 0, self._list, 0, self._index.hashes)
+        tables = job.work / f"pass-{number}" / "tables"
+        shutil.rmtree(tables.parent, ignore_errors=True)
+        rows = self._absent() if chosen is None else (row for row in self._rows() if row.number in chosen)
+        written = list(write_rows(rows, tables, job.spec.samples_per_shard, job.spec.keep))
+        return begin_pass(job, number, tables, next_shard(read_passes(job)), (input_hash for _, input_hash in written))
+
+    def _rows(self) -> Iterator[Row]:
+        for path in sorted(self._list.glob("*.parquet")):
+            yield from read_table(path)
+
+    def _absent(self) -> Iterator[Row]:
+        """Rows whose file is not there; what lies there and is no image is moved out of the way."""
+        for path in sorted(self._list.glob("*.parquet")):
+            rows = read_table(path)
+            paths = {row.path for row in rows}
+            moved = set_aside_foreign(self._job.target, find_images(self._job.target, paths))
+            if moved:
+                self._notes.append(f"{moved} files that are no images were set aside")
+            there = find_images(self._job.target, paths)
+            yield from (row for row in rows if row.path not in there)
+
+    def _judge(self) -> None:
+        """The last word on every row: later passes count; for files the disk does."""
+        self._lost, self._passing = {}, set()
+        for one in read_passes(self._job):
+            for row, id, url, verdict in read_verdicts(one):
+                self._lost.pop(row, None)
+                self._passing.discard(row)
+                if verdict.kind != "present":
+                    self._lost[row] = Loss(id, url, verdict.reason, verdict.kind == "corrupt")
+                    if verdict.passing:
+                        self._passing.add(row)
+        if not self._job.shards:
+            self._compare_with_disk()
+
+    def _compare_with_disk(self) -> None:
+        for path in sorted(self._list.glob("*.parquet")):
+            rows = read_table(path)
+            there = find_images(self._job.target, {row.path for row in rows})
+            for row in rows:
+                if row.path in there:
+                    self._lost.pop(row.number, None)
+                    self._passing.discard(row.number)
+                elif row.number not in self._lost:
+                    self._lost[row.number] = Loss(row.id, row.url, "gone from the disk")
+                    self._passing.add(row.number)
+
+    def _account(self, index: TableIndex) -> Account:
+        job = self._job
+        account = Account(name=job.name, expected=index.expected, threshold=job.threshold, asked=job.max_samples)
+        account.present = index.expected - len(self._lost) - len(index.refused)
+        account.bytes_moved = self._runner.bytes
+        account.notes = [*self._notes, *self._runner.notes]
+        if index.repeated:
+            account.notes.append(f"{index.repeated} rows name an image that an earlier row names")
+        if job.shards:
+            manifests = [Manifest.read(tar) for tar in sorted(job.target.glob("*.tar"))]
+            account.shards = len(manifests)
+            account.samples = sum(manifest.samples for manifest in manifests if manifest)
+        account.save(job.work, [*index.losses(), *(self._lost[row] for row in sorted(self._lost))])
+        return account

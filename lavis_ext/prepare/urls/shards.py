@@ -1,0 +1,220 @@
+"""Finished shards get their name and, after it, a manifest; what no longer fits is set aside, never deleted."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import tarfile
+from collections.abc import Collection
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Literal
+
+from lavis_ext.common.errors import IntegrityError
+from lavis_ext.common.files import write_json
+from lavis_ext.datasets.readers.decode import decode_rgb
+from lavis_ext.datasets.readers.faults import SampleError
+
+BLOCK = 1 << 20
+ASIDE = ".lavis_ext/set_aside"
+IMAGES = (".jpg", ".jpeg", ".png", ".webp")
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What a shard `NNNNN.tar` holds, written as `NNNNN.manifest.json` once it is complete.
+
+    `samples` counts keys that have an image; first and last key are in the order of the file; `input_hash` is of the
+    rows that the shard was made from.
+    """
+
+    shard: str
+    bytes: int
+    sha256: str
+    samples: int
+    first_key: str
+    last_key: str
+    input_hash: str
+
+    @classmethod
+    def read(cls, tar: Path) -> Manifest | None:
+        """The manifest of a shard, None where it has none that can be read."""
+        try:
+            return cls(**json.loads(manifest_path(tar).read_text("utf-8")))
+        except (OSError, ValueError, TypeError):
+            return None
+
+
+def manifest_path(tar: Path) -> Path:
+    """Where the manifest of a shard lies."""
+    return tar.with_suffix(".manifest.json")
+
+
+def shard_path(target: Path, number: int) -> Path:
+    """`NNNNN.tar`."""
+    return target / f"{number:05d}.tar"
+
+
+def is_published(tar: Path, input_hash: str) -> bool:
+    """Whether a shard is there as its manifest says, made from these rows; its bytes are not read."""
+    manifest = Manifest.read(tar)
+    return (
+        manifest is not None
+        and manifest.input_hash == input_hash
+        and tar.is_file()
+        and tar.stat().st_size == manifest.bytes
+    )
+
+
+def publish(finished: Path, tar: Path, manifest: Manifest) -> None:
+    """Flush a finished shard, give it its name, and write its manifest last; done again it changes nothing."""
+    if finished.exists():
+        manifest_path(tar).unlink(missing_ok=True)
+        with finished.open("rb") as file:
+            os.fsync(file.fileno())
+        tar.parent.mkdir(parents=True, exist_ok=True)
+        finished.replace(tar)
+    write_json(manifest_path(tar), asdict(manifest))
+
+
+def describe(tar: Path, input_hash: str) -> Manifest:
+    """The manifest of a shard, from its bytes; raises IntegrityError for one that is cut or has half samples."""
+    digest = hashlib.sha256()
+    with tar.open("rb") as file:
+        while block := file.read(BLOCK):
+            digest.update(block)
+    keys: dict[str, set[str]] = {}
+    try:
+        with tarfile.open(tar, "r:") as archive:
+            for member in archive:
+                path = Path(member.name)
+                keys.setdefault(path.stem, set()).add(path.suffix)
+    except tarfile.TarError as error:
+        raise IntegrityError(str(tar), f"not a whole tar ({error})", "run again: it is made anew") from error
+    samples = [key for key, suffixes in keys.items() if suffixes & set(IMAGES) and ".json" in suffixes]
+    first, last = (samples[0], samples[-1]) if samples else ("", "")
+    return Manifest(tar.stem, tar.stat().st_size, digest.hexdigest(), len(samples), first, last, input_hash)
+
+
+def shard_fault(tar: Path) -> str:
+    """How a shard differs from its manifest, hashed anew; "" if it does not."""
+    manifest = Manifest.read(tar)
+    if manifest is None:
+        return "has no manifest"
+    try:
+        now = describe(tar, manifest.input_hash)
+    except IntegrityError as error:
+        return error.problems[0].what
+    differs = [name for name, value in asdict(manifest).items() if asdict(now)[name] != value]
+    return f"differs from its manifest in {', '.join(differs)}" if differs else ""
+
+
+def set_aside(tar: Path) -> Path | None:
+    """Move a shard and its manifest out of the way; returns where to, None where there was none."""
+    if not tar.exists():
+        manifest_path(tar).unlink(missing_ok=True)
+        return None
+    folder = tar.parent / ASIDE
+    folder.mkdir(parents=True, exist_ok=True)
+    number = sum(1 for _ in folder.glob(f"{tar.stem}*.tar"))
+    place = folder / f"{tar.stem}.{number}.tar"
+    manifest = manifest_path(tar)
+    if manifest.exists():
+        manifest.replace(manifest_path(place))
+    tar.replace(place)
+    return place
+
+
+# Why a row has no image, in few words: img2dataset's messages become reasons that can be counted and acted on.
+
+
+Kind = Literal["present", "missing", "corrupt"]
+TRANSIENT_STATUS = frozenset({408, 425, 429})
+
+_STATUS = re.compile(r"HTTP Error (\d{3})")
+_TABLE: tuple[tuple[str, str, bool], ...] = (
+    (r"timed? ?out", "timeout", True),
+    (r"Temporary failure in name resolution", "name server", True),
+    (
+        r"Name or service not known|No address associated|nodename nor servname|getaddrinfo failed",
+        "host is gone",
+        False,
+    ),
+    (r"CERTIFICATE|certificate|SSL|TLS", "TLS", False),
+    (r"X-Robots-Tag", "disallowed by its host", False),
+    (
+        r"refused\]|Connection refused|reset by peer|Remote end closed|unreachable|No route|Broken pipe|EOF occurred"
+        r"|IncompleteRead|BadStatusLine|no address",
+        "connection",
+        True,
+    ),
+    (r"redirect", "redirects", False),
+    (r"unknown url type|no host given|control characters|InvalidURL|nonnumeric port", "refused: not a URL", False),
+)
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What became of a row; `passing` says that another try may go better."""
+
+    kind: Kind
+    reason: str = ""
+    passing: bool = False
+
+
+def judge(status: str | None, message: str | None) -> Verdict:
+    """The verdict on img2dataset's status and error message of one row; None as status: it left no record."""
+    if status == "success":
+        return Verdict("present")
+    if status is None:
+        return Verdict("missing", "unfinished", True)
+    told = (message or "no reason given").strip().removeprefix("<urlopen error ").removesuffix(">")
+    head, _, rest = told.partition(": ")
+    if head == "corrupt":
+        return Verdict("corrupt", rest[:80])
+    if head == "cut":
+        return Verdict("corrupt", "body cut short", True)
+    if head in ("refused", "placeholder"):
+        return Verdict("missing", told[:80])
+    if status == "failed_to_resize":
+        return Verdict("corrupt", "cannot be decoded")
+    return _of_network(told)
+
+
+def _of_network(told: str) -> Verdict:
+    found = _STATUS.search(told)
+    if found:
+        status = int(found[1])
+        return Verdict("missing", f"HTTP {status}", status in TRANSIENT_STATUS or status >= 500)
+    for pattern, reason, passing in _TABLE:
+        if re.search(pattern, told):
+            return Verdict("missing", reason, passing)
+    return Verdict("missing", f"other: {told[:60]}")
+
+
+# Judges a body that came for an image: hosts' stand-ins, pages, cut and damaged files are no images.
+
+
+class Unwanted(Exception):
+    """A body that is not the image; the text begins with `placeholder` or `corrupt`."""
+
+
+@dataclass(frozen=True)
+class Inspector:
+    """Called with a body and the URL it came from at last; raises Unwanted. Picklable.
+
+    `placeholders` are sha256 digests of bodies, and parts of URLs to which hosts redirect requests for lost images.
+    """
+
+    placeholders: Collection[str] = ()
+
+    def __call__(self, body: bytes, url: str) -> None:
+        """Accept what the readers will be able to read, whole."""
+        if hashlib.sha256(body).hexdigest() in self.placeholders or any(p in url for p in self.placeholders):
+            raise Unwanted("placeholder")
+        try:
+            decode_rgb(body)
+        except SampleError as error:
+            raise Unwanted(f"corrupt: {error.reason if 'damaged' in error.why else error.why}") from error

@@ -1,0 +1,280 @@
+"""`checkpoint_<step>/` folders: written whole or not at all, hashed, found again after any crash, and pruned with care.
+
+A folder holds `model.safetensors` (trainable parameters and buffers), `tensors.safetensors` and `state.json` (all other
+state, see `state.pack`) and, written last, `manifest.json` with the size and SHA-256 of each. `latest.json` and
+`best.json` beside it name the newest and the best one; `checkpoint_best` is a link to the latter.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import random
+import re
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from lavis_ext.common.errors import IntegrityError
+from lavis_ext.common.files import disk_errors, flush_file, flush_folder, sha256_of
+from lavis_ext.models.base_model import Model, whole
+from lavis_ext.runners.files import WAY_OUT, write_json
+
+log = logging.getLogger(__name__)
+# A tree of plain values and tensors ↔ JSON and a flat dict of tensors: what a checkpoint keeps, without pickle.
+
+
+TENSOR, TUPLE, PAIRS = "__tensor__", "__tuple__", "__pairs__"
+
+
+def pack(tree: Any, tensors: dict[str, Tensor], prefix: str = "") -> Any:
+    """`tree` as JSON values; its tensors move into `tensors` under their path.
+
+    Knows dicts (with keys of any JSON kind), lists, tuples, numbers, strings, None, numpy scalars and arrays; raises
+    TypeError at anything else, so that no state is lost silently.
+    """
+    if isinstance(tree, Mapping):
+        return _pack_mapping(tree, tensors, prefix)
+    if isinstance(tree, (list, tuple)):
+        packed = [pack(item, tensors, f"{prefix}.{index}") for index, item in enumerate(tree)]
+        return packed if isinstance(tree, list) else {TUPLE: packed}
+    if isinstance(tree, np.ndarray):
+        return pack(tree.tolist(), tensors, prefix)
+    if isinstance(tree, Tensor):
+        tensors[prefix] = tree.detach().contiguous().cpu().clone()
+        return {TENSOR: prefix}
+    return _plain(tree, prefix)
+
+
+def _pack_mapping(tree: Mapping[Any, Any], tensors: dict[str, Tensor], prefix: str) -> dict[str, Any]:
+    items = {key: pack(value, tensors, f"{prefix}.{key}") for key, value in tree.items()}
+    if all(isinstance(key, str) for key in items) and not {TENSOR, TUPLE, PAIRS} & items.keys():
+        return items
+    return {PAIRS: [[_plain(key, prefix), value] for key, value in items.items()]}
+
+
+def _plain(value: Any, prefix: str) -> Any:
+    if isinstance(value, np.generic):
+        return value.item()
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return value
+    raise TypeError(f"{prefix or 'state'}: {type(value).__name__} cannot be kept in a checkpoint")
+
+
+def unpack(packed: Any, tensors: Mapping[str, Tensor]) -> Any:
+    """The tree that `pack` took apart; raises KeyError if a tensor is missing."""
+    if isinstance(packed, list):
+        return [unpack(item, tensors) for item in packed]
+    if not isinstance(packed, dict):
+        return packed
+    if TENSOR in packed:
+        return tensors[packed[TENSOR]]
+    if TUPLE in packed:
+        return tuple(unpack(item, tensors) for item in packed[TUPLE])
+    if PAIRS in packed:
+        return {key: unpack(value, tensors) for key, value in packed[PAIRS]}
+    return {key: unpack(value, tensors) for key, value in packed.items()}
+
+
+def random_state() -> dict[str, Any]:
+    """State of every generator that a training step may draw from: python, numpy, torch on the CPU and on this GPU."""
+    state = {"python": random.getstate(), "numpy": np.random.get_state(), "torch": torch.get_rng_state()}
+    return state | ({"cuda": torch.cuda.get_rng_state()} if torch.cuda.is_available() else {})
+
+
+def restore_random_state(state: Mapping[str, Any]) -> None:
+    """Put the generators where `random_state` found them."""
+    random.setstate(state["python"])
+    np.random.set_state(state["numpy"])
+    torch.set_rng_state(state["torch"])
+    if "cuda" in state and torch.cuda.is_available():
+        torch.cuda.set_rng_state(state["cuda"])
+
+
+def seed_everything(seed: int) -> None:
+    """Seed python, numpy and torch (CPU and GPUs)."""
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.manual_seed(seed)
+
+
+FORMAT = 1
+NAME = re.compile(r"checkpoint_(\d+)(\.old)?")
+MODEL, TENSORS, STATE, MANIFEST = "model.safetensors", "tensors.safetensors", "state.json", "manifest.json"
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """What one folder holds: the tensors of the model by name, and the tree of all other state."""
+
+    path: Path
+    model: dict[str, Tensor]
+    state: dict[str, Any]
+
+
+def model_tensors(model: Model, keep: bool = True) -> dict[str, Tensor]:
+    """Copies on the CPU of what `model.trainable_state()` says must be kept; {} unless `keep`.
+
+    Where parameters are sharded it is a collective: all ranks must call it.
+    """
+    tensors = ((name, whole(tensor.detach())) for name, tensor in model.trainable_state().items())
+    return {name: tensor.contiguous().cpu().clone() for name, tensor in tensors if keep}
+
+
+def save(
+    job_dir: Path,
+    step: int,
+    model: Mapping[str, Tensor],
+    state: Mapping[str, Any],
+    best: bool = False,
+    beside: Mapping[str, Any] | None = None,
+) -> Path:
+    """Write `checkpoint_<step>` and point `latest.json` (and `best.json`) to it; a DiskError leaves the old ones.
+
+    `beside` are further files by name, as JSON values: what the weights are of no use without.
+    """
+    final = job_dir / f"checkpoint_{step}"
+    part = job_dir / f".{final.name}.part"
+    try:
+        with disk_errors(final, WAY_OUT, also=(SafetensorError,)):  # its writer's word for a full disk
+            _write_folder(part, model, state, beside or {})
+            _publish(part, final)
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+    _point(job_dir / "latest.json", final, step)
+    if best:
+        _point(job_dir / "best.json", final, step)
+        _link_best(job_dir, final)
+    return final
+
+
+def _write_folder(
+    folder: Path, model: Mapping[str, Tensor], state: Mapping[str, Any], beside: Mapping[str, Any]
+) -> None:
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    tensors: dict[str, Tensor] = {}
+    packed = pack(state, tensors)
+    save_file(dict(model), folder / MODEL)
+    save_file(tensors, folder / TENSORS)
+    for name, value in {STATE: packed, **beside}.items():
+        (folder / name).write_text(json.dumps(value, ensure_ascii=False), encoding="utf-8")
+    files = {
+        name: {"size": (folder / name).stat().st_size, "sha256": sha256_of(folder / name)}
+        for name in (MODEL, TENSORS, STATE, *beside)
+    }
+    for name in files:
+        flush_file(folder / name)
+    write_json(folder / MANIFEST, {"format": FORMAT, "files": files})
+
+
+def _publish(part: Path, final: Path) -> None:
+    """Rename into place; an older folder of the same step stays as `.old` until the new one stands."""
+    old = final.with_name(f"{final.name}.old")
+    if final.exists():
+        shutil.rmtree(old, ignore_errors=True)
+        final.rename(old)
+    part.rename(final)
+    flush_folder(final.parent)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _point(pointer: Path, target: Path, step: int) -> None:
+    write_json(pointer, {"checkpoint": target.name, "step": step})
+
+
+def _link_best(job_dir: Path, target: Path) -> None:
+    link = job_dir / "checkpoint_best"
+    fresh = job_dir / ".checkpoint_best.part"
+    try:
+        fresh.unlink(missing_ok=True)
+        fresh.symlink_to(target.name)
+        fresh.replace(link)
+    except OSError as error:  # best.json says the same where links are not possible
+        log.debug("no link %s: %s", link, error)
+
+
+def load(folder: Path) -> Checkpoint:
+    """Read a checkpoint and compare each file with its manifest; raises IntegrityError that names one that differs."""
+    way_out = "use another checkpoint"
+    try:
+        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+        for name, expected in manifest["files"].items():
+            if sha256_of(folder / name) != expected["sha256"]:
+                raise IntegrityError(str(folder / name), "does not match the SHA-256 of its manifest", way_out)
+        state = unpack(json.loads((folder / STATE).read_text(encoding="utf-8")), read_tensors(folder / TENSORS))
+        return Checkpoint(folder, read_tensors(folder / MODEL), state)
+    except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
+        raise IntegrityError(str(folder), f"is no whole checkpoint: {error}", way_out) from error
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """Tensors in memory of their own: those of a file may be aligned so that some kernels round otherwise."""
+    return {name: tensor.clone() for name, tensor in load_file(path).items()}
+
+
+def candidates(job_dir: Path) -> list[Path]:
+    """Checkpoint folders, newest step first."""
+    found = [
+        (int(match[1]), match[2] is None, p) for p in job_dir.glob("checkpoint_*") if (match := NAME.fullmatch(p.name))
+    ]
+    return [path for _, _, path in sorted(found, reverse=True)]
+
+
+def load_newest(job_dir: Path) -> Checkpoint | None:
+    """The newest checkpoint that is whole; damaged ones are said and set aside as `damaged_*`.
+
+    None if there is none at all; raises IntegrityError if there are some and none is whole.
+    """
+    folders = candidates(job_dir)
+    for folder in folders:
+        try:
+            return load(folder)
+        except IntegrityError as error:
+            log.warning("%s; falling back to the previous checkpoint", error)
+            _set_aside(folder)
+    if folders:
+        raise IntegrityError(str(job_dir), "no checkpoint is whole", "start again under another run.job_id")
+    return None
+
+
+def _set_aside(folder: Path) -> None:
+    target = folder.with_name(f"damaged_{folder.name}")
+    number = 0
+    while target.exists():
+        number += 1
+        target = folder.with_name(f"damaged_{folder.name}_{number}")
+    folder.rename(target)
+
+
+def pointed(job_dir: Path, pointer: str) -> Path | None:
+    """The folder that `latest` or `best` names; None if there is no pointer or what it names is gone."""
+    file = job_dir / f"{pointer}.json"
+    if not file.is_file():
+        return None
+    folder = job_dir / str(json.loads(file.read_text(encoding="utf-8"))["checkpoint"])
+    return folder if folder.is_dir() else None
+
+
+def prune(job_dir: Path, keep: int) -> list[Path]:
+    """Delete all but the newest `keep` checkpoints (at least one) and the best; returns what went.
+
+    A folder is renamed before it is emptied, so that half of one never passes for a checkpoint.
+    """
+    best, latest = pointed(job_dir, "best"), pointed(job_dir, "latest")
+    spared = {*candidates(job_dir)[: max(keep, 1)], best, latest}
+    gone = [folder for folder in candidates(job_dir) if folder not in spared]
+    for folder in gone:
+        trash = folder.with_name(f".trash_{folder.name}")
+        shutil.rmtree(trash, ignore_errors=True)
+        folder.rename(trash)
+        shutil.rmtree(trash, ignore_errors=True)
+    return gone

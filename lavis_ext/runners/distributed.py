@@ -1,0 +1,348 @@
+"""FSDP2: parameters are sharded over the ranks; each block is unsharded during its forward and backward.
+
+By torch's `fully_shard`, not by accelerate (1.15), which leaves ranks on CPUs unsharded and takes no scalar parameter
+(docs/blip2.md). Checkpoints hold full tensors, so that they load under any number of ranks, sharded or not.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from datetime import timedelta
+from functools import cache
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from accelerate import Accelerator
+from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import FSDPModule, fully_shard
+
+from lavis_ext.common.config.schema import RunConfig
+from lavis_ext.common.errors import ConfigError, LavisExtError, TrainingError
+from lavis_ext.datasets.readers.faults import FaultLog
+from lavis_ext.models.base_model import part_like, whole
+from lavis_ext.runners.microbatch import StepModule
+from lavis_ext.runners.schedule import Plan
+
+RESHARD, OFFLOAD, USED = "FSDP_RESHARD_AFTER_FORWARD", "FSDP_OFFLOAD_PARAMS", "ACCELERATE_USE_FSDP"
+
+
+def wants_fsdp(run: RunConfig) -> bool:
+    """Whether `run.parallel`, or where it is silent accelerate's configuration, says fsdp; raises ConfigError for more.
+
+    Of accelerate's settings `FSDP_RESHARD_AFTER_FORWARD` counts too; offloading to the CPU is not offered.
+    """
+    asked = os.environ.get(USED, "false").lower() in ("true", "1")
+    if not (run.parallel == "fsdp" or (run.parallel is None and asked)):
+        return False
+    if asked and os.environ.get(OFFLOAD, "false").lower() == "true":
+        raise ConfigError(f"accelerate {OFFLOAD}", "offloading parameters to the CPU is not offered", "set it to false")
+    return True
+
+
+def wrap(module: StepModule, run: RunConfig, accelerator: Accelerator) -> nn.Module:
+    """The step on its device for one process, under DDP or FSDP for several."""
+    if accelerator.num_processes > 1 and wants_fsdp(run):
+        module.autocast = accelerator.autocast
+        apply_fsdp(module, accelerator)
+        return module
+    wrapped: nn.Module = accelerator.prepare(module)
+    return wrapped
+
+
+def apply_fsdp(root: StepModule, accelerator: Accelerator) -> None:
+    """Shard each block of all encoders and decoders by itself, and what is left with the root."""
+    mesh = init_device_mesh(accelerator.device.type, (accelerator.num_processes,))
+    for block in blocks(root):
+        fully_shard(block, mesh=mesh, reshard_after_forward=reshards())
+    scalars = {parameter for parameter in root.parameters() if parameter.ndim == 0}  # fully_shard takes none
+    fully_shard(root, mesh=mesh, ignored_params=scalars)
+    for scalar in scalars:
+        scalar.data = scalar.data.to(accelerator.device)
+    root(None)  # the first module to run becomes the root, also where an evaluation comes before any step
+    for module in fsdp_modules(root):
+        module.reshard()
+
+
+def reshards() -> bool:
+    """Whether a block is sharded again after its forward (accelerate's setting): less memory, one more gather."""
+    return os.environ.get(RESHARD, "true").lower() != "false"
+
+
+def blocks(module: nn.Module) -> Iterator[nn.Module]:
+    """The members of the outermost lists of modules that have parameters: the layers of transformers."""
+    for child in module.children():
+        if isinstance(child, nn.ModuleList):
+            yield from (member for member in child if any(True for _ in member.parameters()))
+        else:
+            yield from blocks(child)
+
+
+def fsdp_modules(module: nn.Module) -> list[FSDPModule]:
+    """All that is sharded by itself; empty without FSDP."""
+    return [found for found in module.modules() if isinstance(found, FSDPModule)]
+
+
+@contextmanager
+def unsharded(root: nn.Module) -> Iterator[None]:
+    """Every rank holds all parameters for the `with` block; without FSDP nothing happens.
+
+    Forwards then need no collectives: ranks generate texts of different lengths, so they cannot keep in step.
+    """
+    modules = fsdp_modules(root)
+    for module in modules:
+        module.unshard()
+        module.set_reshard_after_forward(False, recurse=False)
+    try:
+        yield
+    finally:
+        for module in modules:
+            module.set_reshard_after_forward(id(module) != id(root) and reshards(), recurse=False)
+            module.reshard()
+
+
+def sync_unsharded_grads(root: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    """Average the gradients of parameters that FSDP left alone (scalars) over the ranks, before the optimizer moves.
+
+    torch's foreach kernels refuse a list of tensors and DTensors, so the optimizer then takes parameters one by one.
+    """
+    if not fsdp_modules(root):
+        return
+    scalars = [parameter for parameter in root.parameters() if parameter.requires_grad and not is_sharded(parameter)]
+    for parameter in scalars:
+        if parameter.grad is not None:
+            dist.all_reduce(parameter.grad)
+            parameter.grad /= dist.get_world_size()
+    for group in optimizer.param_groups if scalars else ():
+        group["foreach"] = False
+
+
+def is_sharded(tensor: Tensor) -> bool:
+    """Whether it is a DTensor, of which this rank holds its shard."""
+    return hasattr(tensor, "device_mesh")
+
+
+def by_sharding(parameters: Sequence[nn.Parameter]) -> list[list[nn.Parameter]]:
+    """Those with a gradient: the sharded ones, and the others; an empty list is left out."""
+    with_gradient = [parameter for parameter in parameters if parameter.grad is not None]
+    kinds = [[p for p in with_gradient if is_sharded(p) is kind] for kind in (True, False)]
+    return [kind for kind in kinds if kind]
+
+
+def gradient_norm(parameters: Sequence[nn.Parameter]) -> Tensor:
+    """The 2-norm of all gradients together, the same on every rank."""
+    gradients = [[p.grad for p in kind if p.grad is not None] for kind in by_sharding(parameters)]
+    norms = [whole(torch.nn.utils.get_total_norm(some)) for some in gradients or [[]]]
+    return norms[0] if len(norms) == 1 else torch.linalg.vector_norm(torch.stack(norms))
+
+
+def clip_gradients(parameters: Sequence[nn.Parameter], limit: float, norm: float) -> None:
+    """Scale all gradients, whose norm this is, down to a norm of at most `limit`."""
+    for kind in by_sharding(parameters):
+        torch.nn.utils.clip_grads_with_norm_(kind, limit, torch.tensor(norm))
+
+
+def full_state_dict(tree: Any, keep: bool) -> Any:
+    """A state dict (any nesting) with full tensors on the CPU where `keep`, empty ones elsewhere: a collective."""
+    if isinstance(tree, Mapping):
+        return {key: full_state_dict(value, keep) for key, value in tree.items()}
+    if isinstance(tree, (list, tuple)):
+        return [full_state_dict(value, keep) for value in tree]
+    if not isinstance(tree, Tensor):
+        return tree
+    tensor = whole(tree.detach())
+    return tensor.cpu() if keep else torch.empty(0)
+
+
+def sharded_state(state: Mapping[str, Any], optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+    """An optimizer's state dict of full tensors with this rank's shards where its parameters are sharded."""
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+
+    def shard(index: int, values: Mapping[str, Any]) -> dict[str, Any]:
+        like = parameters[index]
+        return {
+            name: part_like(like, value) if isinstance(value, Tensor) and value.shape == like.shape else value
+            for name, value in values.items()
+        }
+
+    groups = [
+        {**saved, **({"foreach": own["foreach"]} if "foreach" in own else {})}
+        for saved, own in zip(state["param_groups"], optimizer.param_groups, strict=False)
+    ]
+    groups += state["param_groups"][len(groups) :]  # what does not fit is the optimizer's to refuse
+    return {
+        **state,
+        "param_groups": groups,
+        "state": {index: shard(int(index), values) for index, values in state["state"].items()},
+    }
+
+
+# A run that goes on under another number of processes: the same samples in the same steps, on other ranks.
+#
+# The plan of a run (epochs, windows, learning rates) stays that of the processes that it was begun with.
+
+
+ACCUM = "run.accum_grad_iters"
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How planned micro-batches lie on this run's ranks.
+
+    Planned are `accum` a step on each of `world` ranks. A rank takes `split` of them where fewer ranks go on, one after
+    the other; of `joint` planned ones it takes one where more do.
+    """
+
+    world: int
+    accum: int
+    split: int = 1
+    joint: int = 1
+
+    @property
+    def changed(self) -> bool:
+        """Whether the processes are not those that the run was begun with."""
+        return self.split != 1 or self.joint != 1
+
+    def taken(self, planned: int) -> int:
+        """Micro-batches that a rank takes for so many planned ones."""
+        return planned * self.split // self.joint
+
+    def fingerprint(self, config: Mapping[str, Any]) -> dict[str, Any]:
+        """A configuration's, with the accumulation of the run that was begun where the processes are others."""
+        return {**config, ACCUM: self.accum} if self.changed else dict(config)
+
+    def as_dict(self) -> dict[str, int]:
+        """What a checkpoint keeps."""
+        return {key: value for key, value in asdict(self).items() if key in ("world", "accum")}
+
+
+def find_layout(state: Mapping[str, Any], world: int, accum: int, where: str) -> Layout:
+    """How the run of a checkpoint lies on `world` processes that accumulate `accum` micro-batches.
+
+    Raises ConfigError where their steps would not be the same: processes × accumulation differ, or neither number of
+    processes divides the other.
+    """
+    was = state.get("layout") or {"world": len(state["ranks"]), "accum": state["config"].get(ACCUM, accum)}
+    begun = Layout(int(was["world"]), int(was["accum"]))
+    if begun.world == world:
+        return Layout(world, accum)
+    summed = begun.world * begun.accum
+    if summed == world * accum and begun.world % world == 0:
+        return Layout(begun.world, begun.accum, split=begun.world // world)
+    if summed == world * accum and world % begun.world == 0:
+        return Layout(begun.world, begun.accum, joint=world // begun.world)
+    what = f"was made by {begun.world} processes × accum_grad_iters {begun.accum}, this run has {world} × {accum}"
+    fits = summed % world == 0 and (begun.world % world == 0 or world % begun.world == 0)
+    other = f", or set run.accum_grad_iters={summed // world}" if fits else ""
+    raise ConfigError(where, what, f"start {begun.world}{other}")
+
+
+def require_alike(model: Any, task: Any, layout: Layout, where: str) -> None:
+    """Raise ConfigError for a model or a task whose numbers depend on how samples are cut into batches."""
+    what = ""
+    if getattr(model, "compares_samples", False):
+        what = "the loss of this model compares the samples of a batch"
+    elif getattr(task, "counts_batches", False):
+        what = "something beside the optimizer moves with every batch"
+    if what:
+        raise ConfigError(where, f"{what}, which other ranks would cut anew", f"start {layout.world} processes")
+
+
+def require_windows(plan: Plan, layout: Layout, where: str) -> None:
+    """Raise ConfigError if a step of the plan, such as the last of an epoch, cannot be taken by `joint` at once."""
+    last = plan.total % plan.per_epoch
+    if plan.per_epoch % layout.joint or last % layout.joint:
+        what = f"an epoch of {plan.per_epoch} micro-batches ends in a step that {layout.joint} ranks cannot share"
+        raise ConfigError(where, what, f"start {layout.world} processes")
+
+
+def remap_rank_state(ranks: Sequence[Mapping[str, Any]], rank: int, world: int, layout: Layout) -> dict[str, Any]:
+    """A rank's state from those of the ranks of a checkpoint: `batches`, `task`, and `random`, a list.
+
+    A rank that replaces several has the generators of all, and the sum of their faults; one that is new has none.
+    Raises ConfigError for a task that keeps something for each rank where the ranks are others.
+    """
+    if layout.changed and any(one.get("task") for one in ranks):
+        raise ConfigError("resume", "the task keeps a state for each process", f"start {layout.world} processes")
+    count = layout.split if len(ranks) == world * layout.split else 1
+    mine = ranks[rank * count : (rank + 1) * count]
+    faults = FaultLog()
+    for one in mine:
+        faults.add(one["batches"]["faults"])
+    first = mine[0] if mine else ranks[0]
+    batches = {**first["batches"], "faults": faults.state_dict()}
+    return {"batches": batches, "task": first.get("task", {}), "random": [one["random"] for one in mine]}
+
+
+# Rank 0 goes first: the others wait for it, but not for ever, and its error reaches them all.
+
+
+T = TypeVar("T")
+
+
+def from_main(accelerator: Accelerator, work: Callable[[], T], minutes: float) -> T:
+    """What `work` gives on rank 0, on all ranks; its result must be picklable.
+
+    Raises on all ranks what it raises, what is not ours as TrainingError on the others; and TrainingError on those that
+    have waited so many minutes.
+    """
+    if accelerator.num_processes == 1:
+        return work()
+    found: T
+    if not accelerator.is_main_process:
+        found = _told(minutes)
+        return found
+    _group(minutes)  # before the work: the others wait in it from now on
+    try:
+        found = work()
+    except BaseException as error:
+        _tell((None, portable(error)), minutes)
+        raise
+    _tell((found, None), minutes)
+    return found
+
+
+def main_first(accelerator: Accelerator, work: Callable[[], T], minutes: float) -> T:
+    """What `work` gives on each rank; the others begin when rank 0 is done, so that they find what it prepared."""
+    kept: list[T] = []
+
+    def first() -> None:
+        kept.append(work())
+
+    from_main(accelerator, first, minutes)
+    return kept[0] if kept else work()
+
+
+def portable(error: BaseException) -> LavisExtError:
+    """An error that can be sent to another process."""
+    if isinstance(error, LavisExtError):
+        return error
+    return TrainingError("rank 0", f"failed with {type(error).__name__}: {error}", "see its own output")
+
+
+@cache
+def _group(minutes: float) -> Any:
+    """Processes that talk over gloo, whatever the gradients go over, with a limit of their own."""
+    return dist.new_group(backend="gloo", timeout=timedelta(minutes=minutes))
+
+
+def _tell(told: tuple[Any, LavisExtError | None], minutes: float) -> None:
+    dist.broadcast_object_list([told], src=0, group=_group(minutes))
+
+
+def _told(minutes: float) -> Any:
+    """What rank 0 tells; raises its error, or TrainingError where it does not speak in time or is gone."""
+    box: list[Any] = [None]
+    try:
+        dist.broadcast_object_list(box, src=0, group=_group(minutes))
+    except RuntimeError as error:
+        what = f"said nothing for {minutes:g} minutes, or is gone"
+        raise TrainingError("rank 0", what, "see its output, or raise run.wait_minutes") from error
+    found, failed = box[0]
+    if failed is not None:
+        raise failed
+    return found

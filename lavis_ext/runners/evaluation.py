@@ -1,0 +1,205 @@
+"""Evaluates splits: batches → rows of all ranks → the task's files and metrics; training does not notice."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from accelerate.utils import gather_object
+from PIL import Image
+
+from lavis_ext.browse.run_report import choose, overlap
+from lavis_ext.common.errors import LavisExtError, PartialError, UsageError, nearest
+from lavis_ext.datasets.collate import to_device
+from lavis_ext.metrics.vqa import vqa_score
+from lavis_ext.runners.checkpoint import random_state, restore_random_state, seed_everything
+from lavis_ext.runners.distributed import from_main
+from lavis_ext.runners.files import write_json
+from lavis_ext.runners.microbatch import memory_errors
+from lavis_ext.tasks.answering import find_truth, plain_value
+from lavis_ext.tasks.base_task import first_by_id, merged_references, plain_id
+
+log = logging.getLogger(__name__)
+# Keeps small pictures of what was described, with what was said and what people say, for the report of a run.
+
+
+EDGE_PIXELS = 320
+QUALITY = 78
+Shot = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Said:
+    """What a model said of one picture, by the id that the data set's rows have under `key`."""
+
+    said: str
+    truths: Sequence[str]
+    score: float
+
+
+def write_gallery(
+    rows: Sequence[Mapping[str, Any]], datasets: Sequence[Any], folder: Path, split: str, named: str | None = None
+) -> None:
+    """Write `folder/index.json` and JPEGs of the best, the worst and other samples, in place of an older gallery.
+
+    Only for rows of captions or answers and data sets that know pictures and references (`named` is a file of
+    answers); a picture that fails is left out.
+    """
+    answered = all("answer" in row and "question_id" in row for row in rows)
+    needed = ("pixels", "row", "references", *(() if answered else ("image_id",)))
+    known = [dataset for dataset in datasets if all(hasattr(dataset, name) for name in needed)]
+    described = all("caption" in row and "image_id" in row for row in rows)
+    if not known or not (answered or described) or not rows:
+        return
+    said = answers_said(rows, known, named) if answered else captions_said(rows, known)
+    names = sorted(said, key=str)
+    groups = choose([said[name].score for name in names])
+    wanted = {names[index]: group for index, group in groups.items()}
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    shots = [
+        {"id": name, "group": wanted[name], "image": file, **asked, **asdict(said[name])}
+        for name, asked, file in pictures(known, wanted, folder, answered)
+    ]
+    write_json(folder / "index.json", {"split": split, "shots": sorted(shots, key=rank)})
+
+
+def captions_said(rows: Sequence[Mapping[str, Any]], datasets: Sequence[Any]) -> dict[Any, Said]:
+    """Captions by image id, with the share of words that they have in common with people's."""
+    truths = merged_references(datasets)
+    found = {row["image_id"]: str(row["caption"]) for row in first_by_id(map(dict, rows), "image_id")}
+    return {name: Said(text, truths.get(name, []), overlap(text, truths.get(name, []))) for name, text in found.items()}
+
+
+def answers_said(rows: Sequence[Mapping[str, Any]], datasets: Sequence[Any], named: str | None) -> dict[Any, Said]:
+    """Answers by question id, with what they are worth; people's answers begin with the most frequent."""
+    truth = find_truth(datasets, named).answers
+    found: dict[Any, Said] = {}
+    for row in rows:
+        given = truth.get(row["question_id"], [])
+        often = [answer for answer, _ in Counter(given).most_common()]
+        found.setdefault(row["question_id"], Said(str(row["answer"]), often, vqa_score(str(row["answer"]), given)))
+    return found
+
+
+def rank(shot: Shot) -> tuple[float, str]:
+    """Best first, but the worst of its group first."""
+    return (shot["score"] if shot["group"] == "worst" else -shot["score"], str(shot["id"]))
+
+
+def pictures(
+    datasets: Sequence[Any], wanted: Mapping[Any, str], folder: Path, answered: bool
+) -> Iterator[tuple[Any, Shot, str]]:
+    """Thumbnails of the wanted ids, written into `folder`: (id, what was asked, file name)."""
+    for dataset in datasets:
+        for index in range(len(dataset)):
+            row = dataset.row(index)
+            name = plain_value(row.get("question_id", "")) if answered else plain_id(dataset.image_id(row))
+            if name in wanted and (file := thumbnail(dataset, row, index, folder)):
+                yield name, {"asked": str(row.get("question", ""))} if answered else {}, file
+
+
+def thumbnail(dataset: Any, row: Mapping[str, Any], index: int, folder: Path) -> str:
+    """The file name of a small JPEG of a sample; "" if the picture cannot be read."""
+    file = f"{dataset.name}_{index}.jpg"
+    try:
+        pixels: np.ndarray = dataset.pixels(row, index)
+        image = Image.fromarray(pixels)
+        image.thumbnail((EDGE_PIXELS, EDGE_PIXELS))
+        image.save(folder / file, quality=QUALITY)
+    except (OSError, ValueError, LavisExtError) as error:
+        log.warning("no picture of %s in the report: %s", index, error)
+        return ""
+    return file
+
+
+SMALLER = "lower run.batch_size_eval, or run.num_beams"
+
+
+class EvaluationStopped(Exception):
+    """A signal came between two batches; its number is the argument. Everything is as it was before the evaluation."""
+
+
+class Evaluator:
+    """Evaluates `task` on the splits of `feeds` (split → batches in order); results go to `job_dir/result/`."""
+
+    def __init__(
+        self,
+        task: Any,
+        feeds: Mapping[str, Any],
+        job_dir: Path,
+        accelerator: Accelerator,
+        seed: int,
+        gallery: bool = False,
+    ) -> None:
+        self.task, self.feeds, self.job_dir, self.accelerator, self.seed = task, feeds, job_dir, accelerator, seed
+        self.gallery = gallery
+
+    def evaluate(self, split: str, label: str, stop: Callable[[], int]) -> dict[str, Any]:
+        """Metrics of `split`; raises EvaluationStopped as soon as `stop`, asked before each batch, names a signal.
+
+        Generators are seeded for the evaluation and put back after it, so that training gives the same numbers whether
+        and whenever it is evaluated. Raises PartialError if no sample of the split could be used.
+        """
+        if split not in self.feeds:
+            raise UsageError(f"split '{split}'", "no data set of the run has it", nearest(split, self.feeds))
+        generators, training = random_state(), self.task.model.training
+        seed_everything(self.seed)
+        self.task.model.eval()
+        try:
+            rows = self._rows(split, stop)
+            rows = gather_object(rows) if self.feeds[split].order.world > 1 else rows
+        finally:
+            restore_random_state(generators)
+            self.task.model.train(training)
+        if not rows:
+            raise PartialError(
+                f"split '{split}'", "none of its samples could be used", "look at faults.json of the run"
+            )
+        return self._metrics(rows, split, label)
+
+    def faults(self) -> dict[str, Any]:
+        """What could not be read, per split."""
+        return {split: feed.faults.summary() for split, feed in self.feeds.items()}
+
+    def _rows(self, split: str, stop: Callable[[], int]) -> list[dict[str, Any]]:
+        rows: list[dict[str, Any]] = []
+        with torch.no_grad():
+            feed = self.feeds[split]
+            self.task.before_evaluation(split, list(feed.datasets.values()))
+            feed.set_epoch(0)  # the same samples, drawn the same way, every time
+            for batch in feed:
+                if number := stop():
+                    raise EvaluationStopped(number)
+                moved = to_device(batch, self.accelerator.device, feed.normalizer)
+                with memory_errors(f"split '{split}'", SMALLER), self.accelerator.autocast():
+                    rows += self.task.valid_step(moved)
+        return rows
+
+    def _metrics(self, rows: list[dict[str, Any]], split: str, label: str) -> dict[str, Any]:
+        """All ranks do their share of the work, then rank 0 writes and judges; the others wait for what it found."""
+        if (world := self.accelerator.num_processes) > 1:
+            datasets, rank = list(self.feeds[split].datasets.values()), self.accelerator.process_index
+            with self.accelerator.autocast():
+                self.task.receive(gather_object([self.task.share(rows, split, datasets, rank, world)]))
+        judge = partial(self._judge, rows, split, label)
+        return dict(from_main(self.accelerator, judge, self.task.run.wait_minutes) or {})
+
+    def _judge(self, rows: list[dict[str, Any]], split: str, label: str) -> dict[str, Any]:
+        result_dir = self.job_dir / "result"
+        result_dir.mkdir(exist_ok=True)
+        datasets, run = list(self.feeds[split].datasets.values()), self.task.run
+        found: dict[str, Any] = self.task.after_evaluation(rows, split, datasets, result_dir, label)
+        if self.gallery:
+            official = getattr(run, "anno_files", {}).get(split)
+            write_gallery(rows, datasets, result_dir / "gallery" / split, split, official)
+        return found

@@ -1,0 +1,112 @@
+"""What happens around a step: schedule, checkpoints, evaluation. A hook sees the runner; the runner knows no hook."""
+
+from __future__ import annotations
+
+import logging
+import signal
+import threading
+from types import FrameType
+from typing import Any
+
+from lavis_ext.common.registry import lr_schedulers
+from lavis_ext.runners.microbatch import Step
+from lavis_ext.runners.runner_base import Hook, Runner
+from lavis_ext.runners.schedule import Plan, Schedule, set_learning_rate
+
+log = logging.getLogger(__name__)
+
+
+class ScheduleHook(Hook):
+    """Sets the learning rate before each optimizer step, by the registered schedule at the position of the run."""
+
+    def before_train(self, runner: Runner) -> None:
+        """Make the schedule, and tell the rate of a resumed run's last step; raises RegistryError or ConfigError."""
+        self.schedule: Schedule = lr_schedulers.get(runner.run.lr_sched)(runner.run, runner.plan.max_epoch)
+        runner.rate = self.schedule(runner.plan.position(runner.progress))
+
+    def before_step(self, runner: Runner) -> None:
+        """The rate at the last micro-batch of the step."""
+        runner.rate = self.schedule(runner.plan.position(runner.progress))
+        set_learning_rate(runner.optimizer, runner.rate)
+
+
+class EvaluateHook(Hook):
+    """Evaluates `valid_splits` every `val_freq` epochs and remembers the best `agg_metrics`."""
+
+    def after_epoch(self, runner: Runner) -> None:
+        """Evaluate if it is time; the best is judged by split `val` if it is among them, else by the first."""
+        run, epoch = runner.run, runner.progress.epoch
+        runner.is_best = False
+        if not (runner.task.evaluates and due(epoch, run.val_freq, runner.plan)):
+            return
+        judge = "val" if "val" in run.valid_splits else next(iter(run.valid_splits), "")
+        found = {split: runner.evaluate(split, str(epoch)) for split in run.valid_splits}
+        # told only when all are there: a stop in the middle then leaves no trace, and the resumed run tells each once
+        for split, metrics in found.items():
+            runner.notify("after_evaluation", split, str(epoch), metrics)
+            if split == judge and "agg_metrics" in metrics:
+                self._compare(runner, split, float(metrics["agg_metrics"]))
+
+    def _compare(self, runner: Runner, split: str, metric: float) -> None:
+        progress = runner.progress
+        if progress.best and not metric > progress.best["metric"]:
+            return
+        progress.best = {"metric": metric, "step": progress.step, "epoch": progress.epoch, "split": split}
+        runner.is_best = True
+
+
+class CheckpointHook(Hook):
+    """Saves every `save_steps` steps, every `save_freq` epochs, at each new best and at the end."""
+
+    def after_step(self, runner: Runner, step: Step) -> None:
+        """Between epochs only where `save_steps` asks for it."""
+        if runner.run.save_steps and runner.progress.step % runner.run.save_steps == 0:
+            runner.save(runner.progress)
+
+    def after_epoch(self, runner: Runner) -> None:
+        """As of the start of the next epoch, so that nothing of this one is done again."""
+        run, epoch = runner.run, runner.progress.epoch
+        last = epoch + 1 >= runner.plan.epochs
+        wanted = run.save_freq > 0 and (epoch + 1) % run.save_freq == 0
+        if wanted or runner.is_best or (last and run.save_last):
+            runner.save(runner.progress.next_epoch(), best=runner.is_best)
+
+
+def due(epoch: int, every: int, plan: Plan) -> bool:
+    """Whether something of each `every` epochs (0: never) happens after this one; the last epoch always counts."""
+    return every > 0 and ((epoch + 1) % every == 0 or epoch + 1 >= plan.epochs)
+
+
+# Signals end a run after a step: SIGTERM and the first SIGINT let it finish and save, a second SIGINT is immediate.
+
+
+class SignalHook(Hook):
+    """Asks the runner to stop: after the step it saves and raises Preempted (75) or KeyboardInterrupt (130)."""
+
+    def __init__(self) -> None:
+        self.received = 0
+        self._previous: dict[int, Any] = {}
+
+    def before_train(self, runner: Runner) -> None:
+        """Listen, if this is the main thread (elsewhere python cannot)."""
+        if threading.current_thread() is not threading.main_thread():
+            return
+        runner.stop_requested = self.requested
+        for number in (signal.SIGTERM, signal.SIGINT):
+            self._previous[number] = signal.signal(number, self._receive)
+
+    def requested(self) -> int:
+        """The signal that came, 0 if none."""
+        return self.received
+
+    def _receive(self, number: int, frame: FrameType | None) -> None:
+        self.received = number
+        log.warning("%s: finishing the step, then saving", signal.Signals(number).name)
+        if number == signal.SIGINT:  # the next one is not ours to delay
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    def after_train(self, runner: Runner) -> None:
+        """Give the handlers back."""
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+        self._previous.clear()

@@ -1,0 +1,257 @@
+"""The folder of a run: named, owned by one live process, and telling at any time what the run is and how it stands."""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import MISSING, asdict, dataclass, field, fields, is_dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import yaml
+from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list
+
+from lavis_ext.browse import write_run_report
+from lavis_ext.common.config.schema import Config, DatasetConfig
+from lavis_ext.common.errors import ConfigError, LavisExtError, OwnedError, Problem
+from lavis_ext.fetch import Policy
+from lavis_ext.fetch.lock import Ownership
+from lavis_ext.fetch.safety import redact
+from lavis_ext.runners.distributed import from_main
+from lavis_ext.runners.files import disk_errors, write_atomic, write_json
+
+log = logging.getLogger(__name__)
+# One live process a job folder, by the same owner file with heartbeat that guards downloads.
+
+
+AT_ONCE = Policy(owner_wait=0, owner_stall=0)
+
+
+@contextmanager
+def owned(folder: Path) -> Iterator[None]:
+    """Hold `folder` for the block; raises OwnedError at once if another live process holds it."""
+    file = folder / "owner.json"
+    with disk_errors(file):
+        folder.mkdir(parents=True, exist_ok=True)
+    owner = Ownership(file, file, AT_ONCE)
+    try:
+        owner.__enter__()
+    except OwnedError as error:
+        what = error.problems[0].what
+        raise OwnedError(str(folder), what, "wait for it, or use another run.job_id") from error
+    try:
+        yield
+    finally:
+        owner.__exit__()
+
+
+SECRETS = ("token", "secret", "password", "sas", "signature", "authorization")
+
+
+@dataclass
+class Job:
+    """A run in its folder; `facts` is what `run.json` tells of it."""
+
+    config: Config
+    dir: Path
+    accelerator: Accelerator
+    facts: dict[str, Any] = field(default_factory=dict)
+    began: float = field(default_factory=time.monotonic)
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this rank writes."""
+        return bool(self.accelerator.is_main_process)
+
+    def begin(self, data: Mapping[str, Any] | None) -> None:
+        """Leave the configuration and the first facts, once it is sure that the run is meant for this folder."""
+        before = read_json(self.dir / "run.json")
+        kept: dict[str, Any] = {key: before[key] for key in ("started", "seconds", "best") if key in before}
+        self.facts = {"job": self.dir.name, "started": now(), **kept, **about(self.config)}
+        if self.is_main:
+            write_atomic(self.dir / "config.yaml", redact_config(self.config.resolved or asdict(self.config)))
+            write_json(self.dir / "data.json", dict(data or {}))
+        self.note(status="running")
+
+    def note(self, **facts: Any) -> None:
+        """Add to `run.json`; rank 0 only."""
+        self.facts |= facts
+        if self.is_main:
+            write_json(self.dir / "run.json", self.facts)
+
+    def end(self, **facts: Any) -> None:
+        """The last note, with the time that was spent in all starts of the job, and the report."""
+        spent = round(self.facts.get("seconds", 0) + time.monotonic() - self.began, 1)
+        self.note(seconds=spent, ended=now(), **facts)
+        if self.is_main and self.config.run.report:
+            write_report(self.dir)
+
+
+@contextmanager
+def opened_job(config: Config, accelerator: Accelerator) -> Iterator[Job]:
+    """The folder of the run, owned for the block; an error after `begin` is noted there with its exit code.
+
+    A run that is refused before it began leaves an existing folder as it was, and none where there was none.
+    """
+    job = Job(config, choose_folder(config, accelerator), accelerator)
+    try:
+        with ExitStack() as held, noted(job):
+            from_main(accelerator, partial(hold, held, job), config.run.wait_minutes)
+            yield job
+    finally:
+        if job.is_main and job.dir.is_dir() and not any(job.dir.iterdir()):
+            job.dir.rmdir()
+
+
+def hold(held: ExitStack, job: Job) -> None:
+    """Own the folder of a job until the stack is closed; raises OwnedError."""
+    held.enter_context(owned(job.dir))
+
+
+@contextmanager
+def noted(job: Job) -> Iterator[None]:
+    """Note an error of the block in `run.json`, if the job had begun."""
+    try:
+        yield
+    except BaseException as error:
+        if job.facts:
+            code = error.exit_code if isinstance(error, LavisExtError) else None
+            job.end(status="stopped", error=redact(str(error) or type(error).__name__), exit_code=code)
+        raise
+
+
+def now() -> str:
+    """The local time with its offset."""
+    return time.strftime("%Y-%m-%dT%H:%M:%S%z")
+
+
+def about(config: Config) -> dict[str, Any]:
+    """What the report's head tells: task, model, data sets."""
+    model = config.model
+    return {
+        "task": config.run.task,
+        "model": {"arch": model.arch, "model_type": model.model_type} if model else {},
+        "datasets": sorted(config.datasets),
+        "path": config.path,
+    }
+
+
+def choose_folder(config: Config, accelerator: Accelerator) -> Path:
+    """`output_dir/<job id>`, the same on all ranks; without `run.job_id` the start time, made unique."""
+    root = Path(config.run.output_dir).expanduser().absolute()
+    name = config.run.job_id or time.strftime("%Y%m%d-%H%M%S")
+    if not config.run.job_id:
+        taken = {path.name for path in root.glob(f"{name}*")}
+        name = next(n for n in (name, *(f"{name}-{i}" for i in range(2, 1000))) if n not in taken)
+    shared = [str(root / name)]
+    if accelerator.num_processes > 1:
+        broadcast_object_list(shared)
+    return Path(shared[0])
+
+
+def redact_config(tree: Mapping[str, Any]) -> str:
+    """A configuration as YAML without secrets: values under telling keys, and what URLs carry."""
+    return redact(yaml.safe_dump(struck(dict(tree)), sort_keys=False, allow_unicode=True))
+
+
+def struck(value: Any, key: str = "") -> Any:
+    """`value` with everything under a key that names a secret replaced by `***`."""
+    if isinstance(value, Mapping):
+        return {name: struck(item, str(name)) for name, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [struck(item, key) for item in value]
+    telling = key.lower().rpartition("_")[2] in SECRETS
+    return "***" if value and telling and isinstance(value, str) else value  # num_query_token is a number
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object; {} if there is none or it is torn."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def write_report(folder: Path) -> None:
+    """`report.html` from what the folder holds; a page that fails is a warning, not the end of a run."""
+    try:
+        write_run_report(folder)
+    except Exception as error:
+        log.warning("no report: %s", error)
+
+
+# Which keys of a configuration decide the numbers of a run, and how they differ from those of a checkpoint.
+
+
+HARMLESS = frozenset(
+    {"device", "num_workers", "log_freq", "output_dir", "job_id", "resume_ckpt_path", "tensorboard", "wandb", "report"}
+    | {"save_freq", "save_steps", "save_last", "keep_checkpoints", "allow_config_drift", "evaluate", "test_splits"}
+    | {"parallel", "wait_minutes"}
+)
+"""Keys of `run:` that change where and how often, not what."""
+ABSENT = "(not there)"
+
+
+def fingerprint(config: Config) -> dict[str, Any]:
+    """The values that decide the numbers, flat: `run.init_lr` → 1e-4, `datasets.coco_caption.weight` → …"""
+    run = {key: value for key, value in asdict(config.run).items() if key not in HARMLESS}
+    tree = {
+        "run": run,
+        "model": asdict(config.model) if config.model else {},
+        "datasets": {name: asdict(dataset) for name, dataset in config.datasets.items()},
+    }
+    return dict(json.loads(json.dumps(dict(flatten(tree)), default=str)))
+
+
+def flatten(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Leaves of a tree with dotted keys."""
+    for key, value in tree.items():
+        if isinstance(value, Mapping) and value:
+            yield from flatten(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def require_same(saved: Mapping[str, Any], now: Mapping[str, Any], where: str, config: Config) -> None:
+    """Raise ConfigError that tells every key that differs from the checkpoint's.
+
+    A checkpoint from before there was a key was made with the key's default; one from before each task and architecture
+    had keys of its own holds some that nobody read.
+    """
+    read = {key.split(".")[1] for key in now if key.startswith(("run.", "model."))}
+    kept = {k: v for k, v in saved.items() if not k.startswith(("run.", "model.")) or k.split(".")[1] in read}
+    known = {**{key: default_of(key, config) for key in now}, **kept}
+    changed = [key for key in sorted(known.keys() | now.keys()) if known.get(key, ABSENT) != now.get(key, ABSENT)]
+    if not changed:
+        return
+    way_out = "put it back, name another run.job_id, or set run.allow_config_drift=true"
+    problems = [
+        Problem(f"{where}: {key}", f"was {known.get(key, ABSENT)!r}, now {now.get(key, ABSENT)!r}", way_out)
+        for key in changed
+    ]
+    raise ConfigError.of(problems)
+
+
+def default_of(key: str, config: Config) -> Any:
+    """The default of a flat key of a run, a model or a data set, as JSON has it; `ABSENT` where it has none."""
+    section, _, rest = key.partition(".")
+    kinds = {"run": type(config.run), "model": type(config.model), "datasets": DatasetConfig}
+    name = rest.rpartition(".")[2] if section == "datasets" else rest
+    kind = kinds.get(section)
+    one = {one.name: one for one in fields(kind)}.get(name) if is_dataclass(kind) else None
+    if one is None:
+        return ABSENT
+    if one.default is not MISSING:
+        return one.default
+    return plain(one.default_factory()) if one.default_factory is not MISSING else ABSENT
+
+
+def plain(value: Any) -> Any:
+    """A value as it is after JSON."""
+    return json.loads(json.dumps(value, default=asdict))

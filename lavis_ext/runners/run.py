@@ -1,0 +1,168 @@
+"""What `train` and `evaluate` do: one configuration in, one job folder out."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from lavis_ext.common.config.schema import Config, ModelConfig
+from lavis_ext.common.errors import ConfigError
+from lavis_ext.common.registry import models, runners
+from lavis_ext.features.vocabulary import LabelVocabulary
+from lavis_ext.runners import checkpoint
+from lavis_ext.runners import data as labels
+from lavis_ext.runners import job as drift
+from lavis_ext.runners.checkpoint import seed_everything
+from lavis_ext.runners.data import Opened, eval_feeds, joined, open_datasets, train_feed
+from lavis_ext.runners.device import build_accelerator, deterministic
+from lavis_ext.runners.distributed import find_layout, main_first
+from lavis_ext.runners.evaluation import Evaluator
+from lavis_ext.runners.files import write_json
+from lavis_ext.runners.hooks import CheckpointHook, EvaluateHook, ScheduleHook, SignalHook
+from lavis_ext.runners.job import Job, opened_job
+from lavis_ext.runners.logs import JsonLog, LogHook, summary
+from lavis_ext.runners.microbatch import no_stop
+from lavis_ext.runners.runner_base import Hook, Runner
+from lavis_ext.runners.schedule import Plan
+from lavis_ext.tasks.base_task import Task, setup_task
+
+log = logging.getLogger(__name__)
+
+
+def train(config: Config, data: Mapping[str, Any] | None = None) -> Path:
+    """Train, validate and test as `config` says, or go on where the job of that name stopped; returns the job folder.
+
+    `data` is what `prepare` knows of the data sets (`{"subset": …}`), kept as `data.json` for the report. Raises
+    ConfigError before the first step for what cannot be trained, TrainingError for losses that are not finite,
+    Preempted after SIGTERM.
+    """
+    require_model(config)
+    accelerator = build_accelerator(config.run)
+    with opened_job(config, accelerator) as job, deterministic(accelerator.device):
+        runner = build_runner(job)
+        resume(job, runner)
+        job.begin(data)
+        try:
+            runner.train()
+        finally:
+            note_progress(job, runner)
+        job.end(status="finished")
+    return job.dir
+
+
+def evaluate(config: Config, data: Mapping[str, Any] | None = None) -> Path:
+    """Evaluate `test_splits` (else `valid_splits`) with the weights of the model section; returns the job folder.
+
+    Metrics go to `evaluate.json`, to `log.jsonl` and to the report. Raises ConfigError if no split is named.
+    """
+    require_model(config)
+    splits = config.run.test_splits or config.run.valid_splits
+    if not splits:
+        raise ConfigError("run.test_splits", "names no split to evaluate", "e.g. test_splits: [val]")
+    accelerator = build_accelerator(config.run)
+    with opened_job(config, accelerator) as job, deterministic(accelerator.device):
+        opened = first_opened(job, splits)
+        task = build_task(job, labels.vocabulary(opened))
+        task.model.to(accelerator.device)
+        evaluator = build_evaluator(job, task, splits, opened)
+        job.begin(data)
+        found = {split: evaluator.evaluate(split, "test", no_stop) for split in splits}
+        if job.is_main:
+            note_metrics(job.dir, found)
+            write_json(job.dir / "faults.json", evaluator.faults())
+        job.end(status="evaluated")
+    return job.dir
+
+
+def require_model(config: Config) -> ModelConfig:
+    """The model section; raises ConfigError without one."""
+    if config.model is None:
+        raise ConfigError(config.path or "config", "has no model section", "add `model:` with arch and model_type")
+    return config.model
+
+
+def build_task(job: Job, answers: LabelVocabulary | None = None) -> Task:
+    """The registered model and task of the run; all ranks build the same weights.
+
+    The classes of a model that has some are those of `answers`; the job's configuration then says how many they are.
+    """
+    job.config = labels.fitted(job.config, answers)
+    model = require_model(job.config)
+    seed_everything(job.config.run.seed)
+    return setup_task(job.config.run, models.get(model.arch).from_config(model))
+
+
+def first_opened(job: Job, splits: Sequence[str]) -> Opened:
+    """The data sets of some splits; rank 0 opens them first, since that may convert files once for all."""
+    return main_first(job.accelerator, partial(open_datasets, job.config, splits), job.config.run.wait_minutes)
+
+
+def build_evaluator(job: Job, task: Task, splits: list[str], opened: Opened) -> Evaluator:
+    """An evaluator of these splits, with nothing to do where the task evaluates nothing.
+
+    `opened` are the data sets that are open already, of these splits or of others; raises ConfigError where their
+    answers are not the same.
+    """
+    if splits and not task.evaluates:
+        log.warning("run.task '%s' evaluates nothing; set run.eval_task to another that does", job.config.run.task)
+    wanted = splits if task.evaluates else []
+    known = {split for datasets in opened.values() for split in datasets}
+    lacking = [split for split in wanted if split not in known]
+    both = joined(opened, first_opened(job, lacking))
+    labels.vocabulary(both)
+    feeds = eval_feeds(job.config, both, wanted, job.accelerator)
+    return Evaluator(task, feeds, job.dir, job.accelerator, job.config.run.seed, gallery=job.config.run.report)
+
+
+def build_runner(job: Job) -> Runner:
+    """Data, model, task, hooks and loop, in an order that fails on empty data before a model is loaded."""
+    run, opened = job.config.run, first_opened(job, job.config.run.train_splits)
+    splits = list(dict.fromkeys([*run.valid_splits, *run.test_splits]))
+    batches = train_feed(job.config, opened, job.accelerator)
+    Plan.of(run, len(batches))
+    answers = labels.vocabulary(opened)
+    task = build_task(job, answers)
+    evaluator = build_evaluator(job, task, splits, opened)
+    log_hook = LogHook(JsonLog(job.dir / "log.jsonl"))
+    hooks: list[Hook] = [SignalHook(), ScheduleHook(), log_hook, EvaluateHook(), CheckpointHook()]
+    seed_everything(run.seed + job.accelerator.process_index)
+    runner: Runner = runners.get(run.runner)(job.config.run, task, batches, evaluator, hooks, job.accelerator)
+    runner.config, runner.beside = drift.fingerprint(job.config), labels.beside(answers)
+    return runner
+
+
+def resume(job: Job, runner: Runner) -> None:
+    """Go on from this job's newest whole checkpoint, else from `run.resume_ckpt_path`; else start."""
+    run = job.config.run
+    # rank 0 sets damaged ones aside before the others look
+    saved = main_first(job.accelerator, partial(checkpoint.load_newest, job.dir), run.wait_minutes)
+    if saved is None and run.resume_ckpt_path:
+        saved = checkpoint.load(Path(run.resume_ckpt_path).expanduser().absolute())
+    if saved is None:
+        return
+    if not run.allow_config_drift:
+        layout = find_layout(saved.state, job.accelerator.num_processes, run.accum_grad_iters, str(saved.path))
+        drift.require_same(saved.state["config"], layout.fingerprint(runner.config), saved.path.name, job.config)
+    labels.require_beside(runner.beside, saved.path)
+    runner.restore(saved)
+    log.info("resuming from %s (step %d)", saved.path, runner.progress.step)
+
+
+def note_progress(job: Job, runner: Runner) -> None:
+    """Leave how far the run came and what it could not read, however it ended."""
+    at = runner.progress
+    if job.is_main:
+        write_json(job.dir / "faults.json", {"train": runner.batches.faults.summary(), **runner.evaluator.faults()})
+    job.note(step=at.step, epoch=at.epoch, best=at.best)
+
+
+def note_metrics(folder: Path, found: Mapping[str, Mapping[str, Any]]) -> None:
+    """Leave the metrics of each split in `evaluate.json` and in the log."""
+    write_json(folder / "evaluate.json", found)
+    for split, metrics in found.items():
+        record = {"kind": "eval", "split": split, "label": "test", "step": 0, "epoch": 0, "metrics": metrics}
+        JsonLog(folder / "log.jsonl").write(record)
+        log.info("%s", summary(record, 1))

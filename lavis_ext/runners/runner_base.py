@@ -1,0 +1,380 @@
+"""The loop: one for epochs and iterations, CPU and GPU, one rank and many; everything around a step is a hook."""
+
+from __future__ import annotations
+
+import logging
+import math
+import signal
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
+from dataclasses import replace
+from functools import partial
+from time import perf_counter
+from typing import Any, NoReturn
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import gather_object
+from torch import Tensor, nn
+
+from lavis_ext.common.config.schema import RunConfig
+from lavis_ext.common.errors import Preempted, TrainingError
+from lavis_ext.common.registry import runners
+from lavis_ext.common.types import Batch
+from lavis_ext.datasets.collate import to_device
+from lavis_ext.runners import checkpoint
+from lavis_ext.runners.checkpoint import random_state, restore_random_state
+from lavis_ext.runners.distributed import (
+    Layout,
+    clip_gradients,
+    find_layout,
+    from_main,
+    full_state_dict,
+    gradient_norm,
+    remap_rank_state,
+    require_alike,
+    require_windows,
+    sharded_state,
+    sync_unsharded_grads,
+    unsharded,
+    wrap,
+)
+from lavis_ext.runners.evaluation import EvaluationStopped, Evaluator
+from lavis_ext.runners.files import write_json
+from lavis_ext.runners.microbatch import (
+    MicroBatch,
+    Step,
+    StepModule,
+    batch_size,
+    culprits,
+    endless,
+    losses_of,
+    memory_errors,
+    no_stop,
+    sample_ids,
+    smaller,
+)
+from lavis_ext.runners.schedule import Plan, Progress, build_optimizer
+
+log = logging.getLogger(__name__)
+MAX_SKIPPED = 25
+
+
+class Hook:
+    """Does nothing at every moment; a hook overrides those that it needs. `after_train` is called whatever happened."""
+
+    name = ""
+    """Key of its state in a checkpoint; "" if it has none."""
+
+    def before_train(self, runner: Runner) -> None:
+        """Once, when everything is restored and before the first step."""
+
+    def before_step(self, runner: Runner) -> None:
+        """Gradients are there and sound; the optimizer moves next."""
+
+    def after_step(self, runner: Runner, step: Step) -> None:
+        """The optimizer has moved."""
+
+    def after_epoch(self, runner: Runner) -> None:
+        """All batches of an (inner) epoch are seen; `runner.progress` still stands at its end."""
+
+    def after_evaluation(self, runner: Runner, split: str, label: str, metrics: dict[str, Any]) -> None:
+        """A split was evaluated under `label`, an epoch or "best"."""
+
+    def after_train(self, runner: Runner) -> None:
+        """At the end, also after an error."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a checkpoint must keep for an exact resume."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take back what `state_dict` gave."""
+
+
+@runners.register("runner_iter")
+@runners.register("runner_base")
+class Runner:
+    """Trains `task` on `batches`: an epoch is `len(batches)` micro-batches, or `iters_per_inner_epoch` of them."""
+
+    def __init__(
+        self,
+        run: RunConfig,
+        task: Any,
+        batches: Any,
+        evaluator: Evaluator,
+        hooks: Sequence[Hook],
+        accelerator: Accelerator,
+    ) -> None:
+        self.run, self.task, self.batches, self.evaluator, self.hooks = run, task, batches, evaluator, tuple(hooks)
+        self.accelerator, self.job_dir, self.model = accelerator, evaluator.job_dir, task.model
+        self.plan = Plan.of(run, len(batches))
+        self.layout = Layout(accelerator.num_processes, run.accum_grad_iters)
+        self.generators: list[Any] = []
+        self.progress = Progress()
+        self.wrapped = wrap(StepModule(task), run, accelerator)
+        self.optimizer = build_optimizer(self.model, run)
+        self.stepper = accelerator.prepare(self.optimizer)
+        self.rate, self.is_best, self.overflows = 0.0, False, 0
+        self.saved_at, self.in_place = -1, False
+        self.config: dict[str, Any] = {}
+        self.beside: dict[str, Any] = {}
+        self.stop_requested: Callable[[], int] = no_stop
+        self.feed: Iterator[Batch] = endless(batches)
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this rank writes."""
+        return bool(self.accelerator.is_main_process)
+
+    def train(self) -> None:
+        """From wherever `progress` stands to the end of the plan."""
+        try:
+            self.notify("before_train")
+            self.task.before_train(self.batches, self.plan.total)
+            while self.progress.epoch < self.plan.epochs:
+                self.run_epoch()
+                self.notify("after_epoch")
+                self.progress = self.progress.next_epoch()
+            self.check_faults()
+            self.test()
+        finally:
+            self.close()
+
+    def run_epoch(self) -> None:
+        """All windows that are left of this epoch."""
+        self.task.model.train()
+        while size := self.plan.next_window(self.progress):
+            step = self.run_step(size)
+            self.notify("after_step", step)
+            if step.stop:
+                self.leave(step.stop)
+
+    def run_step(self, size: int) -> Step:
+        """`size` planned micro-batches, one optimizer step; weights move only if losses and gradient are finite."""
+        started, taken = perf_counter(), self.layout.taken(size)
+        with memory_errors(f"step {self.progress.step}", smaller(self.run)):
+            window = [self.take(taken, index) for index in range(taken)]
+        self.progress.batch += size
+        step = self.judge(window, started)
+        self.notify("before_step")
+        if self.run.clip_grad_norm is not None:
+            clip_gradients(self.trained(), self.run.clip_grad_norm, step.norm)
+        self.stepper.step()
+        self.stepper.zero_grad(set_to_none=True)
+        self.progress.step += 1
+        self.progress.samples += step.samples
+        self._count_skipped()
+        return step
+
+    def take(self, size: int, index: int) -> MicroBatch:
+        """Micro-batch `index` of the `size` of a step, drawn from the generators of the rank that it belonged to."""
+        if not self.generators:
+            return self.backward(size, last=index == size - 1)
+        place = index % len(self.generators)
+        restore_random_state(self.generators[place])
+        taken = self.backward(size, last=index == size - 1)
+        self.generators[place] = random_state()
+        return taken
+
+    def backward(self, size: int, last: bool) -> MicroBatch:
+        """Add the gradient of one micro-batch, at its share of the window; ranks exchange gradients at the last one."""
+        asked = perf_counter()
+        batch = next(self.feed)
+        waited = perf_counter() - asked
+        batch = to_device(batch, self.accelerator.device, self.batches.normalizer)
+        with nullcontext() if last else self.accelerator.no_sync(self.wrapped):
+            losses = self.wrapped(batch)
+            self.accelerator.backward(losses["loss"] / size)
+        return MicroBatch(sample_ids(batch), batch_size(batch), losses, waited)
+
+    def judge(self, window: Sequence[MicroBatch], started: float) -> Step:
+        """One exchange with the host (and the other ranks) for all numbers of the step; raises TrainingError."""
+        names, values = losses_of(window)
+        self.accelerator.unscale_gradients()
+        sync_unsharded_grads(self.wrapped, self.optimizer)
+        norm = gradient_norm(self.trained())
+        asked = self.stop_requested()
+        counts = values.new_tensor([sum(part.samples for part in window), float(asked > 0)])
+        mine = torch.cat([values.mean(0), counts, norm.detach().float().reshape(1).to(values.device)])
+        *means, samples, stop, total_norm = (float(x) for x in self.reduced(mine).tolist())
+        if not all(map(math.isfinite, means)) or not (math.isfinite(total_norm) or self.scaler):
+            self.refuse(window, values.tolist(), dict(zip(names, means, strict=True)), total_norm)
+        return Step(
+            losses=dict(zip(names, means, strict=True)),
+            norm=total_norm,
+            samples=round(samples * self.accelerator.num_processes),
+            wait_s=sum(part.wait_s for part in window),
+            spent_s=perf_counter() - started,
+            stop=asked or (signal.SIGTERM if stop else 0),
+        )
+
+    def reduced(self, numbers: Tensor) -> Tensor:
+        """The mean over ranks."""
+        if self.accelerator.num_processes == 1:
+            return numbers
+        averaged: Tensor = self.accelerator.reduce(numbers, reduction="mean")
+        return averaged
+
+    @property
+    def scaler(self) -> Any:
+        """The fp16 loss scaler; None in other precisions."""
+        return self.accelerator.scaler
+
+    def trained(self) -> list[nn.Parameter]:
+        """The parameters that the optimizer moves."""
+        return [p for group in self.optimizer.param_groups for p in group["params"]]
+
+    def refuse(
+        self, window: Sequence[MicroBatch], rows: list[list[float]], losses: dict[str, float], norm: float
+    ) -> NoReturn:
+        """Drop the gradient, write `nonfinite.json` and raise TrainingError with the ids of all ranks' samples."""
+        self.stepper.zero_grad(set_to_none=True)
+        of_loss = not all(map(math.isfinite, losses.values()))
+        ids: list[str] = gather_object(culprits(window, rows, blame_all=not of_loss))
+        if self.is_main:
+            shown = {name: str(value) for name, value in losses.items()}
+            write_json(
+                self.job_dir / "nonfinite.json",
+                {"step": self.progress.step, "losses": shown, "norm": str(norm), "ids": ids},
+            )
+        what = "a loss" if of_loss else "the gradient"
+        named = ", ".join(ids[:8]) + (f" and {len(ids) - 8} more" if len(ids) > 8 else "")
+        way_out = f"see {self.job_dir / 'nonfinite.json'}; lower run.init_lr or leave them out; no weight was changed"
+        raise TrainingError(f"step {self.progress.step}", f"{what} is not finite; samples: {named}", way_out)
+
+    def _count_skipped(self) -> None:
+        if not self.stepper.step_was_skipped:
+            self.overflows = 0
+            return
+        self.progress.skipped += 1
+        self.overflows += 1
+        if self.overflows >= MAX_SKIPPED:
+            raise TrainingError(
+                f"step {self.progress.step}", f"fp16 gradients overflow {MAX_SKIPPED} times on end", "use bf16"
+            )
+
+    def evaluate(self, split: str, label: str) -> dict[str, Any]:
+        """Metrics of a split with the weights as they are; a signal that comes meanwhile ends it and the run.
+
+        Many ranks agree on a signal at their next step instead.
+        """
+        alone = self.accelerator.num_processes == 1
+        try:
+            with unsharded(self.wrapped):
+                return self.evaluator.evaluate(split, label, self.stop_requested if alone else no_stop)
+        except EvaluationStopped as stop:
+            self.leave(stop.args[0])
+
+    def check_faults(self) -> None:
+        """Raise PartialError if more samples failed than may, once all data were seen; earlier the mixture judges."""
+        if self.layout.taken(self.plan.total) >= len(self.batches):
+            self.batches.faults.check(final=True)
+
+    def test(self) -> None:
+        """Evaluate `test_splits` with the weights of the best checkpoint, or the last where none was judged best."""
+        splits, label = self.run.test_splits, str(max(self.progress.epoch - 1, 0))
+        if not (splits and self.task.evaluates):
+            return
+        self.saved_at = self.progress.step  # the weights that follow are not those of this step
+        if self.progress.best and (folder := checkpoint.pointed(self.job_dir, "best")):
+            self.model.load_trainable_state(checkpoint.load(folder).model)
+            label = "best"
+        found = {split: self.evaluate(split, label) for split in splits}
+        for split, metrics in found.items():
+            self.notify("after_evaluation", split, label, metrics)
+
+    def leave(self, number: int) -> NoReturn:
+        """Save the state at this step; raises Preempted, or KeyboardInterrupt after SIGINT."""
+        if self.saved_at != self.progress.step:
+            self.save(self.progress)
+        if number == signal.SIGINT:
+            raise KeyboardInterrupt
+        raise Preempted(
+            f"step {self.progress.step}", "stopped after a clean checkpoint", "start the same command again"
+        )
+
+    def save(self, progress: Progress, best: bool = False) -> None:
+        """Write a checkpoint that continues from `progress`, then prune; all ranks give their state, rank 0 writes."""
+        ranks = gather_object(self.rank_states())
+        tensors = checkpoint.model_tensors(self.model, keep=self.is_main)
+        optimizer = full_state_dict(self.optimizer.state_dict(), keep=self.is_main)
+        write = partial(self._write, progress, ranks, tensors, optimizer, best)
+        from_main(self.accelerator, write, self.run.wait_minutes)
+        self.saved_at = progress.step
+
+    def _write(self, progress: Progress, ranks: list[Any], tensors: Any, optimizer: Any, best: bool) -> None:
+        state = {
+            "progress": progress.as_dict(),
+            "optimizer": optimizer,
+            "ranks": ranks,
+            "config": self.config,
+            "layout": self.layout.as_dict(),
+            "scaler": self.scaler.state_dict() if self.scaler else None,
+            "frozen": sorted(self.model.frozen_names()),
+            "hooks": {hook.name: hook.state_dict() for hook in self.hooks if hook.name},
+            "task": self.task.state_dict(),
+        }
+        checkpoint.save(self.job_dir, progress.step, tensors, state, best, self.beside)
+        checkpoint.prune(self.job_dir, self.run.keep_checkpoints)
+
+    def rank_states(self) -> list[dict[str, Any]]:
+        """What is this rank's own, and the generators of the others that it stands in for."""
+        first, *others = self.generators or [random_state()]
+        batches, task = self.batches.state_dict(), self.task.rank_state()
+        more = [{"random": one, "batches": {**batches, "faults": {}}, "task": task} for one in others]
+        return [{"random": first, "batches": batches, "task": task}, *more]
+
+    def reshard(self, layout: Layout, where: str) -> None:
+        """Take the steps of a run that other processes began; raises ConfigError where they would not be the same."""
+        self.layout = layout
+        if not layout.changed:
+            return
+        require_alike(self.model, self.task, layout, where)
+        self.batches.reshard(layout.split, layout.joint)
+        planned = len(self.batches) * layout.joint // layout.split
+        self.plan = Plan.of(replace(self.run, accum_grad_iters=layout.accum), planned)
+        require_windows(self.plan, layout, where)
+
+    def restore(self, saved: checkpoint.Checkpoint) -> None:
+        """Continue from a checkpoint: weights, optimizer, order of samples, generators, hooks and counts.
+
+        Raises ConfigError for one of other processes that these cannot stand in for.
+        """
+        state, rank, world = saved.state, self.accelerator.process_index, self.accelerator.num_processes
+        self.reshard(find_layout(state, world, self.run.accum_grad_iters, str(saved.path)), str(saved.path))
+        self.model.load_trainable_state(saved.model)
+        self.optimizer.load_state_dict(sharded_state(state["optimizer"], self.optimizer))
+        if self.scaler and state["scaler"]:
+            self.scaler.load_state_dict(state["scaler"])
+        self.progress = Progress(**state["progress"])
+        mine = remap_rank_state(state["ranks"], rank, world, self.layout)
+        self.batches.load_state_dict(mine["batches"])
+        self.task.load_state_dict(state.get("task", {}))
+        self.task.load_rank_state(mine.get("task", {}))
+        self.feed = endless(self.batches)
+        for hook in self.hooks:
+            if hook.name in state["hooks"]:
+                hook.load_state_dict(state["hooks"][hook.name])
+        self.generators = mine["random"] if self.layout.split > 1 else []
+        for generators in mine["random"][:1]:
+            restore_random_state(generators)
+        self.in_place, self.saved_at = saved.path.parent == self.job_dir, self.progress.step
+
+    def notify(self, moment: str, *args: Any) -> None:
+        """Call every hook's `moment`, in order."""
+        for hook in self.hooks:
+            getattr(hook, moment)(self, *args)
+
+    def close(self) -> None:
+        """Call every hook's `after_train`, even if one of them fails; its error is then raised."""
+        self.batches.close()
+        errors = []
+        for hook in self.hooks:
+            try:
+                hook.after_train(self)
+            except Exception as error:
+                log.exception("%s.after_train", type(hook).__name__)
+                errors.append(error)
+        if errors:
+            raise errors[0]

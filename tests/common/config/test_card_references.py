@@ -1,0 +1,103 @@
+"""How a data set names its files: artifacts, members of archives, artifacts of other cards, paths, a second form."""
+
+from pathlib import Path
+
+import pytest
+
+from lavis_ext.common.config.cards import Cards, is_path, load_cards, split_names
+from lavis_ext.common.errors import ConfigError, UsageError
+
+CARDS = """
+family: birds
+artifacts:
+  rows: {url: https://h/rows.json, storage: birds/rows.json}
+  packed: {url: https://h/packed.zip, storage: birds/annotations, unpack: zip}
+  photos: {url: https://h/photos.zip, storage: birds/images, unpack: zip}
+"""
+DATA = """
+datasets:
+  birds:
+    builder: image_caption
+    build_info:
+      annotations:
+        train: {artifact: packed!lists/train.json, instead: rows}
+        val: {artifact: mine/val.tsv}
+      images: {storage: birds/images, artifacts: {train: [photos, coco/val2014]}}
+"""
+OTHER = "datasets: {finches: {builder: image_caption, family: coco}}"
+
+
+@pytest.fixture
+def cards(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Cards:
+    """The shipped cards and one more."""
+    folder = tmp_path / "datasets/birds"
+    folder.mkdir(parents=True)
+    for name, text in (("artifacts", CARDS), ("defaults", DATA), ("finches", OTHER)):
+        (folder / f"{name}.yaml").write_text(text)
+    monkeypatch.setenv("LAVIS_EXT_CONFIGS", str(tmp_path))
+    return load_cards()
+
+
+def test_members_paths_and_other_cards(cards: Cards) -> None:
+    birds = cards.dataset("birds")
+    assert cards.annotation_paths(birds, "train") == ["birds/annotations/lists/train.json"]
+    assert cards.annotation_paths(birds, "val") == ["mine/val.tsv"]
+    assert [(a.family, a.name) for a in cards.artifacts_of(birds)] == [
+        ("birds", "packed"),
+        ("birds", "photos"),
+        ("coco", "val2014"),
+    ]
+    assert [a.name for a in cards.image_artifacts(birds, "train")] == ["photos", "val2014"]
+
+
+def test_the_other_form(cards: Cards) -> None:
+    birds = cards.dataset("birds")
+    other = cards.in_other_form(birds, "train")
+    assert other is not None
+    assert [a.name for a in cards.annotation_artifacts(other, "train")] == ["rows"]
+    assert cards.annotation_paths(birds, "train", instead=True) == cards.annotation_paths(other, "train")
+    assert cards.in_other_form(birds, "val") is None
+    assert split_names(other) == split_names(birds)
+
+
+def test_a_data_set_stands_in_its_folder_and_in_the_family_that_it_names(cards: Cards) -> None:
+    assert "finches" in cards.families["coco"].datasets
+    assert set(cards.families["birds"].datasets) == {"birds", "finches"}
+    assert cards.card_of("finches").family == cards.dataset("finches").family == "coco"
+    assert cards.names().count("finches") == 1
+
+
+def test_one_type_by_name(cards: Cards) -> None:
+    card, found = cards.resolve("gqa[all]")
+    assert (card.family, [d.type for d in found]) == ("gqa", ["all"])
+    with pytest.raises(UsageError, match="has no type 'al'; did you mean 'all'"):
+        cards.resolve("gqa[al]")
+    with pytest.raises(UsageError, match="not known"):
+        cards.resolve("gaq[all]")
+
+
+@pytest.mark.parametrize(
+    ("reference", "what"), [("coco/val2104", "'coco' has no artifact 'val2104'"), ("zoo/x", "'zoo'")]
+)
+def test_references_that_lead_nowhere(reference: str, what: str, cards: Cards) -> None:
+    with pytest.raises(ConfigError, match=what):
+        cards.artifact(reference, cards.dataset("birds"))
+
+
+@pytest.mark.parametrize(
+    ("text", "path"),
+    [("a.tsv", True), ("a/b.json", True), ("rows", False), ("coco/val2014", False), ("a!b.json", False)],
+)
+def test_what_is_a_path(text: str, path: bool) -> None:
+    assert is_path(text) is path
+
+
+@pytest.mark.parametrize("name", load_cards().names())
+def test_every_shipped_data_set_is_documented(name: str) -> None:
+    cards = load_cards()
+    types = cards.card_of(name).datasets[name].values()
+    for dataset in types:
+        file, _, heading = dataset.dataset_card.partition("#")
+        page = (Path(__file__).parents[3] / file).read_text()
+        assert f"\n## {heading}\n" in page, heading
+    assert cards.card_of(name).licence and cards.card_of(name).citation.startswith("@")

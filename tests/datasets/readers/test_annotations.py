@@ -1,0 +1,259 @@
+"""Rows in are rows out, from a copy that is written once and mapped from then on."""
+
+import json
+import os
+import pickle
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from lavis_ext.common.errors import ConfigError, DiskError, IntegrityError
+from lavis_ext.datasets.readers import annotations
+from lavis_ext.datasets.readers.annotations import (
+    BATCH_ROWS,
+    Annotations,
+    cache_places,
+    columns_of,
+    decode_row,
+    encode_rows,
+)
+from tests.support.pictures import write_json
+
+texts = st.text(max_size=6)
+scalars = st.none() | st.booleans() | st.integers(-(2**70), 2**70) | st.floats(allow_nan=False) | texts
+surrogates = st.text(st.characters(categories=["Cs", "Ll"]), max_size=3)
+values = st.recursive(
+    scalars | surrogates, lambda v: st.lists(v, max_size=3) | st.dictionaries(texts, v, max_size=3), max_leaves=5
+)
+uniform = st.sampled_from([texts, st.integers(0, 9), st.lists(texts, max_size=3), st.lists(st.integers(), max_size=2)])
+columns = st.one_of(st.just(values), uniform)
+row_lists = st.lists(st.dictionaries(st.sampled_from("abcd") | texts, values, max_size=4), max_size=6)
+
+
+def same(a: Any, b: Any) -> bool:
+    """Equality that tells 1 from 1.0 and True."""
+    return json.dumps(a, sort_keys=True) == json.dumps(b, sort_keys=True)
+
+
+def through_arrow(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    schema, batches = encode_rows(rows, {})
+    marks = json.loads(schema.metadata[b"lavis_ext"])["columns"]
+    return [decode_row(columns_of(b, marks), i) for b in batches for i in range(b.num_rows)]
+
+
+def test_words_are_counted_by_spaces_and_semicolons(tmp_path: Path) -> None:
+    rows: list[dict[str, Any]] = [{"q": "is it red ?", "o": ["a b"]}, {"q": "cat;red ball"}, {"q": ""}, {"o": ["c"]}]
+    rows = [{**row, "l": ["a b", "", "c;d e"][number:]} for number, row in enumerate(rows)]
+    first, second = (write_json(tmp_path / name, some) for name, some in (("a.json", rows), ("b.json", [{"n": 3}])))
+    both = Annotations([first, second])
+    assert both.words("q").tolist() == [4, 3, 1, 0, 0]
+    assert both.words("o").tolist() == [2, 0, 0, 1, 0]
+    assert both.words("l").tolist() == [6, 4, 3, 0, 0]
+    assert both.words("n").tolist() == both.words("none").tolist() == [0] * 5
+    assert both.head(2).words("q").tolist() == [4, 3]
+    assert Annotations([]).words("q").tolist() == []
+
+
+@settings(deadline=None)
+@given(row_lists)
+def test_any_rows_come_back(rows: list[dict[str, Any]]) -> None:
+    assert same(through_arrow(rows), rows)
+
+
+@settings(deadline=None)
+@given(st.data())
+def test_rows_of_even_columns_come_back(data: st.DataObject) -> None:
+    kinds = {name: data.draw(columns) for name in "abc"}
+    rows = data.draw(st.lists(st.fixed_dictionaries({}, optional=kinds), max_size=6))
+    assert same(through_arrow(rows), rows)
+
+
+@settings(max_examples=25, deadline=None)
+@given(row_lists)
+def test_any_json_list_reads_as_itself(tmp_path_factory: pytest.TempPathFactory, rows: list[dict[str, Any]]) -> None:
+    path = write_json(tmp_path_factory.mktemp("rows") / "a.json", rows)
+    for _ in range(2):
+        read = list(Annotations([path]))
+        assert same(read, [{**row, "instance_id": str(i)} for i, row in enumerate(rows)])
+
+
+def test_columns_that_can_be_are_native() -> None:
+    rows = [{"s": "a", "l": ["x"], "n": 1, "mixed": 1}, {"s": "b", "l": [], "n": 2, "mixed": "1"}]
+    schema, _ = encode_rows(rows, {})
+    assert [str(field.type) for field in schema] == ["string", "list<item: string>", "int64", "string"]
+    assert json.loads(schema.metadata[b"lavis_ext"])["columns"]["mixed"] == "json"
+
+
+def test_several_files_are_one_sequence(tmp_path: Path) -> None:
+    first = write_json(tmp_path / "a.json", [{"q": 1}, {"q": 2}])
+    second = write_json(tmp_path / "b.json", [{"q": "x"}, {"r": 3}])
+    rows = Annotations([first, second])
+    assert [row["instance_id"] for row in rows] == ["0", "1", "2", "3"]
+    assert rows[-1] == {"r": 3, "instance_id": "3"}
+    assert [row["q"] for row in rows[:3]] == [1, 2, "x"]
+    assert rows.column("q") == [1, 2, "x", None]
+    assert rows.keys() == ["q", "r"]
+    assert rows.has("r")
+    with pytest.raises(IndexError):
+        rows[4]
+
+
+def test_codes_number_values_in_order_of_appearance(tmp_path: Path) -> None:
+    ids = ["c", "a", "c", "b", "a"]
+    path = write_json(tmp_path / "a.json", [{"id": i, "mixed": [i] if n else i} for n, i in enumerate(ids)])
+    assert Annotations([path]).codes("id").tolist() == [0, 1, 0, 2, 1]
+    assert Annotations([path, path]).codes("id").tolist() == [0, 1, 0, 2, 1] * 2
+    assert Annotations([path]).codes("mixed").tolist() == [0, 1, 2, 3, 1]
+    assert Annotations([path], limit=3).codes("id").tolist() == [0, 1, 0]
+    assert Annotations([path]).codes("nowhere").tolist() == [0] * 5
+
+
+def test_head_and_pickle(tmp_path: Path) -> None:
+    path = write_json(tmp_path / "a.json", [{"n": n} for n in range(5)])
+    head = Annotations([path]).head(2)
+    assert len(head) == 2
+    assert list(pickle.loads(pickle.dumps(head))) == list(head)
+    assert len(pickle.dumps(head)) < 300
+    assert len(head.head(99)) == 2
+
+
+def test_more_rows_than_a_batch(tmp_path: Path) -> None:
+    count = BATCH_ROWS + 3
+    rows = Annotations([write_json(tmp_path / "a.json", [{"n": n} for n in range(count)])])
+    assert [rows[i]["n"] for i in (0, BATCH_ROWS - 1, BATCH_ROWS, count - 1)] == [
+        0,
+        BATCH_ROWS - 1,
+        BATCH_ROWS,
+        count - 1,
+    ]
+
+
+def test_the_copy_is_written_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = write_json(tmp_path / "a.json", [{"n": 1}])
+    Annotations([path])
+    copy = tmp_path / ".lavis_ext" / "a.json.arrow"
+    assert copy.is_file()
+    monkeypatch.setattr(annotations, "parse_rows", lambda _: pytest.fail("parsed again"))
+    assert Annotations([path])[0]["n"] == 1
+    assert [p.name for p in copy.parent.iterdir()] == ["a.json.arrow"]
+
+
+def test_a_changed_source_is_read_again(tmp_path: Path) -> None:
+    path = write_json(tmp_path / "a.json", [{"n": 1}])
+    assert Annotations([path])[0]["n"] == 1
+    before = path.stat().st_mtime_ns
+    write_json(path, [{"n": 2}])
+    os.utime(path, ns=(before + 1, before + 1))
+    assert Annotations([path])[0]["n"] == 2
+
+
+@pytest.mark.parametrize("damage", [lambda b: b[: len(b) // 2], lambda b: b"", lambda b: b"x" * len(b)])
+def test_a_damaged_copy_is_written_again(tmp_path: Path, damage: Any) -> None:
+    path = write_json(tmp_path / "a.json", [{"n": n} for n in range(50)])
+    Annotations([path])
+    copy = cache_places(path)[0]
+    copy.write_bytes(damage(copy.read_bytes()))
+    assert Annotations([path])[49]["n"] == 49
+
+
+def test_a_folder_that_takes_no_copy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    data, home = tmp_path / "data", tmp_path / "home"
+    path = write_json(data / "a.json", [{"n": 1}])
+    (data / ".lavis_ext").write_text("a file in the way, as a read-only folder would be")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(home))
+    assert Annotations([path])[0]["n"] == 1
+    assert len(list(home.rglob("*.arrow"))) == 1
+    (home / "lavis_ext" / "annotations").rename(home / "gone")
+    (home / "lavis_ext" / "annotations").write_text("")
+    monkeypatch.setattr(annotations.tempfile, "gettempdir", lambda: str(path))
+    with pytest.raises(DiskError, match="XDG_CACHE_HOME"):
+        Annotations([path])
+
+
+def test_a_failed_write_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = write_json(tmp_path / "a.json", [{"n": 1}])
+
+    def full(*_: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "home"))
+    monkeypatch.setattr(annotations.os, "fsync", full)
+    with pytest.raises(DiskError, match="No space left"):
+        Annotations([path])
+    assert not [p for p in tmp_path.rglob("*arrow*") if p.is_file()]
+
+
+def test_errors_are_not_cached(tmp_path: Path) -> None:
+    path = tmp_path / "a.json"
+    path.write_text('[{"n": 1}')
+    with pytest.raises(IntegrityError):
+        Annotations([path])
+    path.write_text('[{"n": 1}]')
+    assert len(Annotations([path])) == 1
+    with pytest.raises(ConfigError, match="prepare"):
+        Annotations([tmp_path / "none.json"])
+
+
+def test_reading_annotations_does_not_import_torch() -> None:
+    names = "lavis_ext.datasets.readers.annotations, lavis_ext.datasets.readers.images"
+    code = f"import sys, {names}; print('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "False"
+
+
+def test_rows_are_mapped_not_held(tmp_path: Path) -> None:
+    path = write_json(tmp_path / "a.json", [{"caption": "x" * 500} for _ in range(20_000)])
+    Annotations([path])
+    before = pa.total_allocated_bytes()
+    rows = Annotations([path])
+    assert rows[19_999]["caption"] == "x" * 500
+    assert pa.total_allocated_bytes() - before < 100_000
+
+
+@pytest.mark.parametrize(
+    "rows",
+    [
+        [{"an": [1, 2]}, {"an": []}, {}, {"an": [3]}],
+        [{"an": [1, "x"]}, {"an": None}, {"b": 1}, {"an": [[]]}],
+        [{"b": 1}],
+        [{"an": []}, {"an": []}],
+    ],
+)
+def test_lengths_of_lists(tmp_path: Path, rows: list[dict[str, Any]]) -> None:
+    path = write_json(tmp_path / "a.json", rows)
+    expected = [len(row.get("an") or []) for row in rows]
+    assert Annotations([path, path]).lengths("an").tolist() == expected * 2
+    assert Annotations([path], limit=1).lengths("an").tolist() == expected[:1]
+
+
+class Counted:
+    """Rows that no single file holds."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        return (self.path,)
+
+    @property
+    def name(self) -> str:
+        return "counted"
+
+    def parse(self) -> list[dict[str, Any]]:
+        return [{"letter": letter} for letter in self.path.read_text()]
+
+
+def test_a_source_of_rows_is_copied_as_a_file_is(tmp_path: Path) -> None:
+    path = tmp_path / "letters.txt"
+    path.write_text("abc")
+    assert [row["letter"] for row in Annotations([Counted(path)])] == ["a", "b", "c"]
+    assert (tmp_path / ".lavis_ext/counted.arrow").is_file()
+    path.write_text("wxyz")
+    assert len(Annotations([Counted(path)])) == 4

@@ -1,0 +1,30 @@
+"""Passes in the test's own process: img2dataset is imported once, not once per pass."""
+
+from __future__ import annotations
+
+import urllib.request
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from lavis_ext.prepare.urls import run as passes
+from lavis_ext.prepare.urls.worker import PassOrder, run_pass
+
+
+@pytest.fixture
+def orders(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[PassOrder]]:
+    """The passes that were run, in order; each ran here."""
+    pytest.importorskip("img2dataset")
+    monkeypatch.setenv("NO_ALBUMENTATIONS_UPDATE", "1")
+    done: list[PassOrder] = []
+
+    def run_here(order: Path, out: Path, stall: float, measure: Callable[[], object]) -> str:
+        done.append(PassOrder.read(order))
+        run_pass(done[-1])
+        measure()
+        return "done"
+
+    monkeypatch.setattr(passes, "run_worker", run_here)
+    yield done
+    urllib.request.install_opener(None)  # type: ignore[arg-type]

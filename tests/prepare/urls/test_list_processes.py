@@ -1,0 +1,142 @@
+"""The process that downloads: killed, crashed, stalled or shared out, no sample is lost and none comes twice."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+
+from lavis_ext.common.errors import DiskError, PartialError
+from lavis_ext.prepare.urls import fetch_list, supervise
+from lavis_ext.prepare.urls.supervise import run_worker, worker_environment
+from tests.support.server import Fault, Server, wait_until
+from tests.support.weblist import WebList, make_job, picture
+
+FETCH = """
+import sys
+from pathlib import Path
+from lavis_ext.prepare.urls import fetch_list
+from tests.support.weblist import make_job
+spec = {"output": sys.argv[3], "samples_per_shard": 10}
+fetch_list(make_job(Path(sys.argv[1]), Path(sys.argv[2]), spec=spec, threads=2))
+"""
+ROOT = Path(__file__).parents[3]
+
+
+def as_worker(monkeypatch: pytest.MonkeyPatch, code: str) -> None:
+    monkeypatch.setattr(supervise, "WORKER", (sys.executable, "-c", code))
+
+
+def nothing() -> tuple[int, ...]:
+    return (0,)
+
+
+def test_crash_is_reported_with_its_last_words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    as_worker(monkeypatch, "import sys; print('out of luck'); sys.exit(3)")
+    with pytest.raises(PartialError, match="ended with code 3: out of luck"):
+        run_worker(tmp_path / "order.json", tmp_path, 5, nothing)
+    as_worker(monkeypatch, "import os; os.kill(os.getpid(), 9)")
+    with pytest.raises(PartialError, match="was killed by signal 9"):
+        run_worker(tmp_path / "order.json", tmp_path, 5, nothing)
+
+
+def test_stall_ends_the_whole_group(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    code = "import subprocess, sys; p = subprocess.Popen(['sleep', '60']); print(p.pid, flush=True); p.wait()"
+    as_worker(monkeypatch, code)
+    assert run_worker(tmp_path / "order.json", tmp_path, 0.5, nothing) == "stalled"
+    child = int((tmp_path / "order.log").read_text())
+    assert wait_until(lambda: not is_alive(child))
+
+
+def is_alive(pid: int) -> bool:
+    try:
+        return " Z " not in Path(f"/proc/{pid}/stat").read_text()
+    except OSError:
+        return False
+
+
+def test_interrupt_leaves_no_orphans(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    as_worker(monkeypatch, "import os, time; print(os.getpid(), flush=True); time.sleep(60)")
+    journal = tmp_path / "order.log"
+
+    def interrupt() -> tuple[int, ...]:
+        if journal.exists() and journal.read_text().strip():
+            raise KeyboardInterrupt
+        return (0,)
+
+    with pytest.raises(KeyboardInterrupt):
+        run_worker(tmp_path / "order.json", tmp_path, 30, interrupt)
+    assert not is_alive(int(journal.read_text()))
+
+
+def test_full_disk_is_a_disk_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    code = f'open({str(tmp_path / "disk_trouble.json")!r}, \'w\').write(\'{{"errno": 28, "path": "/x/y"}}\')'
+    as_worker(monkeypatch, code)
+    with pytest.raises(DiskError, match="no space left"):
+        run_worker(tmp_path / "order.json", tmp_path, 5, nothing)
+
+
+def test_secrets_stay_at_home(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_TOKEN", "hf_canary")
+    monkeypatch.setenv("LAVIS_EXT_AZURE_SAS_OSCAR", "sig=canary")
+    assert "canary" not in str(worker_environment()) and "PATH" in worker_environment()
+
+
+@pytest.mark.parametrize("output", ["files", "shards"])
+@pytest.mark.slow
+def test_killed_in_the_middle_and_run_again(output: str, server: Server, tmp_path: Path) -> None:
+    web = WebList(server)
+    for number in range(40):
+        web.add(picture(number), Fault(latency=0.1))
+    annotation = web.write(tmp_path / "sbu.json")
+    command = [sys.executable, "-c", FETCH, str(tmp_path), str(annotation), output]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    assert wait_until(lambda: len(server.log) >= 25, 60)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    time.sleep(0.3)
+    asked = len(server.log)
+    time.sleep(0.5)
+    assert len(server.log) == asked, "the process that downloads outlived the one that started it"
+    spec = {"output": output, "samples_per_shard": 10}
+    account = fetch_list(make_job(tmp_path, annotation, spec=spec, threads=8))
+    assert (account.present, account.expected) == (40, 40)
+    done = asked // 10 * 10 - 10
+    assert len(server.log) - asked <= 40 - done, "finished shards were asked for again"
+    if output == "files":
+        assert {f"sbu/{path.name}" for path in (tmp_path / "images").iterdir()} == set(web.good)
+    else:
+        assert account.samples == 40 and account.shards == 4
+
+
+@pytest.mark.slow
+def test_hanging_host_costs_its_rows_only(server: Server, tmp_path: Path) -> None:
+    web = WebList(server)
+    for number in range(10):
+        web.add(picture(number), *([Fault(latency=40)] if number == 4 else []))
+    job = make_job(
+        tmp_path, web.write(tmp_path / "sbu.json"), timeout=30.0, deadline=60.0, stall=8.0, restarts=0, passes=0
+    )
+    account = fetch_list(job)
+    assert (account.present, account.missing) == (9, 1) and account.reasons == {"unfinished": 1}
+    assert "no progress for 8 s" in account.notes[0]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("distributor", ["multiprocessing", "pyspark", "ray"])
+def test_distributors(distributor: str, server: Server, tmp_path: Path) -> None:
+    if distributor != "multiprocessing" and find_spec(distributor) is None:
+        pytest.skip(f"{distributor} is not installed")
+    web = WebList(server)
+    web.fill(40)
+    spec = {"output": "shards", "samples_per_shard": 20}
+    job = make_job(tmp_path, web.write(tmp_path / "l.json"), spec=spec, distributor=distributor, processes=2, passes=0)
+    account = fetch_list(job)
+    assert (account.present, account.samples, account.shards) == (26, 26, 2)

@@ -1,0 +1,239 @@
+"""What `train` and `evaluate` leave behind, and what they refuse."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from collections.abc import Iterator
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lavis_ext import runners as public
+from lavis_ext.common.config.decode import Door, read_yaml
+from lavis_ext.common.config.schema import Config, DatasetConfig, ModelConfig, RunConfig, run_config
+from lavis_ext.common.errors import ConfigError, OwnedError, PartialError, Preempted, TrainingError, UsageError
+from lavis_ext.common.registry import models, runners, tasks
+from lavis_ext.runners import job as job_module
+from lavis_ext.runners import run as jobs
+from lavis_ext.runners.device import choose_cpu, choose_precision
+from lavis_ext.runners.job import owned, redact_config
+from lavis_ext.runners.runner_base import Runner
+from tests.support.runs import EvaluationFeed, log_lines
+from tests.support.toys import ToyDataset, ToyFeed, ToyModel, ToyTask, toy_run
+
+
+@pytest.fixture(autouse=True)
+def toys(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """The toy model, task and data under their names for the time of a test."""
+    for registry, item in ((models, ToyModel), (tasks, ToyTask)):
+        registry.names()
+        monkeypatch.setitem(registry._items, "toy", item)
+    monkeypatch.setattr(jobs, "open_datasets", lambda config, splits: {"toy": {"train": ToyDataset(12)}})
+    monkeypatch.setattr(jobs, "train_feed", lambda config, opened, accelerator: ToyFeed(opened["toy"]["train"]))
+    feeds = {split: EvaluationFeed(ToyDataset(4, split=split)) for split in ("val", "test")}
+    monkeypatch.setattr(jobs, "eval_feeds", lambda config, opened, splits, accelerator: {s: feeds[s] for s in splits})
+    yield
+
+
+def config(folder: Path, **keys: Any) -> Config:
+    resolved = {"run": {"task": "toy", "hub_token": "s3cret"}, "url": "https://host/file?sig=s3cret"}
+    model = ModelConfig(arch="toy", model_type="tiny")
+    datasets = {"toy": DatasetConfig(name="toy")}
+    return Config(run=toy_run(folder, **keys), model=model, datasets=datasets, cache_root="cache", resolved=resolved)
+
+
+def read(path: Path) -> Any:
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def test_a_training_leaves_all_that_it_should(tmp_path: Path) -> None:
+    job = public.train(config(tmp_path, valid_splits=["val"], test_splits=["test"], report=True), {"subset": True})
+    assert job == tmp_path / "job"
+    names = {path.name for path in job.iterdir()}
+    assert names >= {"config.yaml", "log.jsonl", "result", "report.html", "run.json", "faults.json", "checkpoint_best"}
+    assert not names & {"owner.json", "nonfinite.json"}
+    facts = read(job / "run.json")
+    assert facts["status"] == "finished"
+    assert facts["step"] == 18
+    assert facts["best"]["metric"] == 0.5
+    assert read(job / "faults.json")["train"]["toy/train"]["seen"] == 36
+    assert {line["split"] for line in log_lines(tmp_path) if line["kind"] == "eval"} == {"val", "test"}
+    assert "subset:" in (job / "report.html").read_text()
+
+
+def test_secrets_are_struck_from_what_is_written(tmp_path: Path) -> None:
+    job = public.train(config(tmp_path, report=True, max_epoch=1))
+    assert "hub_token: '***'" in (job / "config.yaml").read_text()
+    for path in job.rglob("*"):
+        assert path.is_dir() or b"s3cret" not in path.read_bytes()
+
+
+def test_a_number_is_no_secret() -> None:
+    told = redact_config({"model": {"num_query_token": 32, "hub_token": "s3cret"}})
+    assert "num_query_token: 32" in told
+    assert "s3cret" not in told
+
+
+def test_an_evaluation_leaves_its_metrics(tmp_path: Path) -> None:
+    job = public.evaluate(config(tmp_path, test_splits=["test"], evaluate=True, report=True))
+    assert read(job / "evaluate.json") == {"test": {"CIDEr": 0.5, "agg_metrics": 0.5}}
+    assert (job / "result" / "test_epochtest.json").is_file()
+    assert read(job / "run.json")["status"] == "evaluated"
+    assert "CIDEr" in (job / "report.html").read_text()
+
+
+def test_an_evaluation_of_nothing_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="names no split"):
+        public.evaluate(config(tmp_path))
+
+
+def test_an_evaluation_without_usable_samples_is_exit_8(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ToyTask, "valid_step", lambda self, batch: [])
+    with pytest.raises(PartialError) as caught:
+        public.evaluate(config(tmp_path, test_splits=["test"]))
+    assert caught.value.exit_code == 8
+    assert read(tmp_path / "job" / "run.json")["exit_code"] == 8
+
+
+def test_empty_data_is_exit_3_before_a_model_is_built(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(jobs, "open_datasets", lambda config, splits: {"toy": {"train": ToyDataset(0)}})
+    monkeypatch.setattr(jobs, "build_task", None)
+    with pytest.raises(ConfigError, match="no batch") as caught:
+        public.train(config(tmp_path))
+    assert caught.value.exit_code == 3
+    assert not (tmp_path / "job").exists()
+
+
+def test_the_same_command_resumes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = public.train(config(tmp_path / "whole"))
+    real = Runner.run_step
+
+    def hit(self: Runner, size: int) -> Any:
+        if self.progress.step == 8 and not self.in_place:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return real(self, size)
+
+    monkeypatch.setattr(Runner, "run_step", hit)
+    with pytest.raises(Preempted):
+        public.train(config(tmp_path / "hit"))
+    assert read(tmp_path / "hit" / "job" / "run.json")["exit_code"] == 75
+    assert public.train(config(tmp_path / "hit")) == tmp_path / "hit" / "job"
+    assert log_lines(tmp_path / "hit") == log_lines(tmp_path / "whole")
+    for name in ("model.safetensors", "tensors.safetensors"):
+        ours, theirs = (job / "checkpoint_18" / name for job in (tmp_path / "hit" / "job", whole))
+        assert ours.read_bytes() == theirs.read_bytes()
+
+
+def test_a_changed_configuration_is_refused_unless_allowed(tmp_path: Path) -> None:
+    job = public.train(config(tmp_path, max_epoch=1))
+    before = read(job / "run.json")
+    with pytest.raises(ConfigError, match="max_epoch: was 1, now 2"):
+        public.train(config(tmp_path, max_epoch=2))
+    assert read(job / "run.json") == before
+    public.train(config(tmp_path, max_epoch=2, allow_config_drift=True))
+    assert log_lines(tmp_path)[-1]["step"] == 12
+
+
+def test_an_explicit_checkpoint_starts_another_job(tmp_path: Path) -> None:
+    first = public.train(config(tmp_path / "a", max_epoch=1))
+    keys = {"max_epoch": 2, "allow_config_drift": True, "resume_ckpt_path": str(first / "checkpoint_6")}
+    public.train(config(tmp_path / "b", **keys))
+    assert [line["step"] for line in log_lines(tmp_path / "b")] == list(range(7, 13))
+
+
+def test_a_checkpoint_of_other_ranks_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    public.train(config(tmp_path, max_epoch=1))
+    real = jobs.checkpoint.load_newest
+
+    def doubled(folder: Path) -> Any:
+        saved = real(folder)
+        saved.state["layout"]["world"] = 2
+        return saved
+
+    monkeypatch.setattr(jobs.checkpoint, "load_newest", doubled)
+    with pytest.raises(ConfigError, match="was made by 2 processes × accum_grad_iters 1, this run has 1 × 1"):
+        public.train(config(tmp_path, max_epoch=1))
+
+
+def test_a_stopped_run_has_a_report_that_says_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ToyModel, "from_config", lambda config: poisoned())
+    with pytest.raises(TrainingError):
+        public.train(config(tmp_path, report=True))
+    assert "not finite" in (tmp_path / "job" / "report.html").read_text()
+    assert read(tmp_path / "job" / "run.json")["exit_code"] == 11
+
+
+def poisoned() -> ToyModel:
+    model = ToyModel()
+    model.poisoned = "5"
+    return model
+
+
+def test_a_job_that_runs_elsewhere_is_exit_9(tmp_path: Path) -> None:
+    (tmp_path / "job").mkdir()
+    with owned(tmp_path / "job"), pytest.raises(OwnedError):
+        public.train(config(tmp_path))
+
+
+def test_jobs_without_a_name_do_not_share_a_folder(tmp_path: Path) -> None:
+    keys: dict[str, Any] = {"job_id": None, "max_epoch": 1}
+    assert public.train(config(tmp_path, **keys)) != public.train(config(tmp_path, **keys))
+
+
+def test_a_report_that_fails_does_not_end_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*args: Any) -> None:
+        raise ValueError("no page")
+
+    monkeypatch.setattr(job_module, "write_run_report", broken)
+    assert read(public.train(config(tmp_path, report=True, max_epoch=1)) / "run.json")["status"] == "finished"
+
+
+def test_a_run_without_a_model_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="no model section"):
+        public.train(replace(config(tmp_path), model=None))
+
+
+def test_both_names_of_the_loop_are_one() -> None:
+    assert runners.get("runner_base") is runners.get("runner_iter") is Runner
+
+
+@pytest.mark.parametrize("device", ["tpu", "cuda:x", "gpu0", ""])
+def test_unknown_devices_are_refused(device: str) -> None:
+    with pytest.raises(ConfigError, match=r"run\.device"):
+        choose_cpu(device)
+
+
+def test_precision_follows_amp_and_the_device() -> None:
+    run = RunConfig(task="toy", amp=True)
+    assert choose_precision(run, use_cpu=True) == "bf16"
+    assert choose_precision(run, use_cpu=False) == "fp16"
+    assert choose_precision(RunConfig(task="toy"), use_cpu=False) == "no"
+    with pytest.raises(ConfigError, match="fp16 needs a GPU"):
+        choose_precision(RunConfig(task="toy", precision="fp16"), use_cpu=True)
+
+
+def test_wandb_that_is_missing_is_told_with_a_way_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(ConfigError, match="pip install wandb"):
+        public.train(config(tmp_path, wandb=True))
+
+
+def test_a_split_that_no_data_set_has_is_named(tmp_path: Path) -> None:
+    evaluator = jobs.Evaluator(None, {"val": None}, tmp_path, None, 0)  # type: ignore[arg-type]
+    with pytest.raises(UsageError, match="vall"):
+        evaluator.evaluate("vall", "0", lambda: 0)
+
+
+def test_a_configuration_made_in_code_is_written_and_read_again(tmp_path: Path) -> None:
+    run = run_config("image_text_pretrain", eval_task="captioning", num_beams=2)
+    made = Config(run=run, model=models.config("blip2")(arch="blip2", model_type="tiny"), datasets={}, cache_root="")
+    (tmp_path / "config.yaml").write_text(redact_config(asdict(made)))
+    tree, _ = read_yaml(tmp_path / "config.yaml")
+    door = Door()
+    assert door.build(RunConfig, tree["run"], "run") == run
+    assert door.build(ModelConfig, tree["model"], "model") == made.model
+    assert door.problems == []
