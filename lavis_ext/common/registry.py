@@ -253,11 +253,6 @@ class Facade:
 registry = Facade()
 
 
-def __getattr__(name: str) -> Any:
-    """The facade's names on the module itself: `from lavis_ext import registry` is this module."""
-    return getattr(registry, name)
-
-
 __all__ = [
     "Facade",
     "LavisExtError",

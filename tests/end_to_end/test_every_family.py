@@ -58,7 +58,7 @@ COUNTS: dict[str, dict[str, int]] = {
     "flickr30k": {"train": 80, "val": 4, "test": 4},
     "snli_ve": {"train": 48, "val": 12, "test": 12},
 }
-# Data sets on region features have no picture in their samples: tests/builders/region builds them.
+# Data sets on region features have no picture in their samples: tests/oscar/datasets builds them.
 BUILT = [name for family in EXPORTS for name in registry_names(family) if family not in ("laion", *WHOLE)]
 SECOND_FORM = {
     "aokvqa": ["train", "val", "test", "vocabulary"],

@@ -2,28 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
-from functools import partial
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lavis_ext.common.config.cards import load_cards, load_dataset_config
-from lavis_ext.common.config.resolve import cache_root
-from lavis_ext.common.config.schema import DatasetConfig
+from lavis_ext.common.config.cards import load_cards
 from lavis_ext.common.errors import UsageError
-from lavis_ext.common.registry import builders
 from lavis_ext.common.types import Dataset
+from lavis_ext.datasets.builders.base_dataset_builder import DatasetBuilder, build_datasets, builder_class
 
 if TYPE_CHECKING:
     from lavis_ext.datasets.builders.context import BuildContext, NotPreparedError
-
-
-def build_datasets(config: DatasetConfig, context: BuildContext) -> dict[str, Dataset]:
-    """Every wanted split; raises ConfigError for a bad declaration, NotPreparedError for missing files."""
-    built: dict[str, Dataset] = builders.get(config.builder)(config, context)
-    return built
 
 
 def load_dataset(
@@ -47,34 +37,6 @@ def load_dataset(
 def names() -> list[str]:
     """The names of all data sets that a card declares."""
     return load_cards().names()
-
-
-class DatasetBuilder:
-    """LAVIS' builder of one data set: `.config`, and `.build_datasets()`.
-
-    `cfg` is None (the shipped declaration), a YAML path or a DatasetConfig.
-    """
-
-    def __init__(self, name: str, cfg: str | Path | DatasetConfig | None = None) -> None:
-        self.config: DatasetConfig = _declaration(name, cfg)
-
-    def build_datasets(self) -> dict[str, Dataset]:
-        """{split: data set} of all splits whose files are there; nothing is downloaded."""
-        from lavis_ext.datasets.builders.context import BuildContext
-
-        return build_datasets(self.config, BuildContext(cache_root()))
-
-
-def builder_class(name: str) -> Callable[..., DatasetBuilder]:
-    """What makes a data set's builder, called like LAVIS' class: with nothing or `cfg`. Raises UsageError."""
-    load_cards().card_of(name)
-    return partial(DatasetBuilder, name)
-
-
-def _declaration(name: str, cfg: str | Path | DatasetConfig | None) -> DatasetConfig:
-    if isinstance(cfg, DatasetConfig):
-        return cfg
-    return load_cards().dataset(name) if cfg is None else load_dataset_config(cfg, name)
 
 
 __all__ = [
