@@ -209,7 +209,7 @@ class Door:
         """`file:line key`, as near as is known."""
         at = key
         while at and at not in self.places:
-            at = at[: at.rindex("[")] if at.endswith("]") else at.rpartition(".")[0]
+            at = at[: at.rindex("[")] if at.endswith("]") and "[" in at else at.rpartition(".")[0]
         return f"{self.places[at]} {key}" if at else key
 
     def close(self) -> None:
