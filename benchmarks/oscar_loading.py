@@ -40,7 +40,7 @@ from lavis_ext.common.config.schema import AnnotationConfig, BuildInfo, DatasetC
 from lavis_ext.datasets.builders import BuildContext, build_datasets
 from lavis_ext.datasets.collate import to_device
 from lavis_ext.datasets.mixture import Mixture
-from lavis_ext.features import Row, create_store, open_store
+from lavis_ext.features import FeatureRow, create_store, open_store
 from lavis_ext.oscar.config import OscarConfig
 from lavis_ext.oscar.model import Oscar
 from lavis_ext.oscar.wordpiece import WordPiece, find_vocab, load_wordpiece
@@ -67,7 +67,7 @@ def write_world(root: Path, images: int, questions: int, words: list[str]) -> No
     with create_store(root / "store") as writer:
         for image in range(images):
             count, begin = min(max(round(rng.gauss(30, 9)), 10), 60), rng.randrange(300)
-            writer.append(Row(str(image), block[begin : begin + count]))
+            writer.append(FeatureRow(str(image), block[begin : begin + count]))
     rows = [
         {
             "q": " ".join(rng.choices(words, k=rng.randint(4, 14))),

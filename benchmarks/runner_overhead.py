@@ -35,7 +35,7 @@ from lavis_ext.processors.image import Normalizer
 from lavis_ext.runners.device import build_accelerator
 from lavis_ext.runners.hooks import ScheduleHook
 from lavis_ext.runners.logs import JsonLog, LogHook
-from lavis_ext.runners.runner_base import Runner
+from lavis_ext.runners.runner_base import RunnerBase
 from lavis_ext.runners.schedule import build_optimizer
 from lavis_ext.tasks import setup_task
 
@@ -72,18 +72,18 @@ def make_batches(size: int, edge: int, count: int = 4) -> Batches:
     return Batches([{"image": image, **texts} for image in pixels], Normalizer())
 
 
-def make_runner(run: RunConfig, model: Any, batches: Batches, folder: Path) -> Runner:
+def make_runner(run: RunConfig, model: Any, batches: Batches, folder: Path) -> RunnerBase:
     """A runner that stands before its first step."""
     evaluator: Any = SimpleNamespace(job_dir=folder)
     hooks = [ScheduleHook(), LogHook(JsonLog(folder / "log.jsonl"))]
-    runner = Runner(run, setup_task(run, model), batches, evaluator, hooks, build_accelerator(run))
+    runner = RunnerBase(run, setup_task(run, model), batches, evaluator, hooks, build_accelerator(run))
     runner.task.model.train()
     runner.notify("before_train")
     return runner
 
 
-def runner_step(runner: Runner) -> None:
-    """One step as in `Runner.run_epoch`."""
+def runner_step(runner: RunnerBase) -> None:
+    """One step as in `RunnerBase.run_epoch`."""
     runner.notify("after_step", runner.run_step(1))
 
 

@@ -10,7 +10,7 @@ from statistics import mean, stdev
 from typing import Any
 
 from lavis_ext.common.config.check import check_run
-from lavis_ext.common.config.decode import Door, read_yaml
+from lavis_ext.common.config.decode import ConfigDecoder, read_yaml
 from lavis_ext.common.config.resolve import config_roots
 from lavis_ext.common.errors import ConfigError, LavisExtError, Problem, UsageError, nearest
 from lavis_ext.common.wording import columns
@@ -178,7 +178,7 @@ def load_study(name: str) -> Study:
 def read_study(path: Path) -> Study:
     """The study of a file; raises ConfigError for all that is wrong in it."""
     tree, places = read_yaml(path)
-    door = Door(places)
+    door = ConfigDecoder(places)
     study = door.build(Study, tree)
     if study is not None:
         door.problems += unknown_legs(study, path)

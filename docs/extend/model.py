@@ -13,7 +13,7 @@ from lavis_ext.common.config.decode import Count
 from lavis_ext.common.config.schema import ModelConfig
 from lavis_ext.common.registry import registry
 from lavis_ext.common.types import Batch
-from lavis_ext.models.base_model import Model
+from lavis_ext.models.base_model import BaseModel
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,7 +25,7 @@ class ColourConfig(ModelConfig):
 
 
 @registry.register_model("colour_words", config=ColourConfig)
-class ColourWords(Model):
+class ColourWords(BaseModel):
     """Learns from captions which words go with a colour, and writes those that do."""
 
     def __init__(self, config: ColourConfig) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 from lavis_ext.common.config.decode import Count
 from lavis_ext.common.registry import registry
 from lavis_ext.common.types import Batch
-from lavis_ext.tasks.base_task import Row, Task, write_result
+from lavis_ext.tasks.base_task import BaseTask, Row, write_result
 from lavis_ext.tasks.settings import WritingConfig
 
 
@@ -22,7 +22,7 @@ class ShortConfig(WritingConfig):
 
 
 @registry.register_task("short_captions", config=ShortConfig)
-class ShortCaptions(Task):
+class ShortCaptions(BaseTask):
     """`agg_metrics` is the share of captions of at most `most_words` words."""
 
     evaluates = True

@@ -16,7 +16,7 @@ import yaml
 from torch.utils.data import Dataset
 
 from lavis_ext.common.config.cards import load_cards
-from lavis_ext.common.config.decode import Door
+from lavis_ext.common.config.decode import ConfigDecoder
 from lavis_ext.common.config.resolve import Tree, dataset_defaults, merge
 from lavis_ext.common.config.schema import DatasetConfig, ProcessorPair
 from lavis_ext.common.types import Batch, Sample
@@ -117,7 +117,7 @@ class LavisDataset(Dataset[Sample]):
 
 def declaration(name: str, body: Tree) -> DatasetConfig:
     """A data set from what LAVIS merged of its YAMLs; raises ConfigError with every mistake in it."""
-    door = Door()
+    door = ConfigDecoder()
     known = {"name": name, "family": load_cards().card_of(name).family}
     built: DatasetConfig | None = door.build(DatasetConfig, {**known, **body}, f"datasets.{name}")
     door.close()

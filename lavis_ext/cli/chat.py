@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from lavis_ext.cli.flags import REQUIRED, Options, flag
 from lavis_ext.cli.verb import Answer
-from lavis_ext.common.config.decode import Door, read_yaml
+from lavis_ext.common.config.decode import ConfigDecoder, read_yaml
 from lavis_ext.common.config.resolve import find_config, load_config, merge, model_defaults, parse_options
 from lavis_ext.common.config.schema import ModelConfig, RunConfig
 from lavis_ext.common.errors import ConfigError, IntegrityError, UsageError
@@ -20,7 +20,7 @@ from lavis_ext.tasks.settings import VqaConfig, WritingConfig
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from lavis_ext.models.base_model import Model
+    from lavis_ext.models.base_model import BaseModel
 
 CHATTED = {"blip2_vicuna": ""}
 """Prompts of models that were taught to be asked otherwise than by `QUESTION`."""
@@ -109,7 +109,7 @@ def setup_of_run(path: str, options: list[str]) -> Setup:
 def setup_of_model(path: str, options: list[str]) -> Setup:
     """From a file with `model:` and `preprocess:` sections, as those of the models folder."""
     tree = merge(read_yaml(find_config(path))[0], parse_options(options))
-    door = Door()
+    door = ConfigDecoder()
     config = door.build(ModelConfig, tree.get("model") or {}, "model")
     door.close()
     if config is None:
@@ -188,7 +188,7 @@ class Conversation:
         return Turn(self.name, question.strip(), said[0])
 
 
-def load_speaker(setup: Setup) -> Model:
+def load_speaker(setup: Setup) -> BaseModel:
     """The model in eval mode on its device; raises ConfigError for an architecture that generates no text."""
     from lavis_ext.common.registry import models
     from lavis_ext.models import build_model

@@ -234,9 +234,11 @@ def extract_regions(
     args: Extraction, sources: Sequence[str], out: Path, root: Path, form: str, dtype: str | None, progress: Progress
 ) -> Answer:
     """The regions of pictures, by the detector that the flags name, in the `form` of a TSV or a store at `out`."""
-    from lavis_ext.features.extraction.extract import Request, extract
+    from lavis_ext.features.extraction.extract import ExtractionRequest, extract
 
-    request = Request(sources, out, root, form, dtype, args.group_id, args.total_group or 1, args.batch_size or 4)
+    request = ExtractionRequest(
+        sources, out, root, form, dtype, args.group_id, args.total_group or 1, args.batch_size or 4
+    )
     done = extract(request, partial(detector_of, args, form), progress)
     line = f"{done.path}: {done.present:,} of {done.images:,} images, {done.added:,} extracted now"
     code = _code(done.missing, done.images, args.tolerance or 0.0)

@@ -129,7 +129,7 @@ def _weights(args: Volta, root: Path) -> str | None:
 
 
 def _merge(args: Volta, root: Path, progress: Progress) -> Answer:
-    from lavis_ext.features.extraction.rows import Account
+    from lavis_ext.features.extraction.rows import ExtractionLog
 
     split = _split(args, names.FOLDERS, "valid")
     whole = _datadir(args, root) / names.rows_name(split, _boxes(args))
@@ -139,7 +139,7 @@ def _merge(args: Volta, root: Path, progress: Progress) -> Answer:
         what = f"{len(lost)} of {total} parts are not there, the first is {lost[0].name}"
         way_out = f"run extract_coco_image.py --split {split} --group_id {lost[0].suffix[1:]} --total_group {total}"
         raise UsageError(str(whole.parent), what, f"{way_out}, or name the folder with --datadir")
-    accounted = all(Account.read(part) is not None for part in parts)
+    accounted = all(ExtractionLog.read(part) is not None for part in parts)
     expected = [] if accounted else _expected(args, root, split)
     return merge_tsvs([*parts, whole], args.tolerance or 0.0, progress, expected)
 

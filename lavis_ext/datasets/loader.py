@@ -15,7 +15,7 @@ import torch
 
 from lavis_ext.common.errors import ConfigError, LavisExtError, PartialError, TrainingError
 from lavis_ext.common.types import Batch
-from lavis_ext.datasets.order import Order, Slot
+from lavis_ext.datasets.order import BatchPlan, BatchSpec
 from lavis_ext.datasets.readers.faults import FaultLog, SampleError
 
 T = TypeVar("T")
@@ -107,7 +107,7 @@ def _started_threads(count: int) -> ThreadPoolExecutor:
 # A stream as the mixture draws from it: so many samples at a time, lap after lap, with the state after each draw.
 
 
-class Feed:
+class StreamCursor:
     """Draws from one stream for one rank.
 
     `iterate(rank, world, state)` is one lap from `state` on; after a lap the next begins from the stream's
@@ -154,10 +154,10 @@ Drawn = tuple[list[Chunk], dict[str, Any]]
 
 
 @dataclass
-class Job:
+class PendingBatch:
     """One batch on its way: its slot and the chunks being loaded, or for a stream the draw that will begin them."""
 
-    slot: Slot
+    slot: BatchSpec
     chunks: list[Chunk] = field(default_factory=list)
     draw: Future[Drawn] | None = None
 
@@ -173,17 +173,17 @@ class Job:
 class Pipeline:
     """Keeps up to `prefetch` batches on their way; `streams` holds the streams' states after the last one out."""
 
-    order: Order
+    order: BatchPlan
     datasets: Mapping[str, Any]
     loader: Loader
     prefetch: int
     faults: FaultLog
     streams: dict[str, dict[str, Any]]
-    _feeds: dict[str, Feed] = field(default_factory=dict)
+    _feeds: dict[str, StreamCursor] = field(default_factory=dict)
     _readers: dict[str, Executor] = field(default_factory=dict)
-    _pending: deque[Job] = field(default_factory=deque)
+    _pending: deque[PendingBatch] = field(default_factory=deque)
 
-    def run(self, slots: Iterator[Slot]) -> Iterator[tuple[Slot, Batch | None]]:
+    def run(self, slots: Iterator[BatchSpec]) -> Iterator[tuple[BatchSpec, Batch | None]]:
         """Each slot in order with its batch, or None where nothing of it could be loaded."""
         for slot in slots:
             self._pending.append(self._begin(slot))
@@ -200,22 +200,22 @@ class Pipeline:
             reader.shutdown(wait=True, cancel_futures=True)
         self.loader.close()
 
-    def _name(self, slot: Slot) -> str:
+    def _name(self, slot: BatchSpec) -> str:
         return self.order.sources[slot.source].name
 
-    def _begin(self, slot: Slot) -> Job:
+    def _begin(self, slot: BatchSpec) -> PendingBatch:
         name = self._name(slot)
         if not self.order.sources[slot.source].stream:
-            return Job(slot, chunks=self._submit(name, slot.indices, self.order.seeds(slot)))
+            return PendingBatch(slot, chunks=self._submit(name, slot.indices, self.order.seeds(slot)))
         if name not in self._feeds:
             self._feeds[name] = self._feed(name)
             self._readers[name] = LazyExecutor() if self.loader.lazy else ThreadPoolExecutor(1)
-        return Job(slot, draw=self._readers[name].submit(self._draw, slot))
+        return PendingBatch(slot, draw=self._readers[name].submit(self._draw, slot))
 
-    def _feed(self, name: str) -> Feed:
-        return Feed(self.datasets[name], self.order.rank, self.order.world, self.streams.get(name))
+    def _feed(self, name: str) -> StreamCursor:
+        return StreamCursor(self.datasets[name], self.order.rank, self.order.world, self.streams.get(name))
 
-    def _draw(self, slot: Slot) -> Drawn:
+    def _draw(self, slot: BatchSpec) -> Drawn:
         """Draw the items of a stream's slot and have them loaded, where they are not samples already."""
         name = self._name(slot)
         items, state = self._feeds[name].draw(len(slot.indices), again=not self.order.exact)
@@ -230,7 +230,7 @@ class Pipeline:
             self.loader.submit(name, items[i : i + CHUNK], seeds[i : i + CHUNK]) for i in range(0, len(items), CHUNK)
         ]
 
-    def _finish(self) -> tuple[Slot, Batch | None]:
+    def _finish(self) -> tuple[BatchSpec, Batch | None]:
         job = self._pending.popleft()
         name = self._name(job.slot)
         samples = self._collect(job)
@@ -241,7 +241,7 @@ class Pipeline:
         batch = self.datasets[name].collater(samples)
         return job.slot, {**batch, "dataset": name}
 
-    def _collect(self, job: Job) -> list[Any]:
+    def _collect(self, job: PendingBatch) -> list[Any]:
         """Wait for a job; its samples without those that failed, which are counted."""
         name = self._name(job.slot)
         if job.draw is not None:
@@ -257,7 +257,7 @@ class Pipeline:
         self.faults.check()
         return [item for item in items if not isinstance(item, SampleError)]
 
-    def _replace(self, slot: Slot) -> list[Any]:
+    def _replace(self, slot: BatchSpec) -> list[Any]:
         """Other samples for a batch that failed as a whole, so that this rank stays in step with the others.
 
         Of a stream they are the next after its own, so what was drawn ahead for later batches is drawn anew behind
@@ -276,12 +276,12 @@ class Pipeline:
             job.draw = self._begin(job.slot).draw
         return samples
 
-    def _others(self, slot: Slot) -> Iterator[list[Any]]:
+    def _others(self, slot: BatchSpec) -> Iterator[list[Any]]:
         """What can be loaded of as many spare samples as the slot has, time and again."""
         for indices in zip(*[iter(self.order.spares(slot))] * len(slot.indices), strict=False):
             yield self._collect(self._begin(replace(slot, indices=indices)))
 
-    def _rewind(self, name: str, jobs: Sequence[Job]) -> None:
+    def _rewind(self, name: str, jobs: Sequence[PendingBatch]) -> None:
         """Put a stream back to where the last batch of it that came out ended."""
         for job in jobs:
             job.cancel()

@@ -12,7 +12,7 @@ from weakref import ReferenceType, ref
 from lavis_ext.common.errors import ConfigError, nearest
 from lavis_ext.common.types import Batch, Dataset, Stream
 from lavis_ext.datasets.loader import Loader, Pipeline
-from lavis_ext.datasets.order import Order, Slot, Source, lengths_of
+from lavis_ext.datasets.order import BatchPlan, BatchSpec, MixtureSource, lengths_of
 from lavis_ext.datasets.readers.faults import FaultLog
 from lavis_ext.processors.image import Normalizer
 
@@ -52,7 +52,7 @@ class Mixture:
         self.prefetch = max(1, prefetch) if num_workers else 1
         self.faults = FaultLog(tolerances=_tolerances(datasets)) if faults is None else faults
         self.normalizer = shared_normalizer(datasets)
-        self.order = Order(
+        self.order = BatchPlan(
             sources=_sources(datasets, group_by_length and shuffle),
             batch_size=batch_size,
             seed=seed,
@@ -159,7 +159,7 @@ class Mixture:
             self.faults.check(final=True)
             self.epoch, self._slot = self.epoch + 1, 0
 
-    def _slots(self) -> Iterator[Slot]:
+    def _slots(self) -> Iterator[BatchSpec]:
         """Slots from where the state stands to the end of the epoch, or without end."""
         epoch = self.epoch
         yield from self.order.slots(epoch, self._slot)
@@ -185,7 +185,7 @@ def shared_normalizer(datasets: Mapping[str, Any]) -> Normalizer:
     return Normalizer(*next(iter(seen))[:2]) if seen else Normalizer()
 
 
-def _sources(datasets: Mapping[str, Any], grouped: bool) -> tuple[Source, ...]:
+def _sources(datasets: Mapping[str, Any], grouped: bool) -> tuple[MixtureSource, ...]:
     """The data sets as the order sees them, with their lengths where they are wanted; told where none has them."""
     found = tuple(_source(name, dataset, grouped) for name, dataset in datasets.items())
     if grouped and found and all(source.lengths is None for source in found):
@@ -193,10 +193,10 @@ def _sources(datasets: Mapping[str, Any], grouped: bool) -> tuple[Source, ...]:
     return found
 
 
-def _source(name: str, dataset: Any, grouped: bool) -> Source:
+def _source(name: str, dataset: Any, grouped: bool) -> MixtureSource:
     streamed = hasattr(dataset, "iterate")
     size = dataset.epoch_size if streamed else len(dataset)
-    return Source(name, size, streamed, lengths_of(name, dataset) if grouped else None)
+    return MixtureSource(name, size, streamed, lengths_of(name, dataset) if grouped else None)
 
 
 def _tolerances(datasets: Mapping[str, Any]) -> dict[str, float]:

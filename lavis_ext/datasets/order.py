@@ -94,7 +94,7 @@ def _sorted_within(groups: np.ndarray, order: np.ndarray, lengths: np.ndarray) -
 
 
 @dataclass(frozen=True)
-class Source:
+class MixtureSource:
     """A data set (or stream) as the order sees it: its name and how many samples one lap has.
 
     `lengths`, whole numbers [size, axes], are those of samples that are to be batched with their like.
@@ -112,7 +112,7 @@ class Source:
 
 
 @dataclass(frozen=True)
-class Slot:
+class BatchSpec:
     """One batch of one rank: which source, in which of its laps, which samples (for a stream: how many).
 
     `turn` counts the batches of this rank in the epoch, `part` says which of the slot's parts it is: the slot's number
@@ -129,7 +129,7 @@ class Slot:
 
 
 @dataclass(frozen=True)
-class Order:
+class BatchPlan:
     """Cuts sources into batches and puts the batches in a row; slot n is the same source on every rank.
 
     A slot takes `batch_size` samples for each of `world` ranks from one source. Without `weights` an epoch has every
@@ -148,7 +148,7 @@ class Order:
     anew of samples of like length (see `grouped`).
     """
 
-    sources: tuple[Source, ...]
+    sources: tuple[MixtureSource, ...]
     batch_size: int
     seed: int = 0
     weights: tuple[float, ...] | None = None
@@ -195,7 +195,7 @@ class Order:
         rests = (source.size % span for source in self.sources if not source.stream)
         return self.total - sum(0 < rest <= self.rank for rest in rests)
 
-    def slots(self, epoch: int, start: int = 0) -> Iterator[Slot]:
+    def slots(self, epoch: int, start: int = 0) -> Iterator[BatchSpec]:
         """The batches of this rank from its turn `start` of an epoch on."""
         sources, parts, laps = self._row(epoch)
         group, place = divmod(self.rank, self.world // self.joint)
@@ -204,21 +204,21 @@ class Order:
             source, lap, part = int(sources[number]), int(laps[number]), place * self.split + piece
             indices = self._part(source, lap, int(parts[number]), part)
             if len(indices):
-                yield Slot(epoch, number, source, lap, tuple(indices.tolist()), turn, part)
+                yield BatchSpec(epoch, number, source, lap, tuple(indices.tolist()), turn, part)
 
-    def seeds(self, slot: Slot) -> list[int]:
+    def seeds(self, slot: BatchSpec) -> list[int]:
         """The seed of each sample's augmentation; for a data set it depends on sample and lap, not on batch or rank."""
         source = self.sources[slot.source]
         lap = f"{slot.epoch}.{slot.number}.{slot.part}" if source.stream else str(slot.lap)
         return [_hash(self.seed, source.name, lap, index, size=8) >> 1 for index in slot.indices]
 
-    def spares(self, slot: Slot) -> tuple[int, ...]:
+    def spares(self, slot: BatchSpec) -> tuple[int, ...]:
         """Samples of the slot's source to try where all of its own failed, in an order of the rank's own."""
         size = self.sources[slot.source].size
         rng = generator(self.seed, "spare", slot.epoch, slot.number, slot.part)
         return tuple(rng.integers(size, size=8 * self.batch_size).tolist())
 
-    def _slots_of(self, source: Source) -> int:
+    def _slots_of(self, source: MixtureSource) -> int:
         full, rest = divmod(source.size, self.batch_size * self.parts)
         if self.exact:
             return full + (rest > 0)

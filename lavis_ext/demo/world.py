@@ -75,7 +75,7 @@ class World:
         return Scene(
             id=self.identify(split, index),
             split=split,
-            things=lay_out(rng),
+            things=place_things(rng),
             background=pick(rng, BACKGROUNDS),
         )
 
@@ -105,7 +105,7 @@ def styled(sentence: str, rng: Random) -> str:
     return text if draw < 0.3 else f"{text} ." if draw < 0.35 else f"{text}."
 
 
-def lay_out(rng: Random) -> tuple[Thing, ...]:
+def place_things(rng: Random) -> tuple[Thing, ...]:
     """Things for one scene, left to right and top to bottom."""
     layout = pick(rng, LAYOUTS)
     cells = pick(rng, PLACES[layout])

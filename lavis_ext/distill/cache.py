@@ -29,7 +29,7 @@ from lavis_ext.common.wording import human
 from lavis_ext.datasets.collate import to_device
 from lavis_ext.datasets.readers.faults import SampleError
 from lavis_ext.distill.settings import section_of
-from lavis_ext.distill.teacher import Glance, Need
+from lavis_ext.distill.teacher import MultiView, OutputSpec
 from lavis_ext.fetch import Policy
 from lavis_ext.fetch.lock import Ownership
 from lavis_ext.models.base_model import Outputs, world
@@ -44,7 +44,7 @@ WAIT = Policy(owner_wait=3600.0 * 24, owner_stall=3600.0)
 
 
 @dataclass(frozen=True)
-class About:
+class CacheIdentity:
     """All that decides what the files hold; two stores of one folder name would have to agree in SHA-256."""
 
     teacher: str
@@ -69,7 +69,7 @@ class LogitStore:
     A row a sample; one that could not be read has no id (null). `manifest.json`, written last, has the SHA-256 of each.
     """
 
-    def __init__(self, root: Path, about: About) -> None:
+    def __init__(self, root: Path, about: CacheIdentity) -> None:
         self.folder, self.about = root / about.key(), about
         self.files: dict[str, np.memmap[Any, Any]] = {}
         self.ids: list[Any] = []
@@ -263,7 +263,7 @@ class LogitCache:
         self.rows = {name: {own: row for row, own in enumerate(s.ids)} for name, s in stores.items()}
 
     @classmethod
-    def of(cls, run: RunConfig, teacher: Glance, digest: str, need: Need, batches: Any) -> LogitCache:
+    def of(cls, run: RunConfig, teacher: MultiView, digest: str, need: OutputSpec, batches: Any) -> LogitCache:
         """The cache of a run below its `output_dir`, filled where it is not; rank 0 fills, the others wait."""
         root = Path(run.output_dir).expanduser().absolute() / ".lavis_ext" / FOLDER
         filler = Filler(run, teacher, need, batches.normalizer)
@@ -272,7 +272,7 @@ class LogitCache:
         for name, dataset in batches.datasets.items():
             keys[name] = filler.identify(name, dataset)
             labels = getattr(dataset, "labels", None)
-            about = About(
+            about = CacheIdentity(
                 digest, name, dataset.split, len(dataset), need.views, section.cache if section else "",
                 labels.digest() if labels is not None else "",
             )  # fmt: skip
@@ -302,7 +302,7 @@ class LogitCache:
 class Filler:
     """Asks the teacher for every sample of a data set, in order and in full float32."""
 
-    def __init__(self, run: RunConfig, teacher: Glance, need: Need, normalizer: Any) -> None:
+    def __init__(self, run: RunConfig, teacher: MultiView, need: OutputSpec, normalizer: Any) -> None:
         self.run, self.teacher, self.need, self.normalizer = run, teacher, need, normalizer
         self.device = teacher.model.device
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from lavis_ext.common.config.schema import RunConfig
 from lavis_ext.distill.settings import DistillConfig
 from lavis_ext.distill.teacher import Partner, distance
-from lavis_ext.models.base_model import Model, fit, world
+from lavis_ext.models.base_model import BaseModel, fit, world
 
 Gradient = Callable[[Mapping[str, Tensor]], Sequence[Tensor | None]]
 """Parameters by name → the gradient of the loss at them, in their order."""
@@ -25,7 +25,7 @@ class InnerStep:
     optimizer are made once and filled in place.
     """
 
-    def __init__(self, student: Model, run: RunConfig, config: DistillConfig) -> None:
+    def __init__(self, student: BaseModel, run: RunConfig, config: DistillConfig) -> None:
         self.config = config
         self.mine = {name: p for name, p in student.named_parameters() if p.requires_grad}
         self.shadow = {name: torch.empty_like(p).requires_grad_() for name, p in self.mine.items()}
@@ -57,7 +57,7 @@ class InnerStep:
 
 
 def shadow_groups(
-    student: Model, run: RunConfig, mine: Mapping[str, nn.Parameter], shadow: Mapping[str, Tensor]
+    student: BaseModel, run: RunConfig, mine: Mapping[str, nn.Parameter], shadow: Mapping[str, Tensor]
 ) -> list[dict[str, Any]]:
     """The student's parameter groups with the shadow's tensors."""
     of = {id(parameter): shadow[name] for name, parameter in mine.items()}
@@ -152,7 +152,7 @@ class TeacherUpdate:
     """θ' from the student, then the teacher's parameters that have a partner towards θ'; all of it in place."""
 
     def __init__(
-        self, student: Model, teacher: Model, pairs: Sequence[Partner], run: RunConfig, config: DistillConfig
+        self, student: BaseModel, teacher: BaseModel, pairs: Sequence[Partner], run: RunConfig, config: DistillConfig
     ) -> None:
         self.inner = InnerStep(student, run, config)
         theirs = dict(teacher.named_parameters())

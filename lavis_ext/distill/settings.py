@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from lavis_ext.common.config.decode import Count, Door, Positive, Rate, Share, join
+from lavis_ext.common.config.decode import ConfigDecoder, Count, Positive, Rate, Share, join
 from lavis_ext.common.config.resolve import cache_root
 from lavis_ext.common.config.schema import Config, ModelConfig, RunConfig, TermConfig
 from lavis_ext.common.errors import ConfigError, Problem, nearest
@@ -60,7 +60,7 @@ class DistillConfig:
     cache: Literal["none", "float16", "float32"] = "none"
     """Keep the logits of a teacher that does not move in files of this precision, once for all epochs and runs."""
 
-    def examine(self, door: Door, key: str) -> None:
+    def examine(self, door: ConfigDecoder, key: str) -> None:
         """Weights that weigh nothing, and terms that say nothing or say it twice."""
         if not sum(self.kd_weights.values()):
             door.note(join(key, "kd_weights"), f"{self.kd_weights} are no weights", "give each view a share, not all 0")

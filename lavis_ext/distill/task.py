@@ -19,8 +19,8 @@ from lavis_ext.distill.cache import LogitCache
 from lavis_ext.distill.reptile import TeacherUpdate
 from lavis_ext.distill.settings import WHOLE, DistillConfig, DistillRunConfig, layer_pairs, section_of, section_problems
 from lavis_ext.distill.teacher import (
-    Glance,
-    Need,
+    MultiView,
+    OutputSpec,
     Partner,
     build_teacher,
     digest,
@@ -30,8 +30,8 @@ from lavis_ext.distill.teacher import (
     start_student,
 )
 from lavis_ext.distill.terms import Common, Moment, Term
-from lavis_ext.models.base_model import Model, Outputs
-from lavis_ext.tasks.base_task import Row, Task
+from lavis_ext.models.base_model import BaseModel, Outputs
+from lavis_ext.tasks.base_task import BaseTask, Row
 
 # One batch's share of each loss: which terms count at this point of the run, and what they come to.
 
@@ -41,7 +41,7 @@ Terms = Mapping[str, tuple[float, Term]]
 
 
 @dataclass(frozen=True)
-class Lesson:
+class ActiveTerms:
     """The terms that count and the share `alpha` of all of them; without a term, or a share, the task's loss is all."""
 
     terms: Terms
@@ -51,15 +51,15 @@ class Lesson:
     """Terms that do not count (any more)."""
 
     @classmethod
-    def at(cls, terms: Terms, alpha: float, progress: float) -> Lesson:
+    def at(cls, terms: Terms, alpha: float, progress: float) -> ActiveTerms:
         """What counts after a share `progress` of the run."""
         active = {name: pair for name, pair in terms.items() if alpha and not pair[1].over(progress)}
         silent = tuple(name for name in terms if name not in active)
         return cls(active, alpha if active else 0.0, progress, silent)
 
-    def need(self, task: bool) -> Need:
+    def need(self, task: bool) -> OutputSpec:
         """What is to be looked at; with `task` for the task's loss too."""
-        return Need.of((term for _, term in self.terms.values()), task)
+        return OutputSpec.of((term for _, term in self.terms.values()), task)
 
     def loss(
         self, task: Tensor, student: Mapping[str, Outputs], teacher: Mapping[str, Outputs], moves: bool
@@ -74,7 +74,7 @@ class Lesson:
         return (1 - self.alpha) * task + self.alpha * taught, parts
 
 
-class Held(NamedTuple):
+class PreviousBatch(NamedTuple):
     """The batch before this one, and what the teacher, as it still is, made of it (None: not asked again yet)."""
 
     batch: Batch
@@ -82,16 +82,16 @@ class Held(NamedTuple):
 
 
 @tasks.register("distill", config=DistillRunConfig)
-class Distill(Task):
+class Distill(BaseTask):
     """`run.distill.task` with a teacher in its loss; it is evaluated by the student alone, as without one.
 
     A run that only evaluates reads no teacher. Where the teacher moves, each batch makes one inner step of the student,
     one step of the teacher towards it, and then the loss that the runner minimises, at the new teacher.
     """
 
-    teacher: Model
+    teacher: BaseModel
 
-    def __init__(self, model: nn.Module, run: RunConfig, teacher: Model | None = None) -> None:
+    def __init__(self, model: nn.Module, run: RunConfig, teacher: BaseModel | None = None) -> None:
         distill = section_of(run)
         if distill is None:
             raise ConfigError("run.distill", "is missing", "say `task` and `teacher` under it")
@@ -100,12 +100,12 @@ class Distill(Task):
         super().__init__(model, run)
         self.config: DistillConfig = distill
         plain = replace(run, task=distill.task, **dict[str, Any](distill=None))
-        self.wrapped: Task = tasks.get(self.config.task).from_config(plain, model)
+        self.wrapped: BaseTask = tasks.get(self.config.task).from_config(plain, model)
         self.terms = build_terms(self.config)
         self.seen, self.total = 0, 1
         self.update: TeacherUpdate | None = None
         self.cache: LogitCache | None = None
-        self.held: Held | None = None
+        self.held: PreviousBatch | None = None
         self.measured: dict[str, float] = {}
         self.settled = False
         if not run.evaluate:
@@ -122,10 +122,10 @@ class Distill(Task):
         moves = self.config.teacher_update != "none" or any(term.remembers for _, term in self.terms.values())
         return moves or self.wrapped.counts_batches
 
-    def _take_teacher(self, given: Model | None) -> None:
+    def _take_teacher(self, given: BaseModel | None) -> None:
         """Build the teacher where none is given, see that it fits, and start the student from it where asked."""
-        student: Model = self.network
-        if type(self.wrapped).step is not Task.step:
+        student: BaseModel = self.network
+        if type(self.wrapped).step is not BaseTask.step:
             what = f"'{self.config.task}' has a training step of its own"
             raise ConfigError("run.distill.task", what, "teach a task whose loss is its model's")
         self.teacher = build_teacher(self.config, student.config) if given is None else given  # type: ignore[arg-type]
@@ -135,7 +135,7 @@ class Distill(Task):
         start_student(student, self.teacher, self.config)
         self.partners = self._partners()
         self.digest = digest(self.teacher)
-        self.own, self.other = Glance(student), Glance(self.teacher)
+        self.own, self.other = MultiView(student), MultiView(self.teacher)
 
     def _partners(self) -> list[Partner]:
         """Partners under `strategy`; none for a teacher that stands still and has other sizes."""
@@ -166,7 +166,7 @@ class Distill(Task):
         self._settle()
         self.total = max(total, 1)
         if self.config.cache != "none":
-            need = Lesson.at(self.terms, 1.0, 0.0).need(task=False)
+            need = ActiveTerms.at(self.terms, 1.0, 0.0).need(task=False)
             self.cache = LogitCache.of(self.run, self.other, self.digest, need, batches) if need.views else None
         self.wrapped.before_train(batches, total)
 
@@ -177,7 +177,7 @@ class Distill(Task):
         compare, and of one that moves `teacher_moved`, the way from where it began.
         """
         self._settle()
-        lesson = Lesson.at(self.terms, self.config.alpha, min(self.seen / self.total, 1.0))
+        lesson = ActiveTerms.at(self.terms, self.config.alpha, min(self.seen / self.total, 1.0))
         mine = self.own(batch, lesson.need(task=True))
         found: dict[str, Tensor] = self.network.losses(mine["full"], batch)
         if self.update is not None:
@@ -185,14 +185,14 @@ class Distill(Task):
         theirs = self._teach(batch, lesson)
         loss, parts = lesson.loss(found["loss"], mine, theirs, moves=True)
         if self.config.meta_batch == "next":
-            self.held = Held(batch, theirs)
+            self.held = PreviousBatch(batch, theirs)
         others = {name: value for name, value in found.items() if name != "loss"}
         told = {f"loss_{name}": value for name, value in parts.items()}
         report = {**others, "loss": loss, "loss_task": found["loss"], **told, **self._measure(batch, theirs)}
         self.seen += 1
         return report
 
-    def _teach(self, batch: Batch, lesson: Lesson) -> Mapping[str, Outputs]:
+    def _teach(self, batch: Batch, lesson: ActiveTerms) -> Mapping[str, Outputs]:
         """What the teacher makes of a batch; nothing where no term asks."""
         if not lesson.terms:
             return {}
@@ -203,7 +203,7 @@ class Distill(Task):
         return found
 
     def _move(
-        self, update: TeacherUpdate, batch: Batch, mine: Mapping[str, Outputs], task: Tensor, lesson: Lesson
+        self, update: TeacherUpdate, batch: Batch, mine: Mapping[str, Outputs], task: Tensor, lesson: ActiveTerms
     ) -> None:
         """Inner step and teacher's step, on this batch or on the one before it.
 
@@ -276,7 +276,7 @@ class Distill(Task):
         for name, remembered in state.get("terms", {}).items():
             self.terms[name][1].load_state_dict(remembered)
         if "held" in state:
-            self.held = Held(to_device(state["held"], self.network.device), None)
+            self.held = PreviousBatch(to_device(state["held"], self.network.device), None)
         self.wrapped.load_rank_state(state.get("wrapped", {}))
 
     def before_evaluation(self, split: str, datasets: Sequence[Any]) -> None:

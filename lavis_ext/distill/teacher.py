@@ -13,14 +13,14 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from lavis_ext.common.config.decode import Door, read_yaml
+from lavis_ext.common.config.decode import ConfigDecoder, read_yaml
 from lavis_ext.common.config.schema import ModelConfig
 from lavis_ext.common.errors import ConfigError, LavisExtError, Problem
 from lavis_ext.common.registry import models
 from lavis_ext.common.types import Batch
 from lavis_ext.distill.settings import DistillConfig, Pairs, layer_pairs, whole
 from lavis_ext.distill.terms import Term
-from lavis_ext.models.base_model import Model, Outputs, listed
+from lavis_ext.models.base_model import BaseModel, Outputs, listed
 
 # Which layer of a teacher goes with which of its student, and which parameters that makes partners.
 
@@ -36,7 +36,7 @@ class Partner:
     student: str
 
 
-def partners(student: Model, teacher: Model, pairs: Pairs) -> list[Partner]:
+def partners(student: BaseModel, teacher: BaseModel, pairs: Pairs) -> list[Partner]:
     """The teacher's parameters that go with one of the student's: those of paired layers, and all outside the layers.
 
     Parameters that the student has not are left out, layers that no pair names as well. Raises ConfigError where
@@ -69,7 +69,7 @@ def require_alike(found: Sequence[Partner], mine: dict[str, nn.Parameter], their
         raise ConfigError(where, f"{len(other)} parameters have another shape: {listed(other)}", way_out)
 
 
-def layers_prefix(model: Model) -> str:
+def layers_prefix(model: BaseModel) -> str:
     """What the names of parameters in `model.encoder_layers()` begin with, up to the number of the layer."""
     layers = model.encoder_layers()
     name = next((name for name, module in model.named_modules() if module is layers), None)
@@ -80,7 +80,7 @@ def layers_prefix(model: Model) -> str:
 
 
 @torch.no_grad()
-def start_from(student: Model, source: Model, pairs: Pairs, everything: bool) -> None:
+def start_from(student: BaseModel, source: BaseModel, pairs: Pairs, everything: bool) -> None:
     """Copy the paired layers of `source` into the student; with `everything` all partners outside the layers too."""
     mine, theirs = dict(student.named_parameters()), dict(source.named_parameters())
     prefix = layers_prefix(source)
@@ -101,11 +101,11 @@ TEACHER_KEY = "run.distill.teacher"
 POINTERS = ("best.json", "latest.json")
 
 
-def build_teacher(config: DistillConfig, student: ModelConfig) -> Model:
+def build_teacher(config: DistillConfig, student: ModelConfig) -> BaseModel:
     """The teacher without gradients, in eval mode. Raises RegistryError, and what reading its weights raises."""
     section = teacher_section(config.teacher, student)
     try:
-        teacher: Model = models.get(section.arch).from_config(section)
+        teacher: BaseModel = models.get(section.arch).from_config(section)
     except LavisExtError as error:
         raise type(error).of([Problem(of_teacher(p.where), p.what, p.way_out) for p in error.problems]) from error
     return teacher.requires_grad_(False).eval()
@@ -154,17 +154,17 @@ def section_of_run(folder: Path) -> ModelConfig:
         what = f"{folder} has no config.yaml that says what model the checkpoint is of"
         raise ConfigError(TEACHER_KEY, what, "give a model section with load_finetuned and finetuned")
     tree, places = read_yaml(path)
-    door = Door(places, lenient=True)  # it was sound when it was written
+    door = ConfigDecoder(places, lenient=True)  # it was sound when it was written
     section = door.build(ModelConfig, tree.get("model") or {}, "model")
     door.close()
     assert section is not None
     return section
 
 
-def misfits(student: Model, teacher: Model, terms: list[Term]) -> Iterator[Problem]:
+def misfits(student: BaseModel, teacher: BaseModel, terms: list[Term]) -> Iterator[Problem]:
     """Why this teacher cannot teach this student by these terms."""
     for who, model in (("student", student), ("teacher", teacher)):
-        if type(model).outputs is Model.outputs:
+        if type(model).outputs is BaseModel.outputs:
             yield Problem("model.arch", f"a {type(model).__name__} cannot be distilled", "name one that can, as oscar")
         lacking = sorted({view for term in terms for view in term.views} - set(model.views))
         if lacking:
@@ -177,7 +177,7 @@ def misfits(student: Model, teacher: Model, terms: list[Term]) -> Iterator[Probl
         yield Problem(TEACHER_KEY, what, "take a teacher that was trained for this data set")
 
 
-def start_student(student: Model, teacher: Model, config: DistillConfig) -> None:
+def start_student(student: BaseModel, teacher: BaseModel, config: DistillConfig) -> None:
     """Put layers that `student_init` names into the student: the teacher's, with all outside them, or pretrained's."""
     kind = config.student_init
     if kind == "none":
@@ -188,15 +188,17 @@ def start_student(student: Model, teacher: Model, config: DistillConfig) -> None
     start_from(student, source, pairs, everything=origin == "teacher")
 
 
-def whole_pretrained(student: Model) -> Model:
+def whole_pretrained(student: BaseModel) -> BaseModel:
     """The model that the student's pretrained weights are of, with all its layers."""
     section: ModelConfig = student.config  # type: ignore[assignment]
-    found: Model = models.get(section.arch).from_config(replace(whole(section), load_finetuned=False, finetuned=None))
+    found: BaseModel = models.get(section.arch).from_config(
+        replace(whole(section), load_finetuned=False, finetuned=None)
+    )
     return found
 
 
 @torch.no_grad()
-def digest(model: Model) -> str:
+def digest(model: BaseModel) -> str:
     """SHA-256 over the names, types, shapes and bytes of all tensors of a model."""
     found = hashlib.sha256()
     for name, tensor in sorted(model.state_dict().items()):
@@ -214,7 +216,7 @@ def raw(tensor: Tensor) -> Any:
 
 
 @dataclass(frozen=True)
-class Need:
+class OutputSpec:
     """The views to look under, and whether hidden states and attention scores of the full one are read."""
 
     views: tuple[str, ...] = ("full",)
@@ -222,7 +224,7 @@ class Need:
     attentions: bool = False
 
     @classmethod
-    def of(cls, terms: Iterable[Term], task: bool = False) -> Need:
+    def of(cls, terms: Iterable[Term], task: bool = False) -> OutputSpec:
         """What terms need; with `task` the full view for the task's loss too, as the first."""
         known = list(terms)
         views = [view for term in known for view in term.views]
@@ -230,21 +232,21 @@ class Need:
         return cls(tuple(ordered), any(term.hidden for term in known), any(term.attentions for term in known))
 
 
-class Glance(nn.Module):
+class MultiView(nn.Module):
     """A model's outputs under several views as one call, so that other parameters can be lent to it for the call."""
 
-    def __init__(self, model: Model) -> None:
+    def __init__(self, model: BaseModel) -> None:
         super().__init__()
         self.model = model
 
-    def forward(self, batch: Batch, need: Need) -> dict[str, Outputs]:
+    def forward(self, batch: Batch, need: OutputSpec) -> dict[str, Outputs]:
         """View → outputs; draws of dropout come in the order of `need.views`."""
         return {
             view: self.model.outputs(batch, view, need.hidden and view == "full", need.attentions and view == "full")
             for view in need.views
         }
 
-    def under(self, parameters: Mapping[str, Tensor], batch: Batch, need: Need) -> dict[str, Outputs]:
+    def under(self, parameters: Mapping[str, Tensor], batch: Batch, need: OutputSpec) -> dict[str, Outputs]:
         """The same with other parameters of the model, by its own names."""
         lent = {f"model.{name}": tensor for name, tensor in parameters.items()}
         found: dict[str, Outputs] = functional_call(self, lent, (batch, need))

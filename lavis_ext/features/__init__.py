@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from lavis_ext.features.imports import import_features
     from lavis_ext.features.layout import FRACTIONS, NO_BOXES, PIXELS, UnknownImage
-    from lavis_ext.features.store import FeatureStore, ReadOptions, Record, Row, open_store
+    from lavis_ext.features.store import FeatureRow, FeatureStore, ReadOptions, Record, open_store
     from lavis_ext.features.tools import export_store, merge_stores
     from lavis_ext.features.writer import StoreWriter, create_store
 
@@ -19,7 +19,7 @@ _HOME = {
     "FeatureStore": "store",
     "ReadOptions": "store",
     "Record": "store",
-    "Row": "store",
+    "FeatureRow": "store",
     "StoreWriter": "writer",
     "UnknownImage": "layout",
     "create_store": "writer",
@@ -32,10 +32,10 @@ __all__ = [
     "FRACTIONS",
     "NO_BOXES",
     "PIXELS",
+    "FeatureRow",
     "FeatureStore",
     "ReadOptions",
     "Record",
-    "Row",
     "StoreWriter",
     "UnknownImage",
     "create_store",

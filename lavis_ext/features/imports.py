@@ -18,8 +18,8 @@ from lavis_ext.features.files import disk_errors, read_errors
 from lavis_ext.features.formats import format_of
 from lavis_ext.features.formats.lines import ENDING, newline_of
 from lavis_ext.features.formats.lmdb import TensorpackLmdb, is_tensorpack
-from lavis_ext.features.layout import ABOUT, FAULTS, INDEX, ROWS, About
-from lavis_ext.features.store import BadRow, Fault, FeatureStore, ReadOptions, Row, open_store
+from lavis_ext.features.layout import ABOUT, FAULTS, INDEX, ROWS, StoreInfo
+from lavis_ext.features.store import BadRow, Fault, FeatureRow, FeatureStore, ReadOptions, open_store
 from lavis_ext.features.writer import StoreWriter, read_lines
 from lavis_ext.fetch.transfer import Progress, Silent
 
@@ -91,7 +91,7 @@ WITH_SIDES = ("oscar-tsv", "vinvl-tsv", "oscar-offsets", "oscar-pt")
 
 
 @dataclass
-class Imported:
+class ImportSummary:
     """What became of the rows: `added` now, `kept` from earlier runs, `repeated` equal to one that is there, faults."""
 
     added: int = 0
@@ -108,7 +108,7 @@ def import_features(
     dtype: str | None = None,
     options: ReadOptions | None = None,
     progress: Progress | None = None,
-) -> Imported:
+) -> ImportSummary:
     """Read sources into a store, new or existing; a source that is in it already is passed over.
 
     `form` is a name of `formats.FORMATS`, by default recognised; `dtype` is "float32" (the default of a new store) or
@@ -117,7 +117,7 @@ def import_features(
     """
     options = options or ReadOptions()
     plans = [_plan(Path(source), form, options) for source in sources]
-    done = Imported()
+    done = ImportSummary()
     with StoreWriter(store, dtype) as writer:
         done.kept = len(writer.entries)
         for plan in plans:
@@ -147,7 +147,7 @@ class _Source:
     """One source on its way into a store."""
 
     def __init__(
-        self, writer: StoreWriter, plan: dict[str, Any], options: ReadOptions, done: Imported, progress: Progress
+        self, writer: StoreWriter, plan: dict[str, Any], options: ReadOptions, done: ImportSummary, progress: Progress
     ) -> None:
         self.writer, self.plan, self.done, self.progress = writer, plan, done, progress
         self.path = Path(plan["path"])
@@ -201,7 +201,7 @@ class _Source:
         finally:
             self.progress.end(label, outcome)
 
-    def _take(self, row: Row, number: int) -> Fault | None:
+    def _take(self, row: FeatureRow, number: int) -> Fault | None:
         try:
             if row.image_id in self.writer and self.writer.same(row):
                 self.done.repeated += 1
@@ -215,7 +215,7 @@ class _Source:
         self.done.added += 1
         return None
 
-    def _know_ids(self, row: Row, number: int) -> None:
+    def _know_ids(self, row: FeatureRow, number: int) -> None:
         """Note once that a source's ids are integers, so that an export can make them so again."""
         about = self.writer.about.sources[number]
         if row.number_id and "ids" not in about:
@@ -295,7 +295,7 @@ def _is_done(place: Path, source: Path) -> bool:
         return False
     stamp = stamp_of(source)
     # by name, not by path: the folder of all data may have been moved
-    known = [one for one in About.load(place).sources if Path(one["path"]).name == source.name]
+    known = [one for one in StoreInfo.load(place).sources if Path(one["path"]).name == source.name]
     if any(one[key] != value for one in known for key, value in stamp.items()):
         what = f"has changed since it was imported into {place}"
         raise IntegrityError(str(source), what, f"remove {place}, which is then made again")

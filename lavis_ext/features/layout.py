@@ -83,7 +83,7 @@ def checksum(header: Header, *parts: bytes | memoryview) -> int:
 
 
 @dataclass
-class About:
+class StoreInfo:
     """`store.json`: what the numbers are and where they came from; `columns` is 0 until a row with boxes came."""
 
     dtype: str
@@ -101,7 +101,7 @@ class About:
         write_atomic(folder / ABOUT, (json.dumps(asdict(self), indent=1, ensure_ascii=False) + "\n").encode())
 
     @classmethod
-    def load(cls, folder: Path) -> About:
+    def load(cls, folder: Path) -> StoreInfo:
         """Read it; raises UsageError where no store is, IntegrityError where it cannot be understood."""
         path = folder / ABOUT
         try:
@@ -185,7 +185,7 @@ class UnknownImage(UsageError, KeyError):
 
 
 @dataclass(slots=True)
-class Entry:
+class StoreEntry:
     """One record of the data file: its id, where its header stands, and the header."""
 
     image_id: str
@@ -193,7 +193,7 @@ class Entry:
     header: Header
 
 
-def write_index(folder: Path, entries: list[Entry], end: int) -> None:
+def write_index(folder: Path, entries: list[StoreEntry], end: int) -> None:
     """Write the index of all records up to byte `end` of the data file, whole or not at all; raises DiskError.
 
     The columns `id_hash` and `key_hash` are sorted; `id_row` and `key_row` beside them say which row each belongs to.

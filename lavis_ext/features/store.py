@@ -21,10 +21,10 @@ from lavis_ext.features.layout import (
     NO_BOXES,
     ROWS,
     UNITS,
-    About,
     Array,
     Header,
     Index,
+    StoreInfo,
     UnknownImage,
     checksum,
     unpack_extra,
@@ -42,7 +42,7 @@ LABELS = "labels.json"
 
 
 @dataclass
-class Row:
+class FeatureRow:
     """One image on its way into a store.
 
     `features` [n, columns] float32 or float16, `boxes` [n, 4] xyxy in `unit`, sizes in pixels (0: unknown), `arrays`
@@ -94,7 +94,7 @@ class ReadOptions:
     keep_all: bool = False
 
 
-Rows = Iterator[Row | Fault]
+Rows = Iterator[FeatureRow | Fault]
 
 
 def shape_features(raw: bytes | memoryview, count: int, columns: int = 0) -> Array:
@@ -224,10 +224,10 @@ class Record:
         value = json.loads(text) if text else []
         return value.get("objects", []) if isinstance(value, dict) else value
 
-    def as_row(self) -> Row:
+    def as_row(self) -> FeatureRow:
         """The record as it would come from a source."""
         head, arrays = self._header, unpack_extra(bytes(self._extra))
-        return Row(
+        return FeatureRow(
             self.image_id, self.features, self.boxes, head.unit, head.height, head.width, arrays, head.line, head.next
         )
 
@@ -241,7 +241,7 @@ class FeatureStore:
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
-        self.about = About.load(self.path)
+        self.about = StoreInfo.load(self.path)
         if not (self.path / INDEX).is_file():
             way_out = "run the same import again, it goes on where it stopped"
             raise IntegrityError(str(self.path), "its import was not finished", way_out)

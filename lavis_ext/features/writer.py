@@ -23,16 +23,16 @@ from lavis_ext.features.layout import (
     DTYPES,
     INDEX,
     ROWS,
-    About,
     Array,
-    Entry,
     Header,
+    StoreEntry,
+    StoreInfo,
     checksum,
     pack_extra,
     padded,
     write_index,
 )
-from lavis_ext.features.store import BadRow, Row, Start, cast_rows
+from lavis_ext.features.store import BadRow, FeatureRow, Start, cast_rows
 from lavis_ext.fetch.lock import Ownership
 from lavis_ext.fetch.transfer import Policy
 
@@ -46,7 +46,7 @@ PIECES = 512
 Piece = bytes | memoryview
 
 
-class Sink:
+class AppendFile:
     """Appends to a file from byte `end` on, what lies behind it is cut off; raises OSError, perhaps one call later.
 
     At most two batches of 1 MiB wait to be written; every 64 MiB are flushed to the disk while more is decoded.
@@ -137,15 +137,15 @@ class StoreWriter:
             (self.path / ROWS).touch()
             self.entries = list(scan(self.path, self.about))
             self.end = self.entries[-1].offset + self.entries[-1].header.length if self.entries else 0
-            self._sink = Sink(self.path / ROWS, self.end)
+            self._sink = AppendFile(self.path / ROWS, self.end)
         self._rows = {entry.image_id: row for row, entry in enumerate(self.entries)}
 
-    def _about(self) -> About:
+    def _about(self) -> StoreInfo:
         if not any(p.name[0] != "." for p in self.path.iterdir()):
-            about = About(self._wanted or "float32")
+            about = StoreInfo(self._wanted or "float32")
             about.save(self.path)
             return about
-        about = About.load(self.path)
+        about = StoreInfo.load(self.path)
         if self._wanted not in (None, about.dtype):
             raise UsageError(str(self.path), f"holds {about.dtype}, not {self._wanted}", "name another store")
         return about
@@ -166,7 +166,7 @@ class StoreWriter:
     def __contains__(self, image_id: str) -> bool:
         return image_id in self._rows
 
-    def append(self, row: Row, source: int = 0) -> None:
+    def append(self, row: FeatureRow, source: int = 0) -> None:
         """Write one row; raises BadRow (a ValueError) where its numbers do not fit each other or the store."""
         if row.image_id in self._rows:
             raise BadRow(f"the image is in the store already, from row {self._header_of(row.image_id).line}")
@@ -181,10 +181,10 @@ class StoreWriter:
         with disk_errors(self.path):
             self._sink.write([header.pack(header.crc), *parts, name, extra, bytes(padded(used) - used)])
         self._rows[row.image_id] = len(self.entries)
-        self.entries.append(Entry(row.image_id, self.end, header))
+        self.entries.append(StoreEntry(row.image_id, self.end, header))
         self.end += header.length
 
-    def _checked(self, row: Row) -> Array:
+    def _checked(self, row: FeatureRow) -> Array:
         n = len(row.features)
         if row.features.ndim != 2 or (row.boxes is not None and row.boxes.shape != (n, 4)):
             shapes = f"features {row.features.shape}, boxes {None if row.boxes is None else row.boxes.shape}"
@@ -204,7 +204,7 @@ class StoreWriter:
     def _header_of(self, image_id: str) -> Header:
         return self.entries[self._rows[image_id]].header
 
-    def same(self, row: Row) -> bool:
+    def same(self, row: FeatureRow) -> bool:
         """Whether the image of that id in the store has just these features."""
         entry = self.entries[self._rows[row.image_id]]
         with disk_errors(self.path):
@@ -232,7 +232,7 @@ def create_store(path: str | Path, dtype: str = "float32") -> StoreWriter:
     return StoreWriter(path, dtype)
 
 
-def scan(folder: Path, about: About) -> Iterator[Entry]:
+def scan(folder: Path, about: StoreInfo) -> Iterator[StoreEntry]:
     """Every whole record of the data file in order, by its headers alone.
 
     What the index covers must be whole, else IntegrityError; of what came after it, the checksums are tried, and the
@@ -249,7 +249,7 @@ def scan(folder: Path, about: About) -> Iterator[Entry]:
             if header is None or not _whole(data, header, offset, about, trusted=offset < covered):
                 break
             start = offset + ALIGN + header.body_bytes(about.row_bytes) - header.id_bytes - header.extra_bytes
-            yield Entry(data[start : start + header.id_bytes].decode(), offset, header)
+            yield StoreEntry(data[start : start + header.id_bytes].decode(), offset, header)
             offset += header.length
     if offset < covered:
         way_out = "`lavis-ext features verify STORE` names what is damaged; import again into another store"
@@ -262,7 +262,7 @@ def _covered(folder: Path) -> int:
     return Index(folder).end if (folder / INDEX).is_file() else 0
 
 
-def _whole(data: mmap.mmap, header: Header, offset: int, about: About, trusted: bool) -> bool:
+def _whole(data: mmap.mmap, header: Header, offset: int, about: StoreInfo, trusted: bool) -> bool:
     used = header.body_bytes(about.row_bytes)
     if header.length != padded(ALIGN + used) or offset + header.length > len(data):
         return False

@@ -97,7 +97,7 @@ def variable_of(container: str) -> str:
     return VARIABLE + re.sub(r"[^A-Z0-9]", "_", container.upper())
 
 
-class Tokens:
+class SasTokens:
     """The tokens of this process: of the environment, then of a file or standard input that was named."""
 
     def __init__(self) -> None:
@@ -134,7 +134,7 @@ class Tokens:
         return self._given.get(container) or self._given.get(ANY)
 
 
-TOKENS = Tokens()
+TOKENS = SasTokens()
 
 
 def read_private(path: Path) -> str:

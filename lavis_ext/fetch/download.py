@@ -81,7 +81,7 @@ class Download:
     def run(self) -> None:
         """Fetch what is missing; raises Failure, Stopped, OSError (of the disk)."""
         before = self._part.ranges.covered
-        self._condition = self._part.adopt(self._source, self._figures)
+        self._condition = self._part.resume_condition(self._source, self._figures)
         self._discarded(before - self._part.ranges.covered)
         while self._step():
             pass
@@ -155,7 +155,7 @@ class Download:
         elif start and self._other_version(reply):
             raise Failure("replaced", "the object was replaced while it was fetched")
         refuse_foreign(reply, self._part.target.name, self._figures)
-        self._part.pin(self._source, reply.validators, reply.total)
+        self._part.record_validators(self._source, reply.validators, reply.total)
         self._condition = reply.validators.strong
         return reply.start
 

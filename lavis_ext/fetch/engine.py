@@ -13,7 +13,7 @@ from pathlib import Path
 
 from lavis_ext.common.errors import DiskError, LavisExtError, NetworkError, UsageError
 from lavis_ext.fetch.download import Download
-from lavis_ext.fetch.ledger import Digest, Entry, hash_file, mismatch
+from lavis_ext.fetch.ledger import Digest, LedgerEntry, hash_file, mismatch
 from lavis_ext.fetch.lock import Ownership
 from lavis_ext.fetch.openers import scheme_of
 from lavis_ext.fetch.part import Part, companion
@@ -29,8 +29,8 @@ from lavis_ext.fetch.transfer import (
     Stopped,
     Transfer,
     backoff,
-    conclude,
     disk_error,
+    to_error,
 )
 
 log = logging.getLogger(__name__)
@@ -38,7 +38,7 @@ log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Verdict:
+class ExistingFile:
     """What is at the target: `result` if it is right, `reason` if something wrong is there, neither if nothing is."""
 
     result: Result | None = None
@@ -46,14 +46,14 @@ class Verdict:
     sha256: str = ""
 
 
-def judge(session: Session, transfer: Transfer) -> Verdict:
+def check_existing(session: Session, transfer: Transfer) -> ExistingFile:
     """Look at the target: size first, then the ledger, then the hash; raises OSError where it cannot be read."""
     try:
         stat = transfer.path.stat()
     except FileNotFoundError:
-        return Verdict()
+        return ExistingFile()
     if not transfer.path.is_file():
-        return Verdict(reason="not a regular file")
+        return ExistingFile(reason="not a regular file")
     entry = None if session.policy.deep else session.ledger_for(transfer.path).find(transfer.path, stat)
     expected = _acceptable(transfer)
     if not expected:
@@ -61,7 +61,7 @@ def judge(session: Session, transfer: Transfer) -> Verdict:
     fitting = {e: f for e, f in expected.items() if f.size in (None, stat.st_size)}
     if not fitting:
         size = next(iter(expected.values())).size
-        return Verdict(reason=f"expected {size} bytes, got {stat.st_size}")
+        return ExistingFile(reason=f"expected {size} bytes, got {stat.st_size}")
     if entry is not None:
         for equivalence, figures in fitting.items():
             if entry.proves(figures):
@@ -79,16 +79,16 @@ def _acceptable(transfer: Transfer) -> dict[str, Figures]:
     return {equivalence: figures for equivalence, figures in found.items() if figures.declared}
 
 
-def _own_delivery(transfer: Transfer, entry: Entry) -> bool:
+def _own_delivery(transfer: Transfer, entry: LedgerEntry) -> bool:
     """Whether a source of other bytes, for which nothing is declared, delivered this file earlier."""
     kinds = {source.equivalence for source in transfer.sources if not transfer.figures(source).declared}
     return not entry.verified and entry.equivalence in kinds
 
 
-def _unknown(session: Session, transfer: Transfer, stat: os.stat_result, entry: Entry | None) -> Verdict:
+def _unknown(session: Session, transfer: Transfer, stat: os.stat_result, entry: LedgerEntry | None) -> ExistingFile:
     """Nothing is declared: a file with bytes in it is taken, and called unverified."""
     if stat.st_size == 0:
-        return Verdict(reason="the file is empty")
+        return ExistingFile(reason="the file is empty")
     if entry is not None:
         return _reuse(transfer.path, entry.sha256, entry.equivalence, verified=False)
     sha256, _ = hash_file(transfer.path, Figures())
@@ -96,7 +96,7 @@ def _unknown(session: Session, transfer: Transfer, stat: os.stat_result, entry: 
     return _reuse(transfer.path, sha256, "byte_exact", verified=False)
 
 
-def _compare(session: Session, path: Path, stat: os.stat_result, fitting: dict[str, Figures]) -> Verdict:
+def _compare(session: Session, path: Path, stat: os.stat_result, fitting: dict[str, Figures]) -> ExistingFile:
     needs_md5 = next((f for f in fitting.values() if f.md5), Figures())
     sha256, md5 = hash_file(path, needs_md5)
     wrong = ""
@@ -106,11 +106,11 @@ def _compare(session: Session, path: Path, stat: os.stat_result, fitting: dict[s
             note(session, path, sha256, md5, figures, equivalence)
             return _reuse(path, sha256, equivalence)
         wrong = wrong or difference
-    return Verdict(reason=wrong, sha256=sha256)
+    return ExistingFile(reason=wrong, sha256=sha256)
 
 
-def _reuse(path: Path, sha256: str, equivalence: str, verified: bool = True) -> Verdict:
-    return Verdict(Result(path, sha256=sha256, reused=True, verified=verified, equivalence=equivalence))
+def _reuse(path: Path, sha256: str, equivalence: str, verified: bool = True) -> ExistingFile:
+    return ExistingFile(Result(path, sha256=sha256, reused=True, verified=verified, equivalence=equivalence))
 
 
 def note(
@@ -132,7 +132,7 @@ def note(
         log.warning("%s: not recorded: %s", path.name, error.strerror)
 
 
-def quarantine(path: Path, found: Verdict) -> tuple[str, ...]:
+def quarantine(path: Path, found: ExistingFile) -> tuple[str, ...]:
     """Rename a wrong file to `name.bad-<first 8 digits of its sha256>` (numbered if taken); returns a note of it."""
     sha256 = found.sha256 or (hash_file(path, Figures())[0] if path.is_file() else "00000000")
     aside = path.with_name(f"{path.name}.bad-{sha256[:8]}")
@@ -178,7 +178,7 @@ def fetch_in(session: Session, transfer: Transfer) -> Result:
 
 
 def _settle(session: Session, transfer: Transfer) -> Result:
-    found = judge(session, transfer)
+    found = check_existing(session, transfer)
     if found.result is not None:
         _sweep(session, transfer.path)
         return found.result
@@ -187,7 +187,7 @@ def _settle(session: Session, transfer: Transfer) -> Result:
     transfer.path.parent.mkdir(parents=True, exist_ok=True)
     paths = companion(transfer.path, ".part.owner"), companion(transfer.path, ".part")
     with Ownership(*paths, session.policy, session.pause) as owner:
-        found = judge(session, transfer)  # again: another process may have finished since
+        found = check_existing(session, transfer)  # again: another process may have finished since
         if found.result is not None:
             return found.result
         notes = quarantine(transfer.path, found) if found.reason else ()
@@ -239,7 +239,7 @@ class _Fetching:
                     return result
         finally:
             self._part.close()
-        raise conclude(self._transfer.name, self._failures)
+        raise to_error(self._transfer.name, self._failures)
 
     def _check_space(self) -> None:
         if self._transfer.size is None:

@@ -31,7 +31,7 @@ class Refused(URLError):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Limits:
+class ResponseLimits:
     """What one answer may be; `inspect` gets the whole body and its final URL and raises for what is not wanted."""
 
     allow_private: bool = False
@@ -43,12 +43,12 @@ class Limits:
     inspect: Callable[[bytes, str], object] | None = None
 
 
-def install_guard(limits: Limits) -> None:
+def install_guard(limits: ResponseLimits) -> None:
     """Make `urllib.request.urlopen` of this whole process a guarded one: http and https only, no files, no FTP."""
     urllib.request.install_opener(make_guarded_opener(limits))
 
 
-def make_guarded_opener(limits: Limits) -> urllib.request.OpenerDirector:
+def make_guarded_opener(limits: ResponseLimits) -> urllib.request.OpenerDirector:
     """An opener with these handlers and no others; proxies of the environment are used as urllib does."""
     opener = urllib.request.OpenerDirector()
     handlers: list[urllib.request.BaseHandler] = [
@@ -117,7 +117,7 @@ def _shut(peer: socket.socket, over: threading.Event) -> None:
 
 
 class _Http(urllib.request.HTTPHandler):
-    def __init__(self, limits: Limits) -> None:
+    def __init__(self, limits: ResponseLimits) -> None:
         super().__init__()
         self._limits = limits
 
@@ -127,7 +127,7 @@ class _Http(urllib.request.HTTPHandler):
 
 
 class _Https(urllib.request.HTTPSHandler):
-    def __init__(self, limits: Limits) -> None:
+    def __init__(self, limits: ResponseLimits) -> None:
         super().__init__()
         self._limits = limits
 
@@ -136,7 +136,7 @@ class _Https(urllib.request.HTTPSHandler):
         return self.do_open(_timed(_TimedTLS, req, self._limits), req)
 
 
-def _timed(kind: type[_Timed], request: urllib.request.Request, limits: Limits) -> Any:
+def _timed(kind: type[_Timed], request: urllib.request.Request, limits: ResponseLimits) -> Any:
     """What makes the connection; its address is not ours to judge where any is allowed or where a proxy resolves."""
     free = limits.allow_private or request.has_proxy() or getattr(request, "_tunnel_host", None)
     return partial(kind, deadline=limits.deadline, public=not free)
@@ -159,7 +159,7 @@ class _Bodies(urllib.request.BaseHandler):
 
     handler_order = 2000  # after redirects and errors
 
-    def __init__(self, limits: Limits) -> None:
+    def __init__(self, limits: ResponseLimits) -> None:
         self._limits = limits
 
     def http_response(self, req: urllib.request.Request, response: HTTPResponse | GuardedResponse) -> GuardedResponse:
@@ -172,7 +172,7 @@ class _Bodies(urllib.request.BaseHandler):
 class GuardedResponse:
     """What urlopen returns: a context manager with `headers` and a `read()` that raises Refused beyond the limits."""
 
-    def __init__(self, response: HTTPResponse, limits: Limits) -> None:
+    def __init__(self, response: HTTPResponse, limits: ResponseLimits) -> None:
         self._response = response
         self._limits = limits
         self.headers = response.headers

@@ -16,7 +16,7 @@ log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Entry:
+class LedgerEntry:
     """A verified file: bytes, mtime in ns, inode, digests."""
 
     size: int
@@ -50,11 +50,11 @@ class Ledger:
         self.path = path
         self._base = path.parent.parent
         self._lock = threading.Lock()
-        self._entries: dict[str, Entry] = {}
+        self._entries: dict[str, LedgerEntry] = {}
         self._read = 0
         self._made = False
 
-    def find(self, path: Path, stat: os.stat_result) -> Entry | None:
+    def find(self, path: Path, stat: os.stat_result) -> LedgerEntry | None:
         """The entry of this file, if the file is unchanged since."""
         with self._lock:
             self._refresh()
@@ -73,7 +73,7 @@ class Ledger:
         """Note that `path`, as it is now or as it will be (`fetched`), has these digests; raises OSError."""
         stat = fetched or path.stat()
         version = (stat.st_size, stat.st_mtime_ns, stat.st_ino)
-        entry = Entry(*version, sha256, md5, verified, equivalence, fetched is not None)
+        entry = LedgerEntry(*version, sha256, md5, verified, equivalence, fetched is not None)
         line = json.dumps({"name": self._key(path), **vars(entry)}, ensure_ascii=False) + "\n"
         with self._lock:
             self._entries[self._key(path)] = entry
@@ -109,7 +109,7 @@ class Ledger:
         try:
             fields = json.loads(line)
             name = fields.pop("name")
-            self._entries[name] = Entry(**fields)
+            self._entries[name] = LedgerEntry(**fields)
         except (ValueError, TypeError, KeyError, AttributeError):
             log.warning("%s: a line that cannot be read is passed over", self.path)
 

@@ -188,7 +188,7 @@ class Part:
             self._unsaved = 0
         return lost
 
-    def adopt(self, source: Source, figures: Figures) -> str | None:
+    def resume_condition(self, source: Source, figures: Figures) -> str | None:
         """Decide whether the bytes that are there may be continued from `source`; those that may not are thrown away.
 
         Returns the `If-Range` condition to continue under; None where a declared hash answers for the result.
@@ -204,7 +204,7 @@ class Part:
             return self.validators.strong
         return None if figures.hashed else self.validators.strong
 
-    def pin(self, source: Source, validators: Validators, total: int | None) -> None:
+    def record_validators(self, source: Source, validators: Validators, total: int | None) -> None:
         """From here on the bytes are those of this object."""
         with self._lock:
             self.url, self.equivalence = identity(source.url), source.equivalence

@@ -146,17 +146,17 @@ class Bars:
         self._bars.update(self._overall, description=told, total=self._known or None)
 
 
-def make_progress(write: Write, stream: TextIO | None = None, quiet: bool = False) -> Lines | Bars | Quiet:
+def make_progress(write: Write, stream: TextIO | None = None, quiet: bool = False) -> Lines | Bars | QuietProgress:
     """Bars where `stream` (default stderr) is a terminal, else lines through `write`; `NO_COLOR` is honoured."""
     if quiet:
-        return Quiet()
+        return QuietProgress()
     out = stream or sys.stderr
     if out.isatty() and os.environ.get("TERM") != "dumb":
         return Bars(out, colour=not os.environ.get("NO_COLOR"))
     return Lines(write)
 
 
-class Quiet(Silent):
+class QuietProgress(Silent):
     """Silence with the same `with` as the others."""
 
     def __enter__(self) -> Progress:

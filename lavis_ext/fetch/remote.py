@@ -13,7 +13,7 @@ from lavis_ext.fetch.openers import Reply, Request, Validators
 from lavis_ext.fetch.part import Range
 from lavis_ext.fetch.safety import redact_url
 from lavis_ext.fetch.session import Session
-from lavis_ext.fetch.transfer import Failure, Policy, Source, SpeedGate, Unsatisfiable, backoff, conclude
+from lavis_ext.fetch.transfer import Failure, Policy, Source, SpeedGate, Unsatisfiable, backoff, to_error
 
 READ_AHEAD = 1 << 16
 NEAR = 1 << 16
@@ -153,7 +153,7 @@ class RemoteFile(io.RawIOBase):
                 with self._lock:
                     self._current = max(self._current, current + 1)
         name = redact_url(self._sources[0].url) if self._sources else "remote file"
-        raise conclude(name, failures)
+        raise to_error(name, failures)
 
     def _attempts(self, current: int, start: int, stop: int) -> bytes:
         data = bytearray()
@@ -249,7 +249,7 @@ def fetch_bytes(source: Source, policy: Policy | None = None, limit: int = 1 << 
                 if failure.kind == "absent":
                     return None
                 if failure.kind != "transient" or attempt == session.policy.retries:
-                    raise conclude(redact_url(source.url), [(redact_url(source.url), failure)]) from failure
+                    raise to_error(redact_url(source.url), [(redact_url(source.url), failure)]) from failure
                 session.pause(backoff(attempt, session.policy, failure.retry_after))
     raise NetworkError(redact_url(source.url), "not fetched", "run again")
 

@@ -262,7 +262,7 @@ _WAYS_OUT: dict[type[LavisExtError], str] = {
 }
 
 
-def conclude(where: str, failures: list[tuple[str, Failure]]) -> LavisExtError:
+def to_error(where: str, failures: list[tuple[str, Failure]]) -> LavisExtError:
     """The error for a transfer whose sources all failed: `failures` are (redacted URL, failure) in order.
 
     Bytes that did not match anywhere make it an IntegrityError; else the last reason decides.

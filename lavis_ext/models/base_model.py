@@ -97,7 +97,7 @@ class Outputs:
     """Logits of further heads, by name."""
 
 
-class Model(nn.Module):
+class BaseModel(nn.Module):
     """A network under LAVIS' interface; parts that `freeze` was given take no gradient and never leave eval mode."""
 
     Keys: ClassVar[type[ModelConfig]] = ModelConfig
@@ -112,7 +112,7 @@ class Model(nn.Module):
         self._frozen: list[nn.Module] = []
 
     @classmethod
-    def from_config(cls, config: Any) -> Model:
+    def from_config(cls, config: Any) -> BaseModel:
         """The model that a config of the class of its keys describes; raises ConfigError for what it cannot be."""
         raise NotImplementedError
 
@@ -149,7 +149,7 @@ class Model(nn.Module):
         if isinstance(part, nn.Module):
             self._frozen.append(part.eval())
 
-    def train(self, mode: bool = True) -> Model:
+    def train(self, mode: bool = True) -> BaseModel:
         """As in torch, but frozen parts stay in eval mode (no dropout, no statistics)."""
         super().train(mode)
         for part in self._frozen:

@@ -17,7 +17,7 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers.modeling_outputs import CausalLMOutput
 
 from lavis_ext.common.errors import ConfigError
-from lavis_ext.models.text import Tokens
+from lavis_ext.models.text import TextTokens
 
 AT_ONCE = 32
 """Candidates that are scored in one pass."""
@@ -36,14 +36,14 @@ class Reading(Protocol):
         """Logits [K, T, V] of each token of `answers` [K, T] behind the question `row`."""
 
 
-def read(network: Any, images: Tensor, tokens: Tokens) -> Reading:
+def read(network: Any, images: Tensor, tokens: TextTokens) -> Reading:
     """What a network (transformers' Blip2ForConditionalGeneration) makes of `images` [B,3,S,S] and questions."""
     embeds = embed(network, images, tokens)
     kind = DecoderReading if network.config.use_decoder_only_language_model else EncoderReading
     return kind(network.language_model, embeds, tokens.attention_mask)
 
 
-def embed(network: Any, images: Tensor, tokens: Tokens) -> Tensor:
+def embed(network: Any, images: Tensor, tokens: TextTokens) -> Tensor:
     """[B, L, E]: the embeddings of the tokens, with those of the image in its places."""
     seen = network.vision_model(images).last_hidden_state
     queries = network.query_tokens.expand(len(images), -1, -1)
@@ -169,7 +169,7 @@ class Search:
 # The first stage writes: its Q-Former under transformers' search, one token behind the other, after `[DEC]`.
 
 
-class Writer(transformers.PreTrainedModel, transformers.GenerationMixin):  # type: ignore[misc]
+class FirstStageGenerator(transformers.PreTrainedModel, transformers.GenerationMixin):  # type: ignore[misc]
     """What transformers' search asks of a language model; the weights stay those of the first stage.
 
     All places are computed at each token: the queries before them depend on the picture alone, but transformers'
@@ -210,7 +210,7 @@ class Writer(transformers.PreTrainedModel, transformers.GenerationMixin):  # typ
         """Tokens [B, L] and the tower's output [B, P, W] → logits [B, L, V]."""
         stage = self._stage[0]
         texts = stage.texts(input_ids, torch.ones_like(input_ids))
-        return CausalLMOutput(logits=stage.describe(encoder_hidden_states, texts)[1])
+        return CausalLMOutput(logits=stage.caption_logits(encoder_hidden_states, texts)[1])
 
 
 def write(stage: Any, embeds: Tensor, search: Search) -> list[str]:
@@ -220,7 +220,7 @@ def write(stage: Any, embeds: Tensor, search: Search) -> list[str]:
     end = tokenizer.eos_token_id if tokenizer.sep_token_id is None else tokenizer.sep_token_id
     ends = {"eos_token_id": end, "pad_token_id": tokenizer.pad_token_id, "bos_token_id": tokenizer.bos_token_id}
     mask = torch.ones_like(starts)
-    ids = Writer(stage).generate(
+    ids = FirstStageGenerator(stage).generate(
         starts, attention_mask=mask, encoder_hidden_states=embeds, **search.arguments(), **ends
     )
     texts: list[str] = tokenizer.batch_decode(ids, skip_special_tokens=True)

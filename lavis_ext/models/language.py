@@ -14,7 +14,7 @@ from lavis_ext.common.errors import ConfigError
 from lavis_ext.common.registry import models
 from lavis_ext.common.types import Batch
 from lavis_ext.metrics.vqa import lemmatize, load_lemmatizer
-from lavis_ext.models.base_model import Model, Outputs
+from lavis_ext.models.base_model import BaseModel, Outputs
 from lavis_ext.models.generation import Search, rank, read
 from lavis_ext.models.lora import adapter_parts, add_adapters, release
 from lavis_ext.models.network import DTYPES, add_image_token, assemble, recompute
@@ -23,7 +23,7 @@ from lavis_ext.models.text import (
     IGNORED,
     ChatPrompter,
     Prompter,
-    Tokens,
+    TextTokens,
     learns_output_only,
     prompts_of,
     questions_of,
@@ -32,7 +32,7 @@ from lavis_ext.models.text import (
 from lavis_ext.models.weights import load_over, parts_of
 
 
-class Blip2Language(Model):
+class Blip2Language(BaseModel):
     """BLIP-2 (Li et al., arXiv:2301.12597) with a decoder: the text is continued from query embeddings of the image.
 
     `net` is transformers' Blip2ForConditionalGeneration, `text` its tokenizer with the image places. A subclass says
@@ -130,14 +130,14 @@ class Blip2Language(Model):
         tokens = tokens.to(images.device)
         return self.net(images, tokens.input_ids, tokens.attention_mask, labels=labels, use_cache=False), labels
 
-    def learning_tokens(self, batch: Batch) -> tuple[Tokens, int | list[int]]:
+    def learning_tokens(self, batch: Batch) -> tuple[TextTokens, int | list[int]]:
         """The tokens of a batch, and how many at the start of each text are not to be learnt."""
         tokens = self.text.encode([text + self.config.end_sym for text in target_texts(batch)], "right")
         if learns_output_only(batch):
             return tokens, [self.text.length(text) for text in batch["text_input"]]
         return tokens, self.prompt_length
 
-    def asking_tokens(self, prompts: Sequence[str]) -> Tokens:
+    def asking_tokens(self, prompts: Sequence[str]) -> TextTokens:
         """The tokens that texts are continued from."""
         return self.text.encode(prompts, "left")
 
@@ -306,7 +306,7 @@ class Blip2T5(Blip2Language):
         labels = self.targets(batch["text_output" if split else "text_input"]).to(images.device)
         return self.net(images, tokens.input_ids, tokens.attention_mask, labels=labels, use_cache=False), labels
 
-    def asking_tokens(self, prompts: Sequence[str]) -> Tokens:
+    def asking_tokens(self, prompts: Sequence[str]) -> TextTokens:
         """Image places, prompt, closing token; pads at the end, where relative positions do not see them."""
         closed = [[*row, self.closing_id] for row in self.text.ids(prompts, special=False)]
         return self.text.pad([self.text.places] * len(closed), closed, "right")
@@ -349,7 +349,7 @@ class Blip2Vicuna(Blip2Language):
     prompter: type[Prompter] = ChatPrompter  # type: ignore[misc]  # the class variable of a subclass
     text: ChatPrompter
 
-    def learning_tokens(self, batch: Batch) -> tuple[Tokens, int | list[int]]:
+    def learning_tokens(self, batch: Batch) -> tuple[TextTokens, int | list[int]]:
         """The framed tokens of a batch; with `learn: text_output` `text_input` is the instruction."""
         if learns_output_only(batch):
             instructions, texts = list(batch["text_input"]), list(batch["text_output"])
@@ -359,7 +359,7 @@ class Blip2Vicuna(Blip2Language):
             instructions = [INSTRUCTIONS[index] for index in drawn]
         return self.text.frame([text + self.config.end_sym for text in texts], instructions, "right"), 0
 
-    def asking_tokens(self, prompts: Sequence[str]) -> Tokens:
+    def asking_tokens(self, prompts: Sequence[str]) -> TextTokens:
         """The frame with each prompt, the first instruction where it is empty."""
         instructions = [prompt or INSTRUCTIONS[0] for prompt in prompts]
         return self.text.frame([""] * len(prompts), instructions, "left")

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from lavis_ext.common.errors import ConfigError
 from lavis_ext.common.registry import models
 from lavis_ext.common.types import Batch
-from lavis_ext.models.base_model import Model
+from lavis_ext.models.base_model import BaseModel
 from lavis_ext.models.network import load_config, load_embedding, load_network, load_tokenizer, stub_config
 from lavis_ext.models.settings import ProjectorConfig
 from lavis_ext.models.text import target_texts
@@ -20,7 +20,7 @@ from lavis_ext.models.weights import PROJECTION, read_checkpoint, translate
 
 
 @models.register("vpgtrans_projector", config=ProjectorConfig)
-class Projector(Model):
+class Projector(BaseModel):
     """VPGTrans' optional start (Zhang et al., arXiv:2305.01278 §4.2): words of one model are mapped to another's.
 
     Learnt on captions that both tokenizers cut into as many tokens, with the loss 1 - cosine. Its checkpoints hold the

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Annotated, ClassVar, Literal
 
-from lavis_ext.common.config.decode import Bound, Count, Door, Natural, join
+from lavis_ext.common.config.decode import Bound, ConfigDecoder, Count, Natural, join
 from lavis_ext.common.config.schema import ModelConfig, TermConfig
 from lavis_ext.common.errors import Problem, nearest
 from lavis_ext.common.registry import objectives
@@ -123,7 +123,7 @@ class Blip2Config(VisionConfig):
     losses: list[TermConfig] = field(default_factory=lambda: [TermConfig(name=name) for name in ("itc", "itm", "lm")])
     """What is learnt: contrast, matching and words, each with its weight, and losses that a plug-in registers."""
 
-    def examine(self, door: Door, key: str) -> None:
+    def examine(self, door: ConfigDecoder, key: str) -> None:
         """Losses that are none of this stage's, that stand twice, and none at all."""
         super().examine(door, key)
         known = [name for name in objectives.names() if is_loss(name)]

@@ -16,7 +16,7 @@ from lavis_ext.common.config.schema import own_keys
 from lavis_ext.common.errors import ConfigError
 from lavis_ext.common.registry import models, objectives
 from lavis_ext.common.types import Batch
-from lavis_ext.models.base_model import Model, gather_rows, world
+from lavis_ext.models.base_model import BaseModel, gather_rows, world
 from lavis_ext.models.generation import Search, write
 from lavis_ext.models.language import fitting_images, halve_tower
 from lavis_ext.models.lora import start_from_bert
@@ -48,7 +48,7 @@ class Texts:
 
 
 @dataclass(frozen=True)
-class Features:
+class Blip2Features:
     """LAVIS' features: embeddings [B, Q, C], [B, L, C] and, projected and normalised, [B, Q, D], [B, L, D]."""
 
     image_embeds: Tensor | None = None
@@ -58,7 +58,7 @@ class Features:
     multimodal_embeds: Tensor | None = None
 
 
-class Seen:
+class FirstStageOutputs:
     """What the model made of one batch, for its losses; each part is made when a loss first asks for it.
 
     Ids tell the pictures of all ranks apart.
@@ -67,13 +67,13 @@ class Seen:
     def __init__(self, model: Blip2, batch: Batch) -> None:
         self.model, self.batch = model, batch
         self.texts = model.encode(batch["text_input"])
-        self.embeds = model.see(batch)
+        self.embeds = model.encode_image(batch)
         """[B, P, W]"""
 
     @cached_property
     def described(self) -> tuple[Tensor, Tensor]:
         """Queries [B, Q, C] that see the picture alone, and logits [B, L, V] of the text written behind them."""
-        return self.model.describe(self.embeds, self.texts)
+        return self.model.caption_logits(self.embeds, self.texts)
 
     @cached_property
     def images(self) -> Tensor:
@@ -83,7 +83,7 @@ class Seen:
     @cached_property
     def words(self) -> Tensor:
         """Projected texts [B, D], normalised."""
-        return self.model.project_text(self.model.read(self.texts)[:, 0])
+        return self.model.project_text(self.model.encode_text(self.texts)[:, 0])
 
     @property
     def word_logits(self) -> Tensor:
@@ -142,7 +142,7 @@ class WordHead(nn.Module):
 
 @models.register("blip2_feature_extractor", config=Blip2Config)
 @models.register("blip2", config=Blip2Config)
-class Blip2(Model):
+class Blip2(BaseModel):
     """BLIP-2's first stage (Li et al., arXiv:2301.12597): ITC + ITM + LM losses, features, matching scores.
 
     `net` is transformers' Blip2ForImageTextRetrieval, which has no losses and no word head: `temp` and `lm_head` are
@@ -156,7 +156,7 @@ class Blip2(Model):
         config.require_sound()
         tokenizer.add_special_tokens({"bos_token": DECODE})
         self.config, self.net, self.tokenizer = config, network, tokenizer
-        grow_words(network, len(tokenizer))
+        resize_token_embeddings(network, len(tokenizer))
         self.temp = nn.Parameter(torch.tensor(FIRST_TEMPERATURE))
         self.lm_head = WordHead(network.config.qformer_config, network.embeddings.word_embeddings.num_embeddings)
         self.queries: int = network.config.num_query_tokens
@@ -200,7 +200,7 @@ class Blip2(Model):
 
         Pictures of the same `image_id` (number or text) are no negatives of each other; without it all differ.
         """
-        seen = Seen(self, batch)
+        seen = FirstStageOutputs(self, batch)
         values = {term.name: loss(seen) for term, loss in self.losses_to_learn}
         weights = {term.name: 1.0 if term.weight is None else term.weight for term, _ in self.losses_to_learn}
         total: Any = sum(weights[name] * value for name, value in values.items())
@@ -216,31 +216,31 @@ class Blip2(Model):
         """Tokens that were encoded before, [B, L] each."""
         return Texts(ids, mask)
 
-    def see(self, batch: Batch) -> Tensor:
+    def encode_image(self, batch: Batch) -> Tensor:
         """`image` [B,3,S,S] → the tower's output [B, P, W]."""
         images = fitting_images(batch, self.device, self.net.config.vision_config.image_size)
         seen: Tensor = self.net.vision_model(images).last_hidden_state
         return seen
 
-    def read(self, texts: Texts) -> Tensor:
+    def encode_text(self, texts: Texts) -> Tensor:
         """Texts by themselves → [B, L, C]."""
         read: Tensor = self.net.qformer(
             query_embeds=self.net.embeddings(input_ids=texts.ids), query_length=0, attention_mask=texts.mask
         ).last_hidden_state
         return read
 
-    def ask(self, embeds: Tensor) -> Tensor:
+    def query_image(self, embeds: Tensor) -> Tensor:
         """The queries before an image [B, P, W] → [B, Q, C]."""
         queries = self.net.query_tokens.expand(len(embeds), -1, -1)
         asked: Tensor = self.net.qformer(query_embeds=queries, encoder_hidden_states=embeds).last_hidden_state
         return asked
 
-    def look_and_read(self, embeds: Tensor, texts: Texts) -> Tensor:
+    def fuse(self, embeds: Tensor, texts: Texts) -> Tensor:
         """Queries that see the image and the text → [B, Q, C]."""
         mask = torch.cat([texts.mask.new_ones(len(embeds), self.queries), texts.mask], dim=1)
         return self._joint(embeds, texts.ids, mask)[:, : self.queries]
 
-    def describe(self, embeds: Tensor, texts: Texts) -> tuple[Tensor, Tensor]:
+    def caption_logits(self, embeds: Tensor, texts: Texts) -> tuple[Tensor, Tensor]:
         """Queries [B, Q, C] that see the image alone, and logits [B, L, V] of the text that is written behind them."""
         ids = texts.ids.clone()
         ids[:, 0] = self.tokenizer.bos_token_id
@@ -250,7 +250,7 @@ class Blip2(Model):
 
     def match(self, embeds: Tensor, texts: Texts) -> Tensor:
         """Logits [B, 2] of images [B, P, W] and texts: no match, match; the mean over the queries."""
-        logits: Tensor = self.net.itm_head(self.look_and_read(embeds, texts)).mean(1)
+        logits: Tensor = self.net.itm_head(self.fuse(embeds, texts)).mean(1)
         return logits
 
     def project_text(self, read: Tensor) -> Tensor:
@@ -281,22 +281,24 @@ class Blip2(Model):
         lengths = (beams, max_length - 1, max(min_length - 1, 0))
         penalties = (repetition_penalty, length_penalty)
         search = Search(*lengths, *penalties, num_captions, use_nucleus_sampling, top_p, temperature)
-        return write(self, self.see(samples), search)
+        return write(self, self.encode_image(samples), search)
 
     @torch.no_grad()
-    def extract_features(self, samples: Batch, mode: Mode = "multimodal") -> Features:
+    def extract_features(self, samples: Batch, mode: Mode = "multimodal") -> Blip2Features:
         """LAVIS' features of `image`, of `text_input`, or of both together; raises ConfigError for another mode."""
         if mode == "image":
-            asked = self.ask(self.see(samples))
-            return Features(
+            asked = self.query_image(self.encode_image(samples))
+            return Blip2Features(
                 image_embeds=asked, image_embeds_proj=F.normalize(self.net.vision_projection(asked), dim=-1)
             )
         if mode == "text":
-            read = self.read(self.encode(samples["text_input"]))
-            return Features(text_embeds=read, text_embeds_proj=self.project_text(read))
+            read = self.encode_text(self.encode(samples["text_input"]))
+            return Blip2Features(text_embeds=read, text_embeds_proj=self.project_text(read))
         if mode != "multimodal":
             raise ConfigError("extract_features", f"no mode '{mode}'", "choose from image, text, multimodal")
-        return Features(multimodal_embeds=self.look_and_read(self.see(samples), self.encode(samples["text_input"])))
+        return Blip2Features(
+            multimodal_embeds=self.fuse(self.encode_image(samples), self.encode(samples["text_input"]))
+        )
 
     def _joint(self, embeds: Tensor, ids: Tensor, mask: Tensor) -> Tensor:
         queries = self.net.query_tokens.expand(len(embeds), -1, -1)
@@ -307,7 +309,7 @@ class Blip2(Model):
         return joint
 
 
-def grow_words(network: Any, count: int) -> None:
+def resize_token_embeddings(network: Any, count: int) -> None:
     """See that the word embedding has `count` rows; new ones are random as the others were."""
     old = network.embeddings.word_embeddings
     if old.num_embeddings >= count:
@@ -356,11 +358,11 @@ class Blip2Matching(Blip2):
         """
         texts = self.encode(batch["text_input"])
         if match_head == "itm":
-            return self.match(self.see(batch), texts)
+            return self.match(self.encode_image(batch), texts)
         if match_head != "itc":
             raise ConfigError("match_head", f"'{match_head}' is not offered", "choose itm or itc")
-        images = F.normalize(self.net.vision_projection(self.ask(self.see(batch))), dim=-1)
-        return similarities(images, self.project_text(self.read(texts)[:, 0]))
+        images = F.normalize(self.net.vision_projection(self.query_image(self.encode_image(batch))), dim=-1)
+        return similarities(images, self.project_text(self.encode_text(texts)[:, 0]))
 
     def predict(self, samples: Batch) -> dict[str, Tensor]:
         """`predictions` [B, 2] (no match, match) and `targets`, the `label` of the samples: classification by match.

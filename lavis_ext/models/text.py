@@ -19,16 +19,16 @@ Ids = list[int]
 
 
 @dataclass(frozen=True)
-class Tokens:
+class TextTokens:
     """One batch of token ids; all [B, L] int64. `starts[i]` is where the text of a right-padded row begins."""
 
     input_ids: Tensor
     attention_mask: Tensor
     starts: tuple[int, ...]
 
-    def to(self, device: torch.device) -> Tokens:
+    def to(self, device: torch.device) -> TextTokens:
         """The same on another device."""
-        return Tokens(self.input_ids.to(device), self.attention_mask.to(device), self.starts)
+        return TextTokens(self.input_ids.to(device), self.attention_mask.to(device), self.starts)
 
 
 class Prompter:
@@ -45,7 +45,7 @@ class Prompter:
         pad = self.tokenizer.pad_token_id
         return int(self.tokenizer.eos_token_id if pad is None else pad)
 
-    def encode(self, texts: Sequence[str], side: Side) -> Tokens:
+    def encode(self, texts: Sequence[str], side: Side) -> TextTokens:
         """Texts cut to `max_txt_len` tokens and padded to the longest on one side: left to generate, right to learn."""
         return self.pad([self.places] * len(texts), self.ids(texts), side)
 
@@ -56,7 +56,7 @@ class Prompter:
         # a caption may spell the image token, but only images take image places
         return [[token for token in row if token not in self.places] for row in found]
 
-    def pad(self, heads: Sequence[Ids], texts: Sequence[Ids], side: Side) -> Tokens:
+    def pad(self, heads: Sequence[Ids], texts: Sequence[Ids], side: Side) -> TextTokens:
         """One row of ids for each head and text behind it."""
         rows = [head + text for head, text in zip(heads, texts, strict=True)]
         width = max(map(len, rows))
@@ -66,9 +66,9 @@ class Prompter:
             ids, mask = [p + r for r, p in spans], [[0] * len(p) + [1] * len(r) for r, p in spans]
         else:
             ids, mask = [r + p for r, p in spans], [[1] * len(r) + [0] * len(p) for r, p in spans]
-        return Tokens(torch.tensor(ids), torch.tensor(mask), tuple(map(len, heads)))
+        return TextTokens(torch.tensor(ids), torch.tensor(mask), tuple(map(len, heads)))
 
-    def labels(self, tokens: Tokens, unlearnt: int | Sequence[int] = 0) -> Tensor:
+    def labels(self, tokens: TextTokens, unlearnt: int | Sequence[int] = 0) -> Tensor:
         """[B, L] targets of right-padded tokens; heads, pads and the first `unlearnt` tokens of a text are ignored."""
         labels = tokens.input_ids.masked_fill(tokens.attention_mask == 0, IGNORED)
         lengths = [unlearnt] * len(labels) if isinstance(unlearnt, int) else unlearnt
@@ -92,7 +92,7 @@ class ChatPrompter(Prompter):
     opening = "###Human: <Img>"
     closing = "</Img> {} ###Assistant: "
 
-    def frame(self, texts: Sequence[str], instructions: Sequence[str], side: Side) -> Tokens:
+    def frame(self, texts: Sequence[str], instructions: Sequence[str], side: Side) -> TextTokens:
         """The opening token, the frame with its instruction, and the text behind it; only the text can be learnt."""
         bos = self.tokenizer.bos_token_id
         opening = ([] if bos is None else [bos]) + self.ids([self.opening], special=False, cut=False)[0]

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from lavis_ext.common.errors import ConfigError, IntegrityError, UnsafeError
 from lavis_ext.common.files import disk_errors, replacing
-from lavis_ext.models.base_model import Model
+from lavis_ext.models.base_model import BaseModel
 from lavis_ext.models.clip_tower import from_clip, to_clip
 from lavis_ext.models.lora import fit_names
 
@@ -235,7 +235,7 @@ def parts_of(path: str, key: str) -> tuple[Tensors, tuple[str, ...]]:
     return state, (*QFORMER_PARTS, *tower)
 
 
-def load_over(model: Model, path: str, key: str) -> None:
+def load_over(model: BaseModel, path: str, key: str) -> None:
     """Put a checkpoint of ours or of upstream over a model; raises IntegrityError for what does not fit.
 
     What only the first stage uses is passed over by a model of the second.
@@ -248,13 +248,13 @@ def load_over(model: Model, path: str, key: str) -> None:
     model.load_trainable_state({n: t for n, t in state.items() if n in mine or not STAGE1_ONLY.match(n)})
 
 
-def random_tower(model: Model) -> bool:
+def random_tower(model: BaseModel) -> bool:
     """Whether the vision tower of a model was made from sizes."""
     config = getattr(model, "config", None)
     return bool(hasattr(model, "net") and config and not (config.load_pretrained and config.pretrained))
 
 
-def write_upstream(model: Model, path: Path, language: str = "opt") -> None:
+def write_upstream(model: BaseModel, path: Path, language: str = "opt") -> None:
     """Save what a model trained as LAVIS does, `{"model": tensors}`; raises DiskError.
 
     `language` is what its projection is named after there: `opt`, `t5` or `llama`.

@@ -6,13 +6,13 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from lavis_ext.common.config.decode import Door
+from lavis_ext.common.config.decode import ConfigDecoder
 from lavis_ext.common.config.resolve import model_defaults, model_files
 from lavis_ext.common.config.schema import ModelConfig
 from lavis_ext.common.registry import models
 
 if TYPE_CHECKING:
-    from lavis_ext.models.base_model import Model
+    from lavis_ext.models.base_model import BaseModel
 
 Processors = dict[str, Callable[..., Any]]
 
@@ -20,7 +20,7 @@ Processors = dict[str, Callable[..., Any]]
 def default_config(name: str, model_type: str) -> ModelConfig:
     """The ModelConfig of `configs/models/<name>/<model_type>.yaml`; raises ConfigError with the nearest names."""
     tree, _ = model_defaults(name, model_type)
-    door = Door()
+    door = ConfigDecoder()
     config = door.build(
         ModelConfig, {"arch": name, "model_type": model_type, **tree}, f"models/{name}/{model_type}.yaml"
     )
@@ -29,15 +29,15 @@ def default_config(name: str, model_type: str) -> ModelConfig:
     return config
 
 
-def build_model(config: ModelConfig) -> Model:
+def build_model(config: ModelConfig) -> BaseModel:
     """The model of a run, by `model.arch`; raises RegistryError for an unknown one."""
-    model: Model = models.get(config.arch).from_config(config)
+    model: BaseModel = models.get(config.arch).from_config(config)
     return model
 
 
 def load_model(
     name: str, model_type: str, is_eval: bool = False, device: str = "cpu", checkpoint: str | None = None
-) -> Model:
+) -> BaseModel:
     """A model by architecture and type, `checkpoint` (a file or folder of ours) put over it; LAVIS' arguments."""
     config = default_config(name, model_type)
     if checkpoint is not None:
@@ -53,7 +53,7 @@ def load_preprocess(config: Mapping[str, Any]) -> tuple[Processors, Processors]:
 
 def load_model_and_preprocess(
     name: str, model_type: str, is_eval: bool = False, device: str = "cpu"
-) -> tuple[Model, Processors, Processors]:
+) -> tuple[BaseModel, Processors, Processors]:
     """The model and its image and text processors, each {"train", "eval"}."""
     vis, text = load_preprocess(model_defaults(name, model_type)[1])
     return load_model(name, model_type, is_eval, device), vis, text

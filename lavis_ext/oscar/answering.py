@@ -19,14 +19,14 @@ from lavis_ext.metrics.vqa import percent, vqa_accuracy
 from lavis_ext.models.losses import IGNORED
 from lavis_ext.oscar.config import OscarClassConfig, OscarPairConfig, OscarPretrainConfig, OscarVqaConfig
 from lavis_ext.tasks.answering import find_truth, plain_value
-from lavis_ext.tasks.base_task import Row, Task, plain_id, write_result, write_rows
+from lavis_ext.tasks.base_task import BaseTask, Row, plain_id, write_result, write_rows
 
 log = logging.getLogger(__name__)
 UNKNOWN = -100
 """A label that stands for none, as in torch's cross-entropy."""
 
 
-class Classification(Task):
+class Classification(BaseTask):
     """The class with the highest logit of each input; rows are counted once, by their `instance_id`."""
 
     evaluates = True
@@ -261,7 +261,7 @@ def sentences_of(dataset: Any) -> Iterator[tuple[str, str]]:
 
 
 @tasks.register("oscar_pretrain", config=OscarPretrainConfig)
-class OscarPretrain(Task):
+class OscarPretrain(BaseTask):
     """The loss of words and of matching (Zhang et al., arXiv:2101.00529 §3); `agg_metrics` is the mean of both."""
 
     evaluates = True

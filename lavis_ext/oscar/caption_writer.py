@@ -11,7 +11,15 @@ from torch import Tensor
 from lavis_ext.common.errors import ConfigError
 from lavis_ext.common.types import Batch
 from lavis_ext.oscar.constrained import Constraint, build_machine, join_machines, search_constrained
-from lavis_ext.oscar.generation import Captions, Choice, Context, Ends, Writer, draw_captions, search_beams
+from lavis_ext.oscar.generation import (
+    CaptionState,
+    Choice,
+    Context,
+    Ends,
+    GeneratedCaptions,
+    draw_captions,
+    search_beams,
+)
 from lavis_ext.oscar.network import OscarNetwork
 from lavis_ext.oscar.wordpiece import WordPiece
 
@@ -64,7 +72,7 @@ class CaptionWriter:
         return self.texts(search_constrained(writer, joined, num_beams, self.ends, choice))
 
     @torch.no_grad()
-    def sample(self, batch: Batch, choice: Choice, count: int, rng: torch.Generator | None = None) -> Captions:
+    def sample(self, batch: Batch, choice: Choice, count: int, rng: torch.Generator | None = None) -> GeneratedCaptions:
         """`count` drawn captions of each image: ids [B, count, max_length]."""
         writer = self._writer(self.context(batch, choice.max_length), count)
         return draw_captions(writer, len(batch["img_feats"]), self.ends, choice, rng, sample=True)
@@ -76,7 +84,7 @@ class CaptionWriter:
             raise ConfigError("constraints", f"{list(words)} name nothing", "give at least one word for a thing")
         return found
 
-    def texts(self, captions: Captions) -> Texts:
+    def texts(self, captions: GeneratedCaptions) -> Texts:
         """Ids as texts, with the exponential of their score."""
         pairs = zip(captions.ids.tolist(), captions.scores.exp().tolist(), strict=True)
         return [[(self.text(ids), conf) for ids, conf in zip(rows, confs, strict=True)] for rows, confs in pairs]
@@ -86,8 +94,8 @@ class CaptionWriter:
         own = list(ids)
         return self.words.decode(own[: own.index(self.ends.sep)] if self.ends.sep in own else own)
 
-    def _writer(self, context: Context, rows: int) -> Writer:
-        return Writer(self.network, context, self.words.mask, rows)
+    def _writer(self, context: Context, rows: int) -> CaptionState:
+        return CaptionState(self.network, context, self.words.mask, rows)
 
 
 def caption_mask(captions: Tensor, ends: Any) -> Tensor:

@@ -26,7 +26,7 @@ from lavis_ext.metrics.ptb import clean_tokens
 from lavis_ext.oscar.caption_writer import CaptionWriter, caption_mask
 from lavis_ext.oscar.config import OscarCaptionConfig
 from lavis_ext.oscar.generation import Choice, log_probabilities, score_captions
-from lavis_ext.tasks.base_task import Row, Task, first_by_id, merged_references, plain_id, write_result
+from lavis_ext.tasks.base_task import BaseTask, Row, first_by_id, merged_references, plain_id, write_result
 from lavis_ext.tasks.captioning import Captioning
 
 log = logging.getLogger(__name__)
@@ -127,7 +127,7 @@ class OscarCaption(Captioning):
     needs: tuple[str, ...] = ("generate", "writer")
 
     @classmethod
-    def from_config(cls, run: OscarCaptionConfig, model: nn.Module) -> Task:
+    def from_config(cls, run: OscarCaptionConfig, model: nn.Module) -> BaseTask:
         """The task, or with `run.scst` the one that learns from rewards."""
         return (SelfCritical if run.scst else OscarCaption)(model, run)
 

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lavis_ext.common.errors import ConfigError, IntegrityError
-from lavis_ext.oscar.generation import Captions, Choice, Ends, Writer, pick
+from lavis_ext.oscar.generation import CaptionState, Choice, Ends, GeneratedCaptions, pick
 
 Ids = tuple[int, ...]
 Constraint = Sequence[Ids]
@@ -117,7 +117,9 @@ def join_machines(machines: Sequence[Machine], least: int, device: torch.device)
     return Machines(*(tensor.to(device) for tensor in (words, leads, rest, met, needed)))
 
 
-def search_constrained(writer: Writer, machines: Machines, beams: int, ends: Ends, choice: Choice) -> Captions:
+def search_constrained(
+    writer: CaptionState, machines: Machines, beams: int, ends: Ends, choice: Choice
+) -> GeneratedCaptions:
     """The best caption of each image that meets enough of its constraints; `writer` has S · `beams` rows.
 
     Within a state captions compete by the sum of log probabilities, across states by its mean over the words and [SEP],
@@ -161,7 +163,7 @@ def _choose(sums: Tensor, machines: Machines, beams: int) -> tuple[Tensor, Tenso
     return top.flatten(1), origins.gather(1, places), words.gather(1, places)
 
 
-def _select(ids: Tensor, scores: Tensor, machines: Machines, ends: Ends, choice: Choice) -> Captions:
+def _select(ids: Tensor, scores: Tensor, machines: Machines, ends: Ends, choice: Choice) -> GeneratedCaptions:
     """The best of the beams [B, S, K]: first by enough constraints, then by the mean log probability."""
     filled = F.pad(ids, (0, choice.max_length - ids.shape[3]), value=ends.pad)
     words = ((ids != ends.sep) & (ids != ends.pad)).sum(-1)
@@ -171,7 +173,7 @@ def _select(ids: Tensor, scores: Tensor, machines: Machines, ends: Ends, choice:
     enough = torch.where(means == NEVER, -1, enough)
     ranked = torch.where(enough == enough.flatten(1).amax(1)[:, None, None], means, NEVER)
     top, place = ranked.flatten(1).max(1)
-    return Captions(filled.flatten(1, 2)[torch.arange(len(ids)), place][:, None], top[:, None])
+    return GeneratedCaptions(filled.flatten(1, 2)[torch.arange(len(ids)), place][:, None], top[:, None])
 
 
 # What a caption of NoCaps must name (Agrawal et al., arXiv:1812.08658): detected things, with their word forms.
@@ -207,7 +209,7 @@ SPELT = {
 
 
 @dataclass(frozen=True)
-class Seen:
+class DetectedObject:
     """A detected thing: its class in lower case, how certain it is, and its box (x1, y1, x2, y2)."""
 
     name: str
@@ -215,17 +217,21 @@ class Seen:
     box: Box
 
 
-def detected(labels: Iterable[Mapping[str, Any]], where: str) -> list[Seen]:
+def detected(labels: Iterable[Mapping[str, Any]], where: str) -> list[DetectedObject]:
     """Things from a row of labels, `[{class, conf, rect}]`; raises IntegrityError for other rows."""
     try:
         rows = [(str(row["class"]).lower(), float(row["conf"]), row["rect"]) for row in labels]
-        return [Seen(name, conf, (float(a), float(b), float(c), float(d))) for name, conf, (a, b, c, d) in rows]
+        return [
+            DetectedObject(name, conf, (float(a), float(b), float(c), float(d))) for name, conf, (a, b, c, d) in rows
+        ]
     except (KeyError, TypeError, ValueError) as error:
         what = f"has labels without class, conf or rect ({type(error).__name__}: {error})"
         raise IntegrityError(where, what, "name the detections of Open Images") from error
 
 
-def choose_names(things: Sequence[Seen], heights: Mapping[str, int] | None = None, given: int = GIVEN) -> list[str]:
+def choose_names(
+    things: Sequence[DetectedObject], heights: Mapping[str, int] | None = None, given: int = GIVEN
+) -> list[str]:
     """The names of up to `given` things that a caption must name, the most certain first.
 
     `heights` tells how far a class stands above the most special ones (see `read_heights`).
@@ -236,11 +242,11 @@ def choose_names(things: Sequence[Seen], heights: Mapping[str, int] | None = Non
     return list(dict.fromkeys(SPELT.get(thing.name, thing.name) for thing in kept[:given]))
 
 
-def _certainty(thing: Seen) -> float:
+def _certainty(thing: DetectedObject) -> float:
     return -thing.conf
 
 
-def suppress_general(things: Sequence[Seen], heights: Mapping[str, int]) -> list[Seen]:
+def suppress_general(things: Sequence[DetectedObject], heights: Mapping[str, int]) -> list[DetectedObject]:
     """Without boxes that cover a box of a more special thing by more than 0.85 (intersection over union)."""
     special = [heights.get(thing.name, 0) for thing in things]
     return [

@@ -22,7 +22,7 @@ from lavis_ext.models.export import Exported, new_folder, shapes_of
 from lavis_ext.models.weights import read_tensors
 from lavis_ext.models.zoo import build_model
 from lavis_ext.oscar.network import OscarNetwork
-from lavis_ext.oscar.settings import Settings, read_settings, write_settings
+from lavis_ext.oscar.settings import OscarSettings, read_settings, write_settings
 
 log = logging.getLogger(__name__)
 # What the weights of Oscar's and VinVL's checkpoints are called here, there and back; nothing passes unexplained.
@@ -122,7 +122,7 @@ def their_names(names: Iterable[str]) -> list[str]:
     return sorted(_renamed(name, table) or name for name in names)
 
 
-def described(state: Mapping[str, Tensor], settings: Settings, where: str) -> Settings:
+def described(state: Mapping[str, Tensor], settings: OscarSettings, where: str) -> OscarSettings:
     """The settings with what the weights themselves tell: head, classes, width of regions, norms, tying.
 
     Raises IntegrityError where weights that every Oscar has are missing.
@@ -190,16 +190,16 @@ REGIONS = ("img_embedding.", "img_layer_norm.")
 
 
 @dataclass(frozen=True)
-class Origin:
+class UpstreamCheckpoint:
     """A checkpoint of upstream's: its weights under our names, and what they and its `config.json` tell."""
 
     where: str
     state: Tensors
-    settings: Settings
+    settings: OscarSettings
 
 
 @dataclass(frozen=True)
-class Report:
+class KeyReport:
     """What a checkpoint had that the model has no use for, and what the model has that started anew."""
 
     unused: tuple[str, ...] = ()
@@ -243,10 +243,10 @@ def write_oscar(network: OscarNetwork, folder: Path, vocab: Path | None = None) 
             torch.save({name: tensor.cpu().contiguous() for name, tensor in state.items()}, part)
 
 
-def read_origin(state_dict: Mapping[str, Tensor], config: Mapping[str, Any], where: str) -> Origin:
+def read_origin(state_dict: Mapping[str, Tensor], config: Mapping[str, Any], where: str) -> UpstreamCheckpoint:
     """A checkpoint under our names with its settings; raises IntegrityError for what no Oscar has."""
     state = to_ours(state_dict, where)
-    return Origin(where, state, described(state, read_settings(config, where), where))
+    return UpstreamCheckpoint(where, state, described(state, read_settings(config, where), where))
 
 
 def find_folder(name: str, key: str) -> Path:
@@ -261,7 +261,7 @@ def find_folder(name: str, key: str) -> Path:
     raise ConfigError(f"{key} {name}", what, "name the folder of an Oscar checkpoint (config.json, pytorch_model.bin)")
 
 
-def read_folder(folder: Path, key: str) -> Origin:
+def read_folder(folder: Path, key: str) -> UpstreamCheckpoint:
     """The checkpoint in a folder of upstream's form.
 
     Raises ConfigError where a file is not there, IntegrityError for one that is broken, UnsafeError for a pickle of
@@ -281,7 +281,7 @@ def read_folder(folder: Path, key: str) -> Origin:
     return read_origin(read_tensors(weights[0], key), config, where)
 
 
-def meet(wish: Settings, origin: Origin, labels: int | None, width: int) -> Settings:
+def meet(wish: OscarSettings, origin: UpstreamCheckpoint, labels: int | None, width: int) -> OscarSettings:
     """What is wished for, with what the checkpoint settles: a classifier of its own, and whether words are tied.
 
     A plain BERT has no regions yet; they will be `width` wide. Raises ConfigError where its classifier has other
@@ -305,7 +305,7 @@ def meet(wish: Settings, origin: Origin, labels: int | None, width: int) -> Sett
     return wish
 
 
-def load_into(network: OscarNetwork, origin: Origin, layers: list[int], strict: bool = False) -> Report:
+def load_into(network: OscarNetwork, origin: UpstreamCheckpoint, layers: list[int], strict: bool = False) -> KeyReport:
     """Put a checkpoint's weights in place, `layers[i]` of it as layer i; `strict` allows nothing new.
 
     Otherwise a head and VinVL's LayerNorm may start anew. Raises IntegrityError for all else that does not fit.
@@ -323,7 +323,7 @@ def load_into(network: OscarNetwork, origin: Origin, layers: list[int], strict: 
     free = () if strict else anew
     new = tuple(name for name in mine if name not in state and name.startswith(free))
     fit(origin.where, {name: tensor for name, tensor in mine.items() if name not in new}, state)
-    return Report((*left, *unused), new)
+    return KeyReport((*left, *unused), new)
 
 
 def _shape(state: Mapping[str, Tensor], name: str) -> torch.Size | None:

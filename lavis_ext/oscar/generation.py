@@ -48,7 +48,7 @@ def embed_context(network: OscarNetwork, context: Context) -> Tensor:
     return network.embed(ids, torch.ones_like(ids), context.regions, positions)
 
 
-class Writer:
+class CaptionState:
     """The state of unfinished captions, `rows` an image: keys and values of context and words, for every layer."""
 
     def __init__(self, network: OscarNetwork, context: Context, mask_id: int, rows: int) -> None:
@@ -127,7 +127,7 @@ def score_captions(network: OscarNetwork, context: Context, captions: Tensor, ma
     """Logits [B, L, V] of each word of captions [B, 1 + L] ([CLS] first) after the ones before it, in one pass.
 
     The words stand once as they are and once as [MASK]; a [MASK] sees itself, the words before it and the context. The
-    numbers are those of `Writer.step` word by word.
+    numbers are those of `CaptionState.step` word by word.
     """
     batch, length = captions.shape[0], captions.shape[1] - 1
     places = torch.arange(length, device=captions.device)
@@ -177,14 +177,14 @@ class Choice:
 
 
 @dataclass(frozen=True)
-class Captions:
+class GeneratedCaptions:
     """Ids [B, n, max_length] from [CLS] on, padded behind [SEP], and scores [B, n], the best first."""
 
     ids: Tensor
     scores: Tensor
 
 
-def search_beams(writer: Writer, batch: int, ends: Ends, choice: Choice, keep: int = 1) -> Captions:
+def search_beams(writer: CaptionState, batch: int, ends: Ends, choice: Choice, keep: int = 1) -> GeneratedCaptions:
     """The `keep` best captions of each image by a beam of `writer.rows`, as upstream's beam search finds them.
 
     transformers' GenerationMixin (5.23) finds others (docs/oscar.md): it counts a caption that ends only among the
@@ -194,7 +194,7 @@ def search_beams(writer: Writer, batch: int, ends: Ends, choice: Choice, keep: i
     ids = torch.full((batch, beams, 1), ends.cls, device=device)
     scores = torch.full((batch, beams), -1e9, device=device)
     scores[:, 0] = 0.0
-    best = Captions(
+    best = GeneratedCaptions(
         torch.full((batch, keep, choice.max_length), ends.pad, device=device),
         torch.full((batch, keep), float("-inf"), device=device),
     )
@@ -219,17 +219,22 @@ def search_beams(writer: Writer, batch: int, ends: Ends, choice: Choice, keep: i
     return best
 
 
-def _best(best: Captions, ids: Tensor, scores: Tensor, ends: Ends, keep: int) -> Captions:
+def _best(best: GeneratedCaptions, ids: Tensor, scores: Tensor, ends: Ends, keep: int) -> GeneratedCaptions:
     """The `keep` best of the ended captions and of new ones [B, n, length], which end here."""
     fill = best.ids.shape[2] - ids.shape[2] - 1
     ended = F.pad(F.pad(ids, (0, 1), value=ends.sep), (0, fill), value=ends.pad)
     top, places = torch.cat([best.scores, scores], dim=1).topk(keep, dim=1)
-    return Captions(pick(torch.cat([best.ids, ended], dim=1), places), top)
+    return GeneratedCaptions(pick(torch.cat([best.ids, ended], dim=1), places), top)
 
 
 def draw_captions(
-    writer: Writer, batch: int, ends: Ends, choice: Choice, rng: torch.Generator | None = None, sample: bool = False
-) -> Captions:
+    writer: CaptionState,
+    batch: int,
+    ends: Ends,
+    choice: Choice,
+    rng: torch.Generator | None = None,
+    sample: bool = False,
+) -> GeneratedCaptions:
     """`writer.rows` captions an image, word by word: the likeliest word, or with `sample` one drawn by its share.
 
     Scores are means of log probabilities. A caption that has not ended at `max_length` gets its [SEP] there.
@@ -254,7 +259,7 @@ def draw_captions(
         going = going & (words != ends.sep)
         if not bool(going.any()):
             break
-    return Captions(F.pad(ids, (0, choice.max_length - ids.shape[2]), value=ends.pad), total / count)
+    return GeneratedCaptions(F.pad(ids, (0, choice.max_length - ids.shape[2]), value=ends.pad), total / count)
 
 
 def without_repetition(logits: Tensor, ids: Tensor, penalty: float) -> Tensor:

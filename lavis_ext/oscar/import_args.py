@@ -11,7 +11,7 @@ from typing import Any
 import yaml
 
 from lavis_ext.common.errors import Problem, UsageError, nearest
-from lavis_ext.oscar.import_rules import RULES, Command, Draft, Flag, Script, find_command, load_table
+from lavis_ext.oscar.import_rules import RULES, Draft, Flag, Script, UpstreamCommand, find_command, load_table
 
 # Words of a command → the values of its flags, typed; every mistake at once.
 
@@ -122,7 +122,7 @@ SHOWN = 60
 
 
 @dataclass(frozen=True)
-class Imported:
+class ImportedRun:
     """A run file made of a command: its text and tree, and per flag why it is not in it."""
 
     script: str
@@ -131,7 +131,7 @@ class Imported:
     notes: list[tuple[str, str]] = field(default_factory=list)
 
 
-def import_command(words: Sequence[str]) -> Imported:
+def import_command(words: Sequence[str]) -> ImportedRun:
     """The run file for the words of a command, or for one text that holds it; raises UsageError with every mistake."""
     command = find_command(words)
     script = load_table()[command.script]
@@ -142,7 +142,7 @@ def import_command(words: Sequence[str]) -> Imported:
     if draft.problems:
         raise UsageError.of(draft.problems)
     tree = tree_of(draft)
-    return Imported(command.script, text_of(command, draft, tree), tree, draft.notes)
+    return ImportedRun(command.script, text_of(command, draft, tree), tree, draft.notes)
 
 
 def place_all(draft: Draft) -> None:
@@ -189,7 +189,7 @@ def tree_of(draft: Draft) -> dict[str, Any]:
     return {"model": parts["model"], "datasets": {draft.dataset: {**dataset, "args": parts["args"]}}, "run": run}
 
 
-def text_of(command: Command, draft: Draft, tree: dict[str, Any]) -> str:
+def text_of(command: UpstreamCommand, draft: Draft, tree: dict[str, Any]) -> str:
     """The file: where it comes from, what is left out and why, then the tree."""
     lines = [f"Made by `lavis-ext import-args` from a command of {command.script}.py."]
     around = [*command.before, *command.after]
@@ -199,7 +199,7 @@ def text_of(command: Command, draft: Draft, tree: dict[str, Any]) -> str:
     lines += ["Of its flags these are not in it:"] if draft.notes else []
     lines += [f"  {line}" for line in reasons(draft.notes)]
     header = "".join(f"# {line}\n" for line in lines)
-    return header + yaml.dump(tree, Dumper=Layout, sort_keys=False, allow_unicode=True, width=WIDTH)
+    return header + yaml.dump(tree, Dumper=RunFileDumper, sort_keys=False, allow_unicode=True, width=WIDTH)
 
 
 def reasons(notes: Sequence[tuple[str, str]]) -> list[str]:
@@ -210,7 +210,7 @@ def reasons(notes: Sequence[tuple[str, str]]) -> list[str]:
     return [f"{', '.join(names)}: {why}" for why, names in flags.items()]
 
 
-class Layout(yaml.SafeDumper):
+class RunFileDumper(yaml.SafeDumper):
     """Mappings a line each, lists on one line."""
 
 
@@ -219,7 +219,7 @@ def flow_list(dumper: yaml.SafeDumper, values: list[Any]) -> yaml.Node:
     return dumper.represent_sequence("tag:yaml.org,2002:seq", values, flow_style=True)
 
 
-Layout.add_representer(list, flow_list)
+RunFileDumper.add_representer(list, flow_list)
 
 
 def shown(text: str) -> str:

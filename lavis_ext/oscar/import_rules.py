@@ -10,7 +10,7 @@ from functools import cache
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
-from lavis_ext.common.config.decode import Door, read_yaml
+from lavis_ext.common.config.decode import ConfigDecoder, read_yaml
 from lavis_ext.common.errors import Problem, UsageError, nearest
 
 # The table of upstream's scripts and flags, read from flags.yaml; its header says what each field means.
@@ -56,7 +56,7 @@ class Script:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Table:
+class FlagTable:
     """Everything that is known: scripts by name, endings of names by term, groups of flags."""
 
     scripts: dict[str, Script]
@@ -68,8 +68,8 @@ class Table:
 def load_table() -> Mapping[str, Script]:
     """Every script by its name (without `.py`), those with a teacher too, with all of its flags."""
     tree, places = read_yaml(TABLE)
-    door = Door(places)
-    table = door.build(Table, tree)
+    door = ConfigDecoder(places)
+    table = door.build(FlagTable, tree)
     door.close()
     assert table is not None
     found: dict[str, Script] = {}
@@ -360,7 +360,7 @@ OPERATOR = re.compile(r"[();<>|&]+")
 
 
 @dataclass(frozen=True)
-class Command:
+class UpstreamCommand:
     """A script of upstream's, its words, and what stood around them and is left out."""
 
     script: str
@@ -369,7 +369,7 @@ class Command:
     after: tuple[str, ...] = ()
 
 
-def find_command(words: Sequence[str]) -> Command:
+def find_command(words: Sequence[str]) -> UpstreamCommand:
     """The command in words of a shell, or in one text; raises UsageError for none, several, and other scripts."""
     given = list(words)
     if len(given) == 1 and re.search(r"\s", given[0]):
@@ -377,7 +377,7 @@ def find_command(words: Sequence[str]) -> Command:
     return split_command([MISREAD.sub(" ", word).strip() for word in given if word.strip()])
 
 
-def find_in_text(text: str) -> Command:
+def find_in_text(text: str) -> UpstreamCommand:
     """The command in a text, such as a page of commands with one of them that is upstream's; raises UsageError."""
     lines = CONTINUED.sub(" ", MISREAD.sub(" ", text)).splitlines()
     found = [words for line in lines if (words := split_line(line)) and any(map(SCRIPT.search, words))]
@@ -396,7 +396,7 @@ def split_line(line: str) -> list[str]:
         raise UsageError(WHERE, f"cannot be read: {str(error).lower()}", "close the quotes") from error
 
 
-def split_command(words: Sequence[str]) -> Command:
+def split_command(words: Sequence[str]) -> UpstreamCommand:
     """Words → script, its words and what is around them; raises UsageError where no script is among them."""
     at = next((number for number, word in enumerate(words) if SCRIPT.search(word)), None)
     if at is None:
@@ -412,4 +412,4 @@ def split_command(words: Sequence[str]) -> Command:
     end = next((number for number, word in enumerate(rest) if OPERATOR.fullmatch(word)), len(rest))
     if end < len(rest) and ">" in rest[end] and end and rest[end - 1] in ("1", "2", "&"):
         end -= 1  # the number of a stream, as in 2>&1
-    return Command(script, tuple(rest[:end]), tuple(words[:at]), tuple(rest[end:]))
+    return UpstreamCommand(script, tuple(rest[:end]), tuple(words[:at]), tuple(rest[end:]))

@@ -13,13 +13,13 @@ from torch import Tensor, nn
 from lavis_ext.common.errors import ConfigError, IntegrityError
 from lavis_ext.common.registry import models
 from lavis_ext.common.types import Batch
-from lavis_ext.models.base_model import Model, Outputs
+from lavis_ext.models.base_model import BaseModel, Outputs
 from lavis_ext.models.losses import IGNORED
 from lavis_ext.models.network import recompute, told_of_sizes
 from lavis_ext.models.weights import read_checkpoint
 from lavis_ext.oscar.caption_writer import CaptionWriter, Texts
 from lavis_ext.oscar.config import OscarConfig
-from lavis_ext.oscar.convert import CONFIG, VOCAB, Report, find_folder, load_into, meet, read_folder
+from lavis_ext.oscar.convert import CONFIG, VOCAB, KeyReport, find_folder, load_into, meet, read_folder
 from lavis_ext.oscar.generation import Choice
 from lavis_ext.oscar.network import VIEWS, Encoded, OscarNetwork, caption_loss, class_loss, hide, narrowed, visible
 from lavis_ext.oscar.settings import wanted
@@ -30,7 +30,7 @@ INPUTS = ("input_ids", "token_type_ids", "attention_mask", "img_feats", "positio
 
 
 @models.register("oscar", config=OscarConfig)
-class Oscar(Model):
+class Oscar(BaseModel):
     """Oscar (Li et al., arXiv:2004.06165) and VinVL (Zhang et al., arXiv:2101.00529) with one of four heads.
 
     `report` tells what `pretrained` had beside it and what started anew; `tokenizer` is there for the word heads.
@@ -44,7 +44,7 @@ class Oscar(Model):
         super().__init__()
         self.config, self.network, self.tokenizer = config, network, tokenizer
         self.head = network.settings.head
-        self.report = Report()
+        self.report = KeyReport()
         self.looked: set[str] = set()
         if self.head == "caption":
             self.register_buffer("batches", torch.zeros((), dtype=torch.long))

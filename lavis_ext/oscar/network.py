@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from lavis_ext.common.errors import ConfigError
 from lavis_ext.models.stage1 import WordHead
-from lavis_ext.oscar.settings import Settings
+from lavis_ext.oscar.settings import OscarSettings
 
 # What stands on Oscar's encoder, a classifier of one input or of several together, and the losses of all heads.
 
@@ -33,7 +33,7 @@ class TwoLayers(nn.Module):
         return found
 
 
-def build_classifier(settings: Settings) -> nn.Module:
+def build_classifier(settings: OscarSettings) -> nn.Module:
     """`linear` or `mlp` over one pooled vector, or over `num_choice` of them side by side.
 
     VinVL's pair head has a LayerNorm, as its regions have.
@@ -125,7 +125,7 @@ class OscarNetwork(nn.Module):
     Text has positions and segments; a region is a projected feature row, with VinVL normalised, and has neither.
     """
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: OscarSettings) -> None:
         super().__init__()
         self.settings = settings
         config = settings.bert()

@@ -16,7 +16,7 @@ from lavis_ext.common.registry import tasks
 from lavis_ext.common.types import Batch
 from lavis_ext.metrics.retrieval import DEPTHS, first_ranks, leading, percents, recalls
 from lavis_ext.oscar.config import OscarRetrievalConfig
-from lavis_ext.tasks.base_task import Row, Task, write_result
+from lavis_ext.tasks.base_task import BaseTask, Row, write_result
 
 log = logging.getLogger(__name__)
 KEPT = 10
@@ -24,7 +24,7 @@ KEPT = 10
 
 
 @tasks.register("oscar_retrieval", config=OscarRetrievalConfig)
-class OscarRetrieval(Task):
+class OscarRetrieval(BaseTask):
     """Recall at 1, 5 and 10 by a model that judges pairs; `agg_metrics` is R@1 of captions (`txt_r1`).
 
     An image is ranked by its best own caption. A data set with `candidates` has them re-ranked and gives no way from

@@ -39,7 +39,7 @@ EXTRAS = (
 
 
 @dataclass(frozen=True)
-class Settings:
+class OscarSettings:
     """Sizes of transformers' BertConfig, and what Oscar has beside them, under upstream's names."""
 
     sizes: dict[str, Any]
@@ -76,12 +76,12 @@ class Settings:
         config._attn_implementation = "sdpa"
         return config
 
-    def with_sizes(self, **changed: Any) -> Settings:
+    def with_sizes(self, **changed: Any) -> OscarSettings:
         """The same with other sizes."""
         return replace(self, sizes={**self.sizes, **changed})
 
 
-def read_settings(config: Mapping[str, Any], where: str) -> Settings:
+def read_settings(config: Mapping[str, Any], where: str) -> OscarSettings:
     """What a `config.json` of Oscar's tells; its head is that of a plain classifier until the weights tell another.
 
     Raises IntegrityError where a size is missing.
@@ -92,7 +92,7 @@ def read_settings(config: Mapping[str, Any], where: str) -> Settings:
     sizes = {name: config[name] for name in SIZES} | {
         name: config.get(name, default) for name, default in OPTIONAL_SIZES.items()
     }
-    return Settings(
+    return OscarSettings(
         sizes,
         num_labels=int(config.get("num_labels", 2)),
         loss_type=str(config.get("loss_type", "ce")),
@@ -107,7 +107,7 @@ def read_settings(config: Mapping[str, Any], where: str) -> Settings:
     )
 
 
-def write_settings(settings: Settings) -> dict[str, Any]:
+def write_settings(settings: OscarSettings) -> dict[str, Any]:
     """The `config.json` of upstream's form that stands for these settings."""
     return {
         "architectures": [CLASSES[settings.head]],
@@ -119,7 +119,7 @@ def write_settings(settings: Settings) -> dict[str, Any]:
     }
 
 
-def wanted(config: OscarConfig, found: Settings | None, words: int | None = None) -> Settings:
+def wanted(config: OscarConfig, found: OscarSettings | None, words: int | None = None) -> OscarSettings:
     """What a model section asks for, over what the weights are (`found`), or from scratch over `words` tokens.
 
     Raises ConfigError for what cannot be.
@@ -141,7 +141,7 @@ def wanted(config: OscarConfig, found: Settings | None, words: int | None = None
     )
 
 
-def _from_scratch(config: OscarConfig, words: int | None) -> Settings:
+def _from_scratch(config: OscarConfig, words: int | None) -> OscarSettings:
     own = config.sizes.get("text_config", {})
     unknown = sorted(set(own) - {*SIZES, *OPTIONAL_SIZES})
     if unknown or set(config.sizes) - {"text_config"}:
@@ -153,7 +153,7 @@ def _from_scratch(config: OscarConfig, words: int | None) -> Settings:
     lacking = [name for name in SIZES if not sizes.get(name)]
     if lacking:
         raise ConfigError("model.sizes.text_config", f"lacks {', '.join(lacking)}", "give it, or name model.pretrained")
-    return Settings(sizes, img_feature_dim=config.img_feature_dim)
+    return OscarSettings(sizes, img_feature_dim=config.img_feature_dim)
 
 
 def count_layers(config: OscarConfig, there: int) -> int:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote, unquote, urlsplit
 
-from lavis_ext.common.config.cards import Artifact, Blob, Folder
+from lavis_ext.common.config.cards import Artifact, Blob, RemoteFolder
 from lavis_ext.common.errors import AccessError, LavisExtError, NetworkError, UnsafeError, UsageError, nearest
 from lavis_ext.common.files import write_atomic
 from lavis_ext.common.wording import human
@@ -47,14 +47,14 @@ class Finder:
 
     def find(self, artifact: Artifact) -> Contents:
         """From the first that says so; raises AccessError, NetworkError, UnsafeError."""
-        folder = artifact.folder or Folder()
+        folder = artifact.folder or RemoteFolder()
         for lookup in self._lookups(artifact, folder):
             contents = lookup()
             if contents is not None and contents.files:
                 return checked(artifact, folder, contents)
         raise self._unknown(artifact)
 
-    def _lookups(self, artifact: Artifact, folder: Folder) -> Iterator[Lookup]:
+    def _lookups(self, artifact: Artifact, folder: RemoteFolder) -> Iterator[Lookup]:
         """Whom to ask, best first."""
         direct = not self.policy.offline and not self.mirrors
         if self.mirrors:
@@ -89,7 +89,7 @@ class Finder:
         return AccessError(where, what, f"{way_out}; files that you have may be put into {artifact.storage}")
 
 
-def from_mirror(artifact: Artifact, folder: Folder, mirrors: MirrorMap) -> Contents | None:
+def from_mirror(artifact: Artifact, folder: RemoteFolder, mirrors: MirrorMap) -> Contents | None:
     """By the mirror's manifest, or by looking into it where it is a folder; None where it does not tell."""
     prefix = f"{mirror_path(artifact.url).rstrip('/')}/"
     if mirrors.manifest is not None:
@@ -150,7 +150,7 @@ def files_in(folder: Path) -> list[str]:
     return sorted(path.as_posix() for path in paths if not any(part.startswith(".") for part in path.parts))
 
 
-def checked(artifact: Artifact, folder: Folder, contents: Contents) -> Contents:
+def checked(artifact: Artifact, folder: RemoteFolder, contents: Contents) -> Contents:
     """Without what is an artifact of its own; raises UnsafeError for a name that could leave the folder."""
     from lavis_ext.prepare.archive_formats import name_fault
 

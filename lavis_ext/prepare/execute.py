@@ -28,11 +28,11 @@ from lavis_ext.prepare.extract import (
 )
 from lavis_ext.prepare.plan import PlanItem, PrepareContext, check_whole_fits, known_table, plan_item, prefer_ranges
 from lavis_ext.prepare.records import (
+    ArtifactRecord,
     Journal,
     MemberTable,
     Origin,
     Proof,
-    Record,
     bookkeeping,
     disk_errors,
     drop_record,
@@ -41,7 +41,7 @@ from lavis_ext.prepare.records import (
     write_record,
 )
 from lavis_ext.prepare.report import Outcome
-from lavis_ext.prepare.samples import Names, image_names, open_rows, relative_name
+from lavis_ext.prepare.samples import ImageNames, image_names, open_rows, relative_name
 from lavis_ext.prepare.selection import ArtifactRequest, user_key
 
 log = logging.getLogger(__name__)
@@ -93,7 +93,7 @@ def _begins(context: PrepareContext, item: PlanItem, outcomes: dict[str, Outcome
     return True
 
 
-def _keep(context: PrepareContext, item: PlanItem, record: Record) -> Outcome:
+def _keep(context: PrepareContext, item: PlanItem, record: ArtifactRecord) -> Outcome:
     """What is there stays; its record is written anew where data were copied, or where an older version wrote it."""
     if item.disk.stale and item.request is not None:
         artifact = item.request.artifact
@@ -186,7 +186,7 @@ def _members_of_samples(
     for key, (dataset, split) in users.items():
         storage = dataset.build_info.images.storage
         homes = _homes([pair for pair in listed if (dataset, split) in pair[0].users], storage)
-        sought = Names(homes, dataset.args.get("layouts"))
+        sought = ImageNames(homes, dataset.args.get("layouts"))
         try:
             paths = [context.root / path for path in context.cards.annotation_paths(dataset, split)]
             names = image_names(open_rows(paths, count), dataset, sought)
@@ -320,7 +320,9 @@ def _place_members(
     return _outcome(item, moved, record, notes)
 
 
-def _finish_members(context: PrepareContext, artifact: Artifact, table: MemberTable, record: Record) -> Record:
+def _finish_members(
+    context: PrepareContext, artifact: Artifact, table: MemberTable, record: ArtifactRecord
+) -> ArtifactRecord:
     """Flush what was unpacked, then write the record; the journal goes. Raises DiskError."""
     target = context.root / artifact.storage
     with disk_errors(target):
@@ -379,13 +381,13 @@ def _proof(transfer: Transfer, result: Result) -> tuple[Proof, str]:
     return ("size", against) if figures.size is not None else ("none", "")
 
 
-def _record(artifact: Artifact, equivalence: str, **more: Any) -> Record:
-    return Record(
+def _record(artifact: Artifact, equivalence: str, **more: Any) -> ArtifactRecord:
+    return ArtifactRecord(
         artifact=artifact.name, file=artifact.file, origin=Origin.of(artifact), equivalence=equivalence, **more
     )
 
 
-def _outcome(item: PlanItem, moved: int, record: Record, notes: tuple[str, ...] = ()) -> Outcome:
+def _outcome(item: PlanItem, moved: int, record: ArtifactRecord, notes: tuple[str, ...] = ()) -> Outcome:
     return Outcome(
         title=item.title,
         file=item.file,

@@ -16,9 +16,9 @@ from lavis_ext.prepare.report import Outcome
 from lavis_ext.prepare.samples import image_names, open_rows
 from lavis_ext.prepare.selection import ArtifactRequest, PrepareOptions
 from lavis_ext.prepare.urls.hosted import image_fault, walk_files
-from lavis_ext.prepare.urls.job import Account
+from lavis_ext.prepare.urls.job import ListAccount
 from lavis_ext.prepare.urls.listing import ListOptions, fetch_images, fetch_list_files, list_account
-from lavis_ext.prepare.urls.shards import Manifest, shard_fault
+from lavis_ext.prepare.urls.shards import ShardManifest, shard_fault
 
 log = logging.getLogger(__name__)
 
@@ -55,7 +55,7 @@ def _plan(root: Path, request: ArtifactRequest, spec: ImageList, options: Prepar
     )
 
 
-def is_whole(root: Path, spec: ImageList, account: Account, options: PrepareOptions) -> bool:
+def is_whole(root: Path, spec: ImageList, account: ListAccount, options: PrepareOptions) -> bool:
     """Whether the last run left nothing to do, and what it left is still there (by count and size, not by content)."""
     if account.error is not None or account.passing or not account.covers(options.max_samples):
         return False
@@ -63,7 +63,7 @@ def is_whole(root: Path, spec: ImageList, account: Account, options: PrepareOpti
     if spec.output == "files":
         return sum(1 for _ in walk_files(target)) >= account.present
     tars = sorted(target.glob("*.tar"))
-    manifests = [(tar, Manifest.read(tar)) for tar in tars]
+    manifests = [(tar, ShardManifest.read(tar)) for tar in tars]
     return len(tars) == account.shards and all(m and tar.stat().st_size == m.bytes for tar, m in manifests)
 
 
@@ -160,7 +160,7 @@ def _named(context: PrepareContext, request: ArtifactRequest) -> frozenset[str] 
     return frozenset(names) or None
 
 
-def _outcome(title: str, spec: ImageList, account: Account, context: PrepareContext) -> Outcome:
+def _outcome(title: str, spec: ImageList, account: ListAccount, context: PrepareContext) -> Outcome:
     error = account.error
     return Outcome(
         title=title,

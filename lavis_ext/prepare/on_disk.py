@@ -14,7 +14,15 @@ from lavis_ext.common.config.cards import Artifact
 from lavis_ext.common.errors import LavisExtError
 from lavis_ext.fetch.part import companion
 from lavis_ext.fetch.transfer import Transfer
-from lavis_ext.prepare.records import MemberTable, Origin, Record, folder_times, listed_bytes, read_record, record_path
+from lavis_ext.prepare.records import (
+    ArtifactRecord,
+    MemberTable,
+    Origin,
+    folder_times,
+    listed_bytes,
+    read_record,
+    record_path,
+)
 
 State = Literal["recorded", "present", "partial", "archive", "missing"]
 
@@ -31,13 +39,13 @@ class OnDisk:
     """
 
     state: State
-    record: Record | None = None
+    record: ArtifactRecord | None = None
     table: MemberTable | None = None
     lost: tuple[int, ...] = ()
     part: int = 0
     size: int | None = None
     stale: bool = False
-    other: Record | None = None
+    other: ArtifactRecord | None = None
 
     @property
     def verified(self) -> bool:
@@ -79,7 +87,9 @@ def inspect(
     return OnDisk("partial" if part else "missing", part=part, other=other)
 
 
-def _answers(record: Record, artifact: Artifact, transfer: Transfer | LavisExtError | None, offline: bool) -> bool:
+def _answers(
+    record: ArtifactRecord, artifact: Artifact, transfer: Transfer | LavisExtError | None, offline: bool
+) -> bool:
     if not record.is_of(artifact):
         return False
     if not record.subset or offline or transfer is None:
@@ -89,7 +99,7 @@ def _answers(record: Record, artifact: Artifact, transfer: Transfer | LavisExtEr
     return transfer.sha256 in (None, record.sha256)
 
 
-def _inspect_file(path: Path, record: Record | None, other: Record | None) -> OnDisk:
+def _inspect_file(path: Path, record: ArtifactRecord | None, other: ArtifactRecord | None) -> OnDisk:
     try:
         status = path.stat()
     except OSError:
@@ -100,7 +110,7 @@ def _inspect_file(path: Path, record: Record | None, other: Record | None) -> On
     return OnDisk("present", record, size=status.st_size, other=other)
 
 
-def _inspect_members(root: Path, artifact: Artifact, record: Record) -> OnDisk | None:
+def _inspect_members(root: Path, artifact: Artifact, record: ArtifactRecord) -> OnDisk | None:
     """By the folders' times and bytes, else by names and sizes; None where the table of members is gone."""
     target = root / artifact.storage
     if not _has_table(root, artifact, record):
@@ -115,7 +125,7 @@ def _inspect_members(root: Path, artifact: Artifact, record: Record) -> OnDisk |
     return OnDisk("partial" if lost else "recorded", record, table, tuple(lost), stale=True)
 
 
-def _has_table(root: Path, artifact: Artifact, record: Record) -> bool:
+def _has_table(root: Path, artifact: Artifact, record: ArtifactRecord) -> bool:
     """Whether the table that a record names lies beside it, by its size: it is not opened for this."""
     suffix = ("members", ".tsv") if record.legacy else ("records", ".members")
     try:
@@ -124,7 +134,7 @@ def _has_table(root: Path, artifact: Artifact, record: Record) -> bool:
         return False
 
 
-def open_table(root: Path, artifact: Artifact, record: Record) -> MemberTable | None:
+def open_table(root: Path, artifact: Artifact, record: ArtifactRecord) -> MemberTable | None:
     """The table of members that a record names; None where it is gone or is another."""
     table = MemberTable.read(root, artifact)
     named = record.table is not None and table is not None and record.table[0] in ("", table.digest)

@@ -22,7 +22,7 @@ from lavis_ext.fetch.mirrors import MirrorMap
 from lavis_ext.fetch.safety import redact_url
 from lavis_ext.fetch.transfer import Policy, Progress, Silent, Source, Transfer
 from lavis_ext.prepare.on_disk import OnDisk, inspect, open_table
-from lavis_ext.prepare.records import MemberTable, Origin, Record
+from lavis_ext.prepare.records import ArtifactRecord, MemberTable, Origin
 from lavis_ext.prepare.selection import ArtifactRequest, PrepareOptions, Selection, user_key
 
 log = logging.getLogger(__name__)
@@ -282,7 +282,7 @@ def _finished(disk: OnDisk, request: ArtifactRequest, options: PrepareOptions, r
     return not changed and covers(disk.record, request, options.max_samples)
 
 
-def covers(record: Record | None, request: ArtifactRequest, max_samples: int | None) -> bool:
+def covers(record: ArtifactRecord | None, request: ArtifactRequest, max_samples: int | None) -> bool:
     """Whether a partial record was made for at least these samples of all splits that need the artifact."""
     if record is None or max_samples is None or not request.images:
         return False

@@ -121,7 +121,7 @@ class Origin:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Record:
+class ArtifactRecord:
     """An artifact as it was prepared: which bytes, how they were verified and against what, what lies on disk.
 
     `size` and `sha256` are of the file or archive itself, where it was here whole; `origin` is what was declared.
@@ -176,7 +176,7 @@ class Record:
         return now.url == then.url
 
 
-def read_record(root: Path, artifact: Artifact) -> Record | None:
+def read_record(root: Path, artifact: Artifact) -> ArtifactRecord | None:
     """The record of an artifact, of whatever version; None where there is none that can be read."""
     path = record_path(root, artifact)
     try:
@@ -184,7 +184,7 @@ def read_record(root: Path, artifact: Artifact) -> Record | None:
         if tree.pop("format") != FORMAT:
             return None
         table = tree.pop("table", None)
-        return Record(**{**tree, "origin": Origin(**tree["origin"]), "table": tuple(table) if table else None})
+        return ArtifactRecord(**{**tree, "origin": Origin(**tree["origin"]), "table": tuple(table) if table else None})
     except (FileNotFoundError, NotADirectoryError):
         return _read_stamp(root, artifact)
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
@@ -192,7 +192,9 @@ def read_record(root: Path, artifact: Artifact) -> Record | None:
         return None
 
 
-def write_record(root: Path, artifact: Artifact, record: Record, table: MemberTable | None = None) -> Record:
+def write_record(
+    root: Path, artifact: Artifact, record: ArtifactRecord, table: MemberTable | None = None
+) -> ArtifactRecord:
     """Write a record, its table first, atomically and flushed to the disk; raises OSError.
 
     Returns it with time and version filled in. The journal goes, and what older versions kept in its place.
@@ -393,7 +395,7 @@ class Journal:
 # What older versions wrote (0.1 before records): stamps, listings of members, journals. Read, and never written.
 
 
-def _read_stamp(root: Path, artifact: Artifact) -> Record | None:
+def _read_stamp(root: Path, artifact: Artifact) -> ArtifactRecord | None:
     path = record_path(root, artifact, "stamps")
     try:
         old = json.loads(path.read_bytes())
@@ -404,7 +406,7 @@ def _read_stamp(root: Path, artifact: Artifact) -> Record | None:
         # where single members were taken the stamp had the declared digest, which nothing was compared with
         sha256 = None if proof == "crc" and old["sha256"] == declared else old["sha256"]
         listed = ("", listing.stat().st_size if listing.is_file() else -1) if artifact.unpack else None
-        return Record(
+        return ArtifactRecord(
             **{key: old[key] for key in ("artifact", "file", "equivalence", "state", "files", "bytes", "folders")},
             origin=_declared(declared, old["url"]),
             fetched_from=old["source"],

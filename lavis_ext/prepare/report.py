@@ -9,7 +9,7 @@ from typing import Any, Literal
 from lavis_ext.common.errors import DiskError, LavisExtError
 from lavis_ext.common.wording import human
 from lavis_ext.prepare.plan import Plan
-from lavis_ext.prepare.records import Record
+from lavis_ext.prepare.records import ArtifactRecord
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,7 +24,7 @@ class Outcome:
     equivalence: str = "byte_exact"
     notes: tuple[str, ...] = ()
     error: LavisExtError | None = None
-    record: Record | None = field(default=None, repr=False)
+    record: ArtifactRecord | None = field(default=None, repr=False)
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values."""

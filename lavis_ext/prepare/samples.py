@@ -41,7 +41,7 @@ def open_rows(paths: Sequence[Path], limit: int | None = None) -> Annotations:
     return Annotations(sort_files(paths).rows, limit)
 
 
-def image_names(rows: Annotations, dataset: DatasetConfig, there: Names | None = None) -> list[str]:
+def image_names(rows: Annotations, dataset: DatasetConfig, there: ImageNames | None = None) -> list[str]:
     """The distinct names of pictures in rows, in order of appearance; empty where rows name none.
 
     They stand under `image_key`, else follow the first of `image_patterns` that is `there`, else `image_pattern`, else
@@ -66,13 +66,13 @@ def _flat(values: Iterable[Any]) -> Iterator[str]:
             yield str(value)
 
 
-def _formatted(rows: Annotations, patterns: Sequence[str], there: Names | None) -> Iterator[str]:
+def _formatted(rows: Annotations, patterns: Sequence[str], there: ImageNames | None) -> Iterator[str]:
     for row in rows:
         names = [str(pattern).format_map({**row, "image_id": row.get("image_id", "")}) for pattern in patterns]
         yield next((name for name in names if there and there.find(name) is not None), names[0])
 
 
-class Names:
+class ImageNames:
     """Relative names below the folder of images, sought as the image store does: as written, then by their tails."""
 
     def __init__(self, names: Collection[str], layouts: Sequence[str] | None = None) -> None:
@@ -254,9 +254,9 @@ class SplitCounter:
                 return None
         return self._opened[paths]
 
-    def _names_of(self, dataset: DatasetConfig) -> Names:
+    def _names_of(self, dataset: DatasetConfig) -> ImageNames:
         """The pictures below a data set's folder: files, and members of archives that were left packed."""
-        return Names(self._list(dataset.build_info.images.storage)[0], dataset.args.get("layouts"))
+        return ImageNames(self._list(dataset.build_info.images.storage)[0], dataset.args.get("layouts"))
 
     def _list(self, storage: str) -> tuple[set[str], dict[str, int]]:
         if storage not in self._listed:

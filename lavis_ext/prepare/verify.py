@@ -15,7 +15,7 @@ from lavis_ext.fetch.ledger import hash_file, mismatch
 from lavis_ext.fetch.transfer import Figures, Progress, Silent
 from lavis_ext.prepare.on_disk import inspect, open_table
 from lavis_ext.prepare.plan import make_context, make_plan
-from lavis_ext.prepare.records import Member, MemberTable, Record, disk_errors, drop_record, read_record
+from lavis_ext.prepare.records import ArtifactRecord, Member, MemberTable, disk_errors, drop_record, read_record
 from lavis_ext.prepare.report import Outcome, SplitState, worst
 from lavis_ext.prepare.run import opened, owned
 from lavis_ext.prepare.samples import SplitCounter, artifact_states
@@ -202,7 +202,7 @@ class _Check:
     old: bool = False
     """Whether what is there is of another version than the card declares: it is no damage, and stays where it is."""
 
-    def findings(self, record: Record) -> list[Finding]:
+    def findings(self, record: ArtifactRecord) -> list[Finding]:
         """Every file that is not as it was declared or recorded."""
         artifact = self.request.artifact
         self.old = not record.is_of(artifact)
@@ -219,7 +219,7 @@ class _Check:
     def _finding(self, path: Path, fault: str) -> Finding:
         return Finding(title=self.request.title, path=str(path), fault=fault)
 
-    def _file_fault(self, record: Record) -> str | None:
+    def _file_fault(self, record: ArtifactRecord) -> str | None:
         path, artifact = self.root / self.request.artifact.file, self.request.artifact
         own = Figures(record.bytes, record.sha256)
         declared = Figures(artifact.size, artifact.sha256 or record.sha256, artifact.md5)

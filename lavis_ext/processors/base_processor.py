@@ -7,12 +7,12 @@ from typing import Any
 
 from typing_extensions import Self
 
-from lavis_ext.common.config.decode import Door
+from lavis_ext.common.config.decode import ConfigDecoder
 from lavis_ext.common.config.schema import ProcessorConfig
 from lavis_ext.common.registry import origin
 
 
-class Processor:
+class BaseProcessor:
     """Base of dataclasses that are registered as processors."""
 
     @classmethod
@@ -20,7 +20,7 @@ class Processor:
         """Build from a mapping (its `name` passed over) or ProcessorConfig; raises ConfigError for an unknown key."""
         given = dict(cfg.args if isinstance(cfg, ProcessorConfig) else cfg or {})
         given.pop("name", None)
-        door = Door()
+        door = ConfigDecoder()
         built = door.build(cls, given, origin(cls))
         door.close()
         assert built is not None  # no processor of ours has a field without a default

@@ -14,7 +14,7 @@ from torch import Tensor
 from lavis_ext.common.errors import ConfigError
 from lavis_ext.common.registry import processors
 from lavis_ext.processors.augment import random_augment
-from lavis_ext.processors.base_processor import Processor
+from lavis_ext.processors.base_processor import BaseProcessor
 from lavis_ext.processors.settings import (
     MEAN,
     STD,
@@ -23,7 +23,7 @@ from lavis_ext.processors.settings import (
     BlipTrainKeys,
     ClipTrainKeys,
     CropKeys,
-    ImageKeys,
+    ImageProcessorKeys,
 )
 
 # Crops and resizing of uint8 RGB: torch's antialiased bicubic, and where torchvision's random crop would fall.
@@ -145,7 +145,7 @@ class Normalizer:
 
 
 @dataclass(frozen=True)
-class SquareImage(ImageKeys, Processor):
+class SquareImage(ImageProcessorKeys, BaseProcessor):
     """Base: `uint8` is what a subclass says, calling it normalises the result."""
 
     def __call__(self, image: Any, rng: torch.Generator | None = None) -> Tensor:
@@ -204,7 +204,7 @@ class ClipImageTrain(ClipTrainKeys, RandomCropImage):
     """Random resized crop of nearly the whole image, no flip."""
 
 
-@processors.register("clip_image_eval", config=ImageKeys)
+@processors.register("clip_image_eval", config=ImageProcessorKeys)
 @dataclass(frozen=True)
 class ClipImageEval(SquareImage):
     """The shorter side resized, then the middle square."""

@@ -14,7 +14,7 @@ STD = (0.26862954, 0.26130258, 0.27577711)
 
 
 @dataclass(frozen=True)
-class ImageKeys:
+class ImageProcessorKeys:
     """A square picture; `clip_image_eval`."""
 
     image_size: Count = 224
@@ -35,7 +35,7 @@ class ImageKeys:
 
 
 @dataclass(frozen=True)
-class CropKeys(ImageKeys):
+class CropKeys(ImageProcessorKeys):
     """A random crop of at least and at most these shares of the area."""
 
     min_scale: Positive = 0.5
@@ -57,7 +57,7 @@ class BlipTrainKeys(CropKeys):
 
 
 @dataclass(frozen=True)
-class BlipEvalKeys(ImageKeys):
+class BlipEvalKeys(ImageProcessorKeys):
     """`blip_image_eval`."""
 
     image_size: Count = 384

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from lavis_ext.common.config.decode import Count
 from lavis_ext.common.registry import processors
-from lavis_ext.processors.base_processor import Processor
+from lavis_ext.processors.base_processor import BaseProcessor
 
 SIGNS = re.compile(r"[.!\"()*#:;~]")
 SPACES = re.compile(r"\s{2,}")
@@ -15,7 +15,7 @@ SPACES = re.compile(r"\s{2,}")
 
 @processors.register("blip_caption")
 @dataclass(frozen=True)
-class BlipCaption(Processor):
+class BlipCaption(BaseProcessor):
     """Signs become spaces; `prompt` is put before the result."""
 
     prompt: str = ""
@@ -33,7 +33,7 @@ class BlipCaption(Processor):
 
 @processors.register("blip_question")
 @dataclass(frozen=True)
-class BlipQuestion(Processor):
+class BlipQuestion(BaseProcessor):
     """Signs are deleted; inner and final line breaks stay, as in LAVIS."""
 
     max_words: Count = 50

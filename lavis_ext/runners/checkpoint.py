@@ -25,7 +25,7 @@ from torch import Tensor
 
 from lavis_ext.common.errors import IntegrityError
 from lavis_ext.common.files import disk_errors, flush_file, flush_folder, sha256_of
-from lavis_ext.models.base_model import Model, whole
+from lavis_ext.models.base_model import BaseModel, whole
 from lavis_ext.runners.files import WAY_OUT, write_json
 
 log = logging.getLogger(__name__)
@@ -120,7 +120,7 @@ class Checkpoint:
     state: dict[str, Any]
 
 
-def model_tensors(model: Model, keep: bool = True) -> dict[str, Tensor]:
+def model_tensors(model: BaseModel, keep: bool = True) -> dict[str, Tensor]:
     """Copies on the CPU of what `model.trainable_state()` says must be kept; {} unless `keep`.
 
     Where parameters are sharded it is a collective: all ranks must call it.

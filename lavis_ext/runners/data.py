@@ -111,7 +111,7 @@ def vocabulary(opened: Opened) -> LabelVocabulary | None:
     return found[1] if found else None
 
 
-def fitted(config: Config, labels: LabelVocabulary | None) -> Config:
+def with_num_labels(config: Config, labels: LabelVocabulary | None) -> Config:
     """The configuration with `num_labels` of the model, and of its teacher, where the data settle it.
 
     Raises ConfigError for another number, and for weights that a file beside them says were trained for other answers.

@@ -26,7 +26,7 @@ from lavis_ext.common.errors import ConfigError, LavisExtError, TrainingError
 from lavis_ext.datasets.readers.faults import FaultLog
 from lavis_ext.models.base_model import part_like, whole
 from lavis_ext.runners.microbatch import StepModule
-from lavis_ext.runners.schedule import Plan
+from lavis_ext.runners.schedule import RunLength
 
 RESHARD, OFFLOAD, USED = "FSDP_RESHARD_AFTER_FORWARD", "FSDP_OFFLOAD_PARAMS", "ACCELERATE_USE_FSDP"
 
@@ -190,7 +190,7 @@ ACCUM = "run.accum_grad_iters"
 
 
 @dataclass(frozen=True)
-class Layout:
+class ShardedSteps:
     """How planned micro-batches lie on this run's ranks.
 
     Planned are `accum` a step on each of `world` ranks. A rank takes `split` of them where fewer ranks go on, one after
@@ -220,28 +220,28 @@ class Layout:
         return {key: value for key, value in asdict(self).items() if key in ("world", "accum")}
 
 
-def find_layout(state: Mapping[str, Any], world: int, accum: int, where: str) -> Layout:
+def find_layout(state: Mapping[str, Any], world: int, accum: int, where: str) -> ShardedSteps:
     """How the run of a checkpoint lies on `world` processes that accumulate `accum` micro-batches.
 
     Raises ConfigError where their steps would not be the same: processes × accumulation differ, or neither number of
     processes divides the other.
     """
     was = state.get("layout") or {"world": len(state["ranks"]), "accum": state["config"].get(ACCUM, accum)}
-    begun = Layout(int(was["world"]), int(was["accum"]))
+    begun = ShardedSteps(int(was["world"]), int(was["accum"]))
     if begun.world == world:
-        return Layout(world, accum)
+        return ShardedSteps(world, accum)
     summed = begun.world * begun.accum
     if summed == world * accum and begun.world % world == 0:
-        return Layout(begun.world, begun.accum, split=begun.world // world)
+        return ShardedSteps(begun.world, begun.accum, split=begun.world // world)
     if summed == world * accum and world % begun.world == 0:
-        return Layout(begun.world, begun.accum, joint=world // begun.world)
+        return ShardedSteps(begun.world, begun.accum, joint=world // begun.world)
     what = f"was made by {begun.world} processes × accum_grad_iters {begun.accum}, this run has {world} × {accum}"
     fits = summed % world == 0 and (begun.world % world == 0 or world % begun.world == 0)
     other = f", or set run.accum_grad_iters={summed // world}" if fits else ""
     raise ConfigError(where, what, f"start {begun.world}{other}")
 
 
-def require_alike(model: Any, task: Any, layout: Layout, where: str) -> None:
+def require_alike(model: Any, task: Any, layout: ShardedSteps, where: str) -> None:
     """Raise ConfigError for a model or a task whose numbers depend on how samples are cut into batches."""
     what = ""
     if getattr(model, "compares_samples", False):
@@ -252,7 +252,7 @@ def require_alike(model: Any, task: Any, layout: Layout, where: str) -> None:
         raise ConfigError(where, f"{what}, which other ranks would cut anew", f"start {layout.world} processes")
 
 
-def require_windows(plan: Plan, layout: Layout, where: str) -> None:
+def require_windows(plan: RunLength, layout: ShardedSteps, where: str) -> None:
     """Raise ConfigError if a step of the plan, such as the last of an epoch, cannot be taken by `joint` at once."""
     last = plan.total % plan.per_epoch
     if plan.per_epoch % layout.joint or last % layout.joint:
@@ -260,7 +260,7 @@ def require_windows(plan: Plan, layout: Layout, where: str) -> None:
         raise ConfigError(where, what, f"start {layout.world} processes")
 
 
-def remap_rank_state(ranks: Sequence[Mapping[str, Any]], rank: int, world: int, layout: Layout) -> dict[str, Any]:
+def remap_rank_state(ranks: Sequence[Mapping[str, Any]], rank: int, world: int, layout: ShardedSteps) -> dict[str, Any]:
     """A rank's state from those of the ranks of a checkpoint: `batches`, `task`, and `random`, a list.
 
     A rank that replaces several has the generators of all, and the sum of their faults; one that is new has none.
@@ -284,7 +284,7 @@ def remap_rank_state(ranks: Sequence[Mapping[str, Any]], rank: int, world: int, 
 T = TypeVar("T")
 
 
-def from_main(accelerator: Accelerator, work: Callable[[], T], minutes: float) -> T:
+def broadcast_from_main(accelerator: Accelerator, work: Callable[[], T], minutes: float) -> T:
     """What `work` gives on rank 0, on all ranks; its result must be picklable.
 
     Raises on all ranks what it raises, what is not ours as TrainingError on the others; and TrainingError on those that
@@ -300,7 +300,7 @@ def from_main(accelerator: Accelerator, work: Callable[[], T], minutes: float) -
     try:
         found = work()
     except BaseException as error:
-        _tell((None, portable(error)), minutes)
+        _tell((None, as_picklable(error)), minutes)
         raise
     _tell((found, None), minutes)
     return found
@@ -313,11 +313,11 @@ def main_first(accelerator: Accelerator, work: Callable[[], T], minutes: float) 
     def first() -> None:
         kept.append(work())
 
-    from_main(accelerator, first, minutes)
+    broadcast_from_main(accelerator, first, minutes)
     return kept[0] if kept else work()
 
 
-def portable(error: BaseException) -> LavisExtError:
+def as_picklable(error: BaseException) -> LavisExtError:
     """An error that can be sent to another process."""
     if isinstance(error, LavisExtError):
         return error

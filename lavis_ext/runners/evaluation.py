@@ -22,7 +22,7 @@ from lavis_ext.common.errors import LavisExtError, PartialError, UsageError, nea
 from lavis_ext.datasets.collate import to_device
 from lavis_ext.metrics.vqa import vqa_score
 from lavis_ext.runners.checkpoint import random_state, restore_random_state, seed_everything
-from lavis_ext.runners.distributed import from_main
+from lavis_ext.runners.distributed import broadcast_from_main
 from lavis_ext.runners.files import write_json
 from lavis_ext.runners.microbatch import memory_errors
 from lavis_ext.tasks.answering import find_truth, plain_value
@@ -192,7 +192,7 @@ class Evaluator:
             with self.accelerator.autocast():
                 self.task.receive(gather_object([self.task.share(rows, split, datasets, rank, world)]))
         judge = partial(self._judge, rows, split, label)
-        return dict(from_main(self.accelerator, judge, self.task.run.wait_minutes) or {})
+        return dict(broadcast_from_main(self.accelerator, judge, self.task.run.wait_minutes) or {})
 
     def _judge(self, rows: list[dict[str, Any]], split: str, label: str) -> dict[str, Any]:
         result_dir = self.job_dir / "result"

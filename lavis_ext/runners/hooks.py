@@ -10,8 +10,8 @@ from typing import Any
 
 from lavis_ext.common.registry import lr_schedulers
 from lavis_ext.runners.microbatch import Step
-from lavis_ext.runners.runner_base import Hook, Runner
-from lavis_ext.runners.schedule import Plan, Schedule, set_learning_rate
+from lavis_ext.runners.runner_base import Hook, RunnerBase
+from lavis_ext.runners.schedule import RunLength, Schedule, set_learning_rate
 
 log = logging.getLogger(__name__)
 
@@ -19,12 +19,12 @@ log = logging.getLogger(__name__)
 class ScheduleHook(Hook):
     """Sets the learning rate before each optimizer step, by the registered schedule at the position of the run."""
 
-    def before_train(self, runner: Runner) -> None:
+    def before_train(self, runner: RunnerBase) -> None:
         """Make the schedule, and tell the rate of a resumed run's last step; raises RegistryError or ConfigError."""
         self.schedule: Schedule = lr_schedulers.get(runner.run.lr_sched)(runner.run, runner.plan.max_epoch)
         runner.rate = self.schedule(runner.plan.position(runner.progress))
 
-    def before_step(self, runner: Runner) -> None:
+    def before_step(self, runner: RunnerBase) -> None:
         """The rate at the last micro-batch of the step."""
         runner.rate = self.schedule(runner.plan.position(runner.progress))
         set_learning_rate(runner.optimizer, runner.rate)
@@ -33,7 +33,7 @@ class ScheduleHook(Hook):
 class EvaluateHook(Hook):
     """Evaluates `valid_splits` every `val_freq` epochs and remembers the best `agg_metrics`."""
 
-    def after_epoch(self, runner: Runner) -> None:
+    def after_epoch(self, runner: RunnerBase) -> None:
         """Evaluate if it is time; the best is judged by split `val` if it is among them, else by the first."""
         run, epoch = runner.run, runner.progress.epoch
         runner.is_best = False
@@ -47,7 +47,7 @@ class EvaluateHook(Hook):
             if split == judge and "agg_metrics" in metrics:
                 self._compare(runner, split, float(metrics["agg_metrics"]))
 
-    def _compare(self, runner: Runner, split: str, metric: float) -> None:
+    def _compare(self, runner: RunnerBase, split: str, metric: float) -> None:
         progress = runner.progress
         if progress.best and not metric > progress.best["metric"]:
             return
@@ -58,12 +58,12 @@ class EvaluateHook(Hook):
 class CheckpointHook(Hook):
     """Saves every `save_steps` steps, every `save_freq` epochs, at each new best and at the end."""
 
-    def after_step(self, runner: Runner, step: Step) -> None:
+    def after_step(self, runner: RunnerBase, step: Step) -> None:
         """Between epochs only where `save_steps` asks for it."""
         if runner.run.save_steps and runner.progress.step % runner.run.save_steps == 0:
             runner.save(runner.progress)
 
-    def after_epoch(self, runner: Runner) -> None:
+    def after_epoch(self, runner: RunnerBase) -> None:
         """As of the start of the next epoch, so that nothing of this one is done again."""
         run, epoch = runner.run, runner.progress.epoch
         last = epoch + 1 >= runner.plan.epochs
@@ -72,7 +72,7 @@ class CheckpointHook(Hook):
             runner.save(runner.progress.next_epoch(), best=runner.is_best)
 
 
-def due(epoch: int, every: int, plan: Plan) -> bool:
+def due(epoch: int, every: int, plan: RunLength) -> bool:
     """Whether something of each `every` epochs (0: never) happens after this one; the last epoch always counts."""
     return every > 0 and ((epoch + 1) % every == 0 or epoch + 1 >= plan.epochs)
 
@@ -87,7 +87,7 @@ class SignalHook(Hook):
         self.received = 0
         self._previous: dict[int, Any] = {}
 
-    def before_train(self, runner: Runner) -> None:
+    def before_train(self, runner: RunnerBase) -> None:
         """Listen, if this is the main thread (elsewhere python cannot)."""
         if threading.current_thread() is not threading.main_thread():
             return
@@ -105,7 +105,7 @@ class SignalHook(Hook):
         if number == signal.SIGINT:  # the next one is not ours to delay
             signal.signal(signal.SIGINT, signal.default_int_handler)
 
-    def after_train(self, runner: Runner) -> None:
+    def after_train(self, runner: RunnerBase) -> None:
         """Give the handlers back."""
         for number, handler in self._previous.items():
             signal.signal(number, handler)

@@ -22,7 +22,7 @@ from lavis_ext.common.errors import ConfigError, LavisExtError, OwnedError, Prob
 from lavis_ext.fetch import Policy
 from lavis_ext.fetch.lock import Ownership
 from lavis_ext.fetch.safety import redact
-from lavis_ext.runners.distributed import from_main
+from lavis_ext.runners.distributed import broadcast_from_main
 from lavis_ext.runners.files import disk_errors, write_atomic, write_json
 
 log = logging.getLogger(__name__)
@@ -101,7 +101,7 @@ def opened_job(config: Config, accelerator: Accelerator) -> Iterator[Job]:
     job = Job(config, choose_folder(config, accelerator), accelerator)
     try:
         with ExitStack() as held, noted(job):
-            from_main(accelerator, partial(hold, held, job), config.run.wait_minutes)
+            broadcast_from_main(accelerator, partial(hold, held, job), config.run.wait_minutes)
             yield job
     finally:
         if job.is_main and job.dir.is_dir() and not any(job.dir.iterdir()):
@@ -156,15 +156,15 @@ def choose_folder(config: Config, accelerator: Accelerator) -> Path:
 
 def redact_config(tree: Mapping[str, Any]) -> str:
     """A configuration as YAML without secrets: values under telling keys, and what URLs carry."""
-    return redact(yaml.safe_dump(struck(dict(tree)), sort_keys=False, allow_unicode=True))
+    return redact(yaml.safe_dump(redact_settings(dict(tree)), sort_keys=False, allow_unicode=True))
 
 
-def struck(value: Any, key: str = "") -> Any:
+def redact_settings(value: Any, key: str = "") -> Any:
     """`value` with everything under a key that names a secret replaced by `***`."""
     if isinstance(value, Mapping):
-        return {name: struck(item, str(name)) for name, item in value.items()}
+        return {name: redact_settings(item, str(name)) for name, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return [struck(item, key) for item in value]
+        return [redact_settings(item, key) for item in value]
     telling = key.lower().rpartition("_")[2] in SECRETS
     return "***" if value and telling and isinstance(value, str) else value  # num_query_token is a number
 

@@ -18,7 +18,7 @@ import torch
 from lavis_ext.common.errors import ConfigError
 from lavis_ext.runners.files import disk_errors
 from lavis_ext.runners.microbatch import Step
-from lavis_ext.runners.runner_base import Hook, Runner
+from lavis_ext.runners.runner_base import Hook, RunnerBase
 
 log = logging.getLogger(__name__)
 Record = dict[str, Any]
@@ -49,7 +49,7 @@ class JsonLog:
             os.truncate(self.path, size)
 
 
-class Sink(Protocol):
+class LogSink(Protocol):
     """Where records go besides `log.jsonl`."""
 
     def write(self, record: Record) -> None:
@@ -115,13 +115,13 @@ class LogHook(Hook):
 
     def __init__(self, file: JsonLog) -> None:
         self.file = file
-        self.sinks: list[Sink] = []
+        self.sinks: list[LogSink] = []
         self.offset = 0
         self.sums: dict[str, float] = defaultdict(float)
         self.counts: dict[str, int] = defaultdict(int)
         self.costs: dict[str, float] = defaultdict(float)
 
-    def before_train(self, runner: Runner) -> None:
+    def before_train(self, runner: RunnerBase) -> None:
         """Go back to what the checkpoint had seen, then open the copies."""
         if not runner.is_main:
             return
@@ -131,7 +131,7 @@ class LogHook(Hook):
         if runner.run.wandb:
             self.sinks.append(WandbSink(self.file.path.parent, runner.config))
 
-    def after_step(self, runner: Runner, step: Step) -> None:
+    def after_step(self, runner: RunnerBase, step: Step) -> None:
         """Add up; write at every `log_freq`-th step."""
         for name, value in (*step.losses.items(), ("grad_norm", step.norm)):
             if math.isfinite(value):  # the norm overflows where fp16 skips a step
@@ -142,11 +142,11 @@ class LogHook(Hook):
         if runner.progress.step % max(runner.run.log_freq, 1) == 0:
             self.flush(runner)
 
-    def after_epoch(self, runner: Runner) -> None:
+    def after_epoch(self, runner: RunnerBase) -> None:
         """An epoch's last steps are not left for the next epoch's first line."""
         self.flush(runner)
 
-    def flush(self, runner: Runner) -> None:
+    def flush(self, runner: RunnerBase) -> None:
         """Write the line of the steps since the last one, if there were any."""
         if not self.sums:
             return
@@ -166,13 +166,13 @@ class LogHook(Hook):
             "peak_memory_mb": peak_memory_mb(),
         }
 
-    def after_evaluation(self, runner: Runner, split: str, label: str, metrics: dict[str, Any]) -> None:
+    def after_evaluation(self, runner: RunnerBase, split: str, label: str, metrics: dict[str, Any]) -> None:
         """One line with all metrics of a split."""
         epoch = min(runner.progress.epoch, runner.plan.epochs - 1)
         record = {"kind": "eval", "split": split, "label": label, "step": runner.progress.step, "epoch": epoch}
         self.write(runner, {**record, "metrics": metrics})
 
-    def write(self, runner: Runner, record: Record) -> None:
+    def write(self, runner: RunnerBase, record: Record) -> None:
         """To the file, the copies, and in short to the terminal; rank 0 only."""
         if not runner.is_main:
             return
@@ -190,7 +190,7 @@ class LogHook(Hook):
         self.sums, self.counts = defaultdict(float, state["sums"]), defaultdict(int, state["counts"])
         self.offset = state["offset"]
 
-    def after_train(self, runner: Runner) -> None:
+    def after_train(self, runner: RunnerBase) -> None:
         """Close the copies."""
         for sink in self.sinks:
             sink.close()

@@ -70,7 +70,7 @@ def losses_of(window: Sequence[MicroBatch]) -> tuple[list[str], Tensor]:
     )
 
 
-def culprits(window: Sequence[MicroBatch], rows: Sequence[Sequence[float]], blame_all: bool) -> list[str]:
+def nonfinite_ids(window: Sequence[MicroBatch], rows: Sequence[Sequence[float]], blame_all: bool) -> list[str]:
     """Ids of the micro-batches whose losses are not all finite; of the whole window where the losses tell nothing."""
     pairs = zip(window, rows, strict=True)
     return [name for part, row in pairs if blame_all or not all(map(math.isfinite, row)) for name in part.ids]
@@ -89,7 +89,7 @@ def memory_errors(where: str, way_out: str) -> Iterator[None]:
         raise TrainingError(where, "the memory of this machine is exhausted", way_out) from error
 
 
-def smaller(run: RunConfig) -> str:
+def oom_hint(run: RunConfig) -> str:
     """What to set where a step does not fit into the memory, the most useful first."""
     size, accum = run.batch_size_train, run.accum_grad_iters
     half = f"run.batch_size_train={max(size // 2, 1)} run.accum_grad_iters={2 * accum}" if size > 1 else ""
@@ -119,7 +119,7 @@ def no_stop() -> int:
     return 0
 
 
-def endless(batches: Any) -> Iterator[Batch]:
+def cycle(batches: Any) -> Iterator[Batch]:
     """Batches from where `batches` stands, epoch after epoch; raises TrainingError if a whole epoch gives none."""
     empty = 0
     while empty < 2:  # the first pass may be the end of an epoch that a checkpoint was made at

@@ -25,9 +25,9 @@ from lavis_ext.runners.hooks import CheckpointHook, EvaluateHook, ScheduleHook, 
 from lavis_ext.runners.job import Job, opened_job
 from lavis_ext.runners.logs import JsonLog, LogHook, summary
 from lavis_ext.runners.microbatch import no_stop
-from lavis_ext.runners.runner_base import Hook, Runner
-from lavis_ext.runners.schedule import Plan
-from lavis_ext.tasks.base_task import Task, setup_task
+from lavis_ext.runners.runner_base import Hook, RunnerBase
+from lavis_ext.runners.schedule import RunLength
+from lavis_ext.tasks.base_task import BaseTask, setup_task
 
 log = logging.getLogger(__name__)
 
@@ -84,12 +84,12 @@ def require_model(config: Config) -> ModelConfig:
     return config.model
 
 
-def build_task(job: Job, answers: LabelVocabulary | None = None) -> Task:
+def build_task(job: Job, answers: LabelVocabulary | None = None) -> BaseTask:
     """The registered model and task of the run; all ranks build the same weights.
 
     The classes of a model that has some are those of `answers`; the job's configuration then says how many they are.
     """
-    job.config = labels.fitted(job.config, answers)
+    job.config = labels.with_num_labels(job.config, answers)
     model = require_model(job.config)
     seed_everything(job.config.run.seed)
     return setup_task(job.config.run, models.get(model.arch).from_config(model))
@@ -100,7 +100,7 @@ def first_opened(job: Job, splits: Sequence[str]) -> Opened:
     return main_first(job.accelerator, partial(open_datasets, job.config, splits), job.config.run.wait_minutes)
 
 
-def build_evaluator(job: Job, task: Task, splits: list[str], opened: Opened) -> Evaluator:
+def build_evaluator(job: Job, task: BaseTask, splits: list[str], opened: Opened) -> Evaluator:
     """An evaluator of these splits, with nothing to do where the task evaluates nothing.
 
     `opened` are the data sets that are open already, of these splits or of others; raises ConfigError where their
@@ -117,24 +117,24 @@ def build_evaluator(job: Job, task: Task, splits: list[str], opened: Opened) -> 
     return Evaluator(task, feeds, job.dir, job.accelerator, job.config.run.seed, gallery=job.config.run.report)
 
 
-def build_runner(job: Job) -> Runner:
+def build_runner(job: Job) -> RunnerBase:
     """Data, model, task, hooks and loop, in an order that fails on empty data before a model is loaded."""
     run, opened = job.config.run, first_opened(job, job.config.run.train_splits)
     splits = list(dict.fromkeys([*run.valid_splits, *run.test_splits]))
     batches = train_feed(job.config, opened, job.accelerator)
-    Plan.of(run, len(batches))
+    RunLength.of(run, len(batches))
     answers = labels.vocabulary(opened)
     task = build_task(job, answers)
     evaluator = build_evaluator(job, task, splits, opened)
     log_hook = LogHook(JsonLog(job.dir / "log.jsonl"))
     hooks: list[Hook] = [SignalHook(), ScheduleHook(), log_hook, EvaluateHook(), CheckpointHook()]
     seed_everything(run.seed + job.accelerator.process_index)
-    runner: Runner = runners.get(run.runner)(job.config.run, task, batches, evaluator, hooks, job.accelerator)
+    runner: RunnerBase = runners.get(run.runner)(job.config.run, task, batches, evaluator, hooks, job.accelerator)
     runner.config, runner.beside = drift.fingerprint(job.config), labels.beside(answers)
     return runner
 
 
-def resume(job: Job, runner: Runner) -> None:
+def resume(job: Job, runner: RunnerBase) -> None:
     """Go on from this job's newest whole checkpoint, else from `run.resume_ckpt_path`; else start."""
     run = job.config.run
     # rank 0 sets damaged ones aside before the others look
@@ -151,7 +151,7 @@ def resume(job: Job, runner: Runner) -> None:
     log.info("resuming from %s (step %d)", saved.path, runner.progress.step)
 
 
-def note_progress(job: Job, runner: Runner) -> None:
+def note_progress(job: Job, runner: RunnerBase) -> None:
     """Leave how far the run came and what it could not read, however it ended."""
     at = runner.progress
     if job.is_main:

@@ -25,10 +25,10 @@ from lavis_ext.datasets.collate import to_device
 from lavis_ext.runners import checkpoint
 from lavis_ext.runners.checkpoint import random_state, restore_random_state
 from lavis_ext.runners.distributed import (
-    Layout,
+    ShardedSteps,
+    broadcast_from_main,
     clip_gradients,
     find_layout,
-    from_main,
     full_state_dict,
     gradient_norm,
     remap_rank_state,
@@ -46,15 +46,15 @@ from lavis_ext.runners.microbatch import (
     Step,
     StepModule,
     batch_size,
-    culprits,
-    endless,
+    cycle,
     losses_of,
     memory_errors,
     no_stop,
+    nonfinite_ids,
+    oom_hint,
     sample_ids,
-    smaller,
 )
-from lavis_ext.runners.schedule import Plan, Progress, build_optimizer
+from lavis_ext.runners.schedule import RunLength, RunProgress, build_optimizer
 
 log = logging.getLogger(__name__)
 MAX_SKIPPED = 25
@@ -66,22 +66,22 @@ class Hook:
     name = ""
     """Key of its state in a checkpoint; "" if it has none."""
 
-    def before_train(self, runner: Runner) -> None:
+    def before_train(self, runner: RunnerBase) -> None:
         """Once, when everything is restored and before the first step."""
 
-    def before_step(self, runner: Runner) -> None:
+    def before_step(self, runner: RunnerBase) -> None:
         """Gradients are there and sound; the optimizer moves next."""
 
-    def after_step(self, runner: Runner, step: Step) -> None:
+    def after_step(self, runner: RunnerBase, step: Step) -> None:
         """The optimizer has moved."""
 
-    def after_epoch(self, runner: Runner) -> None:
+    def after_epoch(self, runner: RunnerBase) -> None:
         """All batches of an (inner) epoch are seen; `runner.progress` still stands at its end."""
 
-    def after_evaluation(self, runner: Runner, split: str, label: str, metrics: dict[str, Any]) -> None:
+    def after_evaluation(self, runner: RunnerBase, split: str, label: str, metrics: dict[str, Any]) -> None:
         """A split was evaluated under `label`, an epoch or "best"."""
 
-    def after_train(self, runner: Runner) -> None:
+    def after_train(self, runner: RunnerBase) -> None:
         """At the end, also after an error."""
 
     def state_dict(self) -> dict[str, Any]:
@@ -94,7 +94,7 @@ class Hook:
 
 @runners.register("runner_iter")
 @runners.register("runner_base")
-class Runner:
+class RunnerBase:
     """Trains `task` on `batches`: an epoch is `len(batches)` micro-batches, or `iters_per_inner_epoch` of them."""
 
     def __init__(
@@ -108,10 +108,10 @@ class Runner:
     ) -> None:
         self.run, self.task, self.batches, self.evaluator, self.hooks = run, task, batches, evaluator, tuple(hooks)
         self.accelerator, self.job_dir, self.model = accelerator, evaluator.job_dir, task.model
-        self.plan = Plan.of(run, len(batches))
-        self.layout = Layout(accelerator.num_processes, run.accum_grad_iters)
+        self.plan = RunLength.of(run, len(batches))
+        self.layout = ShardedSteps(accelerator.num_processes, run.accum_grad_iters)
         self.generators: list[Any] = []
-        self.progress = Progress()
+        self.progress = RunProgress()
         self.wrapped = wrap(StepModule(task), run, accelerator)
         self.optimizer = build_optimizer(self.model, run)
         self.stepper = accelerator.prepare(self.optimizer)
@@ -120,7 +120,7 @@ class Runner:
         self.config: dict[str, Any] = {}
         self.beside: dict[str, Any] = {}
         self.stop_requested: Callable[[], int] = no_stop
-        self.feed: Iterator[Batch] = endless(batches)
+        self.feed: Iterator[Batch] = cycle(batches)
 
     @property
     def is_main(self) -> bool:
@@ -148,15 +148,15 @@ class Runner:
             step = self.run_step(size)
             self.notify("after_step", step)
             if step.stop:
-                self.leave(step.stop)
+                self.save_and_stop(step.stop)
 
     def run_step(self, size: int) -> Step:
         """`size` planned micro-batches, one optimizer step; weights move only if losses and gradient are finite."""
         started, taken = perf_counter(), self.layout.taken(size)
-        with memory_errors(f"step {self.progress.step}", smaller(self.run)):
-            window = [self.take(taken, index) for index in range(taken)]
+        with memory_errors(f"step {self.progress.step}", oom_hint(self.run)):
+            window = [self.microbatch_step(taken, index) for index in range(taken)]
         self.progress.batch += size
-        step = self.judge(window, started)
+        step = self.reduce_and_check(window, started)
         self.notify("before_step")
         if self.run.clip_grad_norm is not None:
             clip_gradients(self.trained(), self.run.clip_grad_norm, step.norm)
@@ -167,7 +167,7 @@ class Runner:
         self._count_skipped()
         return step
 
-    def take(self, size: int, index: int) -> MicroBatch:
+    def microbatch_step(self, size: int, index: int) -> MicroBatch:
         """Micro-batch `index` of the `size` of a step, drawn from the generators of the rank that it belonged to."""
         if not self.generators:
             return self.backward(size, last=index == size - 1)
@@ -188,7 +188,7 @@ class Runner:
             self.accelerator.backward(losses["loss"] / size)
         return MicroBatch(sample_ids(batch), batch_size(batch), losses, waited)
 
-    def judge(self, window: Sequence[MicroBatch], started: float) -> Step:
+    def reduce_and_check(self, window: Sequence[MicroBatch], started: float) -> Step:
         """One exchange with the host (and the other ranks) for all numbers of the step; raises TrainingError."""
         names, values = losses_of(window)
         self.accelerator.unscale_gradients()
@@ -199,7 +199,7 @@ class Runner:
         mine = torch.cat([values.mean(0), counts, norm.detach().float().reshape(1).to(values.device)])
         *means, samples, stop, total_norm = (float(x) for x in self.reduced(mine).tolist())
         if not all(map(math.isfinite, means)) or not (math.isfinite(total_norm) or self.scaler):
-            self.refuse(window, values.tolist(), dict(zip(names, means, strict=True)), total_norm)
+            self.raise_nonfinite(window, values.tolist(), dict(zip(names, means, strict=True)), total_norm)
         return Step(
             losses=dict(zip(names, means, strict=True)),
             norm=total_norm,
@@ -225,13 +225,13 @@ class Runner:
         """The parameters that the optimizer moves."""
         return [p for group in self.optimizer.param_groups for p in group["params"]]
 
-    def refuse(
+    def raise_nonfinite(
         self, window: Sequence[MicroBatch], rows: list[list[float]], losses: dict[str, float], norm: float
     ) -> NoReturn:
         """Drop the gradient, write `nonfinite.json` and raise TrainingError with the ids of all ranks' samples."""
         self.stepper.zero_grad(set_to_none=True)
         of_loss = not all(map(math.isfinite, losses.values()))
-        ids: list[str] = gather_object(culprits(window, rows, blame_all=not of_loss))
+        ids: list[str] = gather_object(nonfinite_ids(window, rows, blame_all=not of_loss))
         if self.is_main:
             shown = {name: str(value) for name, value in losses.items()}
             write_json(
@@ -264,7 +264,7 @@ class Runner:
             with unsharded(self.wrapped):
                 return self.evaluator.evaluate(split, label, self.stop_requested if alone else no_stop)
         except EvaluationStopped as stop:
-            self.leave(stop.args[0])
+            self.save_and_stop(stop.args[0])
 
     def check_faults(self) -> None:
         """Raise PartialError if more samples failed than may, once all data were seen; earlier the mixture judges."""
@@ -284,7 +284,7 @@ class Runner:
         for split, metrics in found.items():
             self.notify("after_evaluation", split, label, metrics)
 
-    def leave(self, number: int) -> NoReturn:
+    def save_and_stop(self, number: int) -> NoReturn:
         """Save the state at this step; raises Preempted, or KeyboardInterrupt after SIGINT."""
         if self.saved_at != self.progress.step:
             self.save(self.progress)
@@ -294,16 +294,16 @@ class Runner:
             f"step {self.progress.step}", "stopped after a clean checkpoint", "start the same command again"
         )
 
-    def save(self, progress: Progress, best: bool = False) -> None:
+    def save(self, progress: RunProgress, best: bool = False) -> None:
         """Write a checkpoint that continues from `progress`, then prune; all ranks give their state, rank 0 writes."""
         ranks = gather_object(self.rank_states())
         tensors = checkpoint.model_tensors(self.model, keep=self.is_main)
         optimizer = full_state_dict(self.optimizer.state_dict(), keep=self.is_main)
         write = partial(self._write, progress, ranks, tensors, optimizer, best)
-        from_main(self.accelerator, write, self.run.wait_minutes)
+        broadcast_from_main(self.accelerator, write, self.run.wait_minutes)
         self.saved_at = progress.step
 
-    def _write(self, progress: Progress, ranks: list[Any], tensors: Any, optimizer: Any, best: bool) -> None:
+    def _write(self, progress: RunProgress, ranks: list[Any], tensors: Any, optimizer: Any, best: bool) -> None:
         state = {
             "progress": progress.as_dict(),
             "optimizer": optimizer,
@@ -325,7 +325,7 @@ class Runner:
         more = [{"random": one, "batches": {**batches, "faults": {}}, "task": task} for one in others]
         return [{"random": first, "batches": batches, "task": task}, *more]
 
-    def reshard(self, layout: Layout, where: str) -> None:
+    def reshard(self, layout: ShardedSteps, where: str) -> None:
         """Take the steps of a run that other processes began; raises ConfigError where they would not be the same."""
         self.layout = layout
         if not layout.changed:
@@ -333,7 +333,7 @@ class Runner:
         require_alike(self.model, self.task, layout, where)
         self.batches.reshard(layout.split, layout.joint)
         planned = len(self.batches) * layout.joint // layout.split
-        self.plan = Plan.of(replace(self.run, accum_grad_iters=layout.accum), planned)
+        self.plan = RunLength.of(replace(self.run, accum_grad_iters=layout.accum), planned)
         require_windows(self.plan, layout, where)
 
     def restore(self, saved: checkpoint.Checkpoint) -> None:
@@ -347,12 +347,12 @@ class Runner:
         self.optimizer.load_state_dict(sharded_state(state["optimizer"], self.optimizer))
         if self.scaler and state["scaler"]:
             self.scaler.load_state_dict(state["scaler"])
-        self.progress = Progress(**state["progress"])
+        self.progress = RunProgress(**state["progress"])
         mine = remap_rank_state(state["ranks"], rank, world, self.layout)
         self.batches.load_state_dict(mine["batches"])
         self.task.load_state_dict(state.get("task", {}))
         self.task.load_rank_state(mine.get("task", {}))
-        self.feed = endless(self.batches)
+        self.feed = cycle(self.batches)
         for hook in self.hooks:
             if hook.name in state["hooks"]:
                 hook.load_state_dict(state["hooks"][hook.name])

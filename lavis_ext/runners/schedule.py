@@ -13,7 +13,7 @@ import torch
 from lavis_ext.common.config.schema import RunConfig
 from lavis_ext.common.errors import ConfigError
 from lavis_ext.common.registry import lr_schedulers
-from lavis_ext.models.base_model import Model
+from lavis_ext.models.base_model import BaseModel
 
 
 @dataclass(frozen=True)
@@ -125,7 +125,7 @@ def constant(run: RunConfig, max_epoch: int) -> Schedule:
 
 
 @dataclass(frozen=True)
-class Plan:
+class RunLength:
     """The length of a run in micro-batches.
 
     `total` micro-batches in (inner) epochs of `per_epoch`; the last epoch is shorter where it does not divide. An
@@ -138,7 +138,7 @@ class Plan:
     window: int = 1
 
     @classmethod
-    def of(cls, run: RunConfig, batches: int) -> Plan:
+    def of(cls, run: RunConfig, batches: int) -> RunLength:
         """The plan of a run whose data hold `batches` batches an epoch on this rank; raises ConfigError."""
         if batches < 1:
             raise ConfigError(
@@ -166,17 +166,17 @@ class Plan:
         """Micro-batches of one epoch."""
         return min(self.per_epoch, self.total - epoch * self.per_epoch)
 
-    def next_window(self, progress: Progress) -> int:
+    def next_window(self, progress: RunProgress) -> int:
         """Micro-batches of the next optimizer step; 0 at the end of an epoch."""
         return min(self.window, self.length(progress.epoch) - progress.batch)
 
-    def position(self, progress: Progress) -> Position:
+    def position(self, progress: RunProgress) -> Position:
         """Where the learning rate is asked for: at the last micro-batch that was seen."""
         return Position(progress.epoch, max(progress.batch - 1, 0), self.per_epoch, self.max_epoch, self.total)
 
 
 @dataclass
-class Progress:
+class RunProgress:
     """Where a run stands: `step` optimizer steps in all, `batch` micro-batches of `epoch`, and its best evaluation."""
 
     step: int = 0
@@ -188,7 +188,7 @@ class Progress:
     best: dict[str, Any] = field(default_factory=dict)
     """`metric`, `step`, `epoch` and `split` of the best evaluation; empty before the first."""
 
-    def next_epoch(self) -> Progress:
+    def next_epoch(self) -> RunProgress:
         """The same run at the start of the next epoch."""
         return replace(self, epoch=self.epoch + 1, batch=0)
 
@@ -215,7 +215,7 @@ def layer_scales(names: list[str], decay: float) -> dict[str, float]:
     return {name: decay ** (depth - layers.get(name, depth)) for name in names}
 
 
-def parameter_groups(model: Model, run: RunConfig) -> list[dict[str, Any]]:
+def parameter_groups(model: BaseModel, run: RunConfig) -> list[dict[str, Any]]:
     """`model.optimizer_params` with each group split by the parameters' share of the learning rate (`lr_scale`)."""
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     scales = layer_scales(list(names.values()), run.lr_layer_decay)
@@ -229,7 +229,7 @@ def parameter_groups(model: Model, run: RunConfig) -> list[dict[str, Any]]:
     return groups
 
 
-def build_optimizer(model: Model, run: RunConfig) -> torch.optim.Optimizer:
+def build_optimizer(model: BaseModel, run: RunConfig) -> torch.optim.Optimizer:
     """`run.optimizer` with betas (0.9, beta2) over `parameter_groups`; raises ConfigError if nothing is left to train.
 
     Adamax adds the decay to the gradient, AdamW takes it off the weight: so both are defined, and so Oscar used them.

@@ -6,9 +6,9 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from lavis_ext.tasks.base_task import Task, setup_task
+    from lavis_ext.tasks.base_task import BaseTask, setup_task
 
-__all__ = ["Task", "setup_task"]
+__all__ = ["BaseTask", "setup_task"]
 
 
 def __getattr__(name: str) -> Any:

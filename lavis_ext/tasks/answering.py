@@ -28,7 +28,7 @@ from lavis_ext.metrics.vqa import (
     vqa_accuracy,
     vqa_score,
 )
-from lavis_ext.tasks.base_task import Row, Task, write_result
+from lavis_ext.tasks.base_task import BaseTask, Row, write_result
 from lavis_ext.tasks.settings import VqaConfig
 
 log = logging.getLogger(__name__)
@@ -51,7 +51,7 @@ class Truth:
 
 
 @tasks.register("vqa", config=VqaConfig)
-class VqaTask(Task):
+class VqaTask(BaseTask):
     """Answer with the `run:` section's prompt, beams and lengths; `agg_metrics` is the overall accuracy in per cent.
 
     With `model.apply_lemmatizer` the answers are scored as they are (`*_raw`) and lemmatised, and the latter count.

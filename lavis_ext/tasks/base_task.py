@@ -19,7 +19,7 @@ Row = dict[str, Any]
 """One result: plain values that JSON can hold."""
 
 
-class Task:
+class BaseTask:
     """Model + loss + metric. `model` may be replaced by a wrapped one (DDP); `network` is always the model itself."""
 
     Keys: ClassVar[type[RunConfig]] = RunConfig
@@ -42,7 +42,7 @@ class Task:
             raise ConfigError("run.task", what, "choose another task, or another model.arch")
 
     @classmethod
-    def from_config(cls, run: Any, model: nn.Module) -> Task:
+    def from_config(cls, run: Any, model: nn.Module) -> BaseTask:
         """The task that a `run:` section describes."""
         return cls(model, run)
 
@@ -94,9 +94,9 @@ class Task:
         return {}
 
 
-def setup_task(run: RunConfig, model: nn.Module) -> Task:
+def setup_task(run: RunConfig, model: nn.Module) -> BaseTask:
     """The task of `run.task`; raises RegistryError for an unknown name."""
-    task: Task = tasks.get(run.task).from_config(run, model)
+    task: BaseTask = tasks.get(run.task).from_config(run, model)
     return task
 
 

@@ -16,7 +16,7 @@ from lavis_ext.common.errors import ConfigError
 from lavis_ext.common.registry import tasks
 from lavis_ext.common.types import Batch
 from lavis_ext.metrics import measure
-from lavis_ext.tasks.base_task import Row, Task, first_by_id, merged_references, plain_id, write_result
+from lavis_ext.tasks.base_task import BaseTask, Row, first_by_id, merged_references, plain_id, write_result
 from lavis_ext.tasks.settings import CaptioningConfig
 
 log = logging.getLogger(__name__)
@@ -30,7 +30,7 @@ CAPTION_LENGTH_PENALTY = 1.0
 
 @tasks.register("nocaps", config=CaptioningConfig)
 @tasks.register("captioning", config=CaptioningConfig)
-class Captioning(Task):
+class Captioning(BaseTask):
     """Generate with the `run:` section's beams and lengths; `agg_metrics` = CIDEr + Bleu_4, as in LAVIS."""
 
     evaluates = True

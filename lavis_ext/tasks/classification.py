@@ -12,14 +12,14 @@ from torch import nn
 from lavis_ext.common.registry import tasks
 from lavis_ext.common.types import Batch
 from lavis_ext.metrics import measure
-from lavis_ext.tasks.base_task import Row, Task, write_result
+from lavis_ext.tasks.base_task import BaseTask, Row, write_result
 from lavis_ext.tasks.settings import ClassificationConfig, PretrainConfig
 
 log = logging.getLogger(__name__)
 
 
 @tasks.register("multimodal_classification", config=ClassificationConfig)
-class MultimodalClassification(Task):
+class MultimodalClassification(BaseTask):
     """The class with the highest of `model.predict(samples)["predictions"]` [B, C], against `label` [B].
 
     `acc` and `agg_metrics` are in [0, 1], as in LAVIS; `{class}_acc` is the share of the samples of a class.
@@ -66,12 +66,12 @@ class MultimodalClassification(Task):
 
 
 @tasks.register("image_text_pretrain", config=PretrainConfig)
-class ImageTextPretrain(Task):
+class ImageTextPretrain(BaseTask):
     """Pre-training on image–text pairs (LAVIS' name); with `eval_task: captioning` it validates as VPGTrans does."""
 
     def __init__(self, model: nn.Module, run: PretrainConfig) -> None:
         super().__init__(model, run)
-        self._evaluator: Task | None = tasks.get(run.eval_task).from_config(run, model) if run.eval_task else None
+        self._evaluator: BaseTask | None = tasks.get(run.eval_task).from_config(run, model) if run.eval_task else None
 
     @property
     def evaluates(self) -> bool:  # type: ignore[override]

@@ -22,7 +22,7 @@ from lavis_ext.common.types import Batch
 from lavis_ext.metrics import measure
 from lavis_ext.metrics.retrieval import leading
 from lavis_ext.models.losses import similarities
-from lavis_ext.tasks.base_task import Row, Task, write_result
+from lavis_ext.tasks.base_task import BaseTask, Row, write_result
 from lavis_ext.tasks.settings import RetrievalConfig
 
 log = logging.getLogger(__name__)
@@ -42,7 +42,7 @@ class Ranked:
 
 
 @tasks.register("retrieval", config=RetrievalConfig)
-class Retrieval(Task):
+class Retrieval(BaseTask):
     """Recall of a first-stage model; `run.k_test` candidates of each row are ranked again (0: none).
 
     Pictures that could not be read are left out with their captions. Ranks share the comparing; each holds the tower's
@@ -59,8 +59,8 @@ class Retrieval(Task):
     def valid_step(self, batch: Batch) -> list[Row]:
         """`image` [B,3,S,S], `index` [B] → per picture `features` [Q, D] and `embeds` [P, W]."""
         net = self.network
-        embeds = net.see(batch)
-        features = F.normalize(net.net.vision_projection(net.ask(embeds)), dim=-1).float().cpu()
+        embeds = net.encode_image(batch)
+        features = F.normalize(net.net.vision_projection(net.query_image(embeds)), dim=-1).float().cpu()
         kept = embeds.half() if embeds.is_cuda else embeds
         rows = zip(batch["index"], features, kept.cpu(), strict=True)
         return [{"index": int(index), "features": own, "embeds": seen} for index, own, seen in rows]
@@ -109,7 +109,7 @@ class Retrieval(Task):
     def _rankings(self, pictures: Sequence[Row], texts: Sequence[str], rank: int, world: int) -> tuple[Ranked, Ranked]:
         net, size = self.network, self.run.batch_size_eval
         encoded = [net.encode(texts[at : at + size]) for at in range(0, len(texts), size)]
-        words = torch.cat([net.project_text(net.read(part)[:, 0]).float() for part in encoded])
+        words = torch.cat([net.project_text(net.encode_text(part)[:, 0]).float() for part in encoded])
         features = torch.stack([row["features"] for row in pictures])
         cosines = torch.cat([similarities(part.to(words.device), words) for part in torch.split(features, size)]).cpu()
         both = (torch.cat([part.ids for part in encoded]), torch.cat([part.mask for part in encoded]))

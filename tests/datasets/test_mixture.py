@@ -19,7 +19,7 @@ from lavis_ext.common.errors import ConfigError, PartialError, TrainingError
 from lavis_ext.datasets.builders import BuildContext, build_datasets
 from lavis_ext.datasets.collate import to_device
 from lavis_ext.datasets.mixture import Mixture
-from lavis_ext.datasets.order import Order, Source
+from lavis_ext.datasets.order import BatchPlan, MixtureSource
 from lavis_ext.datasets.readers import FaultLog
 from tests.support.mixing import Numbers, RawShards, Shards, seen
 from tests.support.pictures import caption_config, write_captions
@@ -123,7 +123,9 @@ def test_augmentation_differs_between_epochs() -> None:
 
 
 def test_weights_set_the_shares() -> None:
-    order = Order((Source("a", 400), Source("b", 4000), Source("c", 40)), 4, 0, weights=(0.1, 0.2, 0.7))
+    order = BatchPlan(
+        (MixtureSource("a", 400), MixtureSource("b", 4000), MixtureSource("c", 40)), 4, 0, weights=(0.1, 0.2, 0.7)
+    )
     drawn = Counter(slot.source for epoch in range(6) for slot in order.slots(epoch))
     total = sum(drawn.values())
     assert total == 6 * len(order)
@@ -136,11 +138,11 @@ def test_weights_set_the_shares() -> None:
 def test_weighted_laps_are_whole(counts: list[int], size: int, world: int, seed: int) -> None:
     if min(counts) < world:
         return
-    sources = tuple(Source("abc"[i], n) for i, n in enumerate(counts))
+    sources = tuple(MixtureSource("abc"[i], n) for i, n in enumerate(counts))
     weights = tuple(range(1, len(counts) + 1))
     laps: dict[tuple[int, int], list[int]] = {}
     for rank in range(world):
-        order = Order(sources, size, seed, weights=weights, rank=rank, world=world)
+        order = BatchPlan(sources, size, seed, weights=weights, rank=rank, world=world)
         for slot in (slot for epoch in range(4) for slot in order.slots(epoch)):
             laps.setdefault((slot.source, slot.lap), []).extend(slot.indices)
     last = {source: max(lap for s, lap in laps if s == source) for source, _ in laps}

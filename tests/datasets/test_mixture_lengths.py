@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from lavis_ext.common.errors import ConfigError
 from lavis_ext.datasets.mixture import Mixture
-from lavis_ext.datasets.order import WINDOW, Order, Source, grouped, lengths_of
+from lavis_ext.datasets.order import WINDOW, BatchPlan, MixtureSource, grouped, lengths_of
 from lavis_ext.datasets.readers import FaultLog
 from tests.support.mixing import Numbers, Shards, seen
 
@@ -41,15 +41,15 @@ def measures(count: int, axes: int, seed: int = 0) -> np.ndarray:
     return np.random.default_rng([seed, count]).integers(1, 40, (count, axes))
 
 
-def source(count: int, name: str = "a", axes: int = 2) -> Source:
-    return Source(name, count, lengths=measures(count, axes))
+def source(count: int, name: str = "a", axes: int = 2) -> MixtureSource:
+    return MixtureSource(name, count, lengths=measures(count, axes))
 
 
-def epoch_of(order: Order, epoch: int = 0) -> list[int]:
+def epoch_of(order: BatchPlan, epoch: int = 0) -> list[int]:
     return [index for slot in order.slots(epoch) for index in slot.indices]
 
 
-def padded(order: Order, lengths: np.ndarray, epochs: int = 1) -> float:
+def padded(order: BatchPlan, lengths: np.ndarray, epochs: int = 1) -> float:
     """The mean width of a batch of which each part is padded to its longest."""
     slots = [slot for epoch in range(epochs) for slot in order.slots(epoch)]
     return float(np.mean([lengths[list(slot.indices)].max(0).sum() for slot in slots]))
@@ -82,9 +82,9 @@ def test_an_epoch_holds_what_it_held(
     if min(counts) < world:
         return
 
-    def held(sources: tuple[Source, ...]) -> list[list[tuple[int, int]]]:
+    def held(sources: tuple[MixtureSource, ...]) -> list[list[tuple[int, int]]]:
         orders = [
-            Order(sources, size, 5, rank=rank, world=world, drop_last=drop, window=window) for rank in range(world)
+            BatchPlan(sources, size, 5, rank=rank, world=world, drop_last=drop, window=window) for rank in range(world)
         ]
         rows = [list(one.slots(epoch)) for one in orders]
         assert {len(row) for row in rows} == {len(orders[0])}
@@ -92,7 +92,7 @@ def test_an_epoch_holds_what_it_held(
         return [[(slot.source, index) for slot in row for index in slot.indices] for row in rows]
 
     with_lengths = held(tuple(source(n, "abc"[i]) for i, n in enumerate(counts)))
-    without = held(tuple(Source("abc"[i], n) for i, n in enumerate(counts)))
+    without = held(tuple(MixtureSource("abc"[i], n) for i, n in enumerate(counts)))
     assert sorted(chain(*with_lengths)) == sorted(chain(*without))
     assert len(set(chain(*with_lengths))) == sum(map(len, with_lengths))
 
@@ -103,7 +103,7 @@ def test_weighted_laps_are_whole(count: int, size: int, world: int, seed: int) -
     sources = (source(count), source(count // 2, "b", 1))
     laps: dict[tuple[int, int], list[int]] = {}
     for rank in range(world):
-        order = Order(sources, size, seed, weights=(3, 1), rank=rank, world=world, window=3)
+        order = BatchPlan(sources, size, seed, weights=(3, 1), rank=rank, world=world, window=3)
         for slot in (slot for epoch in range(3) for slot in order.slots(epoch)):
             laps.setdefault((slot.source, slot.lap), []).extend(slot.indices)
     last = {number: max(lap for one, lap in laps if one == number) for number, _ in laps}
@@ -114,26 +114,26 @@ def test_weighted_laps_are_whole(count: int, size: int, world: int, seed: int) -
 
 
 def test_seed_and_epoch_alone_decide() -> None:
-    order = Order((source(200),), 4, 3)
-    assert epoch_of(order) == epoch_of(Order((source(200),), 4, 3))
-    assert epoch_of(order, 1) == epoch_of(Order((source(200),), 4, 3), 1)
+    order = BatchPlan((source(200),), 4, 3)
+    assert epoch_of(order) == epoch_of(BatchPlan((source(200),), 4, 3))
+    assert epoch_of(order, 1) == epoch_of(BatchPlan((source(200),), 4, 3), 1)
     assert epoch_of(order) != epoch_of(order, 1)
-    assert epoch_of(order) != epoch_of(Order((source(200),), 4, 4))
+    assert epoch_of(order) != epoch_of(BatchPlan((source(200),), 4, 4))
     batches = [{tuple(sorted(slot.indices)) for slot in order.slots(epoch)} for epoch in range(2)]
     assert len(batches[0] & batches[1]) < 5
 
 
 def test_a_data_set_without_lengths_is_left_as_it_is() -> None:
-    beside = Order((source(60), Source("b", 50)), 4, 3)
-    alone = Order((Source("a", 60), Source("b", 50)), 4, 3)
+    beside = BatchPlan((source(60), MixtureSource("b", 50)), 4, 3)
+    alone = BatchPlan((MixtureSource("a", 60), MixtureSource("b", 50)), 4, 3)
     batches = [[slot.indices for slot in order.slots(0) if slot.source == 1] for order in (beside, alone)]
     assert batches[0] == batches[1]
     assert epoch_of(beside) != epoch_of(alone)
 
 
 def test_fewer_ranks_go_on_with_the_same_batches() -> None:
-    two = [list(Order((source(90),), 3, 5, rank=rank, world=2, drop_last=True).slots(0)) for rank in range(2)]
-    one = list(Order((source(90),), 3, 5, split=2, drop_last=True).slots(0))
+    two = [list(BatchPlan((source(90),), 3, 5, rank=rank, world=2, drop_last=True).slots(0)) for rank in range(2)]
+    one = list(BatchPlan((source(90),), 3, 5, split=2, drop_last=True).slots(0))
     assert [slot.indices for slot in one] == [slot.indices for pair in zip(*two, strict=True) for slot in pair]
 
 
@@ -144,11 +144,11 @@ def test_fewer_ranks_go_on_with_the_same_batches() -> None:
 def test_there_is_less_padding(axes: int, most: float) -> None:
     """Uniform lengths 1 to 39: a batch of 16 reaches 37 of 39, one of a sorted window the mean and little more."""
     count = 16 * 4 * WINDOW
-    one = Source("a", count, lengths=measures(count, axes))
+    one = MixtureSource("a", count, lengths=measures(count, axes))
     lengths = measures(count, axes)
-    loose = padded(Order((Source("a", count),), 16), lengths, 2)
+    loose = padded(BatchPlan((MixtureSource("a", count),), 16), lengths, 2)
     assert loose > 36 * axes
-    assert padded(Order((one,), 16), lengths, 2) < most * loose
+    assert padded(BatchPlan((one,), 16), lengths, 2) < most * loose
 
 
 @relaxed
@@ -166,7 +166,7 @@ def test_one_axis_sorted_is_as_narrow_as_can_be(windows: int, span: int, window:
 def test_ranks_get_alike_batches_and_none_the_longer() -> None:
     count, size = 4000, 8
     lengths = measures(count, 1)
-    ranks = [list(Order((source(count, axes=1),), size, rank=rank, world=2).slots(0)) for rank in range(2)]
+    ranks = [list(BatchPlan((source(count, axes=1),), size, rank=rank, world=2).slots(0)) for rank in range(2)]
     widths = np.array([[lengths[list(slot.indices)].max() for slot in row] for row in ranks])
     assert np.abs(widths[0] - widths[1]).mean() < 1
     assert abs((widths[0] > widths[1]).mean() - (widths[0] < widths[1]).mean()) < 0.15

@@ -8,17 +8,17 @@ import pytest
 
 from lavis_ext.common.errors import ConfigError
 from lavis_ext.datasets.mixture import Mixture
-from lavis_ext.datasets.order import Order, Source
+from lavis_ext.datasets.order import BatchPlan, MixtureSource
 from tests.support.toys import ToyDataset
 
-SOURCES = (Source("a", 50), Source("b", 23))
+SOURCES = (MixtureSource("a", 50), MixtureSource("b", 23))
 
 
-def order(rank: int, world: int, **keys: Any) -> Order:
-    return Order(SOURCES, 3, seed=5, rank=rank, world=world, drop_last=True, **keys)
+def order(rank: int, world: int, **keys: Any) -> BatchPlan:
+    return BatchPlan(SOURCES, 3, seed=5, rank=rank, world=world, drop_last=True, **keys)
 
 
-def steps(orders: list[Order], window: int, epoch: int = 0) -> list[list[tuple[int, tuple[int, ...]]]]:
+def steps(orders: list[BatchPlan], window: int, epoch: int = 0) -> list[list[tuple[int, tuple[int, ...]]]]:
     """Per step of `window` batches on each rank, the batches of all ranks, sorted."""
     rows = [list(one.slots(epoch)) for one in orders]
     found = []
@@ -92,6 +92,6 @@ def test_what_cannot_change_hands_is_refused() -> None:
     with pytest.raises(ConfigError, match="not for 2"):
         mixture(2, size=9).reshard(1, 2)
     streamed = mixture(1)
-    streamed.order = Order((Source("shards", 9, stream=True),), 3)
+    streamed.order = BatchPlan((MixtureSource("shards", 9, stream=True),), 3)
     with pytest.raises(ConfigError, match="'shards' is a stream"):
         streamed.reshard(2, 1)

@@ -8,13 +8,13 @@ from typing import Any
 import pytest
 import torch
 
-from lavis_ext.common.config.decode import Door
+from lavis_ext.common.config.decode import ConfigDecoder
 from lavis_ext.common.config.schema import RunConfig
 from lavis_ext.common.errors import ConfigError, IntegrityError
 from lavis_ext.distill.settings import layer_pairs
 from lavis_ext.oscar.model import Oscar
 from lavis_ext.runners.microbatch import Step
-from lavis_ext.runners.runner_base import Hook, Runner
+from lavis_ext.runners.runner_base import Hook, RunnerBase
 from lavis_ext.tasks import setup_task
 from tests.support.distilling import (
     Regions,
@@ -339,7 +339,7 @@ def test_everything_wrong_with_the_section_is_told_at_once() -> None:
         "inner_clip": 0.0,
         "terms": ["mkt", "itc"],
     }
-    door = Door()
+    door = ConfigDecoder()
     door.build(RunConfig, {"task": "distill", "distill": wrong}, "run")
     told = "\n".join(map(str, door.problems))
     for key in ("alpha", "temperature", "inner_steps", "meta_lr", "inner_clip", "mkt", "itc", "kd_weights"):
@@ -370,7 +370,7 @@ class Cut(Hook):
     def __init__(self, step: int) -> None:
         self.at = step
 
-    def after_step(self, runner: Runner, step: Step) -> None:
+    def after_step(self, runner: RunnerBase, step: Step) -> None:
         if runner.progress.step == self.at:
             raise RuntimeError("cut")
 

@@ -8,12 +8,12 @@ import torch
 from lavis_ext.common.errors import ConfigError
 from lavis_ext.common.registry import models
 from lavis_ext.distill.task import Distill
-from lavis_ext.models.base_model import Model
+from lavis_ext.models.base_model import BaseModel
 from tests.support.blip2 import small_batch, small_model, small_of
 from tests.support.distilling import run_section
 
 
-def distilled(student: Model, teacher: Model, **keys: object) -> Distill:
+def distilled(student: BaseModel, teacher: BaseModel, **keys: object) -> Distill:
     section = {"task": "captioning", "terms": ["vanilla_kd"], "student_init": "none", **keys}
     return Distill(student.eval(), run_section(**section), teacher.requires_grad_(False).eval())
 
@@ -62,4 +62,4 @@ def test_views_and_states_that_there_are_not() -> None:
 
 def test_a_model_without_outputs_is_refused() -> None:
     stage1 = models.get("blip2")
-    assert stage1.outputs is Model.outputs
+    assert stage1.outputs is BaseModel.outputs

@@ -15,10 +15,10 @@ from lavis_ext.cli.features import detector_name
 from lavis_ext.common.errors import OwnedError, UsageError
 from lavis_ext.features import create_store, open_store
 from lavis_ext.features.detectors import DetectorOptions, build_detector
-from lavis_ext.features.extraction.extract import Extracted, Request, extract, find_pictures, in_group
+from lavis_ext.features.extraction.extract import Extracted, ExtractionRequest, extract, find_pictures, in_group
 from lavis_ext.features.extraction.rows import RowFile, account_path
 from lavis_ext.features.formats import format_of
-from lavis_ext.features.store import ReadOptions, Row, Start
+from lavis_ext.features.store import FeatureRow, ReadOptions, Start
 from tests.support.pictures import encoded, pixels
 from tests.support.regions import FakeDetector, coco_names, draw
 
@@ -27,14 +27,14 @@ FULL = DetectorOptions(min_boxes=4, probabilities=True)
 
 def run(source: Path, destination: Path, form: str = "volta-tsv", make: Any = None, **more: Any) -> Extracted:
     """Extract from one source."""
-    request = Request([str(source)], destination, source.parent, form, **more)
+    request = ExtractionRequest([str(source)], destination, source.parent, form, **more)
     return extract(request, make or (lambda: FakeDetector(FULL)))
 
 
-def rows_of(path: Path, form: str = "volta-tsv") -> list[Row]:
+def rows_of(path: Path, form: str = "volta-tsv") -> list[FeatureRow]:
     """The rows of a file; fails where one is none."""
     found = list(format_of(form).read(path, ReadOptions(), Start()))
-    assert all(isinstance(row, Row) for row in found), found
+    assert all(isinstance(row, FeatureRow) for row in found), found
     return found  # type: ignore[return-value]
 
 
@@ -204,7 +204,7 @@ def test_rows_of_unknown_origin_are_not_added_to(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="nothing says how they were made"):
         run(draw(tmp_path / "in", ["a", "b"]), out)
     with create_store(tmp_path / "s") as writer:
-        writer.append(Row("a", np.zeros((1, 2048), np.float32)))
+        writer.append(FeatureRow("a", np.zeros((1, 2048), np.float32)))
     with pytest.raises(UsageError, match="nothing says how they were made"):
         run(pictures, tmp_path / "s", "store")
 
@@ -245,7 +245,7 @@ def test_one_writer_at_a_time(tmp_path: Path) -> None:
 )
 def test_requests_that_cannot_be_meant(tmp_path: Path, more: dict[str, Any], told: str) -> None:
     with pytest.raises(UsageError, match=told):
-        Request(["x"], tmp_path / "out.tsv", tmp_path, "volta-tsv", **more)
+        ExtractionRequest(["x"], tmp_path / "out.tsv", tmp_path, "volta-tsv", **more)
 
 
 def test_a_failure_of_the_detector_keeps_what_was_done(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lavis_ext.common.errors import IntegrityError, OwnedError, UsageError
-from lavis_ext.features import NO_BOXES, FeatureStore, Row, UnknownImage, create_store, open_store, tools
+from lavis_ext.features import NO_BOXES, FeatureRow, FeatureStore, UnknownImage, create_store, open_store, tools
 from lavis_ext.features.layout import ALIGN, INDEX, ROWS, hash_of, key_of
 from lavis_ext.features.store import BadRow
 from tests.support.features import Image, make_image, make_images, same
@@ -219,16 +219,16 @@ def test_an_empty_store_opens(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("row", "what"),
     [
-        (Row("a", np.zeros((2, 10), np.float32)), "expected 2048 columns"),
-        (Row("a", np.zeros(2048, np.float32)), "expected features"),
-        (Row("a", np.zeros((2, 2048), np.float32), np.zeros((3, 4), np.float32), 1), "expected features"),
-        (Row("a", np.zeros((2, 2048), np.float32), np.zeros((2, 4), np.float32), NO_BOXES), "boxes need a unit"),
-        (Row("", np.zeros((2, 2048), np.float32)), "needs an id"),
-        (Row("COCO_val2014_000000000001", np.zeros((2, 2048), np.float32)), "in the store already"),
-        (Row("a", np.full((1, 2048), 70000, np.float32)), "does not fit float16"),
+        (FeatureRow("a", np.zeros((2, 10), np.float32)), "expected 2048 columns"),
+        (FeatureRow("a", np.zeros(2048, np.float32)), "expected features"),
+        (FeatureRow("a", np.zeros((2, 2048), np.float32), np.zeros((3, 4), np.float32), 1), "expected features"),
+        (FeatureRow("a", np.zeros((2, 2048), np.float32), np.zeros((2, 4), np.float32), NO_BOXES), "boxes need a unit"),
+        (FeatureRow("", np.zeros((2, 2048), np.float32)), "needs an id"),
+        (FeatureRow("COCO_val2014_000000000001", np.zeros((2, 2048), np.float32)), "in the store already"),
+        (FeatureRow("a", np.full((1, 2048), 70000, np.float32)), "does not fit float16"),
     ],
 )
-def test_rows_that_do_not_fit_are_refused(tmp_path: Path, row: Row, what: str) -> None:
+def test_rows_that_do_not_fit_are_refused(tmp_path: Path, row: FeatureRow, what: str) -> None:
     with create_store(tmp_path / "s", "float16") as writer:
         writer.append(make_images(1)[0].row())
         with pytest.raises(BadRow, match=what):

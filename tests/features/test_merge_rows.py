@@ -6,7 +6,7 @@ import pytest
 
 from lavis_ext.common.errors import OwnedError, UsageError
 from lavis_ext.features.extraction.merging import Merged, merge_rows
-from lavis_ext.features.extraction.rows import Account, owned
+from lavis_ext.features.extraction.rows import ExtractionLog, owned
 from lavis_ext.features.files import part_of
 from tests.support.features import BUTD, LXMERT, VOLTA, Image, csv_tsv, make_image, oscar_tsv
 
@@ -110,13 +110,13 @@ def test_a_file_and_its_part_are_not_both_used(tmp_path: Path) -> None:
 
 def test_the_account_tells_what_is_missing_and_why(tmp_path: Path) -> None:
     sources, out = parts(tmp_path, images("a"), images("c")), tmp_path / "out.tsv"
-    Account({"detector": "x"}, ["a", "b"], {"b": "image is damaged"}).write(sources[0])
+    ExtractionLog({"detector": "x"}, ["a", "b"], {"b": "image is damaged"}).write(sources[0])
     merged = merge_rows(sources, out)
     assert not merged.accounted and merged.missing == {"b": "image is damaged"}
-    Account({"detector": "x"}, ["c", "d"]).write(sources[1])
+    ExtractionLog({"detector": "x"}, ["c", "d"]).write(sources[1])
     merged = merge_rows(sources, out)
     assert merged.accounted and merged.missing == {"b": "image is damaged", "d": "not extracted yet"}
-    kept = Account.read(out)
+    kept = ExtractionLog.read(out)
     assert kept is not None and kept.expected == ["a", "b", "c", "d"] and kept.made == {"detector": "x"}
     late = csv_tsv(tmp_path / "late.tsv", images("b", "d"), VOLTA)
     assert merge_rows([late], out).missing == {}

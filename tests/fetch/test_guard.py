@@ -14,13 +14,13 @@ from urllib.error import URLError
 import pytest
 
 from lavis_ext.fetch import guard
-from lavis_ext.fetch.guard import Limits, make_guarded_opener
+from lavis_ext.fetch.guard import ResponseLimits, make_guarded_opener
 from tests.support.server import Fault, Server, payload
 
-FREE = Limits(allow_private=True, max_bytes=10_000, deadline=2.0)
+FREE = ResponseLimits(allow_private=True, max_bytes=10_000, deadline=2.0)
 
 
-def read(url: str, limits: Limits = FREE, timeout: float = 2.0) -> bytes:
+def read(url: str, limits: ResponseLimits = FREE, timeout: float = 2.0) -> bytes:
     with make_guarded_opener(limits).open(url, timeout=timeout) as answer:
         return bytes(answer.read())
 
@@ -50,7 +50,7 @@ def test_redirects_are_followed(status: int, server: Server) -> None:
 
 def test_private_addresses_are_not_even_connected_to(server: Server) -> None:
     with pytest.raises(URLError, match=r"refused: private address 127\.0\.0\.1"):
-        read(server.put("/a", b"x"), Limits())
+        read(server.put("/a", b"x"), ResponseLimits())
     assert server.log == []
 
 
@@ -60,9 +60,9 @@ def test_name_that_resolves_to_an_inside_address_is_refused(server: Server, monk
     ]
     monkeypatch.setattr(guard.socket, "getaddrinfo", answer_with(inside))
     with pytest.raises(URLError, match=r"refused: private address 10\.0\.0\.1"):
-        read("http://photos.example/a.jpg", Limits())
+        read("http://photos.example/a.jpg", ResponseLimits())
     with pytest.raises(URLError, match="refused: private address"):
-        read("https://photos.example/a.jpg", Limits())
+        read("https://photos.example/a.jpg", ResponseLimits())
 
 
 def answer_with(entries: list[Any]) -> Callable[..., list[Any]]:
@@ -74,7 +74,7 @@ def answer_with(entries: list[Any]) -> Callable[..., list[Any]]:
 
 def test_connection_goes_to_the_address_that_was_checked(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(guard, "is_private", lambda _: False)
-    assert read(server.put("/a", b"public"), Limits()) == b"public"
+    assert read(server.put("/a", b"public"), ResponseLimits()) == b"public"
 
 
 def test_endless_body_is_cut_off(server: Server) -> None:
@@ -87,7 +87,7 @@ def test_dripping_body_is_given_up(server: Server) -> None:
     url = server.put("/a", payload(9000))
     server.script("/a", Fault(rate=1000))
     with pytest.raises(URLError, match=r"timed out: the body took longer than 0\.3 s"):
-        read(url, Limits(allow_private=True, deadline=0.3))
+        read(url, ResponseLimits(allow_private=True, deadline=0.3))
 
 
 def test_dripping_head_is_given_up() -> None:
@@ -104,7 +104,7 @@ def test_dripping_head_is_given_up() -> None:
         threading.Thread(target=drip, daemon=True).start()
         began = time.monotonic()
         with pytest.raises(OSError, match=r"timed out: no answer within 0\.3 s"):
-            read(f"http://127.0.0.1:{listening.getsockname()[1]}/", Limits(allow_private=True, deadline=0.3))
+            read(f"http://127.0.0.1:{listening.getsockname()[1]}/", ResponseLimits(allow_private=True, deadline=0.3))
         assert time.monotonic() - began < 2
 
 
@@ -122,7 +122,7 @@ def test_whole_body_and_last_address_are_inspected(server: Server) -> None:
         seen.append((body, url))
 
     server.script("/a", Fault(redirect=server.put("/b", b"here")))
-    read(server.url("/a"), Limits(allow_private=True, inspect=inspect))
+    read(server.url("/a"), ResponseLimits(allow_private=True, inspect=inspect))
     assert seen == [(b"here", server.url("/b"))]
 
 

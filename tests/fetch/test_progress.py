@@ -7,7 +7,7 @@ import io
 import pytest
 
 from lavis_ext.fetch import Bars, Lines, make_progress
-from lavis_ext.fetch.progress import Quiet, human, printable
+from lavis_ext.fetch.progress import QuietProgress, human, printable
 
 
 class Terminal(io.StringIO):
@@ -67,7 +67,7 @@ def test_choice_of_progress(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TERM", "dumb")
     assert isinstance(make_progress(print, Terminal()), Lines)
     with make_progress(print, Terminal(), quiet=True) as silent:
-        assert isinstance(silent, Quiet)
+        assert isinstance(silent, QuietProgress)
         silent.begin("x", 1)
         silent.advance("x", 1)
         silent.end("x", "fetched")

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import save_file
 
 from lavis_ext.common.errors import ConfigError, DiskError, IntegrityError
-from lavis_ext.models.base_model import Model
+from lavis_ext.models.base_model import BaseModel
 from lavis_ext.models.export import export_transformers, export_upstream
 from lavis_ext.models.settings import LoraConfig
 from lavis_ext.models.weights import load_over
@@ -18,7 +18,7 @@ from lavis_ext.models.zoo import default_config
 from tests.support.blip2 import CONFIG, small_batch, small_model
 
 
-def kept(model: Model, path: Path) -> str:
+def kept(model: BaseModel, path: Path) -> str:
     """A checkpoint's tensors."""
     save_file({name: tensor.detach().clone() for name, tensor in model.trainable_state().items()}, path)
     return str(path)

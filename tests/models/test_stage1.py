@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn.functional import gelu, layer_norm, linear, normalize
 from transformers import BertConfig, BertForMaskedLM
 
-from lavis_ext.common.config.decode import Door
+from lavis_ext.common.config.decode import ConfigDecoder
 from lavis_ext.common.config.schema import ModelConfig, TermConfig
 from lavis_ext.common.errors import ConfigError, IntegrityError
 from lavis_ext.common.registry import registry
@@ -106,7 +106,7 @@ def expected(model: Any, batch: dict[str, Any], ids_of: list[Any], negatives: di
     straight, count = Straight(model), len(batch["text_input"])
     texts = model.encode(batch["text_input"])
     ids = [row[: int(mask.sum())].tolist() for row, mask in zip(texts.ids, texts.mask, strict=True)]
-    embeds = model.double().see({"image": batch["image"].double()})
+    embeds = model.double().encode_image({"image": batch["image"].double()})
     images, words = [straight.image(e) for e in embeds], [straight.text(i) for i in ids]
     temp = straight.weights["temp"]
     sim = torch.stack([torch.stack([(image @ word).max() / temp for word in words]) for image in images])
@@ -143,10 +143,10 @@ def test_the_three_losses_in_float64(ids: Any, monkeypatch: pytest.MonkeyPatch) 
 
 def test_queries_do_not_see_the_text_that_is_written() -> None:
     model, batch = small_stage1(), small_batch()
-    embeds = model.see(batch)
-    hidden, logits = model.describe(embeds, model.encode(["a red circle", "two", "three blue"]))
-    torch.testing.assert_close(hidden, model.ask(embeds))
-    _, others = model.describe(embeds, model.encode(["a red star", "two", "three"]))
+    embeds = model.encode_image(batch)
+    hidden, logits = model.caption_logits(embeds, model.encode(["a red circle", "two", "three blue"]))
+    torch.testing.assert_close(hidden, model.query_image(embeds))
+    _, others = model.caption_logits(embeds, model.encode(["a red star", "two", "three"]))
     torch.testing.assert_close(logits[0, :3], others[0, :3])
     assert not torch.allclose(logits[0, 3], others[0, 3])
 
@@ -216,7 +216,9 @@ def test_features_and_matching() -> None:
     cosines = matcher(batch, match_head="itc")
     expected_cosines = torch.einsum("bqd,nd->bqn", image.image_embeds_proj, text.text_embeds_proj[:, 0]).amax(1)
     torch.testing.assert_close(cosines, expected_cosines)
-    torch.testing.assert_close(matcher(batch), model.match(model.see(batch), model.encode(batch["text_input"])))
+    torch.testing.assert_close(
+        matcher(batch), model.match(model.encode_image(batch), model.encode(batch["text_input"]))
+    )
     with pytest.raises(ConfigError, match="itm or itc"):
         matcher(batch, match_head="lm")
 
@@ -268,8 +270,8 @@ def test_a_qformer_that_starts_from_bert(tmp_path: Path) -> None:
     texts = type(found.encode(["a"]))(ids, torch.ones_like(ids))
     # BERT adds the embedding of the first token type, which the Q-Former does not have
     bert.bert.embeddings.token_type_embeddings.weight.data.zero_()
-    torch.testing.assert_close(found.read(texts), bert.bert(ids).last_hidden_state, rtol=1e-4, atol=1e-4)
-    assert not torch.equal(hidden, found.read(texts))
+    torch.testing.assert_close(found.encode_text(texts), bert.bert(ids).last_hidden_state, rtol=1e-4, atol=1e-4)
+    assert not torch.equal(hidden, found.encode_text(texts))
     layer = "net.qformer.encoder.layer.1"
     state = found.state_dict()
     assert torch.equal(state[f"{layer}.intermediate_query.dense.weight"], state[f"{layer}.intermediate.dense.weight"])
@@ -288,7 +290,7 @@ def test_a_qformer_that_starts_from_bert(tmp_path: Path) -> None:
     ],
 )
 def test_keys_of_the_other_stage_are_refused(arch: str, key: str, reader: str) -> None:
-    door = Door()
+    door = ConfigDecoder()
     door.build(ModelConfig, {"arch": arch, "model_type": "tiny", key: "x"}, "model")
     (problem,) = door.problems
     assert problem.where == f"model.{key}"

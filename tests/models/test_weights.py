@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from lavis_ext.common.errors import ConfigError, DiskError, IntegrityError, LavisExtError, NetworkError, UnsafeError
-from lavis_ext.models.base_model import Model
+from lavis_ext.models.base_model import BaseModel
 from lavis_ext.models.language import Blip2Opt
 from lavis_ext.models.network import resize_positions
 from lavis_ext.models.weights import read_checkpoint, to_upstream, translate, write_upstream
@@ -145,7 +145,7 @@ def test_finetuned_weights_of_ours_and_of_transformers(tmp_path: Path) -> None:
         small_model(load_finetuned=True, finetuned=str(tmp_path / "bare"))
 
 
-def upstream(model: Model) -> dict[str, torch.Tensor]:
+def upstream(model: BaseModel) -> dict[str, torch.Tensor]:
     """The weights of a model as LAVIS' checkpoints have them, and a text layer that they carry along."""
     shared = {"Qformer.cls.predictions.decoder.weight": torch.zeros(1), "Qformer.cls.predictions.bias": torch.zeros(3)}
     return {**to_upstream({n: t.clone() for n, t in model.trainable_state().items()}), **shared}

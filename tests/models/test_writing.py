@@ -24,7 +24,7 @@ def model() -> Any:
 def continued(model: Any, embeds: torch.Tensor, ids: list[int]) -> torch.Tensor:
     """log p [V] of what follows `ids` about one picture, by the path that training takes."""
     given = torch.tensor([[model.tokenizer.bos_token_id, *ids]])
-    logits = model.describe(embeds, Texts(given, torch.ones_like(given)))[1]
+    logits = model.caption_logits(embeds, Texts(given, torch.ones_like(given)))[1]
     return logits[0, -1].log_softmax(-1)
 
 
@@ -36,7 +36,7 @@ def closing(model: Any) -> int:
 def test_greedy_takes_the_likeliest_token_each_time(model: Any) -> None:
     batch = small_batch(2)
     found = model.generate(batch, num_beams=1, max_length=6, min_length=1)
-    for text, embeds in zip(found, model.see(batch).split(1), strict=True):
+    for text, embeds in zip(found, model.encode_image(batch).split(1), strict=True):
         ids: list[int] = []
         while len(ids) < 5 and (not ids or ids[-1] != closing(model)):
             ids.append(int(continued(model, embeds, ids).argmax()))
@@ -48,7 +48,7 @@ def test_beams_find_what_is_at_least_as_likely(model: Any) -> None:
         return sum(float(continued(model, embeds, text_ids[:n])[token]) for n, token in enumerate(text_ids))
 
     batch = small_batch(1)
-    embeds = model.see(batch)
+    embeds = model.encode_image(batch)
     searched = [[int(i) for i in ids] for ids in (tokens(model, batch, beams) for beams in (1, 4))]
     assert worth(searched[1], embeds) >= worth(searched[0], embeds) - 1e-4
 

@@ -9,7 +9,7 @@ import pytest
 
 from lavis_ext.common.errors import IntegrityError
 from lavis_ext.oscar.constrained import (
-    Seen,
+    DetectedObject,
     choose_names,
     detected,
     overlap,
@@ -53,9 +53,9 @@ def test_the_most_certain_things_that_people_name() -> None:
 def test_a_special_thing_stands_before_the_general_one_in_its_place() -> None:
     heights = read_heights(TREE)
     assert heights == {"entity": 2, "animal": 1, "dog": 0, "cat": 0, "toy": 0}
-    animal, dog = Seen("animal", 0.9, BOX), Seen("dog", 0.5, (0, 0, 99, 97))
-    far = Seen("animal", 0.4, (200, 200, 250, 250))
-    cat = Seen("cat", 0.3, BOX)
+    animal, dog = DetectedObject("animal", 0.9, BOX), DetectedObject("dog", 0.5, (0, 0, 99, 97))
+    far = DetectedObject("animal", 0.4, (200, 200, 250, 250))
+    cat = DetectedObject("cat", 0.3, BOX)
     assert suppress_general([animal, dog, far], heights) == [dog, far]
     assert suppress_general([dog, cat], heights) == [dog, cat]
     assert suppress_general([animal, dog], {}) == [animal, dog]

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from lavis_ext.common.config.decode import Door
+from lavis_ext.common.config.decode import ConfigDecoder
 from lavis_ext.common.config.schema import Config, RunConfig, run_config
 from lavis_ext.common.errors import ConfigError
 from lavis_ext.oscar.caption_writer import caption_mask
@@ -220,7 +220,7 @@ def test_settings_that_cannot_be_are_known_before_anything_is_read() -> None:
     assert told() == []
     assert told("sequence") == ["model.head: 'sequence' writes no captions"]
     assert told(num_keep_best=2, num_beams=1)[0].startswith("run.num_keep_best")
-    door = Door()
+    door = ConfigDecoder()
     door.build(RunConfig, {"task": "oscar_caption", "num_keep_best": 0, "max_len": 2, "sc_train_sample_n": 0}, "run")
     assert door.faulty == {"run.num_keep_best", "run.max_len", "run.sc_train_sample_n"}
     assert told(scst=True, sc_train_sample_n=1, sc_baseline_type="sample") and not told(scst=True, sc_train_sample_n=1)

@@ -12,7 +12,7 @@ import torch
 from lavis_ext.common.errors import ConfigError
 from lavis_ext.oscar.constrained import build_machine, join_machines, search_constrained
 from lavis_ext.oscar.convert import from_oscar
-from lavis_ext.oscar.generation import Choice, Context, Writer, draw_captions, score_captions, search_beams
+from lavis_ext.oscar.generation import CaptionState, Choice, Context, draw_captions, score_captions, search_beams
 from lavis_ext.oscar.network import OscarNetwork
 from tests.support.captions import (
     ENDS,
@@ -60,7 +60,7 @@ def published(reference: Reference, context: Context, caption: list[int], image:
 def test_a_step_is_the_published_pass_over_all_that_was_written() -> None:
     network, reference, context = network_and_context()
     captions = torch.tensor([[[2, 9, 30, 11], [2, 40, 7, 8]], [[2, 5, 5, 6], [2, 50, 49, 48]]])
-    writer = Writer(network, context, MASK, 2)
+    writer = CaptionState(network, context, MASK, 2)
     in_one = score_captions(network, context.repeated(2), captions.flatten(0, 1), MASK)
     for step in range(3):
         logits = writer.step(captions[..., step])
@@ -73,7 +73,7 @@ def test_a_step_is_the_published_pass_over_all_that_was_written() -> None:
 
 def test_rows_that_are_followed_keep_what_they_wrote() -> None:
     network, _, context = network_and_context()
-    writer = Writer(network, context, MASK, 2)
+    writer = CaptionState(network, context, MASK, 2)
     writer.step(torch.full((2, 2), 2))
     writer.step(torch.tensor([[9, 10], [11, 12]]))
     writer.follow(torch.tensor([[1, 1], [0, 1]]))
@@ -212,7 +212,7 @@ def test_images_without_tags_or_regions_are_described_too() -> None:
     blind = replace(context, tags_seen=context.tags_seen & False, regions_seen=context.regions_seen & False)
     for given in (bare, blind):
         captions = torch.tensor([[2, 9, 30], [2, 40, 7]])
-        writer = Writer(network, given, MASK, 1)
+        writer = CaptionState(network, given, MASK, 1)
         in_one = score_captions(network, given, captions, MASK)
         assert in_one.isfinite().all()
         for step in range(2):

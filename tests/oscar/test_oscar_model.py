@@ -12,12 +12,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from lavis_ext.common.config.decode import Door
+from lavis_ext.common.config.decode import ConfigDecoder
 from lavis_ext.common.config.resolve import load_config
 from lavis_ext.common.config.schema import ModelConfig
 from lavis_ext.common.errors import ConfigError
 from lavis_ext.models import default_config, load_model
-from lavis_ext.models.base_model import Model
+from lavis_ext.models.base_model import BaseModel
 from lavis_ext.oscar.config import OscarConfig
 from lavis_ext.oscar.model import Oscar
 from tests.support.oscar import SMALL, TINY_VOCAB, Reference, oscar_batch, oscar_state, write_checkpoint
@@ -252,7 +252,7 @@ def test_every_parameter_that_is_trained_takes_part() -> None:
     ],
 )
 def test_keys_that_an_architecture_does_not_read(arch: str, key: str, value: Any, told: str) -> None:
-    door = Door()
+    door = ConfigDecoder()
     door.build(ModelConfig, {"arch": arch, "model_type": "tiny", key: value}, "model")
     (problem,) = door.problems
     assert problem.where == f"model.{key}"
@@ -287,7 +287,7 @@ def test_decay_is_left_off_biases_and_norms(tmp_path: Path) -> None:
 
 
 def test_no_other_architecture_is_distilled_by_accident() -> None:
-    plain = Model()
+    plain = BaseModel()
     for call in (lambda: plain.outputs({}), lambda: plain.losses(None, {}), plain.encoder_layers):  # type: ignore[arg-type]
         with pytest.raises(ConfigError, match="a Model cannot be distilled"):
             call()

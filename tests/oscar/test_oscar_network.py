@@ -12,7 +12,7 @@ import torch
 from lavis_ext.common.errors import ConfigError
 from lavis_ext.oscar.convert import from_oscar
 from lavis_ext.oscar.network import OscarNetwork
-from lavis_ext.oscar.settings import Settings, read_settings, write_settings
+from lavis_ext.oscar.settings import OscarSettings, read_settings, write_settings
 from tests.support.oscar import SMALL, Reference, oscar_batch, oscar_state
 
 BASE = {**SMALL, "vocab_size": 30522, "hidden_size": 768, "num_attention_heads": 12, "intermediate_size": 3072}
@@ -137,7 +137,7 @@ def test_parameters_are_as_many_as_upstreams(changes: dict[str, Any], whole: int
         assert count(settings) == expected
 
 
-def count(settings: Settings) -> int:
+def count(settings: OscarSettings) -> int:
     with torch.device("meta"):
         return sum(parameter.numel() for parameter in OscarNetwork(settings).parameters())
 

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from lavis_ext.common.config.cards import Artifact, Blob, Card, Cards, Folder, load_cards
+from lavis_ext.common.config.cards import Artifact, Blob, Card, Cards, RemoteFolder, load_cards
 from lavis_ext.common.errors import AccessError, NetworkError, UnsafeError, UsageError
 from lavis_ext.fetch.azure import TOKENS
 from lavis_ext.prepare import PrepareOptions, Report, plan, prepare, status, verify
@@ -39,8 +39,10 @@ def cards(**folder: Any) -> Cards:
     found = [
         Artifact(name="vqa", url=f"{base}/data/vqa.zip", storage="toy/data", unpack="zip"),
         Artifact(name="corpus", url=f"{base}/c.tsv", storage="toy/c.tsv"),
-        Artifact(name="feats", url=f"{base}/f", storage="toy/f", folder=Folder(nested=nested, **folder), about=about),
-        Artifact(name="inner", url=f"{base}/f/test2014", storage="toy/f/test2014", folder=Folder(), about=5000),
+        Artifact(
+            name="feats", url=f"{base}/f", storage="toy/f", folder=RemoteFolder(nested=nested, **folder), about=about
+        ),
+        Artifact(name="inner", url=f"{base}/f/test2014", storage="toy/f/test2014", folder=RemoteFolder(), about=5000),
     ]
     return Cards({"toy": Card(family="toy", artifacts={a.name: replace(a, family="toy") for a in found})})
 

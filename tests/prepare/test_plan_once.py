@@ -14,8 +14,8 @@ from typing import Any
 
 import pytest
 
-from lavis_ext.cli import main
 import lavis_ext
+from lavis_ext.cli import main
 from lavis_ext.common.config.cards import load_cards
 from lavis_ext.demo.world import World
 from lavis_ext.prepare import execute_plan, plan

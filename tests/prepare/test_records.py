@@ -14,12 +14,12 @@ from lavis_ext.common.files import write_atomic
 from lavis_ext.fetch import Source, Transfer
 from lavis_ext.prepare.on_disk import inspect, part_bytes
 from lavis_ext.prepare.plan import Plan, PlanItem
-from lavis_ext.prepare.records import Origin, Record, drop_record, read_record, record_path, write_record
+from lavis_ext.prepare.records import ArtifactRecord, Origin, drop_record, read_record, record_path, write_record
 from lavis_ext.prepare.report import Outcome, Report, SplitState, worst
 
 SHA = "ab" * 32
 ARTIFACT = Artifact(url="https://x.org/a.zip", storage="toy/images", name="a", unpack="zip", size=10, sha256="AB" * 32)
-RECORD = Record(artifact="a", file=ARTIFACT.file, origin=Origin.of(ARTIFACT), sha256=SHA, verified="sha256")
+RECORD = ArtifactRecord(artifact="a", file=ARTIFACT.file, origin=Origin.of(ARTIFACT), sha256=SHA, verified="sha256")
 
 
 def test_a_record_is_what_it_was_and_says_when(tmp_path: Path) -> None:
@@ -86,7 +86,7 @@ def test_a_subset_counts_only_where_it_is_what_is_offered(tmp_path: Path) -> Non
     full = Transfer(Path("a"), (Source("https://x.org/a.zip"),), 10, SHA)
     part = replace(full, sources=(Source("http://m/a.zip", "subset"),), sha256="cd" * 32)
 
-    def state(record: Record, transfer: Transfer | NetworkError, offline: bool = False) -> str:
+    def state(record: ArtifactRecord, transfer: Transfer | NetworkError, offline: bool = False) -> str:
         write_record(tmp_path, artifact, replace(record, bytes=10, folders=times))
         return inspect(tmp_path, artifact, transfer, offline).state
 

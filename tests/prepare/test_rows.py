@@ -11,7 +11,7 @@ import pytest
 from lavis_ext.common.config.cards import Artifact
 from lavis_ext.common.config.schema import DatasetConfig
 from lavis_ext.common.errors import IntegrityError
-from lavis_ext.prepare.samples import Names, image_names, open_rows, relative_name
+from lavis_ext.prepare.samples import ImageNames, image_names, open_rows, relative_name
 
 
 def put(folder: Path, name: str, value: Any) -> Path:
@@ -73,7 +73,7 @@ def test_a_damaged_second_file_is_told(tmp_path: Path) -> None:
 )
 def test_names_are_sought_as_the_image_store_seeks_them(asked: str, found: str | None) -> None:
     there = {"VG_100K/1.jpg", "VG_100K/2.jpg", "VG_100K_2/3.jpg", "flat.jpg"}
-    assert Names(there).find(asked) == found
+    assert ImageNames(there).find(asked) == found
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from lavis_ext import runners as public
-from lavis_ext.common.config.decode import Door, read_yaml
+from lavis_ext.common.config.decode import ConfigDecoder, read_yaml
 from lavis_ext.common.config.schema import Config, DatasetConfig, ModelConfig, RunConfig, run_config
 from lavis_ext.common.errors import ConfigError, OwnedError, PartialError, Preempted, TrainingError, UsageError
 from lavis_ext.common.registry import models, runners, tasks
@@ -21,7 +21,7 @@ from lavis_ext.runners import job as job_module
 from lavis_ext.runners import run as jobs
 from lavis_ext.runners.device import choose_cpu, choose_precision
 from lavis_ext.runners.job import owned, redact_config
-from lavis_ext.runners.runner_base import Runner
+from lavis_ext.runners.runner_base import RunnerBase
 from tests.support.runs import EvaluationFeed, log_lines
 from tests.support.toys import ToyDataset, ToyFeed, ToyModel, ToyTask, toy_run
 
@@ -110,14 +110,14 @@ def test_empty_data_is_exit_3_before_a_model_is_built(tmp_path: Path, monkeypatc
 
 def test_the_same_command_resumes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = public.train(config(tmp_path / "whole"))
-    real = Runner.run_step
+    real = RunnerBase.run_step
 
-    def hit(self: Runner, size: int) -> Any:
+    def hit(self: RunnerBase, size: int) -> Any:
         if self.progress.step == 8 and not self.in_place:
             os.kill(os.getpid(), signal.SIGTERM)
         return real(self, size)
 
-    monkeypatch.setattr(Runner, "run_step", hit)
+    monkeypatch.setattr(RunnerBase, "run_step", hit)
     with pytest.raises(Preempted):
         public.train(config(tmp_path / "hit"))
     assert read(tmp_path / "hit" / "job" / "run.json")["exit_code"] == 75
@@ -198,7 +198,7 @@ def test_a_run_without_a_model_is_refused(tmp_path: Path) -> None:
 
 
 def test_both_names_of_the_loop_are_one() -> None:
-    assert runners.get("runner_base") is runners.get("runner_iter") is Runner
+    assert runners.get("runner_base") is runners.get("runner_iter") is RunnerBase
 
 
 @pytest.mark.parametrize("device", ["tpu", "cuda:x", "gpu0", ""])
@@ -233,7 +233,7 @@ def test_a_configuration_made_in_code_is_written_and_read_again(tmp_path: Path) 
     made = Config(run=run, model=models.config("blip2")(arch="blip2", model_type="tiny"), datasets={}, cache_root="")
     (tmp_path / "config.yaml").write_text(redact_config(asdict(made)))
     tree, _ = read_yaml(tmp_path / "config.yaml")
-    door = Door()
+    door = ConfigDecoder()
     assert door.build(RunConfig, tree["run"], "run") == run
     assert door.build(ModelConfig, tree["model"], "model") == made.model
     assert door.problems == []

@@ -48,20 +48,20 @@ def test_the_first_class_that_differs_is_named() -> None:
 
 
 def test_the_number_of_classes_comes_from_the_data() -> None:
-    found = labels.fitted(config(), WORDS)
+    found = labels.with_num_labels(config(), WORDS)
     assert found.model is not None
     assert found.model.num_labels == 3
-    assert labels.fitted(config(num_labels=2), None).model == config(num_labels=2).model
+    assert labels.with_num_labels(config(num_labels=2), None).model == config(num_labels=2).model
     with pytest.raises(ConfigError, match=r"model.num_labels: is 3129, the answers of the data sets are 3"):
-        labels.fitted(config(num_labels=3129), WORDS)
+        labels.with_num_labels(config(num_labels=3129), WORDS)
 
 
 def test_a_teacher_gets_as_many() -> None:
     teacher = OscarConfig(arch="oscar", model_type="tiny")
-    found = labels.fitted(config({"distill": DistillConfig(task="oscar_vqa", teacher=teacher)}), WORDS)
+    found = labels.with_num_labels(config({"distill": DistillConfig(task="oscar_vqa", teacher=teacher)}), WORDS)
     assert found.run.distill is not None
     assert found.run.distill.teacher == replace(teacher, num_labels=3)
-    told = labels.fitted(config({"distill": DistillConfig(task="oscar_vqa", teacher="somewhere")}), WORDS)
+    told = labels.with_num_labels(config({"distill": DistillConfig(task="oscar_vqa", teacher="somewhere")}), WORDS)
     assert told.run.distill is not None
     assert told.run.distill.teacher == "somewhere"
 
@@ -78,21 +78,21 @@ def folder(tmp_path: Path) -> Path:
 def test_a_checkpoint_of_ours_carries_its_answers(folder: Path) -> None:
     checkpoint.load(folder)
     with pytest.raises(ConfigError, match="class 1 is 'blue', in the data set it is 'down'") as caught:
-        labels.fitted(config(load_finetuned=True, finetuned=str(folder)), WORDS)
+        labels.with_num_labels(config(load_finetuned=True, finetuned=str(folder)), WORDS)
     assert "model.finetuned" in str(caught.value)
-    assert labels.fitted(config(load_finetuned=True, finetuned=str(folder)), SWAPPED)
-    assert labels.fitted(config(load_finetuned=False, finetuned=str(folder)), WORDS)
-    assert labels.fitted(config(load_finetuned=True, finetuned=str(folder / "model.safetensors")), SWAPPED)
+    assert labels.with_num_labels(config(load_finetuned=True, finetuned=str(folder)), SWAPPED)
+    assert labels.with_num_labels(config(load_finetuned=False, finetuned=str(folder)), WORDS)
+    assert labels.with_num_labels(config(load_finetuned=True, finetuned=str(folder / "model.safetensors")), SWAPPED)
     with pytest.raises(ConfigError, match="class 1"):
-        labels.fitted(config(load_finetuned=True, finetuned=str(folder / "model.safetensors")), WORDS)
+        labels.with_num_labels(config(load_finetuned=True, finetuned=str(folder / "model.safetensors")), WORDS)
 
 
 def test_a_teacher_s_folder_is_looked_at(folder: Path) -> None:
     with pytest.raises(ConfigError, match=r"run.distill.teacher .*class 1"):
-        labels.fitted(config({"distill": DistillConfig(task="oscar_vqa", teacher=str(folder))}), WORDS)
+        labels.with_num_labels(config({"distill": DistillConfig(task="oscar_vqa", teacher=str(folder))}), WORDS)
     teacher = OscarConfig(arch="oscar", model_type="tiny", load_finetuned=True, finetuned=str(folder))
     with pytest.raises(ConfigError, match=r"run.distill.teacher.finetuned .*class 1"):
-        labels.fitted(config({"distill": DistillConfig(task="oscar_vqa", teacher=teacher)}), WORDS)
+        labels.with_num_labels(config({"distill": DistillConfig(task="oscar_vqa", teacher=teacher)}), WORDS)
 
 
 def test_a_run_is_resumed_with_the_answers_it_had(folder: Path) -> None:
@@ -106,15 +106,15 @@ def test_a_folder_of_upstream_s_is_judged_by_its_label_file(tmp_path: Path, monk
     monkeypatch.setenv("LAVIS_EXT_CACHE_ROOT", str(tmp_path))
     place = tmp_path / "oscar" / "vqa_base_best"
     place.mkdir(parents=True)
-    assert labels.fitted(config(pretrained="oscar/vqa_base_best"), WORDS)
+    assert labels.with_num_labels(config(pretrained="oscar/vqa_base_best"), WORDS)
     (place / "trainval_ans2label.pkl").write_bytes(pickle.dumps({"net": 5, "down": 0, "blue": 9}))
-    assert labels.fitted(config(pretrained="oscar/vqa_base_best"), WORDS)
+    assert labels.with_num_labels(config(pretrained="oscar/vqa_base_best"), WORDS)
     with pytest.raises(ConfigError, match="class 1 is 'down', in the data set it is 'blue'"):
-        labels.fitted(config(pretrained="oscar/vqa_base_best"), SWAPPED)
+        labels.with_num_labels(config(pretrained="oscar/vqa_base_best"), SWAPPED)
     (place / "trainval_ans2label.pkl").write_bytes(b"cos\nsystem\n(S'true'\ntR.")
     with pytest.raises(UnsafeError):
-        labels.fitted(config(pretrained="oscar/vqa_base_best"), WORDS)
+        labels.with_num_labels(config(pretrained="oscar/vqa_base_best"), WORDS)
 
 
 def test_names_that_are_no_folders_are_left_to_the_model() -> None:
-    assert labels.fitted(config(pretrained="some/hub-name"), WORDS)
+    assert labels.with_num_labels(config(pretrained="some/hub-name"), WORDS)

@@ -12,13 +12,13 @@ import torch
 from lavis_ext.common.config.schema import RunConfig
 from lavis_ext.common.errors import PartialError, TrainingError, UsageError
 from lavis_ext.common.types import Batch
-from lavis_ext.runners.runner_base import Hook, Runner
+from lavis_ext.runners.runner_base import Hook, RunnerBase
 from lavis_ext.runners.schedule import layer_scales, parameter_groups
 from tests.support.runs import log_lines, resumed, toy_runner, weights
 from tests.support.toys import ToyModel
 
 
-def gradients(runner: Runner, size: int) -> torch.Tensor:
+def gradients(runner: RunnerBase, size: int) -> torch.Tensor:
     """The gradient of the head after one window, before the optimizer moves."""
     runner.model.drop.p = 0.0
     runner.model.train()
@@ -38,7 +38,7 @@ def test_the_remainder_of_an_epoch_is_a_step_at_its_own_scale(tmp_path: Path) ->
     seen: list[tuple[int, bool]] = []
 
     class Watch(Hook):
-        def before_step(self, runner: Runner) -> None:
+        def before_step(self, runner: RunnerBase) -> None:
             seen.append((runner.progress.batch, bool(runner.model.head.weight.grad.abs().sum() > 0)))
 
     runner.hooks = (*runner.hooks, Watch())
@@ -52,7 +52,7 @@ def test_clipping_bounds_the_gradient_and_tells_its_true_norm(tmp_path: Path) ->
     class Watch(Hook):
         norm = 0.0
 
-        def after_step(self, runner: Runner, step: Any) -> None:
+        def after_step(self, runner: RunnerBase, step: Any) -> None:
             Watch.norm = step.norm
 
     runner = toy_runner(tmp_path, clip_grad_norm=0.01, max_epoch=1, init_lr=1e-9)
@@ -79,7 +79,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_samples(accum: in
     snapshots: list[Any] = []
 
     class Watch(Hook):
-        def after_step(self, runner: Runner, step: Any) -> None:
+        def after_step(self, runner: RunnerBase, step: Any) -> None:
             snapshots.append(weights(runner))
 
     runner.hooks = (*runner.hooks, Watch())
@@ -110,19 +110,19 @@ class Recorder(Hook):
     def __init__(self, name: str, calls: list[str]) -> None:
         self.letter, self.calls = name, calls
 
-    def before_train(self, runner: Runner) -> None:
+    def before_train(self, runner: RunnerBase) -> None:
         self.calls.append(f"{self.letter}:before_train")
 
-    def before_step(self, runner: Runner) -> None:
+    def before_step(self, runner: RunnerBase) -> None:
         self.calls.append(f"{self.letter}:before_step")
 
-    def after_step(self, runner: Runner, step: Any) -> None:
+    def after_step(self, runner: RunnerBase, step: Any) -> None:
         self.calls.append(f"{self.letter}:after_step")
 
-    def after_epoch(self, runner: Runner) -> None:
+    def after_epoch(self, runner: RunnerBase) -> None:
         self.calls.append(f"{self.letter}:after_epoch")
 
-    def after_train(self, runner: Runner) -> None:
+    def after_train(self, runner: RunnerBase) -> None:
         self.calls.append(f"{self.letter}:after_train")
 
 
@@ -138,7 +138,7 @@ def test_hooks_are_called_in_order_at_every_moment(tmp_path: Path) -> None:
 
 def test_every_hook_is_closed_even_if_one_fails(tmp_path: Path) -> None:
     class Broken(Hook):
-        def after_train(self, runner: Runner) -> None:
+        def after_train(self, runner: RunnerBase) -> None:
             raise ValueError("broken")
 
     calls: list[str] = []

@@ -9,12 +9,12 @@ import torch
 from torch import nn
 
 from lavis_ext.common.config.schema import RunConfig
-from lavis_ext.models.base_model import Model
+from lavis_ext.models.base_model import BaseModel
 from lavis_ext.oscar.config import OscarConfig
 from lavis_ext.runners.schedule import build_optimizer
 
 
-class Named(Model):
+class Named(BaseModel):
     """Parameters under the names that Oscar's have."""
 
     def __init__(self) -> None:
@@ -24,7 +24,7 @@ class Named(Model):
         self.classifier = nn.Sequential(nn.Linear(3, 6), nn.ReLU(), nn.LayerNorm(6), nn.Linear(6, 2))
 
 
-def decayed(model: Model) -> set[str]:
+def decayed(model: BaseModel) -> set[str]:
     groups = model.optimizer_params(0.05)
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     return {names[id(p)] for group in groups if group["weight_decay"] for p in group["params"]}

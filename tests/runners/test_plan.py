@@ -10,17 +10,17 @@ from hypothesis import strategies as st
 
 from lavis_ext.common.config.schema import RunConfig
 from lavis_ext.common.errors import ConfigError
-from lavis_ext.runners.schedule import Plan, Progress
+from lavis_ext.runners.schedule import RunLength, RunProgress
 
 
-def plan(batches: int = 10, **keys: Any) -> Plan:
-    return Plan.of(RunConfig(task="toy", **keys), batches)
+def plan(batches: int = 10, **keys: Any) -> RunLength:
+    return RunLength.of(RunConfig(task="toy", **keys), batches)
 
 
-def windows(of: Plan) -> list[list[int]]:
+def windows(of: RunLength) -> list[list[int]]:
     """Sizes of the optimizer steps, epoch by epoch."""
     found: list[list[int]] = []
-    progress = Progress()
+    progress = RunProgress()
     while progress.epoch < of.epochs:
         found.append([])
         while size := of.next_window(progress):
@@ -63,6 +63,6 @@ def test_what_cannot_be_meant_is_refused(batches: int, keys: dict[str, Any], nam
 
 @given(st.integers(1, 30), st.integers(1, 60), st.integers(1, 8))
 def test_every_micro_batch_is_in_one_window(per_epoch: int, total: int, window: int) -> None:
-    found = windows(Plan(per_epoch, total, window))
+    found = windows(RunLength(per_epoch, total, window))
     assert sum(map(sum, found)) == total
     assert all(0 < size <= window for epoch in found for size in epoch)

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from lavis_ext.runners.microbatch import Step
-from lavis_ext.runners.runner_base import Hook, Runner
+from lavis_ext.runners.runner_base import Hook, RunnerBase
 from tests.support import kill
 from tests.support.processes import forked
 from tests.support.runs import log_lines, resumed, toy_runner, weights
@@ -30,7 +30,7 @@ class Cut(Hook):
     def __init__(self, step: int) -> None:
         self.at = step
 
-    def after_step(self, runner: Runner, step: Step) -> None:
+    def after_step(self, runner: RunnerBase, step: Step) -> None:
         if runner.progress.step == self.at:
             raise RuntimeError("cut")
 

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from lavis_ext.common.errors import Preempted
-from lavis_ext.runners.runner_base import Hook, Runner
+from lavis_ext.runners.runner_base import Hook, RunnerBase
 from tests.support.runs import log_lines, resumed, toy_runner, weights
 
 
@@ -20,7 +20,7 @@ class Send(Hook):
     def __init__(self, number: int, batch: int, times: int = 1) -> None:
         self.number, self.batch, self.times = number, batch, times
 
-    def before_step(self, runner: Runner) -> None:
+    def before_step(self, runner: RunnerBase) -> None:
         if runner.progress.batch == self.batch:
             for _ in range(self.times):
                 os.kill(os.getpid(), self.number)

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from lavis_ext.common.errors import ConfigError, Problem, TrainingError
-from lavis_ext.runners.distributed import from_main, main_first, portable
+from lavis_ext.runners.distributed import as_picklable, broadcast_from_main, main_first
 from tests.support.processes import run_ranks
 from tests.support.waiting import tell_and_wait
 
@@ -21,16 +21,16 @@ def test_one_process_waits_for_nobody() -> None:
     def refuse() -> None:
         raise ConfigError("here", "no")
 
-    assert from_main(ALONE, lambda: 3, 1) == 3
+    assert broadcast_from_main(ALONE, lambda: 3, 1) == 3
     assert main_first(ALONE, lambda: 4, 1) == 4
     with pytest.raises(ConfigError):
-        from_main(ALONE, refuse, 1)
+        broadcast_from_main(ALONE, refuse, 1)
 
 
 def test_errors_travel() -> None:
     error = ConfigError.of([Problem("a", "b", "c"), Problem("d", "e")])
-    assert str(pickle.loads(pickle.dumps(portable(error)))) == str(error)
-    other = portable(ValueError("x"))
+    assert str(pickle.loads(pickle.dumps(as_picklable(error)))) == str(error)
+    other = as_picklable(ValueError("x"))
     assert isinstance(other, TrainingError)
     assert "ValueError: x" in str(other)
 

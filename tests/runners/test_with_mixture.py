@@ -17,7 +17,7 @@ from lavis_ext.datasets.readers.faults import FaultLog, SampleError
 from lavis_ext.runners import checkpoint
 from lavis_ext.runners import data as feeds
 from lavis_ext.runners.device import build_accelerator
-from lavis_ext.runners.runner_base import Hook, Runner
+from lavis_ext.runners.runner_base import Hook, RunnerBase
 from tests.support.runs import log_lines, toy_runner, weights
 from tests.support.toys import ToyDataset, toy_run
 
@@ -39,19 +39,19 @@ class Cut(Hook):
     def __init__(self, step: int) -> None:
         self.at = step
 
-    def after_step(self, runner: Runner, step: Any) -> None:
+    def after_step(self, runner: RunnerBase, step: Any) -> None:
         if runner.progress.step == self.at:
             raise RuntimeError("cut")
 
 
-def mixed(folder: Path, tolerance: float = 0.5, **keys: Any) -> Runner:
+def mixed(folder: Path, tolerance: float = 0.5, **keys: Any) -> RunnerBase:
     """A toy runner over two noisy data sets, three parts to one."""
     runner = toy_runner(folder, **keys)
     datasets = {"a": Noisy(30, name="a"), "b": Noisy(20, name="b")}
     faults = FaultLog(tolerance=tolerance)
     weights = {"a": 3.0, "b": 1.0}
     mixture = Mixture(datasets, weights, batch_size=4, seed=5, num_workers=2, drop_last=True, faults=faults)
-    return Runner(runner.run, runner.task, mixture, runner.evaluator, runner.hooks, runner.accelerator)
+    return RunnerBase(runner.run, runner.task, mixture, runner.evaluator, runner.hooks, runner.accelerator)
 
 
 @pytest.mark.parametrize("cut", [1, 4, 8, 11, 12, 17])

@@ -20,7 +20,7 @@ from lavis_ext.runners.device import build_accelerator
 from lavis_ext.runners.evaluation import Evaluator
 from lavis_ext.runners.hooks import CheckpointHook, EvaluateHook, ScheduleHook, SignalHook
 from lavis_ext.runners.logs import JsonLog, LogHook
-from lavis_ext.runners.runner_base import Hook, Runner
+from lavis_ext.runners.runner_base import Hook, RunnerBase
 from tests.support.oscar_tasks import Words
 from tests.support.toys import ToyFeed
 
@@ -113,7 +113,7 @@ def distilled(student: Oscar, teacher: Oscar, **keys: Any) -> Distill:
 
 def distill_runner(
     folder: Path, extra: Sequence[Hook] = (), drop_out: float = 0.2, data: Regions | None = None, **keys: Any
-) -> Runner:
+) -> RunnerBase:
     """A runner of a 2-layer student and a 4-layer teacher, at its start."""
     torch.set_num_threads(1)
     run = run_section(folder, **keys)
@@ -126,10 +126,12 @@ def distill_runner(
     hooks = [SignalHook(), ScheduleHook(), LogHook(JsonLog(job / "log.jsonl")), EvaluateHook(), CheckpointHook()]
     rank, world = accelerator.process_index, accelerator.num_processes
     feed = ToyFeed(data or Regions(), run.batch_size_train, rank=rank, world=world)  # type: ignore[arg-type]
-    return Runner(run, task, feed, Evaluator(task, feeds, job, accelerator, run.seed), [*hooks, *extra], accelerator)
+    return RunnerBase(
+        run, task, feed, Evaluator(task, feeds, job, accelerator, run.seed), [*hooks, *extra], accelerator
+    )
 
 
-def resumed(folder: Path, **keys: Any) -> Runner:
+def resumed(folder: Path, **keys: Any) -> RunnerBase:
     """A new runner that goes on from the newest checkpoint of the folder."""
     runner = distill_runner(folder, **keys)
     saved = checkpoint.load_newest(folder / "job")
@@ -138,7 +140,7 @@ def resumed(folder: Path, **keys: Any) -> Runner:
     return runner
 
 
-def moved(runner: Runner) -> list[Any]:
+def moved(runner: RunnerBase) -> list[Any]:
     """Everything that training moves, of student and teacher, comparable bit by bit."""
     tensors = [*runner.model.state_dict().values(), *runner.task.teacher.state_dict().values()]
     states = [runner.optimizer.state]

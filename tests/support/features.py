@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from lavis_ext.features import PIXELS, Row
+from lavis_ext.features import PIXELS, FeatureRow
 
 BUTD = ["image_id", "image_w", "image_h", "num_boxes", "boxes", "features"]
 LXMERT = [
@@ -40,9 +40,9 @@ class Image:
         sizes = {"img_h": self.height, "img_w": self.width, "image_h": self.height, "image_w": self.width}
         return {**ids, **sizes, "boxes": self.boxes, "features": self.features, **self.more}
 
-    def row(self, line: int = 1) -> Row:
+    def row(self, line: int = 1) -> FeatureRow:
         """The image as a row for a store."""
-        return Row(
+        return FeatureRow(
             self.image_id, self.features, self.boxes, PIXELS, self.height, self.width, dict(self.more), line, line
         )
 

@@ -102,7 +102,7 @@ class World:
         self.target.parent.mkdir(parents=True, exist_ok=True)
         part = Part(self.target, 1 << 20)
         source = Source(url or self.first_url)
-        part.pin(source, Validators(f'"{hashlib.md5(self.data).hexdigest()}"'), len(self.data))
+        part.record_validators(source, Validators(f'"{hashlib.md5(self.data).hexdigest()}"'), len(self.data))
         part.write(0, self.data[:count])
         part.close()
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from lavis_ext.runners import checkpoint
 from lavis_ext.runners.microbatch import Step
-from lavis_ext.runners.runner_base import Hook, Runner
+from lavis_ext.runners.runner_base import Hook, RunnerBase
 from tests.support.runs import toy_runner, weights
 
 
@@ -19,7 +19,7 @@ class Slow(Hook):
     def __init__(self, folder: Path, pause_s: float) -> None:
         self.folder, self.pause_s = folder, pause_s
 
-    def after_step(self, runner: Runner, step: Step) -> None:
+    def after_step(self, runner: RunnerBase, step: Step) -> None:
         (self.folder / "alive").write_text(str(runner.progress.step))
         time.sleep(self.pause_s)
 

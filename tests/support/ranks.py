@@ -10,11 +10,11 @@ from typing import Any
 import torch
 
 from lavis_ext.runners import checkpoint
-from lavis_ext.runners.runner_base import Runner
+from lavis_ext.runners.runner_base import RunnerBase
 from tests.support.runs import toy_runner, weights
 
 
-def trained(folder: Path, **keys: Any) -> Runner:
+def trained(folder: Path, **keys: Any) -> RunnerBase:
     """Train, or go on, with this `dropout`; `poisoned` names a sample whose loss is not finite."""
     poisoned, dropout = keys.pop("poisoned", None), keys.pop("dropout", 0.0)
     runner = toy_runner(folder, **keys)

@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image
 
 from lavis_ext.common.registry import detectors
-from lavis_ext.features.detectors import DetectorOptions, Regions
+from lavis_ext.features.detectors import DetectedRegions, DetectorOptions
 
 CLASSES, ATTRIBUTES = 5, 4
 
@@ -31,18 +31,18 @@ class FakeDetector:
         """What decides the numbers."""
         return {"detector": self.name, "boxes": self.options.min_boxes, "conf": self.options.conf}
 
-    def detect(self, images: Sequence[np.ndarray]) -> list[Regions]:
+    def detect(self, images: Sequence[np.ndarray]) -> list[DetectedRegions]:
         """Regions of each picture."""
         self.calls.append(len(images))
         return [self._one(image) for image in images]
 
-    def _one(self, image: np.ndarray) -> Regions:
+    def _one(self, image: np.ndarray) -> DetectedRegions:
         n, (height, width) = self.options.min_boxes or 3, image.shape[:2]
         features = np.zeros((n, self.columns), np.float32)
         features[:, 0], features[:, 1] = image.mean(), np.arange(n)
         boxes = np.tile(np.array([0, 0, width, height], np.float32), (n, 1))
         zeros, ones = np.zeros(n, np.int64), np.ones(n, np.float32)
-        found = Regions(boxes, features, zeros, ones, height, width, zeros, ones)
+        found = DetectedRegions(boxes, features, zeros, ones, height, width, zeros, ones)
         if self.options.probabilities:
             found.cls_prob = found.classes = np.full((n, CLASSES + 1), 0.5, np.float32)
             found.attrs = np.full((n, ATTRIBUTES + 1), 0.25, np.float32)

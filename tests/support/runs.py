@@ -18,7 +18,7 @@ from lavis_ext.runners.device import build_accelerator
 from lavis_ext.runners.evaluation import Evaluator
 from lavis_ext.runners.hooks import CheckpointHook, EvaluateHook, ScheduleHook, SignalHook
 from lavis_ext.runners.logs import JsonLog, LogHook
-from lavis_ext.runners.runner_base import Hook, Runner
+from lavis_ext.runners.runner_base import Hook, RunnerBase
 from tests.support.toys import ToyDataset, ToyFeed, ToyModel, ToyTask, toy_run
 
 
@@ -31,7 +31,7 @@ def toy_runner(
     edge: int = 4,
     mixed: bool = False,
     **keys: Any,
-) -> Runner:
+) -> RunnerBase:
     """A runner that stands at its start; `keys` go to the run section, `arch` names a tiny model instead of the toy.
 
     With `mixed` the batches are a mixture's.
@@ -62,7 +62,7 @@ def toy_runner(
         if mixed
         else ToyFeed(dataset, count, **share)
     )
-    return Runner(run, task, batches, evaluator, hooks, accelerator)
+    return RunnerBase(run, task, batches, evaluator, hooks, accelerator)
 
 
 class EvaluationFeed(ToyFeed):
@@ -72,7 +72,7 @@ class EvaluationFeed(ToyFeed):
         super().__init__(dataset, shuffle=False)
 
 
-def resumed(folder: Path, **keys: Any) -> Runner:
+def resumed(folder: Path, **keys: Any) -> RunnerBase:
     """A new runner that goes on from the newest checkpoint of the folder."""
     runner = toy_runner(folder, **keys)
     saved = checkpoint.load_newest(folder / "job")
@@ -88,7 +88,7 @@ def log_lines(folder: Path) -> list[dict[str, Any]]:
     return [{k: v for k, v in json.loads(line).items() if k not in clocked} for line in lines]
 
 
-def weights(runner: Runner) -> list[Any]:
+def weights(runner: RunnerBase) -> list[Any]:
     """Everything that training moves, comparable bit by bit."""
     tensors = [*runner.model.state_dict().values()]
     tensors += [v for state in runner.optimizer.state.values() for v in state.values() if isinstance(v, torch.Tensor)]

@@ -13,7 +13,7 @@ PAUSE = 0.02
 def run_extract(pictures: str, destination: str, form: str) -> None:
     """Extract, a pause before each batch of two."""
     from lavis_ext.features.detectors import DetectorOptions
-    from lavis_ext.features.extraction.extract import Request, extract
+    from lavis_ext.features.extraction.extract import ExtractionRequest, extract
     from tests.support.regions import FakeDetector
 
     class Slow(FakeDetector):
@@ -22,7 +22,7 @@ def run_extract(pictures: str, destination: str, form: str) -> None:
             return super().detect(images)
 
     options = DetectorOptions(min_boxes=36, probabilities=form == "volta-tsv")
-    request = Request([pictures], Path(destination), Path(pictures), form, batch_size=2)
+    request = ExtractionRequest([pictures], Path(destination), Path(pictures), form, batch_size=2)
     extract(request, lambda: Slow(options))
 
 

@@ -14,9 +14,9 @@ from lavis_ext.common.config.schema import ModelConfig, RunConfig
 from lavis_ext.common.types import Batch, Sample
 from lavis_ext.datasets.collate import collate
 from lavis_ext.datasets.readers.faults import FaultLog
-from lavis_ext.models.base_model import Model
+from lavis_ext.models.base_model import BaseModel
 from lavis_ext.processors.image import Normalizer
-from lavis_ext.tasks.base_task import Task, write_result
+from lavis_ext.tasks.base_task import BaseTask, write_result
 
 
 @dataclass
@@ -108,7 +108,7 @@ class ToyFeed:
         self.faults.load_state_dict(state["faults"])
 
 
-class ToyModel(Model):
+class ToyModel(BaseModel):
     """A frozen layer with a buffer, dropout, and a trained layer; `loss` is the distance to the picture's mean."""
 
     def __init__(self, width: int = 8, dropout: float = 0.3) -> None:
@@ -136,7 +136,7 @@ class ToyModel(Model):
         return [f"value {value:.3f}" for value in self.head(self.eye(samples["image"].flatten(1))).squeeze(1).tolist()]
 
 
-class ToyTask(Task):
+class ToyTask(BaseTask):
     """The toy model's loss; its metric is what the test says, epoch by epoch."""
 
     evaluates = True

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from lavis_ext.common.errors import ConfigError, LavisExtError
 from lavis_ext.runners.device import build_accelerator
-from lavis_ext.runners.distributed import from_main, main_first
+from lavis_ext.runners.distributed import broadcast_from_main, main_first
 from tests.support.toys import toy_run
 
 
@@ -34,10 +34,10 @@ def tell_and_wait(folder: Path) -> None:
         return "late"
 
     told.append(main_first(accelerator, prepare, 1))
-    told.append(from_main(accelerator, lambda: f"of {rank}", 1))
+    told.append(broadcast_from_main(accelerator, lambda: f"of {rank}", 1))
     for work, minutes in ((refuse, 1.0), (fail, 1.0), (dawdle, 0.02)):
         try:
-            told.append(from_main(accelerator, work, minutes))
+            told.append(broadcast_from_main(accelerator, work, minutes))
         except (LavisExtError, ZeroDivisionError, RuntimeError) as error:
             told.append(f"{type(error).__name__} {error}")
     (folder / f"told_{rank}").write_text("\n".join(told))

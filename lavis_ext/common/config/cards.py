@@ -10,7 +10,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 from urllib.parse import urlsplit
 
-from lavis_ext.common.config.decode import Door, read_yaml
+from lavis_ext.common.config.decode import ConfigDecoder, read_yaml
 from lavis_ext.common.config.resolve import Tree, config_roots, dataset_defaults, dataset_files, merge
 from lavis_ext.common.config.schema import AnnotationConfig, DatasetConfig
 from lavis_ext.common.errors import ConfigError, UsageError, nearest
@@ -83,7 +83,7 @@ class Blob:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Folder:
+class RemoteFolder:
     """What a remote folder holds, by relative name: a folder is no object, and tokens that may list one are rare."""
 
     files: dict[str, Blob] = field(default_factory=dict)
@@ -120,7 +120,7 @@ class Artifact:
     unpacked_bytes: int | None = None
     lists: ImageList | None = None
     """Set where the file lists images by URL: they are fetched too, one by one."""
-    folder: Folder | None = None
+    folder: RemoteFolder | None = None
     about: int | None = None
     """The publisher's round figure for its bytes, where the exact one is not known: for plans only."""
     note: str = ""
@@ -315,7 +315,7 @@ def load_cards() -> Cards:
 
 @lru_cache(maxsize=4)
 def _load_cards(_roots: tuple[Path, ...], _files: tuple[tuple[Path, int], ...]) -> Cards:
-    door = Door()
+    door = ConfigDecoder()
     families: dict[str, Card] = {}
     folders: dict[Path, str] = {}
     for path, tree, places in dataset_files():
@@ -330,14 +330,14 @@ def _load_cards(_roots: tuple[Path, ...], _files: tuple[tuple[Path, int], ...]) 
     return Cards(families)
 
 
-def _build_card(tree: Tree, places: dict[str, str], door: Door) -> Card | None:
+def _build_card(tree: Tree, places: dict[str, str], door: ConfigDecoder) -> Card | None:
     door.places = places
     owner = {"family": tree["family"]}
     named = {name: {"name": name, **owner, **(body or {})} for name, body in (tree.get("artifacts") or {}).items()}
     return door.build(Card, {**tree, "artifacts": named})
 
 
-def _add_datasets(families: dict[str, Card], folders: dict[Path, str], door: Door) -> None:
+def _add_datasets(families: dict[str, Card], folders: dict[Path, str], door: ConfigDecoder) -> None:
     """Enter each `datasets:` section under the family of its folder, and under its own where it names another.
 
     One without a card makes its own.
@@ -366,7 +366,7 @@ def load_dataset_config(path: str | Path, name: str | None = None) -> DatasetCon
     body = sections[chosen] or {}
     kind = str(body.get("type", "default"))
     default = dataset_defaults().get(chosen, {}).get(kind, ({}, file, {}))[0]
-    door = Door(places)
+    door = ConfigDecoder(places)
     cards = load_cards()
     family = str(default.get("family") or (cards.card_of(chosen).family if chosen in cards.names() else chosen))
     dataset = door.build(

@@ -7,7 +7,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from lavis_ext.common.config.cards import Cards, load_cards, load_dataset_config, split_names
-from lavis_ext.common.config.decode import Door, read_yaml
+from lavis_ext.common.config.decode import ConfigDecoder, read_yaml
 from lavis_ext.common.config.resolve import draft, from_checkout, import_plugins, model_defaults
 from lavis_ext.common.config.schema import Config, DatasetConfig, ModelConfig, ProcessorConfig
 from lavis_ext.common.errors import ConfigError, LavisExtError, Problem, nearest
@@ -51,7 +51,7 @@ def check(config: Config) -> None:
 
 def problems(config: Config, cards: Cards) -> Iterator[Problem]:
     """Each thing that would stop this run with its place, data that is not there excepted (`prepare` says that)."""
-    door = Door(config.places)
+    door = ConfigDecoder(config.places)
     for problem in _run_problems(config, cards):
         yield Problem(door.place(problem.where), problem.what, problem.way_out)
 
@@ -115,7 +115,7 @@ def _check_datasets(path: Path, names: list[str]) -> list[Problem]:
     tree, places = read_yaml(path)
     import_plugins(tree.get("plugins"), path, places.get("plugins", str(path)))
     cards = load_cards()
-    door = Door(places)
+    door = ConfigDecoder(places)
     found = [load_dataset_config(path, name) for name in names]
     told = [problem for dataset in found for problem in dataset_problems(dataset, cards, f"datasets.{dataset.name}")]
     return [Problem(door.place(p.where), p.what, p.way_out) for p in told]
@@ -124,7 +124,7 @@ def _check_datasets(path: Path, names: list[str]) -> list[Problem]:
 def _check_model(path: Path) -> list[Problem]:
     tree, places = read_yaml(path)
     import_plugins(tree.get("plugins"), path, places.get("plugins", str(path)))
-    door = Door(places)
+    door = ConfigDecoder(places)
     model = door.build(ModelConfig, tree["model"] or {}, "model")
     for kind in ("vis_processor", "text_processor"):
         for side, body in ((tree.get("preprocess") or {}).get(kind) or {}).items():

@@ -48,7 +48,7 @@ Positive = Annotated[float, Bound(0, open=True)]
 Share = Annotated[float, Bound(0, 1)]
 
 
-class Door:
+class ConfigDecoder:
     """Builds dataclasses from nested mappings; `problems` holds all that did not fit.
 
     Coercions, and no others: a whole number where a number is wanted, text that spells a number (`"1e-4"`), a number
@@ -89,7 +89,7 @@ class Door:
         given = {}
         for name, item in value.items():
             if name in known:
-                found = self.fit(known[name], item, join(key, name))
+                found = self.coerce(known[name], item, join(key, name))
                 if found is not BAD:
                     given[name] = found
             else:
@@ -128,7 +128,7 @@ class Door:
         elif not readers:
             self.note(key, "unknown key", nearest(name, hints(kind)))
 
-    def fit(self, kind: Any, value: Any, key: str) -> Any:
+    def coerce(self, kind: Any, value: Any, key: str) -> Any:
         """`value` as `kind`; notes a problem and returns BAD where it cannot be."""
         origin, args = get_origin(kind), get_args(kind)
         if kind is Any:
@@ -141,7 +141,9 @@ class Door:
             return self._fit_choice(args, value, key)
         if origin is list:
             items = value if isinstance(value, list) else [] if value is None else [value]
-            fitted = [self.fit(args[0], item, f"{key}[{i}]" if len(items) > 1 else key) for i, item in enumerate(items)]
+            fitted = [
+                self.coerce(args[0], item, f"{key}[{i}]" if len(items) > 1 else key) for i, item in enumerate(items)
+            ]
             return BAD if any(one is BAD for one in fitted) else fitted
         if origin is dict:
             return self._fit_mapping(args[1], value, key)
@@ -151,7 +153,7 @@ class Door:
         return self._fit_scalar(kind, value, key)
 
     def _fit_bounded(self, kind: Any, marks: tuple[Any, ...], value: Any, key: str) -> Any:
-        found = self.fit(kind, value, key)
+        found = self.coerce(kind, value, key)
         for bound in marks:
             if isinstance(bound, Bound) and found is not BAD and not bound.holds(found):
                 return self.note(key, f"{shown(found)} is out of its range", f"give {_NUMBERS[kind]} {bound}")
@@ -164,7 +166,7 @@ class Door:
         exact = [k for k in wanted if (get_origin(k) or k) is type(value)]
         if not exact and isinstance(value, Mapping):
             exact = [k for k in wanted if dataclasses.is_dataclass(k)]
-        return self.fit((exact or wanted)[0], value, key)
+        return self.coerce((exact or wanted)[0], value, key)
 
     def _fit_choice(self, choices: tuple[Any, ...], value: Any, key: str) -> Any:
         if value is False and "no" in choices:
@@ -178,7 +180,7 @@ class Door:
             return {}
         if not isinstance(value, Mapping):
             return self.note(key, f"{shown(value)} is not a mapping", "write `name: value` lines under it")
-        fitted = {str(name): self.fit(kind, item, join(key, name)) for name, item in value.items()}
+        fitted = {str(name): self.coerce(kind, item, join(key, name)) for name, item in value.items()}
         return {name: item for name, item in fitted.items() if item is not BAD}
 
     def _fit_scalar(self, kind: type, value: Any, key: str) -> Any:

@@ -27,7 +27,7 @@ GIB = 1 << 30
 
 
 @dataclass(frozen=True)
-class Finding:
+class MachineCheck:
     """One thing that was looked at: `ok`, `warn` (works, with care) or `bad` (will not work)."""
 
     name: str
@@ -35,7 +35,7 @@ class Finding:
     text: str
 
 
-def examine(root: Path) -> list[Finding]:
+def examine(root: Path) -> list[MachineCheck]:
     """All findings for data below `root`."""
     return [
         _python(),
@@ -48,22 +48,22 @@ def examine(root: Path) -> list[Finding]:
     ]
 
 
-def _python() -> Finding:
+def _python() -> MachineCheck:
     good = sys.version_info >= (3, 10)
-    return Finding("python", "ok" if good else "bad", f"{platform.python_version()} at {sys.executable}")
+    return MachineCheck("python", "ok" if good else "bad", f"{platform.python_version()} at {sys.executable}")
 
 
-def _packages() -> list[Finding]:
+def _packages() -> list[MachineCheck]:
     return [_package(name, floor, why) for name, (floor, why) in FLOORS.items()]
 
 
-def _package(name: str, floor: str, why: str) -> Finding:
+def _package(name: str, floor: str, why: str) -> MachineCheck:
     found = _version(name)
     if found is None:
-        return Finding(name, "bad", f"not installed; pip install -c constraints.txt {name}")
+        return MachineCheck(name, "bad", f"not installed; pip install -c constraints.txt {name}")
     if _numbers(found) < _numbers(floor):
-        return Finding(name, "warn", f"{found} is older than {floor} ({why}); update it")
-    return Finding(name, "ok", found)
+        return MachineCheck(name, "warn", f"{found} is older than {floor} ({why}); update it")
+    return MachineCheck(name, "ok", found)
 
 
 def _version(name: str) -> str | None:
@@ -78,35 +78,35 @@ def _numbers(text: str) -> tuple[int, ...]:
     return tuple(int("".join(c for c in part if c.isdigit()) or 0) for part in parts[:3])
 
 
-def _conflicting_torchvision() -> Finding:
+def _conflicting_torchvision() -> MachineCheck:
     """torchvision's registry build does not import beside a CPU torch, and then takes transformers with it."""
     found, torch = _version("torchvision"), _version("torch") or ""
     if found and "cpu" in torch and "cpu" not in found:
-        return Finding(
+        return MachineCheck(
             "torchvision", "bad", f"{found} beside torch {torch} breaks transformers; pip uninstall torchvision"
         )
-    return Finding("torchvision", "ok", found or "not installed, and not needed")
+    return MachineCheck("torchvision", "ok", found or "not installed, and not needed")
 
 
-def _java() -> Finding:
+def _java() -> MachineCheck:
     java = shutil.which("java")
-    return Finding("java", "ok", java or "absent: METEOR and SPICE are left out, all other scores do without it")
+    return MachineCheck("java", "ok", java or "absent: METEOR and SPICE are left out, all other scores do without it")
 
 
-def _disk(root: Path) -> list[Finding]:
+def _disk(root: Path) -> list[MachineCheck]:
     there = next((p for p in [root, *root.parents] if p.exists()), Path("/"))
     if not there.is_dir():
-        return [Finding("cache root", "bad", f"{there} is a file; name a folder in LAVIS_EXT_CACHE_ROOT")]
+        return [MachineCheck("cache root", "bad", f"{there} is a file; name a folder in LAVIS_EXT_CACHE_ROOT")]
     writable = os.access(there, os.W_OK | os.X_OK)
     free, inodes = shutil.disk_usage(there).free, os.statvfs(there).f_favail
     kind = _file_system(there)
     told = f"{free / GIB:.0f} GiB and {inodes:,} files free on {kind or 'this file system'}"
     return [
-        Finding(
+        MachineCheck(
             "cache root", "ok" if writable else "bad", f"{root}" + ("" if writable else f": {there} is not writable")
         ),
-        Finding("disk", "ok" if free > 20 * GIB else "warn", told),
-        Finding("file system", "warn" if kind in NETWORK_FILE_SYSTEMS else "ok", _advice(kind)),
+        MachineCheck("disk", "ok" if free > 20 * GIB else "warn", told),
+        MachineCheck("file system", "warn" if kind in NETWORK_FILE_SYSTEMS else "ok", _advice(kind)),
     ]
 
 
@@ -126,12 +126,14 @@ def _file_system(path: Path) -> str:
     return max(holding, key=lambda mount: len(mount[0]), default=("", ""))[1]
 
 
-def _settings(root: Path) -> Finding:
+def _settings(root: Path) -> MachineCheck:
     origin = cache_root_origin()[1] if cache_root_origin()[0] == str(root) else "option"
-    return Finding("settings", "ok", f"cache root from {origin}; configs from {', '.join(map(str, config_roots()))}")
+    return MachineCheck(
+        "settings", "ok", f"cache root from {origin}; configs from {', '.join(map(str, config_roots()))}"
+    )
 
 
-def _environment() -> list[Finding]:
+def _environment() -> list[MachineCheck]:
     """Proxies by host, switches by value, secrets only as set or unset."""
     proxies = {
         name: value
@@ -143,8 +145,8 @@ def _environment() -> list[Finding]:
     switches = {n: os.environ[n] for n in ("LAVIS_EXT_OFFLINE", "HF_HUB_OFFLINE") if n in os.environ}
     mirror = "set" if os.environ.get("LAVIS_EXT_MIRROR") else "unset"
     return [
-        Finding("proxy", "ok", told),
-        Finding("switches", "ok", ", ".join(f"{n}={v}" for n, v in switches.items()) or "none"),
-        Finding("mirror", "ok", f"LAVIS_EXT_MIRROR {mirror}"),
-        *(Finding(name, "ok", "set" if os.environ.get(name) else "unset") for name in sorted(set(secrets))),
+        MachineCheck("proxy", "ok", told),
+        MachineCheck("switches", "ok", ", ".join(f"{n}={v}" for n, v in switches.items()) or "none"),
+        MachineCheck("mirror", "ok", f"LAVIS_EXT_MIRROR {mirror}"),
+        *(MachineCheck(name, "ok", "set" if os.environ.get(name) else "unset") for name in sorted(set(secrets))),
     ]

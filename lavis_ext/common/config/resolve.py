@@ -16,7 +16,7 @@ from typing import Any
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from lavis_ext.common.config.decode import Door, read_yaml
+from lavis_ext.common.config.decode import ConfigDecoder, read_yaml
 from lavis_ext.common.config.schema import Config, DatasetConfig, ModelConfig, RunConfig
 from lavis_ext.common.errors import ConfigError, Problem, UsageError, nearest
 from lavis_ext.common.registry import load_plugin_file, models, plugin_sources
@@ -173,7 +173,7 @@ def load_config(path: str | Path, options: Sequence[str] = ()) -> Config:
     return config
 
 
-def draft(path: str | Path, options: Sequence[str] = ()) -> tuple[Config | None, Door]:
+def draft(path: str | Path, options: Sequence[str] = ()) -> tuple[Config | None, ConfigDecoder]:
     """A run file as far as it can be typed, and the door with its mistakes; None where the run itself is not there.
 
     The `config.yaml` beside a `run.json` is a run's own record: keys that were accepted when it was written are passed
@@ -184,7 +184,7 @@ def draft(path: str | Path, options: Sequence[str] = ()) -> tuple[Config | None,
     given = parse_options(options)
     for key in _leaves(given):
         places[key] = "--options"
-    door = Door(places, lenient=(file.parent / "run.json").is_file())
+    door = ConfigDecoder(places, lenient=(file.parent / "run.json").is_file())
     wanted = modernise(mappings_only(merge(user, given), door), file)
     wanted["plugins"] = import_plugins(wanted.get("plugins"), file, places.get("plugins", str(file)))
     for section in wanted:
@@ -196,7 +196,7 @@ def draft(path: str | Path, options: Sequence[str] = ()) -> tuple[Config | None,
     return _typed(tree, door, file), door
 
 
-def mappings_only(tree: Tree, door: Door) -> Tree:
+def mappings_only(tree: Tree, door: ConfigDecoder) -> Tree:
     """The sections of a tree, and its data sets, that are mappings; the door is told of the others."""
 
     def keep(section: Mapping[str, Any], prefix: str, names: Iterable[str]) -> Tree:
@@ -257,7 +257,7 @@ def modernise(tree: Tree, file: Path | str) -> Tree:
     return {**tree, **{key: value for key, value in changed.items() if key in tree or value}}
 
 
-def _with_defaults(tree: Tree, door: Door) -> tuple[Tree, dict[str, str]]:
+def _with_defaults(tree: Tree, door: ConfigDecoder) -> tuple[Tree, dict[str, str]]:
     """The tree over the default YAMLs that it asks for by `arch`, `model_type` and each data set's `type`."""
     places: dict[str, str] = {}
     model = _full_model(tree.get("model") or {}, door, "model")
@@ -278,7 +278,7 @@ def _with_defaults(tree: Tree, door: Door) -> tuple[Tree, dict[str, str]]:
     return {**tree, "model": model, "datasets": datasets}, places
 
 
-def _full_model(model: Tree, door: Door, where: str) -> Tree:
+def _full_model(model: Tree, door: ConfigDecoder, where: str) -> Tree:
     """A model section over the defaults of its type; an unknown type is noted at `where`."""
     if not (model.get("arch") and model.get("model_type")):
         return model
@@ -290,7 +290,7 @@ def _full_model(model: Tree, door: Door, where: str) -> Tree:
         return model
 
 
-def _with_teacher(tree: Tree, model: Tree, door: Door) -> Tree:
+def _with_teacher(tree: Tree, model: Tree, door: ConfigDecoder) -> Tree:
     """The tree with the teacher's section made whole: over the student's where both are of one type, else over its own.
 
     The student's depth and fine-tuned weights are not the teacher's.
@@ -324,7 +324,7 @@ def _taught_below(run: RunConfig, root: Path) -> RunConfig:
     return replace(run, **below)
 
 
-def _typed(tree: Tree, door: Door, file: Path) -> Config | None:
+def _typed(tree: Tree, door: ConfigDecoder, file: Path) -> Config | None:
     run = door.build(RunConfig, tree.get("run") or {}, "run")
     model = door.build(ModelConfig, tree["model"], "model") if tree.get("model") else None
     datasets = {n: door.build(DatasetConfig, body, f"datasets.{n}") for n, body in tree["datasets"].items()}

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, fields, make_dataclass
 from functools import cache
 from typing import Annotated, Any, ClassVar, Literal
 
-from lavis_ext.common.config.decode import Bound, Count, Door, Natural, Positive, Rate, Share, join
+from lavis_ext.common.config.decode import Bound, ConfigDecoder, Count, Natural, Positive, Rate, Share, join
 from lavis_ext.common.errors import ConfigError, Problem, nearest
 from lavis_ext.common.registry import (
     Registry,
@@ -22,14 +22,14 @@ from lavis_ext.common.registry import (
 )
 
 
-def examine_name(door: Door, kind: Registry[Any], name: str, key: str) -> bool:
+def examine_name(door: ConfigDecoder, kind: Registry[Any], name: str, key: str) -> bool:
     """Whether the name that stands at `key` is registered; notes that it is not."""
     if name not in kind:
         door.note(key, f"no {kind.kind} named '{name}'", nearest(name, kind.names()))
     return name in kind
 
 
-def examine_args(door: Door, kind: Registry[Any], name: str, args: Mapping[str, Any], where: str) -> None:
+def examine_args(door: ConfigDecoder, kind: Registry[Any], name: str, args: Mapping[str, Any], where: str) -> None:
     """Note arguments that what has the name does not take."""
     keys = kind.config(name)
     if keys is not None:
@@ -41,7 +41,7 @@ def own_keys(kind: Registry[Any], name: str, args: Mapping[str, Any], where: str
     keys = kind.config(name)
     if keys is None:
         return None
-    door = Door()
+    door = ConfigDecoder()
     built = door.build(keys, args, where)
     door.close()
     return built
@@ -55,7 +55,7 @@ class Named:
     args: dict[str, Any] = field(default_factory=dict)
     kind: ClassVar[Registry[Any]]
 
-    def examine(self, door: Door, key: str) -> None:
+    def examine(self, door: ConfigDecoder, key: str) -> None:
         """Its name, and its arguments."""
         if examine_name(door, self.kind, self.name, join(key, "name")):
             examine_args(door, self.kind, self.name, self.args, key)
@@ -186,7 +186,7 @@ class DatasetConfig:
 
     ignored: ClassVar[Mapping[str, str]] = {"kw_processor": "no processor of ours takes it"}
 
-    def examine(self, door: Door, key: str) -> None:
+    def examine(self, door: ConfigDecoder, key: str) -> None:
         """The arguments of the shape. That there is no such shape is `check`'s to tell: bytes come without it."""
         if self.builder in builders:
             examine_args(door, builders, self.builder, self.args, join(key, "args"))
@@ -231,7 +231,7 @@ class ModelConfig:
         """The architectures that read a key."""
         return models.readers(key)
 
-    def examine(self, door: Door, key: str) -> None:
+    def examine(self, door: ConfigDecoder, key: str) -> None:
         """The name of the architecture, where its defaults have not been missed already."""
         if join(key, "arch") not in door.faulty:
             examine_name(door, models, self.arch, join(key, "arch"))
@@ -358,7 +358,7 @@ class RunConfig:
         """What `check` can know to be wrong with a run of this task, before anything is read."""
         yield from ()
 
-    def examine(self, door: Door, key: str) -> None:
+    def examine(self, door: ConfigDecoder, key: str) -> None:
         """The names of what runs it."""
         for kind, field_name in ((tasks, "task"), (runners, "runner"), (lr_schedulers, "lr_sched")):
             examine_name(door, kind, getattr(self, field_name), join(key, field_name))

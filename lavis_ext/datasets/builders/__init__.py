@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from lavis_ext.common.config.cards import load_cards
 from lavis_ext.common.errors import UsageError
 from lavis_ext.common.types import Dataset
-from lavis_ext.datasets.builders.base_dataset_builder import DatasetBuilder, build_datasets, builder_class
+from lavis_ext.datasets.builders.base_dataset_builder import BaseDatasetBuilder, build_datasets, builder_class
 
 if TYPE_CHECKING:
     from lavis_ext.datasets.builders.context import BuildContext, NotPreparedError
@@ -26,7 +26,7 @@ def load_dataset(
     """
     if data_type not in (None, "images"):
         raise UsageError(f"load_dataset('{name}')", f"data_type '{data_type}' is not read here", "leave it out")
-    builder = DatasetBuilder(name, cfg_path)
+    builder = BaseDatasetBuilder(name, cfg_path)
     if vis_path is not None:
         info = builder.config.build_info
         images = replace(info.images, storage=str(Path(vis_path).expanduser().absolute()))
@@ -40,8 +40,8 @@ def names() -> list[str]:
 
 
 __all__ = [
+    "BaseDatasetBuilder",
     "BuildContext",
-    "DatasetBuilder",
     "NotPreparedError",
     "build_datasets",
     "builder_class",

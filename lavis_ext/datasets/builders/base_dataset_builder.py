@@ -23,7 +23,7 @@ def build_datasets(config: DatasetConfig, context: BuildContext) -> dict[str, Da
     return built
 
 
-class DatasetBuilder:
+class BaseDatasetBuilder:
     """LAVIS' builder of one data set: `.config`, and `.build_datasets()`.
 
     `cfg` is None (the shipped declaration), a YAML path or a DatasetConfig.
@@ -39,10 +39,10 @@ class DatasetBuilder:
         return build_datasets(self.config, BuildContext(cache_root()))
 
 
-def builder_class(name: str) -> Callable[..., DatasetBuilder]:
+def builder_class(name: str) -> Callable[..., BaseDatasetBuilder]:
     """What makes a data set's builder, called like LAVIS' class: with nothing or `cfg`. Raises UsageError."""
     load_cards().card_of(name)
-    return partial(DatasetBuilder, name)
+    return partial(BaseDatasetBuilder, name)
 
 
 def declaration(name: str, cfg: str | Path | DatasetConfig | None) -> DatasetConfig:

@@ -80,7 +80,7 @@ def build_splits(
     With `context.splits` None, splits whose files are missing are left out with a warning, unless all are missing.
     """
     args = {**vars(ImageKeys()), **args_of(config)}
-    config = moved(config)
+    config = with_storage_root(config)
 
     def build(split: str) -> Dataset:
         return make(open_split(config, split, context, args))
@@ -103,7 +103,7 @@ def build_each(config: DatasetConfig, context: BuildContext, build: Callable[[st
     return built
 
 
-def moved(config: DatasetConfig) -> DatasetConfig:
+def with_storage_root(config: DatasetConfig) -> DatasetConfig:
     """The data set below its `build_info.storage`: VPGTrans' way to say where the folder with files and images lies.
 
     That folder stands for the first one of each declared path. Without it the declaration stays as it is.
@@ -113,12 +113,12 @@ def moved(config: DatasetConfig) -> DatasetConfig:
         return config
     base, cards = Path(info.storage[0]).expanduser(), load_cards()
     paths = {split: cards.annotation_paths(config, split) for split in info.annotations}
-    files = {split: AnnotationConfig(storage=[below(base, path) for path in some]) for split, some in paths.items()}
-    images = replace(info.images, storage=below(base, info.images.storage))
+    files = {split: AnnotationConfig(storage=[rebase(base, path) for path in some]) for split, some in paths.items()}
+    images = replace(info.images, storage=rebase(base, info.images.storage))
     return replace(config, build_info=replace(info, annotations=files, images=images, storage=[]))
 
 
-def below(base: Path, path: str) -> str:
+def rebase(base: Path, path: str) -> str:
     """A declared path with `base` in the place of its first folder."""
     return str(base.joinpath(*Path(path).parts[1:]))
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from lavis_ext.common.config.decode import Count, Door, Natural, Rate, join
+from lavis_ext.common.config.decode import ConfigDecoder, Count, Natural, Rate, join
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,7 +39,7 @@ class LabelKeys(ImageKeys):
     text_key: str = "sentence"
     label_key: str = "label"
 
-    def examine(self, door: Door, key: str) -> None:
+    def examine(self, door: ConfigDecoder, key: str) -> None:
         """Without classes there is nothing to tell apart."""
         if not self.labels:
             door.note(join(key, "labels"), "names no classes", "write for example `labels: ['False', 'True']`")
@@ -82,7 +82,7 @@ class ShardKeys:
     epoch_size: Count | None = None
     """What counts as an epoch; None: all samples."""
 
-    def examine(self, door: Door, key: str) -> None:
+    def examine(self, door: ConfigDecoder, key: str) -> None:
         """Captions and their scores belong together."""
         if (self.captions_key is None) != (self.scores_key is None):
             door.note(key, "captions_key and scores_key belong together", "give both, or none")

@@ -24,7 +24,7 @@ from lavis_ext.datasets.readers.parse import Row
 
 
 @dataclass(frozen=True, eq=False)
-class RowsDataset:
+class BaseDataset:
     """Rows of one split. Picklable."""
 
     parts: Parts
@@ -92,7 +92,7 @@ _UNWANTED = re.compile("[\0\ud800-\udfff]")
 
 
 @dataclass(frozen=True, eq=False)
-class ImageTextDataset(RowsDataset):
+class ImageTextDataset(BaseDataset):
     """Rows of one split with their pictures; a shape says in `fields` what else a sample holds. Picklable."""
 
     parts: SplitParts

@@ -20,7 +20,7 @@ import pyarrow as pa
 
 from lavis_ext.common.errors import ConfigError, DiskError
 from lavis_ext.common.files import replacing
-from lavis_ext.datasets.readers.parse import Row, Source, files_of, parse_rows
+from lavis_ext.datasets.readers.parse import Row, RowSource, files_of, parse_rows
 
 if TYPE_CHECKING:
     import numpy as np
@@ -156,7 +156,7 @@ FOLDER = ".lavis_ext"
 
 
 @dataclass(frozen=True)
-class Table:
+class AnnotationTable:
     """One annotation file, opened: its batches and how their columns are to be read."""
 
     batches: tuple[pa.RecordBatch, ...]
@@ -185,7 +185,7 @@ class Annotations(Rows):
     share one page cache. `limit` keeps the first rows only. Pickling carries the paths, not the rows.
     """
 
-    def __init__(self, paths: Iterable[str | Path | Source], limit: int | None = None) -> None:
+    def __init__(self, paths: Iterable[str | Path | RowSource], limit: int | None = None) -> None:
         self.sources = tuple(Path(path) if isinstance(path, (str, Path)) else path for path in paths)
         self.paths, self.limit = tuple(file for source in self.sources for file in files_of(source)), limit
         self._tables = [open_table(source) for source in self.sources]
@@ -272,7 +272,7 @@ class Annotations(Rows):
         return codes
 
 
-def open_table(source: Path | Source) -> Table:
+def open_table(source: Path | RowSource) -> AnnotationTable:
     """Map the Arrow copy of annotations, writing it first where it is missing, outdated or unreadable.
 
     Raises ConfigError if the file is not there, IntegrityError if it cannot be parsed, DiskError if no copy can be
@@ -294,7 +294,7 @@ def open_table(source: Path | Source) -> Table:
     return _write_first(places, rows, stamp)
 
 
-def cache_places(source: Path | Source) -> list[Path]:
+def cache_places(source: Path | RowSource) -> list[Path]:
     """Where the Arrow copy of annotations may lie: beside them under `.lavis_ext/`, in the user's cache, in temp."""
     absolute = files_of(source)[0].absolute()
     whole = f"{absolute.parent}/{source.name}"
@@ -304,13 +304,13 @@ def cache_places(source: Path | Source) -> list[Path]:
     return [absolute.parent / FOLDER / f"{source.name}.arrow", user / name, spare / name]
 
 
-def _stamp(source: Path | Source) -> dict[str, int]:
+def _stamp(source: Path | RowSource) -> dict[str, int]:
     found = [file.stat() for file in files_of(source)]
     sums = {"size": sum(one.st_size for one in found), "mtime_ns": sum(one.st_mtime_ns for one in found)}
     return {"format": FORMAT, **sums}
 
 
-def _open_copy(place: Path, stamp: dict[str, int]) -> Table | None:
+def _open_copy(place: Path, stamp: dict[str, int]) -> AnnotationTable | None:
     try:
         reader = pa.ipc.open_file(pa.memory_map(str(place)))
         meta = json.loads((reader.schema.metadata or {})[META])
@@ -320,10 +320,10 @@ def _open_copy(place: Path, stamp: dict[str, int]) -> Table | None:
         return None
     if {key: meta.get(key) for key in stamp} != stamp or sum(b.num_rows for b in batches) != meta["rows"]:
         return None
-    return Table(batches, meta["columns"], meta["rows"])
+    return AnnotationTable(batches, meta["columns"], meta["rows"])
 
 
-def _write_first(places: list[Path], rows: list[Row], stamp: dict[str, int]) -> Table:
+def _write_first(places: list[Path], rows: list[Row], stamp: dict[str, int]) -> AnnotationTable:
     """Write the copy at the first place that takes it, and open it."""
     failures = []
     for place in places:

@@ -23,7 +23,7 @@ MAX_MEMBER = 1 << 30
 ENCRYPTED = 0x1
 
 
-class Member(NamedTuple):
+class ZipEntry(NamedTuple):
     """Where one file stands in the archive."""
 
     offset: int
@@ -63,7 +63,7 @@ class ZipArchive:
         return ZipArchive, (self.path,)
 
     @cached_property
-    def members(self) -> dict[str, Member]:
+    def members(self) -> dict[str, ZipEntry]:
         """Name → place, folders left out; raises IntegrityError for a file that is no whole zip."""
         try:
             with zipfile.ZipFile(self.path) as archive:
@@ -71,7 +71,7 @@ class ZipArchive:
         except (OSError, zipfile.BadZipFile) as error:
             raise IntegrityError(str(self.path), f"not a whole zip file ({error})", "fetch it again") from error
         return {
-            i.filename: Member(i.header_offset, i.compress_size, i.file_size, i.compress_type, i.CRC, i.flag_bits)
+            i.filename: ZipEntry(i.header_offset, i.compress_size, i.file_size, i.compress_type, i.CRC, i.flag_bits)
             for i in infos
         }
 
@@ -113,7 +113,7 @@ class ZipArchive:
             raise SampleError(name, self.where(name), "archive member is damaged: its CRC does not match")
         return data
 
-    def _unpack(self, member: Member) -> bytes:
+    def _unpack(self, member: ZipEntry) -> bytes:
         header = LOCAL_HEADER.unpack(self._file.read_at(member.offset, LOCAL_HEADER.size))
         packed = self._file.read_at(member.offset + LOCAL_HEADER.size + header[9] + header[10], member.packed)
         if header[0] != b"PK\x03\x04":
@@ -128,7 +128,7 @@ class ZipArchive:
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp"})
 
 
-class Place(Protocol):
+class ImageSource(Protocol):
     """A folder or an archive: files by relative name with `/`."""
 
     def has(self, name: str) -> bool:
@@ -147,7 +147,7 @@ class Place(Protocol):
         """The relative names of all files."""
 
 
-class Folder:
+class ImageFolder:
     """Files below a directory."""
 
     def __init__(self, root: Path) -> None:
@@ -219,9 +219,9 @@ class ImageStore:
         return self.root.is_dir() or bool(self.archives)
 
     @cached_property
-    def places(self) -> tuple[Place, ...]:
+    def places(self) -> tuple[ImageSource, ...]:
         """The folder first, then the archives."""
-        folder: list[Place] = [Folder(self.root)] if self.root.is_dir() else []
+        folder: list[ImageSource] = [ImageFolder(self.root)] if self.root.is_dir() else []
         return (*folder, *(ZipArchive(path) for path in self.archives))
 
     @cached_property
@@ -264,7 +264,7 @@ class ImageStore:
                     seen.add(name)
                     yield name
 
-    def find(self, name: str) -> tuple[Place, str]:
+    def find(self, name: str) -> tuple[ImageSource, str]:
         """The place that holds a picture and its name there; raises SampleError if none does."""
         parts = self._parts(name)
         for candidate in self._candidates(parts):

@@ -226,7 +226,7 @@ _SUBTYPE = re.compile(rb'"data_subtype"\s*:\s*"([\w-]+)"')
 _NAMED = re.compile(r"(?:train|val)20\d\d|test(?:-dev)?20\d\d")
 
 
-class Source(Protocol):
+class RowSource(Protocol):
     """What rows are made from where one file alone does not tell them; picklable."""
 
     @property
@@ -296,7 +296,7 @@ class Joined:
         return [{**row, **_answers(answers[row["question_id"]], self.answers)} for row in rows]
 
 
-def files_of(source: Path | Source) -> tuple[Path, ...]:
+def files_of(source: Path | RowSource) -> tuple[Path, ...]:
     """The files that rows are made from."""
     return (source,) if isinstance(source, Path) else source.files
 

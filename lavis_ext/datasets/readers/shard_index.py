@@ -118,7 +118,7 @@ NAME = re.compile(r"((?:.*/)?[^./]+)\.([^/]*)")
 
 
 @dataclass(frozen=True)
-class Entry:
+class ShardSample:
     """One sample of a shard: its key, and its members by kind (every image format is `image`); or why it is none."""
 
     key: str
@@ -131,7 +131,7 @@ class ShardIndex:
     """The samples of one shard in the order of the file, half ones too; `cut` says what its end lacks."""
 
     path: Path
-    entries: tuple[Entry, ...]
+    entries: tuple[ShardSample, ...]
     unknown: Mapping[str, int]
     """Members of other kinds, which are left out: kind → how many."""
     cut: str = ""
@@ -159,7 +159,7 @@ class Shard:
         successes = _read_json(path.with_name(f"{path.stem}_stats.json")).get("successes")
         return cls(path, changed_ns, successes if _is_count(successes) else None)
 
-    def entries(self, needs: tuple[str, ...]) -> tuple[ShardIndex, tuple[Entry, ...]]:
+    def entries(self, needs: tuple[str, ...]) -> tuple[ShardIndex, tuple[ShardSample, ...]]:
         """The index and exactly as many entries as `count_entries` says; those that the shard lost are faults.
 
         Raises UnsafeError for a pickled member and IntegrityError where there are more samples than were promised.
@@ -167,14 +167,14 @@ class Shard:
         index = read_index(self.path, needs)
         found = index.entries
         if self.promised is None:
-            return index, (*found, Entry("end", fault=index.cut)) if index.cut else found
+            return index, (*found, ShardSample("end", fault=index.cut)) if index.cut else found
         if len(found) > self.promised:
             found = tuple(entry for entry in found if not entry.fault)
         if len(found) > self.promised:
             what = f"holds {len(found):,} samples, {self.promised:,} were written"
             raise IntegrityError(str(self.path), what, "its manifest is of another file: prepare it again")
         why = f"shard lost samples: {index.cut or self.fault or 'they are not in it'}"
-        return index, found + (Entry("lost", fault=why),) * (self.promised - len(found))
+        return index, found + (ShardSample("lost", fault=why),) * (self.promised - len(found))
 
     def count_entries(self, needs: tuple[str, ...]) -> int:
         """How many entries there are; the shard is read only where nobody says it."""
@@ -201,7 +201,7 @@ def read_index(path: Path, needs: tuple[str, ...]) -> ShardIndex:
             faults[key] = f"sample has two members of one kind: {kind}"
         else:
             found[key][kind] = extent
-    entries = (Entry(key, members, faults.get(key) or _lacking(members, needs)) for key, members in found.items())
+    entries = (ShardSample(key, members, faults.get(key) or _lacking(members, needs)) for key, members in found.items())
     return ShardIndex(path, tuple(entries), dict(unknown), cut)
 
 
@@ -231,7 +231,7 @@ def _is_count(value: Any) -> bool:
     return type(value) is int and value >= 0
 
 
-def sample_fault(shard: Path, entry: Entry) -> SampleError:
+def sample_fault(shard: Path, entry: ShardSample) -> SampleError:
     """The error that stands for an entry without a sample, named by shard and key."""
     return SampleError(f"{shard.name}!{entry.key}", str(shard), entry.fault)
 

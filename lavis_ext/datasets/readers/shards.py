@@ -26,7 +26,7 @@ from lavis_ext.common.errors import PartialError
 from lavis_ext.datasets.readers.decode import decode_rgb
 from lavis_ext.datasets.readers.faults import SampleError
 from lavis_ext.datasets.readers.images import PositionalFile
-from lavis_ext.datasets.readers.shard_index import Entry, Extent, Shard, sample_fault
+from lavis_ext.datasets.readers.shard_index import Extent, Shard, ShardSample, sample_fault
 
 log = logging.getLogger(__name__)
 # In which order the samples of shards come on which rank: a pure function of seed, lap, rank and world.
@@ -83,7 +83,7 @@ class RawSample(NamedTuple):
     """A sample whose bytes are still in its shard."""
 
     shard: Shard
-    entry: Entry
+    entry: ShardSample
 
     @property
     def name(self) -> str:
@@ -193,7 +193,7 @@ class ShardReader:
 
         Raises UnsafeError for a shard with a pickle in it, IntegrityError for one with more samples than promised.
         """
-        opened: dict[int, tuple[Entry, ...]] = {}
+        opened: dict[int, tuple[ShardSample, ...]] = {}
         for window in self.order.windows(lap, rank, world, start):
             used = {number for number, _ in window}
             opened = {number: opened.get(number) or self._open(number) for number in sorted(used)}
@@ -201,7 +201,7 @@ class ShardReader:
                 shard, entry = self.shards[number], opened[number][place]
                 yield sample_fault(shard.path, entry) if entry.fault else RawSample(shard, entry)
 
-    def _open(self, number: int) -> tuple[Entry, ...]:
+    def _open(self, number: int) -> tuple[ShardSample, ...]:
         index, entries = self.shards[number].entries(self.needs)
         faults = Counter(entry.fault for entry in entries if entry.fault)
         if faults:

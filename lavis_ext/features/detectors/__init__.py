@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from lavis_ext.features.detectors.base import Detector, DetectorOptions, Regions, geometry
+from lavis_ext.features.detectors.base import DetectedRegions, Detector, DetectorOptions, geometry
 
-__all__ = ["Detector", "DetectorOptions", "Regions", "build_detector", "geometry"]
+__all__ = ["DetectedRegions", "Detector", "DetectorOptions", "build_detector", "geometry"]
 
 
 def build_detector(name: str, options: DetectorOptions | None = None) -> Detector:

@@ -16,7 +16,7 @@ from torch import Tensor
 from lavis_ext.common.errors import ConfigError, UsageError
 from lavis_ext.features.files import read_errors
 from lavis_ext.features.layout import PIXELS, Array
-from lavis_ext.features.store import Row
+from lavis_ext.features.store import FeatureRow
 
 Precision = Literal["float32", "float16", "bfloat16"]
 GEOMETRY = 6
@@ -24,7 +24,7 @@ GEOMETRY = 6
 
 
 @dataclass
-class Regions:
+class DetectedRegions:
     """The regions of one image, the most confident first.
 
     `boxes` [n, 4] float32 x1, y1, x2, y2 in pixels of the image as it was given, `features` [n, D] float32,
@@ -55,9 +55,9 @@ class Regions:
         found = {name: getattr(self, name) for name in names}
         return {name: array for name, array in found.items() if array is not None}
 
-    def as_row(self, image_id: str) -> Row:
+    def as_row(self, image_id: str) -> FeatureRow:
         """The regions as a row for a feature store."""
-        return Row(image_id, self.features, self.boxes, PIXELS, self.height, self.width, self.arrays)
+        return FeatureRow(image_id, self.features, self.boxes, PIXELS, self.height, self.width, self.arrays)
 
 
 @dataclass(frozen=True)
@@ -117,7 +117,7 @@ class Detector(Protocol):
 
     @property
     def columns(self) -> int:
-        """D: how wide a row of `Regions.features` is, with the geometry if that is asked for."""
+        """D: how wide a row of `DetectedRegions.features` is, with the geometry if that is asked for."""
 
     @property
     def classes(self) -> Sequence[str]:
@@ -131,7 +131,7 @@ class Detector(Protocol):
     def identity(self) -> dict[str, object]:
         """What decides the numbers (name, settings, SHA-256 of the weights), as JSON can hold it."""
 
-    def detect(self, images: Sequence[Array]) -> list[Regions]:
+    def detect(self, images: Sequence[Array]) -> list[DetectedRegions]:
         """Regions of images uint8 [H, W, 3] RGB, in their order; raises UsageError for an array of another form."""
 
 

@@ -16,9 +16,9 @@ from lavis_ext.common.errors import ConfigError
 from lavis_ext.features.detectors import ops as box
 from lavis_ext.features.detectors.base import (
     GEOMETRY,
+    DetectedRegions,
     DetectorOptions,
     Prepared,
-    Regions,
     checked,
     geometry,
     prepare_caffe,
@@ -249,7 +249,7 @@ CHUNK = 64
 
 
 @dataclass(frozen=True)
-class Settings:
+class C4Settings:
     """What runs around the network, with the published values of one frame.
 
     `frame`: Caffe's (RoIPool, OpenCV's resize, deltas without a bound, regions chosen in the image's own pixels, the
@@ -287,7 +287,7 @@ class C4Detector:
     """
 
     def __init__(
-        self, name: str, network: C4Network, settings: Settings, options: DetectorOptions, weights: str
+        self, name: str, network: C4Network, settings: C4Settings, options: DetectorOptions, weights: str
     ) -> None:
         self.name, self.settings, self.options = name, settings, options
         self.least, self.most = options.bounds(settings.min_boxes, settings.max_boxes)
@@ -313,13 +313,13 @@ class C4Detector:
         used |= {"geometry": self.options.geometry}
         return {"detector": self.name, "weights": self._weights, "settings": asdict(self.settings) | used}
 
-    def detect(self, images: Sequence[Array]) -> list[Regions]:
+    def detect(self, images: Sequence[Array]) -> list[DetectedRegions]:
         """Regions of images uint8 [H, W, 3] RGB; raises UsageError for an array of another form."""
         dtype = getattr(torch, self.options.precision)
         with torch.inference_mode(), torch.autocast(self.device.type, dtype, enabled=dtype != torch.float32):
             return [self._one(checked(image)) for image in images]
 
-    def _one(self, image: Array) -> Regions:
+    def _one(self, image: Array) -> DetectedRegions:
         prepare = prepare_caffe if self.settings.frame == "caffe" else prepare_maskrcnn
         prepared = prepare(image, self.settings.mean, self.settings.short, self.settings.long)
         mapped = self.network.backbone(filled(prepared.pixels, self.settings.stride).to(self.device))
@@ -328,7 +328,7 @@ class C4Detector:
         back = proposals.new_tensor([1 / prepared.scale[1], 1 / prepared.scale[0]]).repeat(2)
         shown = proposals * back
         kept, labels, confidence = self.select(shown if self.settings.frame == "caffe" else proposals, logits)
-        regions = Regions(
+        regions = DetectedRegions(
             boxes=shown[kept].cpu().numpy(),
             features=features[kept].cpu().numpy(),
             objects_id=labels.cpu().numpy(),
@@ -378,7 +378,7 @@ class C4Detector:
         kept = kept[best[kept] > 0]
         return kept, labels[kept], best[kept]
 
-    def _finish(self, regions: Regions, features: Tensor, logits: Tensor, labels: Tensor) -> Regions:
+    def _finish(self, regions: DetectedRegions, features: Tensor, logits: Tensor, labels: Tensor) -> DetectedRegions:
         """Attributes, and what the options ask for besides."""
         named = logits.argmax(dim=1) if self.settings.frame == "caffe" else labels + 1
         attributes = self.network.attribute(features, named).softmax(dim=1)

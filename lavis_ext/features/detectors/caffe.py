@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from lavis_ext.common.errors import IntegrityError
-from lavis_ext.features.detectors.weights import RATIOS, Naming, Tensors, check_there
+from lavis_ext.features.detectors.weights import RATIOS, TensorNames, Tensors, check_there
 from lavis_ext.features.files import read_errors
 
 LAYER, LAYER_NAME, LAYER_BLOBS = 100, 1, 7
@@ -146,7 +146,7 @@ _BLOBS = {
 }
 
 
-class CaffeNaming(Naming):
+class CaffeNaming(TensorNames):
     """The prototxt's names: a convolution, its statistics and its scale are three layers, blocks have letters."""
 
     def rename(self, name: str) -> str | None:

@@ -13,24 +13,33 @@ from lavis_ext.common.errors import UsageError
 from lavis_ext.common.files import sha256_of
 from lavis_ext.common.registry import detectors
 from lavis_ext.features.detectors.base import DetectorOptions
-from lavis_ext.features.detectors.c4 import BUTD, VINVL, Bottleneck, C4Detector, C4Network, FrozenNorm, Layers, Settings
+from lavis_ext.features.detectors.c4 import (
+    BUTD,
+    VINVL,
+    Bottleneck,
+    C4Detector,
+    C4Network,
+    C4Settings,
+    FrozenNorm,
+    Layers,
+)
 from lavis_ext.features.detectors.caffe import CAFFE, CAFFEMODEL, read_caffemodel
 from lavis_ext.features.detectors.weights import (
     BUTD_SIZES,
     DETECTRON2,
     MASKRCNN,
     VINVL_SIZES,
-    Naming,
+    TensorNames,
     fit,
     read_weights,
 )
 
-BUTD_SETTINGS = Settings(
+BUTD_SETTINGS = C4Settings(
     BUTD, "caffe", (102.9801, 115.9465, 122.7717), sizes=BUTD_SIZES, sizes_first=True, least_side=16
 )
 """bottom-up-attention's `lib/fast_rcnn/config.py`; the anchors are numbered as detectron2 numbers them."""
 
-VINVL_SETTINGS = Settings(VINVL, "maskrcnn", (103.53, 116.28, 123.675), sizes=VINVL_SIZES, sizes_first=False)
+VINVL_SETTINGS = C4Settings(VINVL, "maskrcnn", (103.53, 116.28, 123.675), sizes=VINVL_SIZES, sizes_first=False)
 """`sgg_configs/vgattr/vinvl_x152c4.yaml` with `NMS_FILTER 1` and `IGNORE_BOX_REGRESSION`, as its README extracts."""
 
 TINY_CLASSES = ("circle", "square", "triangle", "star", "cross", "ring")
@@ -82,7 +91,7 @@ def tiny(options: DetectorOptions) -> C4Detector:
     return detector
 
 
-def published(name: str, settings: Settings, naming: Naming, options: DetectorOptions) -> C4Detector:
+def published(name: str, settings: C4Settings, naming: TensorNames, options: DetectorOptions) -> C4Detector:
     """A detector with weights from a file; raises UsageError where none is named, IntegrityError if they do not fit."""
     if options.weights is None:
         raise UsageError(name, "needs its weights", f"name the file ({naming.title}) with --weights")

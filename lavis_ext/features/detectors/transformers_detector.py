@@ -19,7 +19,7 @@ from lavis_ext.common.errors import ConfigError, IntegrityError, NetworkError, U
 from lavis_ext.common.files import sha256_of
 from lavis_ext.common.registry import detectors
 from lavis_ext.features.detectors import ops as box
-from lavis_ext.features.detectors.base import GEOMETRY, DetectorOptions, Regions, checked, geometry, read_names
+from lavis_ext.features.detectors.base import GEOMETRY, DetectedRegions, DetectorOptions, checked, geometry, read_names
 from lavis_ext.features.detectors.c4 import usable
 from lavis_ext.features.layout import Array
 from lavis_ext.fetch.transfer import offline_from_environment
@@ -72,13 +72,13 @@ class QueryDetector:
         more = {"precision": self.options.precision, "geometry": self.options.geometry}
         return {"detector": self.name, "model": weights, "weights": marks, "settings": settings | more}
 
-    def detect(self, images: Sequence[Array]) -> list[Regions]:
+    def detect(self, images: Sequence[Array]) -> list[DetectedRegions]:
         """Regions of images uint8 [H, W, 3] RGB; raises UsageError for an array of another form."""
         dtype = getattr(torch, self.options.precision)
         with torch.inference_mode(), torch.autocast(self.device.type, dtype, enabled=dtype != torch.float32):
             return [self._one(checked(image)) for image in images]
 
-    def _one(self, image: Array) -> Regions:
+    def _one(self, image: Array) -> DetectedRegions:
         height, width = image.shape[:2]
         inputs = self._processor(images=image, input_data_format="channels_last", return_tensors="pt")
         inputs = {name: value.to(self.device) for name, value in inputs.items() if name in self._accepted}
@@ -87,7 +87,7 @@ class QueryDetector:
         probabilities = class_probabilities(outputs.logits[0].float(), len(self.model.config.id2label))
         best = probabilities[:, 1:].max(dim=1)
         kept = box.choose(best.values, self.conf, self.least, self.most)
-        regions = Regions(
+        regions = DetectedRegions(
             boxes=corners(outputs.pred_boxes[0].float()[kept], height, width).cpu().numpy(),
             features=features[kept].cpu().numpy(),
             objects_id=best.indices[kept].cpu().numpy(),

@@ -35,7 +35,7 @@ _BLOCK = [
 
 
 @dataclass(frozen=True)
-class Naming:
+class TensorNames:
     """How one publisher names the tensors.
 
     `names` are pairs of a pattern for a whole name and what it becomes; `spare` are patterns of names that the network
@@ -85,7 +85,7 @@ def _same(tensor: Tensor, found: Tensors, name: str) -> bool:
     return name in found and torch.equal(tensor, found[name])
 
 
-DETECTRON2 = Naming(
+DETECTRON2 = TensorNames(
     "py-bottom-up-attention's faster_rcnn_from_caffe_attr.pkl",
     [
         (r"backbone\.stem\.conv1\.weight", "backbone.stem.conv1.weight"),
@@ -102,7 +102,7 @@ DETECTRON2 = Naming(
     _background_first,
 )
 
-MASKRCNN = Naming(
+MASKRCNN = TensorNames(
     "scene_graph_benchmark's vinvl_vg_x152c4.pth",
     [
         (r"backbone\.body\.(.+)", r"backbone.\1"),
@@ -171,7 +171,7 @@ def _tensor(value: Any) -> Tensor | None:
     return torch.from_numpy(np.array(value)) if isinstance(value, np.ndarray) and value.dtype.kind == "f" else None
 
 
-def fit(network: C4Network, tensors: Tensors, naming: Naming, where: str) -> None:
+def fit(network: C4Network, tensors: Tensors, naming: TensorNames, where: str) -> None:
     """Load tensors into the network, under the publisher's names or the network's own.
 
     Raises IntegrityError that names every tensor that is unknown, missing or of another shape.
@@ -192,7 +192,7 @@ def fit(network: C4Network, tensors: Tensors, naming: Naming, where: str) -> Non
     network.load_state_dict({name: t.to(torch.float32) for name, t in tensors.items()}, assign=True)
 
 
-def _renamed(tensors: Tensors, naming: Naming, where: str) -> Tensors:
+def _renamed(tensors: Tensors, naming: TensorNames, where: str) -> Tensors:
     names = {name: naming.rename(name) for name in tensors}
     unknown = [name for name, target in names.items() if target is None]
     if unknown:
@@ -201,7 +201,7 @@ def _renamed(tensors: Tensors, naming: Naming, where: str) -> Tensors:
     return naming.finish(found, {name: tensors[name] for name, target in names.items() if target == ""})
 
 
-def _misfit(where: str, what: str, names: list[str], naming: Naming) -> IntegrityError:
+def _misfit(where: str, what: str, names: list[str], naming: TensorNames) -> IntegrityError:
     return IntegrityError(where, f"{len(names)} tensors {what}: {_listed(names)}", f"expected {naming.title}")
 
 

@@ -19,10 +19,10 @@ from lavis_ext.common.errors import Problem, UsageError
 from lavis_ext.datasets.readers.decode import decode_rgb
 from lavis_ext.datasets.readers.faults import SampleError
 from lavis_ext.datasets.readers.images import SUFFIXES, ImageStore, ZipArchive
-from lavis_ext.features.detectors.base import Detector, Regions
-from lavis_ext.features.extraction.rows import Account, RowFile
+from lavis_ext.features.detectors.base import DetectedRegions, Detector
+from lavis_ext.features.extraction.rows import ExtractionLog, RowFile
 from lavis_ext.features.layout import Array, hash_of
-from lavis_ext.features.store import LABELS, BadRow, Row
+from lavis_ext.features.store import LABELS, BadRow, FeatureRow
 from lavis_ext.features.writer import StoreWriter
 from lavis_ext.fetch.transfer import Progress, Silent
 from lavis_ext.prepare.on_disk import inspect
@@ -150,7 +150,7 @@ Loaded = tuple[Picture, Array | SampleError, int]
 
 
 @dataclass(frozen=True)
-class Request:
+class ExtractionRequest:
     """What is extracted, and where to.
 
     `sources` are pictures, `form` a kind of TSV or "store", `dtype` the precision of a new store. Of `total` groups
@@ -206,11 +206,11 @@ class Destination(Protocol):
     def __contains__(self, image_id: str) -> bool:
         """Whether there is a row of that image."""
 
-    def append(self, row: Row) -> None:
+    def append(self, row: FeatureRow) -> None:
         """Write a row; raises BadRow."""
 
 
-def extract(request: Request, make: Callable[[], Detector], progress: Progress | None = None) -> Extracted:
+def extract(request: ExtractionRequest, make: Callable[[], Detector], progress: Progress | None = None) -> Extracted:
     """Give every image of the request its row; those that are there are kept, and what failed before is tried again.
 
     `make` is called only where something is to be done. Rows come in the order of the ids, so that a run that was
@@ -221,7 +221,7 @@ def extract(request: Request, make: Callable[[], Detector], progress: Progress |
     pictures = [p for p in chosen if request.group is None or in_group(p.image_id, request.group, request.total)]
     done = Extracted(request.path, len(pictures))
     with _opened(request) as there:
-        account = Account.read(request.path) or Account()
+        account = ExtractionLog.read(request.path) or ExtractionLog()
         account.expected = [picture.image_id for picture in pictures]
         todo = [picture for picture in pictures if picture.image_id not in there]
         _refuse_unknown(request, account, len(todo) < len(pictures))
@@ -236,7 +236,7 @@ def extract(request: Request, make: Callable[[], Detector], progress: Progress |
 
 
 @contextmanager
-def _opened(request: Request) -> Iterator[RowFile | StoreWriter]:
+def _opened(request: ExtractionRequest) -> Iterator[RowFile | StoreWriter]:
     if request.form != STORE:
         with RowFile(request.path, request.form) as rows:
             yield rows
@@ -245,7 +245,7 @@ def _opened(request: Request) -> Iterator[RowFile | StoreWriter]:
             yield writer
 
 
-def _refuse_unknown(request: Request, account: Account, some: bool) -> None:
+def _refuse_unknown(request: ExtractionRequest, account: ExtractionLog, some: bool) -> None:
     """Rows of which nobody says how they were made are not added to."""
     if some and not account.made:
         what = "holds rows of which nothing says how they were made"
@@ -255,14 +255,16 @@ def _refuse_unknown(request: Request, account: Account, some: bool) -> None:
 class _Run:
     """One run over the pictures that lack a row: the next ones are read while the detector is busy."""
 
-    def __init__(self, request: Request, there: RowFile | StoreWriter, account: Account, progress: Progress) -> None:
+    def __init__(
+        self, request: ExtractionRequest, there: RowFile | StoreWriter, account: ExtractionLog, progress: Progress
+    ) -> None:
         self.request, self.there, self.account, self.progress = request, there, account, progress
         self.label = f"extract {request.path.name}"
         self.rows = len(there.entries) if isinstance(there, StoreWriter) else len(there)
 
     def take(self, pictures: Sequence[Picture], detector: Detector) -> None:
         """Rows of all pictures, faults noted."""
-        self.account.agree({**detector.identity, "form": self.request.form}, self.request.path)
+        self.account.check_same_settings({**detector.identity, "form": self.request.form}, self.request.path)
         self.account.write(self.request.path)
         self._name_source(detector)
         self.progress.begin(self.label, sum(picture.size() for picture in pictures))
@@ -297,7 +299,7 @@ class _Run:
             self.there.flush()
         self.progress.advance(self.label, sum(size for _, _, size in batch))
 
-    def _append(self, picture: Picture, row: Row) -> None:
+    def _append(self, picture: Picture, row: FeatureRow) -> None:
         try:
             row.features = np.ascontiguousarray(row.features, np.float32)
             row.line = row.next = self.rows + 1
@@ -312,7 +314,7 @@ class _Run:
         self.account.faults[picture.image_id] = why
 
 
-def labels_of(regions: Regions, classes: Sequence[str]) -> Array:
+def labels_of(regions: DetectedRegions, classes: Sequence[str]) -> Array:
     """The regions as VinVL's label files have them, the JSON text of `[{"class", "conf", "rect"}, …]`, as bytes."""
     told = zip(regions.objects_id.tolist(), regions.objects_conf.tolist(), regions.boxes.tolist(), strict=True)
     labels = [{"class": classes[number], "conf": round(conf, 6), "rect": rect} for number, conf, rect in told]

@@ -10,7 +10,7 @@ from typing import BinaryIO
 
 from lavis_ext.common.errors import UsageError
 from lavis_ext.common.files import flush_file, flush_folder
-from lavis_ext.features.extraction.rows import Account, Scan, columns_of, hash_of, id_of, owned, scan
+from lavis_ext.features.extraction.rows import ExtractionLog, Scan, columns_of, hash_of, id_of, owned, scan
 from lavis_ext.features.files import disk_errors, part_of
 from lavis_ext.features.formats.lines import BUFFER, lines_of
 from lavis_ext.features.formats.tsv import COLUMNS, Butd
@@ -163,9 +163,9 @@ class _Merge:
 
     def account(self, parts: Sequence[Path], expected: Sequence[str]) -> Merged:
         """What is there, and what the accounts of the parts expect beyond it; kept beside the file."""
-        known = [Account.read(path) for path in (self.destination, *parts)]
+        known = [ExtractionLog.read(path) for path in (self.destination, *parts)]
         found = [account for account in known if account is not None]
-        joined = Account(made=next((one.made for one in found if one.made), {}))
+        joined = ExtractionLog(made=next((one.made for one in found if one.made), {}))
         joined.expected = sorted({*expected, *(name for one in found for name in one.expected)})
         for one in found:
             joined.faults |= one.faults

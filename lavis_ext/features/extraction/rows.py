@@ -17,7 +17,7 @@ from lavis_ext.common.files import flush_file
 from lavis_ext.features.files import disk_errors, write_atomic
 from lavis_ext.features.formats.lines import BUFFER, lines_of
 from lavis_ext.features.formats.tsv import Butd, unquote
-from lavis_ext.features.store import BadRow, Fault, ReadOptions, Row
+from lavis_ext.features.store import BadRow, Fault, FeatureRow, ReadOptions
 from lavis_ext.fetch.lock import Ownership
 from lavis_ext.fetch.transfer import Policy
 
@@ -124,7 +124,7 @@ class RowFile:
     def __len__(self) -> int:
         return len(self.ids)
 
-    def append(self, row: Row) -> None:
+    def append(self, row: FeatureRow) -> None:
         """Write one row; raises BadRow for an id that a row cannot hold, UsageError for a column that is not there."""
         if any(char in row.image_id for char in "\t\n\r"):
             raise BadRow("its name holds a tab or a new line, which a row cannot")
@@ -147,7 +147,7 @@ NAME = ".extraction.json"
 
 
 @dataclass
-class Account:
+class ExtractionLog:
     """`made`: detector and settings, empty until the first row; `expected`: ids; `faults`: why an image has no row."""
 
     made: dict[str, Any] = field(default_factory=dict)
@@ -156,7 +156,7 @@ class Account:
     format: int = FORMAT
 
     @classmethod
-    def read(cls, destination: Path) -> Account | None:
+    def read(cls, destination: Path) -> ExtractionLog | None:
         """The account of a file or a store, None where there is none that can be read."""
         path = account_path(destination)
         try:
@@ -172,7 +172,7 @@ class Account:
         """Keep it beside the file, or in the store; raises DiskError."""
         write_atomic(account_path(destination), json.dumps(asdict(self), ensure_ascii=False).encode())
 
-    def agree(self, made: dict[str, Any], destination: Path) -> None:
+    def check_same_settings(self, made: dict[str, Any], destination: Path) -> None:
         """Take over how rows are made now; raises UsageError where those that are there were made in another way."""
         same = json.loads(json.dumps(made))
         old, new = dict(_leaves(self.made)), dict(_leaves(same))

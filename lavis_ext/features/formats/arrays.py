@@ -17,9 +17,9 @@ from lavis_ext.features.files import disk_errors, finish, part_of, read_errors, 
 from lavis_ext.features.formats.base import guard, need, shown
 from lavis_ext.features.formats.lines import growing
 from lavis_ext.features.formats.restricted import load_plain, unsafe
-from lavis_ext.features.formats.tsv import MATRICES, VECTORS, Sides, fields_of, row_of_named
+from lavis_ext.features.formats.tsv import MATRICES, VECTORS, SideFiles, fields_of, row_of_named
 from lavis_ext.features.layout import Array
-from lavis_ext.features.store import BadRow, FeatureStore, ReadOptions, Row, Rows, Start, shape_features
+from lavis_ext.features.store import BadRow, FeatureRow, FeatureStore, ReadOptions, Rows, Start, shape_features
 
 log = logging.getLogger(__name__)
 NAMES = {"objects_id": "obj_id", "objects_conf": "obj_conf", "attrs_id": "attr_id", "attrs_conf": "attr_conf"}
@@ -60,7 +60,7 @@ class Hdf5:
         return []
 
 
-def _parse_hdf5(file: Any, name: str, options: ReadOptions) -> Row:
+def _parse_hdf5(file: Any, name: str, options: ReadOptions) -> FeatureRow:
     group = file.get(name)
     if not hasattr(group, "items"):
         raise BadRow("is no group")
@@ -135,7 +135,7 @@ def file_name(image_id: str) -> str:
     return f"{name}.npz"
 
 
-def _parse_npy(file: Path, image_id: str, options: ReadOptions) -> Row:
+def _parse_npy(file: Path, image_id: str, options: ReadOptions) -> FeatureRow:
     found = _load_npy(file)
     info = file.with_name(f"{file.stem}_info.npy")
     if info.is_file():
@@ -184,7 +184,7 @@ class OscarPt:
     def read(self, path: Path, options: ReadOptions, start: Start) -> Rows:
         """The tensors in the order of the dict; files of the zip form are mapped, older ones fill the memory."""
         content = load_tensors(path)
-        sides = Sides(path, options)
+        sides = SideFiles(path, options)
         for number, (key, value) in enumerate(content.items(), 1):
             if number > start.line:
                 yield guard(number, number, str(key), partial(_row, key, value, sides, options))
@@ -245,7 +245,7 @@ def _load_pt(path: Path) -> Any:
         raise IntegrityError(str(path), f"cannot be read: {shown(error)}", "fetch it again") from error
 
 
-def _row(key: Any, value: Any, sides: Sides, options: ReadOptions) -> Row:
+def _row(key: Any, value: Any, sides: SideFiles, options: ReadOptions) -> FeatureRow:
     import torch
 
     if not isinstance(value, torch.Tensor) or value.ndim != 2:
@@ -254,4 +254,4 @@ def _row(key: Any, value: Any, sides: Sides, options: ReadOptions) -> Row:
         raise BadRow(f"expected float32 or float16, got {value.dtype}")
     array: Array = value.contiguous().numpy()
     shape_features(array.tobytes()[:0] if not array.size else array.data.cast("B"), len(array), options.columns)
-    return sides.add(Row(str(key), array, number_id=isinstance(key, int)))
+    return sides.add(FeatureRow(str(key), array, number_id=isinstance(key, int)))

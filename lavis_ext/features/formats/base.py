@@ -11,7 +11,7 @@ from typing import Any, Protocol
 from lavis_ext.common.errors import ConfigError, IntegrityError, UsageError
 from lavis_ext.features.files import read_errors
 from lavis_ext.features.formats.lines import lines_of
-from lavis_ext.features.store import BadRow, Fault, FeatureStore, ReadOptions, Row, Rows, Start
+from lavis_ext.features.store import BadRow, Fault, FeatureRow, FeatureStore, ReadOptions, Rows, Start
 
 
 class Format(Protocol):
@@ -29,7 +29,7 @@ class Format(Protocol):
         """
 
 
-def guard(line: int, following: int, image_id: str, make: Callable[[], Row]) -> Row | Fault:
+def guard(line: int, following: int, image_id: str, make: Callable[[], FeatureRow]) -> FeatureRow | Fault:
     """A parsed row with its place, or the Fault that a BadRow became."""
     try:
         row = make()

@@ -20,7 +20,7 @@ from lavis_ext.features.formats.lines import growing
 from lavis_ext.features.formats.restricted import load_plain
 from lavis_ext.features.formats.tsv import as_text, fields_of, row_of, row_of_named, unliteral
 from lavis_ext.features.layout import Array, key_of
-from lavis_ext.features.store import BadRow, FeatureStore, ReadOptions, Record, Row, Rows, Start
+from lavis_ext.features.store import BadRow, FeatureRow, FeatureStore, ReadOptions, Record, Rows, Start
 
 KEYS = b"keys"
 COMMIT_ROWS = 256
@@ -122,7 +122,7 @@ def opened(path: Path, form: str = "volta-lmdb") -> Iterator[Any]:
         ) from error
 
 
-def _parse(path: Path, key: str, data: bytes, options: ReadOptions) -> Row:
+def _parse(path: Path, key: str, data: bytes, options: ReadOptions) -> FeatureRow:
     value = load_plain(data, f"{path}, entry {key}")
     if not isinstance(value, dict):
         raise BadRow(f"expected a dict, got a {type(value).__name__}")
@@ -205,7 +205,7 @@ def is_tensorpack(path: Path) -> bool:
         return False
 
 
-def _parse_tensorpack(unpack: Any, data: bytes, options: ReadOptions) -> Row:
+def _parse_tensorpack(unpack: Any, data: bytes, options: ReadOptions) -> FeatureRow:
     try:
         cells = unpack(data, raw=True, strict_map_key=False, object_hook=_array)
     except BadRow:

@@ -29,7 +29,17 @@ from lavis_ext.features.formats.lines import (
     write_offset_map,
 )
 from lavis_ext.features.layout import FRACTIONS, NO_BOXES, PIXELS, Array
-from lavis_ext.features.store import LABELS, BadRow, FeatureStore, ReadOptions, Record, Row, Rows, Start, shape_features
+from lavis_ext.features.store import (
+    LABELS,
+    BadRow,
+    FeatureRow,
+    FeatureStore,
+    ReadOptions,
+    Record,
+    Rows,
+    Start,
+    shape_features,
+)
 
 APPEARANCE = 2048
 
@@ -41,7 +51,7 @@ class OscarTsv:
 
     def read(self, path: Path, options: ReadOptions, start: Start) -> Rows:
         """Rows of the file, with labels and sizes from the side files that `options` names or that lie beside it."""
-        sides = Sides(path, options)
+        sides = SideFiles(path, options)
         warn_of_stale_map(path)
         for number, line, end in lines_of(path, start):
             image_id = line[:256].partition(b"\t")[0]
@@ -89,7 +99,7 @@ def write_lineidx_only(path: Path) -> None:
         write_atomic(lineidx_path(path), "".join(f"{at}\n" for _, at in offsets_of(path)).encode())
 
 
-class Sides:
+class SideFiles:
     """Labels and sizes of the images of one file."""
 
     def __init__(self, path: Path, options: ReadOptions) -> None:
@@ -100,7 +110,7 @@ class Sides:
         self._labels = SideTable(labels) if labels.is_file() and labels != path else None
         self._sizes = SideTable(sizes) if sizes.is_file() and sizes != path else None
 
-    def add(self, row: Row) -> Row:
+    def add(self, row: FeatureRow) -> FeatureRow:
         """The row with its labels, its size, and boxes in pixels where the size is known; raises BadRow."""
         text = self._labels.find(row.image_id) if self._labels else None
         if text is not None:
@@ -112,7 +122,7 @@ class Sides:
         return boxes_of(row)
 
 
-def boxes_of(row: Row) -> Row:
+def boxes_of(row: FeatureRow) -> FeatureRow:
     """A row whose boxes are taken from columns 2048 to 2051 of its features, where it has none of its own."""
     empty = not len(row.features)
     if row.boxes is not None or (row.features.shape[1] < APPEARANCE + 4 and not empty):
@@ -140,7 +150,7 @@ def _label_line(record: Record) -> bytes:
     return record.image_id.encode() + b"\t" + (b"[]" if text is None else text) + b"\n"
 
 
-def parse_row(line: bytes, sides: Sides, options: ReadOptions) -> Row:
+def parse_row(line: bytes, sides: SideFiles, options: ReadOptions) -> FeatureRow:
     """One line of either form, without its new line; raises BadRow."""
     line = line.rstrip(b"\r")
     first, last = line.find(b"\t"), line.rfind(b"\t")
@@ -152,24 +162,26 @@ def parse_row(line: bytes, sides: Sides, options: ReadOptions) -> Row:
     second = line.find(b"\t", first + 1)
     count = number_of(line[first + 1 : second], "num_boxes")
     raw = decode64(memoryview(line)[last + 1 :])
-    return sides.add(Row(image_id, shape_features(raw, count, options.columns)))
+    return sides.add(FeatureRow(image_id, shape_features(raw, count, options.columns)))
 
 
-def _from_json(image_id: str, text: bytes, options: ReadOptions) -> Row:
+def _from_json(image_id: str, text: bytes, options: ReadOptions) -> FeatureRow:
     try:
         value = json.loads(text)
     except ValueError as error:
         raise BadRow(f"the second column is no JSON ({error}); truncated?") from None
     if isinstance(value, dict) and isinstance(value.get("features"), str):
         count = number_of(value.get("num_boxes", -1), "num_boxes")
-        return Row(image_id, shape_features(decode64(value["features"].encode()), count, options.columns))
+        return FeatureRow(image_id, shape_features(decode64(value["features"].encode()), count, options.columns))
     objects = value.get("objects") if isinstance(value, dict) else value
     if not isinstance(objects, list) or not all(isinstance(o, dict) and "feature" in o for o in objects):
         raise BadRow(f"holds no features but {shown(text)}; labels are given with --labels")
     return _from_objects(image_id, objects, size_in(text), options)
 
 
-def _from_objects(image_id: str, objects: list[dict[str, Any]], size: tuple[int, int], options: ReadOptions) -> Row:
+def _from_objects(
+    image_id: str, objects: list[dict[str, Any]], size: tuple[int, int], options: ReadOptions
+) -> FeatureRow:
     """A detector's raw predictions: a vector for each object, its six box columns where the size is known."""
     parts = [decode64(str(o["feature"]).encode()) for o in objects]
     features = shape_features(b"".join(parts), len(objects), options.columns)
@@ -178,7 +190,7 @@ def _from_objects(image_id: str, objects: list[dict[str, Any]], size: tuple[int,
     except (KeyError, ValueError, TypeError):
         raise BadRow("an object has no rect of four numbers") from None
     kept = [{key: value for key, value in o.items() if key != "feature"} for o in objects]
-    row = Row(image_id, features, boxes, PIXELS, *size, {LABELS: _json_bytes(kept)})
+    row = FeatureRow(image_id, features, boxes, PIXELS, *size, {LABELS: _json_bytes(kept)})
     if all(size) and features.shape[1] == APPEARANCE:
         row.features = np.concatenate([features, six_columns(boxes, *size).astype(features.dtype)], 1)
     return row
@@ -223,10 +235,10 @@ class Butd:
             head = line[:256].partition(b"\t")[0].decode("utf-8", "replace")
             yield guard(number, end, head, partial(self._parse, line, options))
 
-    def _parse(self, line: bytes, options: ReadOptions) -> Row:
+    def _parse(self, line: bytes, options: ReadOptions) -> FeatureRow:
         return self.parse(self.split(line), options)
 
-    def parse(self, cells: dict[str, bytes], options: ReadOptions) -> Row:
+    def parse(self, cells: dict[str, bytes], options: ReadOptions) -> FeatureRow:
         """The cells of one line as a row; raises BadRow."""
         image_id = unquote(cells.get("img_id", cells.get("image_id", b"")))
         return row_of({**cells, "img_id": image_id}, options)
@@ -244,7 +256,7 @@ class Butd:
         write_lines(store, path, lambda record: b"\t".join(self.cells(record)) + end)
         return []
 
-    def cells(self, record: Record | Row) -> list[bytes]:
+    def cells(self, record: Record | FeatureRow) -> list[bytes]:
         """The columns of one row; raises UsageError where the store, or the row, lacks one."""
         fields = fields_of(record)
         missing = [name for name in self.columns if name not in fields]
@@ -254,7 +266,7 @@ class Butd:
         return [as_text(fields[name]) for name in self.columns]
 
 
-def row_of(found: Mapping[str, Any], options: ReadOptions) -> Row:
+def row_of(found: Mapping[str, Any], options: ReadOptions) -> FeatureRow:
     """A row from columns of any of the three, or from a volta LMDB: base64 text, bytes, or arrays; raises BadRow."""
     count = number_of(found.get("num_boxes", -1), "num_boxes")
     height, width = (number_of(found.get(f"img_{k}", found.get(f"image_{k}", 0)), f"img_{k}") for k in "hw")
@@ -269,7 +281,7 @@ def row_of(found: Mapping[str, Any], options: ReadOptions) -> Row:
                 arrays[name] = _exact(raw_of(found, name), kind, (count, -1), name)
     image_id = found.get("img_id", found.get("image_id", ""))
     image_id = text_of(image_id) if isinstance(image_id, bytes) else str(image_id)
-    return Row(image_id, features, boxes, PIXELS, height, width, arrays)
+    return FeatureRow(image_id, features, boxes, PIXELS, height, width, arrays)
 
 
 def raw_of(found: Mapping[str, Any], name: str) -> bytes:
@@ -321,9 +333,9 @@ def as_text(value: Any) -> bytes:
     return quote(value).encode() if isinstance(value, str) else str(value).encode()
 
 
-def fields_of(record: Record | Row) -> dict[str, Any]:
+def fields_of(record: Record | FeatureRow) -> dict[str, Any]:
     """What a record or a row has under the names of all columns; boxes in pixels only."""
-    row = record if isinstance(record, Row) else record.as_row()
+    row = record if isinstance(record, FeatureRow) else record.as_row()
     fields: dict[str, Any] = {name: row.arrays[name] for name in (*VECTORS, *MATRICES) if name in row.arrays}
     fields |= {"img_id": row.image_id, "image_id": row.image_id, "num_boxes": len(row.features)}
     fields |= {"features": row.features}
@@ -337,7 +349,7 @@ def fields_of(record: Record | Row) -> dict[str, Any]:
 # A row from named arrays, as H5 and npy hold them.
 
 
-def row_of_named(image_id: str, found: Mapping[str, Array], options: ReadOptions) -> Row:
+def row_of_named(image_id: str, found: Mapping[str, Array], options: ReadOptions) -> FeatureRow:
     """`features` [n, columns], and where they are there `boxes` [n, 4] in pixels, `img_h`, `img_w` and the columns of
     volta's rows; raises BadRow."""
     features = found.get("features")
@@ -354,7 +366,7 @@ def row_of_named(image_id: str, found: Mapping[str, Array], options: ReadOptions
         boxes = _fitting("boxes", np.asarray(boxes, np.float32), len(features))
     kept = [*VECTORS, *(MATRICES if options.keep_all else ())]
     arrays = {name: _fitting(name, found[name], len(features)) for name in kept if name in found}
-    return boxes_of(Row(image_id, features, boxes, NO_BOXES if boxes is None else PIXELS, height, width, arrays))
+    return boxes_of(FeatureRow(image_id, features, boxes, NO_BOXES if boxes is None else PIXELS, height, width, arrays))
 
 
 def _fitting(name: str, array: Array, count: int) -> Array:
@@ -383,7 +395,7 @@ class OffsetMap:
         """A row that does not begin where the map says, or is another image's, is a Fault; raises IntegrityError."""
         table = table_of(path)
         places = load_places(path)
-        sides = Sides(table, options)
+        sides = SideFiles(table, options)
         with read_errors(table), table.open("rb") as file:
             for number, (image_id, at) in enumerate(places, 1):
                 if number > start.line:
@@ -394,7 +406,7 @@ class OffsetMap:
         raise UsageError(self.name, "is read, not written", f"export to oscar-tsv as x{MAPPED}: its map is written too")
 
 
-def _row(file: BinaryIO, image_id: str, at: int, sides: Sides, options: ReadOptions) -> Row:
+def _row(file: BinaryIO, image_id: str, at: int, sides: SideFiles, options: ReadOptions) -> FeatureRow:
     if not begins(file, image_id, at):
         raise BadRow(f"no row of this image begins at byte {at}, where the offset map has it")
     file.seek(at)

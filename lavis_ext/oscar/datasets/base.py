@@ -15,12 +15,12 @@ from torch import Tensor
 
 from lavis_ext.common.errors import UsageError
 from lavis_ext.common.types import Batch, Sample
-from lavis_ext.datasets.datasets.base_dataset import RowsDataset
+from lavis_ext.datasets.datasets.base_dataset import BaseDataset
 from lavis_ext.datasets.readers.faults import SampleError
 from lavis_ext.datasets.readers.parse import Row
 from lavis_ext.features.vocabulary import LabelVocabulary
 from lavis_ext.oscar.datasets.opening import RegionParts
-from lavis_ext.oscar.datasets.regions import Place, Regions
+from lavis_ext.oscar.datasets.regions import RegionPlace, RegionStores
 from lavis_ext.oscar.wordpiece import WordPiece
 
 if TYPE_CHECKING:
@@ -29,11 +29,11 @@ if TYPE_CHECKING:
 # Samples on region features become one batch: ids padded to the longest text, regions read into their places.
 
 
-Part = tuple[list[int], list[int], Place | Tensor]
+Part = tuple[list[int], list[int], RegionPlace | Tensor]
 """One input: ids, types, and where its regions lie (or they themselves)."""
 
 
-def inputs(samples: Sequence[Sample], regions: Regions, pad: int) -> Batch:
+def inputs(samples: Sequence[Sample], regions: RegionStores, pad: int) -> Batch:
     """`input_ids`, `token_type_ids` int64 [N,T], `attention_mask` int64 [N,T+R], `img_feats` float32 [N,R,D].
 
     N inputs of B samples: a sample of two inputs (lists under the same keys) gives two. T and R are the longest that
@@ -69,13 +69,13 @@ def mask_rows(counts: Sequence[int], least: int = 0) -> Tensor:
     return (torch.arange(width) < torch.tensor(counts)[:, None]).long()
 
 
-def region_rows(places: Sequence[Place | Tensor], regions: Regions) -> tuple[Tensor, Tensor]:
+def region_rows(places: Sequence[RegionPlace | Tensor], regions: RegionStores) -> tuple[Tensor, Tensor]:
     """Features float32 [N,R,D] and their mask int64 [N,R]; each image is copied once, from its store to its place."""
-    counts = [place.size if isinstance(place, Place) else len(place) for place in places]
+    counts = [place.size if isinstance(place, RegionPlace) else len(place) for place in places]
     mask = mask_rows(counts, least=1)
     out = np.empty((len(places), mask.shape[1], regions.columns), np.float32)
     for place, rows in zip(places, out, strict=True):
-        if isinstance(place, Place):
+        if isinstance(place, RegionPlace):
             regions.read_into(place, rows)
         else:
             rows[: len(place)] = place.numpy()
@@ -98,7 +98,7 @@ def soft_targets(samples: Sequence[Sample], classes: int) -> Tensor:
 
 
 @dataclass(frozen=True, eq=False)
-class RegionDataset(RowsDataset):
+class RegionDataset(BaseDataset):
     """Rows of one split with regions; a shape says in `fields` what a sample holds. Picklable."""
 
     parts: RegionParts
@@ -156,7 +156,7 @@ class RegionDataset(RowsDataset):
         """The sample with `img_feats` float32 [n,D] (or two of them) in the place of `regions`. Raises SampleError."""
         sample = self.fields(self.row(index), index, None)
         feats = [torch.from_numpy(self.parts.regions.array(place)) for place in _places(sample)]
-        several = "regions" in sample and not isinstance(sample.pop("regions"), Place)
+        several = "regions" in sample and not isinstance(sample.pop("regions"), RegionPlace)
         if feats:
             sample["img_feats"] = feats if several else feats[0]
         return sample
@@ -165,7 +165,7 @@ class RegionDataset(RowsDataset):
         """Samples → batch: inputs padded to the longest, ids as lists; see `batch.inputs`."""
         return {**inputs(samples, self.parts.regions, self.pad), **listed(samples, self.ids)}
 
-    def place(self, image_id: Any, index: int, among: Sequence[int] | None = None) -> Place:
+    def place(self, image_id: Any, index: int, among: Sequence[int] | None = None) -> RegionPlace:
         """Where an image's regions lie (among some stores); raises SampleError where there are none, naming both."""
         if not isinstance(image_id, (str, int)):
             raise self.fault(index, f"image id is missing: {image_id!r}")
@@ -186,7 +186,7 @@ class RegionDataset(RowsDataset):
         """The id of a row's image (of a pair, the left one's)."""
         return row.get("img_id", row.get("image_id"))
 
-    def images_of(self, row: Row, index: int) -> list[tuple[Any, Place]]:
+    def images_of(self, row: Row, index: int) -> list[tuple[Any, RegionPlace]]:
         """The images of a sample as they are asked for, and where their regions lie; raises SampleError."""
         named = self.image_id(row)
         return [(image_id, self.place(image_id, index)) for image_id in (named if isinstance(named, list) else [named])]
@@ -196,9 +196,9 @@ class RegionDataset(RowsDataset):
         return OrderedDict(self.row(index))
 
 
-def _places(sample: Sample) -> list[Place]:
+def _places(sample: Sample) -> list[RegionPlace]:
     found = sample.get("regions", ())
-    return [found] if isinstance(found, Place) else list(found)
+    return [found] if isinstance(found, RegionPlace) else list(found)
 
 
 def stacked(tensor: Tensor, count: int) -> Tensor:

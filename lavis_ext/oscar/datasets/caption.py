@@ -37,8 +37,8 @@ from lavis_ext.oscar.datasets.base import (
     region_rows,
     tag_counts,
 )
-from lavis_ext.oscar.datasets.opening import Naming, Opening, RegionParts, find_naming, region_splits
-from lavis_ext.oscar.datasets.regions import Ids, ImageRows, Place, TagTable, tag_table, tag_text
+from lavis_ext.oscar.datasets.opening import ImageTags, Opening, RegionParts, find_naming, region_splits
+from lavis_ext.oscar.datasets.regions import Ids, ImageRows, RegionPlace, TagTable, tag_table, tag_text
 from lavis_ext.oscar.datasets.settings import RegionCaptionKeys
 
 
@@ -53,7 +53,7 @@ def region_caption(config: DatasetConfig, context: BuildContext) -> dict[str, Da
 
 
 @dataclass(frozen=True)
-class Sides:
+class CaptionFiles:
     """The files that a split's YAML names, None where it names none or where it is not there."""
 
     home: Path
@@ -61,7 +61,7 @@ class Sides:
     label: Path | None
     hw: Path | None
     caption: Path | None
-    naming: Naming | None = None
+    naming: ImageTags | None = None
 
 
 def _make(opening: Opening) -> Dataset:
@@ -83,7 +83,7 @@ def _make(opening: Opening) -> Dataset:
     return make(parts, tags, sides.caption, sides.naming)
 
 
-def read_sides(home: Path) -> Sides:
+def read_sides(home: Path) -> CaptionFiles:
     """The files of a split's YAML, below its folder; raises ConfigError where it names no features."""
     tree, _ = read_yaml(home)
     named = {key: home.parent / str(tree[key]) for key in ("feature", "label", "hw", "caption") if tree.get(key)}
@@ -91,7 +91,7 @@ def read_sides(home: Path) -> Sides:
         raise ConfigError(str(home), "names no `feature` file", "name another YAML")
     there = {key: path for key, path in named.items() if path.is_file()}
     label, hw, caption = (there.get(key) for key in ("label", "hw", "caption"))
-    return Sides(home, named["feature"], label, hw, caption, find_naming(home, tree))
+    return CaptionFiles(home, named["feature"], label, hw, caption, find_naming(home, tree))
 
 
 def domains(home: Path) -> dict[str, Row]:
@@ -111,14 +111,14 @@ class RegionCaptionEvalDataset(RegionDataset):
 
     tags: TagTable | None = None
     caption_file: Path | None = None
-    naming: Naming | None = None
+    naming: ImageTags | None = None
 
     def image_id(self, row: Row) -> int | str:
         """The id of result files: a number where it is one."""
         text = str(row["image_id"])
         return int(text) if text.isascii() and text.isdigit() else text
 
-    def od_ids(self, row: Row, place: Place) -> Ids:
+    def od_ids(self, row: Row, place: RegionPlace) -> Ids:
         """An image's tags with [SEP] behind them, in what the caption leaves of the length; nothing without tags."""
         args, words = self.parts.args, self.parts.encoder.words
         if not args["add_od_labels"]:
@@ -146,7 +146,7 @@ class RegionCaptionEvalDataset(RegionDataset):
         return batch if self.naming is None else {**batch, "constraints": [self.constraints(one) for one in samples]}
 
     def constraints(self, sample: Sample) -> list[list[str]]:
-        """What a caption of the image may be held to name: things, each as the words for it (see `Naming`)."""
+        """What a caption of the image may be held to name: things, each as the words for it (see `ImageTags`)."""
         return self.naming.of(sample["image_id"]) if self.naming else []
 
     def references(self) -> dict[int | str, list[str]]:
@@ -245,7 +245,7 @@ class CaptionRows(RegionDataset):
         value = self.parts.args[PER_IMAGE[0 if self.parts.training else 1]]
         return ALL if value is None else int(value)
 
-    def tags(self, row: Row, place: Place) -> Ids:
+    def tags(self, row: Row, place: RegionPlace) -> Ids:
         """The ids of an image's tags: of their file, else of the labels in the store."""
         if not self.parts.args["add_od_labels"]:
             return []

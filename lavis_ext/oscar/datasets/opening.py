@@ -19,10 +19,10 @@ from lavis_ext.datasets.builders.context import (
     Parts,
     annotation_paths,
     args_of,
-    below,
     build_each,
-    moved,
     not_prepared,
+    rebase,
+    with_storage_root,
 )
 from lavis_ext.datasets.readers.parse import parse_json, read_text
 from lavis_ext.features.formats.lines import lines_of
@@ -30,8 +30,8 @@ from lavis_ext.features.imports import place_of, store_of
 from lavis_ext.features.layout import ABOUT, INDEX, key_of
 from lavis_ext.features.store import ReadOptions
 from lavis_ext.features.vocabulary import LabelVocabulary, read_labels
-from lavis_ext.oscar.constrained import Seen, choose_names, detected, read_forms, read_heights, words_for
-from lavis_ext.oscar.datasets.regions import Encoder, Regions, labels_in
+from lavis_ext.oscar.constrained import DetectedObject, choose_names, detected, read_forms, read_heights, words_for
+from lavis_ext.oscar.datasets.regions import Encoder, RegionStores, labels_in
 from lavis_ext.oscar.wordpiece import find_vocab, load_wordpiece
 
 LABELS = ".lavis_ext/labels"
@@ -43,7 +43,7 @@ class RegionParts(Parts):
     """The opened parts of one split: records, features, tokenizer, and answers where there are any."""
 
     args: Mapping[str, Any]
-    regions: Regions
+    regions: RegionStores
     encoder: Encoder
     labels: LabelVocabulary | None = None
 
@@ -65,7 +65,7 @@ class Opening:
 
     def regions(
         self, files: Sequence[Path] | None = None, options: ReadOptions | None = None, boxed: bool = False
-    ) -> Regions:
+    ) -> RegionStores:
         """The stores of the split, which are made of published files first; raises NotPreparedError, ConfigError.
 
         `files` stand for what the arguments and the card name, `options` say what belongs to them; `boxed` as there.
@@ -74,7 +74,7 @@ class Opening:
         family = self.config.family or self.config.name
         found = self.feature_files() if files is None else [self._features(path) for path in files]
         stores = (store_of(path, self.context.cache_root, family, options) for path in found)
-        return Regions(tuple(stores), columns, most, boxed)
+        return RegionStores(tuple(stores), columns, most, boxed)
 
     @property
     def given(self) -> list[str] | None:
@@ -89,7 +89,7 @@ class Opening:
         if names is None:
             storage, cards = self.declared.build_info.storage, load_cards()
             declared = cards.image_paths(self.declared, self.split)
-            names = [below(Path(storage[0]).expanduser(), path) for path in declared] if storage else declared
+            names = [rebase(Path(storage[0]).expanduser(), path) for path in declared] if storage else declared
         if not names:
             where = f"datasets.{self.config.name}.args.features"
             raise ConfigError(where, f"nothing holds the features of '{self.split}'", "name a store or a file of them")
@@ -151,7 +151,7 @@ def region_splits(
     """Each wanted split, made by `make`."""
     args = args_of(config)
     args["images"] = str(context.cache_root / args["images"]) if args["images"] else None
-    inside = moved(config)
+    inside = with_storage_root(config)
 
     def build(split: str) -> Dataset:
         return make(Opening(inside, config, split, context, args))
@@ -182,7 +182,7 @@ KEYS = ("cbs_box", "cbs_constraint", "cbs_tokenforms", "cbs_hierarchy")
 
 
 @dataclass(frozen=True, eq=False)
-class Naming:
+class ImageTags:
     """The things to name, by image; `files` under upstream's keys are read when the first image is asked for."""
 
     files: Mapping[str, Path]
@@ -196,9 +196,9 @@ class Naming:
         return [words_for(name, self._pieces, self._forms) for name in choose_names(things, self._heights)]
 
     @cached_property
-    def _things(self) -> dict[str, list[Seen]]:
+    def _things(self) -> dict[str, list[DetectedObject]]:
         path = self.files["cbs_box"]
-        found: dict[str, list[Seen]] = {}
+        found: dict[str, list[DetectedObject]] = {}
         for number, line, _ in lines_of(path):
             image_id, _, text = line.partition(b"\t")
             where = f"{path}:{number}"
@@ -225,7 +225,7 @@ class Naming:
         return read_heights(tree)
 
 
-def find_naming(home: Path, tree: Mapping[str, Any]) -> Naming | None:
+def find_naming(home: Path, tree: Mapping[str, Any]) -> ImageTags | None:
     """The files that a split's YAML names beside it, where it names all of them and they are there."""
     files = {key: home.parent / str(tree[key]) for key in KEYS if tree.get(key)}
-    return Naming(files) if len(files) == len(KEYS) and all(path.is_file() for path in files.values()) else None
+    return ImageTags(files) if len(files) == len(KEYS) and all(path.is_file() for path in files.values()) else None

@@ -16,7 +16,7 @@ from lavis_ext.datasets.readers.faults import SampleError
 from lavis_ext.datasets.readers.images import ImageStore
 from lavis_ext.features.layout import key_of
 from lavis_ext.oscar.datasets.base import RegionDataset
-from lavis_ext.oscar.datasets.regions import Place, box_columns, tag_text
+from lavis_ext.oscar.datasets.regions import RegionPlace, box_columns, tag_text
 
 TEXTS = {"q": "question", "caption": "caption", "captions": "caption"}
 CANVAS = (640, 480)
@@ -60,7 +60,7 @@ class RegionView:
     def _text(self, index: int) -> SampleText:
         return text_of_regions(self.dataset.row(index), self.dataset)
 
-    def _drawn(self, image_id: Any, place: Place) -> Pixels:
+    def _drawn(self, image_id: Any, place: RegionPlace) -> Pixels:
         record = self.dataset.parts.regions.record(place)
         size = (record.width, record.height) if record.width and record.height else CANVAS
         canvas = self._picture(image_id) or Image.new("RGB", size, GREY)

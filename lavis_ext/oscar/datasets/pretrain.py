@@ -32,7 +32,7 @@ from lavis_ext.features.imports import place_of, stamp_of
 from lavis_ext.models.losses import IGNORED
 from lavis_ext.oscar.datasets.base import RegionDataset, hide, pad_rows
 from lavis_ext.oscar.datasets.opening import Opening, RegionParts, region_splits
-from lavis_ext.oscar.datasets.regions import Ids, Place, TagTable, tag_table, tag_text
+from lavis_ext.oscar.datasets.regions import Ids, RegionPlace, TagTable, tag_table, tag_text
 from lavis_ext.oscar.datasets.settings import RegionPretrainKeys
 
 log = logging.getLogger(__name__)
@@ -299,7 +299,7 @@ class RegionPretrainDataset(RegionDataset):
         found: Sample = {"input_ids": hidden, "token_type_ids": types, "lm_labels": labels, "labels": label}
         return {**found, "regions": place, "image_id": image_id, "instance_id": row["instance_id"]}
 
-    def images_of(self, row: Row, index: int) -> list[tuple[Any, Place]]:
+    def images_of(self, row: Row, index: int) -> list[tuple[Any, RegionPlace]]:
         """The image of a row, in the stores of its set and chunk; raises SampleError."""
         name, chunk, image_id = self.key(row, "image_key", index)
         return [(image_id, self.place(image_id, index, self.stores(name, chunk, index)))]

@@ -24,7 +24,7 @@ WITH_BOX = APPEARANCE + 6
 """2048 numbers of appearance, then x1/W, y1/H, x2/W, y2/H, w/W, h/H."""
 
 
-class Place(NamedTuple):
+class RegionPlace(NamedTuple):
     """Where an image's features lie, and how many regions of it are used."""
 
     store: int
@@ -33,7 +33,7 @@ class Place(NamedTuple):
 
 
 @dataclass(frozen=True, eq=False)
-class Regions:
+class RegionStores:
     """Stores that are asked in turn, `columns` numbers a region, the first `most` regions of an image. Picklable."""
 
     stores: tuple[FeatureStore, ...]
@@ -46,7 +46,7 @@ class Regions:
         for store in self.stores:
             _check_width(store, self.columns)
 
-    def find(self, image_id: str | int, among: Sequence[int] | None = None) -> Place:
+    def find(self, image_id: str | int, among: Sequence[int] | None = None) -> RegionPlace:
         """Where an image lies, in all stores or in those of some numbers.
 
         Raises UsageError where no store has it, or where its id fits several images of one.
@@ -68,23 +68,23 @@ class Regions:
             return 0
         return 0 if place is None else place.size
 
-    def _seek(self, image_id: Any, asked: Sequence[int]) -> Place | None:
+    def _seek(self, image_id: Any, asked: Sequence[int]) -> RegionPlace | None:
         for number in asked:
             index = self.stores[number].index
             row = index.find(str(image_id))
             if row is not None:
-                return Place(number, row, min(int(index.count[row]), self.most))
+                return RegionPlace(number, row, min(int(index.count[row]), self.most))
         return None
 
-    def record(self, place: Place) -> Record:
+    def record(self, place: RegionPlace) -> Record:
         """All that the store knows of an image."""
         return self.stores[place.store].at(place.row)
 
-    def will_need(self, place: Place) -> None:
+    def will_need(self, place: RegionPlace) -> None:
         """Have the system fetch the rows meanwhile."""
         self.stores[place.store].will_need(place.row)
 
-    def read_into(self, place: Place, out: Array) -> None:
+    def read_into(self, place: RegionPlace, out: Array) -> None:
         """Fill float32 `out` [m, columns] with an image's regions; the rows after them become 0.
 
         A store of appearance alone (2048) gets the six box columns from its boxes; of one with them, an input of 2048
@@ -101,13 +101,13 @@ class Regions:
         if width < self.columns:
             out[:n, width:] = box_columns(record)[:n]
 
-    def array(self, place: Place) -> Array:
+    def array(self, place: RegionPlace) -> Array:
         """The features as a new float32 array [n, columns]."""
         out = np.empty((place.size, self.columns), np.float32)
         self.read_into(place, out)
         return out
 
-    def _check_size(self, place: Place) -> None:
+    def _check_size(self, place: RegionPlace) -> None:
         """Raise UsageError where box columns are wanted of boxes in pixels of an image whose size is not known."""
         store = self.stores[place.store]
         if not place.size or (store.columns >= self.columns and not self.boxed):

@@ -26,7 +26,7 @@ from lavis_ext.features.layout import Array, key_of
 from lavis_ext.oscar.datasets.base import RegionDataset, listed, mask_rows, pad_rows, stacked
 from lavis_ext.oscar.datasets.caption import PerCaption, caption_file, other_than
 from lavis_ext.oscar.datasets.opening import Opening, RegionParts, region_splits
-from lavis_ext.oscar.datasets.regions import Place, Regions, box_columns
+from lavis_ext.oscar.datasets.regions import RegionPlace, RegionStores, box_columns
 from lavis_ext.oscar.datasets.retrieval import RegionRankingDataset
 from lavis_ext.oscar.datasets.settings import VoltaKeys
 from lavis_ext.oscar.volta.coco import feature_folder, find_rows, find_serialised
@@ -124,7 +124,7 @@ class VoltaDataset(RegionDataset):
         """The sample with `features` and `locs` (or lists of them) in the place of `regions`. Raises SampleError."""
         sample = self.fields(self.row(index), index, None)
         place = sample.pop("regions")
-        several = not isinstance(place, Place)
+        several = not isinstance(place, RegionPlace)
         found = [volta_rows(self.parts.regions, one, self.parts.args) for one in (place if several else [place])]
         features, locs = ([torch.from_numpy(array) for array in arrays] for arrays in zip(*found, strict=True))
         return {**sample, "features": features if several else features[0], "locs": locs if several else locs[0]}
@@ -147,8 +147,8 @@ class VoltaDataset(RegionDataset):
             features, locs = sample["features"], sample["locs"]
             both = [(features, locs)] if isinstance(features, Tensor) else list(zip(features, locs, strict=True))
             return [(one.numpy(), other.numpy()) for one, other in both]
-        known: dict[Place, tuple[Array, Array]] = {}
-        places = [place] if isinstance(place, Place) else place
+        known: dict[RegionPlace, tuple[Array, Array]] = {}
+        places = [place] if isinstance(place, RegionPlace) else place
         for one in places:
             if one not in known:
                 known[one] = volta_rows(self.parts.regions, one, self.parts.args)
@@ -248,7 +248,7 @@ class VoltaRankingDataset(VoltaDataset, RegionRankingDataset):
         return {row["image_id"]: list(row["captions"]) for row in rows}
 
 
-def volta_rows(regions: Regions, place: Place, args: Any) -> tuple[Array, Array]:
+def volta_rows(regions: RegionStores, place: RegionPlace, args: Any) -> tuple[Array, Array]:
     """`features` float32 [n,2048] and `locs` float32 [n,5 or 7] of an image, with the whole image where it is wanted.
 
     The whole image is the mean of its regions at [0, 0, 1, 1, 1] (volta/datasets/_image_features_reader.py).

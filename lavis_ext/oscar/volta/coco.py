@@ -170,7 +170,7 @@ IDS = (
 
 
 @dataclass(frozen=True)
-class Captions:
+class CaptionSummary:
     """What was written: images, captions, and ids of the list that no image has."""
 
     path: Path
@@ -179,7 +179,7 @@ class Captions:
     unknown: tuple[int, ...] = ()
 
 
-def extract_captions(infile: Path, outdir: Path, split: str, root: Path, ids: Path | None = None) -> Captions:
+def extract_captions(infile: Path, outdir: Path, split: str, root: Path, ids: Path | None = None) -> CaptionSummary:
     """Write `{split}_ann.jsonl` from `dataset_coco.json`, in the order of its images, train before restval.
 
     `ids` lists the images of test1k; without it the file is sought below `root`. Raises UsageError, IntegrityError,
@@ -197,7 +197,7 @@ def extract_captions(infile: Path, outdir: Path, split: str, root: Path, ids: Pa
     with disk_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
     write_atomic(path, "".join(_line(image, infile) for image in chosen).encode())
-    return Captions(path, len(chosen), sum(len(image["sentences"]) for image in chosen), unknown)
+    return CaptionSummary(path, len(chosen), sum(len(image["sentences"]) for image in chosen), unknown)
 
 
 def _line(image: dict[str, Any], infile: Path) -> str:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from lavis_ext.common.errors import IntegrityError
-from lavis_ext.features.extraction.rows import Account, columns_of, id_of, owned
+from lavis_ext.features.extraction.rows import ExtractionLog, columns_of, id_of, owned
 from lavis_ext.features.files import disk_errors
 from lavis_ext.features.formats.base import need
 from lavis_ext.features.formats.lines import growing_of, lines_of
@@ -66,7 +66,7 @@ def serialise(
             writing.close()
             writing.writer.sync()
     for source in sources:
-        account = Account.read(source)
+        account = ExtractionLog.read(source)
         writing.done.missing |= account.faults if account else {}
     return writing.done
 

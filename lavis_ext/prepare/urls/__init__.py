@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from lavis_ext.prepare.urls.hosted import expand_list, fetch_hosted
-from lavis_ext.prepare.urls.job import Account, ListJob, read_account
+from lavis_ext.prepare.urls.job import ListAccount, ListJob, read_account
 from lavis_ext.prepare.urls.listing import ListOptions, fetch_images, fetch_list_files, list_account, list_files
 from lavis_ext.prepare.urls.run import fetch_list
 
 __all__ = [
-    "Account",
+    "ListAccount",
     "ListJob",
     "ListOptions",
     "expand_list",

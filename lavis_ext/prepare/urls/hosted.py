@@ -10,8 +10,8 @@ from pathlib import Path, PurePosixPath
 from lavis_ext.common.config.cards import ImageList
 from lavis_ext.common.errors import DiskError, NetworkError
 from lavis_ext.fetch import MirrorMap, Progress, Result, Source, Transfer, fetch_all
-from lavis_ext.prepare.urls.job import Account, ListJob, Loss
-from lavis_ext.prepare.urls.rows import Row, read_rows
+from lavis_ext.prepare.urls.job import ListAccount, ListJob, LostImage
+from lavis_ext.prepare.urls.rows import ListedImage, read_rows
 
 # Which images of a list lie in their folder: listings, not one look per file, and the first bytes where asked.
 
@@ -93,7 +93,9 @@ def expand_list(
     return [transfer for _, transfer in _transfers(rows, target, mirrors or MirrorMap()) if transfer is not None]
 
 
-def _transfers(rows: Iterator[Row], target: Path, mirrors: MirrorMap) -> Iterator[tuple[Row, Transfer | None]]:
+def _transfers(
+    rows: Iterator[ListedImage], target: Path, mirrors: MirrorMap
+) -> Iterator[tuple[ListedImage, Transfer | None]]:
     """Each row that is the first with its path, and how to fetch it; None, and a refusal, for one that may not be."""
     seen: set[str] = set()
     _ = mirrors.manifest  # a mirror that cannot be asked at all is an error, not a list of missing images
@@ -108,7 +110,7 @@ def _transfers(rows: Iterator[Row], target: Path, mirrors: MirrorMap) -> Iterato
                 yield replace(row, refusal="the mirror lacks it"), None
 
 
-def fetch_hosted(job: ListJob, progress: Progress | None = None) -> Account:
+def fetch_hosted(job: ListJob, progress: Progress | None = None) -> ListAccount:
     """Fetch every image of a list that is not there; returns the account, whose `check()` raises below the threshold.
 
     Raises DiskError, ConfigError, IntegrityError.
@@ -124,7 +126,7 @@ def fetch_hosted(job: ListJob, progress: Progress | None = None) -> Account:
     missing = [transfer for row, transfer in wanted if transfer and row.path not in there]
     policy = replace(job.policy, ledger=job.policy.ledger or job.work / "ledger.jsonl")
     results = fetch_all(missing, policy, progress, collect=True)
-    account = Account(name=job.name, expected=len(wanted), threshold=job.threshold, asked=job.max_samples)
+    account = ListAccount(name=job.name, expected=len(wanted), threshold=job.threshold, asked=job.max_samples)
     account.notes += [f"{moved} files that are no images were set aside"] if moved else []
     account.bytes_moved = sum(result.bytes_moved for result in results)
     losses = [*_refused(wanted), *_failed(wanted, results)]
@@ -133,11 +135,11 @@ def fetch_hosted(job: ListJob, progress: Progress | None = None) -> Account:
     return account
 
 
-def _refused(wanted: Sequence[tuple[Row, Transfer | None]]) -> Iterator[Loss]:
-    return (Loss(row.id, row.url, row.refusal) for row, transfer in wanted if transfer is None)
+def _refused(wanted: Sequence[tuple[ListedImage, Transfer | None]]) -> Iterator[LostImage]:
+    return (LostImage(row.id, row.url, row.refusal) for row, transfer in wanted if transfer is None)
 
 
-def _failed(wanted: Sequence[tuple[Row, Transfer | None]], results: Sequence[Result]) -> Iterator[Loss]:
+def _failed(wanted: Sequence[tuple[ListedImage, Transfer | None]], results: Sequence[Result]) -> Iterator[LostImage]:
     rows = {transfer.path: row for row, transfer in wanted if transfer}
     for result in results:
         if isinstance(result.error, DiskError):
@@ -145,7 +147,7 @@ def _failed(wanted: Sequence[tuple[Row, Transfer | None]], results: Sequence[Res
         if result.error is not None:
             row = rows[result.path]
             corrupt = result.error.exit_code == 5
-            yield Loss(row.id, row.url, reason_of(str(result.error.problems[0].what)), corrupt)
+            yield LostImage(row.id, row.url, reason_of(str(result.error.problems[0].what)), corrupt)
 
 
 def reason_of(told: str) -> str:

@@ -139,7 +139,7 @@ SHOWN = 4
 
 
 @dataclass(frozen=True)
-class Loss:
+class LostImage:
     """A sample without an image."""
 
     id: str
@@ -149,7 +149,7 @@ class Loss:
 
 
 @dataclass(kw_only=True)
-class Account:
+class ListAccount:
     """What a list came to. `expected` = `present` + `missing` + `corrupt`; `lost` names every one that is not there."""
 
     name: str
@@ -216,7 +216,7 @@ class Account:
         """Plain values."""
         return {**asdict(self), "reasons": dict(self.reasons.most_common()), "lost": str(self.lost or "")}
 
-    def save(self, folder: Path, losses: Iterable[Loss]) -> None:
+    def save(self, folder: Path, losses: Iterable[LostImage]) -> None:
         """Count losses, write them to `missing.tsv`, then the account to `account.json`; both atomically."""
         self.lost = folder / "missing.tsv"
         part = self.lost.with_name("missing.tsv.part")
@@ -235,11 +235,11 @@ def _field(value: str) -> str:
     return " ".join(value.split())
 
 
-def read_account(folder: Path) -> Account | None:
+def read_account(folder: Path) -> ListAccount | None:
     """The account that the last run left in a folder, or None."""
     try:
         raw = json.loads((folder / "account.json").read_text("utf-8"))
         raw["lost"] = Path(raw["lost"]) if raw["lost"] else None
-        return Account(**{**raw, "reasons": Counter(raw["reasons"])})
+        return ListAccount(**{**raw, "reasons": Counter(raw["reasons"])})
     except (OSError, ValueError, TypeError, KeyError):
         return None

@@ -13,7 +13,7 @@ from lavis_ext.common.config.cards import Artifact, ImageList
 from lavis_ext.common.errors import ConfigError, UsageError
 from lavis_ext.fetch import MirrorMap, Policy, Progress, Source, Transfer, fetch_all
 from lavis_ext.prepare.urls.hosted import fetch_hosted
-from lavis_ext.prepare.urls.job import Account, Distributor, ListJob, read_account
+from lavis_ext.prepare.urls.job import Distributor, ListAccount, ListJob, read_account
 from lavis_ext.prepare.urls.run import fetch_list
 
 TABLES = (".parquet", ".json", ".jsonl", ".csv", ".tsv")
@@ -39,7 +39,7 @@ def work_folder(root: Path, artifact: Artifact) -> Path:
     return root / family / ".lavis_ext" / "lists" / (artifact.name or "images")
 
 
-def list_account(root: Path, artifact: Artifact) -> Account | None:
+def list_account(root: Path, artifact: Artifact) -> ListAccount | None:
     """What the last run said of a list; opens no image."""
     return read_account(work_folder(root, artifact)) if artifact.lists else None
 
@@ -93,7 +93,7 @@ def fetch_list_files(
 
 def fetch_images(
     root: Path, artifact: Artifact, threshold: float, options: ListOptions, progress: Progress | None = None
-) -> Account:
+) -> ListAccount:
     """The list's own files, then every image that they name, by the engine that the list asks for.
 
     `threshold` counts where the list has none of its own. Raises as `fetch_list_files`, `fetch_hosted`, `fetch_list`.

@@ -11,7 +11,7 @@ from typing import Any
 from img2dataset.downloader import Downloader
 from img2dataset.writer import BufferedParquetWriter, WebDatasetSampleWriter
 
-from lavis_ext.fetch.guard import Limits, install_guard
+from lavis_ext.fetch.guard import ResponseLimits, install_guard
 from lavis_ext.prepare.urls.rows import PATH
 
 PULSE = 0.5
@@ -21,7 +21,7 @@ DISK_TROUBLE = "disk_trouble.json"
 class GuardedDownloader(Downloader):  # type: ignore[misc]
     """img2dataset's downloader, with urllib guarded in whichever process it is called."""
 
-    def __init__(self, limits: Limits, **arguments: Any) -> None:
+    def __init__(self, limits: ResponseLimits, **arguments: Any) -> None:
         super().__init__(**arguments)
         self.limits = limits
 
@@ -32,7 +32,7 @@ class GuardedDownloader(Downloader):  # type: ignore[misc]
         return done
 
 
-class Pulse:
+class ShardPulse:
     """Tells how far a shard is in `NNNNN.pulse` (rows and bytes), and a disk that fails in `disk_trouble.json`."""
 
     def __init__(self, folder: str, shard: int) -> None:
@@ -63,7 +63,7 @@ class ShardWriter(WebDatasetSampleWriter):  # type: ignore[misc]
     def __init__(self, shard_id: int, output_folder: str, *rest: Any) -> None:
         super().__init__(shard_id, output_folder, *rest)
         self._folder = output_folder
-        self._pulse = Pulse(output_folder, shard_id)
+        self._pulse = ShardPulse(output_folder, shard_id)
 
     def write(self, img_str: bytes | None, key: str, caption: str | None, meta: dict[str, Any]) -> None:
         """Enter a row, and its image if it has one."""
@@ -96,7 +96,7 @@ class NamedFilesWriter:
         self._target = target
         self._folders: set[Path] = set()
         self._status = BufferedParquetWriter(f"{output_folder}/{shard_id:05d}.parquet", schema, 100)
-        self._pulse = Pulse(output_folder, shard_id)
+        self._pulse = ShardPulse(output_folder, shard_id)
 
     def write(self, img_str: bytes | None, key: str, caption: str | None, meta: dict[str, Any]) -> None:
         """Enter a row, and put its image in place if it has one."""

@@ -21,7 +21,7 @@ from lavis_ext.common.files import write_json
 from lavis_ext.datasets.readers.parse import parse_json, parse_rows, read_text
 from lavis_ext.fetch import refuse_unless_remote
 from lavis_ext.fetch.safety import is_loopback, is_private, safe_relative
-from lavis_ext.prepare.urls.job import ListJob, Loss
+from lavis_ext.prepare.urls.job import ListJob, LostImage
 
 Record = Mapping[str, Any]
 BATCH = 4096
@@ -29,7 +29,7 @@ LONGEST_CAPTION = 1 << 16
 
 
 @dataclass(frozen=True)
-class Row:
+class ListedImage:
     """One image that is wanted: `refusal` says why it is not even tried, "" if it is."""
 
     number: int
@@ -60,7 +60,7 @@ class Text(str):
 
 def read_rows(
     paths: Sequence[Path], spec: ImageList, limit: int | None = None, allow_private: bool = False
-) -> Iterator[Row]:
+) -> Iterator[ListedImage]:
     """The first `limit` rows; raises ConfigError for keys that lack, IntegrityError for files that cannot be read."""
     number = 0
     for path in paths:
@@ -70,7 +70,7 @@ def read_rows(
             number += 1
 
 
-def make_row(number: int, record: Record, spec: ImageList, allow_private: bool = False) -> Row:
+def make_row(number: int, record: Record, spec: ImageList, allow_private: bool = False) -> ListedImage:
     """A record whose keys are mapped already: `url`, `caption`, `id`, the kept ones, and its own for the path."""
     url = plain_url(record.get("\0url"))
     refusal = refuse_row(url, allow_private)
@@ -82,7 +82,7 @@ def make_row(number: int, record: Record, spec: ImageList, allow_private: bool =
             refusal = f"refused: {error.problems[0].what}"
     caption = clean_text(record.get("\0caption"))
     more = {key: record.get(key) for key in spec.keep}
-    return Row(number, clean_text(record.get("\0id")) or path or str(number), url, path, caption, more, refusal)
+    return ListedImage(number, clean_text(record.get("\0id")) or path or str(number), url, path, caption, more, refusal)
 
 
 def read_records(path: Path, spec: ImageList) -> Iterator[Record]:
@@ -241,9 +241,9 @@ class TableIndex:
     refused: tuple[tuple[str, str, str], ...] = ()
     repeated: int = 0
 
-    def losses(self) -> Iterator[Loss]:
+    def losses(self) -> Iterator[LostImage]:
         """The refused rows."""
-        return (Loss(*entry) for entry in self.refused)
+        return (LostImage(*entry) for entry in self.refused)
 
     @classmethod
     def read(cls, folder: Path) -> TableIndex | None:
@@ -288,15 +288,15 @@ def write_tables(job: ListJob, folder: Path) -> TableIndex:
     return index
 
 
-def _chain(first: Row | None, rest: Iterator[Row]) -> Iterator[Row]:
+def _chain(first: ListedImage | None, rest: Iterator[ListedImage]) -> Iterator[ListedImage]:
     if first is not None:
         yield first
         yield from rest
 
 
 def _wanted(
-    rows: Iterable[Row], job: ListJob, refused: list[tuple[str, str, str]], repeated: list[int]
-) -> Iterator[Row]:
+    rows: Iterable[ListedImage], job: ListJob, refused: list[tuple[str, str, str]], repeated: list[int]
+) -> Iterator[ListedImage]:
     seen: set[str] = set()
     for row in rows:
         if row.refusal:
@@ -310,7 +310,7 @@ def _wanted(
 
 
 def write_rows(
-    rows: Iterator[Row], folder: Path, size: int, keep: Sequence[str] = (), locate: Callable[[str], str] = str
+    rows: Iterator[ListedImage], folder: Path, size: int, keep: Sequence[str] = (), locate: Callable[[str], str] = str
 ) -> Iterator[tuple[int, str]]:
     """Write tables of `size` rows; yields how many rows each has and their hash.
 
@@ -337,7 +337,7 @@ def write_rows(
         number += 1
 
 
-def hash_rows(rows: Sequence[Row]) -> str:
+def hash_rows(rows: Sequence[ListedImage]) -> str:
     """sha256 of what a shard is made from."""
     digest = hashlib.sha256()
     for row in rows:
@@ -345,13 +345,13 @@ def hash_rows(rows: Sequence[Row]) -> str:
     return digest.hexdigest()
 
 
-def read_table(path: Path) -> list[Row]:
+def read_table(path: Path) -> list[ListedImage]:
     """The rows of one table."""
     from pyarrow import parquet
 
     fixed = {ROW, ID, PATH, "url", "caption"}
     return [
-        Row(
+        ListedImage(
             record[ROW],
             record[ID],
             record["url"],

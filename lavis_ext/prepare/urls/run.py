@@ -15,14 +15,14 @@ from lavis_ext.common.files import write_json
 from lavis_ext.fetch import Progress, Silent
 from lavis_ext.fetch.lock import Ownership
 from lavis_ext.prepare.urls.hosted import find_images, set_aside_foreign
-from lavis_ext.prepare.urls.job import Account, ListJob, Loss, Pass
-from lavis_ext.prepare.urls.rows import ROW, Row, TableIndex, fingerprint, read_table, write_rows, write_tables
+from lavis_ext.prepare.urls.job import ListAccount, ListJob, LostImage, Pass
+from lavis_ext.prepare.urls.rows import ROW, ListedImage, TableIndex, fingerprint, read_table, write_rows, write_tables
 from lavis_ext.prepare.urls.shards import (
-    Manifest,
-    Verdict,
+    RowOutcome,
+    ShardManifest,
+    classify_failure,
     describe,
     is_published,
-    judge,
     publish,
     set_aside,
     shard_path,
@@ -75,7 +75,7 @@ def read_stats(one: Pass, shard: int) -> dict[str, int] | None:
     return stats if one.status(shard).is_file() else None
 
 
-class Runner:
+class ListRun:
     """Brings passes to their end; `notes` say what was out of the ordinary, `bytes` what came."""
 
     def __init__(self, job: ListJob, advance: Advance) -> None:
@@ -206,13 +206,13 @@ def read_pulse(path: Path) -> tuple[int, int]:
         return 0, 0
 
 
-def read_verdicts(one: Pass) -> Iterator[tuple[int, str, str, Verdict]]:
+def read_verdicts(one: Pass) -> Iterator[tuple[int, str, str, RowOutcome]]:
     """(row, id, url, verdict) of every row of a pass; rows that left no record are unfinished."""
     for shard in one.shards:
         told = _read_status(one, shard)
         for row in read_table(one.table(shard)):
             status, message = told.get(row.number, (None, None))
-            yield row.number, row.id, row.url, judge(status, message)
+            yield row.number, row.id, row.url, classify_failure(status, message)
 
 
 def _read_status(one: Pass, shard: int) -> dict[int, tuple[str, str | None]]:
@@ -232,7 +232,7 @@ def _read_status(one: Pass, shard: int) -> dict[int, tuple[str, str | None]]:
 PULSE = "list.pulse"
 
 
-def fetch_list(job: ListJob, progress: Progress | None = None) -> Account:
+def fetch_list(job: ListJob, progress: Progress | None = None) -> ListAccount:
     """Fetch what a list names and is not there; returns the account, whose `check()` raises below the threshold.
 
     A second call goes on where a killed one stopped: finished shards are kept, rows that failed for reasons that may
@@ -259,12 +259,12 @@ class _Run:
     def __init__(self, job: ListJob, progress: Progress) -> None:
         self._job = job
         self._notes: list[str] = []
-        self._lost: dict[int, Loss] = {}
+        self._lost: dict[int, LostImage] = {}
         self._passing: set[int] = set()
         self._progress = progress
-        self._runner = Runner(job, self._advance)
+        self._runner = ListRun(job, self._advance)
 
-    def run(self) -> Account:
+    def run(self) -> ListAccount:
         """Tables, the first pass, further passes, the account."""
         self._index = self._tables()
         if not read_passes(self._job):
@@ -334,11 +334,11 @@ class _Run:
         written = list(write_rows(rows, tables, job.spec.samples_per_shard, job.spec.keep))
         return begin_pass(job, number, tables, next_shard(read_passes(job)), (input_hash for _, input_hash in written))
 
-    def _rows(self) -> Iterator[Row]:
+    def _rows(self) -> Iterator[ListedImage]:
         for path in sorted(self._list.glob("*.parquet")):
             yield from read_table(path)
 
-    def _absent(self) -> Iterator[Row]:
+    def _absent(self) -> Iterator[ListedImage]:
         """Rows whose file is not there; what lies there and is no image is moved out of the way."""
         for path in sorted(self._list.glob("*.parquet")):
             rows = read_table(path)
@@ -357,7 +357,7 @@ class _Run:
                 self._lost.pop(row, None)
                 self._passing.discard(row)
                 if verdict.kind != "present":
-                    self._lost[row] = Loss(id, url, verdict.reason, verdict.kind == "corrupt")
+                    self._lost[row] = LostImage(id, url, verdict.reason, verdict.kind == "corrupt")
                     if verdict.passing:
                         self._passing.add(row)
         if not self._job.shards:
@@ -372,19 +372,19 @@ class _Run:
                     self._lost.pop(row.number, None)
                     self._passing.discard(row.number)
                 elif row.number not in self._lost:
-                    self._lost[row.number] = Loss(row.id, row.url, "gone from the disk")
+                    self._lost[row.number] = LostImage(row.id, row.url, "gone from the disk")
                     self._passing.add(row.number)
 
-    def _account(self, index: TableIndex) -> Account:
+    def _account(self, index: TableIndex) -> ListAccount:
         job = self._job
-        account = Account(name=job.name, expected=index.expected, threshold=job.threshold, asked=job.max_samples)
+        account = ListAccount(name=job.name, expected=index.expected, threshold=job.threshold, asked=job.max_samples)
         account.present = index.expected - len(self._lost) - len(index.refused)
         account.bytes_moved = self._runner.bytes
         account.notes = [*self._notes, *self._runner.notes]
         if index.repeated:
             account.notes.append(f"{index.repeated} rows name an image that an earlier row names")
         if job.shards:
-            manifests = [Manifest.read(tar) for tar in sorted(job.target.glob("*.tar"))]
+            manifests = [ShardManifest.read(tar) for tar in sorted(job.target.glob("*.tar"))]
             account.shards = len(manifests)
             account.samples = sum(manifest.samples for manifest in manifests if manifest)
         account.save(job.work, [*index.losses(), *(self._lost[row] for row in sorted(self._lost))])

@@ -23,7 +23,7 @@ IMAGES = (".jpg", ".jpeg", ".png", ".webp")
 
 
 @dataclass(frozen=True)
-class Manifest:
+class ShardManifest:
     """What a shard `NNNNN.tar` holds, written as `NNNNN.manifest.json` once it is complete.
 
     `samples` counts keys that have an image; first and last key are in the order of the file; `input_hash` is of the
@@ -39,7 +39,7 @@ class Manifest:
     input_hash: str
 
     @classmethod
-    def read(cls, tar: Path) -> Manifest | None:
+    def read(cls, tar: Path) -> ShardManifest | None:
         """The manifest of a shard, None where it has none that can be read."""
         try:
             return cls(**json.loads(manifest_path(tar).read_text("utf-8")))
@@ -59,7 +59,7 @@ def shard_path(target: Path, number: int) -> Path:
 
 def is_published(tar: Path, input_hash: str) -> bool:
     """Whether a shard is there as its manifest says, made from these rows; its bytes are not read."""
-    manifest = Manifest.read(tar)
+    manifest = ShardManifest.read(tar)
     return (
         manifest is not None
         and manifest.input_hash == input_hash
@@ -68,7 +68,7 @@ def is_published(tar: Path, input_hash: str) -> bool:
     )
 
 
-def publish(finished: Path, tar: Path, manifest: Manifest) -> None:
+def publish(finished: Path, tar: Path, manifest: ShardManifest) -> None:
     """Flush a finished shard, give it its name, and write its manifest last; done again it changes nothing."""
     if finished.exists():
         manifest_path(tar).unlink(missing_ok=True)
@@ -79,7 +79,7 @@ def publish(finished: Path, tar: Path, manifest: Manifest) -> None:
     write_json(manifest_path(tar), asdict(manifest))
 
 
-def describe(tar: Path, input_hash: str) -> Manifest:
+def describe(tar: Path, input_hash: str) -> ShardManifest:
     """The manifest of a shard, from its bytes; raises IntegrityError for one that is cut or has half samples."""
     digest = hashlib.sha256()
     with tar.open("rb") as file:
@@ -95,12 +95,12 @@ def describe(tar: Path, input_hash: str) -> Manifest:
         raise IntegrityError(str(tar), f"not a whole tar ({error})", "run again: it is made anew") from error
     samples = [key for key, suffixes in keys.items() if suffixes & set(IMAGES) and ".json" in suffixes]
     first, last = (samples[0], samples[-1]) if samples else ("", "")
-    return Manifest(tar.stem, tar.stat().st_size, digest.hexdigest(), len(samples), first, last, input_hash)
+    return ShardManifest(tar.stem, tar.stat().st_size, digest.hexdigest(), len(samples), first, last, input_hash)
 
 
 def shard_fault(tar: Path) -> str:
     """How a shard differs from its manifest, hashed anew; "" if it does not."""
-    manifest = Manifest.read(tar)
+    manifest = ShardManifest.read(tar)
     if manifest is None:
         return "has no manifest"
     try:
@@ -156,7 +156,7 @@ _TABLE: tuple[tuple[str, str, bool], ...] = (
 
 
 @dataclass(frozen=True)
-class Verdict:
+class RowOutcome:
     """What became of a row; `passing` says that another try may go better."""
 
     kind: Kind
@@ -164,34 +164,34 @@ class Verdict:
     passing: bool = False
 
 
-def judge(status: str | None, message: str | None) -> Verdict:
+def classify_failure(status: str | None, message: str | None) -> RowOutcome:
     """The verdict on img2dataset's status and error message of one row; None as status: it left no record."""
     if status == "success":
-        return Verdict("present")
+        return RowOutcome("present")
     if status is None:
-        return Verdict("missing", "unfinished", True)
+        return RowOutcome("missing", "unfinished", True)
     told = (message or "no reason given").strip().removeprefix("<urlopen error ").removesuffix(">")
     head, _, rest = told.partition(": ")
     if head == "corrupt":
-        return Verdict("corrupt", rest[:80])
+        return RowOutcome("corrupt", rest[:80])
     if head == "cut":
-        return Verdict("corrupt", "body cut short", True)
+        return RowOutcome("corrupt", "body cut short", True)
     if head in ("refused", "placeholder"):
-        return Verdict("missing", told[:80])
+        return RowOutcome("missing", told[:80])
     if status == "failed_to_resize":
-        return Verdict("corrupt", "cannot be decoded")
+        return RowOutcome("corrupt", "cannot be decoded")
     return _of_network(told)
 
 
-def _of_network(told: str) -> Verdict:
+def _of_network(told: str) -> RowOutcome:
     found = _STATUS.search(told)
     if found:
         status = int(found[1])
-        return Verdict("missing", f"HTTP {status}", status in TRANSIENT_STATUS or status >= 500)
+        return RowOutcome("missing", f"HTTP {status}", status in TRANSIENT_STATUS or status >= 500)
     for pattern, reason, passing in _TABLE:
         if re.search(pattern, told):
-            return Verdict("missing", reason, passing)
-    return Verdict("missing", f"other: {told[:60]}")
+            return RowOutcome("missing", reason, passing)
+    return RowOutcome("missing", f"other: {told[:60]}")
 
 
 # Judges a body that came for an image: hosts' stand-ins, pages, cut and damaged files are no images.

@@ -88,12 +88,12 @@ def make_downloader(order: PassOrder, columns: list[str]) -> Any:
     """img2dataset's downloader for this order."""
     from img2dataset.resizer import Resizer
 
-    from lavis_ext.fetch.guard import Limits
+    from lavis_ext.fetch.guard import ResponseLimits
     from lavis_ext.prepare.urls.parts import GuardedDownloader, NamedFilesWriter, ShardWriter
     from lavis_ext.prepare.urls.shards import Inspector
 
     shards = order.output == "shards"
-    limits = Limits(
+    limits = ResponseLimits(
         allow_private=order.allow_private,
         max_bytes=order.max_bytes,
         deadline=order.deadline,

@@ -7,7 +7,7 @@ import pytest
 from lavis_ext.common.config import doctor
 
 
-def findings(root: Path) -> dict[str, doctor.Finding]:
+def findings(root: Path) -> dict[str, doctor.MachineCheck]:
     return {f.name: f for f in doctor.examine(root)}
 
 

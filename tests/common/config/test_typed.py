@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lavis_ext.common.config.decode import Door
+from lavis_ext.common.config.decode import ConfigDecoder
 from lavis_ext.common.errors import ConfigError
 
 
@@ -30,7 +30,7 @@ class Outer:
 
 
 def build(value: Any) -> Outer | None:
-    door = Door({"name": "f.yaml:1", "table": "f.yaml:7"})
+    door = ConfigDecoder({"name": "f.yaml:1", "table": "f.yaml:7"})
     built = door.build(Outer, value)
     door.close()
     return built
@@ -57,9 +57,9 @@ def test_every_mistake_at_once() -> None:
 
 
 def test_a_bare_no_is_a_choice_again() -> None:
-    assert Door().fit(Literal["no", "fp16"], False, "precision") == "no"
-    door = Door()
-    door.fit(Literal["yes"], False, "precision")
+    assert ConfigDecoder().coerce(Literal["no", "fp16"], False, "precision") == "no"
+    door = ConfigDecoder()
+    door.coerce(Literal["yes"], False, "precision")
     assert door.problems
 
 
@@ -74,7 +74,7 @@ def test_true_is_not_a_number() -> None:
     )
 )
 def test_anything_is_built_or_refused_in_words(value: Any) -> None:
-    door = Door()
+    door = ConfigDecoder()
     built = door.build(Outer, {"name": "x", "inner": value, "table": value, "splits": value})
     assert built is not None
     assert isinstance(built.inner, Inner)

@@ -6,13 +6,13 @@ import numpy as np
 import torch
 
 from lavis_ext.features.detectors.base import DetectorOptions
-from lavis_ext.features.detectors.c4 import C4Detector, C4Network, Layers, Settings
+from lavis_ext.features.detectors.c4 import C4Detector, C4Network, C4Settings, Layers
 from lavis_ext.features.detectors.published import TINY, TINY_SETTINGS, VINVL_SETTINGS, draw
 
 VINVL_LAYERS = replace(
     TINY, groups=2, stride_in_1x1=False, halve_res5=True, ceil_pool=False, eps=0.0, anchors=15, box_classes=7
 )
-SETTINGS: dict[str, Settings] = {
+SETTINGS: dict[str, C4Settings] = {
     "caffe": TINY_SETTINGS,
     "maskrcnn": replace(VINVL_SETTINGS, layers=VINVL_LAYERS, short=240, long=400, before=600, after=60, pool=4),
 }

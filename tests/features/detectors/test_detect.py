@@ -11,7 +11,7 @@ import torch
 from lavis_ext.common.errors import UsageError
 from lavis_ext.common.registry import RegistryError, detectors, registry
 from lavis_ext.features import create_store, export_store, import_features, open_store
-from lavis_ext.features.detectors import Detector, DetectorOptions, Regions, build_detector, geometry
+from lavis_ext.features.detectors import DetectedRegions, Detector, DetectorOptions, build_detector, geometry
 from lavis_ext.features.detectors.base import prepare_caffe, prepare_maskrcnn
 from lavis_ext.features.detectors.c4 import C4Detector
 from tests.features.detectors.small import detector, drawn, picture
@@ -20,7 +20,7 @@ from tests.features.detectors.test_boxes import suppressed_slowly
 FRAMES = ["caffe", "maskrcnn"]
 
 
-def equal(one: Regions, other: Regions) -> bool:
+def equal(one: DetectedRegions, other: DetectedRegions) -> bool:
     names = ("boxes", "features", *one.arrays)
     return all(np.array_equal(getattr(one, name), getattr(other, name)) for name in names)
 

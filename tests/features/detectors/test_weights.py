@@ -14,7 +14,7 @@ from lavis_ext.features.detectors import DetectorOptions, build_detector
 from lavis_ext.features.detectors.c4 import BUTD, VINVL, C4Network, Layers
 from lavis_ext.features.detectors.ops import cell_anchors
 from lavis_ext.features.detectors.published import TINY
-from lavis_ext.features.detectors.weights import DETECTRON2, MASKRCNN, Naming, fit, read_weights
+from lavis_ext.features.detectors.weights import DETECTRON2, MASKRCNN, TensorNames, fit, read_weights
 from tests.features.detectors.small import VINVL_LAYERS, as_detectron2, as_maskrcnn, detectron2_tensors, drawn
 
 
@@ -181,7 +181,7 @@ def test_small_weights_do_not_pass_for_the_published(pkl: Path) -> None:
     ids=["butd", "vinvl"],
 )
 def test_every_published_name_at_full_size_has_its_place(
-    layers: Layers, naming: Naming, theirs: object, tensors: int, spare: int
+    layers: Layers, naming: TensorNames, theirs: object, tensors: int, spare: int
 ) -> None:
     """A norm has 4 tensors beside its convolution, the proposals 6, class and boxes 4, attributes 5."""
     network = empty(layers)

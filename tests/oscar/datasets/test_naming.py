@@ -8,12 +8,12 @@ from pathlib import Path
 import pytest
 
 from lavis_ext.common.errors import IntegrityError
-from lavis_ext.oscar.datasets.opening import KEYS, Naming, find_naming
+from lavis_ext.oscar.datasets.opening import KEYS, ImageTags, find_naming
 
 TREE = {"LabelName": "Thing", "Subcategory": [{"LabelName": "Animal", "Subcategory": [{"LabelName": "Dog"}]}]}
 
 
-def files(folder: Path, boxes: str) -> Naming:
+def files(folder: Path, boxes: str) -> ImageTags:
     names = dict(zip(KEYS, ("boxes.tsv", "pieces.tsv", "forms.tsv", "tree.json"), strict=True))
     contents = (boxes, "frisbee\tfris,##bee\n", "dog\tdog,dogs\n", json.dumps(TREE))
     for name, text in zip(names.values(), contents, strict=True):

@@ -16,7 +16,7 @@ import pytest
 
 from lavis_ext.common.errors import DiskError, OwnedError, UsageError
 from lavis_ext.features import import_features, open_store
-from lavis_ext.features.extraction.rows import Account, owned
+from lavis_ext.features.extraction.rows import ExtractionLog, owned
 from lavis_ext.features.files import part_of
 from lavis_ext.oscar.volta import serialise as module
 from lavis_ext.oscar.volta.serialise import key_of_row, serialise
@@ -98,7 +98,7 @@ def test_rows_that_are_none_and_images_that_repeat_are_named(tmp_path: Path) -> 
 
 def test_what_the_account_knows_to_be_missing_is_told(tmp_path: Path) -> None:
     source = csv_tsv(tmp_path / "a.tsv", images(1), VOLTA)
-    Account({"x": 1}, ["gone"], {"gone": "image is damaged"}).write(source)
+    ExtractionLog({"x": 1}, ["gone"], {"gone": "image is damaged"}).write(source)
     assert serialise([source], tmp_path / "x.lmdb").missing == {"gone": "image is damaged"}
 
 

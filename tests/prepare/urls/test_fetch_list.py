@@ -14,8 +14,8 @@ from PIL import Image
 
 from lavis_ext.common.errors import ConfigError, NetworkError, PartialError
 from lavis_ext.fetch import MirrorMap
-from lavis_ext.prepare.urls import Account, ListJob, fetch_list, read_account, run
-from lavis_ext.prepare.urls.shards import Manifest, shard_path
+from lavis_ext.prepare.urls import ListAccount, ListJob, fetch_list, read_account, run
+from lavis_ext.prepare.urls.shards import ShardManifest, shard_path
 from lavis_ext.prepare.urls.worker import PassOrder
 from tests.support.server import Fault, Server
 from tests.support.weblist import WebList, make_job, picture
@@ -23,7 +23,7 @@ from tests.support.weblist import WebList, make_job, picture
 Orders = list[PassOrder]
 
 
-def losses(account: Account) -> dict[str, str]:
+def losses(account: ListAccount) -> dict[str, str]:
     assert account.lost is not None
     with account.lost.open(encoding="utf-8", newline="") as file:
         return {line["id"]: line["reason"] for line in csv.DictReader(file, delimiter="\t", quoting=csv.QUOTE_NONE)}
@@ -202,7 +202,7 @@ def test_shards_with_manifests(server: Server, tmp_path: Path, orders: Orders) -
     assert set(samples) == set(web.good) and account.present == account.samples == len(web.good) == 30
     assert [tar.name for tar in sorted(job.target.glob("*.tar"))] == [f"0000{n}.tar" for n in range(5)]
     for tar in job.target.glob("*.tar"):
-        manifest, keys = Manifest.read(tar), list(keys_of(tar))
+        manifest, keys = ShardManifest.read(tar), list(keys_of(tar))
         assert manifest and (manifest.samples, manifest.bytes) == (len(keys), tar.stat().st_size)
         assert (manifest.first_key, manifest.last_key) == (keys[0], keys[-1])
     one = samples["sbu/img_0000.jpg"]
@@ -218,10 +218,10 @@ def test_longer_list_keeps_full_shards(server: Server, tmp_path: Path, orders: O
     annotation = with_captions(web).write(tmp_path / "laion.json")
     fetch_list(shards_job(tmp_path, annotation, max_samples=15))
     job = shards_job(tmp_path, annotation)
-    before = Manifest.read(shard_path(job.target, 0))
+    before = ShardManifest.read(shard_path(job.target, 0))
     account = fetch_list(job)
     assert len(samples_of(job)) == account.present == 25 and account.shards == 3
-    assert Manifest.read(shard_path(job.target, 0)) == before and orders[1].done == [0]
+    assert ShardManifest.read(shard_path(job.target, 0)) == before and orders[1].done == [0]
     assert (job.target / ".lavis_ext/set_aside/00001.0.tar").is_file()
     assert account.notes[0] == "the list changed since the last run" and len(server.log) == 15 + 15
 
@@ -274,6 +274,6 @@ def test_all_of_a_shard_fails(server: Server, tmp_path: Path, orders: Orders) ->
         web.add(picture(number), *([Fault(status=404)] if number < 10 else []))
     job = shards_job(tmp_path, with_captions(web).write(tmp_path / "laion.json"), threshold=0.6)
     account = fetch_list(job)
-    manifest = Manifest.read(shard_path(job.target, 0))
+    manifest = ShardManifest.read(shard_path(job.target, 0))
     assert manifest and manifest.samples == 0 and account.samples == 10
     assert isinstance(account.error, PartialError)

@@ -9,12 +9,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lavis_ext.common.errors import NetworkError, PartialError
-from lavis_ext.prepare.urls.job import Account, Loss, read_account
+from lavis_ext.prepare.urls.job import ListAccount, LostImage, read_account
 
 
-def account(present: int, reasons: list[str], folder: Path, threshold: float = 1.0, corrupt: bool = False) -> Account:
-    made = Account(name="sbu", expected=present + len(reasons), present=present, threshold=threshold)
-    made.save(folder, [Loss(str(n), f"http://h/{n}", reason, corrupt) for n, reason in enumerate(reasons)])
+def account(
+    present: int, reasons: list[str], folder: Path, threshold: float = 1.0, corrupt: bool = False
+) -> ListAccount:
+    made = ListAccount(name="sbu", expected=present + len(reasons), present=present, threshold=threshold)
+    made.save(folder, [LostImage(str(n), f"http://h/{n}", reason, corrupt) for n, reason in enumerate(reasons)])
     return made
 
 
@@ -51,7 +53,7 @@ def test_line_tells_the_commonest_reasons(tmp_path: Path) -> None:
 
 def test_what_may_pass_and_what_it_covers(tmp_path: Path) -> None:
     assert account(1, ["HTTP 503"], tmp_path).passing and not account(1, ["HTTP 404"], tmp_path).passing
-    some, every = Account(name="x", asked=10), Account(name="x")
+    some, every = ListAccount(name="x", asked=10), ListAccount(name="x")
     assert some.covers(10) and not some.covers(11) and not some.covers(None)
     assert every.covers(None) and every.covers(5)
 
@@ -61,6 +63,6 @@ def test_everything_adds_up(present: int, corrupt: list[bool]) -> None:
     import tempfile
 
     with tempfile.TemporaryDirectory() as folder:
-        made = Account(name="x", expected=present + len(corrupt), present=present)
-        made.save(Path(folder), [Loss("1", "u", "why", flag) for flag in corrupt])
+        made = ListAccount(name="x", expected=present + len(corrupt), present=present)
+        made.save(Path(folder), [LostImage("1", "u", "why", flag) for flag in corrupt])
     assert made.expected == made.present + made.missing + made.corrupt and sum(made.reasons.values()) == len(corrupt)

@@ -12,7 +12,7 @@ import pytest
 
 from lavis_ext.common.errors import IntegrityError
 from lavis_ext.prepare.urls.shards import (
-    Manifest,
+    ShardManifest,
     describe,
     is_published,
     manifest_path,
@@ -43,7 +43,7 @@ def test_publish_gives_the_name_and_then_the_manifest(tmp_path: Path) -> None:
     assert (manifest.samples, manifest.first_key, manifest.last_key, manifest.shard) == (2, "00002", "00001", "00003")
     assert not made.exists() and is_published(tar, "abc") and not is_published(tar, "other")
     publish(made, tar, manifest)
-    assert Manifest.read(tar) == manifest == describe(tar, "abc")
+    assert ShardManifest.read(tar) == manifest == describe(tar, "abc")
     assert set(json.loads(manifest_path(tar).read_text())) == {
         *("shard", "bytes", "sha256", "samples", "first_key", "last_key", "input_hash")
     }
@@ -87,5 +87,5 @@ def test_set_aside_keeps_every_version(tmp_path: Path) -> None:
         places.append(set_aside(tar))
     assert set_aside(tmp_path / "00000.tar") is None
     assert [place and place.name for place in places] == ["00000.0.tar", "00000.1.tar"]
-    assert all(place and Manifest.read(place) for place in places)
+    assert all(place and ShardManifest.read(place) for place in places)
     assert list(tmp_path.glob("*.tar")) == [] and list(tmp_path.glob("*.json")) == []
