@@ -9,8 +9,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lavis_ext.cli.flags import REQUIRED, Options, flag
-from lavis_ext.cli.verb import Answer
+from lavis_ext.cli.verb import REQUIRED, Answer, Options, flag
 from lavis_ext.common.config.decode import ConfigDecoder, read_yaml
 from lavis_ext.common.config.resolve import find_config, load_config, merge, model_defaults, parse_options
 from lavis_ext.common.config.schema import ModelConfig, RunConfig

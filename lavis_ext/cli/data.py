@@ -6,8 +6,19 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
-from lavis_ext.cli.flags import REQUIRED, Names, Options, Quiet, fill, flag
-from lavis_ext.cli.verb import Answer, cache_root_of, env_option, progress_of, to_stderr
+from lavis_ext.cli.verb import (
+    REQUIRED,
+    Answer,
+    Names,
+    Options,
+    Quiet,
+    cache_root_of,
+    env_option,
+    fill,
+    flag,
+    progress_of,
+    to_stderr,
+)
 from lavis_ext.common.errors import UsageError, nearest
 from lavis_ext.common.wording import columns, human, shorten
 

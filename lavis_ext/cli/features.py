@@ -8,8 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from lavis_ext.cli.flags import REQUIRED, Quiet, fill, flag
-from lavis_ext.cli.verb import Answer, progress_of
+from lavis_ext.cli.verb import REQUIRED, Answer, Quiet, fill, flag, progress_of
 from lavis_ext.common.errors import IntegrityError, PartialError, UsageError, nearest
 from lavis_ext.common.wording import human
 

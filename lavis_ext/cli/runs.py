@@ -12,8 +12,7 @@ import yaml
 
 from lavis_ext.browse.run_report import AGGREGATE, Record, RunRecords, duration, finite, headline, number, read_run
 from lavis_ext.cli.chat import find_weights, read_setup
-from lavis_ext.cli.flags import REQUIRED, Options, flag
-from lavis_ext.cli.verb import Answer, cache_root_of, to_stderr
+from lavis_ext.cli.verb import REQUIRED, Answer, Options, cache_root_of, flag, to_stderr
 from lavis_ext.common.errors import UsageError
 from lavis_ext.common.wording import columns, shorten
 

@@ -6,8 +6,7 @@ import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from lavis_ext.cli.flags import REQUIRED, Options, flag
-from lavis_ext.cli.verb import Answer, cache_root_of
+from lavis_ext.cli.verb import REQUIRED, Answer, Options, cache_root_of, flag
 from lavis_ext.common.errors import Problem, UsageError
 from lavis_ext.common.files import disk_errors, read_errors, write_atomic
 from lavis_ext.common.wording import columns

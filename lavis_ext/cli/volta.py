@@ -8,8 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from lavis_ext.cli.features import Extraction, extract_regions, fault_lines, fault_objects, merge_tsvs, missing_lines
-from lavis_ext.cli.flags import REQUIRED, Options, Quiet, fill, flag
-from lavis_ext.cli.verb import Answer, cache_root_of, progress_of
+from lavis_ext.cli.verb import REQUIRED, Answer, Options, Quiet, cache_root_of, fill, flag, progress_of
 from lavis_ext.common.errors import IntegrityError, PartialError, UsageError, nearest
 from lavis_ext.oscar.volta import coco as names
 

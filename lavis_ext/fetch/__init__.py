@@ -5,11 +5,10 @@ from __future__ import annotations
 from lavis_ext.fetch.engine import fetch, fetch_all
 from lavis_ext.fetch.ledger import Ledger
 from lavis_ext.fetch.mirrors import MirrorMap
-from lavis_ext.fetch.openers import Reply, Request, register_opener
 from lavis_ext.fetch.progress import Bars, Lines, make_progress
 from lavis_ext.fetch.remote import RemoteFile, fetch_bytes
 from lavis_ext.fetch.safety import redact, redact_url, refuse_unless_remote
-from lavis_ext.fetch.session import Session
+from lavis_ext.fetch.session import Reply, Request, Session, register_opener
 from lavis_ext.fetch.transfer import Figures, Policy, Progress, Result, Silent, Source, Transfer
 
 __all__ = [

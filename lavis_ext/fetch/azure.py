@@ -21,9 +21,9 @@ from xml.etree.ElementTree import Element, ParseError, fromstring
 from lavis_ext.common.errors import AccessError, ConfigError, IntegrityError, LavisExtError, NetworkError
 from lavis_ext.fetch.backends import may_carry_token
 from lavis_ext.fetch.http import HttpOpener
-from lavis_ext.fetch.openers import Reply, Request, register_opener
 from lavis_ext.fetch.remote import fetch_bytes
 from lavis_ext.fetch.safety import deny_reason, redact, safe_relative
+from lavis_ext.fetch.session import Reply, Request, register_opener
 from lavis_ext.fetch.transfer import Failure, Policy, Source
 
 if TYPE_CHECKING:

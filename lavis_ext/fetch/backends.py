@@ -12,8 +12,8 @@ from urllib.parse import quote, unquote, urlsplit
 
 from lavis_ext.fetch.http import HttpOpener
 from lavis_ext.fetch.mirrors import hub_path
-from lavis_ext.fetch.openers import Reply, Request, Validators, register_opener
 from lavis_ext.fetch.safety import is_loopback, safe_relative
+from lavis_ext.fetch.session import Reply, Request, Validators, register_opener
 from lavis_ext.fetch.transfer import Failure, Unsatisfiable
 
 if TYPE_CHECKING:

@@ -6,9 +6,8 @@ import threading
 from collections import deque
 
 from lavis_ext.fetch.ledger import Digest
-from lavis_ext.fetch.openers import Reply, Request
 from lavis_ext.fetch.part import Part, Range, cut
-from lavis_ext.fetch.session import Session
+from lavis_ext.fetch.session import Reply, Request, Session
 from lavis_ext.fetch.transfer import Failure, Figures, Source, SpeedGate, Stopped, Unsatisfiable
 
 # Whether the first bytes are of the kind that a file's name promises: login and quota pages are caught here.

@@ -15,10 +15,9 @@ from lavis_ext.common.errors import DiskError, LavisExtError, NetworkError, Usag
 from lavis_ext.fetch.download import Download
 from lavis_ext.fetch.ledger import Digest, LedgerEntry, hash_file, mismatch
 from lavis_ext.fetch.lock import Ownership
-from lavis_ext.fetch.openers import scheme_of
 from lavis_ext.fetch.part import Part, companion
 from lavis_ext.fetch.safety import redact_url
-from lavis_ext.fetch.session import Session
+from lavis_ext.fetch.session import Session, scheme_of
 from lavis_ext.fetch.transfer import (
     Failure,
     Figures,

@@ -16,8 +16,8 @@ from urllib3.exceptions import HTTPError, IncompleteRead, LocationParseError, SS
 from urllib3.response import BaseHTTPResponse
 
 from lavis_ext.fetch import safety
-from lavis_ext.fetch.openers import Reply, Request, Validators, register_opener
 from lavis_ext.fetch.safety import deny_reason, is_loopback, leads_inside, redact, redact_url, redirect_reason
+from lavis_ext.fetch.session import Reply, Request, Validators, register_opener
 from lavis_ext.fetch.transfer import Failure, Kind, Unsatisfiable, parse_retry_after
 
 if TYPE_CHECKING:

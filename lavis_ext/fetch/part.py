@@ -13,9 +13,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from lavis_ext.fetch.openers import Validators
 from lavis_ext.fetch.safety import identity
-from lavis_ext.fetch.session import Flusher
+from lavis_ext.fetch.session import Flusher, Validators
 from lavis_ext.fetch.transfer import Figures, Source
 
 log = logging.getLogger(__name__)

@@ -9,10 +9,9 @@ from concurrent.futures import ThreadPoolExecutor
 from types import TracebackType
 
 from lavis_ext.common.errors import IntegrityError, NetworkError
-from lavis_ext.fetch.openers import Reply, Request, Validators
 from lavis_ext.fetch.part import Range
 from lavis_ext.fetch.safety import redact_url
-from lavis_ext.fetch.session import Session
+from lavis_ext.fetch.session import Reply, Request, Session, Validators
 from lavis_ext.fetch.transfer import Failure, Policy, Source, SpeedGate, Unsatisfiable, backoff, to_error
 
 READ_AHEAD = 1 << 16

@@ -20,10 +20,9 @@ from urllib.parse import urlsplit
 
 from lavis_ext.common.config.cards import Artifact
 from lavis_ext.common.errors import IntegrityError
-from lavis_ext.fetch.openers import scheme_of
 from lavis_ext.fetch.remote import RemoteFile
 from lavis_ext.fetch.safety import is_loopback
-from lavis_ext.fetch.session import Session
+from lavis_ext.fetch.session import Session, scheme_of
 from lavis_ext.fetch.transfer import Policy, Progress, RangesUnsupported, Source, Transfer
 from lavis_ext.prepare.archive_formats import (
     HEADER,

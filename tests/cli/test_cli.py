@@ -10,8 +10,7 @@ from typing import Any
 import pytest
 
 from lavis_ext.cli import VERBS, main
-from lavis_ext.cli.flags import Options
-from lavis_ext.cli.verb import Answer, build_parser
+from lavis_ext.cli.verb import Answer, Options, build_parser
 from lavis_ext.common.errors import IntegrityError
 
 

@@ -9,7 +9,7 @@ from typing import Literal
 
 import pytest
 
-from lavis_ext.cli.flags import REQUIRED, Options, arguments_of, build, fill, flag
+from lavis_ext.cli.verb import REQUIRED, Options, arguments_of, build, fill, flag
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -18,8 +18,8 @@ from lavis_ext.common.errors import OwnedError, UnsafeError
 from lavis_ext.fetch import Policy, Reply, Request, Session, redact, redact_url, register_opener
 from lavis_ext.fetch import session as flush
 from lavis_ext.fetch.lock import Ownership
-from lavis_ext.fetch.openers import Validators
 from lavis_ext.fetch.safety import identity, is_loopback, is_private, redirect_reason, safe_relative
+from lavis_ext.fetch.session import Validators
 from lavis_ext.fetch.transfer import Failure, SpeedGate, backoff, parse_retry_after
 from tests.support.fetching import CANARY, FAST
 from tests.support.server import wait_until
@@ -171,7 +171,8 @@ def test_ownership_that_was_lost_is_noticed(tmp_path: Path) -> None:
 
 
 def test_a_new_scheme_is_one_decorated_class(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    from lavis_ext.fetch import Source, Transfer, fetch, openers
+    from lavis_ext.fetch import Source, Transfer, fetch
+    from lavis_ext.fetch import session as openers
 
     monkeypatch.setattr(openers, "_FACTORIES", dict(openers._FACTORIES))
 

@@ -96,8 +96,8 @@ class World:
 
     def leave_partial(self, count: int = SIZE // 2, url: str = "") -> None:
         """As an earlier run that was cut leaves it: the first `count` bytes and their sidecar."""
-        from lavis_ext.fetch.openers import Validators
         from lavis_ext.fetch.part import Part
+        from lavis_ext.fetch.session import Validators
 
         self.target.parent.mkdir(parents=True, exist_ok=True)
         part = Part(self.target, 1 << 20)
