@@ -75,7 +75,7 @@ NAMES: Mapping[str, Mapping[str, Home]] = {
         **_in("lavis_ext.processors.image", PICTURES, blip_image_train="BlipTrainKeys"),
         **_in("lavis_ext.processors.image", PICTURES, blip_image_eval="BlipEvalKeys"),
         **_in("lavis_ext.processors.image", PICTURES, clip_image_train="ClipTrainKeys"),
-        **_in("lavis_ext.processors.image", PICTURES, clip_image_eval="ImageKeys"),
+        **_in("lavis_ext.processors.image", PICTURES, clip_image_eval="ImageProcessorKeys"),
     },
     "objective": {
         **_in("lavis_ext.models.losses", TERMS, itc="LossKeys", itm="LossKeys", lm="LossKeys"),
