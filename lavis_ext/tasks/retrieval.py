@@ -50,7 +50,7 @@ class Retrieval(BaseTask):
     """
 
     evaluates = True
-    needs = ("see", "match")
+    needs = ("encode_image", "match")
 
     def __init__(self, model: nn.Module, run: RunConfig) -> None:
         super().__init__(model, run)
