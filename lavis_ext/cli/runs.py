@@ -43,14 +43,12 @@ def evaluate(args: Run) -> Answer:
 
 
 def _start(args: Run, evaluate_only: bool) -> Answer:
-    from lavis_ext.common.config.check import check as refuse_mistakes
-    from lavis_ext.common.config.resolve import load_config
+    from lavis_ext.common.config.check import load_checked
 
     options = list(args.options)
     alternating = bool(options) and "=" not in options[0]  # LAVIS' `a.b c`, which nothing can be added to
     more = ["run.evaluate=true"] if evaluate_only and not alternating else []
-    config = load_config(args.cfg_path, [*options, *more])
-    refuse_mistakes(config)
+    config = load_checked(args.cfg_path, [*options, *more])
     from lavis_ext.runners import evaluate as run_evaluation
     from lavis_ext.runners import train as run_training
 

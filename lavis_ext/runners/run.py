@@ -10,19 +10,28 @@ from typing import Any
 
 from lavis_ext.common.config.schema import Config, ModelConfig
 from lavis_ext.common.errors import ConfigError
-from lavis_ext.common.registry import models, runners
+from lavis_ext.common.registry import runners
 from lavis_ext.features.vocabulary import LabelVocabulary
+from lavis_ext.models.zoo import build_model
 from lavis_ext.runners import checkpoint
-from lavis_ext.runners import data as labels
-from lavis_ext.runners import job as drift
 from lavis_ext.runners.checkpoint import seed_everything
-from lavis_ext.runners.data import Opened, eval_feeds, joined, open_datasets, train_feed
+from lavis_ext.runners.data import (
+    Opened,
+    beside,
+    eval_feeds,
+    joined,
+    open_datasets,
+    require_beside,
+    train_feed,
+    vocabulary,
+    with_num_labels,
+)
 from lavis_ext.runners.device import build_accelerator, deterministic
 from lavis_ext.runners.distributed import find_layout, main_first
 from lavis_ext.runners.evaluation import Evaluator
 from lavis_ext.runners.files import write_json
 from lavis_ext.runners.hooks import CheckpointHook, EvaluateHook, ScheduleHook, SignalHook
-from lavis_ext.runners.job import Job, opened_job
+from lavis_ext.runners.job import Job, fingerprint, opened_job, require_same
 from lavis_ext.runners.logs import JsonLog, LogHook, summary
 from lavis_ext.runners.microbatch import no_stop
 from lavis_ext.runners.runner_base import Hook, RunnerBase
@@ -65,7 +74,7 @@ def evaluate(config: Config, data: Mapping[str, Any] | None = None) -> Path:
     accelerator = build_accelerator(config.run)
     with opened_job(config, accelerator) as job, deterministic(accelerator.device):
         opened = first_opened(job, splits)
-        task = build_task(job, labels.vocabulary(opened))
+        task = build_task(job, vocabulary(opened))
         task.model.to(accelerator.device)
         evaluator = build_evaluator(job, task, splits, opened)
         job.begin(data)
@@ -89,10 +98,10 @@ def build_task(job: Job, answers: LabelVocabulary | None = None) -> BaseTask:
 
     The classes of a model that has some are those of `answers`; the job's configuration then says how many they are.
     """
-    job.config = labels.with_num_labels(job.config, answers)
+    job.config = with_num_labels(job.config, answers)
     model = require_model(job.config)
     seed_everything(job.config.run.seed)
-    return setup_task(job.config.run, models.get(model.arch).from_config(model))
+    return setup_task(job.config.run, build_model(model))
 
 
 def first_opened(job: Job, splits: Sequence[str]) -> Opened:
@@ -112,7 +121,7 @@ def build_evaluator(job: Job, task: BaseTask, splits: list[str], opened: Opened)
     known = {split for datasets in opened.values() for split in datasets}
     lacking = [split for split in wanted if split not in known]
     both = joined(opened, first_opened(job, lacking))
-    labels.vocabulary(both)
+    vocabulary(both)
     feeds = eval_feeds(job.config, both, wanted, job.accelerator)
     return Evaluator(task, feeds, job.dir, job.accelerator, job.config.run.seed, gallery=job.config.run.report)
 
@@ -123,14 +132,14 @@ def build_runner(job: Job) -> RunnerBase:
     splits = list(dict.fromkeys([*run.valid_splits, *run.test_splits]))
     batches = train_feed(job.config, opened, job.accelerator)
     RunLength.of(run, len(batches))
-    answers = labels.vocabulary(opened)
+    answers = vocabulary(opened)
     task = build_task(job, answers)
     evaluator = build_evaluator(job, task, splits, opened)
     log_hook = LogHook(JsonLog(job.dir / "log.jsonl"))
     hooks: list[Hook] = [SignalHook(), ScheduleHook(), log_hook, EvaluateHook(), CheckpointHook()]
     seed_everything(run.seed + job.accelerator.process_index)
     runner: RunnerBase = runners.get(run.runner)(job.config.run, task, batches, evaluator, hooks, job.accelerator)
-    runner.config, runner.beside = drift.fingerprint(job.config), labels.beside(answers)
+    runner.config, runner.beside = fingerprint(job.config), beside(answers)
     return runner
 
 
@@ -145,8 +154,8 @@ def resume(job: Job, runner: RunnerBase) -> None:
         return
     if not run.allow_config_drift:
         layout = find_layout(saved.state, job.accelerator.num_processes, run.accum_grad_iters, str(saved.path))
-        drift.require_same(saved.state["config"], layout.fingerprint(runner.config), saved.path.name, job.config)
-    labels.require_beside(runner.beside, saved.path)
+        require_same(saved.state["config"], layout.fingerprint(runner.config), saved.path.name, job.config)
+    require_beside(runner.beside, saved.path)
     runner.restore(saved)
     log.info("resuming from %s (step %d)", saved.path, runner.progress.step)
 

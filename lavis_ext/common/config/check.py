@@ -37,16 +37,21 @@ def check_file(path: str | Path) -> list[Problem]:
 
 def check_run(path: str | Path, options: Sequence[str] = ()) -> list[Problem]:
     """What does not fit in a run file, and what cannot work of the rest; raises ConfigError for one that is no YAML."""
+    return _all_problems(*draft(path, options))
+
+
+def load_checked(path: str | Path, options: Sequence[str] = ()) -> Config:
+    """A run file, typed; raises ConfigError with every mistake in it and every thing that would stop the run."""
     config, door = draft(path, options)
+    if found := _all_problems(config, door):
+        raise ConfigError.of(found)
+    assert config is not None  # where the run section is not there, the decoder says so
+    return config
+
+
+def _all_problems(config: Config | None, door: ConfigDecoder) -> list[Problem]:
     found = [*door.problems, *(problems(config, load_cards()) if config else ())]
     return list(dict.fromkeys(found))
-
-
-def check(config: Config) -> None:
-    """Raise ConfigError with every problem of a run, if there is any."""
-    found = list(problems(config, load_cards()))
-    if found:
-        raise ConfigError.of(found)
 
 
 def problems(config: Config, cards: Cards) -> Iterator[Problem]:

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from lavis_ext.common.config.check import check, check_file
+from lavis_ext.common.config.check import check_file, load_checked
 from lavis_ext.common.config.resolve import load_config
 from lavis_ext.common.errors import ConfigError
 
@@ -50,11 +50,11 @@ def test_all_semantic_mistakes_at_once(tmp_path: Path) -> None:
     assert f"{tmp_path / 'x.yaml'}:7 run.task" in found
 
 
-def test_check_raises_what_check_file_lists(tmp_path: Path) -> None:
+def test_a_run_is_refused_with_what_check_lists(tmp_path: Path) -> None:
     path = tmp_path / "x.yaml"
     path.write_text(RUN.replace("captioning", "nothing"))
     with pytest.raises(ConfigError, match="no task named 'nothing'"):
-        check(load_config(path))
+        load_checked(path)
 
 
 @pytest.mark.parametrize(
@@ -181,3 +181,12 @@ def test_the_record_of_an_old_run_loads_whatever_was_accepted_then(tmp_path: Pat
 def test_what_is_no_mapping_is_told(tmp_path: Path, old: str, new: str, key: str) -> None:
     told = texts(tmp_path, RUN.replace(old, new))
     assert any(f" {key}: " in one for one in told) == bool(key)
+
+
+def test_a_run_is_refused_with_all_mistakes_at_once(tmp_path: Path) -> None:
+    """Keys that do not fit and names that are not there: `train` says what `check` says, in one round."""
+    path = tmp_path / "x.yaml"
+    path.write_text(RUN.replace("captioning", "nothing"))
+    with pytest.raises(ConfigError) as raised:
+        load_checked(path, ["run.nonsense=1"])
+    assert [p.where.rpartition(" ")[2] for p in raised.value.problems] == ["run.nonsense", "run.task"]
