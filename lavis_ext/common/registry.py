@@ -1,4 +1,7 @@
-"""Names in YAML, objects in code: one registry a kind, which imports the module of a name when it is asked for."""
+"""The registries, one a kind: a name in YAML → an object in code, whose module is imported when it is looked up.
+
+Plug-ins register in the same way: packages by an entry point, single files by `load_plugin_file`.
+"""
 
 from __future__ import annotations
 
@@ -76,7 +79,7 @@ class Registry(Generic[T]):
         return self._items[name]
 
     def config(self, name: str) -> Any:
-        """The dataclass of the keys that an object reads, None where that is not said; imports nothing heavy of ours.
+        """The dataclass of the keys that an object reads, None where it declares none; imports nothing heavy of ours.
 
         Raises RegistryError with the nearest names.
         """
@@ -106,7 +109,7 @@ class Registry(Generic[T]):
         return [name for name in self.names() if key in getattr(self.config(name), "__dataclass_fields__", ())]
 
     def forget(self, module: str) -> None:
-        """Take out what a module registered, as where it did not get to its end."""
+        """Remove what a module registered, after its import failed."""
         for name in [name for name, item in self._items.items() if origin(item).startswith(f"{module}.")]:
             del self._items[name]
 
@@ -134,7 +137,7 @@ def origin(item: object) -> str:
 
 
 plugin_sources: list[Callable[[], Iterable[tuple[Path, str]]]] = []
-"""What names files of plug-ins that belong to a folder of settings, each with where it is named."""
+"""Functions that yield (plug-in file, the place that names it); `common.config.resolve` adds its own."""
 
 
 @cache

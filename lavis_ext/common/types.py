@@ -1,4 +1,4 @@
-"""The words of the pipeline: what a sample, a batch, a processor and a data set look like to their neighbours."""
+"""The types of the pipeline: samples, batches, and the protocols of processors, data sets and streams."""
 
 from __future__ import annotations
 
@@ -111,7 +111,7 @@ class Stream(Protocol):
         """Samples of this rank from `state` on."""
 
     def state_dict(self) -> dict[str, Any]:
-        """Where the stream stands."""
+        """The position of the stream, from which `iterate` goes on."""
 
     def collater(self, samples: Sequence[Sample]) -> Batch:
         """Samples → batch."""

@@ -1,4 +1,4 @@
-"""Figures and tables as people read them: bytes with a unit, texts that fit, columns that stand under each other."""
+"""Figures and tables for people: bytes with a unit, texts cut to a width, aligned columns."""
 
 from __future__ import annotations
 
