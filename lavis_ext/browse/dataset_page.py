@@ -1,4 +1,4 @@
-"""The page of a data set: what it is, what of it lies here, how it looks, and where each byte came from.
+"""The page of a data set: declaration, state on this disk, samples and figures, and the source of each file.
 
 What `prepare` knows of the disk is asked for in `read_subject` and `read_chapter`, and nowhere else in this folder.
 """

@@ -1,4 +1,4 @@
-"""`report.html` of a run: what it was, how it went, what it said about pictures; read with patience from its folder."""
+"""`report.html` of a run: settings, curves, metrics and examples, read from its folder; torn files leave blanks."""
 
 from __future__ import annotations
 
@@ -208,7 +208,7 @@ def tiles(run: RunRecords) -> list[Tile]:
 
 
 def best_record(run: RunRecords) -> Record:
-    """The evaluation that was judged best; {} if none was."""
+    """The evaluation that `run.json` names as the best; {} if there is none."""
     wanted = run.best.get("split"), run.best.get("step")
     return next((r for r in run.evaluations if run.best and (r.get("split"), r.get("step")) == wanted), {})
 

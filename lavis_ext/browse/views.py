@@ -1,4 +1,4 @@
-"""One look at every shape: the samples of a split as texts and pictures, whatever keys its rows have."""
+"""The samples of a split as texts and pictures, whatever its shape and the keys of its rows."""
 
 from __future__ import annotations
 
@@ -195,7 +195,7 @@ class StreamView:
         return [self.samples[number] for number in numbers]
 
     def _text(self, sample: RawSample) -> SampleText:
-        """The caption that training would take, and those that it would pass over; none where the JSON has none."""
+        """The caption that training takes, then the others; none where the JSON has none."""
         args = self.stream.args
         try:
             if args["caption_key"] == ".txt":

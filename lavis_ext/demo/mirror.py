@@ -32,11 +32,11 @@ BLOCK = 1 << 20
 PART = "{part:05d}"
 RANGE = re.compile(r"bytes=(\d{0,18})-(\d{0,18})")
 ZIP_DATE = (2014, 9, 1, 0, 0, 0)
-"""Every member's time stamp, so that the same members make the same archive."""
+"""Every member's time, so that the same members make the same archive."""
 
 
 class MirrorWriter:
-    """Collects files under the URLs that they stand in for; they count once `finish()` has written the manifest."""
+    """Writes files under the URLs that they replace; they count once `finish()` has written the manifest."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
@@ -104,7 +104,7 @@ class MirrorWriter:
 
 
 def mirror_key(url: str) -> str:
-    """The manifest's name for what stands in for `url`; raises UsageError, UnsafeError for what no mirror can hold."""
+    """The manifest's name for `url`; raises UsageError, UnsafeError for what no mirror can hold."""
     key = mirror_path(url)
     if urlsplit(url).scheme not in SCHEMES or not all(safe_relative(key).partition("/")[::2]) or key.endswith("/"):
         raise UsageError(url, "no mirror can hold it", "give http(s)://host/path/to/a/file, gdrive:, hf: or azure:")

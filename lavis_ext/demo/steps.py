@@ -78,7 +78,7 @@ def read_objects(path: Path) -> Answer:
 
 
 def failure(words: list[str], code: int, answer: Answer, log_file: Path) -> LavisExtError:
-    """The error of the kind that an exit code stands for."""
+    """The error of the kind of an exit code."""
     kinds = {kind.exit_code: kind for kind in LavisExtError.__subclasses__()}
     said = [str(error) for item in answer for error in item.get("errors", ())]
     what = f"ended with exit code {code}" + "".join(f"\n  {error}" for error in said)
