@@ -135,7 +135,7 @@ def write_dataset_page(
 
 
 def page_values(subject: Subject, samples: int, seed: int | None) -> dict[str, Any]:
-    """What the template is given."""
+    """The values for `dataset.html`."""
     card, several = subject.card, len(subject.chapters) > 1
     state = worst_state(subject)
     missing = [f"{one.split}  {name}" for one in subject.states for name in one.names]

@@ -41,7 +41,7 @@ class RunRecords:
     evaluations: list[Record] = field(default_factory=list)
     galleries: list[Record] = field(default_factory=list)
     answers: list[Record] = field(default_factory=list)
-    """How answers fared, one a split."""
+    """Accuracy of answers by kind, one record a split."""
     config: str = ""
 
     @property
@@ -143,7 +143,7 @@ def write_run_report(job_dir: Path, data: Mapping[str, Any] | None = None, out: 
 
 
 def page_values(run: RunRecords) -> dict[str, Any]:
-    """What the template is given."""
+    """The values for `run.html`."""
     facts = run.facts
     state = str(facts.get("status", "running"))
     model = " ".join(str(value) for value in as_object(facts.get("model")).values())
@@ -306,7 +306,7 @@ def fault_rows(run: RunRecords) -> list[list[str]]:
 
 
 def answer_tables(found: Mapping[str, Any]) -> dict[str, Any]:
-    """How answers fared by kind, from the breakdown that a task left; {} if it holds nothing."""
+    """Accuracy by kind of answer and question, from the breakdown that a task wrote; {} if it is empty."""
     tables = {
         "by_answer": [_accuracy(row) for row in _objects(found, "answer_types")],
         "by_question": [_accuracy(row) for row in _objects(found, "question_types")],
@@ -344,7 +344,7 @@ def _objects(found: Mapping[str, Any], key: str) -> list[Mapping[str, Any]]:
 
 
 def examples(gallery: Mapping[str, Any]) -> dict[str, Any]:
-    """What a model said about pictures, beside what people said, from the index that `write_gallery` left."""
+    """Outputs of a model beside the references, from the index that `write_gallery` wrote."""
     shots = [shot for shot in as_list(gallery.get("shots")) if isinstance(shot, dict)][:MAX_SHOTS]
     folder = Path(str(gallery.get("folder", ".")))
     asked = any(shot.get("asked") for shot in shots)

@@ -1,4 +1,4 @@
-"""What a journey is made of: verbs run as a user would, stages done once and recorded, and scores read from logs."""
+"""Parts of the demo and of studies: verbs run in processes, stages recorded when done, scores read from logs."""
 
 from __future__ import annotations
 
@@ -108,7 +108,7 @@ def environment_for(cache_root: Path, mirror: str = "") -> dict[str, str]:
 
 @dataclass(frozen=True)
 class Stage:
-    """One leg of the journey; `reused`: it had been done before, and `seconds` is what it took then."""
+    """One finished stage; `reused`: an earlier call had done it, and `seconds` is what it took then."""
 
     name: str
     seconds: float

@@ -58,7 +58,7 @@ PRETRAINED = {
     "base-oid-labels": ("ep_107_1192087",),
     "base-no-labels": ("ep_107_1192087",),
 }
-"""Archive → its checkpoints; what the last two archives hold was never told."""
+"""Archive → its checkpoints; what the last two archives hold was never published."""
 
 
 def export_oscar(world: World, mirror: MirrorWriter) -> None:
