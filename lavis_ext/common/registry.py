@@ -18,7 +18,7 @@ from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any, ClassVar, Generic, TypeVar
 
-from lavis_ext.common.errors import ConfigError, LavisExtError, UsageError, nearest
+from lavis_ext.common.errors import ConfigError, UsageError, nearest
 from lavis_ext.common.names import NAMES, Home
 
 log = logging.getLogger(__name__)
@@ -56,6 +56,7 @@ class Registry(Generic[T]):
         def add(item: Item) -> Item:
             home = self._homes.get(name)
             held: Any = self._items.get(name)
+            # a plug-in that takes a name of ours: import ours first, so that the clash is found whatever the order
             if held is None and home is not None and inspect.getmodule(item) is not sys.modules.get(home.module):
                 held = self.get(name)
             if held is not None and held is not item:
@@ -177,7 +178,7 @@ def load_plugin_file(path: Path, where: str) -> None:
     if spec is None or spec.loader is None:
         raise ConfigError(where, f"{file} is no Python file", "name one that ends in .py")
     module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module
+    sys.modules[name] = module  # before it runs, as dataclasses and pickle look their module up there
     try:
         spec.loader.exec_module(module)
     except BaseException as error:
@@ -258,7 +259,6 @@ registry = Facade()
 
 __all__ = [
     "Facade",
-    "LavisExtError",
     "Registry",
     "RegistryError",
     "builders",
@@ -268,5 +268,10 @@ __all__ = [
     "lr_schedulers",
     "metrics",
     "models",
+    "objectives",
+    "origin",
+    "processors",
+    "registry",
+    "runners",
+    "tasks",
 ]
-__all__ += ["objectives", "origin", "processors", "registry", "runners", "tasks"]

@@ -36,7 +36,7 @@ class Sample(TypedDict, total=False):
     input_ids: Any  # list[int]
     token_type_ids: Any  # list[int]
     position_ids: Any  # list[int]
-    regions: Any  # where the features lie, from `dataset.load(i, rng)`
+    regions: Any  # references to the features, from `dataset.load(i, rng)`
     img_feats: Any  # float32 [n,D], from `dataset[i]`
     features: Any  # volta's, float32 [n,2048], and beside them
     locs: Any  # float32 [n,5 or 7]

@@ -100,10 +100,10 @@ class RemoteFolder:
 
 @dataclass(frozen=True, kw_only=True)
 class Artifact:
-    """One remote file: where it is, what it must hash to, and where it lies below cache_root.
+    """One remote file: where it is, what it must hash to, and its path below cache_root.
 
     `storage` is the file itself or, where `unpack` is set, the folder that it is extracted into; members keep their
-    paths. The archive then lies at `storage/<last part of url>`. With `folder` set it is a folder of files, and both
+    paths. The archive is then at `storage/<last part of url>`. With `folder` set it is a folder of files, and both
     `url` and `storage` are folders.
     """
 

@@ -36,7 +36,7 @@ class Bound:
     """Whether `low` itself is excluded."""
 
     def holds(self, value: float) -> bool:
-        """Whether a number lies within."""
+        """Whether a number is in the range."""
         return (self.low < value if self.open else self.low <= value) and value <= self.high
 
     def __str__(self) -> str:
@@ -342,6 +342,7 @@ class _Constructor(yaml.constructor.SafeConstructor, yaml.resolver.Resolver):
 
 
 def _construct_float_or_text(constructor: yaml.constructor.SafeConstructor, node: yaml.ScalarNode) -> str | float:
+    # YAML 1.1, which PyYAML reads, wants `1.0e-4`; LAVIS' YAMLs write `1e-4`
     text: str = constructor.construct_scalar(node)
     if not node.style and text[:1] in "+-.0123456789" and text.lower().count("e") == 1:
         try:

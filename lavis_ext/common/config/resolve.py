@@ -47,7 +47,7 @@ def from_checkout(name: str, where: str) -> ModuleType:
 
 
 def cache_root(option: str | Path | None = None) -> Path:
-    """Where data lies: option > `LAVIS_EXT_CACHE_ROOT` > user file > `configs/default.yaml`; absolute, `~` expanded."""
+    """Where data is: option > `LAVIS_EXT_CACHE_ROOT` > user file > `configs/default.yaml`; absolute, `~` expanded."""
     return Path(cache_root_origin(option)[0])
 
 

@@ -128,7 +128,7 @@ class AnnotationConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class ImagesConfig:
-    """Where the images lie (relative to cache_root), and which artifacts each split needs (`name` or `family/name`)."""
+    """Folder of the images (relative to cache_root), and which artifacts each split needs (`name` or `family/name`)."""
 
     storage: str = ""
     artifacts: dict[str, list[str]] = field(default_factory=dict)
