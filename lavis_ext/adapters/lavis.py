@@ -42,8 +42,8 @@ class Registered:
 def register(override: Iterable[str] = (), cache_root: str | Path | None = None) -> Registered:
     """Enter what LAVIS lacks of our data sets and processors; `override` names data sets of its to replace by ours.
 
-    `cache_root` is where our data lie (default: as everywhere in this package); LAVIS' own data sets keep theirs. To
-    call it again changes nothing but what `override` adds. Raises UsageError where LAVIS is not installed, or an
+    `cache_root` is the folder of our data (default: as everywhere in this package); LAVIS' own data sets keep theirs. A
+    second call changes nothing but what `override` adds. Raises UsageError where LAVIS is not installed, or an
     overridden name is not ours.
     """
     wanted = [override] if isinstance(override, str) else list(override)

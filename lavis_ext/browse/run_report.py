@@ -130,7 +130,7 @@ def number(value: Any) -> float:
 
 
 def write_run_report(job_dir: Path, data: Mapping[str, Any] | None = None, out: Path | None = None) -> Path:
-    """Write `out` (default: `job_dir/report.html`) from what lies in the folder; returns its path. Raises DiskError.
+    """Write `out` (default: `job_dir/report.html`) from the files of the folder; returns its path. Raises DiskError.
 
     `data` is what is known of the data sets (default: `data.json`); `subset` true in it marks the figures as those of a
     subset. Works on a run that is still going on, or was stopped.
@@ -355,7 +355,7 @@ def examples(gallery: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _example(shot: Mapping[str, Any], folder: Path) -> dict[str, Any]:
-    """Its picture as a data URI: only a small JPEG that lies in the gallery's own folder."""
+    """Its picture as a data URI: only a small JPEG in the gallery's own folder."""
     file = folder / Path(str(shot.get("image", ""))).name
     embedded = file.suffix == ".jpg" and file.is_file() and file.stat().st_size <= MAX_BYTES
     encoded = [base64.b64encode(file.read_bytes()).decode("ascii")] if embedded else []

@@ -31,13 +31,13 @@ class Command(Protocol):
     """Runs `lavis-ext WORDS… --json`; gives the objects that it printed."""
 
     def __call__(self, words: list[str], environment: Mapping[str, str], log_file: Path) -> Answer:
-        """`environment`: variables over those of this process; `log_file` takes what the verb says to people."""
+        """`environment`: variables over those of this process; `log_file` gets what the verb writes to stderr."""
 
 
 def run_verb(words: list[str], environment: Mapping[str, str], log_file: Path) -> Answer:
-    """The real Command: `python -m lavis_ext`. What it says goes to the log and to `log_file` while it runs.
+    """The real Command: `python -m lavis_ext`. Its stderr goes to the log and to `log_file` while it runs.
 
-    Raises the error class of its exit code, with the messages that it gave.
+    Raises the error class of its exit code, with its messages.
     """
     command = [sys.executable, "-m", "lavis_ext", *words, "--json"]
     log_file.parent.mkdir(parents=True, exist_ok=True)

@@ -143,7 +143,7 @@ STARTS = ("base/checkpoint-1340000", "large/checkpoint-0660000")
 """Where fine-tuning for retrieval begins."""
 TESTS = {"coco2014test": "test2014", "coco2015test": "test2015"}
 THIN = 6
-"""Every so manieth training scene is one of the web."""
+"""Every n-th training scene is one of the web."""
 Files = Iterable[tuple[str, bytes]]
 
 
