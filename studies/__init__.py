@@ -1,4 +1,4 @@
-"""What models learn on the drawn world: studies, each a YAML here, from a checkout.
+"""Studies: what models learn on the drawn world, one YAML each; run from a checkout.
 
 `python -m studies NAME` is `lavis-ext demo --study NAME`. `study.py` says what a YAML declares and how its table is
 made, `run.py` trains its legs; their data are drawn by `tests/world/`.

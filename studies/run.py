@@ -1,4 +1,4 @@
-"""Runs a study: prepares its data, trains each leg with each seed in its own process, and reads what came of it."""
+"""Runs a study: prepares its data, trains each leg with each seed in its own process, and reads the metrics."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ from tests.world.export import export_world
 
 log = logging.getLogger(__name__)
 Run = tuple[str, int]
-"""A leg and the seed that it runs with."""
+"""A leg and its seed."""
 LAST = 5
 """A `train/` metric is the mean over the last fifth of the records."""
 

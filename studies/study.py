@@ -16,7 +16,7 @@ from lavis_ext.common.errors import ConfigError, LavisExtError, Problem, UsageEr
 from lavis_ext.common.wording import columns
 
 NO_SCORE = 0.01
-"""Below it a score is noise: how many times it was exceeded says nothing, so this stands in for it."""
+"""Below it a score is noise: ratios are taken to this instead."""
 HEAD = ["figure", "mean ± spread", "seed by seed", "compared", "wanted", "holds"]
 Values = dict[str, list[float]]
 """Values of a metric, one a seed, by `leg/metric`."""
@@ -31,7 +31,7 @@ class Leg:
 
     @staticmethod
     def accept(value: Any) -> Any:
-        """Options may be lists of options, so that a YAML anchor can stand for several."""
+        """Options may be lists of options, so that one YAML anchor may hold several."""
         if not isinstance(value, Mapping) or not isinstance(value.get("options"), list):
             return value
         return {**value, "options": list(flat(value["options"]))}
@@ -178,11 +178,11 @@ def load_study(name: str) -> Study:
 def read_study(path: Path) -> Study:
     """The study of a file; raises ConfigError for all that is wrong in it."""
     tree, places = read_yaml(path)
-    door = ConfigDecoder(places)
-    study = door.build(Study, tree)
+    decoder = ConfigDecoder(places)
+    study = decoder.build(Study, tree)
     if study is not None:
-        door.problems += unknown_legs(study, path)
-    door.close()
+        decoder.problems += unknown_legs(study, path)
+    decoder.close()
     if study is None:
         raise ConfigError(str(path), "is no study", "give it a title, prepare, legs and figures")
     return study

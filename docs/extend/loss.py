@@ -16,7 +16,7 @@ from lavis_ext.models.settings import LossKeys
 
 @dataclass(frozen=True, kw_only=True)
 class SpreadKeys(LossKeys):
-    """What stands beside `name` and `weight`."""
+    """Its keys beside `name` and `weight`."""
 
     sharpness: Positive = 2.0
 

@@ -12,7 +12,7 @@ from lavis_ext.metrics.settings import MetricKeys
 
 @dataclass(frozen=True, kw_only=True)
 class NamingKeys(MetricKeys):
-    """What stands beside `name`."""
+    """Its keys beside `name`."""
 
     words: list[str] = field(default_factory=lambda: ["bird"])
 

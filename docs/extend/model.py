@@ -40,7 +40,7 @@ class ColourWords(BaseModel):
         return cls(config)
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
-        """`image` [B,3,S,S], `text_input` → `loss`: whether each word stands in the caption."""
+        """`image` [B,3,S,S], `text_input` → `loss`: whether each word is in the caption."""
         said = [[float(word in text.split()) for word in self.config.words] for text in batch["text_input"]]
         return {"loss": F.binary_cross_entropy_with_logits(self.scores(batch), torch.tensor(said, device=self.device))}
 

@@ -1,4 +1,4 @@
-"""A shape: rows that tell `species` and `place` become captions by a template that the data set's YAML gives."""
+"""A shape: rows with `species` and `place` become captions by a template that the data set's YAML gives."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from lavis_ext.datasets.readers.parse import Row
 
 @dataclass(frozen=True, kw_only=True)
 class TemplateKeys(ImageKeys):
-    """What stands under `args:` of a data set of this shape."""
+    """The keys of `args:` of a data set of this shape."""
 
     template: str = "a {species}"
 

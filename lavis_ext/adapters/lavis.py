@@ -1,7 +1,7 @@
 """Our names in the registry of a real LAVIS (salesforce-lavis): the data sets and processors that it lacks.
 
 `register()` is all that a program needs: `lavis.datasets.builders.load_dataset("laion_coco")` and a LAVIS run YAML then
-find them, with the files that `lavis-ext prepare` has laid out. LAVIS is imported when `register` is called.
+find them, with the files that `lavis-ext prepare` has fetched. LAVIS is imported when `register` is called.
 """
 
 from __future__ import annotations
@@ -42,8 +42,8 @@ class Registered:
 def register(override: Iterable[str] = (), cache_root: str | Path | None = None) -> Registered:
     """Enter what LAVIS lacks of our data sets and processors; `override` names data sets of its to replace by ours.
 
-    `cache_root` is where our data lie (default: as everywhere in this package); LAVIS' own data sets keep theirs. To
-    call it again changes nothing but what `override` adds. Raises UsageError where LAVIS is not installed, or an
+    `cache_root` is the folder of our data (default: as everywhere in this package); LAVIS' own data sets keep theirs. A
+    second call changes nothing but what `override` adds. Raises UsageError where LAVIS is not installed, or an
     overridden name is not ours.
     """
     wanted = [override] if isinstance(override, str) else list(override)
@@ -96,7 +96,7 @@ def open_lavis() -> bool:
 
 
 def _open_without_models() -> None:
-    """A package `lavis` that has not run its `__init__`, and the paths which that would have set."""
+    """Make a package `lavis` without running its `__init__`, and register the paths that this would have set."""
     spec = find_spec("lavis")
     if spec is None or not spec.submodule_search_locations:
         raise ImportError("lavis is no package")

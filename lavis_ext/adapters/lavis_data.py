@@ -66,15 +66,15 @@ class CardBuilder:
     def _wrap(self, dataset: Any, side: str) -> Any:
         chosen = {"vis_processor": self.vis_processors[side], "text_processor": self.text_processors[side]}
         if isinstance(dataset, ImageTextStream):
-            # LAVIS tells streams by this class, and puts them in a chain of their own
+            # LAVIS recognises streams by this class, and chains them apart from map-style data sets
             return replace(dataset, **chosen).as_pipeline()
         return LavisDataset(replace(dataset, parts=replace(dataset.parts, **chosen)), training=side == "train")
 
 
 class LavisDataset(Dataset[Sample]):
-    """A map-style data set with LAVIS' keys and `collater`; all else that is asked of it, ours answers.
+    """A map-style data set with LAVIS' keys and `collater`; other attributes are those of our data set.
 
-    A training sample that cannot be read is counted in `faults`, told in the log, and replaced by the next one that
+    A training sample that cannot be read is counted in `faults`, logged, and replaced by the next one that
     can; PartialError (exit code 8) is raised once more are lost than the data set tolerates. In other splits the
     SampleError is raised, since results are counted there.
     """
@@ -117,12 +117,12 @@ class LavisDataset(Dataset[Sample]):
 
 def declaration(name: str, body: Tree) -> DatasetConfig:
     """A data set from what LAVIS merged of its YAMLs; raises ConfigError with every mistake in it."""
-    door = ConfigDecoder()
+    decoder = ConfigDecoder()
     known = {"name": name, "family": load_cards().card_of(name).family}
-    built: DatasetConfig | None = door.build(DatasetConfig, {**known, **body}, f"datasets.{name}")
-    door.close()
+    built: DatasetConfig | None = decoder.build(DatasetConfig, {**known, **body}, f"datasets.{name}")
+    decoder.close()
     if built is None:
-        raise RuntimeError("the door has raised")
+        raise RuntimeError("unreachable: `close` has raised")
     return built
 
 

@@ -1,4 +1,4 @@
-"""The HTML that a person looks at: one offline file, drawn from what a folder holds."""
+"""HTML pages of data sets and runs: one offline file each, made from what a folder holds."""
 
 from __future__ import annotations
 

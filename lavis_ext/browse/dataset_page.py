@@ -1,4 +1,4 @@
-"""The page of a data set: what it is, what of it lies here, how it looks, and where each byte came from.
+"""The page of a data set: declaration, state on this disk, samples and figures, and the source of each file.
 
 What `prepare` knows of the disk is asked for in `read_subject` and `read_chapter`, and nowhere else in this folder.
 """
@@ -135,7 +135,7 @@ def write_dataset_page(
 
 
 def page_values(subject: Subject, samples: int, seed: int | None) -> dict[str, Any]:
-    """What the template is given."""
+    """The values for `dataset.html`."""
     card, several = subject.card, len(subject.chapters) > 1
     state = worst_state(subject)
     missing = [f"{one.split}  {name}" for one in subject.states for name in one.names]

@@ -1,4 +1,4 @@
-"""HTML of pages: one offline document from templates, and charts as inline SVG. Nothing of it comes from outside."""
+"""Offline HTML documents from templates, with charts as inline SVG; a page loads nothing from elsewhere."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ Point = tuple[float, float]
 
 @cache
 def environment() -> Environment:
-    """The templates of this folder; whatever they are given is escaped."""
+    """The Jinja2 templates of this folder; all values are escaped."""
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
     found = Environment(
@@ -41,7 +41,7 @@ def environment() -> Environment:
 
 
 def write_document(path: Path, template: str, **values: Any) -> None:
-    """Write a page whole or not at all; raises DiskError. A lone surrogate, which no encoding has, becomes `?`."""
+    """Write a page atomically; raises DiskError. A lone surrogate, which UTF-8 cannot encode, becomes `?`."""
     text = environment().get_template(template).render(values)
     with disk_errors(path, "name another file with --out"):
         write_atomic(path, text.encode("utf-8", "replace"))

@@ -1,4 +1,4 @@
-"""`report.html` of a run: what it was, how it went, what it said about pictures; read with patience from its folder."""
+"""`report.html` of a run: settings, curves, metrics and examples, read from its folder; torn files leave blanks."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class RunRecords:
     evaluations: list[Record] = field(default_factory=list)
     galleries: list[Record] = field(default_factory=list)
     answers: list[Record] = field(default_factory=list)
-    """How answers fared, one a split."""
+    """Accuracy of answers by kind, one record a split."""
     config: str = ""
 
     @property
@@ -130,7 +130,7 @@ def number(value: Any) -> float:
 
 
 def write_run_report(job_dir: Path, data: Mapping[str, Any] | None = None, out: Path | None = None) -> Path:
-    """Write `out` (default: `job_dir/report.html`) from what lies in the folder; returns its path. Raises DiskError.
+    """Write `out` (default: `job_dir/report.html`) from the files of the folder; returns its path. Raises DiskError.
 
     `data` is what is known of the data sets (default: `data.json`); `subset` true in it marks the figures as those of a
     subset. Works on a run that is still going on, or was stopped.
@@ -143,7 +143,7 @@ def write_run_report(job_dir: Path, data: Mapping[str, Any] | None = None, out: 
 
 
 def page_values(run: RunRecords) -> dict[str, Any]:
-    """What the template is given."""
+    """The values for `run.html`."""
     facts = run.facts
     state = str(facts.get("status", "running"))
     model = " ".join(str(value) for value in as_object(facts.get("model")).values())
@@ -208,7 +208,7 @@ def tiles(run: RunRecords) -> list[Tile]:
 
 
 def best_record(run: RunRecords) -> Record:
-    """The evaluation that was judged best; {} if none was."""
+    """The evaluation that `run.json` names as the best; {} if there is none."""
     wanted = run.best.get("split"), run.best.get("step")
     return next((r for r in run.evaluations if run.best and (r.get("split"), r.get("step")) == wanted), {})
 
@@ -306,7 +306,7 @@ def fault_rows(run: RunRecords) -> list[list[str]]:
 
 
 def answer_tables(found: Mapping[str, Any]) -> dict[str, Any]:
-    """How answers fared by kind, from the breakdown that a task left; {} if it holds nothing."""
+    """Accuracy by kind of answer and question, from the breakdown that a task wrote; {} if it is empty."""
     tables = {
         "by_answer": [_accuracy(row) for row in _objects(found, "answer_types")],
         "by_question": [_accuracy(row) for row in _objects(found, "question_types")],
@@ -344,7 +344,7 @@ def _objects(found: Mapping[str, Any], key: str) -> list[Mapping[str, Any]]:
 
 
 def examples(gallery: Mapping[str, Any]) -> dict[str, Any]:
-    """What a model said about pictures, beside what people said, from the index that `write_gallery` left."""
+    """Outputs of a model beside the references, from the index that `write_gallery` wrote."""
     shots = [shot for shot in as_list(gallery.get("shots")) if isinstance(shot, dict)][:MAX_SHOTS]
     folder = Path(str(gallery.get("folder", ".")))
     asked = any(shot.get("asked") for shot in shots)
@@ -355,7 +355,7 @@ def examples(gallery: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _example(shot: Mapping[str, Any], folder: Path) -> dict[str, Any]:
-    """Its picture as a data URI: only a small JPEG that lies in the gallery's own folder."""
+    """Its picture as a data URI: only a small JPEG in the gallery's own folder."""
     file = folder / Path(str(shot.get("image", ""))).name
     embedded = file.suffix == ".jpg" and file.is_file() and file.stat().st_size <= MAX_BYTES
     encoded = [base64.b64encode(file.read_bytes()).decode("ascii")] if embedded else []

@@ -1,4 +1,4 @@
-"""What is shown and counted of a split: samples with their pictures, and figures over its rows; both are bounded."""
+"""The samples of a split with their pictures, and figures over its rows; both up to a maximum."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _UNSHOWN = re.compile("[\0-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]")
 
 @dataclass(frozen=True)
 class Shot:
-    """A sample as a page shows it: pictures as data URIs, or why there is none; a text, and lines below it."""
+    """A sample on a page: pictures as data URIs, or why there is none (`lost`); a text, and lines below it."""
 
     name: str
     said: str

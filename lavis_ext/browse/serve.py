@@ -1,4 +1,4 @@
-"""One HTML file on loopback: nothing else of the folder, and nobody from outside."""
+"""Serves one HTML file on loopback, and nothing else of its folder."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class PageServer(ThreadingHTTPServer):
 
     @property
     def hosts(self) -> set[str]:
-        """The names under which a browser may ask; another is a foreign page that was led here."""
+        """The `Host` headers that are answered; any other is refused, against DNS rebinding."""
         return {f"{name}:{self.server_address[1]}" for name in NAMES}
 
 
@@ -63,7 +63,7 @@ class PageHandler(BaseHTTPRequestHandler):
         self._answer(with_body=False)
 
     def log_message(self, format: str, *args: object) -> None:
-        """Say nothing of requests."""
+        """Do not log requests."""
 
     def _answer(self, with_body: bool) -> None:
         if self.headers.get("Host") not in self.server.hosts:

@@ -1,4 +1,4 @@
-"""One look at every shape: the samples of a split as texts and pictures, whatever keys its rows have."""
+"""The samples of a split as texts and pictures, whatever its shape and the keys of its rows."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ Pixels = Any
 
 @dataclass(frozen=True)
 class SampleText:
-    """What a row says: its texts under one name, the answers that people gave, and what else is worth a line."""
+    """The texts of a row under one name, the answers that people gave, and further lines."""
 
     kind: str = "text"
     texts: tuple[str, ...] = ()
@@ -117,13 +117,13 @@ class RowsView:
         return [self.dataset.pixels(one, index) for one in self._rows_of(index, row)]
 
     def data(self, item: Item) -> bytes:
-        """The bytes as they lie in the store."""
+        """The encoded bytes, from the image store."""
         index, row = item.handle
         found: bytes = self.dataset.images.read(self.dataset.image_name(self._rows_of(index, row)[0]))
         return found
 
     def _text(self, index: int) -> SampleText:
-        """What the row of a sample says; where each row of a picture has one caption, all of them."""
+        """The texts of a sample's row; where each row of a picture has one caption, those of all its rows."""
         data, args = self.dataset, self.dataset.parts.args
         text = text_of(data.row(index), args)
         if self._codes is None:
@@ -179,7 +179,7 @@ class StreamView:
         return [item.handle.pixels()]
 
     def data(self, item: Item) -> bytes:
-        """The bytes as they lie in the shard."""
+        """The encoded bytes, from the shard."""
         found: bytes = item.handle.read("image")
         return found
 
@@ -195,7 +195,7 @@ class StreamView:
         return [self.samples[number] for number in numbers]
 
     def _text(self, sample: RawSample) -> SampleText:
-        """The caption that training would take, and those that it would pass over; none where the JSON has none."""
+        """The caption that training takes, then the others; none where the JSON has none."""
         args = self.stream.args
         try:
             if args["caption_key"] == ".txt":
@@ -211,7 +211,7 @@ class StreamView:
 
 
 def text_of(row: Mapping[str, Any], args: Mapping[str, Any]) -> SampleText:
-    """What a row says, by the arguments of its shape: caption(s), question and answers, sentence and label."""
+    """The texts of a row, by the arguments of its shape: caption(s), question and answers, sentence and label."""
     kinds = {str(args.get(key)): kind for key, kind in NAMED.items()} | TEXTS
     key = next((key for key in kinds if row.get(key)), "")
     answers = row.get(args.get("answer_key", "answer")) or row.get("direct_answers")

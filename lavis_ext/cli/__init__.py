@@ -1,6 +1,6 @@
-"""The command line. Begin at `VERBS`: where each verb's function is; its flags are the dataclass that it takes.
+"""The command line. `VERBS` names the function of each verb; its flags are the dataclass that the function takes.
 
-A verb's module is imported when the verb is called or its help is asked for, and what is heavy when it is needed.
+A verb's module is imported when the verb is called or its help is shown; heavy imports are inside the functions.
 """
 
 from __future__ import annotations

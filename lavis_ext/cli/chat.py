@@ -22,14 +22,14 @@ if TYPE_CHECKING:
     from lavis_ext.models.base_model import BaseModel
 
 CHATTED = {"blip2_vicuna": ""}
-"""Prompts of models that were taught to be asked otherwise than by `QUESTION`."""
+"""Architecture → prompt, where it is not `QUESTION`: blip2_vicuna frames the question itself."""
 QUESTION = "Question: {} Answer:"
 LENGTHS = ("num_beams", "max_len", "min_len")
 
 
 @dataclass(frozen=True)
 class Setup:
-    """What a file says of a conversation: the model, its processors, and how captions and answers are searched for."""
+    """What a file gives for a conversation: model, processors, and arguments of `generate` and `predict_answers`."""
 
     model: ModelConfig
     vis: dict[str, Any] = field(default_factory=dict)
@@ -41,7 +41,7 @@ class Setup:
 
 @dataclass(frozen=True)
 class Turn:
-    """One thing that the model said; `question` is empty for the caption."""
+    """One output of the model; `question` is empty for the caption."""
 
     image: str
     question: str
@@ -62,10 +62,7 @@ class Chat(Options):
 
 
 def chat(args: Chat) -> Answer:
-    """Answer `--question`, or caption the picture and answer the lines of standard input until it ends.
-
-    What is said to lines is written at once.
-    """
+    """Answer `--question`; without it, caption the picture and answer each line of standard input at once."""
     setup = read_setup(args.cfg_path, list(args.options), args.checkpoint)
     talk = Conversation(setup, args.image, read_image(args.image))
     if args.question is not None:
@@ -108,9 +105,9 @@ def setup_of_run(path: str, options: list[str]) -> Setup:
 def setup_of_model(path: str, options: list[str]) -> Setup:
     """From a file with `model:` and `preprocess:` sections, as those of the models folder."""
     tree = merge(read_yaml(find_config(path))[0], parse_options(options))
-    door = ConfigDecoder()
-    config = door.build(ModelConfig, tree.get("model") or {}, "model")
-    door.close()
+    decoder = ConfigDecoder()
+    config = decoder.build(ModelConfig, tree.get("model") or {}, "model")
+    decoder.close()
     if config is None:
         raise ConfigError(path, "has no model section", "add `model:` with arch and model_type")
     preprocess = tree.get("preprocess") or {}
@@ -160,7 +157,7 @@ def read_image(path: str) -> Any:
 
 
 class Conversation:
-    """A model on one picture; raises ConfigError if it does not speak."""
+    """A model on one picture; raises ConfigError if the model generates no text."""
 
     def __init__(self, setup: Setup, name: str, image: Any) -> None:
         from lavis_ext.models import load_preprocess
@@ -173,12 +170,12 @@ class Conversation:
         self.image: Tensor = vis["eval"](image).unsqueeze(0).to(self.model.device)
 
     def caption(self) -> Turn:
-        """What the model says of the picture unasked."""
+        """The caption of the picture."""
         said = self.model.generate({"image": self.image}, **self.setup.captions)
         return Turn(self.name, "", said[0])
 
     def answer(self, question: str) -> Turn:
-        """What it answers to a question; raises UsageError for an empty one."""
+        """The answer to a question; raises UsageError for an empty one."""
         if not question.strip():
             raise UsageError("--question", "is empty", "write a question")
         prompt = CHATTED.get(self.setup.model.arch, QUESTION)
@@ -196,7 +193,7 @@ def load_speaker(setup: Setup) -> BaseModel:
     kind = models.get(setup.model.arch)
     lacking = [name for name in ("generate", "predict_answers") if not hasattr(kind, name)]
     if lacking:
-        what = f"'{setup.model.arch}' has no `{lacking[0]}`: it does not speak"
+        what = f"'{setup.model.arch}' has no `{lacking[0]}`: it generates no text"
         raise ConfigError("model.arch", what, "take a model with a language model, e.g. blip2_opt")
     device = "cpu" if choose_cpu(setup.device) else "cuda"
     return build_model(setup.model).eval().to(device)
@@ -211,7 +208,7 @@ def converse(talk: Conversation, questions: Iterable[str], write: Callable[[Turn
 
 
 def asked_lines() -> Iterable[str]:
-    """Lines of standard input until it ends; a person is shown where to write."""
+    """Lines of standard input until it ends; a terminal shows a prompt."""
     person = sys.stdin.isatty()
     while True:
         if person:
@@ -224,7 +221,7 @@ def asked_lines() -> Iterable[str]:
 
 
 def write_answer(turn: Turn) -> None:
-    """What was said, as a line; characters that the terminal lacks are written as escapes."""
+    """Write an answer as a line; characters that the terminal lacks are written as escapes."""
     encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
     sys.stdout.write(turn.answer.encode(encoding, "backslashreplace").decode(encoding) + "\n")
     sys.stdout.flush()

@@ -47,7 +47,7 @@ class Verify(Names, Quiet, Options):
 
 @dataclass(frozen=True, kw_only=True)
 class Prepare(Quiet, Options):
-    """Flags of `prepare`; those that `PrepareOptions` has bear the names of its fields."""
+    """Flags of `prepare`; those that fill `PrepareOptions` have the names of its fields."""
 
     names: tuple[str, ...] = flag(
         REQUIRED, positional=True, nargs="*", metavar="NAME", help="coco, coco_caption, or an artifact: vinvl/coco_ir"
@@ -85,35 +85,34 @@ def list_datasets(args: Options) -> Answer:
     root = cache_root_of(args)
     cards = load_cards()
     found = status(cards.names(), PrepareOptions(cache_root=root), cards, lost=False)
-    states = {(one.dataset, one.split): one.state for one in found}
+    state_of = {(one.dataset, one.split): one.state for one in found}
     rows: list[dict[str, Any]] = []
     for name in cards.names():
         card = cards.card_of(name)
         types = card.datasets[name]
         dataset = types.get("default") or next(iter(types.values()))
-        splits = {split: states.get((name, split), "missing") for split in split_names(dataset)}
-        sizes = [a.size or 0 for a in cards.artifacts_of(dataset)]
         rows.append(
             {
                 "name": name,
                 "shape": dataset.builder,
                 "types": sorted(types),
-                "splits": splits,
-                "bytes": sum(sizes),
+                "splits": {split: state_of.get((name, split), "missing") for split in split_names(dataset)},
+                "bytes": sum(a.size or 0 for a in cards.artifacts_of(dataset)),
                 "licence": card.licence,
             }
         )
     table = [["name", "shape", "splits on this disk", "download", "licence"]]
     for row in rows:
-        told = " ".join(split if state == "missing" else f"{split}:{state}" for split, state in row["splits"].items())
-        table.append([row["name"], row["shape"], told, _size(row["bytes"]), shorten(row["licence"], 40)])
+        splits = row["splits"].items()
+        states = " ".join(split if state == "missing" else f"{split}:{state}" for split, state in splits)
+        table.append([row["name"], row["shape"], states, _size(row["bytes"]), shorten(row["licence"], 40)])
     alone = [family for family, card in cards.families.items() if card.artifacts and not card.datasets]
     more = [f"files without a data set: {', '.join(sorted(alone))} (lavis-ext show {alone[0]})"] if alone else []
     return Answer([*columns(table), "", *more, f"data lies in {root}"], rows)
 
 
 def show(args: Show) -> Answer:
-    """A data set whole: its card, files, processors, licence, citation, and the command that prepares it."""
+    """A data set or family: its card, files, processors, licence, citation, and the command that prepares it."""
     from lavis_ext.common.config.cards import load_cards
     from lavis_ext.common.config.resolve import cache_root_origin
 
@@ -141,7 +140,7 @@ def show(args: Show) -> Answer:
 
 
 def _artifact_lines(artifacts: Sequence[Any]) -> list[str]:
-    """A table of artifacts that stand for themselves, and how to prepare them."""
+    """A table of artifacts that no data set uses, and how to prepare them."""
     if not artifacts:
         return []
     rows = [[f"{a.family}/{a.name}", _size(a.size or a.about), a.storage, a.url] for a in artifacts]
@@ -215,7 +214,7 @@ def _hash(artifact: Any) -> str:
 
 
 def names_of(args: Prepare) -> list[str]:
-    """The names, of artifacts where a family is given; raises UsageError, which tells them, where there is none."""
+    """The NAMEs, as `family/NAME` with `--family`; without any, raises UsageError that lists the known ones."""
     from lavis_ext.common.config.cards import load_cards
 
     if args.names:

@@ -152,7 +152,7 @@ def _index(args: Features, paths: list[Path], progress: Progress) -> Answer:
 
 
 def _extract(args: Features, paths: list[Path], progress: Progress) -> Answer:
-    """Exit code 8 where more is missing than `--tolerance` allows; raises UsageError for what cannot be meant."""
+    """Exit code 8 where more is missing than `--tolerance` allows; UsageError for a format that is not written."""
     from lavis_ext.common.config.resolve import cache_root
     from lavis_ext.features.extraction.extract import STORE
     from lavis_ext.features.formats.tsv import COLUMNS
@@ -282,7 +282,7 @@ def merge_tsvs(paths: Sequence[Path], tolerance: float, progress: Progress, expe
     lines = [f"{done.path}: {done.rows:,} images, {done.added:,} added now, {done.repeated:,} repeated rows left out"]
     if done.differing:
         shown = ", ".join(done.differing[:SHOWN])
-        lines.append(f"{len(done.differing):,} images stand twice with other numbers, the first counts: {shown}")
+        lines.append(f"{len(done.differing):,} images occur twice with other numbers, the first counts: {shown}")
     lines += [*fault_lines(done.faults), *missing_lines(done.missing)]
     if not done.accounted:
         lines.append("nothing says which images there should be; rows of `lavis-ext features extract` do")
@@ -299,7 +299,7 @@ def missing_lines(missing: Mapping[str, str]) -> list[str]:
     """How many images are missing, and the first of them with the reason."""
     lines = [f"missing: {len(missing):,}"] if missing else []
     lines += [f"  {name}: {why}" for name, why in list(missing.items())[:SHOWN]]
-    return lines + ([f"  and {len(missing) - SHOWN:,} more; --json tells all"] if len(missing) > SHOWN else [])
+    return lines + ([f"  and {len(missing) - SHOWN:,} more; --json lists all"] if len(missing) > SHOWN else [])
 
 
 def fault_lines(faults: Sequence[tuple[Path, Fault]]) -> list[str]:

@@ -1,4 +1,4 @@
-"""The verbs about runs: train, evaluate, export, the pages of browse, and the list of what was tried."""
+"""The verbs about runs: train, evaluate, browse, export, and the table of `runs`."""
 
 from __future__ import annotations
 
@@ -19,9 +19,10 @@ from lavis_ext.common.wording import columns, shorten
 if TYPE_CHECKING:
     from lavis_ext.common.config.schema import Config, ModelConfig
 
-MARKS = ("log.jsonl", "run.json")
-UNTOLD = ("run.job_id", "run.output_dir", "cache_root")
-"""Settings that differ between any two runs and say nothing of what was tried."""
+RUN_FILES = ("log.jsonl", "run.json")
+"""A folder that holds one of these is the folder of a run."""
+ALWAYS_DIFFERENT = ("run.job_id", "run.output_dir", "cache_root")
+"""Settings that differ between any two runs, and are left out of the comparison."""
 WIDTH = 60
 
 
@@ -155,7 +156,7 @@ class Runs:
 
 
 def runs(args: Runs) -> Answer:
-    """The runs below a folder: how each stands, its best metric, and in what its configuration differs."""
+    """The runs below a folder: the state of each, its best metric, and the settings in which it differs."""
     found = list_runs(args.folder, args.against)
     return Answer(run_lines(found, args.against), [run.as_dict() for run in found])
 
@@ -186,7 +187,7 @@ def find_runs(root: Path) -> list[Path]:
     """The folders of runs at or below `root`, sorted; raises UsageError if it is no folder."""
     if not root.is_dir():
         raise UsageError(str(root), "is not a folder", "name the output folder of runs (run.output_dir)")
-    return sorted({file.parent for mark in MARKS for file in root.rglob(mark)})
+    return sorted({file.parent for name in RUN_FILES for file in root.rglob(name)})
 
 
 def list_runs(root: Path, against: str = "previous") -> list[RunSummary]:
@@ -200,7 +201,7 @@ def list_runs(root: Path, against: str = "previous") -> list[RunSummary]:
 
 
 def summarise(folder: Path, root: Path) -> RunSummary:
-    """What a folder says of its run; torn or missing files leave blanks."""
+    """One run from the files of its folder; torn or missing files leave blanks."""
     records = read_run(folder)
     facts = records.facts
     best = best_of(records)
@@ -223,18 +224,15 @@ def summarise(folder: Path, root: Path) -> RunSummary:
 
 
 def best_of(records: RunRecords) -> Record:
-    """The evaluation that the run judged best, else the one with the highest aggregate, else the last; {} if none."""
+    """The evaluation that the run recorded as best, else that with the highest aggregate, else the last; {} if none."""
     wanted = records.best.get("split"), records.best.get("step")
     evaluations = records.evaluations
     chosen = [r for r in evaluations if records.best and (r.get("split"), r.get("step")) == wanted]
     if chosen:
         return chosen[0]
-    judged = [r for r in evaluations if finite(r["metrics"].get(AGGREGATE)) is not None]
-    return (
-        max(judged, key=lambda r: number(r["metrics"][AGGREGATE]))
-        if judged
-        else (evaluations[-1] if evaluations else {})
-    )
+    if scored := [r for r in evaluations if finite(r["metrics"].get(AGGREGATE)) is not None]:
+        return max(scored, key=lambda r: number(r["metrics"][AGGREGATE]))
+    return evaluations[-1] if evaluations else {}
 
 
 def parsed(text: str) -> Mapping[str, Any]:
@@ -256,8 +254,8 @@ def flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def difference(before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
-    """Settings that are not the same, by name; None stands for a setting that is not there."""
-    names = sorted(name for name in {*before, *after} if name not in UNTOLD)
+    """Settings that are not the same, by name; None for a setting that is not there."""
+    names = sorted(name for name in {*before, *after} if name not in ALWAYS_DIFFERENT)
     pairs = {name: (before.get(name), after.get(name)) for name in names}
     return {name: pair for name, pair in pairs.items() if pair[0] != pair[1]}
 

@@ -1,4 +1,4 @@
-"""The verbs about all else: check, doctor, import-args, completion, demo."""
+"""The other verbs: check, doctor, import-args, completion, demo."""
 
 from __future__ import annotations
 
@@ -60,12 +60,11 @@ class ImportArgs:
 
 
 def import_args(args: ImportArgs) -> Answer:
-    """Turn a command into a run file, on standard output or in a file that is not there yet; exit 2 for a mistake."""
+    """Turn a command of Oscar's scripts into a run file, on standard output or in a new file; exit 2 for a mistake."""
     from lavis_ext.oscar.import_args import import_command, reasons
 
     if bool(args.words) == bool(args.source):
-        way_out = "give the command after --, or --from FILE"
-        raise UsageError("import-args", "wants one command", way_out)
+        raise UsageError("import-args", "wants one command", "give the command after --, or --from FILE")
     found = import_command([read_source(args.source)] if args.source else list(args.words))
     row = {"script": found.script, "config": found.tree, "left_out": dict(found.notes)}
     if not args.out:

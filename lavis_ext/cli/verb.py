@@ -1,4 +1,10 @@
-"""A verb: its flags are parsed, its function called, its answer printed, and the documented exit code returned."""
+"""What all verbs of the command line share.
+
+A verb is a function that takes a dataclass and returns an `Answer`. Its flags are made from the dataclass, `run` parses
+them, calls the function, prints the answer and returns the documented exit code.
+
+Nothing heavy is imported here, nor by the modules that declare verbs: they are read to print help.
+"""
 
 from __future__ import annotations
 
@@ -22,34 +28,35 @@ from lavis_ext import __version__
 from lavis_ext.common.errors import LavisExtError, Problem, UsageError, nearest
 from lavis_ext.common.registry import load_plugin_file
 
-# Flags made from the dataclass that they fill: a field is a flag, its type says how it is read, its metadata the
-# rest.
-#
-#     @dataclass(frozen=True, kw_only=True)
-#     class Runs:
-#         folder: str = flag("output", positional=True, nargs="?", metavar="FOLDER", help="default: output")
-#         against: Literal["previous", "first"] = flag("previous", help="what to compare with")
-#
-# `arguments_of(Runs)` is for argparse, `build(Runs, namespace)` the object. Nothing heavy is imported here, nor
-# by the modules that declare flags: they are read to print help.
-
+INTERRUPTED = 130
+EXIT_CODES = """\
+exit codes: 0 done and verified · 1 internal error · 2 usage · 3 config · 4 network · 5 integrity · 6 disk · 7 access
+8 partial · 9 owned by another process · 10 unsafe content · 11 training · 75 pre-empted · 130/143 interrupted"""
+SHELLS = ("bash", "zsh", "fish")
 
 Argument = tuple[tuple[str, ...], dict[str, Any]]
 """Names and settings, as `ArgumentParser.add_argument` takes them."""
 REQUIRED: Any = MISSING
+"""The default of a flag that has none."""
 T = TypeVar("T")
 
 
 def flag(default: Any, *names: str, positional: bool = False, **settings: Any) -> Any:
-    """A field that the command line fills; `names` where `--field-name` is not its name, `settings` as argparse's.
+    """A dataclass field that the command line fills.
 
-    A field of the dataclass without it is filled, by name, from a flag that every verb has (`json: bool = False`).
+        @dataclass(frozen=True, kw_only=True)
+        class Runs:
+            folder: str = flag("output", positional=True, nargs="?", metavar="FOLDER", help="default: output")
+            against: Literal["previous", "first"] = flag("previous", help="what to compare with")
+
+    `names` replace `--field-name`; the field's type says how a value is read; `settings` go to argparse as they are.
+    A field without `flag` is filled, by name, from a flag that every verb has (`json: bool = False`).
     """
     return field(default=default, metadata={"names": names, "positional": positional, "settings": settings})
 
 
 def arguments_of(kind: type) -> list[Argument]:
-    """The flags of a dataclass, its own before those that it inherits."""
+    """The flags of a dataclass, its own before those of its bases."""
     hints = get_type_hints(kind)
     declared = {one.name: one for base in reversed(kind.__mro__) if is_dataclass(base) for one in fields(base)}
     inherited = {one.name for base in kind.__mro__[1:] if is_dataclass(base) for one in fields(base)}
@@ -84,7 +91,7 @@ def _kinds(hint: Any) -> Iterator[Any]:
 
 
 def build(kind: type[T], args: Namespace) -> T:
-    """The dataclass filled from what argparse found; an empty text where a Path may be given is as good as none."""
+    """The dataclass filled from argparse's namespace; an empty text for an optional Path is None."""
     hints = get_type_hints(kind)
     found = {}
     for one in fields(kind):  # type: ignore[arg-type]
@@ -96,7 +103,7 @@ def build(kind: type[T], args: Namespace) -> T:
 
 
 def fill(kind: type[T], flags: Any, **more: Any) -> T:
-    """A dataclass of the library from the flags of the same names; one that was not given keeps its default."""
+    """A dataclass of the library from the flags of the same names; a flag that is None keeps the field's default."""
     given = {one.name: getattr(flags, one.name, None) for one in fields(kind)}  # type: ignore[arg-type]
     return kind(**{name: value for name, value in given.items() if value is not None} | more)
 
@@ -124,23 +131,8 @@ class Names:
     )
 
 
-INTERRUPTED = 130
-EXIT_CODES = """\
-exit codes: 0 done and verified · 1 internal error · 2 usage · 3 config · 4 network · 5 integrity · 6 disk · 7 access
-8 partial · 9 owned by another process · 10 unsafe content · 11 training · 75 pre-empted · 130/143 interrupted"""
-
-
-@dataclass
-class Answer:
-    """What a verb has to say: lines for a person, objects for a program, and the exit code."""
-
-    lines: list[str] = field(default_factory=list)
-    objects: list[dict[str, Any]] = field(default_factory=list)
-    code: int = 0
-
-
 def env_option(args: Any) -> str | None:
-    """`env.cache_root` of `--options`, or None."""
+    """The value of `env.cache_root` among `--options`, or None."""
     from lavis_ext.common.config.resolve import parse_options
 
     env = parse_options(args.options).get("env") or {}
@@ -149,26 +141,35 @@ def env_option(args: Any) -> str | None:
 
 
 def cache_root_of(args: Any) -> Path:
-    """Where the data of a verb lie."""
+    """The cache root of a verb: from `--options`, the environment, the user file or configs/default.yaml."""
     from lavis_ext.common.config.resolve import cache_root
 
     return cache_root(env_option(args))
 
 
 def progress_of(args: Any) -> Any:
-    """How a verb tells of bytes that move; nothing with `--quiet`."""
+    """The progress display of a verb that moves bytes; with `--quiet`, one that shows nothing."""
     from lavis_ext.fetch import make_progress
 
     return make_progress(to_stderr, quiet=args.quiet)
 
 
 def to_stderr(line: str) -> None:
-    """A line for a person, beside what the verb answers."""
+    """Write one line for a person while the verb runs; stdout is for its answer."""
     sys.stderr.write(f"{line}\n")
 
 
+@dataclass
+class Answer:
+    """What a verb returns: lines for a person, objects for `--json`, and the exit code."""
+
+    lines: list[str] = field(default_factory=list)
+    objects: list[dict[str, Any]] = field(default_factory=list)
+    code: int = 0
+
+
 class Parser(ArgumentParser):
-    """argparse whose mistakes are UsageErrors in the house's words."""
+    """An ArgumentParser that raises UsageError, with the nearest flag, instead of exiting."""
 
     def error(self, message: str) -> NoReturn:
         """Raise UsageError instead of exiting."""
@@ -185,15 +186,6 @@ class Parser(ArgumentParser):
         return known, rest
 
 
-class StandardError(logging.Handler):
-    """Writes records to whatever `sys.stderr` is at the time: progress bars put themselves in its place."""
-
-    def emit(self, record: logging.LogRecord) -> None:
-        """Write one line."""
-        sys.stderr.write(self.format(record) + "\n")
-        sys.stderr.flush()
-
-
 @dataclass(frozen=True)
 class Verb:
     """One verb: `place` is `module:function`, imported when it is called or its flags are asked for.
@@ -205,7 +197,7 @@ class Verb:
     place: str
 
     def function(self) -> tuple[Callable[[Any], Answer], Any]:
-        """What does it, and the dataclass of its flags."""
+        """The function, imported, and the dataclass that it takes."""
         module, _, name = self.place.partition(":")
         function = getattr(import_module(module), name)
         return function, next(iter(get_type_hints(function).values()))
@@ -221,7 +213,10 @@ class Verb:
 
 
 def build_parser(verbs: Mapping[str, Verb], words: Sequence[str] | None = None) -> Parser:
-    """The parser of all verbs; where `words` are given, of the flags of those alone that are among them."""
+    """The parser of all verbs.
+
+    With `words`, the command's, only the verb among them gets its flags: the modules of the others are not imported.
+    """
     parser = Parser(prog="lavis-ext", description="Vision-language data that fetches, checks and builds itself.")
     parser.formatter_class, parser.epilog = RawDescriptionHelpFormatter, EXIT_CODES
     parser.add_argument("--version", action="version", version=f"lavis-ext {__version__}")
@@ -233,11 +228,21 @@ def build_parser(verbs: Mapping[str, Verb], words: Sequence[str] | None = None) 
         for flags, settings in verb.arguments():
             one.add_argument(*flags, **settings)
         one.add_argument("--configs", metavar="DIR", help="a folder of YAML before those of LAVIS_EXT_CONFIGS")
-        told = "a Python file that registers more"
-        one.add_argument("--plugin", action="append", default=[], metavar="FILE", help=told)
+        one.add_argument(
+            "--plugin", action="append", default=[], metavar="FILE", help="a Python file that registers more"
+        )
         one.add_argument("--json", action="store_true", help="objects on standard output, text on standard error")
         one.add_argument("--debug", action="store_true", help="show the traceback of an error")
     return parser
+
+
+class StandardError(logging.Handler):
+    """Writes records to what `sys.stderr` is at the time: a progress bar replaces that stream while it is shown."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Write one line."""
+        sys.stderr.write(self.format(record) + "\n")
+        sys.stderr.flush()
 
 
 def run(verbs: Mapping[str, Verb], words: list[str]) -> int:
@@ -251,17 +256,17 @@ def run(verbs: Mapping[str, Verb], words: list[str]) -> int:
     try:
         return _run(verbs, words, as_json)
     except LavisExtError as error:
-        return _fail(error, as_json, debug)
+        return _report(error, as_json, debug)
     except KeyboardInterrupt:
-        _say("interrupted; run the same command again to go on", sys.stderr)
+        _write("interrupted; run the same command again to go on", sys.stderr)
         return _end(as_json, INTERRUPTED, "interrupted")
-    except BrokenPipeError:
+    except BrokenPipeError:  # `| head`: what Python flushes at exit must not raise again
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except SystemExit as stop:  # --help and --version
         return stop.code if isinstance(stop.code, int) else 0
     except Exception as error:
-        return _internal(error, as_json, debug)
+        return _report_internal(error, as_json, debug)
 
 
 def _run(verbs: Mapping[str, Verb], words: list[str], as_json: bool) -> int:
@@ -272,18 +277,18 @@ def _run(verbs: Mapping[str, Verb], words: list[str], as_json: bool) -> int:
     if arguments.verb is None:
         parser.print_help()
         return 0
-    with _searching(arguments.configs):
+    with _configs_first(arguments.configs):
         for file in arguments.plugin:
             load_plugin_file(Path(file), f"--plugin {file}")
         answer = verbs[arguments.verb].call(arguments)
-    if os.environ.get("RANK", "0") == "0":  # of several processes of one run, the first speaks
+    if os.environ.get("RANK", "0") == "0":  # of the processes of one run, only rank 0 prints
         _print(answer, as_json)
     return answer.code
 
 
 @contextmanager
-def _searching(folder: str | None) -> Iterator[None]:
-    """Let a folder of YAML go before all others, for this command and the processes that it starts."""
+def _configs_first(folder: str | None) -> Iterator[None]:
+    """Search a folder of YAML before all others, in this process and in those that it starts."""
     if folder and not Path(folder).is_dir():
         raise UsageError(
             f"--configs {folder}", "is not a folder", "name one that holds datasets/, models/ or projects/"
@@ -299,7 +304,7 @@ def _searching(folder: str | None) -> Iterator[None]:
 
 def _print(answer: Answer, as_json: bool) -> None:
     for line in answer.lines:
-        _say(line, sys.stderr if as_json else sys.stdout)
+        _write(line, sys.stderr if as_json else sys.stdout)
     if as_json:
         for item in answer.objects:
             print(json.dumps(item, default=str))
@@ -307,17 +312,17 @@ def _print(answer: Answer, as_json: bool) -> None:
     sys.stdout.flush()
 
 
-def _say(text: str, stream: Any) -> None:
-    """Print what a terminal can show: characters that its encoding lacks are written as escapes."""
+def _write(text: str, stream: Any) -> None:
+    """Print a line; characters that the stream's encoding lacks are written as escapes."""
     encoding = getattr(stream, "encoding", None) or "utf-8"
     print(text.encode(encoding, "backslashreplace").decode(encoding), file=stream)
 
 
-def _fail(error: LavisExtError, as_json: bool, debug: bool) -> int:
+def _report(error: LavisExtError, as_json: bool, debug: bool) -> int:
     if debug:
         traceback.print_exc()
     for problem in error.problems:
-        _say(f"lavis-ext: {problem}", sys.stderr)
+        _write(f"lavis-ext: {problem}", sys.stderr)
     return _end(as_json, error.exit_code, *map(str, error.problems))
 
 
@@ -327,8 +332,8 @@ def _end(as_json: bool, code: int, *errors: str) -> int:
     return code
 
 
-def _internal(error: Exception, as_json: bool, debug: bool) -> int:
-    """An error of ours: the traceback goes to a file, one line to the user."""
+def _report_internal(error: Exception, as_json: bool, debug: bool) -> int:
+    """Report a defect of the package: the traceback goes to a file, one line to the user."""
     from lavis_ext.fetch.safety import redact
 
     log = Path(tempfile.gettempdir()) / f"lavis-ext-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}.log"
@@ -337,11 +342,10 @@ def _internal(error: Exception, as_json: bool, debug: bool) -> int:
         traceback.print_exc()
     message = redact(f"{type(error).__name__}: {error}")
     text = f"internal error: {message}; the traceback is in {log}, please report it"
-    _say(f"lavis-ext: {text}", sys.stderr)
+    _write(f"lavis-ext: {text}", sys.stderr)
     return _end(as_json, 1, text)
 
 
-SHELLS = ("bash", "zsh", "fish")
 _BASH = """\
 _lavis_ext() {{
     local word=${{COMP_WORDS[COMP_CWORD]}} words
@@ -358,9 +362,9 @@ complete -o default -F _lavis_ext lavis-ext
 def completion_script(
     shell: str, flags: Mapping[str, Sequence[str]], names: Sequence[str], named: Sequence[str]
 ) -> str:
-    """The script for one shell; `flags` are those of each verb, `named` the verbs that take the `names` of data sets.
+    """The completion script of one shell; raises UsageError for an unknown shell.
 
-    Raises UsageError for a shell that is not known.
+    `flags` are those of each verb, `names` the data sets, `named` the verbs that take such names.
     """
     if shell not in SHELLS:
         raise UsageError(shell, "no such shell", nearest(shell, SHELLS))

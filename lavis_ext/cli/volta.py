@@ -144,7 +144,7 @@ def _merge(args: Volta, root: Path, progress: Progress) -> Answer:
 
 
 def _expected(args: Volta, root: Path, split: str) -> list[str]:
-    """The ids of the pictures, where these lie here: rows of volta's own script do not tell what there should be."""
+    """The ids of the pictures, if these are here: rows of volta's own script do not say which images were asked for."""
     from lavis_ext.features.extraction.extract import find_pictures
 
     try:

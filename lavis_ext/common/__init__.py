@@ -1,1 +1,1 @@
-"""What every part stands on: errors, types, whole-or-absent files, the registry, and typed configuration."""
+"""What every part uses: errors, types, atomic files, the registry, and typed configuration."""

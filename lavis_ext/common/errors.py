@@ -10,7 +10,7 @@ from typing import ClassVar
 
 @dataclass(frozen=True)
 class Problem:
-    """One mistake: where it stands, what is wrong, and what the user can do about it."""
+    """One mistake: its place, what is wrong, and what the user can do about it."""
 
     where: str
     what: str
@@ -31,7 +31,7 @@ class LavisExtError(Exception):
 
     @classmethod
     def of(cls, problems: Iterable[Problem]) -> LavisExtError:
-        """One exception of this class that tells every problem at once; `problems` must not be empty."""
+        """One exception of this class with every problem; `problems` must not be empty."""
         found = tuple(problems)
         error = cls(found[0].where, found[0].what, found[0].way_out)
         error.problems = found
@@ -48,7 +48,7 @@ class UsageError(LavisExtError):
 
 
 class ConfigError(LavisExtError):
-    """A YAML or an option that cannot be meant: unknown key, wrong type, missing value."""
+    """An invalid YAML or option: unknown key, wrong type, missing value."""
 
     exit_code = 3
 

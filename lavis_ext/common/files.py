@@ -1,4 +1,4 @@
-"""Writes that are whole or absent, flushed before the rename; what the disk refuses, as DiskErrors."""
+"""Atomic writes, flushed before the rename, and OSErrors as DiskErrors."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ CHUNK = 1 << 20
 
 
 def to_disk_error(error: Exception, path: Path, way_out: str) -> DiskError:
-    """What the disk refused; no space left, no inodes left and a quota that is used up are told apart."""
+    """The DiskError of a failed write; it says whether space, inodes or the quota are used up."""
     number = getattr(error, "errno", None)
     reason = str(getattr(error, "strerror", None) or error)
     if number == errno.EDQUOT:

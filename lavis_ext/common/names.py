@@ -1,7 +1,7 @@
-"""Where each name of ours lives, and the class of the keys that it reads: looked up before anything is imported.
+"""Registry name → the module that registers it, and the dataclass of the keys that it reads.
 
-`check`, `list` and flags need names and keys, not networks: a table costs nothing where importing the models to ask
-them costs seconds. `tests/architecture/test_names.py` compares it with what the modules register.
+`check`, `list` and flags need names and keys, not networks: reading a table costs nothing, importing the models costs
+seconds. `tests/architecture/test_names.py` compares the table with what the modules register.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ class Home(NamedTuple):
 
 
 def _in(module: str, keys: str = "", **names: str) -> dict[str, Home]:
-    """Names of one module; each names its class of keys in the module `keys`, "" for none."""
+    """The names of one module → their homes; the values are classes of the module `keys`, "" for none."""
     return {name: Home(module, f"{keys}.{kind}" if kind else "") for name, kind in names.items()}
 
 

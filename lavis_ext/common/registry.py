@@ -1,4 +1,7 @@
-"""Names in YAML, objects in code: one registry a kind, which imports the module of a name when it is asked for."""
+"""The registries, one a kind: a name in YAML → an object in code, whose module is imported when it is looked up.
+
+Plug-ins register in the same way: packages by an entry point, single files by `load_plugin_file`.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +18,7 @@ from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any, ClassVar, Generic, TypeVar
 
-from lavis_ext.common.errors import ConfigError, LavisExtError, UsageError, nearest
+from lavis_ext.common.errors import ConfigError, UsageError, nearest
 from lavis_ext.common.names import NAMES, Home
 
 log = logging.getLogger(__name__)
@@ -53,6 +56,7 @@ class Registry(Generic[T]):
         def add(item: Item) -> Item:
             home = self._homes.get(name)
             held: Any = self._items.get(name)
+            # a plug-in that takes a name of ours: import ours first, so that the clash is found whatever the order
             if held is None and home is not None and inspect.getmodule(item) is not sys.modules.get(home.module):
                 held = self.get(name)
             if held is not None and held is not item:
@@ -76,7 +80,7 @@ class Registry(Generic[T]):
         return self._items[name]
 
     def config(self, name: str) -> Any:
-        """The dataclass of the keys that an object reads, None where that is not said; imports nothing heavy of ours.
+        """The dataclass of the keys that an object reads, None where it declares none; imports nothing heavy of ours.
 
         Raises RegistryError with the nearest names.
         """
@@ -106,7 +110,7 @@ class Registry(Generic[T]):
         return [name for name in self.names() if key in getattr(self.config(name), "__dataclass_fields__", ())]
 
     def forget(self, module: str) -> None:
-        """Take out what a module registered, as where it did not get to its end."""
+        """Remove what a module registered, after its import failed."""
         for name in [name for name, item in self._items.items() if origin(item).startswith(f"{module}.")]:
             del self._items[name]
 
@@ -134,7 +138,7 @@ def origin(item: object) -> str:
 
 
 plugin_sources: list[Callable[[], Iterable[tuple[Path, str]]]] = []
-"""What names files of plug-ins that belong to a folder of settings, each with where it is named."""
+"""Functions that yield (plug-in file, the place that names it); `common.config.resolve` adds its own."""
 
 
 @cache
@@ -174,7 +178,7 @@ def load_plugin_file(path: Path, where: str) -> None:
     if spec is None or spec.loader is None:
         raise ConfigError(where, f"{file} is no Python file", "name one that ends in .py")
     module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module
+    sys.modules[name] = module  # before it runs, as dataclasses and pickle look their module up there
     try:
         spec.loader.exec_module(module)
     except BaseException as error:
@@ -255,7 +259,6 @@ registry = Facade()
 
 __all__ = [
     "Facade",
-    "LavisExtError",
     "Registry",
     "RegistryError",
     "builders",
@@ -265,5 +268,10 @@ __all__ = [
     "lr_schedulers",
     "metrics",
     "models",
+    "objectives",
+    "origin",
+    "processors",
+    "registry",
+    "runners",
+    "tasks",
 ]
-__all__ += ["objectives", "origin", "processors", "registry", "runners", "tasks"]

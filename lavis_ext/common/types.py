@@ -1,4 +1,4 @@
-"""The words of the pipeline: what a sample, a batch, a processor and a data set look like to their neighbours."""
+"""The types of the pipeline: samples, batches, and the protocols of processors, data sets and streams."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class Sample(TypedDict, total=False):
     input_ids: Any  # list[int]
     token_type_ids: Any  # list[int]
     position_ids: Any  # list[int]
-    regions: Any  # where the features lie, from `dataset.load(i, rng)`
+    regions: Any  # references to the features, from `dataset.load(i, rng)`
     img_feats: Any  # float32 [n,D], from `dataset[i]`
     features: Any  # volta's, float32 [n,2048], and beside them
     locs: Any  # float32 [n,5 or 7]
@@ -111,7 +111,7 @@ class Stream(Protocol):
         """Samples of this rank from `state` on."""
 
     def state_dict(self) -> dict[str, Any]:
-        """Where the stream stands."""
+        """The position of the stream, from which `iterate` goes on."""
 
     def collater(self, samples: Sequence[Sample]) -> Batch:
         """Samples → batch."""

@@ -1,4 +1,4 @@
-"""Figures and tables as people read them: bytes with a unit, texts that fit, columns that stand under each other."""
+"""Figures and tables for people: bytes with a unit, texts cut to a width, aligned columns."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ def human(size: float) -> str:
     """Bytes with a decimal unit, as disks and hosts count: `900 B`, `13.5 GB`."""
     value, unit = float(size), "B"
     for larger in ("kB", "MB", "GB", "TB"):
-        if value < 999.5:
+        if value < 999.5:  # what rounds to 1000 goes to the next unit
             break
         value, unit = value / 1000, larger
     return f"{value:.0f} B" if unit == "B" else f"{value:.1f} {unit}"

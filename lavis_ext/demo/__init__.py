@@ -1,6 +1,6 @@
-"""The drawn world in COCO's form, and the journey through it that `lavis-ext demo` makes.
+"""The drawn world in COCO's form, and the run through it that `lavis-ext demo` makes.
 
-Begin with `tour.run_demo`: a `World` of `things`, and what `language` says of them, is written as `coco` publishes
-pictures and captions into a `mirror`, served, and taken from there by the real verbs (`steps`). The same world in the
-form of every other family of data sets lies in `tests/world/` of a checkout.
+Start at `tour.run_demo`. A `World` of `things`, with captions from `language`, is written as COCO is published (`coco`)
+into a `mirror`, served, and fetched from there by the real verbs (`steps`). The same world in the form of every other
+family of data sets is in `tests/world/` of a checkout.
 """

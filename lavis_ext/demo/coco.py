@@ -36,7 +36,7 @@ KEPT = 256
 """Pictures that are kept for the next export, about 50 kB each: a world of the size of `demo --all`."""
 FOLDERS = ("train2014", "val2014", "test2014", "test2015")
 RESTVAL_EVERY = 4
-"""Every so manieth training photo lies in val2014: Karpathy's split trains on what it does not test on there."""
+"""Every n-th training photo is in val2014: Karpathy's split trains on what it does not test on there."""
 
 
 def draw(scene: Scene) -> Picture:
@@ -149,7 +149,7 @@ def export_photos(photos: Sequence[Photo], mirror: MirrorWriter) -> None:
 
 
 def assign_folders(photos: Iterable[Photo]) -> dict[str, list[Photo]]:
-    """Which photos lie in which of COCO's folders; test2015 holds the photos of test2014 again, as upstream."""
+    """COCO's folder → its photos; test2015 holds the photos of test2014 again, as upstream."""
     folders: dict[str, list[Photo]] = defaultdict(list)
     trained = count(1)
     for photo in photos:

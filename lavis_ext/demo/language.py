@@ -46,7 +46,7 @@ def placed(thing: Thing) -> str:
 
 
 def arrangement(things: Sequence[Thing]) -> str:
-    """How related things stand together: beside or above each other, or all three in a row."""
+    """The arrangement of related things: beside or above each other, or all three in a row."""
     if relation(things[0], things[1]) in ("above", "below"):
         return "one above the other"
     return "side by side" if len(things) == 2 else "in a row"
@@ -85,7 +85,7 @@ def say_group(things: Sequence[Thing], background: str) -> list[str]:
 
 
 def say_two(things: Sequence[Thing], background: str) -> list[str]:
-    """Five captions of two different things of which one stands clearly beside or above the other."""
+    """Five captions of two different things of which one is clearly beside or above the other."""
     a, b = things
     return [
         f"{named(a)} {between(a, b)} {named(b)}",
@@ -109,7 +109,7 @@ def say_three(things: Sequence[Thing], background: str) -> list[str]:
 
 
 def joint(a: Thing, b: Thing, c: Thing) -> str:
-    """The sentence that ties three things together by how they stand."""
+    """A sentence that relates three things by their places."""
     if relation(a, b) == relation(b, c) == "left":
         return f"{named(b)} between {named(a)} and {named(c)}"
     # Round a corner, one of the three is related to both others: the sentence hangs on that one.

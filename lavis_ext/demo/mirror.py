@@ -32,11 +32,11 @@ BLOCK = 1 << 20
 PART = "{part:05d}"
 RANGE = re.compile(r"bytes=(\d{0,18})-(\d{0,18})")
 ZIP_DATE = (2014, 9, 1, 0, 0, 0)
-"""Every member's time stamp, so that the same members make the same archive."""
+"""Every member's time, so that the same members make the same archive."""
 
 
 class MirrorWriter:
-    """Collects files under the URLs that they stand in for; they count once `finish()` has written the manifest."""
+    """Writes files under the URLs that they replace; they count once `finish()` has written the manifest."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
@@ -61,7 +61,7 @@ class MirrorWriter:
         self.files[key] = {"size": path.stat().st_size, "sha256": sha256_of(path)}
 
     def add(self, url: str, content: bytes | Path) -> None:
-        """Put bytes, or a copy of a file, in the place of `url`."""
+        """Store bytes, or a copy of a file, as `url`."""
         with self.create(url) as file:
             if isinstance(content, bytes):
                 file.write(content)
@@ -71,11 +71,11 @@ class MirrorWriter:
                     file.write(block)
 
     def add_json(self, url: str, value: Any) -> None:
-        """Put a value as JSON in the place of `url`."""
+        """Store a value as JSON as `url`."""
         self.add(url, json.dumps(value).encode())
 
     def add_zip(self, url: str, members: Iterable[tuple[str, bytes]]) -> None:
-        """Put a ZIP in the place of `url`, members stored as they come; a name that ends with `/` is a folder."""
+        """Store a ZIP as `url`, members uncompressed; a name that ends with `/` is a folder."""
         with self.create(url) as file, ZipFile(file, "w", ZIP_STORED) as archive:
             for name, content in members:
                 info = ZipInfo(name, ZIP_DATE)
@@ -84,7 +84,7 @@ class MirrorWriter:
                 archive.writestr(info, content)
 
     def add_tar_gz(self, url: str, members: Iterable[tuple[str, bytes]]) -> None:
-        """Put a compressed tar in the place of `url`; the same members make the same archive."""
+        """Store a compressed tar as `url`; the same members make the same archive."""
         with (
             self.create(url) as file,
             GzipFile("", "wb", 6, file, mtime=0) as packed,
@@ -104,7 +104,7 @@ class MirrorWriter:
 
 
 def mirror_key(url: str) -> str:
-    """The manifest's name for what stands in for `url`; raises UsageError, UnsafeError for what no mirror can hold."""
+    """The manifest's name for `url`; raises UsageError, UnsafeError for what no mirror can hold."""
     key = mirror_path(url)
     if urlsplit(url).scheme not in SCHEMES or not all(safe_relative(key).partition("/")[::2]) or key.endswith("/"):
         raise UsageError(url, "no mirror can hold it", "give http(s)://host/path/to/a/file, gdrive:, hf: or azure:")
@@ -197,7 +197,7 @@ class FileHandler(BaseHTTPRequestHandler):
         self.end_headers()
 
     def _send(self, path: Path, part: range) -> None:
-        """Hand the bytes from the file to the socket; a client that leaves early is no error."""
+        """Send bytes of the file; a client that disconnects is no error."""
         if not part:
             return
         try:
@@ -208,7 +208,7 @@ class FileHandler(BaseHTTPRequestHandler):
             self.close_connection = True
 
     def log_message(self, format: str, *args: object) -> None:
-        """To the log, not to the terminal."""
+        """Log at DEBUG, not on the terminal."""
         log.debug(format, *args)
 
 

@@ -1,4 +1,4 @@
-"""What a journey is made of: verbs run as a user would, stages done once and recorded, and scores read from logs."""
+"""Parts of the demo and of studies: verbs run in processes, stages recorded when done, scores read from logs."""
 
 from __future__ import annotations
 
@@ -31,13 +31,13 @@ class Command(Protocol):
     """Runs `lavis-ext WORDS… --json`; gives the objects that it printed."""
 
     def __call__(self, words: list[str], environment: Mapping[str, str], log_file: Path) -> Answer:
-        """`environment`: variables over those of this process; `log_file` takes what the verb says to people."""
+        """`environment`: variables over those of this process; `log_file` gets what the verb writes to stderr."""
 
 
 def run_verb(words: list[str], environment: Mapping[str, str], log_file: Path) -> Answer:
-    """The real Command: `python -m lavis_ext`. What it says goes to the log and to `log_file` while it runs.
+    """The real Command: `python -m lavis_ext`. Its stderr goes to the log and to `log_file` while it runs.
 
-    Raises the error class of its exit code, with the messages that it gave.
+    Raises the error class of its exit code, with its messages.
     """
     command = [sys.executable, "-m", "lavis_ext", *words, "--json"]
     log_file.parent.mkdir(parents=True, exist_ok=True)
@@ -78,7 +78,7 @@ def read_objects(path: Path) -> Answer:
 
 
 def failure(words: list[str], code: int, answer: Answer, log_file: Path) -> LavisExtError:
-    """The error of the kind that an exit code stands for."""
+    """The error of the kind of an exit code."""
     kinds = {kind.exit_code: kind for kind in LavisExtError.__subclasses__()}
     said = [str(error) for item in answer for error in item.get("errors", ())]
     what = f"ended with exit code {code}" + "".join(f"\n  {error}" for error in said)
@@ -108,7 +108,7 @@ def environment_for(cache_root: Path, mirror: str = "") -> dict[str, str]:
 
 @dataclass(frozen=True)
 class Stage:
-    """One leg of the journey; `reused`: it had been done before, and `seconds` is what it took then."""
+    """One finished stage; `reused`: an earlier call had done it, and `seconds` is what it took then."""
 
     name: str
     seconds: float

@@ -1,4 +1,4 @@
-"""The nouns of the small world: coloured shapes at a place, their outlines, and how two stand to each other."""
+"""The things of the small world: coloured shapes at a place, their outlines, and the relation of two."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ class Thing:
 
     @property
     def kind(self) -> tuple[str, str]:
-        """What a person would tell it by: (colour, shape)."""
+        """(colour, shape)."""
         return self.colour, self.shape
 
     def outline(self, points: Sequence[Point] | None = None) -> list[Point]:
@@ -89,7 +89,7 @@ class Thing:
 
 
 def relation(a: Thing, b: Thing) -> Relation | None:
-    """Where `a` stands as seen from `b`; None where one could argue (neither axis exceeds the other threefold)."""
+    """Where `a` is as seen from `b`; None where one could argue (neither axis exceeds the other threefold)."""
     dx, dy = a.x - b.x, a.y - b.y
     if abs(dx) >= CLEARLY * abs(dy) and dx:
         return "left" if dx < 0 else "right"

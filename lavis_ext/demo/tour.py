@@ -1,4 +1,4 @@
-"""The whole journey on a small world: draw, serve, prepare, caption untrained, train, caption again, compare."""
+"""`lavis-ext demo`: draw a world, serve and prepare it, evaluate untrained, train, evaluate again, compare."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ def run_demo(
     options: tuple[str, ...] = (),
     command: Command = run_verb,
 ) -> DemoResult:
-    """Go the whole way below `out`; what an earlier call with the same world has done there is used again.
+    """Run all stages below `out`; stages that an earlier call with the same world finished are reused.
 
     It leaves `mirror/`, `cache/`, `runs/`, `logs/`, and `demo.json` with the finished stages.
 
@@ -113,7 +113,7 @@ def run_demo(
             return run("prepare", ["prepare", FAMILY, "--quiet"], url)
 
     stages.do("draw", draw, lambda _: (mirror / MANIFEST).is_file())
-    # `prepare` itself knows best what is still there, and says so in a moment.
+    # never reused: `prepare` itself finds what is still there, within a moment
     stages.do("prepare", prepare, lambda _: False)
     found: list[Outcome] = []
     for name, verb, path, job in (

@@ -1,4 +1,4 @@
-"""A small world of scenes: which things stand where, decided by a seed alone and the same on every platform."""
+"""A small world of scenes: things and their places, drawn from a seed alone and the same on every platform."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ SPLIT_LIMIT = 100_000
 ID_PRIME = 581_929
 """The largest image id of COCO; ids are spread below it, so that they have the same one to six digits."""
 COLUMNS, ROWS, JITTER = (110, 320, 530), (132, 348), 14
-"""Where things may stand, in pixels, and how far each may be off: neighbours never touch."""
+"""Centres of the cells in pixels, and how far a thing may be off: neighbours never touch."""
 LAYOUTS = ("one", "two", "two", "group", "three")
 
 
@@ -113,10 +113,10 @@ def place_things(rng: Random) -> tuple[Thing, ...]:
         kinds, sizes = [pick(rng, KINDS)] * len(cells), [pick(rng, tuple(SIZES))] * len(cells)
     else:
         kinds, sizes = pick_several(rng, KINDS, len(cells)), [pick(rng, tuple(SIZES)) for _ in cells]
-    return tuple(stand(rng, *each) for each in zip(kinds, sizes, cells, strict=True))
+    return tuple(put_near(rng, *each) for each in zip(kinds, sizes, cells, strict=True))
 
 
-def stand(rng: Random, kind: tuple[str, str], size: str, cell: Cell) -> Thing:
+def put_near(rng: Random, kind: tuple[str, str], size: str, cell: Cell) -> Thing:
     """A thing near the centre of a cell."""
     colour, shape = kind
     dx, dy = (int(rng.random() * (2 * JITTER + 1)) - JITTER for _ in range(2))

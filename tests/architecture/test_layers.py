@@ -1,4 +1,4 @@
-"""Imports point down the layers, and nothing heavy stands on a light path: both read from the source, not hoped."""
+"""Imports point down the layers, and light modules import nothing heavy: both are read from the source."""
 
 import ast
 from collections.abc import Iterator

@@ -124,7 +124,7 @@ def test_what_is_no_picture(
 @pytest.mark.parametrize(
     ("words", "code", "message"),
     [
-        (["--cfg-path", "models/blip2/tiny.yaml"], 3, "it does not speak"),
+        (["--cfg-path", "models/blip2/tiny.yaml"], 3, "model.arch"),
         (["--cfg-path", "absent.yaml"], 2, "absent.yaml"),
         (["--cfg-path", TINY, "--checkpoint", "absent"], 2, "--checkpoint absent: no such file or folder"),
         (["--cfg-path", TINY, "--question", " "], 2, "--question: is empty"),

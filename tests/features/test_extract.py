@@ -283,7 +283,7 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     assert code == 8 and list(objects[0]["missing"]) == ["b"] and "b: not an image: a JSON document" in text
     assert command(capsys, pictures, tmp_path / "y.tsv", *detector, "--tolerance", 0.5)[0] == 0
     assert main(["features", "merge", str(tmp_path / "x.tsv"), str(tmp_path / "y.tsv"), "--quiet"]) == 5
-    assert "1 images stand twice with other numbers" in capsys.readouterr().out
+    assert "1 images occur twice with other numbers" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

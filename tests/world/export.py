@@ -35,7 +35,7 @@ SIZES = {"train": 60, "val": 20, "test": 20, "hidden": 20}
 STATES = ("missing", "partial", "present", "verified")
 """From the worst to the best."""
 WHOLE = ("oscar", "vinvl")
-"""Families of which more is wanted than what data sets read: models, and features in all of their forms."""
+"""Families that are prepared whole, beyond what data sets read: models, and features in all of their forms."""
 HEAD = ["family", "names", "samples", "images", "state", "seconds"]
 
 
@@ -196,9 +196,9 @@ def options_of(family: str) -> list[str]:
 
 def summarise(family: str, names: tuple[str, ...], answer: Answer) -> FamilyState:
     """What the verb's report says of the splits of these names."""
-    told: list[dict[str, Any]] = [split for item in answer for split in item.get("splits", ())]
-    own = [split for split in told if split["dataset"] in names]
-    files = [split for split in told if split["dataset"].startswith(f"{family}/")]
+    reported: list[dict[str, Any]] = [split for item in answer for split in item.get("splits", ())]
+    own = [split for split in reported if split["dataset"] in names]
+    files = [split for split in reported if split["dataset"].startswith(f"{family}/")]
     counted = files or own
     return FamilyState(
         family=family,
@@ -218,8 +218,8 @@ def table(states: Sequence[FamilyState]) -> list[str]:
 def export_photographs(folder: Path, mirror: MirrorWriter, splits: Sequence[float] = (0.7, 0.15, 0.15)) -> None:
     """Write a folder in COCO's form (`images/`, `captions.json`) as a small COCO 2014 with a Karpathy split.
 
-    `splits`: shares of train, val and test, in the order of the image ids. The photographs of test also stand in for
-    COCO's hidden test images.
+    `splits`: shares of train, val and test, in the order of the image ids. The photographs of test are also COCO's
+    hidden test images.
     """
     content = json.loads((folder / "captions.json").read_text(encoding="utf-8"))
     names = {image["id"]: image["file_name"] for image in content["images"]}

@@ -77,7 +77,7 @@ def asked_of(scene: Scene) -> list[Row]:
 
 NOCAPS_HOST = "https://s3.amazonaws.com/nocaps"
 NOVEL = frozenset({"ring", "cross"})
-"""The shapes that stand for objects which COCO does not know."""
+"""The shapes that count as objects which COCO does not know."""
 
 
 def export_nocaps(world: World, mirror: MirrorWriter) -> None:
@@ -164,11 +164,10 @@ def export_minigpt4(world: World, mirror: MirrorWriter) -> None:
 
 
 def describe(scene: Scene) -> str:
-    """Several sentences: how many things, each of them, and how they stand."""
+    """Several sentences: how many things, each of them, and how they are arranged."""
     number = len(scene.things)
     shapes = "one shape" if number == 1 else f"{NUMBERS[number]} shapes"
-    told = [f"The image shows {shapes} on a {scene.background} background.", *details(scene)]
-    return " ".join(told)
+    return " ".join([f"The image shows {shapes} on a {scene.background} background.", *details(scene)])
 
 
 def details(scene: Scene) -> Iterator[str]:
@@ -216,8 +215,8 @@ def flickr_by_request(world: World) -> Iterator[tuple[str, bytes]]:
 def export_snli_ve(world: World, mirror: MirrorWriter) -> None:
     """Three sentences a scene, one of each label; a record names its image without the suffix."""
     for split, scenes in SNLI_SPLITS.items():
-        told = [(scene, *one) for scene in world.scenes(scenes) for one in sentences(scene)]
-        rows = [{"image": str(scene.id), "sentence": text, "label": label} for scene, text, label in told]
+        pairs = [(scene, *one) for scene in world.scenes(scenes) for one in sentences(scene)]
+        rows = [{"image": str(scene.id), "sentence": text, "label": label} for scene, text, label in pairs]
         mirror.add_json(url_of(f"snli_ve/{split}"), rows)
 
 

@@ -1,4 +1,4 @@
-"""Exports of every family: at the cards' addresses, in the published forms, and true by geometry worked out anew."""
+"""Exports of every family: at the cards' addresses, in the published forms, and true by geometry recomputed."""
 
 from __future__ import annotations
 
@@ -122,12 +122,14 @@ def test_most_people_tell_the_truth(mirror: Path, family: str, prefix: str, spli
     scores = []
     for row in questions["questions"]:
         assert row["question_id"] // 1000 == row["image_id"]
-        told, truth = given[row["question_id"]], knows(SCENES[row["image_id"]], row["question"])
-        said = [one["answer"] for one in told["answers"]]
-        assert len(said) == 10 and said.count(truth) >= 7 and told["multiple_choice_answer"] == truth
+        record, truth = given[row["question_id"]], knows(SCENES[row["image_id"]], row["question"])
+        said = [one["answer"] for one in record["answers"]]
+        assert len(said) == 10 and said.count(truth) >= 7 and record["multiple_choice_answer"] == truth
         assert vqa_score(truth, said) == 1
         scores += [vqa_score(other, said) for other in set(said) - {truth}]
-        assert told["answer_type"] == ("yes/no" if truth in ("yes", "no") else "number" if truth.isdigit() else "other")
+        assert record["answer_type"] == (
+            "yes/no" if truth in ("yes", "no") else "number" if truth.isdigit() else "other"
+        )
     assert scores and max(scores) < 1 and any(score > 0 for score in scores)
 
 
@@ -136,9 +138,9 @@ def test_lavis_form_says_the_same_as_the_official_one(mirror: Path, family: str)
     rows: Rows = load(mirror, f"{family}/lavis_val_eval")
     questions = load(mirror, f"{family}/lavis_questions_val")["questions"]
     answers = load(mirror, f"{family}/lavis_annotations_val")["annotations"]
-    for row, question, told in zip(rows, questions, answers, strict=True):
+    for row, question, record in zip(rows, questions, answers, strict=True):
         assert (row["question_id"], row["question"]) == (question["question_id"], question["question"])
-        assert row["answer"] == [one["answer"] for one in told["answers"]]
+        assert row["answer"] == [one["answer"] for one in record["answers"]]
         assert scene_of(row["image"]).id == question["image_id"] and row["image"].startswith("val2014/COCO_val2014_")
     said = {answer for row in [*rows, *load(mirror, f"{family}/lavis_train")] for answer in row["answer"]}
     assert set(load(mirror, f"{family}/lavis_answer_list")) == said
@@ -176,9 +178,9 @@ def test_gqa_answers_are_true_and_both_forms_agree(mirror: Path) -> None:
         official = load(mirror, "gqa/questions", f"{split}_balanced_questions.json")
         assert len(rows) == len(official) > 0
         for row in rows:
-            told = official[row["question_id"]]
-            assert (f"{told['imageId']}.jpg", told["question"]) == (row["image"], row["question"])
-            assert told.get("answer") == row.get("answer")
+            record = official[row["question_id"]]
+            assert (f"{record['imageId']}.jpg", record["question"]) == (row["image"], row["question"])
+            assert record.get("answer") == row.get("answer")
             assert f"images/{row['image']}" in images
             if split != "test":
                 assert row["answer"] == answer(scene_of(row["image"]), row["question"])
@@ -281,9 +283,9 @@ def test_sentences_about_pairs_are_labelled_rightly(mirror: Path, name: str, spl
     for row, line in zip(rows, lines, strict=True):
         first = 2 * (int(row["images"][0].split("-")[-3]) - 100)
         assert row["label"] == str(holds(scenes[first], scenes[first + 1], row["sentence"]))
-        told = json.loads(line)
-        stem = told["identifier"].rpartition("-")[0]
-        assert (told["sentence"], told["label"]) == (row["sentence"], row["label"])
+        record = json.loads(line)
+        stem = record["identifier"].rpartition("-")[0]
+        assert (record["sentence"], record["label"]) == (row["sentence"], row["label"])
         assert [Path(image).name for image in row["images"]] == [f"{stem}-img{side}.png" for side in (0, 1)]
     assert {row["label"] for row in rows} == {"True", "False"}
 

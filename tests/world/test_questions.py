@@ -1,4 +1,4 @@
-"""Questions: each has the one answer that geometry gives, worked out anew here."""
+"""Questions: each has the one answer that geometry gives, recomputed here."""
 
 from __future__ import annotations
 

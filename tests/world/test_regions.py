@@ -52,8 +52,8 @@ def test_the_last_six_columns_are_the_box() -> None:
         assert made[:, :2048].min() >= 0 and (made[:, :2048] > 0).mean() > 0.3
         for row, one in zip(made.tolist(), detect(scene, BUTD), strict=True):
             x1, y1, x2, y2 = one.box
-            told = [x1 / 640, y1 / 480, x2 / 640, y2 / 480, (x2 - x1) / 640, (y2 - y1) / 480]
-            assert row[2048:] == pytest.approx(told, abs=1e-6)
+            expected = [x1 / 640, y1 / 480, x2 / 640, y2 / 480, (x2 - x1) / 640, (y2 - y1) / 480]
+            assert row[2048:] == pytest.approx(expected, abs=1e-6)
 
 
 def test_class_names_are_now_and_then_wrong_and_then_of_the_same_kind() -> None:

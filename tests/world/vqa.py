@@ -177,8 +177,8 @@ def choice_row(asked: Asked, split: str) -> Row:
     }
     if split == "test":
         return row
-    told = {"correct_choice_idx": choices.index(asked.question.answer), "direct_answers": asked.answers()}
-    return {**row, **told, "difficult_direct_answer": False, "rationales": asked.scene.captions()[:3]}
+    answers = {"correct_choice_idx": choices.index(asked.question.answer), "direct_answers": asked.answers()}
+    return {**row, **answers, "difficult_direct_answer": False, "rationales": asked.scene.captions()[:3]}
 
 
 GQA_SPLITS = {"train": "train", "val": "val", "testdev": "test", "test": "hidden"}
@@ -215,9 +215,8 @@ def question_name(scene: Scene, number: int) -> str:
 
 def lavis_row(scene: Scene, number: int, question: Question, answered: bool = True) -> Row:
     """LAVIS' record."""
-    told = {"answer": question.answer} if answered else {}
-    name = question_name(scene, number)
-    return {"question_id": name, "image": f"{scene.id}.jpg", "question": question.text, **told}
+    row = {"question_id": question_name(scene, number), "image": f"{scene.id}.jpg", "question": question.text}
+    return {**row, "answer": question.answer} if answered else row
 
 
 def official_dict(asked: Sequence[Balanced], answered: bool = True) -> dict[str, Row]:
@@ -227,13 +226,13 @@ def official_dict(asked: Sequence[Balanced], answered: bool = True) -> dict[str,
 
 def official_row(scene: Scene, question: Question, answered: bool) -> Row:
     """The keys that the official records have, those of the scene graph left empty."""
-    told = {"answer": question.answer, "fullAnswer": f"The answer is {question.answer}."} if answered else {}
+    answer = {"answer": question.answer, "fullAnswer": f"The answer is {question.answer}."} if answered else {}
     kind = "verify" if question.answer_type == "yes/no" else "query"
     types = {"structural": kind, "semantic": "attr", "detailed": kind}
     return {
         "imageId": str(scene.id),
         "question": question.text,
-        **told,
+        **answer,
         "isBalanced": True,
         "groups": {"global": None, "local": None},
         "entailed": [],

@@ -1,4 +1,4 @@
-"""Cards: what each family of data sets declares about its bytes, and the data sets that stand on them."""
+"""Cards: the artifacts (remote files) of each family of data sets, and the data sets made from them."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ class Blob:
 
 @dataclass(frozen=True, kw_only=True)
 class RemoteFolder:
-    """What a remote folder holds, by relative name: a folder is no object, and tokens that may list one are rare."""
+    """What a remote folder holds, by relative name: a blob store has no folders, and few tokens may list one."""
 
     files: dict[str, Blob] = field(default_factory=dict)
     complete: bool = False
@@ -100,10 +100,10 @@ class RemoteFolder:
 
 @dataclass(frozen=True, kw_only=True)
 class Artifact:
-    """One remote file: where it is, what it must hash to, and where it lies below cache_root.
+    """One remote file: where it is, what it must hash to, and its path below cache_root.
 
     `storage` is the file itself or, where `unpack` is set, the folder that it is extracted into; members keep their
-    paths. The archive then lies at `storage/<last part of url>`. With `folder` set it is a folder of files, and both
+    paths. The archive is then at `storage/<last part of url>`. With `folder` set it is a folder of files, and both
     `url` and `storage` are folders.
     """
 
@@ -162,7 +162,7 @@ class Cards:
         return sorted({name for card in self.families.values() for name in card.datasets})
 
     def card_of(self, dataset: str) -> Card:
-        """The card on which a data set stands; raises UsageError with the nearest names."""
+        """The card of the family that a data set belongs to; raises UsageError with the nearest names."""
         for card in self.families.values():
             for config in card.datasets.get(dataset, {}).values():
                 return self.families[config.family]
@@ -202,7 +202,7 @@ class Cards:
     def named_artifacts(self, name: str) -> list[Artifact]:
         """What `family/artifact` or a pattern (`vinvl/model_*`) names, or a family without data sets; else nothing.
 
-        Upper and lower case are the same. Raises UsageError for a family or an artifact that there is not.
+        Upper and lower case are the same. Raises UsageError for an unknown family or artifact.
         """
         family, slash, pattern = name.partition("/")
         card = self.families.get(family)
@@ -315,39 +315,39 @@ def load_cards() -> Cards:
 
 @lru_cache(maxsize=4)
 def _load_cards(_roots: tuple[Path, ...], _files: tuple[tuple[Path, int], ...]) -> Cards:
-    door = ConfigDecoder()
+    decoder = ConfigDecoder()
     families: dict[str, Card] = {}
     folders: dict[Path, str] = {}
     for path, tree, places in dataset_files():
         if path.name != CARD_FILE:
             continue
         family = str(tree.get("family", path.parent.name))
-        card = _build_card(tree | {"family": family, "path": str(path)}, places, door)
+        card = _build_card(tree | {"family": family, "path": str(path)}, places, decoder)
         if card and families.setdefault(family, card) is card:
             folders[path.parent] = family
-    _add_datasets(families, folders, door)
-    door.close()
+    _add_datasets(families, folders, decoder)
+    decoder.close()
     return Cards(families)
 
 
-def _build_card(tree: Tree, places: dict[str, str], door: ConfigDecoder) -> Card | None:
-    door.places = places
+def _build_card(tree: Tree, places: dict[str, str], decoder: ConfigDecoder) -> Card | None:
+    decoder.places = places
     owner = {"family": tree["family"]}
     named = {name: {"name": name, **owner, **(body or {})} for name, body in (tree.get("artifacts") or {}).items()}
-    return door.build(Card, {**tree, "artifacts": named})
+    return decoder.build(Card, {**tree, "artifacts": named})
 
 
-def _add_datasets(families: dict[str, Card], folders: dict[Path, str], door: ConfigDecoder) -> None:
+def _add_datasets(families: dict[str, Card], folders: dict[Path, str], decoder: ConfigDecoder) -> None:
     """Enter each `datasets:` section under the family of its folder, and under its own where it names another.
 
     One without a card makes its own.
     """
     for name, types in dataset_defaults().items():
         for body, path, places in types.values():
-            door.places = places
+            decoder.places = places
             home = folders.get(path.parent) or name
             family = str(body.get("family") or home)
-            dataset = door.build(DatasetConfig, {"name": name, "family": family, **body}, f"datasets.{name}")
+            dataset = decoder.build(DatasetConfig, {"name": name, "family": family, **body}, f"datasets.{name}")
             if dataset is None:
                 continue
             for owner in dict.fromkeys((family, home)):
@@ -366,13 +366,13 @@ def load_dataset_config(path: str | Path, name: str | None = None) -> DatasetCon
     body = sections[chosen] or {}
     kind = str(body.get("type", "default"))
     default = dataset_defaults().get(chosen, {}).get(kind, ({}, file, {}))[0]
-    door = ConfigDecoder(places)
+    decoder = ConfigDecoder(places)
     cards = load_cards()
     family = str(default.get("family") or (cards.card_of(chosen).family if chosen in cards.names() else chosen))
-    dataset = door.build(
+    dataset = decoder.build(
         DatasetConfig, {"family": family, **merge(default, body), "name": chosen}, f"datasets.{chosen}"
     )
-    door.close()
+    decoder.close()
     if dataset is None or not dataset.builder:
         raise ConfigError(
             f"{file} datasets.{chosen}", "names no shape", "write `builder: image_caption` or another shape under it"

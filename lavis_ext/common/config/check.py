@@ -15,7 +15,7 @@ from lavis_ext.common.registry import builders, models
 
 
 def check_file(path: str | Path) -> list[Problem]:
-    """All problems of one YAML; what it is (run, data sets, card, model, settings) is told from its sections."""
+    """All problems of one YAML; its sections say what it is (run, data sets, card, model, study, settings)."""
     try:
         tree, _ = read_yaml(Path(path))
         if "run" in tree:
@@ -36,29 +36,29 @@ def check_file(path: str | Path) -> list[Problem]:
 
 
 def check_run(path: str | Path, options: Sequence[str] = ()) -> list[Problem]:
-    """What does not fit in a run file, and what cannot work of the rest; raises ConfigError for one that is no YAML."""
+    """All problems of a run file, those of single values first; raises ConfigError for one that is no YAML."""
     return _all_problems(*draft(path, options))
 
 
 def load_checked(path: str | Path, options: Sequence[str] = ()) -> Config:
-    """A run file, typed; raises ConfigError with every mistake in it and every thing that would stop the run."""
-    config, door = draft(path, options)
-    if found := _all_problems(config, door):
+    """A run file, typed; raises ConfigError with every problem of it at once."""
+    config, decoder = draft(path, options)
+    if found := _all_problems(config, decoder):
         raise ConfigError.of(found)
     assert config is not None  # where the run section is not there, the decoder says so
     return config
 
 
-def _all_problems(config: Config | None, door: ConfigDecoder) -> list[Problem]:
-    found = [*door.problems, *(problems(config, load_cards()) if config else ())]
+def _all_problems(config: Config | None, decoder: ConfigDecoder) -> list[Problem]:
+    found = [*decoder.problems, *(problems(config, load_cards()) if config else ())]
     return list(dict.fromkeys(found))
 
 
 def problems(config: Config, cards: Cards) -> Iterator[Problem]:
-    """Each thing that would stop this run with its place, data that is not there excepted (`prepare` says that)."""
-    door = ConfigDecoder(config.places)
+    """What would stop this run, each with its place; missing data is not checked (`prepare` does that)."""
+    decoder = ConfigDecoder(config.places)
     for problem in _run_problems(config, cards):
-        yield Problem(door.place(problem.where), problem.what, problem.way_out)
+        yield Problem(decoder.place(problem.where), problem.what, problem.way_out)
 
 
 def _run_problems(config: Config, cards: Cards) -> Iterator[Problem]:
@@ -70,7 +70,10 @@ def _run_problems(config: Config, cards: Cards) -> Iterator[Problem]:
     else:
         yield from config.model.problems()
         if config.model.arch in models:
-            yield from _type_problems(config.model)
+            try:
+                model_defaults(config.model.arch, config.model.model_type)
+            except LavisExtError as error:
+                yield from error.problems
     if not config.datasets:
         yield Problem("datasets", "none is named", f"known: {', '.join(cards.names())}")
     for name, dataset in config.datasets.items():
@@ -78,15 +81,8 @@ def _run_problems(config: Config, cards: Cards) -> Iterator[Problem]:
     yield from _split_problems(config)
 
 
-def _type_problems(model: ModelConfig) -> Iterator[Problem]:
-    try:
-        model_defaults(model.arch, model.model_type)
-    except LavisExtError as error:
-        yield from error.problems
-
-
 def dataset_problems(dataset: DatasetConfig, cards: Cards, where: str) -> Iterator[Problem]:
-    """What is wrong with one data set beside its keys: it has no shape, or names artifacts that there are not."""
+    """What is wrong with one data set beside its keys: it has no known shape, or names unknown artifacts."""
     if not dataset.builder:
         yield Problem(f"{where}.builder", "is missing", f"known: {', '.join(builders.names())}")
     elif dataset.builder not in builders:
@@ -100,8 +96,8 @@ def dataset_problems(dataset: DatasetConfig, cards: Cards, where: str) -> Iterat
 
 def _length_problems(config: Config) -> Iterator[Problem]:
     run = config.run
-    told = {"run.max_epoch", "run.max_iters"} & set(config.faulty)  # one that is there and wrong
-    if run.train_splits and not run.evaluate and run.max_epoch is None and run.max_iters is None and not told:
+    reported = {"run.max_epoch", "run.max_iters"} & set(config.faulty)  # given, with a wrong value
+    if run.train_splits and not run.evaluate and run.max_epoch is None and run.max_iters is None and not reported:
         yield Problem("run", "neither max_epoch nor max_iters is given", "say how long to train")
     if run.wandb and find_spec("wandb") is None:
         yield Problem("run.wandb", "wandb is not installed", "pip install 'lavis_ext[wandb]' or set run.wandb: false")
@@ -120,19 +116,22 @@ def _check_datasets(path: Path, names: list[str]) -> list[Problem]:
     tree, places = read_yaml(path)
     import_plugins(tree.get("plugins"), path, places.get("plugins", str(path)))
     cards = load_cards()
-    door = ConfigDecoder(places)
+    decoder = ConfigDecoder(places)
     found = [load_dataset_config(path, name) for name in names]
-    told = [problem for dataset in found for problem in dataset_problems(dataset, cards, f"datasets.{dataset.name}")]
-    return [Problem(door.place(p.where), p.what, p.way_out) for p in told]
+    return [
+        Problem(decoder.place(p.where), p.what, p.way_out)
+        for dataset in found
+        for p in dataset_problems(dataset, cards, f"datasets.{dataset.name}")
+    ]
 
 
 def _check_model(path: Path) -> list[Problem]:
     tree, places = read_yaml(path)
     import_plugins(tree.get("plugins"), path, places.get("plugins", str(path)))
-    door = ConfigDecoder(places)
-    model = door.build(ModelConfig, tree["model"] or {}, "model")
+    decoder = ConfigDecoder(places)
+    model = decoder.build(ModelConfig, tree["model"] or {}, "model")
     for kind in ("vis_processor", "text_processor"):
         for side, body in ((tree.get("preprocess") or {}).get(kind) or {}).items():
-            door.build(ProcessorConfig, body, f"preprocess.{kind}.{side}")
+            decoder.build(ProcessorConfig, body, f"preprocess.{kind}.{side}")
     found = model.problems() if model else ()
-    return [*door.problems, *(Problem(door.place(p.where), p.what, p.way_out) for p in found)]
+    return [*decoder.problems, *(Problem(decoder.place(p.where), p.what, p.way_out) for p in found)]

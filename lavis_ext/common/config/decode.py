@@ -1,4 +1,4 @@
-"""Plain values become dataclasses at the door, and every mistake on the way is collected with its place."""
+"""YAML → plain values with the line of each key → dataclasses; every mistake is collected with its place."""
 
 from __future__ import annotations
 
@@ -18,9 +18,12 @@ from lavis_ext.common.errors import ConfigError, LavisExtError, Problem, nearest
 
 log = logging.getLogger(__name__)
 D = TypeVar("D")
+MAX_BYTES = 8 * 2**20
+MAX_ALIASES = 64
+_Loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 _NUMBERS: dict[type, str] = {int: "a whole number", float: "a number"}
 BAD = object()
-"""What stands for a value that did not fit: its field keeps its default."""
+"""Returned for a value that did not fit: its field keeps its default."""
 
 
 @dataclass(frozen=True)
@@ -30,10 +33,10 @@ class Bound:
     low: float = -math.inf
     high: float = math.inf
     open: bool = False
-    """Whether `low` itself is out of it."""
+    """Whether `low` itself is excluded."""
 
     def holds(self, value: float) -> bool:
-        """Whether a number lies within."""
+        """Whether a number is in the range."""
         return (self.low < value if self.open else self.low <= value) and value <= self.high
 
     def __str__(self) -> str:
@@ -53,25 +56,25 @@ class ConfigDecoder:
 
     Coercions, and no others: a whole number where a number is wanted, text that spells a number (`"1e-4"`), a number
     where text is wanted, a single value where a list is wanted, `null` and `""` where the value may be absent.
-    Numbers are finite, and within the `Bound` of their field. What a dataclass may say of itself, as static or class
-    methods and a class variable:
+    Numbers are finite, and within the `Bound` of their field. A dataclass may define these hooks:
 
-    - `accept(value)` reshapes what it is given first.
-    - `variant(value)` is the class with the keys of whoever reads the section, as far as it tells, and whether all did.
-    - `readers(key)` names who else reads a key that this one does not.
-    - `ignored` maps keys that are passed over with a notice to why.
-    - `examine(door, key)`, of the instance, notes what the types do not say.
+    - `accept(value)` (static) reshapes the value before it is read, for LAVIS' short forms.
+    - `variant(value)` (class) is the class with the keys of those who read the section, and whether all of them are
+      known.
+    - `readers(key)` (static) names those elsewhere who read a key that this class does not have.
+    - `ignored` (class variable) maps keys that are ignored with a notice to the reason.
+    - `examine(decoder, key)` notes what the types do not say.
     """
 
     def __init__(self, places: Mapping[str, str] | None = None, lenient: bool = False) -> None:
-        """`lenient` passes over keys that others read: for the record of a run from before each had keys of its own."""
+        """`lenient` skips keys that others read: for the `config.yaml` of a run that an older version wrote."""
         self.places, self.lenient = places or {}, lenient
         self.problems: list[Problem] = []
         self.faulty: set[str] = set()
         """Keys whose value did not fit."""
 
     def build(self, kind: type[D], value: Any, key: str = "") -> D | None:
-        """An instance of the dataclass `kind`; `key` is where `value` stands.
+        """An instance of the dataclass `kind`; `key` is the dotted key of `value`.
 
         Each problem is noted and its field left at its default, so that what depends on the others can be seen too;
         None where a field without a default is missing.
@@ -82,9 +85,9 @@ class ConfigDecoder:
             self.note(key, f"{shown(value)} is not a mapping", f"write {' | '.join(hints(kind))} under it")
             return None
         variant = getattr(kind, "variant", None)
-        settled = True
+        complete = True
         if variant is not None:
-            kind, settled = variant(value)
+            kind, complete = variant(value)
         known = hints(kind)
         given = {}
         for name, item in value.items():
@@ -93,7 +96,7 @@ class ConfigDecoder:
                 if found is not BAD:
                     given[name] = found
             else:
-                self._unknown(kind, str(name), item, join(key, name), settled)
+                self._unknown(kind, str(name), item, join(key, name), complete)
         lacking = [name for name in required(kind) if name not in given]
         for name in lacking:
             if name not in value:
@@ -110,10 +113,10 @@ class ConfigDecoder:
             examine(self, key)
         return built
 
-    def _unknown(self, kind: Any, name: str, value: Any, key: str, settled: bool) -> None:
-        """Note a key that the section does not have; where it is not settled whose section it is, only nobody's key.
+    def _unknown(self, kind: Any, name: str, value: Any, key: str, complete: bool) -> None:
+        """Note a key that the class does not have; where not all readers are known (`complete`), only a key of nobody.
 
-        `null` for a key that others read says that it is not set, which is so.
+        `null` for a key that others read says that it is not set, which is true.
         """
         if why := getattr(kind, "ignored", {}).get(name):
             log.warning("%s is not needed (%s)", self.place(key), why)
@@ -123,7 +126,7 @@ class ConfigDecoder:
             return
         if readers and self.lenient:
             log.warning("%s is not read by this %s", self.place(key), kind.__name__)
-        elif readers and settled:
+        elif readers and complete:
             self.note(key, "is not read here", f"remove it; it is a key of {', '.join(readers)}")
         elif not readers:
             self.note(key, "unknown key", nearest(name, hints(kind)))
@@ -141,10 +144,10 @@ class ConfigDecoder:
             return self._fit_choice(args, value, key)
         if origin is list:
             items = value if isinstance(value, list) else [] if value is None else [value]
-            fitted = [
+            coerced = [
                 self.coerce(args[0], item, f"{key}[{i}]" if len(items) > 1 else key) for i, item in enumerate(items)
             ]
-            return BAD if any(one is BAD for one in fitted) else fitted
+            return BAD if any(one is BAD for one in coerced) else coerced
         if origin is dict:
             return self._fit_mapping(args[1], value, key)
         if dataclasses.is_dataclass(kind):
@@ -180,8 +183,8 @@ class ConfigDecoder:
             return {}
         if not isinstance(value, Mapping):
             return self.note(key, f"{shown(value)} is not a mapping", "write `name: value` lines under it")
-        fitted = {str(name): self.coerce(kind, item, join(key, name)) for name, item in value.items()}
-        return {name: item for name, item in fitted.items() if item is not BAD}
+        coerced = {str(name): self.coerce(kind, item, join(key, name)) for name, item in value.items()}
+        return {name: item for name, item in coerced.items() if item is not BAD}
 
     def _fit_scalar(self, kind: type, value: Any, key: str) -> Any:
         if isinstance(value, kind) and kind is not float and not (kind is not bool and isinstance(value, bool)):
@@ -258,16 +261,11 @@ def _example(kind: type) -> str:
     )
 
 
-# YAML files in, plain values and the line of every key out; refuses tags, duplicate keys and alias bombs.
-
-
-MAX_BYTES = 8 * 2**20
-MAX_ALIASES = 64
-_Loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-
-
 def read_yaml(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
-    """The mapping in a YAML file, and `dotted.key` → `file:line`; raises ConfigError with the line of a mistake."""
+    """The mapping in a YAML file, and `dotted.key` → `file:line`; raises ConfigError with the line of a mistake.
+
+    Tags, duplicate keys, files beyond MAX_BYTES and more than MAX_ALIASES aliases (alias bombs) are refused.
+    """
     node = _compose(path, _read_text(path))
     if node is None:
         return {}, {}
@@ -319,13 +317,15 @@ def _walk(node: yaml.MappingNode, prefix: str, path: Path, open_nodes: set[int])
         line = key_node.start_mark.line + 1
         name = str(key_node.value)
         if name in seen:
-            raise ConfigError(f"{path}:{line} {prefix}{name}", f"stands twice, first in line {seen[name]}", "keep one")
+            raise ConfigError(
+                f"{path}:{line} {prefix}{name}", f"is given twice, first in line {seen[name]}", "keep one"
+            )
         seen[name] = line
         yield prefix + name, line
         if isinstance(value, yaml.MappingNode):
             yield from _walk(value, f"{prefix}{name}.", path, open_nodes)
         elif isinstance(value, yaml.SequenceNode):
-            # the index that typed.py gives an item: none where it is the only one
+            # as `coerce` names items: without an index where there is only one
             for index, item in enumerate(value.value):
                 if isinstance(item, yaml.MappingNode):
                     at = name if len(value.value) == 1 else f"{name}[{index}]"
@@ -342,6 +342,7 @@ class _Constructor(yaml.constructor.SafeConstructor, yaml.resolver.Resolver):
 
 
 def _construct_float_or_text(constructor: yaml.constructor.SafeConstructor, node: yaml.ScalarNode) -> str | float:
+    # YAML 1.1, which PyYAML reads, wants `1.0e-4`; LAVIS' YAMLs write `1e-4`
     text: str = constructor.construct_scalar(node)
     if not node.style and text[:1] in "+-.0123456789" and text.lower().count("e") == 1:
         try:

@@ -1,4 +1,4 @@
-"""What this machine offers and what would get in the way; nothing heavy is imported and no connection is opened."""
+"""`lavis-ext doctor`: versions, disk, settings and environment; imports nothing heavy, opens no connection."""
 
 from __future__ import annotations
 
@@ -14,7 +14,6 @@ from urllib.parse import urlsplit
 
 from lavis_ext.common.config.resolve import cache_root_origin, config_roots
 
-# The first version without a hole that foreign weights or images could use, and the advisory that says so.
 FLOORS = {
     "torch": ("2.6", "CVE-2025-32434: torch.load ran code even with weights_only"),
     "pillow": ("10.3", "CVE-2024-28219: buffer overflow"),
@@ -22,6 +21,7 @@ FLOORS = {
     "urllib3": ("2.5", "CVE-2025-50181: redirects followed when switched off"),
     "pyarrow": ("14.0.1", "CVE-2023-47248: code run from IPC files"),
 }
+"""The first version without a hole that foreign weights or images could use, and the advisory."""
 NETWORK_FILE_SYSTEMS = {"nfs", "nfs4", "lustre", "gpfs", "cifs", "smb3", "beegfs", "ceph", "fuse.sshfs"}
 GIB = 1 << 30
 
@@ -39,7 +39,7 @@ def examine(root: Path) -> list[MachineCheck]:
     """All findings for data below `root`."""
     return [
         _python(),
-        *_packages(),
+        *(_package(name, floor, why) for name, (floor, why) in FLOORS.items()),
         _conflicting_torchvision(),
         _java(),
         *_disk(root),
@@ -51,10 +51,6 @@ def examine(root: Path) -> list[MachineCheck]:
 def _python() -> MachineCheck:
     good = sys.version_info >= (3, 10)
     return MachineCheck("python", "ok" if good else "bad", f"{platform.python_version()} at {sys.executable}")
-
-
-def _packages() -> list[MachineCheck]:
-    return [_package(name, floor, why) for name, (floor, why) in FLOORS.items()]
 
 
 def _package(name: str, floor: str, why: str) -> MachineCheck:
@@ -100,20 +96,16 @@ def _disk(root: Path) -> list[MachineCheck]:
     writable = os.access(there, os.W_OK | os.X_OK)
     free, inodes = shutil.disk_usage(there).free, os.statvfs(there).f_favail
     kind = _file_system(there)
-    told = f"{free / GIB:.0f} GiB and {inodes:,} files free on {kind or 'this file system'}"
+    space = f"{free / GIB:.0f} GiB and {inodes:,} files free on {kind or 'this file system'}"
+    network = kind in NETWORK_FILE_SYSTEMS
+    locks = f"{kind}: locks are unreliable there; owner files with a heartbeat are used instead"
     return [
         MachineCheck(
             "cache root", "ok" if writable else "bad", f"{root}" + ("" if writable else f": {there} is not writable")
         ),
-        MachineCheck("disk", "ok" if free > 20 * GIB else "warn", told),
-        MachineCheck("file system", "warn" if kind in NETWORK_FILE_SYSTEMS else "ok", _advice(kind)),
+        MachineCheck("disk", "ok" if free > 20 * GIB else "warn", space),
+        MachineCheck("file system", "warn" if network else "ok", locks if network else kind or "unknown"),
     ]
-
-
-def _advice(kind: str) -> str:
-    if kind in NETWORK_FILE_SYSTEMS:
-        return f"{kind}: locks cannot be trusted there; owner files with a heartbeat are used instead"
-    return kind or "unknown"
 
 
 def _file_system(path: Path) -> str:
@@ -140,12 +132,12 @@ def _environment() -> list[MachineCheck]:
         for name in ("http_proxy", "https_proxy")
         if (value := os.environ.get(name) or os.environ.get(name.upper()))
     }
-    told = ", ".join(f"{name} → {urlsplit(value).hostname}" for name, value in proxies.items()) or "none"
+    hosts = ", ".join(f"{name} → {urlsplit(value).hostname}" for name, value in proxies.items()) or "none"
     secrets = [n for n in os.environ if n.startswith("LAVIS_EXT_AZURE_SAS_")] + ["HF_TOKEN"]
     switches = {n: os.environ[n] for n in ("LAVIS_EXT_OFFLINE", "HF_HUB_OFFLINE") if n in os.environ}
     mirror = "set" if os.environ.get("LAVIS_EXT_MIRROR") else "unset"
     return [
-        MachineCheck("proxy", "ok", told),
+        MachineCheck("proxy", "ok", hosts),
         MachineCheck("switches", "ok", ", ".join(f"{n}={v}" for n, v in switches.items()) or "none"),
         MachineCheck("mirror", "ok", f"LAVIS_EXT_MIRROR {mirror}"),
         *(MachineCheck(name, "ok", "set" if os.environ.get(name) else "unset") for name in sorted(set(secrets))),

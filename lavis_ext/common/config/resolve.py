@@ -1,4 +1,4 @@
-"""A run file and `--options` become one typed Config: default YAML < user YAML < options, every mistake at once."""
+"""Run files and `--options` → one typed Config (default YAML < user YAML < options); folders of YAML; cache root."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ log = logging.getLogger(__name__)
 Tree = dict[str, Any]
 PACKAGE = Path(__file__).parents[2]
 SECTIONS = ("env", "plugins", "model", "datasets", "run", "preprocess")
-NOT_TAUGHT = ("num_hidden_layers", "layers", "load_finetuned", "finetuned")
-"""Keys of a student's model section that do not hold for its teacher."""
+STUDENT_ONLY = ("num_hidden_layers", "layers", "load_finetuned", "finetuned")
+"""Keys of a student's model section that its teacher does not take over."""
 
 
 def config_roots() -> list[Path]:
@@ -37,7 +37,7 @@ def config_roots() -> list[Path]:
 
 
 def from_checkout(name: str, where: str) -> ModuleType:
-    """The package `name` that lies beside ours in a checkout; raises UsageError at `where` in a wheel, without it."""
+    """The package `name` beside ours in a checkout; raises UsageError at `where` in a wheel, which lacks it."""
     checkout = PACKAGE.parent
     if not ((checkout / "setup.cfg").is_file() and (checkout / name).is_dir()):
         raise UsageError(where, f"{name} run from a checkout", f"git clone it, and there: python -m {name} NAME")
@@ -47,7 +47,7 @@ def from_checkout(name: str, where: str) -> ModuleType:
 
 
 def cache_root(option: str | Path | None = None) -> Path:
-    """Where data lies: option > `LAVIS_EXT_CACHE_ROOT` > user file > `configs/default.yaml`; absolute, `~` expanded."""
+    """Where data is: option > `LAVIS_EXT_CACHE_ROOT` > user file > `configs/default.yaml`; absolute, `~` expanded."""
     return Path(cache_root_origin(option)[0])
 
 
@@ -107,7 +107,9 @@ def dataset_defaults() -> dict[str, dict[str, tuple[Tree, Path, dict[str, str]]]
             types = found.setdefault(name, {})
             if kind in types and types[kind][1].is_relative_to(path.parents[2]):
                 raise ConfigError(
-                    places[f"datasets.{name}"], f"type '{kind}' of '{name}' stands in {types[kind][1]} too", "keep one"
+                    places[f"datasets.{name}"],
+                    f"type '{kind}' of '{name}' is declared in {types[kind][1]} too",
+                    "keep one",
                 )
             types.setdefault(kind, (body or {}, path, places))
     return found
@@ -118,7 +120,7 @@ def model_defaults(arch: str, model_type: str) -> tuple[Tree, Tree]:
     archs = model_files()
     path = archs.get(arch, {}).get(model_type)
     if path is None and arch not in archs and arch in models:
-        return {}, {}  # a plug-in's, whose types are not told apart by files
+        return {}, {}  # a plug-in's, which need not have a file for each type
     if path is None:
         if arch not in archs:
             raise ConfigError("model.arch", f"no architecture '{arch}'", nearest(arch, archs))
@@ -166,43 +168,43 @@ def merge(*trees: Mapping[str, Any]) -> Tree:
 
 
 def load_config(path: str | Path, options: Sequence[str] = ()) -> Config:
-    """Read, merge and type a run file; raises ConfigError that tells every mistake with its place."""
-    config, door = draft(path, options)
-    door.close()
+    """Read, merge and type a run file; raises ConfigError with every mistake and its place."""
+    config, decoder = draft(path, options)
+    decoder.close()
     assert config is not None
     return config
 
 
 def draft(path: str | Path, options: Sequence[str] = ()) -> tuple[Config | None, ConfigDecoder]:
-    """A run file as far as it can be typed, and the door with its mistakes; None where the run itself is not there.
+    """A run file as far as it can be typed, and the decoder with its mistakes; None where the run itself is not there.
 
-    The `config.yaml` beside a `run.json` is a run's own record: keys that were accepted when it was written are passed
-    over with a notice where what the run names does not read them. Raises ConfigError for a file that is no YAML.
+    The `config.yaml` beside a `run.json` is a run's own record: keys that were accepted when it was written are skipped
+    with a notice where what the run names does not read them. Raises ConfigError for a file that is no YAML.
     """
     file = find_config(path)
     user, places = read_yaml(file)
     given = parse_options(options)
     for key in _leaves(given):
         places[key] = "--options"
-    door = ConfigDecoder(places, lenient=(file.parent / "run.json").is_file())
-    wanted = modernise(mappings_only(merge(user, given), door), file)
+    decoder = ConfigDecoder(places, lenient=(file.parent / "run.json").is_file())
+    wanted = modernise(mappings_only(merge(user, given), decoder), file)
     wanted["plugins"] = import_plugins(wanted.get("plugins"), file, places.get("plugins", str(file)))
     for section in wanted:
         if section not in SECTIONS:
-            door.note(section, "unknown section", nearest(section, SECTIONS))
-    tree, defaults = _with_defaults(wanted, door)
+            decoder.note(section, "unknown section", nearest(section, SECTIONS))
+    tree, defaults = _with_defaults(wanted, decoder)
     for key, place in defaults.items():
         places.setdefault(key, place)
-    return _typed(tree, door, file), door
+    return _typed(tree, decoder, file), decoder
 
 
-def mappings_only(tree: Tree, door: ConfigDecoder) -> Tree:
-    """The sections of a tree, and its data sets, that are mappings; the door is told of the others."""
+def mappings_only(tree: Tree, decoder: ConfigDecoder) -> Tree:
+    """The sections of a tree, and its data sets, that are mappings; the others are noted as mistakes."""
 
     def keep(section: Mapping[str, Any], prefix: str, names: Iterable[str]) -> Tree:
         wrong = [name for name in names if not isinstance(section.get(name) or {}, Mapping)]
         for name in wrong:
-            door.note(f"{prefix}{name}", f"{section[name]!r} is not a mapping", "write `key: value` lines under it")
+            decoder.note(f"{prefix}{name}", f"{section[name]!r} is not a mapping", "write `key: value` lines under it")
         return {name: value for name, value in section.items() if name not in wrong}
 
     kept = keep(tree, "", ("env", "model", "datasets", "run"))
@@ -247,7 +249,7 @@ def _leaves(tree: Mapping[str, Any], prefix: str = "") -> Iterable[str]:
 
 
 def modernise(tree: Tree, file: Path | str) -> Tree:
-    """LAVIS' and VPGTrans' old keys in today's words; each is said once in the log."""
+    """Old keys of LAVIS and VPGTrans under their present names; each is logged."""
     run, datasets = dict(tree.get("run") or {}), {k: dict(v or {}) for k, v in (tree.get("datasets") or {}).items()}
     ratios = run.pop("train_dataset_ratios", None)
     for name, weight in ratios.items() if isinstance(ratios, Mapping) else ():
@@ -257,20 +259,20 @@ def modernise(tree: Tree, file: Path | str) -> Tree:
     return {**tree, **{key: value for key, value in changed.items() if key in tree or value}}
 
 
-def _with_defaults(tree: Tree, door: ConfigDecoder) -> tuple[Tree, dict[str, str]]:
+def _with_defaults(tree: Tree, decoder: ConfigDecoder) -> tuple[Tree, dict[str, str]]:
     """The tree over the default YAMLs that it asks for by `arch`, `model_type` and each data set's `type`."""
     places: dict[str, str] = {}
-    model = _full_model(tree.get("model") or {}, door, "model")
-    tree = _with_teacher(tree, model, door)
+    model = _full_model(tree.get("model") or {}, decoder, "model")
+    tree = _with_teacher(tree, model, decoder)
     known = dataset_defaults()
     datasets = {}
     for name, body in (tree.get("datasets") or {}).items():
         kind = str(body.get("type", "default"))
         if name not in known and not body.get("builder"):
-            door.note(f"datasets.{name}", "no card declares it", nearest(name, known))
+            decoder.note(f"datasets.{name}", "no card declares it", nearest(name, known))
             continue
         if name in known and kind not in known[name]:
-            door.note(f"datasets.{name}.type", f"'{name}' has no type '{kind}'", nearest(kind, known[name]))
+            decoder.note(f"datasets.{name}.type", f"'{name}' has no type '{kind}'", nearest(kind, known[name]))
             continue
         default, _, where = known.get(name, {}).get(kind, ({}, None, {}))
         datasets[name] = {"name": name, **merge(default, body)}
@@ -278,7 +280,7 @@ def _with_defaults(tree: Tree, door: ConfigDecoder) -> tuple[Tree, dict[str, str
     return {**tree, "model": model, "datasets": datasets}, places
 
 
-def _full_model(model: Tree, door: ConfigDecoder, where: str) -> Tree:
+def _full_model(model: Tree, decoder: ConfigDecoder, where: str) -> Tree:
     """A model section over the defaults of its type; an unknown type is noted at `where`."""
     if not (model.get("arch") and model.get("model_type")):
         return model
@@ -286,11 +288,11 @@ def _full_model(model: Tree, door: ConfigDecoder, where: str) -> Tree:
         return merge(model_defaults(str(model["arch"]), str(model["model_type"]))[0], model)
     except ConfigError as error:
         for problem in error.problems:
-            door.note(problem.where.replace("model", where, 1), problem.what, problem.way_out)
+            decoder.note(problem.where.replace("model", where, 1), problem.what, problem.way_out)
         return model
 
 
-def _with_teacher(tree: Tree, model: Tree, door: ConfigDecoder) -> Tree:
+def _with_teacher(tree: Tree, model: Tree, decoder: ConfigDecoder) -> Tree:
     """The tree with the teacher's section made whole: over the student's where both are of one type, else over its own.
 
     The student's depth and fine-tuned weights are not the teacher's.
@@ -302,20 +304,20 @@ def _with_teacher(tree: Tree, model: Tree, door: ConfigDecoder) -> Tree:
         return tree
     kind: Tree = {key: model[key] for key in ("arch", "model_type") if key in model}
     if all(teacher.get(key, value) == value for key, value in kind.items()):
-        whole = merge({key: value for key, value in model.items() if key not in NOT_TAUGHT}, teacher)
+        whole = merge({key: value for key, value in model.items() if key not in STUDENT_ONLY}, teacher)
     else:
-        whole = _full_model({**kind, **teacher}, door, "run.distill.teacher")
+        whole = _full_model({**kind, **teacher}, decoder, "run.distill.teacher")
     return {**tree, "run": {**run, "distill": {**distill, "teacher": whole}}}
 
 
 def _below(model: ModelConfig, root: Path) -> ModelConfig:
-    """The section with the weights that lie below the cache root of this run, which other runs do not have."""
+    """The section with the weights that lie below the cache root that this run names."""
     named = {key: root / value for key in ("pretrained", "tokenizer") if (value := getattr(model, key))}
     there: dict[str, Any] = {key: str(path) for key, path in named.items() if path.exists()}
     return replace(model, **there)
 
 
-def _taught_below(run: RunConfig, root: Path) -> RunConfig:
+def _teacher_below(run: RunConfig, root: Path) -> RunConfig:
     """The same for the teacher's section."""
     distill = getattr(run, "distill", None)
     if distill is None or not isinstance(distill.teacher, ModelConfig):
@@ -324,18 +326,18 @@ def _taught_below(run: RunConfig, root: Path) -> RunConfig:
     return replace(run, **below)
 
 
-def _typed(tree: Tree, door: ConfigDecoder, file: Path) -> Config | None:
-    run = door.build(RunConfig, tree.get("run") or {}, "run")
-    model = door.build(ModelConfig, tree["model"], "model") if tree.get("model") else None
-    datasets = {n: door.build(DatasetConfig, body, f"datasets.{n}") for n, body in tree["datasets"].items()}
+def _typed(tree: Tree, decoder: ConfigDecoder, file: Path) -> Config | None:
+    run = decoder.build(RunConfig, tree.get("run") or {}, "run")
+    model = decoder.build(ModelConfig, tree["model"], "model") if tree.get("model") else None
+    datasets = {n: decoder.build(DatasetConfig, body, f"datasets.{n}") for n, body in tree["datasets"].items()}
     env = tree.get("env") or {}
     for key in set(env) - {"cache_root"}:
-        door.note(f"env.{key}", "unknown key", nearest(key, ["cache_root"]))
+        decoder.note(f"env.{key}", "unknown key", nearest(key, ["cache_root"]))
     if run is None:
         return None
     root = str(cache_root(env.get("cache_root")))
     if model is not None and env.get("cache_root"):
-        model, run = _below(model, Path(root)), _taught_below(run, Path(root))
+        model, run = _below(model, Path(root)), _teacher_below(run, Path(root))
     typed_sets = {name: dataset for name, dataset in datasets.items() if dataset is not None}
     return Config(
         run=run,
@@ -344,6 +346,6 @@ def _typed(tree: Tree, door: ConfigDecoder, file: Path) -> Config | None:
         cache_root=root,
         path=str(file),
         resolved=tree,
-        places=dict(door.places),
-        faulty=tuple(sorted(door.faulty)),
+        places=dict(decoder.places),
+        faulty=tuple(sorted(decoder.faulty)),
     )

@@ -1,4 +1,7 @@
-"""What the sections of a YAML have in common; who reads more registers a dataclass of its own keys (registry.py)."""
+"""The sections of a YAML as dataclasses, with the keys that all of a kind share.
+
+A model, task, shape, processor, term or metric with more keys registers a dataclass of its own (`registry.py`).
+"""
 
 from __future__ import annotations
 
@@ -22,28 +25,28 @@ from lavis_ext.common.registry import (
 )
 
 
-def examine_name(door: ConfigDecoder, kind: Registry[Any], name: str, key: str) -> bool:
-    """Whether the name that stands at `key` is registered; notes that it is not."""
+def examine_name(decoder: ConfigDecoder, kind: Registry[Any], name: str, key: str) -> bool:
+    """Whether `name` at `key` is registered; notes a problem where it is not."""
     if name not in kind:
-        door.note(key, f"no {kind.kind} named '{name}'", nearest(name, kind.names()))
+        decoder.note(key, f"no {kind.kind} named '{name}'", nearest(name, kind.names()))
     return name in kind
 
 
-def examine_args(door: ConfigDecoder, kind: Registry[Any], name: str, args: Mapping[str, Any], where: str) -> None:
-    """Note arguments that what has the name does not take."""
+def examine_args(decoder: ConfigDecoder, kind: Registry[Any], name: str, args: Mapping[str, Any], where: str) -> None:
+    """Note arguments that the registered object of that name does not take."""
     keys = kind.config(name)
     if keys is not None:
-        door.build(keys, args, where)
+        decoder.build(keys, args, where)
 
 
 def own_keys(kind: Registry[Any], name: str, args: Mapping[str, Any], where: str) -> Any:
-    """The arguments as an instance of the keys of what has the name; raises ConfigError. None where any are taken."""
+    """The arguments as an instance of the object's dataclass of keys, None where it has none; raises ConfigError."""
     keys = kind.config(name)
     if keys is None:
         return None
-    door = ConfigDecoder()
-    built = door.build(keys, args, where)
-    door.close()
+    decoder = ConfigDecoder()
+    built = decoder.build(keys, args, where)
+    decoder.close()
     return built
 
 
@@ -55,10 +58,10 @@ class Named:
     args: dict[str, Any] = field(default_factory=dict)
     kind: ClassVar[Registry[Any]]
 
-    def examine(self, door: ConfigDecoder, key: str) -> None:
-        """Its name, and its arguments."""
-        if examine_name(door, self.kind, self.name, join(key, "name")):
-            examine_args(door, self.kind, self.name, self.args, key)
+    def examine(self, decoder: ConfigDecoder, key: str) -> None:
+        """Note an unknown name, and arguments that it does not take."""
+        if examine_name(decoder, self.kind, self.name, join(key, "name")):
+            examine_args(decoder, self.kind, self.name, self.args, key)
 
     @classmethod
     def accept(cls, value: Any) -> Any:
@@ -125,7 +128,7 @@ class AnnotationConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class ImagesConfig:
-    """Where the images lie (relative to cache_root), and which artifacts each split needs (`name` or `family/name`)."""
+    """Folder of the images (relative to cache_root), and which artifacts each split needs (`name` or `family/name`)."""
 
     storage: str = ""
     artifacts: dict[str, list[str]] = field(default_factory=dict)
@@ -166,10 +169,10 @@ class DatasetConfig:
     family: str = ""
     dataset_card: str = ""
     manual: str = ""
-    """What no command can fetch, and how a person gets it; told where it is missing."""
+    """What no command can fetch, and how a person gets it; shown where it is missing."""
     on_request: bool = False
-    """`prepare` of the family passes this config type over, that of the name unless it is `default`; `name[type]` asks
-    for it."""
+    """`prepare` of the family skips this config type, as does `prepare` of the name unless it is `default`; only
+    `name[type]` asks for it."""
     data_type: Literal["images", "videos", "features"] = "images"
     build_info: BuildInfo = field(default_factory=BuildInfo)
     vis_processor: ProcessorPair = field(default_factory=ProcessorPair)
@@ -186,10 +189,10 @@ class DatasetConfig:
 
     ignored: ClassVar[Mapping[str, str]] = {"kw_processor": "no processor of ours takes it"}
 
-    def examine(self, door: ConfigDecoder, key: str) -> None:
-        """The arguments of the shape. That there is no such shape is `check`'s to tell: bytes come without it."""
+    def examine(self, decoder: ConfigDecoder, key: str) -> None:
+        """Note wrong arguments of the shape. An unknown shape is for `check`: `prepare` needs none."""
         if self.builder in builders:
-            examine_args(door, builders, self.builder, self.args, join(key, "args"))
+            examine_args(decoder, builders, self.builder, self.args, join(key, "args"))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -231,13 +234,13 @@ class ModelConfig:
         """The architectures that read a key."""
         return models.readers(key)
 
-    def examine(self, door: ConfigDecoder, key: str) -> None:
-        """The name of the architecture, where its defaults have not been missed already."""
-        if join(key, "arch") not in door.faulty:
-            examine_name(door, models, self.arch, join(key, "arch"))
+    def examine(self, decoder: ConfigDecoder, key: str) -> None:
+        """Note an unknown architecture, unless its missing defaults were noted already."""
+        if join(key, "arch") not in decoder.faulty:
+            examine_name(decoder, models, self.arch, join(key, "arch"))
 
     def problems(self, where: str = "model") -> Iterator[Problem]:
-        """What the keys tell that cannot work together, each with its place."""
+        """Keys that cannot work together, each with its place."""
         yield from ()
 
     def require_sound(self) -> None:
@@ -310,7 +313,7 @@ class RunConfig:
     allow_config_drift: bool = False
     """Resume although keys that change the numbers differ from the checkpoint's."""
     parallel: Literal["ddp", "fsdp"] | None = None
-    """Several processes: each holds all parameters (ddp) or part of them (fsdp); None: accelerate's word, else ddp."""
+    """Several processes: each holds all parameters (ddp) or a shard (fsdp); None: as accelerate has it, else ddp."""
     wait_minutes: Positive = 60.0
     """How long processes wait for the first one while it prepares data, writes or scores."""
     find_unused_parameters: bool = False
@@ -346,7 +349,7 @@ class RunConfig:
 
     @classmethod
     def also(cls, value: Mapping[str, Any]) -> Iterator[str]:
-        """Other tasks that a task runs, whose keys stand in the same section."""
+        """Other tasks that a task runs, whose keys are in the same section."""
         yield from ()
 
     @staticmethod
@@ -358,10 +361,10 @@ class RunConfig:
         """What `check` can know to be wrong with a run of this task, before anything is read."""
         yield from ()
 
-    def examine(self, door: ConfigDecoder, key: str) -> None:
-        """The names of what runs it."""
+    def examine(self, decoder: ConfigDecoder, key: str) -> None:
+        """Note an unknown task, runner or schedule."""
         for kind, field_name in ((tasks, "task"), (runners, "runner"), (lr_schedulers, "lr_sched")):
-            examine_name(door, kind, getattr(self, field_name), join(key, field_name))
+            examine_name(decoder, kind, getattr(self, field_name), join(key, field_name))
 
 
 def run_config(task: str, **keys: Any) -> Any:
@@ -380,7 +383,7 @@ def joined(*kinds: Any) -> Any:
         return own[0]
     more = {
         "ignored": {key: why for one in own for key, why in one.ignored.items()},
-        # no module has the class, so pickle is told how it is made
+        # no module holds the class, so pickle has to make it again
         "__reduce__": lambda self: (remade, (tuple(own), dict(vars(self)))),
     }
     name = "+".join(one.__name__ for one in own)
@@ -406,4 +409,4 @@ class Config:
     places: dict[str, str] = field(default_factory=dict)
     """`dotted.key` → `file:line` or `--options`, for messages."""
     faulty: tuple[str, ...] = ()
-    """Keys whose value did not fit, which stand at their defaults: only `check` looks at such a configuration."""
+    """Keys whose value did not fit, and which have their defaults: only `check` gets such a configuration."""

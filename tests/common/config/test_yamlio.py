@@ -32,7 +32,7 @@ def test_empty_file_is_an_empty_mapping(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("a: 1\nb: 2\na: 3\n", r":3 a: stands twice, first in line 1"),
+        ("a: 1\nb: 2\na: 3\n", r":3 a: is given twice, first in line 1"),
         ("a: !!python/object/apply:os.system ['true']\n", "could not determine a constructor"),
         ("- a\n- b\n", "not a mapping"),
         ("a: [1, 2\n", r"x\.yaml:\d"),

@@ -58,7 +58,7 @@ PRETRAINED = {
     "base-oid-labels": ("ep_107_1192087",),
     "base-no-labels": ("ep_107_1192087",),
 }
-"""Archive → its checkpoints; what the last two archives hold was never told."""
+"""Archive → its checkpoints; what the last two archives hold was never published."""
 
 
 def export_oscar(world: World, mirror: MirrorWriter) -> None:
@@ -143,7 +143,7 @@ STARTS = ("base/checkpoint-1340000", "large/checkpoint-0660000")
 """Where fine-tuning for retrieval begins."""
 TESTS = {"coco2014test": "test2014", "coco2015test": "test2015"}
 THIN = 6
-"""Every so manieth training scene is one of the web."""
+"""Every n-th training scene is one of the web."""
 Files = Iterable[tuple[str, bytes]]
 
 

@@ -1,4 +1,4 @@
-"""What is told of images in Oscar's form: captioning, nocaps, retrieval, and Oscar+'s pre-training corpora."""
+"""Texts about images in Oscar's form: captioning, nocaps, retrieval, and Oscar+'s pre-training corpora."""
 
 from __future__ import annotations
 
@@ -196,7 +196,7 @@ def retrieval_features(world: World, detector: Detector) -> Members:
 SMALL = ("coco", "flickr30k", "gqa")
 CORPORA = {"small": SMALL, "medium": (*SMALL, "oi"), "large": ("coco", "flickr30k", "googlecc", "gqa", "sbu", "oi")}
 CHUNKS = 2
-"""Into how many folders the images of `googlecc`, `sbu` and `oi` are shared out (upstream: 12, 4 and 8)."""
+"""Into how many folders the images of `googlecc`, `sbu` and `oi` are divided (upstream: 12, 4 and 8)."""
 PREFIX = {"googlecc": "cc"}
 """What a row calls a set of images that has another name elsewhere."""
 

@@ -98,7 +98,7 @@ Shape = tuple[int, ...]
 
 @dataclass(frozen=True)
 class Head:
-    """What stands on a model: nothing but the pre-training heads, or a classifier of some classes.
+    """The head of a model: nothing but the pre-training heads, or a classifier of some classes.
 
     `hidden` is the factor of the inner layer of an `mlp` classifier (0: linear); `pair`: it sees two images; `images`:
     VinVL's layer norm of the regions; `classes` of the contrastive head where there are no labels.
@@ -114,13 +114,13 @@ class Head:
 
     def config(self) -> dict[str, Any]:
         """What the config says beyond the sizes."""
-        told: dict[str, Any] = {"num_labels": self.labels, "loss_type": self.loss}
+        settings: dict[str, Any] = {"num_labels": self.labels, "loss_type": self.loss}
         if self.image_norm:
-            told |= {"use_img_layernorm": 1, "img_layer_norm_eps": 1e-12}
+            settings |= {"use_img_layernorm": 1, "img_layer_norm_eps": 1e-12}
         if not self.task:
-            return {**told, "num_contrast_classes": self.contrast}
+            return {**settings, "num_contrast_classes": self.contrast}
         kind = {"classifier": "mlp" if self.hidden else "linear", "cls_hidden_scale": self.hidden or 3}
-        return {**told, **kind, "finetuning_task": self.task, **({"num_choice": 2} if self.pair else {})}
+        return {**settings, **kind, "finetuning_task": self.task, **({"num_choice": 2} if self.pair else {})}
 
     def shapes(self) -> Iterator[tuple[str, Shape]]:
         """The weights of the heads."""

@@ -167,7 +167,7 @@ def row_numbers(ids: Iterable[str]) -> bytes:
 
 
 def chunked_folder(images: Images, chunks: int) -> Members:
-    """The images shared out among folders `0`, `1` … of features."""
+    """The images divided among folders `0`, `1` … of features."""
     for number, part in enumerate(shared(images, chunks)):
         yield from below(str(number), feature_folder(part))
 

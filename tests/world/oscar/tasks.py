@@ -174,16 +174,16 @@ SIDES = {"left": 0, "right": 1}
 
 def pair_texts(world: World, detector: Detector) -> Members:
     """The files of rows; every second pair counts as balanced."""
-    told = {
+    by_split = {
         split: [(pair, row) for pair in pairs(world, split) for row in pair_rows(pair, detector)]
         for split in NLVR_SPLITS
     }
-    rows = {split: [row for _, row in found] for split, found in told.items()}
+    rows = {split: [row for _, row in found] for split, found in by_split.items()}
     yield "nlvr2_train.json", as_json(rows["train"])
     for split in ("dev", "test1"):
         yield f"nlvr2_{split}.json", as_json(rows[split])
         for name, rest in (("balanced", 0), ("unbalanced", 1)):
-            yield f"nlvr2_{name}_{split}.json", as_json([row for p, row in told[split] if p.number % 2 == rest])
+            yield f"nlvr2_{name}_{split}.json", as_json([row for p, row in by_split[split] if p.number % 2 == rest])
     yield "nlvr2_dev_test1.json", as_json(rows["dev"] + rows["test1"])
 
 

@@ -1,4 +1,4 @@
-"""Oscar's archives of the demo world: laid out and written as published, and true by geometry worked out anew."""
+"""Oscar's archives of the demo world: laid out and written as published, and true by geometry recomputed."""
 
 from __future__ import annotations
 
@@ -86,10 +86,10 @@ def test_soft_scores_of_vqa_name_the_truth(published: Published) -> None:
     empty = 0
     for row in [*rows_of(published, "train+val2014"), *rows_of(published, "vg")]:
         truth = answer(SCENES[row["img_id"]], row["q"])
-        told = {names[label]: score for label, score in zip(row["an"], row["s"], strict=True)}
-        assert set(told.values()) <= {0.3, 0.6, 0.9, 1.0}
-        assert told.get(truth, 1.0) == 1.0 and sum(score == 1.0 for score in told.values()) <= 1
-        assert (truth in told) == (truth in names)
+        scored = {names[label]: score for label, score in zip(row["an"], row["s"], strict=True)}
+        assert set(scored.values()) <= {0.3, 0.6, 0.9, 1.0}
+        assert scored.get(truth, 1.0) == 1.0 and sum(score == 1.0 for score in scored.values()) <= 1
+        assert (truth in scored) == (truth in names)
         empty += not row["an"]
     assert empty, "a label must be the truth twice, so a few rows have none"
 
