@@ -42,4 +42,4 @@ def test_help_imports_no_other_verb_and_no_configuration(verb: str, group: str) 
     loaded = set(done.stdout.splitlines()[-1].split())
     assert not loaded & {"omegaconf", "yaml", "urllib3", "jinja2", "numpy"}
     groups = {name for name in loaded if name.startswith("lavis_ext.cli.")}
-    assert groups <= {"lavis_ext.cli.verb", "lavis_ext.cli.verb", f"lavis_ext.cli.{group}"}
+    assert groups <= {"lavis_ext.cli.verb", f"lavis_ext.cli.{group}"}
