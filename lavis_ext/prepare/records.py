@@ -462,12 +462,27 @@ def inspect(
     if size is not None:
         return OnDisk("archive", size=size, other=other)
     part = part_bytes(path)
-    return OnDisk("partial" if part else "missing", part=part, other=other)
+    some = other is not None and _has_subset_members(root, artifact, other, transfer)
+    return OnDisk("partial" if part or some else "missing", part=part, other=other)
+
+
+def _has_subset_members(
+    root: Path, artifact: Artifact, other: ArtifactRecord, transfer: Transfer | LavisExtError | None
+) -> bool:
+    """Whether single members of a subset that is still offered are there.
+
+    They came by ranges, so no digest of their archive is known that could be compared with the mirror's: the record
+    does not count as one of this version, but what is there is not nothing.
+    """
+    offered = isinstance(transfer, Transfer) and transfer.sources[0].equivalence == "subset"
+    by_ranges = other.subset and other.sha256 is None and other.is_of(artifact)
+    return offered and by_ranges and bool(folder_times(root / artifact.storage, other.folders))
 
 
 def _answers(
     record: ArtifactRecord, artifact: Artifact, transfer: Transfer | LavisExtError | None, offline: bool
 ) -> bool:
+    """Whether a record is of the version that is declared and offered now."""
     if not record.is_of(artifact):
         return False
     if not record.subset or offline or transfer is None:
