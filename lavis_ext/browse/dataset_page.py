@@ -22,7 +22,7 @@ from lavis_ext.common.wording import human
 from lavis_ext.datasets.builders import BuildContext, NotPreparedError, build_datasets
 from lavis_ext.fetch.safety import redact_url
 from lavis_ext.prepare import PrepareOptions, SplitState, status
-from lavis_ext.prepare.on_disk import OnDisk, inspect
+from lavis_ext.prepare.records import OnDisk, inspect
 
 SAMPLES = 24
 MAX_MISSING = 200

@@ -1,4 +1,7 @@
-"""The opener of `azure:ACCOUNT/CONTAINER/BLOB`: ranged reads with the container's SAS, seen by no one else."""
+"""Azure Blob Storage: SAS tokens, the opener of `azure:ACCOUNT/CONTAINER/BLOB`, and listings of containers.
+
+A token is sent with each request and appears in no log, message, record or `repr`.
+"""
 
 from __future__ import annotations
 
@@ -12,10 +15,9 @@ import sys
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import TYPE_CHECKING
 from urllib.parse import parse_qs, quote, unquote, urlencode, urlsplit
 
-# A document type, the carrier of entity attacks, is refused before anything is parsed.
+# `parse_listing` refuses document types, by which entity attacks come, before it parses.
 from xml.etree.ElementTree import Element, ParseError, fromstring
 
 from lavis_ext.common.errors import AccessError, ConfigError, IntegrityError, LavisExtError, NetworkError
@@ -23,20 +25,16 @@ from lavis_ext.fetch.backends import may_carry_token
 from lavis_ext.fetch.http import HttpOpener
 from lavis_ext.fetch.remote import fetch_bytes
 from lavis_ext.fetch.safety import deny_reason, redact, safe_relative
-from lavis_ext.fetch.session import Reply, Request, register_opener
+from lavis_ext.fetch.session import Reply, Request, Session, register_opener
 from lavis_ext.fetch.transfer import Failure, Policy, Source
 
-if TYPE_CHECKING:
-    from lavis_ext.fetch.session import Session
-
-# Shared access signatures of Azure: where the token of a container comes from, and what its own fields say.
-
+# Shared access signatures (SAS): where the token of a container comes from, and what its own fields say
 
 VARIABLE = "LAVIS_EXT_AZURE_SAS_"
 FILE_VARIABLE = "LAVIS_EXT_AZURE_TOKENS"
 STANDARD_INPUT = "-"
 ANY = ""
-"""The container of a token that stands alone in its file: it is used for every container that has none of its own."""
+"""The container name of a token without one: it is used for every container that has no token of its own."""
 
 _FORM = re.compile(r"[\x21-\x7e]+")
 RIGHTS = {"r": "read", "l": "list"}
@@ -44,7 +42,7 @@ RIGHTS = {"r": "read", "l": "list"}
 
 @dataclass(frozen=True)
 class Sas:
-    """A token as it was given, without the leading `?`; `repr` does not show it."""
+    """A token as the user gave it, without the leading `?`; `repr` does not show it."""
 
     query: str = field(repr=False)
     origin: str = ""
@@ -60,7 +58,7 @@ class Sas:
         if ends is not None and ends <= now:
             return f"the SAS from {self.origin} expired on {self.value('se')}"
         if starts is not None and starts > now:
-            return f"the SAS from {self.origin} is valid from {self.value('st')} on, which this clock has not reached"
+            return f"the SAS from {self.origin} is valid only from {self.value('st')} on, by this machine's clock"
         rights = self.value("sp")
         if rights and right not in rights:
             return f"the SAS from {self.origin} gives no right to {RIGHTS[right]} (sp={rights})"
@@ -82,7 +80,7 @@ def parse_time(text: str) -> datetime | None:
 
 
 def clean_token(text: str, where: str) -> str:
-    """What to append to a URL: the text without `?` or the URL before it, otherwise untouched.
+    """The token in a text that may be a whole signed URL or begin with `?`, otherwise unchanged.
 
     Raises ConfigError, which does not show the text, for what cannot be a token.
     """
@@ -98,11 +96,11 @@ def variable_of(container: str) -> str:
 
 
 class SasTokens:
-    """The tokens of this process: of the environment, then of a file or standard input that was named."""
+    """The tokens of this process: from the environment, then from a file or standard input that the user named."""
 
     def __init__(self) -> None:
-        self._given: dict[str, Sas] = {}
-        self._read = ""
+        self._tokens: dict[str, Sas] = {}
+        self._source = ""
 
     def load(self, source: str) -> None:
         """Take tokens from a file that only its owner may read, or from standard input (`-`).
@@ -117,11 +115,11 @@ class SasTokens:
             found[container.strip()] = Sas(clean_token(token, where), where)
         if not found:
             raise ConfigError(where, "holds no SAS", "write `CONTAINER TOKEN` on a line of it")
-        self._given, self._read = found, source
+        self._tokens, self._source = found, source
 
     def forget(self) -> None:
         """Drop what was loaded."""
-        self._given, self._read = {}, ""
+        self._tokens, self._source = {}, ""
 
     def find(self, container: str) -> Sas | None:
         """The token of a container, None where there is none; raises AccessError, ConfigError."""
@@ -129,9 +127,9 @@ class SasTokens:
         if os.environ.get(name):
             return Sas(clean_token(os.environ[name], name), name)
         file = os.environ.get(FILE_VARIABLE, "")
-        if file and not self._read:
+        if file and not self._source:
             self.load(file)
-        return self._given.get(container) or self._given.get(ANY)
+        return self._tokens.get(container) or self._tokens.get(ANY)
 
 
 TOKENS = SasTokens()
@@ -149,11 +147,13 @@ def read_private(path: Path) -> str:
         raise AccessError(str(path), f"cannot be read: {type(error).__name__}", "name a file with tokens") from error
 
 
+# Addresses and the opener
+
 ENDPOINT = "https://{account}.blob.core.windows.net"
 ENDPOINT_VARIABLE = "LAVIS_EXT_AZURE_ENDPOINT"
 API_VERSION = "2022-11-02"
 """Asked for where no SAS names one: older versions answer in older forms."""
-LOUD = ("urllib3.connectionpool", "urllib3.connection", "urllib3.util.retry")
+URL_LOGGERS = ("urllib3.connectionpool", "urllib3.connection", "urllib3.util.retry")
 
 _NO_NAME = "there is none of this name (a folder is not a blob, and names tell upper from lower case)"
 ADVICE = {
@@ -200,12 +200,12 @@ class BlobPlace:
 
 @register_opener("azure")
 class AzureOpener:
-    """Signs each request as it leaves; the signed URL is kept nowhere."""
+    """Appends the SAS to each request when it is sent; the signed URL is not kept."""
 
     def __init__(self, session: Session) -> None:
         self._http = HttpOpener(session)
         self._denied = session.policy.denied_hosts
-        hush_urls()
+        redact_url_loggers()
 
     def open(self, request: Request) -> Reply:
         """The blob's bytes, or a listing; Azure's refusals become Failures that say what would help."""
@@ -223,7 +223,7 @@ class AzureOpener:
         try:
             return self._http.open(replace(request, url=signed(url, sas)), headers)
         except Failure as failure:
-            raise explained(failure, place, sas) from None  # what lies below may hold the signed URL
+            raise explained(failure, place, sas) from None  # the cause may hold the signed URL
 
     def close(self) -> None:
         """Close pooled connections."""
@@ -250,7 +250,7 @@ def signed(url: str, sas: Sas | None) -> str:
 
 
 def find_token(place: BlobPlace) -> Sas | None:
-    """The container's token, judged by its own fields before anything is sent; raises Failure (access)."""
+    """The container's token; raises Failure (access) where its own fields say that it cannot do this."""
     try:
         sas = TOKENS.find(place.container)
     except LavisExtError as error:
@@ -267,35 +267,35 @@ def way_in(place: BlobPlace) -> str:
 
 
 def explained(failure: Failure, place: BlobPlace, sas: Sas | None) -> Failure:
-    """A refusal of Azure with what it means and what would help."""
+    """The failure with what Azure's error code means and what would help."""
     if failure.code in CHANGED or failure.kind == "replaced":
         return Failure("replaced", "the blob was replaced while it was fetched", code=failure.code)
-    kind, told = failure.kind, redact(failure.reason)
+    kind, reason = failure.kind, redact(failure.reason)
     if failure.code in ADVICE:
-        told += f": {ADVICE[failure.code]}"
+        reason += f": {ADVICE[failure.code]}"
     if failure.code == "ResourceNotFound" and sas is None:
         kind = "access"
-        told += ", or the container is private: that is how it answers where no SAS is sent"
+        reason += ", or the container is private: Azure answers so where no SAS is sent"
     if kind == "access":
-        told += f"; {way_in(place)}"
-    return Failure(kind, told, failure.retry_after, failure.code)
+        reason += f"; {way_in(place)}"
+    return Failure(kind, reason, failure.retry_after, failure.code)
 
 
-class _Hush(logging.Filter):
-    """Lets no query into the records of the library that sends the requests."""
+class _RedactQueries(logging.Filter):
+    """Removes queries, where the token is, from log records."""
 
     def filter(self, record: logging.LogRecord) -> bool:
         record.msg, record.args = redact(record.getMessage()), ()
         return True
 
 
-_HUSH = _Hush()
+_REDACT_QUERIES = _RedactQueries()
 
 
-def hush_urls() -> None:
-    """From now on the http library's own log shows addresses without their queries, at every level."""
-    for name in LOUD:
-        logging.getLogger(name).addFilter(_HUSH)  # the same filter is added once
+def redact_url_loggers() -> None:
+    """Have urllib3 log addresses without their queries, at every level."""
+    for name in URL_LOGGERS:
+        logging.getLogger(name).addFilter(_REDACT_QUERIES)  # a filter that is there already is not added again
 
 
 def child_url(folder: str, name: str) -> str:
@@ -309,8 +309,7 @@ def name_below(folder: str, url: str) -> str:
     return unquote(url[len(prefix) :]) if url.startswith(prefix) else ""
 
 
-# What a container of Azure holds below a prefix, page by page, where the token may list.
-
+# Listings
 
 PAGE = 5000
 PAGE_LIMIT = 64 << 20
@@ -319,7 +318,7 @@ MOST_PAGES = 10_000
 
 @dataclass(frozen=True)
 class Listed:
-    """A blob as a listing tells it: name within its container, bytes, md5 where the server keeps one."""
+    """A blob in a listing: name within its container, bytes, md5 where the server keeps one."""
 
     name: str
     size: int
@@ -385,7 +384,7 @@ def md5_of(text: str) -> str | None:
 
 
 def without_folders(blobs: list[Listed]) -> list[Listed]:
-    """The blobs that are files: empty ones that stand for a folder (`a` or `a/` beside `a/b`) are left out."""
+    """The blobs that are files: empty ones that mark a folder (`a` or `a/` beside `a/b`) are left out."""
     folders = {blob.name[: at + 1] for blob in blobs for at, letter in enumerate(blob.name) if letter == "/"}
     return [
         blob for blob in blobs if not (blob.size == 0 and f"{blob.name}/" in folders) and not blob.name.endswith("/")

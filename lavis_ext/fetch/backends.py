@@ -1,4 +1,7 @@
-"""The opener of `gdrive:ID`: Drive's questions are answered as gdown answers them, bytes come as from any server."""
+"""The openers of `gdrive:ID`, `hf:datasets/OWNER/NAME/FILE` and local files.
+
+Drive and the hub are asked through the http opener; a local file answers with ranges and validators, as a server does.
+"""
 
 from __future__ import annotations
 
@@ -7,22 +10,22 @@ import re
 import threading
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO
+from typing import BinaryIO
 from urllib.parse import quote, unquote, urlsplit
 
 from lavis_ext.fetch.http import HttpOpener
 from lavis_ext.fetch.mirrors import hub_path
 from lavis_ext.fetch.safety import is_loopback, safe_relative
-from lavis_ext.fetch.session import Reply, Request, Validators, register_opener
+from lavis_ext.fetch.session import Reply, Request, Session, Validators, register_opener
 from lavis_ext.fetch.transfer import Failure, Unsatisfiable
 
-if TYPE_CHECKING:
-    from lavis_ext.fetch.session import Session
+# Google Drive
 
 DRIVE_ENDPOINT = "https://drive.google.com"
 HOSTS = ("google.com", "googleusercontent.com")
-PAGE_LIMIT = 1 << 20
-QUESTIONS = 4
+PAGE_BYTES = 1 << 20
+PAGES = 4
+"""Confirmation pages that are followed for one file."""
 QUOTA = ("too many users have viewed or downloaded this file", "quota exceeded", "download quota")
 
 _ID = re.compile(r"[\w-]{1,200}")
@@ -30,7 +33,10 @@ _ID = re.compile(r"[\w-]{1,200}")
 
 @register_opener("gdrive")
 class DriveOpener:
-    """Remembers, per file, the address that its confirmation page led to, so that ranges need no second question."""
+    """Large files come after a confirmation page, which gdown reads.
+
+    The address it leads to is kept per file, so that further ranges need no page.
+    """
 
     def __init__(self, session: Session) -> None:
         self._http = HttpOpener(session)
@@ -41,29 +47,23 @@ class DriveOpener:
         """The file's bytes; a quota, sign-in or error page becomes a Failure that says what to do."""
         name = drive_id(request.url)
         start = f"{DRIVE_ENDPOINT}/uc?export=download&id={name}"
-        known = self._known(name)
+        with self._lock:
+            known = self._confirmed.get(name, "")
         url = known or start
-        for _ in range(QUESTIONS):
+        for _ in range(PAGES):
             reply = self._http.open(replace(request, url=url))
             if not is_page(reply):
-                self._remember(name, url)
+                with self._lock:
+                    self._confirmed[name] = url
                 return reply
             page = read_page(reply)
-            # an answer that was good once may have expired: then Drive is asked from the start
+            # a confirmed address may have expired: then Drive is asked from the start
             url, known = (start, "") if url == known != start else (confirmed_url(page, name), known)
         raise Failure("access", f"Drive asks again and again before it gives {name}; name another mirror")
 
     def close(self) -> None:
         """Close pooled connections."""
         self._http.close()
-
-    def _known(self, name: str) -> str:
-        with self._lock:
-            return self._confirmed.get(name, "")
-
-    def _remember(self, name: str, url: str) -> None:
-        with self._lock:
-            self._confirmed[name] = url
 
 
 def drive_id(url: str) -> str:
@@ -84,7 +84,7 @@ def read_page(reply: Reply) -> str:
     """The page's text, at most 1 MiB of it; the reply is closed."""
     data = bytearray()
     try:
-        while len(data) < PAGE_LIMIT and (piece := reply.body.read(1 << 16)):
+        while len(data) < PAGE_BYTES and (piece := reply.body.read(1 << 16)):
             data += piece
     finally:
         reply.body.close()
@@ -92,30 +92,26 @@ def read_page(reply: Reply) -> str:
 
 
 def confirmed_url(page: str, name: str) -> str:
-    """Where the page's "download anyway" leads, read by gdown; raises Failure for a page that leads nowhere."""
+    """The address behind the page's "download anyway", read by gdown; raises Failure for a page without one."""
     try:
         from gdown.download import get_url_from_gdrive_confirmation
         from gdown.exceptions import FileURLRetrievalError
     except ImportError as error:
         raise Failure("final", "gdown is not installed: pip install -c constraints.txt gdown") from error
     if any(words in page.lower() for words in QUOTA):
-        raise Failure("access", quota_told(name))
+        raise Failure(
+            "access",
+            f"Drive's download quota for {name} is used up (too many downloads recently): try again in a day, or copy "
+            "the file to a Drive of your own and download it there by hand, or name another mirror",
+        )
     try:
         url = str(get_url_from_gdrive_confirmation(page))
     except FileURLRetrievalError as error:
-        told = " ".join(str(error).split("Check FAQ")[0].split())
-        raise Failure("access", f"Drive refuses {name}: {told}") from error
+        reason = " ".join(str(error).split("Check FAQ")[0].split())
+        raise Failure("access", f"Drive refuses {name}: {reason}") from error
     if not belongs_to_drive(url):
         raise Failure("unsafe", f"Drive's page leads to another host, {urlsplit(url).hostname!r}")
     return url
-
-
-def quota_told(name: str) -> str:
-    """What to do about a file whose quota is used up."""
-    return (
-        f"Drive's download quota for {name} is used up (too many downloads recently): try again in a day, or copy the "
-        "file to a Drive of your own and download it there by hand, or name another mirror"
-    )
 
 
 def belongs_to_drive(url: str) -> bool:
@@ -127,8 +123,7 @@ def belongs_to_drive(url: str) -> bool:
     return parts.scheme == "https" and any(host == name or host.endswith(f".{name}") for name in HOSTS)
 
 
-# The opener of `hf:datasets/owner/name[@revision]/file`: the hub's own download address, with a token for it alone.
-
+# The Hugging Face hub
 
 HUB_ENDPOINT = "https://huggingface.co"
 ENDPOINT_VARIABLE = "HF_ENDPOINT"
@@ -208,7 +203,7 @@ def hub_token() -> str | None:
     return str(token) if token else None
 
 
-# The opener of `file:` URLs and plain paths: local mirrors, with ranges and validators as a server has them.
+# `file:` URLs and plain paths
 
 
 class LocalBody:
@@ -228,11 +223,10 @@ class LocalBody:
         return data
 
     def close(self) -> None:
-        """Close the file."""
         self._file.close()
 
     def abort(self) -> None:
-        """Nothing blocks here."""
+        pass  # reads of a file do not block
 
 
 @register_opener("file")
@@ -240,7 +234,7 @@ class LocalOpener:
     """Answers from the file system."""
 
     def __init__(self, session: Session) -> None:
-        self._session = session
+        pass
 
     def open(self, request: Request) -> Reply:
         """The bytes of a regular file; raises Failure, Unsatisfiable."""

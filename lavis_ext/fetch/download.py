@@ -1,4 +1,4 @@
-"""One source into the partial file: what is missing is asked for, checked to be of the same object, and written."""
+"""One attempt at one source: missing ranges are requested, checked to be of the same object, and written."""
 
 from __future__ import annotations
 
@@ -10,9 +10,7 @@ from lavis_ext.fetch.part import Part, Range, cut
 from lavis_ext.fetch.session import Reply, Request, Session
 from lavis_ext.fetch.transfer import Failure, Figures, Source, SpeedGate, Stopped, Unsatisfiable
 
-# Whether the first bytes are of the kind that a file's name promises: login and quota pages are caught here.
-
-
+CHUNK = 1 << 18
 MAGIC: dict[str, tuple[bytes, ...]] = {
     ".zip": (b"PK\x03\x04", b"PK\x05\x06", b"PK\x07\x08"),
     ".gz": (b"\x1f\x8b",),
@@ -22,6 +20,7 @@ MAGIC: dict[str, tuple[bytes, ...]] = {
     ".png": (b"\x89PNG",),
     ".parquet": (b"PAR1",),
 }
+"""First bytes by suffix, by which login and quota pages are found before the hash is computed."""
 PAGES = (".html", ".htm", ".xhtml", ".svg", ".xml")
 
 
@@ -38,8 +37,9 @@ def refuse_foreign(reply: Reply | None, name: str, figures: Figures, data: bytes
     """
     lower = name.lower()
     if data and not lower.endswith(PAGES) and looks_like_html(data):
-        told = ": the host's download quota is used up" if b"uota" in data[:65536] else " (login, quota or error page)"
-        raise Failure("integrity", f"the server sent an HTML page instead of {name}{told}")
+        quota = b"uota" in data[:65536]  # "quota", "Quota"
+        hint = ": the host's download quota is used up" if quota else " (login, quota or error page)"
+        raise Failure("integrity", f"the server sent an HTML page instead of {name}{hint}")
     if figures.hashed:
         return
     if reply is not None and reply.encoding and not lower.endswith((".gz", ".tgz")):
@@ -54,9 +54,6 @@ def looks_like_html(data: bytes) -> bool:
     """Whether bytes begin as an HTML page does."""
     head = data[:512].lstrip(b"\xef\xbb\xbf \t\r\n").lower()
     return head.startswith((b"<!doctype html", b"<html"))
-
-
-CHUNK = 1 << 18
 
 
 class Download:
@@ -86,7 +83,7 @@ class Download:
             pass
 
     def reset(self) -> None:
-        """Throw away what is there."""
+        """Discard the part's bytes and the digest."""
         self._discarded(self._part.reset())
         self._digest.reset()
 
@@ -95,7 +92,7 @@ class Download:
             self._session.progress.advance(self._label, -count)
 
     def _step(self) -> bool:
-        """One request and what it leads to; False when nothing is missing."""
+        """Request the first gap, and write what comes; False when nothing is missing."""
         total = self._total()
         if total is None:
             return self._fetch(self._part.ranges.prefix, None)
@@ -114,7 +111,7 @@ class Download:
         errors: list[BaseException] = []
         try:
             with self._session.open(self._request(start, stop)) as reply:
-                start = self._agree(reply, start)
+                start = self._validate_reply(reply, start)
                 stop, blocks = self._plan(reply, start, stop)
                 threads = self._spread(blocks, errors)
                 self._receive(reply, start, stop)
@@ -127,7 +124,8 @@ class Download:
                 self._session.halt()  # an interrupt does not wait for bytes
             raise
         finally:
-            self._join(threads)
+            for thread in threads:  # after an interrupt only briefly: they wake up by themselves
+                thread.join(timeout=2.0 if self._session.stop.is_set() else None)
         if errors:
             raise errors[0]
         return self._total() is not None
@@ -142,8 +140,8 @@ class Download:
     def _large(self, total: int) -> bool:
         return self._policy.segments > 1 and total >= self._policy.parallel_from
 
-    def _agree(self, reply: Reply, start: int) -> int:
-        """Check that a reply is of the object whose bytes are there; returns where its bytes belong."""
+    def _validate_reply(self, reply: Reply, start: int) -> int:
+        """Check that a reply is of the object whose bytes are there; returns the offset of its first byte."""
         size = self._figures.size
         if None not in (size, reply.total) and reply.total != size:
             raise Failure("integrity", f"expected {size} bytes, the server has {describe(reply)}")
@@ -185,7 +183,7 @@ class Download:
         return threads
 
     def _work(self, blocks: deque[Range], errors: list[BaseException]) -> None:
-        """Fetch blocks until none is left; a failure ends this connection, and the others go on unless it is fatal."""
+        """Fetch blocks until none is left; a transient failure ends this connection only, any other one all of them."""
         while blocks and not self._halt.is_set():
             try:
                 start, stop = blocks.popleft()
@@ -193,7 +191,7 @@ class Download:
                 return
             try:
                 self._block(start, stop)
-            except Exception as error:  # the thread that waits raises it
+            except Exception as error:  # `_fetch` raises it
                 errors.append(error)
                 if not (isinstance(error, Failure) and error.kind == "transient"):
                     self._halt.set()
@@ -225,7 +223,7 @@ class Download:
             self._keep(at, data)
             at += len(data)
             gate.passed(len(data))
-        self._ended(reply, at, stop)
+        self._check_end(reply, at, stop)
 
     def _keep(self, at: int, data: bytes) -> None:
         if at == 0:
@@ -236,14 +234,14 @@ class Download:
             self.moved += len(data)
         self._session.progress.advance(self._label, len(data))
 
-    def _ended(self, reply: Reply, at: int, stop: int | None) -> None:
-        """Tell a complete body from one that was cut."""
+    def _check_end(self, reply: Reply, at: int, stop: int | None) -> None:
+        """Raise Failure for a body that was cut, or that may have been."""
         goal = stop if stop is not None else (self._figures.size if reply.total is None else reply.total)
         if goal is not None and at < goal:
             raise Failure("transient", f"the body ended at byte {at} of {goal}")
         if goal is None:
             if not reply.ended and not self._figures.hashed:
-                raise Failure("final", "the server tells no length and none is declared: a cut could not be told")
+                raise Failure("final", "the server names no length and none is declared: a cut could not be told")
             self._part.total = at
 
     def _unsatisfiable(self, total: int | None) -> bool:
@@ -254,8 +252,3 @@ class Download:
             return False
         self.reset()
         raise Failure("replaced", f"the object has {total} bytes, {covered} are there")
-
-    def _join(self, threads: list[threading.Thread]) -> None:
-        """Wait for the other connections; after an interrupt only briefly, they wake up by themselves."""
-        for thread in threads:
-            thread.join(timeout=2.0 if self._session.stop.is_set() else None)

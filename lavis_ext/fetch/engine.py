@@ -1,4 +1,8 @@
-"""One transfer: accept what is there if it is right, else fetch it from the first source that can, verify, publish."""
+"""`fetch` and `fetch_all`: a `Transfer` becomes a verified file.
+
+A right file that is there is reused; else the first source that can delivers it, and it is verified and renamed into
+place. `fetch_all` runs many at a time.
+"""
 
 from __future__ import annotations
 
@@ -33,7 +37,12 @@ from lavis_ext.fetch.transfer import (
 )
 
 log = logging.getLogger(__name__)
-# Whether the file that is there already is the right one; a wrong one is renamed, never deleted.
+PROGRESS_THAT_COUNTS = 1 << 16
+"""Bytes: an attempt that brought so many before it broke off starts the count of retries again."""
+RESTARTS = 2
+"""How often a source's object may be replaced while it is fetched."""
+
+# The file that is there already: reused where it is right, renamed and never deleted where it is wrong
 
 
 @dataclass(frozen=True)
@@ -85,7 +94,7 @@ def _own_delivery(transfer: Transfer, entry: LedgerEntry) -> bool:
 
 
 def _unknown(session: Session, transfer: Transfer, stat: os.stat_result, entry: LedgerEntry | None) -> ExistingFile:
-    """Nothing is declared: a file with bytes in it is taken, and called unverified."""
+    """Where nothing is declared, a file that is not empty is reused as unverified."""
     if stat.st_size == 0:
         return ExistingFile(reason="the file is empty")
     if entry is not None:
@@ -121,9 +130,9 @@ def note(
     equivalence: str,
     fetched: os.stat_result | None = None,
 ) -> None:
-    """Record a verified file in its ledger: as it lies there, or as it was `fetched` and is about to be renamed.
+    """Record a verified file in its ledger: as it is on disk, or as it was `fetched` and is about to be renamed.
 
-    A ledger that cannot be written costs a hash next time, nothing else.
+    A ledger that cannot be written only means that the file is hashed again next time.
     """
     try:
         session.ledger_for(path).record(path, sha256, md5, figures.declared, equivalence, fetched)
@@ -144,8 +153,7 @@ def quarantine(path: Path, found: ExistingFile) -> tuple[str, ...]:
     return (f"{found.reason}; kept as {aside.name}",)
 
 
-PROGRESS_THAT_COUNTS = 1 << 16
-RESTARTS = 2
+# One transfer
 
 
 def fetch(transfer: Transfer, policy: Policy | None = None, progress: Progress | None = None) -> Result:
@@ -164,7 +172,7 @@ def fetch_in(session: Session, transfer: Transfer) -> Result:
     session.progress.begin(label, total)
     outcome = "failed"
     try:
-        result = _settle(session, transfer)
+        result = _reuse_or_fetch(session, transfer)
         outcome = result.outcome
         return result
     except KeyboardInterrupt:
@@ -176,7 +184,7 @@ def fetch_in(session: Session, transfer: Transfer) -> Result:
         session.progress.end(label, outcome)
 
 
-def _settle(session: Session, transfer: Transfer) -> Result:
+def _reuse_or_fetch(session: Session, transfer: Transfer) -> Result:
     found = check_existing(session, transfer)
     if found.result is not None:
         _sweep(session, transfer.path)
@@ -195,7 +203,7 @@ def _settle(session: Session, transfer: Transfer) -> Result:
 
 
 def _sweep(session: Session, path: Path) -> None:
-    """Remove what a process that was killed just after its last byte left beside a file that is whole."""
+    """Remove the owner file and sidecar that a process left when it was killed just after publishing the file."""
     owner = companion(path, ".part.owner")
     try:
         if owner.exists() and Ownership(owner, companion(path, ".part"), session.policy).sweep():
@@ -205,8 +213,8 @@ def _sweep(session: Session, path: Path) -> None:
 
 
 @dataclass
-class _Count:
-    """What one source has cost so far."""
+class _Attempts:
+    """Failed attempts at one source, counted by what they led to."""
 
     attempts: int = 0
     discards: int = 0
@@ -225,7 +233,7 @@ class _Fetching:
         self._moved = 0
 
     def run(self) -> Result:
-        """The published file; raises the error that the sources' failures amount to."""
+        """Fetch and publish; raises one error with every source's failure where none delivers."""
         self._part = Part(self._transfer.path, self._policy.checkpoint_bytes)
         try:
             self._check_space()
@@ -249,9 +257,9 @@ class _Fetching:
             raise no_space(self._transfer.path.parent, need, free)
 
     def _try(self, source: Source, last: bool) -> Result | None:
-        """All attempts at one source; None where it did not deliver, with the reason noted."""
+        """All attempts at one source; None where it did not deliver, which is added to the failures."""
         figures = self._transfer.figures(source)
-        digest, count = Digest(figures), _Count()
+        digest, count = Digest(figures), _Attempts()
         while True:
             download = Download(self._session, source, figures, self._part, digest, self._transfer.name)
             try:
@@ -264,8 +272,8 @@ class _Fetching:
                     log.warning("%s: %s: %s", self._transfer.name, redact_url(source.url), failure.reason)
                     return None
 
-    def _give_up(self, failure: Failure, count: _Count, download: Download, last: bool) -> bool:
-        """Note a failure and prepare the next attempt; True where there is none at this source."""
+    def _give_up(self, failure: Failure, count: _Attempts, download: Download, last: bool) -> bool:
+        """Count a failure and wait for the next attempt; True where this source gets no other."""
         if failure.kind in ("integrity", "replaced"):
             download.reset()
             count.discards += failure.kind == "integrity"
@@ -293,7 +301,7 @@ class _Fetching:
         if not self._owner.holds():
             raise Failure("final", "another process has taken this file over")
         validator = part.validators.etag or part.validators.last_modified or ""
-        # Noted before the rename, which keeps inode and time: killed between the two, a file is still known as ours.
+        # Recorded before the rename, which keeps inode and mtime: killed between the two, the file is not hashed again.
         note(self._session, path, sha256, md5, figures, source.equivalence, os.fstat(part.fd))
         part.publish(self._session.flusher)
         moved = self._moved + download.moved
@@ -311,13 +319,13 @@ class _Fetching:
 
 
 def no_space(folder: Path, need: int, free: int) -> DiskError:
-    """The refusal before the first byte, with both numbers."""
+    """The error, before the first byte, that the declared bytes do not fit."""
     return DiskError(
         str(folder), f"{need} bytes are needed, {free} are free", "free space or choose another cache_root"
     )
 
 
-# Many transfers at a time: threads, per-host limits, a look at the disk first, and every failure told at the end.
+# Many transfers at a time
 
 
 def fetch_all(
@@ -328,9 +336,9 @@ def fetch_all(
 ) -> list[Result]:
     """Fetch all, `policy.jobs` at a time; results in the order of the transfers.
 
-    One that fails does not stop the others, except for the disk. At the end one error tells every failure (the class of
-    the first), or, with `collect`, each failed result carries its `error`. KeyboardInterrupt stops all within seconds;
-    partial files stay. Two transfers to one path must be the same (UsageError).
+    One that fails does not stop the others, except for a DiskError. At the end one error lists every failure (the class
+    of the first), or, with `collect`, each failed result carries its `error`. KeyboardInterrupt stops all within
+    seconds; partial files stay. Two transfers to one path must be the same (UsageError).
     """
     wanted = list(transfers)
     unique = _unique(wanted)
@@ -361,7 +369,7 @@ def _check_space(transfers: Sequence[Transfer], policy: Policy) -> None:
     for transfer in transfers:
         missing = _missing(transfer)
         if missing:
-            folder = _existing_folder(transfer.path)
+            folder = next(folder for folder in transfer.path.absolute().parents if folder.is_dir())
             device = folder.stat().st_dev
             needs[device] = (needs.get(device, (0, folder))[0] + missing, folder)
     for need, folder in needs.values():
@@ -379,10 +387,6 @@ def _missing(transfer: Transfer) -> int:
     except OSError:
         there = 0
     return max(0, transfer.size - there)
-
-
-def _existing_folder(path: Path) -> Path:
-    return next(folder for folder in path.absolute().parents if folder.is_dir())
 
 
 def _run(session: Session, transfers: Sequence[Transfer]) -> list[Result]:
@@ -428,7 +432,7 @@ def _work(
             if session.stop.is_set():
                 raise Stopped
             done.put((index, fetch_in(session, transfers[index])))
-        except BaseException as error:  # the thread that waits sorts it out
+        except BaseException as error:  # `_as_result` raises it in the calling thread, if it is to be raised
             done.put((index, error))
 
 
@@ -444,11 +448,7 @@ def _as_result(transfer: Transfer, outcome: Result | BaseException) -> Result:
 
 
 def _together(errors: Sequence[LavisExtError]) -> LavisExtError:
-    """One error of the first one's class; what broke the disk goes first, what was only stopped last."""
-    ordered = sorted(errors, key=_rank)
+    """One error with all problems, of the first one's class; a DiskError comes first, since it stops the others."""
+    ordered = sorted(errors, key=lambda error: not isinstance(error, DiskError))
     problems = [problem for error in ordered for problem in error.problems]
     return type(ordered[0]).of(problems)
-
-
-def _rank(error: LavisExtError) -> int:
-    return 0 if isinstance(error, DiskError) else 1

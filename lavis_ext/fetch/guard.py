@@ -1,4 +1,4 @@
-"""Guards what other libraries fetch by urllib for URLs out of data rows: addresses, schemes, size and time."""
+"""Limits on what other libraries fetch through urllib from URLs in data rows: schemes, addresses, size and time."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ REFUSED, CUT = "refused: ", "cut: "
 
 
 class Refused(URLError):
-    """What the guard does not let pass; the text begins with the kind of the reason."""
+    """A request or answer that is not allowed; the text begins with the kind of the reason (REFUSED, CUT)."""
 
     def __str__(self) -> str:
         return str(self.reason)
@@ -91,7 +91,6 @@ class _Timed(http.client.HTTPConnection):
             self._create_connection = connect_public
 
     def getresponse(self) -> HTTPResponse:
-        """The head of the answer."""
         over = threading.Event()
         timer = threading.Timer(self._deadline, _shut, [self.sock, over])
         timer.daemon = True
@@ -122,7 +121,6 @@ class _Http(urllib.request.HTTPHandler):
         self._limits = limits
 
     def http_open(self, req: urllib.request.Request) -> HTTPResponse:
-        """Open over a guarded connection."""
         return self.do_open(_timed(_Timed, req, self._limits), req)
 
 
@@ -132,14 +130,13 @@ class _Https(urllib.request.HTTPSHandler):
         self._limits = limits
 
     def https_open(self, req: urllib.request.Request) -> HTTPResponse:
-        """Open over a guarded connection."""
         return self.do_open(_timed(_TimedTLS, req, self._limits), req)
 
 
 def _timed(kind: type[_Timed], request: urllib.request.Request, limits: ResponseLimits) -> Any:
-    """What makes the connection; its address is not ours to judge where any is allowed or where a proxy resolves."""
-    free = limits.allow_private or request.has_proxy() or getattr(request, "_tunnel_host", None)
-    return partial(kind, deadline=limits.deadline, public=not free)
+    """The factory of a connection; addresses are not checked where all are allowed, or where a proxy resolves them."""
+    unchecked = limits.allow_private or request.has_proxy() or getattr(request, "_tunnel_host", None)
+    return partial(kind, deadline=limits.deadline, public=not unchecked)
 
 
 class _Redirects(urllib.request.HTTPRedirectHandler):
@@ -163,7 +160,7 @@ class _Bodies(urllib.request.BaseHandler):
         self._limits = limits
 
     def http_response(self, req: urllib.request.Request, response: HTTPResponse | GuardedResponse) -> GuardedResponse:
-        """The answer, guarded; one that a redirect led to is so already."""
+        """The answer, guarded; after a redirect it is guarded already."""
         return response if isinstance(response, GuardedResponse) else GuardedResponse(response, self._limits)
 
     https_response = http_response

@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 import socket
 import threading
-from typing import TYPE_CHECKING
 from urllib.parse import urljoin, urlsplit
 from urllib.request import getproxies, proxy_bypass
 
@@ -17,13 +16,22 @@ from urllib3.response import BaseHTTPResponse
 
 from lavis_ext.fetch import safety
 from lavis_ext.fetch.safety import deny_reason, is_loopback, leads_inside, redact, redact_url, redirect_reason
-from lavis_ext.fetch.session import Reply, Request, Validators, register_opener
+from lavis_ext.fetch.session import Reply, Request, Session, Validators, register_opener
 from lavis_ext.fetch.transfer import Failure, Kind, Unsatisfiable, parse_retry_after
 
-if TYPE_CHECKING:
-    from lavis_ext.fetch.session import Session
+TRANSIENT = frozenset({408, 425, 429})
+ACCESS = frozenset({401, 403, 407, 409})
+REDIRECTS = frozenset({301, 302, 303, 307, 308})
+BOUND_TO_HOST = frozenset({"authorization", "cookie", "proxy-authorization"})
+"""Headers that are dropped where a redirect leads to another origin."""
+ERROR_BODY = 4096
+"""How much of an error's body is read."""
 
-# Connections that refuse private addresses: the open socket's address is checked, so DNS cannot cheat.
+_CODE = re.compile(rb"<Code>(\w{1,80})</Code>")
+_CONTENT_RANGE = re.compile(r"bytes\s+(?:(\d+)-(\d+)|\*)/(\d+|\*)$", re.IGNORECASE)
+
+# Connections that refuse private addresses. The address of the open socket is checked, not what a name resolves to
+# before: DNS may answer differently the second time.
 
 
 def refuse_private(peer: socket.socket) -> None:
@@ -67,16 +75,7 @@ class GuardedHTTPSPool(HTTPSConnectionPool):
 GUARDED_POOLS: dict[str, type[HTTPConnectionPool]] = {"http": GuardedHTTPPool, "https": GuardedHTTPSPool}
 
 
-TRANSIENT = frozenset({408, 425, 429})
-ACCESS = frozenset({401, 403, 407, 409})
-REDIRECTS = frozenset({301, 302, 303, 307, 308})
-BOUND_TO_HOST = frozenset({"authorization", "cookie", "proxy-authorization"})
-
-ERROR_BODY = 4096
-"""How much of an error's body is looked at."""
-
-_CODE = re.compile(rb"<Code>(\w{1,80})</Code>")
-_CONTENT_RANGE = re.compile(r"bytes\s+(?:(\d+)-(\d+)|\*)/(\d+|\*)$", re.IGNORECASE)
+# The opener
 
 
 class HttpBody:
@@ -118,20 +117,26 @@ class HttpOpener:
 
     def open(self, request: Request, headers: dict[str, str] | None = None) -> Reply:
         """The reply after redirects; `headers` are sent too, those with secrets only to the first host."""
-        self._check_plain(request)
+        parts = urlsplit(request.url)
+        if parts.scheme == "http" and not (request.trusted or is_loopback(parts.hostname or "")):
+            raise Failure("unsafe", "plain http without a declared hash is refused")
         sent = self._headers(request, headers)
         url, guarded = request.url, False
         for _ in range(self._policy.redirects + 1):
             response = self._send(url, sent, guarded)
             target = response.headers.get("Location") if response.status in REDIRECTS else None
             if not target:
-                return self._reply(request, response, url)
-            _leave(response)
-            onward = urljoin(url, target)
-            guarded = self._check_redirect(request.url, url, onward) or guarded
-            if _place(onward) != _place(url):
+                if response.status in (200, 206):
+                    return read_head(request, response)
+                failure = status_failure(response, url)
+                response.close()
+                raise failure
+            _discard(response)
+            following = urljoin(url, target)
+            guarded = self._check_redirect(request.url, url, following) or guarded
+            if _origin(following) != _origin(url):
                 sent = {name: value for name, value in sent.items() if name.lower() not in BOUND_TO_HOST}
-            url = onward
+            url = following
         raise Failure("final", f"more than {self._policy.redirects} redirects")
 
     def close(self) -> None:
@@ -148,17 +153,12 @@ class HttpOpener:
                 sent["If-Range"] = request.condition
         return sent
 
-    def _check_plain(self, request: Request) -> None:
-        parts = urlsplit(request.url)
-        if parts.scheme == "http" and not (request.trusted or is_loopback(parts.hostname or "")):
-            raise Failure("unsafe", "plain http without a declared hash is refused")
-
     def _check_redirect(self, first: str, before: str, after: str) -> bool:
-        """Whether connections for `after` must be kept from private addresses; raises Failure where it is refused."""
+        """Whether connections for `after` must refuse private addresses; raises Failure for a redirect not allowed."""
         reason = redirect_reason(before, after) or deny_reason(after, self._policy.denied_hosts)
         if reason:
             raise Failure("unsafe", f"{reason} (to {redact_url(after)})")
-        if self._policy.allow_private or _place(first) == _place(after):
+        if self._policy.allow_private or _origin(first) == _origin(after):
             return False
         return not leads_inside(urlsplit(first).hostname or "")
 
@@ -175,10 +175,10 @@ class HttpOpener:
             raise Failure("transient", explain(error)) from error
 
     def _manager(self, url: str, guarded: bool) -> urllib3.PoolManager:
-        place = urlsplit(url)[:2]
-        proxy = self._proxies.get(place)
+        host = urlsplit(url)[:2]
+        proxy = self._proxies.get(host)
         if proxy is None:  # the environment is slow to read, and it is the same for every file of a run
-            proxy = self._proxies[place] = proxy_for(url)
+            proxy = self._proxies[host] = proxy_for(url)
         with self._lock:
             if (proxy, guarded) not in self._managers:
                 self._managers[proxy, guarded] = self._make_manager(proxy, guarded)
@@ -193,14 +193,6 @@ class HttpOpener:
         if guarded:
             manager.pool_classes_by_scheme = GUARDED_POOLS
         return manager
-
-    def _reply(self, request: Request, response: BaseHTTPResponse, url: str) -> Reply:
-        if response.status in (200, 206):
-            return read_head(request, response)
-        try:
-            raise status_failure(response, url)
-        finally:
-            response.close()
 
 
 def read_head(request: Request, response: BaseHTTPResponse) -> Reply:
@@ -234,19 +226,19 @@ def status_failure(response: BaseHTTPResponse, url: str) -> Failure | Unsatisfia
     if status == 416:
         found = _CONTENT_RANGE.match(response.headers.get("Content-Range", "").strip())
         return Unsatisfiable(int(found[3]) if found and found[3] != "*" else None)
-    told = f"HTTP {status} {response.reason or ''}".rstrip()
+    reason = f"HTTP {status} {response.reason or ''}".rstrip()
     code = error_code(response)
-    told += f" ({code})" if code else ""
+    reason += f" ({code})" if code else ""
     if status in ACCESS:
-        return Failure("access", f"{told}: access denied by {urlsplit(url).hostname}", code=code)
+        return Failure("access", f"{reason}: access denied by {urlsplit(url).hostname}", code=code)
     if status in TRANSIENT or status >= 500:
-        return Failure("transient", told, parse_retry_after(response.headers.get("Retry-After")), code)
+        return Failure("transient", reason, parse_retry_after(response.headers.get("Retry-After")), code)
     kind: Kind = "absent" if status in (404, 410) else "replaced" if status == 412 else "final"
-    return Failure(kind, told, code=code)
+    return Failure(kind, reason, code=code)
 
 
 def error_code(response: BaseHTTPResponse) -> str:
-    """The server's own word for an error, from the header of Azure or the `<Code>` of an XML body; "" without one."""
+    """The server's error code, from Azure's header or the `<Code>` of an XML body; "" without one."""
     named = response.headers.get("x-ms-error-code", "")
     if not named and "xml" in response.headers.get("Content-Type", ""):
         try:
@@ -291,8 +283,8 @@ def _proxy_manager(proxy: str, timeout: urllib3.Timeout, size: int) -> urllib3.P
     return urllib3.ProxyManager(redact_url(proxy), proxy_headers=headers, maxsize=size, timeout=timeout)
 
 
-def _leave(response: BaseHTTPResponse) -> None:
-    """Be done with a response whose body is of no interest; a short one is read so that the connection can be kept."""
+def _discard(response: BaseHTTPResponse) -> None:
+    """Close a response whose body is of no interest; a short body is read, so that the connection can be kept."""
     length = response.headers.get("Content-Length", "")
     if length.isdigit() and int(length) <= 1 << 16:
         response.drain_conn()
@@ -301,6 +293,7 @@ def _leave(response: BaseHTTPResponse) -> None:
         response.close()
 
 
-def _place(url: str) -> tuple[str, str, int | None]:
+def _origin(url: str) -> tuple[str, str, int | None]:
+    """Scheme, host and port (RFC 6454)."""
     parts = urlsplit(url)
     return parts.scheme, parts.hostname or "", parts.port

@@ -1,4 +1,4 @@
-"""The record of files that were verified, so that they are hashed once: one JSON line each, the last one counts."""
+"""Digests, and the ledger of verified files, which are so hashed once: one JSON line a file, the last one counts."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ class LedgerEntry:
     verified: bool = True
     equivalence: str = "byte_exact"
     fetched: bool = False
-    """Whether it came through the engine; else it was there before, and is its owner's."""
+    """Whether the engine fetched it; else it was there before, and belongs to the user."""
 
     def unchanged(self, stat: os.stat_result) -> bool:
         """Whether the file is still the one that was verified, by size, mtime and inode."""
         return (self.size, self.mtime_ns, self.inode) == (stat.st_size, stat.st_mtime_ns, stat.st_ino)
 
     def proves(self, figures: Figures) -> bool:
-        """Whether the recorded digests answer for the declared ones."""
+        """Whether the recorded digests are the declared ones: sha256 where it is declared, else md5."""
         if figures.sha256 and figures.sha256 != self.sha256:
             return False
         return not figures.md5 or figures.md5 == self.md5 or bool(figures.sha256)
@@ -43,7 +43,7 @@ class LedgerEntry:
 class Ledger:
     """A JSON-lines file beside the data; it may be deleted, files are then hashed once more.
 
-    Lines are appended in one write, so several processes may share it; a torn or foreign line is passed over.
+    Lines are appended in one write, so several processes may share it; a torn or foreign line is skipped.
     """
 
     def __init__(self, path: Path) -> None:
@@ -103,25 +103,25 @@ class Ledger:
         whole = data.rfind(b"\n") + 1
         self._read += whole
         for line in data[:whole].splitlines():
-            self._take(line)
-
-    def _take(self, line: bytes) -> None:
-        try:
-            fields = json.loads(line)
-            name = fields.pop("name")
-            self._entries[name] = LedgerEntry(**fields)
-        except (ValueError, TypeError, KeyError, AttributeError):
-            log.warning("%s: a line that cannot be read is passed over", self.path)
+            try:
+                fields = json.loads(line)
+                name = fields.pop("name")
+                self._entries[name] = LedgerEntry(**fields)
+            except (ValueError, TypeError, KeyError, AttributeError):
+                log.warning("%s: a line that cannot be read is skipped", self.path)
 
 
-# Digests of a file that grows: hashed while it is written where bytes come in order, the rest read once at the end.
-
+# Digests
 
 BLOCK = 1 << 20
 
 
 class Digest:
-    """sha256 always, md5 where one is declared; `position` is how far from the beginning it has come."""
+    """sha256, and md5 where one is declared, of a file that is being written.
+
+    Bytes that come in order are hashed as they are written, the rest is read back. `position` is how many bytes from
+    the beginning are hashed.
+    """
 
     def __init__(self, figures: Figures) -> None:
         self._figures = figures
@@ -136,7 +136,7 @@ class Digest:
         self.position = 0
 
     def feed(self, offset: int, data: bytes) -> None:
-        """Take bytes written at `offset`, if they are the next ones; others are read back by `finish`."""
+        """Hash bytes written at `offset` if they are the next ones; others are read back by `finish`."""
         if offset != self.position:
             return
         with self._lock:
@@ -144,7 +144,7 @@ class Digest:
                 self._update(data)
 
     def follow(self, fd: int, stop: int) -> None:
-        """Read on in the file up to `stop`, unless another thread is at it: hashing while others fetch."""
+        """Hash the file up to `stop` while other threads fetch; returns at once where another thread does so."""
         if not self._lock.acquire(blocking=False):
             return
         try:

@@ -1,4 +1,7 @@
-"""Who works on a file: an `O_EXCL` owner file, kept warm by a heartbeat, because locks lie on network file systems."""
+"""Which process writes a file: an owner file made with `O_EXCL`, whose mtime a heartbeat renews.
+
+Not `flock`: it is not reliable on network file systems.
+"""
 
 from __future__ import annotations
 
@@ -21,8 +24,10 @@ from lavis_ext.fetch.transfer import Policy
 log = logging.getLogger(__name__)
 
 HEARTBEAT = 10.0
+"""Seconds between two touches of an owner file."""
 POLL = 0.1
 UNWRITTEN = 5.0
+"""Seconds after which an owner file without content is stale."""
 
 
 @dataclass(frozen=True)
@@ -58,7 +63,7 @@ def _host() -> str:
 
 
 def _started(pid: int) -> int:
-    """Start time of a process in clock ticks since boot, 0 where the system does not tell (a pid is used again)."""
+    """Start time of a process in clock ticks since boot, by which a reused pid is found; 0 where it is not known."""
     try:
         return int(Path(f"/proc/{pid}/stat").read_text("utf-8", "replace").rpartition(")")[2].split()[19])
     except (OSError, IndexError, ValueError):
@@ -75,24 +80,22 @@ def _alive(owner: Identity) -> bool:
     return owner.started == _started(owner.pid)
 
 
-class _Heart:
-    """One thread per process that touches every owner file it holds."""
+class _Heartbeat:
+    """One thread per process that touches every owner file that the process holds."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._held: set[Path] = set()
         self._thread: threading.Thread | None = None
 
-    def hold(self, path: Path) -> None:
-        """Keep this file warm."""
+    def add(self, path: Path) -> None:
         with self._lock:
             self._held.add(path)
             if self._thread is None or not self._thread.is_alive():
                 self._thread = threading.Thread(target=self._beat, name="fetch-heartbeat", daemon=True)
                 self._thread.start()
 
-    def drop(self, path: Path) -> None:
-        """Let it cool."""
+    def remove(self, path: Path) -> None:
         with self._lock:
             self._held.discard(path)
 
@@ -108,14 +111,14 @@ class _Heart:
                     log.debug("no heartbeat on %s", path)
 
 
-_HEART = _Heart()
+_HEARTBEAT = _Heartbeat()
 
 
 class Ownership:
-    """A context manager: inside it, this process alone writes the file that `path` (`name.part.owner`) stands for.
+    """A context manager: inside it this process alone writes the file whose owner file is `path` (`name.part.owner`).
 
-    A live other owner is waited for while `watched` (the partial file) changes, within the policy's bounds, else
-    OwnedError; a dead or silent one is taken over. `waited` tells whether there was another.
+    A live owner is waited for while `watched` (the partial file) changes, within the policy's bounds, else OwnedError;
+    the owner file of a dead or silent one is replaced. `waited` says whether there was another owner.
     """
 
     def __init__(self, path: Path, watched: Path, policy: Policy, pause: Callable[[float], None] = time.sleep) -> None:
@@ -129,11 +132,11 @@ class Ownership:
 
     def __enter__(self) -> Ownership:
         self._acquire()
-        _HEART.hold(self._path)
+        _HEARTBEAT.add(self._path)
         return self
 
     def __exit__(self, *_: object) -> None:
-        _HEART.drop(self._path)
+        _HEARTBEAT.remove(self._path)
         if self.holds():
             self._path.unlink(missing_ok=True)
 
@@ -150,14 +153,14 @@ class Ownership:
 
     def _acquire(self) -> None:
         begun = moved = time.monotonic()
-        seen = self._look()
+        seen = self._progress()
         while not self._create():
             self.waited = True
             if self._take_over():
                 continue
-            now, look = time.monotonic(), self._look()
-            if look != seen:
-                seen, moved = look, now
+            now, progress = time.monotonic(), self._progress()
+            if progress != seen:
+                seen, moved = progress, now
             if now - begun > self._policy.owner_wait or now - moved > self._policy.owner_stall:
                 raise self._owned()
             self._pause(min(2.0, POLL + (now - begun) / 20))
@@ -173,8 +176,8 @@ class Ownership:
             os.close(fd)
         return True
 
-    def _look(self) -> tuple[int, int]:
-        """What shows that the other makes progress: size on disk and mtime of the partial file."""
+    def _progress(self) -> tuple[int, int]:
+        """Blocks on disk and mtime of the partial file, which change while the other owner makes progress."""
         try:
             stat = self._watched.stat()
         except OSError:
@@ -182,7 +185,10 @@ class Ownership:
         return stat.st_blocks, stat.st_mtime_ns
 
     def _take_over(self) -> bool:
-        """Set a stale owner file aside; True if it is gone. Of two that try, one renames the file the other judged."""
+        """Rename and remove a stale owner file; True if it is gone.
+
+        Where two processes try, one may rename the new file of the other: it is compared, and put back.
+        """
         owner = read_owner(self._path)
         why = self._stale(owner)
         if why is None:

@@ -1,4 +1,4 @@
-"""The mirror that a user names: every source is looked up there instead, and what it lacks is an error that says so."""
+"""The mirror that a user names: every source is fetched from there instead; what it lacks is an error that names it."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _DRIVE_ID = re.compile(r"/file/d/([\w-]+)")
 
 @dataclass(frozen=True)
 class Manifest:
-    """What a mirror holds: `<host>/<path>` → figures, and how its bytes relate to the originals."""
+    """What a mirror holds: `<host>/<path>` → size and sha256, and how its bytes relate to the originals."""
 
     equivalence: str
     files: Mapping[str, Figures]
@@ -155,7 +155,7 @@ def hub_path(path: str) -> str:
 
 
 def parse_manifest(data: bytes, where: str) -> Manifest:
-    """Bytes of a `manifest.json` → Manifest; raises ConfigError that tells every entry that cannot be meant."""
+    """Bytes of a `manifest.json` → Manifest; raises ConfigError that lists every wrong entry."""
     try:
         raw: Any = json.loads(data)
     except ValueError as error:

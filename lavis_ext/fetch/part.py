@@ -18,14 +18,14 @@ from lavis_ext.fetch.session import Flusher, Validators
 from lavis_ext.fetch.transfer import Figures, Source
 
 log = logging.getLogger(__name__)
-# Which bytes of a file are there: sorted, disjoint, half-open ranges.
-
-
+FORMAT = 1
+LONGEST_NAME = 255 - len(".part.owner.takeover-0000000000")
 Range = tuple[int, int]
+"""`[start, stop)` in bytes."""
 
 
 class Ranges:
-    """A set of byte positions, kept as the fewest half-open ranges `[start, stop)`."""
+    """A set of byte positions, kept as sorted, disjoint half-open ranges."""
 
     def __init__(self, ranges: Iterable[Range] = ()) -> None:
         self._starts: list[int] = []
@@ -97,10 +97,6 @@ def cut(gaps: Iterable[Range], length: int) -> list[Range]:
     return [(at, min(at + length, stop)) for start, stop in gaps for at in range(start, stop, length)]
 
 
-FORMAT = 1
-LONGEST_NAME = 255 - len(".part.owner.takeover-0000000000")
-
-
 def companion(path: Path, suffix: str) -> Path:
     """`name` + suffix beside a file; a name too long for that is shortened, with a digest so that it stays unique."""
     name = path.name
@@ -112,7 +108,7 @@ def companion(path: Path, suffix: str) -> Path:
 
 @cache
 def boot_id() -> str:
-    """What names this boot of the machine, "" where the system does not tell."""
+    """The kernel's id of this boot of the machine, "" where there is none."""
     try:
         return Path("/proc/sys/kernel/random/boot_id").read_text("ascii").strip()
     except OSError:
@@ -136,6 +132,8 @@ class Part:
         self.validators = Validators()
         self.total: int | None = None
         self._boot = boot_id()
+        self._written_on: str | None = None
+        """The boot on which the sidecar that was found was written."""
         self._recorded = self.sidecar.exists()
         self._checkpoint = checkpoint
         self._unsaved = 0
@@ -152,7 +150,7 @@ class Part:
                 self.save()
             else:
                 self.path.unlink(missing_ok=True)
-                self._forget()
+                self._remove_sidecar()
         finally:
             fd, self.fd = self.fd, -1
             os.close(fd)
@@ -169,28 +167,28 @@ class Part:
         os.close(fd)
         if flusher is not None:
             flusher.flush(self.target.parent)
-        self._forget()
+        self._remove_sidecar()
 
-    def _forget(self) -> None:
-        """Remove the sidecar, if there is one."""
+    def _remove_sidecar(self) -> None:
         if self._recorded:
             self.sidecar.unlink(missing_ok=True)
             self._recorded = False
 
     def reset(self) -> int:
-        """Throw the bytes away; returns how many there were. A sidecar that lists them goes first."""
+        """Discard the bytes; returns how many there were. The sidecar that lists them is removed first."""
         with self._lock:
             lost = self.ranges.covered
-            self._forget()
+            self._remove_sidecar()
             os.ftruncate(self.fd, 0)
             self.ranges, self.total, self.validators, self.url = Ranges(), None, Validators(), ""
             self._unsaved = 0
         return lost
 
     def resume_condition(self, source: Source, figures: Figures) -> str | None:
-        """Decide whether the bytes that are there may be continued from `source`; those that may not are thrown away.
+        """The `If-Range` condition under which the bytes that are there are continued from `source`.
 
-        Returns the `If-Range` condition to continue under; None where a declared hash answers for the result.
+        None where a declared hash decides about the result, or nothing is there. Bytes that may not be continued are
+        discarded.
         """
         if not self.ranges.covered:
             return None
@@ -204,7 +202,7 @@ class Part:
         return None if figures.hashed else self.validators.strong
 
     def record_validators(self, source: Source, validators: Validators, total: int | None) -> None:
-        """From here on the bytes are those of this object."""
+        """Record of which object the bytes are."""
         with self._lock:
             self.url, self.equivalence = identity(source.url), source.equivalence
             self.validators = validators
@@ -258,10 +256,10 @@ class Part:
     def _load(self) -> None:
         size = os.fstat(self.fd).st_size
         if not size:
-            self._forget()
+            self._remove_sidecar()
             return
         try:
-            self._take(json.loads(self.sidecar.read_text("utf-8")), size)
+            self._restore(json.loads(self.sidecar.read_text("utf-8")), size)
         except FileNotFoundError:
             log.warning("%s: starting over: there is no record of what it holds", self.path.name)
             self.reset()
@@ -269,16 +267,14 @@ class Part:
             log.warning("%s: starting over: its record cannot be read (%s)", self.path.name, error)
             self.reset()
 
-    def _take(self, state: dict[str, Any], size: int) -> None:
+    def _restore(self, state: dict[str, Any], size: int) -> None:
         ranges = Ranges((int(start), int(stop)) for start, stop in state["done"])
         total = state["size"]
         if state["format"] != FORMAT or ranges.stop > size or not isinstance(total, int | None):
             raise ValueError("it does not fit the file")
         self.url, self.equivalence = str(state["url"]), str(state["equivalence"])
         self.validators = Validators(state["etag"], state["last_modified"])
-        self.ranges, self.total, self._booted = ranges, total, state.get("boot")
-
-    _booted: str | None = None
+        self.ranges, self.total, self._written_on = ranges, total, state.get("boot")
 
     def _obstacle(self, source: Source, figures: Figures) -> str | None:
         """Why the bytes that are there may not be continued from this source, or None."""
@@ -287,11 +283,11 @@ class Part:
             return f"{size} bytes are there, the file has {figures.size}"
         if None not in (figures.size, self.total) and figures.size != self.total:
             return f"it was of an object of {self.total} bytes"
-        if not figures.hashed and self._booted is not None and self._booted != self._boot:
+        if not figures.hashed and self._written_on is not None and self._written_on != self._boot:
             return "the machine was restarted since, and no hash is declared"
         if self.url == identity(source.url):
-            return None if figures.hashed or self.validators.strong else "nothing tells whether the object is the same"
+            return None if figures.hashed or self.validators.strong else "no hash is declared, nor a version named"
         if not (source.exact and self.equivalence == "byte_exact"):
-            return "it is of a source with other bytes"
+            return "it came from a source with other bytes"
         etag = self.validators.etag
-        return None if figures.hashed or (etag and not etag.startswith("W/")) else "it is of another source"
+        return None if figures.hashed or (etag and not etag.startswith("W/")) else "it came from another source"

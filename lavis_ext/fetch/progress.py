@@ -1,4 +1,4 @@
-"""How progress is told: nested bars on a terminal, else a plain line per file every 5 % or 30 seconds."""
+"""Progress of downloads: nested bars on a terminal, else a plain line per file every 5 % or 30 seconds."""
 
 from __future__ import annotations
 
@@ -25,15 +25,15 @@ BIG = 1 << 20
 class _File:
     total: int | None
     done: int = 0
-    told_share: int = 0
-    told_at: float = 0.0
+    shown_share: int = 0
+    shown_at: float = 0.0
 
 
 class Lines:
     """One line of text at most every `step` percent or `every` seconds per file, and one when it ends.
 
-    Files that end as they were, and small ones that are fetched, are told in one line or not at all, so that a run of
-    forty thousand images stays readable: only files of at least 1 MiB, and failures, get lines.
+    Only files of at least 1 MiB, and failures, get lines, so that the log of a run of forty thousand images stays
+    readable.
     """
 
     def __init__(
@@ -50,12 +50,12 @@ class Lines:
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Nothing to close."""
+        pass
 
     def begin(self, label: str, total: int | None) -> None:
         """A file starts."""
         with self._lock:
-            self._files[label] = _File(total, told_at=self._clock())
+            self._files[label] = _File(total, shown_at=self._clock())
 
     def advance(self, label: str, count: int) -> None:
         """Bytes came; a line if it is time for one."""
@@ -80,10 +80,10 @@ class Lines:
     def _due(self, label: str, file: _File) -> str:
         now = self._clock()
         share = file.done * 100 // file.total if file.total else 0
-        late = now - file.told_at >= self._every
-        if not late and (share < file.told_share + self._step or (file.total or 0) < BIG or share >= 100):
+        late = now - file.shown_at >= self._every
+        if not late and (share < file.shown_share + self._step or (file.total or 0) < BIG or share >= 100):
             return ""
-        file.told_share, file.told_at = share - share % self._step, now
+        file.shown_share, file.shown_at = share - share % self._step, now
         of = f" of {human(file.total)} ({share} %)" if file.total else ""
         return f"{printable(label)}: {human(file.done)}{of}"
 
@@ -142,8 +142,8 @@ class Bars:
             self._bars.console.print(f"{printable(label)}: failed", markup=False)
 
     def _describe(self) -> None:
-        told = f"{self._counts['done']} of {self._counts['begun']} files"
-        self._bars.update(self._overall, description=told, total=self._known or None)
+        text = f"{self._counts['done']} of {self._counts['begun']} files"
+        self._bars.update(self._overall, description=text, total=self._known or None)
 
 
 def make_progress(write: Write, stream: TextIO | None = None, quiet: bool = False) -> Lines | Bars | QuietProgress:
@@ -157,13 +157,13 @@ def make_progress(write: Write, stream: TextIO | None = None, quiet: bool = Fals
 
 
 class QuietProgress(Silent):
-    """Silence with the same `with` as the others."""
+    """Shows nothing; a context manager as the others are."""
 
     def __enter__(self) -> Progress:
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Nothing to close."""
+        pass
 
 
 def printable(text: str) -> str:

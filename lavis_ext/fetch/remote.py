@@ -1,9 +1,10 @@
-"""A remote file that can be sought: reads become ranged requests, pinned to one version of the object."""
+"""Remote objects without a local file: `RemoteFile` is seekable and reads by ranges, `fetch_bytes` reads all of it."""
 
 from __future__ import annotations
 
 import io
 import threading
+from bisect import bisect_right
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from types import TracebackType
@@ -64,20 +65,17 @@ class RemoteFile(io.RawIOBase):
 
     @property
     def validator(self) -> str:
-        """What names the version that is open at `source`: its ETag or date; "" where the server tells neither."""
+        """The ETag or date of the version that is open at `source`; "" where the server sent neither."""
         known = self._validators.get(self._current, Validators())
         return known.etag or known.last_modified or ""
 
     def readable(self) -> bool:
-        """Yes."""
         return True
 
     def seekable(self) -> bool:
-        """Yes."""
         return True
 
     def tell(self) -> int:
-        """The position of the next read."""
         return self._position
 
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
@@ -100,7 +98,6 @@ class RemoteFile(io.RawIOBase):
         return len(data)
 
     def close(self) -> None:
-        """Close connections."""
         if not self.closed and self._owns_session:
             self._session.close()
         super().close()
@@ -114,19 +111,19 @@ class RemoteFile(io.RawIOBase):
         self.close()
 
     def read_ranges(self, ranges: Iterable[Range], jobs: int | None = None) -> list[bytes]:
-        """The bytes of each half-open range, in the order given; near ranges share a request, `jobs` run at a time."""
+        """The bytes of each half-open range, in their order; near ranges share a request, `jobs` requests at a time."""
         wanted = list(ranges)
         for start, stop in wanted:
             if not 0 <= start <= stop <= self.size:
                 raise ValueError(f"[{start}, {stop}) is not within {self.size} bytes")
         spans = merge_near(wanted, NEAR)
         with ThreadPoolExecutor(max(1, jobs or self._policy.segments)) as pool:
-            blocks = list(pool.map(self._get_span, spans))
-        starts = dict(zip((start for start, _ in spans), blocks, strict=True))
-        return [_cut_from(starts, spans, start, stop) for start, stop in wanted]
-
-    def _get_span(self, span: Range) -> bytes:
-        return self._get(*span)
+            blocks = list(pool.map(lambda span: self._get(*span), spans))
+        found, firsts = [], [first for first, _ in spans]
+        for start, stop in wanted:
+            n = bisect_right(firsts, start) - 1
+            found.append(blocks[n][start - firsts[n] : stop - firsts[n]])
+        return found
 
     def _cached(self, start: int, stop: int) -> bytes:
         at, data = self._cache
@@ -175,7 +172,7 @@ class RemoteFile(io.RawIOBase):
         request = Request(source.url, start, stop, known.strong if known else None, trusted)
         try:
             with self._session.open(request) as reply:
-                goal = min(stop, self._pin(current, reply, start)) - start
+                goal = min(stop, self._validate_reply(current, reply, start)) - start
                 self._fill(reply, goal, data)
         except Unsatisfiable as answer:
             if self._size in (None, 0) and answer.total == 0:
@@ -183,7 +180,7 @@ class RemoteFile(io.RawIOBase):
                 return
             raise Failure("replaced", f"the object has {answer.total} bytes now") from answer
 
-    def _pin(self, current: int, reply: Reply, start: int) -> int:
+    def _validate_reply(self, current: int, reply: Reply, start: int) -> int:
         """Check that the reply is a range of the version that is open; returns the object's size."""
         known = self._validators.get(current)
         if known is not None and (known.disagrees(reply.validators) or not reply.partial):
@@ -191,7 +188,7 @@ class RemoteFile(io.RawIOBase):
         if not reply.partial or reply.start != start:
             raise Failure("ranges", "the server does not answer ranges")
         if reply.total is None:
-            raise Failure("final", "the server does not tell the size")
+            raise Failure("final", "the server does not name the size")
         if self._size is not None and self._size != reply.total:
             raise Failure(
                 "replaced" if known else "final", f"expected {self._size} bytes, the server has {reply.total}"
@@ -224,21 +221,15 @@ def merge_near(ranges: Iterable[Range], near: int) -> list[Range]:
     return spans
 
 
-def _cut_from(blocks: dict[int, bytes], spans: Sequence[Range], start: int, stop: int) -> bytes:
-    at = max(first for first, _ in spans if first <= start)
-    return blocks[at][start - at : stop - at]
-
-
-# Small documents (manifests, listings) straight into memory, by the same rules as files.
-
+# Small documents (manifests, listings)
 
 SMALL_CHUNK = 1 << 16
 
 
 def fetch_bytes(source: Source, policy: Policy | None = None, limit: int = 1 << 20) -> bytes | None:
-    """The whole body, None where there is no such object (404); raises NetworkError, AccessError, IntegrityError.
+    """The whole body in memory, None where there is no such object (404).
 
-    More than `limit` bytes are refused.
+    Raises NetworkError, AccessError, UnsafeError, and IntegrityError for more than `limit` bytes.
     """
     with Session(policy) as session:
         for attempt in range(session.policy.retries + 1):

@@ -1,4 +1,4 @@
-"""What is refused before a byte moves, and what is struck from every message: schemes, hosts, addresses, secrets."""
+"""What is refused before a request is sent (schemes, hosts, private addresses), and the redaction of secrets."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def redact_url(url: str) -> str:
 
 
 def redact(text: str) -> str:
-    """Free text with every URL redacted, every signature and every authorization header's value struck out."""
+    """Free text with every URL redacted, and every signature and authorization header's value replaced by `***`."""
     text = _URL.sub(lambda found: redact_url(found.group()), text)
     text = _SIGNATURE.sub(r"\1***", _BARE_QUERY.sub(r"\1", text))
     return _HEADER.sub(r"\1***", text)

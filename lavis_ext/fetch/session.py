@@ -1,4 +1,7 @@
-"""What the transfers of a run share: policy, progress, openers, connections, per-host limits, the stop sign."""
+"""`Session`: what the transfers of a run share, and how a URL becomes bytes in it.
+
+An opener per scheme (`register_opener`) answers a `Request` with a `Reply` or raises a Failure.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,7 @@ from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Protocol
+from typing import Protocol
 from urllib.parse import urlsplit
 
 from lavis_ext.common.files import flush_folder
@@ -17,7 +20,7 @@ from lavis_ext.fetch.ledger import Ledger
 from lavis_ext.fetch.safety import deny_reason
 from lavis_ext.fetch.transfer import Failure, Policy, Progress, Silent, Stopped
 
-# How a URL becomes bytes: a table scheme → opener; an opener answers a `Request` with a `Reply` or a Failure.
+# Requests and replies
 
 
 @dataclass(frozen=True)
@@ -74,8 +77,8 @@ class Body(Protocol):
 class Reply:
     """An answer: bytes from `start` of an object of `total` bytes (None: unknown).
 
-    `partial` tells a 206 from a 200; `ended` says whether the end of the body can be told from a cut; `ranges`,
-    whether the server takes ranges; `content_type` and `encoding` are the headers, "" where missing.
+    `partial` says that it is a 206, not a 200; `ended` whether a complete body can be distinguished from a cut one;
+    `ranges` whether the server takes ranges; `content_type` and `encoding` are the headers, "" where missing.
     """
 
     start: int
@@ -96,8 +99,9 @@ class Opener(Protocol):
         """The bytes asked for (or the whole object from 0); raises Failure, Unsatisfiable."""
 
 
-OpenerFactory = Callable[[Any], Opener]
-"""From the session that an opener shares (`fetch.session.Session`, which stands on this table) to the opener."""
+# Openers by scheme
+
+OpenerFactory = Callable[["Session"], Opener]
 _FACTORIES: dict[str, OpenerFactory] = {}
 _MODULES = {
     "http": "lavis_ext.fetch.http",
@@ -107,20 +111,20 @@ _MODULES = {
     "gdrive": "lavis_ext.fetch.backends",
     "azure": "lavis_ext.fetch.azure",
 }
-"""Where the openers are that come with the package: imported on first need."""
+"""Modules of the openers that come with the package, imported on first use."""
 
 
 def register_opener(*schemes: str) -> Callable[[OpenerFactory], OpenerFactory]:
     """Decorator: this factory (session → opener) serves these URL schemes."""
 
-    def enter(factory: OpenerFactory) -> OpenerFactory:
+    def register(factory: OpenerFactory) -> OpenerFactory:
         for scheme in schemes:
             if scheme in _FACTORIES:
                 raise ValueError(f"scheme {scheme!r} has an opener already: {_FACTORIES[scheme]!r}")
             _FACTORIES[scheme] = factory
         return factory
 
-    return enter
+    return register
 
 
 def scheme_of(url: str) -> str:
@@ -128,8 +132,8 @@ def scheme_of(url: str) -> str:
     return urlsplit(url).scheme.lower() or "file"
 
 
-def make_opener(scheme: str, session: Any) -> Opener:
-    """The opener of a scheme; a Failure (unsafe) for a scheme that has none."""
+def make_opener(scheme: str, session: Session) -> Opener:
+    """The opener of a scheme; raises Failure (unsafe) for a scheme that has none."""
     if scheme in _MODULES:
         import_module(_MODULES[scheme])
     if scheme not in _FACTORIES:
@@ -137,11 +141,11 @@ def make_opener(scheme: str, session: Any) -> Opener:
     return _FACTORIES[scheme](session)
 
 
-# Flushing folders to the disk: threads that finish files in one folder at the same time share one flush of it.
+# The session
 
 
-class _Turn:
-    """Flushes of one folder, numbered: one runs at a time, and it serves all that asked before it began."""
+class _FolderFlushes:
+    """Flushes of one folder, numbered: one runs at a time and serves all callers that asked before it began."""
 
     def __init__(self) -> None:
         self.changed = threading.Condition()
@@ -151,37 +155,43 @@ class _Turn:
 
 
 class Flusher:
-    """`flush` returns when the folder's entries of the moment of the call are on the disk."""
+    """`flush` returns when the folder's entries, as they were at the call, are on the disk.
+
+    Threads that finish files in one folder at the same time share one flush of it.
+    """
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._turns: dict[Path, _Turn] = {}
+        self._folders: dict[Path, _FolderFlushes] = {}
 
     def flush(self, folder: Path) -> None:
         """Flush a folder; raises OSError."""
         with self._lock:
-            turn = self._turns.setdefault(folder, _Turn())
-        with turn.changed:
-            turn.asked += 1
-            mine = turn.asked
-            while turn.done < mine and turn.running:
-                turn.changed.wait()
-            if turn.done >= mine:
+            flushes = self._folders.setdefault(folder, _FolderFlushes())
+        with flushes.changed:
+            flushes.asked += 1
+            mine = flushes.asked
+            while flushes.done < mine and flushes.running:
+                flushes.changed.wait()
+            if flushes.done >= mine:
                 return
-            turn.running, serves = True, turn.asked
+            flushes.running, serves = True, flushes.asked
         try:
             flush_folder(folder)
         except OSError:
-            serves = 0  # the next in line tries again, and sees the error for itself
+            serves = 0  # the next caller in line flushes again, and gets its own error
             raise
         finally:
-            with turn.changed:
-                turn.running, turn.done = False, max(turn.done, serves)
-                turn.changed.notify_all()
+            with flushes.changed:
+                flushes.running, flushes.done = False, max(flushes.done, serves)
+                flushes.changed.notify_all()
 
 
 class Session:
-    """A run of the engine; a context manager that closes its connections."""
+    """One run of the engine: policy, progress, openers with their connections, per-host limits, and the stop event.
+
+    A context manager that closes its connections.
+    """
 
     def __init__(self, policy: Policy | None = None, progress: Progress | None = None) -> None:
         self.policy = policy or Policy()
@@ -205,9 +215,9 @@ class Session:
     def close(self) -> None:
         """Close every connection that openers keep."""
         for opener in self._openers.values():
-            closing = getattr(opener, "close", None)
-            if closing is not None:
-                closing()
+            close = getattr(opener, "close", None)
+            if close is not None:
+                close()
 
     def halt(self) -> None:
         """Stop: no new request is sent, and threads that wait for bytes wake up; partial files stay valid."""
@@ -230,15 +240,18 @@ class Session:
         reason = deny_reason(request.url, self.policy.denied_hosts)
         if reason:
             raise Failure("unsafe", reason)
-        with self._slot(request.url):
+        with self._host_limit(request.url):
             if self.stop.is_set():
                 raise Stopped
             reply = self._opener(request.url).open(request)
-            self._track(reply)
+            with self._lock:
+                self._active.add(reply)
             try:
                 yield reply
             finally:
-                self._release(reply)
+                with self._lock:
+                    self._active.discard(reply)
+                reply.body.close()
 
     def ledger_for(self, path: Path) -> Ledger:
         """The ledger that records this file: the policy's, else the one of the file's folder."""
@@ -255,19 +268,7 @@ class Session:
                 self._openers[scheme] = make_opener(scheme, self)
             return self._openers[scheme]
 
-    @contextmanager
-    def _slot(self, url: str) -> Iterator[None]:
+    def _host_limit(self, url: str) -> threading.BoundedSemaphore:
         host = urlsplit(url).netloc.rpartition("@")[2]
         with self._lock:
-            slot = self._hosts.setdefault(host, threading.BoundedSemaphore(self.policy.per_host))
-        with slot:
-            yield
-
-    def _track(self, reply: Reply) -> None:
-        with self._lock:
-            self._active.add(reply)
-
-    def _release(self, reply: Reply) -> None:
-        with self._lock:
-            self._active.discard(reply)
-        reply.body.close()
+            return self._hosts.setdefault(host, threading.BoundedSemaphore(self.policy.per_host))

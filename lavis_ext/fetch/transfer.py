@@ -1,4 +1,4 @@
-"""The nouns of fetching: where bytes come from, where they go, under which policy, and what came of it."""
+"""The values of fetching: a `Transfer` and its sources, `Policy`, `Result`, `Progress`, failures and retry delays."""
 
 from __future__ import annotations
 
@@ -172,7 +172,7 @@ class Result:
     notes: tuple[str, ...] = ()
     error: LavisExtError | None = None
     validator: str = ""
-    """The ETag or date that named this version at `source`; "" where the file was there already, or none was told."""
+    """The ETag or date that named this version at `source`; "" where the file was there already, or none was sent."""
 
     @property
     def outcome(self) -> str:
@@ -185,7 +185,7 @@ class Result:
 
 
 class Progress(Protocol):
-    """Who is told about bytes; called from several threads, keyed by the transfer's name."""
+    """Receives the bytes that arrive; called from several threads, keyed by the transfer's name."""
 
     def begin(self, label: str, total: int | None) -> None:
         """A file starts; `total` bytes where known."""
@@ -198,20 +198,19 @@ class Progress(Protocol):
 
 
 class Silent:
-    """Progress that says nothing."""
+    """Progress that shows nothing."""
 
     def begin(self, label: str, total: int | None) -> None:
-        """Say nothing."""
+        pass
 
     def advance(self, label: str, count: int) -> None:
-        """Say nothing."""
+        pass
 
     def end(self, label: str, outcome: str) -> None:
-        """Say nothing."""
+        pass
 
 
-# Why one attempt at one source failed, and what the engine does about it: retry, next source, or give up.
-
+# Failures: why one attempt at one source failed, and the error when all sources have
 
 Kind = Literal["transient", "final", "absent", "ranges", "access", "unsafe", "integrity", "replaced"]
 
@@ -221,12 +220,12 @@ DISK_ERRNOS = frozenset(
 
 
 class Failure(Exception):
-    """An attempt that failed.
+    """An attempt that failed; `kind` says what the engine does next.
 
-    transient: the same source again, after a delay · final, access, unsafe: the next source · absent, ranges: as final,
-    the source has no such object, or gives no parts of it · integrity: what came is
-    thrown away, once more, then the next source · replaced: what is there belongs to another object, start over.
-    `code` is the server's own word for it (Azure's `BlobNotFound`), "" where it gave none.
+    transient: the same source again, after a delay · final, access, unsafe: the next source · absent: the next source,
+    this one has no such object · ranges: the next source, this one serves no parts · integrity: discard what came, try
+    once more, then the next source · replaced: what is there belongs to another object, start over.
+    `code` is the server's error code (Azure's `BlobNotFound`), "" where it sent none.
     """
 
     def __init__(self, kind: Kind, reason: str, retry_after: float | None = None, code: str = "") -> None:
@@ -238,7 +237,7 @@ class Failure(Exception):
 
 
 class RangesUnsupported(NetworkError):
-    """No source gives parts of the object: only the whole of it can be fetched."""
+    """No source serves ranges of the object: only the whole of it can be fetched."""
 
 
 class Unsatisfiable(Exception):
@@ -277,9 +276,9 @@ def to_error(where: str, failures: list[tuple[str, Failure]]) -> LavisExtError:
         error = AccessError
     elif kinds and kinds[-1] == "unsafe":
         error = UnsafeError
-    told = "; ".join(f"{url}: {failure.reason}" for url, failure in failures) or "no source is declared"
-    way_out = next(told_way for kind, told_way in _WAYS_OUT.items() if issubclass(error, kind))
-    return error(where, told, way_out)
+    reasons = "; ".join(f"{url}: {failure.reason}" for url, failure in failures) or "no source is declared"
+    way_out = next(way for kind, way in _WAYS_OUT.items() if issubclass(error, kind))
+    return error(where, reasons, way_out)
 
 
 def disk_error(error: OSError, path: Path) -> DiskError:
@@ -289,7 +288,7 @@ def disk_error(error: OSError, path: Path) -> DiskError:
     return to_disk_error(error, path, f"{way_out}; what was fetched is kept, run again to continue")
 
 
-# When to try again: full jitter, `Retry-After` in both forms, and a gate for connections that crawl.
+# When to try again, and when a connection is too slow
 
 
 def backoff(attempt: int, policy: Policy, retry_after: float | None = None) -> float:

@@ -21,8 +21,7 @@ from lavis_ext.common.wording import columns, human
 from lavis_ext.fetch.mirrors import MirrorMap
 from lavis_ext.fetch.safety import redact_url
 from lavis_ext.fetch.transfer import Policy, Progress, Silent, Source, Transfer
-from lavis_ext.prepare.on_disk import OnDisk, inspect, open_table
-from lavis_ext.prepare.records import ArtifactRecord, MemberTable, Origin
+from lavis_ext.prepare.records import ArtifactRecord, MemberTable, OnDisk, Origin, inspect, open_table
 from lavis_ext.prepare.selection import ArtifactRequest, PrepareOptions, Selection, user_key
 
 log = logging.getLogger(__name__)

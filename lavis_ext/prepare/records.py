@@ -1,4 +1,5 @@
-"""What is true of each artifact on this disk: one record, written last, and the table of its members beside it.
+"""What is true of each artifact on this disk: its record, the table of its members, and `inspect`, which compares them
+with what lies there.
 
 `<family>/.lavis_ext/records/<file>.json` is small and says what was taken, from where, how it was verified and what it
 put on disk; it is all that `status` and a second `prepare` read. `<file>.members` lists what an archive holds; it is
@@ -28,10 +29,10 @@ from typing import Any, Literal, NamedTuple
 
 from lavis_ext import __version__
 from lavis_ext.common.config.cards import Artifact
-from lavis_ext.common.errors import ConfigError
+from lavis_ext.common.errors import ConfigError, LavisExtError
 from lavis_ext.common.files import write_atomic
-from lavis_ext.fetch.part import boot_id
-from lavis_ext.fetch.transfer import disk_error
+from lavis_ext.fetch.part import boot_id, companion
+from lavis_ext.fetch.transfer import Transfer, disk_error
 
 log = logging.getLogger(__name__)
 BOOKKEEPING = ".lavis_ext"
@@ -42,6 +43,7 @@ CODES = "QIqQH"
 """How a table keeps sizes, CRCs, offsets, packed sizes and methods: the codes of `array`."""
 Proof = Literal["sha256", "md5", "size", "crc", "none"]
 """By what bytes were verified: a declared digest or size, or CRC-32s of members in their archive's own directory."""
+State = Literal["recorded", "present", "partial", "archive", "missing"]
 
 
 class Member(NamedTuple):
@@ -154,7 +156,7 @@ class ArtifactRecord:
     when: str = ""
     version: str = ""
     legacy: bool = field(default=False, compare=False)
-    """Read from the stamp of an older version; `prepare` writes it anew."""
+    """Read from the bookkeeping of an older version (`legacy.py`); `prepare` writes it in today's format."""
 
     @property
     def subset(self) -> bool:
@@ -186,7 +188,11 @@ def read_record(root: Path, artifact: Artifact) -> ArtifactRecord | None:
         table = tree.pop("table", None)
         return ArtifactRecord(**{**tree, "origin": Origin(**tree["origin"]), "table": tuple(table) if table else None})
     except (FileNotFoundError, NotADirectoryError):
-        return _read_stamp(root, artifact)
+        if not record_path(root, artifact, "stamps").exists():
+            return None
+        from lavis_ext.prepare.legacy import old_record
+
+        return old_record(root, artifact)
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
         log.warning("%s: cannot be read and is made anew (%s)", path, error)
         return None
@@ -244,7 +250,11 @@ class MemberTable:
                 raise ValueError("it is torn, or of another machine")
             table = cls(list(_members(count, columns)), about, (n for n, there in enumerate(held) if there))
         except (FileNotFoundError, NotADirectoryError):
-            return _read_listing(root, artifact)
+            if not record_path(root, artifact, "members", ".tsv").exists():
+                return None
+            from lavis_ext.prepare.legacy import old_table
+
+            return old_table(root, artifact)
         except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
             log.warning("%s: cannot be read and is made anew (%s)", path, error)
             return None
@@ -392,74 +402,142 @@ class Journal:
         return "".join([head, "\n", *(f"{number}\n" for number in sorted(self.done))])
 
 
-# What older versions wrote (0.1 before records): stamps, listings of members, journals. Read, and never written.
+# The record and the disk together
 
 
-def _read_stamp(root: Path, artifact: Artifact) -> ArtifactRecord | None:
-    path = record_path(root, artifact, "stamps")
+@dataclass(frozen=True)
+class OnDisk:
+    """What is there of one artifact, looked at once.
+
+    recorded: as its record says · present: there, and to be checked · partial: some members, or a part of a download ·
+    archive: the archive lies there, not unpacked · missing. `record` is of the declared version, `other` of another
+    one, whose bytes must not pass for this. `lost` are members that the record promises and that are not there; `part`
+    is the bytes of a download that can be continued, `size` those of a file or archive that lies there; `stale` asks
+    for the record to be written anew (copied data, say).
+    """
+
+    state: State
+    record: ArtifactRecord | None = None
+    table: MemberTable | None = None
+    lost: tuple[int, ...] = ()
+    part: int = 0
+    size: int | None = None
+    stale: bool = False
+    other: ArtifactRecord | None = None
+
+    @property
+    def verified(self) -> bool:
+        """Whether it is all there and was compared with something."""
+        return self.state == "recorded" and self.record is not None and self.record.verified != "none"
+
+    @property
+    def word(self) -> str:
+        """verified | present | partial | archive | missing."""
+        if self.record is not None and self.record.state == "partial":
+            return "partial"
+        return self.state if self.state != "recorded" else "verified" if self.verified else "present"
+
+
+def inspect(
+    root: Path, artifact: Artifact, transfer: Transfer | LavisExtError | None = None, offline: bool = False
+) -> OnDisk:
+    """What is there of an artifact, by its record and one look at the disk: the only place that decides it.
+
+    Opens no socket, reads no contents and writes nothing. A subset counts only where the same subset is offered, or
+    where nothing can be fetched anyway.
+    """
+    record, other = read_record(root, artifact), None
+    if record is not None and not _answers(record, artifact, transfer, offline):
+        record, other = None, record
+    elif record is not None and artifact.sha256 and record.sha256 == artifact.sha256.lower():
+        # taken before the card declared a digest, and it is this one
+        record = replace(record, origin=Origin.of(artifact), verified="sha256", against="the card")
+    path = root / artifact.file
+    if artifact.unpack is None or (record is not None and record.state == "packed"):
+        return _inspect_file(path, record, other)
+    size = path.stat().st_size if path.is_file() else None
+    found = _inspect_members(root, artifact, record) if record is not None else None
+    if found is not None:
+        return replace(found, size=size)
+    if size is not None:
+        return OnDisk("archive", size=size, other=other)
+    part = part_bytes(path)
+    some = other is not None and _has_subset_members(root, artifact, other, transfer)
+    return OnDisk("partial" if part or some else "missing", part=part, other=other)
+
+
+def _has_subset_members(
+    root: Path, artifact: Artifact, other: ArtifactRecord, transfer: Transfer | LavisExtError | None
+) -> bool:
+    """Whether single members of a subset that is still offered are there.
+
+    They came by ranges, so no digest of their archive is known that could be compared with the mirror's: the record
+    does not count as one of this version, but what is there is not nothing.
+    """
+    offered = isinstance(transfer, Transfer) and transfer.sources[0].equivalence == "subset"
+    by_ranges = other.subset and other.sha256 is None and other.is_of(artifact)
+    return offered and by_ranges and bool(folder_times(root / artifact.storage, other.folders))
+
+
+def _answers(
+    record: ArtifactRecord, artifact: Artifact, transfer: Transfer | LavisExtError | None, offline: bool
+) -> bool:
+    """Whether a record is of the version that is declared and offered now."""
+    if not record.is_of(artifact):
+        return False
+    if not record.subset or offline or transfer is None:
+        return True
+    if isinstance(transfer, LavisExtError) or transfer.sources[0].equivalence != "subset":
+        return False
+    return transfer.sha256 in (None, record.sha256)
+
+
+def _inspect_file(path: Path, record: ArtifactRecord | None, other: ArtifactRecord | None) -> OnDisk:
     try:
-        old = json.loads(path.read_bytes())
-        if old.pop("format") != 1:
-            return None
-        declared, listing = old.pop("declared"), record_path(root, artifact, "members", ".tsv")
-        proof: Proof = {"crc32": "crc", "": "none"}.get(old["verified"], old["verified"])
-        # where single members were taken the stamp had the declared digest, which nothing was compared with
-        sha256 = None if proof == "crc" and old["sha256"] == declared else old["sha256"]
-        listed = ("", listing.stat().st_size if listing.is_file() else -1) if artifact.unpack else None
-        return ArtifactRecord(
-            **{key: old[key] for key in ("artifact", "file", "equivalence", "state", "files", "bytes", "folders")},
-            origin=_declared(declared, old["url"]),
-            fetched_from=old["source"],
-            size=old["size"],
-            sha256=sha256,
-            verified=proof,
-            against="" if proof == "none" else "its own directory" if proof == "crc" else "the card",
-            table=listed,
-            wanted=old["wanted"],
-            when=old["when"],
-            version=old["version"],
-            legacy=True,
-        )
-    except (FileNotFoundError, NotADirectoryError):
+        status = path.stat()
+    except OSError:
+        part = part_bytes(path)
+        return OnDisk("partial" if part else "missing", part=part, other=other)
+    if record is not None and (record.bytes, record.folders.get("")) == (status.st_size, status.st_mtime_ns):
+        return OnDisk("recorded", record, size=status.st_size, stale=record.legacy)
+    return OnDisk("present", record, size=status.st_size, other=other)
+
+
+def _inspect_members(root: Path, artifact: Artifact, record: ArtifactRecord) -> OnDisk | None:
+    """By the folders' times and bytes, else by names and sizes; None where the table of members is gone."""
+    target = root / artifact.storage
+    if not _has_table(root, artifact, record):
         return None
-    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
-        log.warning("%s: cannot be read and is made anew (%s)", path, error)
+    same = record.folders == folder_times(target, record.folders)
+    if same and record.listed in (None, listed_bytes(target, record.folders, record.files)):
+        return OnDisk("recorded", record, stale=record.legacy)
+    table = open_table(root, artifact, record)
+    if table is None:
         return None
+    lost = table.lost(target, table.held)
+    return OnDisk("partial" if lost else "recorded", record, table, tuple(lost), stale=True)
 
 
-def _declared(line: str, url: str) -> Origin:
-    """The promise that a stamp was made under: a digest, or `url size`."""
-    if len(line) in (32, 64) and " " not in line:
-        return Origin(url=url, sha256=line if len(line) == 64 else None, md5=line if len(line) == 32 else None)
-    place, _, size = line.rpartition(" ")
-    return Origin(url=place, size=int(size) if size.isdigit() else None)
-
-
-def _read_listing(root: Path, artifact: Artifact) -> MemberTable | None:
-    """`members/<file>.tsv` and, where only some of them were taken, the journal that says which."""
-    path = record_path(root, artifact, "members", ".tsv")
-    stamp = _read_stamp(root, artifact)
-    if stamp is None:
-        return None  # nothing says of which version it is
+def _has_table(root: Path, artifact: Artifact, record: ArtifactRecord) -> bool:
+    """Whether the table that a record names lies beside it, by its size: it is not opened for this."""
+    suffix = ("members", ".tsv") if record.legacy else ("records", ".members")
     try:
-        head, _, body = path.read_bytes().decode().partition("\n")
-        about = json.loads(head)
-        members = [_parse(line) for line in body.split("\n")[:-1]]
-        if about.pop("members") != len(members):
-            raise ValueError("it is cut off")
-        about["origin"] = asdict(stamp.origin)
-        if stamp.state != "partial":
-            return MemberTable(members, about, range(len(members)) if stamp.state == "complete" else ())
-        noted, *lines = record_path(root, artifact, "journal", ".log").read_bytes().split(b"\n")
-        same = json.loads(noted)["inventory"] == f"{len(members)}-{zlib.crc32(body.encode()):08x}"
-        return MemberTable(members, about, map(int, lines[:-1]) if same else ())
-    except FileNotFoundError:
-        return None
-    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
-        log.warning("%s: cannot be read and is made anew (%s)", path, error)
-        return None
+        return record.table is not None and record_path(root, artifact, *suffix).stat().st_size == record.table[1]
+    except OSError:
+        return False
 
 
-def _parse(line: str) -> Member:
-    name, size, crc, offset, packed, method = line.split("\t")
-    return Member(name, int(size), int(crc, 16), int(offset), int(packed), int(method))
+def open_table(root: Path, artifact: Artifact, record: ArtifactRecord) -> MemberTable | None:
+    """The table of members that a record names; None where it is gone or is another."""
+    table = MemberTable.read(root, artifact)
+    named = record.table is not None and table is not None and record.table[0] in ("", table.digest)
+    return table if named else None
+
+
+def part_bytes(path: Path) -> int:
+    """How much of a download is there and can be continued, by its sidecar."""
+    try:
+        done = json.loads(companion(path, ".part.json").read_text("utf-8"))["done"]
+        return sum(int(stop) - int(start) for start, stop in done)
+    except (OSError, ValueError, TypeError, KeyError):
+        return 0

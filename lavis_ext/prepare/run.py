@@ -14,9 +14,8 @@ from lavis_ext.common.config.cards import Cards
 from lavis_ext.common.errors import DiskError
 from lavis_ext.fetch.lock import Ownership, read_owner
 from lavis_ext.fetch.transfer import Progress, Silent
-from lavis_ext.prepare.on_disk import OnDisk
 from lavis_ext.prepare.plan import Plan, PlanItem, PrepareContext, make_context, make_plan, plan_item
-from lavis_ext.prepare.records import BOOKKEEPING, disk_errors
+from lavis_ext.prepare.records import BOOKKEEPING, OnDisk, disk_errors
 from lavis_ext.prepare.report import Outcome, Report, SplitState
 from lavis_ext.prepare.samples import SplitCounter, artifact_states, home_of, shortage_errors, write_missing
 from lavis_ext.prepare.selection import PrepareOptions, Selection, select, user_key

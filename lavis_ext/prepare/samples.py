@@ -16,8 +16,7 @@ from lavis_ext.common.config.cards import Artifact, Cards
 from lavis_ext.common.config.schema import DatasetConfig, SplitCounts
 from lavis_ext.common.errors import AccessError, ConfigError, IntegrityError, LavisExtError, PartialError
 from lavis_ext.common.files import write_atomic
-from lavis_ext.prepare.on_disk import OnDisk
-from lavis_ext.prepare.records import BOOKKEEPING, MemberTable, bookkeeping, family_folder, folder_times
+from lavis_ext.prepare.records import BOOKKEEPING, MemberTable, OnDisk, bookkeeping, family_folder, folder_times
 from lavis_ext.prepare.report import ArtifactState, SplitState
 from lavis_ext.prepare.selection import ArtifactRequest, Chosen, Selection
 

@@ -13,9 +13,17 @@ from lavis_ext.common.errors import IntegrityError, LavisExtError, PartialError
 from lavis_ext.common.wording import human
 from lavis_ext.fetch.ledger import hash_file, mismatch
 from lavis_ext.fetch.transfer import Figures, Progress, Silent
-from lavis_ext.prepare.on_disk import inspect, open_table
 from lavis_ext.prepare.plan import make_context, make_plan
-from lavis_ext.prepare.records import ArtifactRecord, Member, MemberTable, disk_errors, drop_record, read_record
+from lavis_ext.prepare.records import (
+    ArtifactRecord,
+    Member,
+    MemberTable,
+    disk_errors,
+    drop_record,
+    inspect,
+    open_table,
+    read_record,
+)
 from lavis_ext.prepare.report import Outcome, SplitState, worst
 from lavis_ext.prepare.run import opened, owned
 from lavis_ext.prepare.samples import SplitCounter, artifact_states

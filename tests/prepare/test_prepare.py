@@ -398,6 +398,20 @@ def test_a_subset_is_recorded_told_and_replaced_by_the_real_thing(toy: Family) -
         assert not replace(toy, server=other).prepare(cards, offline=True).subset
 
 
+def test_members_of_a_subset_that_came_by_ranges_are_partial_in_the_plan(server: Server, tmp_path: Path) -> None:
+    toy = Family(server, tmp_path / "root")
+    cards = toy.cards()
+    with Server() as other:
+        small = subset(replace(toy, server=other))
+        before = plan(["toy"], small.options(max_samples=1), cards).items
+        assert small.prepare(cards, max_samples=1).exit_code == 0
+        after = plan(["toy"], small.options(max_samples=1), cards).items
+    images = [(one.state, one.action) for one in after if one.request and one.request.images]
+    assert {one.state for one in before} == {"missing"} and images == [("partial", "ranges")] * 2
+    real = [one.state for one in plan(["toy"], toy.options(), cards).items if one.request and one.request.images]
+    assert real == ["missing"] * 2, "bytes of a subset do not count where the real archive is offered"
+
+
 def test_a_subset_without_declared_hashes_does_not_pass_for_the_real_file(server: Server, tmp_path: Path) -> None:
     toy = Family(server, tmp_path / "root", declared=False)
     cards = toy.cards()

@@ -25,8 +25,7 @@ from lavis_ext.features.layout import Array, hash_of
 from lavis_ext.features.store import LABELS, BadRow, FeatureRow
 from lavis_ext.features.writer import StoreWriter
 from lavis_ext.fetch.transfer import Progress, Silent
-from lavis_ext.prepare.on_disk import inspect
-from lavis_ext.prepare.records import MemberTable
+from lavis_ext.prepare.records import MemberTable, inspect
 
 log = logging.getLogger(__name__)
 # Which pictures are meant: those of a folder, a zip, a file or a prepared family, each under the id of its name.
