@@ -10,17 +10,17 @@ from lavis_ext.common.config.schema import Config
 
 
 def train(config: Config, data: Mapping[str, Any] | None = None) -> Path:
-    """Train as `config` says, or go on where the job of that name stopped; returns the job folder (`jobs.train`)."""
-    from lavis_ext.runners import run as jobs
+    """Train as `config` says, or go on where the job of that name stopped; returns the job folder."""
+    from lavis_ext.runners import run
 
-    return jobs.train(config, data)
+    return run.train(config, data)
 
 
 def evaluate(config: Config, data: Mapping[str, Any] | None = None) -> Path:
-    """Evaluate the splits of `config` without training; returns the job folder (`jobs.evaluate`)."""
-    from lavis_ext.runners import run as jobs
+    """Evaluate the splits of `config` without training; returns the job folder."""
+    from lavis_ext.runners import run
 
-    return jobs.evaluate(config, data)
+    return run.evaluate(config, data)
 
 
 __all__ = ["evaluate", "train"]

@@ -1,4 +1,4 @@
-"""What `train` and `evaluate` do: one configuration in, one job folder out."""
+"""`train` and `evaluate`: one configuration in, one job folder out."""
 
 from __future__ import annotations
 
@@ -13,16 +13,24 @@ from lavis_ext.common.errors import ConfigError
 from lavis_ext.common.registry import models, runners
 from lavis_ext.features.vocabulary import LabelVocabulary
 from lavis_ext.runners import checkpoint
-from lavis_ext.runners import data as labels
-from lavis_ext.runners import job as drift
 from lavis_ext.runners.checkpoint import seed_everything
-from lavis_ext.runners.data import Opened, eval_feeds, joined, open_datasets, train_feed
+from lavis_ext.runners.data import (
+    Opened,
+    beside,
+    eval_feeds,
+    joined,
+    open_datasets,
+    require_beside,
+    train_feed,
+    vocabulary,
+    with_num_labels,
+)
 from lavis_ext.runners.device import build_accelerator, deterministic
 from lavis_ext.runners.distributed import find_layout, main_first
 from lavis_ext.runners.evaluation import Evaluator
 from lavis_ext.runners.files import write_json
 from lavis_ext.runners.hooks import CheckpointHook, EvaluateHook, ScheduleHook, SignalHook
-from lavis_ext.runners.job import Job, opened_job
+from lavis_ext.runners.job import Job, fingerprint, opened_job, require_same
 from lavis_ext.runners.logs import JsonLog, LogHook, summary
 from lavis_ext.runners.microbatch import no_stop
 from lavis_ext.runners.runner_base import Hook, RunnerBase
@@ -35,7 +43,7 @@ log = logging.getLogger(__name__)
 def train(config: Config, data: Mapping[str, Any] | None = None) -> Path:
     """Train, validate and test as `config` says, or go on where the job of that name stopped; returns the job folder.
 
-    `data` is what `prepare` knows of the data sets (`{"subset": …}`), kept as `data.json` for the report. Raises
+    `data` is what `prepare` recorded of the data sets (`{"subset": …}`), kept as `data.json` for the report. Raises
     ConfigError before the first step for what cannot be trained, TrainingError for losses that are not finite,
     Preempted after SIGTERM.
     """
@@ -65,7 +73,7 @@ def evaluate(config: Config, data: Mapping[str, Any] | None = None) -> Path:
     accelerator = build_accelerator(config.run)
     with opened_job(config, accelerator) as job, deterministic(accelerator.device):
         opened = first_opened(job, splits)
-        task = build_task(job, labels.vocabulary(opened))
+        task = build_task(job, vocabulary(opened))
         task.model.to(accelerator.device)
         evaluator = build_evaluator(job, task, splits, opened)
         job.begin(data)
@@ -87,24 +95,24 @@ def require_model(config: Config) -> ModelConfig:
 def build_task(job: Job, answers: LabelVocabulary | None = None) -> BaseTask:
     """The registered model and task of the run; all ranks build the same weights.
 
-    The classes of a model that has some are those of `answers`; the job's configuration then says how many they are.
+    A classifier gets as many classes as `answers` has; the job's configuration is changed accordingly.
     """
-    job.config = labels.with_num_labels(job.config, answers)
+    job.config = with_num_labels(job.config, answers)
     model = require_model(job.config)
     seed_everything(job.config.run.seed)
     return setup_task(job.config.run, models.get(model.arch).from_config(model))
 
 
 def first_opened(job: Job, splits: Sequence[str]) -> Opened:
-    """The data sets of some splits; rank 0 opens them first, since that may convert files once for all."""
+    """The data sets of some splits; rank 0 opens them first: opening may convert annotation files, once for all."""
     return main_first(job.accelerator, partial(open_datasets, job.config, splits), job.config.run.wait_minutes)
 
 
 def build_evaluator(job: Job, task: BaseTask, splits: list[str], opened: Opened) -> Evaluator:
-    """An evaluator of these splits, with nothing to do where the task evaluates nothing.
+    """An evaluator of these splits, of none where the task does not evaluate.
 
-    `opened` are the data sets that are open already, of these splits or of others; raises ConfigError where their
-    answers are not the same.
+    `opened` are the data sets that are open already, of these or other splits; raises ConfigError where their answers
+    differ.
     """
     if splits and not task.evaluates:
         log.warning("run.task '%s' evaluates nothing; set run.eval_task to another that does", job.config.run.task)
@@ -112,7 +120,7 @@ def build_evaluator(job: Job, task: BaseTask, splits: list[str], opened: Opened)
     known = {split for datasets in opened.values() for split in datasets}
     lacking = [split for split in wanted if split not in known]
     both = joined(opened, first_opened(job, lacking))
-    labels.vocabulary(both)
+    vocabulary(both)
     feeds = eval_feeds(job.config, both, wanted, job.accelerator)
     return Evaluator(task, feeds, job.dir, job.accelerator, job.config.run.seed, gallery=job.config.run.report)
 
@@ -122,15 +130,15 @@ def build_runner(job: Job) -> RunnerBase:
     run, opened = job.config.run, first_opened(job, job.config.run.train_splits)
     splits = list(dict.fromkeys([*run.valid_splits, *run.test_splits]))
     batches = train_feed(job.config, opened, job.accelerator)
-    RunLength.of(run, len(batches))
-    answers = labels.vocabulary(opened)
+    RunLength.of(run, len(batches))  # raises for empty data, before a model is loaded
+    answers = vocabulary(opened)
     task = build_task(job, answers)
     evaluator = build_evaluator(job, task, splits, opened)
     log_hook = LogHook(JsonLog(job.dir / "log.jsonl"))
     hooks: list[Hook] = [SignalHook(), ScheduleHook(), log_hook, EvaluateHook(), CheckpointHook()]
     seed_everything(run.seed + job.accelerator.process_index)
     runner: RunnerBase = runners.get(run.runner)(job.config.run, task, batches, evaluator, hooks, job.accelerator)
-    runner.config, runner.beside = drift.fingerprint(job.config), labels.beside(answers)
+    runner.config, runner.beside = fingerprint(job.config), beside(answers)
     return runner
 
 
@@ -145,14 +153,14 @@ def resume(job: Job, runner: RunnerBase) -> None:
         return
     if not run.allow_config_drift:
         layout = find_layout(saved.state, job.accelerator.num_processes, run.accum_grad_iters, str(saved.path))
-        drift.require_same(saved.state["config"], layout.fingerprint(runner.config), saved.path.name, job.config)
-    labels.require_beside(runner.beside, saved.path)
+        require_same(saved.state["config"], layout.fingerprint(runner.config), saved.path.name, job.config)
+    require_beside(runner.beside, saved.path)
     runner.restore(saved)
     log.info("resuming from %s (step %d)", saved.path, runner.progress.step)
 
 
 def note_progress(job: Job, runner: RunnerBase) -> None:
-    """Leave how far the run came and what it could not read, however it ended."""
+    """Write how far the run came and the samples that it could not read, however it ended."""
     at = runner.progress
     if job.is_main:
         write_json(job.dir / "faults.json", {"train": runner.batches.faults.summary(), **runner.evaluator.faults()})
@@ -160,7 +168,7 @@ def note_progress(job: Job, runner: RunnerBase) -> None:
 
 
 def note_metrics(folder: Path, found: Mapping[str, Mapping[str, Any]]) -> None:
-    """Leave the metrics of each split in `evaluate.json` and in the log."""
+    """Write the metrics of each split to `evaluate.json` and to the log."""
     write_json(folder / "evaluate.json", found)
     for split, metrics in found.items():
         record = {"kind": "eval", "split": split, "label": "test", "step": 0, "epoch": 0, "metrics": metrics}
