@@ -101,8 +101,8 @@ def build_each(config: DatasetConfig, context: BuildContext, build: Callable[[st
             missing.append(error)
     if missing and (context.splits is not None or not built):
         raise NotPreparedError.of(problem for error in missing for problem in error.problems)
-    for error in missing:
-        log.warning("left out: %s", error)
+    for absent in missing:
+        log.warning("left out: %s", absent)
     return built
 
 
