@@ -1,4 +1,4 @@
-"""Samples are loaded here: in the calling thread or in threads, with the same results."""
+"""Loads the batches of a plan: prefetched in threads or in the calling thread, with the same results, in order."""
 
 from __future__ import annotations
 
@@ -24,10 +24,9 @@ CHUNK = 8
 
 
 def load_samples(source: Any, items: Items, seeds: Sequence[int], stop: Callable[[], bool] | None = None) -> list[Any]:
-    """Each sample, or the SampleError that it raised, until `stop()` says so.
+    """Each sample, or the SampleError that it raised, until `stop()` is true.
 
-    Errors that are not about one sample are raised: those of ours as they are, others as TrainingError naming the
-    sample.
+    Other errors are raised: a LavisExtError as it is, anything else as a TrainingError that names the sample.
     """
     loaded: list[Any] = []
     for item, seed in zip(items, seeds, strict=True):
@@ -45,36 +44,36 @@ def load_samples(source: Any, items: Items, seeds: Sequence[int], stop: Callable
         except Exception as error:
             where = f"sample {source.name}/{source.split}#{item if isinstance(item, int) else '?'}"
             what = f"loading failed with {type(error).__name__}: {error}"
-            raise TrainingError(where, what, "this is a fault of a processor or data set, not of the file") from error
+            raise TrainingError(where, what, "correct the processor or data set: the file is not at fault") from error
     return loaded
 
 
 class LazyExecutor(Executor):
-    """Does the work in the thread that asks for the result, when it asks."""
+    """Runs the work in the thread that asks for the result, when it asks."""
 
     def submit(self, work: Callable[..., T], /, *args: Any, **kwargs: Any) -> Future[T]:
-        """A future whose `result()` does the work."""
+        """A future whose `result()` runs the work."""
         return Lazy(partial(work, *args, **kwargs))
 
 
 class Lazy(Future[T]):
-    """What LazyExecutor gives."""
+    """The future of a LazyExecutor."""
 
     def __init__(self, work: Callable[[], T]) -> None:
         super().__init__()
         self._work = work
 
     def result(self, timeout: float | None = None) -> T:
-        """Do the work."""
+        """Run the work."""
         return self._work()
 
 
 class Loader:
     """Loads samples in `count` threads of this process, or with 0 in the thread that asks for them.
 
-    Decoders and resizing leave the interpreter free, and nothing is copied. Each thread uses one core for its own
-    tensor operations. Part of that setting is torch's as a whole, so all threads start here, and it is put back before
-    the first batch: kernels round by the number of threads.
+    Threads suffice, without copies between processes: decoders and resizing release the GIL. Each thread uses one core
+    for its tensor operations. torch keeps part of that setting for the whole process, so all threads start here and it
+    is restored before the first batch: the rounding of kernels depends on the number of threads.
     """
 
     def __init__(self, sources: Mapping[str, Any], count: int) -> None:
@@ -82,14 +81,14 @@ class Loader:
         self._pool: Executor = LazyExecutor() if self.lazy else _started_threads(count)
 
     def submit(self, name: str, items: Items, seeds: Sequence[int]) -> Future[list[Any]]:
-        """Begin to load samples of one data set: a SampleError stands in the place of each that failed.
+        """Begin to load samples of one data set; the result has a SampleError in place of each that failed.
 
         `items` are indices, or what a stream's `load` takes.
         """
         return self._pool.submit(load_samples, self._sources[name], items, seeds, self._stop.is_set)
 
     def close(self) -> None:
-        """Stop after the sample in hand of each thread."""
+        """Stop each thread after its present sample."""
         self._stop.set()
         self._pool.shutdown(wait=True, cancel_futures=True)
 
@@ -104,15 +103,12 @@ def _started_threads(count: int) -> ThreadPoolExecutor:
     return pool
 
 
-# A stream as the mixture draws from it: so many samples at a time, lap after lap, with the state after each draw.
-
-
 class StreamCursor:
-    """Draws from one stream for one rank.
+    """Draws items from one stream for one rank, pass after pass, with the state after each draw.
 
-    `iterate(rank, world, state)` is one lap from `state` on; after a lap the next begins from the stream's
-    `state_dict()`, or from None if that gives nothing. What it yields may be SampleErrors in the place of samples. A
-    stream that has a method `load(item, rng)` yields raw items, which workers then load in parallel.
+    `iterate(rank, world, state)` is one pass from `state` on; the next pass begins from the stream's `state_dict()`, or
+    from None if that yields nothing. The stream may yield a SampleError in place of a sample. A stream with a method
+    `load(item, rng)` yields raw items, which workers then load in parallel.
     """
 
     def __init__(self, stream: Any, rank: int, world: int, state: Mapping[str, Any] | None) -> None:
@@ -120,14 +116,14 @@ class StreamCursor:
         self._items: Iterator[Any] = iter(stream.iterate(rank, world, state))
 
     def draw(self, count: int, again: bool = True) -> tuple[list[Any], dict[str, Any]]:
-        """The next `count` items (fewer at the end of the lap if not `again`) and the state after them.
+        """The next `count` items (fewer at the end of the pass if not `again`) and the state after them.
 
-        Raises TrainingError for whatever the stream raises that is not an error of ours.
+        Raises TrainingError for an error of the stream that is not a LavisExtError.
         """
         try:
             items = list(islice(self._items, count))
             while again and len(items) < count:
-                items.append(self._first_of_next_lap())
+                items.append(self._first_of_next_pass())
                 items += islice(self._items, count - len(items))
             return items, dict(self._stream.state_dict())
         except LavisExtError:
@@ -136,7 +132,7 @@ class StreamCursor:
             what = f"reading failed with {type(error).__name__}: {error}"
             raise TrainingError(f"stream '{self._stream.name}'", what, "see the log for the traceback") from error
 
-    def _first_of_next_lap(self) -> Any:
+    def _first_of_next_pass(self) -> Any:
         for state in (self._stream.state_dict(), None):
             self._items = iter(self._stream.iterate(self._rank, self._world, state))
             for item in self._items:
@@ -146,23 +142,20 @@ class StreamCursor:
         )
 
 
-# Batches on their way: a bounded number is loaded ahead and handed out in order, and what failed is counted then.
-
-
 Chunk = Future[list[Any]]
 Drawn = tuple[list[Chunk], dict[str, Any]]
 
 
 @dataclass
 class PendingBatch:
-    """One batch on its way: its slot and the chunks being loaded, or for a stream the draw that will begin them."""
+    """A batch being loaded: its spec and its chunks, or for a stream the draw that will start them."""
 
-    slot: BatchSpec
+    spec: BatchSpec
     chunks: list[Chunk] = field(default_factory=list)
     draw: Future[Drawn] | None = None
 
     def cancel(self) -> None:
-        """Give up what has not begun."""
+        """Cancel what has not started."""
         for chunk in self.chunks:
             chunk.cancel()
         if self.draw is not None:
@@ -171,7 +164,10 @@ class PendingBatch:
 
 @dataclass
 class Pipeline:
-    """Keeps up to `prefetch` batches on their way; `streams` holds the streams' states after the last one out."""
+    """Keeps up to `prefetch` batches loading; `streams` holds the streams' states after the last batch handed out.
+
+    Samples that failed are counted in `faults` when their batch is handed out, not when it is loaded.
+    """
 
     order: BatchPlan
     datasets: Mapping[str, Any]
@@ -179,48 +175,48 @@ class Pipeline:
     prefetch: int
     faults: FaultLog
     streams: dict[str, dict[str, Any]]
-    _feeds: dict[str, StreamCursor] = field(default_factory=dict)
+    _cursors: dict[str, StreamCursor] = field(default_factory=dict)
     _readers: dict[str, Executor] = field(default_factory=dict)
     _pending: deque[PendingBatch] = field(default_factory=deque)
 
-    def run(self, slots: Iterator[BatchSpec]) -> Iterator[tuple[BatchSpec, Batch | None]]:
-        """Each slot in order with its batch, or None where nothing of it could be loaded."""
-        for slot in slots:
-            self._pending.append(self._begin(slot))
+    def run(self, specs: Iterator[BatchSpec]) -> Iterator[tuple[BatchSpec, Batch | None]]:
+        """Each spec in order with its batch, or None where none of its samples could be loaded."""
+        for spec in specs:
+            self._pending.append(self._begin(spec))
             if len(self._pending) >= self.prefetch:
                 yield self._finish()
         while self._pending:
             yield self._finish()
 
     def close(self) -> None:
-        """Give up what is on its way and stop the workers."""
+        """Cancel the batches being loaded and stop the workers."""
         for job in self._pending:
             job.cancel()
         for reader in self._readers.values():
             reader.shutdown(wait=True, cancel_futures=True)
         self.loader.close()
 
-    def _name(self, slot: BatchSpec) -> str:
-        return self.order.sources[slot.source].name
+    def _name(self, spec: BatchSpec) -> str:
+        return self.order.sources[spec.source].name
 
-    def _begin(self, slot: BatchSpec) -> PendingBatch:
-        name = self._name(slot)
-        if not self.order.sources[slot.source].stream:
-            return PendingBatch(slot, chunks=self._submit(name, slot.indices, self.order.seeds(slot)))
-        if name not in self._feeds:
-            self._feeds[name] = self._feed(name)
+    def _begin(self, spec: BatchSpec) -> PendingBatch:
+        name = self._name(spec)
+        if not self.order.sources[spec.source].stream:
+            return PendingBatch(spec, chunks=self._submit(name, spec.indices, self.order.seeds(spec)))
+        if name not in self._cursors:
+            self._cursors[name] = self._cursor(name)
             self._readers[name] = LazyExecutor() if self.loader.lazy else ThreadPoolExecutor(1)
-        return PendingBatch(slot, draw=self._readers[name].submit(self._draw, slot))
+        return PendingBatch(spec, draw=self._readers[name].submit(self._draw, spec))
 
-    def _feed(self, name: str) -> StreamCursor:
+    def _cursor(self, name: str) -> StreamCursor:
         return StreamCursor(self.datasets[name], self.order.rank, self.order.world, self.streams.get(name))
 
-    def _draw(self, slot: BatchSpec) -> Drawn:
-        """Draw the items of a stream's slot and have them loaded, where they are not samples already."""
-        name = self._name(slot)
-        items, state = self._feeds[name].draw(len(slot.indices), again=not self.order.exact)
+    def _draw(self, spec: BatchSpec) -> Drawn:
+        """Draw the items of a stream's batch and submit them for loading, unless they are samples already."""
+        name = self._name(spec)
+        items, state = self._cursors[name].draw(len(spec.indices), again=not self.order.exact)
         if hasattr(self.datasets[name], "load"):
-            return self._submit(name, items, self.order.seeds(slot)[: len(items)]), state
+            return self._submit(name, items, self.order.seeds(spec)[: len(items)]), state
         done: Chunk = Future()
         done.set_result(items)
         return [done], state
@@ -232,18 +228,18 @@ class Pipeline:
 
     def _finish(self) -> tuple[BatchSpec, Batch | None]:
         job = self._pending.popleft()
-        name = self._name(job.slot)
+        name = self._name(job.spec)
         samples = self._collect(job)
         if not samples and self.order.parts > 1 and not self.order.exact:
-            samples = self._replace(job.slot)
+            samples = self._replace(job.spec)
         if not samples:
-            return job.slot, None
+            return job.spec, None
         batch = self.datasets[name].collater(samples)
-        return job.slot, {**batch, "dataset": name}
+        return job.spec, {**batch, "dataset": name}
 
     def _collect(self, job: PendingBatch) -> list[Any]:
-        """Wait for a job; its samples without those that failed, which are counted."""
-        name = self._name(job.slot)
+        """Wait for a batch; its samples without those that failed, which are counted."""
+        name = self._name(job.spec)
         if job.draw is not None:
             job.chunks, self.streams[name] = job.draw.result()
         return self._count(name, [item for chunk in job.chunks for item in chunk.result()])
@@ -257,33 +253,33 @@ class Pipeline:
         self.faults.check()
         return [item for item in items if not isinstance(item, SampleError)]
 
-    def _replace(self, slot: BatchSpec) -> list[Any]:
-        """Other samples for a batch that failed as a whole, so that this rank stays in step with the others.
+    def _replace(self, spec: BatchSpec) -> list[Any]:
+        """Other samples for a batch that failed as a whole, so that this rank has as many batches as the others.
 
-        Of a stream they are the next after its own, so what was drawn ahead for later batches is drawn anew behind
-        them: the state after each batch then is where a resume goes on with the same ones.
+        In a stream they are the next items, so the prefetched draws of later batches are re-issued after them: the
+        state after each batch then lets a resume continue with the same items.
         """
-        name = self._name(slot)
-        later = [job for job in self._pending if job.draw is not None and self._name(job.slot) == name]
+        name = self._name(spec)
+        later = [job for job in self._pending if job.draw is not None and self._name(job.spec) == name]
         if later:
             self._rewind(name, later)
-        samples = next(filter(None, self._others(slot)), None)
+        samples = next(filter(None, self._others(spec)), None)
         if samples is None:
             raise PartialError(
                 name, "not one sample of many tried could be loaded", f"run `lavis-ext verify {name} --repair`"
             )
         for job in later:
-            job.draw = self._begin(job.slot).draw
+            job.draw = self._begin(job.spec).draw
         return samples
 
-    def _others(self, slot: BatchSpec) -> Iterator[list[Any]]:
-        """What can be loaded of as many spare samples as the slot has, time and again."""
-        for indices in zip(*[iter(self.order.spares(slot))] * len(slot.indices), strict=False):
-            yield self._collect(self._begin(replace(slot, indices=indices)))
+    def _others(self, spec: BatchSpec) -> Iterator[list[Any]]:
+        """Replacement batches of as many spare samples as the spec has, without those that failed."""
+        for indices in zip(*[iter(self.order.spares(spec))] * len(spec.indices), strict=False):
+            yield self._collect(self._begin(replace(spec, indices=indices)))
 
     def _rewind(self, name: str, jobs: Sequence[PendingBatch]) -> None:
-        """Put a stream back to where the last batch of it that came out ended."""
+        """Set a stream back to the end of its last batch that was handed out."""
         for job in jobs:
             job.cancel()
         wait([job.draw for job in jobs if job.draw is not None])
-        self._feeds[name] = self._feed(name)
+        self._cursors[name] = self._cursor(name)

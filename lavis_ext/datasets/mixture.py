@@ -1,4 +1,4 @@
-"""The mixture: data sets and weights become batches; it alone owns order, ranks, workers and what a resume needs."""
+"""The mixture: data sets and weights become batches. It owns order, ranks, workers and the state of a resume."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ Weights = Mapping[str, float | None] | Sequence[float]
 
 
 class Mixture:
-    """Batches from data sets and streams, each of one data set, in an order that only `seed` and the epoch decide.
+    """Batches from data sets and streams, each of one data set, in an order that depends only on `seed` and the epoch.
 
-    Iterating gives one epoch from where the state stands, or epoch after epoch with `repeat`. `shuffle=False,
+    Iterating gives the rest of one epoch from the state on, or epoch after epoch with `repeat`. `shuffle=False,
     repeat=False, drop_last=False` is evaluation: each sample exactly once over all ranks. Otherwise all ranks get
-    equally many batches (see Order). Samples that cannot be loaded are left out of their batch and counted in `faults`;
-    a batch of which nothing is left is passed over, or with several ranks replaced by other samples, so that they stay
-    in step. Batches carry the name of their data set under `dataset`. `num_workers=0` loads in the calling thread.
-    `group_by_length` puts samples of like length in one batch, of shuffled data sets that have lengths (see Measured).
+    equally many batches (see BatchPlan). Samples that cannot be loaded are left out of their batch and counted in
+    `faults`; an empty batch is skipped, or with several ranks filled with other samples, so that all ranks have equally
+    many. Batches carry the name of their data set under `dataset`. `num_workers=0` loads in the calling thread.
+    `group_by_length` puts samples of similar length in one batch, for shuffled data sets with lengths (see Measured).
     """
 
     def __init__(
@@ -63,18 +63,18 @@ class Mixture:
             drop_last=drop_last,
             exact=not (shuffle or repeat or drop_last),
         )
-        self.epoch, self._slot = 0, 0
+        self.epoch, self._turn = 0, 0
         self._streams: dict[str, dict[str, Any]] = {}
-        # Weak, so that an iterator that nobody holds is closed there and then by who dropped it. In a cycle with its
-        # mixture it would wait for the collector, which runs in any thread, and workers cannot be waited for in any.
+        # Weak, so that an iterator is closed as soon as its last reference is dropped. In a reference cycle with the
+        # mixture it would wait for the garbage collector, which runs in any thread; not every one can join the workers.
         self._running: ReferenceType[Generator[Batch, None, None]] | None = None
 
     def __len__(self) -> int:
-        """Batches of this rank in an epoch (before any is passed over)."""
+        """Batches of this rank in an epoch, skipped ones included."""
         return len(self.order)
 
     def __iter__(self) -> Iterator[Batch]:
-        """Batches from where the state stands; an iterator that is still open is closed first, one let go at once."""
+        """Batches from the state on; an iterator that is still open is closed first, a dropped one at once."""
         self.close()
         batches = self._batches()
         self._running = ref(batches)
@@ -88,19 +88,18 @@ class Mixture:
         self._running = None
 
     def set_epoch(self, epoch: int) -> None:
-        """Go to the first batch of an epoch; where the mixture already stands in it, it stays."""
+        """Go to the first batch of an epoch; in the present epoch nothing changes."""
         if epoch != self.epoch:
             self.close()
-            self.epoch, self._slot = epoch, 0
+            self.epoch, self._turn = epoch, 0
 
     def state_dict(self) -> dict[str, Any]:
-        """Where the batches handed out so far end, as plain values; the same on all ranks but for streams and faults.
+        """The position after the last batch handed out, as plain values; equal on all ranks except streams and faults.
 
-        After the last batch of an epoch the state is its end: resuming there ends that epoch at once, as going on
-        would.
+        After the last batch of an epoch it is that epoch's end: a resume ends the epoch at once, as going on would.
         """
-        slots = self._slot * self.order.joint // self.order.split
-        place = {"epoch": self.epoch, "slot": slots, "of": self._shape()}
+        batches = self._turn * self.order.concurrent // self.order.parts_per_rank
+        place = {"epoch": self.epoch, "slot": batches, "of": self._shape()}
         return {**place, "streams": dict(self._streams), "faults": self.faults.state_dict()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -113,26 +112,26 @@ class Mixture:
                 what = f"was {was.get(key)} and is {now.get(key)}"
                 raise ConfigError(f"resume: {key} of the mixture", what, "resume with the same, or start a new run")
         self.epoch, self._streams = state["epoch"], dict(state["streams"])
-        self._slot = state["slot"] * self.order.split // self.order.joint
+        self._turn = state["slot"] * self.order.parts_per_rank // self.order.concurrent
         self.faults.load_state_dict(state["faults"])
 
-    def reshard(self, split: int, joint: int) -> None:
-        """Go by the order of a run with other ranks (see Order); raises ConfigError where that cannot be.
+    def reshard(self, parts_per_rank: int, concurrent: int) -> None:
+        """Keep the order of a run with another number of ranks (see BatchPlan), whose state can then be loaded.
 
-        The state of such a run can then be loaded. Streams deal out shards by rank and cannot change hands.
+        Raises ConfigError for streams, which divide their shards by rank, and for a number that does not divide.
         """
         self.close()
         streamed = [source.name for source in self.order.sources if source.stream]
-        order = replace(self.order, split=split, joint=joint)
-        if streamed or order.total % joint:
+        order = replace(self.order, parts_per_rank=parts_per_rank, concurrent=concurrent)
+        if streamed or order.total % concurrent:
             what = (
-                f"'{streamed[0]}' is a stream" if streamed else f"an epoch of {order.total} batches is not for {joint}"
+                f"'{streamed[0]}' is a stream" if streamed else f"{order.total} batches do not divide by {concurrent}"
             )
             raise ConfigError("resume with another number of processes", what, "resume with as many as before")
         self.order = order
 
     def _shape(self) -> dict[str, Any]:
-        """What has to be the same for a resume to go on with the same batches."""
+        """What must be equal for a resume to continue with the same batches."""
         order = self.order
         lengths = {source.name: source.digest for source in order.sources if source.digest}
         return {
@@ -150,22 +149,22 @@ class Mixture:
         loader = Loader(self.datasets, self.num_workers)
         pipeline = Pipeline(self.order, self.datasets, loader, self.prefetch, self.faults, self._streams)
         with closing(pipeline):
-            for slot, batch in pipeline.run(self._slots()):
-                if slot.epoch != self.epoch:
+            for spec, batch in pipeline.run(self._specs()):
+                if spec.epoch != self.epoch:
                     self.faults.check(final=True)
-                self.epoch, self._slot = slot.epoch, slot.turn + 1
+                self.epoch, self._turn = spec.epoch, spec.turn + 1
                 if batch is not None:
                     yield batch
             self.faults.check(final=True)
-            self.epoch, self._slot = self.epoch + 1, 0
+            self.epoch, self._turn = self.epoch + 1, 0
 
-    def _slots(self) -> Iterator[BatchSpec]:
-        """Slots from where the state stands to the end of the epoch, or without end."""
+    def _specs(self) -> Iterator[BatchSpec]:
+        """Specs from the state on, to the end of the epoch or with `repeat` without end."""
         epoch = self.epoch
-        yield from self.order.slots(epoch, self._slot)
+        yield from self.order.specs(epoch, self._turn)
         while self.repeat:
             epoch += 1
-            yield from self.order.slots(epoch)
+            yield from self.order.specs(epoch)
 
 
 def shared_normalizer(datasets: Mapping[str, Any]) -> Normalizer:
@@ -186,10 +185,10 @@ def shared_normalizer(datasets: Mapping[str, Any]) -> Normalizer:
 
 
 def _sources(datasets: Mapping[str, Any], grouped: bool) -> tuple[MixtureSource, ...]:
-    """The data sets as the order sees them, with their lengths where they are wanted; told where none has them."""
+    """The data sets as sources of the plan, with their lengths if `grouped`; a warning if none has lengths."""
     found = tuple(_source(name, dataset, grouped) for name, dataset in datasets.items())
     if grouped and found and all(source.lengths is None for source in found):
-        log.warning("group_by_length: %s: no lengths are known, batches are made as without", ", ".join(datasets))
+        log.warning("group_by_length: %s: no data set has lengths; batches are made without them", ", ".join(datasets))
     return found
 
 

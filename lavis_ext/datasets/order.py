@@ -1,4 +1,7 @@
-"""Which samples make up which batch on which rank: a pure function of seed and epoch."""
+"""Which samples make up which batch on which rank: a pure function of seed and epoch.
+
+A global batch takes its samples from one source and is cut into one batch for each rank.
+"""
 
 from __future__ import annotations
 
@@ -13,20 +16,18 @@ import numpy as np
 
 from lavis_ext.common.errors import ConfigError
 
-# Samples of like length in one batch: the order of a lap, rearranged window by window, so that padding is less.
-
-
 WINDOW = 50
-"""Batches of each rank whose samples are sorted together: more pad less, fewer are drawn more freely."""
+"""Global batches that are sorted by length together: more of them pad less, fewer are more random."""
 WINDOWS = 4
-"""A lap has at least so many, as in transformers' LengthGroupedSampler: of one, all epochs would have like batches."""
+"""Least windows in a pass, as in transformers' LengthGroupedSampler: with one, all epochs have similar batches."""
 LIMIT = 1 << 31
+"""Lengths are kept as int32."""
 
 
 class Measured(Protocol):
-    """A data set that knows how long its samples are without loading them; every data set on region features does.
+    """A data set that knows the length of its samples without loading them, as every data set of region features does.
 
-    `lengths` is worth having beside `length` where there are many samples: it is asked for all of them at once.
+    `lengths` gives all of them at once, which is faster than `length` for each of many samples.
     """
 
     lengths: np.ndarray | None
@@ -39,8 +40,8 @@ class Measured(Protocol):
 def lengths_of(name: str, dataset: Any) -> np.ndarray | None:
     """int32 [len, axes] of a data set that has `lengths` or `length(index)`, None of others and of streams.
 
-    Axes on which all samples are alike are left out; None too where none is left. Raises ConfigError where there are
-    not as many as samples, or where one is no length.
+    Axes on which all samples have the same length are left out; None if no axis remains. Raises ConfigError for a wrong
+    number of lengths, or for values that are no lengths.
     """
     kind = type(dataset)
     if hasattr(dataset, "iterate") or not (hasattr(kind, "lengths") or hasattr(kind, "length")):
@@ -60,44 +61,44 @@ def lengths_of(name: str, dataset: Any) -> np.ndarray | None:
 
 
 def digest(lengths: np.ndarray) -> str:
-    """A short checksum of lengths: the order of a run hangs on them."""
+    """A short checksum of lengths, which a resume compares: the order of the samples depends on them."""
     return blake2b(np.ascontiguousarray(lengths).data, digest_size=8).hexdigest()
 
 
 def grouped(order: np.ndarray, lengths: np.ndarray, span: int, window: int, rng: np.random.Generator) -> np.ndarray:
-    """The order int64 [n] with samples of like length beside each other; the same samples in each window as before.
+    """Rearrange the order int64 [n] so that samples of similar length share a global batch.
 
-    Slots of `span` samples are made anew within windows of `window` slots (of fewer in a short lap). With two axes a
-    window is sorted by the first and cut into about √window strips, each of which is sorted by the second, and so on
-    for more. Then the slots of a window are shuffled, and the samples within each slot, so that all ranks get alike
-    ones. What is left over after the last whole slot stays at the end as it was: no length is likelier than another to
-    be left out.
+    Each window of `window` global batches (fewer in a short pass) of `span` samples keeps its samples. With one axis of
+    lengths it is sorted by it; with two it is sorted by the first, cut into about √window strips, and each strip is
+    sorted by the second; and so on. Then the batches of a window are shuffled, and the samples of each batch, so that
+    all ranks get similar ones. The rest after the last whole batch stays at the end, so that no length is more likely
+    than another to be left out.
     """
-    slots = len(order) // span
-    window = max(min(window, slots // WINDOWS), 1)
-    numbers, axes = np.arange(slots), lengths.shape[1]
+    count = len(order) // span
+    window = max(min(window, count // WINDOWS), 1)
+    numbers, axes = np.arange(count), lengths.shape[1]
     windows, within = numbers // window, numbers % window
-    strips, kept = windows, order[: slots * span]
+    strips, kept = windows, order[: count * span]
     for axis in range(axes):
         kept = _sorted_within(np.repeat(strips, span), kept, lengths[:, axis])
-        count = round(window ** ((axis + 1) / axes))
-        strips = windows * count + within * count // window
-    batches = rng.permuted(kept.reshape(slots, span), axis=1)
-    shuffled = np.lexsort((rng.random(slots), windows))
-    return np.concatenate([batches[shuffled].reshape(-1), order[slots * span :]])
+        cuts = round(window ** ((axis + 1) / axes))
+        strips = windows * cuts + within * cuts // window
+    batches = rng.permuted(kept.reshape(count, span), axis=1)
+    shuffled = np.lexsort((rng.random(count), windows))
+    return np.concatenate([batches[shuffled].reshape(-1), order[count * span :]])
 
 
 def _sorted_within(groups: np.ndarray, order: np.ndarray, lengths: np.ndarray) -> np.ndarray:
-    """The order sorted by length within each run of equal groups; ties stay as they are, on every machine alike."""
+    """The order sorted by length within each run of equal groups; stable, so the same on every machine."""
     mine = lengths[order].astype(np.int64)
     return order[np.argsort(groups * (int(mine.max(initial=0)) + 1) + mine, kind="stable")]
 
 
 @dataclass(frozen=True)
 class MixtureSource:
-    """A data set (or stream) as the order sees it: its name and how many samples one lap has.
+    """A data set (or stream) of a plan: its name and how many samples one pass over it has.
 
-    `lengths`, whole numbers [size, axes], are those of samples that are to be batched with their like.
+    `lengths`, whole numbers [size, axes], are given where samples of similar length share a batch.
     """
 
     name: str
@@ -113,16 +114,16 @@ class MixtureSource:
 
 @dataclass(frozen=True)
 class BatchSpec:
-    """One batch of one rank: which source, in which of its laps, which samples (for a stream: how many).
+    """One batch of one rank: which source, which pass over it, which samples (for a stream: how many).
 
-    `turn` counts the batches of this rank in the epoch, `part` says which of the slot's parts it is: the slot's number
-    and the rank, unless the order is that of a run with another number of ranks.
+    `number` is that of the global batch in the epoch, `part` says which of its parts this is, `turn` counts the batches
+    of this rank in the epoch. `turn` is `number` and `part` the rank unless the run was started with other ranks.
     """
 
     epoch: int
     number: int
     source: int
-    lap: int
+    pass_index: int
     indices: tuple[int, ...]
     turn: int = 0
     part: int = 0
@@ -130,22 +131,21 @@ class BatchSpec:
 
 @dataclass(frozen=True)
 class BatchPlan:
-    """Cuts sources into batches and puts the batches in a row; slot n is the same source on every rank.
+    """Cuts sources into global batches and orders them; global batch n is of the same source on every rank.
 
-    A slot takes `batch_size` samples for each of `world` ranks from one source. Without `weights` an epoch has every
-    slot of every source once, shuffled; with them each slot's source is drawn by weight, an epoch has as many slots,
-    and a source that is used up begins a new lap in a new permutation (laps go on over epochs).
+    A global batch takes `batch_size` samples for each of `world` ranks from one source. Without `weights` an epoch has
+    every global batch of every source once, shuffled. With `weights` the source of each is drawn by weight, an epoch
+    has equally many, and a source that is used up begins a new pass in a new permutation (passes go on over epochs).
 
-    What a source leaves over (fewer than `batch_size * world` samples) is a smaller slot, split over the ranks as
-    evenly as it goes. `exact` (evaluation) keeps it whatever its size, so that each sample comes exactly once on one
+    The rest of a source (fewer than `batch_size * world` samples) is a smaller global batch, divided over the ranks as
+    evenly as possible. `exact` (evaluation) keeps it whatever its size, so that each sample comes exactly once on one
     rank and ranks may differ by one batch. Otherwise all ranks get equally many batches: a rest smaller than `world` is
     left out, with `drop_last` every rest is, unless the source has nothing else.
 
-    The order of a run with more ranks goes on with fewer where each takes `split` parts of a slot, one after the other;
-    that of one with fewer ranks goes on with more where `joint` slots are taken at once, by different ranks.
+    A resume with fewer ranks keeps the order if each rank takes `parts_per_rank` parts of a global batch, in turn; one
+    with more ranks keeps it if `concurrent` global batches are taken at once, by different ranks.
 
-    A shuffled source with `lengths` has its lap cut into windows of `window` slots, in each of which slots are made
-    anew of samples of like length (see `grouped`).
+    A shuffled source with `lengths` is rearranged in windows of `window` global batches (see `grouped`).
     """
 
     sources: tuple[MixtureSource, ...]
@@ -157,8 +157,8 @@ class BatchPlan:
     world: int = 1
     drop_last: bool = False
     exact: bool = False
-    split: int = 1
-    joint: int = 1
+    parts_per_rank: int = 1
+    concurrent: int = 1
     window: int = WINDOW
 
     def __post_init__(self) -> None:
@@ -167,84 +167,84 @@ class BatchPlan:
             raise ConfigError("mixture", what, "each must be at least one, and rank below world")
         if self.weights is not None:
             _check_weights(self.weights, len(self.sources), self.exact)
-        for source, slots in zip(self.sources, self.laps, strict=True):
-            if slots == 0:
+        for source, batches in zip(self.sources, self.batches_per_pass, strict=True):
+            if batches == 0:
                 what = f"has {source.size} samples for {self.parts} ranks"
                 raise ConfigError(f"data set '{source.name}'", what, "use fewer ranks, or leave the data set out")
 
     @property
     def parts(self) -> int:
-        """Into how many batches a slot is cut: the ranks of the run that it was made for."""
-        return self.world * self.split // self.joint
+        """Parts of a global batch: the number of ranks that the run was started with."""
+        return self.world * self.parts_per_rank // self.concurrent
 
     @cached_property
-    def laps(self) -> tuple[int, ...]:
-        """Slots in one lap of each source."""
-        return tuple(self._slots_of(source) for source in self.sources)
+    def batches_per_pass(self) -> tuple[int, ...]:
+        """Global batches in one pass over each source."""
+        return tuple(self._batches_of(source) for source in self.sources)
 
     @property
     def total(self) -> int:
-        """Slots in an epoch, over all sources."""
-        return sum(self.laps)
+        """Global batches in an epoch, over all sources."""
+        return sum(self.batches_per_pass)
 
     def __len__(self) -> int:
-        """Batches that this rank gets in an epoch."""
+        """Batches of this rank in an epoch."""
         if not self.exact:
-            return self.total * self.split // self.joint
+            return self.total * self.parts_per_rank // self.concurrent
         span = self.batch_size * self.world
         rests = (source.size % span for source in self.sources if not source.stream)
         return self.total - sum(0 < rest <= self.rank for rest in rests)
 
-    def slots(self, epoch: int, start: int = 0) -> Iterator[BatchSpec]:
-        """The batches of this rank from its turn `start` of an epoch on."""
-        sources, parts, laps = self._row(epoch)
-        group, place = divmod(self.rank, self.world // self.joint)
-        for turn in range(start, self.total * self.split // self.joint):
-            number, piece = turn // self.split * self.joint + group, turn % self.split
-            source, lap, part = int(sources[number]), int(laps[number]), place * self.split + piece
-            indices = self._part(source, lap, int(parts[number]), part)
+    def specs(self, epoch: int, start: int = 0) -> Iterator[BatchSpec]:
+        """The batches of this rank in an epoch, from its batch number `start` on."""
+        sources, places, passes = self._epoch_order(epoch)
+        group, place = divmod(self.rank, self.world // self.concurrent)
+        for turn in range(start, self.total * self.parts_per_rank // self.concurrent):
+            number, piece = turn // self.parts_per_rank * self.concurrent + group, turn % self.parts_per_rank
+            source, pass_index, part = int(sources[number]), int(passes[number]), place * self.parts_per_rank + piece
+            indices = self._part(source, pass_index, int(places[number]), part)
             if len(indices):
-                yield BatchSpec(epoch, number, source, lap, tuple(indices.tolist()), turn, part)
+                yield BatchSpec(epoch, number, source, pass_index, tuple(indices.tolist()), turn, part)
 
-    def seeds(self, slot: BatchSpec) -> list[int]:
-        """The seed of each sample's augmentation; for a data set it depends on sample and lap, not on batch or rank."""
-        source = self.sources[slot.source]
-        lap = f"{slot.epoch}.{slot.number}.{slot.part}" if source.stream else str(slot.lap)
-        return [_hash(self.seed, source.name, lap, index, size=8) >> 1 for index in slot.indices]
+    def seeds(self, spec: BatchSpec) -> list[int]:
+        """The seed of each sample's augmentation; for a data set it depends on sample and pass, not on the rank."""
+        source = self.sources[spec.source]
+        once = f"{spec.epoch}.{spec.number}.{spec.part}" if source.stream else str(spec.pass_index)
+        return [_hash(self.seed, source.name, once, index, size=8) >> 1 for index in spec.indices]
 
-    def spares(self, slot: BatchSpec) -> tuple[int, ...]:
-        """Samples of the slot's source to try where all of its own failed, in an order of the rank's own."""
-        size = self.sources[slot.source].size
-        rng = generator(self.seed, "spare", slot.epoch, slot.number, slot.part)
+    def spares(self, spec: BatchSpec) -> tuple[int, ...]:
+        """Samples of the same source to try where all of a batch failed, in a random order that differs by rank."""
+        size = self.sources[spec.source].size
+        rng = generator(self.seed, "spare", spec.epoch, spec.number, spec.part)
         return tuple(rng.integers(size, size=8 * self.batch_size).tolist())
 
-    def _slots_of(self, source: MixtureSource) -> int:
+    def _batches_of(self, source: MixtureSource) -> int:
         full, rest = divmod(source.size, self.batch_size * self.parts)
         if self.exact:
             return full + (rest > 0)
         return full + (rest >= self.parts and (full == 0 or not self.drop_last))
 
-    def _row(self, epoch: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Per slot of an epoch: source, number of the slot within its lap, lap."""
+    def _epoch_order(self, epoch: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """For each global batch of an epoch: its source, its number within the pass, the pass; int64 [total] each."""
         if self.weights is None:
-            sources = np.repeat(np.arange(len(self.laps)), self.laps)
-            parts = np.concatenate([np.arange(slots) for slots in self.laps])
+            sources = np.repeat(np.arange(len(self.sources)), self.batches_per_pass)
+            places = np.concatenate([np.arange(count) for count in self.batches_per_pass])
             order = generator(self.seed, "slots", epoch).permutation(self.total) if self.shuffle else slice(None)
-            return sources[order], parts[order], np.full(self.total, epoch)
+            return sources[order], places[order], np.full(self.total, epoch)
         sources = self._draw(epoch)
         count = np.zeros(self.total, dtype=np.int64)
         for number, before in enumerate(self._drawn_before(epoch)):
             mine = sources == number
             count[mine] = before + np.arange(mine.sum())
-        laps, parts = np.divmod(count, np.array(self.laps)[sources])
-        return sources, parts, laps
+        passes, places = np.divmod(count, np.array(self.batches_per_pass)[sources])
+        return sources, places, passes
 
     def _draw(self, epoch: int) -> np.ndarray:
         shares = np.array(self.weights, dtype=np.float64)
         return generator(self.seed, "draw", epoch).choice(len(shares), size=self.total, p=shares / shares.sum())
 
     def _drawn_before(self, epoch: int) -> np.ndarray:
-        """How often each source was drawn in all earlier epochs, by drawing those again that are not known yet."""
+        """How often each source was drawn in all earlier epochs; epochs that are not cached are drawn again."""
         known = max(e for e in self._drawn if e <= epoch)
         count = self._drawn[known]
         for earlier in range(known, epoch):
@@ -256,27 +256,27 @@ class BatchPlan:
     def _drawn(self) -> dict[int, np.ndarray]:
         return {0: np.zeros(len(self.sources), dtype=np.int64)}
 
-    def _part(self, number: int, lap: int, slot: int, part: int) -> np.ndarray:
-        """Indices of one part of one slot of a lap; for a stream only their count means something."""
+    def _part(self, number: int, pass_index: int, place: int, part: int) -> np.ndarray:
+        """Indices of one part of global batch `place` of a pass; for a stream only their count has a meaning."""
         source, span = self.sources[number], self.batch_size * self.parts
         if source.stream:
             return np.arange(self.batch_size)
-        first, last = slot * span, min((slot + 1) * span, source.size)
+        first, last = place * span, min((place + 1) * span, source.size)
         base, extra = divmod(last - first, self.parts)
         begin = first + part * base + min(part, extra)
         end = begin + base + (part < extra)
-        return self._lap(number, lap)[begin:end] if self.shuffle else np.arange(begin, end)
+        return self._pass_order(number, pass_index)[begin:end] if self.shuffle else np.arange(begin, end)
 
-    def _lap(self, number: int, lap: int) -> np.ndarray:
-        """The order of a source's samples in one lap, int64 [size]; of each source the last one asked for is kept."""
+    def _pass_order(self, number: int, pass_index: int) -> np.ndarray:
+        """The order of a source's samples in one pass, int64 [size]; the last one of each source is cached."""
         known = self._orders.get(number)
-        if known is None or known[0] != lap:
+        if known is None or known[0] != pass_index:
             source = self.sources[number]
-            found = permutation(self.seed, source.name, lap, source.size)
+            found = permutation(self.seed, source.name, pass_index, source.size)
             if source.lengths is not None:
-                rng = generator(self.seed, "lengths", source.name, lap)
+                rng = generator(self.seed, "lengths", source.name, pass_index)
                 found = grouped(found, source.lengths, self.batch_size * self.parts, self.window, rng)
-            self._orders[number] = known = (lap, found)
+            self._orders[number] = known = (pass_index, found)
         return known[1]
 
     @cached_property
@@ -285,7 +285,7 @@ class BatchPlan:
 
 
 def generator(seed: int, *words: str | int) -> np.random.Generator:
-    """A generator of its own for each purpose that `words` name."""
+    """An independent generator for the purpose that `words` name."""
     return np.random.Generator(np.random.Philox(key=_hash(seed, *words, size=16)))
 
 
@@ -293,9 +293,9 @@ def _hash(*words: str | int, size: int) -> int:
     return int.from_bytes(blake2b("/".join(map(str, words)).encode(), digest_size=size).digest(), "little")
 
 
-def permutation(seed: int, name: str, lap: int, size: int) -> np.ndarray:
-    """The order of a source's samples in one lap, int64 [size]."""
-    return generator(seed, "samples", name, lap).permutation(size)
+def permutation(seed: int, name: str, pass_index: int, size: int) -> np.ndarray:
+    """The shuffled order of a source's samples in one pass, int64 [size]."""
+    return generator(seed, "samples", name, pass_index).permutation(size)
 
 
 def _check_weights(weights: tuple[float, ...], count: int, exact: bool) -> None:

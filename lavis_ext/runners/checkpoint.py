@@ -1,7 +1,7 @@
-"""`checkpoint_<step>/` folders: written whole or not at all, hashed, found again after any crash, and pruned with care.
+"""`checkpoint_<step>/` folders: written atomically, verified by SHA-256 when read, and pruned; no pickle is involved.
 
 A folder holds `model.safetensors` (trainable parameters and buffers), `tensors.safetensors` and `state.json` (all other
-state, see `state.pack`) and, written last, `manifest.json` with the size and SHA-256 of each. `latest.json` and
+state, see `pack`) and, written last, `manifest.json` with the size and SHA-256 of each. `latest.json` and
 `best.json` beside it name the newest and the best one; `checkpoint_best` is a link to the latter.
 """
 
@@ -29,82 +29,6 @@ from lavis_ext.models.base_model import BaseModel, whole
 from lavis_ext.runners.files import WAY_OUT, write_json
 
 log = logging.getLogger(__name__)
-# A tree of plain values and tensors ↔ JSON and a flat dict of tensors: what a checkpoint keeps, without pickle.
-
-
-TENSOR, TUPLE, PAIRS = "__tensor__", "__tuple__", "__pairs__"
-
-
-def pack(tree: Any, tensors: dict[str, Tensor], prefix: str = "") -> Any:
-    """`tree` as JSON values; its tensors move into `tensors` under their path.
-
-    Knows dicts (with keys of any JSON kind), lists, tuples, numbers, strings, None, numpy scalars and arrays; raises
-    TypeError at anything else, so that no state is lost silently.
-    """
-    if isinstance(tree, Mapping):
-        return _pack_mapping(tree, tensors, prefix)
-    if isinstance(tree, (list, tuple)):
-        packed = [pack(item, tensors, f"{prefix}.{index}") for index, item in enumerate(tree)]
-        return packed if isinstance(tree, list) else {TUPLE: packed}
-    if isinstance(tree, np.ndarray):
-        return pack(tree.tolist(), tensors, prefix)
-    if isinstance(tree, Tensor):
-        tensors[prefix] = tree.detach().contiguous().cpu().clone()
-        return {TENSOR: prefix}
-    return _plain(tree, prefix)
-
-
-def _pack_mapping(tree: Mapping[Any, Any], tensors: dict[str, Tensor], prefix: str) -> dict[str, Any]:
-    items = {key: pack(value, tensors, f"{prefix}.{key}") for key, value in tree.items()}
-    if all(isinstance(key, str) for key in items) and not {TENSOR, TUPLE, PAIRS} & items.keys():
-        return items
-    return {PAIRS: [[_plain(key, prefix), value] for key, value in items.items()]}
-
-
-def _plain(value: Any, prefix: str) -> Any:
-    if isinstance(value, np.generic):
-        return value.item()
-    if value is None or isinstance(value, (bool, int, float, str)):
-        return value
-    raise TypeError(f"{prefix or 'state'}: {type(value).__name__} cannot be kept in a checkpoint")
-
-
-def unpack(packed: Any, tensors: Mapping[str, Tensor]) -> Any:
-    """The tree that `pack` took apart; raises KeyError if a tensor is missing."""
-    if isinstance(packed, list):
-        return [unpack(item, tensors) for item in packed]
-    if not isinstance(packed, dict):
-        return packed
-    if TENSOR in packed:
-        return tensors[packed[TENSOR]]
-    if TUPLE in packed:
-        return tuple(unpack(item, tensors) for item in packed[TUPLE])
-    if PAIRS in packed:
-        return {key: unpack(value, tensors) for key, value in packed[PAIRS]}
-    return {key: unpack(value, tensors) for key, value in packed.items()}
-
-
-def random_state() -> dict[str, Any]:
-    """State of every generator that a training step may draw from: python, numpy, torch on the CPU and on this GPU."""
-    state = {"python": random.getstate(), "numpy": np.random.get_state(), "torch": torch.get_rng_state()}
-    return state | ({"cuda": torch.cuda.get_rng_state()} if torch.cuda.is_available() else {})
-
-
-def restore_random_state(state: Mapping[str, Any]) -> None:
-    """Put the generators where `random_state` found them."""
-    random.setstate(state["python"])
-    np.random.set_state(state["numpy"])
-    torch.set_rng_state(state["torch"])
-    if "cuda" in state and torch.cuda.is_available():
-        torch.cuda.set_rng_state(state["cuda"])
-
-
-def seed_everything(seed: int) -> None:
-    """Seed python, numpy and torch (CPU and GPUs)."""
-    random.seed(seed)
-    np.random.seed(seed % 2**32)
-    torch.manual_seed(seed)
-
 
 FORMAT = 1
 NAME = re.compile(r"checkpoint_(\d+)(\.old)?")
@@ -113,20 +37,11 @@ MODEL, TENSORS, STATE, MANIFEST = "model.safetensors", "tensors.safetensors", "s
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """What one folder holds: the tensors of the model by name, and the tree of all other state."""
+    """One folder, read: the tensors of the model by name, and the tree of all other state."""
 
     path: Path
     model: dict[str, Tensor]
     state: dict[str, Any]
-
-
-def model_tensors(model: BaseModel, keep: bool = True) -> dict[str, Tensor]:
-    """Copies on the CPU of what `model.trainable_state()` says must be kept; {} unless `keep`.
-
-    Where parameters are sharded it is a collective: all ranks must call it.
-    """
-    tensors = ((name, whole(tensor.detach())) for name, tensor in model.trainable_state().items())
-    return {name: tensor.contiguous().cpu().clone() for name, tensor in tensors if keep}
 
 
 def save(
@@ -139,12 +54,12 @@ def save(
 ) -> Path:
     """Write `checkpoint_<step>` and point `latest.json` (and `best.json`) to it; a DiskError leaves the old ones.
 
-    `beside` are further files by name, as JSON values: what the weights are of no use without.
+    `beside` are further files by name, as JSON values, such as the labels of a classifier.
     """
     final = job_dir / f"checkpoint_{step}"
     part = job_dir / f".{final.name}.part"
     try:
-        with disk_errors(final, WAY_OUT, also=(SafetensorError,)):  # its writer's word for a full disk
+        with disk_errors(final, WAY_OUT, also=(SafetensorError,)):  # safetensors raises it, not OSError, on a full disk
             _write_folder(part, model, state, beside or {})
             _publish(part, final)
     finally:
@@ -203,34 +118,26 @@ def _link_best(job_dir: Path, target: Path) -> None:
 
 
 def load(folder: Path) -> Checkpoint:
-    """Read a checkpoint and compare each file with its manifest; raises IntegrityError that names one that differs."""
+    """Read a checkpoint and verify each file against its manifest; raises IntegrityError that names the file."""
     way_out = "use another checkpoint"
     try:
         manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
         for name, expected in manifest["files"].items():
             if sha256_of(folder / name) != expected["sha256"]:
-                raise IntegrityError(str(folder / name), "does not match the SHA-256 of its manifest", way_out)
+                raise IntegrityError(str(folder / name), "does not match the SHA-256 in its manifest", way_out)
         state = unpack(json.loads((folder / STATE).read_text(encoding="utf-8")), read_tensors(folder / TENSORS))
         return Checkpoint(folder, read_tensors(folder / MODEL), state)
     except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
-        raise IntegrityError(str(folder), f"is no whole checkpoint: {error}", way_out) from error
+        raise IntegrityError(str(folder), f"is not a whole checkpoint: {error}", way_out) from error
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
-    """Tensors in memory of their own: those of a file may be aligned so that some kernels round otherwise."""
+    """Copies of a file's tensors: mapped ones may be aligned so that some kernels round differently."""
     return {name: tensor.clone() for name, tensor in load_file(path).items()}
 
 
-def candidates(job_dir: Path) -> list[Path]:
-    """Checkpoint folders, newest step first."""
-    found = [
-        (int(match[1]), match[2] is None, p) for p in job_dir.glob("checkpoint_*") if (match := NAME.fullmatch(p.name))
-    ]
-    return [path for _, _, path in sorted(found, reverse=True)]
-
-
 def load_newest(job_dir: Path) -> Checkpoint | None:
-    """The newest checkpoint that is whole; damaged ones are said and set aside as `damaged_*`.
+    """The newest checkpoint that is whole; damaged ones are logged and renamed to `damaged_*`.
 
     None if there is none at all; raises IntegrityError if there are some and none is whole.
     """
@@ -255,6 +162,14 @@ def _set_aside(folder: Path) -> None:
     folder.rename(target)
 
 
+def candidates(job_dir: Path) -> list[Path]:
+    """Checkpoint folders, newest step first."""
+    found = [
+        (int(match[1]), match[2] is None, p) for p in job_dir.glob("checkpoint_*") if (match := NAME.fullmatch(p.name))
+    ]
+    return [path for _, _, path in sorted(found, reverse=True)]
+
+
 def pointed(job_dir: Path, pointer: str) -> Path | None:
     """The folder that `latest` or `best` names; None if there is no pointer or what it names is gone."""
     file = job_dir / f"{pointer}.json"
@@ -265,16 +180,101 @@ def pointed(job_dir: Path, pointer: str) -> Path | None:
 
 
 def prune(job_dir: Path, keep: int) -> list[Path]:
-    """Delete all but the newest `keep` checkpoints (at least one) and the best; returns what went.
+    """Delete all but the newest `keep` checkpoints (at least one) and the best; returns the deleted folders.
 
-    A folder is renamed before it is emptied, so that half of one never passes for a checkpoint.
+    A folder is renamed before it is emptied, so that an interrupted deletion never leaves half a checkpoint.
     """
     best, latest = pointed(job_dir, "best"), pointed(job_dir, "latest")
-    spared = {*candidates(job_dir)[: max(keep, 1)], best, latest}
-    gone = [folder for folder in candidates(job_dir) if folder not in spared]
-    for folder in gone:
+    kept = {*candidates(job_dir)[: max(keep, 1)], best, latest}
+    deleted = [folder for folder in candidates(job_dir) if folder not in kept]
+    for folder in deleted:
         trash = folder.with_name(f".trash_{folder.name}")
         shutil.rmtree(trash, ignore_errors=True)
         folder.rename(trash)
         shutil.rmtree(trash, ignore_errors=True)
-    return gone
+    return deleted
+
+
+def model_tensors(model: BaseModel, keep: bool = True) -> dict[str, Tensor]:
+    """Copies of `model.trainable_state()` on the CPU; {} unless `keep`.
+
+    Where parameters are sharded this is a collective: all ranks must call it.
+    """
+    tensors = ((name, whole(tensor.detach())) for name, tensor in model.trainable_state().items())
+    return {name: tensor.contiguous().cpu().clone() for name, tensor in tensors if keep}
+
+
+# State without pickle: a tree of plain values and tensors ↔ JSON and a flat dict of tensors.
+
+TENSOR, TUPLE, PAIRS = "__tensor__", "__tuple__", "__pairs__"
+
+
+def pack(tree: Any, tensors: dict[str, Tensor], prefix: str = "") -> Any:
+    """`tree` as JSON values; its tensors move into `tensors` under their path.
+
+    Knows dicts (with keys of any JSON kind), lists, tuples, numbers, strings, None, numpy scalars and arrays; raises
+    TypeError for anything else, so that no state is lost silently.
+    """
+    if isinstance(tree, Mapping):
+        return _pack_mapping(tree, tensors, prefix)
+    if isinstance(tree, (list, tuple)):
+        packed = [pack(item, tensors, f"{prefix}.{index}") for index, item in enumerate(tree)]
+        return packed if isinstance(tree, list) else {TUPLE: packed}
+    if isinstance(tree, np.ndarray):
+        return pack(tree.tolist(), tensors, prefix)
+    if isinstance(tree, Tensor):
+        tensors[prefix] = tree.detach().contiguous().cpu().clone()
+        return {TENSOR: prefix}
+    return _plain(tree, prefix)
+
+
+def _pack_mapping(tree: Mapping[Any, Any], tensors: dict[str, Tensor], prefix: str) -> dict[str, Any]:
+    items = {key: pack(value, tensors, f"{prefix}.{key}") for key, value in tree.items()}
+    if all(isinstance(key, str) for key in items) and not {TENSOR, TUPLE, PAIRS} & items.keys():
+        return items
+    return {PAIRS: [[_plain(key, prefix), value] for key, value in items.items()]}
+
+
+def _plain(value: Any, prefix: str) -> Any:
+    if isinstance(value, np.generic):
+        return value.item()
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return value
+    raise TypeError(f"{prefix or 'state'}: {type(value).__name__} cannot be kept in a checkpoint")
+
+
+def unpack(packed: Any, tensors: Mapping[str, Tensor]) -> Any:
+    """The tree that was given to `pack`; raises KeyError if a tensor is missing."""
+    if isinstance(packed, list):
+        return [unpack(item, tensors) for item in packed]
+    if not isinstance(packed, dict):
+        return packed
+    if TENSOR in packed:
+        return tensors[packed[TENSOR]]
+    if TUPLE in packed:
+        return tuple(unpack(item, tensors) for item in packed[TUPLE])
+    if PAIRS in packed:
+        return {key: unpack(value, tensors) for key, value in packed[PAIRS]}
+    return {key: unpack(value, tensors) for key, value in packed.items()}
+
+
+def random_state() -> dict[str, Any]:
+    """State of every generator that a training step may draw from: python, numpy, torch on the CPU and on this GPU."""
+    state = {"python": random.getstate(), "numpy": np.random.get_state(), "torch": torch.get_rng_state()}
+    return state | ({"cuda": torch.cuda.get_rng_state()} if torch.cuda.is_available() else {})
+
+
+def restore_random_state(state: Mapping[str, Any]) -> None:
+    """Set the generators to what `random_state` returned."""
+    random.setstate(state["python"])
+    np.random.set_state(state["numpy"])
+    torch.set_rng_state(state["torch"])
+    if "cuda" in state and torch.cuda.is_available():
+        torch.cuda.set_rng_state(state["cuda"])
+
+
+def seed_everything(seed: int) -> None:
+    """Seed python, numpy and torch (CPU and GPUs)."""
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.manual_seed(seed)

@@ -1,4 +1,4 @@
-"""The data of a run as batches: its data sets mixed for training, one after the other for evaluation."""
+"""The data of a run: data sets opened, mixed for training, in order for evaluation; the classes of a classifier."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def train_feed(config: Config, opened: Opened, accelerator: Accelerator) -> Mixt
 
 
 def eval_feeds(config: Config, opened: Opened, splits: Sequence[str], accelerator: Accelerator) -> dict[str, Mixture]:
-    """Each split in order, every sample once: shared out over the ranks, or whole on each without
+    """Each split in order, every sample once: divided over the ranks, or whole on each rank without
     `run.use_dist_eval_sampler`."""
     run, shared = config.run, config.run.use_dist_eval_sampler
     return {
@@ -84,13 +84,12 @@ def of_split(opened: Opened, split: str) -> dict[str, Dataset]:
     return found
 
 
-# What a classifier's classes stand for: their number comes from the data, and weights must have them in its order.
-
+# Classes of a classifier: the data decide how many there are, and weights must have them in the same order.
 
 FILE = "labels.json"
 """Beside the weights in every checkpoint of a classifier: `[{"id", "answer"}]` in the order of the classes."""
 PICKLES = "*ans2label.pkl"
-"""What a folder of upstream's may hold instead."""
+"""What a folder of LAVIS or Oscar may hold instead."""
 WAY_OUT = "name the label_file that the weights were trained with, or other weights"
 
 
@@ -99,34 +98,45 @@ def vocabulary(opened: Opened) -> LabelVocabulary | None:
 
     Raises ConfigError that names the first class that differs.
     """
-    found: tuple[str, LabelVocabulary] | None = None
+    first: tuple[str, LabelVocabulary] | None = None
     for name, splits in opened.items():
         for split, dataset in splits.items():
             labels = getattr(dataset, "labels", None)
             if not isinstance(labels, LabelVocabulary):
                 continue
-            if found is not None:
-                require_same(found[1], labels, f"datasets.{name} {split}", f"datasets.{found[0]}")
-            found = found or (f"{name} {split}", labels)
-    return found[1] if found else None
+            if first is not None:
+                require_same(first[1], labels, f"datasets.{name} {split}", f"datasets.{first[0]}")
+            first = first or (f"{name} {split}", labels)
+    return first[1] if first else None
 
 
 def with_num_labels(config: Config, labels: LabelVocabulary | None) -> Config:
-    """The configuration with `num_labels` of the model, and of its teacher, where the data settle it.
+    """The configuration with `num_labels` of the model, and of its teacher, where the data have labels.
 
-    Raises ConfigError for another number, and for weights that a file beside them says were trained for other answers.
+    Raises ConfigError where the configuration asks for another number, and for weights whose label file (see FILE)
+    lists other answers.
     """
     if labels is None or config.model is None:
         return config
-    model, run = _counted(config.model, labels, "model"), config.run
+    model, run = _with_count(config.model, labels, "model"), config.run
     distill = getattr(run, "distill", None)
     if distill and isinstance(distill.teacher, ModelConfig):
-        told = _counted(distill.teacher, labels, "run.distill.teacher")
-        run = replace(run, **{"distill": replace(distill, teacher=told)})
+        teacher = _with_count(distill.teacher, labels, "run.distill.teacher")
+        run = replace(run, **{"distill": replace(distill, teacher=teacher)})
     for name, key in weights_of(config):
         if folder := find_folder(name):
             require_order(labels, folder, f"{key} {name}")
     return replace(config, model=model, run=run)
+
+
+def _with_count(model: ModelConfig, labels: LabelVocabulary, key: str) -> ModelConfig:
+    """The section with the number of classes; raises ConfigError where it asks for another."""
+    asked = getattr(model, "num_labels", len(labels))
+    if asked not in (None, len(labels)):
+        what = f"is {asked}, the answers of the data sets are {len(labels)}"
+        raise ConfigError(f"{key}.num_labels", what, "leave it out, or name the label_file that is meant")
+    num_labels: dict[str, Any] = {"num_labels": len(labels)}
+    return replace(model, **num_labels) if hasattr(model, "num_labels") else model
 
 
 def weights_of(config: Config) -> Iterator[tuple[str, str]]:
@@ -172,7 +182,7 @@ def require_same(labels: LabelVocabulary, others: LabelVocabulary, where: str, k
 
 
 def require_beside(mine: dict[str, Any], folder: Path) -> None:
-    """Raise ConfigError where a checkpoint that is to be resumed has other answers than `beside` says."""
+    """Raise ConfigError where a checkpoint that is to be resumed has other answers than those of `beside(labels)`."""
     if FILE in mine:
         records = mine[FILE]
         own = LabelVocabulary([row["id"] for row in records], [row["answer"] for row in records])
@@ -180,15 +190,5 @@ def require_beside(mine: dict[str, Any], folder: Path) -> None:
 
 
 def beside(labels: LabelVocabulary | None) -> dict[str, Any]:
-    """What is written beside the weights of a checkpoint, by file name."""
+    """The label file that goes beside the weights of a checkpoint: file name → JSON value."""
     return {} if labels is None else {FILE: labels.records()}
-
-
-def _counted(model: ModelConfig, labels: LabelVocabulary, key: str) -> ModelConfig:
-    """The section with the number of classes; raises ConfigError where it asks for another."""
-    asked = getattr(model, "num_labels", len(labels))
-    if asked not in (None, len(labels)):
-        what = f"is {asked}, the answers of the data sets are {len(labels)}"
-        raise ConfigError(f"{key}.num_labels", what, "leave it out, or name the label_file that is meant")
-    counted: dict[str, Any] = {"num_labels": len(labels)}
-    return replace(model, **counted) if hasattr(model, "num_labels") else model

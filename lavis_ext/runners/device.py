@@ -1,4 +1,4 @@
-"""Devices of a run: one Accelerator for CPU, GPU and ranks, and what makes the same run give the same numbers."""
+"""Devices of a run: one Accelerator for CPU, GPU and ranks, SLURM's variables as torchrun's, deterministic kernels."""
 
 from __future__ import annotations
 
@@ -21,8 +21,6 @@ from lavis_ext.common.errors import ConfigError
 from lavis_ext.runners.distributed import USED, wants_fsdp
 
 log = logging.getLogger(__name__)
-# What starts several processes, and how each learns which it is: what SLURM says is put as torchrun says it.
-
 
 FIRST_PORT, PORTS = 20_000, 20_000
 RANGES = re.compile(r"^(?P<head>[^\[,]+)(?:\[(?P<first>\d+)[^\]]*\](?P<tail>[^\[,]*))?")
@@ -37,10 +35,10 @@ def first_host(nodes: str) -> str:
 
 
 def from_slurm(environment: Mapping[str, str]) -> dict[str, str]:
-    """torch.distributed's variables for a task that `srun` started; {} where another launcher or none did.
+    """torch.distributed's variables for a task that `srun` started; {} where another launcher or none started it.
 
-    `MASTER_PORT` follows from the job's number, so that all tasks find the same one and two jobs of a node another.
-    Raises ConfigError for variables that are no numbers.
+    `MASTER_PORT` is derived from the job id: the same for all tasks of a job, different for two jobs on one node.
+    Raises ConfigError for a variable that is not a number.
     """
     tasks = environment.get("SLURM_STEP_NUM_TASKS", environment.get("SLURM_NTASKS", "1"))
     if "RANK" in environment or "SLURM_PROCID" not in environment or tasks == "1":
@@ -61,9 +59,9 @@ def from_slurm(environment: Mapping[str, str]) -> dict[str, str]:
 
 
 def local_tasks(environment: Mapping[str, str], tasks: str) -> str:
-    """How many tasks run on this node, from `SLURM_NTASKS_PER_NODE` or the first of `2(x3),1`; all of them else."""
-    told = environment.get("SLURM_NTASKS_PER_NODE", environment.get("SLURM_STEP_TASKS_PER_NODE", tasks))
-    found = re.match(r"\d+", told)
+    """How many tasks run on this node, from `SLURM_NTASKS_PER_NODE` or the first of `2(x3),1`, else all."""
+    per_node = environment.get("SLURM_NTASKS_PER_NODE", environment.get("SLURM_STEP_TASKS_PER_NODE", tasks))
+    found = re.match(r"\d+", per_node)
     return found[0] if found else tasks
 
 
@@ -79,7 +77,7 @@ def build_accelerator(run: RunConfig) -> Accelerator:
     """The Accelerator of `run.device` and `run.precision`; raises ConfigError for what this machine lacks.
 
     Several processes are those that torchrun, `accelerate launch` or srun started; one process needs no process group.
-    `run.accum_grad_iters` alone says how many micro-batches make a step, and `run.parallel` is seen to elsewhere.
+    `run.accum_grad_iters` alone says how many micro-batches make a step; `distributed.wrap` handles `run.parallel`.
     """
     translate_slurm()
     if LOAD_ON_ONE in os.environ:  # transformers would leave the weights of all ranks but the first empty
@@ -101,7 +99,7 @@ def build_accelerator(run: RunConfig) -> Accelerator:
 
 def leave_group() -> None:
     """Leave the process group while its threads can still be joined: gloo aborts a process that exits with them."""
-    gc.collect()  # wrapped models stand in cycles and hold the group
+    gc.collect()  # wrapped models are in reference cycles and hold the group
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
 
@@ -125,7 +123,7 @@ def choose_cpu(device: str) -> bool:
 def choose_precision(run: RunConfig, use_cpu: bool) -> str:
     """`run.precision`, else what `run.amp` means here: fp16 on a GPU, bf16 on a CPU and under FSDP; else accelerate's.
 
-    Raises ConfigError for what cannot be had here.
+    Raises ConfigError for a precision that this device or `run.parallel` does not support.
     """
     sharded = wants_fsdp(run)
     default = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
@@ -140,7 +138,7 @@ def choose_precision(run: RunConfig, use_cpu: bool) -> str:
 
 @contextmanager
 def without(name: str) -> Iterator[None]:
-    """An environment variable taken away for the block."""
+    """Unset an environment variable for the block."""
     before = os.environ.pop(name, None)
     try:
         yield
@@ -159,7 +157,7 @@ def forget_previous() -> None:
 
 @contextmanager
 def deterministic(device: torch.device) -> Iterator[None]:
-    """Deterministic kernels for the block where they cost nothing: cuDNN's choice is fixed, CPU operators are exact."""
+    """Deterministic kernels for the block where they cost nothing: cuDNN without autotuning, all operators on a CPU."""
     before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
     settings: Any = torch.utils.deterministic
     fill = settings.fill_uninitialized_memory

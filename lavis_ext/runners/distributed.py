@@ -1,6 +1,7 @@
-"""FSDP2: parameters are sharded over the ranks; each block is unsharded during its forward and backward.
+"""Several processes: FSDP2, a resume under another number of processes, and work that rank 0 does first.
 
-By torch's `fully_shard`, not by accelerate (1.15), which leaves ranks on CPUs unsharded and takes no scalar parameter
+FSDP2 shards parameters over the ranks and unshards each block during its forward and backward. It is torch's
+`fully_shard`, not accelerate's (1.15), which leaves ranks on CPUs unsharded and takes no scalar parameter
 (docs/blip2.md). Checkpoints hold full tensors, so that they load under any number of ranks, sharded or not.
 """
 
@@ -32,9 +33,9 @@ RESHARD, OFFLOAD, USED = "FSDP_RESHARD_AFTER_FORWARD", "FSDP_OFFLOAD_PARAMS", "A
 
 
 def wants_fsdp(run: RunConfig) -> bool:
-    """Whether `run.parallel`, or where it is silent accelerate's configuration, says fsdp; raises ConfigError for more.
+    """Whether `run.parallel`, or where it is unset accelerate's configuration, says fsdp.
 
-    Of accelerate's settings `FSDP_RESHARD_AFTER_FORWARD` counts too; offloading to the CPU is not offered.
+    Of accelerate's settings `FSDP_RESHARD_AFTER_FORWARD` is read too. Raises ConfigError for offloading to the CPU.
     """
     asked = os.environ.get(USED, "false").lower() in ("true", "1")
     if not (run.parallel == "fsdp" or (run.parallel is None and asked)):
@@ -83,7 +84,7 @@ def blocks(module: nn.Module) -> Iterator[nn.Module]:
 
 
 def fsdp_modules(module: nn.Module) -> list[FSDPModule]:
-    """All that is sharded by itself; empty without FSDP."""
+    """The modules that FSDP shards; empty without FSDP."""
     return [found for found in module.modules() if isinstance(found, FSDPModule)]
 
 
@@ -106,9 +107,9 @@ def unsharded(root: nn.Module) -> Iterator[None]:
 
 
 def sync_unsharded_grads(root: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-    """Average the gradients of parameters that FSDP left alone (scalars) over the ranks, before the optimizer moves.
+    """Average the gradients of parameters that FSDP does not shard (scalars) over the ranks, before the step.
 
-    torch's foreach kernels refuse a list of tensors and DTensors, so the optimizer then takes parameters one by one.
+    torch's foreach kernels refuse a list that mixes tensors and DTensors, so the optimizer then takes them one by one.
     """
     if not fsdp_modules(root):
         return
@@ -173,7 +174,7 @@ def sharded_state(state: Mapping[str, Any], optimizer: torch.optim.Optimizer) ->
         {**saved, **({"foreach": own["foreach"]} if "foreach" in own else {})}
         for saved, own in zip(state["param_groups"], optimizer.param_groups, strict=False)
     ]
-    groups += state["param_groups"][len(groups) :]  # what does not fit is the optimizer's to refuse
+    groups += state["param_groups"][len(groups) :]  # the optimizer itself refuses groups that do not fit
     return {
         **state,
         "param_groups": groups,
@@ -181,63 +182,61 @@ def sharded_state(state: Mapping[str, Any], optimizer: torch.optim.Optimizer) ->
     }
 
 
-# A run that goes on under another number of processes: the same samples in the same steps, on other ranks.
-#
-# The plan of a run (epochs, windows, learning rates) stays that of the processes that it was begun with.
-
+# A resume under another number of processes takes the same samples in the same steps, on other ranks. The plan of the
+# run (epochs, windows, learning rates) stays that of the processes that it was started with.
 
 ACCUM = "run.accum_grad_iters"
 
 
 @dataclass(frozen=True)
 class ShardedSteps:
-    """How planned micro-batches lie on this run's ranks.
+    """How the micro-batches that were planned for one number of ranks are divided over this run's ranks.
 
-    Planned are `accum` a step on each of `world` ranks. A rank takes `split` of them where fewer ranks go on, one after
-    the other; of `joint` planned ones it takes one where more do.
+    The plan has `accum` micro-batches a step on each of `world` ranks. With fewer ranks than planned, each rank runs
+    `parts_per_rank` micro-batches for each planned one, in turn; with more, `concurrent` planned ones run at once.
     """
 
     world: int
     accum: int
-    split: int = 1
-    joint: int = 1
+    parts_per_rank: int = 1
+    concurrent: int = 1
 
     @property
     def changed(self) -> bool:
-        """Whether the processes are not those that the run was begun with."""
-        return self.split != 1 or self.joint != 1
+        """Whether the number of processes is not the one that the run was started with."""
+        return self.parts_per_rank != 1 or self.concurrent != 1
 
     def taken(self, planned: int) -> int:
-        """Micro-batches that a rank takes for so many planned ones."""
-        return planned * self.split // self.joint
+        """Micro-batches that a rank runs for so many planned ones."""
+        return planned * self.parts_per_rank // self.concurrent
 
     def fingerprint(self, config: Mapping[str, Any]) -> dict[str, Any]:
-        """A configuration's, with the accumulation of the run that was begun where the processes are others."""
+        """`config` to compare with a checkpoint's: where `changed`, with the accumulation of the first start."""
         return {**config, ACCUM: self.accum} if self.changed else dict(config)
 
     def as_dict(self) -> dict[str, int]:
-        """What a checkpoint keeps."""
+        """`world` and `accum`, for the checkpoint."""
         return {key: value for key, value in asdict(self).items() if key in ("world", "accum")}
 
 
 def find_layout(state: Mapping[str, Any], world: int, accum: int, where: str) -> ShardedSteps:
-    """How the run of a checkpoint lies on `world` processes that accumulate `accum` micro-batches.
+    """How the run of a checkpoint is divided over `world` processes that accumulate `accum` micro-batches.
 
-    Raises ConfigError where their steps would not be the same: processes × accumulation differ, or neither number of
+    Raises ConfigError where the steps would not be the same: processes × accumulation differ, or neither number of
     processes divides the other.
     """
-    was = state.get("layout") or {"world": len(state["ranks"]), "accum": state["config"].get(ACCUM, accum)}
-    begun = ShardedSteps(int(was["world"]), int(was["accum"]))
+    saved = state.get("layout") or {"world": len(state["ranks"]), "accum": state["config"].get(ACCUM, accum)}
+    begun = ShardedSteps(int(saved["world"]), int(saved["accum"]))
     if begun.world == world:
         return ShardedSteps(world, accum)
-    summed = begun.world * begun.accum
-    if summed == world * accum and begun.world % world == 0:
-        return ShardedSteps(begun.world, begun.accum, split=begun.world // world)
-    if summed == world * accum and world % begun.world == 0:
-        return ShardedSteps(begun.world, begun.accum, joint=world // begun.world)
+    per_step = begun.world * begun.accum
+    if per_step == world * accum and begun.world % world == 0:
+        return ShardedSteps(begun.world, begun.accum, parts_per_rank=begun.world // world)
+    if per_step == world * accum and world % begun.world == 0:
+        return ShardedSteps(begun.world, begun.accum, concurrent=world // begun.world)
     what = f"was made by {begun.world} processes × accum_grad_iters {begun.accum}, this run has {world} × {accum}"
-    fits = summed % world == 0 and (begun.world % world == 0 or world % begun.world == 0)
-    other = f", or set run.accum_grad_iters={summed // world}" if fits else ""
+    fits = per_step % world == 0 and (begun.world % world == 0 or world % begun.world == 0)
+    other = f", or set run.accum_grad_iters={per_step // world}" if fits else ""
     raise ConfigError(where, what, f"start {begun.world}{other}")
 
 
@@ -247,28 +246,32 @@ def require_alike(model: Any, task: Any, layout: ShardedSteps, where: str) -> No
     if getattr(model, "compares_samples", False):
         what = "the loss of this model compares the samples of a batch"
     elif getattr(task, "counts_batches", False):
-        what = "something beside the optimizer moves with every batch"
+        what = "the task keeps a state that every batch changes"
     if what:
-        raise ConfigError(where, f"{what}, which other ranks would cut anew", f"start {layout.world} processes")
+        raise ConfigError(
+            where, f"{what}, and another number of ranks has other batches", f"start {layout.world} processes"
+        )
 
 
 def require_windows(plan: RunLength, layout: ShardedSteps, where: str) -> None:
-    """Raise ConfigError if a step of the plan, such as the last of an epoch, cannot be taken by `joint` at once."""
+    """Raise ConfigError if a step of the plan, such as the last of an epoch, does not divide by `concurrent`."""
     last = plan.total % plan.per_epoch
-    if plan.per_epoch % layout.joint or last % layout.joint:
-        what = f"an epoch of {plan.per_epoch} micro-batches ends in a step that {layout.joint} ranks cannot share"
+    if plan.per_epoch % layout.concurrent or last % layout.concurrent:
+        what = (
+            f"the last step of an epoch ({plan.per_epoch} micro-batches) does not divide over {layout.concurrent} ranks"
+        )
         raise ConfigError(where, what, f"start {layout.world} processes")
 
 
 def remap_rank_state(ranks: Sequence[Mapping[str, Any]], rank: int, world: int, layout: ShardedSteps) -> dict[str, Any]:
     """A rank's state from those of the ranks of a checkpoint: `batches`, `task`, and `random`, a list.
 
-    A rank that replaces several has the generators of all, and the sum of their faults; one that is new has none.
-    Raises ConfigError for a task that keeps something for each rank where the ranks are others.
+    A rank that replaces several gets the generators of all of them and the sum of their faults; a new rank gets none.
+    Raises ConfigError for a task that keeps a state per rank where the number of ranks changed.
     """
     if layout.changed and any(one.get("task") for one in ranks):
         raise ConfigError("resume", "the task keeps a state for each process", f"start {layout.world} processes")
-    count = layout.split if len(ranks) == world * layout.split else 1
+    count = layout.parts_per_rank if len(ranks) == world * layout.parts_per_rank else 1
     mine = ranks[rank * count : (rank + 1) * count]
     faults = FaultLog()
     for one in mine:
@@ -278,36 +281,34 @@ def remap_rank_state(ranks: Sequence[Mapping[str, Any]], rank: int, world: int, 
     return {"batches": batches, "task": first.get("task", {}), "random": [one["random"] for one in mine]}
 
 
-# Rank 0 goes first: the others wait for it, but not for ever, and its error reaches them all.
-
+# Rank 0 goes first. The others wait for it, with a time limit, and raise its error.
 
 T = TypeVar("T")
 
 
 def broadcast_from_main(accelerator: Accelerator, work: Callable[[], T], minutes: float) -> T:
-    """What `work` gives on rank 0, on all ranks; its result must be picklable.
+    """Run `work` on rank 0 and return its result on all ranks; the result must be picklable.
 
-    Raises on all ranks what it raises, what is not ours as TrainingError on the others; and TrainingError on those that
-    have waited so many minutes.
+    An error of `work` is raised on all ranks (on the others as TrainingError, unless it is a LavisExtError); a rank
+    that has waited `minutes` raises TrainingError.
     """
     if accelerator.num_processes == 1:
         return work()
-    found: T
     if not accelerator.is_main_process:
-        found = _told(minutes)
-        return found
-    _group(minutes)  # before the work: the others wait in it from now on
+        received: T = _receive(minutes)
+        return received
+    _group(minutes)  # before the work: making the group is a collective, and the others already wait in it
     try:
-        found = work()
+        result = work()
     except BaseException as error:
-        _tell((None, as_picklable(error)), minutes)
+        _send((None, as_picklable(error)), minutes)
         raise
-    _tell((found, None), minutes)
-    return found
+    _send((result, None), minutes)
+    return result
 
 
 def main_first(accelerator: Accelerator, work: Callable[[], T], minutes: float) -> T:
-    """What `work` gives on each rank; the others begin when rank 0 is done, so that they find what it prepared."""
+    """Run `work` on each rank, on rank 0 before the others, so that they find the files that it made."""
     kept: list[T] = []
 
     def first() -> None:
@@ -318,7 +319,7 @@ def main_first(accelerator: Accelerator, work: Callable[[], T], minutes: float) 
 
 
 def as_picklable(error: BaseException) -> LavisExtError:
-    """An error that can be sent to another process."""
+    """`error` if it is a LavisExtError, which can be pickled, else a TrainingError that describes it."""
     if isinstance(error, LavisExtError):
         return error
     return TrainingError("rank 0", f"failed with {type(error).__name__}: {error}", "see its own output")
@@ -326,23 +327,23 @@ def as_picklable(error: BaseException) -> LavisExtError:
 
 @cache
 def _group(minutes: float) -> Any:
-    """Processes that talk over gloo, whatever the gradients go over, with a limit of their own."""
+    """A gloo group of all ranks with its own timeout, whatever backend the gradients use."""
     return dist.new_group(backend="gloo", timeout=timedelta(minutes=minutes))
 
 
-def _tell(told: tuple[Any, LavisExtError | None], minutes: float) -> None:
-    dist.broadcast_object_list([told], src=0, group=_group(minutes))
+def _send(outcome: tuple[Any, LavisExtError | None], minutes: float) -> None:
+    dist.broadcast_object_list([outcome], src=0, group=_group(minutes))
 
 
-def _told(minutes: float) -> Any:
-    """What rank 0 tells; raises its error, or TrainingError where it does not speak in time or is gone."""
+def _receive(minutes: float) -> Any:
+    """The result of rank 0; raises its error, or TrainingError where it does not answer in time or is gone."""
     box: list[Any] = [None]
     try:
         dist.broadcast_object_list(box, src=0, group=_group(minutes))
     except RuntimeError as error:
-        what = f"said nothing for {minutes:g} minutes, or is gone"
+        what = f"did not answer for {minutes:g} minutes, or is gone"
         raise TrainingError("rank 0", what, "see its output, or raise run.wait_minutes") from error
-    found, failed = box[0]
-    if failed is not None:
-        raise failed
-    return found
+    result, error_of_main = box[0]
+    if error_of_main is not None:
+        raise error_of_main
+    return result

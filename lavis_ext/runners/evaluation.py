@@ -1,4 +1,4 @@
-"""Evaluates splits: batches → rows of all ranks → the task's files and metrics; training does not notice."""
+"""Evaluates splits (batches → rows of all ranks → the task's files and metrics) and keeps thumbnails for the report."""
 
 from __future__ import annotations
 
@@ -29,8 +29,92 @@ from lavis_ext.tasks.answering import find_truth, plain_value
 from lavis_ext.tasks.base_task import first_by_id, merged_references, plain_id
 
 log = logging.getLogger(__name__)
-# Keeps small pictures of what was described, with what was said and what people say, for the report of a run.
 
+
+class EvaluationStopped(Exception):
+    """A signal came between two batches; its number is the argument. Generators and train mode are restored."""
+
+
+OOM_HINT = "lower run.batch_size_eval, or run.num_beams"
+
+
+class Evaluator:
+    """Evaluates `task` on the splits of `feeds` (split → batches in order); results go to `job_dir/result/`."""
+
+    def __init__(
+        self,
+        task: Any,
+        feeds: Mapping[str, Any],
+        job_dir: Path,
+        accelerator: Accelerator,
+        seed: int,
+        gallery: bool = False,
+    ) -> None:
+        self.task, self.feeds, self.job_dir, self.accelerator, self.seed = task, feeds, job_dir, accelerator, seed
+        self.gallery = gallery
+
+    def evaluate(self, split: str, label: str, stop: Callable[[], int]) -> dict[str, Any]:
+        """Metrics of `split`; raises EvaluationStopped as soon as `stop`, asked before each batch, names a signal.
+
+        Generators are seeded for the evaluation and restored after it, so that training gives the same numbers however
+        often it is evaluated. Raises PartialError if no sample of the split could be used.
+        """
+        if split not in self.feeds:
+            raise UsageError(f"split '{split}'", "no data set of the run has it", nearest(split, self.feeds))
+        generators, training = random_state(), self.task.model.training
+        seed_everything(self.seed)
+        self.task.model.eval()
+        try:
+            rows = self._rows(split, stop)
+            rows = gather_object(rows) if self.feeds[split].order.world > 1 else rows
+        finally:
+            restore_random_state(generators)
+            self.task.model.train(training)
+        if not rows:
+            raise PartialError(
+                f"split '{split}'", "none of its samples could be used", "look at faults.json of the run"
+            )
+        return self._metrics(rows, split, label)
+
+    def faults(self) -> dict[str, Any]:
+        """Samples that could not be read, per split."""
+        return {split: feed.faults.summary() for split, feed in self.feeds.items()}
+
+    def _rows(self, split: str, stop: Callable[[], int]) -> list[dict[str, Any]]:
+        rows: list[dict[str, Any]] = []
+        with torch.no_grad():
+            feed = self.feeds[split]
+            self.task.before_evaluation(split, list(feed.datasets.values()))
+            feed.set_epoch(0)  # every evaluation sees the same samples in the same order
+            for batch in feed:
+                if number := stop():
+                    raise EvaluationStopped(number)
+                moved = to_device(batch, self.accelerator.device, feed.normalizer)
+                with memory_errors(f"split '{split}'", OOM_HINT), self.accelerator.autocast():
+                    rows += self.task.valid_step(moved)
+        return rows
+
+    def _metrics(self, rows: list[dict[str, Any]], split: str, label: str) -> dict[str, Any]:
+        """All ranks do their share of the work, then rank 0 writes the files and computes the metrics for all."""
+        if (world := self.accelerator.num_processes) > 1:
+            datasets, rank = list(self.feeds[split].datasets.values()), self.accelerator.process_index
+            with self.accelerator.autocast():
+                self.task.receive(gather_object([self.task.share(rows, split, datasets, rank, world)]))
+        write = partial(self._write_results, rows, split, label)
+        return dict(broadcast_from_main(self.accelerator, write, self.task.run.wait_minutes) or {})
+
+    def _write_results(self, rows: list[dict[str, Any]], split: str, label: str) -> dict[str, Any]:
+        result_dir = self.job_dir / "result"
+        result_dir.mkdir(exist_ok=True)
+        datasets, run = list(self.feeds[split].datasets.values()), self.task.run
+        metrics: dict[str, Any] = self.task.after_evaluation(rows, split, datasets, result_dir, label)
+        if self.gallery:
+            official = getattr(run, "anno_files", {}).get(split)
+            write_gallery(rows, datasets, result_dir / "gallery" / split, split, official)
+        return metrics
+
+
+# The gallery of a run's report: thumbnails with the model's and people's captions or answers.
 
 EDGE_PIXELS = 320
 QUALITY = 78
@@ -39,7 +123,7 @@ Shot = dict[str, Any]
 
 @dataclass(frozen=True)
 class Said:
-    """What a model said of one picture, by the id that the data set's rows have under `key`."""
+    """A model's caption or answer, the references, and its score; the fields are keys of `index.json`."""
 
     said: str
     truths: Sequence[str]
@@ -49,10 +133,10 @@ class Said:
 def write_gallery(
     rows: Sequence[Mapping[str, Any]], datasets: Sequence[Any], folder: Path, split: str, named: str | None = None
 ) -> None:
-    """Write `folder/index.json` and JPEGs of the best, the worst and other samples, in place of an older gallery.
+    """Write `folder/index.json` and JPEGs of the best, the worst and other samples; an older gallery is replaced.
 
-    Only for rows of captions or answers and data sets that know pictures and references (`named` is a file of
-    answers); a picture that fails is left out.
+    Only for rows with captions or answers and data sets that have pictures and references (`named` is a file of
+    answers); a picture that cannot be read is left out.
     """
     answered = all("answer" in row and "question_id" in row for row in rows)
     needed = ("pixels", "row", "references", *(() if answered else ("image_id",)))
@@ -74,14 +158,14 @@ def write_gallery(
 
 
 def captions_said(rows: Sequence[Mapping[str, Any]], datasets: Sequence[Any]) -> dict[Any, Said]:
-    """Captions by image id, with the share of words that they have in common with people's."""
+    """Captions by image id, with the references and the share of words in common with them."""
     truths = merged_references(datasets)
     found = {row["image_id"]: str(row["caption"]) for row in first_by_id(map(dict, rows), "image_id")}
     return {name: Said(text, truths.get(name, []), overlap(text, truths.get(name, []))) for name, text in found.items()}
 
 
 def answers_said(rows: Sequence[Mapping[str, Any]], datasets: Sequence[Any], named: str | None) -> dict[Any, Said]:
-    """Answers by question id, with what they are worth; people's answers begin with the most frequent."""
+    """Answers by question id, with people's answers (the most frequent first) and the VQA score."""
     truth = find_truth(datasets, named).answers
     found: dict[Any, Said] = {}
     for row in rows:
@@ -92,7 +176,7 @@ def answers_said(rows: Sequence[Mapping[str, Any]], datasets: Sequence[Any], nam
 
 
 def rank(shot: Shot) -> tuple[float, str]:
-    """Best first, but the worst of its group first."""
+    """Sort key: highest score first, but in the group "worst" lowest first."""
     return (shot["score"] if shot["group"] == "worst" else -shot["score"], str(shot["id"]))
 
 
@@ -120,86 +204,3 @@ def thumbnail(dataset: Any, row: Mapping[str, Any], index: int, folder: Path) ->
         log.warning("no picture of %s in the report: %s", index, error)
         return ""
     return file
-
-
-SMALLER = "lower run.batch_size_eval, or run.num_beams"
-
-
-class EvaluationStopped(Exception):
-    """A signal came between two batches; its number is the argument. Everything is as it was before the evaluation."""
-
-
-class Evaluator:
-    """Evaluates `task` on the splits of `feeds` (split → batches in order); results go to `job_dir/result/`."""
-
-    def __init__(
-        self,
-        task: Any,
-        feeds: Mapping[str, Any],
-        job_dir: Path,
-        accelerator: Accelerator,
-        seed: int,
-        gallery: bool = False,
-    ) -> None:
-        self.task, self.feeds, self.job_dir, self.accelerator, self.seed = task, feeds, job_dir, accelerator, seed
-        self.gallery = gallery
-
-    def evaluate(self, split: str, label: str, stop: Callable[[], int]) -> dict[str, Any]:
-        """Metrics of `split`; raises EvaluationStopped as soon as `stop`, asked before each batch, names a signal.
-
-        Generators are seeded for the evaluation and put back after it, so that training gives the same numbers whether
-        and whenever it is evaluated. Raises PartialError if no sample of the split could be used.
-        """
-        if split not in self.feeds:
-            raise UsageError(f"split '{split}'", "no data set of the run has it", nearest(split, self.feeds))
-        generators, training = random_state(), self.task.model.training
-        seed_everything(self.seed)
-        self.task.model.eval()
-        try:
-            rows = self._rows(split, stop)
-            rows = gather_object(rows) if self.feeds[split].order.world > 1 else rows
-        finally:
-            restore_random_state(generators)
-            self.task.model.train(training)
-        if not rows:
-            raise PartialError(
-                f"split '{split}'", "none of its samples could be used", "look at faults.json of the run"
-            )
-        return self._metrics(rows, split, label)
-
-    def faults(self) -> dict[str, Any]:
-        """What could not be read, per split."""
-        return {split: feed.faults.summary() for split, feed in self.feeds.items()}
-
-    def _rows(self, split: str, stop: Callable[[], int]) -> list[dict[str, Any]]:
-        rows: list[dict[str, Any]] = []
-        with torch.no_grad():
-            feed = self.feeds[split]
-            self.task.before_evaluation(split, list(feed.datasets.values()))
-            feed.set_epoch(0)  # the same samples, drawn the same way, every time
-            for batch in feed:
-                if number := stop():
-                    raise EvaluationStopped(number)
-                moved = to_device(batch, self.accelerator.device, feed.normalizer)
-                with memory_errors(f"split '{split}'", SMALLER), self.accelerator.autocast():
-                    rows += self.task.valid_step(moved)
-        return rows
-
-    def _metrics(self, rows: list[dict[str, Any]], split: str, label: str) -> dict[str, Any]:
-        """All ranks do their share of the work, then rank 0 writes and judges; the others wait for what it found."""
-        if (world := self.accelerator.num_processes) > 1:
-            datasets, rank = list(self.feeds[split].datasets.values()), self.accelerator.process_index
-            with self.accelerator.autocast():
-                self.task.receive(gather_object([self.task.share(rows, split, datasets, rank, world)]))
-        judge = partial(self._judge, rows, split, label)
-        return dict(broadcast_from_main(self.accelerator, judge, self.task.run.wait_minutes) or {})
-
-    def _judge(self, rows: list[dict[str, Any]], split: str, label: str) -> dict[str, Any]:
-        result_dir = self.job_dir / "result"
-        result_dir.mkdir(exist_ok=True)
-        datasets, run = list(self.feeds[split].datasets.values()), self.task.run
-        found: dict[str, Any] = self.task.after_evaluation(rows, split, datasets, result_dir, label)
-        if self.gallery:
-            official = getattr(run, "anno_files", {}).get(split)
-            write_gallery(rows, datasets, result_dir / "gallery" / split, split, official)
-        return found

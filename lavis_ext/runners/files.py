@@ -1,4 +1,4 @@
-"""Writes of a run: whole or absent, and a failure is a DiskError that names the setting to change."""
+"""Atomic writes of a run's files; a failure is a DiskError that names `run.output_dir` as the setting to change."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What happens around a step: schedule, checkpoints, evaluation. A hook sees the runner; the runner knows no hook."""
+"""Hooks of the loop: learning rate, evaluation, checkpoints, signals. Hooks use the runner; it knows none of them."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class ScheduleHook(Hook):
     """Sets the learning rate before each optimizer step, by the registered schedule at the position of the run."""
 
     def before_train(self, runner: RunnerBase) -> None:
-        """Make the schedule, and tell the rate of a resumed run's last step; raises RegistryError or ConfigError."""
+        """Make the schedule, and set the rate of a resumed run's last step; raises RegistryError or ConfigError."""
         self.schedule: Schedule = lr_schedulers.get(runner.run.lr_sched)(runner.run, runner.plan.max_epoch)
         runner.rate = self.schedule(runner.plan.position(runner.progress))
 
@@ -34,17 +34,17 @@ class EvaluateHook(Hook):
     """Evaluates `valid_splits` every `val_freq` epochs and remembers the best `agg_metrics`."""
 
     def after_epoch(self, runner: RunnerBase) -> None:
-        """Evaluate if it is time; the best is judged by split `val` if it is among them, else by the first."""
+        """Evaluate if it is due; the best epoch is chosen by split `val` if there is one, else by the first."""
         run, epoch = runner.run, runner.progress.epoch
         runner.is_best = False
         if not (runner.task.evaluates and due(epoch, run.val_freq, runner.plan)):
             return
-        judge = "val" if "val" in run.valid_splits else next(iter(run.valid_splits), "")
-        found = {split: runner.evaluate(split, str(epoch)) for split in run.valid_splits}
-        # told only when all are there: a stop in the middle then leaves no trace, and the resumed run tells each once
-        for split, metrics in found.items():
+        choosing = "val" if "val" in run.valid_splits else next(iter(run.valid_splits), "")
+        by_split = {split: runner.evaluate(split, str(epoch)) for split in run.valid_splits}
+        # reported only after all splits: if a signal stops one, none is logged, and the resumed run logs each once
+        for split, metrics in by_split.items():
             runner.notify("after_evaluation", split, str(epoch), metrics)
-            if split == judge and "agg_metrics" in metrics:
+            if split == choosing and "agg_metrics" in metrics:
                 self._compare(runner, split, float(metrics["agg_metrics"]))
 
     def _compare(self, runner: RunnerBase, split: str, metric: float) -> None:
@@ -59,12 +59,12 @@ class CheckpointHook(Hook):
     """Saves every `save_steps` steps, every `save_freq` epochs, at each new best and at the end."""
 
     def after_step(self, runner: RunnerBase, step: Step) -> None:
-        """Between epochs only where `save_steps` asks for it."""
+        """Save if `save_steps` says so."""
         if runner.run.save_steps and runner.progress.step % runner.run.save_steps == 0:
             runner.save(runner.progress)
 
     def after_epoch(self, runner: RunnerBase) -> None:
-        """As of the start of the next epoch, so that nothing of this one is done again."""
+        """Saved as the start of the next epoch, so that a resume repeats nothing of this one."""
         run, epoch = runner.run, runner.progress.epoch
         last = epoch + 1 >= runner.plan.epochs
         wanted = run.save_freq > 0 and (epoch + 1) % run.save_freq == 0
@@ -77,18 +77,18 @@ def due(epoch: int, every: int, plan: RunLength) -> bool:
     return every > 0 and ((epoch + 1) % every == 0 or epoch + 1 >= plan.epochs)
 
 
-# Signals end a run after a step: SIGTERM and the first SIGINT let it finish and save, a second SIGINT is immediate.
-
-
 class SignalHook(Hook):
-    """Asks the runner to stop: after the step it saves and raises Preempted (75) or KeyboardInterrupt (130)."""
+    """On SIGTERM or a first SIGINT the runner ends the step and saves; a second SIGINT stops at once.
+
+    The run then ends with Preempted (exit code 75) or KeyboardInterrupt (130).
+    """
 
     def __init__(self) -> None:
         self.received = 0
         self._previous: dict[int, Any] = {}
 
     def before_train(self, runner: RunnerBase) -> None:
-        """Listen, if this is the main thread (elsewhere python cannot)."""
+        """Install the handlers, if this is the main thread (Python allows it nowhere else)."""
         if threading.current_thread() is not threading.main_thread():
             return
         runner.stop_requested = self.requested
@@ -96,17 +96,17 @@ class SignalHook(Hook):
             self._previous[number] = signal.signal(number, self._receive)
 
     def requested(self) -> int:
-        """The signal that came, 0 if none."""
+        """The number of the signal that came, 0 if none."""
         return self.received
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
         self.received = number
         log.warning("%s: finishing the step, then saving", signal.Signals(number).name)
-        if number == signal.SIGINT:  # the next one is not ours to delay
+        if number == signal.SIGINT:  # a second one interrupts at once
             signal.signal(signal.SIGINT, signal.default_int_handler)
 
     def after_train(self, runner: RunnerBase) -> None:
-        """Give the handlers back."""
+        """Restore the previous handlers."""
         for number, handler in self._previous.items():
             signal.signal(number, handler)
         self._previous.clear()

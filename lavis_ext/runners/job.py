@@ -1,4 +1,4 @@
-"""The folder of a run: named, owned by one live process, and telling at any time what the run is and how it stands."""
+"""The folder of a run: its name, its owner, `run.json` and report; and whether a configuration fits its checkpoint."""
 
 from __future__ import annotations
 
@@ -26,7 +26,68 @@ from lavis_ext.runners.distributed import broadcast_from_main
 from lavis_ext.runners.files import disk_errors, write_atomic, write_json
 
 log = logging.getLogger(__name__)
-# One live process a job folder, by the same owner file with heartbeat that guards downloads.
+
+SECRETS = ("token", "secret", "password", "sas", "signature", "authorization")
+
+
+@dataclass
+class Job:
+    """A run in its folder; `facts` is what `run.json` holds."""
+
+    config: Config
+    dir: Path
+    accelerator: Accelerator
+    facts: dict[str, Any] = field(default_factory=dict)
+    began: float = field(default_factory=time.monotonic)
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this rank writes."""
+        return bool(self.accelerator.is_main_process)
+
+    def begin(self, data: Mapping[str, Any] | None) -> None:
+        """Write the configuration and the first facts; called once the run is known to fit this folder."""
+        before = read_json(self.dir / "run.json")
+        kept: dict[str, Any] = {key: before[key] for key in ("started", "seconds", "best") if key in before}
+        self.facts = {"job": self.dir.name, "started": now(), **kept, **about(self.config)}
+        if self.is_main:
+            write_atomic(self.dir / "config.yaml", redact_config(self.config.resolved or asdict(self.config)))
+            write_json(self.dir / "data.json", dict(data or {}))
+        self.note(status="running")
+
+    def note(self, **facts: Any) -> None:
+        """Add facts to `run.json`; rank 0 writes."""
+        self.facts |= facts
+        if self.is_main:
+            write_json(self.dir / "run.json", self.facts)
+
+    def end(self, **facts: Any) -> None:
+        """Write the last facts, with the seconds spent in all starts of the job, and the report."""
+        spent = round(self.facts.get("seconds", 0) + time.monotonic() - self.began, 1)
+        self.note(seconds=spent, ended=now(), **facts)
+        if self.is_main and self.config.run.report:
+            write_report(self.dir)
+
+
+@contextmanager
+def opened_job(config: Config, accelerator: Accelerator) -> Iterator[Job]:
+    """The folder of the run, owned for the block; an error after `begin` goes to its `run.json` with the exit code.
+
+    A run that fails before `begin` leaves an existing folder as it was, and creates none.
+    """
+    job = Job(config, choose_folder(config, accelerator), accelerator)
+    try:
+        with ExitStack() as stack, errors_noted(job):
+            broadcast_from_main(accelerator, partial(hold, stack, job), config.run.wait_minutes)
+            yield job
+    finally:
+        if job.is_main and job.dir.is_dir() and not any(job.dir.iterdir()):
+            job.dir.rmdir()
+
+
+def hold(stack: ExitStack, job: Job) -> None:
+    """Own the folder of a job until `stack` is closed; raises OwnedError."""
+    stack.enter_context(owned(job.dir))
 
 
 AT_ONCE = Policy(owner_wait=0, owner_stall=0)
@@ -34,7 +95,10 @@ AT_ONCE = Policy(owner_wait=0, owner_stall=0)
 
 @contextmanager
 def owned(folder: Path) -> Iterator[None]:
-    """Hold `folder` for the block; raises OwnedError at once if another live process holds it."""
+    """Own `folder` for the block, by the owner file with heartbeat that guards downloads too.
+
+    Raises OwnedError at once if another live process owns it.
+    """
     file = folder / "owner.json"
     with disk_errors(file):
         folder.mkdir(parents=True, exist_ok=True)
@@ -50,72 +114,9 @@ def owned(folder: Path) -> Iterator[None]:
         owner.__exit__()
 
 
-SECRETS = ("token", "secret", "password", "sas", "signature", "authorization")
-
-
-@dataclass
-class Job:
-    """A run in its folder; `facts` is what `run.json` tells of it."""
-
-    config: Config
-    dir: Path
-    accelerator: Accelerator
-    facts: dict[str, Any] = field(default_factory=dict)
-    began: float = field(default_factory=time.monotonic)
-
-    @property
-    def is_main(self) -> bool:
-        """Whether this rank writes."""
-        return bool(self.accelerator.is_main_process)
-
-    def begin(self, data: Mapping[str, Any] | None) -> None:
-        """Leave the configuration and the first facts, once it is sure that the run is meant for this folder."""
-        before = read_json(self.dir / "run.json")
-        kept: dict[str, Any] = {key: before[key] for key in ("started", "seconds", "best") if key in before}
-        self.facts = {"job": self.dir.name, "started": now(), **kept, **about(self.config)}
-        if self.is_main:
-            write_atomic(self.dir / "config.yaml", redact_config(self.config.resolved or asdict(self.config)))
-            write_json(self.dir / "data.json", dict(data or {}))
-        self.note(status="running")
-
-    def note(self, **facts: Any) -> None:
-        """Add to `run.json`; rank 0 only."""
-        self.facts |= facts
-        if self.is_main:
-            write_json(self.dir / "run.json", self.facts)
-
-    def end(self, **facts: Any) -> None:
-        """The last note, with the time that was spent in all starts of the job, and the report."""
-        spent = round(self.facts.get("seconds", 0) + time.monotonic() - self.began, 1)
-        self.note(seconds=spent, ended=now(), **facts)
-        if self.is_main and self.config.run.report:
-            write_report(self.dir)
-
-
 @contextmanager
-def opened_job(config: Config, accelerator: Accelerator) -> Iterator[Job]:
-    """The folder of the run, owned for the block; an error after `begin` is noted there with its exit code.
-
-    A run that is refused before it began leaves an existing folder as it was, and none where there was none.
-    """
-    job = Job(config, choose_folder(config, accelerator), accelerator)
-    try:
-        with ExitStack() as held, noted(job):
-            broadcast_from_main(accelerator, partial(hold, held, job), config.run.wait_minutes)
-            yield job
-    finally:
-        if job.is_main and job.dir.is_dir() and not any(job.dir.iterdir()):
-            job.dir.rmdir()
-
-
-def hold(held: ExitStack, job: Job) -> None:
-    """Own the folder of a job until the stack is closed; raises OwnedError."""
-    held.enter_context(owned(job.dir))
-
-
-@contextmanager
-def noted(job: Job) -> Iterator[None]:
-    """Note an error of the block in `run.json`, if the job had begun."""
+def errors_noted(job: Job) -> Iterator[None]:
+    """Write an error of the block to `run.json`, if the job had begun."""
     try:
         yield
     except BaseException as error:
@@ -131,7 +132,7 @@ def now() -> str:
 
 
 def about(config: Config) -> dict[str, Any]:
-    """What the report's head tells: task, model, data sets."""
+    """Task, model and data sets, for the head of the report."""
     model = config.model
     return {
         "task": config.run.task,
@@ -155,7 +156,7 @@ def choose_folder(config: Config, accelerator: Accelerator) -> Path:
 
 
 def redact_config(tree: Mapping[str, Any]) -> str:
-    """A configuration as YAML without secrets: values under telling keys, and what URLs carry."""
+    """A configuration as YAML, with secrets removed from values and from URLs."""
     return redact(yaml.safe_dump(redact_settings(dict(tree)), sort_keys=False, allow_unicode=True))
 
 
@@ -165,12 +166,12 @@ def redact_settings(value: Any, key: str = "") -> Any:
         return {name: redact_settings(item, str(name)) for name, item in value.items()}
     if isinstance(value, (list, tuple)):
         return [redact_settings(item, key) for item in value]
-    telling = key.lower().rpartition("_")[2] in SECRETS
-    return "***" if value and telling and isinstance(value, str) else value  # num_query_token is a number
+    secret = key.lower().rpartition("_")[2] in SECRETS
+    return "***" if value and secret and isinstance(value, str) else value  # num_query_token is a number
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object; {} if there is none or it is torn."""
+    """A JSON object; {} if the file is missing, cut off or something else."""
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -179,22 +180,21 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def write_report(folder: Path) -> None:
-    """`report.html` from what the folder holds; a page that fails is a warning, not the end of a run."""
+    """`report.html` from what the folder holds; a failure is a warning, not the end of the run."""
     try:
         write_run_report(folder)
     except Exception as error:
         log.warning("no report: %s", error)
 
 
-# Which keys of a configuration decide the numbers of a run, and how they differ from those of a checkpoint.
-
+# Before a resume the configuration is compared with the checkpoint's, by the keys that decide a run's numbers.
 
 HARMLESS = frozenset(
     {"device", "num_workers", "log_freq", "output_dir", "job_id", "resume_ckpt_path", "tensorboard", "wandb", "report"}
     | {"save_freq", "save_steps", "save_last", "keep_checkpoints", "allow_config_drift", "evaluate", "test_splits"}
     | {"parallel", "wait_minutes"}
 )
-"""Keys of `run:` that change where and how often, not what."""
+"""Keys of `run:` that do not change the numbers of a run."""
 ABSENT = "(not there)"
 
 
@@ -219,20 +219,20 @@ def flatten(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, An
 
 
 def require_same(saved: Mapping[str, Any], now: Mapping[str, Any], where: str, config: Config) -> None:
-    """Raise ConfigError that tells every key that differs from the checkpoint's.
+    """Raise ConfigError that names every key that differs from the checkpoint's.
 
-    A checkpoint from before there was a key was made with the key's default; one from before each task and architecture
-    had keys of its own holds some that nobody read.
+    An older checkpoint may lack a key: it was made with the key's default. It may also hold keys that its task or
+    architecture never read: they are ignored.
     """
-    read = {key.split(".")[1] for key in now if key.startswith(("run.", "model."))}
-    kept = {k: v for k, v in saved.items() if not k.startswith(("run.", "model.")) or k.split(".")[1] in read}
-    known = {**{key: default_of(key, config) for key in now}, **kept}
-    changed = [key for key in sorted(known.keys() | now.keys()) if known.get(key, ABSENT) != now.get(key, ABSENT)]
+    known_names = {key.split(".")[1] for key in now if key.startswith(("run.", "model."))}
+    read = {k: v for k, v in saved.items() if not k.startswith(("run.", "model.")) or k.split(".")[1] in known_names}
+    was = {**{key: default_of(key, config) for key in now}, **read}
+    changed = [key for key in sorted(was.keys() | now.keys()) if was.get(key, ABSENT) != now.get(key, ABSENT)]
     if not changed:
         return
-    way_out = "put it back, name another run.job_id, or set run.allow_config_drift=true"
+    way_out = "restore it, name another run.job_id, or set run.allow_config_drift=true"
     problems = [
-        Problem(f"{where}: {key}", f"was {known.get(key, ABSENT)!r}, now {now.get(key, ABSENT)!r}", way_out)
+        Problem(f"{where}: {key}", f"was {was.get(key, ABSENT)!r}, now {now.get(key, ABSENT)!r}", way_out)
         for key in changed
     ]
     raise ConfigError.of(problems)
@@ -244,14 +244,14 @@ def default_of(key: str, config: Config) -> Any:
     kinds = {"run": type(config.run), "model": type(config.model), "datasets": DatasetConfig}
     name = rest.rpartition(".")[2] if section == "datasets" else rest
     kind = kinds.get(section)
-    one = {one.name: one for one in fields(kind)}.get(name) if is_dataclass(kind) else None
-    if one is None:
+    found = {one.name: one for one in fields(kind)}.get(name) if is_dataclass(kind) else None
+    if found is None:
         return ABSENT
-    if one.default is not MISSING:
-        return one.default
-    return plain(one.default_factory()) if one.default_factory is not MISSING else ABSENT
+    if found.default is not MISSING:
+        return found.default
+    return plain(found.default_factory()) if found.default_factory is not MISSING else ABSENT
 
 
 def plain(value: Any) -> Any:
-    """A value as it is after JSON."""
+    """`value` after a round trip through JSON."""
     return json.loads(json.dumps(value, default=asdict))

@@ -1,4 +1,4 @@
-"""Numbers of a run: `log.jsonl`, which a resume continues without a gap or a double line, and what copies it."""
+"""The log of a run: `log.jsonl`, which a resume continues without a gap or a repeated line, TensorBoard and wandb."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ Record = dict[str, Any]
 
 
 class JsonLog:
-    """One JSON object a line, appended; `size` bytes can be returned to with `truncate`."""
+    """One JSON object a line, appended; `truncate` goes back to an earlier size."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
 
     def write(self, record: Record) -> None:
-        """Append a line and hand it to the system; raises DiskError."""
+        """Append a line, without fsync; raises DiskError."""
         with disk_errors(self.path), self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(record, ensure_ascii=False) + "\n")
 
@@ -44,7 +44,7 @@ class JsonLog:
             return file.seek(0, os.SEEK_END)
 
     def truncate(self, size: int) -> None:
-        """Forget everything after `size` bytes: what was written after the checkpoint comes again."""
+        """Drop everything after `size` bytes: a resume writes the lines after its checkpoint again."""
         if self.path.exists() and self.path.stat().st_size > size:
             os.truncate(self.path, size)
 
@@ -68,7 +68,7 @@ def numbers(record: Record) -> dict[str, float]:
 
 
 class TensorBoardSink:
-    """Event files in `tensorboard/` of the job; what a resume repeats replaces what was there."""
+    """Event files in `tensorboard/` of the job; steps that a resume repeats replace the earlier ones."""
 
     def __init__(self, job_dir: Path, step: int) -> None:
         from torch.utils.tensorboard import SummaryWriter
@@ -122,7 +122,7 @@ class LogHook(Hook):
         self.costs: dict[str, float] = defaultdict(float)
 
     def before_train(self, runner: RunnerBase) -> None:
-        """Go back to what the checkpoint had seen, then open the copies."""
+        """Truncate the file to the size that the checkpoint recorded, then open the sinks."""
         if not runner.is_main:
             return
         self.file.truncate(self.offset if runner.in_place else 0)
@@ -132,7 +132,7 @@ class LogHook(Hook):
             self.sinks.append(WandbSink(self.file.path.parent, runner.config))
 
     def after_step(self, runner: RunnerBase, step: Step) -> None:
-        """Add up; write at every `log_freq`-th step."""
+        """Add up the numbers; write a line at every `log_freq`-th step."""
         for name, value in (*step.losses.items(), ("grad_norm", step.norm)):
             if math.isfinite(value):  # the norm overflows where fp16 skips a step
                 self.sums[name] += value
@@ -143,7 +143,7 @@ class LogHook(Hook):
             self.flush(runner)
 
     def after_epoch(self, runner: RunnerBase) -> None:
-        """An epoch's last steps are not left for the next epoch's first line."""
+        """Write the last steps of the epoch, so that no line mixes two epochs."""
         self.flush(runner)
 
     def flush(self, runner: RunnerBase) -> None:
@@ -173,7 +173,7 @@ class LogHook(Hook):
         self.write(runner, {**record, "metrics": metrics})
 
     def write(self, runner: RunnerBase, record: Record) -> None:
-        """To the file, the copies, and in short to the terminal; rank 0 only."""
+        """To the file, the sinks and, as one short line, the terminal; rank 0 only."""
         if not runner.is_main:
             return
         self.file.write(record)
@@ -182,16 +182,16 @@ class LogHook(Hook):
         log.info("%s", summary(record, runner.plan.epochs))
 
     def state_dict(self) -> Record:
-        """What is added up but not written, and how much is written."""
+        """The sums of steps not written yet, and the size of the file."""
         return {"sums": dict(self.sums), "counts": dict(self.counts), "offset": self.file.sync()}
 
     def load_state_dict(self, state: Record) -> None:
-        """Continue the sums and remember where the file stood."""
+        """Restore the sums; `before_train` truncates the file to the recorded size."""
         self.sums, self.counts = defaultdict(float, state["sums"]), defaultdict(int, state["counts"])
         self.offset = state["offset"]
 
     def after_train(self, runner: RunnerBase) -> None:
-        """Close the copies."""
+        """Close the sinks."""
         for sink in self.sinks:
             sink.close()
         self.sinks.clear()

@@ -1,4 +1,4 @@
-"""One optimizer step: what it tells the host, which of it is not finite, and the names of its samples."""
+"""Parts of an optimizer step: micro-batches, their losses and sample ids, memory errors, the module that DDP wraps."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ ID_KEYS = ("instance_id", "question_id", "image_id", "index")
 
 @dataclass(frozen=True)
 class Step:
-    """What a step tells the hooks: losses averaged over its micro-batches and all ranks, and its cost in seconds."""
+    """What hooks get of a step: losses averaged over its micro-batches and all ranks, and its cost in seconds."""
 
     losses: dict[str, float]
     norm: float
@@ -36,7 +36,7 @@ class Step:
 
 @dataclass(frozen=True)
 class MicroBatch:
-    """What is kept of a micro-batch until its step is judged."""
+    """What is kept of a micro-batch until the losses of its step are checked."""
 
     ids: list[str]
     samples: int
@@ -71,26 +71,26 @@ def losses_of(window: Sequence[MicroBatch]) -> tuple[list[str], Tensor]:
 
 
 def nonfinite_ids(window: Sequence[MicroBatch], rows: Sequence[Sequence[float]], blame_all: bool) -> list[str]:
-    """Ids of the micro-batches whose losses are not all finite; of the whole window where the losses tell nothing."""
+    """Sample ids of the micro-batches whose losses are not all finite, or with `blame_all` of the whole window."""
     pairs = zip(window, rows, strict=True)
     return [name for part, row in pairs if blame_all or not all(map(math.isfinite, row)) for name in part.ids]
 
 
 @contextmanager
 def memory_errors(where: str, way_out: str) -> Iterator[None]:
-    """An exhausted memory inside the block, of the GPU or of the CPU, as a TrainingError that says what to lower."""
+    """Turn running out of memory inside the block, on GPU or CPU, into a TrainingError with this way out."""
     try:
         yield
     except (torch.OutOfMemoryError, MemoryError) as error:
         raise TrainingError(where, "the memory of the device is exhausted", way_out) from error
     except RuntimeError as error:
-        if "not enough memory" not in str(error):  # what the allocator of the CPU says
+        if "not enough memory" not in str(error):  # the text of torch's CPU allocator: it has no error class of its own
             raise
         raise TrainingError(where, "the memory of this machine is exhausted", way_out) from error
 
 
 def oom_hint(run: RunConfig) -> str:
-    """What to set where a step does not fit into the memory, the most useful first."""
+    """Settings that make a step need less memory, the most useful first."""
     size, accum = run.batch_size_train, run.accum_grad_iters
     half = f"run.batch_size_train={max(size // 2, 1)} run.accum_grad_iters={2 * accum}" if size > 1 else ""
     more = ["" if run.amp or run.precision else "run.amp=true", "model.use_grad_checkpoint=true"]
@@ -106,23 +106,23 @@ class StepModule(nn.Module):
         self.model = task.model
         self.step: Callable[[Batch], dict[str, Tensor]] = task.step
         self.autocast: Callable[[], AbstractContextManager[Any]] = nullcontext
-        """Where the wrapper does not see to the precision."""
+        """Set under FSDP, where no wrapper applies the precision."""
 
     def forward(self, batch: Batch | None) -> dict[str, Tensor]:
-        """A batch → named scalar losses; `loss` is the one to minimise. Nothing → nothing."""
+        """A batch → named scalar losses; `loss` is the one to minimise. None → {}."""
         with self.autocast():
             return {} if batch is None else self.step(batch)
 
 
 def no_stop() -> int:
-    """Nobody asks the run to stop."""
+    """A stop function that never asks to stop."""
     return 0
 
 
 def cycle(batches: Any) -> Iterator[Batch]:
     """Batches from where `batches` stands, epoch after epoch; raises TrainingError if a whole epoch gives none."""
     empty = 0
-    while empty < 2:  # the first pass may be the end of an epoch that a checkpoint was made at
+    while empty < 2:  # the first pass is empty if the run resumes at the end of an epoch
         empty += 1
         for batch in batches:
             empty = 0

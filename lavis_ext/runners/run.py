@@ -1,4 +1,4 @@
-"""What `train` and `evaluate` do: one configuration in, one job folder out."""
+"""`train` and `evaluate`: one configuration in, one job folder out."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ log = logging.getLogger(__name__)
 def train(config: Config, data: Mapping[str, Any] | None = None) -> Path:
     """Train, validate and test as `config` says, or go on where the job of that name stopped; returns the job folder.
 
-    `data` is what `prepare` knows of the data sets (`{"subset": …}`), kept as `data.json` for the report. Raises
+    `data` is what `prepare` recorded of the data sets (`{"subset": …}`), kept as `data.json` for the report. Raises
     ConfigError before the first step for what cannot be trained, TrainingError for losses that are not finite,
     Preempted after SIGTERM.
     """
@@ -96,7 +96,7 @@ def require_model(config: Config) -> ModelConfig:
 def build_task(job: Job, answers: LabelVocabulary | None = None) -> BaseTask:
     """The registered model and task of the run; all ranks build the same weights.
 
-    The classes of a model that has some are those of `answers`; the job's configuration then says how many they are.
+    A classifier gets as many classes as `answers` has; the job's configuration is changed accordingly.
     """
     job.config = with_num_labels(job.config, answers)
     model = require_model(job.config)
@@ -105,15 +105,15 @@ def build_task(job: Job, answers: LabelVocabulary | None = None) -> BaseTask:
 
 
 def first_opened(job: Job, splits: Sequence[str]) -> Opened:
-    """The data sets of some splits; rank 0 opens them first, since that may convert files once for all."""
+    """The data sets of some splits; rank 0 opens them first: opening may convert annotation files, once for all."""
     return main_first(job.accelerator, partial(open_datasets, job.config, splits), job.config.run.wait_minutes)
 
 
 def build_evaluator(job: Job, task: BaseTask, splits: list[str], opened: Opened) -> Evaluator:
-    """An evaluator of these splits, with nothing to do where the task evaluates nothing.
+    """An evaluator of these splits, of none where the task does not evaluate.
 
-    `opened` are the data sets that are open already, of these splits or of others; raises ConfigError where their
-    answers are not the same.
+    `opened` are the data sets that are open already, of these or other splits; raises ConfigError where their answers
+    differ.
     """
     if splits and not task.evaluates:
         log.warning("run.task '%s' evaluates nothing; set run.eval_task to another that does", job.config.run.task)
@@ -131,7 +131,7 @@ def build_runner(job: Job) -> RunnerBase:
     run, opened = job.config.run, first_opened(job, job.config.run.train_splits)
     splits = list(dict.fromkeys([*run.valid_splits, *run.test_splits]))
     batches = train_feed(job.config, opened, job.accelerator)
-    RunLength.of(run, len(batches))
+    RunLength.of(run, len(batches))  # raises for empty data, before a model is loaded
     answers = vocabulary(opened)
     task = build_task(job, answers)
     evaluator = build_evaluator(job, task, splits, opened)
@@ -161,7 +161,7 @@ def resume(job: Job, runner: RunnerBase) -> None:
 
 
 def note_progress(job: Job, runner: RunnerBase) -> None:
-    """Leave how far the run came and what it could not read, however it ended."""
+    """Write how far the run came and the samples that it could not read, however it ended."""
     at = runner.progress
     if job.is_main:
         write_json(job.dir / "faults.json", {"train": runner.batches.faults.summary(), **runner.evaluator.faults()})
@@ -169,7 +169,7 @@ def note_progress(job: Job, runner: RunnerBase) -> None:
 
 
 def note_metrics(folder: Path, found: Mapping[str, Mapping[str, Any]]) -> None:
-    """Leave the metrics of each split in `evaluate.json` and in the log."""
+    """Write the metrics of each split to `evaluate.json` and to the log."""
     write_json(folder / "evaluate.json", found)
     for split, metrics in found.items():
         record = {"kind": "eval", "split": split, "label": "test", "step": 0, "epoch": 0, "metrics": metrics}

@@ -1,4 +1,4 @@
-"""The loop: one for epochs and iterations, CPU and GPU, one rank and many; everything around a step is a hook."""
+"""The training loop, for epochs and iterations, CPU and GPU, one rank and many; everything around a step is a hook."""
 
 from __future__ import annotations
 
@@ -61,22 +61,22 @@ MAX_SKIPPED = 25
 
 
 class Hook:
-    """Does nothing at every moment; a hook overrides those that it needs. `after_train` is called whatever happened."""
+    """Methods that the runner calls; each does nothing unless overridden. `after_train` comes after an error too."""
 
     name = ""
     """Key of its state in a checkpoint; "" if it has none."""
 
     def before_train(self, runner: RunnerBase) -> None:
-        """Once, when everything is restored and before the first step."""
+        """Once, after a resume and before the first step."""
 
     def before_step(self, runner: RunnerBase) -> None:
-        """Gradients are there and sound; the optimizer moves next."""
+        """Gradients are computed and finite; the optimizer steps next."""
 
     def after_step(self, runner: RunnerBase, step: Step) -> None:
-        """The optimizer has moved."""
+        """After the optimizer's step."""
 
     def after_epoch(self, runner: RunnerBase) -> None:
-        """All batches of an (inner) epoch are seen; `runner.progress` still stands at its end."""
+        """After all batches of an (inner) epoch; `runner.progress` is still at its end."""
 
     def after_evaluation(self, runner: RunnerBase, split: str, label: str, metrics: dict[str, Any]) -> None:
         """A split was evaluated under `label`, an epoch or "best"."""
@@ -85,11 +85,11 @@ class Hook:
         """At the end, also after an error."""
 
     def state_dict(self) -> dict[str, Any]:
-        """What a checkpoint must keep for an exact resume."""
+        """State that an exact resume needs."""
         return {}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take back what `state_dict` gave."""
+        """Restore what `state_dict` returned."""
 
 
 @runners.register("runner_iter")
@@ -128,7 +128,7 @@ class RunnerBase:
         return bool(self.accelerator.is_main_process)
 
     def train(self) -> None:
-        """From wherever `progress` stands to the end of the plan."""
+        """From `progress` to the end of the plan."""
         try:
             self.notify("before_train")
             self.task.before_train(self.batches, self.plan.total)
@@ -142,7 +142,7 @@ class RunnerBase:
             self.close()
 
     def run_epoch(self) -> None:
-        """All windows that are left of this epoch."""
+        """All steps that are left of this epoch."""
         self.task.model.train()
         while size := self.plan.next_window(self.progress):
             step = self.run_step(size)
@@ -151,7 +151,7 @@ class RunnerBase:
                 self.save_and_stop(step.stop)
 
     def run_step(self, size: int) -> Step:
-        """`size` planned micro-batches, one optimizer step; weights move only if losses and gradient are finite."""
+        """`size` planned micro-batches, one optimizer step; weights change only if losses and gradient are finite."""
         started, taken = perf_counter(), self.layout.taken(size)
         with memory_errors(f"step {self.progress.step}", oom_hint(self.run)):
             window = [self.microbatch_step(taken, index) for index in range(taken)]
@@ -168,7 +168,7 @@ class RunnerBase:
         return step
 
     def microbatch_step(self, size: int, index: int) -> MicroBatch:
-        """Micro-batch `index` of the `size` of a step, drawn from the generators of the rank that it belonged to."""
+        """Micro-batch `index` of the `size` of a step, under the random state of the rank that it was planned for."""
         if not self.generators:
             return self.backward(size, last=index == size - 1)
         place = index % len(self.generators)
@@ -178,7 +178,7 @@ class RunnerBase:
         return taken
 
     def backward(self, size: int, last: bool) -> MicroBatch:
-        """Add the gradient of one micro-batch, at its share of the window; ranks exchange gradients at the last one."""
+        """Add the gradient of one micro-batch, divided by `size`; ranks reduce gradients at the last one only."""
         asked = perf_counter()
         batch = next(self.feed)
         waited = perf_counter() - asked
@@ -189,7 +189,7 @@ class RunnerBase:
         return MicroBatch(sample_ids(batch), batch_size(batch), losses, waited)
 
     def reduce_and_check(self, window: Sequence[MicroBatch], started: float) -> Step:
-        """One exchange with the host (and the other ranks) for all numbers of the step; raises TrainingError."""
+        """Move the numbers of the step to the host in one reduction over ranks; raises TrainingError if not finite."""
         names, values = losses_of(window)
         self.accelerator.unscale_gradients()
         sync_unsharded_grads(self.wrapped, self.optimizer)
@@ -222,7 +222,7 @@ class RunnerBase:
         return self.accelerator.scaler
 
     def trained(self) -> list[nn.Parameter]:
-        """The parameters that the optimizer moves."""
+        """The parameters of the optimizer."""
         return [p for group in self.optimizer.param_groups for p in group["params"]]
 
     def raise_nonfinite(
@@ -251,13 +251,13 @@ class RunnerBase:
         self.overflows += 1
         if self.overflows >= MAX_SKIPPED:
             raise TrainingError(
-                f"step {self.progress.step}", f"fp16 gradients overflow {MAX_SKIPPED} times on end", "use bf16"
+                f"step {self.progress.step}", f"fp16 gradients overflow {MAX_SKIPPED} times in a row", "use bf16"
             )
 
     def evaluate(self, split: str, label: str) -> dict[str, Any]:
-        """Metrics of a split with the weights as they are; a signal that comes meanwhile ends it and the run.
+        """Metrics of a split with the present weights; a signal ends the evaluation and the run.
 
-        Many ranks agree on a signal at their next step instead.
+        With several ranks the signal is handled at the next step instead, where all ranks learn of it.
         """
         alone = self.accelerator.num_processes == 1
         try:
@@ -267,16 +267,16 @@ class RunnerBase:
             self.save_and_stop(stop.args[0])
 
     def check_faults(self) -> None:
-        """Raise PartialError if more samples failed than may, once all data were seen; earlier the mixture judges."""
+        """Raise PartialError if too many samples failed, once all data were seen; until then the mixture checks."""
         if self.layout.taken(self.plan.total) >= len(self.batches):
             self.batches.faults.check(final=True)
 
     def test(self) -> None:
-        """Evaluate `test_splits` with the weights of the best checkpoint, or the last where none was judged best."""
+        """Evaluate `test_splits` with the weights of the best checkpoint, or the last where there is no best."""
         splits, label = self.run.test_splits, str(max(self.progress.epoch - 1, 0))
         if not (splits and self.task.evaluates):
             return
-        self.saved_at = self.progress.step  # the weights that follow are not those of this step
+        self.saved_at = self.progress.step  # a signal must not save the best weights under this step
         if self.progress.best and (folder := checkpoint.pointed(self.job_dir, "best")):
             self.model.load_trainable_state(checkpoint.load(folder).model)
             label = "best"
@@ -295,7 +295,7 @@ class RunnerBase:
         )
 
     def save(self, progress: RunProgress, best: bool = False) -> None:
-        """Write a checkpoint that continues from `progress`, then prune; all ranks give their state, rank 0 writes."""
+        """Write a checkpoint that continues from `progress`, then prune; rank 0 writes the state of all ranks."""
         ranks = gather_object(self.rank_states())
         tensors = checkpoint.model_tensors(self.model, keep=self.is_main)
         optimizer = full_state_dict(self.optimizer.state_dict(), keep=self.is_main)
@@ -319,27 +319,27 @@ class RunnerBase:
         checkpoint.prune(self.job_dir, self.run.keep_checkpoints)
 
     def rank_states(self) -> list[dict[str, Any]]:
-        """What is this rank's own, and the generators of the others that it stands in for."""
+        """This rank's state, and the generators of the other planned ranks whose micro-batches it runs."""
         first, *others = self.generators or [random_state()]
         batches, task = self.batches.state_dict(), self.task.rank_state()
         more = [{"random": one, "batches": {**batches, "faults": {}}, "task": task} for one in others]
         return [{"random": first, "batches": batches, "task": task}, *more]
 
     def reshard(self, layout: ShardedSteps, where: str) -> None:
-        """Take the steps of a run that other processes began; raises ConfigError where they would not be the same."""
+        """Take the steps that were planned for another number of ranks; raises ConfigError where they would differ."""
         self.layout = layout
         if not layout.changed:
             return
         require_alike(self.model, self.task, layout, where)
-        self.batches.reshard(layout.split, layout.joint)
-        planned = len(self.batches) * layout.joint // layout.split
+        self.batches.reshard(layout.parts_per_rank, layout.concurrent)
+        planned = len(self.batches) * layout.concurrent // layout.parts_per_rank
         self.plan = RunLength.of(replace(self.run, accum_grad_iters=layout.accum), planned)
         require_windows(self.plan, layout, where)
 
     def restore(self, saved: checkpoint.Checkpoint) -> None:
         """Continue from a checkpoint: weights, optimizer, order of samples, generators, hooks and counts.
 
-        Raises ConfigError for one of other processes that these cannot stand in for.
+        Raises ConfigError for a number of processes that cannot take the same steps.
         """
         state, rank, world = saved.state, self.accelerator.process_index, self.accelerator.num_processes
         self.reshard(find_layout(state, world, self.run.accum_grad_iters, str(saved.path)), str(saved.path))
@@ -356,7 +356,7 @@ class RunnerBase:
         for hook in self.hooks:
             if hook.name in state["hooks"]:
                 hook.load_state_dict(state["hooks"][hook.name])
-        self.generators = mine["random"] if self.layout.split > 1 else []
+        self.generators = mine["random"] if self.layout.parts_per_rank > 1 else []
         for generators in mine["random"][:1]:
             restore_random_state(generators)
         self.in_place, self.saved_at = saved.path.parent == self.job_dir, self.progress.step

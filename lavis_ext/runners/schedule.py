@@ -1,4 +1,5 @@
-"""Learning rates as pure functions of the position in a run: nothing to advance, nothing to save."""
+"""Learning rates, the length of a run, and its optimizer. Rates are pure functions of the position in the run, so that
+nothing is advanced or saved."""
 
 from __future__ import annotations
 
@@ -18,7 +19,7 @@ from lavis_ext.models.base_model import BaseModel
 
 @dataclass(frozen=True)
 class Position:
-    """Where a run stands: the (inner) epoch, the micro-batch in it, and the number of both in the whole run."""
+    """A position in a run: (inner) epoch and micro-batch in it, counted from 0, and how many of both there are."""
 
     epoch: int
     batch: int
@@ -121,9 +122,6 @@ def constant(run: RunConfig, max_epoch: int) -> Schedule:
     return after_warmup(run, decayed)
 
 
-# How many steps a run takes, and where it stands: epochs and iterations are two ways to say the same.
-
-
 @dataclass(frozen=True)
 class RunLength:
     """The length of a run in micro-batches.
@@ -139,7 +137,7 @@ class RunLength:
 
     @classmethod
     def of(cls, run: RunConfig, batches: int) -> RunLength:
-        """The plan of a run whose data hold `batches` batches an epoch on this rank; raises ConfigError."""
+        """The length of a run whose data hold `batches` batches an epoch on this rank; raises ConfigError."""
         if batches < 1:
             raise ConfigError(
                 "datasets", "the training splits hold no batch", "add samples or lower run.batch_size_train"
@@ -171,13 +169,13 @@ class RunLength:
         return min(self.window, self.length(progress.epoch) - progress.batch)
 
     def position(self, progress: RunProgress) -> Position:
-        """Where the learning rate is asked for: at the last micro-batch that was seen."""
+        """The position for the learning rate: the last micro-batch that was seen."""
         return Position(progress.epoch, max(progress.batch - 1, 0), self.per_epoch, self.max_epoch, self.total)
 
 
 @dataclass
 class RunProgress:
-    """Where a run stands: `step` optimizer steps in all, `batch` micro-batches of `epoch`, and its best evaluation."""
+    """Progress of a run: `step` optimizer steps in all, `batch` micro-batches of `epoch`, and its best evaluation."""
 
     step: int = 0
     epoch: int = 0
@@ -197,8 +195,7 @@ class RunProgress:
         return asdict(self)
 
 
-# Which parameters are trained, in which groups of AdamW, and at which share of the learning rate.
-
+# Parameter groups and their share of the learning rate.
 
 BLOCK = re.compile(r"\b(?:vision_model|visual_encoder|visual)\..*\b(?:layers|blocks)\.(\d+)\.")
 EMBEDDING = re.compile(r"\b(?:vision_model|visual_encoder|visual)\..*(?:embed|cls_token)")
@@ -230,9 +227,9 @@ def parameter_groups(model: BaseModel, run: RunConfig) -> list[dict[str, Any]]:
 
 
 def build_optimizer(model: BaseModel, run: RunConfig) -> torch.optim.Optimizer:
-    """`run.optimizer` with betas (0.9, beta2) over `parameter_groups`; raises ConfigError if nothing is left to train.
+    """`run.optimizer` with betas (0.9, beta2) over `parameter_groups`; raises ConfigError if nothing is trainable.
 
-    Adamax adds the decay to the gradient, AdamW takes it off the weight: so both are defined, and so Oscar used them.
+    Adamax adds the weight decay to the gradient, AdamW subtracts it from the weight; Oscar used both that way.
     """
     model.require_trainable()
     kind = {"adamw": torch.optim.AdamW, "adamax": torch.optim.Adamax}[run.optimizer]
@@ -242,6 +239,6 @@ def build_optimizer(model: BaseModel, run: RunConfig) -> torch.optim.Optimizer:
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
-    """Give every group its share of `rate`."""
+    """Set every group to its `lr_scale` × `rate`."""
     for group in optimizer.param_groups:
         group["lr"] = rate * group.get("lr_scale", 1.0)

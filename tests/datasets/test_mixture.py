@@ -126,7 +126,7 @@ def test_weights_set_the_shares() -> None:
     order = BatchPlan(
         (MixtureSource("a", 400), MixtureSource("b", 4000), MixtureSource("c", 40)), 4, 0, weights=(0.1, 0.2, 0.7)
     )
-    drawn = Counter(slot.source for epoch in range(6) for slot in order.slots(epoch))
+    drawn = Counter(spec.source for epoch in range(6) for spec in order.specs(epoch))
     total = sum(drawn.values())
     assert total == 6 * len(order)
     for source, share in enumerate((0.1, 0.2, 0.7)):
@@ -135,20 +135,20 @@ def test_weights_set_the_shares() -> None:
 
 @relaxed
 @given(sizes, st.integers(1, 5), st.integers(1, 3), st.integers(0, 5))
-def test_weighted_laps_are_whole(counts: list[int], size: int, world: int, seed: int) -> None:
+def test_weighted_passes_are_whole(counts: list[int], size: int, world: int, seed: int) -> None:
     if min(counts) < world:
         return
     sources = tuple(MixtureSource("abc"[i], n) for i, n in enumerate(counts))
     weights = tuple(range(1, len(counts) + 1))
-    laps: dict[tuple[int, int], list[int]] = {}
+    passes: dict[tuple[int, int], list[int]] = {}
     for rank in range(world):
         order = BatchPlan(sources, size, seed, weights=weights, rank=rank, world=world)
-        for slot in (slot for epoch in range(4) for slot in order.slots(epoch)):
-            laps.setdefault((slot.source, slot.lap), []).extend(slot.indices)
-    last = {source: max(lap for s, lap in laps if s == source) for source, _ in laps}
-    for (source, lap), indices in laps.items():
+        for spec in (spec for epoch in range(4) for spec in order.specs(epoch)):
+            passes.setdefault((spec.source, spec.pass_index), []).extend(spec.indices)
+    last = {source: max(number for s, number in passes if s == source) for source, _ in passes}
+    for (source, number), indices in passes.items():
         assert len(set(indices)) == len(indices)
-        if lap < last[source]:
+        if number < last[source]:
             assert counts[source] - len(indices) < world
 
 
@@ -455,7 +455,7 @@ def test_the_tolerance_of_a_data_set_is_its_own() -> None:
 
 @pytest.mark.parametrize("workers", [0, 2])
 @pytest.mark.parametrize("kind", [Shards, RawShards])
-def test_streams_run_lap_after_lap(workers: int, kind: type[Shards]) -> None:
+def test_streams_run_pass_after_pass(workers: int, kind: type[Shards]) -> None:
     mix = Mixture({"s": kind(10)}, batch_size=4, num_workers=workers, repeat=True)
     got = [key for batch in islice(mix, 10) for key in batch["key"]]
     assert got == list(range(10)) * 4

@@ -46,13 +46,13 @@ def source(count: int, name: str = "a", axes: int = 2) -> MixtureSource:
 
 
 def epoch_of(order: BatchPlan, epoch: int = 0) -> list[int]:
-    return [index for slot in order.slots(epoch) for index in slot.indices]
+    return [index for spec in order.specs(epoch) for index in spec.indices]
 
 
 def padded(order: BatchPlan, lengths: np.ndarray, epochs: int = 1) -> float:
     """The mean width of a batch of which each part is padded to its longest."""
-    slots = [slot for epoch in range(epochs) for slot in order.slots(epoch)]
-    return float(np.mean([lengths[list(slot.indices)].max(0).sum() for slot in slots]))
+    specs = [spec for epoch in range(epochs) for spec in order.specs(epoch)]
+    return float(np.mean([lengths[list(spec.indices)].max(0).sum() for spec in specs]))
 
 
 # --- what an epoch holds -------------------------------------------------------------------------------------------
@@ -86,10 +86,10 @@ def test_an_epoch_holds_what_it_held(
         orders = [
             BatchPlan(sources, size, 5, rank=rank, world=world, drop_last=drop, window=window) for rank in range(world)
         ]
-        rows = [list(one.slots(epoch)) for one in orders]
+        rows = [list(one.specs(epoch)) for one in orders]
         assert {len(row) for row in rows} == {len(orders[0])}
-        assert len({tuple(slot.source for slot in row) for row in rows}) == 1
-        return [[(slot.source, index) for slot in row for index in slot.indices] for row in rows]
+        assert len({tuple(spec.source for spec in row) for row in rows}) == 1
+        return [[(spec.source, index) for spec in row for index in spec.indices] for row in rows]
 
     with_lengths = held(tuple(source(n, "abc"[i]) for i, n in enumerate(counts)))
     without = held(tuple(MixtureSource("abc"[i], n) for i, n in enumerate(counts)))
@@ -99,17 +99,17 @@ def test_an_epoch_holds_what_it_held(
 
 @relaxed
 @given(st.integers(4, 60), st.integers(1, 5), st.integers(1, 2), st.integers(0, 5))
-def test_weighted_laps_are_whole(count: int, size: int, world: int, seed: int) -> None:
+def test_weighted_passes_are_whole(count: int, size: int, world: int, seed: int) -> None:
     sources = (source(count), source(count // 2, "b", 1))
-    laps: dict[tuple[int, int], list[int]] = {}
+    passes: dict[tuple[int, int], list[int]] = {}
     for rank in range(world):
         order = BatchPlan(sources, size, seed, weights=(3, 1), rank=rank, world=world, window=3)
-        for slot in (slot for epoch in range(3) for slot in order.slots(epoch)):
-            laps.setdefault((slot.source, slot.lap), []).extend(slot.indices)
-    last = {number: max(lap for one, lap in laps if one == number) for number, _ in laps}
-    for (number, lap), indices in laps.items():
+        for spec in (spec for epoch in range(3) for spec in order.specs(epoch)):
+            passes.setdefault((spec.source, spec.pass_index), []).extend(spec.indices)
+    last = {number: max(index for one, index in passes if one == number) for number, _ in passes}
+    for (number, index), indices in passes.items():
         assert len(set(indices)) == len(indices)
-        if lap < last[number]:
+        if index < last[number]:
             assert sources[number].size - len(indices) < world
 
 
@@ -119,22 +119,22 @@ def test_seed_and_epoch_alone_decide() -> None:
     assert epoch_of(order, 1) == epoch_of(BatchPlan((source(200),), 4, 3), 1)
     assert epoch_of(order) != epoch_of(order, 1)
     assert epoch_of(order) != epoch_of(BatchPlan((source(200),), 4, 4))
-    batches = [{tuple(sorted(slot.indices)) for slot in order.slots(epoch)} for epoch in range(2)]
+    batches = [{tuple(sorted(spec.indices)) for spec in order.specs(epoch)} for epoch in range(2)]
     assert len(batches[0] & batches[1]) < 5
 
 
 def test_a_data_set_without_lengths_is_left_as_it_is() -> None:
     beside = BatchPlan((source(60), MixtureSource("b", 50)), 4, 3)
     alone = BatchPlan((MixtureSource("a", 60), MixtureSource("b", 50)), 4, 3)
-    batches = [[slot.indices for slot in order.slots(0) if slot.source == 1] for order in (beside, alone)]
+    batches = [[spec.indices for spec in order.specs(0) if spec.source == 1] for order in (beside, alone)]
     assert batches[0] == batches[1]
     assert epoch_of(beside) != epoch_of(alone)
 
 
 def test_fewer_ranks_go_on_with_the_same_batches() -> None:
-    two = [list(BatchPlan((source(90),), 3, 5, rank=rank, world=2, drop_last=True).slots(0)) for rank in range(2)]
-    one = list(BatchPlan((source(90),), 3, 5, split=2, drop_last=True).slots(0))
-    assert [slot.indices for slot in one] == [slot.indices for pair in zip(*two, strict=True) for slot in pair]
+    two = [list(BatchPlan((source(90),), 3, 5, rank=rank, world=2, drop_last=True).specs(0)) for rank in range(2)]
+    one = list(BatchPlan((source(90),), 3, 5, parts_per_rank=2, drop_last=True).specs(0))
+    assert [spec.indices for spec in one] == [spec.indices for pair in zip(*two, strict=True) for spec in pair]
 
 
 # --- padding -------------------------------------------------------------------------------------------------------
@@ -154,7 +154,7 @@ def test_there_is_less_padding(axes: int, most: float) -> None:
 @relaxed
 @given(st.integers(4, 6), st.integers(2, 8), st.integers(4, 20), st.integers(0, 9))
 def test_one_axis_sorted_is_as_narrow_as_can_be(windows: int, span: int, window: int, seed: int) -> None:
-    """In each window the slots are those of the sorted window: no others have a smaller sum of longest samples."""
+    """In each window the batches are those of the sorted window: no others have a smaller sum of longest samples."""
     count = span * window * windows
     rng = np.random.default_rng(seed)
     order, lengths = rng.permutation(count), rng.integers(0, 50, (count, 1))
@@ -166,8 +166,8 @@ def test_one_axis_sorted_is_as_narrow_as_can_be(windows: int, span: int, window:
 def test_ranks_get_alike_batches_and_none_the_longer() -> None:
     count, size = 4000, 8
     lengths = measures(count, 1)
-    ranks = [list(BatchPlan((source(count, axes=1),), size, rank=rank, world=2).slots(0)) for rank in range(2)]
-    widths = np.array([[lengths[list(slot.indices)].max() for slot in row] for row in ranks])
+    ranks = [list(BatchPlan((source(count, axes=1),), size, rank=rank, world=2).specs(0)) for rank in range(2)]
+    widths = np.array([[lengths[list(spec.indices)].max() for spec in row] for row in ranks])
     assert np.abs(widths[0] - widths[1]).mean() < 1
     assert abs((widths[0] > widths[1]).mean() - (widths[0] < widths[1]).mean()) < 0.15
     assert np.corrcoef(widths[0][:-1], widths[0][1:])[0, 1] < 0.2  # long batches do not follow one another
@@ -237,7 +237,7 @@ def test_only_shuffled_data_sets_with_lengths_are_grouped(caplog: pytest.LogCapt
         assert not caplog.records
         mixture(Numbers(9, "b"))
     assert [one.lengths is None for one in mixed.order.sources] == [False, True, True]
-    assert "b: no lengths are known" in caplog.text
+    assert "group_by_length: b:" in caplog.text
 
 
 def test_lengths_are_taken_as_a_whole_or_one_by_one() -> None:

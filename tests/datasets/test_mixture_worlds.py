@@ -20,10 +20,10 @@ def order(rank: int, world: int, **keys: Any) -> BatchPlan:
 
 def steps(orders: list[BatchPlan], window: int, epoch: int = 0) -> list[list[tuple[int, tuple[int, ...]]]]:
     """Per step of `window` batches on each rank, the batches of all ranks, sorted."""
-    rows = [list(one.slots(epoch)) for one in orders]
+    rows = [list(one.specs(epoch)) for one in orders]
     found = []
     for at in range(0, len(rows[0]), window):
-        found.append(sorted((slot.source, slot.indices) for row in rows for slot in row[at : at + window]))
+        found.append(sorted((spec.source, spec.indices) for row in rows for spec in row[at : at + window]))
     return found
 
 
@@ -31,8 +31,8 @@ def steps(orders: list[BatchPlan], window: int, epoch: int = 0) -> list[list[tup
 @pytest.mark.parametrize("epoch", [0, 2])
 def test_fewer_ranks_take_the_parts_one_after_the_other(weights: Any, epoch: int) -> None:
     four = steps([order(rank, 4, weights=weights) for rank in range(4)], 1, epoch)
-    two = [order(rank, 2, split=2, weights=weights) for rank in range(2)]
-    one = [order(0, 1, split=4, weights=weights)]
+    two = [order(rank, 2, parts_per_rank=2, weights=weights) for rank in range(2)]
+    one = [order(0, 1, parts_per_rank=4, weights=weights)]
     assert steps(two, 2, epoch) == four
     assert steps(one, 4, epoch) == four
     assert len(one[0]) == 4 * len(order(0, 4, weights=weights))
@@ -40,17 +40,17 @@ def test_fewer_ranks_take_the_parts_one_after_the_other(weights: Any, epoch: int
 
 def test_more_ranks_take_several_at_once() -> None:
     alone = steps([order(0, 1)], 2)
-    both = [order(rank, 2, joint=2) for rank in range(2)]
-    assert order(0, 1).total % 2 == 1  # 16 and 7 slots
+    both = [order(rank, 2, concurrent=2) for rank in range(2)]
+    assert order(0, 1).total % 2 == 1  # 16 and 7 global batches
     assert steps(both, 1) == alone[:-1]
 
 
 def test_augmentation_goes_with_the_sample() -> None:
-    before = {index: seed for rank in range(2) for slot in order(rank, 2).slots(0) if slot.source == 0
-              for index, seed in zip(slot.indices, order(rank, 2).seeds(slot), strict=True)}  # fmt: skip
-    one = order(0, 1, split=2)
-    after = {index: seed for slot in one.slots(0) if slot.source == 0
-             for index, seed in zip(slot.indices, one.seeds(slot), strict=True)}  # fmt: skip
+    before = {index: seed for rank in range(2) for spec in order(rank, 2).specs(0) if spec.source == 0
+              for index, seed in zip(spec.indices, order(rank, 2).seeds(spec), strict=True)}  # fmt: skip
+    one = order(0, 1, parts_per_rank=2)
+    after = {index: seed for spec in one.specs(0) if spec.source == 0
+             for index, seed in zip(spec.indices, one.seeds(spec), strict=True)}  # fmt: skip
     assert after == before
 
 
@@ -89,7 +89,7 @@ def test_without_the_layout_a_state_of_other_ranks_is_refused() -> None:
 
 
 def test_what_cannot_change_hands_is_refused() -> None:
-    with pytest.raises(ConfigError, match="not for 2"):
+    with pytest.raises(ConfigError, match="by 2"):
         mixture(2, size=9).reshard(1, 2)
     streamed = mixture(1)
     streamed.order = BatchPlan((MixtureSource("shards", 9, stream=True),), 3)

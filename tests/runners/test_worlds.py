@@ -27,21 +27,21 @@ def saved_by(world: int, accum: int, **more: Any) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize(
-    ("begun", "now", "split", "joint"),
+    ("begun", "now", "parts", "concurrent"),
     [((2, 1), (1, 2), 2, 1), ((4, 2), (2, 4), 2, 1), ((1, 4), (2, 2), 1, 2), ((2, 3), (2, 3), 1, 1)],
 )
 def test_the_same_sum_of_micro_batches_goes_on(
-    begun: tuple[int, int], now: tuple[int, int], split: int, joint: int
+    begun: tuple[int, int], now: tuple[int, int], parts: int, concurrent: int
 ) -> None:
     layout = find_layout(saved_by(*begun), *now, "checkpoint_1")
-    assert (layout.world, layout.accum, layout.split, layout.joint) == (*begun, split, joint)
+    assert (layout.world, layout.accum, layout.parts_per_rank, layout.concurrent) == (*begun, parts, concurrent)
     assert layout.taken(begun[1]) == now[1]
 
 
 def test_a_third_start_goes_by_the_first() -> None:
     state = saved_by(1, 2, layout={"world": 2, "accum": 1})
     assert find_layout(state, 2, 1, "here") == ShardedSteps(2, 1)
-    assert find_layout(state, 1, 2, "here").split == 2
+    assert find_layout(state, 1, 2, "here").parts_per_rank == 2
 
 
 @pytest.mark.parametrize(
@@ -59,10 +59,10 @@ def test_another_sum_is_refused(begun: tuple[int, int], now: tuple[int, int], wa
 
 
 def test_a_step_that_cannot_be_shared_is_refused() -> None:
-    require_windows(RunLength(6, 12, 2), ShardedSteps(1, 2, joint=2), "here")
+    require_windows(RunLength(6, 12, 2), ShardedSteps(1, 2, concurrent=2), "here")
     for plan in (RunLength(5, 10, 2), RunLength(6, 9, 2)):
-        with pytest.raises(ConfigError, match="cannot share"):
-            require_windows(plan, ShardedSteps(1, 2, joint=2), "here")
+        with pytest.raises(ConfigError, match="over 2 ranks"):
+            require_windows(plan, ShardedSteps(1, 2, concurrent=2), "here")
 
 
 def test_a_rank_that_stands_in_for_two_has_the_faults_of_both() -> None:
@@ -70,12 +70,12 @@ def test_a_rank_that_stands_in_for_two_has_the_faults_of_both() -> None:
         faults = {"a/train": {"seen": 10, "bad": bad, "reasons": {"torn": bad}, "first": [{"id": str(bad)}]}}
         return {"random": f"generators {bad}", "batches": {"epoch": 1, "faults": faults}, "task": {}}
 
-    mine = remap_rank_state([of(1), of(2)], 0, 1, ShardedSteps(2, 1, split=2))
+    mine = remap_rank_state([of(1), of(2)], 0, 1, ShardedSteps(2, 1, parts_per_rank=2))
     assert mine["random"] == ["generators 1", "generators 2"]
     assert mine["batches"]["faults"]["a/train"] == {
         "seen": 20, "bad": 3, "reasons": {"torn": 3}, "first": [{"id": "1"}, {"id": "2"}],
     }  # fmt: skip
-    new = remap_rank_state([of(1)], 1, 2, ShardedSteps(1, 2, joint=2))
+    new = remap_rank_state([of(1)], 1, 2, ShardedSteps(1, 2, concurrent=2))
     assert new["random"] == []
     assert new["batches"] == {"epoch": 1, "faults": {}}
 
@@ -83,7 +83,7 @@ def test_a_rank_that_stands_in_for_two_has_the_faults_of_both() -> None:
 def test_a_task_with_a_state_for_each_rank_is_refused() -> None:
     ranks = [{"random": 0, "batches": {"faults": {}}, "task": {"seen": 3}}]
     with pytest.raises(ConfigError, match="each process"):
-        remap_rank_state(ranks, 0, 2, ShardedSteps(1, 2, joint=2))
+        remap_rank_state(ranks, 0, 2, ShardedSteps(1, 2, concurrent=2))
     assert remap_rank_state(ranks, 0, 1, ShardedSteps(1, 2))["task"] == {"seen": 3}
 
 
@@ -91,7 +91,7 @@ def test_a_model_that_compares_samples_is_refused(tmp_path: Path) -> None:
     runner = toy_runner(tmp_path, **KEYS)
     runner.model.compares_samples = True
     with pytest.raises(ConfigError, match="compares the samples"):
-        runner.reshard(ShardedSteps(2, 1, split=2), "here")
+        runner.reshard(ShardedSteps(2, 1, parts_per_rank=2), "here")
 
 
 @pytest.mark.slow

@@ -54,7 +54,7 @@ class Shards:
     state: dict[str, int] = field(default_factory=lambda: {"lap": 0, "done": 0})
 
     def iterate(self, rank: int, world: int, state: Mapping[str, Any] | None) -> Iterator[Any]:
-        """The rest of one lap."""
+        """The rest of one pass."""
         lap, done = (state["lap"], state["done"]) if state else (0, 0)
         for position, number in enumerate(range(rank, self.epoch_size, world)):
             if position >= done:

@@ -51,7 +51,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    """What opens files brings pyarrow, which those who only read the keys of a shape do without."""
+    """Import what opens files only on use: it needs pyarrow, and reading the keys of a shape does not."""
     if name not in __all__:
         raise AttributeError(f"module 'lavis_ext.datasets.builders' has no attribute '{name}'")
     return getattr(import_module("lavis_ext.datasets.builders.context"), name)

@@ -1,4 +1,4 @@
-"""One data set's builder under LAVIS' interface, and what it calls: the shape that the declaration names."""
+"""A data set's builder with LAVIS' interface; it calls the shape that the declaration names."""
 
 from __future__ import annotations
 
@@ -40,13 +40,13 @@ class BaseDatasetBuilder:
 
 
 def builder_class(name: str) -> Callable[..., BaseDatasetBuilder]:
-    """What makes a data set's builder, called like LAVIS' class: with nothing or `cfg`. Raises UsageError."""
+    """What makes a data set's builder, called like LAVIS' class: `cfg` is optional. Raises UsageError."""
     load_cards().card_of(name)
     return partial(BaseDatasetBuilder, name)
 
 
 def declaration(name: str, cfg: str | Path | DatasetConfig | None) -> DatasetConfig:
-    """What a data set is built from: the shipped declaration, that of a YAML, or the one given."""
+    """The declaration of a data set: the shipped one, that of a YAML, or the one given."""
     if isinstance(cfg, DatasetConfig):
         return cfg
     return load_cards().dataset(name) if cfg is None else load_dataset_config(cfg, name)

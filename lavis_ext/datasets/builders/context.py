@@ -29,7 +29,7 @@ class NotPreparedError(PartialError):
 
 @dataclass(frozen=True)
 class BuildContext:
-    """What a build needs beside the declaration: where data lie, and which splits are wanted (None: all there are)."""
+    """Where data lie and which splits are wanted (None: all that exist); the rest is in the declaration."""
 
     cache_root: Path
     splits: Sequence[str] | None = None
@@ -37,7 +37,7 @@ class BuildContext:
 
 @dataclass(frozen=True)
 class Parts:
-    """What the parts of every split have: its declaration, its records, its arguments."""
+    """The parts that every split has: its declaration and its records."""
 
     config: DatasetConfig
     split: str
@@ -99,14 +99,17 @@ def build_each(config: DatasetConfig, context: BuildContext, build: Callable[[st
             built[split] = build(split)
         except NotPreparedError as error:
             missing.append(error)
-    _judge_missing(missing, strict=context.splits is not None or not built)
+    if missing and (context.splits is not None or not built):
+        raise NotPreparedError.of(problem for error in missing for problem in error.problems)
+    for absent in missing:
+        log.warning("left out: %s", absent)
     return built
 
 
 def with_storage_root(config: DatasetConfig) -> DatasetConfig:
-    """The data set below its `build_info.storage`: VPGTrans' way to say where the folder with files and images lies.
+    """Apply `build_info.storage`, VPGTrans' key for the folder with annotations and images.
 
-    That folder stands for the first one of each declared path. Without it the declaration stays as it is.
+    It replaces the first folder of each declared path. Without it the declaration is unchanged.
     """
     info = config.build_info
     if not info.storage:
@@ -144,9 +147,9 @@ def open_split(config: DatasetConfig, split: str, context: BuildContext, args: M
 
 
 def annotation_paths(config: DatasetConfig, split: str, context: BuildContext) -> list[Path]:
-    """The annotation files of a split in order; a `url` that is a local file stands in for a copy not made yet.
+    """The annotation files of a split in order; a `url` that is a local file replaces a copy that does not exist.
 
-    Where only the other form of the split is there, it is that one; also where it holds all of the first and more.
+    The files of `instead` are used where only they are complete, or where they include the first ones and more.
     """
     annotation = config.build_info.annotations.get(split, AnnotationConfig())
     cards = load_cards()
@@ -154,7 +157,7 @@ def annotation_paths(config: DatasetConfig, split: str, context: BuildContext) -
     paths = [context.cache_root / Path(storage).expanduser() for storage in stored]
     if annotation.instead and not annotation.storage:
         others = [context.cache_root / path for path in cards.annotation_paths(config, split, instead=True)]
-        paths = others if _is_better(others, paths) else paths
+        paths = others if _prefers(others, paths) else paths
     locals_ = [Path(url).expanduser() if "://" not in url else None for url in annotation.url]
     for i, local in enumerate(locals_[: len(paths)]):
         if local is not None and local.is_file() and not paths[i].is_file():
@@ -162,21 +165,14 @@ def annotation_paths(config: DatasetConfig, split: str, context: BuildContext) -
     return paths
 
 
-def _is_better(others: Sequence[Path], paths: Sequence[Path]) -> bool:
-    """Whether the other form is whole on the disk and the first is not, or is a part of it."""
+def _prefers(others: Sequence[Path], paths: Sequence[Path]) -> bool:
+    """Whether `others` are all on the disk, and `paths` are not or are only some of them."""
     whole = all(map(Path.is_file, others))
     return whole and (set(paths) < set(others) or not all(map(Path.is_file, paths)))
 
 
 def not_prepared(config: DatasetConfig, path: Path, what: str) -> NotPreparedError:
-    """The error for something that a data set needs and that is not there."""
+    """The error for a missing file or folder of a data set."""
     return NotPreparedError(
         str(path), f"{what} ({config.name})", config.manual or f"run `lavis-ext prepare {config.name}`"
     )
-
-
-def _judge_missing(missing: list[NotPreparedError], strict: bool) -> None:
-    if missing and strict:
-        raise NotPreparedError.of(problem for error in missing for problem in error.problems)
-    for error in missing:
-        log.warning("left out: %s", error)

@@ -74,7 +74,7 @@ class CaptionEvalDataset(ImageTextDataset):
 
     @cached_property
     def first_rows(self) -> np.ndarray:
-        """int64 [samples]: the row that stands for each picture."""
+        """int64 [samples]: the first row of each picture."""
         key = self.parts.args["image_key"]
         key = key if self.rows.has(key) else "image_id"
         first: np.ndarray = np.unique(self.rows.codes(key), return_index=True)[1]
@@ -105,11 +105,8 @@ class CaptionEvalDataset(ImageTextDataset):
         used = {self.image_id(self.row(i)) for i in range(len(self))}
         found: dict[int | str, list[str]] = {}
         for row in self.rows:
-            captions = _as_list(row.get(self.parts.args["caption_key"]))
+            value = row.get(self.parts.args["caption_key"])
+            captions = value if isinstance(value, list) else [] if value is None else [str(value)]
             if captions and (key := self.image_id(row)) in used:
                 found.setdefault(key, []).extend(captions)
         return found
-
-
-def _as_list(value: Any) -> list[str]:
-    return list(value) if isinstance(value, list) else [] if value is None else [str(value)]

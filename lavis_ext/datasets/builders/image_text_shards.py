@@ -53,9 +53,9 @@ def image_text_shards(config: DatasetConfig, context: BuildContext) -> dict[str,
 class ImageTextStream(IterableDataset[Sample]):
     """Pictures and captions of shards: a Stream for the mixture, and an IterableDataset for a plain DataLoader.
 
-    The mixture draws raw samples by `iterate` and has its workers turn them into samples by `load`; a DataLoader
-    iterates over finished samples in LAVIS' form, each of its workers over a part of its own. Samples have `image`,
-    `text_input` [and `text_output`], and `instance_id`: `00003.tar!000030017`.
+    The mixture draws raw samples by `iterate`, which its workers turn into samples by `load`; a DataLoader iterates
+    over finished samples in LAVIS' form, each of its workers over its own part. Samples have `image`, `text_input` [and
+    `text_output`], and `instance_id`: `00003.tar!000030017`.
     """
 
     config: DatasetConfig
@@ -64,7 +64,7 @@ class ImageTextStream(IterableDataset[Sample]):
     text_processor: Any
     args: Mapping[str, Any]
     faults: FaultLog = field(default_factory=FaultLog)
-    """What a plain iteration could not load; the mixture has a log of its own."""
+    """Faults of a plain iteration; the mixture keeps its own log."""
 
     def __post_init__(self) -> None:
         self.faults.tolerances.setdefault(self.config.name, self.config.tolerance)
@@ -94,17 +94,17 @@ class ImageTextStream(IterableDataset[Sample]):
     def iterate(
         self, rank: int, world: int, state: Mapping[str, Any] | None = None
     ) -> Iterator[RawSample | SampleError]:
-        """The rest of one lap of a rank, from a state of `state_dict()` on; no sample is given to two ranks."""
-        lap, done = (int(state["lap"]), int(state["done"])) if state else (0, 0)
-        self._state = {"lap": lap, "done": done}
-        for item in self.reader.iterate(rank, world, lap, done):
+        """The rest of one pass of a rank, from a state of `state_dict()` on; parts of ranks are disjoint."""
+        pass_index, done = (int(state["lap"]), int(state["done"])) if state else (0, 0)
+        self._state = {"lap": pass_index, "done": done}
+        for item in self.reader.iterate(rank, world, pass_index, done):
             done += 1
-            self._state = {"lap": lap, "done": done}
+            self._state = {"lap": pass_index, "done": done}
             yield item
-        self._state = {"lap": lap + 1, "done": 0}
+        self._state = {"lap": pass_index + 1, "done": 0}
 
     def state_dict(self) -> dict[str, Any]:
-        """Where the last item of `iterate` stood: lap, and number in this rank's part of it."""
+        """Where the last item of `iterate` was: pass, and number in this rank's part of it."""
         return dict(self._state)
 
     def load(self, item: RawSample, rng: torch.Generator) -> Sample:
@@ -112,31 +112,31 @@ class ImageTextStream(IterableDataset[Sample]):
         return self._finish(item, rng)
 
     def __iter__(self) -> Iterator[Sample]:
-        """One lap of finished samples; see `laps`."""
-        return self.laps(0, 1)
+        """One pass of finished samples; see `passes`."""
+        return self.passes(0, 1)
 
-    def laps(self, first: int = 0, count: int | None = None) -> Iterator[Sample]:
-        """Finished samples (`image` float32 [3,H,W], or PIL without vis_processor), `count` laps or without end.
+    def passes(self, first: int = 0, count: int | None = None) -> Iterator[Sample]:
+        """Finished samples (`image` float32 [3,H,W], or PIL without vis_processor), `count` passes or without end.
 
-        In a process group, and in the workers of a DataLoader, each gets a part of its own. Samples that fail are left
-        out and counted in `faults`; raises PartialError at the end of a lap that lost more than may be. A part without
-        samples (more workers than samples) ends at once.
+        Each process of a group, and each worker of a DataLoader, gets its own part. Samples that fail are left out and
+        counted in `faults`; raises PartialError at the end of a pass that lost too many. A part without samples (more
+        workers than samples) ends at once.
         """
         rank, world = split_of_process()
         if len(self.reader) * (rank + 1) // world == len(self.reader) * rank // world:
             return
-        for lap in range(first, first + count) if count is not None else itertools.count(first):
-            for item in self.reader.iterate(rank, world, lap):
+        for pass_index in range(first, first + count) if count is not None else itertools.count(first):
+            for item in self.reader.iterate(rank, world, pass_index):
                 sample = self._try(item)
                 if sample is not None:
                     yield sample
             self.faults.check(final=True)
 
     def as_pipeline(self, *stages: Any) -> Any:
-        """A `webdataset.DataPipeline` of finished samples, lap after lap without end, and of further stages on them."""
+        """A `webdataset.DataPipeline` of finished samples, pass after pass without end, and of further stages."""
         from webdataset import DataPipeline  # type: ignore[import-untyped]
 
-        return DataPipeline(self.laps, *stages)
+        return DataPipeline(self.passes, *stages)
 
     def collater(self, samples: Sequence[Sample]) -> Batch:
         """Samples → batch."""
@@ -162,7 +162,7 @@ class ImageTextStream(IterableDataset[Sample]):
         return {"image": image, **texts, "instance_id": item.name}
 
     def _image(self, pixels: Any, rng: torch.Generator | None) -> Any:
-        """uint8 from `rng`, else LAVIS' form; a processor of someone else's gives what it gives."""
+        """uint8 with randomness from `rng`, else LAVIS' form; a processor without `uint8` is called as it is."""
         processor = self.vis_processor
         if hasattr(processor, "uint8"):
             return processor(pixels) if rng is None else processor.uint8(pixels, rng)
@@ -185,7 +185,7 @@ class ImageTextStream(IterableDataset[Sample]):
         return clean if self.text_processor is None else str(self.text_processor(clean))
 
     def _choose(self, item: RawSample, rng: torch.Generator | None) -> Any:
-        """The caption as it stands in the shard; KeyError for a missing column, ValueError for a senseless one."""
+        """The caption in the shard; raises KeyError for a missing column, ValueError for a bad pair of lists."""
         key = self.args["caption_key"]
         if key == ".txt":
             return item.text()

@@ -1,4 +1,4 @@
-"""The shape `image_text_label`: a picture, a sentence and its class; SNLI-VE and its like."""
+"""The shapes `image_text_label` (picture, sentence, class; SNLI-VE) and `paired_images` (two pictures; NLVR2)."""
 
 from __future__ import annotations
 
@@ -58,9 +58,6 @@ class LabelDataset(ImageTextDataset):
     def class_labels(self) -> dict[str, int]:
         """The number of each class (LAVIS' attribute)."""
         return {name: number for number, name in enumerate(self.classes)}
-
-
-# The shape `paired_images`: two pictures, a sentence about both, and whether it holds; NLVR2.
 
 
 SIDES = ("image0", "image1")

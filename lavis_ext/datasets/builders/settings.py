@@ -1,4 +1,4 @@
-"""The arguments of shapes of pictures and texts: what stands under `args:` of a data set."""
+"""The `args:` of a data set, for each shape of pictures and texts."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from lavis_ext.common.config.decode import ConfigDecoder, Count, Natural, Rate, 
 
 @dataclass(frozen=True, kw_only=True)
 class ImageKeys:
-    """How pictures are named, and where they are sought."""
+    """How pictures are named, and where they are looked up."""
 
     layouts: list[str] | None = None
     image_key: str = "image"
@@ -27,7 +27,7 @@ class CaptionKeys(ImageKeys):
     image_id: Literal["running", "raw"] = "running"
     """LAVIS' running number in training, or the record's own id."""
     raw_caption: bool = False
-    """Captions as they stand, whatever the text processor (LAVIS' rule for MiniGPT-4's)."""
+    """Captions without the text processor (LAVIS' rule for MiniGPT-4's)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,10 +39,10 @@ class LabelKeys(ImageKeys):
     text_key: str = "sentence"
     label_key: str = "label"
 
-    def examine(self, door: ConfigDecoder, key: str) -> None:
-        """Without classes there is nothing to tell apart."""
+    def examine(self, decoder: ConfigDecoder, key: str) -> None:
+        """Note an error if there are no classes."""
         if not self.labels:
-            door.note(join(key, "labels"), "names no classes", "write for example `labels: ['False', 'True']`")
+            decoder.note(join(key, "labels"), "names no classes", "write for example `labels: ['False', 'True']`")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,7 +50,7 @@ class PairKeys(LabelKeys):
     """`paired_images`."""
 
     swap: bool = True
-    """Whether the pictures of a training pair change places by chance."""
+    """Whether the pictures of a training pair are swapped at random."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,9 +61,9 @@ class VqaKeys(ImageKeys):
     answer_weight: Rate = 1.0
     """Of a single answer (LAVIS: 0.2 for Visual Genome)."""
     eval_keys: list[Literal["answer", "choices", "correct_choice_idx", "direct_answers"]] = field(default_factory=list)
-    """Handed on in evaluation, None where a row has none."""
+    """Keys of a row that an evaluation sample has too, None where the row lacks them."""
     image_patterns: list[str] = field(default_factory=list)
-    """Names that a row's `image_id` may stand for, of which the first that is there is taken."""
+    """File names made from a row's `image_id`; the first that exists is used."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,12 +77,12 @@ class ShardKeys:
     """With `captions_key`: the caption that has the highest score (LAION-COCO)."""
     prefix_split: bool = False
     shuffle_buffer: Natural = 10_000
-    """Samples that are shuffled at a time; 0: all as it stands."""
+    """Samples that are shuffled at a time; 0: no shuffling."""
     seed: Natural = 0
     epoch_size: Count | None = None
-    """What counts as an epoch; None: all samples."""
+    """Samples in an epoch; None: all."""
 
-    def examine(self, door: ConfigDecoder, key: str) -> None:
-        """Captions and their scores belong together."""
+    def examine(self, decoder: ConfigDecoder, key: str) -> None:
+        """Note an error if only one of the two keys is given."""
         if (self.captions_key is None) != (self.scores_key is None):
-            door.note(key, "captions_key and scores_key belong together", "give both, or none")
+            decoder.note(key, "captions_key and scores_key belong together", "give both, or none")

@@ -38,7 +38,7 @@ class QuestionDataset(ImageTextDataset):
     """Rows with a `question`."""
 
     def image_name(self, row: Row) -> str:
-        """The name of a row's picture, or the first of `image_patterns` that is there."""
+        """The name of a row's picture, or the first of `image_patterns` that exists."""
         patterns: Sequence[str] = self.parts.args["image_patterns"]
         if not patterns or row.get(self.parts.args["image_key"]) is not None:
             return super().image_name(row)
@@ -85,7 +85,7 @@ class VqaEvalDataset(QuestionDataset):
     def fields(self, row: Row, index: int, rng: torch.Generator | None) -> Sample:
         """The question, and None for each of the `eval_keys` that the row lacks."""
         more = {key: row.get(key) for key in self.parts.args["eval_keys"]}
-        return {**self.question(row, index), **more}  # type: ignore[typeddict-item]  # the keys were checked at the door
+        return {**self.question(row, index), **more}  # type: ignore[typeddict-item]  # `VqaKeys` allows only these keys
 
     def collater(self, samples: Sequence[Sample]) -> Batch:
         """Samples → batch: pictures stacked, `question_id` int64 [B] where they are integers, all else lists."""
@@ -93,7 +93,7 @@ class VqaEvalDataset(QuestionDataset):
 
     @cached_property
     def answer_list(self) -> list[str] | None:
-        """The answers to choose from, where the split comes with such a list. Raises IntegrityError if it is none."""
+        """The answers to choose from, if the split has such a list. Raises IntegrityError for a damaged file."""
         path = self.parts.files.answer_list
         return None if path is None else [str(answer) for answer in parse_json(read_text(path), path)]
 

@@ -1,4 +1,4 @@
-"""What data sets of pictures and text share: a row's picture is found, decoded, processed; a shape adds the rest."""
+"""Bases of data sets: rows with ids and faults, and rows with a picture that is found, decoded and processed."""
 
 from __future__ import annotations
 
@@ -19,8 +19,6 @@ from lavis_ext.datasets.readers.decode import decode_rgb
 from lavis_ext.datasets.readers.faults import SampleError
 from lavis_ext.datasets.readers.images import ImageStore
 from lavis_ext.datasets.readers.parse import Row
-
-# What data sets of annotation rows share, whatever else a sample holds: names, counts, rows, and faults with ids.
 
 
 @dataclass(frozen=True, eq=False)
@@ -79,7 +77,7 @@ class BaseDataset:
         return collate(samples)
 
     def sample_id(self, index: int) -> str:
-        """What a sample is called in fault reports: `coco_caption/train#17`."""
+        """The name of a sample in fault reports: `coco_caption/train#17`."""
         return f"{self.name}/{self.split}#{index}"
 
     def fault(self, index: int, why: str) -> SampleError:
@@ -93,7 +91,7 @@ _UNWANTED = re.compile("[\0\ud800-\udfff]")
 
 @dataclass(frozen=True, eq=False)
 class ImageTextDataset(BaseDataset):
-    """Rows of one split with their pictures; a shape says in `fields` what else a sample holds. Picklable."""
+    """Rows of one split with their pictures; a shape adds the other keys of a sample in `fields`. Picklable."""
 
     parts: SplitParts
 
@@ -132,7 +130,7 @@ class ImageTextDataset(BaseDataset):
     def load(self, index: int, rng: torch.Generator) -> Sample:
         """The sample with `image` uint8 [3,H,W] and all randomness from `rng`. Raises SampleError.
 
-        A processor of someone else's that has no `uint8` gives what it gives, from its own randomness.
+        A processor without `uint8` is called as it is, with its own randomness.
         """
         row = self.row(index)
         pixels = self.pixels(row, index)

@@ -1,6 +1,6 @@
-"""Bytes on disk become rows and pictures: annotation files, image folders and archives, and their faults."""
+"""Readers: annotation files, image folders, archives and shards become rows and pictures; faults are counted."""
 
-# No `from __future__ import annotations` here: the name would stand before the module `annotations`.
+# No `from __future__ import annotations` here: the name would hide the module `annotations`.
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 

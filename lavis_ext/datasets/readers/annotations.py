@@ -1,4 +1,7 @@
-"""Annotation files of a split as one sequence of rows, memory-mapped from an Arrow copy that is written once."""
+"""Annotation files of a split as one sequence of rows, memory-mapped from an Arrow copy that is written once.
+
+The copy keeps rows exactly: values that fit no column type are JSON text, marked in the schema's metadata.
+"""
 
 from __future__ import annotations
 
@@ -26,8 +29,6 @@ if TYPE_CHECKING:
     import numpy as np
 
 log = logging.getLogger(__name__)
-# Rows ↔ Arrow record batches, exactly: what fits no column type is JSON text, marked so in the schema.
-
 
 BATCH_ROWS = 65536
 META = b"lavis_ext"
@@ -36,7 +37,7 @@ SCALARS: dict[type, pa.DataType] = {str: pa.string(), int: pa.int64(), float: pa
 
 
 class Absent:
-    """Stands for a key that a row does not have."""
+    """The value of a key that a row does not have."""
 
 
 ABSENT = Absent()
@@ -53,7 +54,7 @@ def encode_rows(rows: Sequence[Row], extra: dict[str, Any]) -> tuple[pa.Schema, 
     columns = {name: _encode_column([row.get(name, ABSENT) for row in rows]) for name in names}
     marks = {name: mark for name, (_, _, mark) in columns.items()}
     meta = {META: json.dumps({**extra, "columns": marks, "rows": len(rows)}).encode()}
-    # A field of no type stands for the rows that a table without columns could not count.
+    # without any column a batch would have no rows: a field of type null keeps their number
     fields = [pa.field(name, kind) for name, (kind, _, _) in columns.items()] or [pa.field("", pa.null())]
     schema = pa.schema(fields, metadata=meta)
     return schema, _batches(schema, [values for _, values, _ in columns.values()], len(rows))
@@ -63,12 +64,12 @@ Columns = list[tuple[str, pa.Array, str]]
 
 
 def columns_of(batch: pa.RecordBatch, marks: dict[str, str]) -> Columns:
-    """The columns of a batch with their names and marks, ready for `decode_row`."""
+    """The columns of a batch with their names and marks, as `decode_row` takes them."""
     return [(name, batch.column(name), mark) for name, mark in marks.items()]
 
 
 def decode_row(columns: Columns, index: int) -> Row:
-    """Row `index` of a batch as the dict that went in."""
+    """Row `index` of a batch, equal to the dict that was encoded."""
     row: Row = {}
     for name, values, mark in columns:
         value = values[index].as_py()
@@ -87,7 +88,7 @@ def _batches(schema: pa.Schema, columns: list[list[Any]], rows: int) -> Iterator
 
 
 def _encode_column(values: list[Any]) -> tuple[pa.DataType, list[Any], str]:
-    """Type, Arrow-ready values, and the mark: `absent` or `none` (what a null means), or `json`."""
+    """The Arrow type, the values, and the mark: `absent` or `none` (the meaning of a null), or `json`."""
     kinds = {type(value) for value in values}
     null = "none" if type(None) in kinds else "absent"
     kind = None if {Absent, type(None)} <= kinds else _column_type(values, kinds - {Absent, type(None)})
@@ -126,11 +127,8 @@ def _fits_utf8(values: list[str]) -> bool:
     return True
 
 
-# What every sequence of rows does with an index: slices are lists, negative numbers count from the end.
-
-
 class Rows(Sequence[Row]):
-    """Rows by number; a kind of them says how many there are, and what row `position` is."""
+    """A sequence of rows: slices are lists, negative numbers count from the end. A subclass has `__len__` and `at`."""
 
     @overload
     def __getitem__(self, index: int) -> Row: ...
@@ -148,7 +146,7 @@ class Rows(Sequence[Row]):
 
     @abstractmethod
     def at(self, position: int) -> Row:
-        """The row of a number from 0 on, below the length."""
+        """Row `position`, from 0 to the length - 1."""
 
 
 FORMAT = 1
@@ -157,7 +155,7 @@ FOLDER = ".lavis_ext"
 
 @dataclass(frozen=True)
 class AnnotationTable:
-    """One annotation file, opened: its batches and how their columns are to be read."""
+    """One annotation file, opened: its record batches and the marks of their columns (see `decode_row`)."""
 
     batches: tuple[pa.RecordBatch, ...]
     marks: dict[str, str]
@@ -169,7 +167,7 @@ class AnnotationTable:
         return decode_row(self.columns[batch], offset)
 
     def lists(self, name: str) -> bool:
-        """Whether a column is there and holds lists of one type."""
+        """Whether the column exists and holds native lists."""
         return name in self.marks and all(pa.types.is_list(batch.column(name).type) for batch in self.batches)
 
     @cached_property
@@ -181,8 +179,8 @@ class AnnotationTable:
 class Annotations(Rows):
     """The rows of several annotation files in order, each with LAVIS' `instance_id`: its running index, as text.
 
-    Opening maps the Arrow copies and takes milliseconds; rows become dicts when they are asked for, so that workers
-    share one page cache. `limit` keeps the first rows only. Pickling carries the paths, not the rows.
+    Opening maps the Arrow copies, which takes milliseconds; rows become dicts on access, so that workers share one page
+    cache. `limit` keeps the first rows only. Pickled as its paths, not its rows.
     """
 
     def __init__(self, paths: Iterable[str | Path | RowSource], limit: int | None = None) -> None:
@@ -203,7 +201,7 @@ class Annotations(Rows):
         return Annotations, (self.sources, self.limit)
 
     def at(self, position: int) -> Row:
-        """The row of a number from 0 on."""
+        """Row `position`, from 0 to the length - 1."""
         number = bisect_right(self._stops, position)
         start = self._stops[number - 1] if number else 0
         return {**self._tables[number].row(position - start), "instance_id": str(position)}
@@ -246,10 +244,9 @@ class Annotations(Rows):
         return found
 
     def words(self, name: str) -> np.ndarray:
-        """int64 [len]: how many words the text under one key has in each row, by its spaces and semicolons.
+        """int64 [len]: how many words the text under one key has in each row, counted by spaces and semicolons.
 
-        Of a list that of its texts together. An empty text counts as one, 0 is where there is none; what is kept as
-        JSON counts as it is written.
+        For a list the sum over its texts. An empty text counts 1, a missing one 0; a JSON column is counted as text.
         """
         import numpy as np
 
@@ -266,17 +263,19 @@ class Annotations(Rows):
 
         columns = [batch.column(name) for table in self._tables for batch in table.batches if name in table.marks]
         if sum(map(len, columns)) < len(self) or len({str(column.type) for column in columns}) != 1:
-            return np.array(list(_running_codes(self.column(name))), dtype=np.int64)
+            known: dict[str, int] = {}
+            running = [known.setdefault(json.dumps(value), len(known)) for value in self.column(name)]
+            return np.array(running, dtype=np.int64)
         encoded = pa.chunked_array(columns).slice(0, len(self)).combine_chunks().dictionary_encode("encode")
         codes: np.ndarray = encoded.indices.to_numpy(zero_copy_only=False).astype(np.int64)
         return codes
 
 
 def open_table(source: Path | RowSource) -> AnnotationTable:
-    """Map the Arrow copy of annotations, writing it first where it is missing, outdated or unreadable.
+    """Map the Arrow copy of annotations; it is written first if missing, outdated or unreadable.
 
-    Raises ConfigError if the file is not there, IntegrityError if it cannot be parsed, DiskError if no copy can be
-    kept.
+    Raises ConfigError if the file is missing, IntegrityError if it cannot be parsed, DiskError if no copy can be
+    written.
     """
     missing = [file for file in files_of(source) if not file.is_file()]
     if missing:
@@ -284,14 +283,14 @@ def open_table(source: Path | RowSource) -> AnnotationTable:
             str(missing[0]), "no such annotation file", "run `lavis-ext prepare` for its data set, or correct the path"
         )
     places = cache_places(source)
-    stamp = _stamp(source)
+    state = _file_state(source)
     for place in places:
-        table = _open_copy(place, stamp)
+        table = _open_copy(place, state)
         if table is not None:
             return table
     log.info("converting %s once; later runs map the copy", source)
     rows = parse_rows(source) if isinstance(source, Path) else source.parse()
-    return _write_first(places, rows, stamp)
+    return _write_first(places, rows, state)
 
 
 def cache_places(source: Path | RowSource) -> list[Path]:
@@ -304,13 +303,14 @@ def cache_places(source: Path | RowSource) -> list[Path]:
     return [absolute.parent / FOLDER / f"{source.name}.arrow", user / name, spare / name]
 
 
-def _stamp(source: Path | RowSource) -> dict[str, int]:
+def _file_state(source: Path | RowSource) -> dict[str, int]:
+    """Sizes and modification times of the files, and the format: a copy is valid while they are equal."""
     found = [file.stat() for file in files_of(source)]
     sums = {"size": sum(one.st_size for one in found), "mtime_ns": sum(one.st_mtime_ns for one in found)}
     return {"format": FORMAT, **sums}
 
 
-def _open_copy(place: Path, stamp: dict[str, int]) -> AnnotationTable | None:
+def _open_copy(place: Path, state: dict[str, int]) -> AnnotationTable | None:
     try:
         reader = pa.ipc.open_file(pa.memory_map(str(place)))
         meta = json.loads((reader.schema.metadata or {})[META])
@@ -318,21 +318,21 @@ def _open_copy(place: Path, stamp: dict[str, int]) -> AnnotationTable | None:
     except (OSError, KeyError, ValueError, pa.ArrowException) as error:
         log.debug("no usable copy at %s: %s", place, error)
         return None
-    if {key: meta.get(key) for key in stamp} != stamp or sum(b.num_rows for b in batches) != meta["rows"]:
+    if {key: meta.get(key) for key in state} != state or sum(b.num_rows for b in batches) != meta["rows"]:
         return None
     return AnnotationTable(batches, meta["columns"], meta["rows"])
 
 
-def _write_first(places: list[Path], rows: list[Row], stamp: dict[str, int]) -> AnnotationTable:
-    """Write the copy at the first place that takes it, and open it."""
+def _write_first(places: list[Path], rows: list[Row], state: dict[str, int]) -> AnnotationTable:
+    """Write the copy at the first place that is writable, and open it."""
     failures = []
     for place in places:
         try:
-            _write_copy(place, rows, stamp)
+            _write_copy(place, rows, state)
         except OSError as error:
             failures.append(f"{place.parent} ({error.strerror or error})")
             continue
-        table = _open_copy(place, stamp)
+        table = _open_copy(place, state)
         if table is not None:
             return table
     what = f"cannot keep an indexed copy in {', '.join(failures)}"
@@ -341,10 +341,10 @@ def _write_first(places: list[Path], rows: list[Row], stamp: dict[str, int]) -> 
     )
 
 
-def _write_copy(place: Path, rows: list[Row], stamp: dict[str, int]) -> None:
+def _write_copy(place: Path, rows: list[Row], state: dict[str, int]) -> None:
     place.parent.mkdir(parents=True, exist_ok=True)
     with replacing(place) as part, part.open("wb") as stream:
-        schema, batches = encode_rows(rows, dict(stamp))
+        schema, batches = encode_rows(rows, dict(state))
         with pa.ipc.new_file(stream, schema) as writer:
             for batch in batches:
                 writer.write_batch(batch)
@@ -364,8 +364,3 @@ def _words(column: pa.Array) -> np.ndarray:
     signs = pc.add(*(pc.count_substring(column, sign) for sign in " ;"))
     found: np.ndarray = pc.fill_null(pc.add(signs, 1), 0).to_numpy(zero_copy_only=False).astype(np.int64)
     return found
-
-
-def _running_codes(values: Iterable[Any]) -> Iterator[int]:
-    known: dict[str, int] = {}
-    return (known.setdefault(json.dumps(value), len(known)) for value in values)

@@ -29,10 +29,10 @@ NOT_IMAGES = (
 def decode_rgb(data: bytes, sample_id: str = "?", path: str = "?") -> np.ndarray:
     """A writable uint8 array [H,W,3].
 
-    The kind is told by the first bytes, the size by the header, before anything is decoded. libjpeg-turbo decodes JPEG
+    The first bytes give the kind and the header the size, before anything is decoded. libjpeg-turbo decodes JPEG
     (both it and Pillow use the accurate DCT, so the pixels are equal), Pillow all else: CMYK JPEG, PNG, WebP, the first
-    frame of GIF, BMP. EXIF rotation is left alone, as LAVIS does. Raises SampleError for an empty file, something that
-    is no image, more than `MAX_PIXELS` pixels, and damaged or cut off data.
+    frame of GIF, BMP. EXIF rotation is ignored, as in LAVIS. Raises SampleError for an empty file, something that
+    is not an image, more than `MAX_PIXELS` pixels, and damaged or cut off data.
     """
     fault = sniff_fault(data)
     if fault:
@@ -51,7 +51,7 @@ class SizeError(ValueError):
 
 
 def sniff_fault(data: bytes) -> str:
-    """Why these bytes are no picture that is read here, from the first of them; empty if they may be one."""
+    """Why these bytes cannot be a supported image, going by the first of them; "" if they may be one."""
     if not data:
         return "image file is empty"
     if (
@@ -75,7 +75,7 @@ def check_size(width: int, height: int) -> None:
 
 
 def _decode_jpeg(data: bytes) -> np.ndarray | None:
-    """The pixels, or None where Pillow has to judge: CMYK, and data that libjpeg-turbo complains of."""
+    """The pixels, or None for what Pillow decodes instead: CMYK, and data that libjpeg-turbo warns about."""
     try:
         height, width, colours, _ = simplejpeg.decode_jpeg_header(data, strict=False)
     except ValueError:
@@ -86,7 +86,9 @@ def _decode_jpeg(data: bytes) -> np.ndarray | None:
     try:
         array: np.ndarray = simplejpeg.decode_jpeg(data, "RGB", strict=True)
     except ValueError as error:
-        if "premature end" in str(error).lower():  # Pillow would fill in grey if an end marker follows
+        if (
+            "premature end" in str(error).lower()
+        ):  # Pillow would fill the missing part with grey if an end marker follows
             raise
         return None
     return array
@@ -103,7 +105,7 @@ def _decode_pillow(data: bytes) -> np.ndarray:
 
 
 def _to_eight_bits(image: Any) -> Any:
-    """Grey of 16 bits loses its low byte; Pillow alone would clip it to white."""
+    """Reduce 16-bit grey to its high byte; Pillow's own conversion would clip it to white."""
     if not image.mode.startswith("I"):
         return image
     values = np.asarray(image).astype(np.int64)

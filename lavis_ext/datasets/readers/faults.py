@@ -1,4 +1,4 @@
-"""Samples that cannot be read: what each is called, how they are counted, and when they are too many."""
+"""Samples that cannot be read: their error, their counts, and when they are too many."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class SampleError(IntegrityError):
 
 @dataclass
 class Tally:
-    """What is known of one split: samples seen, faults by reason, the first of them."""
+    """Counts of one split: samples seen, faults by reason, and the first faults."""
 
     seen: int = 0
     reasons: Counter[str] = field(default_factory=Counter)
@@ -43,11 +43,11 @@ class Tally:
 
 @dataclass
 class FaultLog:
-    """Counts samples seen and samples failed per `dataset/split` and stops a run that loses more than it may.
+    """Counts samples seen and samples failed per `dataset/split` and stops a run that loses too many.
 
-    `tolerance` is the allowed share of bad samples, `tolerances` that of single data sets by name. While a run goes on
-    a split is judged once `at_least` samples were seen and its faults exceed the allowed number by more than three
-    times its square root, so that one bad picture among the first twenty does not end a run that tolerates one in a
+    `tolerance` is the allowed share of bad samples, `tolerances` that of single data sets by name. During an epoch a
+    split fails once `at_least` samples were seen and its faults exceed the allowed number by more than three times its
+    square root, so that one bad picture among the first twenty does not end a run that tolerates one in a
     hundred; at the end of an epoch (`check(final=True)`) the plain share counts. A tolerance of 0 stops at the first
     fault.
     """
@@ -59,18 +59,18 @@ class FaultLog:
     tallies: dict[str, Tally] = field(default_factory=dict)
 
     def seen(self, dataset: str, split: str, count: int) -> None:
-        """Note that `count` more samples were tried, good or bad."""
+        """Count samples that were tried, good or bad."""
         self._tally(dataset, split).seen += count
 
     def record(self, dataset: str, split: str, error: SampleError) -> None:
-        """Note a sample that failed; it must be among those noted as seen."""
+        """Count a sample that failed; it must also be counted by `seen`."""
         tally = self._tally(dataset, split)
         tally.reasons[error.reason] += 1
         if len(tally.first) < self.keep:
             tally.first.append({"id": error.sample_id, "path": error.path, "why": error.why})
 
     def check(self, final: bool = False) -> None:
-        """Raise PartialError (exit code 8) for the first split that has lost more than it may."""
+        """Raise PartialError (exit code 8) for the first split that has lost too many samples."""
         for key, tally in self.tallies.items():
             if tally.bad and self._exceeds(self._allowed(key), tally, final):
                 raise PartialError(key, self._describe(key, tally), self._way_out(key))
@@ -87,7 +87,7 @@ class FaultLog:
         return self.summary()
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take over counts from `state_dict()`."""
+        """Replace the counts by those of `state_dict()`."""
         self.tallies = {
             key: Tally(seen=t["seen"], reasons=Counter(t["reasons"]), first=list(t["first"]))
             for key, t in state.items()

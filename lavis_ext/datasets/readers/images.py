@@ -1,4 +1,4 @@
-"""Pictures by the names that annotations use, out of a folder, out of kept zip archives, or both."""
+"""Pictures by the names that annotations use, from a folder, from zip archives without unpacking, or both."""
 
 from __future__ import annotations
 
@@ -15,16 +15,13 @@ from typing import Any, NamedTuple, Protocol
 from lavis_ext.common.errors import IntegrityError
 from lavis_ext.datasets.readers.faults import SampleError
 
-# Members of a zip file, read straight out of the archive from any number of threads.
-
-
 LOCAL_HEADER = struct.Struct("<4s5H3I2H")
 MAX_MEMBER = 1 << 30
 ENCRYPTED = 0x1
 
 
 class ZipEntry(NamedTuple):
-    """Where one file stands in the archive."""
+    """One file of the archive: the offset of its local header, sizes in bytes, and what its directory entry says."""
 
     offset: int
     packed: int
@@ -35,9 +32,9 @@ class ZipEntry(NamedTuple):
 
 
 class PositionalFile:
-    """A file that threads read side by side.
+    """A file that several threads read at once.
 
-    A memory map would stop the interpreter at each page that the disk has to seek; a read lets the others go on.
+    A memory map would hold the GIL at each page that is read from disk; `pread` releases it.
     """
 
     def __init__(self, path: Path) -> None:
@@ -54,7 +51,7 @@ class PositionalFile:
 
 
 class ZipArchive:
-    """The files of one zip by name; its directory is read once, on first need. Pickling carries the path."""
+    """The files of one zip by name; its directory is read once, on first use. Pickled as its path."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -64,7 +61,7 @@ class ZipArchive:
 
     @cached_property
     def members(self) -> dict[str, ZipEntry]:
-        """Name → place, folders left out; raises IntegrityError for a file that is no whole zip."""
+        """Name → entry, without folders; raises IntegrityError for a file that is not a whole zip."""
         try:
             with zipfile.ZipFile(self.path) as archive:
                 infos = [info for info in archive.infolist() if not info.is_dir()]
@@ -93,7 +90,7 @@ class ZipArchive:
         return name in self.folders
 
     def where(self, name: str) -> str:
-        """The place of a member in words: `archive.zip!name`."""
+        """Where a member is, for messages: `archive.zip!name`."""
         return f"{self.path}!{name}"
 
     def names(self) -> Iterator[str]:
@@ -141,7 +138,7 @@ class ImageSource(Protocol):
         """The bytes of a file that is there."""
 
     def where(self, name: str) -> str:
-        """Its place in words."""
+        """Where the file is, for messages."""
 
     def names(self) -> Iterator[str]:
         """The relative names of all files."""
@@ -159,13 +156,13 @@ class ImageFolder:
         return os.path.isfile(f"{self.root}/{name}")  # noqa: PTH113 (a third of Path.is_file's time, per sample)
 
     def has_folder(self, name: str) -> bool:
-        """Whether it is a directory; remembered, so that a long absolute name costs one look per folder."""
+        """Whether it is a directory; cached, so that a long absolute name costs one stat per folder."""
         if name not in self._known:
             self._known[name] = (self.root / name).is_dir()
         return self._known[name]
 
     def read(self, name: str) -> bytes:
-        """The bytes of the file; raises SampleError where the system does not give them."""
+        """The bytes of the file; raises SampleError if it cannot be read."""
         try:
             with open(f"{self.root}/{name}", "rb", buffering=0) as file:  # noqa: PTH123 (see has)
                 return file.read()
@@ -190,9 +187,9 @@ class ImageFolder:
 class ImageStore:
     """Pictures below `root`, then in `archives` (default: the zips that lie in `root`, else beside it).
 
-    A name that is not there as it stands is sought by its tails (`a/b/c.jpg`, `b/c.jpg`, `c.jpg`), each below the root
-    and below `layouts` (default: the folders directly below the root): that serves Visual Genome's two folders and the
-    absolute paths of other people's machines. Names never lead out of the root.
+    A name that does not exist as given is looked up by its tails (`a/b/c.jpg`, `b/c.jpg`, `c.jpg`), each below the root
+    and below `layouts` (default: the folders directly below the root): that finds Visual Genome's two folders, and
+    absolute paths of another machine. Names never lead out of the root.
     """
 
     def __init__(
@@ -215,7 +212,7 @@ class ImageStore:
 
     @property
     def ready(self) -> bool:
-        """Whether there is a folder or an archive at all."""
+        """Whether there is a folder or an archive."""
         return self.root.is_dir() or bool(self.archives)
 
     @cached_property
@@ -226,7 +223,7 @@ class ImageStore:
 
     @cached_property
     def layouts(self) -> tuple[str, ...]:
-        """Folders below which a tail of a name is sought, the root first."""
+        """Folders in which the tails of a name are looked up, the root first."""
         if self._layouts is not None:
             return "", *self._layouts
         below = {entry.name for entry in os.scandir(self.root) if entry.is_dir()} if self.root.is_dir() else set()
@@ -283,7 +280,7 @@ class ImageStore:
         return parts
 
     def _candidates(self, parts: list[str]) -> Iterator[str]:
-        yield "/".join(parts)  # before the layouts are asked for: listing a folder of a million files takes a second
+        yield "/".join(parts)  # before `layouts`: listing a folder of a million files takes a second
         for start in range(len(parts)):
             tail = "/".join(parts[start:])
             yield from (f"{layout}/{tail}" if layout else tail for layout in self.layouts)

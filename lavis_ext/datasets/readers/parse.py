@@ -1,4 +1,7 @@
-"""Annotation files (JSON, JSON Lines, CSV, TSV, Parquet) become lists of plain dicts, or an IntegrityError."""
+"""Parses annotation files (JSON, JSON Lines, CSV, TSV, Parquet) and turns the official forms into LAVIS' rows.
+
+Official forms: GQA, Visual Genome, NLVR2, COCO images, VQA questions and answers. Also sorts the files of a split.
+"""
 
 from __future__ import annotations
 
@@ -12,15 +15,12 @@ from typing import Any, ClassVar, Literal, Protocol
 
 from lavis_ext.common.errors import ConfigError, IntegrityError
 
-# Records as their authors publish them become LAVIS' records: GQA, Visual Genome, NLVR2 and lists of COCO images.
-
-
 Row = dict[str, Any]
 Form = Callable[[Row], Iterator[Row]]
 
 
 def canonical_rows(rows: list[Row]) -> list[Row]:
-    """The rows in LAVIS' form; those of a form that is not known here, or that are so already, as they are."""
+    """The rows in LAVIS' form; rows of an unknown form, or already in LAVIS' form, unchanged."""
     form = next((form for keys, form in FORMS if rows and keys <= rows[0].keys()), None)
     return rows if form is None else [made for row in rows for made in form(row)]
 
@@ -31,7 +31,7 @@ def image_rows(images: list[Any]) -> list[Row]:
 
 
 def image_fields(image: Row) -> Row:
-    """What a row takes over from its record in `images`: the name, and NoCaps' `img_id`, `domain` and `coco_url`."""
+    """Fields that a row gets from its record in `images`: the name, and NoCaps' `img_id`, `domain` and `coco_url`."""
     more = {"img_id": image["id"]} if "open_images_id" in image else {}
     return {"image": image["file_name"], **more, **{key: image[key] for key in ("domain", "coco_url") if key in image}}
 
@@ -71,11 +71,11 @@ FORMS: list[tuple[frozenset[str], Form]] = [
     (frozenset({"regions"}), _genome_regions),
     (frozenset({"identifier", "sentence", "left_url"}), _nlvr2),
 ]
-"""Keys by which the first record tells its form, and what makes LAVIS' rows of one record."""
+"""Keys of the first record that identify a form → the function that turns one record into LAVIS' rows."""
 
 
 ROW_KEYS = ("annotations", "questions", "data")
-REFETCH = "fetch it again with `lavis-ext prepare`, or mend the file"
+REFETCH = "fetch it again with `lavis-ext prepare`, or repair the file"
 _WHOLE = re.compile(r"-?(0|[1-9]\d{0,17})\Z")
 _DECIMAL = re.compile(r"-?(0|[1-9]\d*)\.\d+\Z")
 
@@ -85,13 +85,13 @@ def parse_rows(path: Path) -> list[Row]:
 
     JSON may be a list of records, a dict that holds them under `annotations`, `questions` or `data` (official COCO and
     VQA files, MiniGPT-4), or a dict of records by id, which then carry it as `sample_id` (LAVIS' rule; official GQA).
-    Official forms that are known become LAVIS' records. Raises IntegrityError with file and position for anything else.
+    Known official forms become LAVIS' rows. Raises IntegrityError with file and position for anything else.
     """
     rows = _rows_as_written(path)
     try:
         return canonical_rows(rows)
     except (KeyError, TypeError, AttributeError) as error:
-        raise IntegrityError(str(path), f"a record lacks what others have ({error})", REFETCH) from error
+        raise IntegrityError(str(path), f"a record lacks a field of the first one ({error})", REFETCH) from error
 
 
 def _rows_as_written(path: Path) -> list[Row]:
@@ -106,7 +106,7 @@ def _rows_as_written(path: Path) -> list[Row]:
 
 
 def read_text(path: Path) -> str:
-    """A UTF-8 file, a byte order mark passed over; raises IntegrityError with the offset of a wrong byte."""
+    """The text of a UTF-8 file without its byte order mark; raises IntegrityError with the offset of a wrong byte."""
     try:
         return path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
@@ -121,13 +121,10 @@ def parse_json(text: str, path: Path, line: int = 1) -> Any:
         where = f"{path}:{line + error.lineno - 1}:{error.colno}"
         cut = error.pos >= len(text.rstrip()) or error.msg.startswith("Unterminated string")
         what = f"JSON ends early after {len(text)} characters ({error.msg})" if cut else f"not JSON ({error.msg})"
-        raise IntegrityError(where, what, _json_way_out(error.msg)) from error
+        way_out = "name it .jsonl if it holds one record a line" if error.msg == "Extra data" else REFETCH
+        raise IntegrityError(where, what, way_out) from error
     except (RecursionError, ValueError) as error:
         raise IntegrityError(f"{path}:{line}", f"JSON that cannot be read ({error})", REFETCH) from error
-
-
-def _json_way_out(message: str) -> str:
-    return "name it .jsonl if it holds one record a line" if message == "Extra data" else REFETCH
 
 
 def _json_rows(path: Path, value: Any) -> list[Row]:
@@ -148,7 +145,7 @@ def _rows_of_dict(value: Row) -> list[Any]:
 
 
 def _join_images(rows: list[Any], images: Any) -> list[Any]:
-    """Give records of an official COCO file the `image` name that stands in its `images` list."""
+    """Add to the records of an official COCO file the `image` name from its `images` list."""
     if not isinstance(images, list):
         return rows
     names = {i["id"]: image_fields(i) for i in images if isinstance(i, dict) and {"id", "file_name"} <= i.keys()}
@@ -194,7 +191,7 @@ def _csv_rows(path: Path, delimiter: str) -> Iterator[Row]:
 
 
 def _typed_columns(rows: list[Row]) -> list[Row]:
-    """Columns in which every field spells a number become numbers; `007` and empty fields keep theirs as text."""
+    """Columns in which every field is a number become numbers; a column with `007` or an empty field stays text."""
     for name in rows[0] if rows else ():
         if all(_WHOLE.match(row[name]) for row in rows):
             _convert(rows, name, int)
@@ -218,8 +215,7 @@ def _kind(value: Any) -> str:
     return f"{'nothing' if value is None else type(value).__name__} ({str(value)[:40]!r})"
 
 
-# Official VQA files (https://visualqa.org/download.html) as rows: questions in one file, their answers in another.
-
+# Official VQA files (https://visualqa.org/download.html): questions in one file, their answers in another.
 
 HEAD = 1 << 16
 _SUBTYPE = re.compile(rb'"data_subtype"\s*:\s*"([\w-]+)"')
@@ -227,15 +223,15 @@ _NAMED = re.compile(r"(?:train|val)20\d\d|test(?:-dev)?20\d\d")
 
 
 class RowSource(Protocol):
-    """What rows are made from where one file alone does not tell them; picklable."""
+    """Something other than a plain file from which rows are made; picklable."""
 
     @property
     def files(self) -> tuple[Path, ...]:
-        """The files, that which names the rows first."""
+        """The files that are read; the Arrow copy is kept beside the first."""
 
     @property
     def name(self) -> str:
-        """One name for all."""
+        """The file name of the Arrow copy, without its suffix."""
 
     def parse(self) -> list[Row]:
         """All rows; raises IntegrityError."""
@@ -243,7 +239,7 @@ class RowSource(Protocol):
 
 @dataclass(frozen=True)
 class OneFile:
-    """What a source of a single file has in common; `KIND` is what its rows are, beside others of the same file."""
+    """Base of sources of one file; `KIND` distinguishes the rows from others of the same file."""
 
     path: Path
     KIND: ClassVar[str] = "rows"
@@ -255,7 +251,7 @@ class OneFile:
 
     @property
     def name(self) -> str:
-        """A name of its own: the file may be read as other rows too."""
+        """The file name with the kind, since the file may be read as other rows too."""
         return f"{self.path.name}.{self.KIND}"
 
 
@@ -282,7 +278,7 @@ class Joined:
     def parse(self) -> list[Row]:
         """`question_id`, `question`, `image` and, with answers, `answer` (10 texts); raises IntegrityError.
 
-        Every question needs its answers: files of different splits are refused.
+        Raises for a question without answers, which means files of different splits.
         """
         where, subtype = str(self.questions), subtype_of(self.questions)
         rows = [_question(row, subtype, f"{where} record {i}") for i, row in enumerate(parse_rows(self.questions))]
@@ -297,12 +293,12 @@ class Joined:
 
 
 def files_of(source: Path | RowSource) -> tuple[Path, ...]:
-    """The files that rows are made from."""
+    """The files of a source."""
     return (source,) if isinstance(source, Path) else source.files
 
 
 def subtype_of(path: Path) -> str | None:
-    """Which COCO images an official file is about (`val2014`), by what it says, else by its name; None: not known."""
+    """The COCO images of an official file (`val2014`): its `data_subtype`, else from its name; None if neither says."""
     size = path.stat().st_size
     with path.open("rb") as file:
         head = file.read(HEAD)
@@ -323,7 +319,7 @@ def coco_image(subtype: str, image_id: int) -> str:
 
 def _question(row: Row, subtype: str | None, where: str) -> Row:
     if not {"question_id", "question", "image_id"} <= row.keys() or type(row["image_id"]) is not int:
-        raise IntegrityError(where, "is no question with `question_id`, `question` and `image_id`", REFETCH)
+        raise IntegrityError(where, "is not a question with `question_id`, `question` and `image_id`", REFETCH)
     image = {"image": coco_image(subtype, row["image_id"])} if subtype else {"image_id": row["image_id"]}
     return {"question_id": row["question_id"], "question": row["question"], **image}
 
@@ -335,8 +331,7 @@ def _answers(row: Row, path: Path) -> Row:
     return {"answer": [str(one["answer"]) for one in given]}
 
 
-# The annotation files of a split in any order, told apart by what they hold: rows, questions, answers, answer list.
-
+# The annotation files of a split come in any order and are recognised by their content.
 
 Kind = Literal["rows", "questions", "answers", "answer_list"]
 _SCALARS = re.compile(rb'\s*\[\s*(?:"|-?\d|\])')
@@ -346,7 +341,7 @@ _ANNOTATIONS = re.compile(rb'"annotations"\s*:\s*\[')
 
 @dataclass(frozen=True)
 class SplitFiles:
-    """What the rows of a split are made from, and the files that only an evaluation reads."""
+    """The files of a split: those that rows are made from, and those that only an evaluation reads."""
 
     rows: tuple[Path | Joined, ...]
     answer_list: Path | None = None
@@ -372,7 +367,7 @@ def sort_files(paths: Iterable[Path]) -> SplitFiles:
 
 
 def kind_of(path: Path) -> Kind:
-    """What a file holds, by its first 64 KiB; what is not known for something else, or not there, is rows."""
+    """The kind of a file, by its first 64 KiB; a file that is missing or not recognised is `rows`."""
     if path.suffix.lower() != ".json" or not path.is_file():
         return "rows"
     with path.open("rb") as file:
@@ -387,7 +382,7 @@ def kind_of(path: Path) -> Kind:
 
 
 def _joined(questions: Sequence[Path], answers: Sequence[Path]) -> list[Joined]:
-    """Each file of questions with the answers to the same images; without such, one pair is taken as it stands."""
+    """Each file of questions with the answers for the same images; a single pair is joined without that check."""
     if len(questions) == len(answers) == 1:
         return [Joined(questions[0], answers[0])]
     by_subtype = {subtype_of(path): path for path in answers}

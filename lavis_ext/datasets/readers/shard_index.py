@@ -1,4 +1,4 @@
-"""One tar shard becomes the list of its samples, told from its headers alone; what is cut, half or pickled is named."""
+"""The samples of tar shards from the tar headers alone, with faults; and the list of shards that `storage:` names."""
 
 from __future__ import annotations
 
@@ -19,8 +19,6 @@ from lavis_ext.common.errors import ConfigError, IntegrityError, UnsafeError
 from lavis_ext.datasets.readers.faults import SampleError
 
 log = logging.getLogger(__name__)
-# The members of a tar by its headers alone, and whether it ends as a tar must.
-
 
 BLOCK = 512
 END = bytes(2 * BLOCK)
@@ -30,7 +28,7 @@ PLAIN = (b"0", b"\0")
 
 
 class Extent(NamedTuple):
-    """Where the bytes of a member stand in the tar."""
+    """Where the bytes of a member are in the tar."""
 
     offset: int
     size: int
@@ -40,11 +38,11 @@ Members = list[tuple[str, Extent]]
 
 
 def walk(path: Path) -> tuple[Members, str]:
-    """The plain files of a tar that are whole, in order, and how it ends early ("" for one that is whole).
+    """The whole plain files of a tar, in order, and how the tar is cut off ("" for one that is whole).
 
-    A whole tar of nothing but plain files, as all writers of shards make them, is read here, several times as fast as
-    tarfile does it. Everything else is left to tarfile, whose silence is looked into: it passes over a cut between two
-    members, inside a header and at the end mark.
+    A whole tar of plain files only, which is what shard writers make, is read here, several times as fast as by
+    tarfile. Any other goes to tarfile, with checks for the cuts that tarfile does not report: between two members,
+    inside a header and at the end mark.
     """
     try:
         size = path.stat().st_size
@@ -56,7 +54,7 @@ def walk(path: Path) -> tuple[Members, str]:
 
 
 def _read_plain(file: IO[bytes], size: int) -> Members | None:
-    """The members, or None for anything out of the ordinary."""
+    """The members, or None for a tar that is cut off or has other members than plain files."""
     members: Members = []
     offset = 0
     while True:
@@ -75,11 +73,11 @@ def _parse(header: bytes, offset: int) -> tuple[str, Extent] | None:
     """A plain file's header, or None."""
     name, size, checksum, kind, prefix = HEADER.unpack(header)
     try:
-        told, length = int(checksum.strip(b" \0"), 8), int(size.strip(b" \0"), 8)
+        declared, length = int(checksum.strip(b" \0"), 8), int(size.strip(b" \0"), 8)
     except ValueError:
         return None
     name = name.partition(b"\0")[0]
-    if kind not in PLAIN or name[-1:] in (b"/", b"") or told != sum(header) - sum(checksum) + 8 * 0x20:
+    if kind not in PLAIN or name[-1:] in (b"/", b"") or declared != sum(header) - sum(checksum) + 8 * 0x20:
         return None
     prefix = prefix.partition(b"\0")[0]
     whole = prefix + b"/" + name if prefix else name
@@ -92,19 +90,19 @@ def _read_any(file: IO[bytes], size: int) -> tuple[Members, str]:
     try:
         with tarfile.open(fileobj=file, mode="r:") as archive:
             while (member := archive.next()) is not None:
-                archive.members.clear()  # type: ignore[attr-defined]  # else all headers of a shard are held at once
+                archive.members.clear()  # type: ignore[attr-defined]  # else tarfile keeps every header in memory
                 if member.offset_data + member.size > size:
                     return members, "it is cut off inside a member"
                 if member.isreg() and not member.issparse():
                     members.append((member.name, Extent(member.offset_data, member.size)))
             file.seek(archive.offset)
-            return members, _judge_end(file.read(len(END)))
+            return members, _end_fault(file.read(len(END)))
     except tarfile.TarError as error:
         return members, f"it is cut off or no tar ({error})"
 
 
-def _judge_end(tail: bytes) -> str:
-    """A tar ends with two blocks of zeros; tarfile stops silently at anything that is no header."""
+def _end_fault(tail: bytes) -> str:
+    """What is wrong with the end, "" for two blocks of zeros; tarfile stops silently at anything that is no header."""
     if tail == END:
         return ""
     return "it has a damaged header" if len(tail) >= BLOCK and any(tail) else "it is cut off before its end mark"
@@ -114,12 +112,12 @@ IMAGES = frozenset({"jpg", "jpeg", "png", "webp"})
 TEXTS = frozenset({"json", "txt"})
 PICKLED = frozenset({"pyd", "pkl", "pickle", "pth", "pt"})
 NAME = re.compile(r"((?:.*/)?[^./]+)\.([^/]*)")
-"""webdataset's rule: the key is all up to the first dot of the last part, the kind is what follows it."""
+"""webdataset's rule: the key ends at the first dot of the file name, the kind follows it."""
 
 
 @dataclass(frozen=True)
 class ShardSample:
-    """One sample of a shard: its key, and its members by kind (every image format is `image`); or why it is none."""
+    """One entry of a shard: key and members by kind (every image format is `image`), or why it is not a sample."""
 
     key: str
     members: Mapping[str, Extent] = field(default_factory=dict)
@@ -128,18 +126,18 @@ class ShardSample:
 
 @dataclass(frozen=True)
 class ShardIndex:
-    """The samples of one shard in the order of the file, half ones too; `cut` says what its end lacks."""
+    """The entries of one shard in the order of the file, incomplete ones too; `cut` says how the file is cut off."""
 
     path: Path
     entries: tuple[ShardSample, ...]
     unknown: Mapping[str, int]
-    """Members of other kinds, which are left out: kind → how many."""
+    """Members of other kinds, which are skipped: kind → count."""
     cut: str = ""
 
 
 @dataclass(frozen=True)
 class Shard:
-    """A shard of a list: its file, when it was changed, and how many samples were written to it (None: nobody says)."""
+    """A shard: its file, its modification time, and how many samples were written to it (None: not declared)."""
 
     path: Path
     changed_ns: int
@@ -149,7 +147,7 @@ class Shard:
 
     @classmethod
     def open(cls, path: Path) -> Shard:
-        """Read what stands beside the shard: our `NNNNN.manifest.json`, else img2dataset's `NNNNN_stats.json`."""
+        """Read the count beside the shard: our `NNNNN.manifest.json`, else img2dataset's `NNNNN_stats.json`."""
         size, changed_ns = path.stat().st_size, path.stat().st_mtime_ns
         manifest = _read_json(path.with_suffix(".manifest.json"))
         if _is_count(manifest.get("samples")):
@@ -160,9 +158,9 @@ class Shard:
         return cls(path, changed_ns, successes if _is_count(successes) else None)
 
     def entries(self, needs: tuple[str, ...]) -> tuple[ShardIndex, tuple[ShardSample, ...]]:
-        """The index and exactly as many entries as `count_entries` says; those that the shard lost are faults.
+        """The index, and exactly `count_entries` entries; samples that the shard lost are entries with a fault.
 
-        Raises UnsafeError for a pickled member and IntegrityError where there are more samples than were promised.
+        Raises UnsafeError for a pickled member and IntegrityError for more samples than were declared.
         """
         index = read_index(self.path, needs)
         found = index.entries
@@ -177,15 +175,15 @@ class Shard:
         return index, found + (ShardSample("lost", fault=why),) * (self.promised - len(found))
 
     def count_entries(self, needs: tuple[str, ...]) -> int:
-        """How many entries there are; the shard is read only where nobody says it."""
+        """How many entries there are; the shard is read only where its count is not declared."""
         return len(self.entries(needs)[1]) if self.promised is None else self.promised
 
 
 def read_index(path: Path, needs: tuple[str, ...]) -> ShardIndex:
     """Index a shard; an entry that lacks one of `needs` (`image`, `json`, `txt`) has a fault.
 
-    Nothing is unpacked. Raises UnsafeError for a member that only pickle could read. A file that ends early, or is no
-    tar at all, gives the samples that are whole and says in `cut` what is wrong.
+    Nothing is unpacked. Raises UnsafeError for a pickled member. Of a file that is cut off, or not a tar, the index has
+    the samples that are whole, and `cut` says what is wrong.
     """
     found: dict[str, dict[str, Extent]] = {}
     faults: dict[str, str] = {}
@@ -201,19 +199,21 @@ def read_index(path: Path, needs: tuple[str, ...]) -> ShardIndex:
             faults[key] = f"sample has two members of one kind: {kind}"
         else:
             found[key][kind] = extent
-    entries = (ShardSample(key, members, faults.get(key) or _lacking(members, needs)) for key, members in found.items())
+    entries = (
+        ShardSample(key, members, faults.get(key) or _missing_members(members, needs)) for key, members in found.items()
+    )
     return ShardIndex(path, tuple(entries), dict(unknown), cut)
 
 
 def check_kind(kind: str, path: Path, name: str) -> str:
-    """`image` for an image format, else the kind as it is; raises UnsafeError for pickles."""
+    """`image` for an image format, else the kind unchanged; raises UnsafeError for pickles."""
     if kind.rpartition(".")[2] in PICKLED:
         what = f"member '{name}' is a pickle, which can run code when it is read"
         raise UnsafeError(str(path), what, "do not use this shard: move it out of the folder")
     return "image" if kind in IMAGES else kind
 
 
-def _lacking(members: Mapping[str, Extent], needs: tuple[str, ...]) -> str:
+def _missing_members(members: Mapping[str, Extent], needs: tuple[str, ...]) -> str:
     lacking = [kind for kind in needs if kind not in members]
     return f"sample has no {' and no '.join(lacking)}" if lacking else ""
 
@@ -232,12 +232,11 @@ def _is_count(value: Any) -> bool:
 
 
 def sample_fault(shard: Path, entry: ShardSample) -> SampleError:
-    """The error that stands for an entry without a sample, named by shard and key."""
+    """The error of an entry that is not a sample, named by shard and key."""
     return SampleError(f"{shard.name}!{entry.key}", str(shard), entry.fault)
 
 
-# `storage:` of shards (a path, a brace or glob pattern, a folder, or a list of them) becomes files that are there.
-
+# `storage:` names shards by paths, brace or glob patterns, or folders.
 
 SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:")
 WILD = re.compile(r"[*?\[{]")
@@ -251,8 +250,7 @@ def list_shards(storage: Sequence[str], root: Path, where: str) -> list[Path]:
     """The tar files that `storage` names, relative to `root`, in order and each once.
 
     Raises UnsafeError for `pipe:` and every other scheme (shards are prepared first, then read from disk) and
-    ConfigError where a pattern finds nothing or names shards that are not there. Numbers that are left out between the
-    first and the last are told in the log.
+    ConfigError where a pattern finds nothing or names shards that do not exist. Gaps in the numbers are logged.
     """
     if not storage:
         raise ConfigError(where, "names no shards", "write a folder or a pattern such as laion_coco/{00000..00200}.tar")
@@ -276,7 +274,7 @@ def refuse_scheme(pattern: str, where: str) -> None:
 
 
 def fixed_folder(pattern: str, root: Path) -> Path:
-    """The folder under which all that a pattern names lies."""
+    """The folder that holds everything a pattern names: its path up to the first wildcard."""
     path = root / Path(pattern).expanduser()
     wild = next((i for i, part in enumerate(path.parts) if WILD.search(part)), None)
     if wild is not None:
@@ -285,19 +283,19 @@ def fixed_folder(pattern: str, root: Path) -> Path:
 
 
 def find_gaps(paths: Iterable[Path]) -> str:
-    """The numbers that are left out between the first and the last shard of each folder, `00003, 00007–00009`."""
-    told = []
+    """The numbers that are missing between the first and the last shard of each folder: `00003, 00007–00009`."""
+    gaps = []
     numbered = sorted((str(path.parent), path.stem) for path in paths if path.stem.isascii() and path.stem.isdigit())
     for _, group in groupby(numbered, lambda pair: pair[0]):
         stems = [stem for _, stem in group]
         numbers = {int(stem) for stem in stems}
         if max(numbers) - min(numbers) < MOST:
             missing = [n for n in range(min(numbers), max(numbers)) if n not in numbers]
-            told += [tell_numbers(missing, len(stems[0]))] if missing else []
-    return "; ".join(told)
+            gaps += [number_runs(missing, len(stems[0]))] if missing else []
+    return "; ".join(gaps)
 
 
-def tell_numbers(numbers: Sequence[int], width: int) -> str:
+def number_runs(numbers: Sequence[int], width: int) -> str:
     """Sorted numbers as runs: `00003, 00007–00009`, the first of them."""
     runs: list[list[int]] = []
     for number in numbers:
@@ -305,8 +303,8 @@ def tell_numbers(numbers: Sequence[int], width: int) -> str:
             runs[-1][1:] = [number]
         else:
             runs.append([number])
-    told = ["–".join(f"{n:0{width}d}" for n in run) for run in runs[:SHOWN]]
-    return ", ".join(told) + (f" and {len(runs) - SHOWN} more runs" if len(runs) > SHOWN else "")
+    shown = ["–".join(f"{n:0{width}d}" for n in run) for run in runs[:SHOWN]]
+    return ", ".join(shown) + (f" and {len(runs) - SHOWN} more runs" if len(runs) > SHOWN else "")
 
 
 def _expand(pattern: str, root: Path, where: str) -> list[Path]:
@@ -325,7 +323,7 @@ def _expand(pattern: str, root: Path, where: str) -> list[Path]:
 
 
 def _expand_braces(pattern: str, root: Path, where: str) -> list[Path]:
-    """Every name of a brace pattern; glob signs beside the braces are expanded too. Absent shards are an error."""
+    """The files of a brace pattern, in which globs are expanded too; raises ConfigError for missing shards."""
     names = list(islice(braced(pattern), MOST + 1))
     if len(names) > MOST:
         raise ConfigError(where, f"'{pattern}' names more than {MOST:,} shards", "correct the range")
@@ -334,19 +332,19 @@ def _expand_braces(pattern: str, root: Path, where: str) -> list[Path]:
     paths = [root / Path(name).expanduser() for name in names]
     absent = [path for path in paths if not path.is_file()]
     if absent:
-        what = f"'{pattern}' names {len(paths):,} shards, {len(absent):,} of them are absent: {_tell(absent)}"
+        what = f"'{pattern}' names {len(paths):,} shards, {len(absent):,} of them are absent: {_shown(absent)}"
         raise ConfigError(where, what, "prepare them, or name what is there")
     return paths
 
 
-def _tell(paths: Sequence[Path]) -> str:
+def _shown(paths: Sequence[Path]) -> str:
     if all(path.stem.isascii() and path.stem.isdigit() for path in paths):
-        return tell_numbers(sorted(int(path.stem) for path in paths), len(paths[0].stem))
+        return number_runs(sorted(int(path.stem) for path in paths), len(paths[0].stem))
     return ", ".join(path.name for path in paths[:SHOWN]) + (" …" if len(paths) > SHOWN else "")
 
 
 def braced(pattern: str) -> Iterable[str]:
-    """`{000..010}` counts with its zeros kept, `{a,b}` chooses; the rightmost brace turns fastest, as in a shell."""
+    """Expand `{000..010}` (leading zeros are kept) and `{a,b}`; the rightmost brace varies fastest, as in a shell."""
     match = BRACES.search(pattern)
     if match is None:
         yield pattern

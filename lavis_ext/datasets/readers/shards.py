@@ -1,10 +1,10 @@
-"""Samples out of tar shards in webdataset's form: exact order, exact resume, and nothing lost without a word.
+"""Samples of tar shards in webdataset's form, in an exact order that can be resumed; every lost sample is reported.
 
-Names and grouping are webdataset's; the opener and the walk over a shard are ours. webdataset's own expander reads a
-shard from its first byte to its last, so that going on in the middle of a lap means reading all that came before again,
-and it takes a shard that was cut between two members for a whole one. Here a shard's headers are read once, when its
-turn comes, several times as fast as it is expanded, and each sample is then one read at a known place, in any
-order and from any thread. `ImageTextStream.as_pipeline` is a webdataset pipeline of such samples.
+Names and grouping are webdataset's, the reader is not. webdataset reads a shard from its first byte to its last, so
+that a resume within a pass reads everything before it again, and it takes a shard that was cut between two members for
+a whole one. Here the headers of a shard are read once, several times as fast as the shard is expanded, and each sample
+is then one read at a known offset, in any order and from any thread. `ImageTextStream.as_pipeline` makes a webdataset
+pipeline of such samples.
 """
 
 from __future__ import annotations
@@ -29,8 +29,6 @@ from lavis_ext.datasets.readers.images import PositionalFile
 from lavis_ext.datasets.readers.shard_index import Extent, Shard, ShardSample, sample_fault
 
 log = logging.getLogger(__name__)
-# In which order the samples of shards come on which rank: a pure function of seed, lap, rank and world.
-
 
 Place = tuple[int, int]
 """Number of a shard, number of an entry in it."""
@@ -38,11 +36,12 @@ Place = tuple[int, int]
 
 @dataclass(frozen=True)
 class ShardOrder:
-    """Shards in a new order each lap, their samples in one row, the row cut into equal parts for the ranks.
+    """The order of samples, a pure function of seed, pass, rank and world.
 
-    Parts differ by at most one sample, whatever the shards hold and however few they are, and no sample is in two.
-    Each part is shuffled in windows of `buffer` samples (0 or 1: as they stand), which is what a shuffle buffer does to
-    a stream, but any window can be had without those before it: that makes a resume exact and immediate.
+    Each pass puts the shards in a new order and cuts the sequence of their samples into one part for each rank. Parts
+    are disjoint and differ by at most one sample, however few shards there are. Each part is shuffled in windows of
+    `buffer` samples (0 or 1: not at all). Unlike with a shuffle buffer, a window needs none of those before it, so that
+    a resume is exact and immediate.
     """
 
     counts: tuple[int, ...]
@@ -52,31 +51,31 @@ class ShardOrder:
 
     @cached_property
     def total(self) -> int:
-        """Samples in a lap over all ranks."""
+        """Samples in a pass over all ranks."""
         return sum(self.counts)
 
-    def windows(self, lap: int, rank: int, world: int, start: int = 0) -> Iterator[Sequence[Place]]:
+    def windows(self, pass_index: int, rank: int, world: int, start: int = 0) -> Iterator[Sequence[Place]]:
         """The places of a rank's samples from number `start` of its part on, window by window."""
-        shards = self._shards(lap)
+        shards = self._shards(pass_index)
         bounds = np.concatenate([[0], np.cumsum(np.array(self.counts, dtype=np.int64)[shards])])
         first, last = self.total * rank // world, self.total * (rank + 1) // world
         step = max(self.buffer, 1) if self.buffer > 1 else 1024
         for begin in range(first + start // step * step, last, step):
             positions = np.arange(begin, min(begin + step, last))
             if self.buffer > 1:
-                positions = np.random.default_rng((self.seed, lap, begin)).permutation(positions)
+                positions = np.random.default_rng((self.seed, pass_index, begin)).permutation(positions)
             positions = positions[max(first + start - begin, 0) :]
             chosen = np.searchsorted(bounds, positions, side="right") - 1
             yield list(zip(shards[chosen].tolist(), (positions - bounds[chosen]).tolist(), strict=True))
 
-    def _shards(self, lap: int) -> np.ndarray:
+    def _shards(self, pass_index: int) -> np.ndarray:
         if not self.shuffle_shards:
             return np.arange(len(self.counts))
-        return np.random.default_rng((self.seed, lap)).permutation(len(self.counts))
+        return np.random.default_rng((self.seed, pass_index)).permutation(len(self.counts))
 
 
 MAX_BYTES = {"image": 1 << 28, "json": 1 << 24, "txt": 1 << 24}
-SURVEYORS = 8
+COUNT_THREADS = 8
 
 
 class RawSample(NamedTuple):
@@ -87,7 +86,7 @@ class RawSample(NamedTuple):
 
     @property
     def name(self) -> str:
-        """What fault reports call it: `00003.tar!000030017`."""
+        """Its name in fault reports: `00003.tar!000030017`."""
         return f"{self.shard.path.name}!{self.entry.key}"
 
     def fault(self, why: str) -> SampleError:
@@ -95,7 +94,7 @@ class RawSample(NamedTuple):
         return SampleError(self.name, str(self.shard.path), why)
 
     def read(self, kind: str) -> bytes:
-        """The bytes of its `image`, `json` or `txt`; raises SampleError where the shard does not give them."""
+        """The bytes of its `image`, `json` or `txt`; raises SampleError if they cannot be read."""
         offset, size = self.entry.members.get(kind, Extent(0, 0))
         if size > MAX_BYTES[kind]:
             raise self.fault(f"{kind} is too large: {size:,} bytes")
@@ -131,7 +130,7 @@ class RawSample(NamedTuple):
 
 @lru_cache(maxsize=64)
 def open_shard(path: Path, changed_ns: int) -> PositionalFile:
-    """A shard open for reading; `changed_ns` keeps a shard that was replaced from being read through an old handle."""
+    """A shard open for reading; `changed_ns`, its modification time, is part of the cache key."""
     return PositionalFile(path)
 
 
@@ -139,8 +138,8 @@ def open_shard(path: Path, changed_ns: int) -> PositionalFile:
 class ShardReader:
     """The samples of a list of shards. Picklable.
 
-    `needs` says which members make a sample; `limit` takes the first so many of the list. Raises PartialError where the
-    shards hold nothing.
+    `needs` are the members that a sample must have; `limit` keeps the first samples only. Raises PartialError where the
+    shards hold no sample.
     """
 
     paths: Sequence[Path]
@@ -149,12 +148,12 @@ class ShardReader:
     buffer: int = 10_000
     limit: int | None = None
     unknown: Counter[str] = field(default_factory=Counter)
-    """Members of other kinds in the shards read so far, which are left out."""
+    """Members of other kinds in the shards read so far, which are skipped: kind → count."""
     _noted: set[Path] = field(default_factory=set)
 
     @cached_property
     def shards(self) -> tuple[Shard, ...]:
-        """Each shard with what is promised of it; one that is not as its manifest says is told in the log."""
+        """The shards with their declared counts; one that differs from its manifest is logged."""
         shards = tuple(map(Shard.open, self.paths))
         for shard in shards:
             if shard.fault:
@@ -163,8 +162,8 @@ class ShardReader:
 
     @cached_property
     def counts(self) -> tuple[int, ...]:
-        """Entries of each shard, up to the limit; shards of which nobody says it are looked through."""
-        with ThreadPoolExecutor(SURVEYORS) as pool:
+        """Entries of each shard, up to the limit; a shard without a declared count is indexed."""
+        with ThreadPoolExecutor(COUNT_THREADS) as pool:
             counts = list(pool.map(lambda shard: shard.count_entries(self.needs), self.shards))
         if not sum(counts):
             where = str(self.paths[0].parent) if self.paths else "shards"
@@ -188,13 +187,13 @@ class ShardReader:
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "unknown": Counter(), "_noted": set()}
 
-    def iterate(self, rank: int, world: int, lap: int = 0, start: int = 0) -> Iterator[RawSample | SampleError]:
-        """A rank's part of a lap from its sample number `start` on; what is no sample is the error that says why.
+    def iterate(self, rank: int, world: int, pass_index: int = 0, start: int = 0) -> Iterator[RawSample | SampleError]:
+        """A rank's part of a pass from its sample number `start` on; an entry that is not a sample is its error.
 
-        Raises UnsafeError for a shard with a pickle in it, IntegrityError for one with more samples than promised.
+        Raises UnsafeError for a shard with a pickle in it, IntegrityError for one with more samples than declared.
         """
         opened: dict[int, tuple[ShardSample, ...]] = {}
-        for window in self.order.windows(lap, rank, world, start):
+        for window in self.order.windows(pass_index, rank, world, start):
             used = {number for number, _ in window}
             opened = {number: opened.get(number) or self._open(number) for number in sorted(used)}
             for number, place in window:
@@ -205,8 +204,8 @@ class ShardReader:
         index, entries = self.shards[number].entries(self.needs)
         faults = Counter(entry.fault for entry in entries if entry.fault)
         if faults:
-            told = ", ".join(f"{why} {count}x" for why, count in faults.most_common(3))
-            log.warning("%s: %d of %d samples are faulty: %s", index.path, faults.total(), len(entries), told)
+            reasons = ", ".join(f"{why} {count}x" for why, count in faults.most_common(3))
+            log.warning("%s: %d of %d samples are faulty: %s", index.path, faults.total(), len(entries), reasons)
         self._note(index.unknown, index.path)
         return entries
 

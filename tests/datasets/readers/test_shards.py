@@ -22,8 +22,8 @@ from tests.support.shards import cut, ends, sample, write_manifest, write_shard,
 NEEDS = ("image", "json")
 
 
-def names(reader: ShardReader, rank: int = 0, world: int = 1, lap: int = 0, start: int = 0) -> list[str]:
-    return [i.name if isinstance(i, RawSample) else i.sample_id for i in reader.iterate(rank, world, lap, start)]
+def names(reader: ShardReader, rank: int = 0, world: int = 1, pass_index: int = 0, start: int = 0) -> list[str]:
+    return [i.name if isinstance(i, RawSample) else i.sample_id for i in reader.iterate(rank, world, pass_index, start)]
 
 
 def faults(reader: ShardReader) -> list[str]:
@@ -67,30 +67,30 @@ def test_names_and_grouping_are_those_of_webdataset(tmp_path: Path) -> None:
     counts=st.lists(st.integers(0, 40), min_size=1, max_size=8).filter(any),
     world=st.integers(1, 9),
     buffer=st.sampled_from([0, 1, 2, 7, 1000]),
-    lap=st.integers(0, 3),
+    pass_index=st.integers(0, 3),
     data=st.data(),
 )
 def test_order_parts_and_resumes_exactly(
-    counts: list[int], world: int, buffer: int, lap: int, data: st.DataObject
+    counts: list[int], world: int, buffer: int, pass_index: int, data: st.DataObject
 ) -> None:
     order = ShardOrder(tuple(counts), seed=3, buffer=buffer, shuffle_shards=buffer > 1)
-    parts = [[p for window in order.windows(lap, rank, world) for p in window] for rank in range(world)]
+    parts = [[p for window in order.windows(pass_index, rank, world) for p in window] for rank in range(world)]
     every = [(shard, i) for shard, count in enumerate(counts) for i in range(count)]
     assert sorted(place for part in parts for place in part) == every
     assert max(map(len, parts)) - min(map(len, parts)) <= 1
     rank = data.draw(st.integers(0, world - 1))
     start = data.draw(st.integers(0, len(parts[rank])))
-    assert [p for w in order.windows(lap, rank, world, start) for p in w] == parts[rank][start:]
+    assert [p for w in order.windows(pass_index, rank, world, start) for p in w] == parts[rank][start:]
     if buffer < 2:
         assert [place for part in parts for place in part] == every
 
 
 def test_laps_differ_and_seeds_decide(tmp_path: Path) -> None:
     reader = make(tmp_path, 20, 20, 20, seed=5)
-    first, second = names(reader), names(reader, lap=1)
+    first, second = names(reader), names(reader, pass_index=1)
     assert sorted(first) == sorted(second) and first != second and first != sorted(first)
     assert names(ShardReader(reader.paths, seed=5)) == first != names(ShardReader(reader.paths, seed=6))
-    assert names(pickle.loads(pickle.dumps(reader)), lap=1) == second
+    assert names(pickle.loads(pickle.dumps(reader)), pass_index=1) == second
 
 
 def test_fewer_shards_than_ranks(tmp_path: Path) -> None:
@@ -121,7 +121,7 @@ def test_other_members_are_left_out_and_counted(tmp_path: Path, caplog: pytest.L
     reader = ShardReader(
         [write_tar(tmp_path / "0.tar", [*sample(1), *more]), write_tar(tmp_path / "1.tar", [*sample(2), *more])]
     )
-    assert len(names(reader)) == len(names(reader, lap=1)) == 2
+    assert len(names(reader)) == len(names(reader, pass_index=1)) == 2
     assert reader.unknown == {"npy": 2, "cls": 2, "": 2}
     assert len([r for r in caplog.records if "left out" in r.message]) == 1
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from lavis_ext.common.errors import ConfigError, UnsafeError
-from lavis_ext.datasets.readers.shard_index import braced, fixed_folder, list_shards, tell_numbers
+from lavis_ext.datasets.readers.shard_index import braced, fixed_folder, list_shards, number_runs
 
 WHERE = "datasets.x.build_info.storage"
 
@@ -113,4 +113,4 @@ def test_fixed_folder(pattern: str, folder: str, tmp_path: Path) -> None:
 
 
 def test_many_runs_are_cut() -> None:
-    assert tell_numbers(range(0, 60, 2), 3).endswith("022 and 18 more runs")
+    assert number_runs(range(0, 60, 2), 3).endswith("022 and 18 more runs")
