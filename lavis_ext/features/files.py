@@ -1,24 +1,15 @@
-"""Files of the feature tools: whole or absent, never over what is there; failures of the disk are DiskErrors."""
+"""Output files that must not exist yet: they grow under a hidden name and are renamed when they are complete."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-from lavis_ext.common import files
 from lavis_ext.common.errors import UsageError
-from lavis_ext.common.files import disk_errors, flush_file, flush_folder, read_errors
-
-__all__ = ["disk_errors", "finish", "part_of", "read_errors", "refuse_existing", "write_atomic"]
-
-
-def write_atomic(path: Path, data: bytes) -> None:
-    """Replace one of our own files so that a reader sees the old or the new content; raises DiskError."""
-    with disk_errors(path):
-        files.write_atomic(path, data)
+from lavis_ext.common.files import disk_errors, flush_file, flush_folder
 
 
 def finish(part: Path, path: Path) -> None:
-    """Flush a finished file and give it its name; raises UsageError where that name was taken meanwhile."""
+    """Flush a finished file (or folder) and rename it; raises UsageError where `path` exists by now, DiskError."""
     refuse_existing(path)
     with disk_errors(path):
         if part.is_file():
@@ -28,9 +19,9 @@ def finish(part: Path, path: Path) -> None:
 
 
 def refuse_existing(path: Path) -> None:
-    """Raise UsageError if something lies there: files that exist are never modified."""
+    """Raise UsageError if `path` exists: files of the user are never overwritten."""
     if path.exists() or path.is_symlink():
-        raise UsageError(str(path), "exists, and is never written over", "name another place, or move it away")
+        raise UsageError(str(path), "exists and is not overwritten", "name another place, or move it away")
 
 
 def part_of(path: Path) -> Path:

@@ -1,4 +1,7 @@
-"""Sources into a store: row by row, from where the last run stopped, with every row that cannot be taken named."""
+"""Importing published feature files into a store: recognise the format, import or resume, report every bad row.
+
+`store_of` does it on behalf of a data set, once, below `<family>/.lavis_ext/stores`.
+"""
 
 from __future__ import annotations
 
@@ -13,8 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from lavis_ext.common.errors import DiskError, IntegrityError, LavisExtError, OwnedError, UsageError
+from lavis_ext.common.files import disk_errors, read_errors
 from lavis_ext.common.wording import human
-from lavis_ext.features.files import disk_errors, read_errors
 from lavis_ext.features.formats import format_of
 from lavis_ext.features.formats.lines import ENDING, newline_of
 from lavis_ext.features.formats.lmdb import TensorpackLmdb, is_tensorpack
@@ -24,17 +27,15 @@ from lavis_ext.features.writer import StoreWriter, read_lines
 from lavis_ext.fetch.transfer import Progress, Silent
 
 log = logging.getLogger(__name__)
-# Which format a source is, by its first bytes.
-
-
 COLUMNS = {13: "volta-tsv", 10: "lxmert-tsv", 6: "butd-tsv", 3: "oscar-tsv", 2: "vinvl-tsv"}
+"""Formats of a TSV by its number of columns."""
 LINE = 1 << 26
 LMDB = bytes.fromhex("dec0efbe")
-"""What stands at byte 16 of an LMDB file."""
+"""Magic number at byte 16 of an LMDB file."""
 
 
 def recognise(path: Path) -> str:
-    """The name of the format of a source; raises UsageError where it cannot be told or nothing is there."""
+    """The format of a source by its first bytes; raises UsageError where it is unknown or nothing is there."""
     if not path.exists():
         raise UsageError(str(path), "is not there", "name a file or folder of features")
     found = _of_folder(path) if path.is_dir() else _of_file(path)
@@ -88,11 +89,12 @@ def _is_json(text: bytes) -> bool:
 
 
 WITH_SIDES = ("oscar-tsv", "vinvl-tsv", "oscar-offsets", "oscar-pt")
+"""Formats that take files of labels and sizes beside them."""
 
 
 @dataclass
 class ImportSummary:
-    """What became of the rows: `added` now, `kept` from earlier runs, `repeated` equal to one that is there, faults."""
+    """Rows `added` by this run, `kept` from earlier runs, `repeated` (equal to one that is there), and faults."""
 
     added: int = 0
     kept: int = 0
@@ -109,11 +111,11 @@ def import_features(
     options: ReadOptions | None = None,
     progress: Progress | None = None,
 ) -> ImportSummary:
-    """Read sources into a store, new or existing; a source that is in it already is passed over.
+    """Read sources into a store, new or existing; a source that it already holds is skipped.
 
     `form` is a name of `formats.FORMATS`, by default recognised; `dtype` is "float32" (the default of a new store) or
-    "float16". Rows that cannot be taken are left out and come back as faults; the caller decides. Raises UsageError,
-    IntegrityError, UnsafeError, DiskError, OwnedError; what was read until then is kept for the next run.
+    "float16". Bad rows are left out and returned as faults; the caller decides. Raises UsageError, IntegrityError,
+    UnsafeError, DiskError, OwnedError; what was read until then is kept for the next run.
     """
     options = options or ReadOptions()
     plans = [_plan(Path(source), form, options) for source in sources]
@@ -136,7 +138,7 @@ def _plan(path: Path, form: str | None, options: ReadOptions) -> dict[str, Any]:
 
 
 def stamp_of(path: Path) -> dict[str, int]:
-    """What tells that a source has changed: bytes (0 for a folder of many files) and time. Raises DiskError."""
+    """`size` in bytes (0 for a folder of many files) and `mtime_ns`, by which a changed source is noticed."""
     with read_errors(path):
         data = path / "data.mdb" if (path / "data.mdb").is_file() else path
         stat = data.stat()
@@ -144,7 +146,7 @@ def stamp_of(path: Path) -> dict[str, int]:
 
 
 class _Source:
-    """One source on its way into a store."""
+    """The import of one source into a store."""
 
     def __init__(
         self, writer: StoreWriter, plan: dict[str, Any], options: ReadOptions, done: ImportSummary, progress: Progress
@@ -154,12 +156,14 @@ class _Source:
         self.options = replace(options, columns=options.columns or writer.about.columns)
 
     def run(self) -> None:
-        """Read what is not in the store yet; faults of earlier runs are told again."""
+        """Read what is not in the store yet; faults of earlier runs are reported again."""
         number = self._number()
         about = self.writer.about.sources[number]
-        known = read_lines(self.writer.path / FAULTS)
-        found = [_fault(one) for one in known if one.get("source") == number]
-        faults = {fault.line: fault for fault in found}
+        faults = {
+            int(one["line"]): Fault(str(one["image_id"]), int(one["line"]), str(one["what"]))
+            for one in read_lines(self.writer.path / FAULTS)
+            if one.get("source") == number
+        }
         if not about.get("done"):
             self._read(number, faults)
             about |= {"done": True, "faults": len(faults)}
@@ -167,7 +171,7 @@ class _Source:
         self.done.faults += [faults[line] for line in sorted(faults)]
 
     def _number(self) -> int:
-        """Which source of the store this is; a new one is noted. Raises IntegrityError where its file has changed."""
+        """The number of the source in `store.json`, added if new. Raises IntegrityError where its file has changed."""
         sources = self.writer.about.sources
         for number, known in enumerate(sources):
             if known["path"] == self.plan["path"]:
@@ -206,7 +210,10 @@ class _Source:
             if row.image_id in self.writer and self.writer.same(row):
                 self.done.repeated += 1
                 return None
-            self._know_ids(row, number)
+            about = self.writer.about.sources[number]
+            if row.number_id and "ids" not in about:
+                about["ids"] = "int"  # an export writes them as integers again
+                self.writer.about.save(self.writer.path)
             self.writer.append(row, number)
         except (BadRow, UnicodeEncodeError) as error:
             return Fault(row.image_id, row.line, str(error), row.next)
@@ -215,23 +222,12 @@ class _Source:
         self.done.added += 1
         return None
 
-    def _know_ids(self, row: FeatureRow, number: int) -> None:
-        """Note once that a source's ids are integers, so that an export can make them so again."""
-        about = self.writer.about.sources[number]
-        if row.number_id and "ids" not in about:
-            about["ids"] = "int"
-            self.writer.about.save(self.writer.path)
-
     def _note(self, fault: Fault, number: int, faults: dict[int, Fault]) -> None:
         faults[fault.line] = fault
         path = self.writer.path / FAULTS
         line = json.dumps({**asdict(fault), "source": number}, ensure_ascii=True) + "\n"
         with disk_errors(path), path.open("ab", buffering=0) as file:
             file.write(line.encode())
-
-
-def _fault(known: dict[str, Any]) -> Fault:
-    return Fault(str(known["image_id"]), int(known["line"]), str(known["what"]))
 
 
 def raise_for(faults: Sequence[Fault], where: str, shown: int = 20) -> None:
@@ -246,32 +242,29 @@ def raise_for(faults: Sequence[Fault], where: str, shown: int = 20) -> None:
     raise IntegrityError.of(problems)
 
 
-# A published file of features becomes a store the first time that a data set needs it, and is only opened later.
-
-
 FOLDER = ".lavis_ext/stores"
 PAUSE = 2.0
-"""Seconds between two looks at an import of another process."""
+"""Seconds between two attempts while another process imports the same source."""
 
 
 def store_of(source: Path, root: Path, family: str, options: ReadOptions | None = None) -> FeatureStore:
-    """The store of a source: itself where it is one, else what was (or is now) imported of it.
+    """The store of a source: the source itself where it is one, else its import, which is made at the first call.
 
-    The import lies below `root`/<family>/.lavis_ext/stores, under the source's path in one word; the source is left as
-    it is. One that was cut off goes on, one of another process is waited for. Raises DiskError where too little space
-    is left, IntegrityError for a source that has changed since, and what `import_features` raises.
+    The import is at `place_of(source, …)`; the source is not changed. An import that was killed is resumed, one of
+    another process is waited for. Raises DiskError where too little space is left, IntegrityError for a source that has
+    changed since, and what `import_features` raises.
     """
     if (source / ABOUT).is_file():
         return open_store(source)
     place = place_of(source, root, family)
-    told = False
+    waiting = False
     while not _is_done(place, source):
         try:
-            _import(source, place, options, quiet=told)
+            _import(source, place, options, quiet=waiting)
         except OwnedError:
-            if not told:
+            if not waiting:
                 log.info("%s: another process imports it; waiting", source)
-            told = True
+            waiting = True
             time.sleep(PAUSE)
     return open_store(place)
 
@@ -279,7 +272,7 @@ def store_of(source: Path, root: Path, family: str, options: ReadOptions | None 
 def place_of(source: Path, root: Path, family: str, folder: str = FOLDER) -> Path:
     """Where what is made of a source lies: for `oscar/vqa/2k/train.pt` in `oscar/.lavis_ext/stores/vqa-2k-train`.
 
-    A source that lies elsewhere is told apart by its whole path, in the family that is given.
+    The folder of a source outside `root` is in `family` and has a hash of the source's path in its name.
     """
     path = source.absolute()
     try:
@@ -290,7 +283,7 @@ def place_of(source: Path, root: Path, family: str, folder: str = FOLDER) -> Pat
 
 
 def _is_done(place: Path, source: Path) -> bool:
-    """Whether the whole of a source is in the store; raises IntegrityError where it has changed since."""
+    """Whether a source is imported completely; raises IntegrityError where it has changed since."""
     if not (place / ABOUT).is_file():
         return False
     stamp = stamp_of(source)
@@ -310,11 +303,12 @@ def _import(source: Path, place: Path, options: ReadOptions | None, quiet: bool)
     for fault in done.faults[:3]:
         log.warning("%s, line %d, image '%s': %s", source, fault.line, fault.image_id, fault.what)
     if done.faults:
-        log.warning("%s: %d rows could not be taken; all are in %s/faults.jsonl", source, len(done.faults), place)
+        log.warning("%s: %d rows could not be imported; all are in %s/%s", source, len(done.faults), place, FAULTS)
 
 
 def _check_space(source: Path, place: Path) -> None:
-    """Raise DiskError where what is left to write does not fit; base64 text shrinks by a quarter."""
+    """Raise DiskError where the rest of the import does not fit on the disk."""
+    # base64 text shrinks by a quarter
     share = 0.75 if source.suffix == ".tsv" else 1.0
     there = (place / ROWS).stat().st_size if (place / ROWS).is_file() else 0
     with disk_errors(place):

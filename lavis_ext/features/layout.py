@@ -1,4 +1,7 @@
-"""The bytes of a store: a header of 64 bytes before each record, and the small file that describes the store."""
+"""The files of a store: `rows.bin` (records, each with a header of 64 bytes), `index.arrow` and `store.json`.
+
+A record is header, features, boxes, id, extra arrays, padding to 64 bytes; numbers are little-endian.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +19,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from lavis_ext.common.errors import IntegrityError, UsageError
-from lavis_ext.features.files import read_errors, write_atomic
+from lavis_ext.common.files import disk_errors, read_errors, write_atomic, write_json
 
 FORMAT = 1
 ROWS, INDEX, ABOUT, FAULTS = "rows.bin", "index.arrow", "store.json", "faults.jsonl"
@@ -31,7 +34,7 @@ Array = NDArray[Any]
 
 @dataclass(frozen=True, slots=True)
 class Header:
-    """What stands before a record; `length` counts header, body and padding, `crc` covers all after itself."""
+    """The header of a record; `length` counts header, body and padding, `crc` covers everything behind itself."""
 
     length: int
     count: int
@@ -56,7 +59,7 @@ class Header:
 
     @classmethod
     def unpack(cls, data: bytes) -> Header | None:
-        """The header in 64 bytes, or None where none stands there."""
+        """The header in the first 64 bytes of `data`, or None where there is none."""
         if len(data) < _HEADER.size:
             return None
         magic, crc, length, count, unit, height, width, *rest = _HEADER.unpack(data)
@@ -84,7 +87,7 @@ def checksum(header: Header, *parts: bytes | memoryview) -> int:
 
 @dataclass
 class StoreInfo:
-    """`store.json`: what the numbers are and where they came from; `columns` is 0 until a row with boxes came."""
+    """`store.json`: precision and width of the features, and their sources; `columns` is 0 before the first row."""
 
     dtype: str
     columns: int = 0
@@ -97,12 +100,13 @@ class StoreInfo:
         return self.columns * np.dtype(self.dtype).itemsize
 
     def save(self, folder: Path) -> None:
-        """Write it, whole or not at all; raises DiskError."""
-        write_atomic(folder / ABOUT, (json.dumps(asdict(self), indent=1, ensure_ascii=False) + "\n").encode())
+        """Write the file atomically; raises DiskError."""
+        with disk_errors(folder / ABOUT):
+            write_json(folder / ABOUT, asdict(self))
 
     @classmethod
     def load(cls, folder: Path) -> StoreInfo:
-        """Read it; raises UsageError where no store is, IntegrityError where it cannot be understood."""
+        """Read the file; raises UsageError where `folder` is no store, IntegrityError where the file is broken."""
         path = folder / ABOUT
         try:
             about = cls(**json.loads(path.read_text("utf-8")))
@@ -138,9 +142,6 @@ def unpack_extra(data: bytes) -> dict[str, Array]:
     return arrays
 
 
-# Image ids: kept as the text that a source writes, found by that text or by one explicit rule for numeric ones.
-
-
 _NUMERIC = re.compile(r"(?:.*[_/])?0*([0-9]{1,18})(?:\.(?:jpg|jpeg|png))?", re.DOTALL)
 
 
@@ -158,9 +159,6 @@ def key_of(image_id: str) -> str:
 def hash_of(text: str) -> int:
     """64 bits of BLAKE2b over the UTF-8 text, the same on every machine."""
     return int.from_bytes(blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest(), "little")
-
-
-# The index of a store: one Arrow file, mapped into memory, in which an id is found by two binary searches at most.
 
 
 META = b"lavis_ext.features"
@@ -213,7 +211,8 @@ def write_index(folder: Path, entries: list[StoreEntry], end: int) -> None:
     sink = pa.BufferOutputStream()
     with pa.ipc.new_file(sink, schema) as writer:
         writer.write_batch(pa.record_batch(arrays, schema=schema))
-    write_atomic(folder / INDEX, sink.getvalue())
+    with disk_errors(folder / INDEX):
+        write_atomic(folder / INDEX, sink.getvalue())
 
 
 def _sorted_hashes(texts: list[str]) -> tuple[Array, Array]:
@@ -223,7 +222,7 @@ def _sorted_hashes(texts: list[str]) -> tuple[Array, Array]:
 
 
 class Index:
-    """A mapped index; its columns are views of the file and cost no memory of their own."""
+    """The index, mapped: columns are views of the file, an id is found by at most two binary searches over hashes."""
 
     def __init__(self, folder: Path) -> None:
         self.path = folder / INDEX
@@ -262,13 +261,14 @@ class Index:
         key = key_of(image_id)
         found = self._matches(self._keyed, key, key_of)
         if len(found) > 1:
-            told = ", ".join(repr(self.id_at(row)) for row in sorted(found)[:4])
-            raise UsageError(repr(image_id), f"fits {len(found)} images: {told}", "use the whole id")
+            some = ", ".join(repr(self.id_at(row)) for row in sorted(found)[:4])
+            raise UsageError(repr(image_id), f"fits {len(found)} images: {some}", "use the whole id")
         return found[0] if found else None
 
     def _matches(self, table: tuple[Array, Array], text: str, form: Any) -> list[int]:
         hashes, rows = table
         value = np.uint64(hash_of(text))
+        # two texts may share a hash, so each candidate's own text is compared
         at = int(np.searchsorted(hashes, value))
         found: list[int] = []
         while at < self.rows and hashes[at] == value:

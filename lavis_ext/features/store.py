@@ -1,4 +1,4 @@
-"""A store that is read: any image at random, its numbers as views of the mapped file, from any number of workers."""
+"""What readers of formats yield (`FeatureRow`, `Fault`), and reading a store: random access to a mapped file."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from lavis_ext.common.errors import IntegrityError, nearest
-from lavis_ext.features.files import read_errors
+from lavis_ext.common.files import read_errors
 from lavis_ext.features.layout import (
     ALIGN,
     INDEX,
@@ -33,17 +33,14 @@ from lavis_ext.features.layout import (
 if TYPE_CHECKING:
     import torch
 
-# What readers of formats give: a row of one image, or a fault that names the row that is not one.
-
-
 KNOWN_WIDTHS = range(2048, 2056)
 LABELS = "labels.json"
-"""The extra array that holds a row's labels as the JSON text of their file."""
+"""Name of the extra array that holds a row's labels, as the JSON text of their file in bytes."""
 
 
 @dataclass
 class FeatureRow:
-    """One image on its way into a store.
+    """One image as a format's reader yields it and a store's writer takes it.
 
     `features` [n, columns] float32 or float16, `boxes` [n, 4] xyxy in `unit`, sizes in pixels (0: unknown), `arrays`
     whatever else the source has. `line` counts the rows of the source from 1; `next` is where the following one
@@ -64,7 +61,7 @@ class FeatureRow:
 
 @dataclass(frozen=True)
 class Fault:
-    """A row that cannot be taken: its id as far as it can be read, its line, and why."""
+    """A row that cannot be imported: its id as far as it can be read, its line, and why."""
 
     image_id: str
     line: int
@@ -86,7 +83,7 @@ class Start:
 
 @dataclass(frozen=True)
 class ReadOptions:
-    """What a reader may need to know: side files with labels and image sizes, and how wide a feature row is."""
+    """Options of a reader: side files with labels and image sizes, width of a feature row (0: inferred)."""
 
     labels: Path | None = None
     sizes: Path | None = None
@@ -117,11 +114,8 @@ def _dtype(row_bytes: int, columns: int) -> str:
     for dtype, size in (("<f4", 4), ("<f2", 2)):
         if row_bytes % size == 0 and row_bytes // size in widths:
             return dtype
-    told = f"{columns} columns" if columns else "any known width (2048 to 2055; name another with --width)"
-    raise BadRow(f"{row_bytes} bytes a box are not {told} in float32 or float16")
-
-
-# Between float32 and float16 through torch, which has the processor's instructions for it (numpy is far slower).
+    expected = f"{columns} columns" if columns else "any known width (2048 to 2055; name another with --width)"
+    raise BadRow(f"{row_bytes} bytes a box are not {expected} in float32 or float16")
 
 
 LARGEST = 65520.0
@@ -140,6 +134,7 @@ def cast_rows(features: Array, dtype: str) -> Array:
 
 
 def _to_half(features: Array) -> Array:
+    # through torch, which uses the processor's instructions for the conversion; numpy is far slower
     source = flat_tensor(np.ascontiguousarray(features), np.dtype(np.float32)).view(features.shape)
     half = source.half()
     least, most = (abs(float(bound)) for bound in source.aminmax()) if features.size else (0.0, 0.0)
@@ -150,7 +145,7 @@ def _to_half(features: Array) -> Array:
 
 
 def flat_tensor(buffer: Any, dtype: np.dtype[Any]) -> torch.Tensor:
-    """A tensor over a buffer that is only read; torch's warning that it could be written is kept quiet."""
+    """A 1-D tensor over a read-only buffer, without a copy; torch's warning that it is not writable is silenced."""
     import torch
 
     kind = {2: torch.float16, 4: torch.float32}[dtype.itemsize]
@@ -225,7 +220,7 @@ class Record:
         return value.get("objects", []) if isinstance(value, dict) else value
 
     def as_row(self) -> FeatureRow:
-        """The record as it would come from a source."""
+        """The record as a row for a writer."""
         head, arrays = self._header, unpack_extra(bytes(self._extra))
         return FeatureRow(
             self.image_id, self.features, self.boxes, head.unit, head.height, head.width, arrays, head.line, head.next
@@ -287,7 +282,7 @@ class FeatureStore:
         return self._dtype
 
     def row_of(self, image_id: str | int) -> int:
-        """Where an image stands, by its own text, else by the key of `ids.key_of`.
+        """The row number of an image, by the text of its id, else by its key (`layout.key_of`).
 
         Raises UnknownImage where no image fits and UsageError where the key fits several.
         """
@@ -317,7 +312,7 @@ class FeatureStore:
     def read_into(self, image_id: str | int, out: Array) -> int:
         """Copy an image's features as float32 into `out` [m, columns], a row of a batch; the rest of it becomes 0.
 
-        Returns how many boxes were copied, at most m. This is the fast way: nothing is made but the copy.
+        Returns how many boxes were copied, at most m. The fast way: no other array is allocated.
         """
         return self.read_row_into(self.row_of(image_id), out)
 
@@ -336,9 +331,9 @@ class FeatureStore:
         return n
 
     def will_need(self, row: int) -> None:
-        """Tell the system that a row will soon be read, so that it fetches it meanwhile; a hint, which may do nothing.
+        """Advise the kernel to read a row into the page cache (MADV_WILLNEED); nothing where that is not supported.
 
-        A worker that says so costs nothing and copies nothing, and the batch is then filled from memory.
+        Workers call it for each sample, so that the batch is then filled without waiting for the disk.
         """
         start = int(self.index.offset[row])
         size = ALIGN + int(self.index.count[row]) * self.about.row_bytes
@@ -347,7 +342,7 @@ class FeatureStore:
             self._map.madvise(mmap.MADV_WILLNEED, first, start + size - first)
 
     def _flat(self) -> torch.Tensor:
-        """The whole file as one tensor, made at the first need; torch converts half precision many times faster."""
+        """The whole file as one tensor, made at first use: torch converts half precision much faster than numpy."""
         if self._tensor is None:
             with self._lock:
                 self._tensor = flat_tensor(self._map, self._dtype)

@@ -1,4 +1,4 @@
-"""What a store is asked for besides its features: export, merge, a new index, figures, a check of every byte."""
+"""Tools for stores, one for each verb of `lavis-ext features`: export, merge, index, info, head, verify."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def export_store(store: FeatureStore, destination: Path, form: str) -> list[str]
 def merge_stores(paths: Sequence[Path], destination: Path) -> tuple[int, list[Fault]]:
     """Append the records of stores to one of the same precision; ids that are there with other features are faults.
 
-    Returns how many were added. A run that was killed goes on: what is there already is equal, and passed over.
+    Returns how many were added. A killed run can be repeated: records that are there already are skipped.
     """
     stores = [FeatureStore(path) for path in paths]
     dtypes = sorted({store.about.dtype for store in stores})
@@ -51,7 +51,7 @@ def merge_stores(paths: Sequence[Path], destination: Path) -> tuple[int, list[Fa
 
 
 def _sources(writer: StoreWriter, store: FeatureStore) -> int:
-    """Where the sources of a store begin among those of the merged one."""
+    """The number that the first source of `store` has in the merged store; its sources are added if they are new."""
     ours, theirs = writer.about.sources, store.about.sources
     for base in range(len(ours)):
         if ours[base : base + len(theirs)] == theirs:
@@ -80,7 +80,10 @@ def rebuild_index(path: Path) -> int:
 
 
 def index(path: Path) -> tuple[int | None, list[Path]]:
-    """A store: its index, written again. A TSV: what it lacks of `.lineidx`, `imageid2idx.json` and an offset map."""
+    """Write the index of a store again, or of a TSV the missing ones of `.lineidx`, `imageid2idx.json`, offset map.
+
+    Returns the number of records (None for a TSV) and the files that were written. Raises UsageError, IntegrityError.
+    """
     if (path / ABOUT).is_file():
         return rebuild_index(path), [path]
     if not path.is_file():
@@ -124,21 +127,24 @@ def verify(store: FeatureStore) -> list[Fault]:
 
 
 def head(store: FeatureStore, count: int) -> list[dict[str, Any]]:
-    """The first records in words and figures."""
-    return [_told(record) for record in (store.at(row) for row in range(min(count, len(store))))]
+    """The first records as plain values: sizes, first box, mean of the features, labels, names of extra arrays."""
+    return [_summary(store.at(row)) for row in range(min(count, len(store)))]
 
 
-def _told(record: Record) -> dict[str, Any]:
+def _summary(record: Record) -> dict[str, Any]:
     features = np.asarray(record.features, np.float32)
-    told: dict[str, Any] = {"image_id": record.image_id, "boxes": len(record)}
-    told |= {"height": record.height, "width": record.width, "box_unit": record.box_unit}
-    told["first_box"] = (
-        [round(float(x), 3) for x in record.boxes[0]] if record.boxes is not None and len(record) else []
-    )
-    told["mean"] = round(float(features.mean()), 4) if features.size else 0.0
-    told["labels"] = [str(label.get("class", "")) for label in record.labels[:8]]
-    told["arrays"] = sorted(record.arrays)
-    return told
+    first = record.boxes[0] if record.boxes is not None and len(record) else ()
+    return {
+        "image_id": record.image_id,
+        "boxes": len(record),
+        "height": record.height,
+        "width": record.width,
+        "box_unit": record.box_unit,
+        "first_box": [round(float(x), 3) for x in first],
+        "mean": round(float(features.mean()), 4) if features.size else 0.0,
+        "labels": [str(label.get("class", "")) for label in record.labels[:8]],
+        "arrays": sorted(record.arrays),
+    }
 
 
 def raise_damaged(faults: Sequence[Fault], store: FeatureStore) -> None:

@@ -12,8 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from lavis_ext.common.errors import IntegrityError
-from lavis_ext.common.files import write_atomic
-from lavis_ext.features.files import read_errors
+from lavis_ext.common.files import read_errors, write_atomic
 from lavis_ext.features.formats.restricted import load_plain
 
 log = logging.getLogger(__name__)
@@ -32,7 +31,7 @@ class LabelVocabulary:
 
     @cached_property
     def classes(self) -> dict[int, int]:
-        """Label id → class; of an id that stands twice, the last (as upstream's reader has it)."""
+        """Label id → class; of an id that is there twice, the last (as in upstream's reader)."""
         return {label: number for number, label in enumerate(self.ids)}
 
     def digest(self) -> str:
@@ -107,13 +106,13 @@ def _plain(path: Path) -> Any:
 
 
 def _keep(found: LabelVocabulary, path: Path, keep: Path) -> None:
-    """Write the ordered JSON once; the pickle stays what is read, so that a changed one is never overlooked."""
+    """Write the ordered JSON beside; the pickle is still what is read, so that a changed one is noticed."""
     text = json.dumps(found.records(), ensure_ascii=False, indent=0) + "\n"
     try:
         if keep.is_file() and keep.read_bytes() == text.encode():
             return
         write_atomic(keep, text)
     except OSError as error:
-        log.warning("%s: the ordered copy cannot be kept: %s", keep, error.strerror or error)
+        log.warning("%s: the ordered copy cannot be written: %s", keep, error.strerror or error)
         return
-    log.info("%s: %d labels, kept in their order in %s", path, len(found), keep)
+    log.info("%s: %d labels, written in their order to %s", path, len(found), keep)

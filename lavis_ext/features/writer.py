@@ -1,4 +1,4 @@
-"""A store that is written: records are appended, what a kill cut off is dropped, the index comes last."""
+"""Writing a store: records are appended, an incomplete record of a killed run is cut off, the index is written last."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from lavis_ext.common.errors import IntegrityError, UsageError
-from lavis_ext.features.files import disk_errors
+from lavis_ext.common.files import disk_errors
 from lavis_ext.features.layout import (
     ALIGN,
     DTYPES,
@@ -25,6 +25,7 @@ from lavis_ext.features.layout import (
     ROWS,
     Array,
     Header,
+    Index,
     StoreEntry,
     StoreInfo,
     checksum,
@@ -36,20 +37,21 @@ from lavis_ext.features.store import BadRow, FeatureRow, Start, cast_rows
 from lavis_ext.fetch.lock import Ownership
 from lavis_ext.fetch.transfer import Policy
 
-# The end of a data file, written by a thread of its own, so that decoding does not wait for the disk.
-
-
 BATCH = 1 << 20
+"""Bytes that are collected before they are handed to the writing thread."""
 WAITING = 2
+"""Batches that may wait for the disk; then `write` waits too, which bounds the memory."""
 SYNC = 64 << 20
 PIECES = 512
+"""Pieces a call of `writev`; Linux takes 1,024 (IOV_MAX)."""
 Piece = bytes | memoryview
 
 
 class AppendFile:
-    """Appends to a file from byte `end` on, what lies behind it is cut off; raises OSError, perhaps one call later.
+    """Appends to a file from byte `end` on, which it truncates there, in a thread, so that decoding does not wait.
 
-    At most two batches of 1 MiB wait to be written; every 64 MiB are flushed to the disk while more is decoded.
+    At most two batches of 1 MiB wait to be written; every 64 MiB are flushed to the disk. An OSError of a batch is
+    raised by a later call.
     """
 
     def __init__(self, path: Path, end: int) -> None:
@@ -63,7 +65,7 @@ class AppendFile:
         self._unsynced = 0
 
     def write(self, pieces: Sequence[Piece]) -> None:
-        """Take pieces of a record; they must not change any more."""
+        """Queue the pieces of a record, which must not be changed afterwards."""
         self._pieces += pieces
         self._held += sum(map(len, pieces))
         if self._held >= BATCH:
@@ -81,14 +83,12 @@ class AppendFile:
             written = os.writev(self._file.fileno(), some)  # without a copy, and without the interpreter's lock
             self._unsynced += written
             if written < sum(map(len, some)):
-                self._put_rest(memoryview(b"".join(some))[written:])
+                rest = memoryview(b"".join(some))[written:]
+                while rest:
+                    rest = rest[self._file.write(rest) :]
         if self._unsynced >= SYNC:
             os.fdatasync(self._file.fileno())
             self._unsynced = 0
-
-    def _put_rest(self, data: memoryview) -> None:
-        while data:
-            data = data[self._file.write(data) :]
 
     def flush(self, to_disk: bool = False) -> None:
         """Return when everything is in the file, and on the disk if asked."""
@@ -99,7 +99,7 @@ class AppendFile:
             os.fsync(self._file.fileno())
 
     def close(self) -> None:
-        """Let the file go; what was not flushed is written if it can be."""
+        """Write what is queued, if that succeeds, and close the file."""
         try:
             self.flush()
         finally:
@@ -169,7 +169,7 @@ class StoreWriter:
     def append(self, row: FeatureRow, source: int = 0) -> None:
         """Write one row; raises BadRow (a ValueError) where its numbers do not fit each other or the store."""
         if row.image_id in self._rows:
-            raise BadRow(f"the image is in the store already, from row {self._header_of(row.image_id).line}")
+            raise BadRow(f"the image is in the store already, from row {self._entry(row.image_id).header.line}")
         features = self._checked(row)
         boxes = [] if row.boxes is None else [np.array(row.boxes, np.float32)]
         name, extra = row.image_id.encode("utf-8"), pack_extra(row.arrays)
@@ -201,12 +201,12 @@ class StoreWriter:
         # The sink writes later, and the caller may use its array again.
         return features.copy() if features.flags.writeable and np.may_share_memory(features, row.features) else features
 
-    def _header_of(self, image_id: str) -> Header:
-        return self.entries[self._rows[image_id]].header
+    def _entry(self, image_id: str) -> StoreEntry:
+        return self.entries[self._rows[image_id]]
 
     def same(self, row: FeatureRow) -> bool:
-        """Whether the image of that id in the store has just these features."""
-        entry = self.entries[self._rows[row.image_id]]
+        """Whether the store has the same features, bit for bit, under that id (which must be in it)."""
+        entry = self._entry(row.image_id)
         with disk_errors(self.path):
             self._sink.flush()
         dtype = np.dtype(self.about.dtype)
@@ -219,13 +219,13 @@ class StoreWriter:
         )
 
     def start_of(self, source: int) -> Start:
-        """Where a source is to be read on: behind the last row of it that is in the store."""
+        """Where to resume reading a source: behind its last row that is in the store."""
         last = next((e.header for e in reversed(self.entries) if e.header.source == source), None)
         return Start(last.line, last.next) if last else Start()
 
 
 def create_store(path: str | Path, dtype: str = "float32") -> StoreWriter:
-    """A writer for a new store: `with create_store("features") as writer: writer.append(Row(…))`.
+    """A writer for a new store: `with create_store("features") as writer: writer.append(FeatureRow(…))`.
 
     Raises UsageError, when it is entered, where a store of another precision is.
     """
@@ -235,10 +235,10 @@ def create_store(path: str | Path, dtype: str = "float32") -> StoreWriter:
 def scan(folder: Path, about: StoreInfo) -> Iterator[StoreEntry]:
     """Every whole record of the data file in order, by its headers alone.
 
-    What the index covers must be whole, else IntegrityError; of what came after it, the checksums are tried, and the
-    first record that is not whole ends the file.
+    Records that the index covers must be complete, else IntegrityError. Records behind them, which a killed run may
+    have left, are checked by their CRC, and the first incomplete one ends the iteration.
     """
-    covered = _covered(folder)
+    covered = Index(folder).end if (folder / INDEX).is_file() else 0
     rows, offset = folder / ROWS, 0
     size = rows.stat().st_size
     if not size:
@@ -256,12 +256,6 @@ def scan(folder: Path, about: StoreInfo) -> Iterator[StoreEntry]:
         raise IntegrityError(str(rows), f"no whole record at byte {offset}", way_out)
 
 
-def _covered(folder: Path) -> int:
-    from lavis_ext.features.layout import Index
-
-    return Index(folder).end if (folder / INDEX).is_file() else 0
-
-
 def _whole(data: mmap.mmap, header: Header, offset: int, about: StoreInfo, trusted: bool) -> bool:
     used = header.body_bytes(about.row_bytes)
     if header.length != padded(ALIGN + used) or offset + header.length > len(data):
@@ -273,7 +267,7 @@ def _whole(data: mmap.mmap, header: Header, offset: int, about: StoreInfo, trust
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
-    """The objects of a JSON Lines file of ours; a torn last line is passed over."""
+    """The objects of a JSON Lines file of ours; an incomplete last line, as a kill leaves it, is skipped."""
     if not path.is_file():
         return []
     found = []

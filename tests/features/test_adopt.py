@@ -92,7 +92,7 @@ def test_rows_that_cannot_be_taken_are_told(tmp_path: Path, caplog: pytest.LogCa
     store = store_of(path, tmp_path, "f")
     assert len(store) == 3
     assert "line 4, image 'broken'" in caplog.text
-    assert "1 rows could not be taken" in caplog.text
+    assert "1 rows could not be imported" in caplog.text
 
 
 def test_too_little_space(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

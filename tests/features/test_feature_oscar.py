@@ -202,7 +202,7 @@ def test_existing_files_are_not_written_over(tmp_path: Path) -> None:
     source = oscar_tsv(tmp_path / "f.tsv", make_images(2, 2054))
     import_features([source], tmp_path / "s")
     before = source.read_bytes()
-    with pytest.raises(UsageError, match="never written over"):
+    with pytest.raises(UsageError, match="not overwritten"):
         export_store(open_store(tmp_path / "s"), source, "oscar-tsv")
     assert source.read_bytes() == before
 

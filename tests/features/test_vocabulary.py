@@ -89,4 +89,4 @@ def test_a_copy_that_cannot_be_kept_is_no_error(tmp_path: Path, caplog: pytest.L
     path = save(tmp_path / "x.pkl", {"a": 1})
     (tmp_path / "file").touch()
     assert read_labels(path, None, tmp_path / "file" / "x.json").ids == [1]
-    assert "the ordered copy cannot be kept" in caplog.text
+    assert "the ordered copy cannot be written" in caplog.text

@@ -1,10 +1,11 @@
-"""What a detector is: RGB images in, regions of each out, whatever network stands behind it."""
+"""The protocol of a detector (RGB images → regions), its options, image preparation and files of class names."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from operator import itemgetter
 from pathlib import Path
 from typing import Any, Literal, Protocol, runtime_checkable
 
@@ -14,7 +15,7 @@ from PIL import Image
 from torch import Tensor
 
 from lavis_ext.common.errors import ConfigError, UsageError
-from lavis_ext.features.files import read_errors
+from lavis_ext.common.files import read_errors
 from lavis_ext.features.layout import PIXELS, Array
 from lavis_ext.features.store import FeatureRow
 
@@ -62,13 +63,13 @@ class DetectedRegions:
 
 @dataclass(frozen=True)
 class DetectorOptions:
-    """What the user may say; None leaves a value to the detector's own published setting.
+    """Options of a detector; None: the detector's own published value.
 
     `weights` is a file (or for `hf_detector` a folder or hub name), `min_boxes` ≤ n ≤ `max_boxes` regions are kept of
     those with a confidence ≥ `conf`; `geometry` adds x1/W, y1/H, x2/W, y2/H, w/W, h/H to the features;
     `probabilities` keeps every class and attribute probability; `classes` and `attributes` are files of names
-    (`names.py`), which replace the detector's own; `nms` says whether boxes suppress each other within each class or
-    over all of them; `seed` is for weights that are drawn (`tiny`).
+    (see `read_names`), which replace the detector's own; `nms` says whether boxes suppress each other within each class
+    or over all of them; `seed` is for weights that are drawn (`tiny`).
     """
 
     weights: str | None = None
@@ -142,9 +143,6 @@ def geometry(boxes: Array, height: int, width: int) -> Array:
     return np.concatenate([scaled, sides], axis=1).astype(np.float32)
 
 
-# Images on their way into a detector: checked, resized as its frame resizes, BGR with the mean taken off.
-
-
 @dataclass(frozen=True)
 class Prepared:
     """An image as the network takes it: `pixels` [1, 3, h, w] float32; `scale` (y, x): its pixels per given pixel."""
@@ -174,7 +172,7 @@ def checked(image: Array) -> Array:
 
 
 def prepare_caffe(image: Array, mean: Sequence[float], short: int, long: int) -> Prepared:
-    """As bottom-up-attention's `_get_image_blob`: mean off, then OpenCV's bilinear resize of float32 by one factor.
+    """As bottom-up-attention's `_get_image_blob`: subtract the mean, then OpenCV's bilinear resize by one factor.
 
     The shorter side becomes `short`, unless the longer one would pass `long`.
     """
@@ -187,7 +185,7 @@ def prepare_caffe(image: Array, mean: Sequence[float], short: int, long: int) ->
 
 
 def prepare_maskrcnn(image: Array, mean: Sequence[float], short: int, long: int) -> Prepared:
-    """As maskrcnn-benchmark's `Resize` and `Normalize`: Pillow's bilinear resize of uint8, then the mean off.
+    """As maskrcnn-benchmark's `Resize` and `Normalize`: Pillow's bilinear resize of uint8, then subtract the mean.
 
     The shorter side becomes `short`, unless the longer one would pass `long`; the other side is rounded down.
     """
@@ -202,7 +200,7 @@ def prepare_maskrcnn(image: Array, mean: Sequence[float], short: int, long: int)
 
 
 def _centred(image: Array, mean: Sequence[float]) -> Tensor:
-    """uint8 [H, W, 3] RGB → float32 [3, H, W] BGR without its mean."""
+    """uint8 [H, W, 3] RGB → float32 [3, H, W] BGR less the mean."""
     pixels = torch.from_numpy(image[:, :, ::-1].astype(np.float32)).permute(2, 0, 1)
     return pixels - torch.tensor(mean, dtype=torch.float32).view(3, 1, 1)
 
@@ -222,9 +220,6 @@ def resize_bilinear(pixels: Tensor, scale: float) -> Tensor:
     return pixels
 
 
-# Class and attribute names of a detector from the files that are published with it.
-
-
 def read_names(path: Path | None, kind: str, count: int) -> tuple[str, ...]:
     """The names in a file, in the order of the ids that a detector gives; none without a file.
 
@@ -238,16 +233,15 @@ def read_names(path: Path | None, kind: str, count: int) -> tuple[str, ...]:
         raise UsageError(str(path), "no such file", f"name a file with {count} {kind} names")
     with read_errors(path):
         text = path.read_text("utf-8", errors="replace")
-    names = _from_json(path, text, kind) if path.suffix == ".json" else _from_lines(text)
+    if path.suffix == ".json":
+        names = _from_json(path, text, kind)
+    else:
+        names = [line.split(",")[0].strip().lower() for line in text.splitlines() if line.strip()]
     if len(names) != count:
         raise ConfigError(
             str(path), f"holds {len(names)} {kind} names, the detector knows {count}", "name another file"
         )
     return tuple(names)
-
-
-def _from_lines(text: str) -> list[str]:
-    return [line.split(",")[0].strip().lower() for line in text.splitlines() if line.strip()]
 
 
 def _from_json(path: Path, text: str, kind: str) -> list[str]:
@@ -258,11 +252,7 @@ def _from_json(path: Path, text: str, kind: str) -> list[str]:
     if isinstance(content, dict):
         numbers = content.get(f"{kind}_to_idx")
         if isinstance(numbers, dict) and all(type(number) is int for number in numbers.values()):
-            return [name for name, number in sorted(numbers.items(), key=_number) if number > 0]
+            return [name for name, number in sorted(numbers.items(), key=itemgetter(1)) if number > 0]
     if isinstance(content, list) and all(isinstance(name, str) for name in content):
         return content
     raise ConfigError(str(path), f"holds neither a list of names nor {kind}_to_idx", "name another file")
-
-
-def _number(item: tuple[str, int]) -> int:
-    return item[1]

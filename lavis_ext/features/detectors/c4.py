@@ -1,4 +1,7 @@
-"""The detectors on one feature map: image → proposals → regions, by the rules of the frames that trained them."""
+"""Faster R-CNN on one feature map (C4) with classes and attributes, in plain PyTorch: the network and the detector.
+
+It follows the rules of the frameworks that trained the published weights: Caffe, or maskrcnn-benchmark.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lavis_ext.common.errors import ConfigError
-from lavis_ext.features.detectors import ops as box
+from lavis_ext.features.detectors import ops
 from lavis_ext.features.detectors.base import (
     GEOMETRY,
     DetectedRegions,
@@ -25,15 +28,12 @@ from lavis_ext.features.detectors.base import (
     prepare_maskrcnn,
     read_names,
 )
-from lavis_ext.features.detectors.ops import roi_align, roi_pool
 from lavis_ext.features.layout import Array
-
-# Faster R-CNN on one feature map (C4) with classes and attributes, as a network of plain PyTorch.
 
 
 @dataclass(frozen=True)
 class Layers:
-    """How large the network is, and the conventions of the frame that trained it.
+    """Sizes of the network, and conventions of the framework that trained it.
 
     `blocks`, `inner` and `outer` are the blocks of res2 to res5 and their channels inside and behind a bottleneck.
     `stride_in_1x1`: the first convolution of a block has the stride (Caffe's ResNet), not the second (ResNeXt).
@@ -87,7 +87,7 @@ def _convolution(inner: int, outer: int, kernel: int, stride: int = 1, dilation:
 
 
 class Bottleneck(nn.Module):
-    """1 × 1, 3 × 3 and 1 × 1 convolutions with a short cut around them, which is projected where channels change."""
+    """1 × 1, 3 × 3 and 1 × 1 convolutions with a residual connection, projected where the channels change."""
 
     def __init__(self, channels: int, inner: int, outer: int, stride: int, dilation: int, layers: Layers) -> None:
         super().__init__()
@@ -193,7 +193,8 @@ class RegionHead(nn.Module):
         stride, dilation = (2, 1) if layers.halve_res5 else (1, 2)
         self.layer4 = _stage(3, layers, stride, dilation)
         self.cls_score = nn.Linear(layers.outer[3], layers.classes + 1)
-        self.bbox_pred = nn.Linear(layers.outer[3], layers.box_classes * 4)  # read, checked and not used
+        # loaded and checked with the weights; the published features do not use it
+        self.bbox_pred = nn.Linear(layers.outer[3], layers.box_classes * 4)
 
     def forward(self, pooled: Tensor) -> tuple[Tensor, Tensor]:
         """Pooled [n, C, s, s] → features float32 [n, D] and class logits float32 [n, classes + 1], background first."""
@@ -203,7 +204,7 @@ class RegionHead(nn.Module):
 
 
 class C4Network(nn.Module):
-    """The whole network; what runs between its parts is in `c4.py`."""
+    """The parts of the network; `C4Detector` runs what is between them."""
 
     def __init__(self, layers: Layers) -> None:
         super().__init__()
@@ -245,17 +246,17 @@ VINVL = Layers(
 
 
 CHUNK = 64
-"""Regions that pass through res5 at a time; they bound the memory."""
+"""Regions in one pass of res5, which bounds the memory."""
 
 
 @dataclass(frozen=True)
 class C4Settings:
-    """What runs around the network, with the published values of one frame.
+    """What runs around the network, with the published values of one framework.
 
-    `frame`: Caffe's (RoIPool, OpenCV's resize, deltas without a bound, regions chosen in the image's own pixels, the
-    class is the most likely one) or maskrcnn-benchmark's (RoIAlign, Pillow's resize, bounded deltas, regions chosen in
-    the resized image, the class is the best one that survived suppression). `mean` is BGR, `least_side` counts pixels
-    of the image as it was given.
+    `frame`, the framework, is Caffe (RoIPool, OpenCV's resize, deltas without a bound, regions chosen in the image's
+    own pixels, the class is the most likely one) or maskrcnn-benchmark (RoIAlign, Pillow's resize, bounded deltas,
+    regions chosen in the resized image, the class is the best one that survived suppression). `mean` is BGR,
+    `least_side` counts pixels of the image as it was given.
     """
 
     layers: Layers
@@ -296,7 +297,7 @@ class C4Detector:
         self.network = network.to(self.device).eval()
         self.classes: Sequence[str] = read_names(options.classes, "label", settings.layers.classes)
         self.attributes: Sequence[str] = read_names(options.attributes, "attribute", settings.layers.attributes)
-        cells = box.cell_anchors(settings.stride, settings.sizes, settings.ratios, settings.sizes_first)
+        cells = ops.cell_anchors(settings.stride, settings.sizes, settings.ratios, settings.sizes_first)
         self._cells = cells.to(self.device)
         self._weights = weights
 
@@ -342,19 +343,19 @@ class C4Detector:
         """Proposals [n, 4] in pixels of the resized image, n ≤ `after`, the most objectlike first."""
         settings = self.settings
         logits, deltas = self.network.rpn(mapped)
-        anchors = box.grid_anchors(self._cells, settings.stride, mapped.shape[2], mapped.shape[3])
-        end, clamp = (0.0, math.inf) if settings.frame == "caffe" else (-1.0, box.SIDE_CLAMP)
-        moved = box.clip(box.decode(deltas, anchors, end, clamp), prepared.height, prepared.width)
-        large = box.large_enough(moved, settings.least_side * prepared.scale[0])
+        anchors = ops.grid_anchors(self._cells, settings.stride, mapped.shape[2], mapped.shape[3])
+        end, clamp = (0.0, math.inf) if settings.frame == "caffe" else (-1.0, ops.SIDE_CLAMP)
+        moved = ops.clip(ops.decode(deltas, anchors, end, clamp), prepared.height, prepared.width)
+        large = ops.large_enough(moved, settings.least_side * prepared.scale[0])
         moved, logits = moved[large], logits[large]
-        first = box.ranked(logits)[: settings.before]
+        first = ops.ranked(logits)[: settings.before]
         moved, logits = moved[first], logits[first]
-        return moved[box.suppress(moved, logits, settings.rpn_nms, settings.after)]
+        return moved[ops.suppress(moved, logits, settings.rpn_nms, settings.after)]
 
     def describe(self, mapped: Tensor, proposals: Tensor) -> tuple[Tensor, Tensor]:
         """Features [n, D] and class logits [n, classes + 1] of proposals on a map [C, H, W]."""
         settings = self.settings
-        pool: Callable[..., Tensor] = roi_pool if settings.frame == "caffe" else roi_align
+        pool: Callable[..., Tensor] = ops.roi_pool if settings.frame == "caffe" else ops.roi_align
         found = []
         for at in range(0, max(len(proposals), 1), CHUNK):
             with torch.autocast(self.device.type, enabled=False):
@@ -367,19 +368,19 @@ class C4Detector:
         scores = logits.softmax(dim=1)[:, 1:]
         likely = scores.max(dim=1)
         if self.options.nms == "agnostic":
-            kept = box.suppress(boxes, likely.values, self.settings.agnostic_nms)
+            kept = ops.suppress(boxes, likely.values, self.settings.agnostic_nms)
             kept = kept[likely.values[kept] > self.conf * 0.01]
-            kept = kept[box.choose(likely.values[kept], self.conf, self.least, self.most)]
+            kept = kept[ops.choose(likely.values[kept], self.conf, self.least, self.most)]
             return kept, likely.indices[kept], likely.values[kept]
-        best, labels = box.best_of_survivors(boxes, scores, self.settings.class_nms)
-        kept = box.choose(best, self.conf, self.least, self.most)
+        best, labels = ops.best_of_survivors(boxes, scores, self.settings.class_nms)
+        kept = ops.choose(best, self.conf, self.least, self.most)
         if self.settings.frame == "caffe":
             return kept, likely.indices[kept], likely.values[kept]
         kept = kept[best[kept] > 0]
         return kept, labels[kept], best[kept]
 
     def _finish(self, regions: DetectedRegions, features: Tensor, logits: Tensor, labels: Tensor) -> DetectedRegions:
-        """Attributes, and what the options ask for besides."""
+        """Add attributes, and what the options ask for: probabilities, geometry."""
         named = logits.argmax(dim=1) if self.settings.frame == "caffe" else labels + 1
         attributes = self.network.attribute(features, named).softmax(dim=1)
         best = attributes[:, 1:].max(dim=1)
@@ -395,7 +396,7 @@ class C4Detector:
 
 
 def filled(pixels: Tensor, least: int) -> Tensor:
-    """[1, 3, h, w] with zeros below and to the right where a side is shorter than `least`: a map needs one cell."""
+    """[1, 3, h, w], padded with zeros below and to the right to sides of `least`: the feature map needs one cell."""
     height, width = pixels.shape[2:]
     if min(height, width) >= least:
         return pixels

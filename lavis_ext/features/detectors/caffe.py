@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 from lavis_ext.common.errors import IntegrityError
+from lavis_ext.common.files import read_errors
 from lavis_ext.features.detectors.weights import RATIOS, TensorNames, Tensors, check_there
-from lavis_ext.features.files import read_errors
 
 LAYER, LAYER_NAME, LAYER_BLOBS = 100, 1, 7
 BLOB_DATA, BLOB_SHAPE, BLOB_DOUBLES, SHAPE_DIMS = 5, 7, 8, 1

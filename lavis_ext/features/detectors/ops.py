@@ -1,4 +1,8 @@
-"""Regions of a feature map brought to one size: RoIAlign and RoIPool in plain torch, channels last in memory."""
+"""RoIAlign, RoIPool, anchors, box deltas, overlaps and suppression in plain torch, as in the published detectors.
+
+Caffe and maskrcnn-benchmark count whole pixels: a box from 3 to 5 is 3 wide, hence the `+ 1` in the box functions; the
+networks were trained with it. There is one implementation, so that numbers do not depend on an installed torchvision.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +13,7 @@ import torch
 from torch import Tensor
 
 TOGETHER = 8
-"""Regions that RoIPool takes at a time: as many as stay in a processor's cache."""
+"""Regions that RoIPool takes at a time: as many as stay in a CPU's cache."""
 
 
 def roi_align(features: Tensor, boxes: Tensor, size: int, scale: float, samples: int = 0) -> Tensor:
@@ -139,15 +143,8 @@ def _power(lengths: Tensor) -> Tensor:
     return torch.log2(lengths.clamp(min=1).double()).floor().long()
 
 
-# Boxes x1, y1, x2, y2 as the published detectors count them: anchors, deltas, clipping, overlaps, suppression.
-#
-# Caffe and maskrcnn-benchmark count whole pixels: a box from 3 to 5 is 3 wide. Every function here does so (`+ 1`);
-# the
-# networks were trained with it. Numbers do not depend on an installed torchvision: there is one implementation.
-
-
 SIDE_CLAMP = math.log(1000 / 16)
-"""Where maskrcnn-benchmark stops a box from growing: 16 pixels to 1000."""
+"""maskrcnn-benchmark's bound of dw and dh: a side of 16 pixels grows to at most 1000."""
 
 
 def cell_anchors(stride: int, sizes: Sequence[int], ratios: Sequence[float], by_size: bool = False) -> Tensor:
@@ -221,7 +218,7 @@ def suppress(boxes: Tensor, scores: Tensor, threshold: float, limit: int | None 
     """Greedy non-maximum suppression: indices int64 of the boxes kept, best first, at most `limit`.
 
     A box goes if it overlaps one kept before it by more than `threshold`. The work grows with the boxes kept, not with
-    the square of those given. Runs on the processor, where its numbers are the same everywhere.
+    the square of those given. Runs on the CPU, where its numbers are the same everywhere.
     """
     order = ranked(scores).cpu()
     left = boxes.cpu()[order]

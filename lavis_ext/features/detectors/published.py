@@ -118,8 +118,6 @@ def draw(network: C4Network, seed: int) -> None:
             module.bn3.weight.mul_(0.2)  # as many blocks as there are, their sum stays near 1
     network.backbone.stem.bn1.running_var.mul_(60.0**2)  # pixels come as −128 to 127
     network.rpn.bbox_pred.weight.data.mul_(0.2)
-    for layer in (
-        network.head.cls_score,
-        network.attribute.attr_score,
-    ):  # features are ≥ 0: without this one class wins
+    # features are ≥ 0: without centred weights one class would win everywhere
+    for layer in (network.head.cls_score, network.attribute.attr_score):
         layer.weight.data -= layer.weight.data.mean(dim=1, keepdim=True)

@@ -18,7 +18,7 @@ from torch import Tensor
 from lavis_ext.common.errors import ConfigError, IntegrityError, NetworkError, UsageError
 from lavis_ext.common.files import sha256_of
 from lavis_ext.common.registry import detectors
-from lavis_ext.features.detectors import ops as box
+from lavis_ext.features.detectors import ops
 from lavis_ext.features.detectors.base import GEOMETRY, DetectedRegions, DetectorOptions, checked, geometry, read_names
 from lavis_ext.features.detectors.c4 import usable
 from lavis_ext.features.layout import Array
@@ -86,7 +86,7 @@ class QueryDetector:
         features = query_states(outputs)
         probabilities = class_probabilities(outputs.logits[0].float(), len(self.model.config.id2label))
         best = probabilities[:, 1:].max(dim=1)
-        kept = box.choose(best.values, self.conf, self.least, self.most)
+        kept = ops.choose(best.values, self.conf, self.least, self.most)
         regions = DetectedRegions(
             boxes=corners(outputs.pred_boxes[0].float()[kept], height, width).cpu().numpy(),
             features=features[kept].cpu().numpy(),

@@ -1,4 +1,4 @@
-"""Published detector weights read without running them, and their names brought to those of `network.py`."""
+"""Published weights of detectors: read without executing pickles, renamed to the names of `c4.C4Network`, loaded."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 
 from lavis_ext.common.errors import IntegrityError, UsageError
+from lavis_ext.common.files import read_errors
 from lavis_ext.features.detectors.c4 import C4Network
 from lavis_ext.features.detectors.ops import cell_anchors
-from lavis_ext.features.files import read_errors
 from lavis_ext.features.formats.arrays import load_tensors
 from lavis_ext.features.formats.restricted import load_plain
 
@@ -36,10 +36,10 @@ _BLOCK = [
 
 @dataclass(frozen=True)
 class TensorNames:
-    """How one publisher names the tensors.
+    """A publisher's names of tensors.
 
     `names` are pairs of a pattern for a whole name and what it becomes; `spare` are patterns of names that the network
-    has no use for; `finish` brings the renamed tensors into the network's order and checks what is this publisher's.
+    does not use; `finish` brings the renamed tensors into the network's order and checks what is this publisher's.
     """
 
     title: str

@@ -1,1 +1,1 @@
-"""Extraction: pictures through a detector into rows of a TSV or records of a store, in parts that are joined later."""
+"""Extraction: a detector's regions of images into a TSV or a store, in groups that can be merged later."""

@@ -1,4 +1,4 @@
-"""Pictures through a detector into a file of rows or a store: resumed by row, divided by id, every loss named."""
+"""Run a detector over images and append its regions to a TSV or a store: resumable, divisible by id."""
 
 from __future__ import annotations
 
@@ -28,7 +28,9 @@ from lavis_ext.fetch.transfer import Progress, Silent
 from lavis_ext.prepare.records import MemberTable, inspect
 
 log = logging.getLogger(__name__)
-# Which pictures are meant: those of a folder, a zip, a file or a prepared family, each under the id of its name.
+READERS = 4
+"""Threads that read and decode images while the detector is busy."""
+STORE = "store"
 
 
 @dataclass(frozen=True)
@@ -56,10 +58,15 @@ class Picture:
             return 0
 
 
-def find_pictures(sources: Sequence[str], root: Path) -> list[Picture]:
-    """The pictures of all sources, sorted by id; `root` is where prepared families lie.
+Loaded = tuple[Picture, Array | SampleError, int]
+"""A picture, its pixels or why it has none, and the bytes of its file."""
 
-    Raises UsageError where a source is none, where there is no picture, or where two files would have the same id.
+
+def find_pictures(sources: Sequence[str], root: Path) -> list[Picture]:
+    """The pictures of all sources (folder, zip, image file or prepared family), sorted by id.
+
+    `root` is the cache root of prepared families. Raises UsageError for another source, where there is no picture, or
+    where two files would have the same id.
     """
     found: dict[str, Picture] = {}
     twice: list[Problem] = []
@@ -118,7 +125,7 @@ def _of_family(name: str, root: Path) -> Iterator[Picture]:
     ready = [store for store in stores if store.ready]
     packed = [pair for artifact in artifacts if (pair := _of_artifact(artifact, root)) is not None]
     if not ready and not packed:
-        raise UsageError(name, f"none of its pictures lie in {root}", way_out)
+        raise UsageError(name, f"none of its pictures are in {root}", way_out)
     for store in ready:
         yield from _of_store(store)
     for store, names in packed:
@@ -140,12 +147,6 @@ def _of_artifact(artifact: Artifact, root: Path) -> tuple[ImageStore, Iterable[s
         return None
     store = ImageStore(folder, ())
     return store, store.names()
-
-
-READERS = 4
-COMMIT_ROWS = 2048
-STORE = "store"
-Loaded = tuple[Picture, Array | SampleError, int]
 
 
 @dataclass(frozen=True)
@@ -186,7 +187,7 @@ class ExtractionRequest:
 
 @dataclass
 class Extracted:
-    """What there is now: images of the group, those with a row, those added by this run, why the others lack one."""
+    """Images of the group, how many have a row, how many this run `added`, and why the `missing` ones have none."""
 
     path: Path
     images: int = 0
@@ -200,7 +201,7 @@ class Extracted:
 
 
 class Destination(Protocol):
-    """Takes rows, and knows which it has."""
+    """Where rows are appended: a `RowFile` or a `StoreWriter`."""
 
     def __contains__(self, image_id: str) -> bool:
         """Whether there is a row of that image."""
@@ -210,11 +211,11 @@ class Destination(Protocol):
 
 
 def extract(request: ExtractionRequest, make: Callable[[], Detector], progress: Progress | None = None) -> Extracted:
-    """Give every image of the request its row; those that are there are kept, and what failed before is tried again.
+    """Append the rows of all images of the request that have none; images that failed before are tried again.
 
-    `make` is called only where something is to be done. Rows come in the order of the ids, so that a run that was
-    killed ends in the same bytes. Raises UsageError, OwnedError, DiskError; pictures that cannot be read are named in
-    the result.
+    `make` builds the detector, and is called only where something is to be done. Rows are in the order of the ids, so
+    that a killed and resumed run ends in the same bytes. Raises UsageError, OwnedError, DiskError; pictures that cannot
+    be read are in `missing` of the result.
     """
     chosen = find_pictures(request.sources, request.root)
     pictures = [p for p in chosen if request.group is None or in_group(p.image_id, request.group, request.total)]
@@ -223,7 +224,11 @@ def extract(request: ExtractionRequest, make: Callable[[], Detector], progress: 
         account = ExtractionLog.read(request.path) or ExtractionLog()
         account.expected = [picture.image_id for picture in pictures]
         todo = [picture for picture in pictures if picture.image_id not in there]
-        _refuse_unknown(request, account, len(todo) < len(pictures))
+        if len(todo) < len(pictures) and not account.made:
+            # rows of one file must come from one detector with one set of settings
+            what = "holds rows of which no log says how they were made"
+            way_out = "name another destination; `lavis-ext features merge` joins files"
+            raise UsageError(str(request.path), what, way_out)
         if todo:
             _Run(request, there, account, progress or Silent()).take(todo, make())
         account.faults = {name: why for name, why in account.faults.items() if name not in there}
@@ -244,15 +249,8 @@ def _opened(request: ExtractionRequest) -> Iterator[RowFile | StoreWriter]:
             yield writer
 
 
-def _refuse_unknown(request: ExtractionRequest, account: ExtractionLog, some: bool) -> None:
-    """Rows of which nobody says how they were made are not added to."""
-    if some and not account.made:
-        what = "holds rows of which nothing says how they were made"
-        raise UsageError(str(request.path), what, "name another destination; `lavis-ext features merge` joins files")
-
-
 class _Run:
-    """One run over the pictures that lack a row: the next ones are read while the detector is busy."""
+    """One run over the pictures without a row: the next batch is read while the detector is busy."""
 
     def __init__(
         self, request: ExtractionRequest, there: RowFile | StoreWriter, account: ExtractionLog, progress: Progress
@@ -262,10 +260,13 @@ class _Run:
         self.rows = len(there.entries) if isinstance(there, StoreWriter) else len(there)
 
     def take(self, pictures: Sequence[Picture], detector: Detector) -> None:
-        """Rows of all pictures, faults noted."""
+        """Detect and append the rows of all pictures; faults go to the log."""
         self.account.check_same_settings({**detector.identity, "form": self.request.form}, self.request.path)
         self.account.write(self.request.path)
-        self._name_source(detector)
+        if isinstance(self.there, StoreWriter) and not self.there.about.sources:
+            source = {"path": ", ".join(map(str, self.request.sources)), "format": f"detector:{detector.name}"}
+            self.there.about.sources.append({**source, "made": self.account.made, "done": True})
+            self.there.about.save(self.there.path)
         self.progress.begin(self.label, sum(picture.size() for picture in pictures))
         outcome = "failed"
         try:
@@ -275,13 +276,6 @@ class _Run:
             outcome = "fetched"
         finally:
             self.progress.end(self.label, outcome)
-
-    def _name_source(self, detector: Detector) -> None:
-        """Note once in a store where its rows come from."""
-        if isinstance(self.there, StoreWriter) and not self.there.about.sources:
-            source = {"path": ", ".join(map(str, self.request.sources)), "format": f"detector:{detector.name}"}
-            self.there.about.sources.append({**source, "made": self.account.made, "done": True})
-            self.there.about.save(self.there.path)
 
     def _detect(self, batch: Sequence[Loaded], detector: Detector) -> None:
         images = [(picture, image) for picture, image, _ in batch if not isinstance(image, SampleError)]
@@ -314,14 +308,14 @@ class _Run:
 
 
 def labels_of(regions: DetectedRegions, classes: Sequence[str]) -> Array:
-    """The regions as VinVL's label files have them, the JSON text of `[{"class", "conf", "rect"}, …]`, as bytes."""
-    told = zip(regions.objects_id.tolist(), regions.objects_conf.tolist(), regions.boxes.tolist(), strict=True)
-    labels = [{"class": classes[number], "conf": round(conf, 6), "rect": rect} for number, conf, rect in told]
+    """uint8: the JSON of `[{"class", "conf", "rect"}, …]`, one object a region, as in VinVL's label files."""
+    rows = zip(regions.objects_id.tolist(), regions.objects_conf.tolist(), regions.boxes.tolist(), strict=True)
+    labels = [{"class": classes[number], "conf": round(conf, 6), "rect": rect} for number, conf, rect in rows]
     return np.frombuffer(json.dumps(labels, ensure_ascii=False).encode(), np.uint8)
 
 
 def _batches(pool: ThreadPoolExecutor, pictures: Sequence[Picture], size: int) -> Iterator[list[Loaded]]:
-    """Decoded pictures in their order, one batch ahead."""
+    """Batches of decoded pictures in their order; the next batch is being decoded while one is used."""
     rest = iter(pictures)
     waiting: list[Future[Loaded]] = []
     while True:

@@ -1,4 +1,4 @@
-"""Files of rows joined into one: streamed, each image once, with an account of what is still missing and why."""
+"""Merge TSVs of extracted rows into one: streamed, each image once, with a log of what is missing and why."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from types import TracebackType
 from typing import BinaryIO
 
 from lavis_ext.common.errors import UsageError
-from lavis_ext.common.files import flush_file, flush_folder
+from lavis_ext.common.files import disk_errors, flush_file, flush_folder
 from lavis_ext.features.extraction.rows import ExtractionLog, Scan, columns_of, hash_of, id_of, owned, scan
-from lavis_ext.features.files import disk_errors, part_of
+from lavis_ext.features.files import part_of
 from lavis_ext.features.formats.lines import BUFFER, lines_of
 from lavis_ext.features.formats.tsv import COLUMNS, Butd
 from lavis_ext.features.imports import recognise
@@ -21,11 +21,11 @@ from lavis_ext.fetch.transfer import Progress, Silent
 
 @dataclass
 class Merged:
-    """What became of the rows of the parts.
+    """The result of a merge.
 
-    `rows` in the file now, `added` by this run, `repeated` left out as equal to one that is there; `differing` are ids
-    that stand twice with other numbers (the first counts), `faults` rows that are none, by file; `missing` images that
-    were to be extracted and have no row, with the reason; `accounted` says whether the parts tell which those are.
+    `rows` in the file now, `added` by this run, `repeated` rows left out as equal to one that is there; `differing` are
+    ids with two different rows (the first counts), `faults` rows that cannot be parsed, by file; `missing` are images
+    without a row, with the reason; `accounted`: whether the logs of the parts say which images were to be extracted.
     """
 
     path: Path
@@ -41,12 +41,12 @@ class Merged:
 def merge_rows(
     parts: Sequence[Path], destination: Path, expected: Sequence[str] = (), progress: Progress | None = None
 ) -> Merged:
-    """Append to `destination` every row of the parts whose image is not in it; a run that was killed goes on.
+    """Append to `destination` every row of the parts whose image is not in it; a killed run can be repeated.
 
-    Rows are copied as they are, `b'…'` literals taken off; only whole rows whose numbers fit each other count. While
-    rows are added the file has another name, so that nobody reads half of it. `expected` are ids of images that should
-    be there, besides those that the parts' own accounts name. Raises UsageError where the parts are
-    no rows of one kind, OwnedError, DiskError.
+    Rows are copied as they are, without `b'…'` literals; incomplete and inconsistent ones are faults. While rows are
+    added the file has a hidden name, so that nobody reads half of it. `expected` are ids of images that should be
+    there, besides those of the parts' own logs. Raises UsageError where the parts are of different formats or of
+    another format, OwnedError, DiskError.
     """
     form = _form_of(parts, destination)
     part = part_of(destination)
@@ -62,7 +62,7 @@ def merge_rows(
 
 
 def _form_of(parts: Sequence[Path], destination: Path) -> Butd:
-    """The kind of the rows, by the first line of each file; one that is cut off says nothing."""
+    """The common format of the files, by the first line of each; a file without a complete row says nothing."""
     if lost := [path for path in parts if not path.is_file()]:
         raise UsageError(str(lost[0]), "is not there", "name files of rows, the joined one last")
     if destination in parts or (destination.suffix[1:].isdigit() and destination.with_suffix("") in parts):
@@ -82,7 +82,7 @@ def _recognised(path: Path) -> str:
 
 
 class _Merge:
-    """The file that grows, and what is known of it."""
+    """A merge into one file, as a context manager that renames the file at the end."""
 
     def __init__(self, grown: Path, destination: Path, form: Butd, progress: Progress) -> None:
         self.form, self.progress = form, progress
@@ -93,13 +93,13 @@ class _Merge:
 
     def __enter__(self) -> _Merge:
         if self.grown.is_file() and self.grown.stat().st_size > self.there.end:
-            self._open()  # what a kill left of a last row is cut off, whether rows come or not
+            self._open()  # cuts off an incomplete last row, even if no row is added
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Give the file its name, unless something failed."""
+        """Flush and rename the file, unless something failed."""
         part = part_of(self.destination)
         with disk_errors(self.destination):
             if self._file is not None:
@@ -130,27 +130,21 @@ class _Merge:
             cells = self.form.split(line)
             image_id, value = id_of(cells), hash_of(cells)
             if image_id in self.there.rows:
-                self._repeat(image_id, value)
+                if self.there.rows[image_id] == value:
+                    self.done.repeated += 1
+                else:
+                    self.done.differing.append(image_id)
                 return
             self.form.parse(cells, ReadOptions(columns=columns_of(cells)))
         except BadRow as error:
             head = line[:64].partition(b"\t")[0].decode("utf-8", "replace")
             self.done.faults.append((source, Fault(head, number, str(error))))
             return
-        self._write(b"\t".join(cells.values()) + b"\r\n")
-        self.there.rows[image_id] = value
-        self.done.added += 1
-
-    def _repeat(self, image_id: str, value: bytes) -> None:
-        if self.there.rows[image_id] == value:
-            self.done.repeated += 1
-        else:
-            self.done.differing.append(image_id)
-
-    def _write(self, line: bytes) -> None:
         file = self._file or self._open()
         with disk_errors(self.destination):
-            file.write(line)
+            file.write(b"\t".join(cells.values()) + b"\r\n")
+        self.there.rows[image_id] = value
+        self.done.added += 1
 
     def _open(self) -> BinaryIO:
         part = part_of(self.destination)
@@ -162,7 +156,7 @@ class _Merge:
         return self._file
 
     def account(self, parts: Sequence[Path], expected: Sequence[str]) -> Merged:
-        """What is there, and what the accounts of the parts expect beyond it; kept beside the file."""
+        """The result, from the rows and the logs of the parts; writes the merged log beside the file."""
         known = [ExtractionLog.read(path) for path in (self.destination, *parts)]
         found = [account for account in known if account is not None]
         joined = ExtractionLog(made=next((one.made for one in found if one.made), {}))

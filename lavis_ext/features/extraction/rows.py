@@ -1,4 +1,4 @@
-"""A file of rows that grows: owned by one process, whole rows only, known by its ids."""
+"""The TSV that extraction appends to (`RowFile`), and the log beside it of how rows were made and which are missing."""
 
 from __future__ import annotations
 
@@ -13,8 +13,7 @@ from types import TracebackType
 from typing import Any
 
 from lavis_ext.common.errors import UsageError
-from lavis_ext.common.files import flush_file
-from lavis_ext.features.files import disk_errors, write_atomic
+from lavis_ext.common.files import disk_errors, flush_file, write_atomic
 from lavis_ext.features.formats.lines import BUFFER, lines_of
 from lavis_ext.features.formats.tsv import Butd, unquote
 from lavis_ext.features.store import BadRow, Fault, FeatureRow, ReadOptions
@@ -26,7 +25,7 @@ log = logging.getLogger(__name__)
 
 @contextmanager
 def owned(path: Path) -> Iterator[None]:
-    """Be the only process that writes a file; raises OwnedError at once where another one does, DiskError."""
+    """Lock a file for writing; raises OwnedError at once where another process holds it, DiskError."""
     with disk_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         owner = Ownership(path.with_name(f".{path.name}.owner"), path, Policy(owner_wait=0, owner_stall=0))
@@ -39,7 +38,7 @@ def owned(path: Path) -> Iterator[None]:
 
 @dataclass
 class Scan:
-    """What a file holds: a hash of each row's regions by id, rows that are none, and where the last whole row ends."""
+    """A hash of each row's regions by id, rows that cannot be parsed, and where the last complete row ends."""
 
     rows: dict[str, bytes] = field(default_factory=dict)
     faults: list[Fault] = field(default_factory=list)
@@ -47,9 +46,9 @@ class Scan:
 
 
 def scan(path: Path, form: Butd, whole: bool = False) -> Scan:
-    """Read a file once. A row counts by its number of columns and, if `whole`, by all that it holds.
+    """Read a file once, checking the number of columns of each row and, with `whole`, its contents.
 
-    A last row without its line feed is what a kill left: it does not count and is no fault.
+    A last row without a line feed, as a kill leaves it, is ignored and is no fault.
     """
     found = Scan()
     if not path.is_file():
@@ -78,7 +77,7 @@ def id_of(cells: dict[str, bytes]) -> str:
 
 
 def columns_of(cells: dict[str, bytes]) -> int:
-    """How wide a feature row is, by its text: what a detector of another width wrote is read as well; 0: unknown."""
+    """The width of a feature row, by the length of its base64 text, so that any detector's is read; 0: unknown."""
     try:
         count = int(cells["num_boxes"])
     except ValueError:
@@ -88,12 +87,12 @@ def columns_of(cells: dict[str, bytes]) -> int:
 
 
 def hash_of(cells: dict[str, bytes]) -> bytes:
-    """8 bytes that tell the regions of a row from others: its boxes and features."""
+    """A hash of 8 bytes of a row's boxes and features."""
     return blake2b(cells["boxes"] + b"\t" + cells["features"], digest_size=8).digest()
 
 
 class RowFile:
-    """A TSV that is appended to, as a context manager; what a kill left of a last row is cut off first."""
+    """A TSV that is appended to, as a context manager; an incomplete last row is cut off first."""
 
     def __init__(self, path: Path, form: str) -> None:
         self.path, self.form = path, Butd(form)
@@ -139,16 +138,13 @@ class RowFile:
             self._file.flush()
 
 
-# What is known of a destination besides its rows: how they were made, which images it lacks, and why.
-
-
 FORMAT = 1
 NAME = ".extraction.json"
 
 
 @dataclass
 class ExtractionLog:
-    """`made`: detector and settings, empty until the first row; `expected`: ids; `faults`: why an image has no row."""
+    """`made`: detector and settings, empty before the first row; `expected`: ids; `faults`: why an image has no row."""
 
     made: dict[str, Any] = field(default_factory=dict)
     expected: list[str] = field(default_factory=list)
@@ -157,29 +153,31 @@ class ExtractionLog:
 
     @classmethod
     def read(cls, destination: Path) -> ExtractionLog | None:
-        """The account of a file or a store, None where there is none that can be read."""
+        """The log of a file or a store, None where there is none that can be read."""
         path = account_path(destination)
         try:
             account = cls(**json.loads(path.read_text("utf-8")))
         except (FileNotFoundError, NotADirectoryError):
             return None
         except (OSError, ValueError, TypeError) as error:
-            log.warning("%s: cannot be read and is passed over (%s)", path, error)
+            log.warning("%s: cannot be read and is ignored (%s)", path, error)
             return None
         return account if account.format == FORMAT else None
 
     def write(self, destination: Path) -> None:
-        """Keep it beside the file, or in the store; raises DiskError."""
-        write_atomic(account_path(destination), json.dumps(asdict(self), ensure_ascii=False).encode())
+        """Write the log beside the file, or into the store; raises DiskError."""
+        path = account_path(destination)
+        with disk_errors(path):
+            write_atomic(path, json.dumps(asdict(self), ensure_ascii=False))
 
     def check_same_settings(self, made: dict[str, Any], destination: Path) -> None:
-        """Take over how rows are made now; raises UsageError where those that are there were made in another way."""
+        """Set `made`; raises UsageError where the rows that are there were made with other settings."""
         same = json.loads(json.dumps(made))
         old, new = dict(_leaves(self.made)), dict(_leaves(same))
         different = sorted(key for key in {*old, *new} if old.get(key) != new.get(key))
         if self.made and different:
-            told = ", ".join(f"{key} {old.get(key)!r}, now {new.get(key)!r}" for key in different)
-            raise UsageError(str(destination), f"was begun with other settings: {told}", "name another destination")
+            changes = ", ".join(f"{key} {old.get(key)!r}, now {new.get(key)!r}" for key in different)
+            raise UsageError(str(destination), f"was begun with other settings: {changes}", "name another destination")
         self.made = same
 
     def missing(self, there: Any) -> dict[str, str]:

@@ -1,4 +1,4 @@
-"""The H5 form: a group for each image with `features`, `boxes`, `img_h`, `img_w`, perhaps objects and attributes."""
+"""Formats of one array file or folder: HDF5 (`h5`), a folder of numpy files (`npy`) and Oscar's `.pt` (`oscar-pt`)."""
 
 from __future__ import annotations
 
@@ -13,21 +13,33 @@ from urllib.parse import quote, unquote
 import numpy as np
 
 from lavis_ext.common.errors import IntegrityError, UsageError
-from lavis_ext.features.files import disk_errors, finish, part_of, read_errors, refuse_existing
+from lavis_ext.common.files import disk_errors, read_errors
+from lavis_ext.features.files import finish, part_of, refuse_existing
 from lavis_ext.features.formats.base import guard, need, shown
 from lavis_ext.features.formats.lines import growing
 from lavis_ext.features.formats.restricted import load_plain, unsafe
 from lavis_ext.features.formats.tsv import MATRICES, VECTORS, SideFiles, fields_of, row_of_named
 from lavis_ext.features.layout import Array
-from lavis_ext.features.store import BadRow, FeatureRow, FeatureStore, ReadOptions, Rows, Start, shape_features
+from lavis_ext.features.store import (
+    BadRow,
+    FeatureRow,
+    FeatureStore,
+    ReadOptions,
+    Rows,
+    Start,
+    flat_tensor,
+    shape_features,
+)
 
 log = logging.getLogger(__name__)
+
 NAMES = {"objects_id": "obj_id", "objects_conf": "obj_conf", "attrs_id": "attr_id", "attrs_conf": "attr_conf"}
 FULL = {value: key for key, value in NAMES.items()}
+"""Names of datasets in HDF5 files, and of our columns for them."""
 
 
 class Hdf5:
-    """`*.h5`; an id is the name of its group, with `/` written as `%2F`."""
+    """`*.h5`: a group for each image, named by its id (`/` as `%2F`), with `features`, `boxes`, `img_h`, `img_w`, …."""
 
     name = "h5"
 
@@ -43,7 +55,7 @@ class Hdf5:
             raise IntegrityError(str(path), f"cannot be read as HDF5: {error}", "fetch or make it again") from error
 
     def write(self, store: FeatureStore, path: Path, options: dict[str, Any]) -> list[str]:
-        """Write `path`; HDF5 cannot be trusted after a kill, so a partial file is written anew."""
+        """Write `path`; a partial HDF5 file cannot be trusted after a kill, so it is written from the start."""
         h5py = need("h5py", self.name)
         refuse_existing(path)
         part = part_of(path)
@@ -83,16 +95,17 @@ def unname(name: str) -> str:
     return name.replace("%2F", "/").replace("%25", "%")
 
 
-# A folder with a numpy file for each image: `.npz` of named arrays, `.npy` of features or of a pickled dict.
-
-
 ALIASES = {"image_h": "img_h", "image_w": "img_w", "height": "img_h", "width": "img_w", "bbox": "boxes"}
 SUFFIXES = (".npz", ".npy")
 NAME_BYTES = 240
+"""Most bytes of a file's name: file systems allow 255, some are left for `.npz` and `.part`."""
 
 
 class Npy:
-    """The name of a file is its id, percent-encoded; `NAME_info.npy` beside `NAME.npy` is read with it."""
+    """A folder of files, one an image: `.npz` of named arrays, `.npy` of features or of a pickled dict.
+
+    The name of a file is the id, percent-encoded; `NAME_info.npy` beside `NAME.npy` is read with it.
+    """
 
     name = "npy"
 
@@ -173,11 +186,8 @@ def _plain(value: Any) -> dict[str, Array]:
     return {k: np.asarray(v) for k, v in value.items() if isinstance(v, (np.ndarray, int, float))}
 
 
-# Oscar's `.pt` files: a dict from image id to a tensor [n, 2054], loaded without running anything in it.
-
-
 class OscarPt:
-    """`{split}_img_frcnn_feats.pt`; ids are integers or text, as the store's source says."""
+    """`{split}_img_frcnn_feats.pt`: a dict from image id (int or str) to a tensor [n, 2054]."""
 
     name = "oscar-pt"
 
@@ -190,7 +200,7 @@ class OscarPt:
                 yield guard(number, number, str(key), partial(_row, key, value, sides, options))
 
     def write(self, store: FeatureStore, path: Path, options: dict[str, Any]) -> list[str]:
-        """Write `path` in torch's zip form, each tensor straight from the store; ids become int where they were."""
+        """Write `path` in torch's zip form, without a copy of the tensors; ids become int where the source's were."""
         import torch
 
         refuse_existing(path)
@@ -210,8 +220,6 @@ class OscarPt:
 def tensor_of(features: Array) -> Any:
     """A tensor over the mapped rows, without a copy."""
     import torch
-
-    from lavis_ext.features.store import flat_tensor
 
     if not features.size:
         return torch.from_numpy(features.copy())
@@ -234,7 +242,7 @@ def _load_pt(path: Path) -> Any:
     with read_errors(path), path.open("rb") as file:
         zipped = file.read(2) == b"PK"
     if not zipped:
-        log.warning("%s: an old form of torch's files, which is read into memory whole", path)
+        log.warning("%s: torch's old (not zip) format cannot be mapped; the whole file is read into memory", path)
     try:
         return torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
     except pickle.UnpicklingError as error:

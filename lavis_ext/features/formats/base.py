@@ -1,4 +1,4 @@
-"""What every format offers, and the side files that carry labels and image sizes."""
+"""The protocol of a format, and what formats share: parsing of cells, side files of labels and sizes, imports."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from lavis_ext.common.errors import ConfigError, IntegrityError, UsageError
-from lavis_ext.features.files import read_errors
+from lavis_ext.common.files import read_errors
 from lavis_ext.features.formats.lines import lines_of
 from lavis_ext.features.store import BadRow, Fault, FeatureRow, FeatureStore, ReadOptions, Rows, Start
 
 
 class Format(Protocol):
-    """One published form of features."""
+    """One published file format of region features."""
 
     name: str
 
     def read(self, path: Path, options: ReadOptions, start: Start) -> Rows:
-        """The rows of a source from `start` on, one at a time; a row that is none comes as a Fault."""
+        """Yield the rows of a source from `start` on; a row that cannot be parsed comes as a Fault."""
 
     def write(self, store: FeatureStore, path: Path, options: dict[str, Any]) -> list[str]:
         """Write a whole store to `path`, which must not exist; returns remarks. Raises UsageError, DiskError.
@@ -30,7 +30,7 @@ class Format(Protocol):
 
 
 def guard(line: int, following: int, image_id: str, make: Callable[[], FeatureRow]) -> FeatureRow | Fault:
-    """A parsed row with its place, or the Fault that a BadRow became."""
+    """The row that `make` parses, with its line and the start of the next one; a Fault where it raises BadRow."""
     try:
         row = make()
     except BadRow as error:
@@ -59,13 +59,13 @@ def number_of(data: Any, name: str) -> int:
 
 
 def shown(data: Any) -> str:
-    """A value as a message may show it."""
+    """At most 40 characters of a value, quoted, for a message."""
     text = data.decode("utf-8", "replace") if isinstance(data, bytes) else str(data)
     return repr(text if len(text) <= 40 else text[:40] + "…")
 
 
 class SideTable:
-    """A two-column file (`id`, JSON) looked up by id: the places of its rows are kept, not the rows."""
+    """A two-column TSV (`id`, JSON) looked up by id; only the offsets of its rows are held in memory."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -91,7 +91,7 @@ class SideTable:
 
 
 def size_in(text: bytes | None) -> tuple[int, int]:
-    """Height and width in the JSON of a size file or of predictions, 0 where it says nothing; raises BadRow."""
+    """Height and width in the JSON of a size file or of predictions, 0 where they are not there; raises BadRow."""
     try:
         value = json.loads(text) if text else {}
     except ValueError as error:
@@ -112,11 +112,8 @@ def plain_id(image_id: str, form: str) -> str:
     return image_id
 
 
-# Libraries that only some formats need: imported at the first use, named where they are absent.
-
-
 def need(module: str, form: str) -> Any:
-    """A module of the extra `features`; raises ConfigError where it is not installed."""
+    """Import a library that only the format `form` needs; raises ConfigError where it is not installed."""
     try:
         return import_module(module)
     except ImportError as error:

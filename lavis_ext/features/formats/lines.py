@@ -1,4 +1,4 @@
-"""Files of one row a line, by bytes: streamed from any row on, written so that a kill costs no row, indexed."""
+"""Files of one row a line: reading from any row, resumable writing, and the side files that hold byte offsets."""
 
 from __future__ import annotations
 
@@ -15,50 +15,48 @@ from typing import Any, BinaryIO
 import pybase64
 
 from lavis_ext.common.errors import IntegrityError, UsageError
-from lavis_ext.features.files import disk_errors, finish, part_of, read_errors, refuse_existing, write_atomic
+from lavis_ext.common.files import disk_errors, read_errors, write_atomic
+from lavis_ext.features.files import finish, part_of, refuse_existing
 from lavis_ext.features.store import BadRow, FeatureStore, Record, Start
 
 log = logging.getLogger(__name__)
-# What an export writes, while it grows: under another name, marked with the store that it is of.
+BUFFER = 1 << 20
+LONGEST = 256 << 20
+"""Bytes of a line at which reading stops with an error."""
 
 
 @contextmanager
 def growing(store: FeatureStore, path: Path) -> Iterator[Path]:
-    """`growing_of` an export of a store."""
+    """`growing_of` for an export of a store."""
     with growing_of({"store": str(store.path.resolve()), "rows": len(store), "end": store.index.end}, path) as part:
         yield part
 
 
 @contextmanager
 def growing_of(state: dict[str, Any], path: Path) -> Iterator[Path]:
-    """The name of a partial file or folder, which becomes `path` when the block ends without an error.
+    """The name of a partial file or folder, which is renamed to `path` when the block ends without an error.
 
-    What an earlier run left there of the same `state` (plain values) is to be gone on with. Raises UsageError where
-    `path` exists or the part is of another state, DiskError.
+    It may hold what an earlier, killed run of the same `state` (plain values, kept in a JSON beside it) wrote; the
+    caller resumes there. Raises UsageError where `path` exists or the part is of another state, DiskError.
     """
     refuse_existing(path)
     part = part_of(path)
-    stamp = part.with_name(f"{part.name}.json")
-    if part.exists() and _read(stamp) != state:
+    record = part.with_name(f"{part.name}.json")
+    if part.exists() and _read(record) != state:
         raise UsageError(str(part), "is a part of another export", "move it away, or name another place")
     with disk_errors(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomic(stamp, json.dumps(state).encode())
+        write_atomic(record, json.dumps(state))
     yield part
     finish(part, path)
     with disk_errors(path):
-        stamp.unlink(missing_ok=True)
+        record.unlink(missing_ok=True)
 
 
-def _read(stamp: Path) -> Any:
+def _read(record: Path) -> Any:
     try:
-        return json.loads(stamp.read_bytes())
+        return json.loads(record.read_bytes())
     except (OSError, ValueError):
         return None
-
-
-BUFFER = 1 << 20
-LONGEST = 256 << 20
 
 
 def lines_of(path: Path, start: Start | None = None) -> Iterator[tuple[int, bytes, int]]:
@@ -102,7 +100,7 @@ def encode64(data: Any) -> bytes:
 
 
 def write_lines(store: FeatureStore, path: Path, encode: Callable[[Record], bytes]) -> None:
-    """One line for each record; what a killed run wrote of the same store is kept, its torn line written again.
+    """Write one line for each record; complete lines that a killed run wrote of the same store are kept.
 
     Raises UsageError where `path` exists, DiskError, and what `encode` raises.
     """
@@ -115,7 +113,7 @@ def write_lines(store: FeatureStore, path: Path, encode: Callable[[Record], byte
 
 
 def _whole_lines(part: Path) -> int:
-    """How many lines of a partial file are whole; what comes after the last of them is cut off."""
+    """The number of complete lines of a partial file; an incomplete last line is cut off."""
     if not part.is_file():
         return 0
     count = end = 0
@@ -144,22 +142,23 @@ def lineidx_path(path: Path) -> Path:
 def write_lineidx(path: Path) -> list[Path]:
     """Write what is missing of the side files of a TSV: `.lineidx` (byte offsets) and `imageid2idx.json` (row numbers).
 
-    A `.lineidx` that is there is compared; returns the files that were written. Raises IntegrityError where it does not
-    fit (it is left as it is), or where an id stands twice.
+    Returns the files that were written. Raises IntegrityError where an existing `.lineidx` does not fit (it is left as
+    it is), or where an id is there twice.
     """
     rows = [(image_id.decode("utf-8", "surrogateescape"), at) for image_id, at in offsets_of(path)]
     offsets = "".join(f"{at}\n" for _, at in rows).encode()
     numbers: dict[str, int] = {}
     for number, (image_id, _) in enumerate(rows):
         if image_id in numbers:
-            what = f"image {image_id!r} stands in line {numbers[image_id] + 1} and in line {number + 1}"
+            what = f"image {image_id!r} is in line {numbers[image_id] + 1} and in line {number + 1}"
             raise IntegrityError(str(path), what, "import it: the store takes the first and names the others")
         numbers[image_id] = number
     written = []
     names = json.dumps(numbers).encode()
     for side, data in ((lineidx_path(path), offsets), (path.with_name("imageid2idx.json"), names)):
         if not side.exists():
-            write_atomic(side, data)
+            with disk_errors(side):
+                write_atomic(side, data)
             written.append(side)
         elif side.suffix == ".lineidx" and side.read_bytes().split() != offsets.split():
             way_out = "move it away and run this again (some writers count characters, not bytes)"
@@ -167,22 +166,20 @@ def write_lineidx(path: Path) -> list[Path]:
     return written
 
 
-# Offset maps: `x_offset_map.json` beside `x.tsv` says at which byte an image's row begins, for Oscar's VQA reader.
-#
-# Not to be taken for `imageid2idx.json`, which counts rows.
-
-
 ENDING = "_offset_map.json"
+"""Offset maps of Oscar's VQA reader: `x_offset_map.json` beside `x.tsv` has the byte at which an image's row begins
+(`imageid2idx.json` has the number of the row)."""
 MAPPED = "_feats.tsv"
 """The ending of the tables for which Oscar's reader looks for such a map."""
 SAMPLE = 200
+"""Entries of a map that are compared with its table."""
 
 
 def table_of(path: Path) -> Path:
     """The table that a map belongs to; raises UsageError where it is not there."""
     table = path.with_name(path.name.removesuffix(ENDING) + ".tsv")
     if not table.is_file():
-        raise UsageError(str(path), f"holds places in {table.name}, which is not beside it", "put both in one folder")
+        raise UsageError(str(path), f"has offsets of {table.name}, which is not beside it", "put both in one folder")
     return table
 
 
@@ -209,7 +206,7 @@ def load_places(path: Path) -> list[tuple[str, int]]:
 
 
 def warn_of_stale_map(table: Path) -> None:
-    """Say in the log where the map beside a table does not fit it; a sample of its entries is looked up."""
+    """Log a warning where the offset map beside a table does not fit it, by a sample of its entries."""
     path = map_of(table)
     if not path.is_file():
         return
@@ -239,7 +236,8 @@ def write_offset_map(table: Path) -> list[Path]:
     found = {image_id.decode("utf-8", "surrogateescape"): at for image_id, at in offsets_of(table)}
     path = map_of(table)
     if not path.exists():
-        write_atomic(path, json.dumps(found).encode())
+        with disk_errors(path):
+            write_atomic(path, json.dumps(found))
         return [path]
     if load_offset_map(path) != found:
         raise IntegrityError(str(path), f"does not fit {table.name}", "move it away and run this again")

@@ -1,4 +1,7 @@
-"""volta's LMDB: pickled rows of base64 text under the image's number, read by the restricted reader."""
+"""LMDB formats: volta's (pickled rows of base64 text by image number) and tensorpack's (msgpack lists, read only).
+
+Pickles go through the restricted reader (`restricted.py`).
+"""
 
 from __future__ import annotations
 
@@ -13,8 +16,7 @@ from typing import Any
 import numpy as np
 
 from lavis_ext.common.errors import ConfigError, IntegrityError, UsageError
-from lavis_ext.common.files import to_disk_error
-from lavis_ext.features.files import disk_errors
+from lavis_ext.common.files import disk_errors, to_disk_error
 from lavis_ext.features.formats.base import guard, need, shown
 from lavis_ext.features.formats.lines import growing
 from lavis_ext.features.formats.restricted import load_plain
@@ -25,6 +27,7 @@ from lavis_ext.features.store import BadRow, FeatureRow, FeatureStore, ReadOptio
 KEYS = b"keys"
 COMMIT_ROWS = 256
 FIRST_MAP, GROWTH = 1 << 26, 2
+"""Bytes of a new map, and the factor by which it grows when it is full."""
 NEEDED = ("img_h", "img_w", "num_boxes", "boxes", "features")
 
 
@@ -65,7 +68,7 @@ class VoltaLmdb:
 
 
 def map_size(folder: Path) -> int:
-    """What the map of an environment that is written begins with: the first of the sizes that hold what is there."""
+    """The first of FIRST_MAP, FIRST_MAP · GROWTH, … bytes that hold what is in the folder already."""
     data, size = folder / "data.mdb", FIRST_MAP
     while data.exists() and size < data.stat().st_size:
         size *= GROWTH
@@ -91,7 +94,7 @@ class LmdbWriter:
                 self._environment.set_mapsize(self._size)
 
     def sync(self) -> None:
-        """Everything is on the disk."""
+        """Flush everything to the disk; raises DiskError."""
         with self._errors():
             self._environment.sync(True)
 
@@ -107,9 +110,9 @@ class LmdbWriter:
 
 @contextmanager
 def opened(path: Path, form: str = "volta-lmdb") -> Iterator[Any]:
-    """A reading environment without locks: the file may lie on a disk that cannot be written.
+    """A read-only environment without a lock file, so that the file may be on a read-only disk.
 
-    Raises IntegrityError, and ConfigError, with the name of the format, where lmdb is not installed.
+    Raises IntegrityError where it is no LMDB, ConfigError where lmdb is not installed (for the format `form`).
     """
     lmdb = need("lmdb", form)
     try:
@@ -126,19 +129,14 @@ def _parse(path: Path, key: str, data: bytes, options: ReadOptions) -> FeatureRo
     value = load_plain(data, f"{path}, entry {key}")
     if not isinstance(value, dict):
         raise BadRow(f"expected a dict, got a {type(value).__name__}")
-    found = {k: _scalar(v) for k, v in value.items()}
+    found = {k: unliteral(v.encode()).decode() if isinstance(v, str) else v for k, v in value.items()}
     found.setdefault("num_boxes", len(found["features"]) if hasattr(found.get("features"), "ndim") else -1)
     found.setdefault("img_id", key)
     return row_of(found, options)
 
 
-def _scalar(value: Any) -> Any:
-    """Text as numbers expect it; `b'…'` taken off."""
-    return unliteral(value.encode()).decode() if isinstance(value, str) else value
-
-
 def key_in_lmdb(image_id: str) -> bytes:
-    """The key of an image: COCO's number, else the id itself."""
+    """The key of an image: the number of a COCO id, else the id itself."""
     return (key_of(image_id) if image_id.startswith("COCO_") else image_id).encode()
 
 
@@ -160,9 +158,6 @@ def _value(record: Record) -> bytes:
     return pickle.dumps(texts)
 
 
-# tensorpack's LMDB, as volta and ViLBERT have Conceptual Captions: msgpack lists by number, `__keys__` beside them.
-
-
 TENSORPACK_KEYS = b"__keys__"
 SHORT = ("cls_prob",)
 LONG = ("cls_prob", "objects_id", "objects_conf", "attrs_id", "attrs_conf", "attrs")
@@ -174,7 +169,10 @@ ARRAY, CAPTION = b"nd", "caption"
 
 
 class TensorpackLmdb:
-    """A folder with `data.mdb`, or a single file; the id is the one in the row, and its caption is kept."""
+    """A folder with `data.mdb`, or one file: msgpack lists by number, as volta and ViLBERT have Conceptual Captions.
+
+    The image id is the one in the row; the row's caption becomes an extra array.
+    """
 
     name = "tensorpack-lmdb"
 
@@ -192,12 +190,12 @@ class TensorpackLmdb:
                     yield guard(number, number, name, partial(_parse_tensorpack, unpack, reading.get(key), options))
 
     def write(self, store: FeatureStore, path: Path, options: dict[str, Any]) -> list[str]:
-        """Nobody needs more of them: raises UsageError."""
+        """Raises UsageError: the format is only read."""
         raise UsageError(self.name, "is read, not written", "export to volta-lmdb")
 
 
 def is_tensorpack(path: Path) -> bool:
-    """Whether an LMDB holds tensorpack's list of keys; False where lmdb is not installed to look."""
+    """Whether an LMDB holds tensorpack's list of keys; False where lmdb is not installed."""
     try:
         with opened(path, TensorpackLmdb.name) as environment, environment.begin() as reading:
             return reading.get(TENSORPACK_KEYS) is not None

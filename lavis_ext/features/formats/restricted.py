@@ -1,4 +1,4 @@
-"""Pickles read without running them: plain values and plain numpy arrays, everything else is refused unexecuted."""
+"""A restricted unpickler: plain values and plain numpy arrays; everything else is refused and not executed."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ class _Refused(Exception):
 
 
 class _Marker:
-    """Stands for `numpy.ndarray`; can neither be called nor changed."""
+    """Replaces `numpy.ndarray` while a pickle is read; can neither be called nor changed."""
 
     __slots__ = ()
 
 
 class _Dtype:
-    """Stands for a dtype while a pickle is read: kind and size only, byte order from its state."""
+    """Replaces a dtype while a pickle is read: kind and size only, byte order from its state."""
 
     __slots__ = ("code", "order")
 
@@ -45,7 +45,7 @@ class _Dtype:
 
 
 class _Array:
-    """Stands for an array while a pickle is read; built once the pickle is whole."""
+    """Replaces an array while a pickle is read; the array is built once the pickle is complete."""
 
     __slots__ = ("state",)
 
@@ -119,7 +119,7 @@ class _EmptyBytes(_Call):
 
 
 class _EmptyDict(_Call):
-    """Stands for `OrderedDict`, whose items follow its creation as those of a dict."""
+    """Replaces `OrderedDict`, whose items follow its creation as those of a dict."""
 
     def __call__(self, *content: Any) -> dict[Any, Any]:
         if content:
@@ -142,13 +142,13 @@ class _Unpickler(pickle.Unpickler):
     }
 
     def find_class(self, module: str, name: str) -> Any:
-        """The stand-in of a name; raises for every other."""
+        """The replacement of a name; raises _Refused for every other name."""
         if (module, name) not in self.NAMES:
             raise _Refused(f"the name {module}.{name}")
         return self.NAMES[module, name]
 
     def persistent_load(self, pid: Any) -> Any:
-        """Never."""
+        """Refused always: persistent ids are how a pickle asks its reader for foreign objects."""
         raise _Refused("a persistent object")
 
 

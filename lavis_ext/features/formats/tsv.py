@@ -1,4 +1,7 @@
-"""Oscar's and VinVL's tab-separated rows: `id, n, base64`, `id, {"num_boxes", "features"}`, and raw predictions."""
+"""Tab-separated features: of Oscar and VinVL (3 and 2 columns), and of bottom-up attention, LXMERT and volta.
+
+Arrays are base64. `oscar-offsets` reads an Oscar TSV through the offset map beside it.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +15,7 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from lavis_ext.common.errors import UsageError
-from lavis_ext.features.files import read_errors
+from lavis_ext.common.files import disk_errors, read_errors, write_atomic
 from lavis_ext.features.formats.base import SideTable, guard, number_of, plain_id, shown, size_in, text_of
 from lavis_ext.features.formats.lines import (
     LONGEST,
@@ -20,8 +23,10 @@ from lavis_ext.features.formats.lines import (
     begins,
     decode64,
     encode64,
+    lineidx_path,
     lines_of,
     load_places,
+    offsets_of,
     table_of,
     warn_of_stale_map,
     write_lineidx,
@@ -45,7 +50,7 @@ APPEARANCE = 2048
 
 
 class OscarTsv:
-    """Three columns: `image_id`, `num_boxes`, base64 of [n, 2054]; further columns between are passed over."""
+    """Three columns: `image_id`, `num_boxes`, base64 of [n, 2054]; further columns between are skipped."""
 
     name = "oscar-tsv"
 
@@ -67,7 +72,10 @@ class OscarTsv:
         labelled = any(store.at(row).label_text is not None for row in range(len(store)))
         if labelled:
             write_lines(store, side, _label_line)
-            write_lineidx_only(side)
+            lineidx = lineidx_path(side)
+            if not lineidx.exists():
+                with disk_errors(lineidx):
+                    write_atomic(lineidx, "".join(f"{at}\n" for _, at in offsets_of(side)))
         write_lineidx(path)
         write_offset_map(path)
         return [f"labels: {side}"] if labelled else []
@@ -90,20 +98,12 @@ class VinvlTsv(OscarTsv):
         return f"{plain_id(record.image_id, self.name)}\t{value}\n".encode()
 
 
-def write_lineidx_only(path: Path) -> None:
-    """The `.lineidx` of a label file."""
-    from lavis_ext.features.files import write_atomic
-    from lavis_ext.features.formats.lines import lineidx_path, offsets_of
-
-    if not lineidx_path(path).exists():
-        write_atomic(lineidx_path(path), "".join(f"{at}\n" for _, at in offsets_of(path)).encode())
-
-
 class SideFiles:
-    """Labels and sizes of the images of one file."""
+    """Labels and sizes of the images of one file, from the files that `options` name or that are beside it."""
 
     def __init__(self, path: Path, options: ReadOptions) -> None:
-        labels, sizes = options.labels or _label_path(path), options.sizes or _size_path(path)
+        hw = path.name.replace(".feature.", ".hw.") if ".feature." in path.name else "hw.tsv"
+        labels, sizes = options.labels or _label_path(path), options.sizes or path.with_name(hw)
         for side, given in ((labels, options.labels), (sizes, options.sizes)):
             if given and not side.is_file():
                 raise UsageError(str(side), "is not there", "name a file of labels or sizes")
@@ -139,10 +139,6 @@ def _label_path(path: Path) -> Path:
     if ".feature." in path.name:
         return path.with_name(path.name.replace(".feature.", ".label."))
     return path.with_name("predictions.tsv")
-
-
-def _size_path(path: Path) -> Path:
-    return path.with_name(path.name.replace(".feature.", ".hw.") if ".feature." in path.name else "hw.tsv")
 
 
 def _label_line(record: Record) -> bytes:
@@ -190,7 +186,8 @@ def _from_objects(
     except (KeyError, ValueError, TypeError):
         raise BadRow("an object has no rect of four numbers") from None
     kept = [{key: value for key, value in o.items() if key != "feature"} for o in objects]
-    row = FeatureRow(image_id, features, boxes, PIXELS, *size, {LABELS: _json_bytes(kept)})
+    labels = json.dumps(kept, ensure_ascii=False)
+    row = FeatureRow(image_id, features, boxes, PIXELS, *size, {LABELS: np.frombuffer(labels.encode(), np.uint8)})
     if all(size) and features.shape[1] == APPEARANCE:
         row.features = np.concatenate([features, six_columns(boxes, *size).astype(features.dtype)], 1)
     return row
@@ -200,13 +197,6 @@ def six_columns(boxes: Array, height: int, width: int) -> Array:
     """[n, 4] pixels as Oscar's six: x1/W, y1/H, x2/W, y2/H, w/W, h/H, float32."""
     corners = boxes / np.array([width, height, width, height], np.float32)
     return np.concatenate([corners, corners[:, 2:] - corners[:, :2]], 1).astype(np.float32)
-
-
-def _json_bytes(value: Any) -> Array:
-    return np.frombuffer(json.dumps(value, ensure_ascii=False).encode(), np.uint8)
-
-
-# The tab-separated rows of bottom-up attention (6 columns), LXMERT (10) and volta (13), arrays in base64.
 
 
 COLUMNS = {
@@ -219,11 +209,11 @@ COLUMNS = {
 COLUMNS["volta-tsv"] = [*COLUMNS["lxmert-tsv"], "cls_prob", "attrs", "classes"]
 VECTORS = {"objects_id": "<i8", "objects_conf": "<f4", "attrs_id": "<i8", "attrs_conf": "<f4"}
 MATRICES = {"cls_prob": "<f4", "attrs": "<f4", "classes": "<f4"}
-"""Probabilities of every class for every box: kept only where asked for, because nothing reads them."""
+"""Probabilities of every class for every box: imported only with `keep_all`, because nothing reads them."""
 
 
 class Butd:
-    """One of the three; `name` decides how many columns there are, and the order of height and width."""
+    """`butd-tsv`, `lxmert-tsv` or `volta-tsv`: `name` decides the columns and the order of height and width."""
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -334,7 +324,7 @@ def as_text(value: Any) -> bytes:
 
 
 def fields_of(record: Record | FeatureRow) -> dict[str, Any]:
-    """What a record or a row has under the names of all columns; boxes in pixels only."""
+    """The columns that a record or a row can fill, by name; `boxes` only where they are in pixels."""
     row = record if isinstance(record, FeatureRow) else record.as_row()
     fields: dict[str, Any] = {name: row.arrays[name] for name in (*VECTORS, *MATRICES) if name in row.arrays}
     fields |= {"img_id": row.image_id, "image_id": row.image_id, "num_boxes": len(row.features)}
@@ -346,12 +336,11 @@ def fields_of(record: Record | FeatureRow) -> dict[str, Any]:
     return fields
 
 
-# A row from named arrays, as H5 and npy hold them.
-
-
 def row_of_named(image_id: str, found: Mapping[str, Array], options: ReadOptions) -> FeatureRow:
-    """`features` [n, columns], and where they are there `boxes` [n, 4] in pixels, `img_h`, `img_w` and the columns of
-    volta's rows; raises BadRow."""
+    """A row from named arrays, as H5, npy and tensorpack hold them; raises BadRow.
+
+    `features` [n, columns]; optional: `boxes` [n, 4] in pixels, `img_h`, `img_w` and the other columns of volta's rows.
+    """
     features = found.get("features")
     if features is None or features.ndim != 2 or features.dtype.kind != "f":
         shape = None if features is None else (features.shape, str(features.dtype))
@@ -383,11 +372,8 @@ def _size(found: Mapping[str, Array], name: str) -> int:
     return number_of(found[name].item(), name)
 
 
-# A table of features read through its offset map: the rows that the map names, as Oscar's VQA reads them.
-
-
 class OffsetMap:
-    """The rows of a table that a map names, in the order in which they stand there; other rows are left out."""
+    """The rows of an Oscar TSV that its offset map names, in the order of the file, as Oscar's VQA reads them."""
 
     name = "oscar-offsets"
 
@@ -402,7 +388,7 @@ class OffsetMap:
                     yield guard(number, number, image_id, partial(_row, file, image_id, at, sides, options))
 
     def write(self, store: FeatureStore, path: Path, options: dict[str, Any]) -> list[str]:
-        """A map is nothing without its table: raises UsageError."""
+        """Raises UsageError: a map is written together with its table, by `oscar-tsv`."""
         raise UsageError(self.name, "is read, not written", f"export to oscar-tsv as x{MAPPED}: its map is written too")
 
 

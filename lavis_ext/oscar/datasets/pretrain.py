@@ -18,7 +18,7 @@ import torch
 from lavis_ext.common.config.decode import read_yaml
 from lavis_ext.common.config.schema import DatasetConfig
 from lavis_ext.common.errors import ConfigError, IntegrityError, UsageError
-from lavis_ext.common.files import write_atomic, write_json
+from lavis_ext.common.files import disk_errors, read_errors, write_atomic, write_json
 from lavis_ext.common.registry import builders
 from lavis_ext.common.types import Batch, Dataset, Sample
 from lavis_ext.datasets.builders.context import BuildContext, not_prepared
@@ -26,7 +26,6 @@ from lavis_ext.datasets.datasets.base_dataset import draw_below
 from lavis_ext.datasets.readers.annotations import Rows
 from lavis_ext.datasets.readers.faults import SampleError
 from lavis_ext.datasets.readers.parse import Row
-from lavis_ext.features.files import disk_errors, read_errors
 from lavis_ext.features.formats.lines import lines_of
 from lavis_ext.features.imports import place_of, stamp_of
 from lavis_ext.models.losses import IGNORED

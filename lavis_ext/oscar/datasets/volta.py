@@ -14,13 +14,13 @@ from torch import Tensor
 
 from lavis_ext.common.config.schema import DatasetConfig
 from lavis_ext.common.errors import IntegrityError, UsageError
+from lavis_ext.common.files import read_errors
 from lavis_ext.common.registry import builders
 from lavis_ext.common.types import Batch, Dataset, Sample
 from lavis_ext.datasets.builders.context import BuildContext, not_prepared
 from lavis_ext.datasets.datasets.base_dataset import draw_below
 from lavis_ext.datasets.readers.annotations import Annotations
 from lavis_ext.datasets.readers.parse import Row
-from lavis_ext.features.files import read_errors
 from lavis_ext.features.formats.restricted import load_plain
 from lavis_ext.features.layout import Array, key_of
 from lavis_ext.oscar.datasets.base import RegionDataset, listed, mask_rows, pad_rows, stacked

@@ -16,7 +16,7 @@ from typing import Any
 
 from lavis_ext.common.config.cards import Cards, load_cards
 from lavis_ext.common.errors import IntegrityError, NetworkError, UsageError
-from lavis_ext.features.files import disk_errors, read_errors, write_atomic
+from lavis_ext.common.files import disk_errors, read_errors, write_atomic
 from lavis_ext.features.layout import key_of
 from lavis_ext.fetch.transfer import Progress
 from lavis_ext.prepare import PrepareOptions, prepare
@@ -66,8 +66,7 @@ def build_karpathy(root: Path, destination: Path) -> int:
     made = _numbered([(place, images[place]) for place in sorted(images)])
     text = json.dumps({"images": made, "dataset": "coco"}, ensure_ascii=True)
     with disk_errors(destination):
-        destination.parent.mkdir(parents=True, exist_ok=True)
-    write_atomic(destination, text.encode())
+        write_atomic(destination, text)
     return len(made)
 
 
@@ -194,9 +193,9 @@ def extract_captions(infile: Path, outdir: Path, split: str, root: Path, ids: Pa
     else:
         chosen = [image for name in SPLITS[split] for image in images if image["split"] == name]
     path = outdir / f"{split}_ann.jsonl"
+    lines = "".join(_line(image, infile) for image in chosen)
     with disk_errors(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomic(path, "".join(_line(image, infile) for image in chosen).encode())
+        write_atomic(path, lines)
     return CaptionSummary(path, len(chosen), sum(len(image["sentences"]) for image in chosen), unknown)
 
 

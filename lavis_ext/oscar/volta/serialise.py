@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from lavis_ext.common.errors import IntegrityError
+from lavis_ext.common.files import disk_errors
 from lavis_ext.features.extraction.rows import ExtractionLog, columns_of, id_of, owned
-from lavis_ext.features.files import disk_errors
 from lavis_ext.features.formats.base import need
 from lavis_ext.features.formats.lines import growing_of, lines_of
 from lavis_ext.features.formats.lmdb import KEYS, NEEDED, LmdbWriter, map_size
