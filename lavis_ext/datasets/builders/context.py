@@ -100,7 +100,8 @@ def build_each(config: DatasetConfig, context: BuildContext, build: Callable[[st
         except NotPreparedError as error:
             missing.append(error)
     if missing and (context.splits is not None or not built):
-        raise NotPreparedError.of(problem for error in missing for problem in error.problems)
+        # the splits of one data set often lack the same file or folder
+        raise NotPreparedError.of(dict.fromkeys(problem for error in missing for problem in error.problems))
     for absent in missing:
         log.warning("left out: %s", absent)
     return built
