@@ -162,6 +162,7 @@ class BatchPlan:
         if self.weights is None:
             sources = np.repeat(np.arange(len(self.sources)), self.batches_per_pass)
             places = np.concatenate([np.arange(count) for count in self.batches_per_pass])
+            # the word "slots" is part of the seed: another one would change the order of every run
             order = generator(self.seed, "slots", epoch).permutation(self.total) if self.shuffle else slice(None)
             return sources[order], places[order], np.full(self.total, epoch)
         sources = self._draw(epoch)
