@@ -50,7 +50,8 @@ class Mixture:
     ) -> None:
         self.datasets, self.repeat, self.num_workers = dict(datasets), repeat, num_workers
         self.prefetch = max(1, prefetch) if num_workers else 1
-        self.faults = FaultLog(tolerances=_tolerances(datasets)) if faults is None else faults
+        tolerances = {name: one.tolerance for name, one in datasets.items() if hasattr(one, "tolerance")}
+        self.faults = FaultLog(tolerances=tolerances) if faults is None else faults
         self.normalizer = shared_normalizer(datasets)
         self.order = BatchPlan(
             sources=_sources(datasets, group_by_length and shuffle),
@@ -99,6 +100,7 @@ class Mixture:
         After the last batch of an epoch it is that epoch's end: a resume ends the epoch at once, as going on would.
         """
         batches = self._turn * self.order.concurrent // self.order.parts_per_rank
+        # `slot` is a key of existing checkpoints
         place = {"epoch": self.epoch, "slot": batches, "of": self._shape()}
         return {**place, "streams": dict(self._streams), "faults": self.faults.state_dict()}
 
@@ -196,10 +198,6 @@ def _source(name: str, dataset: Any, grouped: bool) -> MixtureSource:
     streamed = hasattr(dataset, "iterate")
     size = dataset.epoch_size if streamed else len(dataset)
     return MixtureSource(name, size, streamed, lengths_of(name, dataset) if grouped else None)
-
-
-def _tolerances(datasets: Mapping[str, Any]) -> dict[str, float]:
-    return {name: dataset.tolerance for name, dataset in datasets.items() if hasattr(dataset, "tolerance")}
 
 
 def _shares(weights: Weights | None, names: list[str]) -> tuple[float, ...] | None:

@@ -1,8 +1,8 @@
-"""Metrics by name: what a task's results are worth.
+"""Metrics by name.
 
-A registered metric is called with what its task has, and with its keys, and gives named numbers: captions and answers
-`(predictions, references, keys)`, text by id and lists of texts by id; retrieval `(image_to_text, text_to_image,
-captions, keys)`, scores [I, T] and [T, I]; classification `(predictions, targets, classes, keys)`.
+A registered metric is called with the results of its task and with its keys, and returns named numbers. Captions and
+answers: `(predictions, references, keys)`, text by id and lists of texts by id; retrieval: `(image_to_text,
+text_to_image, captions, keys)`, scores [I, T] and [T, I]; classification: `(predictions, targets, classes, keys)`.
 """
 
 from __future__ import annotations

@@ -1,13 +1,13 @@
-"""English text → Penn Treebank tokens, lower case, punctuation removed: what COCO's caption evaluation compares.
+"""English text → Penn Treebank tokens, lower case, punctuation removed, as in COCO's caption evaluation.
 
-It stands in for the Java tokenizer of that evaluation (options -preserveLines -lowerCase), and was made by asking that
-one how it splits. Two habits of the original are kept, since published scores have them: brackets stay as `-lrb-` and
-the like, because they are lowercased before the list of punctuation in capitals is applied; runs such as `!!` stay too.
+Replaces the Java tokenizer of that evaluation (options -preserveLines -lowerCase); the rules were found by comparing
+outputs. Two quirks of the original are kept, since published scores have them: brackets stay as `-lrb-` and the like,
+because they are lowercased before the list of punctuation in capitals is applied; runs such as `!!` stay too.
 
 Known to differ: telephone numbers with brackets or spaces (there one token, with a no-break space in it); abbreviations
 glued by a hyphen to what follows (`etc.-b`); the full stop of a letter before a capitalised abbreviation (`C. Mr.`);
-typographic quotes glued to a word on both sides or inside addresses; faces of more than three signs; rare scripts. Real
-captions of COCO come out equal.
+typographic quotes glued to a word on both sides or inside addresses; emoticons of more than three signs; rare scripts.
+COCO's own captions give equal tokens.
 """
 
 from __future__ import annotations
@@ -16,11 +16,8 @@ import re
 from collections.abc import Iterator
 from functools import lru_cache
 
-# What the Penn Treebank tokenizer of COCO's evaluation knows by heart: abbreviations, and how symbols are spelt.
-
-
-# Those that keep their full stop whatever follows: found by asking it for every word of up to four letters, and for the
-# longer ones that dictionaries list.
+# These keep their full stop whatever follows; found by running the Java tokenizer on every word of up to four letters,
+# and on the longer ones that dictionaries list.
 ABBREVIATIONS: tuple[str, ...] = tuple(
     """
     al cf co ct dr ft ga jr ky lt md mo mr ms mt ph rd rt sq sr st va vs vt wm adj adm adv ala apr aug ave bhd
@@ -83,14 +80,14 @@ SPELT = {
     "…": "...",
     "\u0085": "...",
 }
-"""Symbols that come out in another spelling."""
+"""Symbols that are respelt."""
 APOSTROPHES = str.maketrans({"’": "'", "\u0092": "'", "‘": "`", "\u0091": "`", "\u201b": "`", "\u00ad": ""})
-"""Single quotes are read as their ASCII spelling; soft hyphens are not read."""
+"""Single quotes become ASCII; soft hyphens are removed."""
 OWN_SYMBOLS = (
     r"!-~\u0085\u0093\u0094\u0096\u0097¡-©«¬®-´¶-¹»-¿×÷\u2013-\u2017\u201c\u201d\u2020-\u2023\u2026\u2032-\u203d"
     r"\u2070-\u209f\u20a0-\u20bf\u2103-\u214f\u2153-\u215e\u2190-\u2bff\uff01-\uffe6"
 )
-"""Characters that are tokens by themselves, as a range of a regular expression; others that are no text are dropped."""
+"""Characters that are tokens by themselves, as a range of a regular expression; other symbols are dropped."""
 
 
 PUNCTUATION = frozenset("'' ' `` ` -LRB- -RRB- -LCB- -RCB- . ? ! , : - -- ... ;".split())  # noqa: SIM905
@@ -107,7 +104,7 @@ _PLACE = r"[a-z0-9]+(?:-[a-z]+){0,2}"
 _TAIL = r"[^\s\"<>|()]*[^\s\"<>|.!?(){},'-]"
 
 _RULES = (
-    # a stem before n't counts with it, and leaves it for the next token
+    # a stem is matched together with its n't, which then becomes the next token
     rf"(?P<stem>{_L}{_A}*)n't",
     rf"{_L}{_A}*(?:[.!?]{_L}{_A}*)*(?:\.(?=[,;:]))?",
     rf"{_THING}(?:[_-]{_THING})*(?:\.(?=[,;:]))?",
@@ -134,12 +131,12 @@ _RULES = (
 )
 _COMPILED = tuple(re.compile(rule, re.IGNORECASE) for rule in (*_RULES, f"[{OWN_SYMBOLS}]"))
 _PLAIN = re.compile(r"[A-Za-z]{2,}(?=,? |\.? ?$)|[A-Za-z](?= )")
-"""Nearly every word of a caption: what no other rule can make longer, unless it is one of _HELD."""
+"""Fast path for nearly every word of a caption: no other rule matches more, unless it is in _HELD."""
 _HELD = frozenset((*SPLIT_WORDS, *ABBREVIATIONS, *BEFORE_NUMBERS))
 _RESPELT = (
     (re.compile(r"^\.[. ]+$"), "..."),
     (re.compile(r"^--+$"), "--"),
-    # faces such as :-)
+    # emoticons such as :-)
     (re.compile(r"(?<=.)\($"), "-lrb-"),
     (re.compile(r"(?<=.)\)$"), "-rrb-"),
 )
@@ -152,7 +149,7 @@ def clean_tokens(text: str) -> str:
 
 
 def tokenize(text: str) -> Iterator[str]:
-    """Tokens in lower case: the longest match of all rules, the first of equals; what no rule knows is dropped."""
+    """Tokens in lower case: the longest match of all rules, the first of equal ones; other characters are dropped."""
     line = text.translate(APOSTROPHES)
     at = 0
     while at < len(line):
@@ -173,7 +170,7 @@ def _longest(line: str, at: int) -> str:
 
 
 def _spelt(token: str) -> tuple[str, ...]:
-    """A match as the tokens that it stands for; none for a space."""
+    """The tokens of a match; none for a space."""
     lower = token.lower()
     if lower in SPLIT_WORDS:
         return SPLIT_WORDS[lower]

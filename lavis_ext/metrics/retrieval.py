@@ -1,4 +1,4 @@
-"""Recall at 1, 5 and 10 of pictures and captions that look for each other, under LAVIS' names."""
+"""Image–text retrieval: recall at 1, 5 and 10 in both directions, under LAVIS' names."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from lavis_ext.metrics.settings import MetricKeys
 
 DEPTHS = (1, 5, 10)
 CHUNK = 2**22
-"""Scores that are looked at together."""
+"""Scores that are compared at a time; bounds the memory."""
 LAST = 2**31
-"""The rank of what is not found at all."""
+"""The rank of a row without a true candidate."""
 
 
 def first_ranks(scores: np.ndarray, truth: Sequence[Collection[int]]) -> np.ndarray:
     """int64 [N]: for each row of scores [N, C], how many candidates come before the best of its true ones.
 
-    A tie counts against the row: nothing is gained by scoring all alike, and a score that is no number comes last. A
-    row without a true candidate has rank LAST. Rows are compared a chunk at a time: beside `scores` that takes 20 MB.
+    A tie counts against the row, so that equal scores for all gain nothing; nan comes last. A row without a true
+    candidate has rank LAST. Rows are compared a chunk at a time, which takes 20 MB beside `scores`.
     """
     rows = np.repeat(np.arange(len(scores)), [len(right) for right in truth])
     columns = np.array([column for right in truth for column in right], dtype=np.int64)
@@ -36,7 +36,7 @@ def first_ranks(scores: np.ndarray, truth: Sequence[Collection[int]]) -> np.ndar
 
 
 def leading(scores: np.ndarray, count: int) -> list[list[int]]:
-    """The columns of the `count` highest scores of each row of [N, C], the highest first, equals by their number."""
+    """The columns of the `count` highest scores of each row of [N, C], the highest first, ties by their number."""
     found: list[list[int]] = []
     for part in chunks(scores):
         block = np.nan_to_num(scores[part], nan=-np.inf, neginf=-np.inf, posinf=np.inf)
@@ -58,7 +58,7 @@ def recalls(
 ) -> dict[str, float]:
     """Recalls in per cent of scores [I, T] and [T, I]; `captions[i]` are the numbers of picture i's captions.
 
-    `txt_r*` is looking for texts, `img_r*` for images; `r_mean` is the mean of both, `agg_metrics` of the texts.
+    `txt_r*` is image-to-text, `img_r*` text-to-image; `r_mean` is the mean of both, `agg_metrics` that of `txt_r*`.
     """
     picture = {text: image for image, texts in enumerate(captions) for text in texts}
     ways = {

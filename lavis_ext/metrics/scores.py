@@ -1,6 +1,6 @@
 """Caption metrics as COCO's evaluation computes them: PTB tokens, punctuation removed, Bleu_1–4, ROUGE_L and CIDEr.
 
-METEOR and SPICE need Java and are computed only where it is installed and they are asked for.
+METEOR and SPICE need Java and are computed only on request and where it is installed.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ def caption_scores(
 ) -> dict[str, float]:
     """Corpus scores of one caption an image against its references; `extra` may name METEOR and SPICE.
 
-    Images without a prediction are left out: the document frequencies of CIDEr are those of the images that are scored.
+    Images without a prediction are left out: CIDEr's document frequencies are those of the scored images.
     CIDEr of a single image is 0 by definition (every n-gram is in every document, log 1 = 0).
     An empty prediction scores 0. Raises ConfigError if a prediction has no reference.
     """
@@ -52,7 +52,7 @@ def coco_caption(
 
 
 def check_ids(references: Mapping[Any, Sequence[str]], predictions: Mapping[Any, str]) -> None:
-    """Raises ConfigError where the two cannot be compared: no image in common, or one without a reference."""
+    """Raise ConfigError if there is no image in common, or a prediction without a reference."""
     without = [key for key in predictions if not references.get(key)]
     if not predictions or len(without) == len(predictions):
         shown = f"predicted {_some(predictions)}, referenced {_some(references)}"

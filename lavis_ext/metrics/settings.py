@@ -1,4 +1,4 @@
-"""The keys of metrics beside `name`."""
+"""The keys of metrics, beside `name`."""
 
 from __future__ import annotations
 

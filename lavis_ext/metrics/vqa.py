@@ -1,4 +1,5 @@
-"""VQA answers as the official evaluation compares them (Antol et al., arXiv:1505.00468): normalised, then counted."""
+"""Scores of answers: VQA's official accuracy (Antol et al., arXiv:1505.00468), GQA, A-OKVQA, classes; a breakdown by
+kind of question; lemmas."""
 
 from __future__ import annotations
 
@@ -18,7 +19,7 @@ _PUNCTUATION = ';/[]"{}()=+\\_-><@`,?!'
 _COMMA_IN_NUMBER = re.compile(r"\d,\d")
 _PERIOD = re.compile(r"\.(?!\d)")
 _MOST_PERIODS = 32
-"""The official code removes no more than these, by giving a flag where a count belongs."""
+"""The official code passes `re.UNICODE` (32) where `count` belongs, so that it removes at most 32 periods."""
 _ARTICLES = frozenset(("a", "an", "the"))
 _WORDS = "none zero one two three four five six seven eight nine ten".split()  # noqa: SIM905
 _NUMBERS = dict(zip(_WORDS, (str(max(0, i - 1)) for i in range(len(_WORDS))), strict=True))
@@ -35,7 +36,7 @@ y'all y'all'll y'all'd've you'd you'd've you'll you're you've 'ow's'at
 
 def _spellings() -> dict[str, str]:
     """Each contraction under the spellings that lack one apostrophe; capitalised keys, which never match, left out."""
-    found = {"somebody'd": "somebodyd"}  # the official table has this one the wrong way round
+    found = {"somebody'd": "somebodyd"}  # reversed in the official table; kept for equal scores
     for word in _APOSTROPHISED:
         places = [i for i, letter in enumerate(word) if letter == "'"]
         found |= {word[:i] + word[i + 1 :]: word for i in places}
@@ -75,14 +76,13 @@ def vqa_score(prediction: str, answers: Sequence[str]) -> float:
     return sum(min(1.0, (matches - (answer == predicted)) / 3) for answer in given) / len(given)
 
 
-# What answers to questions are worth over a whole split: VQA by answer type, GQA's exact match, A-OKVQA's thirds.
-
+# Scores of a whole split.
 
 Id = int | str
 Predictions = Mapping[Id, str]
 References = Mapping[Id, Sequence[str]]
 AGREEING = 3
-"""Annotators who must have given an answer for it to count in full."""
+"""Annotators who must agree for an answer to score 1."""
 
 
 def vqa_accuracy(
@@ -90,7 +90,7 @@ def vqa_accuracy(
 ) -> dict[str, float]:
     """Official VQA accuracy in per cent of the questions that were answered, as `overall` and by answer type.
 
-    `types` tells the kind of some questions ("yes/no", "number", "other"). Rounded to two decimals, as the official
+    `types` gives the kind of some questions ("yes/no", "number", "other"). Rounded to two decimals, as the official
     evaluation does. Raises ConfigError if no predicted question has references.
     """
     scores = {key: vqa_score(predictions[key], references[key]) for key in answered(predictions, references)}
@@ -126,7 +126,7 @@ def aok_vqa(predictions: Predictions, references: References, keys: MetricKeys) 
 def class_accuracy(
     predictions: Sequence[int], targets: Sequence[int], classes: Sequence[str], keys: MetricKeys
 ) -> dict[str, float]:
-    """`acc`, `agg_metrics` and the share of each class that was found, all in [0, 1]."""
+    """`acc`, `agg_metrics` and the recall of each class, all in [0, 1]."""
     hits = Counter(target for target, found in zip(targets, predictions, strict=True) if target == found)
     totals = Counter(targets)
     overall = percent([float(one == other) for one, other in zip(targets, predictions, strict=True)]) / 100
@@ -141,7 +141,7 @@ def matches_exactly(prediction: str, answers: Sequence[str]) -> bool:
 
 
 def direct_answer_score(prediction: str, answers: Sequence[str]) -> float:
-    """min(1, n / 3) for the n annotators who gave just this answer (A-OKVQA's evaluation; nothing is normalised)."""
+    """min(1, n / 3) for the n annotators who gave exactly this answer (A-OKVQA's evaluation; nothing is normalised)."""
     return min(1.0, sum(answer == prediction for answer in answers) / AGREEING)
 
 
@@ -160,8 +160,7 @@ def percent(scores: Sequence[float]) -> float:
     return round(100 * sum(scores) / len(scores), 2)
 
 
-# Where answers go wrong: accuracy by kind of answer and of question, what is said for what, the frequent mistakes.
-
+# Breakdown: accuracy by kind of answer and of question, confusions, frequent mistakes.
 
 KINDS = ("yes/no", "number", "other")
 """VQA's answer types."""
@@ -171,8 +170,8 @@ _OPENERS = frozenset("what how is are was were does do did can could which has h
 
 
 @dataclass(frozen=True)
-class Judged:
-    """One question that was answered and can be judged; `score` in [0, 1]."""
+class ScoredAnswer:
+    """An answer to a question with references; `truth` is the most frequent reference, `score` is in [0, 1]."""
 
     said: str
     truth: str
@@ -182,7 +181,7 @@ class Judged:
 
 
 def kind_of(answer: str) -> str:
-    """`yes/no`, `number` or `other`, by what the normalised answer says."""
+    """`yes/no`, `number` or `other`, by the normalised answer."""
     plain = normalize_vqa_answer(answer)
     if plain in ("yes", "no"):
         return "yes/no"
@@ -195,39 +194,39 @@ def opening_of(question: str) -> str:
     return " ".join(words if words and words[0] in _OPENERS else words[:1])
 
 
-def judge(
+def score_answers(
     answers: Mapping[Id, str],
     references: Mapping[Id, Sequence[str]],
     types: Mapping[Id, str],
     openings: Mapping[Id, str],
     score: Callable[[str, Sequence[str]], float],
-) -> list[Judged]:
-    """The answers to questions that have references; the truth is what most people said, its kind that of `types`."""
+) -> list[ScoredAnswer]:
+    """The answers whose question has references; the kind is that of `types`, else of the most frequent reference."""
     found = []
     for name, said in answers.items():
         if given := references.get(name):
             truth = Counter(given).most_common(1)[0][0]
             kind = types.get(name) or kind_of(truth)
-            found.append(Judged(said, truth, kind, openings.get(name, ""), score(said, given)))
+            found.append(ScoredAnswer(said, truth, kind, openings.get(name, ""), score(said, given)))
     return found
 
 
-def breakdown(judged: Sequence[Judged]) -> dict[str, Any]:
-    """What a report shows, as plain values; accuracies are per cent.
+def breakdown(answers: Sequence[ScoredAnswer]) -> dict[str, Any]:
+    """The tables of a report, as plain values; accuracies are in per cent.
 
     `answer_types` and `question_types`: {name, questions, accuracy}, the most frequent first; `confusion`: {kind of the
-    truth: {kind of what was said: questions}}; `mistakes`: {type, truth, said, questions} of answers that score 0.
+    truth: {kind of the answer: questions}}; `mistakes`: {type, truth, said, questions} of answers that score 0.
     """
     confusion: dict[str, Counter[str]] = defaultdict(Counter)
     wrong: Counter[tuple[str, str, str]] = Counter()
-    for one in judged:
+    for one in answers:
         confusion[one.kind][kind_of(one.said)] += 1
         if not one.score:
             wrong[one.kind, one.truth, one.said] += 1
-    asked = [(one.opening, one.score) for one in judged if one.opening]
+    asked = [(one.opening, one.score) for one in answers if one.opening]
     return {
-        "questions": len(judged),
-        "answer_types": grouped((one.kind, one.score) for one in judged),
+        "questions": len(answers),
+        "answer_types": grouped((one.kind, one.score) for one in answers),
         "question_types": grouped(asked)[:OPENINGS],
         "confusion": {name: dict(counts.most_common()) for name, counts in sorted(confusion.items(), key=_place)},
         "mistakes": [
@@ -242,23 +241,18 @@ def grouped(scores: Iterable[tuple[str, float]]) -> list[dict[str, Any]]:
     groups: dict[str, list[float]] = defaultdict(list)
     for name, score in scores:
         groups[name].append(score)
-    ranked = sorted(groups.items(), key=_size)
+    ranked = sorted(groups.items(), key=lambda item: (-len(item[1]), item[0]))
     return [{"name": name, "questions": len(some), "accuracy": percent(some)} for name, some in ranked]
-
-
-def _size(item: tuple[str, list[float]]) -> tuple[int, str]:
-    return (-len(item[1]), item[0])
 
 
 def _place(item: tuple[str, Any]) -> tuple[int, str]:
     return (KINDS.index(item[0]) if item[0] in KINDS else len(KINDS), item[0])
 
 
-# Answers with nouns and verbs in their base form, as published OK-VQA and A-OKVQA scores have them: LAVIS' rule.
-
+# Lemmas, LAVIS' rule for published OK-VQA and A-OKVQA scores.
 
 SPACY_MODEL = "en_core_web_sm"
-INFLECTED = ("NOUN", "VERB")
+LEMMATIZED = ("NOUN", "VERB")
 WAY_OUT = f"pip install spacy && python -m spacy download {SPACY_MODEL}, or set model.apply_lemmatizer: False"
 
 
@@ -279,8 +273,7 @@ def load_lemmatizer() -> Any:
 def lemmatize(answers: Sequence[str]) -> list[str]:
     """Each answer with its nouns and verbs replaced by their lemmas; other words stay, one space between words."""
     pipeline = load_lemmatizer()
-    return [" ".join(_base(token) for token in pipeline(answer)) for answer in answers]
-
-
-def _base(token: Any) -> str:
-    return str(token.lemma_ if token.pos_ in INFLECTED else token.text)
+    return [
+        " ".join(str(token.lemma_ if token.pos_ in LEMMATIZED else token.text) for token in pipeline(answer))
+        for answer in answers
+    ]

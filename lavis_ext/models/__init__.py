@@ -1,4 +1,4 @@
-"""Models by name."""
+"""Models by name: BLIP-2's first stage, its second stage with a language model, and VPGTrans' projector."""
 
 from lavis_ext.models.zoo import (
     build_model,

@@ -1,4 +1,4 @@
-"""What every model can do besides its forward: stay frozen where it is frozen, and save only what it trained."""
+"""The base of models: frozen parts stay frozen, checkpoints hold trained tensors only; gathering rows over ranks."""
 
 from __future__ import annotations
 
@@ -14,7 +14,168 @@ from lavis_ext.common.config.schema import ModelConfig
 from lavis_ext.common.errors import ConfigError, IntegrityError
 from lavis_ext.common.types import Batch
 
-# What several processes share in a forward: rows of all ranks in one tensor, with their gradients.
+NO_DECAY = ("bias", "ln", "bn", "LayerNorm")
+LISTED = 5
+
+
+@dataclass(frozen=True)
+class Outputs:
+    """What one forward pass yields for a loss or for distillation; a pair of images counts as 2 sequences.
+
+    N rows of B inputs: N = B for a classifier, the tokens to predict for a language model. S tokens of width H.
+    """
+
+    logits: Tensor
+    """[N, C]"""
+    hidden: tuple[Tensor, ...] | None = None
+    """[B, S, H] of the embeddings, then of each layer."""
+    attentions: tuple[Tensor, ...] | None = None
+    """[B, heads, S, S] of each layer: q·k / √d, before the mask and the softmax."""
+    mask: Tensor | None = None
+    """bool [B, S]: the tokens that the view lets attention see."""
+    valid: Tensor | None = None
+    """bool [N]: whether the row has at least one token under the view; None: all have."""
+    extra: dict[str, Tensor] = field(default_factory=dict)
+    """Logits of further heads, by name."""
+
+
+class BaseModel(nn.Module):
+    """A network with LAVIS' interface; parts given to `freeze` get no gradient and stay in eval mode."""
+
+    Keys: ClassVar[type[ModelConfig]] = ModelConfig
+    views: tuple[str, ...] = ("full",)
+    """The views that `outputs` accepts; `ModelConfig.views` of the class of keys says the same."""
+
+    compares_samples: bool = False
+    """Whether the loss of a sample depends on others of its batch and of other ranks, as a contrastive loss does."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._frozen: list[nn.Module] = []
+
+    @classmethod
+    def from_config(cls, config: Any) -> BaseModel:
+        """The model of a config (of the class `Keys`); raises ConfigError for settings that cannot be built."""
+        raise NotImplementedError
+
+    def forward(self, batch: Batch) -> dict[str, Tensor]:
+        """A batch → named scalars; `loss` is the one to minimise."""
+        return self.losses(self.outputs(batch), batch)
+
+    def outputs(self, batch: Batch, view: str = "full", hidden: bool = False, attentions: bool = False) -> Outputs:
+        """One forward pass under the mask of a view; hidden states and attention scores where they are asked for.
+
+        Raises ConfigError unless a subclass defines it; distillation needs this, `losses` and `encoder_layers`.
+        """
+        raise self._not_distillable()
+
+    def losses(self, outputs: Outputs, batch: Batch) -> dict[str, Tensor]:
+        """The losses of a full view against the targets of its batch; `loss` is the one to minimise."""
+        raise self._not_distillable()
+
+    def encoder_layers(self) -> nn.ModuleList:
+        """The layers that distillation maps to those of another model, the lowest first."""
+        raise self._not_distillable()
+
+    def _not_distillable(self) -> ConfigError:
+        return ConfigError("model.arch", f"a {type(self).__name__} cannot be distilled", "name one that can, as oscar")
+
+    @property
+    def device(self) -> torch.device:
+        """The device of the parameters."""
+        return next(self.parameters()).device
+
+    def freeze(self, part: nn.Module | nn.Parameter) -> None:
+        """Exclude a part from training: no gradients, and eval mode even after `.train()`."""
+        part.requires_grad_(False)
+        if isinstance(part, nn.Module):
+            self._frozen.append(part.eval())
+
+    def train(self, mode: bool = True) -> BaseModel:
+        """As in torch, but frozen parts stay in eval mode (no dropout, no statistics)."""
+        super().train(mode)
+        for part in self._frozen:
+            part.eval()
+        return self
+
+    def frozen_names(self) -> set[str]:
+        """Names of the parameters that take no gradient, and of the buffers of frozen parts."""
+        inside = {id(buffer) for part in self._frozen for buffer in part.buffers()}
+        names = {name for name, parameter in self.named_parameters() if not parameter.requires_grad}
+        return names | {name for name, buffer in self.named_buffers() if id(buffer) in inside}
+
+    def trainable_state(self) -> dict[str, Tensor]:
+        """The tensors of a checkpoint: persistent ones except the frozen; tied tensors under their first name."""
+        frozen = self.frozen_names()
+        return {name: tensor for name, tensor in self._persistent().items() if name not in frozen}
+
+    def load_trainable_state(self, state: Mapping[str, Tensor]) -> None:
+        """Load a checkpoint's tensors; frozen names may be absent.
+
+        Raises IntegrityError with the names for anything else that is missing, unknown or of another shape; then no
+        tensor is changed.
+        """
+        mine = self._persistent()
+        fit(
+            "checkpoint", {name: mine[name] for name in mine if name in state or name not in self.frozen_names()}, state
+        )
+
+    def load_part(self, state: Mapping[str, Tensor], prefixes: tuple[str, ...], where: str) -> None:
+        """Load the tensors under `prefixes`; `state` may hold others too, a missing one raises IntegrityError."""
+        part = {name: tensor for name, tensor in self._persistent().items() if name.startswith(prefixes)}
+        fit(where, part, {name: state[name] for name in part if name in state})
+
+    def _persistent(self) -> dict[str, Tensor]:
+        saved = self.state_dict(keep_vars=True)
+        buffers = {name: buffer for name, buffer in self.named_buffers() if name in saved}
+        return {**dict(self.named_parameters()), **buffers}
+
+    def optimizer_params(self, weight_decay: float) -> list[dict[str, Any]]:
+        """Parameter groups as LAVIS has them: no decay for vectors and for names with bias, ln, bn or LayerNorm."""
+        decayed: list[nn.Parameter] = []
+        plain: list[nn.Parameter] = []
+        for name, parameter in self.named_parameters():
+            if parameter.requires_grad:
+                bare = parameter.ndim < 2 or any(word in name for word in NO_DECAY)
+                (plain if bare else decayed).append(parameter)
+        groups = [{"params": decayed, "weight_decay": weight_decay}, {"params": plain, "weight_decay": 0.0}]
+        return [group for group in groups if group["params"]]
+
+    def require_trainable(self) -> None:
+        """Raise ConfigError if no parameter is trainable."""
+        if not any(parameter.requires_grad for parameter in self.parameters()):
+            raise ConfigError("model", "every part is frozen", "unfreeze one, or set run.evaluate: True")
+
+
+def fit(where: str, mine: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> None:
+    """Copy `state` into tensors of the same names and shapes.
+
+    Raises IntegrityError, and changes nothing, if names or shapes differ or a value is not finite.
+    """
+    shared = set(mine) & set(state)
+    wrong = [f"{n} {list(state[n].shape)} for {list(mine[n].shape)}" for n in shared if state[n].shape != mine[n].shape]
+    faults: list[tuple[str, Collection[str]]] = [
+        ("missing", set(mine) - shared),
+        ("unexpected", set(state) - shared),
+        ("of another shape", wrong),
+    ]
+    found = "; ".join(f"{len(names)} {kind}: {listed(names)}" for kind, names in faults if names)
+    if found:
+        raise IntegrityError(where, found, "load it into the architecture, sizes and freezing that it was saved from")
+    broken = [name for name, tensor in state.items() if tensor.is_floating_point() and not tensor.isfinite().all()]
+    if broken:
+        what = f"{len(broken)} tensors are not finite: {listed(broken)}"
+        raise IntegrityError(where, what, "use an earlier checkpoint, from before the loss became nan or inf")
+    with torch.no_grad():
+        for name, tensor in state.items():
+            mine[name].copy_(part_like(mine[name], tensor))
+
+
+def listed(names: Iterable[str]) -> str:
+    """The first names, sorted, and how many more there are, for a message."""
+    known = sorted(names)
+    more = f" … and {len(known) - LISTED} more" if len(known) > LISTED else ""
+    return ", ".join(known[:LISTED]) + more
 
 
 def world() -> tuple[int, int]:
@@ -24,13 +185,13 @@ def world() -> tuple[int, int]:
 
 
 def whole(tensor: Tensor) -> Tensor:
-    """A tensor of which each rank holds a part, whole; any other as it is. All ranks must ask."""
+    """The full tensor of a DTensor, a collective; any other tensor unchanged."""
     gathered: Tensor = tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
     return gathered
 
 
 def part_like(like: Tensor, tensor: Tensor) -> Tensor:
-    """A whole tensor, or this rank's part of it where `like` is but a part; on its device and of its kind."""
+    """This rank's shard of a full tensor where `like` is a DTensor, on its device and in its dtype; else unchanged."""
     if not hasattr(like, "device_mesh"):
         return tensor
     from torch.distributed.tensor import distribute_tensor
@@ -43,7 +204,7 @@ def part_like(like: Tensor, tensor: Tensor) -> Tensor:
 def gather_rows(rows: Tensor) -> Tensor:
     """[n, …] of each rank → [Σn, …] in the order of ranks, on every rank; n may differ.
 
-    A gradient of the result goes back to the rank that the row came from, summed over all ranks.
+    The gradient of a row, summed over all ranks, goes back to the rank that it came from.
     """
     if world()[1] == 1:
         return rows
@@ -70,164 +231,3 @@ class _Gather(torch.autograd.Function):
         grad = grads[0].contiguous()
         dist.all_reduce(grad)
         return grad[slice(*ctx.span)]
-
-
-NO_DECAY = ("bias", "ln", "bn", "LayerNorm")
-LISTED = 5
-
-
-@dataclass(frozen=True)
-class Outputs:
-    """What one forward pass yields for a loss, or for another model to learn from; a pair counts as 2 sequences.
-
-    N rows, of B inputs: N = B for a classifier, the tokens to predict for a language model. S tokens, H wide.
-    """
-
-    logits: Tensor
-    """[N, C]"""
-    hidden: tuple[Tensor, ...] | None = None
-    """[B, S, H] of the embeddings, then of each layer."""
-    attentions: tuple[Tensor, ...] | None = None
-    """[B, heads, S, S] of each layer: q·k / √d, before the mask and the softmax."""
-    mask: Tensor | None = None
-    """bool [B, S]: the tokens that can be seen under the view."""
-    valid: Tensor | None = None
-    """bool [N]: whether the row saw a single token under the view; None: all did."""
-    extra: dict[str, Tensor] = field(default_factory=dict)
-    """Logits of further heads, by name."""
-
-
-class BaseModel(nn.Module):
-    """A network under LAVIS' interface; parts that `freeze` was given take no gradient and never leave eval mode."""
-
-    Keys: ClassVar[type[ModelConfig]] = ModelConfig
-    views: tuple[str, ...] = ("full",)
-    """What `outputs` can be asked for, as `ModelConfig.views` says it of the class of the keys."""
-
-    compares_samples: bool = False
-    """Whether the loss of a sample depends on the others of its batch and of other ranks, as where they contrast."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self._frozen: list[nn.Module] = []
-
-    @classmethod
-    def from_config(cls, config: Any) -> BaseModel:
-        """The model that a config of the class of its keys describes; raises ConfigError for what it cannot be."""
-        raise NotImplementedError
-
-    def forward(self, batch: Batch) -> dict[str, Tensor]:
-        """A batch → named scalars; `loss` is the one to minimise."""
-        return self.losses(self.outputs(batch), batch)
-
-    def outputs(self, batch: Batch, view: str = "full", hidden: bool = False, attentions: bool = False) -> Outputs:
-        """One forward pass under the mask of a view; hidden states and attention scores where they are asked for.
-
-        Raises ConfigError: a model that is to be distilled defines this, `losses` and `encoder_layers`.
-        """
-        raise self._opaque()
-
-    def losses(self, outputs: Outputs, batch: Batch) -> dict[str, Tensor]:
-        """The losses of a full view against the targets of its batch; `loss` is the one to minimise."""
-        raise self._opaque()
-
-    def encoder_layers(self) -> nn.ModuleList:
-        """The layers that a smaller model is mapped to, the lowest first."""
-        raise self._opaque()
-
-    def _opaque(self) -> ConfigError:
-        return ConfigError("model.arch", f"a {type(self).__name__} cannot be distilled", "name one that can, as oscar")
-
-    @property
-    def device(self) -> torch.device:
-        """Where the parameters lie."""
-        return next(self.parameters()).device
-
-    def freeze(self, part: nn.Module | nn.Parameter) -> None:
-        """Take a part out of training: no gradients, and eval mode whatever `.train()` says."""
-        part.requires_grad_(False)
-        if isinstance(part, nn.Module):
-            self._frozen.append(part.eval())
-
-    def train(self, mode: bool = True) -> BaseModel:
-        """As in torch, but frozen parts stay in eval mode (no dropout, no statistics)."""
-        super().train(mode)
-        for part in self._frozen:
-            part.eval()
-        return self
-
-    def frozen_names(self) -> set[str]:
-        """Names of the parameters that take no gradient, and of the buffers of frozen parts."""
-        inside = {id(buffer) for part in self._frozen for buffer in part.buffers()}
-        names = {name for name, parameter in self.named_parameters() if not parameter.requires_grad}
-        return names | {name for name, buffer in self.named_buffers() if id(buffer) in inside}
-
-    def trainable_state(self) -> dict[str, Tensor]:
-        """What a checkpoint must hold: persistent tensors but the frozen ones; tied tensors under their first name."""
-        frozen = self.frozen_names()
-        return {name: tensor for name, tensor in self._persistent().items() if name not in frozen}
-
-    def load_trainable_state(self, state: Mapping[str, Tensor]) -> None:
-        """Put a checkpoint's tensors in place. Frozen names may be absent; anything else that is missing, unknown or of
-        another shape raises IntegrityError that names the keys, before a single tensor is changed."""
-        mine = self._persistent()
-        fit(
-            "checkpoint", {name: mine[name] for name in mine if name in state or name not in self.frozen_names()}, state
-        )
-
-    def load_part(self, state: Mapping[str, Tensor], prefixes: tuple[str, ...], where: str) -> None:
-        """Put the tensors of one part in place; `state` may hold more, but less raises IntegrityError."""
-        part = {name: tensor for name, tensor in self._persistent().items() if name.startswith(prefixes)}
-        fit(where, part, {name: state[name] for name in part if name in state})
-
-    def _persistent(self) -> dict[str, Tensor]:
-        saved = self.state_dict(keep_vars=True)
-        buffers = {name: buffer for name, buffer in self.named_buffers() if name in saved}
-        return {**dict(self.named_parameters()), **buffers}
-
-    def optimizer_params(self, weight_decay: float) -> list[dict[str, Any]]:
-        """Parameter groups as LAVIS has them: no decay for vectors and for names with bias, ln, bn or LayerNorm."""
-        decayed: list[nn.Parameter] = []
-        plain: list[nn.Parameter] = []
-        for name, parameter in self.named_parameters():
-            if parameter.requires_grad:
-                bare = parameter.ndim < 2 or any(word in name for word in NO_DECAY)
-                (plain if bare else decayed).append(parameter)
-        groups = [{"params": decayed, "weight_decay": weight_decay}, {"params": plain, "weight_decay": 0.0}]
-        return [group for group in groups if group["params"]]
-
-    def require_trainable(self) -> None:
-        """Raises ConfigError if nothing is left to train."""
-        if not any(parameter.requires_grad for parameter in self.parameters()):
-            raise ConfigError("model", "every part is frozen", "unfreeze one, or set run.evaluate: True")
-
-
-def fit(where: str, mine: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> None:
-    """Copy `state` into tensors of the same names and shapes.
-
-    Raises IntegrityError, changing nothing, if they are not the same, or if a number is not finite.
-    """
-    shared = set(mine) & set(state)
-    wrong = [f"{n} {list(state[n].shape)} for {list(mine[n].shape)}" for n in shared if state[n].shape != mine[n].shape]
-    faults: list[tuple[str, Collection[str]]] = [
-        ("missing", set(mine) - shared),
-        ("unexpected", set(state) - shared),
-        ("of another shape", wrong),
-    ]
-    found = "; ".join(f"{len(names)} {kind}: {listed(names)}" for kind, names in faults if names)
-    if found:
-        raise IntegrityError(where, found, "load it into the architecture, sizes and freezing that it was saved from")
-    broken = [name for name, tensor in state.items() if tensor.is_floating_point() and not tensor.isfinite().all()]
-    if broken:
-        what = f"{len(broken)} tensors are not finite: {listed(broken)}"
-        raise IntegrityError(where, what, "take a checkpoint from before the loss broke")
-    with torch.no_grad():
-        for name, tensor in state.items():
-            mine[name].copy_(part_like(mine[name], tensor))
-
-
-def listed(names: Iterable[str]) -> str:
-    """The first few of some names, sorted, and how many more there are."""
-    known = sorted(names)
-    more = f" … and {len(known) - LISTED} more" if len(known) > LISTED else ""
-    return ", ".join(known[:LISTED]) + more

@@ -1,7 +1,7 @@
 """`vit_model: clip_L`: CLIP's ViT-L/14 as LAVIS has it before the Q-Former, in transformers' BLIP-2 network.
 
 LAVIS takes 22 of its 24 blocks and leaves out what follows them; the norm called `ln_vision` is BLIP-2's own. Unlike
-the EVA tower it has a norm behind the embeddings, no bias of the patches, and quick GELU. The names of theirs:
+the EVA tower it has a norm after the embeddings, no patch bias, and quick GELU. LAVIS' names → ours:
 
     visual_encoder.{class_embedding,positional_embedding}       net.vision_model.embeddings.*, with leading axes of 1
     visual_encoder.{conv1.weight,ln_pre.*}                      …embeddings.{patch_embedding.weight,pre_layernorm.*}
@@ -54,11 +54,11 @@ IN_BLOCK = (
     ("mlp.c_proj.bias", "mlp.fc2.bias"),
 )
 MARK = f"{OURS}embeddings.pre_layernorm.weight"
-"""A tensor that a CLIP tower has and an EVA tower has not."""
+"""A tensor that only a CLIP tower has, not an EVA tower."""
 
 
 def add_pre_norm(network: Any) -> Any:
-    """A network whose tower is CLIP's: a norm behind the embeddings, and no bias of the patches."""
+    """Turn the tower of a network into CLIP's, in place: a norm after the embeddings, and no patch bias."""
     embeddings, settings = network.vision_model.embeddings, network.config.vision_config
     embeddings.pre_layernorm = nn.LayerNorm(settings.hidden_size, eps=settings.layer_norm_eps)
     embeddings.patch_embedding.bias = None
@@ -67,25 +67,26 @@ def add_pre_norm(network: Any) -> Any:
 
 
 def normed(embeddings: Any, _: Any, out: Tensor) -> Tensor:
-    """The output of the embeddings behind their norm."""
+    """Forward hook: apply the norm to the output of the embeddings."""
     found: Tensor = embeddings.pre_layernorm(out)
     return found
 
 
 def from_clip(state: Mapping[str, Tensor]) -> tuple[Tensors, Tensors]:
-    """A checkpoint of LAVIS: the tensors of a CLIP tower under our names, and all others as they are."""
+    """Split a LAVIS checkpoint: the tensors of a CLIP tower under our names, and all others unchanged."""
     found, rest = {}, {}
     for name, tensor in state.items():
         mine = _renamed(name, THEIRS, OURS, 0)
         if mine:
-            found[mine] = _widened(mine, tensor)
+            wide = mine.endswith((".class_embedding", ".position_embedding"))  # [D], [P, D] → [1, 1, D], [1, P, D]
+            found[mine] = tensor.reshape(1, -1, tensor.shape[-1]) if wide else tensor
         else:
             rest[name] = tensor
     return found, rest
 
 
 def to_clip(state: Mapping[str, Tensor]) -> tuple[Tensors, Tensors]:
-    """Tensors of ours: those of a CLIP tower under LAVIS' names, and all others as they are."""
+    """Split our tensors: those of a CLIP tower under LAVIS' names, and all others unchanged."""
     if MARK not in state:
         return {}, dict(state)
     found, rest = {}, {}
@@ -98,14 +99,8 @@ def to_clip(state: Mapping[str, Tensor]) -> tuple[Tensors, Tensors]:
     return found, rest
 
 
-def _widened(name: str, tensor: Tensor) -> Tensor:
-    """[D] → [1, 1, D] for the class, [P, D] → [1, P, D] for the positions."""
-    wide = name.endswith((".class_embedding", ".position_embedding"))
-    return tensor.reshape(1, -1, tensor.shape[-1]) if wide else tensor
-
-
 def _renamed(name: str, before: str, after: str, side: int) -> str:
-    """The other name of a tensor of the tower; "" if it is none. Names of ours are on side 1."""
+    """The other name of a tower tensor, "" if it is not one; `side` of the pairs is the given name's (ours: 1)."""
     if not name.startswith(before):
         return ""
     short = name.removeprefix(before)

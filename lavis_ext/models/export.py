@@ -1,4 +1,4 @@
-"""Weights of ours for others: LAVIS' and VPGTrans' `.pth` and transformers' folders, whole or not at all."""
+"""Export of weights: LAVIS' and VPGTrans' `.pth`, transformers' folders; written atomically."""
 
 from __future__ import annotations
 
@@ -25,17 +25,17 @@ VPGTRANS = ("blip2_opt", "blip2_llama", "blip2_vicuna")
 
 @dataclass(frozen=True)
 class Exported:
-    """What was written: where, in which form, and the shape of each tensor by its name there."""
+    """What was written: where, in which form, and the shape of each tensor by its exported name."""
 
     out: Path
     form: str
     shapes: dict[str, list[int]] = field(default_factory=dict)
     left: list[str] = field(default_factory=list)
-    """Tensors of ours that the form has no place for."""
+    """Tensors that the form cannot hold."""
 
     @property
     def parts(self) -> dict[str, tuple[int, int]]:
-        """Tensors and numbers of each part, by the first word of the names."""
+        """(tensors, values) of each part, by the first component of the names."""
         found: dict[str, tuple[int, int]] = {}
         for name, shape in self.shapes.items():
             count = 1
@@ -47,10 +47,10 @@ class Exported:
 
 
 def export_upstream(checkpoint: str, out: Path, arch: str, form: str) -> Exported:
-    """What a checkpoint of ours holds as `{"model": tensors}` under upstream's names; the model is not built.
+    """Write the tensors of a checkpoint as `{"model": tensors}` under upstream's names; the model is not built.
 
-    `form` is `lavis` or `vpgtrans`. Raises ConfigError for an `arch` that upstream has not, IntegrityError for tensors
-    without a name there (as of adapters), DiskError.
+    `form` is `lavis` or `vpgtrans`. Raises ConfigError for an `arch` that upstream lacks, IntegrityError for tensors
+    without an upstream name (such as adapters), DiskError.
     """
     if form == "vpgtrans" and arch not in VPGTRANS:
         raise ConfigError(
@@ -69,8 +69,8 @@ def export_upstream(checkpoint: str, out: Path, arch: str, form: str) -> Exporte
 def export_transformers(config: ModelConfig, out: Path) -> Exported:
     """The whole network of a model section with its tokenizer, as `save_pretrained` writes it; adapters are merged.
 
-    A first stage leaves its word head and temperature behind, for which transformers' form has no place. Raises
-    ConfigError for a model that has no such network, DiskError.
+    The word head and temperature of a first stage are left out: transformers' form cannot hold them. Raises ConfigError
+    for a model without such a network, DiskError.
     """
     model: Any = build_model(config)
     network, tokenizer = getattr(model, "net", None), getattr(model, "tokenizer", None) or getattr(model, "text", None)
@@ -88,7 +88,7 @@ def export_transformers(config: ModelConfig, out: Path) -> Exported:
 
 @contextmanager
 def new_folder(out: Path) -> Iterator[Path]:
-    """A hidden folder beside `out` that takes its name when the block ends well; raises DiskError."""
+    """A hidden folder beside `out` that is renamed to `out` if the block succeeds; raises DiskError."""
     part = out.with_name(f".{out.name}.part")
     try:
         with disk_errors(out, WAY_OUT):

@@ -1,7 +1,7 @@
-"""Answers chosen from a list by their likelihood under the language model, in LAVIS' two steps (BLIP's `rank_answer`).
+"""Generation settings, ranking of candidate answers by their likelihood, and captions from the first stage.
 
-First all answers are ordered by the probability of their first token, which costs one pass; then the first
-`num_ans_candidates` of them are scored whole: the sum of log p over their tokens and the closing one.
+Ranking takes LAVIS' two steps (BLIP's `rank_answer`): all answers are ordered by the probability of their first token,
+in one pass; then the first `num_ans_candidates` are scored by the sum of log p over their tokens and the end token.
 """
 
 from __future__ import annotations
@@ -19,87 +19,56 @@ from transformers.modeling_outputs import CausalLMOutput
 from lavis_ext.common.errors import ConfigError
 from lavis_ext.models.text import TextTokens
 
+
+@dataclass(frozen=True)
+class Search:
+    """Settings of generation in LAVIS' meaning; lengths count new tokens, without the prompt."""
+
+    num_beams: int
+    max_length: int
+    min_length: int
+    repetition_penalty: float = 1.0
+    length_penalty: float = 1.0
+    num_captions: int = 1
+    sampling: bool = False
+    top_p: float = 0.9
+    temperature: float = 1.0
+
+    def arguments(self) -> dict[str, Any]:
+        """The arguments of transformers' `generate`; raises ConfigError for contradicting settings."""
+        self.check()
+        beams = {"length_penalty": self.length_penalty} if self.num_beams > 1 else {}
+        sampling = {"do_sample": True, "top_p": self.top_p, "temperature": self.temperature} if self.sampling else {}
+        return {
+            "num_beams": self.num_beams,
+            "max_new_tokens": self.max_length,
+            "min_new_tokens": self.min_length,
+            "repetition_penalty": self.repetition_penalty,
+            "num_return_sequences": self.num_captions,
+            "do_sample": False,
+            **beams,
+            **sampling,
+        }
+
+    def check(self) -> None:
+        """Raise ConfigError for contradicting settings."""
+        if self.max_length < 1 or not 0 <= self.min_length <= self.max_length:
+            what = f"lengths from {self.min_length} to {self.max_length} tokens"
+            raise ConfigError("run.min_len", what, "0 ≤ min_len ≤ max_len and 1 ≤ max_len")
+        if self.num_beams < 1:
+            raise ConfigError("run.num_beams", f"{self.num_beams} beams", "at least 1")
+        if not self.sampling and self.num_captions > self.num_beams:
+            what = f"{self.num_captions} captions from {self.num_beams} beams"
+            raise ConfigError("num_captions", what, "no more captions than beams, or use_nucleus_sampling=True")
+
+
 AT_ONCE = 32
-"""Candidates that are scored in one pass."""
+"""Candidates scored in one forward pass."""
 Ids = list[int]
 
 
-class Reading(Protocol):
-    """A batch of images and questions that the language model has read; `mask` [B, L] says where the questions are."""
-
-    mask: Tensor
-
-    def first(self) -> Tensor:
-        """Logits [B, V] of the first token of the answer."""
-
-    def logits(self, row: int, answers: Tensor) -> Tensor:
-        """Logits [K, T, V] of each token of `answers` [K, T] behind the question `row`."""
-
-
-def read(network: Any, images: Tensor, tokens: TextTokens) -> Reading:
-    """What a network (transformers' Blip2ForConditionalGeneration) makes of `images` [B,3,S,S] and questions."""
-    embeds = embed(network, images, tokens)
-    kind = DecoderReading if network.config.use_decoder_only_language_model else EncoderReading
-    return kind(network.language_model, embeds, tokens.attention_mask)
-
-
-def embed(network: Any, images: Tensor, tokens: TextTokens) -> Tensor:
-    """[B, L, E]: the embeddings of the tokens, with those of the image in its places."""
-    seen = network.vision_model(images).last_hidden_state
-    queries = network.query_tokens.expand(len(images), -1, -1)
-    out = network.qformer(query_embeds=queries, encoder_hidden_states=seen).last_hidden_state
-    words = network.get_input_embeddings()(tokens.input_ids)
-    places = (tokens.input_ids == network.config.image_token_index).unsqueeze(-1)
-    placed: Tensor = words.masked_scatter(places, network.language_projection(out).to(words.dtype))
-    return placed
-
-
-class DecoderReading:
-    """For OPT and LLaMA: the answer stands behind the question; `embeds` are padded on the left."""
-
-    def __init__(self, model: Any, embeds: Tensor, mask: Tensor) -> None:
-        self.model, self.embeds, self.mask = model, embeds, mask
-
-    def first(self) -> Tensor:
-        """Logits [B, V] behind the last token of each question."""
-        logits: Tensor = self.model(inputs_embeds=self.embeds, attention_mask=self.mask, use_cache=False).logits
-        return logits[:, -1]
-
-    def logits(self, row: int, answers: Tensor) -> Tensor:
-        """Logits [K, T, V]; pads behind an answer are not seen by what comes before them."""
-        question = self.embeds[row][self.mask[row].bool()].expand(len(answers), -1, -1)
-        both = torch.cat([question, self.model.get_input_embeddings()(answers).to(question.dtype)], dim=1)
-        logits: Tensor = self.model(inputs_embeds=both, use_cache=False).logits
-        return logits[:, question.shape[1] - 1 : -1]
-
-
-class EncoderReading:
-    """For T5: the question is in the encoder, the answer in the decoder."""
-
-    def __init__(self, model: Any, embeds: Tensor, mask: Tensor) -> None:
-        self.model, self.mask = model, mask
-        self.states = model.get_encoder()(inputs_embeds=embeds, attention_mask=mask).last_hidden_state
-
-    def first(self) -> Tensor:
-        """Logits [B, V] behind the token that starts the decoder."""
-        start = self.mask.new_full((len(self.mask), 1), self.model.config.decoder_start_token_id)
-        logits: Tensor = self.model(
-            encoder_outputs=(self.states,), attention_mask=self.mask, decoder_input_ids=start, use_cache=False
-        ).logits
-        return logits[:, 0]
-
-    def logits(self, row: int, answers: Tensor) -> Tensor:
-        """Logits [K, T, V]."""
-        count = len(answers)
-        states, mask = self.states[row].expand(count, -1, -1), self.mask[row].expand(count, -1)
-        logits: Tensor = self.model(
-            encoder_outputs=(states,), attention_mask=mask, labels=answers, use_cache=False
-        ).logits
-        return logits
-
-
 def rank(reading: Reading, answers: Sequence[Ids], count: int) -> list[int]:
-    """The index of the likeliest of `answers` (token ids, the closing one included) for each question."""
+    """The index of the most likely of `answers` (token ids with the end token) for each question."""
     first = reading.first().float().log_softmax(-1)
     openings = torch.tensor([ids[0] for ids in answers], device=first.device)
     order = first[:, openings].argsort(dim=1, descending=True, stable=True)[:, :count].tolist()
@@ -121,59 +90,85 @@ def _score(reading: Reading, row: int, answers: Sequence[Ids]) -> Tensor:
     return (found * counted).sum(1)
 
 
-# How a text is searched for: beams, lengths and penalties, under LAVIS' meaning of them.
+class Reading(Protocol):
+    """A batch of images and questions, encoded for the language model; `mask` [B, L] is 1 on image and question."""
+
+    mask: Tensor
+
+    def first(self) -> Tensor:
+        """Logits [B, V] of the first token of the answer."""
+
+    def logits(self, row: int, answers: Tensor) -> Tensor:
+        """Logits [K, T, V] of each token of `answers` [K, T] after question `row`."""
 
 
-@dataclass(frozen=True)
-class Search:
-    """Beam or greedy search; lengths count new tokens, not the prompt's."""
-
-    num_beams: int
-    max_length: int
-    min_length: int
-    repetition_penalty: float = 1.0
-    length_penalty: float = 1.0
-    num_captions: int = 1
-    sampling: bool = False
-    top_p: float = 0.9
-    temperature: float = 1.0
-
-    def arguments(self) -> dict[str, Any]:
-        """transformers' names for it; raises ConfigError for what contradicts itself."""
-        self.check()
-        beams = {"length_penalty": self.length_penalty} if self.num_beams > 1 else {}
-        sampling = {"do_sample": True, "top_p": self.top_p, "temperature": self.temperature} if self.sampling else {}
-        return {
-            "num_beams": self.num_beams,
-            "max_new_tokens": self.max_length,
-            "min_new_tokens": self.min_length,
-            "repetition_penalty": self.repetition_penalty,
-            "num_return_sequences": self.num_captions,
-            "do_sample": False,
-            **beams,
-            **sampling,
-        }
-
-    def check(self) -> None:
-        """Raises ConfigError for what contradicts itself."""
-        if self.max_length < 1 or not 0 <= self.min_length <= self.max_length:
-            what = f"lengths from {self.min_length} to {self.max_length} tokens"
-            raise ConfigError("run.min_len", what, "0 ≤ min_len ≤ max_len and 1 ≤ max_len")
-        if self.num_beams < 1:
-            raise ConfigError("run.num_beams", f"{self.num_beams} beams", "at least 1")
-        if not self.sampling and self.num_captions > self.num_beams:
-            what = f"{self.num_captions} captions from {self.num_beams} beams"
-            raise ConfigError("num_captions", what, "no more captions than beams, or use_nucleus_sampling=True")
+def read(network: Any, images: Tensor, tokens: TextTokens) -> Reading:
+    """Encode `images` [B,3,S,S] and questions by transformers' Blip2ForConditionalGeneration."""
+    embeds = embed(network, images, tokens)
+    kind = DecoderReading if network.config.use_decoder_only_language_model else EncoderReading
+    return kind(network.language_model, embeds, tokens.attention_mask)
 
 
-# The first stage writes: its Q-Former under transformers' search, one token behind the other, after `[DEC]`.
+def embed(network: Any, images: Tensor, tokens: TextTokens) -> Tensor:
+    """[B, L, E]: token embeddings, with the projected queries in the image places."""
+    seen = network.vision_model(images).last_hidden_state
+    queries = network.query_tokens.expand(len(images), -1, -1)
+    out = network.qformer(query_embeds=queries, encoder_hidden_states=seen).last_hidden_state
+    words = network.get_input_embeddings()(tokens.input_ids)
+    places = (tokens.input_ids == network.config.image_token_index).unsqueeze(-1)
+    placed: Tensor = words.masked_scatter(places, network.language_projection(out).to(words.dtype))
+    return placed
+
+
+class DecoderReading:
+    """For decoder-only models: the answer follows the question; `embeds` are padded on the left."""
+
+    def __init__(self, model: Any, embeds: Tensor, mask: Tensor) -> None:
+        self.model, self.embeds, self.mask = model, embeds, mask
+
+    def first(self) -> Tensor:
+        """Logits [B, V] at the last token of each question."""
+        logits: Tensor = self.model(inputs_embeds=self.embeds, attention_mask=self.mask, use_cache=False).logits
+        return logits[:, -1]
+
+    def logits(self, row: int, answers: Tensor) -> Tensor:
+        """Logits [K, T, V]; attention is causal, so pads after an answer do not change them."""
+        question = self.embeds[row][self.mask[row].bool()].expand(len(answers), -1, -1)
+        both = torch.cat([question, self.model.get_input_embeddings()(answers).to(question.dtype)], dim=1)
+        logits: Tensor = self.model(inputs_embeds=both, use_cache=False).logits
+        return logits[:, question.shape[1] - 1 : -1]
+
+
+class EncoderReading:
+    """For encoder–decoder models: the question goes to the encoder, the answer to the decoder."""
+
+    def __init__(self, model: Any, embeds: Tensor, mask: Tensor) -> None:
+        self.model, self.mask = model, mask
+        self.states = model.get_encoder()(inputs_embeds=embeds, attention_mask=mask).last_hidden_state
+
+    def first(self) -> Tensor:
+        """Logits [B, V] at the start token of the decoder."""
+        start = self.mask.new_full((len(self.mask), 1), self.model.config.decoder_start_token_id)
+        logits: Tensor = self.model(
+            encoder_outputs=(self.states,), attention_mask=self.mask, decoder_input_ids=start, use_cache=False
+        ).logits
+        return logits[:, 0]
+
+    def logits(self, row: int, answers: Tensor) -> Tensor:
+        """Logits [K, T, V]."""
+        count = len(answers)
+        states, mask = self.states[row].expand(count, -1, -1), self.mask[row].expand(count, -1)
+        logits: Tensor = self.model(
+            encoder_outputs=(states,), attention_mask=mask, labels=answers, use_cache=False
+        ).logits
+        return logits
 
 
 class FirstStageGenerator(transformers.PreTrainedModel, transformers.GenerationMixin):  # type: ignore[misc]
-    """What transformers' search asks of a language model; the weights stay those of the first stage.
+    """The first stage as a language model for transformers' `generate`, starting from `[DEC]`; it shares the weights.
 
-    All places are computed at each token: the queries before them depend on the picture alone, but transformers'
-    Q-Former keeps nothing of them.
+    Every step recomputes the whole sequence: the queries depend on the picture alone, but transformers' Q-Former has no
+    cache.
     """
 
     config_class = transformers.PretrainedConfig
@@ -182,28 +177,28 @@ class FirstStageGenerator(transformers.PreTrainedModel, transformers.GenerationM
     def __init__(self, stage: Any) -> None:
         words = stage.net.embeddings.word_embeddings.num_embeddings
         super().__init__(transformers.PretrainedConfig(vocab_size=words, use_cache=False))
-        self._stage = [stage]  # in a list: no second owner of its parameters
+        self._stage = [stage]  # in a list, so that its parameters are not registered twice
         self.generation_config = transformers.GenerationConfig(use_cache=False)
 
     @property
     def device(self) -> torch.device:
-        """Where the first stage lies."""
+        """The device of the first stage."""
         device: torch.device = self._stage[0].device
         return device
 
     @property
     def dtype(self) -> torch.dtype:
-        """That of its logits."""
+        """The dtype of its logits."""
         return torch.float32
 
     def can_generate(self) -> bool:
-        """It can."""
+        """True; transformers asks it before a search."""
         return True
 
     def prepare_inputs_for_generation(
         self, input_ids: Tensor, encoder_hidden_states: Tensor, attention_mask: Tensor | None = None, **_: Any
     ) -> dict[str, Tensor]:
-        """Tokens so far, and the picture of each row; no row has pads before its end."""
+        """The tokens so far and the picture of each row; rows have no pads before their end, so no mask is needed."""
         return {"input_ids": input_ids, "encoder_hidden_states": encoder_hidden_states}
 
     def forward(self, input_ids: Tensor, encoder_hidden_states: Tensor, **_: Any) -> CausalLMOutput:
@@ -214,7 +209,7 @@ class FirstStageGenerator(transformers.PreTrainedModel, transformers.GenerationM
 
 
 def write(stage: Any, embeds: Tensor, search: Search) -> list[str]:
-    """Texts about pictures [B, P, W] by the first stage `stage`, as `search` says."""
+    """Captions of pictures, tower outputs [B, P, W], by the first stage with these settings."""
     tokenizer = stage.tokenizer
     starts = torch.full((len(embeds), 1), tokenizer.bos_token_id, device=embeds.device)
     end = tokenizer.eos_token_id if tokenizer.sep_token_id is None else tokenizer.sep_token_id

@@ -1,4 +1,4 @@
-"""BLIP-2's second stage on transformers' network, whatever its language model: vision tower → Q-Former → projection."""
+"""BLIP-2's second stage: vision tower → Q-Former → projection → OPT, LLaMA, Flan-T5 or Vicuna."""
 
 from __future__ import annotations
 
@@ -35,14 +35,14 @@ from lavis_ext.models.weights import load_over, parts_of
 class Blip2Language(BaseModel):
     """BLIP-2 (Li et al., arXiv:2301.12597) with a decoder: the text is continued from query embeddings of the image.
 
-    `net` is transformers' Blip2ForConditionalGeneration, `text` its tokenizer with the image places. A subclass says
-    which language model it goes with (`language`, transformers' name).
+    `net` is transformers' Blip2ForConditionalGeneration, `text` its tokenizer with the image places. A subclass sets
+    `language`, transformers' name of the language model.
     """
 
     language: ClassVar[str]
     prompter: ClassVar[type[Prompter]] = Prompter
-    reads_its_own: ClassVar[bool] = True
-    """Whether a label stands where its token is read, one place behind the logits that foretell it."""
+    shifts_labels: ClassVar[bool] = True
+    """Whether labels are shifted by one against the logits (decoder-only) or aligned (encoder–decoder)."""
 
     def __init__(self, config: Blip2LanguageConfig, network: Any, tokenizer: Any) -> None:
         super().__init__()
@@ -67,9 +67,9 @@ class Blip2Language(BaseModel):
     def from_config(cls, config: Blip2LanguageConfig) -> Blip2Language:
         """From `pretrained` (folder or hub name), or from scratch by `sizes`; then `finetuned` and parts over it.
 
-        Where `pretrained` has a language model of another kind, its visual parts are put before that of the `*_model`
-        key (VPGTrans' transfer). Random weights follow torch's global seed. Raises ConfigError, NetworkError or
-        IntegrityError.
+        Where `pretrained` has a language model of another kind, its visual parts are combined with that of the
+        `*_model` key (VPGTrans' transfer). Random weights follow torch's global seed. Raises ConfigError, NetworkError
+        or IntegrityError.
         """
         require_usable(config)
         network, tokenizer = assemble(config, cls.language, config.language_key)
@@ -78,7 +78,7 @@ class Blip2Language(BaseModel):
         return model
 
     def load_parts(self, config: Blip2LanguageConfig) -> None:
-        """Put `finetuned` over the weights, and then the parts that `qformer_weight_path`, `proj_weight_path` name."""
+        """Load `finetuned`, then the parts named by `qformer_weight_path` and `proj_weight_path`."""
         if config.load_finetuned and config.finetuned:
             load_over(self, config.finetuned, "model.finetuned")
         for key in ("qformer_weight_path", "proj_weight_path"):
@@ -87,7 +87,7 @@ class Blip2Language(BaseModel):
                 self.load_part(state, prefixes, f"model.{key} {path}")
 
     def train(self, mode: bool = True) -> Blip2Language:
-        """As every model's; adapters of the frozen language model train (they have a dropout)."""
+        """As in the base class, but adapters of the frozen language model follow `mode`: they have dropout."""
         super().train(mode)
         for part in adapter_parts(self.net.language_model):
             part.train(mode)
@@ -96,25 +96,25 @@ class Blip2Language(BaseModel):
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """`image` [B,3,S,S], `text_input` (list of B)[, `text_output`] → `loss`: mean next-token cross entropy.
 
-        With `learn: text_output` the tokens of `text_input` are read and not learnt, else those of `prompt`.
+        The tokens of `text_input` with `learn: text_output`, else those of `prompt`, are input without a loss.
         """
         return {"loss": self._learn(batch)[0].loss}
 
     def outputs(self, batch: Batch, view: str = "full", hidden: bool = False, attentions: bool = False) -> Outputs:
-        """One forward pass: logits [N, V] of the N tokens to learn, row by row; `extra` holds them as `labels`.
+        """One forward pass: logits [N, V] of the N tokens to learn, row by row, which are `extra["labels"]` [N].
 
-        Raises ConfigError for another view, and where more than logits is asked for.
+        Raises ConfigError for another view, and for hidden states or attentions.
         """
         if view != "full" or hidden or attentions:
-            what = f"a {type(self).__name__} gives the logits of the full view, and no more"
+            what = f"a {type(self).__name__} gives only the logits of the full view"
             raise ConfigError("run.distill.terms", what, "use vanilla_kd, soft_ce or akd")
         found, labels = self._learn(batch)
-        logits, wanted = (found.logits[:, :-1], labels[:, 1:]) if self.reads_its_own else (found.logits, labels)
+        logits, wanted = (found.logits[:, :-1], labels[:, 1:]) if self.shifts_labels else (found.logits, labels)
         learnt = wanted != IGNORED
         return Outputs(logits[learnt], extra={"labels": wanted[learnt]})
 
     def losses(self, outputs: Outputs, batch: Batch) -> dict[str, Tensor]:
-        """`loss`: the same mean cross entropy."""
+        """`loss`: the mean cross entropy, as `forward` gives it."""
         return {"loss": F.cross_entropy(outputs.logits.float(), outputs.extra["labels"])}
 
     def encoder_layers(self) -> nn.ModuleList:
@@ -123,7 +123,7 @@ class Blip2Language(BaseModel):
         return layers
 
     def _learn(self, batch: Batch) -> tuple[Any, Tensor]:
-        """transformers' output for a batch, and the labels [B, L] that it was given."""
+        """transformers' output for a batch, and its labels [B, L]."""
         images = self._images(batch)
         tokens, unlearnt = self.learning_tokens(batch)
         labels = self.text.labels(tokens, unlearnt).to(images.device)
@@ -131,14 +131,14 @@ class Blip2Language(BaseModel):
         return self.net(images, tokens.input_ids, tokens.attention_mask, labels=labels, use_cache=False), labels
 
     def learning_tokens(self, batch: Batch) -> tuple[TextTokens, int | list[int]]:
-        """The tokens of a batch, and how many at the start of each text are not to be learnt."""
+        """The tokens of a batch, and how many at the start of each text have no loss."""
         tokens = self.text.encode([text + self.config.end_sym for text in target_texts(batch)], "right")
         if learns_output_only(batch):
             return tokens, [self.text.length(text) for text in batch["text_input"]]
         return tokens, self.prompt_length
 
     def asking_tokens(self, prompts: Sequence[str]) -> TextTokens:
-        """The tokens that texts are continued from."""
+        """The tokens of prompts, padded on the left for generation."""
         return self.text.encode(prompts, "left")
 
     def generate(
@@ -172,11 +172,10 @@ class Blip2Language(BaseModel):
         prompt: str = "",
         length_penalty: float = -1.0,
     ) -> list[str]:
-        """Answers to `text_input` (questions; each put into `prompt` where it says `{}`) about `image` [B,3,S,S].
+        """Answers to `text_input` (questions, each put into `{}` of `prompt`) about `image` [B,3,S,S].
 
-        With `inference_method: rank` the likeliest of `answer_list` instead, scored whole where its first token is
-        among the `num_ans_candidates` likeliest. Lemmatised where `apply_lemmatizer` of the samples, else of the model,
-        says so.
+        With `inference_method: rank` the most likely of `answer_list`; the `num_ans_candidates` with the most likely
+        first tokens are scored whole. Lemmatised if `apply_lemmatizer` of the samples, else of the model, is set.
         """
         asked = prompts_of({**samples, "prompt": questions_of(samples, prompt)}, "")
         if inference_method == "rank":
@@ -189,8 +188,8 @@ class Blip2Language(BaseModel):
         return lemmatize(answers) if lemmas else answers
 
     def answer_ids(self, answers: Sequence[str]) -> list[list[int]]:
-        """The tokens of each answer as they are learnt behind a question, with the closing one."""
-        word = self.text.ids(["a"], special=False)[0]  # spelt behind a word, as some tokenizers mark the space
+        """The tokens of each answer as they follow a question in training, with the end token."""
+        word = self.text.ids(["a"], special=False)[0]  # after a word, since some tokenizers mark the space in the token
         rows = self.text.ids([f"a {answer}" for answer in answers], special=False, cut=False)
         return [[*row[len(word) :], self.end_id] for row in rows]
 
@@ -208,7 +207,7 @@ class Blip2Language(BaseModel):
         settings = search.arguments()
         images = self._images(samples)
         tokens = self.asking_tokens(prompts).to(images.device)
-        # Given embeddings only, transformers answers with the new tokens alone and penalises no prompt token.
+        # with embeddings in place of ids, transformers returns the new tokens only and penalises no prompt token
         embeds = self.net.get_input_embeddings()(tokens.input_ids)
         ends = {"eos_token_id": self.end_id, "pad_token_id": self.text.pad_id}
         ids = self.net.generate(images, attention_mask=tokens.attention_mask, inputs_embeds=embeds, **settings, **ends)
@@ -220,7 +219,7 @@ class Blip2Language(BaseModel):
         return fitting_images(batch, self.device, self.net.config.vision_config.image_size)
 
     def _freeze_parts(self) -> None:
-        """What `freeze_vit`, `freeze_llm` and `only_proj` name; the tower's last norm trains with the Q-Former."""
+        """Apply `freeze_vit`, `freeze_llm` and `only_proj`; the tower's last norm trains with the Q-Former."""
         net, norm = self.net, self.net.vision_model.post_layernorm
         if self.config.freeze_vit:
             self.freeze(net.vision_model)
@@ -232,101 +231,64 @@ class Blip2Language(BaseModel):
                 self.freeze(part)
 
     def _set_precision(self) -> None:
-        """Half precision for frozen towers only: what learns stays in fp32, and so does what feeds the Q-Former."""
+        """Half precision for frozen towers only: trained parts, and the input of the Q-Former, stay in fp32."""
         if self.config.freeze_llm:
             self.net.language_model.to(DTYPES[self.config.llm_precision])
         if self.config.freeze_vit:
             halve_tower(self.net.vision_model, self.config.vit_precision)
 
 
-def halve_tower(tower: Any, precision: str) -> None:
-    """A frozen vision tower in `precision`, but for its last norm, which stays fp32 and so makes all behind it."""
-    tower.to(DTYPES[precision])
-    tower.post_layernorm.float().register_forward_pre_hook(_as_float)
-
-
-def _as_float(_: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-    return tuple(item.float() for item in inputs)
-
-
-def fitting_images(batch: Batch, device: torch.device, size: int) -> Tensor:
-    """`image` [B,3,S,S] on `device`; raises ConfigError if S is not the model's."""
-    images: Tensor = batch["image"].to(device)
-    if tuple(images.shape[1:]) != (3, size, size):
-        found = "×".join(map(str, images.shape[1:]))
-        raise ConfigError(
-            "vis_processor.image_size", f"images of {found} for a model of 3×{size}×{size}", f"set it to {size}"
-        )
-    return images
-
-
-def require_usable(config: Blip2LanguageConfig) -> None:
-    """Raise ConfigError for keys that cannot work together, and where lemmas are asked for that cannot be had."""
-    config.require_sound()
-    if config.apply_lemmatizer:
-        load_lemmatizer()
-
-
-# BLIP-2 with a decoder of its own family: OPT as LAVIS has it, LLaMA as VPGTrans does.
-
-
 @models.register("blip2_opt", config=Blip2OptConfig)
 class Blip2Opt(Blip2Language):
-    """BLIP-2 with OPT: the caption and a line break are learnt behind the image places."""
+    """BLIP-2 with OPT: the caption and a line break are learnt after the image places."""
 
     language = "opt"
 
 
 @models.register("blip2_llama", config=Blip2LlamaConfig)
 class Blip2Llama(Blip2Language):
-    """BLIP-2 with LLaMA (VPGTrans, Zhang et al., arXiv:2305.01278): as with OPT; pads are closing tokens."""
+    """BLIP-2 with LLaMA (VPGTrans, Zhang et al., arXiv:2305.01278): as with OPT; the pad token is the end token."""
 
     language = "llama"
 
 
-# BLIP-2 with Flan-T5: image places and text go into the encoder, what is learnt or said comes out of the decoder.
-
-
 @models.register("blip2_t5", config=Blip2T5Config)
 class Blip2T5(Blip2Language):
-    """BLIP-2 with Flan-T5, a prefix language model: `text_input` is read, `text_output` is learnt.
+    """BLIP-2 with Flan-T5: `text_input` goes to the encoder with the image, `text_output` is learnt by the decoder.
 
-    Where a batch has no `text_output`, `prompt` is read and `text_input` learnt, so that plain captions train as well.
+    Without `text_output`, `prompt` is the input and `text_input` is learnt, so that plain captions train too.
     """
 
     language = "t5"
 
-    reads_its_own = False
+    shifts_labels = False
 
     def _learn(self, batch: Batch) -> tuple[Any, Tensor]:
         images = self._images(batch)
         split = "text_output" in batch
-        read = list(batch["text_input"]) if split else [self.prompt] * len(images)
-        tokens = self.asking_tokens(read).to(images.device)
+        prompts = list(batch["text_input"]) if split else [self.prompt] * len(images)
+        tokens = self.asking_tokens(prompts).to(images.device)
         labels = self.targets(batch["text_output" if split else "text_input"]).to(images.device)
         return self.net(images, tokens.input_ids, tokens.attention_mask, labels=labels, use_cache=False), labels
 
     def asking_tokens(self, prompts: Sequence[str]) -> TextTokens:
-        """Image places, prompt, closing token; pads at the end, where relative positions do not see them."""
+        """Image places, prompt, end token; padded on the right, which T5's relative positions allow."""
         closed = [[*row, self.closing_id] for row in self.text.ids(prompts, special=False)]
         return self.text.pad([self.text.places] * len(closed), closed, "right")
 
     def targets(self, texts: Sequence[str]) -> Tensor:
-        """[B, L] output tokens with the closing one, pads ignored."""
+        """Labels [B, L]: output tokens with the end token; pads are IGNORED."""
         rows = [torch.tensor([*row, self.closing_id]) for row in self.text.ids(texts, special=False)]
         return pad_sequence(rows, batch_first=True, padding_value=IGNORED)
 
     def answer_ids(self, answers: Sequence[str]) -> list[list[int]]:
-        """The tokens of each answer as the decoder learns them, with the closing one."""
+        """The tokens of each answer as the decoder learns them, with the end token."""
         return [[*row, self.closing_id] for row in self.text.ids(answers, special=False)]
 
     @property
     def closing_id(self) -> int:
-        """The token that closes every text of T5, which `end_sym` has no part in."""
+        """T5's end token, which does not depend on `end_sym`."""
         return int(self.text.tokenizer.eos_token_id)
-
-
-# BLIP-2 with Vicuna: answers to instructions about an image, in MiniGPT-4's frame (VPGTrans' third step).
 
 
 INSTRUCTIONS = (
@@ -335,18 +297,19 @@ INSTRUCTIONS = (
     "Please provide a detailed description of the picture.",
     "Could you describe the contents of this image for me?",
 )
-"""MiniGPT-4's, one of which is drawn for each sample."""
+"""MiniGPT-4's instructions; one is drawn for each sample."""
 
 
 @models.register("blip2_vicuna", config=Blip2LlamaConfig)
 class Blip2Vicuna(Blip2Language):
-    """BLIP-2 with Vicuna: `###Human: <Img>`image`</Img>` instruction `###Assistant: ` and then the text to learn.
+    """BLIP-2 with Vicuna in MiniGPT-4's frame: `###Human: <Img>`image`</Img>` instruction `###Assistant: ` text.
 
-    In training the instruction is drawn from `INSTRUCTIONS`, by torch's generator; in generation it is the prompt.
+    Only the text is learnt. In training the instruction is drawn from `INSTRUCTIONS`, by torch's generator; in
+    generation it is the prompt.
     """
 
     language = "llama"
-    prompter: type[Prompter] = ChatPrompter  # type: ignore[misc]  # the class variable of a subclass
+    prompter: type[Prompter] = ChatPrompter  # type: ignore[misc]  # a subclass narrows the class variable
     text: ChatPrompter
 
     def learning_tokens(self, batch: Batch) -> tuple[TextTokens, int | list[int]]:
@@ -365,5 +328,33 @@ class Blip2Vicuna(Blip2Language):
         return self.text.frame([""] * len(prompts), instructions, "left")
 
     def answer_ids(self, answers: Sequence[str]) -> list[list[int]]:
-        """The tokens of each answer as they stand behind the frame, with the closing one."""
+        """The tokens of each answer as they follow the frame, with the end token."""
         return [[*row, self.end_id] for row in self.text.ids(answers, special=False)]
+
+
+def halve_tower(tower: Any, precision: str) -> None:
+    """Convert a frozen vision tower to `precision`; its last norm, and so its output, stays in fp32."""
+    tower.to(DTYPES[precision])
+
+    def as_float(_: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        return tuple(item.float() for item in inputs)
+
+    tower.post_layernorm.float().register_forward_pre_hook(as_float)
+
+
+def fitting_images(batch: Batch, device: torch.device, size: int) -> Tensor:
+    """`image` [B,3,S,S] on `device`; raises ConfigError if S is not the model's."""
+    images: Tensor = batch["image"].to(device)
+    if tuple(images.shape[1:]) != (3, size, size):
+        found = "×".join(map(str, images.shape[1:]))
+        raise ConfigError(
+            "vis_processor.image_size", f"images of {found} for a model of 3×{size}×{size}", f"set it to {size}"
+        )
+    return images
+
+
+def require_usable(config: Blip2LanguageConfig) -> None:
+    """Raise ConfigError for keys that contradict each other, and for `apply_lemmatizer` without its package."""
+    config.require_sound()
+    if config.apply_lemmatizer:
+        load_lemmatizer()

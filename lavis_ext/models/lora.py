@@ -1,4 +1,4 @@
-"""Low-rank adapters on a frozen language model, put in place by peft: they alone learn and are saved of it."""
+"""Low-rank adapters on a frozen language model by peft; and a Q-Former that starts from BERT, as in LAVIS."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ TARGETS = {"t5": ["q", "v"], "opt": ["q_proj", "v_proj"], "llama": ["q_proj", "v
 
 
 def add_adapters(language_model: Any, settings: LoraConfig, kind: str) -> None:
-    """Put adapters beside the layers that `settings` name, in place; at first they change nothing.
+    """Add adapters to the layers that `settings` name, in place; initially they change no output.
 
     `kind` is transformers' name of the language model. The adapted layer `x` becomes `x.base_layer`, with `x.lora_A`
-    and `x.lora_B`. Raises ConfigError where peft is missing, or refuses.
+    and `x.lora_B`. Raises ConfigError if peft is missing or refuses the target modules.
     """
     if importlib.util.find_spec("peft") is None:
         raise ConfigError("model.lora", "the package peft is not installed", "pip install 'lavis_ext[lora]'")
@@ -40,20 +40,20 @@ def add_adapters(language_model: Any, settings: LoraConfig, kind: str) -> None:
 
 
 def adapter_parts(language_model: nn.Module) -> Iterator[nn.Module]:
-    """The modules that hold what the adapters learn, and their dropout."""
+    """The modules of the adapters: their weights and dropout."""
     for name, module in language_model.named_modules():
         if name.rpartition(".")[2].startswith(MARK):
             yield module
 
 
 def release(language_model: nn.Module) -> None:
-    """Let the adapters of a frozen language model learn, in fp32 whatever precision it has."""
+    """Make the adapters of a frozen language model trainable, in fp32 whatever its precision."""
     for part in adapter_parts(language_model):
         part.float().requires_grad_(True)
 
 
 def merge_adapters(language_model: nn.Module) -> None:
-    """Put what the adapters learnt into the layers beside them, and take the adapters out; in place."""
+    """Merge the adapters into their base layers and remove them, in place."""
     for name, module in list(language_model.named_modules()):
         if hasattr(module, "base_layer") and hasattr(module, "merge"):
             module.merge()
@@ -62,9 +62,9 @@ def merge_adapters(language_model: nn.Module) -> None:
 
 
 def fit_names(state: Mapping[str, Tensor], mine: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """A checkpoint from before there were adapters, for a model with them: base layers renamed, adapters left alone.
+    """Fit a checkpoint without adapters to a model with them: base layers are renamed, adapters keep their values.
 
-    `mine` are the tensors of the model. A checkpoint that has adapters, or a model without, is left as it is.
+    `mine` are the tensors of the model. If the checkpoint has adapters, or the model has none, nothing changes.
     """
     fresh = {name: tensor for name, tensor in mine.items() if f".{MARK}" in name}
     if not fresh or any(f".{MARK}" in name for name in state):
@@ -73,16 +73,14 @@ def fit_names(state: Mapping[str, Tensor], mine: Mapping[str, Tensor]) -> dict[s
     return {**fresh, **{moved.get(name, name): tensor for name, tensor in state.items()}}
 
 
-# A Q-Former that starts from BERT, as LAVIS' does: text layers, word head and, as copies, the queries' layers.
-
-
 COPIES = (("intermediate.", "intermediate_query."), ("output.", "output_query."))
 
 
 def start_from_bert(model: Any, name: str, key: str) -> None:
-    """Put the weights of a BERT (folder or hub name) into a first-stage model; queries and cross-attention start anew.
+    """Load the weights of a BERT (folder or hub name) into a first-stage model, as LAVIS does.
 
-    Raises ConfigError where sizes differ.
+    Text layers and word head are BERT's, the queries' layers are copies; queries and cross-attention are random. Raises
+    ConfigError where sizes differ.
     """
     bert = load_masked_language_model(name, key)
     state = qformer_state(bert.state_dict())
@@ -121,7 +119,7 @@ def qformer_state(bert: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _layer(name: str, tensor: Tensor) -> dict[str, Tensor]:
-    """A weight of a text layer, and its copy for the queries where they have one of their own."""
+    """A weight of a text layer, and its copy for the queries where these have their own layer."""
     head, _, rest = name.partition(".layer.")
     number, _, part = rest.partition(".")
     copies = {

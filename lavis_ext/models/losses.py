@@ -14,17 +14,17 @@ from lavis_ext.models.settings import LossKeys
 SMOOTHING = 0.1
 IGNORED = -100
 NONE = -1
-"""The index of a negative where there is none."""
+"""The index of a negative for a row that has none."""
 
 
 def contrast_targets(ids: Tensor, all_ids: Tensor, smoothing: float = SMOOTHING) -> Tensor:
-    """[B, N] shares of each of N candidates for B rows: equal among those of the same id, smoothed over all."""
+    """[B, N] targets of N candidates for B rows: equal among candidates of the same id, smoothed over all."""
     same = (ids[:, None] == all_ids[None, :]).float()
     return (1 - smoothing) * same / same.sum(1, keepdim=True) + smoothing / len(all_ids)
 
 
 def similarities(images: Tensor, texts: Tensor, temperature: Tensor | float = 1.0) -> Tensor:
-    """[B, N] of image queries [B, Q, D] and texts [N, D], both normalised: the best query counts."""
+    """[B, N] of image queries [B, Q, D] and texts [N, D], both normalised: the maximum over the queries."""
     found: Tensor = torch.einsum("bqd,nd->bnq", images, texts).amax(-1)
     return found / temperature
 
@@ -39,9 +39,9 @@ def contrastive_loss(image_to_text: Tensor, text_to_image: Tensor, targets: Tens
 
 
 def draw_negatives(similarity: Tensor, same: Tensor) -> Tensor:
-    """[B] a candidate for each row of `similarity` [B, N], likelier the more alike, never one of the `same` id.
+    """[B] the index of a negative for each row of `similarity` [B, N], drawn by softmax, never one of the `same` id.
 
-    -1 where there is no other. Drawn from torch's generator.
+    NONE where there is no other. Drawn from torch's generator.
     """
     there = ~same.all(1)
     shares = similarity.detach().float().masked_fill(same, float("-inf")).masked_fill(~there[:, None], 0.0).softmax(1)
@@ -57,16 +57,16 @@ def matching_loss(logits: Tensor, positives: int) -> Tensor:
 
 
 def language_loss(logits: Tensor, labels: Tensor, smoothing: float = SMOOTHING) -> Tensor:
-    """Cross entropy of the next token: logits [B, L, V] of the tokens [B, L], labels of -100 passed over."""
+    """Cross entropy of the next token: logits [B, L, V] and labels [B, L], of which IGNORED ones are skipped."""
     return F.cross_entropy(
         logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten(), ignore_index=IGNORED, label_smoothing=smoothing
     )
 
 
 class Loss:
-    """A registered loss of the first stage; `keys` is what a model section gives beside `name` and `weight`.
+    """A registered loss of the first stage; `keys` are the keys of a model section beside `name` and `weight`.
 
-    It is called with what the model made of a batch (`models.stage1.Seen`) and gives a scalar.
+    It is called with `stage1.FirstStageOutputs` and returns a scalar.
     """
 
     Keys: ClassVar[type[LossKeys]] = LossKeys
@@ -75,22 +75,22 @@ class Loss:
         self.keys: Any = self.Keys() if keys is None else keys
 
     def __call__(self, seen: Any) -> Tensor:
-        """A scalar, differentiable in what was seen."""
+        """A differentiable scalar."""
         raise NotImplementedError
 
 
 @objectives.register("itc")
 class Contrast(Loss):
-    """Pictures find their texts among all, and texts their pictures."""
+    """Image–text contrast: each picture picks its text among all, and each text its picture."""
 
     def __call__(self, seen: Any) -> Tensor:
-        """`contrastive_loss` against equal shares of what shows the same picture."""
+        """`contrastive_loss`; pairs of the same picture share the target equally."""
         return contrastive_loss(seen.to_text, seen.to_image, contrast_targets(seen.ids, seen.all_ids))
 
 
 @objectives.register("itm")
 class Matching(Loss):
-    """True pairs are told from a hard negative of each picture and of each text."""
+    """Image–text matching: true pairs against a hard negative of each picture and of each text."""
 
     def __call__(self, seen: Any) -> Tensor:
         """`matching_loss`; the negatives are drawn from torch's generator."""
@@ -99,7 +99,7 @@ class Matching(Loss):
 
 @objectives.register("lm")
 class Words(Loss):
-    """The text is written from what the queries see of the picture."""
+    """Language modelling: the text is predicted from the queries' view of the picture."""
 
     def __call__(self, seen: Any) -> Tensor:
         """`language_loss` of all tokens but pads."""

@@ -1,4 +1,4 @@
-"""Transformers' BLIP-2 network: built from sizes, fitted to a tokenizer and an image size."""
+"""Transformers' BLIP-2 networks: from sizes, a folder or the hub, or combined; fitted to tokenizer and image size."""
 
 from __future__ import annotations
 
@@ -22,10 +22,75 @@ from lavis_ext.models.base_model import listed
 
 IMAGE_TOKEN = "<image>"  # noqa: S105
 DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
+RETRIEVER = "Blip2ForImageTextRetrieval"
+
+
+def assemble(config: Any, language: str, language_key: str) -> tuple[Any, Any]:
+    """Network and tokenizer of a second stage, from `pretrained`, by transfer, or from `sizes`.
+
+    `language` is the kind of language model, `language_key` the config key of its weights. Raises ConfigError if the
+    section names no weights and no sizes.
+    """
+    if config.load_pretrained and config.pretrained:
+        found = load_config(config.pretrained, "model.pretrained")
+        if kind_of(found) == language:
+            tokenizer = load_tokenizer(config.tokenizer or config.pretrained, "model.pretrained")
+            network = load_network(config.pretrained, "model.pretrained", config)
+        else:
+            network, tokenizer = transfer(config, found, language, language_key)
+        return fit_image_size(network, config.image_size), tokenizer
+    if config.sizes and config.tokenizer:
+        tokenizer = load_tokenizer(config.tokenizer, "model.tokenizer")
+        return build_network(config, tokenizer, language), tokenizer
+    way_out = "name a folder or hub model, or give model.sizes and model.tokenizer"
+    raise ConfigError("model.pretrained", "no weights to start from", way_out)
+
+
+def kind_of(settings: Any) -> str:
+    """transformers' name of the language model of a BLIP-2 configuration; "" if it has none, as in the first stage."""
+    if RETRIEVER in (getattr(settings, "architectures", None) or ()):
+        return ""
+    return str(getattr(getattr(settings, "text_config", None), "model_type", ""))
+
+
+def transfer(config: Any, found: Any, language: str, language_key: str) -> tuple[Any, Any]:
+    """Combine the visual parts of `pretrained` with another language model; the projection is random.
+
+    The language model of `pretrained` is neither built nor kept.
+    """
+    name = getattr(config, language_key)
+    if not name:
+        what = f"its language model is '{kind_of(found) or 'none'}', {config.arch} needs '{language}'"
+        raise ConfigError("model.pretrained", what, f"name the new one in model.{language_key}")
+    key = f"model.{language_key}"
+    tokenizer, model = load_tokenizer(config.tokenizer or name, key), load_language_model(name, key, config, language)
+    if not hasattr(found, "qformer_config"):
+        raise ConfigError(f"model.pretrained {config.pretrained}", "is no BLIP-2", "name one in transformers' form")
+    settings = stub_config(found, model.config.hidden_size)
+    network = load_network(str(config.pretrained), "model.pretrained", config, settings)
+    network.language_model = model
+    network.config = transformers.Blip2Config(
+        vision_config=settings.vision_config.to_dict(),
+        qformer_config=settings.qformer_config.to_dict(),
+        text_config=model.config.to_dict(),
+        num_query_tokens=found.num_query_tokens,
+    )
+    return network, tokenizer
+
+
+def stub_config(found: Any, width: int) -> Any:
+    """The configuration `found` with a language model of this width without layers, which is fast to build."""
+    layers = {"num_hidden_layers": 0, "ffn_dim": 8, "num_attention_heads": 1, "vocab_size": 8, "pad_token_id": 1}
+    return transformers.Blip2Config(
+        vision_config=found.vision_config.to_dict(),
+        qformer_config={**found.qformer_config.to_dict(), "use_qformer_text_input": False},
+        text_config={"model_type": "opt", "hidden_size": width, "word_embed_proj_dim": width, **layers},
+        num_query_tokens=found.num_query_tokens,
+    )
 
 
 def build_network(config: Any, tokenizer: Any, language: str) -> Any:
-    """A network from scratch by `sizes`; `sizes` may leave out what the tokenizer and `image_size` tell.
+    """A network with random weights by `sizes`, without what follows from the tokenizer and `image_size`.
 
     `language` is transformers' name of the kind of language model.
     """
@@ -36,8 +101,16 @@ def build_network(config: Any, tokenizer: Any, language: str) -> Any:
     return initialised(transformers.Blip2ForConditionalGeneration, settings, config)
 
 
+def build_retriever(settings: Any, words: int, pad: int | None, config: Any) -> Any:
+    """A first-stage network with random weights: its Q-Former has a vocabulary of `words` too."""
+    queries = settings.qformer_config
+    queries.use_qformer_text_input, queries.vocab_size, queries.pad_token_id = True, words, pad
+    queries.cross_attention_frequency = config.cross_attention_freq
+    return initialised(transformers.Blip2ForImageTextRetrieval, settings, config)
+
+
 def blip2_config(config: Any, text: dict[str, Any] | None = None) -> Any:
-    """transformers' configuration by `sizes`; raises ConfigError for sizes that cannot be."""
+    """transformers' configuration by `sizes`; raises ConfigError for sizes that it refuses."""
     tower = clip_tower.SIZES if config.vit_model == "clip_L" else {}
     given = config.sizes.get("vision_config", {})
     vision = {"image_size": config.image_size, "initializer_range": 0.02, **tower, **given}
@@ -47,54 +120,35 @@ def blip2_config(config: Any, text: dict[str, Any] | None = None) -> Any:
             qformer_config=dict(config.sizes.get("qformer_config", {})),
             **({"text_config": text} if text else {}),
             num_query_tokens=config.num_query_token,
-            image_text_hidden_size=getattr(config, "embed_dim", 256),  # the first stage alone has one
+            image_text_hidden_size=getattr(config, "embed_dim", 256),  # only the first stage has the key
         )
 
 
-def stub_config(found: Any, width: int) -> Any:
-    """The configuration `found` with a language model of that width and no layers, so that no time goes into one."""
-    layers = {"num_hidden_layers": 0, "ffn_dim": 8, "num_attention_heads": 1, "vocab_size": 8, "pad_token_id": 1}
-    return transformers.Blip2Config(
-        vision_config=found.vision_config.to_dict(),
-        qformer_config={**found.qformer_config.to_dict(), "use_qformer_text_input": False},
-        text_config={"model_type": "opt", "hidden_size": width, "word_embed_proj_dim": width, **layers},
-        num_query_tokens=found.num_query_tokens,
-    )
-
-
-def build_retriever(settings: Any, words: int, pad: int | None, config: Any) -> Any:
-    """A first-stage network from scratch: a Q-Former that reads `words` words as well."""
-    queries = settings.qformer_config
-    queries.use_qformer_text_input, queries.vocab_size, queries.pad_token_id = True, words, pad
-    queries.cross_attention_frequency = config.cross_attention_freq
-    return initialised(transformers.Blip2ForImageTextRetrieval, settings, config)
-
-
 def initialised(kind: Any, settings: Any, config: Any) -> Any:
-    """A network with random weights and the tower of `vit_model`; raises ConfigError for sizes that cannot be."""
+    """A network with random weights and the tower of `vit_model`; raises ConfigError for sizes that it refuses."""
     with told_of_sizes():
         network = kind(settings)
-    # transformers leaves the queries at zero, where all of them would stay the same for ever
+    # transformers leaves the queries at zero, where all would get the same gradient and stay equal
     nn.init.normal_(network.query_tokens, std=settings.qformer_config.initializer_range)
     return clip_tower.add_pre_norm(network) if config.vit_model == "clip_L" else network
 
 
 @contextmanager
 def told_of_sizes() -> Iterator[None]:
-    """What transformers says against sizes becomes a ConfigError."""
+    """Turn an error of transformers about sizes into a ConfigError."""
     try:
         yield
     except (ValueError, TypeError, KeyError) as error:
         raise ConfigError("model.sizes", " ".join(str(error).split()), "see transformers' Blip2Config") from error
     except Exception as error:
-        # the checks of configuration classes raise exceptions of the hub client's own
+        # the hub client's validation of configuration classes has its own exception classes
         if "Validation" not in type(error).__name__:
             raise
         raise ConfigError("model.sizes", " ".join(str(error).split()), "see transformers' Blip2Config") from error
 
 
 def add_image_token(network: Any, tokenizer: Any) -> None:
-    """See that `<image>` is a token, that the embedding has a row for it, and that the network knows its id."""
+    """Add the token `<image>` and its embedding where they are missing, and set its id in the configuration."""
     if IMAGE_TOKEN not in tokenizer.get_vocab():
         tokenizer.add_tokens([IMAGE_TOKEN], special_tokens=True)
     if network.get_input_embeddings().num_embeddings < len(tokenizer):
@@ -103,7 +157,10 @@ def add_image_token(network: Any, tokenizer: Any) -> None:
 
 
 def fit_image_size(network: Any, size: int) -> Any:
-    """The network for images of `size`: its positions are interpolated (bicubic) where it was made for another."""
+    """Fit a network to images of `size`: positions of another size are interpolated (bicubic).
+
+    Raises ConfigError for a size that is not a multiple of the patch size.
+    """
     settings = network.config.vision_config
     if settings.image_size == size:
         return network
@@ -124,26 +181,25 @@ def resize_positions(positions: Tensor, grid: int) -> Tensor:
     first, rest = positions[:, :1], positions[:, 1:]
     side = round(rest.shape[1] ** 0.5)
     image = rest.float().transpose(1, 2).reshape(1, -1, side, side)
-    fitted = F.interpolate(image, size=(grid, grid), mode="bicubic", align_corners=False)
-    return torch.cat([first, fitted.flatten(2).transpose(1, 2).to(first.dtype)], dim=1)
+    resized = F.interpolate(image, size=(grid, grid), mode="bicubic", align_corners=False)
+    return torch.cat([first, resized.flatten(2).transpose(1, 2).to(first.dtype)], dim=1)
 
 
 def recompute(network: Any) -> None:
-    """Gradient checkpointing: layers in training mode compute their activations again instead of keeping them."""
+    """Turn on gradient checkpointing: layers recompute their activations in the backward pass."""
     # transformers 5.20 renamed the method
     enable = getattr(network, "activation_checkpointing_enable", None) or network.gradient_checkpointing_enable
     enable({"use_reentrant": False})
 
 
-# Models and tokenizers in transformers' form, from a folder or the hub; what cannot be had is one clear error.
-
+# Loading from a folder or the hub, with our errors.
 
 T = TypeVar("T")
 OFFLINE_SWITCHES = ("LAVIS_EXT_OFFLINE", "LAVIS_EXT_MIRROR", "HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE")
 
 
 def is_offline() -> bool:
-    """Whether the hub must not be asked: offline, or working from a mirror that stands in for the internet."""
+    """Whether the hub must not be used: offline, or a mirror replaces the internet."""
     return any(os.environ.get(name, "") not in ("", "0") for name in OFFLINE_SWITCHES)
 
 
@@ -153,10 +209,10 @@ def load_config(name: str, key: str) -> Any:
 
 
 def load_network(name: str, key: str, config: Any, settings: Any = None) -> Any:
-    """Blip2ForConditionalGeneration from a folder or hub name; `key` is the config key that asked for it.
+    """Blip2ForConditionalGeneration from a folder or hub name; `key` is the config key that names it.
 
-    Frozen towers are read in their own precision, so that a large one never takes up fp32 memory. With `settings` only
-    the weights that fit them are read.
+    Frozen towers are loaded in their own precision, so that a large one never takes fp32 memory. With `settings` only
+    the weights that fit them are loaded.
     """
     towers = {"vision_config": config.vit_precision, "text_config": config.llm_precision, "": "fp32"}
     dtypes = {name: DTYPES[precision] for name, precision in towers.items()}
@@ -199,9 +255,9 @@ def load_tokenizer(name: str, key: str) -> Any:
 
 
 def _weights(kind: Any, name: str, key: str, whole: bool = True, **kwargs: Any) -> Any:
-    """A model of transformers' class `kind`; raises IntegrityError where it is to be `whole` and weights are not there.
+    """A model of transformers' class `kind`; with `whole` raises IntegrityError if weights are missing.
 
-    transformers itself would start the missing ones anew with a warning.
+    transformers itself initialises missing weights at random, with a warning.
     """
     model, found = _guarded(partial(kind.from_pretrained, output_loading_info=True), name, key, **kwargs)
     missing = sorted(found["missing_keys"])
@@ -232,7 +288,7 @@ def _from_folder(load: Callable[..., T], folder: Path, key: str, **kwargs: Any) 
     except (OSError, ValueError, KeyError) as error:
         raise ConfigError(f"{key} {folder}", first_line(error), "put a model in transformers' form there") from error
     except Exception as error:
-        # the loader refuses pickled weights that want to run code with an exception class of its own
+        # torch's loader refuses pickled weights that would run code with an exception class of its own
         raise IntegrityError(f"{key} {folder}", first_line(error), "use weights in safetensors") from error
 
 
@@ -247,64 +303,6 @@ def _from_hub(load: Callable[..., T], name: str, key: str, **kwargs: Any) -> T:
 
 
 def first_line(error: BaseException) -> str:
-    """What an exception says, without its tail."""
+    """The class and the first line of an exception."""
     lines = str(error).strip().splitlines()
     return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
-
-
-# A BLIP-2 network and its tokenizer as a model section describes them: whole, from scratch, or put together.
-
-
-RETRIEVER = "Blip2ForImageTextRetrieval"
-
-
-def assemble(config: Any, language: str, language_key: str) -> tuple[Any, Any]:
-    """Network and tokenizer; `language` is the kind of language model, `language_key` the config key of its weights.
-
-    Raises ConfigError where nothing says what to start from.
-    """
-    if config.load_pretrained and config.pretrained:
-        found = load_config(config.pretrained, "model.pretrained")
-        if kind_of(found) == language:
-            tokenizer = load_tokenizer(config.tokenizer or config.pretrained, "model.pretrained")
-            network = load_network(config.pretrained, "model.pretrained", config)
-        else:
-            network, tokenizer = transfer(config, found, language, language_key)
-        return fit_image_size(network, config.image_size), tokenizer
-    if config.sizes and config.tokenizer:
-        tokenizer = load_tokenizer(config.tokenizer, "model.tokenizer")
-        return build_network(config, tokenizer, language), tokenizer
-    way_out = "name a folder or hub model, or give model.sizes and model.tokenizer"
-    raise ConfigError("model.pretrained", "no weights to start from", way_out)
-
-
-def kind_of(settings: Any) -> str:
-    """transformers' name of the language model of a BLIP-2 configuration; "" if it has none, as in the first stage."""
-    if RETRIEVER in (getattr(settings, "architectures", None) or ()):
-        return ""
-    return str(getattr(getattr(settings, "text_config", None), "model_type", ""))
-
-
-def transfer(config: Any, found: Any, language: str, language_key: str) -> tuple[Any, Any]:
-    """The visual parts of `pretrained` before another language model; the projection between them starts random.
-
-    The language model that `pretrained` came with is not built, and its weights are not kept.
-    """
-    name = getattr(config, language_key)
-    if not name:
-        what = f"its language model is '{kind_of(found) or 'none'}', {config.arch} needs '{language}'"
-        raise ConfigError("model.pretrained", what, f"name the new one in model.{language_key}")
-    key = f"model.{language_key}"
-    tokenizer, model = load_tokenizer(config.tokenizer or name, key), load_language_model(name, key, config, language)
-    if not hasattr(found, "qformer_config"):
-        raise ConfigError(f"model.pretrained {config.pretrained}", "is no BLIP-2", "name one in transformers' form")
-    settings = stub_config(found, model.config.hidden_size)
-    network = load_network(str(config.pretrained), "model.pretrained", config, settings)
-    network.language_model = model
-    network.config = transformers.Blip2Config(
-        vision_config=settings.vision_config.to_dict(),
-        qformer_config=settings.qformer_config.to_dict(),
-        text_config=model.config.to_dict(),
-        num_query_tokens=found.num_query_tokens,
-    )
-    return network, tokenizer

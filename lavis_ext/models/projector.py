@@ -1,4 +1,4 @@
-"""vpgtrans_projector: a linear map between the word embeddings of two language models, to carry a projection across."""
+"""vpgtrans_projector: a linear map between the word embeddings of two language models, to transfer a projection."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ from lavis_ext.models.weights import PROJECTION, read_checkpoint, translate
 class Projector(BaseModel):
     """VPGTrans' optional start (Zhang et al., arXiv:2305.01278 §4.2): words of one model are mapped to another's.
 
-    Learnt on captions that both tokenizers cut into as many tokens, with the loss 1 - cosine. Its checkpoints hold the
-    mapped projection too, so that they can be given as `proj_weight_path` of the new model.
+    Learnt on captions that both tokenizers split into equally many tokens, with the loss 1 - cosine. Its checkpoints
+    hold the mapped projection too, so that they serve as `proj_weight_path` of the new model.
     """
 
     def __init__(self, config: ProjectorConfig, words: tuple[nn.Embedding, nn.Embedding], tokenizers: tuple[Any, Any],
@@ -58,14 +58,14 @@ class Projector(BaseModel):
             projection = nn.Linear(width["queries"], width["source"])
         else:
             way_out = "name pretrained, opt_model and llama_model, or give sizes and tokenizer"
-            raise ConfigError("model", "nothing says between which models", way_out)
+            raise ConfigError("model", "does not say between which models", way_out)
         model = cls(config, (words[0], words[1]), (tokenizers[0], tokenizers[1]), projection.float())
         if config.proj_weight_path:
             model.load_projection(config.proj_weight_path)
         return model
 
     def load_projection(self, path: str) -> None:
-        """Take the source's projection from a checkpoint of ours or of upstream; raises IntegrityError."""
+        """Load the source's projection from a checkpoint, ours or upstream's; raises IntegrityError."""
         where = f"model.proj_weight_path {path}"
         state = translate(read_checkpoint(path, "model.proj_weight_path"), where)
         found = {n.replace(PROJECTION[0], "projection."): t for n, t in state.items() if n.startswith(PROJECTION)}
@@ -74,7 +74,7 @@ class Projector(BaseModel):
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """`text_input` (list of B) → `loss`: 1 - cosine, the mean over tokens; `matched` is the share of captions used.
 
-        A batch of which no caption is cut alike has the loss 0.
+        The loss is 0 if no caption of the batch can be used.
         """
         pairs = self.word_pairs(target_texts(batch))
         count = len(batch["text_input"])
@@ -87,7 +87,7 @@ class Projector(BaseModel):
         return {"loss": loss, "matched": loss.new_tensor(len(pairs) / count)}
 
     def word_pairs(self, texts: list[str]) -> list[list[tuple[int, int]]]:
-        """Token by token, (source id, target id) of the texts that both tokenizers cut into as many tokens."""
+        """(source id, target id) of each token, for the texts that both tokenizers split into equally many tokens."""
         cut = [one(texts, add_special_tokens=False)["input_ids"] for one in self.tokenizers]
         rows = zip(cut[0], cut[1], strict=True)
         return [list(zip(a, b, strict=True)) for a, b in rows if len(a) == len(b) > 0]
@@ -101,9 +101,9 @@ class Projector(BaseModel):
         }
 
     def trainable_state(self) -> dict[str, Tensor]:
-        """The map, and the projection that it makes."""
+        """The map and the mapped projection."""
         return {**super().trainable_state(), **self.mapped_projection()}
 
     def load_trainable_state(self, state: Mapping[str, Tensor]) -> None:
-        """Put a checkpoint's map in place; the projection follows from it."""
+        """Load a checkpoint's map; the mapped projection follows from it."""
         super().load_trainable_state({n: t for n, t in state.items() if not n.startswith(PROJECTION)})

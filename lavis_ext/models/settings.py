@@ -11,7 +11,7 @@ from lavis_ext.common.config.schema import ModelConfig, TermConfig
 from lavis_ext.common.errors import Problem, nearest
 from lavis_ext.common.registry import objectives
 
-# The keys of losses and of terms of distillation, beside `name` and `weight`, and what a term reads of a model.
+# Keys of losses and of distillation terms, beside `name` and `weight`.
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,13 +24,13 @@ class TermKeys:
     """A term of distillation."""
 
     hidden: ClassVar[bool] = False
-    """Whether it reads hidden states …"""
+    """Whether it reads hidden states."""
     attentions: ClassVar[bool] = False
-    """… and attention scores."""
+    """Whether it reads attention scores."""
 
     @classmethod
     def reads_layers(cls) -> bool:
-        """Whether logits alone are not enough."""
+        """Whether it reads more than logits."""
         return cls.hidden or cls.attentions
 
 
@@ -91,7 +91,7 @@ class LoraConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class VisionConfig(ModelConfig):
-    """What both stages have: a vision tower, a Q-Former, and texts of some length."""
+    """Keys of both stages: vision tower, Q-Former, length of texts."""
 
     image_size: Count = 224
     vit_model: Literal["eva_clip_g", "clip_L"] = "eva_clip_g"
@@ -104,7 +104,7 @@ class VisionConfig(ModelConfig):
     max_txt_len: Count = 32
 
     def problems(self, where: str = "model") -> Iterator[Problem]:
-        """Weights that cannot be trained as they are kept, and a tower that is not to be had."""
+        """Problems of a trained tower in half precision, and of CLIP's tower with `pretrained`."""
         yield from precision_problems(self.vit_precision, self.freeze_vit, "vit", where)
         if self.vit_model == "clip_L" and self.load_pretrained and self.pretrained:
             what = "clip_L is not published in transformers' form"
@@ -121,20 +121,20 @@ class Blip2Config(VisionConfig):
     bert_model: str | None = None
     """The BERT that the Q-Former starts from, a folder or hub name; None: all of it is `pretrained`'s."""
     losses: list[TermConfig] = field(default_factory=lambda: [TermConfig(name=name) for name in ("itc", "itm", "lm")])
-    """What is learnt: contrast, matching and words, each with its weight, and losses that a plug-in registers."""
+    """Contrast, matching, language modelling and losses of plug-ins, each with a weight."""
 
-    def examine(self, door: ConfigDecoder, key: str) -> None:
-        """Losses that are none of this stage's, that stand twice, and none at all."""
-        super().examine(door, key)
+    def examine(self, decoder: ConfigDecoder, key: str) -> None:
+        """Note an error for no losses, a loss given twice, and a loss of something else."""
+        super().examine(decoder, key)
         known = [name for name in objectives.names() if is_loss(name)]
         names = [loss.name for loss in self.losses]
         if not names:
-            door.note(join(key, "losses"), "names none", f"known: {', '.join(known)}")
+            decoder.note(join(key, "losses"), "names none", f"known: {', '.join(known)}")
         for name in dict.fromkeys(names):
             if names.count(name) > 1:
-                door.note(join(key, "losses"), f"'{name}' is there twice", "give it one weight")
+                decoder.note(join(key, "losses"), f"'{name}' is given twice", "give it one weight")
             if name in objectives and name not in known:
-                door.note(join(key, "losses"), f"'{name}' is no loss of the first stage", nearest(name, known))
+                decoder.note(join(key, "losses"), f"'{name}' is not a loss of the first stage", nearest(name, known))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -157,7 +157,7 @@ class Blip2LanguageConfig(VisionConfig):
     """The key that names the weights of the language model."""
 
     def problems(self, where: str = "model") -> Iterator[Problem]:
-        """Those of the tower, and the same of the language model."""
+        """Those of the tower, and a trained language model in half precision or with adapters."""
         yield from super().problems(where)
         yield from precision_problems(self.llm_precision, self.freeze_llm, "llm", where)
         if self.lora and not self.freeze_llm:
@@ -194,7 +194,7 @@ class ProjectorConfig(ModelConfig):
     """VPGTrans' map from the words of one language model to those of another."""
 
     image_size: Count = 64
-    """Of the pictures that come with the captions; no one looks at them."""
+    """Size of the pictures that come with the captions; they are not used."""
     opt_model: str | None = None
     llama_model: str | None = None
     proj_weight_path: str | None = None
@@ -209,7 +209,7 @@ def is_loss(name: str) -> bool:
 
 
 def precision_problems(precision: str, frozen: bool, part: str, where: str) -> Iterator[Problem]:
-    """Half precision of a part that is trained."""
+    """The problem of a trained part in half precision, if it is one."""
     if precision != "fp32" and not frozen:
         what = f"weights in {precision} cannot be trained: small updates are lost and gradients overflow"
         way_out = f"set {part}_precision: fp32 (run.amp may stay on) or freeze_{part}: True"

@@ -1,4 +1,4 @@
-"""BLIP-2's first stage: a Q-Former between a vision tower and texts, trained to contrast, match and describe."""
+"""BLIP-2's first stage: a Q-Former between a vision tower and texts, trained with ITC, ITM and LM losses."""
 
 from __future__ import annotations
 
@@ -34,14 +34,14 @@ from lavis_ext.models.text import prompts_of
 from lavis_ext.models.weights import load_over
 
 DECODE = "[DEC]"
-"""The token that opens a text to be written."""
+"""The token that starts a generated text."""
 FIRST_TEMPERATURE = 0.07
 Mode = Literal["image", "text", "multimodal"]
 
 
 @dataclass(frozen=True)
 class Texts:
-    """Token ids and mask, both [B, L] int64; the first token stands for the whole text."""
+    """Token ids and mask, both [B, L] int64; the feature of the first token is that of the text."""
 
     ids: Tensor
     mask: Tensor
@@ -59,9 +59,9 @@ class Blip2Features:
 
 
 class FirstStageOutputs:
-    """What the model made of one batch, for its losses; each part is made when a loss first asks for it.
+    """The outputs of the model for one batch, computed when a loss first reads them.
 
-    Ids tell the pictures of all ranks apart.
+    Ids are equal only for equal pictures, over all ranks.
     """
 
     def __init__(self, model: Blip2, batch: Batch) -> None:
@@ -72,7 +72,7 @@ class FirstStageOutputs:
 
     @cached_property
     def described(self) -> tuple[Tensor, Tensor]:
-        """Queries [B, Q, C] that see the picture alone, and logits [B, L, V] of the text written behind them."""
+        """Queries [B, Q, C], which attend to the picture only, and logits [B, L, V] of the text after them."""
         return self.model.caption_logits(self.embeds, self.texts)
 
     @cached_property
@@ -146,7 +146,7 @@ class Blip2(BaseModel):
     """BLIP-2's first stage (Li et al., arXiv:2301.12597): ITC + ITM + LM losses, features, matching scores.
 
     `net` is transformers' Blip2ForImageTextRetrieval, which has no losses and no word head: `temp` and `lm_head` are
-    ours. Across ranks images and texts are contrasted and matched with those of all.
+    ours. Contrast and matching use the images and texts of all ranks.
     """
 
     compares_samples = True
@@ -173,7 +173,7 @@ class Blip2(BaseModel):
 
     @classmethod
     def from_config(cls, config: Blip2Config) -> Blip2:
-        """From `pretrained` (folder or hub name), or from scratch by `sizes`; `finetuned` over it.
+        """From `pretrained` (folder or hub name), or random by `sizes`; then `finetuned` is loaded over it.
 
         With `bert_model` the Q-Former starts from a BERT, as LAVIS' does, and only the tower is `pretrained`'s.
         Raises ConfigError, NetworkError or IntegrityError.
@@ -198,7 +198,7 @@ class Blip2(BaseModel):
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """`image` [B,3,S,S], `text_input`[, `image_id`] → `loss`, the weighted sum of `loss_itc`, ….
 
-        Pictures of the same `image_id` (number or text) are no negatives of each other; without it all differ.
+        Pictures of the same `image_id` (number or text) are not negatives of each other; without it all differ.
         """
         seen = FirstStageOutputs(self, batch)
         values = {term.name: loss(seen) for term, loss in self.losses_to_learn}
@@ -207,13 +207,13 @@ class Blip2(BaseModel):
         return {"loss": total, **{f"loss_{name}": value for name, value in values.items()}}
 
     def encode(self, texts: Sequence[str]) -> Texts:
-        """Texts as tokens, cut and padded to `max_txt_len`, so that those of all ranks fit together."""
+        """Tokens, cut and padded to `max_txt_len`, so that those of all ranks can be gathered."""
         size = {"padding": "max_length", "truncation": True, "max_length": self.config.max_txt_len}
         found = self.tokenizer(list(texts), return_tensors="pt", **size)
         return Texts(found["input_ids"].to(self.device), found["attention_mask"].to(self.device))
 
     def texts(self, ids: Tensor, mask: Tensor) -> Texts:
-        """Tokens that were encoded before, [B, L] each."""
+        """Texts from tokens and mask, [B, L] each."""
         return Texts(ids, mask)
 
     def encode_image(self, batch: Batch) -> Tensor:
@@ -230,21 +230,21 @@ class Blip2(BaseModel):
         return read
 
     def query_image(self, embeds: Tensor) -> Tensor:
-        """The queries before an image [B, P, W] → [B, Q, C]."""
+        """Queries that attend to an image [B, P, W] → [B, Q, C]."""
         queries = self.net.query_tokens.expand(len(embeds), -1, -1)
         asked: Tensor = self.net.qformer(query_embeds=queries, encoder_hidden_states=embeds).last_hidden_state
         return asked
 
     def fuse(self, embeds: Tensor, texts: Texts) -> Tensor:
-        """Queries that see the image and the text → [B, Q, C]."""
+        """Queries that attend to the image and the text → [B, Q, C]."""
         mask = torch.cat([texts.mask.new_ones(len(embeds), self.queries), texts.mask], dim=1)
-        return self._joint(embeds, texts.ids, mask)[:, : self.queries]
+        return self._queries_and_text(embeds, texts.ids, mask)[:, : self.queries]
 
     def caption_logits(self, embeds: Tensor, texts: Texts) -> tuple[Tensor, Tensor]:
-        """Queries [B, Q, C] that see the image alone, and logits [B, L, V] of the text that is written behind them."""
+        """Queries [B, Q, C], which attend to the image only, and logits [B, L, V] of the text after them."""
         ids = texts.ids.clone()
         ids[:, 0] = self.tokenizer.bos_token_id
-        hidden = self._joint(embeds, ids, writing_mask(texts.mask, self.queries, embeds.dtype))
+        hidden = self._queries_and_text(embeds, ids, writing_mask(texts.mask, self.queries, embeds.dtype))
         words = self.lm_head(hidden[:, self.queries :], self.net.embeddings.word_embeddings.weight)
         return hidden[:, : self.queries], words
 
@@ -300,55 +300,19 @@ class Blip2(BaseModel):
             multimodal_embeds=self.fuse(self.encode_image(samples), self.encode(samples["text_input"]))
         )
 
-    def _joint(self, embeds: Tensor, ids: Tensor, mask: Tensor) -> Tensor:
+    def _queries_and_text(self, embeds: Tensor, ids: Tensor, mask: Tensor) -> Tensor:
+        """Queries and tokens [B, L] in one sequence, attending to an image → [B, Q+L, C]."""
         queries = self.net.query_tokens.expand(len(embeds), -1, -1)
         hidden = self.net.embeddings(input_ids=ids, query_embeds=queries)
-        joint: Tensor = self.net.qformer(
+        out: Tensor = self.net.qformer(
             query_embeds=hidden, query_length=self.queries, attention_mask=mask, encoder_hidden_states=embeds
         ).last_hidden_state
-        return joint
-
-
-def resize_token_embeddings(network: Any, count: int) -> None:
-    """See that the word embedding has `count` rows; new ones are random as the others were."""
-    old = network.embeddings.word_embeddings
-    if old.num_embeddings >= count:
-        return
-    new = nn.Embedding(count, old.embedding_dim, padding_idx=old.padding_idx)
-    nn.init.normal_(new.weight, std=network.config.qformer_config.initializer_range)
-    with torch.no_grad():
-        new.weight[: old.num_embeddings] = old.weight
-    network.embeddings.word_embeddings = new
-    network.config.qformer_config.vocab_size = count
-
-
-def writing_mask(mask: Tensor, queries: int, dtype: torch.dtype) -> Tensor:
-    """[B, 1, Q+L, Q+L] to add to scores: queries see queries, a word sees queries and the words up to itself."""
-    length = mask.shape[1]
-    seen = torch.ones(queries + length, queries + length, dtype=torch.bool, device=mask.device).tril()
-    seen[:queries, :queries] = True
-    there = torch.cat([mask.new_ones(len(mask), queries), mask], dim=1).bool()
-    allowed = seen[None, None] & there[:, None, None, :]
-    return torch.zeros(allowed.shape, dtype=dtype, device=mask.device).masked_fill(~allowed, torch.finfo(dtype).min)
-
-
-def identities(batch: Batch, device: torch.device) -> Tensor:
-    """[B] int64 by which pictures are told apart on all ranks: from data set and `image_id`, else all different."""
-    count = len(batch["text_input"])
-    if "image_id" not in batch:
-        return -1 - torch.arange(count, device=device) - world()[0] * 2**32
-    name, values = batch.get("dataset", ""), batch["image_id"]
-    plain = values.tolist() if isinstance(values, Tensor) else values
-    digests = [hashlib.blake2b(f"{name}/{value}".encode(), digest_size=7).digest() for value in plain]
-    return torch.tensor([int.from_bytes(digest, "big") for digest in digests], device=device)
-
-
-# blip2_image_text_matching: does this text say what this image shows?
+        return out
 
 
 @models.register("blip2_image_text_matching", config=Blip2Config)
 class Blip2Matching(Blip2):
-    """BLIP-2's first stage that scores pairs instead of learning from them (LAVIS' Blip2ITM)."""
+    """BLIP-2's first stage for scoring pairs, without training (LAVIS' Blip2ITM)."""
 
     @torch.no_grad()
     def forward(self, batch: Batch, match_head: Literal["itm", "itc"] = "itm") -> Tensor:  # type: ignore[override]
@@ -370,9 +334,43 @@ class Blip2Matching(Blip2):
         Raises ConfigError for pictures in pairs and for classes beyond these two.
         """
         if "image" not in samples:
-            raise ConfigError("model.arch", "matches one picture with a text, the samples have pairs", "name another")
+            raise ConfigError("model.arch", "takes one picture a text, the samples have two", "name another")
         labels = samples.get("label")
         if labels is not None and any(int(label) > 1 for label in labels if label is not None):
             raise ConfigError("model.arch", "knows two classes, the samples have more", "name another")
         found = {"predictions": self(samples, match_head="itm")}
         return found if labels is None else {**found, "targets": labels}
+
+
+def resize_token_embeddings(network: Any, count: int) -> None:
+    """Grow the word embedding to `count` rows; new rows are random, with the initializer's std."""
+    old = network.embeddings.word_embeddings
+    if old.num_embeddings >= count:
+        return
+    new = nn.Embedding(count, old.embedding_dim, padding_idx=old.padding_idx)
+    nn.init.normal_(new.weight, std=network.config.qformer_config.initializer_range)
+    with torch.no_grad():
+        new.weight[: old.num_embeddings] = old.weight
+    network.embeddings.word_embeddings = new
+    network.config.qformer_config.vocab_size = count
+
+
+def writing_mask(mask: Tensor, queries: int, dtype: torch.dtype) -> Tensor:
+    """Additive attention mask [B, 1, Q+L, Q+L]: queries attend to queries, a token to queries and tokens so far."""
+    length = mask.shape[1]
+    seen = torch.ones(queries + length, queries + length, dtype=torch.bool, device=mask.device).tril()
+    seen[:queries, :queries] = True
+    there = torch.cat([mask.new_ones(len(mask), queries), mask], dim=1).bool()
+    allowed = seen[None, None] & there[:, None, None, :]
+    return torch.zeros(allowed.shape, dtype=dtype, device=mask.device).masked_fill(~allowed, torch.finfo(dtype).min)
+
+
+def identities(batch: Batch, device: torch.device) -> Tensor:
+    """[B] int64 ids of pictures over all ranks: a hash of data set and `image_id`, without `image_id` all different."""
+    count = len(batch["text_input"])
+    if "image_id" not in batch:
+        return -1 - torch.arange(count, device=device) - world()[0] * 2**32
+    name, values = batch.get("dataset", ""), batch["image_id"]
+    plain = values.tolist() if isinstance(values, Tensor) else values
+    digests = [hashlib.blake2b(f"{name}/{value}".encode(), digest_size=7).digest() for value in plain]
+    return torch.tensor([int.from_bytes(digest, "big") for digest in digests], device=device)

@@ -1,4 +1,4 @@
-"""Texts → token ids for a decoder that reads image places: `[pad][image × n][text]`, or pads at the end."""
+"""Texts → token ids with image places: `[pad][image × n][text]` to generate, pads at the end to learn."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from lavis_ext.common.errors import ConfigError
 from lavis_ext.common.types import Batch
 
 IGNORED = -100
-"""The label that the loss passes over."""
+"""The label that the loss skips."""
 Side = Literal["left", "right"]
 Ids = list[int]
 
@@ -32,7 +32,7 @@ class TextTokens:
 
 
 class Prompter:
-    """A tokenizer that puts `num_query` image places before every text."""
+    """A tokenizer that puts `num_query` image tokens before every text."""
 
     def __init__(self, tokenizer: Any, image_token_id: int, num_query: int, max_txt_len: int) -> None:
         self.tokenizer = tokenizer
@@ -41,7 +41,7 @@ class Prompter:
 
     @property
     def pad_id(self) -> int:
-        """What rows are filled up with; the mask tells it from text, even where it is the closing token."""
+        """The pad token, else the end token; the mask distinguishes pads from text."""
         pad = self.tokenizer.pad_token_id
         return int(self.tokenizer.eos_token_id if pad is None else pad)
 
@@ -53,11 +53,11 @@ class Prompter:
         """Token ids of each text, with the tokenizer's own opening and closing if `special`; `cut` to `max_txt_len`."""
         limit = {"truncation": True, "max_length": self.max_txt_len} if cut else {}
         found = self.tokenizer(list(texts), add_special_tokens=special, **limit)["input_ids"]
-        # a caption may spell the image token, but only images take image places
+        # a caption may contain the text of the image token, which must not take a place of the image
         return [[token for token in row if token not in self.places] for row in found]
 
     def pad(self, heads: Sequence[Ids], texts: Sequence[Ids], side: Side) -> TextTokens:
-        """One row of ids for each head and text behind it."""
+        """Rows of head and text, padded to the longest on one side."""
         rows = [head + text for head, text in zip(heads, texts, strict=True)]
         width = max(map(len, rows))
         pads = [[self.pad_id] * (width - len(row)) for row in rows]
@@ -81,7 +81,7 @@ class Prompter:
         return len(self.tokenizer(text)["input_ids"])
 
     def end_id(self, end_sym: str) -> int:
-        """The token that ends a text: the last one of `end_sym` as it is spelt behind a word."""
+        """The token that ends a text: the last one of `end_sym` after a word."""
         ids = self.tokenizer(f"a{end_sym}", add_special_tokens=False)["input_ids"] if end_sym else []
         return int(ids[-1]) if ids else int(self.tokenizer.eos_token_id)
 
@@ -93,7 +93,7 @@ class ChatPrompter(Prompter):
     closing = "</Img> {} ###Assistant: "
 
     def frame(self, texts: Sequence[str], instructions: Sequence[str], side: Side) -> TextTokens:
-        """The opening token, the frame with its instruction, and the text behind it; only the text can be learnt."""
+        """The start token, the frame with its instruction, and the text; only the text gets labels."""
         bos = self.tokenizer.bos_token_id
         opening = ([] if bos is None else [bos]) + self.ids([self.opening], special=False, cut=False)[0]
         closings = self.ids([self.closing.replace("{}", one) for one in instructions], special=False, cut=False)
@@ -101,7 +101,7 @@ class ChatPrompter(Prompter):
 
 
 def target_texts(batch: Batch) -> list[str]:
-    """The texts to learn: `text_input`, with `text_output` behind it where a data set splits its captions."""
+    """The texts to learn: `text_input`, followed by `text_output` where a data set splits its captions."""
     texts = list(batch["text_input"])
     if "text_output" not in batch:
         return texts
@@ -109,7 +109,7 @@ def target_texts(batch: Batch) -> list[str]:
 
 
 def learns_output_only(batch: Batch) -> bool:
-    """Whether `text_input` is a question that is not to be learnt (`learn: text_output`)."""
+    """Whether only `text_output` is learnt, after a question (`learn: text_output`)."""
     return batch.get("learn") == "text_output" and "text_output" in batch
 
 
@@ -126,7 +126,7 @@ def prompts_of(samples: Batch, default: str) -> list[str]:
 
 
 def questions_of(samples: Batch, prompt: str) -> list[str]:
-    """`text_input` as a list, each put into `prompt` where it says `{}`."""
+    """`text_input` as a list, each put into `{}` of `prompt`."""
     asked = samples["text_input"]
     questions = [asked] if isinstance(asked, str) else list(asked)
     return [prompt.format(question) if prompt else question for question in questions]

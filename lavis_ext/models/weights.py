@@ -1,4 +1,21 @@
-"""Tensors from checkpoints: ours and transformers' (safetensors), LAVIS' `.pth` without running its pickle."""
+"""Weights in and out: our and transformers' safetensors, LAVIS' and VPGTrans' `.pth`, read without running pickles.
+
+`net.` is transformers' network; stage 1 has `temp` and `lm_head.` beside it. LAVIS' names → ours:
+
+    visual_encoder.{cls_token,pos_embed,patch_embed.proj.*}     net.vision_model.embeddings.*
+    visual_encoder.blocks.N.{norm1,attn,norm2,mlp}.*            net.vision_model.encoder.layers.N.*
+    visual_encoder.blocks.N.attn.{q_bias,v_bias}                …self_attn.qkv.bias, zeros between them for the keys
+    ln_vision.*                                                 net.vision_model.post_layernorm.*
+    query_tokens                                                net.query_tokens
+    Qformer.bert.embeddings.LayerNorm.*                         net.qformer.layernorm.*
+    Qformer.bert.embeddings.{word,position}_embeddings.*        net.embeddings.*                     (stage 1)
+    Qformer.bert.encoder.layer.N.{attention,crossattention}.self.*    net.qformer.encoder.layer.N.….attention.*
+    {opt,t5,llama}_proj.*                                       net.language_projection.*
+    {opt,t5,llama}_model.*                                      net.language_model.*
+    a CLIP tower                                                see clip_tower
+    vision_proj.*, text_proj.*, itm_head.*, temp                net.vision_projection.*, …, temp      (stage 1)
+    Qformer.cls.predictions.transform.{dense,LayerNorm}.*, .bias      lm_head.{dense,norm}.*, .bias   (stage 1)
+"""
 
 from __future__ import annotations
 
@@ -20,164 +37,55 @@ from lavis_ext.models.clip_tower import from_clip, to_clip
 from lavis_ext.models.lora import fit_names
 
 log = logging.getLogger(__name__)
-# What the weights of LAVIS' and VPGTrans' checkpoints are called here, there and back; nothing passes unexplained.
-#
-# Here `net.` is transformers' network; stage 1 has `temp` and `lm_head.` beside it. The names of theirs:
-#
-#     visual_encoder.{cls_token,pos_embed,patch_embed.proj.*}     net.vision_model.embeddings.*
-#     visual_encoder.blocks.N.{norm1,attn,norm2,mlp}.*            net.vision_model.encoder.layers.N.*
-#     visual_encoder.blocks.N.attn.{q_bias,v_bias}                …self_attn.qkv.bias, zeros between them for the keys
-#     ln_vision.*                                                 net.vision_model.post_layernorm.*
-#     query_tokens                                                net.query_tokens
-#     Qformer.bert.embeddings.LayerNorm.*                         net.qformer.layernorm.*
-#     Qformer.bert.embeddings.{word,position}_embeddings.*        net.embeddings.*                     (stage 1)
-#     Qformer.bert.encoder.layer.N.{attention,crossattention}.self.*    net.qformer.encoder.layer.N.….attention.*
-#     {opt,t5,llama}_proj.*                                       net.language_projection.*
-#     {opt,t5,llama}_model.*                                      net.language_model.*
-#     a CLIP tower                                                see clip_tower
-#     vision_proj.*, text_proj.*, itm_head.*, temp                net.vision_projection.*, …, temp      (stage 1)
-#     Qformer.cls.predictions.transform.{dense,LayerNorm}.*, .bias      lm_head.{dense,norm}.*, .bias   (stage 1)
 
 
 Tensors = dict[str, Tensor]
 OURS = ("net.", "lm_head.", "temp")
-TO_OURS = (
-    (r"^visual_encoder\.cls_token$", "net.vision_model.embeddings.class_embedding"),
-    (r"^visual_encoder\.pos_embed$", "net.vision_model.embeddings.position_embedding"),
-    (r"^visual_encoder\.patch_embed\.proj\.", "net.vision_model.embeddings.patch_embedding."),
-    (r"^visual_encoder\.blocks\.(\d+)\.norm([12])\.", r"net.vision_model.encoder.layers.\1.layer_norm\2."),
-    (r"^visual_encoder\.blocks\.(\d+)\.attn\.proj\.", r"net.vision_model.encoder.layers.\1.self_attn.projection."),
-    (r"^visual_encoder\.blocks\.(\d+)\.attn\.qkv\.", r"net.vision_model.encoder.layers.\1.self_attn.qkv."),
-    (r"^visual_encoder\.blocks\.(\d+)\.mlp\.", r"net.vision_model.encoder.layers.\1.mlp."),
-    (r"^ln_vision\.", "net.vision_model.post_layernorm."),
-    (r"^query_tokens$", "net.query_tokens"),
-    (r"^Qformer\.bert\.embeddings\.LayerNorm\.", "net.qformer.layernorm."),
-    (r"^Qformer\.bert\.embeddings\.(word|position)_embeddings\.", r"net.embeddings.\1_embeddings."),
-    (
-        r"^Qformer\.bert\.encoder\.layer\.(\d+)\.(attention|crossattention)\.self\.",
-        r"net.qformer.encoder.layer.\1.\2.attention.",
-    ),
-    (r"^Qformer\.bert\.encoder\.layer\.", "net.qformer.encoder.layer."),
-    (r"^(?:opt|t5|llama)_proj\.", "net.language_projection."),
-    (r"^(?:opt|t5|llama)_model\.", "net.language_model."),
-    (r"^(vision|text)_proj\.", r"net.\1_projection."),
-    (r"^itm_head\.", "net.itm_head."),
-    (r"^Qformer\.cls\.predictions\.transform\.dense\.", "lm_head.dense."),
-    (r"^Qformer\.cls\.predictions\.transform\.LayerNorm\.", "lm_head.norm."),
-    (r"^Qformer\.cls\.predictions\.bias$", "lm_head.bias"),
-    (r"^temp$", "temp"),
-)
-NOT_WEIGHTS = re.compile(r"^Qformer\.(bert\.embeddings\.position_ids|cls\.predictions\.decoder\.(weight|bias))$")
-"""A counted buffer, and second names of weights that are shared."""
-BIASES = re.compile(r"^visual_encoder\.blocks\.(\d+)\.attn\.([qv])_bias$")
+QFORMER_PARTS = ("net.query_tokens", "net.vision_model.post_layernorm.", "net.qformer.")
+PROJECTION = ("net.language_projection.",)
+TOWER = ("net.vision_model.embeddings.", "net.vision_model.encoder.")
 STAGE1_ONLY = re.compile(
     r"^(net\.(embeddings|vision_projection|text_projection|itm_head)\.|temp$|lm_head\."
     r"|net\.qformer\.encoder\.layer\.\d+\.(intermediate|output)\.)"
 )
-"""What only the first stage has a use for, but checkpoints of both may hold."""
+"""Used by the first stage only, but present in checkpoints of both."""
 
 
-def translate(state: Mapping[str, Tensor], where: str = "checkpoint") -> Tensors:
-    """A checkpoint of LAVIS or VPGTrans under our names; one of ours as it is.
+def load_over(model: BaseModel, path: str, key: str) -> None:
+    """Load a checkpoint, ours or upstream's, over a model; raises IntegrityError for what does not fit.
 
-    Raises IntegrityError for names that are in no list.
+    A model of the second stage skips what only the first stage uses.
     """
-    if any(name.startswith("net.") for name in state):
-        return dict(state)
-    tower, state = from_clip(state)
-    found = {_ours(name): tensor for name, tensor in state.items() if _is_plain(name)}
-    if "" in found:
-        unknown = [name for name in state if _is_plain(name) and not _ours(name)]
-        what = f"{len(unknown)} names that no BLIP-2 of LAVIS has: {', '.join(sorted(unknown)[:5])}"
-        raise IntegrityError(where, what, "name a checkpoint of BLIP-2")
-    return {**tower, **found, **_joined_biases(state, where)}
+    state = translate(read_checkpoint(path, key), f"{key} {path}")
+    if random_tower(model) and not any(name.startswith(TOWER) for name in state):
+        log.warning("%s holds no vision tower and model.pretrained is not loaded: the tower stays random", path)
+    mine = model.state_dict()
+    state = fit_names(state, mine)
+    model.load_trainable_state({n: t for n, t in state.items() if n in mine or not STAGE1_ONLY.match(n)})
 
 
-def to_upstream(state: Mapping[str, Tensor], language: str = "opt") -> Tensors:
-    """Tensors of ours under LAVIS' names, as its `checkpoint["model"]`; `language` is `opt`, `t5` or `llama`.
+def random_tower(model: BaseModel) -> bool:
+    """Whether the vision tower of a model was made from `sizes`, with random weights."""
+    config = getattr(model, "config", None)
+    return bool(hasattr(model, "net") and config and not (config.load_pretrained and config.pretrained))
 
-    Raises IntegrityError for names that have no counterpart.
+
+def parts_of(path: str, key: str) -> tuple[Tensors, tuple[str, ...]]:
+    """The tensors of a checkpoint, ours, LAVIS' or VPGTrans', and the prefixes of the part that `key` loads.
+
+    With the Q-Former goes the vision tower that it was trained with, if the checkpoint has it.
     """
-    found, state = to_clip(state)
-    for name, tensor in state.items():
-        if layer := re.match(r"^net\.vision_model\.encoder\.layers\.(\d+)\.self_attn\.qkv\.bias$", name):
-            queries, _, values = tensor.chunk(3)
-            prefix = f"visual_encoder.blocks.{layer[1]}.attn."
-            found |= {f"{prefix}q_bias": queries, f"{prefix}v_bias": values}
-        else:
-            found[_theirs(name, language)] = tensor
-    return found
-
-
-def _is_plain(name: str) -> bool:
-    return not NOT_WEIGHTS.match(name) and not BIASES.match(name)
-
-
-def _ours(name: str) -> str:
-    """Our name for one of theirs; "" if it is not known."""
-    for pattern, replacement in TO_OURS:
-        if re.match(pattern, name):
-            return re.sub(pattern, replacement, name)
-    return ""
-
-
-def _joined_biases(state: Mapping[str, Tensor], where: str) -> Tensors:
-    """EVA's attention has biases for queries and values; the joint one of ours has zeros for the keys."""
-    joined: Tensors = {}
-    for number in sorted({match[1] for name in state if (match := BIASES.match(name))}):
-        prefix = f"visual_encoder.blocks.{number}.attn."
-        if f"{prefix}q_bias" not in state or f"{prefix}v_bias" not in state:
-            raise IntegrityError(where, f"{prefix} has only one of q_bias and v_bias", "fetch or save it again")
-        queries, values = state[f"{prefix}q_bias"], state[f"{prefix}v_bias"]
-        name = f"net.vision_model.encoder.layers.{number}.self_attn.qkv.bias"
-        joined[name] = torch.cat([queries, torch.zeros_like(queries), values])
-    return joined
-
-
-FROM_OURS = (
-    (r"^net\.vision_model\.embeddings\.class_embedding$", "visual_encoder.cls_token"),
-    (r"^net\.vision_model\.embeddings\.position_embedding$", "visual_encoder.pos_embed"),
-    (r"^net\.vision_model\.embeddings\.patch_embedding\.", "visual_encoder.patch_embed.proj."),
-    (r"^net\.vision_model\.encoder\.layers\.(\d+)\.layer_norm([12])\.", r"visual_encoder.blocks.\1.norm\2."),
-    (r"^net\.vision_model\.encoder\.layers\.(\d+)\.self_attn\.projection\.", r"visual_encoder.blocks.\1.attn.proj."),
-    (r"^net\.vision_model\.encoder\.layers\.(\d+)\.self_attn\.qkv\.", r"visual_encoder.blocks.\1.attn.qkv."),
-    (r"^net\.vision_model\.encoder\.layers\.(\d+)\.mlp\.", r"visual_encoder.blocks.\1.mlp."),
-    (r"^net\.vision_model\.post_layernorm\.", "ln_vision."),
-    (r"^net\.query_tokens$", "query_tokens"),
-    (r"^net\.qformer\.layernorm\.", "Qformer.bert.embeddings.LayerNorm."),
-    (r"^net\.embeddings\.", "Qformer.bert.embeddings."),
-    (
-        r"^net\.qformer\.encoder\.layer\.(\d+)\.(attention|crossattention)\.attention\.",
-        r"Qformer.bert.encoder.layer.\1.\2.self.",
-    ),
-    (r"^net\.qformer\.encoder\.layer\.", "Qformer.bert.encoder.layer."),
-    (r"^net\.language_projection\.", "{}_proj."),
-    (r"^net\.language_model\.", "{}_model."),
-    (r"^net\.(vision|text)_projection\.", r"\1_proj."),
-    (r"^net\.itm_head\.", "itm_head."),
-    (r"^lm_head\.dense\.", "Qformer.cls.predictions.transform.dense."),
-    (r"^lm_head\.norm\.", "Qformer.cls.predictions.transform.LayerNorm."),
-    (r"^lm_head\.bias$", "Qformer.cls.predictions.bias"),
-    (r"^temp$", "temp"),
-)
-
-
-def _theirs(name: str, language: str) -> str:
-    for pattern, replacement in FROM_OURS:
-        if re.match(pattern, name):
-            return re.sub(pattern, replacement.replace("{}", language), name)
-    raise IntegrityError(name, "has no name in LAVIS", "export a BLIP-2 of ours")
-
-
-QFORMER_PARTS = ("net.query_tokens", "net.vision_model.post_layernorm.", "net.qformer.")
-PROJECTION = ("net.language_projection.",)
-TOWER = ("net.vision_model.embeddings.", "net.vision_model.encoder.")
+    state = translate(read_checkpoint(path, key), f"{key} {path}")
+    if key.endswith("proj_weight_path"):
+        return state, PROJECTION
+    tower = ("net.vision_model.",) if any(name.startswith(TOWER) for name in state) else ()
+    return state, (*QFORMER_PARTS, *tower)
 
 
 def read_checkpoint(path: str, key: str) -> Tensors:
-    """Tensors of a file (`.safetensors`, `.pth`) or a folder (`checkpoint_*/` of ours, or in transformers' form).
+    """Tensors of a file (`.safetensors`, `.pth`) or a folder (our `checkpoint_*/`, or transformers' form).
 
-    `key` is the config key that named it. Raises ConfigError if nothing is there, IntegrityError if it cannot be read,
+    `key` is the config key that names it. Raises ConfigError if it does not exist, IntegrityError if it cannot be read,
     UnsafeError if it is a pickle of more than tensors.
     """
     place = Path(path).expanduser()
@@ -223,47 +131,139 @@ def _read_pickled(path: Path, key: str) -> Tensors:
     return tensors
 
 
-def parts_of(path: str, key: str) -> tuple[Tensors, tuple[str, ...]]:
-    """The tensors of a checkpoint of ours, LAVIS or VPGTrans, and the prefixes of the part that `key` asks for.
-
-    A vision tower that the Q-Former was trained with goes with it where the checkpoint holds one.
-    """
-    state = translate(read_checkpoint(path, key), f"{key} {path}")
-    if key.endswith("proj_weight_path"):
-        return state, PROJECTION
-    tower = ("net.vision_model.",) if any(name.startswith(TOWER) for name in state) else ()
-    return state, (*QFORMER_PARTS, *tower)
-
-
-def load_over(model: BaseModel, path: str, key: str) -> None:
-    """Put a checkpoint of ours or of upstream over a model; raises IntegrityError for what does not fit.
-
-    What only the first stage uses is passed over by a model of the second.
-    """
-    state = translate(read_checkpoint(path, key), f"{key} {path}")
-    if random_tower(model) and not any(name.startswith(TOWER) for name in state):
-        log.warning("%s holds no vision tower, and nothing else names one: it stays random", path)
-    mine = model.state_dict()
-    state = fit_names(state, mine)
-    model.load_trainable_state({n: t for n, t in state.items() if n in mine or not STAGE1_ONLY.match(n)})
-
-
-def random_tower(model: BaseModel) -> bool:
-    """Whether the vision tower of a model was made from sizes."""
-    config = getattr(model, "config", None)
-    return bool(hasattr(model, "net") and config and not (config.load_pretrained and config.pretrained))
-
-
 def write_upstream(model: BaseModel, path: Path, language: str = "opt") -> None:
-    """Save what a model trained as LAVIS does, `{"model": tensors}`; raises DiskError.
+    """Save the trained tensors of a model in LAVIS' form, `{"model": tensors}`; raises DiskError.
 
-    `language` is what its projection is named after there: `opt`, `t5` or `llama`.
+    `language` is the prefix of the projection's name: `opt`, `t5` or `llama`.
     """
     save_upstream(to_upstream(model.trainable_state(), language), path)
 
 
 def save_upstream(tensors: Mapping[str, Tensor], path: Path) -> None:
-    """Write `{"model": tensors}` whole or not at all; raises DiskError."""
+    """Write `{"model": tensors}` atomically; raises DiskError."""
     state = {name: tensor.detach().cpu() for name, tensor in tensors.items()}
     with disk_errors(path, "free some space, or name another place", also=(RuntimeError,)), replacing(path) as part:
         torch.save({"model": state}, part)
+
+
+TO_OURS = (
+    (r"^visual_encoder\.cls_token$", "net.vision_model.embeddings.class_embedding"),
+    (r"^visual_encoder\.pos_embed$", "net.vision_model.embeddings.position_embedding"),
+    (r"^visual_encoder\.patch_embed\.proj\.", "net.vision_model.embeddings.patch_embedding."),
+    (r"^visual_encoder\.blocks\.(\d+)\.norm([12])\.", r"net.vision_model.encoder.layers.\1.layer_norm\2."),
+    (r"^visual_encoder\.blocks\.(\d+)\.attn\.proj\.", r"net.vision_model.encoder.layers.\1.self_attn.projection."),
+    (r"^visual_encoder\.blocks\.(\d+)\.attn\.qkv\.", r"net.vision_model.encoder.layers.\1.self_attn.qkv."),
+    (r"^visual_encoder\.blocks\.(\d+)\.mlp\.", r"net.vision_model.encoder.layers.\1.mlp."),
+    (r"^ln_vision\.", "net.vision_model.post_layernorm."),
+    (r"^query_tokens$", "net.query_tokens"),
+    (r"^Qformer\.bert\.embeddings\.LayerNorm\.", "net.qformer.layernorm."),
+    (r"^Qformer\.bert\.embeddings\.(word|position)_embeddings\.", r"net.embeddings.\1_embeddings."),
+    (
+        r"^Qformer\.bert\.encoder\.layer\.(\d+)\.(attention|crossattention)\.self\.",
+        r"net.qformer.encoder.layer.\1.\2.attention.",
+    ),
+    (r"^Qformer\.bert\.encoder\.layer\.", "net.qformer.encoder.layer."),
+    (r"^(?:opt|t5|llama)_proj\.", "net.language_projection."),
+    (r"^(?:opt|t5|llama)_model\.", "net.language_model."),
+    (r"^(vision|text)_proj\.", r"net.\1_projection."),
+    (r"^itm_head\.", "net.itm_head."),
+    (r"^Qformer\.cls\.predictions\.transform\.dense\.", "lm_head.dense."),
+    (r"^Qformer\.cls\.predictions\.transform\.LayerNorm\.", "lm_head.norm."),
+    (r"^Qformer\.cls\.predictions\.bias$", "lm_head.bias"),
+    (r"^temp$", "temp"),
+)
+NOT_WEIGHTS = re.compile(r"^Qformer\.(bert\.embeddings\.position_ids|cls\.predictions\.decoder\.(weight|bias))$")
+"""The position index, a constant buffer, and second names of tied weights."""
+BIASES = re.compile(r"^visual_encoder\.blocks\.(\d+)\.attn\.([qv])_bias$")
+
+
+def translate(state: Mapping[str, Tensor], where: str = "checkpoint") -> Tensors:
+    """A checkpoint of LAVIS or VPGTrans under our names; one of ours unchanged.
+
+    Raises IntegrityError for an unknown name.
+    """
+    if any(name.startswith("net.") for name in state):
+        return dict(state)
+    tower, state = from_clip(state)
+    found = {_ours(name): tensor for name, tensor in state.items() if _is_plain(name)}
+    if "" in found:
+        unknown = [name for name in state if _is_plain(name) and not _ours(name)]
+        what = f"{len(unknown)} names that LAVIS' BLIP-2 does not have: {', '.join(sorted(unknown)[:5])}"
+        raise IntegrityError(where, what, "name a checkpoint of BLIP-2")
+    return {**tower, **found, **_qkv_biases(state, where)}
+
+
+def _is_plain(name: str) -> bool:
+    return not NOT_WEIGHTS.match(name) and not BIASES.match(name)
+
+
+def _ours(name: str) -> str:
+    """Our name for one of LAVIS', "" if it is unknown."""
+    for pattern, replacement in TO_OURS:
+        if re.match(pattern, name):
+            return re.sub(pattern, replacement, name)
+    return ""
+
+
+def _qkv_biases(state: Mapping[str, Tensor], where: str) -> Tensors:
+    """Biases of EVA's attention as one of q, k, v; EVA has none for the keys, so theirs are zeros."""
+    found: Tensors = {}
+    for number in sorted({match[1] for name in state if (match := BIASES.match(name))}):
+        prefix = f"visual_encoder.blocks.{number}.attn."
+        if f"{prefix}q_bias" not in state or f"{prefix}v_bias" not in state:
+            raise IntegrityError(where, f"{prefix} has only one of q_bias and v_bias", "fetch or save it again")
+        queries, values = state[f"{prefix}q_bias"], state[f"{prefix}v_bias"]
+        name = f"net.vision_model.encoder.layers.{number}.self_attn.qkv.bias"
+        found[name] = torch.cat([queries, torch.zeros_like(queries), values])
+    return found
+
+
+FROM_OURS = (
+    (r"^net\.vision_model\.embeddings\.class_embedding$", "visual_encoder.cls_token"),
+    (r"^net\.vision_model\.embeddings\.position_embedding$", "visual_encoder.pos_embed"),
+    (r"^net\.vision_model\.embeddings\.patch_embedding\.", "visual_encoder.patch_embed.proj."),
+    (r"^net\.vision_model\.encoder\.layers\.(\d+)\.layer_norm([12])\.", r"visual_encoder.blocks.\1.norm\2."),
+    (r"^net\.vision_model\.encoder\.layers\.(\d+)\.self_attn\.projection\.", r"visual_encoder.blocks.\1.attn.proj."),
+    (r"^net\.vision_model\.encoder\.layers\.(\d+)\.self_attn\.qkv\.", r"visual_encoder.blocks.\1.attn.qkv."),
+    (r"^net\.vision_model\.encoder\.layers\.(\d+)\.mlp\.", r"visual_encoder.blocks.\1.mlp."),
+    (r"^net\.vision_model\.post_layernorm\.", "ln_vision."),
+    (r"^net\.query_tokens$", "query_tokens"),
+    (r"^net\.qformer\.layernorm\.", "Qformer.bert.embeddings.LayerNorm."),
+    (r"^net\.embeddings\.", "Qformer.bert.embeddings."),
+    (
+        r"^net\.qformer\.encoder\.layer\.(\d+)\.(attention|crossattention)\.attention\.",
+        r"Qformer.bert.encoder.layer.\1.\2.self.",
+    ),
+    (r"^net\.qformer\.encoder\.layer\.", "Qformer.bert.encoder.layer."),
+    (r"^net\.language_projection\.", "{}_proj."),
+    (r"^net\.language_model\.", "{}_model."),
+    (r"^net\.(vision|text)_projection\.", r"\1_proj."),
+    (r"^net\.itm_head\.", "itm_head."),
+    (r"^lm_head\.dense\.", "Qformer.cls.predictions.transform.dense."),
+    (r"^lm_head\.norm\.", "Qformer.cls.predictions.transform.LayerNorm."),
+    (r"^lm_head\.bias$", "Qformer.cls.predictions.bias"),
+    (r"^temp$", "temp"),
+)
+
+
+def to_upstream(state: Mapping[str, Tensor], language: str = "opt") -> Tensors:
+    """Our tensors under LAVIS' names, as in its `checkpoint["model"]`; `language` is `opt`, `t5` or `llama`.
+
+    Raises IntegrityError for a name without a counterpart.
+    """
+    found, state = to_clip(state)
+    for name, tensor in state.items():
+        if layer := re.match(r"^net\.vision_model\.encoder\.layers\.(\d+)\.self_attn\.qkv\.bias$", name):
+            queries, _, values = tensor.chunk(3)
+            prefix = f"visual_encoder.blocks.{layer[1]}.attn."
+            found |= {f"{prefix}q_bias": queries, f"{prefix}v_bias": values}
+        else:
+            found[_theirs(name, language)] = tensor
+    return found
+
+
+def _theirs(name: str, language: str) -> str:
+    for pattern, replacement in FROM_OURS:
+        if re.match(pattern, name):
+            return re.sub(pattern, replacement.replace("{}", language), name)
+    raise IntegrityError(name, "has no name in LAVIS", "export a BLIP-2 of ours")

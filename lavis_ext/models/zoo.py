@@ -1,4 +1,4 @@
-"""Models by name, with the processors that their YAML goes with: LAVIS' loading functions."""
+"""LAVIS' loading functions: models by name, with the processors of their YAML."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ Processors = dict[str, Callable[..., Any]]
 def default_config(name: str, model_type: str) -> ModelConfig:
     """The ModelConfig of `configs/models/<name>/<model_type>.yaml`; raises ConfigError with the nearest names."""
     tree, _ = model_defaults(name, model_type)
-    door = ConfigDecoder()
-    config = door.build(
+    decoder = ConfigDecoder()
+    config = decoder.build(
         ModelConfig, {"arch": name, "model_type": model_type, **tree}, f"models/{name}/{model_type}.yaml"
     )
-    door.close()
+    decoder.close()
     assert config is not None
     return config
 
@@ -38,7 +38,7 @@ def build_model(config: ModelConfig) -> BaseModel:
 def load_model(
     name: str, model_type: str, is_eval: bool = False, device: str = "cpu", checkpoint: str | None = None
 ) -> BaseModel:
-    """A model by architecture and type, `checkpoint` (a file or folder of ours) put over it; LAVIS' arguments."""
+    """A model by architecture and type, with `checkpoint` (our file or folder) loaded over it; LAVIS' arguments."""
     config = default_config(name, model_type)
     if checkpoint is not None:
         config = replace(config, load_finetuned=True, finetuned=checkpoint)
@@ -47,7 +47,7 @@ def load_model(
 
 
 def load_preprocess(config: Mapping[str, Any]) -> tuple[Processors, Processors]:
-    """Image and text processors {"train", "eval"} of a `preprocess:` section; one not named leaves items alone."""
+    """Image and text processors {"train", "eval"} of a `preprocess:` section; one that is not named changes nothing."""
     return _pair(config.get("vis_processor")), _pair(config.get("text_processor"))
 
 
@@ -79,7 +79,7 @@ def identity(item: Any) -> Any:
 
 
 class ModelZoo:
-    """The architectures and types that the configs folders declare; iterates over (arch, types), prints as a table."""
+    """The architectures and types that the configs folders declare: iterable of (arch, types), printed as a table."""
 
     def __iter__(self) -> Iterator[tuple[str, list[str]]]:
         return iter([(arch, sorted(types)) for arch, types in sorted(model_files().items())])

@@ -1,4 +1,4 @@
-"""Picture → tensor and text → text under LAVIS' processor names, with their published results."""
+"""Processors by LAVIS' names, with LAVIS' results: picture → tensor, text → text."""
 
 from __future__ import annotations
 

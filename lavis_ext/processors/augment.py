@@ -1,9 +1,9 @@
 """BLIP's RandomAugment on uint8 tensors: the ten operations of `blip_image_train`, after their published definitions.
 
 BLIP (Li et al. 2022) draws two of ten operations, applies each with probability one half, and scales them by
-strength/10. Upstream runs them in OpenCV and draws from numpy's global generator; here they are torch operations that
-draw from one generator. Tables and sums are equal; the warps interpolate at full precision where OpenCV rounds to 1/32
-pixel.
+strength/10. Upstream runs them in OpenCV and draws from numpy's global generator; here they are torch operations with
+one generator. Lookup tables and sums give equal pixels; warps interpolate at full precision, where OpenCV rounds to
+1/32 pixel.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ Sign = float
 
 
 def identity(image: Tensor, strength: float, sign: Sign) -> Tensor:
-    """Nothing."""
+    """No change."""
     return image
 
 
@@ -53,12 +53,12 @@ def sharpness(image: Tensor, strength: float, sign: Sign) -> Tensor:
 
 
 def shear_x(image: Tensor, strength: float, sign: Sign) -> Tensor:
-    """Shift each row by up to 0.3 of its number."""
+    """Shift each row by up to 0.3 of its index."""
     return _warp(image, [[1.0, sign * strength / MAX_STRENGTH * 0.3, 0.0], [0.0, 1.0, 0.0]])
 
 
 def shear_y(image: Tensor, strength: float, sign: Sign) -> Tensor:
-    """Shift each column by up to 0.3 of its number."""
+    """Shift each column by up to 0.3 of its index."""
     return _warp(image, [[1.0, 0.0, 0.0], [sign * strength / MAX_STRENGTH * 0.3, 1.0, 0.0]])
 
 
@@ -95,7 +95,7 @@ OPERATIONS: tuple[Callable[[Tensor, float, Sign], Tensor], ...] = (
 
 
 def random_augment(image: Tensor, count: int, strength: float, rng: torch.Generator | None) -> Tensor:
-    """uint8 [3,H,W] → uint8 [3,H,W]: `count` operations drawn with replacement, each applied in half of all draws."""
+    """uint8 [3,H,W] → uint8 [3,H,W]: `count` operations drawn with replacement, each applied with probability 0.5."""
     for number in torch.randint(len(OPERATIONS), (count,), generator=rng).tolist():
         applies, negative = (torch.rand(2, generator=rng) < 0.5).tolist()
         if applies:
@@ -131,7 +131,7 @@ def _equalize_channel(channel: Tensor) -> Tensor:
 
 
 def _warp(image: Tensor, forward: list[list[float]]) -> Tensor:
-    """Move pixels by a 2 × 3 matrix of pixel positions (source → target), bilinearly; FILL comes in from outside."""
+    """Move pixels by a 2 × 3 matrix of pixel positions (source → target), bilinearly; pixels from outside are FILL."""
     height, width = image.shape[-2:]
     back = torch.linalg.inv(torch.tensor([*forward, [0.0, 0.0, 1.0]], dtype=torch.float64)).float()
     rows, columns = torch.arange(height, dtype=torch.float32)[:, None], torch.arange(width, dtype=torch.float32)[None]

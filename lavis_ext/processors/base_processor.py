@@ -1,4 +1,4 @@
-"""What processors share: they are dataclasses built from a mapping, and an unknown argument is an error."""
+"""The base of processors: dataclasses that are built from a mapping; an unknown argument is an error."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ class BaseProcessor:
 
     @classmethod
     def from_config(cls, cfg: Mapping[str, Any] | ProcessorConfig | None = None) -> Self:
-        """Build from a mapping (its `name` passed over) or ProcessorConfig; raises ConfigError for an unknown key."""
+        """Build from a mapping (`name` is ignored) or ProcessorConfig; raises ConfigError for an unknown key."""
         given = dict(cfg.args if isinstance(cfg, ProcessorConfig) else cfg or {})
         given.pop("name", None)
-        door = ConfigDecoder()
-        built = door.build(cls, given, origin(cls))
-        door.close()
-        assert built is not None  # no processor of ours has a field without a default
+        decoder = ConfigDecoder()
+        built = decoder.build(cls, given, origin(cls))
+        decoder.close()
+        assert built is not None  # all fields of our processors have defaults
         return built
 
     @classmethod

@@ -1,4 +1,4 @@
-"""LAVIS' image processors: uint8 RGB in, a square out; what is random comes from the generator handed in."""
+"""LAVIS' image processors: uint8 RGB → a square, random only through the given generator; crops, resize, normalise."""
 
 from __future__ import annotations
 
@@ -26,9 +26,6 @@ from lavis_ext.processors.settings import (
     ImageProcessorKeys,
 )
 
-# Crops and resizing of uint8 RGB: torch's antialiased bicubic, and where torchvision's random crop would fall.
-
-
 RATIO = (3 / 4, 4 / 3)
 ATTEMPTS = 10
 
@@ -50,8 +47,8 @@ def to_tensor(array: np.ndarray) -> Tensor:
 def resize(image: Tensor, height: int, width: int) -> Tensor:
     """uint8 [3,H,W] → uint8 [3,height,width] by torch's antialiased bicubic.
 
-    Equal to Pillow's to rounding (0.005 of 255 on average). Both take the horizontal pass first; the newest Pillow
-    takes whichever is cheaper, which moves its own results by 0.2 of 255 where that is the vertical one.
+    Equal to Pillow's up to rounding (0.005 of 255 on average). Both do the horizontal pass first; the newest Pillow
+    does the cheaper one first, which changes its own results by 0.2 of 255 where that is the vertical one.
     """
     if image.shape[-2:] == (height, width):
         return image.contiguous()
@@ -76,7 +73,7 @@ def short_side(height: int, width: int, size: int) -> tuple[int, int]:
 
 
 def random_box(height: int, width: int, scale: tuple[float, float], rng: torch.Generator | None) -> Box:
-    """Where torchvision's RandomResizedCrop would cut, drawn in the same order.
+    """The box of torchvision's RandomResizedCrop, drawn in the same order.
 
     An area share uniform in `scale` and an aspect ratio log-uniform in 3/4 … 4/3, up to ten times until it fits; else
     the largest central box of an allowed ratio. With `rng` None torch's global generator is used, and the same seed
@@ -93,7 +90,7 @@ def random_box(height: int, width: int, scale: tuple[float, float], rng: torch.G
 
 
 def central_box(height: int, width: int) -> Box:
-    """The largest box in the middle whose ratio is allowed."""
+    """The largest central box of an allowed ratio."""
     h, w = height, width
     if width / height < RATIO[0]:
         h = round(width / RATIO[0])
@@ -103,7 +100,7 @@ def central_box(height: int, width: int) -> Box:
 
 
 def flip_half(image: Tensor, rng: torch.Generator | None) -> Tensor:
-    """The image, mirrored left to right in half of all draws."""
+    """The image, mirrored left to right with probability 0.5."""
     return image.flip(-1) if torch.rand(1, generator=rng).item() < 0.5 else image
 
 
@@ -115,13 +112,10 @@ def _below(stop: int, rng: torch.Generator | None) -> int:
     return int(torch.randint(0, stop, (1,), generator=rng).item())
 
 
-# uint8 pixels become normalised float32 in one pass, wherever the batch lies.
-
-
 def normalize(images: Tensor, mean: tuple[float, ...] = MEAN, std: tuple[float, ...] = STD) -> Tensor:
     """uint8 [...,3,H,W] → float32: `(x / 255 - mean) / std` as a multiply-add on the tensor's device.
 
-    An accelerator does it in one pass; on a CPU converting first is twice as fast, as mixed types are not vectorised.
+    On an accelerator one operation; on a CPU converting first is twice as fast, since mixed types are not vectorised.
     """
     scale = 1 / (255 * torch.tensor(std, dtype=torch.float64))
     shift = -torch.tensor(mean, dtype=torch.float64) / torch.tensor(std, dtype=torch.float64)
@@ -140,16 +134,16 @@ class Normalizer:
     std: tuple[float, ...] = STD
 
     def __call__(self, images: Tensor) -> Tensor:
-        """uint8 [...,3,H,W] → float32; anything but uint8 is returned as it is."""
+        """uint8 [...,3,H,W] → float32; other dtypes are returned unchanged."""
         return normalize(images, self.mean, self.std) if images.dtype == torch.uint8 else images
 
 
 @dataclass(frozen=True)
 class SquareImage(ImageProcessorKeys, BaseProcessor):
-    """Base: `uint8` is what a subclass says, calling it normalises the result."""
+    """Base: a subclass defines `uint8`; a call normalises its result."""
 
     def __call__(self, image: Any, rng: torch.Generator | None = None) -> Tensor:
-        """A PIL image or uint8 [H,W,3] array → normalised float32 [3,S,S]; without `rng` torch's global one serves."""
+        """A PIL image or uint8 [H,W,3] array → normalised float32 [3,S,S]; without `rng` torch's global one is used."""
         return normalize(self.uint8(as_rgb(image), rng), self.mean, self.std)
 
     def uint8(self, image: np.ndarray, rng: torch.Generator | None = None) -> Tensor:
@@ -191,7 +185,7 @@ class BlipImageTrain(BlipTrainKeys, RandomCropImage):
 @processors.register("blip_image_eval", config=BlipEvalKeys)
 @dataclass(frozen=True)
 class BlipImageEval(BlipEvalKeys, SquareImage):
-    """The whole image resized to a square, its shape not kept."""
+    """The whole image resized to a square; the aspect ratio is not kept."""
 
     def uint8(self, image: np.ndarray, rng: torch.Generator | None = None) -> Tensor:
         """uint8 [H,W,3] RGB → uint8 [3,S,S]; nothing is random."""
@@ -226,5 +220,5 @@ def as_rgb(image: Any) -> np.ndarray:
     )
     if array is None or array.dtype != np.uint8 or array.ndim != 3 or array.shape[2] != 3:
         found = type(image).__name__ if array is None else f"{array.dtype} {array.shape}"
-        raise ConfigError("image processor", f"got {found}", "hand in a PIL image or a uint8 array [H,W,3]")
+        raise ConfigError("image processor", f"got {found}", "give a PIL image or a uint8 array [H,W,3]")
     return array

@@ -31,12 +31,12 @@ class ImageProcessorKeys:
                 raise ConfigError(key, f"{given!r} is not three numbers", "give one a channel, or null for CLIP's")
             object.__setattr__(self, key, tuple(three))
         if not isinstance(self.image_size, int) or self.image_size < 1:
-            raise ConfigError("image_size", f"{self.image_size!r} is no size", "give a whole number of pixels")
+            raise ConfigError("image_size", f"{self.image_size!r} is not a size", "give a whole number of pixels")
 
 
 @dataclass(frozen=True)
 class CropKeys(ImageProcessorKeys):
-    """A random crop of at least and at most these shares of the area."""
+    """A random crop; smallest and largest share of the area."""
 
     min_scale: Positive = 0.5
     max_scale: Share = 1.0

@@ -1,4 +1,4 @@
-"""LAVIS' text processors: lower case, some signs taken out, cut to a number of words."""
+"""LAVIS' text processors: lower case, some punctuation removed, cut to a number of words."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ SPACES = re.compile(r"\s{2,}")
 @processors.register("blip_caption")
 @dataclass(frozen=True)
 class BlipCaption(BaseProcessor):
-    """Signs become spaces; `prompt` is put before the result."""
+    """Punctuation becomes spaces; `prompt` is put before the result."""
 
     prompt: str = ""
     max_words: Count = 50
@@ -34,7 +34,7 @@ class BlipCaption(BaseProcessor):
 @processors.register("blip_question")
 @dataclass(frozen=True)
 class BlipQuestion(BaseProcessor):
-    """Signs are deleted; inner and final line breaks stay, as in LAVIS."""
+    """Punctuation is deleted; inner and final line breaks stay, as in LAVIS."""
 
     max_words: Count = 50
 
@@ -44,6 +44,6 @@ class BlipQuestion(BaseProcessor):
 
 
 def first_words(text: str, limit: int) -> str:
-    """The text, or its first `limit` words as single spaces part them."""
+    """The text, or its first `limit` words, split at single spaces."""
     words = text.split(" ")
     return " ".join(words[:limit]) if len(words) > limit else text

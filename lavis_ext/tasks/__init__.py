@@ -1,4 +1,4 @@
-"""Tasks: model + loss + metric. Keys are in `settings.py`, which costs nothing to import; begin with `base.py`."""
+"""Tasks: model + loss + metric. Read `base_task.py` first; keys are in `settings.py`, which imports nothing heavy."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ __all__ = ["BaseTask", "setup_task"]
 
 
 def __getattr__(name: str) -> Any:
-    """The task classes bring torch: they are loaded where they are asked for."""
+    """Import the task classes on first use: they need torch."""
     if name not in __all__:
         raise AttributeError(f"module 'lavis_ext.tasks' has no attribute '{name}'")
     return getattr(import_module("lavis_ext.tasks.base_task"), name)

@@ -1,4 +1,4 @@
-"""vqa, gqa and aok_vqa: answer questions about images, write the official result files, score what was answered."""
+"""vqa, gqa and aok_vqa: answer questions about images, write the official result files, score the answers."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ from lavis_ext.metrics import measure
 from lavis_ext.metrics.vqa import (
     breakdown,
     direct_answer_score,
-    judge,
     lemmatize,
     matches_exactly,
     opening_of,
+    score_answers,
     vqa_accuracy,
     vqa_score,
 )
@@ -42,25 +42,25 @@ References = dict[Id, list[str]]
 
 @dataclass
 class Truth:
-    """What people answered, by question, and what kind of question it is, where that is known."""
+    """People's answers by question, and the kind of question where it is known."""
 
     answers: References = field(default_factory=dict)
     types: dict[Id, str] = field(default_factory=dict)
     openings: dict[Id, str] = field(default_factory=dict)
-    """How the question begins, as VQA sorts them: `how many`, `what color`."""
+    """The first words of the question, VQA's question type: `how many`, `what color`."""
 
 
 @tasks.register("vqa", config=VqaConfig)
 class VqaTask(BaseTask):
     """Answer with the `run:` section's prompt, beams and lengths; `agg_metrics` is the overall accuracy in per cent.
 
-    With `model.apply_lemmatizer` the answers are scored as they are (`*_raw`) and lemmatised, and the latter count.
+    With `model.apply_lemmatizer` the lemmatised answers are scored, and the raw ones as `*_raw`.
     """
 
     evaluates = True
     needs = ("predict_answers",)
     answer_list: list[str] | None = None
-    """What `inference_method: rank` chooses from."""
+    """The candidates of `inference_method: rank`."""
     metric: ClassVar[str] = "vqa"
 
     def step(self, batch: Batch) -> dict[str, Tensor]:
@@ -109,8 +109,8 @@ class VqaTask(BaseTask):
         metrics = self._metrics(answers, raw, truth) if scored else {}
         if scored:
             openings = truth.openings or asked_openings(datasets)
-            judged = judge(answers, truth.answers, truth.types, openings, self._worth)
-            write_result(breakdown_file(out_dir, split), {"split": split, **breakdown(judged)})
+            scored_answers = score_answers(answers, truth.answers, truth.types, openings, self._answer_score)
+            write_result(breakdown_file(out_dir, split), {"split": split, **breakdown(scored_answers)})
         recipe = {key: getattr(self.run, key) for key in RECIPE} | {"length_penalty": self.length_penalty}
         more = {"apply_lemmatizer": self.lemmatizes, "questions": len(answers), "metrics": metrics}
         write_result(out_dir / f"{split}_epoch{epoch}_recipe.json", recipe | more)
@@ -124,7 +124,7 @@ class VqaTask(BaseTask):
 
     @property
     def lemmatizes(self) -> bool:
-        """Whether the model section asks for lemmas."""
+        """Whether `model.apply_lemmatizer` is set."""
         return bool(getattr(getattr(self.network, "config", None), "apply_lemmatizer", False))
 
     def _metrics(self, answers: Answers, raw: Answers, truth: Truth) -> dict[str, float]:
@@ -136,15 +136,15 @@ class VqaTask(BaseTask):
         return {**found, "agg_metrics": found.get("overall", next(iter(found.values())))}
 
     def _score(self, answers: Answers, truth: Truth) -> dict[str, float]:
-        """What the metrics of the run say, of each kind of question too where VQA's own is among them."""
+        """The metrics of the run; with VQA's own also the accuracy of each kind of question."""
         named = self.run.metrics or [MetricConfig(name=self.metric)]
         found = measure(named, answers, truth.answers)
         if truth.types and any(one.name == "vqa" for one in named):
             found |= vqa_accuracy(answers, truth.answers, truth.types)
         return found
 
-    def _worth(self, answer: str, given: Sequence[str]) -> float:
-        """What one answer is worth, in [0, 1]."""
+    def _answer_score(self, answer: str, given: Sequence[str]) -> float:
+        """The score of one answer, in [0, 1]."""
         return vqa_score(answer, given)
 
     def _write(self, answers: Answers, references: References, path: Path) -> None:
@@ -152,19 +152,19 @@ class VqaTask(BaseTask):
         write_result(path, [{"question_id": name, "answer": answer} for name, answer in answers.items()])
 
     def _submit(self, answers: Answers, out_dir: Path, split: str) -> None:
-        """What a server wants where it is not the result file."""
+        """Write a submission file, where an evaluation server needs another than the result file."""
 
 
 @tasks.register("gqa", config=VqaConfig)
 class GqaTask(VqaTask):
-    """GQA: exact match; the result file shows predicted and given answers, `{split}_submission.json` is for a server.
+    """GQA: exact match; the result file shows predicted and given answers, `{split}_submission.json` is for the server.
 
     Questions whose answers are not published (`answer: null`) are answered and not scored.
     """
 
     metric: ClassVar[str] = "gqa"
 
-    def _worth(self, answer: str, given: Sequence[str]) -> float:
+    def _answer_score(self, answer: str, given: Sequence[str]) -> float:
         return float(matches_exactly(answer, given))
 
     def _write(self, answers: Answers, references: References, path: Path) -> None:
@@ -182,7 +182,7 @@ class AokvqaTask(GqaTask):
 
     metric: ClassVar[str] = "aok_vqa"
 
-    def _worth(self, answer: str, given: Sequence[str]) -> float:
+    def _answer_score(self, answer: str, given: Sequence[str]) -> float:
         return direct_answer_score(answer, given)
 
     def _write(self, answers: Answers, references: References, path: Path) -> None:
@@ -197,13 +197,13 @@ class AokvqaTask(GqaTask):
 def find_truth(datasets: Sequence[Any], named: str | None = None) -> Truth:
     """Answers of the samples in use, and of official files for those that lack them; `named` is such a file.
 
-    Raises ConfigError if a file is no official one.
+    Raises ConfigError for a file in another form.
     """
     truth = Truth()
     known = [getattr(dataset, "coco_fmt_anno_file", None) for dataset in datasets]
     for path in [named] if named else [path for path in known if path]:
         for row in read_official(Path(path).expanduser()):
-            # VQAv2 has two million answers and few thousand different ones
+            # interned: VQAv2 has two million answers, but only few thousand different ones
             truth.answers[row["question_id"]] = [sys.intern(str(one["answer"])) for one in row["answers"]]
             if "answer_type" in row:
                 truth.types[row["question_id"]] = row["answer_type"]
@@ -215,7 +215,7 @@ def find_truth(datasets: Sequence[Any], named: str | None = None) -> Truth:
 
 
 def asked_openings(datasets: Sequence[Any]) -> dict[Id, str]:
-    """How each question of the data sets begins, of those that know their rows."""
+    """The first words of each question, for data sets with rows."""
     known = [dataset for dataset in datasets if hasattr(dataset, "row") and hasattr(dataset, "__len__")]
     rows = (dataset.row(index) for dataset in known for index in range(len(dataset)))
     asked = ((row.get("question_id"), row.get("question")) for row in rows)
@@ -223,7 +223,7 @@ def asked_openings(datasets: Sequence[Any]) -> dict[Id, str]:
 
 
 def breakdown_file(out_dir: Path, split: str) -> Path:
-    """Where the report finds how the answers of a split fared by kind; the folder is made."""
+    """The file of a split's breakdown, which the report reads; the folder is created."""
     folder = out_dir / "breakdown"
     folder.mkdir(parents=True, exist_ok=True)
     return folder / f"{split}.json"
@@ -239,15 +239,15 @@ def merged_answers(split: str, datasets: Sequence[Any]) -> list[str]:
 
 
 def plain_value(name: Any) -> Id:
-    """A question's id as it is annotated: ids of GQA are texts whose zeros in front count."""
+    """A question's id as it is annotated; GQA's ids are texts, in which leading zeros matter."""
     value = name.item() if isinstance(name, Tensor) else name
     return value if isinstance(value, int) else str(value)
 
 
 def one_answer_each(batch: Batch, prompt: str) -> Batch:
-    """LAVIS' VQA batch (`answer`, `weight` in a row, `n_answers` [B]) → `text_input` asked, `text_output` answered.
+    """LAVIS' VQA batch (`answer`, `weight` in a row, `n_answers` [B]) → `text_input` (question), `text_output`.
 
-    One answer a question is drawn by its weight from torch's generator; `learn: text_output` keeps the question out of
+    One answer a question is drawn by its weight from torch's generator; `learn: text_output` excludes the question from
     the loss.
     """
     counts = batch["n_answers"].tolist()
@@ -262,12 +262,12 @@ def one_answer_each(batch: Batch, prompt: str) -> Batch:
 
 
 def read_official(path: Path) -> list[Mapping[str, Any]]:
-    """The `annotations` of an official VQA file; raises ConfigError if it is none."""
+    """The `annotations` of an official VQA file; raises ConfigError for another form."""
     try:
         rows: list[Mapping[str, Any]] = json.loads(path.read_text(encoding="utf-8"))["annotations"]
         if not all("question_id" in row and "answers" in row for row in rows):
             raise KeyError("question_id and answers")
     except (OSError, ValueError, KeyError, TypeError) as error:
-        what = f"is no official VQA annotation file ({type(error).__name__}: {error})"
+        what = f"is not an official VQA annotation file ({type(error).__name__}: {error})"
         raise ConfigError(f"run.anno_files {path}", what, "name a file with `annotations`, or leave it out") from error
     return rows

@@ -1,4 +1,4 @@
-"""A task: what one step of training computes, what one step of evaluation yields, and what the yield is worth."""
+"""The base of tasks: a training step, an evaluation step, and the metrics of an evaluation."""
 
 from __future__ import annotations
 
@@ -26,19 +26,17 @@ class BaseTask:
     evaluates: bool = False
     """Whether `valid_step` and `after_evaluation` do anything."""
     counts_batches: bool = False
-    """Whether something beside the optimizer moves with every micro-batch, so that a resume must have as many ranks."""
+    """Whether the task keeps a state that every micro-batch changes, so that a resume needs as many ranks."""
     needs: tuple[str, ...] = ()
     """Methods that the model must have."""
 
     def __init__(self, model: nn.Module, run: RunConfig) -> None:
         self.model = model
         self.run: Any = run
-        """Of the class of its keys."""
+        """An instance of `Keys`."""
         lacking = [name for name in self.needs if not hasattr(self.network, name)]
         if lacking:
-            what = (
-                f"{type(self).__name__} asks the model for `{lacking[0]}`, which {type(self.network).__name__} has not"
-            )
+            what = f"{type(self).__name__} needs `{lacking[0]}` of the model, {type(self.network).__name__} has none"
             raise ConfigError("run.task", what, "choose another task, or another model.arch")
 
     @classmethod
@@ -57,40 +55,40 @@ class BaseTask:
         return losses
 
     def before_train(self, batches: Any, total: int) -> None:
-        """Look at the data of the run, before its first step: `batches` as the loop takes them, `total` in all."""
+        """Called before the first step with the batches of the run and their total number."""
 
     def state_dict(self) -> dict[str, Any]:
-        """What a checkpoint must keep beside the model, the same on all ranks."""
+        """State for a checkpoint beside the model, the same on all ranks."""
         return {}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take back what `state_dict` gave; called before `before_train`."""
+        """Restore what `state_dict` returned; called before `before_train`."""
 
     def rank_state(self) -> dict[str, Any]:
-        """What a checkpoint must keep of this rank alone."""
+        """State of this rank for a checkpoint."""
         return {}
 
     def load_rank_state(self, state: Mapping[str, Any]) -> None:
-        """Take back what `rank_state` gave."""
+        """Restore what `rank_state` returned."""
 
     def before_evaluation(self, split: str, datasets: Sequence[Any]) -> None:
-        """Look at what is to be evaluated, before the first `valid_step` of a split and on every rank."""
+        """Called on every rank before the first `valid_step` of a split, with its data sets."""
 
     def valid_step(self, batch: Batch) -> list[Row]:
         """One evaluation batch → one row a sample; rows of all ranks are gathered before `after_evaluation`."""
         return []
 
     def share(self, rows: Sequence[Row], split: str, datasets: Sequence[Any], rank: int, world: int) -> Any:
-        """A rank's part of what `after_evaluation` takes long for, where all ranks have all rows; picklable."""
+        """This rank's part of expensive work for `after_evaluation`; all ranks have all rows; picklable."""
         return None
 
     def receive(self, parts: list[Any]) -> None:
-        """The parts of all ranks in their order, before `after_evaluation`."""
+        """Take the results of `share` of all ranks, in order of ranks, before `after_evaluation`."""
 
     def after_evaluation(
         self, rows: Sequence[Row], split: str, datasets: Sequence[Any], out_dir: Path, epoch: int | str
     ) -> dict[str, float]:
-        """Write the result files of a split and return its metrics; `agg_metrics` is the one that picks the best."""
+        """Write the result files of a split and return its metrics; `agg_metrics` selects the best checkpoint."""
         return {}
 
 
@@ -101,7 +99,7 @@ def setup_task(run: RunConfig, model: nn.Module) -> BaseTask:
 
 
 def plain_id(value: Any) -> int | str:
-    """An id as result files want it: a whole number where it spells one (`"000000391895"` → 391895), else text."""
+    """An id as in result files: an integer for digits (`"000000391895"` → 391895), else text."""
     value = value.item() if isinstance(value, Tensor) else value
     text = str(value)
     return int(text) if text.isascii() and text.isdigit() else text
@@ -117,20 +115,20 @@ def first_by_id(rows: Iterable[Row], key: str) -> list[Row]:
 
 
 def write_result(path: Path, value: Any) -> None:
-    """Write a JSON file whole or not at all; raises DiskError."""
+    """Write a JSON file atomically; raises DiskError."""
     with disk_errors(path, "free some space, or set run.output_dir elsewhere"):
         write_json(path, value)
 
 
 def write_rows(path: Path, rows: Iterable[Row]) -> None:
-    """Write a JSON list with a line for each row, whole or not at all; raises DiskError. For millions of rows."""
+    """Write a JSON list atomically, one line a row, which suits millions of rows; raises DiskError."""
     lines = ",\n".join(json.dumps(row, ensure_ascii=False) for row in rows)
     with disk_errors(path, "free some space, or set run.output_dir elsewhere"):
         write_atomic(path, f"[{lines}]\n")
 
 
 def merged_references(datasets: Sequence[Any]) -> dict[int | str, list[str]]:
-    """References of several data sets by plain id; raises ConfigError where two claim one id for different texts."""
+    """References of several data sets by plain id; raises ConfigError for an id with different texts."""
     merged: dict[int | str, list[str]] = {}
     for dataset in datasets:
         found: Mapping[Any, Sequence[str]] = dataset.references()

@@ -1,6 +1,6 @@
 """captioning: describe images, write COCO's result file, score it against the captions of the data set in use.
 
-Where samples belong to domains, as NoCaps' do, each domain is written and scored by itself too.
+Where samples have domains, as NoCaps' do, each domain is also written and scored by itself.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ RECIPE = ("prompt", "num_beams", "max_len", "min_len", "repetition_penalty")
 References = dict[int | str, list[str]]
 Domains = dict[int | str, str]
 DOMAINS = ("in-domain", "near-domain", "out-domain")
-"""NoCaps': by whether COCO's captions name the objects of an image."""
+"""NoCaps' domains: whether COCO's captions name the objects of an image."""
 CAPTION_LENGTH_PENALTY = 1.0
 
 
@@ -54,7 +54,7 @@ class Captioning(BaseTask):
     def after_evaluation(
         self, rows: Sequence[Row], split: str, datasets: Sequence[Any], out_dir: Path, epoch: int | str
     ) -> dict[str, float]:
-        """Write `{split}_epoch{epoch}.json` and its recipe; score what was predicted, unless `report_metric` is off.
+        """Write `{split}_epoch{epoch}.json` and its recipe; score the predictions, unless `report_metric` is off.
 
         With domains, `{split}_epoch{epoch}_{domain}.json` too, and metrics under `{domain}_{name}`.
         """
@@ -92,7 +92,7 @@ class Captioning(BaseTask):
             replace(one, args={**java, **one.args}) if one.name == "coco_caption" else one for one in self.run.metrics
         ]
         scores = measure(named, predictions, references)
-        metrics = {**scores, "agg_metrics": worth(scores)}
+        metrics = {**scores, "agg_metrics": checkpoint_score(scores)}
         for domain, group in groups.items():
             names = {row["image_id"] for row in group} & predictions.keys()
             part = measure(self.run.metrics, {name: predictions[name] for name in names}, references) if names else {}
@@ -112,14 +112,14 @@ class Captioning(BaseTask):
         return {name: texts for name, texts in references.items() if not wanted or name in wanted}
 
 
-def worth(scores: Mapping[str, float]) -> float:
-    """What picks the best checkpoint: LAVIS' CIDEr + Bleu_4, or the first score where these are not measured."""
+def checkpoint_score(scores: Mapping[str, float]) -> float:
+    """The value that selects the best checkpoint: LAVIS' CIDEr + Bleu_4, else the first score."""
     found = [scores[name] for name in ("CIDEr", "Bleu_4") if name in scores]
     return sum(found) if found else next(iter(scores.values()))
 
 
 def find_domains(datasets: Sequence[Any]) -> Domains:
-    """The `domain` of each image of the data sets whose rows tell it."""
+    """The `domain` of each image, for data sets whose rows have one."""
     found: Domains = {}
     for dataset in datasets:
         if not hasattr(dataset, "image_id") or not len(dataset) or "domain" not in dataset.row(0):

@@ -1,4 +1,4 @@
-"""multimodal_classification: one of some classes for pictures and a text (LAVIS' task of that name)."""
+"""multimodal_classification (classes of pictures with a text) and image_text_pretrain (the model's own loss)."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ log = logging.getLogger(__name__)
 class MultimodalClassification(BaseTask):
     """The class with the highest of `model.predict(samples)["predictions"]` [B, C], against `label` [B].
 
-    `acc` and `agg_metrics` are in [0, 1], as in LAVIS; `{class}_acc` is the share of the samples of a class.
+    `acc` and `agg_metrics` are in [0, 1], as in LAVIS; `{class}_acc` is the recall of a class.
     """
 
     evaluates = True
@@ -62,12 +62,9 @@ class MultimodalClassification(BaseTask):
         )
 
 
-# image_text_pretrain: minimise the model's own loss; validation is another task's, if `run.eval_task` names one.
-
-
 @tasks.register("image_text_pretrain", config=PretrainConfig)
 class ImageTextPretrain(BaseTask):
-    """Pre-training on image–text pairs (LAVIS' name); with `eval_task: captioning` it validates as VPGTrans does."""
+    """Pre-training on image–text pairs: the model's own loss; `run.eval_task` (VPGTrans: `captioning`) validates."""
 
     def __init__(self, model: nn.Module, run: PretrainConfig) -> None:
         super().__init__(model, run)
@@ -86,11 +83,11 @@ class ImageTextPretrain(BaseTask):
         return self._evaluator.valid_step(batch)
 
     def share(self, rows: Sequence[Row], split: str, datasets: Sequence[Any], rank: int, world: int) -> Any:
-        """The part of the task that validates."""
+        """As the task that validates."""
         return self._evaluator.share(rows, split, datasets, rank, world) if self._evaluator else None
 
     def receive(self, parts: list[Any]) -> None:
-        """For the task that validates."""
+        """As the task that validates."""
         if self._evaluator:
             self._evaluator.receive(parts)
 

@@ -1,4 +1,4 @@
-"""retrieval: which caption belongs to which picture, by cosine first, the best `k_test` then by the matching head."""
+"""retrieval: rank captions for pictures and the reverse, by cosine, then the best `k_test` by the matching head."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ from lavis_ext.tasks.settings import RetrievalConfig
 
 log = logging.getLogger(__name__)
 UNRANKED = -100.0
-"""LAVIS' score of pairs that the matching head was not asked about."""
+"""LAVIS' score of pairs that the matching head did not score."""
 KEPT = 10
-"""Candidates that the result file keeps of each ranking."""
+"""Candidates of each row in the result file."""
 
 
 @dataclass(frozen=True)
@@ -43,9 +43,9 @@ class Ranked:
 
 @tasks.register("retrieval", config=RetrievalConfig)
 class Retrieval(BaseTask):
-    """Recall of a first-stage model; `run.k_test` candidates of each row are ranked again (0: none).
+    """Recall of a first-stage model; `run.k_test` candidates of each row are re-ranked (0: none).
 
-    Pictures that could not be read are left out with their captions. Ranks share the comparing; each holds the tower's
+    Pictures that could not be read are left out with their captions. Ranks divide the rows; each holds the tower's
     output of every picture (5000 pictures of a ViT-g at 364 pixels: about 10 GB in half precision).
     """
 
@@ -94,7 +94,7 @@ class Retrieval(BaseTask):
         self._parts = [part for part in parts if part is not None]
 
     def _sorted(self, rows: Sequence[Row], dataset: Any) -> tuple[list[int], list[Row], list[str], list[list[int]]]:
-        """The pictures that were read: their indices, their rows, their texts, and which texts are whose."""
+        """The pictures that were read: their indices, rows, texts, and the numbers of each picture's texts."""
         by_index = {int(row["index"]): row for row in rows}
         indices = sorted(by_index)
         return indices, [by_index[index] for index in indices], *captions_of(dataset, indices)
@@ -103,7 +103,7 @@ class Retrieval(BaseTask):
         """Texts of every `world`-th picture and pictures of every `world`-th text, from `rank` on."""
         device = self.network.device.type
         halved = torch.autocast(device, enabled=self.run.amp and device == "cuda")
-        with judging(self.network), torch.no_grad(), halved:
+        with eval_mode(self.network), torch.no_grad(), halved:
             return self._rankings(pictures, texts, rank, world)
 
     def _rankings(self, pictures: Sequence[Row], texts: Sequence[str], rank: int, world: int) -> tuple[Ranked, Ranked]:
@@ -121,7 +121,7 @@ class Retrieval(BaseTask):
     def _ranked(
         self, cosines: Tensor, own: range, pairs: Any, pictures: Sequence[Row], texts: tuple[Tensor, Tensor]
     ) -> Ranked:
-        """Cosine plus matching logit for the best `k_test` of the rows `own`; cosines of all without `k_test`."""
+        """Cosine plus matching logit for the best `k_test` of each row in `own`; with `k_test` 0 the cosines of all."""
         count = min(self.run.k_test, cosines.shape[1]) if self.run.k_test > 0 else cosines.shape[1]
         found = Ranked(own, torch.zeros(len(own), count, dtype=torch.int64), torch.zeros(len(own), count))
         for place, row in enumerate(own):
@@ -147,7 +147,7 @@ class Retrieval(BaseTask):
 
 
 def merged(parts: Sequence[tuple[Ranked, Ranked]], images: int, texts: int) -> tuple[np.ndarray, np.ndarray]:
-    """Scores [I, T] and [T, I] of the rankings of all ranks; `UNRANKED` where none was asked for."""
+    """Scores [I, T] and [T, I] of the rankings of all ranks; `UNRANKED` for pairs that were not ranked."""
     found = []
     for way, shape in enumerate(((images, texts), (texts, images))):
         scores = torch.full(shape, UNRANKED)
@@ -169,7 +169,7 @@ def captions_of(dataset: Any, indices: Sequence[int]) -> tuple[list[str], list[l
 
 
 @contextmanager
-def judging(network: Any) -> Iterator[None]:
+def eval_mode(network: Any) -> Iterator[None]:
     """The network in eval mode for the block."""
     training = network.training
     network.eval()

@@ -14,7 +14,7 @@ from lavis_ext.common.registry import tasks
 
 @dataclass(frozen=True, kw_only=True)
 class WritingConfig(RunConfig):
-    """How a text is searched for."""
+    """Settings of text generation."""
 
     num_beams: Count = 5
     max_len: Count = 30
@@ -25,10 +25,12 @@ class WritingConfig(RunConfig):
     report_metric: bool = True
 
     def problems(self, config: Config) -> Iterator[Problem]:
-        """Lengths that leave nothing to write."""
+        """A min_len above max_len."""
         yield from super().problems(config)
         if self.min_len > self.max_len:
-            yield Problem("run.min_len", f"{self.min_len} is above max_len {self.max_len}", "let max_len be the larger")
+            yield Problem(
+                "run.min_len", f"{self.min_len} is above max_len {self.max_len}", "raise max_len, or lower min_len"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,9 +39,9 @@ class CaptioningConfig(WritingConfig):
 
     repetition_penalty: Positive = 1.0
     metrics: list[MetricConfig] = field(default_factory=lambda: [MetricConfig(name="coco_caption")])
-    """Scores of captions by id; the first that gives CIDEr and Bleu_4 picks the best checkpoint by their sum."""
+    """Scores of captions by id; CIDEr + Bleu_4 selects the best checkpoint."""
     extra_metrics: list[Literal["METEOR", "SPICE"]] = field(default_factory=list)
-    """Caption scores that need Java, beside BLEU, ROUGE-L and CIDEr; left out with a warning where it is not there."""
+    """Caption scores that need Java, beside BLEU, ROUGE-L and CIDEr; left out with a warning if it is not installed."""
     annotation_file: str | None = None
     sample_id_key: str | None = None
     caption_key: str = "caption"
@@ -47,9 +49,9 @@ class CaptioningConfig(WritingConfig):
 
     ignored: ClassVar[Mapping[str, str]] = {
         **RunConfig.ignored,
-        "top_p": "captions are searched by beams, nothing is drawn",
-        "temperature": "captions are searched by beams, nothing is drawn",
-        "load_gt_from_file": "annotation_file alone says it",
+        "top_p": "captions come from beam search, without sampling",
+        "temperature": "captions come from beam search, without sampling",
+        "load_gt_from_file": "annotation_file alone decides it",
     }
 
 
@@ -60,7 +62,7 @@ class VqaConfig(WritingConfig):
     inference_method: Literal["generate", "rank"] = "generate"
     num_ans_candidates: Count = 128
     metrics: list[MetricConfig] = field(default_factory=list)
-    """Scores of answers by question; none named: the task's own, of the same name. `overall` picks the best."""
+    """Scores of answers by question; none named: the task's own, of the same name. `overall` selects the best."""
     anno_files: dict[str, str] = field(default_factory=dict)
 
     ignored: ClassVar[Mapping[str, str]] = {
@@ -75,7 +77,7 @@ class RetrievalConfig(RunConfig):
     """`retrieval`."""
 
     k_test: Natural = 128
-    """Candidates of each row that the matching head ranks again; 0: none."""
+    """Candidates of each row that the matching head re-ranks; 0: none."""
     metrics: list[MetricConfig] = field(default_factory=lambda: [MetricConfig(name="recall")])
 
 
@@ -89,15 +91,15 @@ class ClassificationConfig(RunConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class PretrainConfig(RunConfig):
-    """`image_text_pretrain`: the keys of the task that validates stand in the same section."""
+    """`image_text_pretrain`: the keys of the task that validates are in the same section."""
 
     eval_task: str | None = None
     """The task that validates and tests (VPGTrans: `captioning`)."""
 
     ignored: ClassVar[Mapping[str, str]] = {
         **RunConfig.ignored,
-        # VPGTrans' training files carry them for the captioning that its train.py makes beside the task
-        **dict.fromkeys(("num_beams", "max_len", "min_len", "prompt"), "nothing is written without an eval_task"),
+        # VPGTrans' training files have them for the captioning task that its train.py adds
+        **dict.fromkeys(("num_beams", "max_len", "min_len", "prompt"), "nothing is generated without an eval_task"),
     }
 
     @classmethod
@@ -108,8 +110,10 @@ class PretrainConfig(RunConfig):
             if name in tasks:
                 yield from tasks.config(str(name)).also({**value, "eval_task": None})
 
-    def examine(self, door: Any, key: str) -> None:
-        """Its own names, and that of the task that validates."""
-        super().examine(door, key)
+    def examine(self, decoder: Any, key: str) -> None:
+        """Note an error for an unknown `eval_task`."""
+        super().examine(decoder, key)
         if self.eval_task and self.eval_task not in tasks:
-            door.note(f"{key}.eval_task", f"no task named '{self.eval_task}'", nearest(self.eval_task, tasks.names()))
+            decoder.note(
+                f"{key}.eval_task", f"no task named '{self.eval_task}'", nearest(self.eval_task, tasks.names())
+            )

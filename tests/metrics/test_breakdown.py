@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from lavis_ext.metrics.vqa import breakdown, judge, kind_of, opening_of, vqa_score
+from lavis_ext.metrics.vqa import breakdown, kind_of, opening_of, score_answers, vqa_score
 
 
 @pytest.mark.parametrize(
@@ -45,7 +45,7 @@ def test_opening_of_a_question(question: str, opening: str) -> None:
 
 def test_the_truth_is_what_most_people_said() -> None:
     given = {1: ["two", "2", "2"], 2: ["red"], 3: []}
-    found = judge({1: "3", 2: "red", 3: "x", 4: "y"}, given, {2: "colour"}, {1: "how many"}, vqa_score)
+    found = score_answers({1: "3", 2: "red", 3: "x", 4: "y"}, given, {2: "colour"}, {1: "how many"}, vqa_score)
     assert [(one.truth, one.kind, one.opening) for one in found] == [("2", "number", "how many"), ("red", "colour", "")]
     assert [one.score for one in found] == [0.0, 0.0]
 
@@ -53,7 +53,7 @@ def test_the_truth_is_what_most_people_said() -> None:
 def test_tables() -> None:
     given = {i: ["yes"] * 10 for i in range(3)} | {i: ["2"] * 10 for i in range(3, 5)}
     said = {0: "yes", 1: "no", 2: "no", 3: "yes", 4: "2"}
-    found = breakdown(judge(said, given, {}, dict.fromkeys(given, "is it"), vqa_score))
+    found = breakdown(score_answers(said, given, {}, dict.fromkeys(given, "is it"), vqa_score))
     assert found["questions"] == 5
     assert found["answer_types"] == [
         {"name": "yes/no", "questions": 3, "accuracy": 33.33},

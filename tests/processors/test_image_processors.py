@@ -187,7 +187,7 @@ def test_arguments() -> None:
     "wrong", ["a.jpg", np.zeros((4, 4), np.uint8), np.zeros((4, 4, 3), np.float32), np.zeros((4, 4, 4), np.uint8)]
 )
 def test_what_is_no_picture(wrong: Any) -> None:
-    with pytest.raises(ConfigError, match="hand in"):
+    with pytest.raises(ConfigError, match="image processor"):
         load_processor("blip_image_eval")(wrong)
 
 

@@ -57,7 +57,7 @@ def test_what_has_no_class_is_written_and_not_scored(model: Any, tmp_path: Path)
 
 
 @pytest.mark.parametrize(
-    ("batch", "named"), [({"image0": 1}, "pairs"), (labelled(label=torch.tensor([0, 2, 1])), "two classes")]
+    ("batch", "named"), [({"image0": 1}, "model.arch"), (labelled(label=torch.tensor([0, 2, 1])), "two classes")]
 )
 def test_a_model_that_cannot_serve_says_so(batch: Any, named: str, model: Any) -> None:
     with pytest.raises(ConfigError, match=named):

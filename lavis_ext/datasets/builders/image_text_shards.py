@@ -68,7 +68,7 @@ class ImageTextStream(IterableDataset[Sample]):
 
     def __post_init__(self) -> None:
         self.faults.tolerances.setdefault(self.config.name, self.config.tolerance)
-        self._state = {"lap": 0, "done": 0}
+        self._state = {"lap": 0, "done": 0}  # keys of existing checkpoints
 
     @property
     def name(self) -> str:

@@ -26,6 +26,7 @@ NOT_IMAGES = (
 )
 
 
+# No DCT-scaled decoding: it is faster for small targets, but costs 1.5 to 4 of 255 against LAVIS' pixels.
 def decode_rgb(data: bytes, sample_id: str = "?", path: str = "?") -> np.ndarray:
     """A writable uint8 array [H,W,3].
 

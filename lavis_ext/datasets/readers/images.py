@@ -15,173 +15,7 @@ from typing import Any, NamedTuple, Protocol
 from lavis_ext.common.errors import IntegrityError
 from lavis_ext.datasets.readers.faults import SampleError
 
-LOCAL_HEADER = struct.Struct("<4s5H3I2H")
-MAX_MEMBER = 1 << 30
-ENCRYPTED = 0x1
-
-
-class ZipEntry(NamedTuple):
-    """One file of the archive: the offset of its local header, sizes in bytes, and what its directory entry says."""
-
-    offset: int
-    packed: int
-    size: int
-    method: int
-    crc: int
-    flags: int
-
-
-class PositionalFile:
-    """A file that several threads read at once.
-
-    A memory map would hold the GIL at each page that is read from disk; `pread` releases it.
-    """
-
-    def __init__(self, path: Path) -> None:
-        self._stream = path.open("rb", buffering=0)
-        self._lock = threading.Lock()
-
-    def read_at(self, offset: int, size: int) -> bytes:
-        """`size` bytes from `offset`, fewer at the end of the file."""
-        if hasattr(os, "pread"):
-            return os.pread(self._stream.fileno(), size, offset)
-        with self._lock:
-            self._stream.seek(offset)
-            return self._stream.read(size)
-
-
-class ZipArchive:
-    """The files of one zip by name; its directory is read once, on first use. Pickled as its path."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return ZipArchive, (self.path,)
-
-    @cached_property
-    def members(self) -> dict[str, ZipEntry]:
-        """Name → entry, without folders; raises IntegrityError for a file that is not a whole zip."""
-        try:
-            with zipfile.ZipFile(self.path) as archive:
-                infos = [info for info in archive.infolist() if not info.is_dir()]
-        except (OSError, zipfile.BadZipFile) as error:
-            raise IntegrityError(str(self.path), f"not a whole zip file ({error})", "fetch it again") from error
-        return {
-            i.filename: ZipEntry(i.header_offset, i.compress_size, i.file_size, i.compress_type, i.CRC, i.flag_bits)
-            for i in infos
-        }
-
-    @cached_property
-    def folders(self) -> frozenset[str]:
-        """Every folder that a member lies in, without trailing slash; `""` is the root."""
-        return frozenset(name.rpartition("/")[0] for name in self.members) | {""}
-
-    @cached_property
-    def _file(self) -> PositionalFile:
-        return PositionalFile(self.path)
-
-    def has(self, name: str) -> bool:
-        """Whether a file of that name is in the archive."""
-        return name in self.members
-
-    def has_folder(self, name: str) -> bool:
-        """Whether a file lies directly in that folder."""
-        return name in self.folders
-
-    def where(self, name: str) -> str:
-        """Where a member is, for messages: `archive.zip!name`."""
-        return f"{self.path}!{name}"
-
-    def names(self) -> Iterator[str]:
-        """The names of all files, in the order of the archive."""
-        return iter(self.members)
-
-    def read(self, name: str) -> bytes:
-        """The bytes of a member, checked against its CRC; raises SampleError if they are damaged."""
-        member = self.members[name]
-        if member.flags & ENCRYPTED or member.size > MAX_MEMBER:
-            raise SampleError(name, self.where(name), "archive member is encrypted or larger than 1 GiB")
-        try:
-            data = self._unpack(member)
-        except (OSError, zlib.error, struct.error, ValueError) as error:
-            raise SampleError(name, self.where(name), f"archive member is damaged: {error}") from error
-        if len(data) != member.size or zlib.crc32(data) != member.crc:
-            raise SampleError(name, self.where(name), "archive member is damaged: its CRC does not match")
-        return data
-
-    def _unpack(self, member: ZipEntry) -> bytes:
-        header = LOCAL_HEADER.unpack(self._file.read_at(member.offset, LOCAL_HEADER.size))
-        packed = self._file.read_at(member.offset + LOCAL_HEADER.size + header[9] + header[10], member.packed)
-        if header[0] != b"PK\x03\x04":
-            raise ValueError("no local header where the directory says")
-        if member.method == zipfile.ZIP_STORED:
-            return packed
-        if member.method == zipfile.ZIP_DEFLATED:
-            return zlib.decompressobj(-zlib.MAX_WBITS).decompress(packed, member.size + 1)
-        raise ValueError(f"compression method {member.method} is not read here")
-
-
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp"})
-
-
-class ImageSource(Protocol):
-    """A folder or an archive: files by relative name with `/`."""
-
-    def has(self, name: str) -> bool:
-        """Whether the file is there."""
-
-    def has_folder(self, name: str) -> bool:
-        """Whether files can lie in that folder; `""` is the root."""
-
-    def read(self, name: str) -> bytes:
-        """The bytes of a file that is there."""
-
-    def where(self, name: str) -> str:
-        """Where the file is, for messages."""
-
-    def names(self) -> Iterator[str]:
-        """The relative names of all files."""
-
-
-class ImageFolder:
-    """Files below a directory."""
-
-    def __init__(self, root: Path) -> None:
-        self.root = root
-        self._known: dict[str, bool] = {}
-
-    def has(self, name: str) -> bool:
-        """Whether it is a file."""
-        return os.path.isfile(f"{self.root}/{name}")  # noqa: PTH113 (a third of Path.is_file's time, per sample)
-
-    def has_folder(self, name: str) -> bool:
-        """Whether it is a directory; cached, so that a long absolute name costs one stat per folder."""
-        if name not in self._known:
-            self._known[name] = (self.root / name).is_dir()
-        return self._known[name]
-
-    def read(self, name: str) -> bytes:
-        """The bytes of the file; raises SampleError if it cannot be read."""
-        try:
-            with open(f"{self.root}/{name}", "rb", buffering=0) as file:  # noqa: PTH123 (see has)
-                return file.read()
-        except OSError as error:
-            raise SampleError(name, self.where(name), f"image cannot be read: {error.strerror}") from error
-
-    def where(self, name: str) -> str:
-        """The full path."""
-        return f"{self.root}/{name}"
-
-    def names(self) -> Iterator[str]:
-        """Relative names of all files below, by folder, sorted."""
-        for folder, inner, files in os.walk(self.root):
-            inner.sort()
-            base = Path(folder).relative_to(self.root)
-            yield from ((base / file).as_posix() for file in sorted(files))
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {"root": self.root, "_known": {}}
 
 
 class ImageStore:
@@ -284,3 +118,169 @@ class ImageStore:
         for start in range(len(parts)):
             tail = "/".join(parts[start:])
             yield from (f"{layout}/{tail}" if layout else tail for layout in self.layouts)
+
+
+class ImageSource(Protocol):
+    """A folder or an archive: files by relative name with `/`."""
+
+    def has(self, name: str) -> bool:
+        """Whether the file is there."""
+
+    def has_folder(self, name: str) -> bool:
+        """Whether files can lie in that folder; `""` is the root."""
+
+    def read(self, name: str) -> bytes:
+        """The bytes of a file that is there."""
+
+    def where(self, name: str) -> str:
+        """Where the file is, for messages."""
+
+    def names(self) -> Iterator[str]:
+        """The relative names of all files."""
+
+
+class ImageFolder:
+    """Files below a directory."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self._known: dict[str, bool] = {}
+
+    def has(self, name: str) -> bool:
+        """Whether it is a file."""
+        return os.path.isfile(f"{self.root}/{name}")  # noqa: PTH113 (a third of Path.is_file's time, per sample)
+
+    def has_folder(self, name: str) -> bool:
+        """Whether it is a directory; cached, so that a long absolute name costs one stat per folder."""
+        if name not in self._known:
+            self._known[name] = (self.root / name).is_dir()
+        return self._known[name]
+
+    def read(self, name: str) -> bytes:
+        """The bytes of the file; raises SampleError if it cannot be read."""
+        try:
+            with open(f"{self.root}/{name}", "rb", buffering=0) as file:  # noqa: PTH123 (see has)
+                return file.read()
+        except OSError as error:
+            raise SampleError(name, self.where(name), f"image cannot be read: {error.strerror}") from error
+
+    def where(self, name: str) -> str:
+        """The full path."""
+        return f"{self.root}/{name}"
+
+    def names(self) -> Iterator[str]:
+        """Relative names of all files below, by folder, sorted."""
+        for folder, inner, files in os.walk(self.root):
+            inner.sort()
+            base = Path(folder).relative_to(self.root)
+            yield from ((base / file).as_posix() for file in sorted(files))
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"root": self.root, "_known": {}}
+
+
+LOCAL_HEADER = struct.Struct("<4s5H3I2H")
+MAX_MEMBER = 1 << 30
+ENCRYPTED = 0x1
+
+
+class ZipArchive:
+    """The files of one zip by name; its directory is read once, on first use. Pickled as its path."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return ZipArchive, (self.path,)
+
+    @cached_property
+    def members(self) -> dict[str, ZipEntry]:
+        """Name → entry, without folders; raises IntegrityError for a file that is not a whole zip."""
+        try:
+            with zipfile.ZipFile(self.path) as archive:
+                infos = [info for info in archive.infolist() if not info.is_dir()]
+        except (OSError, zipfile.BadZipFile) as error:
+            raise IntegrityError(str(self.path), f"not a whole zip file ({error})", "fetch it again") from error
+        return {
+            i.filename: ZipEntry(i.header_offset, i.compress_size, i.file_size, i.compress_type, i.CRC, i.flag_bits)
+            for i in infos
+        }
+
+    @cached_property
+    def folders(self) -> frozenset[str]:
+        """Every folder that a member lies in, without trailing slash; `""` is the root."""
+        return frozenset(name.rpartition("/")[0] for name in self.members) | {""}
+
+    @cached_property
+    def _file(self) -> PositionalFile:
+        return PositionalFile(self.path)
+
+    def has(self, name: str) -> bool:
+        """Whether a file of that name is in the archive."""
+        return name in self.members
+
+    def has_folder(self, name: str) -> bool:
+        """Whether a file lies directly in that folder."""
+        return name in self.folders
+
+    def where(self, name: str) -> str:
+        """Where a member is, for messages: `archive.zip!name`."""
+        return f"{self.path}!{name}"
+
+    def names(self) -> Iterator[str]:
+        """The names of all files, in the order of the archive."""
+        return iter(self.members)
+
+    def read(self, name: str) -> bytes:
+        """The bytes of a member, checked against its CRC; raises SampleError if they are damaged."""
+        member = self.members[name]
+        if member.flags & ENCRYPTED or member.size > MAX_MEMBER:
+            raise SampleError(name, self.where(name), "archive member is encrypted or larger than 1 GiB")
+        try:
+            data = self._unpack(member)
+        except (OSError, zlib.error, struct.error, ValueError) as error:
+            raise SampleError(name, self.where(name), f"archive member is damaged: {error}") from error
+        if len(data) != member.size or zlib.crc32(data) != member.crc:
+            raise SampleError(name, self.where(name), "archive member is damaged: its CRC does not match")
+        return data
+
+    def _unpack(self, member: ZipEntry) -> bytes:
+        header = LOCAL_HEADER.unpack(self._file.read_at(member.offset, LOCAL_HEADER.size))
+        packed = self._file.read_at(member.offset + LOCAL_HEADER.size + header[9] + header[10], member.packed)
+        if header[0] != b"PK\x03\x04":
+            raise ValueError("no local header where the directory says")
+        if member.method == zipfile.ZIP_STORED:
+            return packed
+        if member.method == zipfile.ZIP_DEFLATED:
+            return zlib.decompressobj(-zlib.MAX_WBITS).decompress(packed, member.size + 1)
+        raise ValueError(f"compression method {member.method} is not read here")
+
+
+class ZipEntry(NamedTuple):
+    """One file of the archive: the offset of its local header, sizes in bytes, and what its directory entry says."""
+
+    offset: int
+    packed: int
+    size: int
+    method: int
+    crc: int
+    flags: int
+
+
+class PositionalFile:
+    """A file that several threads read at once.
+
+    A memory map would hold the GIL at each page that is read from disk; `pread` releases it.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._stream = path.open("rb", buffering=0)
+        self._lock = threading.Lock()
+
+    def read_at(self, offset: int, size: int) -> bytes:
+        """`size` bytes from `offset`, fewer at the end of the file."""
+        if hasattr(os, "pread"):
+            return os.pread(self._stream.fileno(), size, offset)
+        with self._lock:
+            self._stream.seek(offset)
+            return self._stream.read(size)

@@ -20,94 +20,6 @@ from lavis_ext.datasets.readers.faults import SampleError
 
 log = logging.getLogger(__name__)
 
-BLOCK = 512
-END = bytes(2 * BLOCK)
-HEADER = struct.Struct("100s24x12s12x8s1s188x155s12x")
-"""POSIX ustar, the fields in use: name, size, checksum, kind, prefix."""
-PLAIN = (b"0", b"\0")
-
-
-class Extent(NamedTuple):
-    """Where the bytes of a member are in the tar."""
-
-    offset: int
-    size: int
-
-
-Members = list[tuple[str, Extent]]
-
-
-def walk(path: Path) -> tuple[Members, str]:
-    """The whole plain files of a tar, in order, and how the tar is cut off ("" for one that is whole).
-
-    A whole tar of plain files only, which is what shard writers make, is read here, several times as fast as by
-    tarfile. Any other goes to tarfile, with checks for the cuts that tarfile does not report: between two members,
-    inside a header and at the end mark.
-    """
-    try:
-        size = path.stat().st_size
-        with path.open("rb", buffering=0) as file:
-            members = _read_plain(file, size)
-            return _read_any(file, size) if members is None else (members, "")
-    except OSError as error:
-        return [], f"it cannot be read ({error.strerror})"
-
-
-def _read_plain(file: IO[bytes], size: int) -> Members | None:
-    """The members, or None for a tar that is cut off or has other members than plain files."""
-    members: Members = []
-    offset = 0
-    while True:
-        file.seek(offset)
-        header = file.read(BLOCK)
-        if len(header) == BLOCK and not any(header[:BLOCK:64]) and header + file.read(BLOCK) == END:
-            return members
-        member = _parse(header, offset + BLOCK) if len(header) == BLOCK else None
-        if member is None or member[1].offset + member[1].size > size:
-            return None
-        members.append(member)
-        offset = member[1].offset + -(-member[1].size // BLOCK) * BLOCK
-
-
-def _parse(header: bytes, offset: int) -> tuple[str, Extent] | None:
-    """A plain file's header, or None."""
-    name, size, checksum, kind, prefix = HEADER.unpack(header)
-    try:
-        declared, length = int(checksum.strip(b" \0"), 8), int(size.strip(b" \0"), 8)
-    except ValueError:
-        return None
-    name = name.partition(b"\0")[0]
-    if kind not in PLAIN or name[-1:] in (b"/", b"") or declared != sum(header) - sum(checksum) + 8 * 0x20:
-        return None
-    prefix = prefix.partition(b"\0")[0]
-    whole = prefix + b"/" + name if prefix else name
-    return whole.decode("utf-8", "surrogateescape"), Extent(offset, length)
-
-
-def _read_any(file: IO[bytes], size: int) -> tuple[Members, str]:
-    members: Members = []
-    file.seek(0)
-    try:
-        with tarfile.open(fileobj=file, mode="r:") as archive:
-            while (member := archive.next()) is not None:
-                archive.members.clear()  # type: ignore[attr-defined]  # else tarfile keeps every header in memory
-                if member.offset_data + member.size > size:
-                    return members, "it is cut off inside a member"
-                if member.isreg() and not member.issparse():
-                    members.append((member.name, Extent(member.offset_data, member.size)))
-            file.seek(archive.offset)
-            return members, _end_fault(file.read(len(END)))
-    except tarfile.TarError as error:
-        return members, f"it is cut off or no tar ({error})"
-
-
-def _end_fault(tail: bytes) -> str:
-    """What is wrong with the end, "" for two blocks of zeros; tarfile stops silently at anything that is no header."""
-    if tail == END:
-        return ""
-    return "it has a damaged header" if len(tail) >= BLOCK and any(tail) else "it is cut off before its end mark"
-
-
 IMAGES = frozenset({"jpg", "jpeg", "png", "webp"})
 TEXTS = frozenset({"json", "txt"})
 PICKLED = frozenset({"pyd", "pkl", "pickle", "pth", "pt"})
@@ -236,6 +148,94 @@ def sample_fault(shard: Path, entry: ShardSample) -> SampleError:
     return SampleError(f"{shard.name}!{entry.key}", str(shard), entry.fault)
 
 
+BLOCK = 512
+END = bytes(2 * BLOCK)
+HEADER = struct.Struct("100s24x12s12x8s1s188x155s12x")
+"""POSIX ustar, the fields in use: name, size, checksum, kind, prefix."""
+PLAIN = (b"0", b"\0")
+
+
+class Extent(NamedTuple):
+    """Where the bytes of a member are in the tar."""
+
+    offset: int
+    size: int
+
+
+Members = list[tuple[str, Extent]]
+
+
+def walk(path: Path) -> tuple[Members, str]:
+    """The whole plain files of a tar, in order, and how the tar is cut off ("" for one that is whole).
+
+    A whole tar of plain files only, which is what shard writers make, is read here, several times as fast as by
+    tarfile. Any other goes to tarfile, with checks for the cuts that tarfile does not report: between two members,
+    inside a header and at the end mark.
+    """
+    try:
+        size = path.stat().st_size
+        with path.open("rb", buffering=0) as file:
+            members = _read_plain(file, size)
+            return _read_any(file, size) if members is None else (members, "")
+    except OSError as error:
+        return [], f"it cannot be read ({error.strerror})"
+
+
+def _read_plain(file: IO[bytes], size: int) -> Members | None:
+    """The members, or None for a tar that is cut off or has other members than plain files."""
+    members: Members = []
+    offset = 0
+    while True:
+        file.seek(offset)
+        header = file.read(BLOCK)
+        if len(header) == BLOCK and not any(header[:BLOCK:64]) and header + file.read(BLOCK) == END:
+            return members
+        member = _parse(header, offset + BLOCK) if len(header) == BLOCK else None
+        if member is None or member[1].offset + member[1].size > size:
+            return None
+        members.append(member)
+        offset = member[1].offset + -(-member[1].size // BLOCK) * BLOCK
+
+
+def _parse(header: bytes, offset: int) -> tuple[str, Extent] | None:
+    """A plain file's header, or None."""
+    name, size, checksum, kind, prefix = HEADER.unpack(header)
+    try:
+        declared, length = int(checksum.strip(b" \0"), 8), int(size.strip(b" \0"), 8)
+    except ValueError:
+        return None
+    name = name.partition(b"\0")[0]
+    if kind not in PLAIN or name[-1:] in (b"/", b"") or declared != sum(header) - sum(checksum) + 8 * 0x20:
+        return None
+    prefix = prefix.partition(b"\0")[0]
+    whole = prefix + b"/" + name if prefix else name
+    return whole.decode("utf-8", "surrogateescape"), Extent(offset, length)
+
+
+def _read_any(file: IO[bytes], size: int) -> tuple[Members, str]:
+    members: Members = []
+    file.seek(0)
+    try:
+        with tarfile.open(fileobj=file, mode="r:") as archive:
+            while (member := archive.next()) is not None:
+                archive.members.clear()  # type: ignore[attr-defined]  # else tarfile keeps every header in memory
+                if member.offset_data + member.size > size:
+                    return members, "it is cut off inside a member"
+                if member.isreg() and not member.issparse():
+                    members.append((member.name, Extent(member.offset_data, member.size)))
+            file.seek(archive.offset)
+            return members, _end_fault(file.read(len(END)))
+    except tarfile.TarError as error:
+        return members, f"it is cut off or no tar ({error})"
+
+
+def _end_fault(tail: bytes) -> str:
+    """What is wrong with the end, "" for two blocks of zeros; tarfile stops silently at anything that is no header."""
+    if tail == END:
+        return ""
+    return "it has a damaged header" if len(tail) >= BLOCK and any(tail) else "it is cut off before its end mark"
+
+
 # `storage:` names shards by paths, brace or glob patterns, or folders.
 
 SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:")
@@ -280,31 +280,6 @@ def fixed_folder(pattern: str, root: Path) -> Path:
     if wild is not None:
         return Path(*path.parts[:wild])
     return path.parent if path.suffix == ".tar" else path
-
-
-def find_gaps(paths: Iterable[Path]) -> str:
-    """The numbers that are missing between the first and the last shard of each folder: `00003, 00007–00009`."""
-    gaps = []
-    numbered = sorted((str(path.parent), path.stem) for path in paths if path.stem.isascii() and path.stem.isdigit())
-    for _, group in groupby(numbered, lambda pair: pair[0]):
-        stems = [stem for _, stem in group]
-        numbers = {int(stem) for stem in stems}
-        if max(numbers) - min(numbers) < MOST:
-            missing = [n for n in range(min(numbers), max(numbers)) if n not in numbers]
-            gaps += [number_runs(missing, len(stems[0]))] if missing else []
-    return "; ".join(gaps)
-
-
-def number_runs(numbers: Sequence[int], width: int) -> str:
-    """Sorted numbers as runs: `00003, 00007–00009`, the first of them."""
-    runs: list[list[int]] = []
-    for number in numbers:
-        if runs and number == runs[-1][-1] + 1:
-            runs[-1][1:] = [number]
-        else:
-            runs.append([number])
-    shown = ["–".join(f"{n:0{width}d}" for n in run) for run in runs[:SHOWN]]
-    return ", ".join(shown) + (f" and {len(runs) - SHOWN} more runs" if len(runs) > SHOWN else "")
 
 
 def _expand(pattern: str, root: Path, where: str) -> list[Path]:
@@ -363,3 +338,28 @@ def _choices(brace: str) -> Iterable[str]:
     width = max(len(first), len(last)) if first[0] == "0" or last[0] == "0" else 0
     step = 1 if int(first) <= int(last) else -1
     return (f"{number:0{width}d}" for number in range(int(first), int(last) + step, step))
+
+
+def find_gaps(paths: Iterable[Path]) -> str:
+    """The numbers that are missing between the first and the last shard of each folder: `00003, 00007–00009`."""
+    gaps = []
+    numbered = sorted((str(path.parent), path.stem) for path in paths if path.stem.isascii() and path.stem.isdigit())
+    for _, group in groupby(numbered, lambda pair: pair[0]):
+        stems = [stem for _, stem in group]
+        numbers = {int(stem) for stem in stems}
+        if max(numbers) - min(numbers) < MOST:
+            missing = [n for n in range(min(numbers), max(numbers)) if n not in numbers]
+            gaps += [number_runs(missing, len(stems[0]))] if missing else []
+    return "; ".join(gaps)
+
+
+def number_runs(numbers: Sequence[int], width: int) -> str:
+    """Sorted numbers as runs: `00003, 00007–00009`, the first of them."""
+    runs: list[list[int]] = []
+    for number in numbers:
+        if runs and number == runs[-1][-1] + 1:
+            runs[-1][1:] = [number]
+        else:
+            runs.append([number])
+    shown = ["–".join(f"{n:0{width}d}" for n in run) for run in runs[:SHOWN]]
+    return ", ".join(shown) + (f" and {len(runs) - SHOWN} more runs" if len(runs) > SHOWN else "")
