@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 import torch
 
-from lavis_ext.common import registry
 from lavis_ext.common.config.schema import own_keys
 from lavis_ext.common.errors import ConfigError
+from lavis_ext.common.registry import objectives, registry
 from lavis_ext.distill.relations import (
     EarthMover,
     StructuredKd,
@@ -158,7 +158,7 @@ def test_annealing_raises_the_teachers_voice(progress: float, share: float) -> N
 @pytest.mark.parametrize("wrong", [{"max_temperature": 0}, {"phase": 0.0}, {"phase": 1.5}])
 def test_annealing_refuses_what_cannot_be_meant(wrong: dict[str, Any]) -> None:
     with pytest.raises(ConfigError, match=rf"terms akd\.{next(iter(wrong))}: "):
-        own_keys(registry.objectives, "akd", wrong, "run.distill.terms akd")
+        own_keys(objectives, "akd", wrong, "run.distill.terms akd")
 
 
 # --- layers ---------------------------------------------------------------------------------------------------------
