@@ -1,4 +1,7 @@
-"""Flags that do not simply become one key: each rule is called once for a command, and looks at all that it needs."""
+"""The parts of `import_args`: the table of upstream's flags, the draft of a run file, rules, and finding the command.
+
+A rule handles flags that do not simply become one key; it is called once for a command.
+"""
 
 from __future__ import annotations
 
@@ -13,10 +16,8 @@ from typing import Any, Literal
 from lavis_ext.common.config.decode import ConfigDecoder, read_yaml
 from lavis_ext.common.errors import Problem, UsageError, nearest
 
-# The table of upstream's scripts and flags, read from flags.yaml; its header says what each field means.
-
-
 TABLE = Path(__file__).with_name("flags.yaml")
+"""Upstream's scripts and flags; the header of the file says what each field means."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,9 +82,6 @@ def load_table() -> Mapping[str, Script]:
     return found
 
 
-# A run file in the making: its tree, what is left out and why, and what is wrong.
-
-
 TRAINING = ("do_train", "do_train_val")
 OURS = ("datasets", "pretrained_models", "exp")
 """Folders of a checkout of Oscar that `lavis-ext prepare oscar` lays out below cache_root/oscar."""
@@ -91,7 +89,7 @@ OURS = ("datasets", "pretrained_models", "exp")
 
 @dataclass
 class Draft:
-    """What becomes of the flags of one command of `script`."""
+    """A run file in the making, from one command of `script`: its tree, what is left out and why, mistakes."""
 
     script: Script
     given: Mapping[str, Any]
@@ -103,7 +101,7 @@ class Draft:
     storage: str = ""
     notes: list[tuple[str, str]] = field(default_factory=list)
     remarks: list[tuple[str, str]] = field(default_factory=list)
-    """What is to be known about keys that are in the tree."""
+    """Remarks on keys that are in the tree."""
     problems: list[Problem] = field(default_factory=list)
 
     @property
@@ -345,9 +343,6 @@ RULES: dict[str, Callable[[Draft], None]] = {
         *(layernorm, captions_val, caption_yaml, tag_place),
     )
 }
-
-
-# Text or words of a shell → the one command of upstream's that they hold, however it was copied.
 
 
 WHERE = "import-args"

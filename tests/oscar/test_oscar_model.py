@@ -289,7 +289,7 @@ def test_decay_is_left_off_biases_and_norms(tmp_path: Path) -> None:
 def test_no_other_architecture_is_distilled_by_accident() -> None:
     plain = BaseModel()
     for call in (lambda: plain.outputs({}), lambda: plain.losses(None, {}), plain.encoder_layers):  # type: ignore[arg-type]
-        with pytest.raises(ConfigError, match="a Model cannot be distilled"):
+        with pytest.raises(ConfigError, match="a BaseModel cannot be distilled"):
             call()
 
 

@@ -1,4 +1,4 @@
-"""A look at data sets on region features: texts, tags and answers, and the regions drawn on the picture or on grey."""
+"""How `browse` shows data sets on region features: texts, tags, answers, and boxes drawn on the picture or on grey."""
 
 from __future__ import annotations
 
