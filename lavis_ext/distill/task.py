@@ -69,9 +69,9 @@ class ActiveTerms:
             return task, {name: torch.zeros_like(task, requires_grad=False) for name in self.silent}
         moment = Moment(self.progress, moves)
         values = {name: term(student, teacher, moment) for name, (_, term) in self.terms.items()}
-        taught = torch.stack([weight * values[name] for name, (weight, _) in self.terms.items()]).sum()
-        parts = {**values, **{name: torch.zeros_like(taught, requires_grad=False) for name in self.silent}}
-        return (1 - self.alpha) * task + self.alpha * taught, parts
+        total = torch.stack([weight * values[name] for name, (weight, _) in self.terms.items()]).sum()
+        parts = {**values, **{name: torch.zeros_like(total, requires_grad=False) for name in self.silent}}
+        return (1 - self.alpha) * task + self.alpha * total, parts
 
 
 class PreviousBatch(NamedTuple):
