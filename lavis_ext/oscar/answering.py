@@ -26,8 +26,6 @@ from lavis_ext.tasks.answering import Truth, find_truth, plain_value
 from lavis_ext.tasks.base_task import BaseTask, Row, plain_id, write_result, write_rows
 
 log = logging.getLogger(__name__)
-UNKNOWN = -100
-"""The label of an input whose class is not known, as in torch's cross-entropy."""
 
 
 @dataclass(frozen=True)
@@ -100,12 +98,12 @@ class Classification(BaseTask):
         return [{**row, **score} for row, score in zip(rows, self.scores(chosen, batch), strict=True)]
 
     def scores(self, chosen: Tensor, batch: Batch) -> Iterator[dict[str, float]]:
-        """Per input `score`, 1 where int64 [B] `chosen` is its label, else 0; empty without a label (UNKNOWN)."""
+        """Per input `score`, 1 where int64 [B] `chosen` is its label, else 0; empty without a label (IGNORED)."""
         if "labels" not in batch:
             yield from ({} for _ in chosen)
             return
         for label, found in zip(batch["labels"].tolist(), chosen.tolist(), strict=True):
-            yield {} if label == UNKNOWN else {"score": float(label == found)}
+            yield {} if label == IGNORED else {"score": float(label == found)}
 
     def after_evaluation(
         self, rows: Sequence[Row], split: str, datasets: Sequence[Any], out_dir: Path, epoch: int | str

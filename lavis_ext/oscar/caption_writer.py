@@ -73,7 +73,7 @@ class CaptionWriter:
 
     @torch.no_grad()
     def sample(self, batch: Batch, choice: Choice, count: int, rng: torch.Generator | None = None) -> GeneratedCaptions:
-        """`count` drawn captions of each image: ids [B, count, max_length]."""
+        """`count` sampled captions of each image: ids [B, count, max_length]."""
         writer = self._writer(self.context(batch, choice.max_length), count)
         return draw_captions(writer, len(batch["img_feats"]), self.ends, choice, rng, sample=True)
 

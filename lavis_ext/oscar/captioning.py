@@ -76,7 +76,7 @@ class CiderD:
         return SCALE * sum(similarity(own, other) for other in references) / len(references)
 
     def vector(self, text: str) -> Vector:
-        """The weights of a text: how often an n-gram stands there, times how rare it is."""
+        """The weights of a text: how often an n-gram is in it, times how rare it is."""
         found: tuple[dict[Gram, float], ...] = tuple({} for _ in range(LONGEST))
         for gram, count in grams(text).items():
             rare = self.rarity - math.log(max(1, self.frequency[gram]))

@@ -152,7 +152,7 @@ class OscarCaptionConfig(CaptioningConfig):
     min_constraints_to_satisfy: Annotated[int, Bound(0)] = 2
     """… at least so many of it."""
     scst: bool = False
-    """Learn from CIDEr-D of drawn captions (Rennie et al., arXiv:1612.00563), instead of masked words."""
+    """Learn from CIDEr-D of sampled captions (Rennie et al., arXiv:1612.00563), instead of masked words."""
     sc_train_sample_n: Count = 5
     """Captions sampled for each image."""
     sc_baseline_type: Literal["greedy", "sample"] = "greedy"

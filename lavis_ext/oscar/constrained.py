@@ -46,7 +46,7 @@ class Machine:
 def build_machine(constraints: Sequence[Constraint]) -> Machine:
     """The machine of up to three constraints; raises ConfigError for more.
 
-    Where forms overlap, the longest one that is under way counts; a form within another one is met with it.
+    Where forms overlap, the longest one that has begun counts; a form within another one is met with it.
     """
     if len(constraints) > MOST:
         raise ConfigError("constraints", f"{len(constraints)} are given", f"give at most {MOST} an image")
@@ -232,7 +232,7 @@ def choose_names(
 ) -> list[str]:
     """The names of up to `given` things that a caption must name, the most confident first.
 
-    `heights` says how far a class stands above the most special ones (see `read_heights`).
+    `heights` says how far a class is above the most special ones (see `read_heights`).
     """
     kept = [thing for thing in things if thing.conf > 0 and thing.name not in SKIPPED]
     kept = suppress_general(kept, heights or {})
@@ -282,7 +282,7 @@ def read_forms(path: Path) -> dict[str, list[str]]:
 
 
 def read_heights(tree: Mapping[str, Any]) -> dict[str, int]:
-    """Class in lower case → how many levels lie below it, from Open Images' hierarchy (`LabelName`, `Subcategory`)."""
+    """Class in lower case → how many levels are below it, from Open Images' hierarchy (`LabelName`, `Subcategory`)."""
     found: dict[str, int] = {}
 
     def visit(node: Mapping[str, Any]) -> int:

@@ -318,8 +318,8 @@ def load_into(network: OscarNetwork, origin: UpstreamCheckpoint, layers: list[in
         state["decoder"] = state["bert.embeddings.word_embeddings.weight"]
     unused += [name for name in state if name not in mine and name.startswith(HEADS) and not strict]
     state = {name: tensor for name, tensor in state.items() if name not in unused}
-    anew = (*HEADS, "img_layer_norm.") if any(name.startswith(REGIONS) for name in state) else (*HEADS, *REGIONS)
-    free = () if strict else anew
+    fresh = (*HEADS, "img_layer_norm.") if any(name.startswith(REGIONS) for name in state) else (*HEADS, *REGIONS)
+    free = () if strict else fresh
     new = tuple(name for name in mine if name not in state and name.startswith(free))
     fit(origin.where, {name: tensor for name, tensor in mine.items() if name not in new}, state)
     return KeyReport((*left, *unused), new)

@@ -126,8 +126,8 @@ def keys_and_values(layer: Any, states: Tensor) -> KeyValue:
 def score_captions(network: OscarNetwork, context: Context, captions: Tensor, mask_id: int) -> Tensor:
     """Logits [B, L, V] of each word of captions [B, 1 + L] ([CLS] first) after the ones before it, in one pass.
 
-    The words stand once as they are and once as [MASK]; a [MASK] sees itself, the words before it and the context. The
-    numbers are those of `CaptionState.step` word by word.
+    The input has the words once as they are and once as [MASK]; a [MASK] sees itself, the words before it and the
+    context. The numbers are those of `CaptionState.step` word by word.
     """
     batch, length = captions.shape[0], captions.shape[1] - 1
     places = torch.arange(length, device=captions.device)
@@ -203,7 +203,7 @@ def search_beams(writer: CaptionState, batch: int, ends: Ends, choice: Choice, k
         rows, words = places // logits.shape[-1], places % logits.shape[-1]
         done = done | (best.scores[:, -1] >= tops[:, 0] / (choice.max_length - 1) ** choice.length_penalty)
         ended = (words == ends.sep) | (length + 1 == choice.max_length)
-        # a caption that ends counts only if it stands among the candidates that fill the beam
+        # a caption that ends counts only if it is among the candidates that fill the beam
         counts = ended & ((~ended).cumsum(1) < beams) & ~done[:, None]
         ending = torch.where(counts, tops / length**choice.length_penalty, float("-inf"))
         best = _best(best, pick(ids, rows), ending, ends, keep)

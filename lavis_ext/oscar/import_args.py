@@ -105,7 +105,7 @@ def fit(flag: Flag, value: str | None) -> tuple[str, Any]:
 def way_out_of(flag: Flag, value: str | None) -> str:
     """What to do about a value that does not fit."""
     if value is not None and VARIABLE.search(value):
-        return "write what it stands for"
+        return "write its value"
     choices = [*flag.also, *flag.values]
     if flag.kind == "switch":
         return "leave the value out"
@@ -191,7 +191,7 @@ def text_of(command: UpstreamCommand, draft: Draft, tree: dict[str, Any]) -> str
     lines = [f"Made by `lavis-ext import-args` from a command of {command.script}.py."]
     around = [*command.before, *command.after]
     if left := [word for word in around if word not in ("python", "python3")]:
-        lines.append(f"What stood around the command is left out: {shown(' '.join(left))}")
+        lines.append(f"The words around the command are left out: {shown(' '.join(left))}")
     lines += [f"{key}: {why}" for key, why in draft.remarks]
     lines += ["Of its flags these are not in it:"] if draft.notes else []
     lines += [f"  {line}" for line in reasons(draft.notes)]

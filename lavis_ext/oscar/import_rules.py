@@ -46,7 +46,7 @@ class Flag:
 
 @dataclass(frozen=True, kw_only=True)
 class Script:
-    """One script of upstream's: the flags that it takes, and what it is here. `term` is how its teacher teaches."""
+    """One script of upstream's: its flags, our task and data sets; `term` is its distillation term, "" without one."""
 
     groups: list[str]
     task: str
@@ -134,7 +134,7 @@ class Draft:
 
 
 def moved(path: str) -> str:
-    """A path of a checkout of Oscar as it lies below cache_root: `datasets/vqa/…` → `oscar/datasets/vqa/…`."""
+    """A path of a checkout of Oscar as it is below cache_root: `datasets/vqa/…` → `oscar/datasets/vqa/…`."""
     plain = PurePosixPath(path)
     return str(PurePosixPath("oscar", plain)) if plain.parts[:1] and plain.parts[0] in OURS else path
 
@@ -219,7 +219,7 @@ def teacher(draft: Draft) -> None:
 
 
 def data_dir(draft: Draft) -> None:
-    """The data set, and where its files lie: below cache_root, or in the folder that holds the published ones."""
+    """The data set, and its storage: cache_root, or the folder of the published files."""
     folders, given = draft.script.folders, draft.given.get("data_dir")
     draft.dataset = next(iter(folders.values()))
     if given is None:
@@ -233,7 +233,7 @@ def data_dir(draft: Draft) -> None:
     draft.dataset = folders[found]
     root = str(PurePosixPath(*parts[: -found.count("/") - 1]))
     if root in (".", "oscar"):
-        draft.note("data_dir", f"the data set lies below cache_root (lavis-ext prepare {draft.dataset})")
+        draft.note("data_dir", f"the data set is below cache_root (lavis-ext prepare {draft.dataset})")
     else:
         draft.storage = root
 
@@ -350,13 +350,13 @@ SCRIPT = re.compile(r"(run_\w+)\.py$")
 MISREAD = re.compile("\u00c2(?=[\u00a0\\s])|[\u00a0\ufeff\u200b]")
 """No-break spaces, also those that were read in the wrong encoding."""
 CONTINUED = re.compile(r"\\[ \t]*(?:\r?\n|$)|\r?\n(?=[ \t]*-)")
-"""The end of a line that goes on: with a backslash, or before a line of flags."""
+"""The end of a line that is continued: with a backslash, or before a line of flags."""
 OPERATOR = re.compile(r"[();<>|&]+")
 
 
 @dataclass(frozen=True)
 class UpstreamCommand:
-    """A script of upstream's, its words, and what stood around them and is left out."""
+    """A script of upstream's, its words, and the words before and after them, which are left out."""
 
     script: str
     words: tuple[str, ...]

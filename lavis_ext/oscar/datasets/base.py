@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from lavis_ext.oscar.datasets.regions import TagTable
 
 Part = tuple[list[int], list[int], RegionPlace | Tensor]
-"""One input: ids, types, and where its regions lie (or they themselves)."""
+"""One input: ids, types, and the place of its regions, or the regions themselves."""
 
 
 def inputs(samples: Sequence[Sample], regions: RegionStores, pad: int) -> Batch:
@@ -114,7 +114,7 @@ class RegionDataset(BaseDataset):
     def lengths(self) -> np.ndarray | None:
         """int32 [len, axes]: regions and about how many tokens, a column for each part that is padded alone; or None.
 
-        No features are read, and nothing is tokenised; shapes whose samples are drawn by chance have none.
+        No features are read, and nothing is tokenised; shapes with random samples have none.
         """
         found = self.measured()
         return None if found is None else found[: len(self)]
@@ -167,7 +167,7 @@ class RegionDataset(BaseDataset):
         return {**inputs(samples, self.parts.regions, self.pad), **listed(samples, self.ids)}
 
     def place(self, image_id: Any, index: int, among: Sequence[int] | None = None) -> RegionPlace:
-        """Where an image's regions lie (among some stores); raises SampleError where there are none, naming both."""
+        """The place of an image's regions (in the stores `among`); raises SampleError where there are none."""
         if not isinstance(image_id, (str, int)):
             raise self.fault(index, f"image id is missing: {image_id!r}")
         try:
@@ -188,7 +188,7 @@ class RegionDataset(BaseDataset):
         return row.get("img_id", row.get("image_id"))
 
     def images_of(self, row: Row, index: int) -> list[tuple[Any, RegionPlace]]:
-        """The images of a sample as they are asked for, and where their regions lie; raises SampleError."""
+        """The image ids of a sample, and the places of their regions; raises SampleError."""
         named = self.image_id(row)
         return [(image_id, self.place(image_id, index)) for image_id in (named if isinstance(named, list) else [named])]
 
@@ -258,7 +258,7 @@ KEEP, REPLACE = 0.9, 0.8
 
 
 def choose_positions(candidates: Sequence[int], count: int, rng: torch.Generator | None) -> list[int]:
-    """`count` of the candidates in ascending order, uniformly drawn."""
+    """`count` of the candidates, uniformly sampled, in ascending order."""
     order = torch.randperm(len(candidates), generator=rng)[:count].tolist()
     return sorted(candidates[number] for number in order)
 

@@ -341,7 +341,7 @@ class AnnotationLines(OneFile):
 
 
 def caption_file(path: Path, label_type: str) -> CaptionFile | AnnotationLines:
-    """A file of captions, Oscar's with the tags of one detector that lie beside it, if they do."""
+    """A file of captions, Oscar's with the tags of one detector beside it, if they are there."""
     if path.suffix == ".jsonl":
         return AnnotationLines(path)
     tags = path.with_name(path.name.replace(SUFFIX, f"_{label_type}_labels.pt"))

@@ -329,7 +329,7 @@ class RegionPretrainDataset(RegionDataset):
         return {**row, "label_key": other["label_key"]}, FALSE_TAGS
 
     def another(self, row: Row, key: str, among: np.ndarray | None, rng: torch.Generator | None) -> Row:
-        """A row drawn from some (None: all) that differs in a key; after a number of tries, any."""
+        """A random row of `among` (None: all) that differs in a key; after TRIES draws, any."""
         count = len(self.corpus) if among is None else len(among)
         other = row
         for _ in range(TRIES):

@@ -167,7 +167,7 @@ class VoltaCaptionDataset(VoltaDataset, PerCaption):
     """A caption and its image: training."""
 
     def fields(self, row: Row, index: int, rng: torch.Generator | None) -> Sample:
-        """`input_ids`, `token_type_ids`, `regions`, `text_input` (the caption as it stands), ids."""
+        """`input_ids`, `token_type_ids`, `regions`, `text_input` (the caption as it is), ids."""
         ids, types = self.parts.encoder.pair(row["caption"], "")
         found: Sample = {"input_ids": ids, "token_type_ids": types, "text_input": row["caption"]}
         found["regions"] = self.place(row["image_id"], index)
