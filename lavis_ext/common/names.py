@@ -90,6 +90,9 @@ NAMES: Mapping[str, Mapping[str, Home]] = {
         **_in("lavis_ext.metrics.vqa", METRICS, vqa="MetricKeys", gqa="MetricKeys", aok_vqa="MetricKeys"),
         **_in("lavis_ext.metrics.vqa", METRICS, class_accuracy="MetricKeys"),
         **_in("lavis_ext.metrics.retrieval", METRICS, recall="MetricKeys"),
+        **_in("lavis_ext.oscar.answering", METRICS, oscar_vqa="MetricKeys", oscar_gqa="MetricKeys"),
+        **_in("lavis_ext.oscar.answering", METRICS, oscar_nlvr2="MetricKeys", oscar_pretrain="MetricKeys"),
+        **_in("lavis_ext.oscar.retrieval", METRICS, oscar_retrieval="MetricKeys"),
     },
     "runner": _in("lavis_ext.runners.runner_base", runner_base="", runner_iter=""),
     "lr_scheduler": _in(

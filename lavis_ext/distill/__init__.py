@@ -1,1 +1,1 @@
-"""distill: any task, learnt from a teacher as well; the teacher may stand still, or move towards its student."""
+"""Distillation: the task `distill` adds a teacher's terms to any task; the teacher is fixed, or follows its student."""

@@ -1,4 +1,7 @@
-"""Logits of a teacher that stands still: computed once, in the order of the data sets, and read ever after."""
+"""Cached logits of a fixed teacher: computed once, in the order of the data set, and mapped in every later epoch.
+
+`LogitStore` is the files of one data set, `fingerprints` recognise a sample, `Filler` computes, `LogitCache` reads.
+"""
 
 from __future__ import annotations
 
@@ -35,9 +38,6 @@ from lavis_ext.fetch.lock import Ownership
 from lavis_ext.models.base_model import Outputs, world
 
 log = logging.getLogger(__name__)
-# The logits of one teacher for one split in memory-mapped files, written in order and resumed where they end.
-
-
 FORMAT = 1
 ABOUT, PROGRESS, MANIFEST, IDS = "about.json", "progress.json", "manifest.json", "ids.json"
 WAIT = Policy(owner_wait=3600.0 * 24, owner_stall=3600.0)
@@ -45,10 +45,10 @@ WAIT = Policy(owner_wait=3600.0 * 24, owner_stall=3600.0)
 
 @dataclass(frozen=True)
 class CacheIdentity:
-    """All that decides what the files hold; two stores of one folder name would have to agree in SHA-256."""
+    """Everything that decides the contents of a store; its SHA-256 names the folder."""
 
     teacher: str
-    """`teacher.digest`."""
+    """`teacher.digest` of its weights."""
     dataset: str
     split: str
     samples: int
@@ -66,7 +66,7 @@ class CacheIdentity:
 class LogitStore:
     """`logits_<view>` [N, C] and `valid_<view>` uint8 [N], `marks` int64 [N] (fingerprints), `ids.json`.
 
-    A row a sample; one that could not be read has no id (null). `manifest.json`, written last, has the SHA-256 of each.
+    One row a sample; a sample that cannot be read has no id (null). `manifest.json`, written last, has their SHA-256.
     """
 
     def __init__(self, root: Path, about: CacheIdentity) -> None:
@@ -76,14 +76,14 @@ class LogitStore:
 
     @contextmanager
     def owned(self) -> Iterator[None]:
-        """One live process at a time; another one is waited for."""
+        """Lock the folder; waits for another live process."""
         with disk_errors(self.folder):
             self.folder.mkdir(parents=True, exist_ok=True)
         with Ownership(self.folder / "owner.json", self.folder / PROGRESS, WAIT):
             yield
 
     def complete(self) -> bool:
-        """Whether the files are all there and are what the manifest says; a torn or damaged store is emptied."""
+        """Whether all files are there and match the manifest; a damaged store is emptied."""
         path = self.folder / MANIFEST
         if not path.is_file():
             return False
@@ -93,19 +93,22 @@ class LogitStore:
         except (OSError, ValueError, KeyError, TypeError, AttributeError):
             same = False
         if not same:
-            log.warning("%s: does not match its manifest; made anew", self.folder)
+            log.warning("%s: does not match its manifest; it is computed again", self.folder)
             self.empty()
         return same
 
     def empty(self) -> None:
-        """Forget everything in the folder."""
+        """Delete all files of the folder but the lock."""
         self.files, self.ids = {}, []
         for path in self.folder.glob("*"):
             if path.name != "owner.json":
                 path.unlink()
 
     def rows_done(self, batch: int) -> int:
-        """How many rows a process that was stopped has left whole, in whole batches, and never all of them."""
+        """How many rows a stopped process has completed, in whole batches.
+
+        Never all of them: the last batch is computed again, and opens the files.
+        """
         try:
             found = json.loads((self.folder / PROGRESS).read_text(encoding="utf-8"))
             whole = min(len(found["ids"]), self.about.samples - 1) // batch * batch
@@ -133,7 +136,7 @@ class LogitStore:
         return classes is None or all((self.folder / name).stat().st_size == size for name, size in whole.items())
 
     def create(self, classes: int) -> None:
-        """Make the files, or open those that are there; says their size first, raises DiskError if it is not free."""
+        """Create the files, or open those that are there; raises DiskError where the disk has too little space."""
         sizes = self.sizes(classes)
         need = sum(math.prod(shape) * np.dtype(dtype).itemsize for dtype, shape in sizes.values())
         fresh = not self.started(classes)
@@ -161,24 +164,24 @@ class LogitStore:
         self.ids = json.loads((self.folder / IDS).read_text(encoding="utf-8"))
 
     def write(self, rows: Sequence[int], values: Mapping[str, np.ndarray]) -> None:
-        """Put values of some rows in place; raises ConfigError for logits that are too large for the type."""
+        """Write values of some rows; raises ConfigError for logits that overflow the type."""
         for name, value in values.items():
             with np.errstate(over="ignore"):
                 cast = value.astype(self.files[name].dtype)
             if cast.dtype.kind == "f" and not np.isfinite(cast).all():
                 what = f"logits of the teacher do not fit {cast.dtype}"
-                raise ConfigError("run.distill.cache", what, "set cache: float32, and see that the teacher is sound")
+                raise ConfigError("run.distill.cache", what, "set cache: float32, or check the teacher")
             self.files[name][list(rows)] = cast
 
     def keep(self) -> None:
-        """Flush what is written, and then say how far that is."""
+        """Flush the files, and then record how far they are written."""
         with disk_errors(self.folder):
             for file in self.files.values():
                 file.flush()
             write_json(self.folder / PROGRESS, {"ids": self.ids})
 
     def finish(self, classes: int) -> None:
-        """Write ids and manifest: from now on the store is complete."""
+        """Write ids and manifest, which makes the store complete."""
         self.keep()
         with disk_errors(self.folder):
             write_json(self.folder / IDS, self.ids)
@@ -190,12 +193,9 @@ class LogitStore:
             (self.folder / PROGRESS).unlink()
 
 
-# A number for each input of a batch, the same however far the batch is padded, on any device.
-
-
 ID_KEYS = ("instance_id", "question_id", "image_id", "index")
 ANSWERS = ("targets", "labels", "lm_labels", "label", "index", "image_id", "question_id")
-"""What a teacher does not read."""
+"""Keys that a teacher does not read; they are not part of a fingerprint."""
 TEXTS = ("text_input", "text_output", "prompt")
 BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
@@ -207,9 +207,10 @@ def ids_of(batch: Batch, key: str) -> list[Any]:
 
 
 def fingerprints(batch: Batch, rows: int) -> Tensor:
-    """int64 [rows]: what a model reads of each row as one number: sum of bits times fixed odd numbers of their places.
+    """int64 [rows]: a hash of the inputs of each row, the same on any device and however far the batch is padded.
 
-    Zeros do not count, so that padding does not either; masks, which padding moves, are left out.
+    It is the sum of the bits of each element times an odd number fixed by its place. Padding does not count, as zeros
+    do not; masks, whose shape depends on the padding, are left out.
     """
     total = torch.zeros(rows, dtype=torch.int64)
     for key in sorted(batch):
@@ -244,19 +245,19 @@ def factors(count: int, salt: str) -> Tensor:
 
 
 def of_text(text: str) -> int:
-    """A signed 64-bit number of a text."""
+    """A text's BLAKE2b of 64 bits, signed."""
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little", signed=True)
 
 
 WHERE, FOLDER = "run.distill.cache", "teacher_logits"
 PROBES = 16
 KEPT_EVERY, NOTES = 64, 50
-"""Batches between two notes of how far a store is, and how many notes are made of a large one."""
+"""Batches between two `keep`s, and the most `keep`s of a large store."""
 POLL_S = 1.0
 
 
 class LogitCache:
-    """Data set → store; raises ConfigError for data whose samples are drawn anew each time, or cannot be told apart."""
+    """The stores of a run's data sets; raises ConfigError where samples are random, or have no distinct ids."""
 
     def __init__(self, stores: dict[str, LogitStore], keys: dict[str, str], device: torch.device) -> None:
         self.stores, self.keys, self.device = stores, keys, device
@@ -300,39 +301,39 @@ class LogitCache:
 
 
 class Filler:
-    """Asks the teacher for every sample of a data set, in order and in full float32."""
+    """Computes the teacher's logits of every sample of a data set, in order and in float32."""
 
     def __init__(self, run: RunConfig, teacher: MultiView, need: OutputSpec, normalizer: Any) -> None:
         self.run, self.teacher, self.need, self.normalizer = run, teacher, need, normalizer
         self.device = teacher.model.device
 
     def identify(self, name: str, dataset: Any) -> str:
-        """The key that names the samples of a data set, once it is sure that they are the same every time."""
+        """The key of a sample's id, after checks that samples have distinct ids and are the same at each load."""
         where = f"datasets.{name}"
         if not hasattr(dataset, "load"):
-            raise ConfigError(where, "its samples come in a stream, and have no numbers", f"set {WHERE}: none")
+            raise ConfigError(where, "is a stream, whose samples have no numbers", f"set {WHERE}: none")
         probes = sorted({round(i * (len(dataset) - 1) / PROBES) for i in range(PROBES + 1)})
         batch, again = (self._collate(dataset, [load(dataset, i, seed) for i in probes])[1] for seed in (1, 2))
         key = next((key for key in ID_KEYS if key in batch), None)
         if key is None or len(set(ids_of(batch, key))) < len(ids_of(batch, key)):
-            raise ConfigError(where, "no id tells its samples apart", f"set {WHERE}: none")
+            raise ConfigError(where, "its samples have no distinct ids", f"set {WHERE}: none")
         rows = len(ids_of(batch, key))
         if not any(len(value) == rows for value in batch.values() if isinstance(value, Tensor) and value.dim() > 1):
-            what = "its batches hold several inputs a sample, as pairs that are drawn do"
+            what = "its batches have several inputs a sample, as sampled pairs do"
             raise ConfigError(where, what, f"set {WHERE}: none")
         if ids_of(batch, key) != ids_of(again, key) or not torch.equal(
             fingerprints(batch, rows), fingerprints(again, rows)
         ):
-            what = "its samples are drawn anew each time (augmented, or with negatives)"
+            what = "its samples differ at each load (augmentation, or sampled negatives)"
             raise ConfigError(where, what, f"set {WHERE}: none")
         return key
 
     def fill(self, store: LogitStore, dataset: Any, key: str) -> None:
-        """Every row that is not there yet; the next batch is loaded while the teacher looks at one."""
+        """Compute the rows that are missing; the next batch is loaded while the teacher runs."""
         size = self.run.batch_size_eval
         begin = store.rows_done(size)
         if begin:
-            log.info("logits of the teacher: going on at sample %d of %d", begin, len(dataset))
+            log.info("logits of the teacher: resumed at sample %d of %d", begin, len(dataset))
         starts = range(begin, len(dataset), size)
         every = max(KEPT_EVERY, len(starts) // NOTES)
         with ThreadPoolExecutor(max(1, self.run.num_workers)) as pool:
@@ -360,14 +361,14 @@ class Filler:
         store.write(rows, values)
 
     def _collate(self, dataset: Any, samples: Sequence[Any]) -> tuple[list[bool], Batch]:
-        """Which samples could be read, and the batch of those."""
+        """Which samples could be read, and the batch of those that could."""
         found = [sample for sample in samples if sample is not None]
         batch = to_device(dataset.collater(found), self.device, self.normalizer) if found else {}
         return [sample is not None for sample in samples], batch
 
 
 def load(dataset: Any, index: int, seed: int = 1) -> Any:
-    """A sample; None where it cannot be read, which is counted where training meets it."""
+    """A sample; None where it cannot be read, which training counts when it meets it."""
     try:
         return dataset.load(index, torch.Generator().manual_seed(seed))
     except SampleError:
@@ -402,7 +403,7 @@ def fill_once(store: LogitStore, filler: Filler, dataset: Any, key: str) -> None
 
 
 def one_a_sample(logits: Tensor, rows: int) -> np.ndarray:
-    """float32 [rows, C]; raises ConfigError where a model answers otherwise, as those that write words do."""
+    """float32 [rows, C]; raises ConfigError for other shapes, as those of models that generate words."""
     if logits.dim() != 2 or len(logits) != rows:
         what = f"the teacher gives logits of {list(logits.shape)} for {rows} samples"
         raise ConfigError(WHERE, what, "set cache: none")

@@ -1,4 +1,4 @@
-"""mgskd: how tokens, and how samples, lie to one another in the teacher's hidden states, not where they lie."""
+"""Terms of relations: `mgskd` (between tokens and between samples) and `emd` (between all layers of both models)."""
 
 from __future__ import annotations
 
@@ -42,8 +42,8 @@ def split_heads(hidden: Tensor, heads: int) -> Tensor:
 
 def angles(points: Tensor, centres: Tensor) -> Tensor:
     """[..., C, P, P]: cosines of the angle at each of [..., C, D] `centres` between any two of [..., C, P, D]."""
-    ways = F.normalize(points - centres.unsqueeze(-2), dim=-1)
-    return ways @ ways.transpose(-1, -2)
+    directions = F.normalize(points - centres.unsqueeze(-2), dim=-1)
+    return directions @ directions.transpose(-1, -2)
 
 
 def sample_structure(hidden: Tensor, mask: Tensor, heads: int) -> Tensor:
@@ -62,7 +62,7 @@ def token_scores(hidden: Tensor, mask: Tensor, heads: int) -> Tensor:
 
 
 def both_seen(mask: Tensor) -> Tensor:
-    """bool [B, S, S]."""
+    """bool [B, S, S]: whether both of two tokens are visible, from bool [B, S]."""
     return mask[:, :, None] & mask[:, None, :]
 
 
@@ -96,8 +96,8 @@ def token_loss(student: Tensor, teacher: Tensor, mask: Tensor, heads: int, k1: i
     chosen = salient(theirs, mask, k1, k2)
     found, counted = triplets(student, mask, *chosen)
     wanted, _ = triplets(teacher, mask, *chosen)
-    bent = F.smooth_l1_loss(found, wanted, reduction="none").masked_fill(~counted, 0.0).sum()
-    return pairs + bent / counted.sum().clamp(min=1)
+    errors = F.smooth_l1_loss(found, wanted, reduction="none").masked_fill(~counted, 0.0).sum()
+    return pairs + errors / counted.sum().clamp(min=1)
 
 
 @objectives.register("mgskd")
@@ -127,9 +127,6 @@ class StructuredKd(Term):
         ]
         weighted = [TOKEN_WEIGHT * loss for loss in tokens] + [SAMPLE_WEIGHT * loss for loss in samples]
         return torch.stack(weighted).sum()
-
-
-# emd: every layer of the student learns from every layer of the teacher, by the cheapest transport between them.
 
 
 TINY = 1e-12
@@ -169,7 +166,7 @@ class EarthMover(Term):
 
     EMD = Σ F_ij D_ij with D_ij the MSE of student layer i and teacher layer j, and F the cheapest flow between the
     layers' weights; no gradient passes through F. The weights begin equal, and follow the cost of each batch
-    (`attend`), the mean of what states and scores ask for. The weight .01 is the published script's β.
+    (`attend`), as the mean over states and scores. The weight .01 is the published script's β.
     """
 
     Keys = EmdKeys
@@ -182,7 +179,7 @@ class EarthMover(Term):
         """Weights of the student's and of the teacher's layers."""
 
     def __call__(self, student: Views, teacher: Views, moment: Moment) -> Tensor:
-        """The sum of the three; layer weights move where `moment` says so."""
+        """The sum of the three; layer weights are updated where `moment.moves`."""
         mine, theirs = student["full"], teacher["full"]
         mask = mine.mask
 
@@ -214,7 +211,7 @@ class EarthMover(Term):
         return {} if self.layers is None else {"student": self.layers[0].tolist(), "teacher": self.layers[1].tolist()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take them back."""
+        """Restore them."""
         self.layers = (np.array(state["student"]), np.array(state["teacher"])) if state else None
 
 

@@ -1,4 +1,7 @@
-"""The inner step: where the student would go from here, in one set of buffers that every batch uses again."""
+"""How a teacher follows its student (Reptile): an inner step of the student, then a step of the teacher towards it.
+
+All buffers are made once and filled in place by every batch.
+"""
 
 from __future__ import annotations
 
@@ -21,8 +24,7 @@ Gradient = Callable[[Mapping[str, Tensor]], Sequence[Tensor | None]]
 class InnerStep:
     """θ' = θ_s after `inner_steps` steps of a fresh optimizer; `shadow` holds θ' by the student's names.
 
-    sgd: θ' ← θ' − λ·∇L, without decay; adamw: a fresh AdamW with the run's decay. Nothing is copied anew: shadow and
-    optimizer are made once and filled in place.
+    sgd: θ' ← θ' − λ·∇L, without decay; adamw: a fresh AdamW with the run's decay.
     """
 
     def __init__(self, student: BaseModel, run: RunConfig, config: DistillConfig) -> None:
@@ -38,7 +40,7 @@ class InnerStep:
             self.optimizer = torch.optim.AdamW(groups, lr=rate, betas=(0.9, run.beta2))
 
     def take(self, first: Sequence[Tensor | None], gradient: Gradient) -> None:
-        """Put the shadow where `first`, the gradient at the student, leads, and then `gradient`, that at the shadow."""
+        """Set the shadow: step by `first`, the gradient at the student, then by `gradient` at the shadow itself."""
         with torch.no_grad():
             torch._foreach_copy_(list(self.shadow.values()), list(self.mine.values()))
         restart(self.optimizer)
@@ -67,7 +69,7 @@ def shadow_groups(
 
 @torch.no_grad()
 def restart(optimizer: torch.optim.Optimizer) -> None:
-    """Make an optimizer a fresh one in place."""
+    """Reset an optimizer's state to zeros in place."""
     for state in optimizer.state.values():
         for value in state.values():
             if isinstance(value, Tensor):
@@ -75,7 +77,7 @@ def restart(optimizer: torch.optim.Optimizer) -> None:
 
 
 def mean_of_ranks(gradients: list[Tensor | None]) -> list[Tensor | None]:
-    """The mean over ranks, so that all of them move their teacher alike; the gradients themselves on one rank."""
+    """The mean over ranks, in place, so that all ranks move their teacher by the same step."""
     count = world()[1]
     if count > 1:
         for grad in gradients:
@@ -85,13 +87,10 @@ def mean_of_ranks(gradients: list[Tensor | None]) -> list[Tensor | None]:
     return gradients
 
 
-# The outer step on the teacher: towards the student that has taken its inner step.
-
-
 class TeacherStep:
     """θ_t ← θ_t − μ·(θ_t − θ'), or AdamW with θ_t − θ' for a gradient, of the parameters that have a partner.
 
-    Reptile (Nichol et al., arXiv:1803.02999) with the teacher in the place of the initialisation.
+    Reptile (Nichol et al., arXiv:1803.02999), where the teacher replaces the initialisation.
     """
 
     def __init__(self, teacher: Sequence[Tensor], run: RunConfig, config: DistillConfig) -> None:
@@ -107,7 +106,7 @@ class TeacherStep:
             self.optimizer = torch.optim.AdamW([g for g in groups if g["params"]], lr=self.lr, betas=(0.9, run.beta2))
 
     def share(self, progress: float) -> float:
-        """What `meta_schedule` leaves of the rate."""
+        """The factor of the rate under `meta_schedule`."""
         return 1.0 - progress if self.config.meta_schedule == "linear" else 1.0
 
     @torch.no_grad()
@@ -128,7 +127,7 @@ class TeacherStep:
         self.optimizer.zero_grad(set_to_none=True)
 
     def _clipping(self, target: Sequence[Tensor]) -> float:
-        """The factor that brings the way from teacher to target down to `meta_clip`."""
+        """The factor that bounds the norm of the difference from teacher to target by `meta_clip`."""
         if self.config.meta_clip is None:
             return 1.0
         parts = [torch.dist(a.detach(), b.detach().to(a.dtype)) for a, b in zip(self.teacher, target, strict=True)]
@@ -140,16 +139,13 @@ class TeacherStep:
         return {} if self.optimizer is None else {"optimizer": self.optimizer.state_dict()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take them back."""
+        """Restore them."""
         if self.optimizer is not None and "optimizer" in state:
             self.optimizer.load_state_dict(state["optimizer"])
 
 
-# How a teacher follows its student: the inner step, the step towards it, and what both need to go on after a stop.
-
-
 class TeacherUpdate:
-    """θ' from the student, then the teacher's parameters that have a partner towards θ'; all of it in place."""
+    """Both steps: θ' from the student, then the teacher's parameters that have a partner towards θ'."""
 
     def __init__(
         self, student: BaseModel, teacher: BaseModel, pairs: Sequence[Partner], run: RunConfig, config: DistillConfig
@@ -167,7 +163,7 @@ class TeacherUpdate:
         self.outer.take(self.target, progress)
 
     def way(self) -> Tensor:
-        """‖θ_t − θ_0‖ / ‖θ_0‖ over the moved parameters: how far the teacher is from where it began."""
+        """‖θ_t − θ_0‖ / ‖θ_0‖ over the moved parameters, from where the teacher began."""
         return distance(self.start, list(self.moved.values()))
 
     def state_dict(self) -> dict[str, Any]:
@@ -175,6 +171,6 @@ class TeacherUpdate:
         return {"moved": dict(self.moved), **self.outer.state_dict()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take them back; raises IntegrityError where the parameters are others."""
+        """Restore them; raises IntegrityError where the checkpoint moved other parameters."""
         fit("the teacher in the checkpoint", self.moved, state["moved"])
         self.outer.load_state_dict(state)

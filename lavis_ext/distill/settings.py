@@ -1,4 +1,4 @@
-"""The `distill:` section: its keys, which layers go together, and all that is wrong before a teacher is read."""
+"""The `distill:` section: its keys, the checks that need no teacher, and pairs of layers under a strategy."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ Strategy = Literal["first", "last", "skip", "both"]
 
 @dataclass(frozen=True, kw_only=True)
 class DistillConfig:
-    """What `task: distill` teaches and how: loss = (1 - alpha) * task + alpha * sum of weight * term."""
+    """`run.distill`: loss = (1 - alpha) * task + alpha * sum of weight * term."""
 
     task: str
-    """The task that is learnt and evaluated."""
+    """The wrapped task, which is trained and evaluated."""
     teacher: ModelConfig | str
     """A model section (what it does not say is the student's), or a folder: a run, a checkpoint, or upstream's."""
     terms: list[TermConfig] = field(default_factory=lambda: [TermConfig(name="mkd")])
@@ -40,7 +40,7 @@ class DistillConfig:
     strategy: Strategy | list[list[int]] = "first"
     """Which layers of the teacher each layer of the student moves; or a list of [student, teacher]."""
     teacher_update: Literal["none", "reptile", "reptile_adamw"] = "none"
-    """reptile: by meta_lr towards the student after an inner step; reptile_adamw: that way by AdamW, as published."""
+    """reptile: by meta_lr towards the student after an inner step; reptile_adamw: that step by AdamW, as published."""
     meta_batch: Literal["same", "next"] = "same"
     """Whether the student then learns from the batch of the inner step, or from the one after it."""
     inner_optimizer: Literal["sgd", "adamw"] = "sgd"
@@ -52,38 +52,40 @@ class DistillConfig:
     teacher_lr: Rate | None = None
     """Rate of reptile_adamw; None: run.init_lr."""
     meta_lr: Share | None = None
-    """Step of reptile, a share of the way; None: teacher_lr."""
+    """Step of reptile, a share of the difference; None: teacher_lr."""
     meta_schedule: Literal["constant", "linear"] = "constant"
     """linear: meta_lr or teacher_lr falls to 0 at the end of the run."""
     meta_clip: Positive | None = None
-    """Largest norm of the way from teacher to student; None: any."""
+    """Largest norm of the difference from teacher to student; None: any."""
     cache: Literal["none", "float16", "float32"] = "none"
     """Keep the logits of a teacher that does not move in files of this precision, once for all epochs and runs."""
 
-    def examine(self, door: ConfigDecoder, key: str) -> None:
-        """Weights that weigh nothing, and terms that say nothing or say it twice."""
+    def examine(self, decoder: ConfigDecoder, key: str) -> None:
+        """Checks: weights that are all 0; no terms, unknown ones, or one twice."""
         if not sum(self.kd_weights.values()):
-            door.note(join(key, "kd_weights"), f"{self.kd_weights} are no weights", "give each view a share, not all 0")
+            decoder.note(
+                join(key, "kd_weights"), f"{self.kd_weights} are no weights", "give each view a share, not all 0"
+            )
         names = [term.name for term in self.terms]
         if not names:
-            door.note(join(key, "terms"), "names none", f"known: {', '.join(term_names())}; without a teacher: ft")
+            decoder.note(join(key, "terms"), "names none", f"known: {', '.join(term_names())}; without a teacher: ft")
         for name in sorted({name for name in names if names.count(name) > 1}):
-            door.note(join(key, "terms"), f"'{name}' is there twice", "give it one weight")
+            decoder.note(join(key, "terms"), f"'{name}' is there twice", "give it one weight")
         for name in names:
             if name in objectives and not is_term(name):
                 what = f"'{name}' is no term of distillation"
-                door.note(join(key, "terms"), what, nearest(name, term_names()))
+                decoder.note(join(key, "terms"), what, nearest(name, term_names()))
 
 
 @dataclass(frozen=True, kw_only=True)
 class DistillRunConfig(RunConfig):
-    """`distill`: the keys of the task that is learnt stand in the same section."""
+    """`distill`: the keys of the wrapped task are in the same section."""
 
     distill: DistillConfig | None = None
 
     @classmethod
     def also(cls, value: Mapping[str, Any]) -> Iterator[str]:
-        """The task that is learnt, and those that it runs."""
+        """The wrapped task, and those whose keys it takes."""
         section = value.get("distill")
         name = section.get("task") if isinstance(section, Mapping) else getattr(section, "task", None)
         if name and name != "distill":
@@ -92,7 +94,7 @@ class DistillRunConfig(RunConfig):
                 yield from tasks.config(str(name)).also(value)
 
     def problems(self, config: Config) -> Iterator[Problem]:
-        """What is wrong with the section, and with the wrapped task's keys where its class says so."""
+        """Problems of `run.distill`."""
         yield from super().problems(config)
         if self.distill is None:
             yield Problem(AT, "is missing", "say `task` and `teacher` under it")
@@ -106,13 +108,13 @@ def section_of(run: RunConfig) -> DistillConfig | None:
 
 
 def section_problems(run: RunConfig, student: ModelConfig | None) -> Iterator[Problem]:
-    """What is wrong with `run.distill` and what it is put together with."""
+    """Problems of `run.distill` by itself, with the run, and with the student's model section."""
     config = section_of(run)
     if config is None:
         return
     if config.task == "distill" or config.task not in tasks:
         known = [name for name in tasks.names() if name != "distill"]
-        yield Problem(f"{AT}.task", f"no task named '{config.task}' that could be taught", nearest(config.task, known))
+        yield Problem(f"{AT}.task", f"no task named '{config.task}' that can be distilled", nearest(config.task, known))
     yield from cache_problems(config)
     yield from moving_problems(run, config)
     if student is not None:
@@ -131,7 +133,7 @@ def is_term(name: str) -> bool:
 
 
 def cache_problems(config: DistillConfig) -> Iterator[Problem]:
-    """Logits can be kept only of a teacher that stands still, for terms that read nothing else."""
+    """A cache of a teacher that moves, or for terms that need more than logits."""
     if config.cache == "none":
         return
     if config.teacher_update != "none":
@@ -143,7 +145,7 @@ def cache_problems(config: DistillConfig) -> Iterator[Problem]:
 
 
 def moving_problems(run: RunConfig, config: DistillConfig) -> Iterator[Problem]:
-    """What a teacher that moves cannot go with."""
+    """Settings of the run that exclude a teacher that moves."""
     if config.teacher_update == "none":
         return
     if run.precision == "fp16":
@@ -154,7 +156,7 @@ def moving_problems(run: RunConfig, config: DistillConfig) -> Iterator[Problem]:
 
 
 def model_problems(config: DistillConfig, student: ModelConfig) -> Iterator[Problem]:
-    """What the two model sections tell: labels, views, and whether the strategy fits the depths that are known."""
+    """Problems between the two model sections: labels, views, layers, and depths as far as they are known."""
     if getattr(student, "layers", None) and config.student_init in ("first", "last", "skip"):
         what = f"'{config.student_init}' and model.layers both choose layers of model.pretrained"
         yield Problem(f"{AT}.student_init", what, "keep one of them")
@@ -178,7 +180,7 @@ def model_problems(config: DistillConfig, student: ModelConfig) -> Iterator[Prob
 
 
 def strategies(config: DistillConfig) -> Iterator[Any]:
-    """The strategies that will be asked for."""
+    """The strategies that will be used."""
     if config.teacher_update != "none":
         yield config.strategy
     origin, _, strategy = config.student_init.rpartition("-")
@@ -187,7 +189,7 @@ def strategies(config: DistillConfig) -> Iterator[Any]:
 
 
 def view_problems(config: DistillConfig, student: ModelConfig) -> Iterator[Problem]:
-    """Views that the architecture of the student has not."""
+    """Views in `kd_weights` that the student's architecture does not have."""
     if not any(term.name == "mkd" for term in config.terms):
         return
     known = student.views
@@ -198,7 +200,7 @@ def view_problems(config: DistillConfig, student: ModelConfig) -> Iterator[Probl
 
 
 def teacher_depth(teacher: ModelConfig | str, student: ModelConfig) -> int | None:
-    """The teacher's number of layers, as far as it is written down."""
+    """The teacher's number of layers; None where no file says it."""
     if isinstance(teacher, ModelConfig):
         return known_depth(teacher)
     return known_depth(replace(whole(student), pretrained=teacher, sizes={}))
@@ -231,7 +233,7 @@ def layer_pairs(strategy: str | Sequence[Sequence[int]], student: int, teacher: 
     """(student layer, teacher layer) for a strategy of K and L layers, or a list of pairs that is checked.
 
     first: i → i; last: i → i + L − K; skip: i → b·i + b − 1 and both: i → b·i … b·i + b − 1 with b = L / K.
-    Raises ConfigError for what does not fit the two depths.
+    Raises ConfigError where a strategy or a pair does not fit the two depths.
     """
     if not isinstance(strategy, str):
         return listed_pairs(strategy, student, teacher)
@@ -252,7 +254,7 @@ def layer_pairs(strategy: str | Sequence[Sequence[int]], student: int, teacher: 
 
 
 def listed_pairs(pairs: Sequence[Sequence[int]], student: int, teacher: int) -> Pairs:
-    """The pairs of a run file; raises ConfigError with everything that is wrong with them."""
+    """The pairs of a run file; raises ConfigError with all of their problems."""
     problems = list(pair_problems(pairs, student, teacher))
     if problems:
         raise ConfigError.of(problems)
@@ -260,7 +262,7 @@ def listed_pairs(pairs: Sequence[Sequence[int]], student: int, teacher: int) -> 
 
 
 def pair_problems(pairs: Sequence[Sequence[int]], student: int, teacher: int) -> Iterator[Problem]:
-    """What is wrong with a list of pairs."""
+    """Pairs that are none, layers that do not exist, and layers of the teacher with two partners."""
     way_out = f"write [student, teacher] with 0 … {student - 1} and 0 … {teacher - 1}, each teacher layer once"
     for pair in pairs:
         if len(pair) != 2:

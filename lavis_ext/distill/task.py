@@ -1,4 +1,7 @@
-"""distill: (1 − α)·L_task + α·Σ w·term of a wrapped task, with a teacher that stands still or follows its student."""
+"""The task `distill`: (1 − α)·L_task + α·Σ w·term around a wrapped task.
+
+The teacher is fixed, or (`teacher_update`) follows its student by Reptile.
+"""
 
 from __future__ import annotations
 
@@ -33,16 +36,13 @@ from lavis_ext.distill.terms import Common, Moment, Term
 from lavis_ext.models.base_model import BaseModel, Outputs
 from lavis_ext.tasks.base_task import BaseTask, Row
 
-# One batch's share of each loss: which terms count at this point of the run, and what they come to.
-
-
 Terms = Mapping[str, tuple[float, Term]]
 """Name → weight and term."""
 
 
 @dataclass(frozen=True)
 class ActiveTerms:
-    """The terms that count and the share `alpha` of all of them; without a term, or a share, the task's loss is all."""
+    """The terms that count at one point of a run, and their share `alpha`; without either, the loss is the task's."""
 
     terms: Terms
     alpha: float
@@ -52,30 +52,30 @@ class ActiveTerms:
 
     @classmethod
     def at(cls, terms: Terms, alpha: float, progress: float) -> ActiveTerms:
-        """What counts after a share `progress` of the run."""
+        """The terms that count after a share `progress` of the run."""
         active = {name: pair for name, pair in terms.items() if alpha and not pair[1].over(progress)}
         silent = tuple(name for name in terms if name not in active)
         return cls(active, alpha if active else 0.0, progress, silent)
 
     def need(self, task: bool) -> OutputSpec:
-        """What is to be looked at; with `task` for the task's loss too."""
+        """The outputs that the terms need; with `task` also those of the task's loss."""
         return OutputSpec.of((term for _, term in self.terms.values()), task)
 
     def loss(
         self, task: Tensor, student: Mapping[str, Outputs], teacher: Mapping[str, Outputs], moves: bool
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """(1 − α)·`task` + α·Σ w·term, and each term by itself; `moves` lets terms move what they remember."""
+        """(1 − α)·`task` + α·Σ w·term, and each term by itself; `moves` lets terms update their state."""
         if not self.terms:
             return task, {name: torch.zeros_like(task, requires_grad=False) for name in self.silent}
         moment = Moment(self.progress, moves)
         values = {name: term(student, teacher, moment) for name, (_, term) in self.terms.items()}
-        taught = torch.stack([weight * values[name] for name, (weight, _) in self.terms.items()]).sum()
-        parts = {**values, **{name: torch.zeros_like(taught, requires_grad=False) for name in self.silent}}
-        return (1 - self.alpha) * task + self.alpha * taught, parts
+        total = torch.stack([weight * values[name] for name, (weight, _) in self.terms.items()]).sum()
+        parts = {**values, **{name: torch.zeros_like(total, requires_grad=False) for name in self.silent}}
+        return (1 - self.alpha) * task + self.alpha * total, parts
 
 
 class PreviousBatch(NamedTuple):
-    """The batch before this one, and what the teacher, as it still is, made of it (None: not asked again yet)."""
+    """The batch before this one, and the teacher's outputs for it (None after a resume: to be computed again)."""
 
     batch: Batch
     theirs: Mapping[str, Outputs] | None
@@ -107,9 +107,9 @@ class Distill(BaseTask):
         self.cache: LogitCache | None = None
         self.held: PreviousBatch | None = None
         self.measured: dict[str, float] = {}
-        self.settled = False
+        self.prepared = False
         if not run.evaluate:
-            self._take_teacher(teacher)
+            self._load_teacher(teacher)
 
     @property
     def evaluates(self) -> bool:  # type: ignore[override]
@@ -122,8 +122,8 @@ class Distill(BaseTask):
         moves = self.config.teacher_update != "none" or any(term.remembers for _, term in self.terms.values())
         return moves or self.wrapped.counts_batches
 
-    def _take_teacher(self, given: BaseModel | None) -> None:
-        """Build the teacher where none is given, see that it fits, and start the student from it where asked."""
+    def _load_teacher(self, given: BaseModel | None) -> None:
+        """Build the teacher where none is given, check that it fits, and initialise the student from it where asked."""
         student: BaseModel = self.network
         if type(self.wrapped).step is not BaseTask.step:
             what = f"'{self.config.task}' has a training step of its own"
@@ -138,7 +138,7 @@ class Distill(BaseTask):
         self.own, self.other = MultiView(student), MultiView(self.teacher)
 
     def _partners(self) -> list[Partner]:
-        """Partners under `strategy`; none for a teacher that stands still and has other sizes."""
+        """Partners under `strategy`; none for a fixed teacher of other sizes."""
         student, teacher = self.network, self.teacher
         try:
             depths = len(student.encoder_layers()), len(teacher.encoder_layers())
@@ -148,11 +148,11 @@ class Distill(BaseTask):
                 raise
             return []
 
-    def _settle(self) -> None:
-        """Once the student is on its device: the teacher beside it, and the buffers of the update."""
-        if self.settled:
+    def _prepare_teacher(self) -> None:
+        """Once, when the student is on its device: move the teacher there, and make the buffers of its update."""
+        if self.prepared:
             return
-        self.settled = True
+        self.prepared = True
         if any(hasattr(parameter, "full_tensor") for parameter in self.network.parameters()):
             self.partners = []
             if self.config.teacher_update != "none":
@@ -162,8 +162,8 @@ class Distill(BaseTask):
             self.update = TeacherUpdate(self.network, self.teacher, self.partners, self.run, self.config)
 
     def before_train(self, batches: Any, total: int) -> None:
-        """Take the run's length and the data, for the cache; what the wrapped task does."""
-        self._settle()
+        """Note the length of the run, open or fill the cache of logits, and call the wrapped task."""
+        self._prepare_teacher()
         self.total = max(total, 1)
         if self.config.cache != "none":
             need = ActiveTerms.at(self.terms, 1.0, 0.0).need(task=False)
@@ -171,108 +171,108 @@ class Distill(BaseTask):
         self.wrapped.before_train(batches, total)
 
     def step(self, batch: Batch) -> dict[str, Tensor]:
-        """`loss`, `loss_task`, `loss_<term>` each before its weight, and what is measured of the teacher.
+        """`loss`, `loss_task`, `loss_<term>` (each before its weight), and measures of the teacher.
 
-        That is `teacher_loss`, its own on this batch where it is asked, `teacher_distance` from its student where both
-        compare, and of one that moves `teacher_moved`, the way from where it began.
+        Those are `teacher_loss` (its task loss on this batch, where its full view is computed), `teacher_distance`
+        (from its student, over partners), and `teacher_moved` (from where it began, if it moves).
         """
-        self._settle()
-        lesson = ActiveTerms.at(self.terms, self.config.alpha, min(self.seen / self.total, 1.0))
-        mine = self.own(batch, lesson.need(task=True))
+        self._prepare_teacher()
+        active = ActiveTerms.at(self.terms, self.config.alpha, min(self.seen / self.total, 1.0))
+        mine = self.own(batch, active.need(task=True))
         found: dict[str, Tensor] = self.network.losses(mine["full"], batch)
         if self.update is not None:
-            self._move(self.update, batch, mine, found["loss"], lesson)
-        theirs = self._teach(batch, lesson)
-        loss, parts = lesson.loss(found["loss"], mine, theirs, moves=True)
+            self._move(self.update, batch, mine, found["loss"], active)
+        theirs = self._teach(batch, active)
+        loss, parts = active.loss(found["loss"], mine, theirs, moves=True)
         if self.config.meta_batch == "next":
             self.held = PreviousBatch(batch, theirs)
         others = {name: value for name, value in found.items() if name != "loss"}
-        told = {f"loss_{name}": value for name, value in parts.items()}
-        report = {**others, "loss": loss, "loss_task": found["loss"], **told, **self._measure(batch, theirs)}
+        losses = {"loss": loss, "loss_task": found["loss"], **{f"loss_{name}": part for name, part in parts.items()}}
+        report = {**others, **losses, **self._measure(batch, theirs)}
         self.seen += 1
         return report
 
-    def _teach(self, batch: Batch, lesson: ActiveTerms) -> Mapping[str, Outputs]:
-        """What the teacher makes of a batch; nothing where no term asks."""
-        if not lesson.terms:
+    def _teach(self, batch: Batch, active: ActiveTerms) -> Mapping[str, Outputs]:
+        """The teacher's outputs for a batch, cached or computed; none where no term counts."""
+        if not active.terms:
             return {}
         if self.cache is not None:
-            return self.cache.outputs(batch, lesson.need(task=False).views)
+            return self.cache.outputs(batch, active.need(task=False).views)
         with torch.no_grad():
-            found: dict[str, Outputs] = self.other(batch, lesson.need(task=False))
+            found: dict[str, Outputs] = self.other(batch, active.need(task=False))
         return found
 
     def _move(
-        self, update: TeacherUpdate, batch: Batch, mine: Mapping[str, Outputs], task: Tensor, lesson: ActiveTerms
+        self, update: TeacherUpdate, batch: Batch, mine: Mapping[str, Outputs], task: Tensor, active: ActiveTerms
     ) -> None:
-        """Inner step and teacher's step, on this batch or on the one before it.
+        """The inner step and the teacher's step, on this batch or on the one before it (`meta_batch`).
 
-        On this batch the first inner gradient is taken on the graph of the outer loss: both are at θ_s, under the same
-        dropout, so the student's forward passes are made once. On the one before it, the teacher has answered already.
+        On this batch the first inner gradient uses the graph of the outer loss: both are at θ_s, under the same
+        dropout, so the student's forward passes run once. Of the batch before, the teacher's outputs are kept.
         """
         refuse_half(task.device)
         if self.config.meta_batch == "next":
             if self.held is None:
                 return
-            batch, theirs = self.held.batch, self.held.theirs or self._teach(self.held.batch, lesson)
-            mine = self.own(batch, lesson.need(task=True))
+            batch, theirs = self.held.batch, self.held.theirs or self._teach(self.held.batch, active)
+            mine = self.own(batch, active.need(task=True))
             task = self.network.losses(mine["full"], batch)["loss"]
         else:
-            theirs = self._teach(batch, lesson)
+            theirs = self._teach(batch, active)
         own = list(update.inner.mine.values())
-        loss, _ = lesson.loss(task, mine, theirs, moves=False)
+        loss, _ = active.loss(task, mine, theirs, moves=False)
         first = torch.autograd.grad(loss, own, retain_graph=self.config.meta_batch == "same", allow_unused=True)
 
         def gradient(shadow: Mapping[str, Tensor]) -> Sequence[Tensor | None]:
-            torch.clear_autocast_cache()  # which holds the shadow as it was before its last step
-            there = self.own.under(shadow, batch, lesson.need(task=True))
-            ahead, _ = lesson.loss(self.network.losses(there["full"], batch)["loss"], there, theirs, moves=False)
+            torch.clear_autocast_cache()  # it holds casts of the shadow from before its last step
+            there = self.own.under(shadow, batch, active.need(task=True))
+            ahead, _ = active.loss(self.network.losses(there["full"], batch)["loss"], there, theirs, moves=False)
             return torch.autograd.grad(ahead, list(shadow.values()), allow_unused=True)
 
-        update.take(first, gradient, lesson.progress)
+        update.take(first, gradient, active.progress)
 
     @torch.no_grad()
     def _measure(self, batch: Batch, theirs: Mapping[str, Outputs]) -> dict[str, Tensor]:
-        """Ways are measured at the first batch after each line of the log, over partners; see `step`."""
+        """The measures in `step`; distances are computed at the first batch after each line of the log."""
         if self.partners and self.seen % (max(self.run.log_freq, 1) * self.run.accum_grad_iters) == 0:
             mine, teachers = dict(self.network.named_parameters()), dict(self.teacher.named_parameters())
             pairs = [(teachers[pair.teacher], mine[pair.student]) for pair in self.partners]
             self.measured = {"teacher_distance": float(distance(*zip(*pairs, strict=True)))}
             if self.update is not None:
                 self.measured["teacher_moved"] = float(self.update.way())
-        told = {name: torch.tensor(value, device=self.network.device) for name, value in self.measured.items()}
+        found = {name: torch.tensor(value, device=self.network.device) for name, value in self.measured.items()}
         if self.cache is None and "full" in theirs:
-            told["teacher_loss"] = self.teacher.losses(theirs["full"], batch)["loss"]
-        return told
+            found["teacher_loss"] = self.teacher.losses(theirs["full"], batch)["loss"]
+        return found
 
     def state_dict(self) -> dict[str, Any]:
-        """How far the run is, the teacher where it moves, and what the wrapped task keeps."""
+        """Batches seen, last measures, the teacher where it moves, and the state of the wrapped task."""
         state = {"seen": self.seen, "measured": self.measured, "digest": self.digest}
         state |= {"wrapped": self.wrapped.state_dict()}
         return state | ({} if self.update is None else {"update": self.update.state_dict()})
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take it back; raises IntegrityError where the teacher of the run is another one by now."""
+        """Restore it; raises IntegrityError where the run's teacher is not the one of the checkpoint."""
         if not state:
             return
         if state["digest"] != self.digest:
             what = "is not the teacher that the checkpoint was made with"
             raise IntegrityError("run.distill.teacher", what, "put it back, or start under another run.job_id")
-        self._settle()
+        self._prepare_teacher()
         self.seen, self.measured = state["seen"], dict(state["measured"])
         self.wrapped.load_state_dict(state["wrapped"])
         if self.update is not None:
             self.update.load_state_dict(state["update"])
 
     def rank_state(self) -> dict[str, Any]:
-        """The batch that the next inner step is made on, and what the terms remember of this rank's batches."""
+        """The batch of the next inner step, and the terms' state of this rank's batches."""
         held = {} if self.held is None else to_device(self.held.batch, "cpu")
         terms = {name: state for name, (_, term) in self.terms.items() if (state := term.state_dict())}
         state = {"held": held, "terms": terms, "wrapped": self.wrapped.rank_state()}
         return {key: value for key, value in state.items() if value}
 
     def load_rank_state(self, state: Mapping[str, Any]) -> None:
-        """Take it back."""
+        """Restore it."""
         for name, remembered in state.get("terms", {}).items():
             self.terms[name][1].load_state_dict(remembered)
         if "held" in state:

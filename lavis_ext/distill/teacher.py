@@ -1,4 +1,7 @@
-"""The teacher of a run: where it comes from, that it fits its student, and which layers the student starts from."""
+"""The teacher of a run: building it, checking that it fits, pairing its parameters with the student's, initialising.
+
+`MultiView` runs a model under the views that the terms of a run need (`OutputSpec`).
+"""
 
 from __future__ import annotations
 
@@ -22,25 +25,22 @@ from lavis_ext.distill.settings import DistillConfig, Pairs, layer_pairs, whole
 from lavis_ext.distill.terms import Term
 from lavis_ext.models.base_model import BaseModel, Outputs, listed
 
-# Which layer of a teacher goes with which of its student, and which parameters that makes partners.
-
-
 TINY = 1e-12
 
 
 @dataclass(frozen=True)
 class Partner:
-    """One parameter of the teacher and the one of the student that it goes with, by name."""
+    """A parameter of the teacher and its counterpart in the student, by name."""
 
     teacher: str
     student: str
 
 
 def partners(student: BaseModel, teacher: BaseModel, pairs: Pairs) -> list[Partner]:
-    """The teacher's parameters that go with one of the student's: those of paired layers, and all outside the layers.
+    """Partners of the teacher's parameters: of those in paired layers, and of those outside the layers.
 
-    Parameters that the student has not are left out, layers that no pair names as well. Raises ConfigError where
-    partners differ in shape, or a paired layer has no partner.
+    Left out: parameters outside the layers that the student has not, and layers that no pair names. Raises ConfigError
+    where partners differ in shape, or a paired layer has no partner.
     """
     mine, theirs = dict(student.named_parameters()), dict(teacher.named_parameters())
     prefix_s, prefix_t = layers_prefix(student), layers_prefix(teacher)
@@ -154,9 +154,9 @@ def section_of_run(folder: Path) -> ModelConfig:
         what = f"{folder} has no config.yaml that says what model the checkpoint is of"
         raise ConfigError(TEACHER_KEY, what, "give a model section with load_finetuned and finetuned")
     tree, places = read_yaml(path)
-    door = ConfigDecoder(places, lenient=True)  # it was sound when it was written
-    section = door.build(ModelConfig, tree.get("model") or {}, "model")
-    door.close()
+    decoder = ConfigDecoder(places, lenient=True)  # it was checked when it was written
+    section = decoder.build(ModelConfig, tree.get("model") or {}, "model")
+    decoder.close()
     assert section is not None
     return section
 
@@ -178,7 +178,7 @@ def misfits(student: BaseModel, teacher: BaseModel, terms: list[Term]) -> Iterat
 
 
 def start_student(student: BaseModel, teacher: BaseModel, config: DistillConfig) -> None:
-    """Put layers that `student_init` names into the student: the teacher's, with all outside them, or pretrained's."""
+    """Copy the layers of `student_init` into the student: the teacher's (and all outside), or the pretrained ones."""
     kind = config.student_init
     if kind == "none":
         return
@@ -189,7 +189,7 @@ def start_student(student: BaseModel, teacher: BaseModel, config: DistillConfig)
 
 
 def whole_pretrained(student: BaseModel) -> BaseModel:
-    """The model that the student's pretrained weights are of, with all its layers."""
+    """The student's pretrained model with all of its layers."""
     section: ModelConfig = student.config  # type: ignore[assignment]
     found: BaseModel = models.get(section.arch).from_config(
         replace(whole(section), load_finetuned=False, finetuned=None)
@@ -212,12 +212,9 @@ def raw(tensor: Tensor) -> Any:
     return tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data
 
 
-# What the terms of a run ask of a model, and one module that answers, under its own or under other parameters.
-
-
 @dataclass(frozen=True)
 class OutputSpec:
-    """The views to look under, and whether hidden states and attention scores of the full one are read."""
+    """The views to run, and whether hidden states and attention scores of the full one are needed."""
 
     views: tuple[str, ...] = ("full",)
     hidden: bool = False
@@ -225,7 +222,7 @@ class OutputSpec:
 
     @classmethod
     def of(cls, terms: Iterable[Term], task: bool = False) -> OutputSpec:
-        """What terms need; with `task` the full view for the task's loss too, as the first."""
+        """What terms need; with `task` also the full view for the task's loss, as the first."""
         known = list(terms)
         views = [view for term in known for view in term.views]
         ordered = dict.fromkeys([*(["full"] if task or "full" in views else []), *views])
@@ -233,21 +230,21 @@ class OutputSpec:
 
 
 class MultiView(nn.Module):
-    """A model's outputs under several views as one call, so that other parameters can be lent to it for the call."""
+    """A model's outputs under several views in one call, so that `functional_call` can replace its parameters."""
 
     def __init__(self, model: BaseModel) -> None:
         super().__init__()
         self.model = model
 
     def forward(self, batch: Batch, need: OutputSpec) -> dict[str, Outputs]:
-        """View → outputs; draws of dropout come in the order of `need.views`."""
+        """View → outputs; views run in the order of `need.views`, which decides their dropout masks."""
         return {
             view: self.model.outputs(batch, view, need.hidden and view == "full", need.attentions and view == "full")
             for view in need.views
         }
 
     def under(self, parameters: Mapping[str, Tensor], batch: Batch, need: OutputSpec) -> dict[str, Outputs]:
-        """The same with other parameters of the model, by its own names."""
+        """The same with other parameters, by the model's own names."""
         lent = {f"model.{name}": tensor for name, tensor in parameters.items()}
         found: dict[str, Outputs] = functional_call(self, lent, (batch, need))
         return found

@@ -1,4 +1,4 @@
-"""A term of distillation: what a student is to learn from its teacher, as a number that falls to 0 where it has."""
+"""Terms of distillation losses: their base class, terms of logits (KD, annealing), of hidden states and attention."""
 
 from __future__ import annotations
 
@@ -18,38 +18,38 @@ if TYPE_CHECKING:
     from lavis_ext.models.base_model import Outputs
 
 Views = Mapping[str, "Outputs"]
-"""View → what one model made of a batch under it."""
+"""View → a model's outputs for a batch."""
 Pairs = Sequence[tuple[int, int]]
 """(student, teacher) indices."""
 
 
 @dataclass(frozen=True)
 class Common:
-    """What all terms of a run share."""
+    """Settings that all terms of a run share."""
 
     temperature: float = 5.0
     kd_weights: Mapping[str, float] = field(default_factory=dict)
-    """View → share, for terms that look at several."""
+    """View → share, for terms of several views."""
 
 
 @dataclass(frozen=True)
 class Moment:
-    """When a term is asked: after which share of the run, and whether it may move what it remembers."""
+    """The share of the run that is done, and whether a term may update its state."""
 
     progress: float = 0.0
     moves: bool = True
 
 
 class Term:
-    """One registered term; `keys` is what a run file gives beside `name` and `weight`."""
+    """A registered term; `keys` are those of the run file beside `name` and `weight`."""
 
     Keys: ClassVar[type[TermKeys]] = TermKeys
 
     weight: ClassVar[float] = 1.0
-    """Where the run file gives none: the published one."""
+    """The published weight, where the run file gives none."""
     views: tuple[str, ...] = ("full",)
     remembers: ClassVar[bool] = False
-    """Whether it changes with the batches that it has seen."""
+    """Whether it has state that changes with the batches."""
 
     def __init__(self, common: Common, keys: Any = None) -> None:
         self.common = common
@@ -70,19 +70,19 @@ class Term:
         raise NotImplementedError
 
     def over(self, progress: float) -> bool:
-        """Whether the term has done its part of the run."""
+        """Whether the term no longer counts after a share `progress` of the run."""
         return False
 
     def state_dict(self) -> dict[str, Any]:
-        """What an exact resume needs."""
+        """The state that an exact resume needs."""
         return {}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take back what `state_dict` gave."""
+        """Restore what `state_dict` gave."""
 
 
 def mean_of_rows(values: Tensor, *outputs: Outputs) -> Tensor:
-    """The mean of `values` [N] over the rows that saw something under the view in all `outputs`; 0 if none did."""
+    """The mean of `values` [N] over the rows that are `valid` in all `outputs`; 0 without any."""
     masks = [out.valid for out in outputs if out.valid is not None]
     if not masks:
         return values.mean()
@@ -105,14 +105,14 @@ def hidden_pairs(student: int, teacher: int) -> list[tuple[int, int]]:
 
 
 def paired_hidden(student: Outputs, teacher: Outputs) -> list[tuple[Tensor, Tensor]]:
-    """Hidden states by `hidden_pairs`, [B, S, H] of one width: zeros are put behind the narrower."""
+    """Hidden states by `hidden_pairs`, [B, S, H], the narrower padded with zeros."""
     mine, theirs = states(student.hidden), states(teacher.hidden)
     pairs = hidden_pairs(len(mine) - 1, len(theirs) - 1)
     return [of_one_width(mine[i].float(), theirs[j].float()) for i, j in pairs]
 
 
 def paired_attentions(student: Outputs, teacher: Outputs) -> list[tuple[Tensor, Tensor]]:
-    """Attention scores of the layers that make the paired hidden states, [B, heads, S, S]: 1, 3, …, 11 of 12 for 6.
+    """Attention scores of the layers that give the paired hidden states, [B, heads, S, S]: 1, 3, …, 11 of 12 for 6.
 
     Where the numbers of heads differ both are averaged over them.
     """
@@ -122,7 +122,7 @@ def paired_attentions(student: Outputs, teacher: Outputs) -> list[tuple[Tensor, 
 
 
 def states(found: tuple[Tensor, ...] | None) -> tuple[Tensor, ...]:
-    """The tensors; raises ConfigError where the model gives none."""
+    """`found`, not None; raises ConfigError where the model gives no hidden states or attention scores."""
     if found is None:
         what = "a term reads hidden states or attention scores, which the model does not give"
         raise ConfigError("run.distill.terms", what, "use terms of logits: vanilla_kd, mkd, akd")
@@ -130,7 +130,7 @@ def states(found: tuple[Tensor, ...] | None) -> tuple[Tensor, ...]:
 
 
 def of_one_width(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
-    """Both with zeros behind the narrower last axis (the padding of the MMKD code; nothing is learnt for it)."""
+    """Both with one last axis, the narrower padded with zeros (as the MMKD code does, without a learnt projection)."""
     width = max(student.shape[-1], teacher.shape[-1])
     padded = [F.pad(tensor, (0, width - tensor.shape[-1])) for tensor in (student, teacher)]
     return padded[0], padded[1]
@@ -160,9 +160,6 @@ def score_mse(student: Tensor, teacher: Tensor, mask: Tensor | None) -> Tensor:
     return squares.masked_fill(~both, 0.0).sum() / both.sum().clamp(min=1)
 
 
-# Terms of logits: plain and modality-specific knowledge distillation, annealing, and no distillation at all.
-
-
 def divergence(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
     """[N]: T² · Σ_c p_c (log p_c − log q_c), p = softmax(teacher / T), q = softmax(student / T), of logits [N, C].
 
@@ -177,7 +174,7 @@ def divergence(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
 
 
 def kd(student: Outputs, teacher: Outputs, temperature: float) -> Tensor:
-    """`divergence`, averaged over the rows that saw something under the view."""
+    """`divergence`, averaged over valid rows."""
     return mean_of_rows(divergence(student.logits, teacher.logits, temperature), student, teacher)
 
 
@@ -186,7 +183,7 @@ class VanillaKd(Term):
     """KD of the logits of the whole input."""
 
     def __call__(self, student: Views, teacher: Views, moment: Moment) -> Tensor:
-        """Σ over one view."""
+        """KD of the full view."""
         return kd(student["full"], teacher["full"], self.common.temperature)
 
 
@@ -195,7 +192,7 @@ class Mkd(Term):
     """Modality-specific KD: Σ_v w_v KD_v, by default ½ full + ¼ text only + ¼ image only.
 
     Ma, Wang and Zhang, Knowledge-Based Systems 2025 (doi 10.1016/j.knosys.2025.113300). A row that sees no token under
-    a view does not count there; a weight of 0 spares the view's forward passes.
+    a view does not count there; a view of weight 0 is not run.
     """
 
     def __init__(self, common: Common, keys: TermKeys | None = None) -> None:
@@ -229,8 +226,8 @@ class SoftCrossEntropy(Term):
 class AnnealingKd(Term):
     """Annealing-KD (Jafari et al., arXiv:2104.07163): MSE(z_s, z_t · τ/τ_max), τ = 1 … τ_max over the first `phase`.
 
-    It is what the MMKD code means by `akd`. With `alpha: 1` its first phase is this term alone; once it is over, the
-    loss of the task alone. The published script trains 15 and then 10 epochs.
+    The MMKD code's `akd`. With `alpha: 1` the loss is this term alone in its phase, and the task's alone afterwards.
+    The published script trains 15 and then 10 epochs.
     """
 
     Keys = AkdKeys
@@ -262,15 +259,12 @@ class FineTuning(Term):
     views = ()
 
     def over(self, progress: float) -> bool:
-        """Always: it has no part in the loss."""
+        """Always: it is no part of the loss."""
         return True
 
     def __call__(self, student: Views, teacher: Views, moment: Moment) -> Tensor:
-        """Never asked, as it is over."""
+        """Never called, as it is over."""
         raise NotImplementedError
-
-
-# Terms of hidden states and attention scores, layer by layer: PKD and TinyBERT.
 
 
 @objectives.register("pkd")

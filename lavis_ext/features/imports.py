@@ -270,7 +270,7 @@ def store_of(source: Path, root: Path, family: str, options: ReadOptions | None 
 
 
 def place_of(source: Path, root: Path, family: str, folder: str = FOLDER) -> Path:
-    """Where what is made of a source lies: for `oscar/vqa/2k/train.pt` in `oscar/.lavis_ext/stores/vqa-2k-train`.
+    """The folder for what is made of a source: of `oscar/vqa/2k/train.pt` it is `oscar/.lavis_ext/stores/vqa-2k-train`.
 
     The folder of a source outside `root` is in `family` and has a hash of the source's path in its name.
     """

@@ -184,7 +184,7 @@ class UnknownImage(UsageError, KeyError):
 
 @dataclass(slots=True)
 class StoreEntry:
-    """One record of the data file: its id, where its header stands, and the header."""
+    """One record of the data file: its id, the offset of its header, and the header."""
 
     image_id: str
     offset: int

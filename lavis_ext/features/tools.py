@@ -20,7 +20,7 @@ from lavis_ext.features.writer import StoreWriter, read_lines
 def export_store(store: FeatureStore, destination: Path, form: str) -> list[str]:
     """Write a store as one of the published forms; returns remarks. Raises UsageError where `destination` exists.
 
-    A killed export of a TSV, an LMDB or a folder of npy goes on with the next record; one of h5 or .pt begins again.
+    A killed export of a TSV, an LMDB or a folder of npy is resumed at the next record; one of h5 or .pt begins again.
     """
     sources = store.about.sources
     known: dict[str, Any] = {key: sources[0][key] for key in ("newline", "ids") if sources and key in sources[0]}

@@ -106,7 +106,7 @@ def _plain(path: Path) -> Any:
 
 
 def _keep(found: LabelVocabulary, path: Path, keep: Path) -> None:
-    """Write the ordered JSON beside; the pickle is still what is read, so that a changed one is noticed."""
+    """Write the ordered JSON to `keep`; later runs read the pickle again, so that a changed one is noticed."""
     text = json.dumps(found.records(), ensure_ascii=False, indent=0) + "\n"
     try:
         if keep.is_file() and keep.read_bytes() == text.encode():

@@ -1,4 +1,4 @@
-"""oscar_vqa, oscar_gqa: a class an input, told as the answer of that class, written for the servers and scored."""
+"""oscar_vqa, oscar_gqa, oscar_nlvr2 (a class of each input) and oscar_pretrain: the tasks and their metrics."""
 
 from __future__ import annotations
 
@@ -6,24 +6,77 @@ import logging
 import re
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import Tensor
 
+from lavis_ext.common.config.schema import MetricConfig
 from lavis_ext.common.errors import ConfigError
 from lavis_ext.common.files import disk_errors, write_atomic
-from lavis_ext.common.registry import tasks
+from lavis_ext.common.registry import metrics, tasks
 from lavis_ext.common.types import Batch
+from lavis_ext.metrics import measure
+from lavis_ext.metrics.settings import MetricKeys
 from lavis_ext.metrics.vqa import percent, vqa_accuracy
 from lavis_ext.models.losses import IGNORED
 from lavis_ext.oscar.config import OscarClassConfig, OscarPairConfig, OscarPretrainConfig, OscarVqaConfig
-from lavis_ext.tasks.answering import find_truth, plain_value
+from lavis_ext.tasks.answering import Truth, find_truth, plain_value
 from lavis_ext.tasks.base_task import BaseTask, Row, plain_id, write_result, write_rows
 
 log = logging.getLogger(__name__)
-UNKNOWN = -100
-"""A label that stands for none, as in torch's cross-entropy."""
+
+
+@dataclass(frozen=True)
+class ScoredInputs:
+    """The inputs of a split whose class is known; the lists have an entry for each input."""
+
+    scores: Sequence[float]
+    """What the predicted class is worth, in [0, 1]."""
+    best_scores: Sequence[float] = ()
+    """What the best class is worth, where classes have soft scores."""
+    sentences: Sequence[str] = ()
+    """The sentence that a pair of images is about, "" where it is not known."""
+    said: Mapping[int | str, str] = field(default_factory=dict)
+    """The predicted answers by question."""
+    truth: Truth = field(default_factory=Truth)
+    """Official answers, where they are there."""
+
+
+@metrics.register("oscar_gqa", config=MetricKeys)
+def class_score(found: ScoredInputs, keys: MetricKeys) -> dict[str, float]:
+    """`overall`: the mean score in per cent; `agg_metrics` is the same."""
+    overall = percent(found.scores)
+    return {"overall": overall, "agg_metrics": overall}
+
+
+@metrics.register("oscar_vqa", config=MetricKeys)
+def vqa_scores(found: ScoredInputs, keys: MetricKeys) -> dict[str, float]:
+    """Per cent: `overall`, `upper_bound` (what the best class of each question scores), and `official`.
+
+    `official` and `official_<answer type>` are the leave-one-out accuracy of VQA's evaluation, of the questions that
+    have official answers.
+    """
+    scores = class_score(found, keys)
+    if found.best_scores:
+        scores["upper_bound"] = percent(found.best_scores)
+    if any(name in found.truth.answers for name in found.said):
+        official = vqa_accuracy(found.said, found.truth.answers, found.truth.types)
+        scores |= {("official" if name == "overall" else f"official_{name}"): n for name, n in official.items()}
+    return scores
+
+
+@metrics.register("oscar_nlvr2", config=MetricKeys)
+def pair_scores(found: ScoredInputs, keys: MetricKeys) -> dict[str, float]:
+    """Per cent: `overall`, and `consistency` (sentences right for all of their pairs) where all sentences are known."""
+    scores = class_score(found, keys)
+    if found.sentences and "" not in found.sentences:
+        groups: dict[str, list[float]] = defaultdict(list)
+        for sentence, score in zip(found.sentences, found.scores, strict=True):
+            groups[sentence].append(score)
+        scores["consistency"] = percent([min(group) for group in groups.values()])
+    return scores
 
 
 class Classification(BaseTask):
@@ -31,6 +84,8 @@ class Classification(BaseTask):
 
     evaluates = True
     needs = ("outputs",)
+    metric: ClassVar[str]
+    """The metric where `run.metrics` names none."""
 
     def valid_step(self, batch: Batch) -> list[Row]:
         """A batch → per input {instance_id, question_id, class}, and `score` (and `most`) where its answer is known."""
@@ -43,17 +98,17 @@ class Classification(BaseTask):
         return [{**row, **score} for row, score in zip(rows, self.scores(chosen, batch), strict=True)]
 
     def scores(self, chosen: Tensor, batch: Batch) -> Iterator[dict[str, float]]:
-        """Per input `score`, 1 where int64 [B] `chosen` is its label, else 0; empty without a label (UNKNOWN)."""
+        """Per input `score`, 1 where int64 [B] `chosen` is its label, else 0; empty without a label (IGNORED)."""
         if "labels" not in batch:
             yield from ({} for _ in chosen)
             return
         for label, found in zip(batch["labels"].tolist(), chosen.tolist(), strict=True):
-            yield {} if label == UNKNOWN else {"score": float(label == found)}
+            yield {} if label == IGNORED else {"score": float(label == found)}
 
     def after_evaluation(
         self, rows: Sequence[Row], split: str, datasets: Sequence[Any], out_dir: Path, epoch: int | str
     ) -> dict[str, float]:
-        """Write the submission and, where answers are known, what each input scored; `agg_metrics` is the accuracy."""
+        """Write the submission and, where answers are known, the score of each input; return the metrics of the run."""
         by_id: dict[str, Row] = {}
         for row in rows:
             by_id.setdefault(row["instance_id"], row)
@@ -68,28 +123,28 @@ class Classification(BaseTask):
             log.warning(
                 "%d of %d inputs of '%s' have an answer; the metrics are theirs", len(scored), len(known), split
             )
-        metrics = self.metrics(scored, answers, split, datasets)
-        write_rows(out_dir / f"{split}_epoch{epoch}_answers.json", (self.told(row, answers) for row in scored))
-        write_result(out_dir / f"{split}_epoch{epoch}_metrics.json", {"inputs": len(scored), "metrics": metrics})
-        return metrics
+        named = self.run.metrics or [MetricConfig(name=self.metric)]
+        values = measure(named, self.scored_inputs(scored, answers, split, datasets))
+        write_rows(out_dir / f"{split}_epoch{epoch}_answers.json", (self.result_row(row, answers) for row in scored))
+        write_result(out_dir / f"{split}_epoch{epoch}_metrics.json", {"inputs": len(scored), "metrics": values})
+        return values
 
     def answers(self, split: str, datasets: Sequence[Any]) -> Sequence[str]:
-        """What each class says, by its number; nothing where classes are not named."""
+        """The answer of each class, by its number; none where classes have no names."""
         return ()
 
-    def metrics(
+    def scored_inputs(
         self, rows: Sequence[Row], answers: Sequence[str], split: str, datasets: Sequence[Any]
-    ) -> dict[str, float]:
-        """The accuracy in per cent, as `overall` and as `agg_metrics`."""
-        overall = percent([row["score"] for row in rows])
-        return {"overall": overall, "agg_metrics": overall}
+    ) -> ScoredInputs:
+        """What the metrics take, from rows that have a score."""
+        return ScoredInputs([row["score"] for row in rows])
 
-    def told(self, row: Row, answers: Sequence[str]) -> Row:
-        """A row as a person reads it."""
+    def result_row(self, row: Row, answers: Sequence[str]) -> Row:
+        """A row of `{split}_epoch{epoch}_answers.json`."""
         return row
 
     def submit(self, rows: Sequence[Row], answers: Sequence[str], out_dir: Path, split: str) -> None:
-        """Write what the server of the task takes."""
+        """Write the file that the task's evaluation server takes."""
         raise NotImplementedError
 
 
@@ -97,10 +152,11 @@ class Classification(BaseTask):
 class OscarGqa(Classification):
     """GQA as classification: accuracy of the class; `{split}_results.json` is `[{questionId, prediction}]`."""
 
+    metric = "oscar_gqa"
     keys = ("questionId", "prediction")
 
     def before_evaluation(self, split: str, datasets: Sequence[Any]) -> None:
-        """See that there is one vocabulary of answers; raises ConfigError."""
+        """Check that there is one vocabulary of answers; raises ConfigError."""
         self.answers(split, datasets)
 
     def answers(self, split: str, datasets: Sequence[Any]) -> Sequence[str]:
@@ -108,8 +164,8 @@ class OscarGqa(Classification):
         found: Sequence[str] = one_vocabulary(split, datasets).answers
         return found
 
-    def told(self, row: Row, answers: Sequence[str]) -> Row:
-        """The row with its answer for its class."""
+    def result_row(self, row: Row, answers: Sequence[str]) -> Row:
+        """The row with the answer in place of the class."""
         return {**{key: value for key, value in row.items() if key != "class"}, "answer": answers[row["class"]]}
 
     def submit(self, rows: Sequence[Row], answers: Sequence[str], out_dir: Path, split: str) -> None:
@@ -119,8 +175,8 @@ class OscarGqa(Classification):
             log.warning(what, shared[1], split, shared[0])
             return
         id_key, answer_key = self.keys
-        told = ({id_key: self.id_of(row["question_id"]), answer_key: answers[row["class"]]} for row in rows)
-        write_rows(out_dir / f"{split}_results.json", told)
+        lines = ({id_key: self.id_of(row["question_id"]), answer_key: answers[row["class"]]} for row in rows)
+        write_rows(out_dir / f"{split}_results.json", lines)
 
     def id_of(self, value: int | str) -> int | str:
         """GQA's ids are text whose zeros in front count."""
@@ -131,16 +187,16 @@ class OscarGqa(Classification):
 class OscarVqa(OscarGqa):
     """VQA as classification: the soft target of the class; `{split}_results.json` is `[{question_id, answer}]`.
 
-    Where official answers are there (`run.anno_files`, or the data set's references), `official` is the leave-one-out
-    accuracy of VQA's evaluation. `upper_bound` is what the best class of each question would score.
+    Official answers come from `run.anno_files`, or are the data set's references.
     """
 
+    metric = "oscar_vqa"
     keys = ("question_id", "answer")
 
     def scores(self, chosen: Tensor, batch: Batch) -> Iterator[dict[str, float]]:
         """Per input `score`, its target [L] at `chosen`, and `most`, its highest target.
 
-        Empty where no class has a score: upstream leaves such questions out of its validation, and so is it of tests.
+        Empty where no class has a score: upstream leaves such questions out of its validation, and tests have none.
         """
         if "targets" not in batch:
             yield from ({} for _ in chosen)
@@ -150,18 +206,14 @@ class OscarVqa(OscarGqa):
         for score, most in zip(own, targets.amax(1).tolist(), strict=True):
             yield {"score": score, "most": most} if most > 0 else {}
 
-    def metrics(
+    def scored_inputs(
         self, rows: Sequence[Row], answers: Sequence[str], split: str, datasets: Sequence[Any]
-    ) -> dict[str, float]:
-        """Per cent: `overall` (which picks the best), `upper_bound`, and `official` with its answer types."""
-        overall = percent([row["score"] for row in rows])
-        found = {"overall": overall, "upper_bound": percent([row["most"] for row in rows])}
+    ) -> ScoredInputs:
+        """With the best scores, what was answered, and the official answers."""
         truth = find_truth([one for one in datasets if hasattr(one, "references")], self.run.anno_files.get(split))
         said = {self.id_of(row["question_id"]): answers[row["class"]] for row in rows}
-        if any(name in truth.answers for name in said):
-            official = vqa_accuracy(said, truth.answers, truth.types)
-            found |= {("official" if name == "overall" else f"official_{name}"): n for name, n in official.items()}
-        return {**found, "agg_metrics": overall}
+        found = super().scored_inputs(rows, answers, split, datasets)
+        return replace(found, best_scores=[row["most"] for row in rows], said=said, truth=truth)
 
     def id_of(self, value: int | str) -> int | str:
         """VQA's ids are numbers."""
@@ -191,9 +243,6 @@ def repeated(ids: Iterator[Any]) -> tuple[Any, int] | None:
     return (most, count) if count > 1 else None
 
 
-# oscar_nlvr2: whether a sentence is true of two images, its accuracy, and its consistency over a sentence's pairs.
-
-
 OFFICIAL = re.compile(r"(?P<split>[a-z0-9]+)-(?P<set>\d+)-(?P<pair>\d+)-(?P<sentence>\d+)")
 """NLVR2's identifiers: a set of images, one pair of it, one sentence about it."""
 IMAGE = re.compile(r"(?:nlvr2_)?(?P<set>[a-z0-9]+-\d+)-\d+-img[01]")
@@ -204,30 +253,26 @@ IMAGE = re.compile(r"(?:nlvr2_)?(?P<set>[a-z0-9]+-\d+)-\d+-img[01]")
 class OscarNlvr2(Classification):
     """NLVR2: class 1 is True; `{split}_results.csv` has a line `identifier,True|False` for each pair.
 
-    `consistency` is the share of sentences that are judged rightly of all their pairs: where the identifiers are
-    NLVR2's own, which name the sentence, or else the images are, and with their set the sentence itself.
+    The sentence of a pair follows from NLVR2's own identifiers, or else from the names of its images and the text.
     """
 
+    metric = "oscar_nlvr2"
     sentences: Mapping[str, str] = {}
     """The sentence of each `instance_id`, as a name of its own."""
 
     def before_evaluation(self, split: str, datasets: Sequence[Any]) -> None:
-        """Find which pairs are about one sentence."""
+        """Find the pairs that share a sentence."""
         self.sentences = {name: group for dataset in datasets for name, group in sentences_of(dataset)}
 
-    def metrics(
+    def scored_inputs(
         self, rows: Sequence[Row], answers: Sequence[str], split: str, datasets: Sequence[Any]
-    ) -> dict[str, float]:
-        """Per cent: `overall` (which picks the best), and `consistency` where the sentences are known."""
-        found = super().metrics(rows, answers, split, datasets)
-        groups: dict[str, list[float]] = defaultdict(list)
-        for row in rows:
-            named = sentence_of(str(row["question_id"])) or self.sentences.get(row["instance_id"], "")
-            groups[named].append(row["score"])
-        return found if "" in groups else {**found, "consistency": percent([min(group) for group in groups.values()])}
+    ) -> ScoredInputs:
+        """With the sentence of each pair."""
+        sentences = [sentence_of(str(row["question_id"])) or self.sentences.get(row["instance_id"], "") for row in rows]
+        return replace(super().scored_inputs(rows, answers, split, datasets), sentences=sentences)
 
-    def told(self, row: Row, answers: Sequence[str]) -> Row:
-        """The row with what was said of the pair."""
+    def result_row(self, row: Row, answers: Sequence[str]) -> Row:
+        """The row with `said`, True or False, in place of the class."""
         return {"identifier": row["question_id"], "said": bool(row["class"]), "score": row["score"]}
 
     def submit(self, rows: Sequence[Row], answers: Sequence[str], out_dir: Path, split: str) -> None:
@@ -242,7 +287,7 @@ class OscarNlvr2(Classification):
 
 
 def sentence_of(identifier: str) -> str:
-    """What the pairs of one sentence share; "" where the identifier does not tell."""
+    """A name of the sentence in one of NLVR2's identifiers; "" in any other."""
     found = OFFICIAL.fullmatch(identifier)
     return f"{found['split']}-{found['set']}-{found['sentence']}" if found else ""
 
@@ -257,38 +302,43 @@ def sentences_of(dataset: Any) -> Iterator[tuple[str, str]]:
             yield own_name(dataset.name, row["instance_id"]), f"{found['set']} {row.get('q')}"
 
 
-# oscar_pretrain: Oscar+ learns hidden words and whether text and tags match, validated by how often it is right.
+@metrics.register("oscar_pretrain", config=MetricKeys)
+def pretrain_accuracy(hidden: int, right: int, matched: Sequence[float], keys: MetricKeys) -> dict[str, float]:
+    """Per cent: `words` (`right` of `hidden`), `matching` (mean of `matched`), and their mean as `agg_metrics`."""
+    words = 100.0 * right / max(1, hidden)
+    matching = percent(matched)
+    return {"words": words, "matching": matching, "agg_metrics": (words + matching) / 2}
 
 
 @tasks.register("oscar_pretrain", config=OscarPretrainConfig)
 class OscarPretrain(BaseTask):
-    """The loss of words and of matching (Zhang et al., arXiv:2101.00529 §3); `agg_metrics` is the mean of both."""
+    """Oscar+: the loss of hidden words and of matching (Zhang et al., arXiv:2101.00529 §3), validated by accuracy."""
 
     evaluates = True
     needs = ("outputs",)
 
     def valid_step(self, batch: Batch) -> list[Row]:
-        """`lm_labels` [B, T] and `labels` [B] → per input its hidden words, the right ones, and whether it was told."""
+        """`lm_labels` [B, T] and `labels` [B] → per input {instance_id, hidden, right, matched} (1.0 or 0.0)."""
         found = self.network.outputs(batch)
         labels: Tensor = batch["lm_labels"].to(found.logits.device)
         hidden = labels != IGNORED
         right = hidden.clone()
         right[hidden] = found.logits.argmax(-1) == labels[hidden]
-        told = found.extra["matching"].argmax(-1) == batch["labels"].to(found.logits.device)
-        counts = zip(hidden.sum(1).tolist(), right.sum(1).tolist(), told.tolist(), strict=True)
+        matched = found.extra["matching"].argmax(-1) == batch["labels"].to(found.logits.device)
+        counts = zip(hidden.sum(1).tolist(), right.sum(1).tolist(), matched.tolist(), strict=True)
         named = zip(batch["instance_id"], counts, strict=True)
-        return [{"instance_id": name, "hidden": n, "right": k, "told": float(t)} for name, (n, k, t) in named]
+        return [{"instance_id": name, "hidden": n, "right": k, "matched": float(m)} for name, (n, k, m) in named]
 
     def after_evaluation(
         self, rows: Sequence[Row], split: str, datasets: Sequence[Any], out_dir: Path, epoch: int | str
     ) -> dict[str, float]:
-        """Per cent: `words` of the hidden words, `matching` of the inputs; written as `{split}_epoch{epoch}.json`."""
+        """The metrics of the run, written to `{split}_epoch{epoch}.json` with how many inputs and hidden words."""
         known = {row["instance_id"]: row for row in reversed(rows)}.values()
         if not known:
             return {}
         hidden = sum(row["hidden"] for row in known)
-        words = 100.0 * sum(row["right"] for row in known) / max(1, hidden)
-        matching = percent([row["told"] for row in known])
-        metrics = {"words": words, "matching": matching, "agg_metrics": (words + matching) / 2}
-        write_result(out_dir / f"{split}_epoch{epoch}.json", {"inputs": len(known), "hidden": hidden, **metrics})
-        return metrics
+        right = sum(row["right"] for row in known)
+        named = self.run.metrics or [MetricConfig(name="oscar_pretrain")]
+        values = measure(named, hidden, right, [row["matched"] for row in known])
+        write_result(out_dir / f"{split}_epoch{epoch}.json", {"inputs": len(known), "hidden": hidden, **values})
+        return values

@@ -1,4 +1,4 @@
-"""An Oscar with a word head writes captions: from a batch of an evaluation split to texts with their confidence."""
+"""Captions from an Oscar with a word head: a batch of an evaluation split → texts with their confidence."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ Texts = list[list[tuple[str, float]]]
 
 
 class CaptionWriter:
-    """What writing takes beside the weights: the words, and where the positions of tags begin."""
+    """Writes captions with a network, its tokenizer, and the position at which tags begin."""
 
     def __init__(self, network: OscarNetwork, words: WordPiece, tag_start: int) -> None:
         self.network, self.words, self.tag_start = network, words, tag_start
@@ -73,7 +73,7 @@ class CaptionWriter:
 
     @torch.no_grad()
     def sample(self, batch: Batch, choice: Choice, count: int, rng: torch.Generator | None = None) -> GeneratedCaptions:
-        """`count` drawn captions of each image: ids [B, count, max_length]."""
+        """`count` sampled captions of each image: ids [B, count, max_length]."""
         writer = self._writer(self.context(batch, choice.max_length), count)
         return draw_captions(writer, len(batch["img_feats"]), self.ends, choice, rng, sample=True)
 

@@ -1,4 +1,4 @@
-"""oscar_caption: captions from tags and regions, learnt from hidden words or from CIDEr-D, written and scored.
+"""oscar_caption: captions from tags and regions, trained on masked words or by self-critical CIDEr-D.
 
 Beside COCO's result file it writes upstream's: a TSV with each image's captions and their confidence.
 """
@@ -9,7 +9,7 @@ import json
 import logging
 import math
 from collections import Counter
-from collections.abc import Hashable, Iterable, Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -30,18 +30,13 @@ from lavis_ext.tasks.base_task import BaseTask, Row, first_by_id, merged_referen
 from lavis_ext.tasks.captioning import Captioning
 
 log = logging.getLogger(__name__)
-# CIDEr-D (Vedantam et al., arXiv:1411.5726 §6) of single captions, with document frequencies that are counted once.
-#
-# As a reward it is asked for thousands of captions of few images, so that references are cut into n-grams once an
-# image.
-# Texts are tokenised as COCO's evaluation does, with `<eos>` behind the last word, as upstream's rewards are.
-
 
 LONGEST = 4
 SIGMA = 6.0
 SCALE = 10.0
 END = "<eos>"
 KEPT = 4096
+"""Images whose reference vectors are cached."""
 Gram = tuple[str, ...]
 
 
@@ -55,10 +50,12 @@ class Vector:
 
 
 class CiderD:
-    """Scores of captions against the references of their image, on the scale of CIDEr / 100 · 10.
+    """CIDEr-D (Vedantam et al., arXiv:1411.5726 §6) of single captions, on a scale of 0 to 10.
 
-    `documents` is what n-grams are rare in: the references of the training images. Raises ConfigError if there are less
-    than two images, as no n-gram is rarer than another then.
+    `documents` are the references of the training images, from which document frequencies are counted once. A reward is
+    asked for many captions of few images, so the n-grams of an image's references are cached. Texts are tokenised as in
+    COCO's evaluation, with `<eos>` behind the last word, as upstream's rewards are. Raises ConfigError for less than
+    two images, as no n-gram is rarer than another then.
     """
 
     def __init__(self, documents: Mapping[Any, Sequence[str]]) -> None:
@@ -79,7 +76,7 @@ class CiderD:
         return SCALE * sum(similarity(own, other) for other in references) / len(references)
 
     def vector(self, text: str) -> Vector:
-        """The weights of a text: how often an n-gram stands there, times how rare it is."""
+        """The weights of a text: how often an n-gram is in it, times how rare it is."""
         found: tuple[dict[Gram, float], ...] = tuple({} for _ in range(LONGEST))
         for gram, count in grams(text).items():
             rare = self.rarity - math.log(max(1, self.frequency[gram]))
@@ -105,19 +102,15 @@ def similarity(own: Vector, other: Vector) -> float:
 
 
 def grams(text: str) -> Counter[Gram]:
-    """How often each run of 1 to 4 words stands in a text."""
-    return Counter(_runs(words(text)))
+    """How often each n-gram of 1 to 4 words is in a text."""
+    own = words(text)
+    sizes = range(1, LONGEST + 1)
+    return Counter(tuple(own[start : start + size]) for size in sizes for start in range(len(own) - size + 1))
 
 
 def words(text: str) -> list[str]:
     """The words of a text and the sign of its end."""
     return [*clean_tokens(text).split(), END]
-
-
-def _runs(tokens: Sequence[str]) -> Iterable[Gram]:
-    for size in range(1, LONGEST + 1):
-        for start in range(len(tokens) - size + 1):
-            yield tuple(tokens[start : start + size])
 
 
 @tasks.register("oscar_caption", config=OscarCaptionConfig)
@@ -132,12 +125,12 @@ class OscarCaption(Captioning):
         return (SelfCritical if run.scst else OscarCaption)(model, run)
 
     def before_train(self, batches: Any, total: int) -> None:
-        """See that the data has the model's words, and tags where the model puts them; raises ConfigError."""
-        self._require_likeness(list(batches.datasets.values()))
+        """Check that the data sets have the model's vocabulary and its position of tags; raises ConfigError."""
+        self._require_match(list(batches.datasets.values()))
 
     def before_evaluation(self, split: str, datasets: Sequence[Any]) -> None:
-        """The same for what is evaluated."""
-        self._require_likeness(datasets)
+        """The same check for the data sets of a split."""
+        self._require_match(datasets)
 
     def valid_step(self, batch: Batch) -> list[Row]:
         """Tags and regions → one {caption, image_id, best} an image; `best` is upstream's [{caption, conf}]."""
@@ -152,10 +145,12 @@ class OscarCaption(Captioning):
             use_cbs=run.use_cbs,
             min_constraints_to_satisfy=run.min_constraints_to_satisfy,
         )
-        told = [[{"caption": text, "conf": conf} for text, conf in captions] for captions in found]
+        ranked = [[{"caption": text, "conf": conf} for text, conf in captions] for captions in found]
         names = [plain_id(name) for name in batch["image_id"]]
-        rows = zip(names, told, strict=True)
-        return [{"caption": best[0]["caption"], "image_id": name, "best": best} for name, best in rows]
+        return [
+            {"caption": best[0]["caption"], "image_id": name, "best": best}
+            for name, best in zip(names, ranked, strict=True)
+        ]
 
     def after_evaluation(
         self, rows: Sequence[Row], split: str, datasets: Sequence[Any], out_dir: Path, epoch: int | str
@@ -183,7 +178,7 @@ class OscarCaption(Captioning):
         parts += [f"cbs{run.min_constraints_to_satisfy}"] if run.use_cbs else []
         return ".".join(parts)
 
-    def _require_likeness(self, datasets: Sequence[Any]) -> None:
+    def _require_match(self, datasets: Sequence[Any]) -> None:
         own = self.network.config.max_seq_a_length
         for dataset in datasets:
             given = option(dataset, "max_seq_a_length", own)
@@ -197,23 +192,23 @@ class OscarCaption(Captioning):
 
 
 class SelfCritical(OscarCaption):
-    """Self-critical training (Rennie et al., arXiv:1612.00563): drawn captions are worth their CIDEr-D over a baseline.
+    """Self-critical training (Rennie et al., arXiv:1612.00563): the reward is CIDEr-D less that of a baseline.
 
-    Captions are drawn and judged without dropout, with torch's generator; the gradient is of their mean log
-    probability, all words of a caption in one pass.
+    Captions are sampled without dropout, with torch's generator; the gradient is of their mean log probability, all
+    words of a caption in one pass.
     """
 
     scorer: CiderD | None = None
 
     def before_train(self, batches: Any, total: int) -> None:
-        """Count how many training images have each n-gram; raises ConfigError where there are no captions."""
+        """Count the document frequencies of the training captions; raises ConfigError where there are none."""
         super().before_train(batches, total)
         references = merged_references(list(batches.datasets.values()))
         self.scorer = CiderD(references)
         log.info("CIDEr-D: %d n-grams of %d training images", len(self.scorer.frequency), len(references))
 
     def step(self, batch: Batch) -> dict[str, Tensor]:
-        """`loss`, the mean `reward` of what was drawn and of the `baseline` (CIDEr-D, before the difference)."""
+        """`loss`, and the mean CIDEr-D of the sampled captions (`reward`) and of the `baseline`."""
         writer: CaptionWriter = self.network.writer()
         choice, count = Choice(self.run.max_len, temperature=self.run.temperature), self.run.sc_train_sample_n
         training = self.network.training
@@ -247,7 +242,7 @@ class SelfCritical(OscarCaption):
         captions = captions[:, :length]
         logits = score_captions(writer.network, context, captions, writer.words.mask) / self.run.temperature
         chosen = caption_mask(captions, writer.ends)
-        # a caption of full length has to end there: its [SEP] was not chosen
+        # a caption of full length must end there, so its [SEP] was not sampled
         chosen[:, self.run.max_len - 2 :] = False
         logs = log_probabilities(logits, captions[:, 1:])
         mean: Tensor = (logs * chosen).sum(1) / chosen.sum(1)
@@ -255,6 +250,6 @@ class SelfCritical(OscarCaption):
 
 
 def option(dataset: Any, name: str, default: Any) -> Any:
-    """An argument of a data set's config, where it tells them."""
+    """An argument of a region data set, `default` for other data sets."""
     args = getattr(getattr(dataset, "parts", None), "args", {})
     return args.get(name, default)

@@ -1,4 +1,4 @@
-"""The keys of Oscar's and VinVL's `model:` sections, most under the names of upstream's flags."""
+"""The keys of `arch: oscar` and of Oscar's tasks, most under the names of upstream's flags, and checks between them."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Annotated, ClassVar, Literal
 
 from lavis_ext.common.config.decode import Bound, Count, Natural, Positive
-from lavis_ext.common.config.schema import Config, ModelConfig, RunConfig
+from lavis_ext.common.config.schema import Config, MetricConfig, ModelConfig, RunConfig
 from lavis_ext.common.errors import Problem
 from lavis_ext.tasks.settings import CaptioningConfig
 
@@ -34,7 +34,7 @@ class OscarConfig(ModelConfig):
     img_feature_dim: Count = 2054
     """2048 numbers of appearance and 6 of the box."""
     use_img_layernorm: bool = False
-    """A LayerNorm over the projected regions (VinVL); told from the weights where there are any."""
+    """A LayerNorm over the projected regions (VinVL); taken from the weights where there are any."""
     img_layer_norm_eps: Positive = 1e-12
     drop_out: Part = 0.1
     use_grad_checkpoint: bool = False
@@ -64,28 +64,29 @@ class OscarConfig(ModelConfig):
         return "pair" if self.use_pair else self.head
 
     def problems(self, where: str = "model") -> Iterator[Problem]:
-        """Two heads at once."""
+        """`use_pair` beside another head."""
         if self.use_pair and self.head not in ("sequence", "pair"):
             yield Problem(f"{where}.use_pair", f"head is '{self.head}'", "set head: pair, or use_pair: False")
 
 
-# The keys of Oscar's tasks, and what `check` can tell of the Oscar that a task is given.
-
-
 HARD = ("ce", "xe", "sfmx")
 SOFT = ("bce", "kl")
+"""Losses against one class, and against a score of each class."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class OscarRetrievalConfig(RunConfig):
     """`oscar_retrieval`: a class of each pair of image and caption."""
 
+    metrics: list[MetricConfig] = field(default_factory=list)
+    """Scores of the split; none named: the task's own, of the same name. `agg_metrics` picks the best."""
+
     wanted_head: ClassVar[str] = "sequence"
     wanted_losses: ClassVar[tuple[str, ...]] = HARD
-    """What such a head learns by from the targets of the data sets."""
+    """Losses that fit the targets of the task's data sets."""
 
     def problems(self, config: Config) -> Iterator[Problem]:
-        """A head with other outputs, and a loss for other targets."""
+        """A `model.head` or a `model.loss_type` that does not fit the task."""
         yield from super().problems(config)
         model = config.model
         if not isinstance(model, OscarConfig):
@@ -126,8 +127,11 @@ class OscarPairConfig(OscarClassConfig):
 class OscarPretrainConfig(RunConfig):
     """`oscar_pretrain`."""
 
+    metrics: list[MetricConfig] = field(default_factory=list)
+    """Scores of hidden words and of matching; none named: `oscar_pretrain`."""
+
     def problems(self, config: Config) -> Iterator[Problem]:
-        """A head that does not learn both words and matching."""
+        """Another `model.head` than pretrain."""
         yield from super().problems(config)
         if isinstance(config.model, OscarConfig) and config.model.head != "pretrain":
             yield Problem("model.head", f"'{config.model.head}' is not what is pre-trained", "set it to pretrain")
@@ -140,7 +144,7 @@ class OscarCaptionConfig(CaptioningConfig):
     max_len: Annotated[int, Bound(3)] = 30
     """Tokens with [CLS] and [SEP], as upstream's max_gen_length."""
     temperature: Positive = 1.0
-    """Of the captions that `scst` draws."""
+    """Of the captions that `scst` samples."""
     num_keep_best: Count = 1
     """Captions an image of beam search; the first is scored."""
     use_cbs: bool = False
@@ -148,14 +152,14 @@ class OscarCaptionConfig(CaptioningConfig):
     min_constraints_to_satisfy: Annotated[int, Bound(0)] = 2
     """… at least so many of it."""
     scst: bool = False
-    """Learn from CIDEr-D of drawn captions (Rennie et al., arXiv:1612.00563), not hidden words."""
+    """Learn from CIDEr-D of sampled captions (Rennie et al., arXiv:1612.00563), instead of masked words."""
     sc_train_sample_n: Count = 5
-    """Captions that are drawn of each image."""
+    """Captions sampled for each image."""
     sc_baseline_type: Literal["greedy", "sample"] = "greedy"
-    """What a drawn caption must be better than: the greedy one, or the mean of the others drawn."""
+    """What a sampled caption is compared with: the greedy one, or the mean of the other samples."""
 
     def problems(self, config: Config) -> Iterator[Problem]:
-        """A head without words, and a search that cannot be."""
+        """A `model.head` without words, and options of the search that exclude each other."""
         yield from super().problems(config)
         if isinstance(config.model, OscarConfig) and config.model.head != "caption":
             yield Problem("model.head", f"'{config.model.head}' writes no captions", "set it to caption")

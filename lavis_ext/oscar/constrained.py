@@ -1,7 +1,8 @@
-"""Constrained beam search (Anderson et al., arXiv:1612.00576): captions that name what was seen, in one of its forms.
+"""Constrained beam search (Anderson et al., arXiv:1612.00576), and the constraints of NoCaps (arXiv:1812.08658).
 
-A caption runs through a machine of states while it is written. A state is which constraints are met (bit i for
-constraint i), and how far the caption stands within a form of one that is not. Every state has a beam of its own.
+A constraint is met by any of its word forms. The search runs a finite-state machine over each caption: a state is the
+set of constraints met (bit i for constraint i) and the prefix of a form that the caption ends in. Every state has a
+beam of its own.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice, product
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +46,7 @@ class Machine:
 def build_machine(constraints: Sequence[Constraint]) -> Machine:
     """The machine of up to three constraints; raises ConfigError for more.
 
-    Where forms overlap, the longest one that is under way counts; a form within another one is met with it.
+    Where forms overlap, the longest one that has begun counts; a form within another one is met with it.
     """
     if len(constraints) > MOST:
         raise ConfigError("constraints", f"{len(constraints)} are given", f"give at most {MOST} an image")
@@ -75,7 +77,7 @@ def build_machine(constraints: Sequence[Constraint]) -> Machine:
 
 
 def _after(constraints: Sequence[Constraint], met: int, read: Ids) -> tuple[int, Ids]:
-    """What is met, and the longest form begun, once `read` stands at the end of a caption."""
+    """Constraints met, and the longest prefix of an unmet form, where a caption ends in the words `read`."""
     for index, constraint in enumerate(constraints):
         if any(form and read[-len(form) :] == form for form in constraint):
             met |= 1 << index
@@ -176,19 +178,15 @@ def _select(ids: Tensor, scores: Tensor, machines: Machines, ends: Ends, choice:
     return GeneratedCaptions(filled.flatten(1, 2)[torch.arange(len(ids)), place][:, None], top[:, None])
 
 
-# What a caption of NoCaps must name (Agrawal et al., arXiv:1812.08658): detected things, with their word forms.
-#
-# Upstream's rules: things that are too common or too rare are passed over, a box of a general thing gives way to one
-# of a
-# special thing in the same place (a "dog" to an "animal"), and the most certain ones are kept.
-
+# The constraints of NoCaps, by upstream's rules: detected things, without those that are too common or too rare and
+# without boxes of a general class over one of a more special class (an "animal" over a "dog"), the most confident ones.
 
 Box = tuple[float, float, float, float]
 GIVEN = 3
 OVERLAP = 0.85
 MOST_WAYS = 64
 SEPARATOR = ","
-PASSED_OVER = frozenset(
+SKIPPED = frozenset(
     (
         "auto part,bathroom accessory,bicycle wheel,boy,building,clothing,door handle,fashion accessory,footwear,girl,"
         "hiking equipment,human arm,human beard,human body,human ear,human eye,human face,human foot,human hair,"
@@ -205,12 +203,12 @@ SPELT = {
     "power plugs and sockets": "power plugs",
     "luggage and bags": "luggage",
 }
-"""What is said for a class of Open Images."""
+"""How a class of Open Images is called in captions."""
 
 
 @dataclass(frozen=True)
 class DetectedObject:
-    """A detected thing: its class in lower case, how certain it is, and its box (x1, y1, x2, y2)."""
+    """A detected thing: its class in lower case, its confidence, and its box (x1, y1, x2, y2) in pixels."""
 
     name: str
     conf: float
@@ -232,18 +230,14 @@ def detected(labels: Iterable[Mapping[str, Any]], where: str) -> list[DetectedOb
 def choose_names(
     things: Sequence[DetectedObject], heights: Mapping[str, int] | None = None, given: int = GIVEN
 ) -> list[str]:
-    """The names of up to `given` things that a caption must name, the most certain first.
+    """The names of up to `given` things that a caption must name, the most confident first.
 
-    `heights` tells how far a class stands above the most special ones (see `read_heights`).
+    `heights` says how far a class is above the most special ones (see `read_heights`).
     """
-    kept = [thing for thing in things if thing.conf > 0 and thing.name not in PASSED_OVER]
+    kept = [thing for thing in things if thing.conf > 0 and thing.name not in SKIPPED]
     kept = suppress_general(kept, heights or {})
-    kept.sort(key=_certainty)
+    kept.sort(key=attrgetter("conf"), reverse=True)
     return list(dict.fromkeys(SPELT.get(thing.name, thing.name) for thing in kept[:given]))
-
-
-def _certainty(thing: DetectedObject) -> float:
-    return -thing.conf
 
 
 def suppress_general(things: Sequence[DetectedObject], heights: Mapping[str, int]) -> list[DetectedObject]:
@@ -271,7 +265,7 @@ def overlap(one: Box, other: Box) -> float:
 def words_for(name: str, pieces: Mapping[str, Sequence[str]], forms: Mapping[str, Sequence[str]]) -> list[str]:
     """All ways to say a name: each of its words as its `pieces`, and each piece in one of its `forms`.
 
-    A word that neither lists stands for itself.
+    A word that neither lists is used as it is.
     """
     parts = [piece for word in name.split() for piece in pieces.get(word) or [word]]
     ways = product(*(forms.get(part) or [part] for part in parts))
@@ -279,7 +273,7 @@ def words_for(name: str, pieces: Mapping[str, Sequence[str]], forms: Mapping[str
 
 
 def read_forms(path: Path) -> dict[str, list[str]]:
-    """The rows of a TSV: a word, and the words that stand for it, parted by commas; raises IntegrityError."""
+    """The rows of a TSV: a word, and the words for it, separated by commas; raises IntegrityError."""
     try:
         rows = [line.split("\t") for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
         return {name.strip(): [word.strip() for word in words.split(",") if word.strip()] for name, words in rows}
@@ -288,7 +282,7 @@ def read_forms(path: Path) -> dict[str, list[str]]:
 
 
 def read_heights(tree: Mapping[str, Any]) -> dict[str, int]:
-    """Class in lower case → how many levels lie below it, from Open Images' hierarchy (`LabelName`, `Subcategory`)."""
+    """Class in lower case → how many levels are below it, from Open Images' hierarchy (`LabelName`, `Subcategory`)."""
     found: dict[str, int] = {}
 
     def visit(node: Mapping[str, Any]) -> int:

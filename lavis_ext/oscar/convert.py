@@ -1,4 +1,20 @@
-"""Oscar's checkpoints become networks and networks become Oscar's checkpoints; what is left over or new is told."""
+"""Checkpoints of Oscar and VinVL ↔ `OscarNetwork`. Every weight is renamed, dropped by a rule, or an error.
+
+    theirs                                             ours
+    bert.{embeddings,encoder,pooler}.*                 the same (transformers' BERT)
+    bert.img_embedding.*                               img_embedding.*
+    bert.LayerNorm.*                                   img_layer_norm.*      (VinVL)
+    classifier.{weight,bias}                           head.*                (linear)
+    classifier.0.*, classifier.2.*                     head.fc1.*, head.fc2.*    (mlp)
+    classifier.0.*, classifier.2.*, classifier.3.*     head.fc1.*, head.norm.*, head.fc2.*    (VinVL's pair)
+    cls.predictions.transform.{dense,LayerNorm}.*      words.{dense,norm}.*
+    cls.predictions.bias                               words.bias
+    cls.predictions.decoder.weight                     decoder, unless it equals the word embeddings (tied)
+    cls.seq_relationship.*                             match.*
+
+A prefix `module.`, and `gamma` and `beta` for `weight` and `bias`, are read too. `bert.code_embeddings.*` and
+`bert.input_embeddings.*` (for discrete codes) and the buffer `position_ids` are dropped.
+"""
 
 from __future__ import annotations
 
@@ -25,23 +41,6 @@ from lavis_ext.oscar.network import OscarNetwork
 from lavis_ext.oscar.settings import OscarSettings, read_settings, write_settings
 
 log = logging.getLogger(__name__)
-# What the weights of Oscar's and VinVL's checkpoints are called here, there and back; nothing passes unexplained.
-#
-#     bert.{embeddings,encoder,pooler}.*                 the same (transformers' BERT)
-#     bert.img_embedding.*                               img_embedding.*
-#     bert.LayerNorm.*                                   img_layer_norm.*      (VinVL)
-#     classifier.{weight,bias}                           head.*                (linear)
-#     classifier.0.*, classifier.2.*                     head.fc1.*, head.fc2.*    (mlp)
-#     classifier.0.*, classifier.2.*, classifier.3.*     head.fc1.*, head.norm.*, head.fc2.*    (VinVL's pair)
-#     cls.predictions.transform.{dense,LayerNorm}.*      words.{dense,norm}.*
-#     cls.predictions.bias                               words.bias
-#     cls.predictions.decoder.weight                     decoder, where it is not that of the word embeddings
-#     cls.seq_relationship.*                             match.*
-#
-# `module.` before a name, and `gamma` and `beta` for `weight` and `bias`, are read too. `bert.code_embeddings.*` and
-# `bert.input_embeddings.*` (for discrete codes) and the buffer `position_ids` are dropped.
-
-
 Tensors = dict[str, Tensor]
 SAME = re.compile(
     r"^bert\.(embeddings\.((word|position|token_type)_embeddings\.weight|LayerNorm\.(weight|bias))"
@@ -123,7 +122,7 @@ def their_names(names: Iterable[str]) -> list[str]:
 
 
 def described(state: Mapping[str, Tensor], settings: OscarSettings, where: str) -> OscarSettings:
-    """The settings with what the weights themselves tell: head, classes, width of regions, norms, tying.
+    """The settings with what follows from the weights: head, classes, width of regions, norms, tying.
 
     Raises IntegrityError where weights that every Oscar has are missing.
     """
@@ -191,7 +190,7 @@ REGIONS = ("img_embedding.", "img_layer_norm.")
 
 @dataclass(frozen=True)
 class UpstreamCheckpoint:
-    """A checkpoint of upstream's: its weights under our names, and what they and its `config.json` tell."""
+    """A checkpoint of upstream's: its weights under our names, and the settings that weights and `config.json` give."""
 
     where: str
     state: Tensors
@@ -200,7 +199,7 @@ class UpstreamCheckpoint:
 
 @dataclass(frozen=True)
 class KeyReport:
-    """What a checkpoint had that the model has no use for, and what the model has that started anew."""
+    """Weights of a checkpoint that the model does not use, and weights of the model that are newly initialised."""
 
     unused: tuple[str, ...] = ()
     new: tuple[str, ...] = ()
@@ -213,8 +212,8 @@ class KeyReport:
 def from_oscar(state_dict: Mapping[str, Tensor], config: Mapping[str, Any], where: str = "checkpoint") -> OscarNetwork:
     """The network of a checkpoint of Oscar or VinVL: its `pytorch_model.bin` as tensors, its `config.json` as a dict.
 
-    The head is told from the weights. Of more layers than `config` counts the first are kept. Anything missing,
-    unexplained, of another shape or not finite raises IntegrityError that names it.
+    The head follows from the weights. Of more layers than `config` counts the first are kept. Anything missing,
+    unknown, of another shape or not finite raises IntegrityError that names it.
     """
     origin = read_origin(state_dict, config, where)
     layers = list(range(origin.settings.layers))
@@ -250,7 +249,7 @@ def read_origin(state_dict: Mapping[str, Tensor], config: Mapping[str, Any], whe
 
 
 def find_folder(name: str, key: str) -> Path:
-    """A checkpoint folder: below cache_root, else as given; a file in it stands for it. Raises ConfigError."""
+    """A checkpoint folder, below cache_root, else as given; a file in it names its folder. Raises ConfigError."""
     given = Path(name).expanduser()
     for place in (cache_root() / given, given):
         if place.is_file():
@@ -282,10 +281,10 @@ def read_folder(folder: Path, key: str) -> UpstreamCheckpoint:
 
 
 def meet(wish: OscarSettings, origin: UpstreamCheckpoint, labels: int | None, width: int) -> OscarSettings:
-    """What is wished for, with what the checkpoint settles: a classifier of its own, and whether words are tied.
+    """The settings `wish`, with those that the checkpoint decides: its classifier, and whether words are tied.
 
-    A plain BERT has no regions yet; they will be `width` wide. Raises ConfigError where its classifier has other
-    classes than the `labels` that are asked for.
+    A plain BERT has no region weights; they will be `width` wide. Raises ConfigError where the checkpoint's classifier
+    has other classes than the `labels` that are asked for.
     """
     found = origin.settings
     has_classifier = any(name.startswith("head.") for name in origin.state)
@@ -298,7 +297,7 @@ def meet(wish: OscarSettings, origin: UpstreamCheckpoint, labels: int | None, wi
         names = ("head", "classifier", "cls_hidden_scale", "num_choice", "num_labels")
         wish = replace(wish, **{name: getattr(found, name) for name in names})
     if not any(name.startswith(REGIONS) for name in origin.state):
-        log.warning("%s: has no weights for regions, as a plain BERT; they start anew", origin.where)
+        log.warning("%s: has no weights for regions, as a plain BERT; they are newly initialised", origin.where)
         wish = replace(wish, img_feature_dim=width)
     if wish.has_words and found.has_words and not found.tie_weights:
         wish = replace(wish, tie_weights=False)
@@ -306,9 +305,9 @@ def meet(wish: OscarSettings, origin: UpstreamCheckpoint, labels: int | None, wi
 
 
 def load_into(network: OscarNetwork, origin: UpstreamCheckpoint, layers: list[int], strict: bool = False) -> KeyReport:
-    """Put a checkpoint's weights in place, `layers[i]` of it as layer i; `strict` allows nothing new.
+    """Load a checkpoint's weights, its layer `layers[i]` as layer i; `strict` allows nothing new.
 
-    Otherwise a head and VinVL's LayerNorm may start anew. Raises IntegrityError for all else that does not fit.
+    Otherwise a head and VinVL's LayerNorm may be newly initialised. Raises IntegrityError for anything else.
     """
     state, left = choose_layers(origin.state, layers)
     unused: list[str] = []
@@ -319,8 +318,8 @@ def load_into(network: OscarNetwork, origin: UpstreamCheckpoint, layers: list[in
         state["decoder"] = state["bert.embeddings.word_embeddings.weight"]
     unused += [name for name in state if name not in mine and name.startswith(HEADS) and not strict]
     state = {name: tensor for name, tensor in state.items() if name not in unused}
-    anew = (*HEADS, "img_layer_norm.") if any(name.startswith(REGIONS) for name in state) else (*HEADS, *REGIONS)
-    free = () if strict else anew
+    fresh = (*HEADS, "img_layer_norm.") if any(name.startswith(REGIONS) for name in state) else (*HEADS, *REGIONS)
+    free = () if strict else fresh
     new = tuple(name for name in mine if name not in state and name.startswith(free))
     fit(origin.where, {name: tensor for name, tensor in mine.items() if name not in new}, state)
     return KeyReport((*left, *unused), new)

@@ -1,7 +1,7 @@
-"""Captions word by word: tags and regions are read once, and every step reads the last word and a [MASK] behind it.
+"""Caption generation: decoding with cached keys and values, beam search, greedy choice and sampling.
 
-A caption's words see tags, regions and the words before them; tags and regions see no caption. So nothing that was read
-changes later, and keeping keys and values gives the same numbers as reading all of it again.
+Each step runs the last word and a [MASK] behind it. A caption's words see tags, regions and the words before them; tags
+and regions see no caption. So cached keys and values never change, and give the same numbers as a full pass.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ KeyValue = tuple[Tensor, Tensor]
 
 @dataclass(frozen=True)
 class Context:
-    """What captions are written about: `ids` of tags [B, O] with `tags_seen` bool [B, O], regions [B, R, D] with
+    """The input of captioning: `ids` of tags [B, O] with `tags_seen` bool [B, O], regions [B, R, D] with
     `regions_seen` bool [B, R]; tags have positions from `tag_start` on and segment 1."""
 
     ids: Tensor
@@ -126,8 +126,8 @@ def keys_and_values(layer: Any, states: Tensor) -> KeyValue:
 def score_captions(network: OscarNetwork, context: Context, captions: Tensor, mask_id: int) -> Tensor:
     """Logits [B, L, V] of each word of captions [B, 1 + L] ([CLS] first) after the ones before it, in one pass.
 
-    The words stand once as they are and once as [MASK]; a [MASK] sees itself, the words before it and the context. The
-    numbers are those of `CaptionState.step` word by word.
+    The input has the words once as they are and once as [MASK]; a [MASK] sees itself, the words before it and the
+    context. The numbers are those of `CaptionState.step` word by word.
     """
     batch, length = captions.shape[0], captions.shape[1] - 1
     places = torch.arange(length, device=captions.device)
@@ -148,12 +148,9 @@ def log_probabilities(logits: Tensor, words: Tensor) -> Tensor:
     return F.log_softmax(logits.float(), dim=-1).gather(-1, words[..., None]).squeeze(-1)
 
 
-# Choosing words: beam search, greedy choice and sampling, with upstream's scores and ends, whole batches at a time.
-
-
 @dataclass(frozen=True)
 class Ends:
-    """The tokens that open, close and fill up a caption."""
+    """Ids of the tokens that begin, end and pad a caption."""
 
     cls: int
     sep: int
@@ -162,18 +159,18 @@ class Ends:
 
 @dataclass(frozen=True)
 class Choice:
-    """How words are chosen. `max_length` counts [CLS] and [SEP]; a caption that reaches it is cut.
+    """Settings of decoding. `max_length` counts [CLS] and [SEP]; a caption that reaches it is cut.
 
     Scores are sums of log probabilities over the length (with [CLS]) to the power of `length_penalty`;
-    `repetition_penalty` divides positive and multiplies negative logits of words that stand there (Keskar et al.,
-    arXiv:1909.05858).
+    `repetition_penalty` divides positive and multiplies negative logits of words that are in the caption
+    (Keskar et al., arXiv:1909.05858).
     """
 
     max_length: int = 20
     length_penalty: float = 1.0
     repetition_penalty: float = 1.0
     temperature: float = 1.0
-    """Of drawn captions."""
+    """Of sampled captions."""
 
 
 @dataclass(frozen=True)
@@ -206,7 +203,7 @@ def search_beams(writer: CaptionState, batch: int, ends: Ends, choice: Choice, k
         rows, words = places // logits.shape[-1], places % logits.shape[-1]
         done = done | (best.scores[:, -1] >= tops[:, 0] / (choice.max_length - 1) ** choice.length_penalty)
         ended = (words == ends.sep) | (length + 1 == choice.max_length)
-        # a caption that ends counts only if it stands among the candidates that fill the beam
+        # a caption that ends counts only if it is among the candidates that fill the beam
         counts = ended & ((~ended).cumsum(1) < beams) & ~done[:, None]
         ending = torch.where(counts, tops / length**choice.length_penalty, float("-inf"))
         best = _best(best, pick(ids, rows), ending, ends, keep)
@@ -235,7 +232,7 @@ def draw_captions(
     rng: torch.Generator | None = None,
     sample: bool = False,
 ) -> GeneratedCaptions:
-    """`writer.rows` captions an image, word by word: the likeliest word, or with `sample` one drawn by its share.
+    """`writer.rows` captions an image: each word the most probable one, or with `sample` one drawn by probability.
 
     Scores are means of log probabilities. A caption that has not ended at `max_length` gets its [SEP] there.
     """
@@ -263,7 +260,7 @@ def draw_captions(
 
 
 def without_repetition(logits: Tensor, ids: Tensor, penalty: float) -> Tensor:
-    """Logits [B, K, V] with those of the words in `ids` [B, K, L] made smaller by `penalty`."""
+    """Logits [B, K, V] with those of the words in `ids` [B, K, L] lowered by `penalty`."""
     if penalty == 1.0:
         return logits
     there = logits.gather(-1, ids)

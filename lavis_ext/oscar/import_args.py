@@ -1,4 +1,4 @@
-"""The whole way: words → command → flags → tree → the text of a run file with what was left out, and why."""
+"""`import-args`: a command of upstream's scripts → typed flags → the YAML of a run, with what was left out and why."""
 
 from __future__ import annotations
 
@@ -12,9 +12,6 @@ import yaml
 
 from lavis_ext.common.errors import Problem, UsageError, nearest
 from lavis_ext.oscar.import_rules import RULES, Draft, Flag, Script, UpstreamCommand, find_command, load_table
-
-# Words of a command → the values of its flags, typed; every mistake at once.
-
 
 SHORT = {"-j": "workers"}
 NUMBER = re.compile(r"-?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?")
@@ -45,7 +42,7 @@ def read_flags(words: Sequence[str], script: Script, where: str) -> Given:
             own, kind = flag
             problem, typed = fit(kind, value)
             if problem:
-                found.problems.append(Problem(f"{where} --{own}", problem, told(kind, value)))
+                found.problems.append(Problem(f"{where} --{own}", problem, way_out_of(kind, value)))
             else:
                 found.values[own] = typed
     return found
@@ -65,7 +62,7 @@ def pairs(words: Sequence[str], flags: Mapping[str, Flag]) -> Iterator[tuple[str
             yield name, value
         else:
             known = find_flag(word, flags)
-            # an unknown flag takes the word after it along, so that this is not told as a second mistake
+            # an unknown flag takes the next word with it, which would else be reported as a second mistake
             takes = known is None or known[1].kind != "switch"
             follows = bool(rest) and (not rest[0].startswith("-") or bool(NUMBER.fullmatch(rest[0])))
             yield word, rest.pop(0) if takes and follows else None
@@ -105,10 +102,10 @@ def fit(flag: Flag, value: str | None) -> tuple[str, Any]:
     return "", choices.get(value, value)
 
 
-def told(flag: Flag, value: str | None) -> str:
-    """The way out for a value that does not fit."""
+def way_out_of(flag: Flag, value: str | None) -> str:
+    """What to do about a value that does not fit."""
     if value is not None and VARIABLE.search(value):
-        return "write what it stands for"
+        return "write its value"
     choices = [*flag.also, *flag.values]
     if flag.kind == "switch":
         return "leave the value out"
@@ -123,7 +120,7 @@ SHOWN = 60
 
 @dataclass(frozen=True)
 class ImportedRun:
-    """A run file made of a command: its text and tree, and per flag why it is not in it."""
+    """A run file made of a command: its text and tree, and for each flag that is not in it the reason."""
 
     script: str
     text: str
@@ -146,7 +143,7 @@ def import_command(words: Sequence[str]) -> ImportedRun:
 
 
 def place_all(draft: Draft) -> None:
-    """Every flag of the script to its place, by the table and by its rules."""
+    """Put every flag of the script into the tree, by the table (`flags.yaml`) or by its rule (`import_rules`)."""
     done: set[str] = set()
     for name, flag in draft.script.flags.items():
         if flag.refuse:
@@ -166,7 +163,7 @@ def place_all(draft: Draft) -> None:
 
 
 def place(draft: Draft, name: str, flag: Flag) -> None:
-    """One flag to its key: as given, else by upstream's default, unless that is in a checkpoint that is only tested."""
+    """Put one flag under its key: as given, else upstream's default, except where a checkpoint is only tested."""
     value = draft.value(name)
     if name not in draft.given and flag.kept and not draft.trains and not draft.asks:
         draft.note(
@@ -194,7 +191,7 @@ def text_of(command: UpstreamCommand, draft: Draft, tree: dict[str, Any]) -> str
     lines = [f"Made by `lavis-ext import-args` from a command of {command.script}.py."]
     around = [*command.before, *command.after]
     if left := [word for word in around if word not in ("python", "python3")]:
-        lines.append(f"What stood around the command is left out: {shown(' '.join(left))}")
+        lines.append(f"The words around the command are left out: {shown(' '.join(left))}")
     lines += [f"{key}: {why}" for key, why in draft.remarks]
     lines += ["Of its flags these are not in it:"] if draft.notes else []
     lines += [f"  {line}" for line in reasons(draft.notes)]

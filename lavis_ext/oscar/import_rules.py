@@ -1,4 +1,7 @@
-"""Flags that do not simply become one key: each rule is called once for a command, and looks at all that it needs."""
+"""The parts of `import_args`: the table of upstream's flags, the draft of a run file, rules, and finding the command.
+
+A rule handles flags that do not simply become one key; it is called once for a command.
+"""
 
 from __future__ import annotations
 
@@ -13,10 +16,8 @@ from typing import Any, Literal
 from lavis_ext.common.config.decode import ConfigDecoder, read_yaml
 from lavis_ext.common.errors import Problem, UsageError, nearest
 
-# The table of upstream's scripts and flags, read from flags.yaml; its header says what each field means.
-
-
 TABLE = Path(__file__).with_name("flags.yaml")
+"""Upstream's scripts and flags; the header of the file says what each field means."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,7 +46,7 @@ class Flag:
 
 @dataclass(frozen=True, kw_only=True)
 class Script:
-    """One script of upstream's: the flags that it takes, and what it is here. `term` is how its teacher teaches."""
+    """One script of upstream's: its flags, our task and data sets; `term` is its distillation term, "" without one."""
 
     groups: list[str]
     task: str
@@ -81,9 +82,6 @@ def load_table() -> Mapping[str, Script]:
     return found
 
 
-# A run file in the making: its tree, what is left out and why, and what is wrong.
-
-
 TRAINING = ("do_train", "do_train_val")
 OURS = ("datasets", "pretrained_models", "exp")
 """Folders of a checkout of Oscar that `lavis-ext prepare oscar` lays out below cache_root/oscar."""
@@ -91,7 +89,7 @@ OURS = ("datasets", "pretrained_models", "exp")
 
 @dataclass
 class Draft:
-    """What becomes of the flags of one command of `script`."""
+    """A run file in the making, from one command of `script`: its tree, what is left out and why, mistakes."""
 
     script: Script
     given: Mapping[str, Any]
@@ -103,7 +101,7 @@ class Draft:
     storage: str = ""
     notes: list[tuple[str, str]] = field(default_factory=list)
     remarks: list[tuple[str, str]] = field(default_factory=list)
-    """What is to be known about keys that are in the tree."""
+    """Remarks on keys that are in the tree."""
     problems: list[Problem] = field(default_factory=list)
 
     @property
@@ -136,7 +134,7 @@ class Draft:
 
 
 def moved(path: str) -> str:
-    """A path of a checkout of Oscar as it lies below cache_root: `datasets/vqa/…` → `oscar/datasets/vqa/…`."""
+    """A path of a checkout of Oscar as it is below cache_root: `datasets/vqa/…` → `oscar/datasets/vqa/…`."""
     plain = PurePosixPath(path)
     return str(PurePosixPath("oscar", plain)) if plain.parts[:1] and plain.parts[0] in OURS else path
 
@@ -221,7 +219,7 @@ def teacher(draft: Draft) -> None:
 
 
 def data_dir(draft: Draft) -> None:
-    """The data set, and where its files lie: below cache_root, or in the folder that holds the published ones."""
+    """The data set, and its storage: cache_root, or the folder of the published files."""
     folders, given = draft.script.folders, draft.given.get("data_dir")
     draft.dataset = next(iter(folders.values()))
     if given is None:
@@ -235,7 +233,7 @@ def data_dir(draft: Draft) -> None:
     draft.dataset = folders[found]
     root = str(PurePosixPath(*parts[: -found.count("/") - 1]))
     if root in (".", "oscar"):
-        draft.note("data_dir", f"the data set lies below cache_root (lavis-ext prepare {draft.dataset})")
+        draft.note("data_dir", f"the data set is below cache_root (lavis-ext prepare {draft.dataset})")
     else:
         draft.storage = root
 
@@ -347,21 +345,18 @@ RULES: dict[str, Callable[[Draft], None]] = {
 }
 
 
-# Text or words of a shell → the one command of upstream's that they hold, however it was copied.
-
-
 WHERE = "import-args"
 SCRIPT = re.compile(r"(run_\w+)\.py$")
 MISREAD = re.compile("\u00c2(?=[\u00a0\\s])|[\u00a0\ufeff\u200b]")
 """No-break spaces, also those that were read in the wrong encoding."""
 CONTINUED = re.compile(r"\\[ \t]*(?:\r?\n|$)|\r?\n(?=[ \t]*-)")
-"""The end of a line that goes on: with a backslash, or before a line of flags."""
+"""The end of a line that is continued: with a backslash, or before a line of flags."""
 OPERATOR = re.compile(r"[();<>|&]+")
 
 
 @dataclass(frozen=True)
 class UpstreamCommand:
-    """A script of upstream's, its words, and what stood around them and is left out."""
+    """A script of upstream's, its words, and the words before and after them, which are left out."""
 
     script: str
     words: tuple[str, ...]

@@ -33,7 +33,8 @@ INPUTS = ("input_ids", "token_type_ids", "attention_mask", "img_feats", "positio
 class Oscar(BaseModel):
     """Oscar (Li et al., arXiv:2004.06165) and VinVL (Zhang et al., arXiv:2101.00529) with one of four heads.
 
-    `report` tells what `pretrained` had beside it and what started anew; `tokenizer` is there for the word heads.
+    `report`: weights of `pretrained` that are not used, and weights that are newly initialised. Word heads have a
+    `tokenizer`.
     """
 
     views = VIEWS
@@ -67,7 +68,7 @@ class Oscar(BaseModel):
         return model
 
     def load_finetuned(self, name: str, key: str) -> None:
-        """Put a checkpoint of ours, or one of upstream's with the same head, over the model; all of it must fit."""
+        """Load a checkpoint of ours, or one of upstream's with the same head; all of it must fit."""
         place = Path(name).expanduser()
         folder = place.parent if place.is_file() else place
         if not place.exists() or (folder / CONFIG).is_file():
@@ -87,7 +88,7 @@ class Oscar(BaseModel):
         """One forward pass; `view` "text" hides the regions from all tokens, "image" the whole text with [CLS].
 
         Word heads yield the logits of the tokens to predict (`masked_pos`, or `lm_labels` ≥ 0), row by row. Raises
-        ConfigError for a view that there is not and for features of another width.
+        ConfigError for an unknown view and for features of another width.
         """
         inputs = self._inputs(batch)
         if not (hidden or attentions) and self.head in ("sequence", "pair"):
@@ -165,7 +166,7 @@ class Oscar(BaseModel):
         return labels.to(self.device)
 
     def _highest(self, name: str, numbers: Tensor) -> int:
-        """The highest of some numbers, -1 where that is not looked at: on a GPU only those of the first batch are."""
+        """The highest of some ids; on a GPU only in the first batch, else -1: asking every time would synchronise."""
         if numbers.device.type != "cpu" and name in self.looked:
             return -1
         self.looked.add(name)

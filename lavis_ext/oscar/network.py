@@ -14,8 +14,6 @@ from lavis_ext.common.errors import ConfigError
 from lavis_ext.models.stage1 import WordHead
 from lavis_ext.oscar.settings import OscarSettings
 
-# What stands on Oscar's encoder, a classifier of one input or of several together, and the losses of all heads.
-
 
 class TwoLayers(nn.Module):
     """Linear – ReLU – [LayerNorm] – Linear."""
@@ -48,7 +46,7 @@ def build_classifier(settings: OscarSettings) -> nn.Module:
 
 
 def start_anew(part: nn.Module, std: float) -> None:
-    """BERT's first weights: normal with the given deviation, biases 0, norms 1."""
+    """Initialise as BERT: weights normal with the given deviation, biases 0, norms 1."""
     for module in part.modules():
         if isinstance(module, nn.Linear):
             nn.init.normal_(module.weight, std=std)
@@ -73,7 +71,7 @@ def class_loss(kind: str, logits: Tensor, targets: Tensor) -> Tensor:
 
 
 def caption_loss(logits: Tensor, words: Tensor, smoothing: float = 0.0, drop: float = 0.0) -> Tensor:
-    """Divergence of logits [M, V] from the smoothed true words [M], the mean without the share `drop` of the worst.
+    """KL divergence of logits [M, V] from the smoothed true words [M]; a mean without the share `drop` of the highest.
 
     The smoothed target has 1 − `smoothing` at the word and the rest spread evenly over the others.
     """
@@ -88,13 +86,13 @@ def caption_loss(logits: Tensor, words: Tensor, smoothing: float = 0.0, drop: fl
 
 
 UNSEEN = -1e4
-"""Added to the score of a token that is masked: far below all others, finite in half precision too, so that a row
-that may see nothing yields no NaN."""
+"""Added to the scores of masked tokens: far below all others, and finite in half precision, so that a row in which
+everything is masked yields no NaN."""
 
 
 @dataclass(frozen=True)
 class OscarOutput:
-    """What one forward pass yields; B counts sequences (a pair is two), S = T + R tokens."""
+    """The result of a forward pass; B counts sequences (a pair is two), S = T + R tokens."""
 
     logits: Tensor
     """[B, C] of a classifier ([B / num_choice, C] of a pair's), [B, T, V] of a word head."""
@@ -268,7 +266,7 @@ class OscarNetwork(nn.Module):
 
 
 def attention_scores(layer: Any, states: Tensor) -> Tensor:
-    """What a layer's heads score [B, heads, S, S] for its input [B, S, H]: q·k / √d, as the fused kernel hides."""
+    """Attention scores q·k / √d [B, heads, S, S] of a layer for its input [B, S, H]; fused attention hides them."""
     own = layer.attention.self
     shape = (*states.shape[:2], own.num_attention_heads, own.attention_head_size)
     queries, keys = (part(states).view(shape).transpose(1, 2) for part in (own.query, own.key))
@@ -276,16 +274,14 @@ def attention_scores(layer: Any, states: Tensor) -> Tensor:
     return scores
 
 
-# What a model may see of a batch: all of it, the text alone, or the regions alone.
-
-
 VIEWS = ("full", "text", "image")
+"""What a forward pass sees of a batch: all of it, the text alone, or the regions alone (with [CLS])."""
 
 
 def narrowed(inputs: dict[str, Tensor], view: str) -> dict[str, Tensor]:
     """The inputs that [CLS] depends on under a view: the text alone, or [CLS] and the regions; all under a 3-D mask.
 
-    What no token sees changes nothing but itself, so that the classes are the same for half of the work.
+    A token that no other token sees cannot change [CLS], so the classes are the same for about half of the work.
     """
     ids, mask = inputs["input_ids"], inputs["attention_mask"]
     if view not in ("text", "image") or inputs["img_feats"] is None or mask.dim() != ids.dim():
@@ -301,7 +297,7 @@ def narrowed(inputs: dict[str, Tensor], view: str) -> dict[str, Tensor]:
 
 
 def hide(mask: Tensor, text: int, view: str) -> Tensor:
-    """A mask […, S] of `text` words and then regions under a view; raises ConfigError for one that there is not."""
+    """A mask […, S] over `text` words and then regions, under a view; raises ConfigError for an unknown view."""
     if view not in VIEWS:
         raise ConfigError("view", f"no '{view}'", f"choose from {', '.join(VIEWS)}")
     if view == "full":

@@ -1,9 +1,10 @@
-"""oscar_retrieval: every pair of image and caption through the model at once, ranked both ways; or a re-ranked list."""
+"""oscar_retrieval: score every pair of image and caption and rank both ways, or re-rank lists of candidates."""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +12,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from lavis_ext.common.config.schema import MetricConfig
 from lavis_ext.common.errors import ConfigError
-from lavis_ext.common.registry import tasks
+from lavis_ext.common.registry import metrics, tasks
 from lavis_ext.common.types import Batch
+from lavis_ext.metrics import measure
 from lavis_ext.metrics.retrieval import DEPTHS, first_ranks, leading, percents, recalls
+from lavis_ext.metrics.settings import MetricKeys
 from lavis_ext.oscar.config import OscarRetrievalConfig
 from lavis_ext.tasks.base_task import BaseTask, Row, write_result
 
@@ -25,10 +29,10 @@ KEPT = 10
 
 @tasks.register("oscar_retrieval", config=OscarRetrievalConfig)
 class OscarRetrieval(BaseTask):
-    """Recall at 1, 5 and 10 by a model that judges pairs; `agg_metrics` is R@1 of captions (`txt_r1`).
+    """Recall at 1, 5 and 10 by a model that scores pairs; `agg_metrics` is R@1 of captions (`txt_r1`).
 
     An image is ranked by its best own caption. A data set with `candidates` has them re-ranked and gives no way from
-    captions to images; without, all pairs are judged: 5,000 × 25,000 take 125 million passes and 500 MB of scores.
+    captions to images; without, all pairs are scored: 5,000 × 25,000 take 125 million passes and 500 MB of scores.
     A pair's score is the logit of a match less that of none: the order of upstream's probabilities, without the ties
     that these have near 0 and 1. A tie counts against the ranked one. `run.batch_size_eval` counts images in a batch
     and pairs in a pass.
@@ -71,22 +75,45 @@ class OscarRetrieval(BaseTask):
     ) -> dict[str, float]:
         """Rank; write `….eval.json` with upstream's keys and `….ranking.json`; return the recalls in per cent.
 
-        The names tell the split, the file of image keys and that of candidates, so that no two evaluations share one.
+        File names have the split, the file of image keys and that of candidates, so that no two evaluations share one.
         """
         dataset = only_one(split, datasets)
         by_index = {int(row["index"]): row for row in rows}
         if len(by_index) < len(dataset):
             log.warning("%d of %d images were read; the recalls are theirs", len(by_index), len(dataset))
-        ranked = reranked if dataset.candidates(min(by_index)) is not None else ranked_both_ways
-        metrics, tables = ranked(dataset, {index: by_index[index] for index in sorted(by_index)})
+        rank = reranked if dataset.candidates(min(by_index)) is not None else ranked_both_ways
+        found = rank(dataset, {index: by_index[index] for index in sorted(by_index)})
+        named = self.run.metrics or [MetricConfig(name="oscar_retrieval")]
+        values = measure(named, found.image_to_text, found.text_to_image, found.captions)
         stem = ".".join([split, *marks_of(dataset), f"epoch{epoch}"])
-        write_result(out_dir / f"{stem}.eval.json", upstream_form(metrics))
-        write_result(out_dir / f"{stem}.ranking.json", {"images": len(by_index), "metrics": metrics, **tables})
-        return metrics
+        write_result(out_dir / f"{stem}.eval.json", upstream_form(values))
+        write_result(out_dir / f"{stem}.ranking.json", {"images": len(by_index), "metrics": values, **found.tables})
+        return values
 
 
-Ranking = tuple[dict[str, float], dict[str, Any]]
-"""Metrics in per cent, and what the ranking file tells."""
+@dataclass(frozen=True)
+class Ranking:
+    """The scores of a split, and the tables of the ranking file."""
+
+    image_to_text: np.ndarray
+    """[I, T]; of candidates [I, most candidates], padded with -inf."""
+    text_to_image: np.ndarray | None
+    """[T, I]; None where images have lists of candidates."""
+    captions: list[list[int]]
+    """The columns of each image's own captions."""
+    tables: dict[str, Any]
+
+
+@metrics.register("oscar_retrieval", config=MetricKeys)
+def pair_recalls(
+    image_to_text: np.ndarray, text_to_image: np.ndarray | None, captions: Sequence[Sequence[int]], keys: MetricKeys
+) -> dict[str, float]:
+    """Recalls in per cent, of both ways or of texts alone; `agg_metrics` is `txt_r1`."""
+    if text_to_image is None:
+        found = percents("txt", first_ranks(image_to_text, captions))
+    else:
+        found = recalls(image_to_text, text_to_image, captions)
+    return {**found, "agg_metrics": found["txt_r1"]}
 
 
 def ranked_both_ways(dataset: Any, rows: Mapping[int, Row]) -> Ranking:
@@ -103,14 +130,13 @@ def ranked_both_ways(dataset: Any, rows: Mapping[int, Row]) -> Ranking:
     truth: list[list[int]] = [[] for _ in rows]
     for column, caption in enumerate(kept.tolist()):
         truth[place[int(owner[caption])]].append(column)
-    found = recalls(scores, scores.T, truth)
     tables = {
         "image": [row["image_id"] for row in rows.values()],
         "caption": [list(dataset.caption_keys[caption]) for caption in kept],
         "captions_of_image": leading(scores, KEPT),
         "images_of_caption": leading(scores.T, KEPT),
     }
-    return {**found, "agg_metrics": found["txt_r1"]}, tables
+    return Ranking(scores, scores.T, truth, tables)
 
 
 def reranked(dataset: Any, rows: Mapping[int, Row]) -> Ranking:
@@ -121,14 +147,13 @@ def reranked(dataset: Any, rows: Mapping[int, Row]) -> Ranking:
     for at, (row, listed) in enumerate(zip(rows.values(), lists, strict=True)):
         scores[at, : len(listed)] = row["scores"]
     truth = [np.flatnonzero(owner[listed] == index).tolist() for index, listed in zip(rows, lists, strict=True)]
-    found = percents("txt", first_ranks(scores, truth))
     keys = dataset.caption_keys
     best = zip(lists, leading(scores, KEPT), strict=True)
     tables = {
         "image": [row["image_id"] for row in rows.values()],
         "captions_of_image": [[list(keys[listed[at]]) for at in top if at < len(listed)] for listed, top in best],
     }
-    return {**found, "agg_metrics": found["txt_r1"]}, tables
+    return Ranking(scores, None, truth, tables)
 
 
 def upstream_form(metrics: Mapping[str, float]) -> dict[str, dict[str, float]]:

@@ -1,4 +1,4 @@
-"""What an Oscar is made of: sizes of its BERT, its regions and its head, from a `config.json` or a model section."""
+"""Settings of an Oscar network (sizes of BERT, regions, head), from a `config.json` or a model section."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ class OscarSettings:
 
 
 def read_settings(config: Mapping[str, Any], where: str) -> OscarSettings:
-    """What a `config.json` of Oscar's tells; its head is that of a plain classifier until the weights tell another.
+    """The settings in a `config.json` of Oscar's; `head` is "sequence" until the weights say otherwise.
 
     Raises IntegrityError where a size is missing.
     """
@@ -108,7 +108,7 @@ def read_settings(config: Mapping[str, Any], where: str) -> OscarSettings:
 
 
 def write_settings(settings: OscarSettings) -> dict[str, Any]:
-    """The `config.json` of upstream's form that stands for these settings."""
+    """These settings as a `config.json` of upstream's form."""
     return {
         "architectures": [CLASSES[settings.head]],
         "model_type": "bert",
@@ -120,9 +120,9 @@ def write_settings(settings: OscarSettings) -> dict[str, Any]:
 
 
 def wanted(config: OscarConfig, found: OscarSettings | None, words: int | None = None) -> OscarSettings:
-    """What a model section asks for, over what the weights are (`found`), or from scratch over `words` tokens.
+    """The settings of a model section: over those of its weights (`found`), or from scratch for `words` tokens.
 
-    Raises ConfigError for what cannot be.
+    Raises ConfigError for sizes and layers that do not exist.
     """
     head = config.used_head
     base = found or _from_scratch(config, words)

@@ -75,7 +75,7 @@ def load_wordpiece(path: str | Path, lower_case: bool = True, key: str = "vocab"
 
 
 def find_vocab(name: str, root: str | Path | None = None, key: str = "vocab") -> Path:
-    """Where a vocabulary lies: below cache_root, else as given, else below a configs folder; a file or its folder.
+    """The path of a vocabulary: below cache_root, else as given, else below a configs folder; a file or its folder.
 
     Raises ConfigError where none of these is there.
     """

@@ -141,7 +141,7 @@ def test_another_input_under_the_same_id_is_refused(tmp_path: Path) -> None:
 
 
 def test_samples_that_are_drawn_anew_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="drawn anew"):
+    with pytest.raises(ConfigError, match="differ at each load"):
         prepared(tmp_path, data=Regions(drawn=True))
     assert not (tmp_path / ".lavis_ext").exists()
 
@@ -151,7 +151,7 @@ def test_samples_without_ids_of_their_own_are_refused(tmp_path: Path) -> None:
         def load(self, index: int, rng: torch.Generator) -> dict[str, Any]:
             return {**super().load(index, rng), "instance_id": "same"}
 
-    with pytest.raises(ConfigError, match="no id"):
+    with pytest.raises(ConfigError, match="no distinct ids"):
         prepared(tmp_path, data=Twins())
 
 

@@ -106,7 +106,7 @@ def test_check_tells_all_mistakes_with_their_lines(file: Path) -> None:
     }
     found = problems(file, **more)
     for part in (
-        "no task named 'oscar_vqs' that could be taught; did you mean 'oscar_vqa'",
+        "no task named 'oscar_vqs' that can be distilled; did you mean 'oscar_vqa'",
         "run.distill.alpha: 2.0 is out of its range",
         "'skip' wants a teacher with a multiple of 5 layers, this one has 12",
         "gives other logits after every step",

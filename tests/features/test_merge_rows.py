@@ -146,7 +146,7 @@ def test_the_order_of_a_glob_is_not_taken_for_parts_and_whole(tmp_path: Path) ->
     merge_rows([first, second], whole)
     before = second.read_bytes()
     for given in ([whole, first], [first, second]):
-        with pytest.raises(UsageError, match="name the joined file last"):
+        with pytest.raises(UsageError, match="name the merged file last"):
             merge_rows(given, second)
     assert second.read_bytes() == before
 

@@ -69,9 +69,9 @@ def test_both_are_learnt_and_counted(tmp_path: Path) -> None:
 
 def test_inputs_count_once_and_words_by_their_number(tmp_path: Path) -> None:
     rows = [
-        {"instance_id": "a", "hidden": 3, "right": 3, "told": 1.0},
-        {"instance_id": "b", "hidden": 1, "right": 0, "told": 0.0},
-        {"instance_id": "a", "hidden": 3, "right": 0, "told": 0.0},
+        {"instance_id": "a", "hidden": 3, "right": 3, "matched": 1.0},
+        {"instance_id": "b", "hidden": 1, "right": 0, "matched": 0.0},
+        {"instance_id": "a", "hidden": 3, "right": 0, "matched": 0.0},
     ]
     found = task(captioner(head="pretrain"))
     metrics = found.after_evaluation(rows, "val", [], tmp_path, 0)

@@ -69,7 +69,7 @@ class DetectorOptions:
     those with a confidence ≥ `conf`; `geometry` adds x1/W, y1/H, x2/W, y2/H, w/W, h/H to the features;
     `probabilities` keeps every class and attribute probability; `classes` and `attributes` are files of names
     (see `read_names`), which replace the detector's own; `nms` says whether boxes suppress each other within each class
-    or over all of them; `seed` is for weights that are drawn (`tiny`).
+    or over all of them; `seed` is for random weights (`tiny`).
     """
 
     weights: str | None = None

@@ -214,7 +214,7 @@ def _classes(regression: Tensor) -> Tensor:
 
 
 def _by_size(anchors: int) -> list[int]:
-    """Where the anchors that are numbered by size stand among those numbered by ratio."""
+    """For each anchor numbered by size, its number by ratio."""
     sizes = anchors // len(RATIOS)
     return [ratio * sizes + size for size in range(sizes) for ratio in range(len(RATIOS))]
 

@@ -44,7 +44,7 @@ VINVL_SETTINGS = C4Settings(VINVL, "maskrcnn", (103.53, 116.28, 123.675), sizes=
 
 TINY_CLASSES = ("circle", "square", "triangle", "star", "cross", "ring")
 TINY_ATTRIBUTES = ("red", "orange", "yellow", "green", "blue", "purple", "pink", "black")
-"""The shapes and colours of the drawn world of `lavis-ext demo`."""
+"""The shapes and colours in the pictures of `lavis-ext demo`."""
 
 TINY = Layers(
     blocks=(1, 1, 1, 1),
@@ -64,7 +64,7 @@ TINY = Layers(
     eps=1e-5,
 )
 TINY_SETTINGS = replace(BUTD_SETTINGS, layers=TINY, sizes=(64, 128), short=240, long=400, before=600, after=60, pool=4)
-"""The same code in small, with weights that are drawn; it finds nothing in particular, the same every time."""
+"""The same code in small, with random weights: its regions mean nothing, but are reproducible."""
 
 
 @detectors.register("butd_r101_c4")
@@ -104,7 +104,7 @@ def published(name: str, settings: C4Settings, naming: TensorNames, options: Det
 
 
 def draw(network: C4Network, seed: int) -> None:
-    """Fill a network with weights drawn from a seed, scaled so that numbers stay near 1 and some classes stand out."""
+    """Initialise at random from a seed, scaled so that activations stay near 1 and some classes have high scores."""
     generator = torch.Generator().manual_seed(seed)
     for module in network.modules():
         if isinstance(module, (nn.Conv2d, nn.Linear, nn.Embedding)):
@@ -115,7 +115,7 @@ def draw(network: C4Network, seed: int) -> None:
             nn.init.uniform_(module.running_var, 0.5, 2.0, generator=generator)
             nn.init.normal_(module.bias, std=0.1, generator=generator)
         if isinstance(module, Bottleneck):
-            module.bn3.weight.mul_(0.2)  # as many blocks as there are, their sum stays near 1
+            module.bn3.weight.mul_(0.2)  # keeps the sum over many blocks near 1
     network.backbone.stem.bn1.running_var.mul_(60.0**2)  # pixels come as −128 to 127
     network.rpn.bbox_pred.weight.data.mul_(0.2)
     # features are ≥ 0: without centred weights one class would win everywhere

@@ -119,7 +119,7 @@ MASKRCNN = TensorNames(
 def read_weights(path: Path) -> Tensors:
     """The tensors of a file, by name: `.pkl` of numpy arrays, `.safetensors`, else torch's own form.
 
-    What lies under `model` or `state_dict` is taken out, and `module.` off names that all have it. Raises UsageError
+    Tensors may be under `model` or `state_dict`; a prefix `module.` of all names is removed. Raises UsageError
     where no file is, UnsafeError (exit code 10) for a pickle of more than data, IntegrityError for damage.
     """
     check_there(path)

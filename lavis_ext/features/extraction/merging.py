@@ -64,9 +64,9 @@ def merge_rows(
 def _form_of(parts: Sequence[Path], destination: Path) -> Butd:
     """The common format of the files, by the first line of each; a file without a complete row says nothing."""
     if lost := [path for path in parts if not path.is_file()]:
-        raise UsageError(str(lost[0]), "is not there", "name files of rows, the joined one last")
+        raise UsageError(str(lost[0]), "is not there", "name files of rows, the merged one last")
     if destination in parts or (destination.suffix[1:].isdigit() and destination.with_suffix("") in parts):
-        raise UsageError(str(destination), "is a part itself, and stands last", "name the joined file last")
+        raise UsageError(str(destination), "is a part itself, not the merged file", "name the merged file last")
     forms = {_recognised(path) for path in (*parts, destination) if path.is_file()} - {""}
     if len(forms) > 1 or not forms <= set(COLUMNS):
         way_out = "`lavis-ext features import` joins all others in a store"

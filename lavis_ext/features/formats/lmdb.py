@@ -50,7 +50,7 @@ class VoltaLmdb:
                 yield guard(number, number, name, partial(_parse, path, name, reading.get(key), options))
 
     def write(self, store: FeatureStore, path: Path, options: dict[str, Any]) -> list[str]:
-        """Write the folder `path`; a killed run goes on behind the entries that it committed."""
+        """Write the folder `path`; a killed run is resumed behind the entries that it committed."""
         lmdb = need("lmdb", self.name)
         keys = _keys_of(store)
         with growing(store, path) as part:

@@ -55,7 +55,7 @@ class OscarTsv:
     name = "oscar-tsv"
 
     def read(self, path: Path, options: ReadOptions, start: Start) -> Rows:
-        """Rows of the file, with labels and sizes from the side files that `options` names or that lie beside it."""
+        """Rows of the file, with labels and sizes from the side files that `options` names or that are beside it."""
         sides = SideFiles(path, options)
         warn_of_stale_map(path)
         for number, line, end in lines_of(path, start):

@@ -1,4 +1,7 @@
-"""What data sets on region features share: an image's regions are found by its id, read when the batch is made."""
+"""The base of data sets on region features, and what they share: batches, lengths of samples, masking of words.
+
+A sample holds the place of an image's regions; the features are read into the batch by `collater`.
+"""
 
 from __future__ import annotations
 
@@ -26,11 +29,8 @@ from lavis_ext.oscar.wordpiece import WordPiece
 if TYPE_CHECKING:
     from lavis_ext.oscar.datasets.regions import TagTable
 
-# Samples on region features become one batch: ids padded to the longest text, regions read into their places.
-
-
 Part = tuple[list[int], list[int], RegionPlace | Tensor]
-"""One input: ids, types, and where its regions lie (or they themselves)."""
+"""One input: ids, types, and the place of its regions, or the regions themselves."""
 
 
 def inputs(samples: Sequence[Sample], regions: RegionStores, pad: int) -> Batch:
@@ -112,9 +112,9 @@ class RegionDataset(BaseDataset):
 
     @cached_property
     def lengths(self) -> np.ndarray | None:
-        """int32 [len, axes]: regions, and about how many tokens, by parts that are padded each by itself; or None.
+        """int32 [len, axes]: regions and about how many tokens, a column for each part that is padded alone; or None.
 
-        No features are read, and nothing is tokenised; shapes whose samples are drawn by chance have none.
+        No features are read, and nothing is tokenised; shapes with random samples have none.
         """
         found = self.measured()
         return None if found is None else found[: len(self)]
@@ -124,7 +124,7 @@ class RegionDataset(BaseDataset):
         return 0 if self.lengths is None else int(self.lengths[self.position(index)].sum())
 
     def measured(self) -> np.ndarray | None:
-        """`lengths` before `max_samples` cuts them; a shape that knows them gives them."""
+        """`lengths` before `max_samples` cuts them; None where a shape does not know them."""
         return None
 
     @property
@@ -133,11 +133,12 @@ class RegionDataset(BaseDataset):
         return self.parts.encoder.words.pad
 
     def fields(self, row: Row, index: int, rng: torch.Generator | None) -> Sample:
-        """A sample: `input_ids`, `token_type_ids` (lists), `regions` (a Place, or two), and what the shape adds."""
+        """A sample: `input_ids`, `token_type_ids` (lists), `regions` (one RegionPlace or two), keys of the shape."""
         raise NotImplementedError
 
     def page_view(self) -> Any:
         """How `browse` shows a split: texts and tags, boxes drawn on the picture or on grey."""
+        # pages.py imports this module, and only `browse` needs it (and Pillow)
         from lavis_ext.oscar.datasets.pages import RegionView
 
         return RegionView(self)
@@ -145,7 +146,7 @@ class RegionDataset(BaseDataset):
     def load(self, index: int, rng: torch.Generator) -> Sample:
         """The sample with `regions`, the place of its features, all randomness from `rng`. Raises SampleError.
 
-        Nothing is copied here: the system is told to fetch the rows, and `collater` reads them into the batch.
+        No features are copied: the kernel is advised to fetch the rows, and `collater` reads them into the batch.
         """
         sample = self.fields(self.row(index), index, rng)
         for place in _places(sample):
@@ -153,7 +154,7 @@ class RegionDataset(BaseDataset):
         return sample
 
     def __getitem__(self, index: int) -> Sample:
-        """The sample with `img_feats` float32 [n,D] (or two of them) in the place of `regions`. Raises SampleError."""
+        """The sample with `img_feats` float32 [n,D] (or two of them) instead of `regions`. Raises SampleError."""
         sample = self.fields(self.row(index), index, None)
         feats = [torch.from_numpy(self.parts.regions.array(place)) for place in _places(sample)]
         several = "regions" in sample and not isinstance(sample.pop("regions"), RegionPlace)
@@ -162,11 +163,11 @@ class RegionDataset(BaseDataset):
         return sample
 
     def collater(self, samples: Sequence[Sample]) -> Batch:
-        """Samples → batch: inputs padded to the longest, ids as lists; see `batch.inputs`."""
+        """Samples → batch: inputs padded to the longest, ids as lists; see `inputs`."""
         return {**inputs(samples, self.parts.regions, self.pad), **listed(samples, self.ids)}
 
     def place(self, image_id: Any, index: int, among: Sequence[int] | None = None) -> RegionPlace:
-        """Where an image's regions lie (among some stores); raises SampleError where there are none, naming both."""
+        """The place of an image's regions (in the stores `among`); raises SampleError where there are none."""
         if not isinstance(image_id, (str, int)):
             raise self.fault(index, f"image id is missing: {image_id!r}")
         try:
@@ -187,7 +188,7 @@ class RegionDataset(BaseDataset):
         return row.get("img_id", row.get("image_id"))
 
     def images_of(self, row: Row, index: int) -> list[tuple[Any, RegionPlace]]:
-        """The images of a sample as they are asked for, and where their regions lie; raises SampleError."""
+        """The image ids of a sample, and the places of their regions; raises SampleError."""
         named = self.image_id(row)
         return [(image_id, self.place(image_id, index)) for image_id in (named if isinstance(named, list) else [named])]
 
@@ -206,9 +207,6 @@ def stacked(tensor: Tensor, count: int) -> Tensor:
     return tensor.view(-1, count, *tensor.shape[1:])
 
 
-# How long samples on region features are, all of a split at once: from annotation columns and the stores' indices.
-
-
 SIGNS = 3
 """[CLS] and two [SEP]."""
 IMAGE_KEYS = ("img_id", "image_id")
@@ -217,7 +215,7 @@ IMAGE_KEYS = ("img_id", "image_id")
 def input_lengths(data: RegionDataset, words: np.ndarray) -> np.ndarray:
     """int32 [rows, 2]: regions of a record's images, and about how many tokens its `words` (int64 [rows]) become.
 
-    A word is taken for a token: nothing is tokenised.
+    A word counts as a token: nothing is tokenised.
     """
     tokens = np.minimum(words + SIGNS, data.parts.encoder.max_seq_length)
     return np.stack([region_counts(data), tokens], 1).astype(np.int32)
@@ -243,7 +241,7 @@ def tag_counts(data: RegionDataset, tags: TagTable) -> np.ndarray:
 
 
 def _by_image(data: RegionDataset, count: Callable[[Row], int]) -> np.ndarray:
-    """What `count` says of each record, asked once for each image."""
+    """`count` of each record, called once for each image."""
     rows = data.rows
     key = next((key for key in IMAGE_KEYS if rows.has(key)), None)
     if key is None:
@@ -255,15 +253,12 @@ def _by_image(data: RegionDataset, count: Callable[[Row], int]) -> np.ndarray:
     return found
 
 
-# Words hidden to be predicted: BERT's 80 % [MASK], 10 % any word, 10 % as they are; all draws from one generator.
-
-
 KEEP, REPLACE = 0.9, 0.8
-"""A draw below 0.8 hides a word, one below 0.9 replaces it, any other leaves it."""
+"""BERT's 80 % [MASK], 10 % any word, 10 % unchanged: a draw below 0.8 masks a word, one below 0.9 replaces it."""
 
 
 def choose_positions(candidates: Sequence[int], count: int, rng: torch.Generator | None) -> list[int]:
-    """`count` of the candidates in ascending order, uniformly drawn."""
+    """`count` of the candidates, uniformly sampled, in ascending order."""
     order = torch.randperm(len(candidates), generator=rng)[:count].tolist()
     return sorted(candidates[number] for number in order)
 

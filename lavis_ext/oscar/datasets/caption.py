@@ -1,4 +1,8 @@
-"""The shape `region_caption`: captions to complete from tags and regions, one word after the other; COCO and NoCaps."""
+"""The shape `region_caption` (COCO and NoCaps), and what captions by image share with the retrieval shapes.
+
+`CaptionRows` and `PerCaption` are data sets of images with several captions; below are readers of Oscar's and volta's
+files of captions.
+"""
 
 from __future__ import annotations
 
@@ -47,7 +51,7 @@ def region_caption(config: DatasetConfig, context: BuildContext) -> dict[str, Da
     """Oscar's `{split}.yaml`, which names `feature`, `label`, `hw` and `caption` files in its folder.
 
     `train` gives one caption a sample, every other split one image.
-    `args.features` stands for what `feature` names.
+    `args.features` replaces `feature`.
     """
     return region_splits(config, context, _make)
 
@@ -146,7 +150,7 @@ class RegionCaptionEvalDataset(RegionDataset):
         return batch if self.naming is None else {**batch, "constraints": [self.constraints(one) for one in samples]}
 
     def constraints(self, sample: Sample) -> list[list[str]]:
-        """What a caption of the image may be held to name: things, each as the words for it (see `ImageTags`)."""
+        """Constraints of the image's caption: things, each as the words for it (see `ImageTags`)."""
         return self.naming.of(sample["image_id"]) if self.naming else []
 
     def references(self) -> dict[int | str, list[str]]:
@@ -163,7 +167,7 @@ class RegionCaptionEvalDataset(RegionDataset):
 
 @dataclass(frozen=True, eq=False)
 class RegionCaptionDataset(RegionCaptionEvalDataset):
-    """A caption with some of its words hidden, beside the tags and regions of its image."""
+    """A caption with some of its words masked, with the tags and regions of its image."""
 
     def measured(self) -> np.ndarray:
         """Regions, tags where they are in a file of their own, and tokens of the caption."""
@@ -174,9 +178,9 @@ class RegionCaptionDataset(RegionCaptionEvalDataset):
         return np.stack([regions, tags, words], 1).astype(np.int32)
 
     def fields(self, row: Row, index: int, rng: torch.Generator | None) -> Sample:
-        """`input_ids` of the caption, hidden words in it, `masked_pos` (where they were) and `masked_ids` (the words).
+        """`input_ids` of the caption with masked words, `masked_pos` (their positions) and `masked_ids` (the words).
 
-        Of n tokens with [CLS] and [SEP], max(1, round(mask_prob · n)) and at most `max_masked_tokens` are hidden; the
+        Of n tokens with [CLS] and [SEP], max(1, round(mask_prob · n)) and at most `max_masked_tokens` are masked; the
         [SEP] may be one of them, so that a model learns to end.
         """
         args, words = self.parts.args, self.parts.encoder.words
@@ -190,7 +194,7 @@ class RegionCaptionDataset(RegionCaptionEvalDataset):
 
     def collater(self, samples: Sequence[Sample]) -> Batch:
         """What evaluation has, `input_ids`, `token_type_ids` and `position_ids` int64 [B,T] of captions, then tags,
-        `attention_mask` uint8 [B,S,S], `masked_pos` bool [B,T] and `masked_ids` int64 of all hidden words in order.
+        `attention_mask` uint8 [B,S,S], `masked_pos` bool [B,T] and `masked_ids` int64 of all masked words in order.
 
         T is the longest caption and the longest tags together; the tags' positions begin at `max_seq_a_length`, as in
         generation, however short the captions are.
@@ -226,9 +230,6 @@ def seq2seq_mask(text: Tensor, context: Tensor) -> Tensor:
     inward = torch.zeros(outward.shape, dtype=torch.bool).transpose(1, 2)
     around = context[:, :, None] & context[:, None, :]
     return torch.cat([torch.cat([words, outward], 2), torch.cat([inward, around], 2)], 1).to(torch.uint8)
-
-
-# Data sets of images with several captions each: one sample a caption, and where tags come from.
 
 
 PER_IMAGE = ("num_captions_per_img_train", "num_captions_per_img_val")
@@ -293,16 +294,13 @@ def other_than(number: int, count: int, rng: torch.Generator | None) -> int:
     return drawn + (drawn >= number)
 
 
-# Oscar's retrieval data as rows: `{split}_captions.pt`, with the tags of `{split}_vg_labels.pt` beside it.
-
-
 SUFFIX = "_captions.pt"
 WAY_OUT = "fetch it again"
 
 
 @dataclass(frozen=True)
 class CaptionFile:
-    """`{image id: captions}` and, where they are published so (Oscar's zip), `{image id: tags}`; one row an image."""
+    """Oscar's `{split}_captions.pt`, `{image id: captions}`, and the file of `{image id: tags}` beside it, if any."""
 
     captions: Path
     tags: Path | None = None
@@ -343,7 +341,7 @@ class AnnotationLines(OneFile):
 
 
 def caption_file(path: Path, label_type: str) -> CaptionFile | AnnotationLines:
-    """A file of captions, Oscar's with the tags of one detector that lie beside it, if they do."""
+    """A file of captions, Oscar's with the tags of one detector beside it, if they are there."""
     if path.suffix == ".jsonl":
         return AnnotationLines(path)
     tags = path.with_name(path.name.replace(SUFFIX, f"_{label_type}_labels.pt"))

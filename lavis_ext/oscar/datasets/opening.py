@@ -1,4 +1,4 @@
-"""What a split of region features stands on, found and opened: files, stores of features, vocabularies."""
+"""Opening a split on region features: annotation files, stores, tokenizer, answer labels, constraints of NoCaps."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ class RegionParts(Parts):
 
 @dataclass(frozen=True)
 class Opening:
-    """One split on its way to being opened; `args` are checked, `declared` is the declaration as it was written."""
+    """Finds and opens the parts of one split; `args` are checked, `declared` is the declaration as it was written."""
 
     config: DatasetConfig
     declared: DatasetConfig
@@ -68,7 +68,8 @@ class Opening:
     ) -> RegionStores:
         """The stores of the split, which are made of published files first; raises NotPreparedError, ConfigError.
 
-        `files` stand for what the arguments and the card name, `options` say what belongs to them; `boxed` as there.
+        `files` replace those that the arguments and the card name, `options` name their side files; `boxed` as in
+        `RegionStores`.
         """
         most, columns = (int(self.args[key]) for key in ("max_img_seq_length", "img_feature_dim"))
         family = self.config.family or self.config.name
@@ -78,13 +79,13 @@ class Opening:
 
     @property
     def given(self) -> list[str] | None:
-        """What `args.features` names for the split; None where it names nothing."""
+        """The files that `args.features` names for the split; None where it names none."""
         value = self.args["features"]
         value = value.get(self.split) if isinstance(value, Mapping) else value
         return [value] if isinstance(value, str) else value
 
     def feature_files(self) -> list[Path]:
-        """What holds the features of the split: `args.features`, else what the card names."""
+        """The stores or files of features of the split: `args.features`, else those of the card."""
         names = self.given
         if names is None:
             storage, cards = self.declared.build_info.storage, load_cards()
@@ -92,7 +93,7 @@ class Opening:
             names = [rebase(Path(storage[0]).expanduser(), path) for path in declared] if storage else declared
         if not names:
             where = f"datasets.{self.config.name}.args.features"
-            raise ConfigError(where, f"nothing holds the features of '{self.split}'", "name a store or a file of them")
+            raise ConfigError(where, f"names no features of '{self.split}'", "name a store or a file of them")
         return [self._features(self.path(name)) for name in names]
 
     def path(self, name: str | Path) -> Path:
@@ -121,13 +122,16 @@ class Opening:
             raise ConfigError(f"datasets.{self.config.name}.args.{key}", "names no file", "name the answers' labels")
         path = self._there(find_labels(self.path(self.args[key])), "file of labels")
         named = None if path.suffix == ".json" else self.args[answers]
-        texts = self._there(find_labels(self.path(named)), "file of answers") if named else _partner(path)
+        beside = path.with_name(path.name.replace("ans2label", "label2ans"))
+        texts = beside if beside != path and beside.is_file() else None
+        if named:
+            texts = self._there(find_labels(self.path(named)), "file of answers")
         family = self.config.family or self.config.name
         keep = place_of(path, self.context.cache_root, family, LABELS)
         return read_labels(path, texts, keep.with_name(f"{keep.name}.json"))
 
     def _features(self, path: Path) -> Path:
-        """A store, a file (rows in the place of a `.pt`, `features.tsv` of a folder), or one whose store was kept."""
+        """The store or file at `path`, `features.tsv` in it, the TSV beside a missing `.pt`, or a kept import of it."""
         family = self.config.family or self.config.name
         if not path.exists() and (place_of(path, self.context.cache_root, family) / INDEX).is_file():
             return place_of(path, self.context.cache_root, family)
@@ -159,14 +163,8 @@ def region_splits(
     return build_each(config, context, build)
 
 
-def _partner(path: Path) -> Path | None:
-    """`label2ans` beside `ans2label`, where it is there."""
-    partner = path.with_name(path.name.replace("ans2label", "label2ans"))
-    return partner if partner != path and partner.is_file() else None
-
-
 def find_labels(path: Path) -> Path:
-    """A file of labels where it lies: as declared, else in another of the folders in which a task keeps such files.
+    """The path of a file of labels: as declared, else in another of LABEL_FOLDERS beside.
 
     Upstream's own commands look for GQA's in `questions1.2/` and in `0.4true/`.
     """
@@ -175,15 +173,12 @@ def find_labels(path: Path) -> Path:
     return path if path.exists() else next(filter(Path.exists, places), path)
 
 
-# What captions of NoCaps may be held to name: the detections and words that a split's YAML lists for it.
-
-
 KEYS = ("cbs_box", "cbs_constraint", "cbs_tokenforms", "cbs_hierarchy")
 
 
 @dataclass(frozen=True, eq=False)
 class ImageTags:
-    """The things to name, by image; `files` under upstream's keys are read when the first image is asked for."""
+    """The constraints of NoCaps by image; `files` (under upstream's keys) are read at the first use."""
 
     files: Mapping[str, Path]
 

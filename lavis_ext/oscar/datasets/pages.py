@@ -1,4 +1,4 @@
-"""A look at data sets on region features: texts, tags and answers, and the regions drawn on the picture or on grey."""
+"""How `browse` shows data sets on region features: texts, tags, answers, and boxes drawn on the picture or on grey."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class RegionView:
 
     chosen = "evenly chosen"
     pictured = False
-    """No picture belongs to the data; the boxes are drawn on what there is."""
+    """The data has no pictures of its own; boxes are drawn on those of `args.images`, or on grey."""
 
     def __init__(self, dataset: RegionDataset) -> None:
         self.dataset = dataset
@@ -89,7 +89,7 @@ class RegionView:
 
 
 def names_of(image_id: str) -> list[str]:
-    """File names that an image id may stand for: itself, without the data set in front, COCO's for a number."""
+    """File names that an image of this id may have: the id, the id without its data set, COCO's for a number."""
     key = key_of(image_id)
     bare = image_id.partition("_")[2] or image_id
     patterns = [*NAMES, *(COCO if key.isdigit() else ())]

@@ -1,4 +1,7 @@
-"""The shape `region_pretrain`: a text, tags or an answer, and regions; does it match, and which words are hidden?"""
+"""The shape `region_pretrain`: Oscar+'s corpora of texts, tags or answers, and regions, for masked words and matching.
+
+A corpus is a YAML and a long TSV, whose rows are found by an array of offsets that is written once.
+"""
 
 from __future__ import annotations
 
@@ -35,9 +38,6 @@ from lavis_ext.oscar.datasets.regions import Ids, RegionPlace, TagTable, tag_tab
 from lavis_ext.oscar.datasets.settings import RegionPretrainKeys
 
 log = logging.getLogger(__name__)
-# Oscar+'s corpora: rows of a long TSV found by offsets that are written once, and the YAML that lists features.
-
-
 FOLDER = ".lavis_ext/corpora"
 QA = "qa"
 RENAMED = {"cc": "googlecc"}
@@ -48,7 +48,7 @@ _ANSWER = np.uint64(1) << np.uint64(63)
 
 @dataclass(frozen=True)
 class Corpus:
-    """What a corpus' YAML says: its rows, and for each set of images the folders of features and of labels."""
+    """The YAML of a corpus: its TSV, and for each set of images the folders of features and of labels."""
 
     home: Path
     rows: Path
@@ -142,19 +142,19 @@ def open_corpus(path: Path, marks: Path) -> CorpusRows:
 
     Raises IntegrityError for an empty file, DiskError.
     """
-    stamp = stamp_of(path)
-    if _stamp(marks) != stamp:
+    source = stamp_of(path)
+    if _recorded(marks) != source:
         log.info("finding the rows of %s once", path)
         with disk_errors(marks):
             _write_marks(path, marks)
-            write_json(marks / "stamp.json", stamp)
+            write_json(marks / "stamp.json", source)
     rows = CorpusRows(path, marks)
     if not len(rows):
         raise IntegrityError(str(path), "holds no rows", "fetch it again")
     return rows
 
 
-def _stamp(marks: Path) -> Any:
+def _recorded(marks: Path) -> Any:
     try:
         return json.loads((marks / "stamp.json").read_bytes())
     except (OSError, ValueError):
@@ -162,7 +162,7 @@ def _stamp(marks: Path) -> Any:
 
 
 def _write_marks(path: Path, marks: Path) -> None:
-    found = np.fromiter(_ends(path), np.uint64)
+    found = np.fromiter(_row_ends(path), np.uint64)
     ends, answers = (found & ~_ANSWER).astype(np.int64), found >= _ANSWER
     for name, array in (("offsets", np.concatenate([np.zeros(1, np.int64), ends])), ("answers", answers)):
         buffer = BytesIO()
@@ -170,7 +170,7 @@ def _write_marks(path: Path, marks: Path) -> None:
         write_atomic(marks / f"{name}.npy", buffer.getvalue())
 
 
-def _ends(path: Path) -> Iterator[int]:
+def _row_ends(path: Path) -> Iterator[int]:
     """The end of each row; its highest bit says that the row has an answer. Raises IntegrityError for a short row."""
     for number, line, end in lines_of(path):
         columns = line.split(b"\t", 2)
@@ -181,7 +181,7 @@ def _ends(path: Path) -> Iterator[int]:
 
 MATCH, FALSE_TAGS = 0, 1
 TRIES = 16
-"""Draws after which a text that differs is no longer looked for."""
+"""Draws after which any other text is taken, even one that does not differ."""
 Shelf = tuple[str, str | None]
 """A set of images, and the chunk of it."""
 
@@ -286,9 +286,9 @@ class RegionPretrainDataset(RegionDataset):
         return found
 
     def fields(self, row: Row, index: int, rng: torch.Generator | None) -> Sample:
-        """`input_ids` with hidden words, `lm_labels` (the words there, else -100), `labels` (the class), ids.
+        """`input_ids` with masked words, `lm_labels` (those words, else -100), `labels` (the class), ids.
 
-        With r uniform in [0, 1): above 0.5 the row stands as it is (0); below `texta_false_prob` its text is another
+        With r uniform in [0, 1): above 0.5 the row is kept as it is (0); below `texta_false_prob` its text is another
         row's (the last class); else its tags or answer are (1). Upstream's rule (oscar/datasets/oscar_tsv.py).
         """
         [(image_id, place)] = self.images_of(row, index)
@@ -329,7 +329,7 @@ class RegionPretrainDataset(RegionDataset):
         return {**row, "label_key": other["label_key"]}, FALSE_TAGS
 
     def another(self, row: Row, key: str, among: np.ndarray | None, rng: torch.Generator | None) -> Row:
-        """A row drawn from some (None: all) that differs in a key; after a number of tries, any."""
+        """A random row of `among` (None: all) that differs in a key; after TRIES draws, any."""
         count = len(self.corpus) if among is None else len(among)
         other = row
         for _ in range(TRIES):
@@ -365,7 +365,7 @@ class RegionPretrainDataset(RegionDataset):
         return tag_text(regions.record(place).labels)
 
     def mask(self, ids: Ids, rng: torch.Generator | None) -> tuple[Ids, Ids]:
-        """The ids with hidden words, and the words where they were; each but [CLS] and [SEP] with `mask_prob`."""
+        """The ids with words masked with `mask_prob` (not [CLS], [SEP]), and the labels (those words, else -100)."""
         words = self.parts.encoder.words
         drawn = (torch.rand(len(ids), generator=rng) < self.parts.args["mask_prob"]).tolist()
         marks = (words.cls, words.sep)
@@ -376,7 +376,7 @@ class RegionPretrainDataset(RegionDataset):
         return hide(ids, places, words, rng), labels
 
     def collater(self, samples: Sequence[Sample]) -> Batch:
-        """The inputs, `lm_labels` int64 [B,T] (-100: not asked for), `labels` int64 [B] (the class), ids as lists."""
+        """The inputs, `lm_labels` int64 [B,T] (-100: not predicted), `labels` int64 [B] (the class), ids as lists."""
         asked = pad_rows((sample["lm_labels"] for sample in samples), IGNORED)
         labels = torch.tensor([sample["labels"] for sample in samples])
         return {**super().collater(samples), "lm_labels": asked, "labels": labels}

@@ -1,4 +1,4 @@
-"""The region features of a split: found by image id in one or more stores, read straight into a batch."""
+"""Inputs of data sets on regions: features in stores by image id, texts as BERT's inputs, object tags by image id."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ WITH_BOX = APPEARANCE + 6
 
 
 class RegionPlace(NamedTuple):
-    """Where an image's features lie, and how many regions of it are used."""
+    """Store and row of an image's features, and how many of its regions are used."""
 
     store: int
     row: int
@@ -47,7 +47,7 @@ class RegionStores:
             _check_width(store, self.columns)
 
     def find(self, image_id: str | int, among: Sequence[int] | None = None) -> RegionPlace:
-        """Where an image lies, in all stores or in those of some numbers.
+        """The place of an image, in all stores or in those numbered `among`.
 
         Raises UsageError where no store has it, or where its id fits several images of one.
         """
@@ -57,8 +57,8 @@ class RegionStores:
             self._check_size(place)
             return place
         some = [self.stores[number] for number in asked]
-        told = ", ".join(str(store.path) for store in some)
-        raise UsageError(told, f"no image '{image_id}' among {sum(map(len, some))}", "")
+        where = ", ".join(str(store.path) for store in some)
+        raise UsageError(where, f"no image '{image_id}' among {sum(map(len, some))}", "")
 
     def count(self, image_id: Any) -> int:
         """How many regions of an image are used, by the indices alone; 0 where `find` would raise."""
@@ -77,11 +77,11 @@ class RegionStores:
         return None
 
     def record(self, place: RegionPlace) -> Record:
-        """All that the store knows of an image."""
+        """The record of an image."""
         return self.stores[place.store].at(place.row)
 
     def will_need(self, place: RegionPlace) -> None:
-        """Have the system fetch the rows meanwhile."""
+        """Advise the kernel to fetch the rows (`FeatureStore.will_need`)."""
         self.stores[place.store].will_need(place.row)
 
     def read_into(self, place: RegionPlace, out: Array) -> None:
@@ -140,17 +140,14 @@ def _has_boxes(store: FeatureStore) -> bool:
     return first is None or first.box_unit != UNITS[NO_BOXES]
 
 
-# Texts as BERT's inputs: `[CLS] A [SEP] B [SEP]` within a length, cut as Oscar's readers cut them.
-
-
 Ids = list[int]
 LEAST = 8
-"""No input is shorter: two words, a tag and their signs."""
+"""The least `max_seq_length`: two words, a tag and the special tokens."""
 
 
 @dataclass(frozen=True)
 class Encoder:
-    """A tokenizer and how many tokens of text an input may have. Picklable."""
+    """Texts → `[CLS] A [SEP] B [SEP]` of at most `max_seq_length` tokens, cut as Oscar's readers do. Picklable."""
 
     words: WordPiece
     max_seq_length: int
@@ -171,7 +168,7 @@ class Encoder:
         return self.joined(kept, tags[: max(self.max_seq_length - len(kept) - 3, 0)])
 
     def joined(self, first: Ids, second: Ids) -> tuple[Ids, Ids]:
-        """The texts with their signs; the second is of type 1 with its [SEP], and leaves nothing where it is empty."""
+        """Add [CLS] and [SEP]; the second text and its [SEP] have type 1, an empty one adds nothing."""
         words = self.words
         ids = [words.cls, *first, words.sep]
         more = [*second, words.sep] if second else []
@@ -184,7 +181,7 @@ def cut_pair(first: Ids, second: Ids, most: int) -> tuple[Ids, Ids]:
     if surplus <= 0:
         return first, second
     gap = len(first) - len(second)
-    # The longer shrinks to the other's length first; what is left is shared out, beginning with the second.
+    # the longer shrinks to the other's length first, then both shrink in turn, beginning with the second
     level = min(abs(gap), surplus)
     rest = surplus - level
     from_first = (level if gap > 0 else 0) + rest // 2
@@ -199,15 +196,12 @@ def tag_text(value: Any) -> str:
     return str(value or "").replace(";", " ").strip()
 
 
-# Side files of images as rows: object tags of `x.label.tsv` or predictions, kept as text and found by image id.
-
-
 WAY_OUT = "fetch it again"
 
 
 @dataclass(frozen=True)
 class TagFile(OneFile):
-    """Two columns, `image_id` and JSON: a list of labels, `{"objects": [labels]}`, or `{"labels": [texts]}`."""
+    """Object tags: `image_id` and JSON, a list of labels, `{"objects": [labels]}` or `{"labels": [texts]}`."""
 
     KIND = "tags"
 
@@ -263,7 +257,7 @@ def tag_table(path: Path) -> TagTable:
 
 @dataclass(frozen=True, eq=False)
 class ImageRows(Rows):
-    """A row for each image, with what is known of it; they have no file of their own but `paths`."""
+    """A row for each image id, with `more` by image key; `paths` are the files that they follow from."""
 
     ids: Sequence[str]
     paths: tuple[Path, ...]

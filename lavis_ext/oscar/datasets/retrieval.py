@@ -107,8 +107,8 @@ class RegionRankingDataset(CaptionRows):
         keys = read_keys(self.img_keys_file)
         strange = next((key for key in keys if key not in known), None)
         if strange is not None:
-            told = ", ".join(map(str, self.rows.paths))
-            raise IntegrityError(str(self.img_keys_file), f"names image '{strange}', of which {told} has no captions")
+            files = ", ".join(map(str, self.rows.paths))
+            raise IntegrityError(str(self.img_keys_file), f"names image '{strange}', of which {files} has no captions")
         return [known[key] for key in keys]
 
     def count(self) -> int:

@@ -33,7 +33,7 @@ from lavis_ext.oscar.volta.coco import feature_folder, find_rows, find_serialise
 
 OPTIONS = 4
 TRIES = 16
-"""Draws after which a hard negative that can be used is no longer looked for."""
+"""Draws after which any other image is taken as the hard negative."""
 
 
 @builders.register("volta_caption", config=VoltaKeys)
@@ -118,10 +118,10 @@ def read_pool(path: Path) -> Pool:
 
 @dataclass(frozen=True, eq=False)
 class VoltaDataset(RegionDataset):
-    """Samples and batches with `features` [n,2048] and `locs` [n,5 or 7] in the place of Oscar's rows."""
+    """Samples and batches with `features` [n,2048] and `locs` [n,5 or 7] instead of `img_feats`."""
 
     def __getitem__(self, index: int) -> Sample:
-        """The sample with `features` and `locs` (or lists of them) in the place of `regions`. Raises SampleError."""
+        """The sample with `features` and `locs` (or lists of them) instead of `regions`. Raises SampleError."""
         sample = self.fields(self.row(index), index, None)
         place = sample.pop("regions")
         several = not isinstance(place, RegionPlace)
@@ -167,7 +167,7 @@ class VoltaCaptionDataset(VoltaDataset, PerCaption):
     """A caption and its image: training."""
 
     def fields(self, row: Row, index: int, rng: torch.Generator | None) -> Sample:
-        """`input_ids`, `token_type_ids`, `regions`, `text_input` (the caption as it stands), ids."""
+        """`input_ids`, `token_type_ids`, `regions`, `text_input` (the caption as it is), ids."""
         ids, types = self.parts.encoder.pair(row["caption"], "")
         found: Sample = {"input_ids": ids, "token_type_ids": types, "text_input": row["caption"]}
         found["regions"] = self.place(row["image_id"], index)
@@ -194,7 +194,7 @@ class VoltaRetrievalDataset(VoltaDataset, PerCaption):
     def fields(self, row: Row, index: int, rng: torch.Generator | None) -> Sample:
         """Lists of four: `input_ids`, `token_type_ids`, `regions`; `labels` 0, and ids.
 
-        Every caption is drawn among those of its own image; upstream counted them anew for each image, so that its
+        Every caption is drawn among those of its own image; upstream's numbers begin at 0 for each image, so that its
         negatives came from the first images alone (volta/datasets/retrieval_dataset.py since 467404c).
         """
         image, _ = self.image_of(self.position(index))

@@ -1,4 +1,4 @@
-"""The shape `region_vqa`: a question, an image's tags and regions, and answers by class; Oscar's VQA and GQA."""
+"""The shapes `region_vqa` (Oscar's VQA and GQA) and `region_pair` (a sentence and two images; NLVR2)."""
 
 from __future__ import annotations
 
@@ -130,9 +130,6 @@ class RegionVqaDataset(RegionDataset):
         return batch
 
 
-# The shape `region_pair`: a sentence and two images with their tags and regions; Oscar's NLVR2.
-
-
 SIDES = ("left", "right")
 PREFIX = {"all": "", "bal": "balanced_", "unbal": "unbalanced_"}
 
@@ -166,7 +163,7 @@ class RegionPairDataset(RegionDataset):
     def fields(self, row: Row, index: int, rng: torch.Generator | None) -> Sample:
         """Lists of two: `input_ids`, `token_type_ids`, `regions`, `image_id`; `labels` and ids.
 
-        The sentence is cut anew beside each image's tags; upstream cut it with the left ones and went on with the rest.
+        The sentence is cut for each image's tags by itself; upstream cut it with the left tags, and kept that cut.
         """
         sentence = self.text(row, "q", index)
         names, tags = self.sides(row, "img_id", index), self._tags(row)
@@ -187,7 +184,7 @@ class RegionPairDataset(RegionDataset):
         return input_lengths(self, self.rows.words("q") + tags)
 
     def label(self, row: Row, index: int) -> Sample:
-        """`labels`, 1 where the sentence holds; -100 where that is not known in a split where it mostly is."""
+        """`labels`, 1 where the sentence is true; -100 where that is not known in a split where it mostly is."""
         if not self.rows.has("label"):
             return {}
         label = row.get("label")

@@ -1,8 +1,9 @@
-"""Karpathy's `dataset_coco.json`: read as it is, or made from the caption files that family coco declares.
+"""The COCO side of volta's pipeline: Karpathy's `dataset_coco.json`, volta's folders, its caption files, the download.
 
-The original host is gone (cs.stanford.edu/people/karpathy/deepimagesent/caption_datasets.zip). What is made has the
-same images, splits and captions. It differs in the order of the images (train2014 by id, then val2014 by id) and in the
-running numbers `imgid` and `sentid` that follow from it; `restval` is what is trained on and lies in val2014.
+Karpathy's original host is gone (cs.stanford.edu/people/karpathy/deepimagesent/caption_datasets.zip), so that the file
+is read where it is there, and else made from the caption files of family coco. What is made has the same images, splits
+and captions. It differs in the order of the images (train2014 by id, then val2014 by id) and in the running numbers
+`imgid` and `sentid` that follow from it; `restval` are training images out of val2014.
 """
 
 from __future__ import annotations
@@ -110,17 +111,14 @@ def _load(path: Path) -> Any:
         raise IntegrityError(str(path), f"is no JSON: {error}", "fetch it again") from error
 
 
-# What volta calls its folders and files, and where both of two published names are looked for.
-#
-# Its document names `train_obj36-36.tsv` in `resnet101_faster_rcnn_genome_imgfeats/`, its scripts
-# `train2014_obj36-36.tsv` in `imgfeats/` (github.com/e-bug/volta, data/mscoco).
-
+# Names of folders and files are looked for in two forms (github.com/e-bug/volta, data/mscoco): volta's document has
+# `train_obj36-36.tsv` in `resnet101_faster_rcnn_genome_imgfeats/`, its scripts `train2014_obj36-36.tsv` in `imgfeats/`.
 
 FAMILY = "mscoco"
 FOLDERS = {"train": "train2014", "valid": "val2014", "test": "test2015"}
 """The folder of pictures of each split of features."""
 TOGETHER = {"trainval": ("train", "valid"), "test": ("test",)}
-"""What each LMDB holds."""
+"""The splits that each LMDB holds."""
 FEATURES = ("resnet101_faster_rcnn_genome_imgfeats", "imgfeats")
 BOXES = (36, 36)
 
@@ -137,7 +135,7 @@ def rows_name(split: str, boxes: tuple[int, int] = BOXES) -> str:
 
 
 def find_rows(folder: Path, split: str, boxes: tuple[int, int] = BOXES) -> Path:
-    """The merged rows of a split under either of their names; raises UsageError that tells both."""
+    """The merged rows of a split under either of their names; raises UsageError that names both."""
     names = [rows_name(split, boxes), f"{split}_obj{boxes[0]}-{boxes[1]}.tsv"]
     found = next((folder / name for name in names if (folder / name).is_file()), None)
     if found is None:
@@ -155,9 +153,6 @@ def find_serialised(root: Path, split: str) -> Path | None:
     return None
 
 
-# Captions by image, one JSON a line, as volta's readers want them: `{"sentences": […], "id": …}`.
-
-
 SPLITS = {"train": ("train", "restval"), "valid": ("val",), "test": ("test",)}
 """volta's names of Karpathy's splits; `test1k` is a list of ids of its own."""
 IDS = (
@@ -170,7 +165,7 @@ IDS = (
 
 @dataclass(frozen=True)
 class CaptionSummary:
-    """What was written: images, captions, and ids of the list that no image has."""
+    """The file that was written: its images and captions, and the listed ids that no image has."""
 
     path: Path
     images: int
@@ -179,9 +174,9 @@ class CaptionSummary:
 
 
 def extract_captions(infile: Path, outdir: Path, split: str, root: Path, ids: Path | None = None) -> CaptionSummary:
-    """Write `{split}_ann.jsonl` from `dataset_coco.json`, in the order of its images, train before restval.
+    """Write `{split}_ann.jsonl`, `{"sentences", "id"}` a line, from `dataset_coco.json`, train before restval.
 
-    `ids` lists the images of test1k; without it the file is sought below `root`. Raises UsageError, IntegrityError,
+    `ids` lists the images of test1k; without it the list is looked for below `root`. Raises UsageError, IntegrityError,
     DiskError.
     """
     images = read_karpathy(infile)
@@ -227,17 +222,16 @@ def read_ids(path: Path) -> set[int]:
         raise IntegrityError(str(path), f"is no list of COCO's numbers ({error})", "one number a line") from error
 
 
-# What volta's pipeline begins with: captions, ids of test1k, hard negatives and COCO's pictures, one copy of each.
-
-
 CAPTIONS = f"{FAMILY}/caption_datasets"
 INSTEAD = "coco/karpathy_*"
+"""Fetched where Karpathy's archive cannot be."""
 OTHERS = (f"{FAMILY}/test1k_ids", f"{FAMILY}/hard_negative", *(f"coco/{folder}" for folder in FOLDERS.values()))
-Told = tuple[list[str], list[dict[str, Any]], int]
+Outcome = tuple[list[str], list[dict[str, Any]], int]
+"""Lines to print, reports as plain values, exit code."""
 
 
-def download(options: PrepareOptions, root: Path, progress: Progress) -> Told:
-    """Fetch everything, put COCO's folder of pictures into volta's tree, and make what cannot be fetched.
+def download(options: PrepareOptions, root: Path, progress: Progress) -> Outcome:
+    """Fetch what volta's pipeline begins with, link COCO's pictures into its tree, and make what cannot be fetched.
 
     `dataset_coco.json` comes out of Karpathy's archive, else it is made from the caption files of family coco. Raises
     what `prepare` raises; the exit code is that of its worst failure, without the archive's where its file was made.
@@ -256,7 +250,7 @@ def download(options: PrepareOptions, root: Path, progress: Progress) -> Told:
 def _fetch_captions(
     root: Path, options: PrepareOptions, cards: Cards, progress: Progress
 ) -> tuple[list[Report], list[str]]:
-    """`dataset_coco.json`: kept, fetched, else made; the reports that count, and what there is to say."""
+    """`dataset_coco.json`: kept, fetched, else made; the reports that count, and lines to print."""
     path = root / FAMILY / "dataset_coco.json"
     if path.is_file() and read_record(root, cards.named_artifacts(CAPTIONS)[0]) is None:
         return [], [f"{path} is kept"]
@@ -280,7 +274,7 @@ def _fetched(options: PrepareOptions, cards: Cards, progress: Progress) -> tuple
 
 
 def link_pictures(root: Path) -> list[str]:
-    """Let `mscoco/images` be `coco/images`, so that the pictures lie on the disk once; what is there is left alone."""
+    """Link `mscoco/images` to `coco/images`, so that pictures are on the disk once; nothing where the former exists."""
     place, pictures = root / FAMILY / "images", root / "coco" / "images"
     if place.exists() or place.is_symlink() or not pictures.is_dir():
         return []

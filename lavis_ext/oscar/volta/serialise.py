@@ -1,4 +1,4 @@
-"""Rows of 13 columns into volta's LMDB: streamed, committed every few rows, gone on with after a kill."""
+"""TSVs of 13 columns into volta's LMDB: streamed, committed every few rows, resumed after a kill."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ PROTOCOL = 4
 
 @dataclass
 class Serialised:
-    """What the LMDB holds: `rows`, of which `added` by this run; rows that were left out; images that lack a row."""
+    """`rows` of the LMDB, of which `added` by this run; rows that were left out; images without a row."""
 
     path: Path
     rows: int = 0
@@ -36,7 +36,7 @@ class Serialised:
 
 @dataclass(frozen=True)
 class _Line:
-    """One row on its way: where it stands, and its columns."""
+    """One row: its file and line, its columns and its bytes."""
 
     source: Path
     number: int
@@ -50,8 +50,8 @@ def serialise(
     """Write the folder `path` from files of rows: key `str(int(id))`, value the pickled dict of the row's text.
 
     The entry `keys` holds all keys in the order of the rows, as volta's reader wants it; `needed_only` leaves out what
-    it never reads. Rows that are none, or that repeat an image, are left out and named. A run that was killed goes on,
-    and ends in the same bytes. Raises UsageError where `path` is there already, OwnedError, DiskError.
+    it never reads. Bad rows, and rows that repeat an image, are left out and reported. A killed run is resumed, and
+    ends in the same bytes. Raises UsageError where `path` is there already, OwnedError, DiskError.
     """
     lmdb = need("lmdb", "volta-lmdb")
     state: dict[str, Any] = {"needed_only": needed_only, "sources": [_identity(source) for source in sources]}
@@ -95,7 +95,7 @@ def _lines(sources: Sequence[Path], writing: _Serialising, progress: Progress) -
 
 
 class _Serialising:
-    """Entries on their way into an environment that may hold the first of them already."""
+    """Writes entries into an environment that may hold the first of them already."""
 
     def __init__(self, environment: Any, writer: LmdbWriter, path: Path, needed_only: bool) -> None:
         self.writer, self.needed_only = writer, needed_only
@@ -140,7 +140,7 @@ class _Serialising:
         self._waiting = []
 
     def close(self) -> None:
-        """Write what waits, and the keys; raises IntegrityError where what was there before is of other rows."""
+        """Write the rest and the keys; raises IntegrityError where the LMDB has entries of other rows."""
         if stray := self._there - set(self._names):
             what = f"holds {len(stray)} entries that no row has ({min(stray).decode('utf-8', 'replace')})"
             raise IntegrityError(str(self.done.path), what, "remove the hidden part beside it and run this again")

@@ -46,7 +46,7 @@ def test_every_mistake_is_told_at_once() -> None:
         (f"{START} --data_dir somewhere", "ends with datasets/vqa/2k"),
         (f"{START} --seed 1.5", "'1.5' is not a whole number"),
         (f"{START} --learning_rate inf", "'inf' is not a number"),
-        (f"{START} --data_dir $DATA_DIR", "is a variable of the shell; write what it stands for"),
+        (f"{START} --data_dir $DATA_DIR", "is a variable of the shell; write its value"),
         (f"{START} --data_dir `pwd`", "is a variable of the shell"),
         (f"{START} --model_type xlnet", "'xlnet' is no choice; known: bert"),
         (f"{START} --do_train=1", "takes no value"),
@@ -106,7 +106,7 @@ def test_what_stands_around_is_left_out_and_said() -> None:
     assert command.words[-2:] == ("--seed", "2")
     assert "tee" in command.after
     text = import_command([f"nohup python {START} --seed 3 > log 2>&1"]).text
-    assert "What stood around the command is left out: nohup > log" in text
+    assert "The words around the command are left out: nohup > log" in text
     assert import_command([f"{START} --seed 3"]).text.count("left out") == 0
 
 
