@@ -55,7 +55,7 @@ class Finder:
         raise self._unknown(artifact)
 
     def _lookups(self, artifact: Artifact, folder: RemoteFolder) -> Iterator[Lookup]:
-        """The places to ask, best first."""
+        """The places to ask, best first. The SAS that Oscar publishes may read, but not list."""
         direct = not self.policy.offline and not self.mirrors
         if self.mirrors:
             yield partial(from_mirror, artifact, folder, self.mirrors)

@@ -316,7 +316,7 @@ def _place_members(
         record = replace(record, fetched_from=str(table.about.get("source", "")))
     record = replace(record, validator=str(table.about.get("validator", "")), wanted={**record.wanted, **wanted})
     record = _finish_members(context, artifact, table, record)
-    notes = tuple(f"another file lay there, kept as {path.name}" for path in aside)
+    notes = tuple(f"another file was there, kept as {path.name}" for path in aside)
     return _outcome(item, moved, record, notes)
 
 
@@ -462,7 +462,7 @@ def _finish_archive(
         against=against,
     )
     record = _finish_members(context, artifact, table, record)
-    notes = (*result.notes, *(f"another file lay there, kept as {path.name}" for path in aside))
+    notes = (*result.notes, *(f"another file was there, kept as {path.name}" for path in aside))
     return _outcome(item, result.bytes_moved, record, (*notes, *_remove(context, artifact)))
 
 

@@ -1,5 +1,5 @@
 """What is true of each artifact on this disk: its record, the table of its members, and `inspect`, which compares them
-with what lies there.
+with the files.
 
 `<family>/.lavis_ext/records/<file>.json` is small and says what was taken, from where, how it was verified and what it
 put on disk; it is all that `status` and a second `prepare` read. `<file>.members` lists what an archive holds; it is
@@ -50,7 +50,7 @@ class Member(NamedTuple):
     """One regular file of an archive.
 
     `offset` is where its local header (zip) or its data (tar) begins, -1 where there is no random access (tar.gz);
-    `packed` bytes lie there, compressed by `method` (0 stored, 8 deflate); unpacked they are `size` bytes of that CRC.
+    `packed` bytes are there, compressed by `method` (0 stored, 8 deflate); unpacked they are `size` bytes of that CRC.
     """
 
     name: str
@@ -61,11 +61,11 @@ class Member(NamedTuple):
     method: int
 
 
-# Where records lie
+# Paths of records
 
 
 def family_folder(artifact: Artifact) -> str:
-    """The first folder of an artifact's storage (`coco`), where its bookkeeping lies; "" for a file in the root itself.
+    """The first folder of an artifact's storage (`coco`), where its bookkeeping is; "" for a file in the root itself.
 
     Raises ConfigError for a storage that is absolute or climbs out of the cache root.
     """
@@ -82,7 +82,7 @@ def bookkeeping(root: Path, artifact: Artifact) -> Path:
 
 
 def record_path(root: Path, artifact: Artifact, kind: str = "records", suffix: str = ".json") -> Path:
-    """Where a record of an artifact lies: by the path of its file, so that families that share it share it too.
+    """The path of a record of an artifact: by the path of its file, so that families that share it share it too.
 
     A name that the suffix would make longer than file systems take is cut, with a digest so that it stays unique.
     """
@@ -124,7 +124,7 @@ class Origin:
 
 @dataclass(frozen=True, kw_only=True)
 class ArtifactRecord:
-    """An artifact as it was prepared: which bytes, how they were verified and against what, what lies on disk.
+    """An artifact as it was prepared: which bytes, how they were verified and against what, what is on disk.
 
     `size` and `sha256` are of the file or archive itself, where it was here whole; `origin` is what was declared.
     `state` is complete, partial where only some members were asked for, or packed for an archive that stays as it is.

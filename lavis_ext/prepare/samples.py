@@ -98,7 +98,7 @@ class ImageNames:
 
 
 def relative_name(artifact: Artifact, member: str, storage: str) -> str | None:
-    """A member's name below the folder of images `storage`; None where it lies elsewhere."""
+    """A member's name below the folder of images `storage`; None where it is elsewhere."""
     base = artifact.storage.strip("/")
     whole = member if base in ("", ".") else f"{base}/{member}"
     prefix = f"{storage.strip('/')}/" if storage.strip("/") else ""

@@ -34,7 +34,7 @@ class ListOptions:
 
 
 def work_folder(root: Path, artifact: Artifact) -> Path:
-    """Where the bookkeeping of a list lies: `<family>/.lavis_ext/lists/<artifact>`."""
+    """The folder of the bookkeeping of a list: `<family>/.lavis_ext/lists/<artifact>`."""
     family = PurePosixPath(_spec(artifact).storage).parts[0]
     return root / family / ".lavis_ext" / "lists" / (artifact.name or "images")
 

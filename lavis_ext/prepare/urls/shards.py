@@ -52,7 +52,7 @@ class ShardManifest:
 
 
 def manifest_path(tar: Path) -> Path:
-    """Where the manifest of a shard lies."""
+    """The path of the manifest of a shard."""
     return tar.with_suffix(".manifest.json")
 
 
@@ -96,7 +96,7 @@ def describe(tar: Path, input_hash: str) -> ShardManifest:
                 path = Path(member.name)
                 keys.setdefault(path.stem, set()).add(path.suffix)
     except tarfile.TarError as error:
-        raise IntegrityError(str(tar), f"not a whole tar ({error})", "run again: it is made anew") from error
+        raise IntegrityError(str(tar), f"not a whole tar ({error})", "run again: it is made again") from error
     samples = [key for key, suffixes in keys.items() if suffixes & set(IMAGES) and ".json" in suffixes]
     first, last = (samples[0], samples[-1]) if samples else ("", "")
     return ShardManifest(tar.stem, tar.stat().st_size, digest.hexdigest(), len(samples), first, last, input_hash)
