@@ -155,7 +155,7 @@ API_VERSION = "2022-11-02"
 """Asked for where no SAS names one: older versions answer in older forms."""
 URL_LOGGERS = ("urllib3.connectionpool", "urllib3.connection", "urllib3.util.retry")
 
-_NO_NAME = "there is none of this name (a folder is not a blob, and names tell upper from lower case)"
+_NO_NAME = "there is none of this name (a folder is not a blob, and names are case-sensitive)"
 ADVICE = {
     "PublicAccessNotPermitted": "the account gives nothing without a SAS",
     "NoAuthenticationInformation": "no SAS was sent",
@@ -293,7 +293,7 @@ _REDACT_QUERIES = _RedactQueries()
 
 
 def redact_url_loggers() -> None:
-    """Have urllib3 log addresses without their queries, at every level."""
+    """Have urllib3 log addresses without their queries, at every level; at DEBUG it logs each request's."""
     for name in URL_LOGGERS:
         logging.getLogger(name).addFilter(_REDACT_QUERIES)  # a filter that is there already is not added again
 

@@ -1,4 +1,8 @@
-"""The opener of http and https: ranges with `If-Range`, guarded redirects, proxies of the environment, no decoding."""
+"""The opener of http and https: ranges with `If-Range`, guarded redirects, proxies of the environment, no decoding.
+
+By urllib3 in threads, which gives us each redirect, the open socket's address and the raw bytes; `benchmarks/fetch.md`
+compares it with others.
+"""
 
 from __future__ import annotations
 
@@ -145,6 +149,7 @@ class HttpOpener:
             manager.clear()
 
     def _headers(self, request: Request, more: dict[str, str] | None) -> dict[str, str]:
+        # identity: sizes and hashes are of the file as it is published, and ranges of an encoded body would not fit it
         sent = {"User-Agent": self._policy.user_agent, "Accept": "*/*", "Accept-Encoding": "identity", **(more or {})}
         if not request.whole:
             last = "" if request.stop is None else str(request.stop - 1)
@@ -177,7 +182,7 @@ class HttpOpener:
     def _manager(self, url: str, guarded: bool) -> urllib3.PoolManager:
         host = urlsplit(url)[:2]
         proxy = self._proxies.get(host)
-        if proxy is None:  # the environment is slow to read, and it is the same for every file of a run
+        if proxy is None:  # once per host, not per file: it is measurable (benchmarks/fetch.md)
             proxy = self._proxies[host] = proxy_for(url)
         with self._lock:
             if (proxy, guarded) not in self._managers:

@@ -1,6 +1,6 @@
 """Which process writes a file: an owner file made with `O_EXCL`, whose mtime a heartbeat renews.
 
-Not `flock`: it is not reliable on network file systems.
+Not `flock`: on Lustre, GPFS and NFS it may succeed for two processes at once (huggingface_hub#4228).
 """
 
 from __future__ import annotations

@@ -159,7 +159,7 @@ def parse_manifest(data: bytes, where: str) -> Manifest:
     try:
         raw: Any = json.loads(data)
     except ValueError as error:
-        raise ConfigError(where, f"not JSON: {error}", "write the manifest anew") from error
+        raise ConfigError(where, f"not JSON: {error}", "write the manifest again") from error
     if not isinstance(raw, dict) or raw.get("format") != 1 or not isinstance(raw.get("files"), dict):
         raise ConfigError(where, "not a manifest of format 1", 'expected {"format": 1, "equivalence": …, "files": {…}}')
     equivalence = raw.get("equivalence")

@@ -188,7 +188,7 @@ class Part:
         """The `If-Range` condition under which the bytes that are there are continued from `source`.
 
         None where a declared hash decides about the result, or nothing is there. Bytes that may not be continued are
-        discarded.
+        discarded: `wget -c`, `curl -C -` and `aria2c -c` join the halves of two versions, and exit with 0.
         """
         if not self.ranges.covered:
             return None

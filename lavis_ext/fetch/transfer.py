@@ -110,7 +110,7 @@ class Policy:
     per_host: int = 32
     """Connections to one host at a time, segments of large files included."""
     segments: int = 4
-    """Connections that share one large file."""
+    """Connections that share one large file, for hosts that limit the speed of each connection."""
     parallel_from: int = 64 * MIB
     """Files at least this large are fetched in segments, where the server takes ranges."""
     segment_bytes: int = 16 * MIB
@@ -241,7 +241,7 @@ class RangesUnsupported(NetworkError):
 
 
 class Unsatisfiable(Exception):
-    """416: the server has nothing at that range; `total` is the object's size where the server tells."""
+    """416: the server has nothing at that range; `total` is the object's size where the server sent it."""
 
     def __init__(self, total: int | None) -> None:
         super().__init__(f"range not satisfiable, total {total}")

@@ -114,7 +114,7 @@ def blip2_config(config: Any, text: dict[str, Any] | None = None) -> Any:
     tower = clip_tower.SIZES if config.vit_model == "clip_L" else {}
     given = config.sizes.get("vision_config", {})
     vision = {"image_size": config.image_size, "initializer_range": 0.02, **tower, **given}
-    with told_of_sizes():
+    with size_errors():
         return transformers.Blip2Config(
             vision_config=vision,
             qformer_config=dict(config.sizes.get("qformer_config", {})),
@@ -126,7 +126,7 @@ def blip2_config(config: Any, text: dict[str, Any] | None = None) -> Any:
 
 def initialised(kind: Any, settings: Any, config: Any) -> Any:
     """A network with random weights and the tower of `vit_model`; raises ConfigError for sizes that it refuses."""
-    with told_of_sizes():
+    with size_errors():
         network = kind(settings)
     # transformers leaves the queries at zero, where all would get the same gradient and stay equal
     nn.init.normal_(network.query_tokens, std=settings.qformer_config.initializer_range)
@@ -134,7 +134,7 @@ def initialised(kind: Any, settings: Any, config: Any) -> Any:
 
 
 @contextmanager
-def told_of_sizes() -> Iterator[None]:
+def size_errors() -> Iterator[None]:
     """Turn an error of transformers about sizes into a ConfigError."""
     try:
         yield

@@ -15,7 +15,7 @@ from lavis_ext.common.registry import models
 from lavis_ext.common.types import Batch
 from lavis_ext.models.base_model import BaseModel, Outputs
 from lavis_ext.models.losses import IGNORED
-from lavis_ext.models.network import recompute, told_of_sizes
+from lavis_ext.models.network import recompute, size_errors
 from lavis_ext.models.weights import read_checkpoint
 from lavis_ext.oscar.caption_writer import CaptionWriter, Texts
 from lavis_ext.oscar.config import OscarConfig
@@ -246,7 +246,7 @@ def _from_scratch(config: OscarConfig) -> Oscar:
         raise ConfigError("model.pretrained", "no weights to start from", way_out)
     tokenizer = _tokenizer(config, True, None)
     settings = wanted(replace(config, pretrained=None), None, len(tokenizer) if tokenizer else None)
-    with told_of_sizes():
+    with size_errors():
         return Oscar(config, OscarNetwork(settings), tokenizer)
 
 

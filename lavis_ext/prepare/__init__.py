@@ -1,6 +1,6 @@
-"""From a card to files on the disk: select, plan, execute, extract, record, report; and look after them later.
+"""From a card to files on the disk: select, plan, execute, extract, record, report; and verify and repair them later.
 
-Begin with `run.py`: `plan` looks once and decides, `execute_plan` does what it says. `records.py` is what both believe.
+Begin with `run.py`: `plan` looks once and decides, `execute_plan` does what it says. `records.py` holds what is true.
 """
 
 from __future__ import annotations

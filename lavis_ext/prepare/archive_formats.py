@@ -1,4 +1,4 @@
-"""What an archive holds, zip or tar: its members as plain records, the rules by which it is refused, and its bytes."""
+"""Zip and tar: the members of an archive, the rules by which it is refused, and the members' bytes."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from operator import attrgetter
 from pathlib import Path
 from typing import IO, cast
 
@@ -34,7 +35,7 @@ _BAD_TAR = (tarfile.TarError, EOFError, zlib.error, gzip.BadGzipFile, ValueError
 
 @dataclass(frozen=True)
 class Limits:
-    """What an archive may become: files, bytes in all, and how many folders deep."""
+    """What an archive may unpack to: files, total bytes, and depth of folders."""
 
     files: int = 5_000_000
     total: int = 1 << 42
@@ -55,7 +56,7 @@ def clean_name(name: str) -> str:
 
 
 def check_members(members: Sequence[Member], limits: Limits, where: str, reserved: str = "") -> None:
-    """Raise UnsafeError that tells the first reasons not to unpack this archive; `reserved` is its own name."""
+    """Raise UnsafeError with the first SHOWN reasons not to unpack this archive; `reserved` is its own file name."""
     found = []
     for problem in _problems(members, limits, reserved):
         found.append(Problem(where, problem, _WAY_OUT))
@@ -89,7 +90,7 @@ def _is_unicode(name: str) -> bool:
 
 
 def folded(name: str) -> str:
-    """What two names share that some file system takes for the same file: NFC, case folded."""
+    """NFC and case folded: names that are equal so are one file on some file systems."""
     return name.lower() if name.isascii() else unicodedata.normalize("NFC", name).casefold()
 
 
@@ -114,7 +115,7 @@ def _name_problems(members: Sequence[Member], depth: int, reserved: str) -> Iter
             yield fault
         key = folded(member.name)
         if key in seen:
-            yield f"member {member.name!r} stands twice (or differs only in case or accents from another)"
+            yield f"member {member.name!r} is there twice (or differs only in case or accents from another)"
         seen.add(key)
         folders.add(key.rpartition("/")[0])
     if reserved and folded(reserved) in seen:
@@ -133,14 +134,10 @@ def _ancestors(folder: str) -> Iterator[str]:
 def _overlaps(members: Sequence[Member]) -> Iterator[str]:
     """Members that share bytes: how a small archive names the same data a thousand times."""
     end = 0
-    for member in sorted(members, key=_by_offset):
+    for member in sorted(members, key=attrgetter("offset")):
         if 0 <= member.offset < end and member.packed:
             yield f"member {member.name!r} shares bytes with another"
         end = max(end, member.offset + member.packed)
-
-
-def _by_offset(member: Member) -> int:
-    return member.offset
 
 
 # Zip
@@ -235,7 +232,7 @@ def _inflated(chunks: Iterable[bytes], member: Member, where: str) -> Iterator[b
 
 
 class Watched:
-    """A byte stream that remembers how far it came and where its last byte other than zero was."""
+    """A byte stream that records its position and where its last byte other than zero was."""
 
     def __init__(self, file: IO[bytes], limit: int) -> None:
         self._file, self._limit = file, limit
@@ -274,7 +271,7 @@ def list_tar(path: Path, gzipped: bool, limits: Limits) -> list[Member]:
 
 
 def read_tar(path: Path, gzipped: bool) -> Iterator[tuple[int, Iterator[bytes]]]:
-    """(number of the file, its bytes) from front to end; bytes that are not taken are passed over."""
+    """(number of the file, its bytes) from front to end; bytes that are not read are skipped."""
     with _opened(path, gzipped, 1 << 62) as (tar, _):
         number = 0
         while (info := _next(tar)) is not None:
@@ -320,7 +317,7 @@ def _tar_member(tar: tarfile.TarFile, info: tarfile.TarInfo, offset: int, path: 
 
 
 def _check_end(tar: tarfile.TarFile, watched: Watched, path: Path) -> None:
-    """tarfile ends in silence at a cut or a broken header: only zero blocks may follow the last member."""
+    """Raise IntegrityError unless only zero blocks follow the last member: tarfile itself ends silently at a cut."""
     # `position` runs ahead of the tar by up to one buffer; reading on to the end also has gzip check its own CRC.
     while watched.read(MIB):
         pass

@@ -1,6 +1,6 @@
-"""Folders as their files: what a remote folder holds, who says so, and which of its files are meant.
+"""Artifacts that are remote folders: which files they hold, and which of these are asked for.
 
-By a mirror, a kept listing, the card, the host where its token may list, or the disk.
+The files are known from a mirror, a kept listing, the card, the host where its token may list, or the disk.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ Lookup = Callable[[], Contents | None]
 
 @dataclass(frozen=True)
 class Finder:
-    """Finds what folders hold, under one run's circumstances; `listing`: hosts are asked first."""
+    """Finds which files folders hold; with `listing`, hosts are asked first."""
 
     root: Path
     mirrors: MirrorMap
@@ -46,7 +46,7 @@ class Finder:
     listing: bool = False
 
     def find(self, artifact: Artifact) -> Contents:
-        """From the first that says so; raises AccessError, NetworkError, UnsafeError."""
+        """The files, from the first place that knows them; raises AccessError, NetworkError, UnsafeError."""
         folder = artifact.folder or RemoteFolder()
         for lookup in self._lookups(artifact, folder):
             contents = lookup()
@@ -55,7 +55,7 @@ class Finder:
         raise self._unknown(artifact)
 
     def _lookups(self, artifact: Artifact, folder: RemoteFolder) -> Iterator[Lookup]:
-        """Whom to ask, best first."""
+        """The places to ask, best first. The SAS that Oscar publishes may read, but not list."""
         direct = not self.policy.offline and not self.mirrors
         if self.mirrors:
             yield partial(from_mirror, artifact, folder, self.mirrors)
@@ -63,7 +63,7 @@ class Finder:
             yield partial(from_host, artifact, self.policy)
         yield partial(read_contents, self.root, artifact, None if self.policy.offline else "listing")
         if direct and not folder.complete and may_list(artifact):
-            yield partial(_from_host_if_it_lists, artifact, self.policy)
+            yield partial(_try_host, artifact, self.policy)
         if direct and not folder.complete and self._is_users(artifact):
             yield partial(from_disk, self.root, artifact)
         if folder.files and not self.mirrors.manifest:
@@ -72,15 +72,15 @@ class Finder:
             yield partial(from_disk, self.root, artifact)
 
     def _is_users(self, artifact: Artifact) -> bool:
-        """Whether what lies there can only be the user's: nothing opens the container, and no run of ours began."""
+        """Whether what is on disk can only be the user's: there is no token, and no run has found other contents."""
         kept = read_contents(self.root, artifact)
-        began = kept is not None and kept.origin != "disk"
-        return urlsplit(artifact.url).scheme == "azure" and token_of(artifact) is None and not began
+        known = kept is not None and kept.origin != "disk"
+        return urlsplit(artifact.url).scheme == "azure" and token_of(artifact) is None and not known
 
     def _unknown(self, artifact: Artifact) -> LavisExtError:
         where = f"{artifact.family}/{artifact.name}"
         size = f" (about {human(artifact.about)})" if artifact.about else ""
-        what = f"nobody says which files this folder holds{size}"
+        what = f"it is not known which files this folder holds{size}"
         if self.mirrors:
             return NetworkError(where, f"{what}, not even the mirror", "add its files and their names to the mirror")
         if self.policy.offline:
@@ -90,7 +90,7 @@ class Finder:
 
 
 def from_mirror(artifact: Artifact, folder: RemoteFolder, mirrors: MirrorMap) -> Contents | None:
-    """By the mirror's manifest, or by looking into it where it is a folder; None where it does not tell."""
+    """By the mirror's manifest, or its listing where it is a local folder; None where it has neither."""
     prefix = f"{mirror_path(artifact.url).rstrip('/')}/"
     if mirrors.manifest is not None:
         names = [unquote(name[len(prefix) :]) for name in mirrors.manifest.files if name.startswith(prefix)]
@@ -102,7 +102,7 @@ def from_mirror(artifact: Artifact, folder: RemoteFolder, mirrors: MirrorMap) ->
 
 
 def from_host(artifact: Artifact, policy: Policy) -> Contents:
-    """By a listing; raises AccessError where the token may not list, NetworkError, IntegrityError."""
+    """By a listing of its host; raises AccessError where the token may not list, NetworkError, IntegrityError."""
     from lavis_ext.fetch.azure import list_blobs
 
     if urlsplit(artifact.url).scheme != "azure":
@@ -115,7 +115,7 @@ def from_host(artifact: Artifact, policy: Policy) -> Contents:
     return Contents(blobs, "listing")
 
 
-def _from_host_if_it_lists(artifact: Artifact, policy: Policy) -> Contents | None:
+def _try_host(artifact: Artifact, policy: Policy) -> Contents | None:
     try:
         return from_host(artifact, policy)
     except LavisExtError as error:
@@ -139,19 +139,19 @@ def token_of(artifact: Artifact) -> Sas | None:
 
 
 def from_disk(root: Path, artifact: Artifact) -> Contents:
-    """What the user put there already."""
+    """The files that the user put below the artifact's storage."""
     names = [name for name in files_in(root / artifact.storage) if not name.endswith(UNFINISHED)]
     return Contents({name: Blob() for name in names}, "disk")
 
 
 def files_in(folder: Path) -> list[str]:
-    """Relative names of all files below a folder, sorted; hidden ones and our bookkeeping left out."""
+    """Relative names of all files below a folder, sorted; hidden ones, and the bookkeeping with them, left out."""
     paths = (path.relative_to(folder) for path in folder.rglob("*") if path.is_file())
     return sorted(path.as_posix() for path in paths if not any(part.startswith(".") for part in path.parts))
 
 
 def checked(artifact: Artifact, folder: RemoteFolder, contents: Contents) -> Contents:
-    """Without what is an artifact of its own; raises UnsafeError for a name that could leave the folder."""
+    """The contents without nested artifacts; raises UnsafeError for a name that could leave the folder."""
     from lavis_ext.prepare.archive_formats import name_fault
 
     inner = tuple(f"{place.strip('/')}/" for place in folder.nested)
@@ -164,10 +164,7 @@ def checked(artifact: Artifact, folder: RemoteFolder, contents: Contents) -> Con
 
 
 def keep_contents(root: Path, found: Sequence[tuple[Artifact, Contents]]) -> None:
-    """Remember what folders were found to hold: what `status` and `verify` go by, and later runs after a listing.
-
-    Raises DiskError.
-    """
+    """Keep which files folders hold, for `status`, `verify`, and later runs after a listing. Raises DiskError."""
     for artifact, contents in found:
         tree: dict[str, Any] = {"format": FORMAT, "url": artifact.url, "origin": contents.origin}
         tree["files"] = {name: _known(blob) for name, blob in contents.files.items()}
@@ -195,16 +192,16 @@ def read_contents(root: Path, artifact: Artifact, origin: ContentsOrigin | None 
     except FileNotFoundError:
         return None
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
-        log.warning("%s: cannot be read and is passed over (%s)", path, error)
+        log.warning("%s: cannot be read and is ignored (%s)", path, error)
         return None
     return contents if same and origin in (None, contents.origin) else None
 
 
 def open_folders(root: Path, selection: Selection, options: PrepareOptions, mirrors: MirrorMap) -> Selection:
-    """The selection with each folder as its files, less what `include` and `exclude` leave out.
+    """The selection with each folder replaced by its files, without those that `include` and `exclude` leave out.
 
-    A folder of which nobody says what it holds stays, with the reason as its `refusal`. Opens no connection except for
-    a listing: where it is asked for, or where nothing complete is declared and the token may list. Raises UsageError
+    A folder whose files are not known stays, with the reason as its `refusal`. Opens no connection except for a
+    listing: where it is asked for, or where the card declares no complete one and the token may list. Raises UsageError
     where the patterns leave nothing, UnsafeError for names that leave the folder.
     """
     finder = Finder(root, mirrors, options.policy, options.listing)
@@ -215,24 +212,18 @@ def open_folders(root: Path, selection: Selection, options: PrepareOptions, mirr
         if request.artifact.folder is None:
             requests.append(request)
             continue
-        found = _contents(finder, request.artifact)
-        if isinstance(found, LavisExtError):
-            requests.append(replace(request, refusal=found))
+        try:
+            found = finder.find(request.artifact)
+        except UnsafeError:
+            raise
+        except LavisExtError as error:
+            requests.append(replace(request, refusal=error))
             continue
         contents.append((request.artifact, found))
         requests += as_files(request, found)
         lines += _lines(request, found)
     kept = tuple(_matching(requests, options))
     return replace(selection, requests=kept, passed_over=tuple(lines), contents=tuple(contents))
-
-
-def _contents(finder: Finder, artifact: Artifact) -> Contents | LavisExtError:
-    try:
-        return finder.find(artifact)
-    except UnsafeError:
-        raise
-    except LavisExtError as error:
-        return error
 
 
 def as_files(request: ArtifactRequest, contents: Contents) -> list[ArtifactRequest]:
@@ -258,7 +249,7 @@ def _file(folder: Artifact, name: str, blob: Blob) -> Artifact:
 
 
 def _with_rest(files: dict[str, Blob], about: int | None) -> dict[str, Blob]:
-    """The first file of unknown size stands in the plan for what the round figure of the folder leaves over."""
+    """The files, where the first of unknown size counts as what is left of the folder's declared size (`about`)."""
     unknown = next((name for name, blob in files.items() if blob.size is None and blob.about is None), None)
     rest = (about or 0) - sum(blob.size or blob.about or 0 for blob in files.values())
     if unknown is None or rest <= 0:
@@ -267,15 +258,15 @@ def _with_rest(files: dict[str, Blob], about: int | None) -> dict[str, Blob]:
 
 
 def _lines(request: ArtifactRequest, contents: Contents) -> list[str]:
-    """A line for each folder inside this one that is an artifact of its own, with what it would cost."""
+    """A line for each nested folder that is an artifact of its own, with its size."""
     nested = request.artifact.folder.nested if request.artifact.folder else {}
-    taken = f"{request.title}: the {len(contents.files)} files that lie there are taken; nobody says that they are all"
-    lines = [taken] if contents.origin == "disk" else []
+    local = f"{request.title}: the {len(contents.files)} files on disk are used; it is not known whether they are all"
+    lines = [local] if contents.origin == "disk" else []
     home = request.artifact.family or request.card.family
     for place, name in nested.items():
         inner = request.card.artifacts.get(name)
         size = f" (about {human(inner.about)})" if inner and inner.about else ""
-        lines.append(f"{request.title}: {place}/{size} lies in it and is left out; ask for {home}/{name}")
+        lines.append(f"{request.title}: {place}/{size} in it is left out; ask for {home}/{name}")
     return lines
 
 
@@ -291,7 +282,7 @@ def _matching(requests: Sequence[ArtifactRequest], options: PrepareOptions) -> l
 
 
 def _is_meant(request: ArtifactRequest, options: PrepareOptions) -> bool:
-    """By the path inside the folder, or by that after the artifact's name."""
+    """Whether the patterns select it, by its path inside the folder or with the artifact's name before it."""
     names = {request.artifact.name, request.artifact.name.partition("/")[2] or request.artifact.name}
 
     def matches(patterns: Iterable[str]) -> bool:
@@ -301,7 +292,7 @@ def _is_meant(request: ArtifactRequest, options: PrepareOptions) -> bool:
 
 
 def with_tokens(made: Plan, offline: bool) -> Plan:
-    """The plan with a line for each container of Azure whose token is missing, or says itself that it will not do."""
+    """The plan with a line for each Azure container whose token is missing or does not allow what is planned."""
     sources = [item.source for item in made.items if item.action in ("fetch", "ranges")]
     sources = [source for source in sources if source.startswith("azure:")]
     if offline or not sources:

@@ -1,6 +1,6 @@
-"""From a plan's items to outcomes: keep what is there, take single members where that is enough, fetch the rest whole.
+"""From a plan's items to outcomes: keep what is there, fetch single members where that is enough, the rest whole.
 
-Nothing is inspected here to decide what an item decided already. Each artifact ends with its record, written last.
+What an item has decided is not inspected again. The record of each artifact is written last.
 """
 
 from __future__ import annotations
@@ -51,12 +51,12 @@ OWN_DIRECTORY = "its own directory"
 
 
 def execute_items(context: PrepareContext, items: Sequence[PlanItem]) -> dict[str, Outcome]:
-    """Every item to its end, by title; failures become outcomes.
+    """Execute every item; outcomes by title, failures among them.
 
-    Raises KeyboardInterrupt; what is there then is continued by the next call.
+    Raises KeyboardInterrupt; the next call continues from what is there then.
     """
     outcomes: dict[str, Outcome] = {}
-    todo = [item for item in items if _begins(context, item, outcomes)]
+    todo = [item for item in items if _start(context, item, outcomes)]
     if context.options.max_samples is not None:
         todo = _take_samples(context, todo, outcomes)
     _take_whole(context, [item for item in todo if not _take_members(context, item, outcomes)], outcomes)
@@ -68,7 +68,7 @@ def _failed(item: PlanItem, error: LavisExtError) -> Outcome:
 
 
 def _parts(item: PlanItem) -> tuple[ArtifactRequest, Transfer]:
-    """What is asked for and how it comes; raises the reason why it does not."""
+    """The item's request and transfer; raises the error that it has in place of a transfer."""
     if isinstance(item.transfer, LavisExtError):
         raise item.transfer
     if item.request is None or item.transfer is None:
@@ -76,8 +76,8 @@ def _parts(item: PlanItem) -> tuple[ArtifactRequest, Transfer]:
     return item.request, item.transfer
 
 
-def _begins(context: PrepareContext, item: PlanItem, outcomes: dict[str, Outcome]) -> bool:
-    """Whether there is something to do; what is done, or cannot be done, is noted in `outcomes`."""
+def _start(context: PrepareContext, item: PlanItem, outcomes: dict[str, Outcome]) -> bool:
+    """Whether there is something to do; the outcome of what is kept, or cannot be done, is added to `outcomes`."""
     if item.action == "keep" and item.disk.record is not None:
         outcomes[item.title] = _keep(context, item, item.disk.record)
         return False
@@ -94,7 +94,7 @@ def _begins(context: PrepareContext, item: PlanItem, outcomes: dict[str, Outcome
 
 
 def _keep(context: PrepareContext, item: PlanItem, record: ArtifactRecord) -> Outcome:
-    """What is there stays; its record is written anew where data were copied, or where an older version wrote it."""
+    """The outcome of what is kept; its record is written again where it is `stale`."""
     if item.disk.stale and item.request is not None:
         artifact = item.request.artifact
         try:
@@ -104,7 +104,7 @@ def _keep(context: PrepareContext, item: PlanItem, record: ArtifactRecord) -> Ou
                 listed = listed_bytes(place, record.folders, record.files)
                 record = replace(record, folders=folder_times(place, record.folders), listed=listed)
             record = write_record(context.root, artifact, record, table)
-        except OSError as error:  # a root that cannot be written to is as good as before
+        except OSError as error:  # a root that cannot be written to can still be used
             log.warning("%s: its record is not renewed: %s", item.title, error)
     return Outcome(
         title=item.title,
@@ -117,7 +117,7 @@ def _keep(context: PrepareContext, item: PlanItem, record: ArtifactRecord) -> Ou
 
 
 def _set_old_version_aside(context: PrepareContext, item: PlanItem, artifact: Artifact, transfer: Transfer) -> None:
-    """Rename a file that a record knows to be of another version, or changed since, where no declared hash tells."""
+    """Rename a file that by its record is of another version, or was changed, where no declared hash would show it."""
     record, path = item.disk.other or item.disk.record, context.root / artifact.file
     if record is None or record.sha256 is None or transfer.figures().hashed or not path.is_file():
         return
@@ -127,11 +127,11 @@ def _set_old_version_aside(context: PrepareContext, item: PlanItem, artifact: Ar
     with disk_errors(path):
         same = path.stat().st_size == record.size and hash_file(path, Figures())[0] == record.sha256
         if same == (item.disk.other is not None):
-            context.notice(f"{item.title}: what lies there is of another version, kept as {set_aside(path).name}")
+            context.notice(f"{item.title}: the file there is of another version, kept as {set_aside(path).name}")
 
 
 def _with_notes(outcome: Outcome, item: PlanItem, moved: int) -> Outcome:
-    """The outcome with the bytes of the directory, and a word on the subset that it replaces."""
+    """The outcome with the `moved` bytes of the zip's directory, and a note on the subset that it replaces."""
     total, other = outcome.bytes + moved, item.disk.other
     notes = outcome.notes
     if other is not None and other.subset and outcome.equivalence != "subset":
@@ -143,7 +143,7 @@ def _with_notes(outcome: Outcome, item: PlanItem, moved: int) -> Outcome:
 
 
 def _take_samples(context: PrepareContext, items: Sequence[PlanItem], outcomes: dict[str, Outcome]) -> list[PlanItem]:
-    """The pictures of the first samples of each split, by single members; returns the items that remain."""
+    """Fetch the pictures of the first samples of each split as single members; returns the items that remain."""
     listed: list[tuple[PlanItem, ArtifactRequest, MemberTable, int]] = []
     rest: list[PlanItem] = []
     for item in items:
@@ -213,7 +213,7 @@ def _homes(listed: Iterable[tuple[ArtifactRequest, MemberTable]], storage: str) 
 
 
 def _take_members(context: PrepareContext, item: PlanItem, outcomes: dict[str, Outcome]) -> bool:
-    """Complete or repair an archive by its missing members, where that costs less; True if that is done."""
+    """Complete or repair an archive by its missing members, where that costs less; True if the item is done."""
     if item.action != "ranges" and not item.adopt:
         return False
     try:
@@ -232,7 +232,7 @@ def _take_members(context: PrepareContext, item: PlanItem, outcomes: dict[str, O
 
 
 def _find_table(context: PrepareContext, item: PlanItem) -> tuple[MemberTable, int]:
-    """The members of the archive that is offered, and the bytes that it cost: of that on the disk, kept, or by ranges.
+    """The members of the archive that is offered, and the bytes moved for it: from disk, a kept table, or by ranges.
 
     Raises RangesUnsupported where it cannot be read in pieces, NetworkError, IntegrityError, UnsafeError, DiskError.
     """
@@ -245,7 +245,7 @@ def _find_table(context: PrepareContext, item: PlanItem) -> tuple[MemberTable, i
     if known is not None and not validator:
         return known, 0
     with open_remote(transfer, context.policy) as (remote, _):
-        # another version may have taken its place since, of equal size too; another mirror names versions otherwise
+        # The object may have been replaced, by one of equal size too. Validators of two mirrors cannot be compared.
         if known is not None and (remote.source != known.about.get("source") or remote.validator == validator):
             return known, 0
         if item.disk.record is not None and item.disk.record.verified in ("sha256", "md5"):
@@ -259,7 +259,7 @@ def _find_table(context: PrepareContext, item: PlanItem) -> tuple[MemberTable, i
 
 
 def _list_local(context: PrepareContext, title: str, artifact: Artifact, transfer: Transfer) -> MemberTable | None:
-    """Of the archive on the disk, if there is one; a damaged one is set aside."""
+    """The members of the archive on disk, None where there is none; a damaged one is set aside."""
     archive = context.root / artifact.file
     if not archive.is_file():
         return None
@@ -275,7 +275,7 @@ def _list_local(context: PrepareContext, title: str, artifact: Artifact, transfe
 
 
 def mark_present(context: PrepareContext, artifact: Artifact, table: MemberTable, numbers: Iterable[int]) -> None:
-    """Note members as in place without reading them: a record answers for them. Raises DiskError."""
+    """Report members as in place in the journal without reading them, as their record says. Raises DiskError."""
     with disk_errors(context.root), Journal(context.root, artifact, table) as journal:
         journal.rewrite(journal.done.union(numbers))
 
@@ -283,15 +283,15 @@ def mark_present(context: PrepareContext, artifact: Artifact, table: MemberTable
 def _place_members(
     context: PrepareContext, item: PlanItem, table: MemberTable, numbers: Iterable[int], wanted: Wanted
 ) -> Outcome | None:
-    """Put single members in place, out of the archive if it lies here, else by ranges; recorded as partial or complete.
+    """Put single members in place, from the archive on disk or by ranges, and record them as partial or complete.
 
-    None where nothing is `wanted` in particular and so much is missing that the whole archive costs less.
+    None where no samples are `wanted` and so much is missing that the whole archive costs less.
     """
     request, transfer = _parts(item)
     artifact, record, moved = request.artifact, item.disk.record, 0
     archive = context.root / artifact.file
     if record is not None and (record.table is None or record.table[0] not in ("", table.digest)):
-        record = None  # of the same card, but its members are of another version
+        record = None  # of the declared version, but the members that are offered now are others
     if record is not None:
         mark_present(context, artifact, table, table.held.difference(item.disk.lost))
     with disk_errors(context.root):
@@ -316,14 +316,14 @@ def _place_members(
         record = replace(record, fetched_from=str(table.about.get("source", "")))
     record = replace(record, validator=str(table.about.get("validator", "")), wanted={**record.wanted, **wanted})
     record = _finish_members(context, artifact, table, record)
-    notes = tuple(f"another file lay there, kept as {path.name}" for path in aside)
+    notes = tuple(f"another file was there, kept as {path.name}" for path in aside)
     return _outcome(item, moved, record, notes)
 
 
 def _finish_members(
     context: PrepareContext, artifact: Artifact, table: MemberTable, record: ArtifactRecord
 ) -> ArtifactRecord:
-    """Flush what was unpacked, then write the record; the journal goes. Raises DiskError."""
+    """Flush what was unpacked, then write the record, which replaces the journal. Raises DiskError."""
     target = context.root / artifact.storage
     with disk_errors(target):
         if context.policy.fsync:
@@ -348,7 +348,7 @@ def _finish_members(
 
 
 def _take_whole(context: PrepareContext, items: Sequence[PlanItem], outcomes: dict[str, Outcome]) -> None:
-    """Fetch whole files together, family by family, then finish one after the other."""
+    """Fetch whole files, those of a family at a time, then verify, unpack and record them one after the other."""
     homes: dict[Path, list[PlanItem]] = {}
     for item in items:
         homes.setdefault(bookkeeping(context.root, _parts(item)[0].artifact), []).append(item)
@@ -372,7 +372,7 @@ def _finish(context: PrepareContext, item: PlanItem, result: Result) -> Outcome:
 
 
 def _proof(transfer: Transfer, result: Result) -> tuple[Proof, str]:
-    """By what a fetched file was verified, and against what."""
+    """How a fetched file was verified, and against what."""
     source = next((s for s in transfer.sources if s.equivalence == result.equivalence), transfer.sources[0])
     figures = transfer.figures(source)
     against = "the card" if result.equivalence == "byte_exact" else f"what is declared of the {result.equivalence} form"
@@ -434,8 +434,8 @@ def _finish_archive(
 ) -> Outcome:
     """Unpack a fetched archive, record it, and remove it if it was ours and is not to be kept.
 
-    One that turns out damaged though no hash spoke against it is set aside and fetched once more. Raises
-    IntegrityError, UnsafeError, DiskError, NetworkError.
+    One that is damaged, where no hash is declared that would have shown it, is set aside and fetched once more.
+    Raises IntegrityError, UnsafeError, DiskError, NetworkError.
     """
     proof, against = _proof(transfer, result)
     hashed = proof in ("sha256", "md5")
@@ -462,7 +462,7 @@ def _finish_archive(
         against=against,
     )
     record = _finish_members(context, artifact, table, record)
-    notes = (*result.notes, *(f"another file lay there, kept as {path.name}" for path in aside))
+    notes = (*result.notes, *(f"another file was there, kept as {path.name}" for path in aside))
     return _outcome(item, result.bytes_moved, record, (*notes, *_remove(context, artifact)))
 
 
@@ -483,13 +483,13 @@ def _unpack(
     table, record = _list_fetched(artifact, transfer, result), item.disk.record
     with disk_errors(result.path):
         if record is None or record.table is None or record.table[0] != table.digest:
-            drop_record(context.root, artifact)  # from here on the disk is no longer as it says
+            drop_record(context.root, artifact)  # unpacking changes what it describes
         table.write(context.root, artifact)
         return table, unpack(result.path, artifact, context.root, table, context.progress)
 
 
 def _remove(context: PrepareContext, artifact: Artifact) -> tuple[str, ...]:
-    """Remove an archive after its record is written, if the ledger knows this very file as fetched by us."""
+    """Remove an archive after its record is written, if the ledger says that the engine fetched this very file."""
     archive = context.root / artifact.file
     with disk_errors(archive):
         if context.options.keep_archives or not archive.exists():
@@ -505,7 +505,7 @@ def _remove(context: PrepareContext, artifact: Artifact) -> tuple[str, ...]:
 
 
 def repair_items(context: PrepareContext, damaged: Sequence[tuple[ArtifactRequest, Sequence[int]]]) -> list[Outcome]:
-    """Fetch again what was set aside: whole artifacts as ever, of partial ones only the members that are named here."""
+    """Fetch again what was set aside: whole artifacts, or the members whose numbers are given."""
     outcomes: dict[str, Outcome] = {}
     whole: list[PlanItem] = []
     everything = replace(context, options=replace(context.options, max_samples=None))
@@ -516,7 +516,7 @@ def repair_items(context: PrepareContext, damaged: Sequence[tuple[ArtifactReques
             continue
         try:
             table, moved = _find_table(everything, item)
-            # a name that no data set has keeps the choice a choice where none was noted
+            # the empty name, which no data set has, keeps the record partial where it lists no samples
             wanted = item.disk.record.wanted if item.disk.record else {}
             outcome = _place_members(everything, item, table, numbers, wanted or {"": 0})
             if outcome is None:

@@ -1,7 +1,7 @@
-"""From an archive to files in their folder: out of one on disk, or member by member out of one that stays remote.
+"""From an archive to files in their folder: from one on disk, or member by member from a remote one, by ranges.
 
-Members go to their places one by one, under a temporary name beside the target and a rename; what is there already and
-right is kept, what is there and wrong is set aside, and a run that is killed is continued by the next.
+Each member is written under a temporary name beside its target, then renamed. A right file that is there is kept, a
+wrong one is set aside, and a run that is killed is continued by the next.
 """
 
 from __future__ import annotations
@@ -44,21 +44,21 @@ UNPACK_THREADS = 8
 Packed = Iterable[tuple[int, Iterable[bytes]]]
 """Numbers of members, each with its packed bytes."""
 GAP = 0.05
-"""Neighbours share a request while the bytes between them are at most this share of what is wanted."""
+"""Neighbours share a request while the bytes between them are at most this share of the wanted bytes."""
 RUN_BYTES = 16 * MIB
 TAIL = 4096
-"""Room for a local header's extra field and a data descriptor, where no next member bounds them."""
+"""Bytes for a local header's extra field and a data descriptor, where no next member bounds them."""
 Run = tuple[int, int, list[int]]
 """Start and stop in the archive, and the numbers of the members between them."""
 
 
 def thread_count() -> int:
-    """Threads for work that leaves the interpreter lock (zlib, files): one a core, at most 8."""
+    """Threads for work that releases the interpreter lock (zlib, files): one per core, at most 8."""
     return min(UNPACK_THREADS, os.cpu_count() or 1)
 
 
 class Placement:
-    """Puts members of one table below `target` and notes them in the journal."""
+    """Writes members of one table below `target` and reports them in the journal."""
 
     def __init__(self, target: Path, table: MemberTable, journal: Journal, progress: Progress, label: str) -> None:
         self.target, self.table, self.journal = target, table, journal
@@ -69,33 +69,29 @@ class Placement:
     def pending_members(self, wanted: Iterable[int]) -> list[int]:
         """The wanted members that are not in place yet, in order.
 
-        Files that the journal does not answer for are compared by size and CRC: an equal one counts, another is set
-        aside by a rename. Folders are made. Raises DiskError.
+        Files that the journal does not list are compared by size and CRC: an equal one counts, another is renamed
+        aside. Folders are made. Raises DiskError.
         """
         with disk_errors(self.target):
             there = files_below(self.target, self.table.folders())
             numbers = list(wanted)
             present = [n for n in numbers if self.table.members[n].name in there]
             doubtful = [n for n in present if n not in self.journal.done or not self.journal.trusted]
-            sound = self._sound(doubtful)
+            with ThreadPoolExecutor(thread_count()) as pool:
+                sound = {n for n, good in zip(doubtful, pool.map(self.is_sound, doubtful), strict=True) if good}
             for number in doubtful:
                 if number not in sound:
                     self.set_aside.append(set_aside(self.path_of(number)))
-            self._note(there, sound, set(doubtful) - sound)
-            self._make_folders()
+            self._update_journal(there, sound, set(doubtful) - sound)
+            for folder in self.table.folders():
+                (self.target / folder).mkdir(parents=True, exist_ok=True)
         return [n for n in numbers if n not in self.journal.done]
 
-    def _note(self, there: set[str], sound: set[int], lost: set[int]) -> None:
+    def _update_journal(self, there: set[str], sound: set[int], lost: set[int]) -> None:
         members = self.table.members
         kept = {n for n in self.journal.done if members[n].name in there} | sound
         if kept - lost != self.journal.done or not self.journal.trusted:
             self.journal.rewrite(kept - lost)
-
-    def _sound(self, numbers: Sequence[int]) -> set[int]:
-        if not numbers:
-            return set()
-        with ThreadPoolExecutor(thread_count()) as pool:
-            return {n for n, good in zip(numbers, pool.map(self.is_sound, numbers), strict=True) if good}
 
     def is_sound(self, number: int) -> bool:
         """Whether the file in place has the size and the CRC of its member."""
@@ -105,12 +101,8 @@ class Placement:
         """Where a member belongs."""
         return self.target / self.table.members[number].name
 
-    def _make_folders(self) -> None:
-        for folder in self.table.folders():
-            (self.target / folder).mkdir(parents=True, exist_ok=True)
-
     def write(self, batch: Packed) -> None:
-        """Unpack members to their places and note them; raises IntegrityError, UnsafeError, DiskError."""
+        """Unpack members to their paths and report them; raises IntegrityError, UnsafeError, DiskError."""
         written: list[int] = []
         try:
             for number, packed in batch:
@@ -129,7 +121,7 @@ class Placement:
 
     def _write_one(self, number: int, packed: Iterable[bytes]) -> None:
         member, path = self.table.members[number], self.path_of(number)
-        # One name for each member and try: what a kill leaves behind is overwritten by the next run.
+        # The name is the same in each run: what a killed one left is overwritten.
         temporary = path.with_name(f".lavis_ext-{self._mark}-{number}.part")
         with disk_errors(path):
             try:
@@ -166,7 +158,7 @@ def files_below(root: Path, folders: Iterable[str]) -> set[str]:
 
 
 def set_aside(path: Path) -> Path:
-    """Rename what lies at `path` to `<name>.bad-<crc>` and return that; a link is renamed itself, never followed."""
+    """Rename what is at `path` to `<name>.bad-<crc>` and return that; a link is renamed itself, not its target."""
     mark = f"{crc_of(path):08x}" if path.is_file() else "entry"
     base = path.name.encode()[:200].decode("utf-8", "ignore")
     aside, count = path.with_name(f"{base}.bad-{mark}"), 1
@@ -178,7 +170,7 @@ def set_aside(path: Path) -> Path:
 
 
 def batches(table: MemberTable, numbers: Iterable[int]) -> Iterator[list[int]]:
-    """Members in the order in which they lie in the archive, in pieces of bounded count and bytes."""
+    """Members in the archive's order, in batches of bounded count and bytes."""
     members = table.members
     batch: list[int] = []
     held = 0
@@ -225,11 +217,11 @@ def crc_of(path: Path) -> int:
     return crc
 
 
-# Out of an archive on disk
+# From an archive on disk
 
 
 def limits_of(artifact: Artifact, archive_bytes: int) -> Limits:
-    """What an artifact's archive may become, by its card."""
+    """The limits on what an artifact's archive unpacks to, by its card."""
     return Limits.declared(archive_bytes, artifact.unpacked_files, artifact.unpacked_bytes)
 
 
@@ -258,9 +250,8 @@ def unpack(
 ) -> list[Path]:
     """Put every member (or the `wanted` numbers) in place below the artifact's storage; what is there already is kept.
 
-    Returns what was set aside: files of the same name with other content.
-
-    A killed run is continued by the next. Raises IntegrityError, UnsafeError, DiskError; the archive is left alone.
+    Returns what was set aside: files of the same name with other content. A killed run is continued by the next.
+    Raises IntegrityError, UnsafeError, DiskError; the archive is not touched.
     """
     label = f"{artifact.name} unpacked"
     with Journal(root, artifact, table) as journal:
@@ -268,29 +259,29 @@ def unpack(
         todo = placement.pending_members(range(len(table.members)) if wanted is None else wanted)
         progress.begin(label, sum(table.members[n].size for n in todo))
         if artifact.unpack == "tar.gz":
-            _from_stream(archive, placement, set(todo))
+            _unpack_stream(archive, placement, set(todo))
         else:
-            _from_file(archive, placement, todo, artifact.unpack == "zip", threads or thread_count())
+            _unpack_file(archive, placement, todo, artifact.unpack == "zip", threads or thread_count())
         progress.end(label, "fetched")
     return placement.set_aside
 
 
-def _from_stream(archive: Path, placement: Placement, todo: set[int]) -> None:
+def _unpack_stream(archive: Path, placement: Placement, todo: set[int]) -> None:
+    """A gzipped tar from front to end, in one thread."""
+
+    def wanted() -> Iterator[tuple[int, Iterator[bytes]]]:
+        for number, data in read_tar(archive, gzipped=True):
+            if number >= len(placement.table.members):
+                raise IntegrityError(str(archive), "the archive changed while it was read", "run `prepare` again")
+            if number in todo:
+                yield number, data
+
     if todo:
-        placement.write((number, data) for number, data in _noting(archive, placement) if number in todo)
+        placement.write(wanted())
 
 
-def _noting(archive: Path, placement: Placement) -> Iterator[tuple[int, Iterator[bytes]]]:
-    """Members of a gzipped tar from front to end."""
-    count = len(placement.table.members)
-    for number, data in read_tar(archive, gzipped=True):
-        if number >= count:
-            raise IntegrityError(str(archive), "the archive changed while it was read", "run `prepare` again")
-        yield number, data
-
-
-def _from_file(archive: Path, placement: Placement, todo: list[int], zipped: bool, threads: int) -> None:
-    """Batches of members on several threads: reading, zlib and writing leave the interpreter lock."""
+def _unpack_file(archive: Path, placement: Placement, todo: list[int], zipped: bool, threads: int) -> None:
+    """Batches of members in several threads: reading, zlib and writing release the interpreter lock."""
     handle = os.open(archive, os.O_RDONLY)
     try:
         with ThreadPoolExecutor(threads, thread_name_prefix="unpack") as pool:
@@ -318,28 +309,24 @@ def packed_bytes(handle: int, member: Member, where: str, zipped: bool) -> Itera
         start, left = start + len(data), left - len(data)
 
 
-# Out of an archive that stays where it is, by ranges
+# From a remote archive, by ranges
 
 
 def range_sources(transfer: Transfer) -> list[Source]:
-    """Sources that members may be taken from, https first.
+    """Sources that members may be fetched from, https first.
 
-    A member is proven by the CRC in the archive's own directory, which guards against damage only: over plain http from
-    a host that the user did not name, nothing else would vouch for it, so such sources are left out.
+    A member is verified by the CRC in the archive's own directory, which guards against damage, not against an
+    attacker: plain http to a host that the user did not name is therefore left out.
     """
     first = transfer.sources[0]
     if not first.exact:
         return [first]
     safe = [source for source in transfer.sources if source.exact and _is_safe(source)]
-    return sorted(safe, key=_is_plain_http)
+    return sorted(safe, key=lambda source: scheme_of(source.url) == "http")
 
 
 def _is_safe(source: Source) -> bool:
     return source.trusted or scheme_of(source.url) != "http" or is_loopback(urlsplit(source.url).hostname or "")
-
-
-def _is_plain_http(source: Source) -> bool:
-    return scheme_of(source.url) == "http"
 
 
 @contextmanager
@@ -365,7 +352,7 @@ def list_remote(remote: RemoteFile, artifact: Artifact, transfer: Transfer) -> M
 def fetch_members(
     remote: RemoteFile, session: Session, placement: Placement, numbers: Sequence[int], zipped: bool
 ) -> None:
-    """Put these members in place; each is noted as it comes, so that an interrupted call is continued by the next."""
+    """Put these members in place; each is reported as it comes, so that the next call continues an interrupted one."""
     members = placement.table.members
     placement.progress.begin(placement.label, sum(members[n].size for n in numbers))
     jobs = max(1, session.policy.jobs)
@@ -396,7 +383,7 @@ def make_runs(members: Sequence[Member], numbers: Iterable[int], size: int, zipp
 
 
 def _end(member: Member, offsets: list[int], size: int, zipped: bool) -> int:
-    """Where the bytes of a member surely end: at the next one, or where header and data can reach."""
+    """An upper bound of where the bytes of a member end: the next one, or the most that header and data can take."""
     if not zipped:
         return member.offset + member.packed
     following = bisect_right(offsets, member.offset)
@@ -405,7 +392,7 @@ def _end(member: Member, offsets: list[int], size: int, zipped: bool) -> int:
 
 
 class _Loader:
-    """Fetches one run and hands its members on; callable from several threads."""
+    """Fetches runs and puts their members in place; callable from several threads."""
 
     def __init__(self, remote: RemoteFile, placement: Placement, zipped: bool) -> None:
         self._remote, self._placement, self._zipped = remote, placement, zipped
@@ -435,7 +422,7 @@ class _Loader:
         packed = data[begin : begin + member.packed]
         yield packed
         if len(packed) < member.packed:
-            # its local header is longer than the directory made believe
+            # its local header is longer than `_end` allowed for
             yield self._read(start + begin + len(packed), start + begin + member.packed)
 
     def _pieces(self, member: Member) -> Iterator[bytes]:

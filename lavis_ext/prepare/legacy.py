@@ -1,4 +1,4 @@
-"""The bookkeeping of format 1 (0.1 before there were records): read where no record lies, never written.
+"""The bookkeeping of format 1 (0.1 before there were records): read where there is no record, never written.
 
 The next `prepare` writes a record of today's format and removes these files.
 """

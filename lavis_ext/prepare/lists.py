@@ -1,4 +1,4 @@
-"""Images that an artifact lists by URL: their items in the plan, their fetching once the list is there."""
+"""Images that an artifact lists by URL: their items in the plan, fetching them once the list is there, and checks."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def list_title(request: ArtifactRequest) -> str:
 
 
 def plan_lists(made: Plan, requests: Sequence[ArtifactRequest], options: PrepareOptions) -> Plan:
-    """The plan with a row for each list: how many images are to come; how many bytes nobody knows before."""
+    """The plan with an item for each list: how many images are missing, of unknown size."""
     lists = [(request, request.artifact.lists) for request in requests if request.artifact.lists is not None]
     items = [_plan(Path(made.root), request, spec, options) for request, spec in lists]
     return replace(made, items=(*made.items, *items))
@@ -56,7 +56,7 @@ def _plan(root: Path, request: ArtifactRequest, spec: ImageList, options: Prepar
 
 
 def is_whole(root: Path, spec: ImageList, account: ListAccount, options: PrepareOptions) -> bool:
-    """Whether the last run left nothing to do, and what it left is still there (by count and size, not by content)."""
+    """Whether the last run left nothing to do, and its files are still there (by count and size, not by content)."""
     if account.error is not None or account.passing or not account.covers(options.max_samples):
         return False
     target = root / spec.storage
@@ -69,7 +69,7 @@ def is_whole(root: Path, spec: ImageList, account: ListAccount, options: Prepare
 
 @dataclass(frozen=True)
 class ListCheck:
-    """What a look at the images of a list proved: files, bytes, and what is wrong with which."""
+    """The result of checking the images of a list: files, bytes, and (path, fault) of what is wrong."""
 
     files: int = 0
     bytes: int = 0
@@ -77,7 +77,7 @@ class ListCheck:
 
 
 def check_list(root: Path, artifact: Artifact, deep: bool) -> ListCheck | None:
-    """Shards by the hash of their manifests, images by their first bytes, or decoded whole (`deep`).
+    """Check shards by the hash in their manifests, images by their first bytes, or by decoding them (`deep`).
 
     None where the list was never fetched.
     """
@@ -100,7 +100,7 @@ def execute_lists(
 ) -> dict[str, Outcome]:
     """Fetch the images of every list whose own file is there; outcomes by title, failures among them.
 
-    Raises KeyboardInterrupt; the next call goes on from what is there.
+    Raises KeyboardInterrupt; the next call continues from what is there.
     """
     outcomes: dict[str, Outcome] = {}
     for item in items:
@@ -122,18 +122,7 @@ def _execute(context: PrepareContext, item: PlanItem, request: ArtifactRequest, 
         return _outcome(item.title, spec, replace(account, bytes_moved=0, notes=[]), context)
     if context.policy.offline:
         raise NetworkError(item.title, "is not complete, and offline", "run `lavis-ext prepare` with a network first")
-    options = _options(context, request, spec)
-    if context.options.metadata_only:
-        files = fetch_list_files(context.root, request.artifact, options, context.progress)
-        size = sum(file.stat().st_size for file in files)
-        return Outcome(title=item.title, file=spec.storage, outcome="downloaded", bytes=size, verified="size")
-    threshold = request.card.success_threshold
-    account = fetch_images(context.root, request.artifact, threshold, options, context.progress)
-    return _outcome(item.title, spec, account, context)
-
-
-def _options(context: PrepareContext, request: ArtifactRequest, spec: ImageList) -> ListOptions:
-    return ListOptions(
+    options = ListOptions(
         max_samples=context.options.max_samples,
         only=_named(context, request) if spec.engine == "fetch" else None,
         source=context.options.source if request.parted else "",
@@ -142,6 +131,13 @@ def _options(context: PrepareContext, request: ArtifactRequest, spec: ImageList)
         policy=replace(context.policy, ledger=bookkeeping(context.root, request.artifact) / "ledger.jsonl"),
         mirrors=context.mirrors,
     )
+    if context.options.metadata_only:
+        files = fetch_list_files(context.root, request.artifact, options, context.progress)
+        size = sum(file.stat().st_size for file in files)
+        return Outcome(title=item.title, file=spec.storage, outcome="downloaded", bytes=size, verified="size")
+    threshold = request.card.success_threshold
+    account = fetch_images(context.root, request.artifact, threshold, options, context.progress)
+    return _outcome(item.title, spec, account, context)
 
 
 def _named(context: PrepareContext, request: ArtifactRequest) -> frozenset[str] | None:

@@ -1,4 +1,4 @@
-"""What will be done, decided once: an item an artifact, with what lies on disk, its source, the action and its cost.
+"""What will be done, decided once: an item per artifact, with what is on disk, its source, the action and its cost.
 
 The plan that `--dry-run` prints is the plan that runs: executing an item looks at nothing again to decide the same.
 """
@@ -27,6 +27,7 @@ from lavis_ext.prepare.selection import ArtifactRequest, PrepareOptions, Selecti
 log = logging.getLogger(__name__)
 GIB = 1 << 30
 SLACK = 0.02
+"""Of the bytes needed, for what is not counted (folders, records)."""
 RESERVE_SHARE = 0.1
 Action = Literal["keep", "check", "unpack", "ranges", "fetch", "refuse"]
 TEXT_GROWTH, IMAGE_GROWTH = 8.0, 1.05
@@ -41,7 +42,7 @@ DIRECTORY_BYTES = 120
 
 @dataclass(frozen=True)
 class PrepareContext:
-    """What every step of a run needs: where, how, from which cards, and whom to tell."""
+    """What every step of a run needs: cache root, options, mirror, cards, and where progress and notices go."""
 
     root: Path
     options: PrepareOptions
@@ -88,22 +89,19 @@ class PlanItem:
     listed: bool = field(default=False, repr=False)
     """Whether it is the images that an artifact lists by URL."""
     adopt: bool = field(default=False, repr=False)
-    """Whether somebody may have unpacked the archive already: what lies there is compared before it is fetched."""
+    """Whether the user may have unpacked the archive already: what is there is compared before it is fetched."""
     transfer: Transfer | LavisExtError | None = field(default=None, repr=False)
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain values for `--json`: what is told, not what it is made of."""
-        return {
-            key: value
-            for key, value in vars(self).items()
-            if key not in ("request", "disk", "listed", "adopt", "transfer")
-        }
+        """Plain values for `--json`."""
+        inner = ("request", "disk", "listed", "adopt", "transfer")
+        return {key: value for key, value in vars(self).items() if key not in inner}
 
     def row(self) -> tuple[str, str, str, str, str, str]:
         """A line of the plan's table."""
         about = "~" if self.estimated else ""
         download = "?" if self.download is None else about + human(self.download)
-        # an address as a table holds it: scheme and host; `--json` has it whole
+        # of a URL only scheme and host, so that the table stays narrow; `--json` has all of it
         source = "/".join(self.source.split("/")[:3]) if "://" in self.source else self.source
         source += " (subset)" if self.equivalence == "subset" else ""
         unpacked = about + human(self.unpacked) if self.unpacked else "–"
@@ -112,7 +110,7 @@ class PlanItem:
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """All items, and the disk that they must fit on; `context` and `selection` are what it was made for."""
+    """All items, and the free space that they must fit in; `context` and `selection` are what it was made from."""
 
     root: str
     items: tuple[PlanItem, ...]
@@ -156,7 +154,7 @@ class Plan:
 
     @property
     def unknown(self) -> int:
-        """Items whose size nobody declares."""
+        """Number of items without a declared size."""
         return sum(item.download is None for item in self.items)
 
     @property
@@ -183,7 +181,7 @@ class Plan:
         return {"root": self.root, **totals, "passed_over": list(self.passed_over), "items": items}
 
     def table(self) -> str:
-        """What a person reads: a line per artifact, then the totals."""
+        """The table that is printed: a line per artifact, then the totals."""
         lines = columns([("artifact", "have", "do", "download", "unpacked", "from"), *(i.row() for i in self.items)])
         unknown = f" + {self.unknown} of undeclared size" if self.unknown else ""
         lines.append(f"download {human(self.download)}{unknown} · unpacked {human(self.unpacked)}")
@@ -296,7 +294,7 @@ def _item(request: ArtifactRequest, disk: OnDisk, transfer: Transfer, action: Ac
 
 
 def _may_be_it(disk: OnDisk, transfer: Transfer) -> bool:
-    """Whether the file or archive that lies there may be what is offered: by its size, and not known to be older."""
+    """Whether the file or archive on disk may be what is offered: by its size, and not known to be older."""
     sizes = {transfer.size, *(transfer.figures(source).size for source in transfer.sources)}
     known_old = disk.other is not None and disk.other.size == disk.size and not transfer.figures().hashed
     return disk.size is not None and not known_old and (None in sizes or disk.size in sizes)
@@ -308,7 +306,7 @@ def _plan_file(request: ArtifactRequest, disk: OnDisk, transfer: Transfer) -> Pl
         return _item(request, disk, transfer, "check", note=note)
     size = request.artifact.about if transfer.size is None else transfer.size
     left = None if size is None else max(0, size - disk.part)
-    note = "another file lies there, which is kept as *.bad-*" if disk.size is not None else ""
+    note = "another file is there, which is kept as *.bad-*" if disk.size is not None else ""
     return _item(request, disk, transfer, "fetch", download=left, files=1, estimated=transfer.size is None, note=note)
 
 
@@ -337,7 +335,7 @@ def _plan_archive(root: Path, request: ArtifactRequest, disk: OnDisk, transfer: 
             return _item(request, disk, transfer, "ranges", download=packed, unpacked=unpacked, files=len(lost))
     left = None if size is None else max(0, size - disk.part)
     unpacked_there = (root / request.artifact.storage / Path(request.artifact.file).stem).is_dir()
-    # of another version only the whole archive tells, by its declared hash, what of it is still right
+    # Members of another version are not adopted: only the whole archive, by its declared hash, says which are right.
     adopt = request.artifact.unpack == "zip" and unpacked_there and table is None
     adopt = adopt and (disk.other is None or disk.other.subset)
     return _item(request, disk, transfer, "fetch", download=left, adopt=adopt, **more)
@@ -363,15 +361,15 @@ def known_table(root: Path, artifact: Artifact, transfer: Transfer, disk: OnDisk
 
 
 def prefer_ranges(missing: int, size: int | None, part: int) -> bool:
-    """Whether single members are fetched rather than the archive: when they are less than half of what it still costs.
+    """Whether members of `missing` bytes are fetched singly: if that is less than half of what is left of the archive.
 
-    The archive is checked by its hash as a whole and comes in one go, so it wins when much is missing.
+    The archive is verified by one hash and comes in one request, so it is better where much is missing.
     """
     return size is None or missing < (size - part) / 2
 
 
 def _plan_samples(request: ArtifactRequest, disk: OnDisk, transfer: Transfer, count: int) -> PlanItem:
-    """About what the first samples of each split cost: images of average size, evenly from a split's archives."""
+    """An estimate for the first samples of each split: images of average size, evenly from the split's archives."""
     artifact = request.artifact
     if _may_be_it(disk, transfer):
         unpacked = unpacked_bytes(request, transfer)
@@ -392,7 +390,7 @@ def _plan_samples(request: ArtifactRequest, disk: OnDisk, transfer: Transfer, co
 
 
 def _splits(request: ArtifactRequest) -> Sequence[tuple[DatasetConfig, str]]:
-    """The users of an artifact, data sets on the same annotations counted once."""
+    """The splits that use an artifact; data sets with the same annotations count once."""
     seen: dict[tuple[tuple[str, ...], str], tuple[DatasetConfig, str]] = {}
     for dataset, split in request.users:
         annotation = dataset.build_info.annotations.get(split)

@@ -1,5 +1,5 @@
 """What is true of each artifact on this disk: its record, the table of its members, and `inspect`, which compares them
-with what lies there.
+with the files.
 
 `<family>/.lavis_ext/records/<file>.json` is small and says what was taken, from where, how it was verified and what it
 put on disk; it is all that `status` and a second `prepare` read. `<file>.members` lists what an archive holds; it is
@@ -40,9 +40,9 @@ FORMAT = 2
 STORED, DEFLATED = 0, 8
 FEW_FILES = 10_000
 CODES = "QIqQH"
-"""How a table keeps sizes, CRCs, offsets, packed sizes and methods: the codes of `array`."""
+"""Type codes of `array` for the columns of a table: sizes, CRCs, offsets, packed sizes, methods."""
 Proof = Literal["sha256", "md5", "size", "crc", "none"]
-"""By what bytes were verified: a declared digest or size, or CRC-32s of members in their archive's own directory."""
+"""How bytes were verified: by a declared digest or size, or by the CRC-32s in their archive's own directory."""
 State = Literal["recorded", "present", "partial", "archive", "missing"]
 
 
@@ -50,7 +50,7 @@ class Member(NamedTuple):
     """One regular file of an archive.
 
     `offset` is where its local header (zip) or its data (tar) begins, -1 where there is no random access (tar.gz);
-    `packed` bytes lie there, compressed by `method` (0 stored, 8 deflate); unpacked they are `size` bytes of that CRC.
+    `packed` bytes are there, compressed by `method` (0 stored, 8 deflate); unpacked they are `size` bytes of that CRC.
     """
 
     name: str
@@ -61,11 +61,11 @@ class Member(NamedTuple):
     method: int
 
 
-# Where records lie
+# Paths of records
 
 
 def family_folder(artifact: Artifact) -> str:
-    """The first folder of an artifact's storage (`coco`), where its bookkeeping lies; "" for a file in the root itself.
+    """The first folder of an artifact's storage (`coco`), where its bookkeeping is; "" for a file in the root itself.
 
     Raises ConfigError for a storage that is absolute or climbs out of the cache root.
     """
@@ -82,7 +82,7 @@ def bookkeeping(root: Path, artifact: Artifact) -> Path:
 
 
 def record_path(root: Path, artifact: Artifact, kind: str = "records", suffix: str = ".json") -> Path:
-    """Where a record of an artifact lies: by the path of its file, so that families that share it share it too.
+    """The path of a record of an artifact: by the path of its file, so that families that share it share it too.
 
     A name that the suffix would make longer than file systems take is cut, with a digest so that it stays unique.
     """
@@ -96,7 +96,7 @@ def record_path(root: Path, artifact: Artifact, kind: str = "records", suffix: s
 
 @contextmanager
 def disk_errors(path: Path) -> Iterator[None]:
-    """OSErrors inside it as DiskError (exit code 6)."""
+    """Raise an OSError inside it as DiskError (exit code 6)."""
     try:
         yield
     except OSError as error:
@@ -124,7 +124,7 @@ class Origin:
 
 @dataclass(frozen=True, kw_only=True)
 class ArtifactRecord:
-    """An artifact as it was prepared: which bytes, how they were verified and against what, what lies on disk.
+    """An artifact as it was prepared: which bytes, how they were verified and against what, what is on disk.
 
     `size` and `sha256` are of the file or archive itself, where it was here whole; `origin` is what was declared.
     `state` is complete, partial where only some members were asked for, or packed for an archive that stays as it is.
@@ -138,7 +138,7 @@ class ArtifactRecord:
     origin: Origin
     fetched_from: str = ""
     validator: str = ""
-    """The ETag or date that named this version at `fetched_from`, where nothing else tells versions apart."""
+    """The ETag or date that named this version at `fetched_from`, where nothing else distinguishes versions."""
     equivalence: str = "byte_exact"
     size: int | None = None
     sha256: str | None = None
@@ -149,8 +149,8 @@ class ArtifactRecord:
     bytes: int = 0
     folders: dict[str, int] = field(default_factory=dict)
     listed: int | None = None
-    """Bytes of all files in these folders, where there are few enough to look at each: a folder's time does not tell
-    of a file in it that was emptied. COCO's 123,287 pictures would take 0.4 s; there only `verify` finds it."""
+    """Bytes of all files in these folders, where there are few enough to stat each: a folder's mtime does not change
+    when a file in it is emptied. COCO's 123,287 pictures would take 0.4 s; there only `verify` finds it."""
     table: tuple[str, int] | None = None
     wanted: dict[str, int] = field(default_factory=dict)
     when: str = ""
@@ -194,7 +194,7 @@ def read_record(root: Path, artifact: Artifact) -> ArtifactRecord | None:
 
         return old_record(root, artifact)
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
-        log.warning("%s: cannot be read and is made anew (%s)", path, error)
+        log.warning("%s: cannot be read and is ignored (%s)", path, error)
         return None
 
 
@@ -203,7 +203,7 @@ def write_record(
 ) -> ArtifactRecord:
     """Write a record, its table first, atomically and flushed to the disk; raises OSError.
 
-    Returns it with time and version filled in. The journal goes, and what older versions kept in its place.
+    Returns it with time and version filled in. The journal and the bookkeeping of older versions are removed.
     """
     now = datetime.now(timezone.utc).isoformat(timespec="seconds")
     named = (table.digest, table.write(root, artifact)) if table is not None else record.table
@@ -211,14 +211,14 @@ def write_record(
     tree = {"format": FORMAT, **asdict(record)}
     del tree["legacy"]
     write_atomic(record_path(root, artifact), json.dumps(tree, indent=1) + "\n")
-    replaced = [("stamps", ".json"), ("members", ".tsv"), ("fetching", ".txt")]
+    replaced = [("stamps", ".json"), ("members", ".tsv"), ("fetching", ".txt")]  # of format 1: see `legacy.py`
     for kind, suffix in replaced if table is None else [*replaced, ("journal", ".log")]:
         record_path(root, artifact, kind, suffix).unlink(missing_ok=True)
     return record
 
 
 def drop_record(root: Path, artifact: Artifact) -> None:
-    """Take back the word that an artifact is done (its data stay)."""
+    """Remove the record of an artifact; its data stay."""
     record_path(root, artifact).unlink(missing_ok=True)
     record_path(root, artifact, "stamps").unlink(missing_ok=True)
 
@@ -229,9 +229,9 @@ def drop_record(root: Path, artifact: Artifact) -> None:
 class MemberTable:
     """Members of one archive, in order; `about` says of which (origin, equivalence, size …); `held` are those in place.
 
-    On disk a line of JSON, then a column each of sizes, CRCs, offsets, packed sizes and methods, the names joined by
-    NUL (which no name can hold), and a byte a member that says whether it is held. It stays when the archive goes, so
-    that single files can be checked and repaired.
+    On disk: a line of JSON, then a column each of sizes, CRCs, offsets, packed sizes and methods, the names joined by
+    NUL (which no name can hold), and a byte per member that says whether it is held. It is kept when the archive is
+    removed, so that single files can be checked and repaired.
     """
 
     def __init__(self, members: Sequence[Member], about: Mapping[str, Any], held: Iterable[int] = ()) -> None:
@@ -247,7 +247,7 @@ class MemberTable:
             count, digest = about.pop("members"), about.pop("digest")
             columns, held = body[: len(body) - count], body[len(body) - count :]
             if len(held) != count or digest != _digest(count, columns) or about.pop("order") != sys.byteorder:
-                raise ValueError("it is torn, or of another machine")
+                raise ValueError("it is cut off, or was written on a machine of another byte order")
             table = cls(list(_members(count, columns)), about, (n for n, there in enumerate(held) if there))
         except (FileNotFoundError, NotADirectoryError):
             if not record_path(root, artifact, "members", ".tsv").exists():
@@ -256,13 +256,13 @@ class MemberTable:
 
             return old_table(root, artifact)
         except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
-            log.warning("%s: cannot be read and is made anew (%s)", path, error)
+            log.warning("%s: cannot be read and is ignored (%s)", path, error)
             return None
         table.digest = digest
         return table
 
     def write(self, root: Path, artifact: Artifact) -> int:
-        """Keep it on disk; returns its bytes, raises OSError."""
+        """Write it; returns its size in bytes, raises OSError."""
         count = len(self.members)
         head = {**self.about, "members": count, "digest": self.digest, "order": sys.byteorder}
         held = bytes(n in self.held for n in range(count))
@@ -272,7 +272,7 @@ class MemberTable:
 
     @cached_property
     def digest(self) -> str:
-        """What names this list of members: a journal or a record of another list does not count."""
+        """Identifies this list of members: a journal or a record with another digest does not count."""
         return _digest(len(self.members), self._columns)
 
     @property
@@ -285,7 +285,7 @@ class MemberTable:
         return sorted({member.name.rpartition("/")[0] for member in self.members})
 
     def lost(self, target: Path, numbers: Iterable[int] | None = None) -> list[int]:
-        """Members (default: all) that are not in place or have another size: a listing a folder, a stat a file."""
+        """Members (default: all) that are missing or have another size, by a listing per folder, a stat per file."""
         sizes = sizes_below(target, self.folders())
         chosen = range(len(self.members)) if numbers is None else sorted(numbers)
         return [n for n in chosen if sizes.get(self.members[n].name) != self.members[n].size]
@@ -327,7 +327,7 @@ def sizes_below(target: Path, folders: Iterable[str]) -> dict[str, int]:
 
 
 def listed_bytes(target: Path, folders: Iterable[str], files: int) -> int | None:
-    """Bytes of all files in some folders of `target`; None where they are too many to look at each."""
+    """Bytes of all files in some folders of `target`; None for more than FEW_FILES, which are too many to stat."""
     return sum(sizes_below(target, folders).values()) if files <= FEW_FILES else None
 
 
@@ -343,11 +343,11 @@ def folder_times(target: Path, folders: Iterable[str]) -> dict[str, int]:
 
 
 class Journal:
-    """Which members are in place while an archive is unpacked: their numbers, one a line, under a line that names the
-    table. A cache, for a run that is interrupted; the record says it in the end.
+    """Which members are in place while an archive is unpacked, for a run that is interrupted.
 
-    Lines come after the renames that they tell of; what a crash kept from being noted is found by its CRC. After a
-    restart of the machine (`trusted` is False) the noted files are checked too, since renames may outlive their bytes.
+    Their numbers, one a line, under a line that names the table. A line is written after the rename that it reports;
+    a member that a crash kept from being reported is found by its CRC. After a restart of the machine (`trusted` is
+    False) the reported files are checked too, since a rename may reach the disk before the bytes.
     """
 
     def __init__(self, root: Path, artifact: Artifact, table: MemberTable) -> None:
@@ -358,7 +358,7 @@ class Journal:
         self._count = len(table.members)
         self._lock = threading.Lock()
         self._load()
-        # Rewritten whole at each start: a torn last line would swallow the first new one.
+        # Rewritten whole at each start: the first new line would be joined to a torn last one.
         write_atomic(self.path, self._text())
         self._file = os.open(self.path, os.O_WRONLY | os.O_APPEND)
 
@@ -369,7 +369,7 @@ class Journal:
         os.close(self._file)
 
     def add(self, numbers: Iterable[int]) -> None:
-        """These members are in place; raises OSError."""
+        """Report members as in place; raises OSError."""
         new = list(numbers)
         if new:
             with self._lock:
@@ -379,7 +379,7 @@ class Journal:
                 self.done.update(new)
 
     def rewrite(self, numbers: Iterable[int]) -> None:
-        """Only these members are in place, and they were checked on this boot."""
+        """Report that exactly these members are in place, and were checked since this boot; raises OSError."""
         self.done, self.trusted = set(numbers), True
         write_atomic(self.path, self._text())
         os.close(self._file)
@@ -388,12 +388,12 @@ class Journal:
     def _load(self) -> None:
         try:
             head, *lines = self.path.read_bytes().split(b"\n")
-            noted = json.loads(head)
+            kept = json.loads(head)
         except (OSError, ValueError):
             return
-        if not isinstance(noted, dict) or noted.get("table") != self._head["table"]:
+        if not isinstance(kept, dict) or kept.get("table") != self._head["table"]:
             return
-        self.trusted = bool(noted.get("boot")) and noted.get("boot") == self._head["boot"]
+        self.trusted = bool(kept.get("boot")) and kept.get("boot") == self._head["boot"]
         # the last piece has no newline: it is empty, or torn by a crash
         self.done = {int(line) for line in lines[:-1] if line.isdigit() and int(line) < self._count}
 
@@ -407,13 +407,13 @@ class Journal:
 
 @dataclass(frozen=True)
 class OnDisk:
-    """What is there of one artifact, looked at once.
+    """What is there of one artifact, as `inspect` found it.
 
     recorded: as its record says · present: there, and to be checked · partial: some members, or a part of a download ·
-    archive: the archive lies there, not unpacked · missing. `record` is of the declared version, `other` of another
-    one, whose bytes must not pass for this. `lost` are members that the record promises and that are not there; `part`
-    is the bytes of a download that can be continued, `size` those of a file or archive that lies there; `stale` asks
-    for the record to be written anew (copied data, say).
+    archive: the archive is there, not unpacked · missing. `record` is of the declared version, `other` of another one,
+    whose bytes must not be taken for this one. `lost` are members that the record lists and that are not there; `part`
+    is the bytes of a download that can be continued, `size` those of a file or archive that is there; `stale` asks for
+    the record to be written again (copied data, say).
     """
 
     state: State
@@ -450,7 +450,7 @@ def inspect(
     if record is not None and not _answers(record, artifact, transfer, offline):
         record, other = None, record
     elif record is not None and artifact.sha256 and record.sha256 == artifact.sha256.lower():
-        # taken before the card declared a digest, and it is this one
+        # fetched before the card declared a digest, and it is this one
         record = replace(record, origin=Origin.of(artifact), verified="sha256", against="the card")
     path = root / artifact.file
     if artifact.unpack is None or (record is not None and record.state == "packed"):
@@ -504,7 +504,7 @@ def _inspect_file(path: Path, record: ArtifactRecord | None, other: ArtifactReco
 
 
 def _inspect_members(root: Path, artifact: Artifact, record: ArtifactRecord) -> OnDisk | None:
-    """By the folders' times and bytes, else by names and sizes; None where the table of members is gone."""
+    """By the folders' mtimes and bytes, else by names and sizes; None where the table of members is gone."""
     target = root / artifact.storage
     if not _has_table(root, artifact, record):
         return None
@@ -519,7 +519,7 @@ def _inspect_members(root: Path, artifact: Artifact, record: ArtifactRecord) -> 
 
 
 def _has_table(root: Path, artifact: Artifact, record: ArtifactRecord) -> bool:
-    """Whether the table that a record names lies beside it, by its size: it is not opened for this."""
+    """Whether the table that a record names is there, by its size; it is not opened."""
     suffix = ("members", ".tsv") if record.legacy else ("records", ".members")
     try:
         return record.table is not None and record_path(root, artifact, *suffix).stat().st_size == record.table[1]

@@ -1,4 +1,4 @@
-"""What came of a run, as one truthful line, as lines per split, and as JSON."""
+"""The result of a run: outcomes of artifacts, states of splits, one summary line, and JSON."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from lavis_ext.prepare.records import ArtifactRecord
 
 @dataclass(frozen=True, kw_only=True)
 class Outcome:
-    """What came of one artifact; `bytes` moved over the wire, `verified` is by what; `record` is what holds now."""
+    """The result of one artifact: `bytes` moved over the wire, how it was `verified`, and its `record` now."""
 
     title: str
     file: str
@@ -88,7 +88,7 @@ class SplitState:
 
 @dataclass(frozen=True, kw_only=True)
 class ArtifactState(SplitState):
-    """An artifact that stands for itself: its files, of which `present` are prepared, and their bytes."""
+    """An artifact that the user named: its files, of which `present` are prepared, and their bytes."""
 
     bytes: int = 0
 
@@ -107,7 +107,7 @@ class ArtifactState(SplitState):
 
 @dataclass(frozen=True, kw_only=True)
 class Report:
-    """The end of `prepare`: the plan, what came of each artifact, the splits, and what else went wrong."""
+    """What `prepare` returns: the plan, the outcome of each artifact, the splits, and other errors."""
 
     plan: Plan
     outcomes: tuple[Outcome, ...] = ()
@@ -117,7 +117,7 @@ class Report:
 
     @property
     def failures(self) -> list[LavisExtError]:
-        """Every error, of artifacts and of the account."""
+        """Every error, of artifacts and of the counts of samples."""
         return [o.error for o in self.outcomes if o.error is not None] + list(self.errors)
 
     @property
@@ -136,7 +136,7 @@ class Report:
         return any(outcome.equivalence == "subset" for outcome in self.outcomes)
 
     def count(self, outcome: str) -> int:
-        """How many artifacts ended so."""
+        """How many artifacts have this outcome."""
         return sum(one.outcome == outcome for one in self.outcomes)
 
     def line(self) -> str:
@@ -154,7 +154,7 @@ class Report:
         return f"{total} · {unverified} unverified{subset} · exit {self.exit_code}"
 
     def lines(self) -> list[str]:
-        """Everything that a person wants to know, the truthful line last."""
+        """All lines for a person, the summary last."""
         lines = [*self.plan.passed_over, *(split.line() for split in self.splits)]
         lines += [f"{one.title}: {note}" for one in self.outcomes for note in one.notes]
         return [*lines, *(str(error) for error in self.failures), self.line()]

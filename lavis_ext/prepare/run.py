@@ -16,7 +16,7 @@ from lavis_ext.fetch.lock import Ownership, read_owner
 from lavis_ext.fetch.transfer import Progress, Silent
 from lavis_ext.prepare.plan import Plan, PlanItem, PrepareContext, make_context, make_plan, plan_item
 from lavis_ext.prepare.records import BOOKKEEPING, OnDisk, disk_errors
-from lavis_ext.prepare.report import Outcome, Report, SplitState
+from lavis_ext.prepare.report import Outcome, Report
 from lavis_ext.prepare.samples import SplitCounter, artifact_states, home_of, shortage_errors, write_missing
 from lavis_ext.prepare.selection import PrepareOptions, Selection, select, user_key
 
@@ -70,11 +70,11 @@ def prepare(
 
 
 def execute_plan(made: Plan, progress: Progress | None = None, notice: Callable[[str], None] | None = None) -> Report:
-    """Do what a plan says; a second call of what is finished moves nothing.
+    """Execute a plan; where all of it is done, nothing moves.
 
     Failures of single artifacts are in the report, whose `exit_code` is the worst. Raises DiskError before the first
-    byte where it does not fit, OwnedError where another process works on the same family. KeyboardInterrupt leaves a
-    state that the next call continues, and is raised again. A plan of a dry run is only checked against the disk.
+    byte where it does not fit, OwnedError where another process works on the same family. After KeyboardInterrupt the
+    next call continues. A plan of a dry run is only checked against the free space.
     """
     context, selection = made.context, made.selection
     if context is None or selection is None:
@@ -90,7 +90,7 @@ def execute_plan(made: Plan, progress: Progress | None = None, notice: Callable[
     if made.done:
         return _report(context, selection, made)  # also where the root is read-only
     with owned(context, selection) as (pulse, waited):
-        if waited:  # another process worked here meanwhile: what was planned is past
+        if waited:  # another process worked here meanwhile: the plan is out of date
             made = _plan(context, selection)
         if selection.contents:
             from lavis_ext.prepare.blobs import keep_contents
@@ -100,34 +100,31 @@ def execute_plan(made: Plan, progress: Progress | None = None, notice: Callable[
 
 
 class Pulse:
-    """Progress that passes everything on and touches a file, by which another process sees that this one moves."""
+    """Progress that forwards to another and touches files, by which a waiting process sees that this one moves."""
 
     def __init__(self, inner: Progress, paths: Sequence[Path]) -> None:
         self._inner, self._paths, self._last = inner, paths, 0.0
 
     def begin(self, label: str, total: int | None) -> None:
-        """A file starts."""
         self._inner.begin(label, total)
 
     def advance(self, label: str, count: int) -> None:
-        """Bytes came."""
         self._inner.advance(label, count)
         if time.monotonic() - self._last > PULSE:
             self._last = time.monotonic()
             for path in self._paths:
-                with suppress(OSError):  # a full disk is for those to tell who write data
+                with suppress(OSError):  # a full disk is reported by what writes data
                     path.touch()
 
     def end(self, label: str, outcome: str) -> None:
-        """The file is done."""
         self._inner.end(label, outcome)
 
 
 @contextmanager
 def owned(context: PrepareContext, selection: Selection) -> Iterator[tuple[Pulse, bool]]:
-    """Be the only process that prepares these families; waits for another while it moves, then raises OwnedError.
+    """Own these families for this process; waits for another owner while it moves, else raises OwnedError.
 
-    Yields the progress by which others see that this process moves, and whether there was another to wait for.
+    Yields the progress by which waiting processes see that this one moves, and whether there was another owner.
     """
     folders = [context.root / family / BOOKKEEPING for family in selection.families]
     pulses = [folder / "prepare.pulse" for folder in folders]
@@ -146,27 +143,34 @@ def owned(context: PrepareContext, selection: Selection) -> Iterator[tuple[Pulse
 
 
 def _report(context: PrepareContext, selection: Selection, made: Plan) -> Report:
-    """Annotations, then images, then lists, then the count of samples."""
+    """Execute annotations, then images, then lists; then count the samples."""
     from lavis_ext.prepare.execute import execute_items  # a dry run needs no reader of archives
 
     files, listed = ([item for item in made.items if item.listed == which] for which in (False, True))
     outcomes: dict[str, Outcome] = {}
     lists: dict[str, Outcome] = {}
     outcomes |= execute_items(context, [item for item in files if not _of_images(item)])
-    files = [_chosen_anew(context, item, files, outcomes) for item in files]
+    files = [_replan(context, item, files, outcomes) for item in files]
     outcomes |= execute_items(context, [item for item in files if _of_images(item)])
     if listed:
         from lavis_ext.prepare.lists import execute_lists
 
         lists = execute_lists(context, listed, outcomes)
-    disks = {item.file: _afterwards(item, outcomes[item.title]) for item in files}
+    disks = {}
+    for item in files:
+        record = outcomes[item.title].record
+        disks[item.file] = item.disk if record is None else OnDisk("recorded", record)
     counter = SplitCounter(context.root, context.cards, selection.requests, disks, context.options.max_samples)
     states = counter.states(selection.chosen)
     chosen = {one.title: one for one in selection.chosen}
     failed = any(outcome.error for outcome in (*outcomes.values(), *lists.values()))
     errors = [*counter.errors, *([] if failed else shortage_errors(states, chosen, context.cards, context.root))]
     if not made.done or any(state.missing for state in states):
-        _note_missing(context, selection, states)
+        homes = {one.title: home_of(one, selection.requests) for one in selection.chosen}
+        try:
+            write_missing(context.root, states, homes)
+        except OSError as error:  # a root that cannot be written to: the report has the counts
+            log.warning("missing.tsv is not written: %s", error)
     results = (*(outcomes[item.title] for item in files), *lists.values())
     states += artifact_states(selection, disks)
     return Report(plan=made, outcomes=results, splits=tuple(states), errors=tuple(errors))
@@ -176,10 +180,10 @@ def _of_images(item: PlanItem) -> bool:
     return item.request is not None and item.request.images
 
 
-def _chosen_anew(
+def _replan(
     context: PrepareContext, item: PlanItem, items: Sequence[PlanItem], outcomes: Mapping[str, Outcome]
 ) -> PlanItem:
-    """The item; but planned anew where single pictures were chosen by annotations that turned out to be wrong ones."""
+    """The item, planned again where its pictures were kept by annotations that turned out to be wrong ones."""
     if not _of_images(item) or item.request is None or item.action != "keep":
         return item
     wrong = [one for one in items if one.action == "check" and not _of_images(one)]
@@ -187,17 +191,3 @@ def _chosen_anew(
     renewed = {user_key(*user) for one in wrong if one.request is not None for user in one.request.users}
     hit = any(user_key(*user) in renewed for user in item.request.users)
     return plan_item(context, item.request, renewed) if hit else item
-
-
-def _afterwards(item: PlanItem, outcome: Outcome) -> OnDisk:
-    """What is there now: as the record says that was just written, else as the plan found it."""
-    return OnDisk("recorded", outcome.record) if outcome.record is not None else item.disk
-
-
-def _note_missing(context: PrepareContext, selection: Selection, states: list[SplitState]) -> None:
-    """Write `missing.tsv`; where that fails (a root that cannot be written to) the report still tells the counts."""
-    homes = {one.title: home_of(one, selection.requests) for one in selection.chosen}
-    try:
-        write_missing(context.root, states, homes)
-    except OSError as error:
-        log.warning("missing.tsv is not written: %s", error)

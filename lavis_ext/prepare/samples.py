@@ -1,4 +1,4 @@
-"""Samples counted: which pictures the annotations of each split name, and how many of those are on the disk."""
+"""Counts of samples: which pictures the annotations of each split name, and how many of them are on the disk."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ if TYPE_CHECKING:
     from lavis_ext.datasets.readers.annotations import Annotations
 
 MISSING_FILE, COUNTS_FILE = "missing.tsv", "counts.json"
-SETTLED_NS = 2_000_000_000
-"""File systems tell times in steps of up to two seconds: a change within one does not show."""
+CLOCK_STEP_NS = 2_000_000_000
+"""File systems keep mtimes in steps of up to two seconds: a second change within one does not show."""
 PATTERN = "{image_id}.jpg"
 
 
@@ -43,8 +43,8 @@ def open_rows(paths: Sequence[Path], limit: int | None = None) -> Annotations:
 def image_names(rows: Annotations, dataset: DatasetConfig, there: ImageNames | None = None) -> list[str]:
     """The distinct names of pictures in rows, in order of appearance; empty where rows name none.
 
-    They stand under `image_key`, else follow the first of `image_patterns` that is `there`, else `image_pattern`, else
-    are `<image_id>.jpg`, as the builders read them.
+    By `image_key`, else by the first of `image_patterns` that is `there`, else `image_pattern`, else `<image_id>.jpg`,
+    as the builders read them.
     """
     keys = rows.keys()
     used = next(
@@ -72,7 +72,7 @@ def _formatted(rows: Annotations, patterns: Sequence[str], there: ImageNames | N
 
 
 class ImageNames:
-    """Relative names below the folder of images, sought as the image store does: as written, then by their tails."""
+    """Relative names below the folder of images, found as the image store does: as written, then by their tails."""
 
     def __init__(self, names: Collection[str], layouts: Sequence[str] | None = None) -> None:
         self._names = names
@@ -81,7 +81,7 @@ class ImageNames:
         self._layouts = ["", *sorted(name for name in first if not name.startswith("."))]
 
     def find(self, name: str) -> str | None:
-        """The name that serves `name`, or None; in a folder that is there as written only the file as written does."""
+        """The name on disk of `name`, or None. Where its folder exists as written, only that very file counts."""
         if name in self._names:
             return name
         if name.rpartition("/")[0] in self._folders:
@@ -98,7 +98,7 @@ class ImageNames:
 
 
 def relative_name(artifact: Artifact, member: str, storage: str) -> str | None:
-    """A member's name below the folder of images `storage`; None where it lies elsewhere."""
+    """A member's name below the folder of images `storage`; None where it is elsewhere."""
     base = artifact.storage.strip("/")
     whole = member if base in ("", ".") else f"{base}/{member}"
     prefix = f"{storage.strip('/')}/" if storage.strip("/") else ""
@@ -118,10 +118,10 @@ class Counts:
 class SplitCounter:
     """Counts the splits of a selection; folders are listed and annotations opened once each.
 
-    `disks` is what was found of each artifact, by its file. What was counted is kept in `.lavis_ext/counts.json` with
-    the times of the files and folders that it was counted in, so that the next look costs a stat a folder: listing
-    COCO's 123,287 pictures and its 566,435 captions takes a second and 190 MB. With `lost` the names of missing
-    pictures are listed, which are not kept.
+    `disks` is what was found of each artifact, by its file. Counts are kept in `.lavis_ext/counts.json` with the mtimes
+    of the files and folders that they were counted in, so that the next time costs a stat per folder: listing COCO's
+    123,287 pictures and its 566,435 captions takes a second and 190 MB. With `lost` the names of missing pictures are
+    listed, which are not kept.
     """
 
     def __init__(
@@ -181,7 +181,7 @@ class SplitCounter:
     def _counts(
         self, one: Chosen, split: str, paths: Sequence[Path], storage: str, used: Sequence[Artifact]
     ) -> Counts | None:
-        """As they were counted before, if nothing that they were counted in has changed, else anew.
+        """The kept counts, if nothing that they were counted in has changed, else new ones.
 
         None where the annotations cannot be read.
         """
@@ -210,7 +210,7 @@ class SplitCounter:
             names = image_names(rows, one.dataset, there)
             lost = tuple(name for name in names if there.find(name) is None)
             counts = Counts(len(rows), len(names), len(names) - len(lost), lost)
-        if home and home.parent.is_dir() and self._settled(paths, storage):
+        if home and home.parent.is_dir() and self._unchanged_for_a_step(paths, storage):
             keeper, times = self._keeper(home), self._list(storage)[1] if storage else None
             keeper["splits"][key] = [_mark(about, times), counts.rows, counts.named, counts.present]
             if storage:
@@ -230,18 +230,18 @@ class SplitCounter:
         return self._kept[path]
 
     def _unchanged(self, home: Path, storage: str) -> bool:
-        """Whether no file came to or went from a folder of pictures since its pictures were counted."""
+        """Whether no file was added to or removed from a folder of pictures since its pictures were counted."""
         if (home, storage) not in self._times:
             times = self._keeper(home)["folders"].get(storage)
             same = isinstance(times, dict) and bool(times) and folder_times(self._root / storage, times) == times
             self._times[home, storage] = same
         return self._times[home, storage]
 
-    def _settled(self, paths: Sequence[Path], storage: str) -> bool:
-        """Whether all was last changed long enough ago that a later change will show in the times."""
+    def _unchanged_for_a_step(self, paths: Sequence[Path], storage: str) -> bool:
+        """Whether the last change was long enough ago that a later one will show in the mtimes."""
         times = [path.stat().st_mtime_ns for path in paths]
         times += self._list(storage)[1].values() if storage else []
-        return max(times, default=0) < time.time_ns() - SETTLED_NS
+        return max(times, default=0) < time.time_ns() - CLOCK_STEP_NS
 
     def _rows(self, paths: tuple[Path, ...]) -> Annotations | None:
         """The rows of files up to the limit, None where they cannot be read."""
@@ -276,12 +276,12 @@ class SplitCounter:
 
 
 def _mark(about: Mapping[str, Any], times: Mapping[str, int] | None) -> str:
-    """What names all that a count was made of: files, arguments, and the folders as they were then."""
+    """A digest of all that a count depends on: files, arguments, and the folders' mtimes."""
     return hashlib.sha256(json.dumps([about, times], sort_keys=True, default=str).encode()).hexdigest()
 
 
 def _list_state(state: SplitState, root: Path, artifact: Artifact) -> SplitState | None:
-    """What the account says of shards that were made from a list, None where there are none (yet)."""
+    """The state of shards that were made from a list, by its account; None where there is none yet."""
     from lavis_ext.prepare.urls.listing import list_account
 
     account, spec = list_account(root, artifact), artifact.lists
@@ -293,7 +293,7 @@ def _list_state(state: SplitState, root: Path, artifact: Artifact) -> SplitState
 
 
 def artifact_states(selection: Selection, disks: Mapping[str, OnDisk]) -> list[ArtifactState]:
-    """The state of each artifact that was named itself, by what was found of its files."""
+    """The state of each artifact that the user named, by what was found of its files."""
     states = []
     for title in selection.named:
         requests = [request for request in selection.requests if title in (request.title, request.folder)]
@@ -348,10 +348,10 @@ def shortage_errors(
 ) -> list[LavisExtError]:
     """An error for each split that is short of pictures.
 
-    A family that must be complete (threshold 1) is damaged without one (IntegrityError, exit code 5); another is
-    partial below its threshold (PartialError, exit code 8), as sets of dead links are expected to be. Pictures that
-    come by hand are reported with the steps (AccessError, exit code 7), as are those that nothing on the card brings,
-    because the list names files and no addresses.
+    In a family that must be complete (threshold 1) a missing picture is damage (IntegrityError, exit code 5); in
+    another, some dead links are expected, and fewer than its threshold are an error (PartialError, exit code 8).
+    Pictures that come by hand are reported with the steps (AccessError, exit code 7), as are those for which the card
+    has no source, because the list names files and no URLs.
     """
     errors: list[LavisExtError] = []
     for state in states:
@@ -364,10 +364,10 @@ def shortage_errors(
             errors.append(AccessError(where, what, one.dataset.manual))
         elif threshold < 1 and state.present / state.expected >= threshold:
             continue
-        elif not _brings(cards, one.dataset, state.split):
+        elif not _has_source(cards, one.dataset, state.split):
             folder = root / one.dataset.build_info.images.storage
             what = f"{what}, and the list does not say where they come from"
-            errors.append(AccessError(where, what, f"lay them below {folder}"))
+            errors.append(AccessError(where, what, f"put them below {folder}"))
         elif threshold >= 1:
             way_out = "run `lavis-ext prepare` again; `.lavis_ext/missing.tsv` names them"
             errors.append(IntegrityError(where, what, way_out))
@@ -379,8 +379,8 @@ def shortage_errors(
     return errors
 
 
-def _brings(cards: Cards, dataset: DatasetConfig, split: str) -> bool:
-    """Whether a card says where the pictures of a split come from: archives of them, or a list of addresses."""
+def _has_source(cards: Cards, dataset: DatasetConfig, split: str) -> bool:
+    """Whether a card says where the pictures of a split come from: archives of them, or a list of URLs."""
     listed = any(artifact.lists for artifact in cards.artifacts_of(dataset, [split]))
     return listed or bool(cards.image_artifacts(dataset, split))
 

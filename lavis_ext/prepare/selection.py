@@ -1,4 +1,4 @@
-"""Which data sets, splits and artifacts a command means; an unknown name is an error that names the nearest."""
+"""Names and splits of a command → data sets and the artifacts that they need; unknown names raise UsageError."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from lavis_ext.fetch.transfer import Policy
 from lavis_ext.prepare.records import family_folder
 
 Preference = Callable[[DatasetConfig, DatasetConfig, str], bool]
-"""Whether a split is meant in its other form: (data set in that form, in the first, split)."""
+"""(data set in its other form, in the first form, split) → whether the other form is to be used."""
 ContentsOrigin = Literal["mirror", "listing", "card", "disk"]
 
 
@@ -45,18 +45,18 @@ class PrepareOptions:
     metadata_only: bool = False
     """Fetch lists of images, but not the images."""
     distributor: Literal["multiprocessing", "pyspark", "ray"] = "multiprocessing"
-    """What shares out the download of a list of the open web."""
+    """How img2dataset distributes the download of a list of the open web."""
     processes: int = 0
     """Processes that download such a list; 0: one per core, at most 16."""
     include: Sequence[str] = ()
-    """Patterns of the files that are meant (`features.*`, `coco_ir/*`); none: all."""
+    """Patterns of the files to prepare (`features.*`, `coco_ir/*`); none: all."""
     exclude: Sequence[str] = ()
     """Patterns of files that are left out."""
     listing: bool = False
-    """Ask hosts what folders hold, and keep the answer as their manifest, also where one is declared."""
+    """Ask hosts to list folders, and keep the answer as their manifest, also where one is declared."""
 
     def check(self) -> None:
-        """Raise UsageError for what cannot be meant."""
+        """Raise UsageError for values that are out of range or exclude each other."""
         if self.max_samples is not None and self.max_samples <= 0:
             raise UsageError(f"--max-samples {self.max_samples}", "must be at least 1", "leave it out for everything")
         if self.max_samples is not None and self.no_unpack:
@@ -69,7 +69,7 @@ class PrepareOptions:
 
 @dataclass(frozen=True)
 class Chosen:
-    """A data set and the splits of it that are meant."""
+    """A data set and the chosen splits of it."""
 
     card: Card
     dataset: DatasetConfig
@@ -90,9 +90,9 @@ class ArtifactRequest:
     images: bool
     users: list[tuple[DatasetConfig, str]] = field(default_factory=list)
     folder: str = ""
-    """The title of the folder that this is a file of."""
+    """The title of the remote folder that this is a file of, "" for none."""
     refusal: LavisExtError | None = None
-    """Why nothing can be done about it: what a folder holds is not known."""
+    """Why it cannot be prepared: the files of a folder are not known."""
 
     @property
     def title(self) -> str:
@@ -107,7 +107,7 @@ class ArtifactRequest:
 
 @dataclass(frozen=True)
 class Contents:
-    """The files of a folder by relative name, and who said so."""
+    """The files of a folder by relative name, and where this is known from."""
 
     files: dict[str, Blob]
     origin: ContentsOrigin
@@ -115,13 +115,13 @@ class Contents:
 
 @dataclass(frozen=True)
 class Selection:
-    """The chosen data sets, what they need (each file once, annotations first), and lines about those passed over."""
+    """The chosen data sets, what they need (each file once, annotations first), and a line for each one skipped."""
 
     chosen: tuple[Chosen, ...]
     requests: tuple[ArtifactRequest, ...]
     passed_over: tuple[str, ...] = ()
     named: tuple[str, ...] = ()
-    """Titles of the artifacts that were named themselves."""
+    """Titles of the artifacts that the user named."""
     contents: tuple[tuple[Artifact, Contents], ...] = ()
     """What each folder among them holds."""
 
@@ -132,7 +132,7 @@ class Selection:
 
 
 def user_key(dataset: DatasetConfig, split: str) -> str:
-    """What names a split of a data set in records: `coco_vqa[eval]/val`."""
+    """The key of a split of a data set in records: `coco_vqa[eval]/val`."""
     return f"{dataset.name}/{split}" if dataset.type == "default" else f"{dataset.name}[{dataset.type}]/{split}"
 
 
@@ -143,17 +143,17 @@ def select(
     mirrors: MirrorMap | None = None,
     root: Path | None = None,
 ) -> Selection:
-    """Families, data sets and artifacts by name; with a subset mirror, those of which it lists nothing are passed over.
+    """Families, data sets and artifacts by name; with a subset mirror, those of which it lists nothing are skipped.
 
-    Annotations that are published in two forms are meant in the one that such a mirror has, else in the one that lies
-    below `root`. Raises UsageError for an unknown name or split, NetworkError where the mirror lists nothing of all.
+    Of annotations that are published in two forms, the one that such a mirror has is used, else the one that is below
+    `root`. Raises UsageError for an unknown name or split, NetworkError where the mirror lists nothing of them all.
     """
     wanted = list(names)
     chosen, named = _chosen(cards, wanted, splits), _named(cards, wanted)
-    passed: list[str] = []
+    skipped: list[str] = []
     if mirrors is not None and mirrors.is_subset:
         listed = [_in_form(cards, one, _listed_only(cards, mirrors)) for one in chosen]
-        chosen, named, passed = _offered(cards, listed, named, mirrors)
+        chosen, named, skipped = _offered(cards, listed, named, mirrors)
     elif root is not None:
         chosen = [_in_form(cards, one, _on_disk(cards, root)) for one in chosen]
     requests = _requests(cards, chosen)
@@ -161,11 +161,11 @@ def select(
     requests = [*(request for request in named if request.artifact.file not in there), *requests]
     for request in requests:
         family_folder(request.artifact)
-    return Selection(tuple(chosen), tuple(requests), tuple(passed), tuple(request.title for request in named))
+    return Selection(tuple(chosen), tuple(requests), tuple(skipped), tuple(request.title for request in named))
 
 
 def _named(cards: Cards, names: Iterable[str]) -> list[ArtifactRequest]:
-    """The artifacts that are named themselves, or all of a family without data sets; each once."""
+    """The artifacts that the user named, or all of a family without data sets; each once."""
     found = [artifact for name in names for artifact in cards.named_artifacts(name)]
     return [
         ArtifactRequest(artifact, cards.families[artifact.family], False)
@@ -188,13 +188,13 @@ def _chosen(cards: Cards, names: list[str], splits: Sequence[str] | None) -> lis
 
 
 def _is_meant(dataset: DatasetConfig, name: str) -> bool:
-    """Whether a name means this config type: one that is prepared on request only must be named, not its family."""
+    """Whether a name selects this config type: one that is prepared on request only must be named itself."""
     named = (f"{dataset.name}[{dataset.type}]", dataset.name if dataset.type == "default" else None)
     return not dataset.on_request or name in named
 
 
 def _in_form(cards: Cards, one: Chosen, prefers: Preference) -> Chosen:
-    """The data set with those splits in their other form that `prefers` says so of."""
+    """The data set with each split in its other form where `prefers` says so."""
     dataset = one.dataset
     for split in one.splits:
         other = cards.in_other_form(dataset, split)
@@ -204,7 +204,7 @@ def _in_form(cards: Cards, one: Chosen, prefers: Preference) -> Chosen:
 
 
 def _listed_only(cards: Cards, mirrors: MirrorMap) -> Preference:
-    """Prefers the form of a split that a mirror lists whole where it does not list the other so."""
+    """Prefers the other form of a split where a mirror lists all of it, and not all of the first form."""
 
     def lists_all(dataset: DatasetConfig, split: str) -> bool:
         return all(_any_listed(artifact, mirrors) for artifact in cards.annotation_artifacts(dataset, split))
@@ -216,7 +216,7 @@ def _listed_only(cards: Cards, mirrors: MirrorMap) -> Preference:
 
 
 def _on_disk(cards: Cards, root: Path) -> Preference:
-    """Prefers the form that lies whole on the disk where the first does not, or is a part of it (as builders do)."""
+    """Prefers the other form where all of it is on disk and the first form is not, or contains it (as builders do)."""
 
     def prefers(other: DatasetConfig, first: DatasetConfig, split: str) -> bool:
         others, paths = ({root / path for path in cards.annotation_paths(form, split)} for form in (other, first))
@@ -237,27 +237,22 @@ def _requests(cards: Cards, chosen: Iterable[Chosen]) -> list[ArtifactRequest]:
                     artifact.file, ArtifactRequest(artifact, one.card, artifact.file in images)
                 )
                 request.users.append((one.dataset, split))
-    return sorted(requests.values(), key=_images_last)
-
-
-def _images_last(request: ArtifactRequest) -> bool:
-    return request.images
+    return sorted(requests.values(), key=lambda request: request.images)
 
 
 def _offered(
     cards: Cards, chosen: list[Chosen], named: list[ArtifactRequest], mirrors: MirrorMap
 ) -> tuple[list[Chosen], list[ArtifactRequest], list[str]]:
-    """What a subset mirror has of what is meant; a data set whose annotations it does not list is passed over.
+    """What a subset mirror has of what is asked for; a data set whose annotations it does not list is skipped.
 
-    Images alone do not make a data set: several stand on the same ones. One that is listed in part is kept, and what
-    lacks is an error later.
+    Images alone do not count: several data sets use the same ones. A data set that is listed in part is kept, and what
+    is missing is an error later.
     """
     kept = [one for one in chosen if _listed(cards, one, mirrors)]
     offered = [request for request in named if _any_listed(request.artifact, mirrors)]
-    passed = [one.title for one in chosen if one not in kept] + [
-        request.title for request in named if request not in offered
-    ]
-    lines = [f"{title}: passed over, the mirror (a subset) lists nothing of it" for title in passed]
+    skipped = [one.title for one in chosen if one not in kept]
+    skipped += [request.title for request in named if request not in offered]
+    lines = [f"{title}: skipped, the mirror (a subset) lists nothing of it" for title in skipped]
     if not kept and not offered:
         raise NetworkError(
             mirrors.base, "the mirror (a subset) lists nothing of what is asked for", "name another mirror"
@@ -266,18 +261,10 @@ def _offered(
 
 
 def _listed(cards: Cards, one: Chosen, mirrors: MirrorMap) -> bool:
-    """Whether the mirror lists anything that makes this data set: one of its annotations, else of its images."""
+    """Whether the mirror lists any of its annotations, or any of its images where it has no annotations."""
     requests = _requests(cards, [one])
-    own: Callable[[ArtifactRequest], bool] = _is_annotation if any(map(_is_annotation, requests)) else _any_request
-    return any(_any_listed(request.artifact, mirrors) for request in requests if own(request))
-
-
-def _is_annotation(request: ArtifactRequest) -> bool:
-    return not request.images
-
-
-def _any_request(_: ArtifactRequest) -> bool:
-    return True
+    annotations = [request for request in requests if not request.images]
+    return any(_any_listed(request.artifact, mirrors) for request in annotations or requests)
 
 
 def _any_listed(artifact: Artifact, mirrors: MirrorMap) -> bool:

@@ -1,4 +1,4 @@
-"""`status` and `verify`: what is on the disk, in a moment, or checked byte by byte and picture by picture."""
+"""`status`: what is on the disk by the records. `verify`: every byte of it checked, and with `deep` every picture."""
 
 from __future__ import annotations
 
@@ -99,9 +99,10 @@ class VerifyReport:
 def status(
     names: Iterable[str] = (), options: PrepareOptions | None = None, cards: Cards | None = None, lost: bool = True
 ) -> list[SplitState]:
-    """The state of every split of some families or data sets (default: all); quick, nothing is hashed or fetched.
+    """The state of every split of some families or data sets (default: all); nothing is hashed or fetched.
 
-    Quicker still where the names of missing pictures (`lost`) are not asked for. Raises UsageError for an unknown name.
+    Without `lost`, the names of missing pictures are not listed, which is quicker. Raises UsageError for an unknown
+    name.
     """
     context = make_context(replace(options or PrepareOptions(), offline=True), cards)
     root, options = context.root, context.options
@@ -123,10 +124,11 @@ def verify(
 ) -> VerifyReport:
     """Check what is prepared: files by their hashes, members by size and CRC-32; `deep` decodes every picture too.
 
-    Archives that were taken whole and those of which single members were taken are checked in the same way. `repair`
-    sets aside what fails and fetches it again, alone where the archive gives single files. Raises UsageError.
+    Archives that were fetched whole and those of which single members were fetched are checked in the same way.
+    `repair` sets aside what fails and fetches it again, as single members where the archive allows it. Raises
+    UsageError.
     """
-    from lavis_ext.prepare.execute import repair_items  # status, which lies here too, needs no reader of archives
+    from lavis_ext.prepare.execute import repair_items  # imported here: `status` needs no reader of archives
     from lavis_ext.prepare.lists import check_list, execute_lists, list_title, plan_lists
 
     chosen, names = options or PrepareOptions(), list(names)
@@ -147,13 +149,13 @@ def verify(
         return report
     context = replace(make_context(chosen, cards), progress=progress or Silent(), notice=notice or log.info)
     with owned(context, selection) as (pulse, _):
-        lost = [(check.request, check.take_back(found[check.request.title])) for check in damaged]
+        lost = [(check.request, check.set_aside(found[check.request.title])) for check in damaged]
         for request in damaged_lists:
             _set_aside([Path(one.path) for one in found[list_title(request)]])
         context = replace(context, progress=pulse)
         outcomes = repair_items(context, lost) if lost else []
-        anew = plan_lists(make_plan(context, replace(selection, requests=())), damaged_lists, context.options)
-        listed = execute_lists(context, anew.items, {})
+        replanned = plan_lists(make_plan(context, replace(selection, requests=())), damaged_lists, context.options)
+        listed = execute_lists(context, replanned.items, {})
     return replace(report, repaired=(*outcomes, *listed.values()))
 
 
@@ -183,7 +185,7 @@ def _add_list(
 
 
 def _add(report: VerifyReport, check: _Check, found: dict[str, list[Finding]]) -> VerifyReport:
-    """The report with one more artifact, whose findings are noted in `found` by its title."""
+    """The report with one more artifact, whose findings are added to `found` by its title."""
     title, record = check.request.title, read_record(check.root, check.request.artifact)
     if record is None:
         return replace(report, unknown=(*report.unknown, title))
@@ -208,7 +210,7 @@ class _Check:
     deep: bool
     progress: Progress
     old: bool = False
-    """Whether what is there is of another version than the card declares: it is no damage, and stays where it is."""
+    """Whether what is there is of another version than the card declares: it is not damaged, and is not set aside."""
 
     def findings(self, record: ArtifactRecord) -> list[Finding]:
         """Every file that is not as it was declared or recorded."""
@@ -258,10 +260,10 @@ class _Check:
             yield from (self._finding(path, found) for path, found in results if found is not None)
         self.progress.end(label, "reused")
 
-    def take_back(self, findings: Sequence[Finding]) -> list[int]:
+    def set_aside(self, findings: Sequence[Finding]) -> list[int]:
         """Set aside what failed, so that it is fetched again; raises DiskError.
 
-        Returns the members that should be there where only some were taken, else nothing.
+        Returns the numbers of the members that should be there where only some were fetched, else nothing.
         """
         artifact = self.request.artifact
         record = read_record(self.root, artifact)
@@ -269,7 +271,8 @@ class _Check:
             return []
         table = None if artifact.unpack is None else open_table(self.root, artifact, record)
         _set_aside(path for path in (Path(finding.path) for finding in findings) if path.is_file())
-        # What is set aside changes the time of its folder, so the record is doubted; a lost table changes nothing.
+        # Setting members aside changes the mtime of their folder, so that `inspect` finds them lost. Nothing else is
+        # found lost so: there the record is dropped.
         if table is None:
             with disk_errors(self.root):
                 drop_record(self.root, artifact)

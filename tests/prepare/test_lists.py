@@ -75,8 +75,9 @@ def test_pictures_that_a_list_without_addresses_names_are_to_be_laid_there(serve
     wanted = options(server, tmp_path, splits=["val"])
     report = prepare(["nocaps"], wanted)
     assert report.exit_code == 7
-    told = "nocaps/val: 3 of 3 images are missing, and the list does not say where they come from"
-    assert [str(error) for error in report.failures] == [f"{told}; lay them below {tmp_path / 'nocaps/images'}"]
+    (problem,) = report.failures[0].problems
+    assert problem.where == "nocaps/val" and problem.what.startswith("3 of 3 images")
+    assert str(tmp_path / "nocaps/images") in problem.way_out and len(report.failures) == 1
     for n in range(3):
         path = tmp_path / f"nocaps/images/val/{n:04d}.jpg"
         path.parent.mkdir(parents=True, exist_ok=True)

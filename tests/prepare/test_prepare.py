@@ -438,7 +438,7 @@ def test_a_data_set_of_which_a_subset_lists_nothing_is_passed_over(toy: Family) 
     )
     cards = replace(cards, families={"toy": family})
     report = toy.prepare(cards)
-    assert report.exit_code == 0 and any("toy_vqa: passed over" in line for line in report.lines())
+    assert report.exit_code == 0 and any("toy_vqa: skipped" in line for line in report.lines())
     with pytest.raises(NetworkError, match="lists nothing"):
         toy.prepare(cards, names=("toy_vqa",))
     toy.offer_manifest(["train.json"])

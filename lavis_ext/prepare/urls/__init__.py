@@ -1,4 +1,7 @@
-"""Images that annotation files list by URL, fetched to the last one that lives; an account tells of the others."""
+"""Images that annotation files list by URL, and an account of those that could not be fetched.
+
+Lists of a few hosts go through the fetch engine (`hosted.py`), lists of the open web through img2dataset (`run.py`).
+"""
 
 from __future__ import annotations
 

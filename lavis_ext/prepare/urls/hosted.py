@@ -1,4 +1,4 @@
-"""Lists of one or a few hosts (NoCaps): every image is a Transfer of the fetch engine, bytes as they come."""
+"""Lists of one or a few hosts (NoCaps): every image is a Transfer of the fetch engine, its bytes kept as they are."""
 
 from __future__ import annotations
 
@@ -13,27 +13,27 @@ from lavis_ext.fetch import MirrorMap, Progress, Result, Source, Transfer, fetch
 from lavis_ext.prepare.urls.job import ListAccount, ListJob, LostImage
 from lavis_ext.prepare.urls.rows import ListedImage, read_rows
 
-# Which images of a list lie in their folder: listings, not one look per file, and the first bytes where asked.
-
-
 ASIDE = ".lavis_ext/set_aside"
 HEAD = 64
 
+# The images that are on disk. Folders are listed: a `stat` per image would take long for a million of them.
+
 
 def find_images(target: Path, paths: Collection[str]) -> set[str]:
-    """Those of the relative paths that are files with content; parts of files that a killed run left are removed."""
+    """Those of the relative paths that are files with content; temporary files of a killed run are removed."""
     found: set[str] = set()
     for folder in {str(PurePosixPath(path).parent) for path in paths}:
         prefix = "" if folder == "." else f"{folder}/"
         try:
             with os.scandir(target / folder) as entries:
-                found.update(prefix + entry.name for entry in entries if _counts(entry))
+                found.update(prefix + entry.name for entry in entries if _is_image(entry))
         except (FileNotFoundError, NotADirectoryError):
             continue
     return found.intersection(paths)
 
 
-def _counts(entry: os.DirEntry[str]) -> bool:
+def _is_image(entry: os.DirEntry[str]) -> bool:
+    """Whether it is a file with content; a temporary file is removed."""
     if entry.name.startswith(".") and entry.name.endswith(".part"):
         os.unlink(entry.path)  # noqa: PTH108 - a listing of a million
         return False
@@ -41,7 +41,7 @@ def _counts(entry: os.DirEntry[str]) -> bool:
 
 
 def walk_files(target: Path) -> Iterator[str]:
-    """Relative names of the files below a folder; hidden folders and what was set aside in place are left out."""
+    """Relative names of the files below a folder; hidden folders and `*.bad-*` files are left out."""
     for folder, inner, names in os.walk(target):
         inner[:] = [name for name in inner if not name.startswith(".")]
         kept = (name for name in names if ".bad-" not in name)
@@ -65,7 +65,7 @@ def image_fault(path: Path, deep: bool = False) -> str:
 
 
 def set_aside_foreign(target: Path, paths: Collection[str]) -> int:
-    """Move files that are no images by their first bytes (error pages, say) out of the way; returns how many."""
+    """Move files that are no images by their first bytes (error pages) to ASIDE; returns how many."""
     count = 0
     for path in paths:
         if not image_fault(target / path):
@@ -77,6 +77,9 @@ def set_aside_foreign(target: Path, paths: Collection[str]) -> int:
     return count
 
 
+# Fetching
+
+
 def expand_list(
     annotations: Sequence[Path],
     spec: ImageList,
@@ -84,10 +87,10 @@ def expand_list(
     limit: int | None = None,
     mirrors: MirrorMap | None = None,
 ) -> list[Transfer]:
-    """What a list's files expand to: one Transfer for each image that it names, those that are there too.
+    """One Transfer for each image that a list's files name, those that are on disk too.
 
-    Names come from the list's `path` pattern, never from a server. Rows that may not be asked (scheme, private address)
-    and what a mirror lacks are left out, repeated paths too. Raises ConfigError, IntegrityError.
+    Names come from the list's `path` pattern, never from a server. Rows that are refused (scheme, private address),
+    what a mirror lacks and repeated paths are left out. Raises ConfigError, IntegrityError.
     """
     rows = read_rows(annotations, spec, limit, allow_private=bool(mirrors))
     return [transfer for _, transfer in _transfers(rows, target, mirrors or MirrorMap()) if transfer is not None]
@@ -96,7 +99,7 @@ def expand_list(
 def _transfers(
     rows: Iterator[ListedImage], target: Path, mirrors: MirrorMap
 ) -> Iterator[tuple[ListedImage, Transfer | None]]:
-    """Each row that is the first with its path, and how to fetch it; None, and a refusal, for one that may not be."""
+    """Each row that is the first with its path, and its Transfer; None for one that has a `refusal`."""
     seen: set[str] = set()
     _ = mirrors.manifest  # a mirror that cannot be asked at all is an error, not a list of missing images
     for row in rows:
@@ -129,14 +132,11 @@ def fetch_hosted(job: ListJob, progress: Progress | None = None) -> ListAccount:
     account = ListAccount(name=job.name, expected=len(wanted), threshold=job.threshold, asked=job.max_samples)
     account.notes += [f"{moved} files that are no images were set aside"] if moved else []
     account.bytes_moved = sum(result.bytes_moved for result in results)
-    losses = [*_refused(wanted), *_failed(wanted, results)]
+    refused = (LostImage(row.id, row.url, row.refusal) for row, transfer in wanted if transfer is None)
+    losses = [*refused, *_failed(wanted, results)]
     account.present = account.expected - len(losses)
     account.save(job.work, losses)
     return account
-
-
-def _refused(wanted: Sequence[tuple[ListedImage, Transfer | None]]) -> Iterator[LostImage]:
-    return (LostImage(row.id, row.url, row.refusal) for row, transfer in wanted if transfer is None)
 
 
 def _failed(wanted: Sequence[tuple[ListedImage, Transfer | None]], results: Sequence[Result]) -> Iterator[LostImage]:
@@ -150,6 +150,6 @@ def _failed(wanted: Sequence[tuple[ListedImage, Transfer | None]], results: Sequ
             yield LostImage(row.id, row.url, reason_of(str(result.error.problems[0].what)), corrupt)
 
 
-def reason_of(told: str) -> str:
+def reason_of(message: str) -> str:
     """The engine's reason without the URL before it."""
-    return told.rpartition("://")[2].partition(": ")[2][:80] or told[:80]
+    return message.rpartition("://")[2].partition(": ")[2][:80] or message[:80]

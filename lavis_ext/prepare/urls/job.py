@@ -1,12 +1,14 @@
-"""What is asked of a list of images, and the folders in which the work on it is remembered."""
+"""`ListJob`: what is asked of a list of images; `Pass`: the folders of one pass over it; `ListAccount`: the result."""
 
 from __future__ import annotations
 
 import json
 import os
+import re
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
+from enum import Enum
 from pathlib import Path
 from typing import Any, Literal
 
@@ -77,7 +79,7 @@ class ListJob:
 
 @dataclass(frozen=True)
 class Pass:
-    """The folders of one pass: URL tables, and what img2dataset leaves for each of them; shards count from `first`."""
+    """The folders of one pass: URL tables, and what img2dataset writes for each; shards are numbered from `first`."""
 
     folder: Path
     tables: Path
@@ -125,17 +127,36 @@ class Pass:
         return self.out / f"{shard:05d}.tar"
 
     def forget(self, shard: int) -> None:
-        """Have a shard done anew: bookkeeping goes, published data stays where it is."""
+        """Remove the bookkeeping of a shard, so that it is made again; published data stays where it is."""
         for path in (self.stats(shard), self.status(shard), self.pulse(shard), self.tar(shard)):
             path.unlink(missing_ok=True)
 
 
-# What came of a list, sample by sample: how many are expected, there, missing, corrupt, and why.
+# The account
 
 
-PASSING_REASONS = frozenset({"timeout", "connection", "name server", "unfinished", "gone from the disk"})
-PASSING_STATUS = ("HTTP 408", "HTTP 425", "HTTP 429", "HTTP 5")
+class Passing(Enum):
+    """Reasons of a lost image that another try may not meet again; the values stand in `missing.tsv`.
+
+    Statuses of servers (`HTTP 503`) are the others: see `passing_status`.
+    """
+
+    TIMEOUT = "timeout"
+    CONNECTION = "connection"
+    NAME_SERVER = "name server"
+    UNFINISHED = "unfinished"
+    GONE = "gone from the disk"
+
+
+PASSING_REASONS = frozenset(reason.value for reason in Passing)
 SHOWN = 4
+
+_STATUS = re.compile(r"HTTP (\d{3})\b")
+
+
+def passing_status(status: int) -> bool:
+    """Whether another try may get another answer than this HTTP status."""
+    return status in (408, 425, 429) or status >= 500
 
 
 @dataclass(frozen=True)
@@ -150,7 +171,7 @@ class LostImage:
 
 @dataclass(kw_only=True)
 class ListAccount:
-    """What a list came to. `expected` = `present` + `missing` + `corrupt`; `lost` names every one that is not there."""
+    """The result of a list: `expected` = `present` + `missing` + `corrupt`; the file `lost` names every lost image."""
 
     name: str
     expected: int = 0
@@ -175,20 +196,21 @@ class ListAccount:
 
     @property
     def error(self) -> LavisExtError | None:
-        """PartialError (exit code 8) below the threshold; NetworkError (4) where nothing came and only the network is
-        to blame; None where enough is there."""
+        """PartialError (exit code 8) below the threshold, NetworkError (4) where nothing is there for reasons of the
+        network alone, None where enough is there."""
         if self.share >= self.threshold and (self.present or not self.expected):
             return None
-        told = f"{self.present:,} of {self.expected:,} images are there ({self.share:.1%}); {self.told_reasons()}"
-        way_out = f"run again to retry what may have passed; {self.lost} names every one that lacks"
+        what = f"{self.present:,} of {self.expected:,} images are there ({self.share:.1%}); {self.top_reasons()}"
+        way_out = f"run again to retry what may have passed; {self.lost} names every one that is missing"
         if not self.present and not set(self.reasons) - PASSING_REASONS:
-            return NetworkError(self.name, told, way_out)
-        return PartialError(self.name, f"{told}, {self.threshold:.0%} are asked for", way_out)
+            return NetworkError(self.name, what, way_out)
+        return PartialError(self.name, f"{what}, {self.threshold:.0%} are asked for", way_out)
 
     @property
     def passing(self) -> bool:
         """Whether some reasons may have passed by the next run."""
-        return any(reason in PASSING_REASONS or reason.startswith(PASSING_STATUS) for reason in self.reasons)
+        statuses = (found for reason in self.reasons if (found := _STATUS.match(reason)))
+        return not PASSING_REASONS.isdisjoint(self.reasons) or any(passing_status(int(found[1])) for found in statuses)
 
     def covers(self, max_samples: int | None) -> bool:
         """Whether it was made for at least so many samples (None: for all)."""
@@ -200,17 +222,17 @@ class ListAccount:
         if error is not None:
             raise error
 
-    def told_reasons(self) -> str:
+    def top_reasons(self) -> str:
         """`HTTP 404 ×12, timeout ×3, 2 other reasons`."""
-        told = [f"{reason} ×{count:,}" for reason, count in self.reasons.most_common(SHOWN)]
+        shown = [f"{reason} ×{count:,}" for reason, count in self.reasons.most_common(SHOWN)]
         more = len(self.reasons) - SHOWN
-        return ", ".join(told + ([f"{more} other reasons"] if more > 0 else [])) or "no reason is known"
+        return ", ".join(shown + ([f"{more} other reasons"] if more > 0 else [])) or "no reason is known"
 
     def line(self) -> str:
         """One line for a person."""
-        told = f"{self.name}: {self.present:,} of {self.expected:,} images ({self.share:.1%})"
-        told += f", {self.missing:,} missing, {self.corrupt:,} corrupt"
-        return f"{told}: {self.told_reasons()}" if self.reasons else told
+        text = f"{self.name}: {self.present:,} of {self.expected:,} images ({self.share:.1%})"
+        text += f", {self.missing:,} missing, {self.corrupt:,} corrupt"
+        return f"{text}: {self.top_reasons()}" if self.reasons else text
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values."""

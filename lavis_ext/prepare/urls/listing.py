@@ -1,4 +1,4 @@
-"""From an artifact that lists images to the images: its files first, one or many parts, then what they name."""
+"""An artifact that lists images: its own files first, one or many parts, then the images that they name."""
 
 from __future__ import annotations
 
@@ -34,13 +34,13 @@ class ListOptions:
 
 
 def work_folder(root: Path, artifact: Artifact) -> Path:
-    """Where the bookkeeping of a list lies: `<family>/.lavis_ext/lists/<artifact>`."""
+    """The folder of the bookkeeping of a list: `<family>/.lavis_ext/lists/<artifact>`."""
     family = PurePosixPath(_spec(artifact).storage).parts[0]
     return root / family / ".lavis_ext" / "lists" / (artifact.name or "images")
 
 
 def list_account(root: Path, artifact: Artifact) -> ListAccount | None:
-    """What the last run said of a list; opens no image."""
+    """The account that the last run wrote of a list; opens no image."""
     return read_account(work_folder(root, artifact)) if artifact.lists else None
 
 
@@ -54,10 +54,10 @@ def part_count(spec: ImageList, max_samples: int | None) -> int:
 def list_files(root: Path, artifact: Artifact, options: ListOptions) -> tuple[list[Path], list[Transfer]]:
     """The list's own files, and how to fetch those that are not local.
 
-    By default they come from the artifact's url. `options.source` may be a folder of tables or one table (used where
-    they lie), a text file of URLs, the address of one file, an address with `{part:05d}` in it, or a base (a repository
+    By default they come from the artifact's url. `options.source` may be a folder of tables or one table (read in
+    place), a text file of URLs, the address of one file, an address with `{part:05d}` in it, or a base (a repository
     `hf:datasets/owner/name` or a folder on a server) that holds parts under their usual names.
-    Raises ConfigError for a source that cannot be meant.
+    Raises ConfigError for any other source.
     """
     spec, source = _spec(artifact), options.source
     folder = root / artifact.storage if spec.parts > 1 else (root / artifact.file).parent
@@ -98,7 +98,7 @@ def fetch_images(
 
     `threshold` counts where the list has none of its own. Raises as `fetch_list_files`, `fetch_hosted`, `fetch_list`.
     """
-    # img2dataset opens addresses, not folders: what a local mirror holds comes through the engine
+    # img2dataset opens URLs, not folders: what a local mirror holds comes through the fetch engine
     local = bool(options.mirrors) and urlsplit(options.mirrors.base).scheme not in ("http", "https")
     if local and _spec(artifact).output == "shards":
         what = "is a folder, and img2dataset, which makes the shards, asks a server"

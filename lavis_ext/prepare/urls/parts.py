@@ -1,4 +1,4 @@
-"""Our parts of img2dataset: guarded downloads, images under the names that annotations ask for, a pulse."""
+"""Subclasses for img2dataset: guarded downloads, images under the names that annotations ask for, progress files."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ DISK_TROUBLE = "disk_trouble.json"
 
 
 class GuardedDownloader(Downloader):  # type: ignore[misc]
-    """img2dataset's downloader, with urllib guarded in whichever process it is called."""
+    """img2dataset's downloader, which installs the guard of urllib in the process that calls it."""
 
     def __init__(self, limits: ResponseLimits, **arguments: Any) -> None:
         super().__init__(**arguments)
@@ -33,32 +33,35 @@ class GuardedDownloader(Downloader):  # type: ignore[misc]
 
 
 class ShardPulse:
-    """Tells how far a shard is in `NNNNN.pulse` (rows and bytes), and a disk that fails in `disk_trouble.json`."""
+    """Writes the progress of a shard (rows and bytes) to `NNNNN.pulse`, and a failing disk to `disk_trouble.json`.
+
+    The process that watches reads both.
+    """
 
     def __init__(self, folder: str, shard: int) -> None:
         self._path = Path(folder) / f"{shard:05d}.pulse"
         self._trouble = Path(folder) / DISK_TROUBLE
-        self._rows, self._bytes, self._told = 0, 0, 0.0
+        self._rows, self._bytes, self._written = 0, 0, 0.0
 
     def beat(self, size: int) -> None:
-        """One more row, with an image of so many bytes."""
+        """Count one more row, with an image of `size` bytes."""
         self._rows += 1
         self._bytes += size
-        if time.monotonic() - self._told >= PULSE:
-            self.tell()
+        if time.monotonic() - self._written >= PULSE:
+            self.write()
 
-    def tell(self) -> None:
-        """Write how far it is."""
-        self._told = time.monotonic()
+    def write(self) -> None:
+        """Write the counts now."""
+        self._written = time.monotonic()
         self._path.write_text(f"{self._rows} {self._bytes}", encoding="ascii")
 
     def fail(self, error: OSError, path: str) -> None:
-        """img2dataset goes on after a write that failed: the process that watches must know."""
+        """Report a write that failed: img2dataset itself goes on after it."""
         self._trouble.write_text(json.dumps({"errno": error.errno, "path": path}), encoding="utf-8")
 
 
 class ShardWriter(WebDatasetSampleWriter):  # type: ignore[misc]
-    """img2dataset's tar writer, with a pulse."""
+    """img2dataset's tar writer, with progress."""
 
     def __init__(self, shard_id: int, output_folder: str, *rest: Any) -> None:
         super().__init__(shard_id, output_folder, *rest)
@@ -77,7 +80,7 @@ class ShardWriter(WebDatasetSampleWriter):  # type: ignore[misc]
     def close(self) -> None:
         """The end of the shard."""
         super().close()
-        self._pulse.tell()
+        self._pulse.write()
 
 
 class NamedFilesWriter:
@@ -121,4 +124,4 @@ class NamedFilesWriter:
     def close(self) -> None:
         """The end of the shard."""
         self._status.close()
-        self._pulse.tell()
+        self._pulse.write()

@@ -1,4 +1,4 @@
-"""Annotation files become rows of URL, caption and wanted path, record by record; what may not be asked is told."""
+"""Annotation files become rows of URL, caption and wanted path, then URL tables, one Parquet file a shard."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import string
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path, PurePosixPath
 from typing import Any
 from urllib.parse import quote, unquote, urlsplit
@@ -30,7 +30,7 @@ LONGEST_CAPTION = 1 << 16
 
 @dataclass(frozen=True)
 class ListedImage:
-    """One image that is wanted: `refusal` says why it is not even tried, "" if it is."""
+    """One image that is wanted; `refusal` says why it is not requested, "" if it is."""
 
     number: int
     id: str
@@ -42,7 +42,7 @@ class ListedImage:
 
 
 class Text(str):
-    """A value in a path pattern: `{image}` as it stands, `{image.name}` its last part, `.stem` without suffix."""
+    """A value in a path pattern: `{image}` unchanged, `{image.name}` its last part, `{image.stem}` without suffix."""
 
     __slots__ = ()
 
@@ -61,7 +61,7 @@ class Text(str):
 def read_rows(
     paths: Sequence[Path], spec: ImageList, limit: int | None = None, allow_private: bool = False
 ) -> Iterator[ListedImage]:
-    """The first `limit` rows; raises ConfigError for keys that lack, IntegrityError for files that cannot be read."""
+    """The first `limit` rows; raises ConfigError for missing keys, IntegrityError for files that cannot be read."""
     number = 0
     for path in paths:
         left = None if limit is None else limit - number
@@ -86,7 +86,7 @@ def make_row(number: int, record: Record, spec: ImageList, allow_private: bool =
 
 
 def read_records(path: Path, spec: ImageList) -> Iterator[Record]:
-    """Records of a file with the keys that the list names entered under \\0url, \\0caption and \\0id."""
+    """Records of a file; the values of the keys that the list names are added under \\0url, \\0caption and \\0id."""
     if path.suffix.lower() == ".parquet":
         return _parquet_records(path, spec)
     if path.suffix.lower() in (".csv", ".tsv"):
@@ -97,19 +97,21 @@ def read_records(path: Path, spec: ImageList) -> Iterator[Record]:
 
 
 def map_keys(known: Sequence[str], spec: ImageList, where: str) -> dict[str, str]:
-    """Which of a file's keys is the URL, the caption and the id; raises ConfigError where one that is needed lacks."""
+    """Which of a file's keys is the URL, the caption and the id; raises ConfigError where one is missing."""
     url = _first(spec.url_key, known)
     if url is None:
         raise ConfigError(
-            where, f"none of the keys {_told(spec.url_key)} is there", f"name one of {_told(known)} as url_key"
+            where, f"none of the keys {_names(spec.url_key)} is there", f"name one of {_names(known)} as url_key"
         )
     missing = [key for key in spec.keep if key not in known]
     if missing:
-        raise ConfigError(where, f"the kept keys {_told(missing)} are not there", f"keep some of {_told(known)}")
+        raise ConfigError(where, f"the kept keys {_names(missing)} are not there", f"keep some of {_names(known)}")
     found = {"\0url": url, "\0caption": _first(spec.caption_key, known), "\0id": _first(spec.id_key, known)}
     if found["\0caption"] is None and spec.output == "shards":
         raise ConfigError(
-            where, f"none of the keys {_told(spec.caption_key)} is there", f"name one of {_told(known)} as caption_key"
+            where,
+            f"none of the keys {_names(spec.caption_key)} is there",
+            f"name one of {_names(known)} as caption_key",
         )
     return {name: key for name, key in found.items() if key is not None}
 
@@ -121,7 +123,7 @@ def _first(wanted: Sequence[str], known: Sequence[str]) -> str | None:
     )
 
 
-def _told(keys: Sequence[str]) -> str:
+def _names(keys: Sequence[str]) -> str:
     return ", ".join(repr(key) for key in keys) or "(none)"
 
 
@@ -173,13 +175,13 @@ def _parquet_records(path: Path, spec: ImageList) -> Iterator[Record]:
 
 
 def place(record: Record, url: str, pattern: str) -> str:
-    """Where an image goes below the list's folder; raises ConfigError for a key that lacks, UnsafeError outside."""
+    """Where an image goes below the list's folder; raises ConfigError for a missing key, UnsafeError outside."""
     values = {key: Text(value) if isinstance(value, str) else value for key, value in record.items()}
     try:
         path = pattern.format_map({**values, "url": Text(url)})
     except (KeyError, AttributeError, ValueError) as error:
         keys = [key for key in record if not key.startswith("\0")]
-        raise ConfigError(f"path pattern '{pattern}'", f"cannot be filled: {error}", f"use {_told(keys)}") from error
+        raise ConfigError(f"path pattern '{pattern}'", f"cannot be filled: {error}", f"use {_names(keys)}") from error
     path = safe_relative(path.replace("%", "%25"))
     if not path or path.startswith(".lavis_ext"):
         raise UnsafeError(path, "no name for the image", "")
@@ -187,13 +189,13 @@ def place(record: Record, url: str, pattern: str) -> str:
 
 
 def plain_url(value: Any) -> str:
-    """A URL as libraries can send it: white space around it gone, anything that is not ASCII percent-encoded."""
+    """A URL as libraries can send it: stripped, and percent-encoded where it is not ASCII."""
     url = value.strip() if isinstance(value, str) else ""
     return quote(url, safe=string.punctuation)
 
 
 def refuse_row(url: str, allow_private: bool) -> str:
-    """Why a URL is not even tried, "" if it is: no URL, not http(s), a denied host, an address inside this network."""
+    """Why a URL is not requested (no URL, not http(s), a denied host, an address inside this network), "" if it is."""
     if not url:
         return "no URL"
     try:
@@ -209,7 +211,7 @@ def refuse_row(url: str, allow_private: bool) -> str:
 
 
 def leads_home(host: str) -> bool:
-    """Whether a host is, as it is written, this machine or an address that is not public; names are not looked up."""
+    """Whether a host is literally this machine or a private address; names are not resolved."""
     if is_loopback(host):
         return True
     try:
@@ -219,13 +221,12 @@ def leads_home(host: str) -> bool:
 
 
 def clean_text(value: Any) -> str:
-    """A caption or id as UTF-8 can hold it: no NUL, no lone surrogates, not endless."""
+    """A caption or id as UTF-8 can hold it: no NUL, no lone surrogates, at most LONGEST_CAPTION characters."""
     text = "" if value is None else str(value)
     return text.replace("\0", "")[:LONGEST_CAPTION].encode("utf-8", "replace").decode("utf-8")
 
 
-# URL tables: one Parquet file per shard, with a hash of its rows, by which a changed list is noticed.
-
+# URL tables: one Parquet file per shard, with a hash of its rows, by which a changed list is noticed
 
 ROW, ID, PATH = "list_row", "list_id", "list_path"
 MARKER = "tables.json"
@@ -233,7 +234,7 @@ MARKER = "tables.json"
 
 @dataclass(frozen=True)
 class TableIndex:
-    """What the tables of a list hold: samples that are expected, one hash per table, rows that were not even tried."""
+    """What the tables of a list hold: samples that are expected, one hash per table, rows that were refused."""
 
     fingerprint: str
     expected: int
@@ -263,8 +264,8 @@ class TableIndex:
 def fingerprint(job: ListJob) -> str:
     """What the tables depend on: the annotation files, how they are read, how many samples are wanted."""
     files = [(str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in job.annotations]
-    told = json.dumps([files, asdict(job.spec), job.max_samples, job.allow_private, job.mirrors.base])
-    return hashlib.sha256(told.encode()).hexdigest()
+    text = json.dumps([files, asdict(job.spec), job.max_samples, job.allow_private, job.mirrors.base])
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def write_tables(job: ListJob, folder: Path) -> TableIndex:
@@ -281,17 +282,14 @@ def write_tables(job: ListJob, folder: Path) -> TableIndex:
         names = ", ".join(str(path) for path in job.annotations) or "(no file)"
         raise ConfigError(names, "lists no image", "see that it is the right file")
     size, locate = job.spec.samples_per_shard, job.mirrors.locate
-    hashes = list(write_rows(_chain(first, good), folder, size, job.spec.keep, locate))
+    rest = good if first is None else chain([first], good)
+    hashes = list(write_rows(rest, folder, size, job.spec.keep, locate))
     count = sum(number for number, _ in hashes)
     index = TableIndex(fingerprint(job), count + len(refused), tuple(h for _, h in hashes), tuple(refused), repeated[0])
-    _drop_tables(folder, len(hashes))
+    for path in folder.glob("*.parquet"):  # of an older, longer list
+        if int(path.stem) >= len(hashes):
+            path.unlink()
     return index
-
-
-def _chain(first: ListedImage | None, rest: Iterator[ListedImage]) -> Iterator[ListedImage]:
-    if first is not None:
-        yield first
-        yield from rest
 
 
 def _wanted(
@@ -361,10 +359,3 @@ def read_table(path: Path) -> list[ListedImage]:
         )
         for record in parquet.read_table(path).to_pylist()
     ]
-
-
-def _drop_tables(folder: Path, count: int) -> None:
-    """Tables of an older, longer list."""
-    for path in folder.glob("*.parquet"):
-        if int(path.stem) >= count:
-            path.unlink()

@@ -1,4 +1,7 @@
-"""A list of the open web, from annotation files to images and an account of every sample."""
+"""A list of the open web through img2dataset, from annotation files to images and an account of every sample.
+
+The first pass is over every row, further ones over rows that failed for reasons that may pass.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +18,7 @@ from lavis_ext.common.files import write_json
 from lavis_ext.fetch import Progress, Silent
 from lavis_ext.fetch.lock import Ownership
 from lavis_ext.prepare.urls.hosted import find_images, set_aside_foreign
-from lavis_ext.prepare.urls.job import ListAccount, ListJob, LostImage, Pass
+from lavis_ext.prepare.urls.job import ListAccount, ListJob, LostImage, Pass, Passing
 from lavis_ext.prepare.urls.rows import ROW, ListedImage, TableIndex, fingerprint, read_table, write_rows, write_tables
 from lavis_ext.prepare.urls.shards import (
     RowOutcome,
@@ -31,10 +34,8 @@ from lavis_ext.prepare.urls.supervise import run_worker
 from lavis_ext.prepare.urls.worker import PassOrder
 
 log = logging.getLogger(__name__)
-# Passes over a list: the first over every row, further ones over what failed for reasons that may pass.
-
-
 MARKER = "pass.json"
+PULSE = "list.pulse"
 SHOWN = 8
 Advance = Callable[[int], None]
 
@@ -49,7 +50,7 @@ def read_passes(job: ListJob) -> list[Pass]:
 
 
 def begin_pass(job: ListJob, number: int, tables: Path, first: int, hashes: Iterable[str]) -> Pass:
-    """Enter a pass whose tables are written."""
+    """Make the folders and the marker of a pass whose tables are written."""
     one = Pass(job.work / f"pass-{number}", tables, first, tuple(hashes))
     one.out.mkdir(parents=True, exist_ok=True)
     write_json(one.folder / MARKER, {"tables": str(tables.relative_to(job.work)), "first": first, "hashes": one.hashes})
@@ -76,7 +77,7 @@ def read_stats(one: Pass, shard: int) -> dict[str, int] | None:
 
 
 class ListRun:
-    """Brings passes to their end; `notes` say what was out of the ordinary, `bytes` what came."""
+    """Finishes passes; `notes` are what the user should know, `bytes` what was downloaded."""
 
     def __init__(self, job: ListJob, advance: Advance) -> None:
         self._job = job
@@ -99,9 +100,9 @@ class ListRun:
                 crash = error
             left = self._unfinished(one)
         if left and (crash or self._job.shards):
-            told = ", ".join(f"{shard:05d}" for shard in left[:SHOWN])
+            names = ", ".join(f"{shard:05d}" for shard in left[:SHOWN])
             way_out = f"see {one.folder / 'order.log'}, then run again"
-            raise crash or PartialError(self._job.name, f"shards that could not be made: {told}", way_out)
+            raise crash or PartialError(self._job.name, f"shards that could not be made: {names}", way_out)
 
     def _unfinished(self, one: Pass) -> list[int]:
         silent = one.folder.name != "pass-0" and not successes(one)
@@ -111,7 +112,7 @@ class ListRun:
         return left + [s for s in one.shards if s not in left and not self._published(one, s)]
 
     def _published(self, one: Pass, shard: int) -> bool:
-        """Whether a complete shard has its name and manifest; it is given them. False: it has to be made anew."""
+        """Publish a complete shard, if it is not yet; False where it has to be made again."""
         tar, input_hash = shard_path(self._job.target, shard), one.input_hash(shard)
         if not one.tar(shard).exists() and is_published(tar, input_hash):
             return True
@@ -122,7 +123,7 @@ class ListRun:
             finished = one.tar(shard) if one.tar(shard).exists() else tar
             manifest = describe(finished, input_hash)
             if manifest.samples != stats.get("successes"):
-                raise IntegrityError(str(finished), "holds other samples than its statistics tell", "")
+                raise IntegrityError(str(finished), "holds other samples than its statistics say", "")
             if finished != tar:
                 self._put_aside(tar)
             publish(one.tar(shard), tar, manifest)
@@ -135,7 +136,7 @@ class ListRun:
     def _put_aside(self, tar: Path) -> None:
         place = set_aside(tar)
         if place is not None:
-            self.notes.append(f"{tar.name} was of another list or damaged: it lies in {place}")
+            self.notes.append(f"{tar.name} was of another list or damaged: it was moved to {place}")
 
     def _download(self, one: Pass, shards: list[int]) -> None:
         path = one.folder / "order.json"
@@ -172,7 +173,7 @@ class ListRun:
 
 
 class Meter:
-    """Reads the pulses of the shards of a pass: rows and bytes that are through."""
+    """Sums the pulses of the shards of a pass: rows and bytes that are done."""
 
     def __init__(self, one: Pass, shards: list[int], advance: Advance) -> None:
         self._one = one
@@ -182,7 +183,7 @@ class Meter:
         self.bytes = 0
 
     def read(self) -> tuple[int, ...]:
-        """(rows, bytes, shards that are left); new bytes are passed on."""
+        """(rows, bytes, shards that are left); new bytes are reported to `advance`."""
         rows, size = self._done
         for shard in list(self._open):
             complete = self._one.stats(shard).exists()
@@ -206,12 +207,12 @@ def read_pulse(path: Path) -> tuple[int, int]:
         return 0, 0
 
 
-def read_verdicts(one: Pass) -> Iterator[tuple[int, str, str, RowOutcome]]:
-    """(row, id, url, verdict) of every row of a pass; rows that left no record are unfinished."""
+def read_outcomes(one: Pass) -> Iterator[tuple[int, str, str, RowOutcome]]:
+    """(row, id, url, outcome) of every row of a pass; rows of which img2dataset wrote no status are unfinished."""
     for shard in one.shards:
-        told = _read_status(one, shard)
+        statuses = _read_status(one, shard)
         for row in read_table(one.table(shard)):
-            status, message = told.get(row.number, (None, None))
+            status, message = statuses.get(row.number, (None, None))
             yield row.number, row.id, row.url, classify_failure(status, message)
 
 
@@ -229,33 +230,32 @@ def _read_status(one: Pass, shard: int) -> dict[int, tuple[str, str | None]]:
     return {row: (status, message) for row, status, message in rows}
 
 
-PULSE = "list.pulse"
-
-
 def fetch_list(job: ListJob, progress: Progress | None = None) -> ListAccount:
     """Fetch what a list names and is not there; returns the account, whose `check()` raises below the threshold.
 
-    A second call goes on where a killed one stopped: finished shards are kept, rows that failed for reasons that may
+    A second call continues where a killed one stopped: finished shards are kept, rows that failed for reasons that may
     pass are tried again, dead links are not. A changed list is noticed by the hashes of its rows. Raises ConfigError
     (keys that cannot be mapped, img2dataset not installed), IntegrityError (annotations), DiskError, OwnedError,
     PartialError (the process that downloads died).
     """
     if find_spec("img2dataset") is None:
         raise ConfigError("img2dataset", "is not installed", "pip install -c constraints.txt img2dataset")
-    teller = progress or Silent()
+    progress = progress or Silent()
     job.work.mkdir(parents=True, exist_ok=True)
     with Ownership(job.work / "list.owner", job.work / PULSE, job.policy):
-        teller.begin(job.name, None)
+        progress.begin(job.name, None)
         outcome = "failed"
         try:
-            account = _Run(job, teller).run()
+            account = _Run(job, progress).run()
             outcome = "failed" if account.error else "fetched"
         finally:
-            teller.end(job.name, outcome)
+            progress.end(job.name, outcome)
     return account
 
 
 class _Run:
+    """One call of `fetch_list`; `_lost` and `_passing` are numbers of rows in the list."""
+
     def __init__(self, job: ListJob, progress: Progress) -> None:
         self._job = job
         self._notes: list[str] = []
@@ -271,7 +271,7 @@ class _Run:
             self._begin(0, None)
         for one in read_passes(self._job):
             self._runner.finish(one)
-        self._judge()
+        self._collect_lost()
         for attempt in range(self._job.passes):
             if not self._passing:
                 break
@@ -279,11 +279,11 @@ class _Run:
             log.info("%s: trying %d again", self._job.name, len(self._passing))
             passes = read_passes(self._job)
             self._runner.finish(self._begin(len(passes), self._passing))
-            self._judge()
+            self._collect_lost()
         return self._account(self._index)
 
     def _advance(self, count: int) -> None:
-        """Tell of new bytes, and by a file's time those processes that wait for this one."""
+        """Report new bytes, and touch the file by which waiting processes see that this one moves."""
         self._progress.advance(self._job.name, count)
         (self._job.work / PULSE).touch()
 
@@ -292,7 +292,7 @@ class _Run:
         return self._job.work / "list"
 
     def _tables(self) -> TableIndex:
-        """The URL tables, written anew where the annotations or their reading changed."""
+        """The URL tables, written again where the annotations or how they are read changed."""
         old = TableIndex.read(self._list)
         if old is not None and old.fingerprint == fingerprint(self._job):
             return old
@@ -303,7 +303,7 @@ class _Run:
         return new
 
     def _changed(self, old: TableIndex, new: TableIndex) -> None:
-        """Forget what was made from other rows: further passes, and for files the first one, whose images stay."""
+        """Remove what was made from other rows: further passes, and for files the first pass, whose images stay."""
         self._notes.append("the list changed since the last run")
         passes = read_passes(self._job)
         for one in passes[1:] if self._job.shards else passes:
@@ -321,10 +321,10 @@ class _Run:
     def _set_aside(self, shard: int) -> None:
         place = set_aside(shard_path(self._job.target, shard))
         if place is not None:
-            self._notes.append(f"shard {shard:05d} is of other rows now: the old one lies in {place}")
+            self._notes.append(f"shard {shard:05d} is of other rows now: the old one was moved to {place}")
 
     def _begin(self, number: int, chosen: set[int] | None) -> Pass:
-        """Enter a pass over the chosen rows (None: all that are not there)."""
+        """Begin a pass over the chosen rows (None: all that are not there)."""
         job = self._job
         if number == 0 and job.shards:
             return begin_pass(job, 0, self._list, 0, self._index.hashes)
@@ -339,7 +339,7 @@ class _Run:
             yield from read_table(path)
 
     def _absent(self) -> Iterator[ListedImage]:
-        """Rows whose file is not there; what lies there and is no image is moved out of the way."""
+        """Rows whose file is not there; files that are no images are set aside before."""
         for path in sorted(self._list.glob("*.parquet")):
             rows = read_table(path)
             paths = {row.path for row in rows}
@@ -349,16 +349,16 @@ class _Run:
             there = find_images(self._job.target, paths)
             yield from (row for row in rows if row.path not in there)
 
-    def _judge(self) -> None:
-        """The last word on every row: later passes count; for files the disk does."""
+    def _collect_lost(self) -> None:
+        """Which rows have no image, by the last pass that they were in; for files the disk decides."""
         self._lost, self._passing = {}, set()
         for one in read_passes(self._job):
-            for row, id, url, verdict in read_verdicts(one):
+            for row, id, url, outcome in read_outcomes(one):
                 self._lost.pop(row, None)
                 self._passing.discard(row)
-                if verdict.kind != "present":
-                    self._lost[row] = LostImage(id, url, verdict.reason, verdict.kind == "corrupt")
-                    if verdict.passing:
+                if outcome.kind != "present":
+                    self._lost[row] = LostImage(id, url, outcome.reason, outcome.kind == "corrupt")
+                    if outcome.passing:
                         self._passing.add(row)
         if not self._job.shards:
             self._compare_with_disk()
@@ -372,7 +372,7 @@ class _Run:
                     self._lost.pop(row.number, None)
                     self._passing.discard(row.number)
                 elif row.number not in self._lost:
-                    self._lost[row.number] = LostImage(row.id, row.url, "gone from the disk")
+                    self._lost[row.number] = LostImage(row.id, row.url, Passing.GONE.value)
                     self._passing.add(row.number)
 
     def _account(self, index: TableIndex) -> ListAccount:

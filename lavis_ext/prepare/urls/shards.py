@@ -1,4 +1,7 @@
-"""Finished shards get their name and, after it, a manifest; what no longer fits is set aside, never deleted."""
+"""Shards of img2dataset: publishing with a manifest, what became of each row, and the check of image bodies.
+
+A shard that no longer fits its list is set aside, never deleted.
+"""
 
 from __future__ import annotations
 
@@ -16,6 +19,7 @@ from lavis_ext.common.errors import IntegrityError
 from lavis_ext.common.files import write_json
 from lavis_ext.datasets.readers.decode import decode_rgb
 from lavis_ext.datasets.readers.faults import SampleError
+from lavis_ext.prepare.urls.job import Passing, passing_status
 
 BLOCK = 1 << 20
 ASIDE = ".lavis_ext/set_aside"
@@ -48,7 +52,7 @@ class ShardManifest:
 
 
 def manifest_path(tar: Path) -> Path:
-    """Where the manifest of a shard lies."""
+    """The path of the manifest of a shard."""
     return tar.with_suffix(".manifest.json")
 
 
@@ -92,14 +96,14 @@ def describe(tar: Path, input_hash: str) -> ShardManifest:
                 path = Path(member.name)
                 keys.setdefault(path.stem, set()).add(path.suffix)
     except tarfile.TarError as error:
-        raise IntegrityError(str(tar), f"not a whole tar ({error})", "run again: it is made anew") from error
+        raise IntegrityError(str(tar), f"not a whole tar ({error})", "run again: it is made again") from error
     samples = [key for key, suffixes in keys.items() if suffixes & set(IMAGES) and ".json" in suffixes]
     first, last = (samples[0], samples[-1]) if samples else ("", "")
     return ShardManifest(tar.stem, tar.stat().st_size, digest.hexdigest(), len(samples), first, last, input_hash)
 
 
 def shard_fault(tar: Path) -> str:
-    """How a shard differs from its manifest, hashed anew; "" if it does not."""
+    """How a shard, hashed again, differs from its manifest; "" if it does not."""
     manifest = ShardManifest.read(tar)
     if manifest is None:
         return "has no manifest"
@@ -112,7 +116,7 @@ def shard_fault(tar: Path) -> str:
 
 
 def set_aside(tar: Path) -> Path | None:
-    """Move a shard and its manifest out of the way; returns where to, None where there was none."""
+    """Move a shard and its manifest to ASIDE; returns its new path, None where there was none."""
     if not tar.exists():
         manifest_path(tar).unlink(missing_ok=True)
         return None
@@ -127,31 +131,24 @@ def set_aside(tar: Path) -> Path | None:
     return place
 
 
-# Why a row has no image, in few words: img2dataset's messages become reasons that can be counted and acted on.
-
+# Outcomes of rows: img2dataset reports failures only as messages, which become reasons that can be counted
 
 Kind = Literal["present", "missing", "corrupt"]
-TRANSIENT_STATUS = frozenset({408, 425, 429})
 
 _STATUS = re.compile(r"HTTP Error (\d{3})")
-_TABLE: tuple[tuple[str, str, bool], ...] = (
-    (r"timed? ?out", "timeout", True),
-    (r"Temporary failure in name resolution", "name server", True),
-    (
-        r"Name or service not known|No address associated|nodename nor servname|getaddrinfo failed",
-        "host is gone",
-        False,
-    ),
-    (r"CERTIFICATE|certificate|SSL|TLS", "TLS", False),
-    (r"X-Robots-Tag", "disallowed by its host", False),
+_REASONS: tuple[tuple[str, Passing | str], ...] = (
+    (r"timed? ?out", Passing.TIMEOUT),
+    (r"Temporary failure in name resolution", Passing.NAME_SERVER),
+    (r"Name or service not known|No address associated|nodename nor servname|getaddrinfo failed", "host is gone"),
+    (r"CERTIFICATE|certificate|SSL|TLS", "TLS"),
+    (r"X-Robots-Tag", "disallowed by its host"),
     (
         r"refused\]|Connection refused|reset by peer|Remote end closed|unreachable|No route|Broken pipe|EOF occurred"
         r"|IncompleteRead|BadStatusLine|no address",
-        "connection",
-        True,
+        Passing.CONNECTION,
     ),
-    (r"redirect", "redirects", False),
-    (r"unknown url type|no host given|control characters|InvalidURL|nonnumeric port", "refused: not a URL", False),
+    (r"redirect", "redirects"),
+    (r"unknown url type|no host given|control characters|InvalidURL|nonnumeric port", "refused: not a URL"),
 )
 
 
@@ -165,36 +162,38 @@ class RowOutcome:
 
 
 def classify_failure(status: str | None, message: str | None) -> RowOutcome:
-    """The verdict on img2dataset's status and error message of one row; None as status: it left no record."""
+    """The outcome of one row by img2dataset's status and error message; status None: it wrote none."""
     if status == "success":
         return RowOutcome("present")
     if status is None:
-        return RowOutcome("missing", "unfinished", True)
-    told = (message or "no reason given").strip().removeprefix("<urlopen error ").removesuffix(">")
-    head, _, rest = told.partition(": ")
+        return RowOutcome("missing", Passing.UNFINISHED.value, True)
+    text = (message or "no reason given").strip().removeprefix("<urlopen error ").removesuffix(">")
+    head, _, rest = text.partition(": ")
     if head == "corrupt":
         return RowOutcome("corrupt", rest[:80])
     if head == "cut":
         return RowOutcome("corrupt", "body cut short", True)
     if head in ("refused", "placeholder"):
-        return RowOutcome("missing", told[:80])
+        return RowOutcome("missing", text[:80])
     if status == "failed_to_resize":
         return RowOutcome("corrupt", "cannot be decoded")
-    return _of_network(told)
+    return _network_failure(text)
 
 
-def _of_network(told: str) -> RowOutcome:
-    found = _STATUS.search(told)
+def _network_failure(text: str) -> RowOutcome:
+    found = _STATUS.search(text)
     if found:
-        status = int(found[1])
-        return RowOutcome("missing", f"HTTP {status}", status in TRANSIENT_STATUS or status >= 500)
-    for pattern, reason, passing in _TABLE:
-        if re.search(pattern, told):
-            return RowOutcome("missing", reason, passing)
-    return RowOutcome("missing", f"other: {told[:60]}")
+        code = int(found[1])
+        return RowOutcome("missing", f"HTTP {code}", passing_status(code))
+    for pattern, reason in _REASONS:
+        if re.search(pattern, text):
+            if isinstance(reason, Passing):
+                return RowOutcome("missing", reason.value, passing=True)
+            return RowOutcome("missing", reason)
+    return RowOutcome("missing", f"other: {text[:60]}")
 
 
-# Judges a body that came for an image: hosts' stand-ins, pages, cut and damaged files are no images.
+# The check of bodies: placeholders of hosts, pages, cut and damaged files are no images
 
 
 class Unwanted(Exception):
@@ -211,7 +210,7 @@ class Inspector:
     placeholders: Collection[str] = ()
 
     def __call__(self, body: bytes, url: str) -> None:
-        """Accept what the readers will be able to read, whole."""
+        """Accept a body that the readers can decode whole."""
         if hashlib.sha256(body).hexdigest() in self.placeholders or any(p in url for p in self.placeholders):
             raise Unwanted("placeholder")
         try:

@@ -1,4 +1,4 @@
-"""Starts the process that downloads and watches it: progress is told, a crash or a stall is reported."""
+"""Starts the process that downloads, and watches it: a crash, a stall or a failing disk ends it with an error."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ Measure = Callable[[], tuple[int, ...]]
 
 
 def run_worker(order: Path, out: Path, stall: float, measure: Measure) -> End:
-    """Run one pass to its end; `measure` is called again and again, and progress is when what it returns changes.
+    """Run one pass to its end; `measure` is polled, and a change of what it returns is progress.
 
     Without progress for `stall` seconds the whole process group is killed. Raises DiskError where a write failed,
     PartialError where the process died.
@@ -91,7 +91,7 @@ def end_group(process: subprocess.Popen[bytes]) -> None:
 
 
 def read_trouble(out: Path) -> LavisExtError | None:
-    """The DiskError that a writer left a note of."""
+    """The DiskError that a writer reported in TROUBLE, or None."""
     try:
         raw = json.loads((out / TROUBLE).read_text("utf-8"))
     except (OSError, ValueError):
@@ -101,7 +101,7 @@ def read_trouble(out: Path) -> LavisExtError | None:
 
 
 def _crash(code: int, journal: Path) -> LavisExtError:
-    told = journal.read_text("utf-8", "replace")[-TAIL:].strip().splitlines()
-    last = told[-1] if told else "it said nothing"
+    lines = journal.read_text("utf-8", "replace")[-TAIL:].strip().splitlines()
+    last = lines[-1] if lines else "it wrote no log"
     how = f"was killed by signal {-code}" if code < 0 else f"ended with code {code}"
     return PartialError("img2dataset", f"{how}: {last}", f"see {journal}, then run again: finished shards are kept")

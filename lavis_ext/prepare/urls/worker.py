@@ -23,7 +23,7 @@ SUBJOB = 1000
 
 @dataclass(frozen=True, kw_only=True)
 class PassOrder:
-    """Everything that the process has to know, as JSON."""
+    """Everything that the process needs to know, as JSON."""
 
     tables: str
     out: str
@@ -78,7 +78,7 @@ def run_pass(order: PassOrder) -> None:
     )
     downloader = make_downloader(order, reader.column_list)
     if order.distributor == "multiprocessing" and order.processes == 1:
-        for shard in reader:  # one is enough: this process is it
+        for shard in reader:  # in this process
             downloader(shard)
         return
     getattr(distributor, f"{order.distributor}_distributor")(order.processes, downloader, reader, SUBJOB, 1)
