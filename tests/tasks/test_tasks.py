@@ -224,5 +224,5 @@ def test_a_model_that_cannot_do_the_task_is_told_at_once() -> None:
     for name, model in (("vqa", small_stage1()), ("retrieval", small_model())):
         with pytest.raises(ConfigError, match=r"run\.task: .*choose another task"):
             setup_task(run_config(task=name), model)
-    with pytest.raises(ConfigError, match="VqaTask .*`predict_answers`.* Blip2 "):
+    with pytest.raises(ConfigError, match=r"VqaTask .*`predict_answers`.* Blip2 "):
         setup_task(run_config(task="image_text_pretrain", eval_task="vqa"), small_stage1())
