@@ -231,9 +231,9 @@ class LocalBody:
 
 @register_opener("file")
 class LocalOpener:
-    """Answers from the file system."""
+    """Answers from the file system; needs nothing of the session."""
 
-    def __init__(self, session: Session) -> None:
+    def __init__(self, _: Session) -> None:
         pass
 
     def open(self, request: Request) -> Reply:

@@ -105,7 +105,7 @@ def test_public_containers_need_no_token(azure: Azure, tmp_path: Path, monkeypat
 
 
 @pytest.mark.parametrize(
-    ("code", "kind", "told"),
+    ("code", "kind", "reason"),
     [
         ("PublicAccessNotPermitted", AccessError, "gives nothing without a SAS"),
         ("NoAuthenticationInformation", AccessError, "no SAS was sent"),
@@ -118,11 +118,11 @@ def test_public_containers_need_no_token(azure: Azure, tmp_path: Path, monkeypat
 )
 @pytest.mark.parametrize("in_header", [True, False])
 def test_refusals_in_words(
-    azure: Azure, tmp_path: Path, code: str, kind: type[LavisExtError], told: str, in_header: bool
+    azure: Azure, tmp_path: Path, code: str, kind: type[LavisExtError], reason: str, in_header: bool
 ) -> None:
     azure.refusals[PATH] = Refusal(code, 100, in_header)
     error = refused(tmp_path)
-    assert type(error) is kind and code in str(error) and told in str(error)
+    assert type(error) is kind and code in str(error) and reason in str(error)
     assert (VARIABLE in str(error)) == (kind is AccessError)
 
 
@@ -131,7 +131,9 @@ def test_a_busy_account_is_asked_again(azure: Azure, tmp_path: Path) -> None:
     assert get(tmp_path).read_bytes() == DATA and len(azure.log) == 3
 
 
-def test_without_a_token_the_way_in_is_told(azure: Azure, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_a_token_the_error_names_the_variable(
+    azure: Azure, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.delenv(VARIABLE)
     for code in ("PublicAccessNotPermitted", "ResourceNotFound"):
         azure.denial = code
@@ -147,15 +149,15 @@ def test_a_token_serves_its_own_container_only(azure: Azure, tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize(
-    ("change", "told"),
+    ("change", "reason"),
     [({"days": -1}, "expired on"), ({"rights": "l"}, "no right to read")],
 )
-def test_s06_what_a_token_cannot_do_is_told_before_a_byte_moves(
-    azure: Azure, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: dict[str, object], told: str
+def test_s06_what_a_token_cannot_do_is_reported_before_a_byte_moves(
+    azure: Azure, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: dict[str, object], reason: str
 ) -> None:
     monkeypatch.setenv(VARIABLE, token("oscar", **change))  # type: ignore[arg-type]
     error = refused(tmp_path)
-    assert error.exit_code == 7 and told in str(error) and azure.log == [] and CANARY not in str(error)
+    assert error.exit_code == 7 and reason in str(error) and azure.log == [] and CANARY not in str(error)
 
 
 def test_fields_of_a_token() -> None:
@@ -216,24 +218,24 @@ def test_s04_the_signature_shows_up_nowhere(
     caplog.set_level(logging.DEBUG)
     get(tmp_path / "good")
     azure.script(PATH, Fault(cut_at=90_000))
-    told = []
+    shown = []
     with pytest.raises(NetworkError) as caught:
         get(tmp_path / "bad")
-    told.append("".join(traceback.format_exception(caught.value)))
+    shown.append("".join(traceback.format_exception(caught.value)))
     for code in ("AuthenticationFailed", "ServerBusy"):
         azure.refusals[PATH] = Refusal(code, 100)
-        told.append("".join(traceback.format_exception(refused(tmp_path / "bad"))))
+        shown.append("".join(traceback.format_exception(refused(tmp_path / "bad"))))
     azure.__exit__()
-    told.append("".join(traceback.format_exception(refused(tmp_path / "bad"))))
-    text = "".join([caplog.text, *told, *capfd.readouterr()])
+    shown.append("".join(traceback.format_exception(refused(tmp_path / "bad"))))
+    text = "".join([caplog.text, *shown, *capfd.readouterr()])
     assert "vqa.zip" in text and "c4n4ry" not in text and "sig=" not in text
     assert (tmp_path / "bad" / "f.zip.part.json").is_file()
     assert traces(CANARY, tmp_path) == []
 
 
 def test_signatures_are_struck_from_free_text() -> None:
-    told = redact("GET /a/b?sv=1&sig=abc%2B HTTP/1.1; token sv=1&sig=abc%2B&sp=r https://h/x?sig=abc")
-    assert "abc" not in told and "/a/b" in told and "https://h/x" in told
+    shown = redact("GET /a/b?sv=1&sig=abc%2B HTTP/1.1; token sv=1&sig=abc%2B&sp=r https://h/x?sig=abc")
+    assert "abc" not in shown and "/a/b" in shown and "https://h/x" in shown
 
 
 def test_a_redirect_does_not_take_the_token_along(azure: Azure, second: Server, tmp_path: Path) -> None:
@@ -265,7 +267,7 @@ def test_other_clouds_by_their_endpoint(monkeypatch: pytest.MonkeyPatch) -> None
 
 
 @pytest.mark.parametrize("url", ["azure:acc", "azure:acc/box", "azure:/box/x", "azure:a.b/box/x"])
-def test_incomplete_addresses_are_told(url: str) -> None:
+def test_incomplete_addresses_are_reported(url: str) -> None:
     with pytest.raises(Failure, match="ACCOUNT/CONTAINER/BLOB"):
         blob_place(url)
 
@@ -315,7 +317,7 @@ def test_large_blobs_come_in_parts_each_of_them_signed(azure: Azure, tmp_path: P
     assert set(azure.queries) == {azure.tokens["oscar"]}
 
 
-def test_an_empty_container_is_told(azure: Azure, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_empty_container_is_reported(azure: Azure, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LAVIS_EXT_AZURE_SAS_NONE", azure.offer("none", {}, "rl"))
     with pytest.raises(NetworkError, match="no such container"):
         list_blobs(f"azure:{ACCOUNT}/none/d", FAST)

@@ -54,7 +54,7 @@ def test_wrong_bytes_never_get_the_name(server: Server, tmp_path: Path) -> None:
     assert not transfer.path.exists() and len(server.log) == 2
 
 
-def test_many_files_one_missing_is_told_and_the_rest_are_there(server: Server, tmp_path: Path) -> None:
+def test_many_files_one_missing_is_reported_and_the_rest_are_there(server: Server, tmp_path: Path) -> None:
     files = {f"/{n}.bin": payload(2000 + n, n) for n in range(40)}
     transfers = [transfer_of(tmp_path / name[1:], server.put(name, data), data) for name, data in files.items()]
     del server.objects["/7.bin"]

@@ -64,10 +64,12 @@ def test_large_file_comes_in_segments(server: Server, tmp_path: Path) -> None:
     assert (tmp_path / "a.bin").read_bytes() == data
 
 
-@pytest.mark.parametrize(("text", "told"), [(QUOTA, "quota"), (LOGIN, "public link"), ("<html></html>", "public link")])
-def test_page_that_leads_nowhere_is_an_access_error(text: str, told: str, server: Server, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("text", "reason"), [(QUOTA, "quota"), (LOGIN, "public link"), ("<html></html>", "public link")]
+)
+def test_page_that_leads_nowhere_is_an_access_error(text: str, reason: str, server: Server, tmp_path: Path) -> None:
     page(server, text)
-    with pytest.raises(AccessError, match=told):
+    with pytest.raises(AccessError, match=reason):
         fetch(transfer(tmp_path), FAST)
     assert not (tmp_path / "a.bin").exists() and len(server.log) == 1
 

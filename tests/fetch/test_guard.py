@@ -108,7 +108,7 @@ def test_dripping_head_is_given_up() -> None:
         assert time.monotonic() - began < 2
 
 
-def test_body_that_ends_early_is_told(server: Server) -> None:
+def test_body_that_ends_early_is_reported(server: Server) -> None:
     url = server.put("/a", payload(9000))
     server.script("/a", Fault(cut_after=4000))
     with pytest.raises(URLError, match="cut: the body ended 5000 bytes early"):

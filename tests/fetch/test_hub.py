@@ -48,11 +48,11 @@ def test_token_stays_behind_at_a_redirect_to_another_host(server: Server, second
     assert [("Authorization" in seen.headers) for seen in (*server.log, *second.log)] == [True, False]
 
 
-@pytest.mark.parametrize(("status", "token", "told"), [(401, "", "HF_TOKEN"), (403, CANARY, "accept the licence")])
+@pytest.mark.parametrize(("status", "token", "hint"), [(401, "", "HF_TOKEN"), (403, CANARY, "accept the licence")])
 def test_gated_tells_the_page_and_no_secret(
     status: int,
     token: str,
-    told: str,
+    hint: str,
     server: Server,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -63,7 +63,7 @@ def test_gated_tells_the_page_and_no_secret(
     server.script(PATH, Fault(status=status))
     with caplog.at_level(logging.DEBUG), pytest.raises(AccessError) as caught:
         fetch(Transfer(tmp_path / "p.bin", (Source(URL),), 10), FAST)
-    assert f"{server.base}/datasets/owner/set" in str(caught.value) and told in str(caught.value)
+    assert f"{server.base}/datasets/owner/set" in str(caught.value) and hint in str(caught.value)
     assert len(server.log) == 1 and CANARY not in str(caught.value) + caplog.text
 
 
@@ -78,7 +78,7 @@ def test_token_travels_only_where_nobody_reads_along() -> None:
 
 
 @pytest.mark.parametrize("url", ["hf:datasets/owner/set", "hf:owner", "hf:datasets//set/file"])
-def test_incomplete_addresses_are_told(url: str) -> None:
+def test_incomplete_addresses_are_reported(url: str) -> None:
     with pytest.raises(Failure, match="OWNER/NAME"):
         hub_place(url)
 

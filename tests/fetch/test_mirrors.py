@@ -31,7 +31,7 @@ PLACES = {
 
 
 @pytest.mark.parametrize(("url", "place"), PLACES.items())
-def test_where_an_original_lies(url: str, place: str) -> None:
+def test_where_a_mirror_keeps_an_original(url: str, place: str) -> None:
     assert mirror_path(url) == place
     mirror = MirrorMap("http://127.0.0.1:1/base/", FAST)
     assert mirror.locate(url) == f"http://127.0.0.1:1/base/{place}"
@@ -108,10 +108,10 @@ BAD = {
 }
 
 
-@pytest.mark.parametrize("told", BAD)
-def test_manifest_that_cannot_be_meant(told: str) -> None:
-    with pytest.raises(ConfigError, match=told):
-        parse_manifest(BAD[told], "manifest.json")
+@pytest.mark.parametrize("problem", BAD)
+def test_wrong_manifest_entries(problem: str) -> None:
+    with pytest.raises(ConfigError, match=problem):
+        parse_manifest(BAD[problem], "manifest.json")
 
 
 def test_mirror_of_another_scheme_is_refused() -> None:

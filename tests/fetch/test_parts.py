@@ -64,10 +64,10 @@ def test_retry_after_in_both_forms() -> None:
 
 
 @given(st.integers(0, 1000), st.one_of(st.none(), st.floats(0, 1e12)))
-def test_backoff_is_bounded(attempt: int, told: float | None) -> None:
+def test_backoff_is_bounded(attempt: int, retry_after: float | None) -> None:
     policy = Policy(backoff=0.5, backoff_cap=8.0, retry_after_cap=60.0)
-    delay = backoff(attempt, policy, told)
-    assert min(told or 0.0, 60.0) <= delay <= max(60.0, 8.0)
+    delay = backoff(attempt, policy, retry_after)
+    assert min(retry_after or 0.0, 60.0) <= delay <= max(60.0, 8.0)
 
 
 def test_speed_gate() -> None:

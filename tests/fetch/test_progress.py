@@ -16,35 +16,35 @@ class Terminal(io.StringIO):
 
 
 def test_a_line_every_step_and_when_time_passes() -> None:
-    told: list[str] = []
+    written: list[str] = []
     now = [0.0]
-    lines = Lines(told.append, step=25, every=30.0, clock=lambda: now[0])
+    lines = Lines(written.append, step=25, every=30.0, clock=lambda: now[0])
     lines.begin("big", 100_000_000)
     for _ in range(100):
         lines.advance("big", 1_000_000)
     lines.end("big", "fetched")
-    assert told == [
+    assert written == [
         "big: 25.0 MB of 100.0 MB (25 %)",
         "big: 50.0 MB of 100.0 MB (50 %)",
         "big: 75.0 MB of 100.0 MB (75 %)",
         "big: fetched, 100.0 MB",
     ]
-    told.clear()
+    written.clear()
     lines.begin("unknown", None)
     lines.advance("unknown", 5)
     now[0] = 31.0
     lines.advance("unknown", 5)
-    assert told == ["unknown: 10 B"]
+    assert written == ["unknown: 10 B"]
 
 
 def test_small_files_are_silent_unless_they_fail() -> None:
-    told: list[str] = []
-    lines = Lines(told.append)
+    written: list[str] = []
+    lines = Lines(written.append)
     for n, outcome in enumerate(("fetched", "reused", "failed", "unverified")):
         lines.begin(f"{n}", 100)
         lines.advance(f"{n}", 100)
         lines.end(f"{n}", outcome)
-    assert told == ["2: failed", "3: unverified, 100 B"]
+    assert written == ["2: failed", "3: unverified, 100 B"]
     lines.advance("never begun", 1)
     lines.end("never begun", "failed")
 
@@ -73,9 +73,11 @@ def test_choice_of_progress(monkeypatch: pytest.MonkeyPatch) -> None:
         silent.end("x", "fetched")
 
 
-@pytest.mark.parametrize(("count", "told"), [(0, "0 B"), (999, "999 B"), (1000, "1.0 kB"), (13_510_573_713, "13.5 GB")])
-def test_human(count: int, told: str) -> None:
-    assert human(count) == told
+@pytest.mark.parametrize(
+    ("count", "written"), [(0, "0 B"), (999, "999 B"), (1000, "1.0 kB"), (13_510_573_713, "13.5 GB")]
+)
+def test_human(count: int, written: str) -> None:
+    assert human(count) == written
 
 
 def test_printable() -> None:

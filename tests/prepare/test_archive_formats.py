@@ -80,7 +80,7 @@ def test_names_that_collide_are_refused(names: tuple[str, ...], word: str) -> No
         check_members(row(*names), Limits(), "here", "toy.zip")
 
 
-def test_all_reasons_are_told_at_once_up_to_five() -> None:
+def test_all_reasons_are_reported_at_once_up_to_five() -> None:
     with pytest.raises(UnsafeError) as caught:
         check_members(row(*(f"../{n}" for n in range(9))), Limits(), "toy.zip")
     assert len(caught.value.problems) == 5

@@ -112,9 +112,9 @@ def test_a_family_without_data_sets_is_all_of_its_artifacts(box: Box) -> None:
     assert {state.state for state in states} == {"missing"}
 
 
-@pytest.mark.parametrize(("name", "told"), [("toy/vqaa", "'vqa'"), ("tyo/vqa", "'toy'"), ("tyo", "'toy'")])
-def test_wrong_names_are_told_with_the_nearest(box: Box, name: str, told: str) -> None:
-    with pytest.raises(UsageError, match=f"did you mean {told}"):
+@pytest.mark.parametrize(("name", "text"), [("toy/vqaa", "'vqa'"), ("tyo/vqa", "'toy'"), ("tyo", "'toy'")])
+def test_wrong_names_are_reported_with_the_nearest(box: Box, name: str, text: str) -> None:
+    with pytest.raises(UsageError, match=f"did you mean {text}"):
         box.get(name)
 
 
@@ -172,8 +172,8 @@ def test_a_dry_run_writes_nothing(box: Box) -> None:
 def test_a_folder_that_nobody_knows_is_refused_with_the_ways_in(box: Box) -> None:
     report = box.get("toy/feats", "toy/corpus", known=cards())
     assert report.exit_code == 7 and report.count("downloaded") == 1
-    told = str(report.failures[0])
-    assert isinstance(report.failures[0], AccessError) and "sp=rl" in told and "toy/f" in told
+    text = str(report.failures[0])
+    assert isinstance(report.failures[0], AccessError) and "sp=rl" in text and "toy/f" in text
     states = {state.dataset: state for state in report.splits}
     assert states["toy/feats"].expected is None and "not known" in states["toy/feats"].line()
     assert report.plan.items[0].action == "refuse"
@@ -226,7 +226,7 @@ def test_patterns_choose_files(box: Box, patterns: dict[str, list[str]], names: 
     assert set(box.files()) == names
 
 
-def test_patterns_that_leave_nothing_are_told(box: Box) -> None:
+def test_patterns_that_leave_nothing_are_reported(box: Box) -> None:
     with pytest.raises(UsageError, match=r"leave nothing; known: .*features\.tsv"):
         box.get("toy/feats", include=["feature"])
 
@@ -238,7 +238,7 @@ def test_a_round_figure_stands_for_what_is_not_known(box: Box) -> None:
     assert made.download == 1000 and "~900 B" in made.table()
 
 
-def test_s06_an_expired_token_is_told_before_a_byte(box: Box, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_s06_an_expired_token_is_reported_before_a_byte(box: Box, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LAVIS_EXT_AZURE_SAS_BOX", token("box", days=-2))
     report = box.get("toy/corpus")
     assert report.exit_code == 7 and "expired on" in str(report.failures[0]) and box.azure.log == []
@@ -285,7 +285,7 @@ def test_names_that_leave_the_folder_are_refused(box: Box) -> None:
     assert not box.root.exists()
 
 
-def test_a_kept_manifest_that_is_broken_is_passed_over(box: Box) -> None:
+def test_a_kept_manifest_that_is_broken_is_ignored(box: Box) -> None:
     artifact = cards().families["toy"].artifacts["feats"]
     path = contents_path(box.root, artifact)
     path.parent.mkdir(parents=True)
@@ -358,17 +358,17 @@ def test_scripts_fetch_a_tree_killed_and_resumed_and_the_token_shows_up_nowhere(
         assert wait_until(lambda: azure.sent(path) > 100_000, 20)
         seen = Path(f"/proc/{first.pid}/cmdline").read_text()
         first.send_signal(signal.SIGKILL)
-        told = [seen, *first.communicate()]
+        outputs = [seen, *first.communicate()]
         assert traces(CANARY, tmp_path) == []
         azure.script(path)
         second = start(family, azure, given, tmp_path)
-        told += second.communicate(timeout=60)
-        assert second.returncode == 0, told[-1]
+        outputs += second.communicate(timeout=60)
+        assert second.returncode == 0, outputs[-1]
         azure.tokens[family] = token(family, signature="another")  # the one given is refused from now on
         refused = start(family, azure, given, tmp_path, "corpus_large" if family == "vinvl" else "nlvr2")
-        told += refused.communicate(timeout=60)
-        assert refused.returncode == 7, told[-1]
-    text = "".join(told)
+        outputs += refused.communicate(timeout=60)
+        assert refused.returncode == 7, outputs[-1]
+    text = "".join(outputs)
     assert "AuthenticationFailed" in text and "c4n4ry" not in text and "sig=" not in text
     assert traces(CANARY, tmp_path) == []
     found = tree(tmp_path / "data" / family)

@@ -1,4 +1,4 @@
-"""Unpacking in place: resumable at any moment, nothing of a user lost, the disk's refusals told."""
+"""Unpacking in place: resumable at any moment, nothing of a user lost, a full disk reported."""
 
 from __future__ import annotations
 
@@ -117,7 +117,9 @@ def test_modes_in_the_archive_do_not_matter(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])
-def test_f03_a_full_disk_is_told_and_continued(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int) -> None:
+def test_f03_a_full_disk_is_reported_and_continued(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
     path, artifact = archive_of(tmp_path)
     real, count = Path.replace, 0
 

@@ -66,7 +66,7 @@ def test_first_samples_only(server: Server, tmp_path: Path) -> None:
     assert len(list((tmp_path / "nocaps/images/val").iterdir())) == 12
 
 
-def test_pictures_that_a_list_without_addresses_names_are_to_be_laid_there(server: Server, tmp_path: Path) -> None:
+def test_pictures_that_a_list_without_addresses_names_are_asked_of_the_user(server: Server, tmp_path: Path) -> None:
     rows = [{"image": f"val/{n:04d}.jpg", "img_id": n} for n in range(3)]
     server.put(f"{LAVIS}/datasets/nocaps_val.json", json.dumps(rows).encode())
     annotations = tmp_path / "nocaps" / "annotations" / "nocaps_val.json"
@@ -85,7 +85,7 @@ def test_pictures_that_a_list_without_addresses_names_are_to_be_laid_there(serve
     assert prepare(["nocaps"], wanted).exit_code == 0
 
 
-def test_dead_images_are_told(server: Server, tmp_path: Path) -> None:
+def test_dead_images_are_reported(server: Server, tmp_path: Path) -> None:
     nocaps(server, 4)
     server.script("/s3.example/val/0002.jpg", Fault(status=404))
     report = prepare(["nocaps"], options(server, tmp_path, splits=["val"]))

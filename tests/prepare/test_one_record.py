@@ -183,8 +183,8 @@ def test_nothing_declared_is_present_and_not_verified(server: Server, tmp_path: 
     report = toy.prepare(cards, names)
     assert [one.verified for one in report.outcomes] == ["none"] * 4 and "4 unverified" in report.line()
     assert {state.state for state in report.splits} == {"present"}
-    told = status(names, toy.options(), cards)
-    assert {state.state for state in told} == {"present"} and not any(state.verified for state in told)
+    states = status(names, toy.options(), cards)
+    assert {state.state for state in states} == {"present"} and not any(state.verified for state in states)
     again = toy.prepare(cards, names)
     assert again.bytes_moved == 0 and not any("verified" in line.split(", ")[-1] for line in again.lines()[:3])
     assert all(item.state == "present" for item in again.plan.items)
@@ -210,11 +210,11 @@ def test_what_is_gone_is_not_verified(toy: Family, harm: str) -> None:
     names, cards = ["toy", "toy/train", "toy/train_rows"], named(toy)
     toy.prepare(cards)
     HARMS[harm](toy)
-    told = {(state.dataset, state.split): state for state in status(names, toy.options(), cards)}
+    states = {(state.dataset, state.split): state for state in status(names, toy.options(), cards)}
     hurt = "toy/train_rows" if harm in ("emptied", "deleted") else "toy/train"
     for key in (("toy_caption", "train"), (hurt, "")):
-        assert not told[key].verified and "verified" not in told[key].line()
-    assert told["toy_caption", "val"].state == "verified"
+        assert not states[key].verified and "verified" not in states[key].line()
+    assert states["toy_caption", "val"].state == "verified"
     assert verify(["toy"], options=toy.options(), cards=cards).exit_code == 5
     assert toy.prepare(cards).exit_code == 0 and splits(toy, cards) == ["verified", "verified"]
 
@@ -475,14 +475,14 @@ def test_a_second_look_does_not_grow_with_the_members(
         toy.prepare()  # notes the new times, and what it counts, which is no longer fresh
         with monkeypatch.context() as patch, called() as seen:
             patch.setattr(MemberTable, "read", lambda *_: pytest.fail("a table of members was opened"))
-            told = toy.prepare().splits if verb == "prepare" else status(["toy"], toy.options(), toy.cards())
-        assert [state.state for state in told] == ["verified", "verified"] and told[0].present == count
+            states = toy.prepare().splits if verb == "prepare" else status(["toy"], toy.options(), toy.cards())
+        assert [state.state for state in states] == ["verified", "verified"] and states[0].present == count
         assert "open_rows" not in seen and "list_tree" not in seen
         calls.append(len(seen))
     assert calls[1] <= 1.1 * calls[0]
 
 
-def test_a_count_is_not_believed_after_a_change(toy: Family) -> None:
+def test_a_count_is_not_reused_after_a_change(toy: Family) -> None:
     toy.prepare()
     for path in toy.root.rglob("*"):
         os.utime(path, ns=(10**18, 10**18))

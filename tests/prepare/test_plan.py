@@ -71,7 +71,7 @@ def test_f02_a_half_download_counts_for_what_is_left(toy: Family) -> None:
     assert item.state == "partial" and item.download == len(toy.blobs["train.zip"]) - 20_000
 
 
-def test_an_archive_that_lies_there_is_only_unpacked(toy: Family) -> None:
+def test_an_archive_that_is_there_is_only_unpacked(toy: Family) -> None:
     toy.images.mkdir(parents=True)
     (toy.images / "train.zip").write_bytes(toy.blobs["train.zip"])
     item = next(item for item in planned(toy).items if item.title == "toy/train")
@@ -96,7 +96,7 @@ def test_samples_are_estimated_and_marked(toy: Family) -> None:
     assert actions(planned(toy, max_samples=9))["toy/train"] == ("partial", "ranges")
 
 
-def test_sizes_that_nobody_declares_are_told(server: Server, tmp_path: Path) -> None:
+def test_undeclared_sizes_are_reported(server: Server, tmp_path: Path) -> None:
     toy = Family(server, tmp_path / "root", declared=False)
     made = plan(["toy"], toy.options(), toy.cards())
     assert made.unknown == 4 and "4 of undeclared size" in made.table()
@@ -104,8 +104,8 @@ def test_sizes_that_nobody_declares_are_told(server: Server, tmp_path: Path) -> 
 
 def test_the_plan_is_json_and_a_table(toy: Family) -> None:
     made = planned(toy, splits=["val"])
-    told = json.loads(json.dumps(made.as_dict()))
-    assert told["download"] == made.download and len(told["items"]) == 2 and told["items"][0]["source"]
+    shown = json.loads(json.dumps(made.as_dict()))
+    assert shown["download"] == made.download and len(shown["items"]) == 2 and shown["items"][0]["source"]
     lines = made.table().splitlines()
     assert lines[0].split() == ["artifact", "have", "do", "download", "unpacked", "from"]
     assert "free" in lines[-1]
@@ -140,7 +140,7 @@ def test_jobs_below_one_are_a_usage_error(toy: Family, jobs: int) -> None:
 
 
 @pytest.mark.parametrize(("files", "times"), [(3, 8.0), (40_504, 1.05)])
-def test_an_archive_named_for_itself_is_judged_by_its_files(toy: Family, files: int, times: float) -> None:
+def test_an_archive_named_for_itself_is_estimated_by_its_files(toy: Family, files: int, times: float) -> None:
     """A million captions unpack to many times their size, pictures to hardly more: `prepare coco/val2014` knows."""
     made = plan(["toy/val"], toy.options(), toy.cards(unpacked_files=files, family="toy"))
     assert [item.unpacked for item in made.items] == [int(made.items[0].archive * times)]

@@ -1,4 +1,4 @@
-"""From a card to recorded files, and each fault on the way: right bytes or a told error, then a run that mends it."""
+"""From a card to recorded files, and each fault on the way: right bytes or an error, then a run that repairs it."""
 
 from __future__ import annotations
 
@@ -92,8 +92,8 @@ def test_one_failure_does_not_stop_the_others_and_the_line_is_true(toy: Family) 
     report = toy.prepare()
     assert report.exit_code == 7 and tree(toy.images) == toy.val
     assert "downloaded 3 · reused 0 · failed 1" in report.line()
-    told = json.loads(json.dumps(report.as_dict()))
-    assert told["exit_code"] == 7 and [o["outcome"] for o in told["outcomes"]].count("failed") == 1
+    shown = json.loads(json.dumps(report.as_dict()))
+    assert shown["exit_code"] == 7 and [o["outcome"] for o in shown["outcomes"]].count("failed") == 1
     toy.server.script(toy.path("train.zip"))
     assert toy.prepare().exit_code == 0 and complete(toy)
 
@@ -171,7 +171,7 @@ def test_a04_links_in_tars(server: Server, tmp_path: Path, kind: str, type_: byt
     assert report.exit_code == 10 and not list(tmp_path.rglob("evil*")) and not list(toy.images.rglob("link"))
 
 
-def test_u02_an_archive_that_lies_here_is_unpacked_offline(toy: Family) -> None:
+def test_u02_an_archive_that_is_there_is_unpacked_offline(toy: Family) -> None:
     toy.prepare(no_unpack=True)
     asked = len(toy.server.log)
     assert toy.prepare(offline=True).exit_code == 0 and complete(toy)
@@ -206,17 +206,19 @@ def complete_but_bad(toy: Family) -> bool:
     return {n: d for n, d in tree(toy.images).items() if ".bad-" not in n} == {**toy.train, **toy.val}
 
 
-def test_f01_too_little_space_is_told_before_the_first_byte(toy: Family, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_f01_too_little_space_is_reported_before_the_first_byte(toy: Family, monkeypatch: pytest.MonkeyPatch) -> None:
     usage = shutil.disk_usage(toy.root.parent)
     monkeypatch.setattr("shutil.disk_usage", lambda _: usage._replace(free=50_000))
     with pytest.raises(DiskError) as caught:
         toy.prepare()
-    told = str(caught.value)
-    assert caught.value.exit_code == 6 and "50,000 (50.0 kB)" in told and "--max-samples" in told and "needed" in told
+    shown = str(caught.value)
+    assert (
+        caught.value.exit_code == 6 and "50,000 (50.0 kB)" in shown and "--max-samples" in shown and "needed" in shown
+    )
     assert toy.server.sent() == 0 and not toy.root.exists()
 
 
-def test_f05_a_root_that_cannot_be_written_is_told_before_the_network(toy: Family) -> None:
+def test_f05_a_root_that_cannot_be_written_is_reported_before_the_network(toy: Family) -> None:
     toy.root.write_text("a file")
     with pytest.raises(DiskError):
         toy.prepare()
@@ -270,7 +272,7 @@ def test_r13_without_the_bookkeeping_everything_is_recognised(server: Server, tm
     assert toy.prepare().bytes_moved == 0
 
 
-def test_r14_a_copied_root_is_believed_after_one_listing(toy: Family, tmp_path: Path) -> None:
+def test_r14_a_copied_root_is_accepted_after_one_listing(toy: Family, tmp_path: Path) -> None:
     toy.prepare()
     shutil.copytree(toy.root, tmp_path / "copy", copy_function=shutil.copy)
     moved = replace(toy, root=tmp_path / "copy")
@@ -349,12 +351,12 @@ def test_an_archive_that_holds_the_list_too_and_lacks_a_picture_is_damaged(serve
     dataset = cards.dataset("toy_caption")
     dataset.build_info.annotations["train"] = AnnotationConfig(artifact=["train!train/rows.json"])
     report = toy.prepare(cards, splits=["train"])
-    [told] = map(str, report.failures)
-    assert report.exit_code == 5 and "1 of 13 images are missing; run `lavis-ext prepare` again" in told
+    [shown] = map(str, report.failures)
+    assert report.exit_code == 5 and "1 of 13 images are missing; run `lavis-ext prepare` again" in shown
 
 
 @pytest.mark.parametrize(("threshold", "code"), [(0.95, 8), (0.8, 0)])
-def test_a_family_that_may_be_partial_is_judged_by_its_threshold(
+def test_a_family_that_may_be_partial_is_checked_against_its_threshold(
     server: Server, tmp_path: Path, threshold: float, code: int
 ) -> None:
     toy = Family(server, tmp_path / "root", threshold=threshold)
@@ -379,7 +381,7 @@ def subset(toy: Family) -> Family:
     return small
 
 
-def test_a_subset_is_recorded_told_and_replaced_by_the_real_thing(toy: Family) -> None:
+def test_a_subset_is_recorded_reported_and_replaced_by_the_real_thing(toy: Family) -> None:
     cards = toy.cards()
     with Server() as other:
         small = subset(replace(toy, server=other))
@@ -421,7 +423,7 @@ def test_a_subset_without_declared_hashes_does_not_pass_for_the_real_file(server
     assert complete_but_bad(toy)
 
 
-def test_a_data_set_of_which_a_subset_lists_nothing_is_passed_over(toy: Family) -> None:
+def test_a_data_set_of_which_a_subset_lists_nothing_is_skipped(toy: Family) -> None:
     cards = toy.cards()
     toy.offer_manifest(["train.json", "train.zip", "val.json", "val.zip"])
     other = replace(cards.families["toy"].datasets["toy_caption"]["default"], name="toy_vqa")
@@ -478,7 +480,7 @@ def test_f06_two_processes_fetch_each_byte_once(toy: Family) -> None:
     assert sum(moved for _, moved in results) == sum(map(len, toy.blobs.values()))
 
 
-def test_another_live_owner_that_stands_still_is_told(toy: Family) -> None:
+def test_another_live_owner_that_makes_no_progress_is_reported(toy: Family) -> None:
     folder = toy.root / "toy/.lavis_ext"
     folder.mkdir(parents=True)
     policy = replace(FAST, owner_stall=0.2)

@@ -1,4 +1,4 @@
-"""Records and reports: written whole or not at all, read with doubt, told truthfully."""
+"""Records are written whole or not at all and checked when read; reports say what is so."""
 
 from __future__ import annotations
 

@@ -50,7 +50,7 @@ def test_files_of_the_evaluation_are_left_out(tmp_path: Path) -> None:
     assert names([rows, more]) == ["a.jpg", "b.jpg"]
 
 
-def test_a_damaged_second_file_is_told(tmp_path: Path) -> None:
+def test_a_damaged_second_file_is_reported(tmp_path: Path) -> None:
     rows = put(tmp_path, "rows.json", [{"image": "a.jpg"}])
     cut = tmp_path / "cut.json"
     cut.write_text('[{"image": "b')

@@ -95,12 +95,12 @@ def test_r02_a_bit_flipped_on_the_way_is_fetched_again(toy: Family) -> None:
 
 def test_a_server_without_ranges_gives_the_whole_archive(toy: Family) -> None:
     toy.server.script(toy.path("train.zip"), Fault(ignore_range=True))
-    told: list[str] = []
+    lines: list[str] = []
     from lavis_ext.prepare import prepare
 
-    report = prepare(["toy"], toy.options(max_samples=5, splits=["train"]), notice=told.append, cards=toy.cards())
+    report = prepare(["toy"], toy.options(max_samples=5, splits=["train"]), notice=lines.append, cards=toy.cards())
     assert report.exit_code == 0 and set(names(5)) <= set(tree(toy.images))
-    assert any("whole archive" in line for line in told)
+    assert any("whole archive" in line for line in lines)
 
 
 @pytest.mark.parametrize("kind", ["tar", "tar.gz"])
@@ -112,7 +112,7 @@ def test_a_tar_is_fetched_whole_and_the_plan_says_so(server: Server, tmp_path: P
     assert report.exit_code == 0 and len(tree(toy.images)) == 20
 
 
-def test_an_archive_that_lies_here_is_read_instead_of_the_network(toy: Family) -> None:
+def test_an_archive_that_is_there_is_read_instead_of_the_network(toy: Family) -> None:
     toy.images.mkdir(parents=True)
     (toy.images / "train.zip").write_bytes(toy.blobs["train.zip"])
     assert toy.prepare(max_samples=4, splits=["train"]).exit_code == 0
@@ -141,7 +141,7 @@ def test_new_annotations_are_looked_at_again(toy: Family) -> None:
     assert {"train/000059.jpg", "train/000058.jpg"} <= set(tree(toy.images))
 
 
-def test_samples_are_chosen_anew_where_annotations_were_wrong(toy: Family) -> None:
+def test_samples_are_chosen_again_where_annotations_were_wrong(toy: Family) -> None:
     toy.prepare(max_samples=2, splits=["train"])
     path = toy.root / "toy/annotations/train.json"
     right = path.read_bytes()

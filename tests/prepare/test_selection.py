@@ -1,4 +1,4 @@
-"""Names and splits → data sets and files; mistakes are told with the nearest name."""
+"""Names and splits → data sets and files; mistakes are reported with the nearest name."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def test_the_shipped_coco_card_by_splits() -> None:
     ("names", "splits", "word"),
     [(["tyo"], None, "toy"), (["toy_captoin"], None, "toy_caption"), (["toy"], ["vla"], "val"), ([], None, "toy")],
 )
-def test_u07_typos_are_told_with_the_nearest(
+def test_u07_typos_are_reported_with_the_nearest(
     cards: Cards, names: list[str], splits: list[str] | None, word: str
 ) -> None:
     with pytest.raises(UsageError) as caught:

@@ -36,7 +36,7 @@ def test_what_is_sound_is_sound(toy: Family) -> None:
     assert "checked 40 files" in report.line() and states(toy) == ["verified", "verified"]
 
 
-def test_nothing_prepared_is_told(server: Server, tmp_path: Path) -> None:
+def test_nothing_prepared_is_reported(server: Server, tmp_path: Path) -> None:
     toy = Family(server, tmp_path / "none")
     assert check(toy).exit_code == 8 and len(check(toy).unknown) == 4 and check(toy, repair=True).exit_code == 8
     assert states(toy) == ["missing", "missing"]
@@ -85,7 +85,7 @@ def test_members_that_were_taken_singly_are_checked_and_repaired(server: Server,
     assert (toy.images / "train/000002.jpg").read_bytes() == toy.train["train/000002.jpg"]
 
 
-def test_a_lost_table_of_members_is_made_anew(toy: Family) -> None:
+def test_a_lost_table_of_members_is_made_again(toy: Family) -> None:
     (toy.root / "toy/.lavis_ext/records/images/train.zip.members").unlink()
     assert check(toy).exit_code == 5
     sent = toy.server.sent()
@@ -117,7 +117,7 @@ def test_packed_archives_are_checked_by_their_hash(server: Server, tmp_path: Pat
     assert check(toy).exit_code == 5
 
 
-def test_a_subset_is_named_wherever_it_is_told(server: Server, tmp_path: Path) -> None:
+def test_a_subset_is_named_in_reports_and_states(server: Server, tmp_path: Path) -> None:
     toy = Family(server, tmp_path / "root")
     cards = toy.cards()
     small = Family(server, tmp_path / "root", train=pictures("train", 2))
@@ -125,8 +125,8 @@ def test_a_subset_is_named_wherever_it_is_told(server: Server, tmp_path: Path) -
     assert small.prepare(cards).exit_code == 0
     report = verify(["toy"], options=toy.options(), cards=cards)
     assert report.exit_code == 0 and len(report.subset) == 4 and "subset" in report.line()
-    told = status(["toy"], toy.options(), cards)
-    assert all(one.subset and "(subset)" in one.line() for one in told)
+    states = status(["toy"], toy.options(), cards)
+    assert all(one.subset and "(subset)" in one.line() for one in states)
 
 
 def test_what_was_not_asked_for_is_not_missed(server: Server, tmp_path: Path) -> None:

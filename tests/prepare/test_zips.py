@@ -103,7 +103,7 @@ def lying(size: int) -> tuple[bytes, Member]:
     return data, member
 
 
-def test_a_size_that_lies_is_caught_while_it_unpacks() -> None:
+def test_a_wrong_size_is_caught_while_it_unpacks() -> None:
     with pytest.raises(UnsafeError, match="more than"):
         content(*lying(100))
     with pytest.raises(IntegrityError, match="expected"):

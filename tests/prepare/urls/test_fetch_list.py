@@ -207,8 +207,8 @@ def test_shards_with_manifests(server: Server, tmp_path: Path, orders: Orders) -
         assert (manifest.first_key, manifest.last_key) == (keys[0], keys[-1])
     one = samples["sbu/img_0000.jpg"]
     assert Image.open(io.BytesIO(one["jpg"])).size == (32, 32) and one["txt"] == b"picture 0"
-    told = json.loads(one["json"])
-    assert (told["all_captions"], told["all_similarities"]) == (["caption 0", "other"], [0.3, 0.1])
+    fields = json.loads(one["json"])
+    assert (fields["all_captions"], fields["all_similarities"]) == (["caption 0", "other"], [0.3, 0.1])
 
 
 def test_longer_list_keeps_full_shards(server: Server, tmp_path: Path, orders: Orders) -> None:

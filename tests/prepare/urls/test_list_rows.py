@@ -75,16 +75,16 @@ def test_parquet_columns_are_mapped_by_schema(names: tuple[str, str], tmp_path: 
 
 
 @pytest.mark.parametrize(
-    ("columns", "told"),
+    ("columns", "reason"),
     [
         ({"link": ["x"], "TEXT": ["y"]}, "url_key"),
         ({"URL": ["x"], "words": ["y"], "all_captions": [1]}, "caption_key"),
         ({"URL": ["x"], "TEXT": ["y"], "z": [1]}, "all_captions"),
     ],
 )
-def test_columns_that_cannot_be_mapped_are_named(columns: dict[str, list[Any]], told: str, tmp_path: Path) -> None:
+def test_columns_that_cannot_be_mapped_are_named(columns: dict[str, list[Any]], reason: str, tmp_path: Path) -> None:
     parquet.write_table(pa.table(columns), tmp_path / "a.parquet")
-    with pytest.raises(ConfigError, match=told):
+    with pytest.raises(ConfigError, match=reason):
         rows_of(tmp_path / "a.parquet", ImageList(storage="x", output="shards", keep=["all_captions"]))
 
 
@@ -97,7 +97,7 @@ def test_cut_parquet_is_an_integrity_error(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("url", "told"),
+    ("url", "reason"),
     [
         ("file:///etc/passwd", "scheme 'file'"),
         ("ftp://h.example/a.jpg", "scheme 'ftp'"),
@@ -114,8 +114,8 @@ def test_cut_parquet_is_an_integrity_error(tmp_path: Path) -> None:
         ("https://h.example/a.jpg", ""),
     ],
 )
-def test_urls_that_may_not_be_asked(url: str, told: str) -> None:
-    assert told in refuse_row(url, False) and bool(refuse_row(url, False)) == bool(told)
+def test_urls_that_may_not_be_asked(url: str, reason: str) -> None:
+    assert reason in refuse_row(url, False) and bool(refuse_row(url, False)) == bool(reason)
 
 
 def test_private_addresses_where_they_are_allowed() -> None:
