@@ -68,13 +68,6 @@ class ImageProcessor(Protocol):
         """A uint8 [H,W,3] RGB array → uint8 [3,S,S]; normalising is left to the device."""
 
 
-class TextProcessor(Protocol):
-    """Text → text. Picklable."""
-
-    def __call__(self, text: str) -> str:
-        """The cleaned text."""
-
-
 @runtime_checkable
 class Dataset(Protocol):
     """Rows of one split; it knows neither order nor rank nor batch."""

@@ -214,10 +214,6 @@ class Silent:
 
 Kind = Literal["transient", "final", "absent", "ranges", "access", "unsafe", "integrity", "replaced"]
 
-DISK_ERRNOS = frozenset(
-    {errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.EFBIG, errno.ENOTDIR, errno.ENAMETOOLONG}
-)
-
 
 class Failure(Exception):
     """An attempt that failed; `kind` says what the engine does next.

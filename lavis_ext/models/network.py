@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from lavis_ext.common.config.resolve import config_roots
 from lavis_ext.common.errors import ConfigError, IntegrityError, LavisExtError, NetworkError
+from lavis_ext.fetch.transfer import offline_from_environment
 from lavis_ext.models import clip_tower
 from lavis_ext.models.base_model import listed
 
@@ -195,12 +196,12 @@ def recompute(network: Any) -> None:
 # Loading from a folder or the hub, with our errors.
 
 T = TypeVar("T")
-OFFLINE_SWITCHES = ("LAVIS_EXT_OFFLINE", "LAVIS_EXT_MIRROR", "HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE")
+OFFLINE_SWITCHES = ("LAVIS_EXT_MIRROR", "HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE")
 
 
 def is_offline() -> bool:
     """Whether the hub must not be used: offline, or a mirror replaces the internet."""
-    return any(os.environ.get(name, "") not in ("", "0") for name in OFFLINE_SWITCHES)
+    return offline_from_environment() or any(os.environ.get(name, "") not in ("", "0") for name in OFFLINE_SWITCHES)
 
 
 def load_config(name: str, key: str) -> Any:

@@ -88,7 +88,7 @@ def execute_plan(made: Plan, progress: Progress | None = None, notice: Callable[
         return Report(plan=made, dry_run=True)
     made.check_disk()
     if made.done:
-        return _report(context, selection, made)  # also where the root is read-only
+        return _execute(context, selection, made)  # also where the root is read-only
     with owned(context, selection) as (pulse, waited):
         if waited:  # another process worked here meanwhile: the plan is out of date
             made = _plan(context, selection)
@@ -96,7 +96,7 @@ def execute_plan(made: Plan, progress: Progress | None = None, notice: Callable[
             from lavis_ext.prepare.blobs import keep_contents
 
             keep_contents(context.root, selection.contents)
-        return _report(replace(context, progress=pulse), selection, made)
+        return _execute(replace(context, progress=pulse), selection, made)
 
 
 class Pulse:
@@ -142,7 +142,7 @@ def owned(context: PrepareContext, selection: Selection) -> Iterator[tuple[Pulse
         yield Pulse(context.progress, pulses), waited
 
 
-def _report(context: PrepareContext, selection: Selection, made: Plan) -> Report:
+def _execute(context: PrepareContext, selection: Selection, made: Plan) -> Report:
     """Execute annotations, then images, then lists; then count the samples."""
     from lavis_ext.prepare.execute import execute_items  # a dry run needs no reader of archives
 

@@ -13,6 +13,7 @@ from lavis_ext.common.config.resolve import config_roots, model_defaults, model_
 from lavis_ext.common.errors import ConfigError
 from lavis_ext.common.registry import models
 from lavis_ext.models import default_config, load_model, load_model_and_preprocess, load_preprocess, model_zoo
+from lavis_ext.models.network import is_offline
 
 TYPES = [(arch, kind) for arch, types in model_files().items() for kind in types]
 
@@ -81,3 +82,13 @@ def test_the_tiny_tokenizer_reads_any_text_and_knows_its_marks() -> None:
         assert ids[0] == tokenizer.bos_token_id
         assert tokenizer.decode(ids, skip_special_tokens=True) == text
     assert len(tokenizer(" a red circle to the left of a blue square", add_special_tokens=False)["input_ids"]) == 10
+
+
+@pytest.mark.parametrize(
+    ("value", "offline"), [("1", True), ("yes", True), ("0", False), ("false", False), ("", False)]
+)
+def test_the_hub_is_offline_as_fetching_is(value: str, offline: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("LAVIS_EXT_MIRROR", "HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("LAVIS_EXT_OFFLINE", value)
+    assert is_offline() is offline

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from itertools import islice
 from pathlib import Path, PurePosixPath
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
@@ -198,16 +198,6 @@ class Extracted:
     def as_dict(self) -> dict[str, Any]:
         """Plain values."""
         return {**asdict(self), "path": str(self.path)}
-
-
-class Destination(Protocol):
-    """Where rows are appended: a `RowFile` or a `StoreWriter`."""
-
-    def __contains__(self, image_id: str) -> bool:
-        """Whether there is a row of that image."""
-
-    def append(self, row: FeatureRow) -> None:
-        """Write a row; raises BadRow."""
 
 
 def extract(request: ExtractionRequest, make: Callable[[], Detector], progress: Progress | None = None) -> Extracted:
