@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-HEAVY = ("torch", "transformers", "img2dataset", "webdataset", "accelerate", "pandas")
+HEAVY = ("torch", "transformers", "img2dataset", "webdataset", "accelerate", "pandas", "numpy", "PIL", "pyarrow")
 PROBE = """
 import json, sys
 from lavis_ext.cli import main

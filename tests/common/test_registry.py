@@ -84,7 +84,7 @@ def test_plugin_that_fails_is_a_warning_that_names_it(
         def load(self) -> None:
             raise ImportError("no module nowhere")
 
-    monkeypatch.setattr("lavis_ext.common.registry.entry_points", lambda group: [Point()])
+    monkeypatch.setattr("importlib.metadata.entry_points", lambda group: [Point()])
     load_plugins.cache_clear()
     with caplog.at_level(logging.WARNING):
         assert load_plugins() == ()

@@ -17,8 +17,6 @@ from typing import Literal
 
 from lavis_ext.common.errors import IntegrityError
 from lavis_ext.common.files import write_json
-from lavis_ext.datasets.readers.decode import decode_rgb
-from lavis_ext.datasets.readers.faults import SampleError
 from lavis_ext.prepare.urls.job import Passing, passing_status
 
 BLOCK = 1 << 20
@@ -211,6 +209,9 @@ class Inspector:
 
     def __call__(self, body: bytes, url: str) -> None:
         """Accept a body that the readers can decode whole."""
+        from lavis_ext.datasets.readers.decode import decode_rgb  # numpy and Pillow, which no plan needs
+        from lavis_ext.datasets.readers.faults import SampleError
+
         if hashlib.sha256(body).hexdigest() in self.placeholders or any(p in url for p in self.placeholders):
             raise Unwanted("placeholder")
         try:
