@@ -241,7 +241,7 @@ class Download:
             raise Failure("transient", f"the body ended at byte {at} of {goal}")
         if goal is None:
             if not reply.ended and not self._figures.hashed:
-                raise Failure("final", "the server names no length and none is declared: a cut could not be told")
+                raise Failure("final", "the server names no length and none is declared: a cut could not be noticed")
             self._part.total = at
 
     def _unsatisfiable(self, total: int | None) -> bool:
