@@ -115,8 +115,8 @@ class Policy:
     """Files at least this large are fetched in segments, where the server takes ranges."""
     segment_bytes: int = 16 * MIB
     """What one request of a large file asks for."""
-    checkpoint_bytes: int = 4 * MIB
-    """A killed process loses at most about this much per connection."""
+    checkpoint_bytes: int = 1 << 18
+    """A block: what a killed process loses of the bytes that it had written is less."""
     retries: int = 4
     """New attempts at one source after 408, 425, 429, 5xx or a broken connection without progress."""
     backoff: float = 0.5
@@ -137,13 +137,17 @@ class Policy:
     deep: bool = False
     """Hash files that exist even where the ledger knows them."""
     allow_private: bool = False
-    """Follow redirects from a public host to private, loopback or link-local addresses."""
+    """Follow redirects to private, loopback and link-local addresses other than the first host's own."""
+    public_only: bool = False
+    """Connect to no private, loopback or link-local address at all: for URLs that nobody has chosen."""
     owner_wait: float = 3600.0
     """The longest wait for another process that fetches the same file and makes progress."""
     owner_stall: float = 120.0
     """The longest wait while that process makes none."""
     owner_expiry: float = 120.0
-    """An owner elsewhere whose heartbeat is older than this is taken over."""
+    """An owner elsewhere whose heartbeat stands still for this long is taken over."""
+    owner_watch: float = 12.0
+    """Its heartbeat is watched for so long before, at least, whatever its stamp says: clocks jump."""
     fsync: bool = True
     """Flush a file and its folder to the disk before it counts as there."""
     ledger: Path | None = None
