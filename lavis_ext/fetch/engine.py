@@ -26,6 +26,7 @@ from lavis_ext.fetch.part import Part, PartNames, companion, leftovers
 from lavis_ext.fetch.safety import redact_url
 from lavis_ext.fetch.session import Session, scheme_of
 from lavis_ext.fetch.transfer import (
+    PROGRESS_THAT_COUNTS,
     Failure,
     Figures,
     Policy,
@@ -40,13 +41,12 @@ from lavis_ext.fetch.transfer import (
 )
 
 log = logging.getLogger(__name__)
-PROGRESS_THAT_COUNTS = 1 << 16
-"""Bytes by which an attempt must go beyond the best so far to start the count of retries again."""
 WASTE = 8
 """How many times these bytes such an attempt may have moved: without ranges each one begins at the first byte."""
 LONGEST_BASE = 220
 """Bytes of a name that `.bad-01234567-2` is put behind: file systems take 255."""
-ONE_PATH = frozenset({errno.EACCES, errno.EPERM, errno.EISDIR, errno.ENOTDIR, errno.ELOOP, errno.ENOTEMPTY})
+ONE_PATH = frozenset({errno.EACCES, errno.EPERM, errno.EEXIST, errno.EISDIR, errno.ENOTDIR, errno.ELOOP})
+"""Errors of one folder, after which other files are still fetched."""
 LONGEST_NAME, LONGEST_PATH = 255, 4096
 RESTARTS = 2
 """How often a source's object may be replaced while it is fetched."""

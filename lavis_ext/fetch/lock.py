@@ -10,6 +10,7 @@ that others use it asks `require`.
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import json
 import logging
@@ -190,12 +191,12 @@ def _see(path: Path) -> _Seen | None:
         return _Seen(None, found.st_mtime_ns, found.st_ino)
     except FileNotFoundError:
         if path.is_symlink():
-            raise DiskError(str(path), "is a link to nothing", f"delete {path}") from None
+            raise DiskError(str(path), "is a link to nothing", f"delete {path}") from FileExistsError(errno.EEXIST, "")
         return None
     try:
         found = os.fstat(descriptor)
         if not stat.S_ISREG(found.st_mode):
-            raise DiskError(str(path), "is not a file", f"move it away: {path}")
+            raise DiskError(str(path), "is not a file", f"move {path} away") from FileExistsError(errno.EEXIST, "")
         return _Seen(os.read(descriptor, LONGEST), found.st_mtime_ns, found.st_ino)
     finally:
         os.close(descriptor)
