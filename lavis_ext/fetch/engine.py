@@ -297,6 +297,9 @@ class _Fetching:
                 result = self._try(source, last=source is self._transfer.sources[-1])
                 if result is not None:
                     return result
+        except OwnedError:
+            self._part.reset()  # the file, or all that it is fetched for, is another's
+            raise
         finally:
             self._part.close()
         raise to_error(self._transfer.name, self._failures)
