@@ -218,9 +218,12 @@ def _reuse_or_fetch(session: Session, transfer: Transfer) -> Result:
     transfer.path.parent.mkdir(parents=True, exist_ok=True)
     path, watched = companion(transfer.path, ".part.owner"), partial(_part_of, transfer.path)
     with Ownership(path, watched, session.policy, session.pause) as owner:
+        if owner.replaced:  # at once, since only a process that has taken over looks for what was left
+            Part(transfer.path, session.policy.checkpoint_bytes, owner).close()
         found = check_existing(session, transfer)  # again: another process may have finished since
         if found.result is not None:
-            _discard_leftovers(owner, transfer.path)
+            if owner.replaced:
+                PartNames.of(transfer.path).remove()
             return found.result
         try:
             if found.reason:
@@ -243,22 +246,15 @@ def _part_of(target: Path, token: str) -> Path:
     return PartNames.of(target, token).path
 
 
-def _discard_leftovers(owner: Ownership, target: Path) -> None:
-    """Remove what the owners that were replaced left beside a file that is right."""
-    for names in leftovers(target).values() if owner.replaced else ():
-        names.remove()
-
-
 def _sweep(session: Session, path: Path) -> None:
     """Remove the owner file and sidecar that a process left when it was killed just after publishing the file."""
     owner = companion(path, ".part.owner")
     try:
         if not owner.exists():
             return
-        left = Ownership(owner, path, session.policy)
-        if left.sweep():
-            PartNames.of(path).remove()
-            _discard_leftovers(left, path)
+        if Ownership(owner, path, session.policy).sweep():
+            for names in (PartNames.of(path), *leftovers(path).values()):
+                names.remove()
     except (OSError, DiskError) as error:
         log.debug("%s: stays: %s", owner.name, error)
 
@@ -287,7 +283,8 @@ class _Fetching:
 
     def run(self) -> Result:
         """Fetch and publish; raises one error with every source's failure where none delivers."""
-        self._part = Part(self._transfer.path, self._policy.checkpoint_bytes, self._owner)
+        summed = not all(self._transfer.figures(source).hashed for source in self._transfer.sources)
+        self._part = Part(self._transfer.path, self._policy.checkpoint_bytes, self._owner, summed)
         try:
             self._check_space()
             kept = self._part.ranges.covered
@@ -364,7 +361,7 @@ class _Fetching:
         after = os.fstat(part.fd)
         wrong = mismatch(figures, size, sha256, md5)
         moved = flusher is not None and after.st_mtime_ns != before.st_mtime_ns
-        if not wrong and (size != part.ranges.covered or moved or not part.intact()):
+        if not wrong and (size != part.ranges.covered or moved or not part.intact() or part.altered()):
             wrong = "another process changed the partial file while it was fetched"
         if wrong:
             raise Failure("integrity", wrong)

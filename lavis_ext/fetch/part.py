@@ -15,6 +15,7 @@ import logging
 import os
 import re
 import threading
+import zlib
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Iterator
 from functools import cache
@@ -144,9 +145,9 @@ class PartNames(NamedTuple):
         return cls(companion(target, suffix), companion(target, f"{suffix}.json"))
 
     def remove(self) -> None:
-        """Delete both; raises OSError."""
-        self.path.unlink(missing_ok=True)
-        self.sidecar.unlink(missing_ok=True)
+        """Delete both, and a sidecar that was half written; raises OSError."""
+        for path in (self.path, self.sidecar, _half_of(self.sidecar)):
+            path.unlink(missing_ok=True)
 
 
 def leftovers(target: Path) -> dict[str, PartNames]:
@@ -175,10 +176,10 @@ class Part:
     The bytes that were left (by the last owner, or by one that was killed) are continued: renamed where nobody can
     write them any more, else copied. A line of the sidecar is written after the bytes that it lists, at least every
     half `block`, and pieces are at most as large: a killed process loses less than a block of what it had written.
-    The sidecar holds no query string.
+    The sidecar holds no query string. With `summed` what is written can be compared with what lies on the disk then.
     """
 
-    def __init__(self, target: Path, block: int, owner: Ownership | None = None) -> None:
+    def __init__(self, target: Path, block: int, owner: Ownership | None = None, summed: bool = False) -> None:
         self.target = target
         self.path, self.sidecar = PartNames.of(target, owner.token if owner else "")
         self.ranges = Ranges()
@@ -193,6 +194,8 @@ class Part:
         self._block = block
         self._pending = Ranges()
         """Bytes that no sidecar lists yet."""
+        self._sums: dict[int, tuple[int, int]] | None = {} if summed else None
+        """Offset → length and CRC-32 of each piece as it came."""
         self._lines = -1
         """How many blocks stand behind the first line of the sidecar; -1: it has to be written anew."""
         self._log = -1
@@ -320,6 +323,11 @@ class Part:
         except OSError:
             return False
 
+    def altered(self) -> bool:
+        """Whether what lies on the disk is not what was written since the last `reset`; raises OSError."""
+        pieces = (self._sums or {}).items()
+        return any(zlib.crc32(os.pread(self.fd, size, at)) != crc for at, (size, crc) in pieces)
+
     def publish(self, flusher: Flusher | None) -> None:
         """Make the part the target: give it the name, flush the folder if asked, forget the sidecar; raises OSError.
 
@@ -345,6 +353,7 @@ class Part:
             os.ftruncate(self.fd, 0)
             self.ranges, self.total, self.validators, self.url = Ranges(), None, Validators(), ""
             self._pending, self._lines = Ranges(), -1
+            self._sums = None if self._sums is None else {}
         return lost
 
     def resume_condition(self, source: Source, figures: Figures) -> str | None:
@@ -385,7 +394,10 @@ class Part:
         if self._owner is not None:
             self._owner.require(now=False)
         at = offset + _write_all(self.fd, data, offset)
+        crc = 0 if self._sums is None else zlib.crc32(data)
         with self._lock:
+            if self._sums is not None:
+                self._sums[offset] = len(data), crc
             self.ranges.add(offset, at)
             self._pending.add(offset, at)
             if self._pending.covered >= self._block // 2:
@@ -421,7 +433,7 @@ class Part:
             "boot": self._boot if self._written_on is None else self._written_on,
             "done": list(self.ranges),
         }
-        temporary = self.sidecar.with_name(self.sidecar.name + ".tmp")
+        temporary = _half_of(self.sidecar)
         temporary.write_text(json.dumps(state) + "\n", "utf-8")
         temporary.replace(self.sidecar)
         if self._log >= 0:
@@ -443,6 +455,10 @@ class Part:
             return "it came from a source with other bytes"
         etag = self.validators.etag
         return None if figures.hashed or (etag and not etag.startswith("W/")) else "it came from another source"
+
+
+def _half_of(sidecar: Path) -> Path:
+    return sidecar.with_name(f"{sidecar.name}.tmp")
 
 
 def _write_all(descriptor: int, data: bytes, offset: int) -> int:
