@@ -231,12 +231,16 @@ def _reuse_or_fetch(session: Session, transfer: Transfer) -> Result:
             notes = quarantine(transfer.path, found) if found.reason else ()
             result = _Fetching(session, transfer, owner).run()
         except (OwnedError, OSError) as error:
-            if owner.holds() and not isinstance(error, FileExistsError):
+            held = owner.holds()
+            if held and not isinstance(error, FileExistsError):
                 raise
-            found = check_existing(session, transfer)  # it stood still, and another process has taken over
+            found = check_existing(session, transfer)  # another process has taken over, or made the file meanwhile
+            if found.result is None and held:
+                what = f"a file has appeared there while it was fetched: {found.reason}"
+                raise OwnedError(str(transfer.path), what, "see what made it, then run again") from error
             if found.result is None:
                 raise owner.lost() from error
-            if owner.holds():
+            if held:
                 PartNames.of(transfer.path).remove()
             return found.result
     return replace(result, notes=notes + result.notes)

@@ -229,8 +229,11 @@ class Part:
                 (self._adopt if safe else self._copy)(left[token], flags)
         if self.fd < 0:
             self.fd = os.open(self.path, flags | os.O_TRUNC, 0o666)
-        for names in left.values():
-            names.remove()
+        for token, names in left.items():
+            if sizes[token] is not None or token:
+                names.remove()
+            else:
+                names.sidecar.unlink(missing_ok=True)
 
     def _size_of(self, names: PartNames) -> int | None:
         """Bytes that its sidecar lists, 0 if none can be read; None where there is no partial file."""

@@ -141,7 +141,8 @@ def test_a_file_that_appears_meanwhile_is_not_replaced(server: Server, tmp_path:
     target = tmp_path / "f.bin"
     transfer = Transfer(target, (Source(server.put("/f.bin", DATA)),), SIZE, SHA256)
     for mine, code in ((DATA, 0), (OTHER, 9)):
-        server.script("/f.bin", Fault(times=1, then=lambda mine=mine: target.write_bytes(mine)))
+        (tmp_path / "mine").write_bytes(mine)
+        server.script("/f.bin", Fault(times=1, then=lambda: (tmp_path / "mine").replace(target)))
         try:
             assert fetch(transfer, CALM).verified and code == 0
         except LavisExtError as error:
