@@ -1,7 +1,7 @@
 """`fetch`: a `Transfer` becomes a verified file.
 
-A right file that is there is reused; else the first source that can delivers it. What lies on the disk then is verified,
-and gets its name.
+A right file that is there is reused; else the first source that can delivers it. What lies on the disk then is
+verified, and gets its name.
 """
 
 from __future__ import annotations

@@ -25,7 +25,9 @@ CHECKPOINT = 1 << 18
 KILLS = 10
 
 CHILD = """
-import sys
+import signal, sys
+signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGINT])  # whatever the caller of the tests ignores or blocks
+signal.signal(signal.SIGINT, signal.default_int_handler)
 from pathlib import Path
 from lavis_ext.fetch import Policy, Source, Transfer, fetch, fetch_all
 path, url, size, sha256, segments, checkpoint = sys.argv[1:]
