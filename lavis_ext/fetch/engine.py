@@ -358,8 +358,8 @@ class _Fetching:
         sha256, md5 = hash_open(part.fd, size, figures, self._tick)
         after = os.fstat(part.fd)
         wrong = mismatch(figures, size, sha256, md5)
-        moved = flusher is not None and after.st_mtime_ns != before.st_mtime_ns
-        if not wrong and (size != part.ranges.covered or moved or not part.intact() or part.altered()):
+        touched = flusher is not None and after.st_mtime_ns != before.st_mtime_ns
+        if not wrong and (size != part.ranges.covered or touched or not part.intact() or part.altered()):
             wrong = "another process changed the partial file while it was fetched"
         if wrong:
             raise Failure("integrity", wrong)

@@ -17,7 +17,7 @@ from typing import Any
 from urllib.error import URLError
 from urllib.parse import urljoin, urlsplit
 
-from lavis_ext.fetch.safety import REMOTE_SCHEMES, is_private
+from lavis_ext.fetch.safety import REMOTE_SCHEMES, addresses, is_private, split_url
 
 CHUNK = 1 << 16
 REFUSED, CUT = "refused: ", "cut: "
@@ -57,6 +57,7 @@ def make_guarded_opener(limits: ResponseLimits) -> urllib.request.OpenerDirector
         urllib.request.HTTPDefaultErrorHandler(),
         urllib.request.HTTPErrorProcessor(),
         _Redirects(),
+        _Literals(limits),
         _Http(limits),
         _Https(limits),
         _Bodies(limits),
@@ -149,6 +150,22 @@ class _Redirects(urllib.request.HTTPRedirectHandler):
         return super().http_error_302(req, fp, 307 if code == 308 else code, msg, headers)
 
     http_error_301 = http_error_303 = http_error_307 = http_error_308 = http_error_302
+
+
+class _Literals(urllib.request.BaseHandler):
+    """Refuses inside addresses in any spelling before a proxy is asked for them, which would resolve them itself."""
+
+    def __init__(self, limits: ResponseLimits) -> None:
+        self._limits = limits
+
+    def http_request(self, req: urllib.request.Request) -> urllib.request.Request:
+        host = split_url(req.full_url).hostname or ""
+        inside = [] if self._limits.allow_private else [one for one in addresses(host, numeric=True) if is_private(one)]
+        if inside:
+            raise Refused(f"{REFUSED}private address {inside[0]}")
+        return req
+
+    https_request = http_request
 
 
 class _Bodies(urllib.request.BaseHandler):

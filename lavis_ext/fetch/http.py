@@ -93,7 +93,7 @@ class TimedResponse(http.client.HTTPResponse):
 
     def __init__(self, sock: socket.socket, *args: Any, **named: Any) -> None:
         super().__init__(sock, *args, **named)
-        self.stream = TimedStream(self.fp.detach(), sock)  # type: ignore[attr-defined]  # a BufferedReader
+        self.stream = TimedStream(self.fp.detach(), sock)
         self.fp = io.BufferedReader(self.stream)
 
 

@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import Literal
 
 from lavis_ext.common.errors import DiskError, OwnedError
-from lavis_ext.fetch.part import PartNames, boot_id, companion, read_sidecar
+from lavis_ext.fetch.part import PartNames, boot_id, companion, give_name, read_sidecar
 from lavis_ext.fetch.transfer import Policy, disk_error
 
 log = logging.getLogger(__name__)
@@ -244,6 +244,8 @@ class Ownership:
         return self
 
     def __exit__(self, *_: object) -> None:
+        if os.getpid() != self._mine.pid:
+            return  # a fork, whose parent owns the file
         _HEARTBEAT.remove(self._file)
         with contextlib.suppress(OSError):
             if self.holds():
@@ -368,7 +370,7 @@ class Ownership:
         found = _see(aside)
         if found is not None and not expected(found):
             try:
-                os.link(aside, self.path)
+                give_name(aside, self.path)
             except OSError:
                 log.warning("%s: another process owns it now", self.path.name)
             aside.unlink(missing_ok=True)

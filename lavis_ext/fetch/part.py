@@ -164,7 +164,7 @@ class Part:
         if not names.path.exists():
             return None
         with contextlib.suppress(OSError, ValueError, TypeError, KeyError):
-            return sum(stop - start for start, stop in read_sidecar(names.sidecar)["done"])
+            return Ranges(read_sidecar(names.sidecar)["done"]).covered
         return 0
 
     def _adopt(self, left: PartNames, flags: int) -> None:
@@ -231,7 +231,7 @@ class Part:
                 log.warning("%s: its record is not renewed: %s", self.path.name, error.strerror)
             if mine != left:
                 left.sidecar.unlink(missing_ok=True)
-                _link(mine.sidecar, left.sidecar)  # both names until the file is renamed, for a kill in between
+                give_name(mine.sidecar, left.sidecar)  # both names until the file is renamed, for a kill in between
                 self.path.rename(left.path)
                 mine.sidecar.unlink(missing_ok=True)
         finally:
@@ -262,7 +262,7 @@ class Part:
         """
         if not self.intact():
             raise Failure("integrity", "the partial file was replaced by another file while it was fetched")
-        _link(self.path, self.target)
+        give_name(self.path, self.target)
         self.path.unlink(missing_ok=True)
         self._forget()
         if flusher is not None:
@@ -397,7 +397,7 @@ def _write_all(descriptor: int, data: bytes, offset: int) -> int:
     return at - offset
 
 
-def _link(path: Path, name: Path) -> None:
+def give_name(path: Path, name: Path) -> None:
     """Give a file another name too, if that is free (FileExistsError); renames it where there are no hard links."""
     try:
         os.link(path, name)

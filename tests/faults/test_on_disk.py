@@ -225,7 +225,7 @@ def test_twenty_kills_cost_less_than_a_block_each(
 
 
 @pytest.mark.fault("H28")
-@pytest.mark.parametrize("moment", ["_adopt", "_save", "close", "_note", "publish", "_link", "_forget"])
+@pytest.mark.parametrize("moment", ["_adopt", "_save", "close", "_note", "publish", "give_name", "_forget"])
 def test_a_kill_between_two_steps_loses_no_more(moment: str, fetcher: Fetcher, server: Server, tmp_path: Path) -> None:
     """At the seams: taking what is left, writing its record, letting go, publishing."""
     import signal
@@ -237,7 +237,7 @@ def test_a_kill_between_two_steps_loses_no_more(moment: str, fetcher: Fetcher, s
     server.faults.clear()
     if moment in ("close", "_forget"):
         server.script("/f.bin", Fault(cut_at=1_200_000))
-    place = f"lavis_ext.fetch.part:{'' if moment == '_link' else 'Part.'}{moment}"
+    place = f"lavis_ext.fetch.part:{'' if moment == 'give_name' else 'Part.'}{moment}"
     fetcher.start(target, url, SIZE, SHA256, policy={"retries": 0}, stop_at=place)
     fetcher.wait_stopped()
     fetcher.signal(signal.SIGKILL)
