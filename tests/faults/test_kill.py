@@ -46,6 +46,7 @@ def child(transfer: Transfer, segments: int) -> subprocess.Popen[str]:
 
 
 @pytest.mark.parametrize("segments", [1, 4])
+@pytest.mark.fault("R12")
 def test_kill_nine_ten_times_then_complete(server: Server, tmp_path: Path, segments: int) -> None:
     data = payload(SIZE)
     url = server.put("/big.bin", data)
@@ -68,6 +69,7 @@ def test_kill_nine_ten_times_then_complete(server: Server, tmp_path: Path, segme
 
 
 @pytest.mark.parametrize("name", ["one.bin", "all.bin"])
+@pytest.mark.fault("P06")
 def test_interrupt_leaves_a_valid_partial_file(server: Server, tmp_path: Path, name: str) -> None:
     data = payload(SIZE)
     transfer = Transfer(tmp_path / name, (Source(server.put("/big.bin", data)),), SIZE)
@@ -89,6 +91,7 @@ def test_interrupt_leaves_a_valid_partial_file(server: Server, tmp_path: Path, n
 
 
 @pytest.mark.parametrize("alive", [False, True])
+@pytest.mark.fault("R13")
 def test_what_a_kill_after_the_last_byte_leaves_is_removed(tmp_path: Path, alive: bool) -> None:
     """Killed between the rename and the end of the ownership: the file is whole, its companions are not needed."""
     data = payload(5000)
