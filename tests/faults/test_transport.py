@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from lavis_ext.common.errors import AccessError, IntegrityError, NetworkError
-from lavis_ext.fetch import fetch
+from lavis_ext.fetch import Transfer, fetch
 from tests.support.fetching import CANARY, SIZE, World, certificate, closed_port
 from tests.support.server import Fault, Server
 

@@ -144,3 +144,8 @@ class Family:
         files = {key: value for key, value in listed.items() if key.partition("/")[2] in names}
         text = json.dumps({"format": 1, "equivalence": equivalence, "files": files})
         self.server.put("/manifest.json", text.encode())
+
+    def complete(self) -> bool:
+        """Whether every picture is in its place, and nothing else but what was set aside."""
+        files = {name: data for name, data in tree(self.images).items() if ".bad-" not in name}
+        return files == {**self.train, **self.val}
