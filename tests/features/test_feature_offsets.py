@@ -42,6 +42,7 @@ def test_a_table_is_read_through_its_map(tmp_path: Path) -> None:
     assert import_features([path], tmp_path / "s").added == 0
 
 
+@pytest.mark.fault("D10")
 def test_a_place_that_is_another_images_is_named(tmp_path: Path) -> None:
     first, second = (image.image_id for image in make_images(2, 2054))
     _, path = with_map(tmp_path, {first: 3, "9": 0, second: 10**9})
@@ -51,6 +52,7 @@ def test_a_place_that_is_another_images_is_named(tmp_path: Path) -> None:
     assert done.added == 4
 
 
+@pytest.mark.fault("D10")
 def test_a_stale_map_beside_a_table_is_told_and_not_needed(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     table, path = with_map(tmp_path, {"é": 1})
     with caplog.at_level(logging.WARNING):

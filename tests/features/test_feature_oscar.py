@@ -47,6 +47,7 @@ def test_side_files_are_in_bytes_and_rows(tmp_path: Path) -> None:
     assert write_lineidx(source) == []
 
 
+@pytest.mark.fault("D10")
 def test_a_lineidx_that_does_not_fit_is_told_and_left(tmp_path: Path) -> None:
     source = oscar_tsv(tmp_path / "features.tsv", make_images(2, 2054))
     (tmp_path / "features.lineidx").write_text("0\n17\n")
@@ -125,6 +126,7 @@ def row(image_id: str, count: int, said: object = None, columns: int = 2054) -> 
     return f"{image_id}\t{count if said is None else said}\t{b64(image.features)}"
 
 
+@pytest.mark.fault("D11")
 @pytest.mark.parametrize(
     ("broken", "what"),
     [

@@ -118,6 +118,7 @@ def test_a_folder_without_some_weights_is_an_integrity_error(tmp_path: Path) -> 
         pretrained(tmp_path)
 
 
+@pytest.mark.fault("D08")
 def test_a_pickle_that_runs_code_is_refused(tmp_path: Path) -> None:
     trace, file = tmp_path / "trace", tmp_path / "model.pth"
     torch.save({"model": {"a": torch.zeros(1)}, "extra": Mine(trace)}, file)

@@ -104,6 +104,7 @@ def test_first_samples_only(tmp_path: Path) -> None:
     assert len(reader) == 6 and names(reader) == names(ShardReader(reader.paths, buffer=0))[:6]
 
 
+@pytest.mark.fault("D07")
 @pytest.mark.parametrize("suffix", [*sorted(PICKLED), "json.PKL"])
 def test_pickles_are_refused(suffix: str, tmp_path: Path) -> None:
     class Harm:
