@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import logging
@@ -20,6 +21,8 @@ from lavis_ext.fetch.transfer import Figures, Source
 log = logging.getLogger(__name__)
 FORMAT = 1
 LONGEST_NAME = 255 - len(".part.owner.takeover-0000000000")
+ROOM = 1 << 16
+"""Bytes that make room for the record where a disk is full: more than a block of any file system in use."""
 Range = tuple[int, int]
 """`[start, stop)` in bytes."""
 
@@ -147,7 +150,7 @@ class Part:
             return
         try:
             if self.ranges.covered:
-                self.save()
+                self._save_or_shrink()
             else:
                 self.path.unlink(missing_ok=True)
                 self._remove_sidecar()
@@ -236,6 +239,18 @@ class Part:
         with self._lock:
             self._save()
 
+    def _save_or_shrink(self) -> None:
+        """`save`; on a full disk the last bytes are given back, or the record that counts the others has no room."""
+        try:
+            self.save()
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                raise
+            with self._lock:
+                self.ranges.clip(max(0, self.ranges.stop - ROOM))
+                os.ftruncate(self.fd, self.ranges.stop)
+                self._save()
+
     def _save(self) -> None:
         state = {
             "format": FORMAT,
@@ -248,8 +263,12 @@ class Part:
             "done": list(self.ranges),
         }
         temporary = self.sidecar.with_name(self.sidecar.name + ".tmp")
-        temporary.write_text(json.dumps(state), "utf-8")
-        temporary.replace(self.sidecar)
+        try:
+            temporary.write_text(json.dumps(state), "utf-8")
+            temporary.replace(self.sidecar)
+        except OSError:
+            temporary.unlink(missing_ok=True)
+            raise
         self._recorded = True
         self._unsaved = 0
 

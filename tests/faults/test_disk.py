@@ -8,6 +8,7 @@ import json
 import os
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,8 +17,10 @@ import pytest
 from lavis_ext.common.errors import DiskError, NetworkError, OwnedError
 from lavis_ext.fetch import fetch, fetch_all
 from lavis_ext.fetch.lock import Identity, own_identity
+from tests.support.disks import SmallDisk
 from tests.support.fetching import SIZE, World
-from tests.support.server import Fault
+from tests.support.server import Fault, Server, wait_until
+from tests.support.toyfamily import Family, pictures, tree
 
 
 @pytest.mark.fault("F01")
@@ -37,6 +40,59 @@ def test_disk_full_half_way(world: World) -> None:
     assert 0 < kept <= 200_000
     world.patch.undo()
     assert world.heals().bytes_moved == SIZE - kept
+
+
+@pytest.mark.fault("F02")
+def test_another_program_fills_the_disk_meanwhile(world: World, disk: Callable[..., SmallDisk]) -> None:
+    small = disk(1 << 20)
+    world.target = small.path / "data" / "f.bin"
+    world.server.script("/f.bin", Fault(rate=600_000.0))
+
+    def fill() -> None:
+        wait_until(lambda: world.server.sent() > 100_000)
+        small.fill()
+
+    other = threading.Thread(target=fill)
+    other.start()
+    world.fails(DiskError, "no space left")
+    other.join()
+    kept = world.part.stat().st_size
+    assert kept > 50_000 and not world.owner.exists()
+    small.relieve()
+    assert world.heals().bytes_moved < SIZE
+
+
+@pytest.mark.fault("F03")
+@pytest.mark.parametrize("kind", ["zip", "tar.gz"])
+def test_the_disk_is_full_while_an_archive_is_unpacked(
+    server: Server, disk: Callable[..., SmallDisk], kind: str
+) -> None:
+    small = disk(4 << 20)
+    toy = Family(server, small.path / "root", train=pictures("train", 40, 20_000), kind=kind)
+    server.script(toy.path(f"train.{kind}"), Fault(times=1, then=lambda: small.fill(300_000)))
+    report = toy.prepare()
+    assert report.exit_code == 6, report.lines()
+    assert (toy.images / f"train.{kind}").is_file()
+    there = tree(toy.images / "train")
+    assert 0 < len(there) < 40 and all(toy.train[f"train/{name}"] == data for name, data in there.items())
+    small.relieve()
+    sent = server.sent(toy.path(f"train.{kind}"))
+    assert toy.prepare().exit_code == 0 and toy.complete()
+    assert server.sent(toy.path(f"train.{kind}")) == sent == len(toy.blobs[f"train.{kind}"])
+
+
+@pytest.mark.fault("F04")
+def test_no_inode_is_left_while_an_archive_is_unpacked(server: Server, disk: Callable[..., SmallDisk]) -> None:
+    small = disk(4 << 20, inodes=100)
+    toy = Family(server, small.path / "root")
+    server.script(toy.path("train.zip"), Fault(times=1, then=lambda: small.use_up_inodes(10)))
+    report = toy.prepare()
+    assert report.exit_code == 6 and "inode" in "".join(report.lines())
+    small.relieve()
+    assert toy.prepare().exit_code == 0 and toy.complete()
+    small.use_up_inodes()
+    with pytest.raises(DiskError, match="inode"):
+        replace(toy, root=small.path / "other").prepare(toy.cards(unpacked_files=12))
 
 
 @pytest.mark.fault("F04")
@@ -60,6 +116,18 @@ def test_folder_that_cannot_be_written(world: World) -> None:
     world.patch.setattr(Path, "mkdir", refuse)
     world.fails(DiskError, "Read-only")
     assert not world.server.log
+
+
+@pytest.mark.fault("F05")
+def test_a_read_only_disk_is_reported_before_the_network(server: Server, disk: Callable[..., SmallDisk]) -> None:
+    small = disk(1 << 20)
+    toy = Family(server, small.path / "root")
+    small.read_only()
+    with pytest.raises(DiskError) as caught:
+        toy.prepare()
+    assert caught.value.exit_code == 6 and server.sent() == 0
+    small.read_only(False)
+    assert toy.prepare().exit_code == 0 and toy.complete()
 
 
 @pytest.mark.fault("F06")
@@ -95,12 +163,14 @@ def test_stale_owner_is_taken_over(world: World) -> None:
 
 
 @pytest.mark.fault("F08")
-def test_locks_that_lie(world: World) -> None:
-    def no_locks(*_: object) -> None:
-        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+@pytest.mark.parametrize("fails", [True, False], ids=["ENOLCK", "for everybody"])
+def test_locks_that_lie(world: World, fails: bool) -> None:
+    def lock(*_: object) -> None:
+        if fails:
+            raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
 
-    world.patch.setattr(fcntl, "flock", no_locks)
-    world.patch.setattr(fcntl, "lockf", no_locks)
+    world.patch.setattr(fcntl, "flock", lock)
+    world.patch.setattr(fcntl, "lockf", lock)
     test_four_at_once_fetch_once(world)
 
 
@@ -110,6 +180,17 @@ def test_partial_file_is_on_the_target_file_system(world: World) -> None:
     world.fails(NetworkError, "ended", world.first_url)
     assert world.part.stat().st_dev == world.target.parent.stat().st_dev
     assert world.part.parent == world.target.parent
+
+
+@pytest.mark.fault("F09")
+def test_the_temporary_folder_is_on_another_disk_and_too_small(world: World, disk: Callable[..., SmallDisk]) -> None:
+    small = disk(1 << 16)
+    world.patch.setenv("TMPDIR", str(small.path))
+    world.patch.setattr("tempfile.tempdir", str(small.path))
+    assert small.path.stat().st_dev != world.folder.stat().st_dev
+    world.get()
+    toy = Family(world.server, world.folder / "root")
+    assert toy.prepare().exit_code == 0 and toy.complete() and list(small.path.iterdir()) == []
 
 
 @pytest.mark.fault("F10")
