@@ -1,8 +1,9 @@
-"""R12: a process killed ten times at random moments converges, and fetches again only what the sidecar did not list."""
+"""A download that is killed: at random moments, before each of its operations on files, and by signals."""
 
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import os
 import random
@@ -10,19 +11,22 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from lavis_ext.fetch import Source, Transfer, fetch
+from lavis_ext.fetch import Source, Transfer, fetch, lock
 from lavis_ext.fetch.lock import Ownership
 from tests.support.fetching import FAST
 from tests.support.server import Fault, Server, payload, wait_until
+from tests.support.toyfamily import Family, pictures
 
 SIZE = 6_000_000
 CHECKPOINT = 1 << 18
-KILLS = 10
+KILLS = 20
 
 CHILD = """
 import sys
@@ -47,7 +51,7 @@ def child(transfer: Transfer, segments: int) -> subprocess.Popen[str]:
 
 @pytest.mark.parametrize("segments", [1, 4])
 @pytest.mark.fault("R12")
-def test_kill_nine_ten_times_then_complete(server: Server, tmp_path: Path, segments: int) -> None:
+def test_kill_nine_twenty_times_then_complete(server: Server, tmp_path: Path, segments: int) -> None:
     data = payload(SIZE)
     url = server.put("/big.bin", data)
     transfer = Transfer(tmp_path / "d" / "big.bin", (Source(url),), SIZE, hashlib.sha256(data).hexdigest())
@@ -55,7 +59,7 @@ def test_kill_nine_ten_times_then_complete(server: Server, tmp_path: Path, segme
     chance = random.Random(segments)
     for _ in range(KILLS):
         process = child(transfer, segments)
-        time.sleep(chance.uniform(0.0, 0.15))
+        time.sleep(chance.uniform(0.0, 0.1))
         process.kill()
         process.wait()
     assert not transfer.path.exists()
@@ -108,3 +112,88 @@ def test_what_a_kill_after_the_last_byte_leaves_is_removed(tmp_path: Path, alive
     owner.write_bytes(json.dumps({**json.loads(left), "pid": gone.pid}).encode())
     assert fetch(transfer, FAST).reused
     assert not owner.exists() and not sidecar.exists() and transfer.path.read_bytes() == data
+
+
+OPERATIONS = ("open", "pwrite", "write", "ftruncate", "fsync", "link", "mkdir", "rename", "replace", "unlink", "utime")
+
+
+def killed_before(number: int, act: Callable[[], object]) -> bool:
+    """Run `act` in a fork that is killed -9 before its operation on files of this number; whether it has so many."""
+    child = os.fork()
+    if child == 0:
+        count = 0
+
+        def counting(real: Callable[..., Any]) -> Callable[..., Any]:
+            def call(*given: Any, **named: Any) -> Any:
+                nonlocal count
+                count += 1
+                if count == number:
+                    os.kill(os.getpid(), signal.SIGKILL)
+                return real(*given, **named)
+
+            return call
+
+        for name in OPERATIONS:
+            setattr(os, name, counting(getattr(os, name)))
+        io.open = counting(io.open)  # type: ignore[assignment]  # what pathlib calls
+        try:
+            act()
+        finally:
+            os._exit(0)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
+
+
+@pytest.mark.fault("R13", "F11")
+@pytest.mark.parametrize("there", [False, True], ids=["fetched", "over another file"])
+def test_killed_before_each_operation_on_files(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, there: bool
+) -> None:
+    monkeypatch.setattr(lock, "UNWRITTEN", 0.05)
+    data = payload(150_000)
+    url = server.put("/f.bin", data)
+    policy = replace(FAST, checkpoint_bytes=1 << 16, fsync=True)
+    number, killed = 0, True
+    while killed:
+        number += 1
+        transfer = Transfer(
+            tmp_path / str(number) / "f.bin", (Source(url),), len(data), hashlib.sha256(data).hexdigest()
+        )
+        if there:
+            transfer.path.parent.mkdir()
+            transfer.path.write_bytes(b"my own")
+        killed = killed_before(number, lambda transfer=transfer: fetch(transfer, policy))
+        if transfer.path.exists():
+            assert transfer.path.read_bytes() in (data, b"my own"), number
+        whole = transfer.path.exists() and transfer.path.stat().st_size == len(data)
+        sent = server.sent()
+        assert fetch(transfer, policy).verified and transfer.path.read_bytes() == data, number
+        assert not whole or server.sent() == sent, number
+        kept = [path.read_bytes() for path in transfer.path.parent.iterdir() if ".bad-" in path.name]
+        assert kept == [b"my own"] * there, number
+        left = {path.name for path in transfer.path.parent.iterdir() if ".bad-" not in path.name}
+        assert left == {"f.bin", ".lavis_ext"}, (number, left)
+    assert number > 15
+
+
+@pytest.mark.fault("P06")
+@pytest.mark.parametrize(("sent", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_in_the_middle_of_a_command(server: Server, tmp_path: Path, sent: signal.Signals, code: int) -> None:
+    toy = Family(server, tmp_path / "root", train=pictures("train", 30, 20_000))
+    environment = toy.environment(toy.write_card(tmp_path / "configs"))
+    command = [sys.executable, "-m", "lavis_ext", "prepare", "toy", "--json"]
+    path = toy.path("train.zip")
+    server.script(path, Fault(stall_at=400_000, stall=60.0))
+    process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert wait_until(lambda: server.sent(path) >= 400_000, 20)
+    time.sleep(0.2)
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    process.send_signal(sent)
+    out, error = process.communicate(timeout=10)
+    assert process.returncode == code and "Traceback" not in error
+    assert json.loads(out.splitlines()[-1])["exit_code"] == code
+    assert not [child for child in children if Path(f"/proc/{child}").exists()]
+    assert not list(toy.root.rglob("*.owner")) and not list(toy.root.rglob("*.pulse"))
+    assert (toy.images / "train.zip.part").is_file() and (toy.images / "train.zip.part.json").is_file()
+    server.faults.clear()
+    subprocess.run(command, env=environment, check=True, capture_output=True)
+    assert toy.complete() and server.sent(path) <= len(toy.blobs["train.zip"]) + (1 << 17)
