@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import logging
+import socket
 from dataclasses import replace
 
 import pytest
 
 from lavis_ext.common.errors import NetworkError, UnsafeError
-from lavis_ext.fetch import Source, fetch, http, safety
+from lavis_ext.fetch import Source, fetch, guard, http, safety
 from tests.support.fetching import CANARY, SIZE, World
 from tests.support.server import Fault
 
@@ -47,6 +48,24 @@ def test_redirect_inside(world: World) -> None:
     world.server.script("/f.bin", Fault(times=1, redirect=world.second_url))
     world.policy = replace(world.policy, allow_private=True)
     world.get()
+
+
+@pytest.mark.fault("S03")
+def test_a_name_that_changes_its_address(world: World) -> None:
+    """Looked up once: a second answer, which leads inside, is never asked for."""
+    asked: list[str] = []
+
+    def answer(host: str, port: object, *_: object, **__: object) -> list[object]:
+        asked.append(host)
+        address = "127.0.0.1" if len(asked) == 1 else "127.0.0.2"
+        return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (address, world.server.port))]
+
+    world.patch.setattr(guard.socket, "getaddrinfo", answer)
+    world.patch.setattr(guard, "is_private", lambda address: address != "127.0.0.1")
+    limits = guard.ResponseLimits(max_bytes=2 * SIZE)
+    with guard.make_guarded_opener(limits).open(f"http://photos.example:{world.server.port}/f.bin", timeout=2) as body:
+        assert body.read() == world.data
+    assert asked == ["photos.example"]
 
 
 @pytest.mark.fault("S04")

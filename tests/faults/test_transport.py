@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import socket
 import time
+from contextlib import ExitStack
 from dataclasses import replace
 from datetime import datetime, timedelta, timezone
 from email.utils import format_datetime
@@ -210,6 +211,31 @@ def test_proxy_that_refuses(world: World) -> None:
     world.patch.setenv("no_proxy", "127.0.0.1")
     world.patch.setenv("NO_PROXY", "127.0.0.1")
     world.get()
+
+
+@pytest.mark.fault("T20")
+def test_first_address_answers_nothing(world: World) -> None:
+    """A listener whose queue is full: the kernel drops what comes, as a black hole does."""
+    real, port = socket.getaddrinfo, world.server.port
+    with socket.socket() as hole, ExitStack() as queued:
+        hole.bind(("127.0.0.2", 0))
+        hole.listen(0)
+        for _ in range(3):
+            waiting = queued.enter_context(socket.socket())
+            waiting.setblocking(False)
+            waiting.connect_ex(hole.getsockname())
+
+        def two(host: str, *more: object, **named: object) -> list[object]:
+            if host != "two.localhost":
+                return real(host, *more, **named)  # type: ignore[arg-type,return-value]
+            stream = (socket.AF_INET, socket.SOCK_STREAM, 6, "")
+            return [(*stream, hole.getsockname()), (*stream, ("127.0.0.1", port))]
+
+        world.patch.setattr(socket, "getaddrinfo", two)
+        world.policy = replace(world.policy, connect_timeout=0.3)
+        begun = time.monotonic()
+        world.get(f"http://two.localhost:{port}/f.bin")
+        assert 0.2 < time.monotonic() - begun < 2.0
 
 
 @pytest.mark.fault("T20")
