@@ -249,7 +249,8 @@ def test_layers_of_the_image_encoder_decay_from_the_top() -> None:
         "visual.norm.weight",
         "head.w",
     ]
-    assert list(layer_scales(names, 0.5).values()) == [0.25, 0.5, 1.0, 1.0, 1.0]
+    # LAVIS' and BEiT's rule: the top block is one power below what stands above it
+    assert list(layer_scales(names, 0.5).values()) == [0.125, 0.25, 0.5, 1.0, 1.0]
 
 
 def test_groups_hold_every_trained_parameter_once() -> None:
