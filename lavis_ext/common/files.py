@@ -87,6 +87,15 @@ def write_json(path: Path, value: Any) -> None:
     write_atomic(path, json.dumps(value, indent=1, ensure_ascii=False) + "\n")
 
 
+def read_object(path: Path) -> dict[str, Any]:
+    """The JSON object in a file; empty where none can be read: absent, cut off, other bytes, nested too deep."""
+    try:
+        value = json.loads(path.read_bytes())
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return value if isinstance(value, dict) else {}
+
+
 def flush_file(path: Path) -> None:
     """Force a file's content to the disk; raises OSError."""
     descriptor = os.open(path, os.O_RDONLY)

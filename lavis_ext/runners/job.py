@@ -192,7 +192,7 @@ def write_report(folder: Path) -> None:
 HARMLESS = frozenset(
     {"device", "num_workers", "log_freq", "output_dir", "job_id", "resume_ckpt_path", "tensorboard", "wandb", "report"}
     | {"save_freq", "save_steps", "save_last", "keep_checkpoints", "allow_config_drift", "evaluate", "test_splits"}
-    | {"parallel", "wait_minutes"}
+    | {"parallel", "wait_minutes", "check_shards"}
 )
 """Keys of `run:` that do not change the numbers of a run."""
 ABSENT = "(not there)"
