@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from lavis_ext.common.config.decode import ConfigDecoder, read_yaml
+from lavis_ext.common.config.decode import ConfigDecoder, read_sections
 from lavis_ext.common.config.schema import ModelConfig
 from lavis_ext.common.errors import ConfigError, LavisExtError, Problem
 from lavis_ext.common.registry import models
@@ -153,7 +153,7 @@ def section_of_run(folder: Path) -> ModelConfig:
     if not path.is_file():
         what = f"{folder} has no config.yaml that says what model the checkpoint is of"
         raise ConfigError(TEACHER_KEY, what, "give a model section with load_finetuned and finetuned")
-    tree, places = read_yaml(path)
+    tree, places = read_sections(path)
     decoder = ConfigDecoder(places, lenient=True)  # it was checked when it was written
     section = decoder.build(ModelConfig, tree.get("model") or {}, "model")
     decoder.close()

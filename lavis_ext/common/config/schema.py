@@ -10,7 +10,17 @@ from dataclasses import dataclass, field, fields, make_dataclass
 from functools import cache
 from typing import Annotated, Any, ClassVar, Literal
 
-from lavis_ext.common.config.decode import Bound, ConfigDecoder, Count, Natural, Positive, Rate, Share, join
+from lavis_ext.common.config.decode import (
+    Bound,
+    ConfigDecoder,
+    Count,
+    Natural,
+    Positive,
+    Rate,
+    Share,
+    join,
+    require_bounds,
+)
 from lavis_ext.common.errors import ConfigError, Problem, nearest
 from lavis_ext.common.registry import (
     Registry,
@@ -155,8 +165,8 @@ class BuildInfo:
 class SplitCounts:
     """What a complete split holds."""
 
-    samples: int | None = None
-    images: int | None = None
+    samples: Natural | None = None
+    images: Natural | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -188,6 +198,9 @@ class DatasetConfig:
     """What the shape reads beside these."""
 
     ignored: ClassVar[Mapping[str, str]] = {"kw_processor": "no processor of ours takes it"}
+
+    def __post_init__(self) -> None:
+        require_bounds(self)
 
     def examine(self, decoder: ConfigDecoder, key: str) -> None:
         """Note wrong arguments of the shape. An unknown shape is for `check`: `prepare` needs none."""
@@ -221,6 +234,9 @@ class ModelConfig:
         "low_resource": "upstream ignores it",
         "model": "a leftover of upstream",
     }
+
+    def __post_init__(self) -> None:
+        require_bounds(self)
 
     @classmethod
     def variant(cls, value: Mapping[str, Any]) -> tuple[Any, bool]:
@@ -332,6 +348,9 @@ class RunConfig:
         "iters_per_epoch": "upstream ignores it",
     }
 
+    def __post_init__(self) -> None:
+        require_bounds(self)
+
     @classmethod
     def variant(cls, value: Mapping[str, Any]) -> tuple[Any, bool]:
         """The keys of the task that the section names, and of those that this one runs; and whether all are known."""
@@ -368,7 +387,10 @@ class RunConfig:
 
 
 def run_config(task: str, **keys: Any) -> Any:
-    """A `run:` section made in code: the keys of its task, not checked; raises RegistryError for an unknown task."""
+    """A `run:` section made in code: the keys of its task; raises RegistryError for an unknown task.
+
+    Numbers out of their range are a ConfigError; the types are not checked.
+    """
     tasks.config(task)
     return RunConfig.variant({"task": task, **keys})[0](task=task, **keys)
 
@@ -406,6 +428,8 @@ class Config:
     path: str = ""
     resolved: dict[str, Any] = field(default_factory=dict)
     """The merged tree as plain values, written to `config.yaml` of the run."""
+    hidden: dict[str, str] = field(default_factory=dict)
+    """Values that came from the environment, and the `${oc.env:NAME}` that is written in their place."""
     places: dict[str, str] = field(default_factory=dict)
     """`dotted.key` → `file:line` or `--options`, for messages."""
     faulty: tuple[str, ...] = ()
