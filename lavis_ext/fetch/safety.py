@@ -1,57 +1,22 @@
-"""What is refused before a request is sent (schemes, hosts, private addresses), and the redaction of secrets."""
+"""What is refused before a request is sent: schemes, hosts, private addresses. Redaction is `common/secrets.py`'s."""
 
 from __future__ import annotations
 
-import hashlib
 import ipaddress
-import re
 import socket
 from collections.abc import Mapping
-from urllib.parse import parse_qsl, unquote, urlencode, urlsplit, urlunsplit
+from urllib.parse import unquote, urlsplit
 
 from lavis_ext.common.errors import UnsafeError
+from lavis_ext.common.secrets import identity as identity
+from lavis_ext.common.secrets import redact as redact
+from lavis_ext.common.secrets import redact_url as redact_url
 
 DENIED_HOSTS: Mapping[str, str] = {
     "visualgenome.org": "the domain has left the project and serves casino spam, seen 2026-06-30",
     "msvocds.blob.core.windows.net": "the storage account is gone; whoever takes the name next decides what it serves",
 }
 REMOTE_SCHEMES = frozenset({"http", "https"})
-
-_SECRET_NAME = re.compile(
-    r"^(sig|se|sp|st|sv|sr|spr|sip|ske|skt|skoid|sktid|sks|skv|x-amz-.*|x-goog-.*|.*token.*|.*signature.*|.*secret.*"
-    r"|.*password.*|.*key.*|policy|expires|auth.*|awsaccesskeyid|googleaccessid)$",
-    re.IGNORECASE,
-)
-_URL = re.compile(r"\b[a-z][a-z0-9+.-]*://[^\s'\"<>]+", re.IGNORECASE)
-_BARE_QUERY = re.compile(r"(/[^\s'\"<>?]*)\?[^\s'\"<>]+")
-_SIGNATURE = re.compile(r"\b((?:sig|signature|x-amz-signature|x-goog-signature)=)[^\s&'\"<>]+", re.IGNORECASE)
-_HEADER = re.compile(
-    r"((?:proxy-)?authorization['\"]?\s*[:=]\s*['\"]?)(?:(?:basic|bearer)\s+)?[^\s'\",]+", re.IGNORECASE
-)
-
-
-def redact_url(url: str) -> str:
-    """The URL without userinfo, query and fragment, which are where tokens live."""
-    parts = urlsplit(url)
-    return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))
-
-
-def redact(text: str) -> str:
-    """Free text with every URL redacted, and every signature and authorization header's value replaced by `***`."""
-    text = _URL.sub(lambda found: redact_url(found.group()), text)
-    text = _SIGNATURE.sub(r"\1***", _BARE_QUERY.sub(r"\1", text))
-    return _HEADER.sub(r"\1***", text)
-
-
-def identity(url: str) -> str:
-    """A name for the object behind a URL that holds no secret: no userinfo, signature or token, no query in clear text.
-
-    Query parameters that may choose the object (`?id=7`) enter as a digest, so that two objects never share a name.
-    """
-    kept = sorted((k, v) for k, v in parse_qsl(urlsplit(url).query) if not _SECRET_NAME.match(k))
-    if not kept:
-        return redact_url(url)
-    return f"{redact_url(url)}#{hashlib.sha256(urlencode(kept).encode()).hexdigest()[:16]}"
 
 
 def is_private(address: str) -> bool:

@@ -31,6 +31,7 @@ from lavis_ext import __version__
 from lavis_ext.common.config.cards import Artifact
 from lavis_ext.common.errors import ConfigError, LavisExtError
 from lavis_ext.common.files import write_atomic
+from lavis_ext.common.secrets import identity
 from lavis_ext.fetch.part import boot_id, companion
 from lavis_ext.fetch.transfer import Transfer, disk_error
 
@@ -119,7 +120,7 @@ class Origin:
     def of(cls, artifact: Artifact) -> Origin:
         """What the card promises now."""
         sha256, md5 = ((digest or "").lower() or None for digest in (artifact.sha256, artifact.md5))
-        return cls(url=artifact.url, size=artifact.size, sha256=sha256, md5=md5)
+        return cls(url=identity(artifact.url), size=artifact.size, sha256=sha256, md5=md5)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -175,7 +176,7 @@ class ArtifactRecord:
             return now.sha256 in (then.sha256, self.sha256)
         if now.md5:
             return now.md5 == then.md5
-        return now.url == then.url
+        return then.url in (now.url, artifact.url)  # records of earlier versions hold the address as it is
 
 
 def read_record(root: Path, artifact: Artifact) -> ArtifactRecord | None:
