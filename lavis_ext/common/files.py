@@ -82,6 +82,14 @@ def write_atomic(path: Path, content: str | bytes) -> None:
         temporary.write_bytes(content.encode() if isinstance(content, str) else content)
 
 
+def decode_json(data: str | bytes) -> Any:
+    """The value of a JSON text; raises ValueError for everything else, also where it is nested too deep to be read."""
+    try:
+        return json.loads(data)
+    except RecursionError:
+        raise ValueError("it is nested too deep") from None
+
+
 def write_json(path: Path, value: Any) -> None:
     """`write_atomic` of a JSON value, indented; raises OSError."""
     write_atomic(path, json.dumps(value, indent=1, ensure_ascii=False) + "\n")

@@ -18,6 +18,7 @@ from functools import cache
 from pathlib import Path
 
 from lavis_ext.common.errors import OwnedError
+from lavis_ext.common.files import decode_json
 from lavis_ext.fetch.part import boot_id
 from lavis_ext.fetch.transfer import Policy
 
@@ -244,6 +245,6 @@ class Ownership:
 def read_owner(path: Path) -> Identity | None:
     """Who an owner file names; None where there is none or it cannot be read (yet)."""
     try:
-        return Identity(**json.loads(path.read_text("utf-8")))
+        return Identity(**decode_json(path.read_text("utf-8")))
     except (OSError, ValueError, TypeError):
         return None

@@ -13,6 +13,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from lavis_ext.common.files import decode_json
 from lavis_ext.fetch.safety import identity
 from lavis_ext.fetch.session import Flusher, Validators
 from lavis_ext.fetch.transfer import Figures, Source
@@ -259,7 +260,7 @@ class Part:
             self._remove_sidecar()
             return
         try:
-            self._restore(json.loads(self.sidecar.read_text("utf-8")), size)
+            self._restore(decode_json(self.sidecar.read_text("utf-8")), size)
         except FileNotFoundError:
             log.warning("%s: starting over: there is no record of what it holds", self.path.name)
             self.reset()

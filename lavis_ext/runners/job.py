@@ -20,6 +20,7 @@ from accelerate.utils import broadcast_object_list
 from lavis_ext.browse import write_run_report
 from lavis_ext.common.config.schema import Config, DatasetConfig
 from lavis_ext.common.errors import ConfigError, LavisExtError, OwnedError, Problem
+from lavis_ext.common.files import decode_json
 from lavis_ext.common.secrets import identity, redact, redact_tree
 from lavis_ext.fetch import Policy
 from lavis_ext.fetch.lock import Ownership
@@ -163,7 +164,7 @@ def redact_config(tree: Mapping[str, Any], hidden: Mapping[str, str] | None = No
 def read_json(path: Path) -> dict[str, Any]:
     """A JSON object; {} if the file is missing, cut off or something else."""
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        found = decode_json(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
     return found if isinstance(found, dict) else {}

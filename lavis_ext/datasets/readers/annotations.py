@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, overload
 import pyarrow as pa
 
 from lavis_ext.common.errors import ConfigError, DiskError
-from lavis_ext.common.files import replacing
+from lavis_ext.common.files import decode_json, replacing
 from lavis_ext.datasets.readers.parse import Row, RowSource, files_of, parse_rows
 
 if TYPE_CHECKING:
@@ -106,7 +106,7 @@ class Annotations(Rows):
             parts = (
                 [None] * table.rows if mark is None else [v for b in table.batches for v in b.column(name).to_pylist()]
             )
-            values += [v if v is None else json.loads(v) for v in parts] if mark == "json" else parts
+            values += [v if v is None else decode_json(v) for v in parts] if mark == "json" else parts
         return values[: len(self)]
 
     def lengths(self, name: str) -> np.ndarray:
@@ -216,7 +216,7 @@ def _file_state(source: Path | RowSource) -> dict[str, int]:
 def _open_copy(place: Path, state: dict[str, int]) -> AnnotationTable | None:
     try:
         reader = pa.ipc.open_file(pa.memory_map(str(place)))
-        meta = json.loads((reader.schema.metadata or {})[META])
+        meta = decode_json((reader.schema.metadata or {})[META])
         batches = tuple(reader.get_batch(i) for i in range(reader.num_record_batches))
     except (OSError, KeyError, ValueError, pa.ArrowException) as error:
         log.debug("no usable copy at %s: %s", place, error)
@@ -362,5 +362,5 @@ def decode_row(columns: Columns, index: int) -> Row:
         value = values[index].as_py()
         if value is None and mark != "none":
             continue
-        row[name] = json.loads(value) if mark == "json" and value is not None else value
+        row[name] = decode_json(value) if mark == "json" and value is not None else value
     return row

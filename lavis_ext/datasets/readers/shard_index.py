@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import glob
-import json
 import logging
 import re
 import struct
@@ -16,6 +15,7 @@ from pathlib import Path
 from typing import IO, Any, NamedTuple
 
 from lavis_ext.common.errors import ConfigError, IntegrityError, UnsafeError
+from lavis_ext.common.files import decode_json
 from lavis_ext.datasets.readers.faults import SampleError
 
 log = logging.getLogger(__name__)
@@ -133,7 +133,7 @@ def _missing_members(members: Mapping[str, Extent], needs: tuple[str, ...]) -> s
 def _read_json(path: Path) -> dict[str, Any]:
     """A JSON object, empty where there is none that can be read."""
     try:
-        value = json.loads(path.read_text("utf-8"))
+        value = decode_json(path.read_text("utf-8"))
     except (OSError, ValueError):
         return {}
     return value if isinstance(value, dict) else {}

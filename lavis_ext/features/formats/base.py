@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
 from typing import Any, Protocol
 
 from lavis_ext.common.errors import ConfigError, IntegrityError, UsageError
-from lavis_ext.common.files import read_errors
+from lavis_ext.common.files import decode_json, read_errors
 from lavis_ext.features.formats.lines import lines_of
 from lavis_ext.features.store import BadRow, Fault, FeatureRow, FeatureStore, ReadOptions, Rows, Start
 
@@ -93,7 +92,7 @@ class SideTable:
 def size_in(text: bytes | None) -> tuple[int, int]:
     """Height and width in the JSON of a size file or of predictions, 0 where they are not there; raises BadRow."""
     try:
-        value = json.loads(text) if text else {}
+        value = decode_json(text) if text else {}
     except ValueError as error:
         raise BadRow(f"the side file holds no JSON: {error}") from None
     value = value[0] if isinstance(value, list) and value else value

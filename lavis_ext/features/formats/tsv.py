@@ -15,7 +15,7 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from lavis_ext.common.errors import UsageError
-from lavis_ext.common.files import disk_errors, read_errors, write_atomic
+from lavis_ext.common.files import decode_json, disk_errors, read_errors, write_atomic
 from lavis_ext.features.formats.base import SideTable, guard, number_of, plain_id, shown, size_in, text_of
 from lavis_ext.features.formats.lines import (
     LONGEST,
@@ -163,7 +163,7 @@ def parse_row(line: bytes, sides: SideFiles, options: ReadOptions) -> FeatureRow
 
 def _from_json(image_id: str, text: bytes, options: ReadOptions) -> FeatureRow:
     try:
-        value = json.loads(text)
+        value = decode_json(text)
     except ValueError as error:
         raise BadRow(f"the second column is no JSON ({error}); truncated?") from None
     if isinstance(value, dict) and isinstance(value.get("features"), str):
