@@ -30,7 +30,7 @@ def check(args: Check) -> Answer:
     files: list[Path] = []
     for path in map(Path, args.paths):
         with read_errors(path):
-            if "\0" in str(path) or not path.exists():
+            if not path.exists():
                 raise UsageError(str(path), "no such file or folder", "name YAML files, or folders that hold some")
         files += sorted(path.rglob("*.y*ml")) if path.is_dir() else [path]
     if not files:

@@ -55,6 +55,16 @@ def read_errors(path: Path, way_out: str = "check that it is there and that you 
         raise DiskError(str(path), f"cannot be read: {error.strerror or error}", way_out) from error
 
 
+def checked_path(path: Path) -> Path:
+    """The path; raises ValueError where no file system takes it: a NUL, a lone surrogate, a name of over 255 bytes."""
+    encoded = os.fsencode(path)  # UnicodeEncodeError is a ValueError
+    if b"\0" in encoded:
+        raise ValueError("it holds a NUL")
+    if len(encoded) > 4095 or any(len(name) > 255 for name in encoded.split(b"/")):
+        raise ValueError("a name in it is too long")
+    return path
+
+
 @contextmanager
 def replacing(path: Path, durable: bool = True) -> Iterator[Path]:
     """A temporary name to write a file to, which takes the place of `path` when the block ends well.

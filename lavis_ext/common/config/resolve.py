@@ -21,7 +21,7 @@ from lavis_ext.common.config.decode import ConfigDecoder, mappings_only, read_se
 from lavis_ext.common.config.schema import Config, DatasetConfig, ModelConfig, RunConfig
 from lavis_ext.common.config.yamlio import MAX_DEPTH, read_value, shown
 from lavis_ext.common.errors import ConfigError, Problem, UsageError, nearest
-from lavis_ext.common.files import read_errors
+from lavis_ext.common.files import checked_path, read_errors
 from lavis_ext.common.registry import load_plugin_file, models, plugin_sources
 
 log = logging.getLogger(__name__)
@@ -65,17 +65,17 @@ def cache_root_origin(option: str | Path | None = None) -> tuple[str, str]:
         (_env_key(shipped), str(shipped)),
     ]
     value, origin = next((value, origin) for value, origin in candidates if value)
-    if "\0" in value:
-        raise ConfigError(f"cache_root from {origin}", f"{shown(value)} is no path", "name a folder")
-    return str(home_of(value).absolute()), origin
+    return str(home_of(value, f"cache_root from {origin}").absolute()), origin
 
 
-def home_of(path: str | Path) -> Path:
-    """A path with `~` expanded; raises ConfigError where that user has no home."""
+def home_of(path: str | Path, where: str = "") -> Path:
+    """A path with `~` expanded; raises ConfigError at `where` for one that no disk can hold, or of an unknown user."""
     try:
-        return Path(path).expanduser()
-    except RuntimeError as error:
-        raise ConfigError(str(path), str(error), "write the whole path") from error
+        return checked_path(Path(path).expanduser())
+    except (RuntimeError, ValueError) as error:
+        raise ConfigError(
+            where or shown(str(path)), f"is no path ({error})", "write a path that can be there"
+        ) from error
 
 
 def _is_there(path: Path) -> bool:
@@ -96,8 +96,6 @@ def _env_key(path: Path) -> str:
 
 def find_config(path: str | Path) -> Path:
     """A run file: as given, else below a configs folder (with or without the leading `configs/`)."""
-    if "\0" in str(path):
-        raise UsageError(shown(str(path)), "is no path", "name a run file")
     given = home_of(path)
     with read_errors(given):
         if given.is_file():
@@ -276,7 +274,7 @@ def import_plugins(named: Any, file: Path, where: str) -> list[str]:
 def plugin_names(named: Any, where: str) -> list[str]:
     """What `plugins:` names; raises ConfigError at `where` for what is no list of files."""
     names = [named] if isinstance(named, str) else named or []
-    if not isinstance(names, list) or not all(isinstance(name, str) and "\0" not in name for name in names):
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
         raise ConfigError(f"{where} plugins", f"{shown(names)} is no list of files", "write `plugins: [birds.py]`")
     return names
 

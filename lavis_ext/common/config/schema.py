@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields, make_dataclass
 from functools import cache
+from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
 from lavis_ext.common.config.decode import (
@@ -21,7 +22,9 @@ from lavis_ext.common.config.decode import (
     join,
     require_bounds,
 )
+from lavis_ext.common.config.yamlio import shown
 from lavis_ext.common.errors import ConfigError, Problem, nearest
+from lavis_ext.common.files import checked_path
 from lavis_ext.common.registry import (
     Registry,
     builders,
@@ -350,6 +353,14 @@ class RunConfig:
 
     def __post_init__(self) -> None:
         require_bounds(self)
+        name = self.job_id
+        try:
+            plain = not name or (name == checked_path(Path(name)).name != ".." and "\\" not in name)
+            one = plain and (name or "").isprintable()
+        except ValueError:
+            one = False
+        if not one:  # it is the name of a folder, and nothing is written outside output_dir
+            raise ConfigError("job_id", f"{shown(name)} is not the name of a folder", "write a plain name, as exp-1")
 
     @classmethod
     def variant(cls, value: Mapping[str, Any]) -> tuple[Any, bool]:

@@ -17,6 +17,8 @@ MAX_ALIASES = 64
 MAX_DEPTH = 64
 MAX_NODES = 500_000
 """Values in a file, each as often as aliases repeat it: two seconds."""
+_REPR = reprlib.Repr()
+_REPR.maxstring = _REPR.maxother = 64
 _Loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
@@ -180,5 +182,5 @@ def _construct(node: yaml.Node, where: str) -> Any:
 
 def shown(value: Any) -> str:
     """A value for a message: short, and on one line."""
-    text = reprlib.repr(value)
+    text = _REPR.repr(value)  # of something huge, only a part is made
     return text if len(text) <= 60 else text[:57] + "…"

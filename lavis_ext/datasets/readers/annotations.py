@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, overload
 
 import pyarrow as pa
 
-from lavis_ext.common.errors import ConfigError, DiskError
+from lavis_ext.common.errors import ConfigError, DiskError, IntegrityError
 from lavis_ext.common.files import decode_json, replacing
 from lavis_ext.datasets.readers.parse import Row, RowSource, files_of, parse_rows
 
@@ -142,7 +142,9 @@ class Annotations(Rows):
         import numpy as np
 
         columns = [batch.column(name) for table in self._tables for batch in table.batches if name in table.marks]
-        if sum(map(len, columns)) < len(self) or len({str(column.type) for column in columns}) != 1:
+        kinds = {str(column.type) for column in columns}
+        lists = any(pa.types.is_list(column.type) for column in columns)
+        if sum(map(len, columns)) < len(self) or len(kinds) != 1 or lists:
             known: dict[str, int] = {}
             running = [known.setdefault(json.dumps(value), len(known)) for value in self.column(name)]
             return np.array(running, dtype=np.int64)
@@ -193,7 +195,11 @@ def open_table(source: Path | RowSource) -> AnnotationTable:
             return table
     log.info("converting %s once; later runs map the copy", source)
     rows = parse_rows(source) if isinstance(source, Path) else source.parse()
-    return _write_first(places, rows, state)
+    try:
+        return _write_first(places, rows, state)
+    except (UnicodeEncodeError, RecursionError) as error:  # a key with a lone surrogate; values that just fitted
+        what = f"holds a record that cannot be kept ({type(error).__name__})"
+        raise IntegrityError(str(source), what, "leave it out, or write it otherwise") from error
 
 
 def cache_places(source: Path | RowSource) -> list[Path]:

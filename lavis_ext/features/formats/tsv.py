@@ -186,8 +186,11 @@ def _from_objects(
     except (KeyError, ValueError, TypeError):
         raise BadRow("an object has no rect of four numbers") from None
     kept = [{key: value for key, value in o.items() if key != "feature"} for o in objects]
-    labels = json.dumps(kept, ensure_ascii=False)
-    row = FeatureRow(image_id, features, boxes, PIXELS, *size, {LABELS: np.frombuffer(labels.encode(), np.uint8)})
+    try:
+        labels = json.dumps(kept, ensure_ascii=False).encode()
+    except UnicodeEncodeError:  # a lone surrogate, which JSON can spell and UTF-8 cannot
+        labels = json.dumps(kept).encode()
+    row = FeatureRow(image_id, features, boxes, PIXELS, *size, {LABELS: np.frombuffer(labels, np.uint8)})
     if all(size) and features.shape[1] == APPEARANCE:
         row.features = np.concatenate([features, six_columns(boxes, *size).astype(features.dtype)], 1)
     return row
