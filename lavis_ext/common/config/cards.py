@@ -402,7 +402,9 @@ def load_dataset_config(path: str | Path, name: str | None = None) -> DatasetCon
     cards = load_cards()
     family = str(default.get("family") or (cards.card_of(chosen).family if chosen in cards.names() else chosen))
     dataset = decoder.build(
-        DatasetConfig, {"family": family, **merge(default, body), "name": chosen}, f"datasets.{chosen}"
+        DatasetConfig,
+        {"family": family, **merge(default, body, where=f"datasets.{chosen}"), "name": chosen},
+        f"datasets.{chosen}",
     )
     decoder.close()
     if dataset is None or not dataset.builder:

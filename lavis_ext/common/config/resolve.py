@@ -17,7 +17,7 @@ from typing import Any
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from lavis_ext.common.config.decode import ConfigDecoder, mappings_only, read_sections
+from lavis_ext.common.config.decode import ConfigDecoder, join, mappings_only, read_sections
 from lavis_ext.common.config.schema import Config, DatasetConfig, ModelConfig, RunConfig
 from lavis_ext.common.config.yamlio import MAX_DEPTH, read_value, shown
 from lavis_ext.common.errors import ConfigError, Problem, UsageError, nearest
@@ -195,18 +195,33 @@ def parse_options(options: Sequence[str]) -> Tree:
 def merge(*trees: Mapping[str, Any], where: str = "") -> Tree:
     """Deep merge, later wins; lists are replaced, as in LAVIS, and interpolations resolved.
 
-    Raises ConfigError with every interpolation that cannot be resolved, at `where`.
+    Raises ConfigError for an interpolation that cannot be resolved, its key behind `where`.
     """
+    merged: Tree = {}
+    for tree in trees:
+        merged = _over(merged, tree)
+    if "${" not in str(merged):
+        return merged
     try:
-        node = OmegaConf.merge(*(OmegaConf.create(dict(tree)) for tree in trees))
-        value: Tree = OmegaConf.to_container(node, resolve=True)  # type: ignore[assignment]
+        value: Tree = OmegaConf.to_container(OmegaConf.create(merged), resolve=True)  # type: ignore[assignment]
     except OmegaConfBaseException as error:
-        key = f"{where} {error.full_key or ''}".strip() or "interpolation"
-        raise ConfigError(key, str(error).splitlines()[0], "mend the `${…}`, or set the variable") from error
+        key = join(where, error.full_key) if error.full_key else where
+        raise ConfigError(key or "settings", str(error).splitlines()[0], WAY_OUT) from error
     except (RecursionError, ValueError, TypeError) as error:
-        what = f"cannot be merged: {str(error).splitlines()[0][:200]}"
-        raise ConfigError(where or "settings", what, "write plain values") from error
+        raise ConfigError(where or "settings", f"a `${{…}}` cannot be resolved ({error})"[:200], WAY_OUT) from error
     return value
+
+
+WAY_OUT = "mend the `${…}`, or set the variable"
+
+
+def _over(below: Mapping[str, Any], above: Mapping[str, Any]) -> Tree:
+    """`above` over `below`, in containers of its own."""
+    found = dict(below)
+    for key, given in above.items():
+        held, value = found.get(key), OmegaConf.to_container(given) if OmegaConf.is_config(given) else given
+        found[key] = _over(held if isinstance(held, Mapping) else {}, value) if isinstance(value, Mapping) else value
+    return found
 
 
 _FROM_ENVIRONMENT = re.compile(r"\$\{\s*oc\.env\s*:\s*([^\s,}]+)")
@@ -326,7 +341,10 @@ def _with_defaults(tree: Tree, decoder: ConfigDecoder) -> tuple[Tree, dict[str, 
             decoder.note(f"datasets.{name}.type", f"'{name}' has no type '{kind}'", nearest(kind, known[name]))
             continue
         default, _, where = known.get(name, {}).get(kind, ({}, None, {}))
-        datasets[name] = {"name": name, **merge(default, body)}
+        try:
+            datasets[name] = {"name": name, **merge(default, body, where=f"datasets.{name}")}
+        except ConfigError as error:  # of the card's own
+            decoder.problems += error.problems
         places |= where
     return {**tree, "model": model, "datasets": datasets}, places
 
