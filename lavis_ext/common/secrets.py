@@ -76,7 +76,7 @@ def redact(text: str) -> str:
         text = _BLANK_PASSWORD.sub(r"\1", text)
         text = _URL.sub(lambda found: f"{found[1]}://{_bare(found[2])}", text)
     if "@" in text:
-        text = _USERINFO.sub("***@", text)
+        text = _USERINFO.sub("", text)
     if "?" in text:
         text = _BARE_QUERY.sub(lambda found: "" if "=" in found[1] or len(found[1]) > 11 else found[0], text)
     text = _NAMED.sub(_masked, _HEADER.sub(_masked, text))

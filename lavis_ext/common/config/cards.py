@@ -366,7 +366,8 @@ def _build_card(tree: Tree, places: dict[str, str], decoder: ConfigDecoder) -> C
     decoder.places = places
     owner = {"family": tree["family"]}
     named = {name: {"name": name, **owner, **body} for name, body in (tree.get("artifacts") or {}).items()}
-    return decoder.build(Card, {**tree, "artifacts": named})
+    own = {key: value for key, value in tree.items() if key not in ("datasets", "plugins")}  # read from every file
+    return decoder.build(Card, {**own, "artifacts": named})
 
 
 def _add_datasets(families: dict[str, Card], folders: dict[Path, str], decoder: ConfigDecoder) -> None:
