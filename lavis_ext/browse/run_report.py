@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -13,7 +12,7 @@ from statistics import median
 from typing import Any
 
 from lavis_ext.browse.html import Series, Tile, line_chart, shown, write_document
-from lavis_ext.common.files import read_errors
+from lavis_ext.common.files import decode_json, read_errors
 from lavis_ext.metrics.vqa import KINDS
 
 Record = dict[str, Any]
@@ -97,7 +96,7 @@ def read_object(path: Path) -> Record:
 def parse(text: str) -> Record:
     """A JSON object from text; {} for anything else."""
     try:
-        return as_object(json.loads(text))
+        return as_object(decode_json(text))
     except (ValueError, RecursionError):
         return {}
 

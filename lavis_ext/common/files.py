@@ -55,6 +55,16 @@ def read_errors(path: Path, way_out: str = "check that it is there and that you 
         raise DiskError(str(path), f"cannot be read: {error.strerror or error}", way_out) from error
 
 
+def checked_path(path: Path) -> Path:
+    """The path; raises ValueError where no file system takes it: a NUL, a lone surrogate, a name of over 255 bytes."""
+    encoded = os.fsencode(path)  # UnicodeEncodeError is a ValueError
+    if b"\0" in encoded:
+        raise ValueError("it holds a NUL")
+    if len(encoded) > 4095 or any(len(name) > 255 for name in encoded.split(b"/")):
+        raise ValueError("a name in it is too long")
+    return path
+
+
 @contextmanager
 def replacing(path: Path, durable: bool = True) -> Iterator[Path]:
     """A temporary name to write a file to, which takes the place of `path` when the block ends well.
@@ -82,6 +92,14 @@ def write_atomic(path: Path, content: str | bytes) -> None:
         temporary.write_bytes(content.encode() if isinstance(content, str) else content)
 
 
+def decode_json(data: str | bytes) -> Any:
+    """The value of a JSON text; raises ValueError for everything else, also where it is nested too deep to be read."""
+    try:
+        return json.loads(data)
+    except RecursionError:
+        raise ValueError("it is nested too deep") from None
+
+
 def write_json(path: Path, value: Any) -> None:
     """`write_atomic` of a JSON value, indented; raises OSError."""
     write_atomic(path, json.dumps(value, indent=1, ensure_ascii=False) + "\n")
@@ -90,8 +108,8 @@ def write_json(path: Path, value: Any) -> None:
 def read_object(path: Path) -> dict[str, Any]:
     """The JSON object in a file; empty where none can be read: absent, cut off, other bytes, nested too deep."""
     try:
-        value = json.loads(path.read_bytes())
-    except (OSError, ValueError, RecursionError):
+        value = decode_json(path.read_bytes())
+    except (OSError, ValueError):
         return {}
     return value if isinstance(value, dict) else {}
 

@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,9 +15,10 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from lavis_ext.common.config.decode import ConfigDecoder, read_yaml
+from lavis_ext.common.config.decode import ConfigDecoder, read_sections
 from lavis_ext.common.config.schema import ModelConfig
 from lavis_ext.common.errors import ConfigError, LavisExtError, Problem
+from lavis_ext.common.files import decode_json
 from lavis_ext.common.registry import models
 from lavis_ext.common.types import Batch
 from lavis_ext.distill.settings import DistillConfig, Pairs, layer_pairs, whole
@@ -141,7 +141,7 @@ def own_checkpoint(place: Path) -> Path | None:
         return place
     for pointer in POINTERS:
         if (place / pointer).is_file():
-            named = place / str(json.loads((place / pointer).read_text(encoding="utf-8")).get("checkpoint", ""))
+            named = place / str(decode_json((place / pointer).read_text(encoding="utf-8")).get("checkpoint", ""))
             if (named / "manifest.json").is_file():
                 return named
     return None
@@ -153,7 +153,7 @@ def section_of_run(folder: Path) -> ModelConfig:
     if not path.is_file():
         what = f"{folder} has no config.yaml that says what model the checkpoint is of"
         raise ConfigError(TEACHER_KEY, what, "give a model section with load_finetuned and finetuned")
-    tree, places = read_yaml(path)
+    tree, places = read_sections(path)
     decoder = ConfigDecoder(places, lenient=True)  # it was checked when it was written
     section = decoder.build(ModelConfig, tree.get("model") or {}, "model")
     decoder.close()

@@ -27,6 +27,7 @@ from pathlib import Path
 from typing import Literal
 
 from lavis_ext.common.errors import DiskError, OwnedError
+from lavis_ext.common.files import decode_json
 from lavis_ext.fetch.part import PartNames, boot_id, companion, read_sidecar
 from lavis_ext.fetch.transfer import Policy, disk_error
 
@@ -171,7 +172,7 @@ class _Seen:
     def owner(self) -> Identity | None:
         """Whom it names; None where it cannot be read (yet)."""
         try:
-            found = Identity(**json.loads(self.content or b""))
+            found = Identity(**decode_json(self.content or b""))
         except (ValueError, TypeError, RecursionError):
             return None
         numbers = isinstance(found.pid, int) and isinstance(found.started, int) and found.pid > 0

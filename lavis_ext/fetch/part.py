@@ -21,6 +21,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from lavis_ext.common.files import decode_json
 from lavis_ext.fetch.safety import identity
 from lavis_ext.fetch.session import Flusher, Validators
 from lavis_ext.fetch.transfer import Failure, Figures, Source
@@ -168,7 +169,7 @@ def leftovers(target: Path) -> dict[str, PartNames]:
 def read_sidecar(path: Path) -> dict[str, Any]:
     """What a sidecar says, the blocks behind its first line among `done`; raises OSError, ValueError, TypeError."""
     head, *lines = path.read_bytes().split(b"\n")
-    state = dict(json.loads(head))
+    state = dict(decode_json(head))
     done = [(int(start), int(stop)) for start, stop in state["done"]]
     for line in lines[:-1]:  # behind the last newline a kill may have left half a line
         start, _, stop = line.partition(b" ")

@@ -15,7 +15,8 @@ from typing import Literal, Protocol
 
 from lavis_ext.common.errors import AccessError, DiskError, IntegrityError, LavisExtError, NetworkError, UnsafeError
 from lavis_ext.common.files import to_disk_error
-from lavis_ext.fetch.safety import DENIED_HOSTS, printable
+from lavis_ext.common.secrets import printable
+from lavis_ext.fetch.safety import DENIED_HOSTS
 
 Equivalence = Literal["byte_exact", "repacked", "reencoded", "subset"]
 MIB = 1 << 20
@@ -230,7 +231,7 @@ class Failure(Exception):
     """
 
     def __init__(self, kind: Kind, reason: str, retry_after: float | None = None, code: str = "") -> None:
-        self.reason = printable(reason)
+        self.reason = printable(reason, kept="")
         super().__init__(self.reason)
         self.kind: Kind = kind
         self.retry_after = retry_after

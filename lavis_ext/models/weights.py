@@ -23,15 +23,13 @@ import logging
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from pickle import UnpicklingError
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor
 
-from lavis_ext.common.errors import ConfigError, IntegrityError, UnsafeError
+from lavis_ext.common.errors import ConfigError, IntegrityError
 from lavis_ext.common.files import disk_errors, replacing
+from lavis_ext.common.tensors import read_safetensors, read_torch
 from lavis_ext.models.base_model import BaseModel, listed
 from lavis_ext.models.clip_tower import from_clip, to_clip
 from lavis_ext.models.lora import fit_names
@@ -154,22 +152,11 @@ def read_tensors(path: Path, key: str) -> Tensors:
 
 
 def _read_safetensors(path: Path, key: str) -> Tensors:
-    try:
-        tensors: Tensors = load_file(path)
-    except (SafetensorError, OSError, ValueError) as error:
-        raise IntegrityError(f"{key} {path}", f"cannot be read: {error}", "copy or save it again") from error
-    return tensors
+    return read_safetensors(path, f"{key} {path}")
 
 
 def _read_pickled(path: Path, key: str) -> Tensors:
-    try:
-        tree = torch.load(path, map_location="cpu", weights_only=True)
-    except UnpicklingError as error:
-        raise UnsafeError(
-            f"{key} {path}", "holds more than tensors and plain values", "save its tensors as safetensors"
-        ) from error
-    except (OSError, RuntimeError, EOFError, ValueError) as error:
-        raise IntegrityError(f"{key} {path}", f"cannot be read: {error}", "copy or save it again") from error
+    tree = read_torch(path, f"{key} {path}")
     state = tree.get("model", tree) if isinstance(tree, Mapping) else {}
     tensors = {str(name): tensor for name, tensor in state.items() if isinstance(tensor, Tensor)}
     if not tensors:

@@ -24,7 +24,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from lavis_ext.common.errors import IntegrityError
-from lavis_ext.common.files import disk_errors, flush_file, flush_folder, sha256_of
+from lavis_ext.common.files import decode_json, disk_errors, flush_file, flush_folder, sha256_of
 from lavis_ext.models.base_model import BaseModel, whole
 from lavis_ext.runners.files import WAY_OUT, write_json
 
@@ -121,11 +121,11 @@ def load(folder: Path) -> Checkpoint:
     """Read a checkpoint and verify each file against its manifest; raises IntegrityError that names the file."""
     way_out = "use another checkpoint"
     try:
-        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+        manifest = decode_json((folder / MANIFEST).read_text(encoding="utf-8"))
         for name, expected in manifest["files"].items():
             if sha256_of(folder / name) != expected["sha256"]:
                 raise IntegrityError(str(folder / name), "does not match the SHA-256 in its manifest", way_out)
-        state = unpack(json.loads((folder / STATE).read_text(encoding="utf-8")), read_tensors(folder / TENSORS))
+        state = unpack(decode_json((folder / STATE).read_text(encoding="utf-8")), read_tensors(folder / TENSORS))
         return Checkpoint(folder, read_tensors(folder / MODEL), state)
     except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
         raise IntegrityError(str(folder), f"is not a whole checkpoint: {error}", way_out) from error
@@ -175,7 +175,7 @@ def pointed(job_dir: Path, pointer: str) -> Path | None:
     file = job_dir / f"{pointer}.json"
     if not file.is_file():
         return None
-    folder = job_dir / str(json.loads(file.read_text(encoding="utf-8"))["checkpoint"])
+    folder = job_dir / str(decode_json(file.read_text(encoding="utf-8"))["checkpoint"])
     return folder if folder.is_dir() else None
 
 

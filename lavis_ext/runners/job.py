@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import MISSING, asdict, dataclass, field, fields, is_dataclass
 from functools import partial
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -19,15 +20,14 @@ from accelerate.utils import broadcast_object_list
 from lavis_ext.browse import write_run_report
 from lavis_ext.common.config.schema import Config, DatasetConfig
 from lavis_ext.common.errors import ConfigError, LavisExtError, OwnedError, Problem
+from lavis_ext.common.files import decode_json
+from lavis_ext.common.secrets import identity, redact, redact_tree
 from lavis_ext.fetch import Policy
 from lavis_ext.fetch.lock import Ownership
-from lavis_ext.fetch.safety import redact
 from lavis_ext.runners.distributed import broadcast_from_main
 from lavis_ext.runners.files import disk_errors, write_atomic, write_json
 
 log = logging.getLogger(__name__)
-
-SECRETS = ("token", "secret", "password", "sas", "signature", "authorization")
 
 
 @dataclass
@@ -51,7 +51,8 @@ class Job:
         kept: dict[str, Any] = {key: before[key] for key in ("started", "seconds", "best") if key in before}
         self.facts = {"job": self.dir.name, "started": now(), **kept, **about(self.config)}
         if self.is_main:
-            write_atomic(self.dir / "config.yaml", redact_config(self.config.resolved or asdict(self.config)))
+            tree = self.config.resolved or asdict(self.config)
+            write_atomic(self.dir / "config.yaml", redact_config(tree, self.config.hidden))
             write_json(self.dir / "data.json", dict(data or {}))
         self.note(status="running")
 
@@ -155,25 +156,15 @@ def choose_folder(config: Config, accelerator: Accelerator) -> Path:
     return Path(shared[0])
 
 
-def redact_config(tree: Mapping[str, Any]) -> str:
-    """A configuration as YAML, with secrets removed from values and from URLs."""
-    return redact(yaml.safe_dump(redact_settings(dict(tree)), sort_keys=False, allow_unicode=True))
-
-
-def redact_settings(value: Any, key: str = "") -> Any:
-    """`value` with everything under a key that names a secret replaced by `***`."""
-    if isinstance(value, Mapping):
-        return {name: redact_settings(item, str(name)) for name, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [redact_settings(item, key) for item in value]
-    secret = key.lower().rpartition("_")[2] in SECRETS
-    return "***" if value and secret and isinstance(value, str) else value  # num_query_token is a number
+def redact_config(tree: Mapping[str, Any], hidden: Mapping[str, str] | None = None) -> str:
+    """A configuration as YAML, with secrets removed; `hidden` values are replaced by what they were made from."""
+    return yaml.safe_dump(redact_tree(tree, hidden=hidden or {}), sort_keys=False, allow_unicode=True)
 
 
 def read_json(path: Path) -> dict[str, Any]:
     """A JSON object; {} if the file is missing, cut off or something else."""
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        found = decode_json(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
     return found if isinstance(found, dict) else {}
@@ -206,7 +197,18 @@ def fingerprint(config: Config) -> dict[str, Any]:
         "model": asdict(config.model) if config.model else {},
         "datasets": {name: asdict(dataset) for name, dataset in config.datasets.items()},
     }
-    return dict(json.loads(json.dumps(dict(flatten(tree)), default=str)))
+    return comparable(json.loads(json.dumps(dict(flatten(tree)), default=str)), config)
+
+
+def comparable(flat: Mapping[str, Any], config: Config) -> dict[str, Any]:
+    """Flat settings without secrets, in which another object at a URL, or another value of the environment, shows."""
+    found = {key: redact_tree(value, key, config.hidden) for key, value in flat.items()}
+    for key, value in flat.items():
+        if isinstance(value, str) and value in config.hidden:
+            found[key] += f" ({sha256(value.encode()).hexdigest()[:8]})"
+        elif isinstance(value, str) and "://" in value and (mark := identity(value).partition("#")[2]):
+            found[key] += f" ({mark})"
+    return found
 
 
 def flatten(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -226,7 +228,8 @@ def require_same(saved: Mapping[str, Any], now: Mapping[str, Any], where: str, c
     """
     known_names = {key.split(".")[1] for key in now if key.startswith(("run.", "model."))}
     read = {k: v for k, v in saved.items() if not k.startswith(("run.", "model.")) or k.split(".")[1] in known_names}
-    was = {**{key: default_of(key, config) for key in now}, **read}
+    # checkpoints of earlier versions hold addresses as they were given
+    was = {**{key: default_of(key, config) for key in now}, **comparable(read, config)}
     changed = [key for key in sorted(was.keys() | now.keys()) if was.get(key, ABSENT) != now.get(key, ABSENT)]
     if not changed:
         return

@@ -22,6 +22,7 @@ from lavis_ext.fetch.backends import confirmed_url
 from lavis_ext.fetch.lock import Ownership
 from lavis_ext.fetch.transfer import Failure
 from lavis_ext.prepare.urls import fetch_list
+from tests.support.canary import planted
 from tests.support.fetching import CANARY, FAST, SIZE, World
 from tests.support.server import Fault, Server
 from tests.support.toyfamily import ROOT, Family, pictures, rows_of, tree, zip_bytes
@@ -193,7 +194,7 @@ def test_json_of_a_part_an_owner_and_unsafe_content(
 
 @pytest.mark.fault("S08")
 def test_doctor_says_of_secrets_only_whether_they_are_set(tmp_path: Path) -> None:
-    (tmp_path / ".netrc").write_text(f"machine huggingface.co login me password {CANARY}\n")
+    planted(tmp_path / ".netrc").write_text(f"machine huggingface.co login me password {CANARY}\n")
     (tmp_path / ".netrc").chmod(0o600)
     names = ("HF_TOKEN", "LAVIS_EXT_AZURE_SAS_OSCAR", "LAVIS_EXT_AZURE_SAS_MINE")
     around = {**os.environ, "HOME": str(tmp_path), "PYTHONPATH": str(ROOT), "LAVIS_EXT_CACHE_ROOT": str(tmp_path / "d")}

@@ -7,7 +7,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from lavis_ext.common.config.cards import Cards, load_cards, load_dataset_config, split_names
-from lavis_ext.common.config.decode import ConfigDecoder, read_yaml
+from lavis_ext.common.config.decode import ConfigDecoder, read_sections
 from lavis_ext.common.config.resolve import draft, from_checkout, import_plugins, model_defaults
 from lavis_ext.common.config.schema import Config, DatasetConfig, ModelConfig, ProcessorConfig
 from lavis_ext.common.errors import ConfigError, LavisExtError, Problem, nearest
@@ -17,7 +17,7 @@ from lavis_ext.common.registry import builders, models
 def check_file(path: str | Path) -> list[Problem]:
     """All problems of one YAML; its sections say what it is (run, data sets, card, model, study, settings)."""
     try:
-        tree, places = read_yaml(Path(path))
+        tree, places = read_sections(Path(path))
         if "run" in tree:
             return check_run(path)
         if "datasets" in tree or "artifacts" in tree:
@@ -115,7 +115,7 @@ def _split_problems(config: Config) -> Iterator[Problem]:
 
 
 def _check_datasets(path: Path, names: list[str]) -> list[Problem]:
-    tree, places = read_yaml(path)
+    tree, places = read_sections(path)
     import_plugins(tree.get("plugins"), path, places.get("plugins", str(path)))
     cards = load_cards()
     decoder = ConfigDecoder(places)
@@ -128,7 +128,7 @@ def _check_datasets(path: Path, names: list[str]) -> list[Problem]:
 
 
 def _check_model(path: Path) -> list[Problem]:
-    tree, places = read_yaml(path)
+    tree, places = read_sections(path)
     import_plugins(tree.get("plugins"), path, places.get("plugins", str(path)))
     decoder = ConfigDecoder(places)
     model = decoder.build(ModelConfig, tree["model"] or {}, "model")

@@ -157,7 +157,7 @@ class ImageFolder:
     def has_folder(self, name: str) -> bool:
         """Whether it is a directory; cached, so that a long absolute name costs one stat per folder."""
         if name not in self._known:
-            self._known[name] = (self.root / name).is_dir()
+            self._known[name] = os.path.isdir(f"{self.root}/{name}")  # noqa: PTH112 (Path raises for names too long)
         return self._known[name]
 
     def read(self, name: str) -> bytes:
@@ -247,7 +247,7 @@ class ZipArchive:
             raise SampleError(name, self.where(name), "archive member is encrypted or larger than 1 GiB")
         try:
             data = self._unpack(member)
-        except (OSError, zlib.error, struct.error, ValueError) as error:
+        except (OSError, zlib.error, struct.error, ValueError, OverflowError) as error:
             raise SampleError(name, self.where(name), f"archive member is damaged: {error}") from error
         if len(data) != member.size or zlib.crc32(data) != member.crc:
             raise SampleError(name, self.where(name), "archive member is damaged: its CRC does not match")
@@ -288,6 +288,7 @@ class PositionalFile:
 
     def read_at(self, offset: int, size: int) -> bytes:
         """`size` bytes from `offset`, fewer at the end of the file."""
+        size = max(0, min(size, os.fstat(self._stream.fileno()).st_size - offset))  # a directory may claim terabytes
         if hasattr(os, "pread"):
             return os.pread(self._stream.fileno(), size, offset)
         with self._lock:

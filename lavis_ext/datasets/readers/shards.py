@@ -9,7 +9,6 @@ pipeline of such samples.
 
 from __future__ import annotations
 
-import json
 import logging
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -23,6 +22,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from lavis_ext.common.errors import PartialError
+from lavis_ext.common.files import decode_json
 from lavis_ext.datasets.readers.decode import decode_rgb
 from lavis_ext.datasets.readers.faults import SampleError
 from lavis_ext.datasets.readers.images import PositionalFile
@@ -124,7 +124,7 @@ class RawSample(NamedTuple):
     def record(self) -> dict[str, Any]:
         """The JSON object; raises SampleError."""
         try:
-            value = json.loads(self.read("json"))
+            value = decode_json(self.read("json"))
         except (ValueError, RecursionError) as error:
             raise self.fault(f"json is damaged: {error}") from error
         if not isinstance(value, dict):
