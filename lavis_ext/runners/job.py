@@ -22,7 +22,7 @@ from lavis_ext.common.errors import ConfigError, LavisExtError, OwnedError, Prob
 from lavis_ext.fetch import Policy
 from lavis_ext.fetch.lock import Ownership
 from lavis_ext.fetch.safety import redact
-from lavis_ext.runners.distributed import broadcast_from_main
+from lavis_ext.runners.distributed import broadcast_from_main, lost_ranks
 from lavis_ext.runners.files import disk_errors, write_atomic, write_json
 
 log = logging.getLogger(__name__)
@@ -75,9 +75,10 @@ def opened_job(config: Config, accelerator: Accelerator) -> Iterator[Job]:
 
     A run that fails before `begin` leaves an existing folder as it was, and creates none.
     """
-    job = Job(config, choose_folder(config, accelerator), accelerator)
+    with lost_ranks(accelerator):
+        job = Job(config, choose_folder(config, accelerator), accelerator)
     try:
-        with ExitStack() as stack, errors_noted(job):
+        with ExitStack() as stack, errors_noted(job), lost_ranks(accelerator):
             broadcast_from_main(accelerator, partial(hold, stack, job), config.run.wait_minutes)
             yield job
     finally:
