@@ -291,7 +291,7 @@ def to_error(where: str, failures: list[tuple[str, Failure]]) -> LavisExtError:
 def disk_error(error: OSError, path: Path) -> DiskError:
     """An OSError of the file system as DiskError that says what to free or change; what was fetched is kept."""
     full = error.errno in (errno.ENOSPC, errno.EDQUOT)
-    way_out = "free space or choose another cache_root" if full else "choose a cache_root that you may write to"
+    way_out = "choose another cache_root" if full else "choose a cache_root that you may write to"
     return to_disk_error(error, path, f"{way_out}; what was fetched is kept, run again to continue")
 
 

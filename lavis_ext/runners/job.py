@@ -6,7 +6,7 @@ import json
 import logging
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import MISSING, asdict, dataclass, field, fields, is_dataclass
 from functools import partial
 from pathlib import Path
@@ -83,7 +83,8 @@ def opened_job(config: Config, accelerator: Accelerator) -> Iterator[Job]:
             yield job
     finally:
         if job.is_main and job.dir.is_dir() and not any(job.dir.iterdir()):
-            job.dir.rmdir()
+            with suppress(OSError):  # a disk that cannot be written was told already
+                job.dir.rmdir()
 
 
 def hold(stack: ExitStack, job: Job) -> None:
@@ -105,7 +106,8 @@ def owned(folder: Path) -> Iterator[None]:
         folder.mkdir(parents=True, exist_ok=True)
     owner = Ownership(file, file, AT_ONCE)
     try:
-        owner.__enter__()
+        with disk_errors(file):
+            owner.__enter__()
     except OwnedError as error:
         what = error.problems[0].what
         raise OwnedError(str(folder), what, "wait for it, or use another run.job_id") from error

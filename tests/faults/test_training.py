@@ -5,16 +5,25 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 
 from lavis_ext.cli import main
 from lavis_ext.cli.runs import list_runs
+from lavis_ext.common.errors import DiskError
+from lavis_ext.common.files import to_disk_error
+from lavis_ext.models.export import new_folder
+from lavis_ext.runners import checkpoint
 from tests.support.deaths import PLACES, ended, require_same_end, start, write_birds, write_run
+from tests.support.runs import toy_runner
 
 STEPS = 12
 
@@ -115,3 +124,103 @@ def test_owners_of_another_boot_or_machine_are_known_by_their_heartbeat(
     [run] = list_runs(tmp_path)
     assert run.state == state
     assert sorted(tmp_path.iterdir()) == before, "a listing changes nothing"
+
+
+@pytest.fixture
+def umask() -> Iterator[Any]:
+    """Sets the umask for a test."""
+    before = os.umask(0o022)
+    yield os.umask
+    os.umask(before)
+
+
+@pytest.mark.fault("H38")
+@pytest.mark.parametrize("mask", [0o022, 0o002, 0o027, 0o077])
+def test_all_that_a_run_writes_has_the_mode_that_the_umask_asks_for(mask: int, umask: Any, tmp_path: Path) -> None:
+    umask(mask)
+    keys: dict[str, Any] = {"valid_splits": ["val"], "max_epoch": 1, "tensorboard": True}
+    toy_runner(tmp_path, **keys).train()
+    files = [path for path in (tmp_path / "job").rglob("*") if path.is_file()]
+    assert {"model.safetensors", "tensors.safetensors", "state.json", "manifest.json"} <= {p.name for p in files}
+    assert {path.name: oct(path.stat().st_mode & 0o777) for path in files} == {
+        path.name: oct(0o666 & ~mask) for path in files
+    }
+
+
+@pytest.mark.fault("H38")
+def test_an_export_has_the_mode_that_the_umask_asks_for(umask: Any, tmp_path: Path) -> None:
+    umask(0o027)
+    with new_folder(tmp_path / "out") as part:
+        (part / "deep").mkdir(parents=True)
+        checkpoint.save_file({"a": torch.zeros(2)}, part / "deep" / "model.safetensors")
+    assert (tmp_path / "out" / "deep" / "model.safetensors").stat().st_mode & 0o777 == 0o640
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 64 kB, where the machine lets us mount one."""
+    folder = tmp_path / "small"
+    folder.mkdir()
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=64k", "none", folder], capture_output=True, check=False
+    )
+    if mounted.returncode:
+        pytest.skip(f"cannot mount a tmpfs: {mounted.stderr.decode().strip()}")
+    yield folder
+    subprocess.run(["umount", "-l", folder], check=True)
+
+
+def train(base: Path, output: Path, job: str) -> tuple[int, str]:
+    """The exit code of a training in a process of its own, and what it said."""
+    said = base / f"{job}_0.txt"
+    said.unlink(missing_ok=True)
+    (code,) = ended(start(base, job, options=[f"run.output_dir={output}"]))
+    return code, said.read_text()
+
+
+@pytest.mark.fault("H39", "K04")
+def test_a_disk_too_small_for_a_checkpoint_is_noticed_at_the_start_with_figures(birds: Path, small_disk: Path) -> None:
+    code, said = train(birds, small_disk, "small")
+    assert code == 6
+    assert "step 1 " not in said
+    assert re.search(r"[\d.]+ MB, 6[\d.]+ kB are free", said), said
+    assert not list(small_disk.glob("small/checkpoint_*"))
+
+
+@pytest.mark.fault("H39")
+@pytest.mark.parametrize("there", [True, False])
+def test_a_disk_that_cannot_be_written_is_told_as_such(there: bool, birds: Path, small_disk: Path) -> None:
+    """Whether the folder of the job is there already or not."""
+    if there:
+        (small_disk / "fixed").mkdir()
+    subprocess.run(["mount", "-o", "remount,ro", small_disk], check=True)
+    code, said = train(birds, small_disk, "fixed")
+    assert code == 6
+    assert "ead-only" in said
+    assert "free space" not in said
+    assert "internal error" not in said
+
+
+@pytest.mark.fault("H39")
+@pytest.mark.parametrize("name", ["EROFS", "EACCES", "EPERM", "ENOTDIR", "EIO", "ENAMETOOLONG"])
+def test_freeing_space_is_the_way_out_only_where_space_lacks(name: str, tmp_path: Path) -> None:
+    import errno
+
+    def way_out(number: int) -> str:
+        return to_disk_error(OSError(number, os.strerror(number)), tmp_path / "a", "move").problems[0].way_out
+
+    assert way_out(getattr(errno, name)) == "move"
+    assert way_out(errno.ENOSPC) == way_out(errno.EDQUOT) == "free space, or move"
+
+
+@pytest.mark.fault("H39")
+def test_a_disk_that_holds_one_checkpoint_but_not_all_that_are_kept_is_a_warning(
+    small_disk: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    checkpoint.require_space(small_disk, 10_000, 3)
+    assert not caplog.records
+    checkpoint.require_space(small_disk, 30_000, 3)
+    assert "keep_checkpoints" in caplog.text
+    with pytest.raises(DiskError) as caught:
+        checkpoint.require_space(small_disk, 100_000, 3)
+    assert "100.0 kB" in str(caught.value)
