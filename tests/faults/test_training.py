@@ -4,6 +4,7 @@ cannot work."""
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
 import signal
@@ -18,12 +19,13 @@ import torch
 
 from lavis_ext.cli import main
 from lavis_ext.cli.runs import list_runs
-from lavis_ext.common.errors import DiskError
+from lavis_ext.common.errors import ConfigError, DiskError
 from lavis_ext.common.files import to_disk_error
 from lavis_ext.models.export import new_folder
 from lavis_ext.runners import checkpoint
+from lavis_ext.runners.checkpoint import seed_everything
 from tests.support.deaths import PLACES, ended, require_same_end, start, write_birds, write_run
-from tests.support.runs import toy_runner
+from tests.support.runs import log_lines, resumed, toy_runner, weights
 
 STEPS = 12
 
@@ -224,3 +226,91 @@ def test_a_disk_that_holds_one_checkpoint_but_not_all_that_are_kept_is_a_warning
     with pytest.raises(DiskError) as caught:
         checkpoint.require_space(small_disk, 100_000, 3)
     assert "100.0 kB" in str(caught.value)
+
+
+@pytest.mark.fault("H22")
+@pytest.mark.parametrize(
+    "option",
+    [
+        *("run.num_beams=0", "run.num_beams=-1", "run.num_beams=1.5", "run.max_len=-1", "run.max_len=0"),
+        *("run.min_len=-1", "run.min_len=31", "run.batch_size_eval=0", "run.batch_size_train=-2", "run.max_epoch=0"),
+        *("run.accum_grad_iters=0", "run.log_freq=0", "run.val_freq=0", "run.keep_checkpoints=0", "run.save_steps=0"),
+        *("run.num_workers=-1", "run.wait_minutes=0", "run.clip_grad_norm=0", "run.clip_grad_norm=-1"),
+        *("run.repetition_penalty=0", "run.beta2=2", "run.weight_decay=-1"),
+    ],
+)
+def test_settings_that_cannot_work_are_found_before_a_step(
+    option: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_run(tmp_path)
+    assert main(["train", "--cfg-path", str(tmp_path / "run.yaml"), "--options", option]) == 3
+    assert option.partition("=")[0] in capsys.readouterr().err
+    assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.fault("H30")
+@pytest.mark.parametrize(
+    ("keys", "named"),
+    [
+        ({"init_lr": -1.0}, "run.optimizer"),
+        ({"init_lr": math.nan}, "run.optimizer"),
+        ({"adam_epsilon": math.nan}, "run.optimizer"),
+        ({"init_lr": math.inf}, "run.lr_sched"),
+        ({"min_lr": math.nan}, "run.lr_sched"),
+        ({"lr_sched": "linear_warmup_step_lr", "lr_decay_rate": 1e300}, "run.lr_sched"),
+    ],
+)
+def test_rates_that_cannot_be_are_refused_before_a_step(keys: dict[str, Any], named: str, tmp_path: Path) -> None:
+    """Also in a run made in code, and of the epochs to come."""
+    with pytest.raises(ConfigError) as caught:
+        toy_runner(tmp_path, **keys).train()
+    assert caught.value.problems[0].where.startswith(named)
+    assert not (tmp_path / "job" / "log.jsonl").exists()
+
+
+@pytest.mark.fault("H30")
+def test_a_seed_of_any_size_is_one(tmp_path: Path) -> None:
+    seed_everything(10**23)
+    first = torch.rand(3)
+    seed_everything(10**23)
+    assert torch.equal(torch.rand(3), first)
+    seed_everything(42)
+    expected = torch.rand(3, generator=torch.Generator().manual_seed(42))
+    assert torch.equal(torch.rand(3), expected), "other seeds give what they gave"
+    one, other = (toy_runner(tmp_path / str(seed), seed=seed, max_epoch=1) for seed in (10**23, 10**23 + 1))
+    one.train(), other.train()
+    assert weights(one) != weights(other)
+
+
+@pytest.mark.fault("K08")
+@pytest.mark.parametrize(
+    ("metrics", "best"),
+    [
+        ([0.5, 0.5, 0.4], 0),
+        ([math.nan, 0.1, 0.2], 2),
+        ([0.3, math.nan, 0.2], 0),
+        ([math.inf, 0.1, 0.0], 1),
+        ([math.nan, math.nan, -5.0], 2),
+        ([math.nan, math.nan, math.nan], None),
+    ],
+)
+def test_neither_a_tie_nor_what_is_no_number_takes_the_place_of_the_best(
+    metrics: list[float], best: int | None, tmp_path: Path
+) -> None:
+    runner = toy_runner(tmp_path, metrics=metrics, valid_splits=["val"])
+    runner.train()
+    assert runner.progress.best.get("epoch") == best
+    assert (tmp_path / "job" / "best.json").exists() == (best is not None)
+
+
+@pytest.mark.fault("K08")
+def test_a_nan_that_an_earlier_version_kept_as_best_gives_way(tmp_path: Path) -> None:
+    toy_runner(tmp_path, metrics=[0.5], valid_splits=["val"], max_epoch=1).train()
+    state = tmp_path / "job" / "checkpoint_6"
+    saved = checkpoint.load(state)
+    saved.state["progress"]["best"]["metric"] = math.nan
+    checkpoint.save(tmp_path / "job", 6, saved.model, saved.state)
+    runner = resumed(tmp_path, metrics=[0.1], valid_splits=["val"], max_epoch=2)
+    runner.train()
+    assert runner.progress.best["metric"] == 0.1
+    assert log_lines(tmp_path)[-1]["metrics"]["agg_metrics"] == 0.1
