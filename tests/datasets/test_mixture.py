@@ -85,6 +85,7 @@ def test_batches_are_of_one_data_set() -> None:
         assert len(set(batch["thread"])) == 1
 
 
+@pytest.mark.fault("K16")
 def test_epochs_differ_and_seeds_differ() -> None:
     mix = mixture(30)
     first, second = ([tuple(b["key"]) for b in mix] for _ in range(2))
@@ -112,6 +113,7 @@ def test_a_sample_is_the_same_on_whatever_rank_it_lands() -> None:
     assert pictures(1) == pictures(2) == pictures(4)
 
 
+@pytest.mark.fault("K16")
 def test_augmentation_differs_between_epochs() -> None:
     mix = mixture(8, shuffle=False, repeat=True)
     batches = list(islice(mix, 4))
@@ -227,6 +229,7 @@ def test_a_batch_that_failed_is_made_up_for_in_the_order_of_the_stream(kind: typ
     st.integers(0, 40),
     st.integers(1, 5),
 )
+@pytest.mark.fault("W12")
 def test_a_resume_anywhere_goes_on_the_same(
     counts: list[int], weighted: bool, stream: bool, world: int, workers: int, cut: int, size: int
 ) -> None:

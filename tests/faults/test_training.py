@@ -16,16 +16,21 @@ from typing import Any
 
 import pytest
 import torch
+from accelerate.optimizer import AcceleratedOptimizer
 
 from lavis_ext.cli import main
 from lavis_ext.cli.runs import list_runs
-from lavis_ext.common.errors import ConfigError, DiskError
+from lavis_ext.common.errors import ConfigError, DiskError, TrainingError
 from lavis_ext.common.files import to_disk_error
+from lavis_ext.datasets.mixture import Mixture
 from lavis_ext.models.export import new_folder
 from lavis_ext.runners import checkpoint
 from lavis_ext.runners.checkpoint import seed_everything
+from lavis_ext.runners.runner_base import Hook, RunnerBase
 from tests.support.deaths import PLACES, ended, require_same_end, start, write_birds, write_run
+from tests.support.mixing import RawShards
 from tests.support.runs import log_lines, resumed, toy_runner, weights
+from tests.support.toys import ToyDataset
 
 STEPS = 12
 
@@ -314,3 +319,137 @@ def test_a_nan_that_an_earlier_version_kept_as_best_gives_way(tmp_path: Path) ->
     runner.train()
     assert runner.progress.best["metric"] == 0.1
     assert log_lines(tmp_path)[-1]["metrics"]["agg_metrics"] == 0.1
+
+
+@pytest.mark.fault("K01")
+def test_the_last_good_checkpoint_stays_where_a_loss_is_none(tmp_path: Path) -> None:
+    runner = toy_runner(tmp_path, save_steps=1)
+    runner.model.poisoned = str(runner.batches.rows()[3][0])
+    with pytest.raises(TrainingError) as caught:
+        runner.train()
+    assert caught.value.exit_code == 11
+    assert caught.value.problems[0].where == "step 3"
+    again = resumed(tmp_path, save_steps=1)
+    assert again.progress.step == 3
+    assert all(torch.isfinite(p).all() for p in again.trained())
+
+
+@pytest.mark.fault("K02")
+def test_an_overflow_under_mixed_precision_is_skipped_and_counted_and_moves_no_rate(tmp_path: Path) -> None:
+    """The scaler of fp16, here on the CPU. Rates follow the place in the data, as LAVIS' do: a skip shifts none."""
+
+    def scaled(folder: Path) -> RunnerBase:
+        runner = toy_runner(folder, max_epoch=2, warmup_steps=4, warmup_lr=1e-3)
+        runner.accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=8.0)
+        runner.accelerator.native_amp, runner.accelerator.state._mixed_precision = True, "fp16"
+        runner.stepper = AcceleratedOptimizer(runner.optimizer, scaler=runner.accelerator.scaler)
+        return runner
+
+    straight, hit = scaled(tmp_path / "straight"), scaled(tmp_path / "hit")
+    straight.train()
+    before: list[Any] = []
+
+    class Overflow(Hook):
+        def before_step(self, runner: RunnerBase) -> None:
+            before[:] = weights(runner)[:9]
+
+        def after_step(self, runner: RunnerBase, step: Any) -> None:
+            assert (weights(runner)[:9] == before) == (runner.progress.step == 3)
+            kept.remove() if runner.progress.step == 3 else None
+
+    def overflow(gradient: torch.Tensor) -> torch.Tensor:
+        return gradient * math.inf if hit.progress.step == 2 else gradient
+
+    kept = hit.model.head.weight.register_hook(overflow)
+    hit.hooks = (*hit.hooks, Overflow())
+    hit.train()
+    assert (straight.progress.skipped, hit.progress.skipped, hit.progress.step) == (0, 1, 12)
+    rates = [[line["lr"] for line in log_lines(tmp_path / name)] for name in ("straight", "hit")]
+    assert rates[0] == rates[1]
+    assert log_lines(tmp_path / "hit")[-1]["skipped"] == 1
+
+
+@pytest.mark.fault("K04")
+def test_a_disk_that_fills_up_later_leaves_the_checkpoint_and_goes_on_when_there_is_room(
+    birds: Path, small_disk: Path
+) -> None:
+    subprocess.run(["mount", "-o", "remount,size=16m", small_disk], check=True)
+    code, said = train(birds, small_disk, "full")
+    assert code == 6, said
+    assert "free space" in said
+    saved = checkpoint.load_newest(small_disk / "full")
+    assert saved is not None
+    assert 0 < saved.state["progress"]["step"] < STEPS
+    assert not list((small_disk / "full").glob(".checkpoint*"))
+    subprocess.run(["mount", "-o", "remount,size=256m", small_disk], check=True)
+    assert train(birds, small_disk, "full")[0] == 0
+    assert checkpoint.candidates(small_disk / "full")[0].name == f"checkpoint_{STEPS}"
+
+
+@pytest.mark.fault("K14")
+def test_data_without_a_sample_end_before_a_model_is_built(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_birds(tmp_path, train=0)
+    write_run(tmp_path)
+    words = ["train", "--cfg-path", str(tmp_path / "run.yaml"), "--configs", str(tmp_path / "configs")]
+    assert main([*words, "--options", "model.tokenizer=nowhere"]) == 3
+    assert "tokenizer" not in capsys.readouterr().err
+    assert not (tmp_path / "runs").exists() or not list((tmp_path / "runs").iterdir())
+
+
+class ToyShards(RawShards):
+    """A stream of toy pictures."""
+
+    def load(self, item: int, rng: torch.Generator) -> Any:
+        return ToyDataset().load(item, rng)
+
+
+@pytest.mark.fault("W12")
+@pytest.mark.parametrize("cut", [1, 5, 7, 11])
+def test_a_training_over_a_stream_goes_on_with_the_next_sample(cut: int, tmp_path: Path) -> None:
+    """Two data sets, one of them shards; the samples of every step are written down."""
+
+    def run(folder: Path, last: int | None) -> list[list[str]]:
+        runner = toy_runner(folder, save_steps=2)
+        mixture = Mixture({"toy": ToyDataset(6), "shards": ToyShards(10)}, batch_size=2, seed=3, num_workers=2)
+        runner = RunnerBase(
+            runner.run, runner.task, mixture, runner.evaluator, [*runner.hooks, Cut(last)], runner.accelerator
+        )
+        saved = checkpoint.load_newest(folder / "job")
+        if saved is not None:
+            runner.restore(saved)
+        taken: list[list[str]] = []
+        step = runner.wrapped.step
+
+        def watched(batch: Any) -> Any:
+            taken.append([f"{batch['dataset']} {name}" for name in batch["instance_id"]])
+            return step(batch)
+
+        runner.wrapped.step = watched
+        if last is not None:
+            with pytest.raises(RuntimeError, match="cut"):
+                runner.train()
+        else:
+            runner.train()
+        return taken
+
+    whole = run(tmp_path / "whole", None)
+    assert len(whole) == 24
+    for epoch in (whole[:8], whole[8:16], whole[16:]):
+        assert sorted(name for batch in epoch for name in batch if "toy" in name) == [f"toy {n}" for n in range(6)]
+        assert sorted(name for batch in epoch for name in batch if "shards" in name) == [
+            f"shards {n}" for n in range(10)
+        ]
+    first = run(tmp_path / "cut", cut)
+    assert first == whole[:cut]
+    assert run(tmp_path / "cut", None) == whole[cut // 2 * 2 :]
+
+
+class Cut(Hook):
+    """Ends a run after a step, as a crash would."""
+
+    def __init__(self, step: int | None) -> None:
+        self.at = step
+
+    def after_step(self, runner: RunnerBase, step: Any) -> None:
+        if runner.progress.step == self.at:
+            raise RuntimeError("cut")

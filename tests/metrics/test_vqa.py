@@ -33,6 +33,10 @@ from lavis_ext.metrics.vqa import normalize_vqa_answer, vqa_score
         ("$5", "$5"),
         ("", ""),
         ("the", ""),
+        ("an", ""),
+        ("an apple", "apple"),
+        ("An Apple and a pear", "apple and pear"),
+        ("banana than another", "banana than another"),
     ],
 )
 def test_normalisation(text: str, normal: str) -> None:

@@ -99,6 +99,7 @@ def test_an_evaluation_without_usable_samples_is_exit_8(tmp_path: Path, monkeypa
     assert read(tmp_path / "job" / "run.json")["exit_code"] == 8
 
 
+@pytest.mark.fault("K14")
 def test_empty_data_is_exit_3_before_a_model_is_built(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(jobs, "open_datasets", lambda config, splits: {"toy": {"train": ToyDataset(0)}})
     monkeypatch.setattr(jobs, "build_task", None)
@@ -108,6 +109,7 @@ def test_empty_data_is_exit_3_before_a_model_is_built(tmp_path: Path, monkeypatc
     assert not (tmp_path / "job").exists()
 
 
+@pytest.mark.fault("K09")
 def test_the_same_command_resumes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = public.train(config(tmp_path / "whole"))
     real = RunnerBase.run_step
@@ -128,6 +130,7 @@ def test_the_same_command_resumes(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         assert ours.read_bytes() == theirs.read_bytes()
 
 
+@pytest.mark.fault("K11")
 def test_a_changed_configuration_is_refused_unless_allowed(tmp_path: Path) -> None:
     job = public.train(config(tmp_path, max_epoch=1))
     before = read(job / "run.json")
@@ -145,6 +148,7 @@ def test_an_explicit_checkpoint_starts_another_job(tmp_path: Path) -> None:
     assert [line["step"] for line in log_lines(tmp_path / "b")] == list(range(7, 13))
 
 
+@pytest.mark.fault("K12")
 def test_a_checkpoint_of_other_ranks_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     public.train(config(tmp_path, max_epoch=1))
     real = jobs.checkpoint.load_newest
@@ -159,6 +163,7 @@ def test_a_checkpoint_of_other_ranks_is_refused(tmp_path: Path, monkeypatch: pyt
         public.train(config(tmp_path, max_epoch=1))
 
 
+@pytest.mark.fault("K01")
 def test_a_stopped_run_has_a_report_that_says_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ToyModel, "from_config", lambda config: poisoned())
     with pytest.raises(TrainingError):
