@@ -63,7 +63,10 @@ WARM = (
     *("transformers.models.auto.processing_auto", "transformers.convert_slow_tokenizer", "simplejpeg", "jinja2"),
 )
 """Libraries that are imported once; each mutant then runs in a fork."""
-LIMIT_S = 120
+LIMIT_S = 1200
+"""For all tests of a mutant, a net below TEST_S."""
+TEST_S = 100
+"""For one test, which then has killed the mutant: several times what the slowest takes on two busy cores."""
 KILLED, SURVIVED, TIMED_OUT, UNTESTED = "killed", "survived", "timeout", "no test"
 SWAPS: Mapping[type[ast.AST], tuple[str, str]] = {
     ast.Lt: ("<", "<="),
@@ -293,8 +296,10 @@ def imports_of(path: Path) -> frozenset[str]:
     return frozenset(found)
 
 
-def tests_of(path: str) -> list[str]:
-    """The test files of a module, the likeliest first: named after it, importing it, then the others of its folder."""
+@cache
+def tests_of(path: str) -> tuple[tuple[int, str], ...]:
+    """The test files of a module, the likeliest first: named after it (0), importing it (1), or through tests.support
+    (2), then the others of its folder (3), and tests of faults and of whole journeys that come by it."""
     module = path.removesuffix(".py").removesuffix("/__init__").replace("/", ".")
     package, stem = module.rpartition(".")[0], module.rpartition(".")[2]
     mirror = ROOT / "tests" / Path(path).relative_to("lavis_ext").parent
@@ -313,7 +318,7 @@ def tests_of(path: str) -> list[str]:
 
     files = [file for file in sorted((ROOT / "tests").rglob("test_*.py")) if "architecture" not in file.parts]
     ranked = sorted((rank(file), file.relative_to(ROOT).as_posix()) for file in files)
-    return [name for number, name in ranked if number < 9]
+    return tuple((number, name) for number, name in ranked if number < 9)
 
 
 @cache
@@ -335,8 +340,8 @@ def run(mutant: Mutant, copy: Path, limit: float) -> tuple[str, float]:
     target.write_bytes(source[: mutant.begin] + mutant.new.encode() + source[mutant.end :])
     try:
         state = SURVIVED
-        for marks in ("not slow", "slow"):
-            code = forked_pytest(copy, files, marks, limit)
+        for marks, most in (("not slow", 9), ("slow", 2)):  # slow ones of other modules cost minutes and tell little
+            code = forked_pytest(copy, [name for number, name in files if number <= most], marks, limit)
             state = {None: TIMED_OUT, 0: SURVIVED, 5: SURVIVED}.get(code, KILLED)
             if state != SURVIVED:
                 break
@@ -362,6 +367,7 @@ def forked_pytest(copy: Path, files: Sequence[str], marks: str, limit: float) ->
         import pytest
 
         words = ["-x", "-q", "-p", "no:cacheprovider", "-m", marks, "--rootdir", str(copy), "--tb=line"]
+        words += ["-o", f"timeout={TEST_S}"]
         os._exit(int(pytest.main([*words, *files])))
     deadline = time.monotonic() + limit
     try:

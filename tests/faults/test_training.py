@@ -242,13 +242,15 @@ def test_a_disk_that_holds_one_checkpoint_but_not_all_that_are_kept_is_a_warning
         *("run.accum_grad_iters=0", "run.log_freq=0", "run.val_freq=0", "run.keep_checkpoints=0", "run.save_steps=0"),
         *("run.num_workers=-1", "run.wait_minutes=0", "run.clip_grad_norm=0", "run.clip_grad_norm=-1"),
         *("run.repetition_penalty=0", "run.beta2=2", "run.weight_decay=-1"),
+        *("run.num_beams=0 run.task=nocaps", "run.num_beams=0 run.task=vqa", "run.num_ans_candidates=0 run.task=vqa"),
+        *("run.max_len=-1 run.task=image_text_pretrain run.eval_task=captioning", "run.k_test=-1 run.task=retrieval"),
     ],
 )
 def test_settings_that_cannot_work_are_found_before_a_step(
     option: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     write_run(tmp_path)
-    assert main(["train", "--cfg-path", str(tmp_path / "run.yaml"), "--options", option]) == 3
+    assert main(["train", "--cfg-path", str(tmp_path / "run.yaml"), "--options", *option.split()]) == 3
     assert option.partition("=")[0] in capsys.readouterr().err
     assert not (tmp_path / "runs").exists()
 
