@@ -21,6 +21,7 @@ from lavis_ext.datasets.collate import to_device
 from lavis_ext.datasets.mixture import Mixture
 from lavis_ext.datasets.order import BatchPlan, MixtureSource
 from lavis_ext.datasets.readers import FaultLog
+from lavis_ext.processors.image import Normalizer
 from tests.support.mixing import Numbers, RawShards, Shards, seen
 from tests.support.pictures import caption_config, write_captions
 
@@ -515,6 +516,15 @@ def test_captions_end_to_end(tmp_path: Path, workers: int) -> None:
     assert ready["image"].dtype == torch.float32
     assert ready["image"].shape[1:] == (3, 32, 32)
     assert batches[0]["image_id"].dtype == torch.int64
+
+
+def test_pictures_are_normalised_as_their_processors_say(tmp_path: Path) -> None:
+    write_captions(tmp_path)
+    keys = {"image_size": 32, "mean": [0.1, 0.2, 0.3], "std": [0.4, 0.5, 0.6]}
+    own = caption_config(vis_processor=ProcessorPair(train=ProcessorConfig(name="blip_image_train", args=keys)))
+    sets = {"one": build_datasets(own, BuildContext(tmp_path, ["train"]))["train"]}
+    assert Mixture(sets, batch_size=2).normalizer == Normalizer((0.1, 0.2, 0.3), (0.4, 0.5, 0.6))
+    assert Mixture({"a": Numbers(4)}, batch_size=2).normalizer == Normalizer()
 
 
 def test_image_processors_must_agree(tmp_path: Path) -> None:

@@ -5,8 +5,8 @@ is tried, one after the other, in a copy of the checkout: the tests of the modul
 printed with its place and its change, and at the end the score. Outcomes are kept, so that the same command goes on
 where it was stopped. Mutants that no test can kill are listed, with the reason, in equivalent.tsv, and do not count.
 
-`--only metrics runner` takes some of the groups, `--list` shows a sample without running it, `--again` tries survivors
-again.
+`--only metrics runner` takes some of the groups, `--list` shows a sample without running it. `--quick` leaves the slow
+tests out, which are most of the cost of a mutant that survives; `--again` then tries the survivors with all.
 """
 
 from __future__ import annotations
@@ -68,6 +68,8 @@ LIMIT_S = 1200
 TEST_S = 100
 """For one test, which then has killed the mutant: several times what the slowest takes on two busy cores."""
 KILLED, SURVIVED, TIMED_OUT, UNTESTED = "killed", "survived", "timeout", "no test"
+HARMLESS = ("strict", "frozen", "kw_only", "daemon", "exist_ok", "ignore_errors", "encoding")
+"""Keywords that guard against what does not happen in a test."""
 SWAPS: Mapping[type[ast.AST], tuple[str, str]] = {
     ast.Lt: ("<", "<="),
     ast.LtE: ("<=", "<"),
@@ -231,7 +233,8 @@ class Mutator(ast.NodeVisitor):
     def visit_Call(self, node: ast.Call) -> None:
         if is_log(node):
             return
-        for keyword in node.keywords:
+        kept = [one for one in node.keywords if one.arg not in HARMLESS]
+        for keyword in kept:
             if keyword.arg and len(node.keywords) + len(node.args) > 1:
                 begin, end = self.at(keyword.lineno, keyword.col_offset), self.span(keyword.value)[1]
                 after = re.match(rb"\s*,", self.source[end:])
@@ -240,7 +243,12 @@ class Mutator(ast.NodeVisitor):
                     self.add(begin, end + after.end(), "")
                 elif before:
                     self.add(before.start(), end, "")
-        self.generic_visit(node)
+        for one in (node.func, *node.args, *kept):
+            self.visit(one)
+
+    def visit_ClassDef(self, node: ast.ClassDef) -> None:
+        for one in node.body:
+            self.visit(one)
 
     def visit_AnnAssign(self, node: ast.AnnAssign) -> None:
         if node.value is not None:
@@ -330,7 +338,7 @@ def direct_imports(path: Path) -> frozenset[str]:
 # Running them
 
 
-def run(mutant: Mutant, copy: Path, limit: float) -> tuple[str, float]:
+def run(mutant: Mutant, copy: Path, limit: float, quick: bool) -> tuple[str, float]:
     """The outcome of one mutant, and the seconds that it took; the copy is as before afterwards."""
     target, begun = copy / mutant.path, time.monotonic()
     source = target.read_bytes()
@@ -340,7 +348,8 @@ def run(mutant: Mutant, copy: Path, limit: float) -> tuple[str, float]:
     target.write_bytes(source[: mutant.begin] + mutant.new.encode() + source[mutant.end :])
     try:
         state = SURVIVED
-        for marks, most in (("not slow", 9), ("slow", 2)):  # slow ones of other modules cost minutes and tell little
+        # slow tests of other modules cost minutes and tell little
+        for marks, most in [("not slow", 9), ("slow", 2)][: 1 if quick else 2]:
             code = forked_pytest(copy, [name for number, name in files if number <= most], marks, limit)
             state = {None: TIMED_OUT, 0: SURVIVED, 5: SURVIVED}.get(code, KILLED)
             if state != SURVIVED:
@@ -433,6 +442,7 @@ def main(words: Sequence[str] | None = None) -> int:
     parser.add_argument("--folder", type=Path, default=Path(tempfile.gettempdir()) / "lavis_ext-mutants")
     parser.add_argument("--least", type=float, default=0.0, help="the score in per cent that is asked for")
     parser.add_argument("--list", action="store_true", help="show the sample, run nothing")
+    parser.add_argument("--quick", action="store_true", help="without the slow tests")
     parser.add_argument("--again", action="store_true", help="try survivors again")
     given = parser.parse_args(words)
     chosen, same = sample(given.only, given.count, given.seed), equivalents()
@@ -478,7 +488,7 @@ def outcomes(
                 copy = copied(given.folder)
                 for name in WARM:
                     importlib.import_module(name)
-            state, seconds = run(mutant, copy, given.limit)
+            state, seconds = run(mutant, copy, given.limit, given.quick)
             line = {**asdict(mutant), "key": mutant.key, "state": state, "seconds": round(seconds, 1)}
             with kept.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(line) + "\n")

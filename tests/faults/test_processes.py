@@ -51,6 +51,7 @@ def test_a_killed_rank_ends_the_others_with_11(victim: int, step: int, place: st
     job = f"killed_{victim}_{place}"
     codes = ended(start(birds, job, 2, {victim: (step, place, None)}))
     assert codes == ([-signal.SIGKILL, 11] if victim == 0 else [11, -signal.SIGKILL])
+    assert "same command resumes" in (birds / f"{job}_{1 - victim}.txt").read_text()
     if step:
         assert facts(birds, job)["exit_code"] == 11
         assert ended(start(birds, job, 2)) == [0, 0]

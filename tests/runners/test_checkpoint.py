@@ -139,6 +139,14 @@ def test_a_crash_while_a_step_is_replaced_loses_nothing(moment: str, tmp_path: P
     assert [p.name for p in checkpoint.candidates(tmp_path)] == ["checkpoint_3"]
 
 
+def test_a_pointer_to_a_folder_that_is_gone_points_nowhere(tmp_path: Path) -> None:
+    save(tmp_path, 1)
+    assert checkpoint.pointed(tmp_path, "latest") == tmp_path / "checkpoint_1"
+    assert checkpoint.pointed(tmp_path, "best") is None
+    shutil.rmtree(tmp_path / "checkpoint_1")
+    assert checkpoint.pointed(tmp_path, "latest") is None
+
+
 @pytest.mark.fault("K13")
 def test_pruning_keeps_the_newest_and_the_best(tmp_path: Path) -> None:
     for step in range(1, 6):
