@@ -63,6 +63,8 @@ WARM = (
     *("transformers.models.auto.processing_auto", "transformers.convert_slow_tokenizer", "simplejpeg", "jinja2"),
 )
 """Libraries that are imported once; each mutant then runs in a fork."""
+NEIGHBOURS = {"lavis_ext.metrics": "tasks", "lavis_ext.processors": "datasets"}
+"""Packages whose members others find in the registry → the folder of tests that does."""
 LIMIT_S = 1200
 """For all tests of a mutant, a net below TEST_S."""
 TEST_S = 100
@@ -307,7 +309,8 @@ def imports_of(path: Path) -> frozenset[str]:
 @cache
 def tests_of(path: str) -> tuple[tuple[int, str], ...]:
     """The test files of a module, the likeliest first: named after it (0), importing it (1), or through tests.support
-    (2), then the others of its folder (3), and tests of faults and of whole journeys that come by it."""
+    (2), then the others of its folder (3), those of modules that import it or look it up by name, and tests of faults
+    (4), and of whole journeys (5)."""
     module = path.removesuffix(".py").removesuffix("/__init__").replace("/", ".")
     package, stem = module.rpartition(".")[0], module.rpartition(".")[2]
     mirror = ROOT / "tests" / Path(path).relative_to("lavis_ext").parent
@@ -322,11 +325,23 @@ def tests_of(path: str) -> tuple[tuple[int, str], ...]:
             return 1 if module in direct_imports(file) else 2
         if file.parent == mirror or (package in names and mirror in file.parents):
             return 3
-        return 4 if file.parent.name == "faults" and any(name.startswith(package) for name in names) else 9
+        if file.parent.name == "faults" and any(name.startswith(package) for name in names):
+            return 4
+        known = NEIGHBOURS.get(package) == file.parent.name or any(
+            file.parent == folder and file.stem.startswith(f"test_{name}") for folder, name in importers(module)
+        )
+        return 4 if known else 9
 
     files = [file for file in sorted((ROOT / "tests").rglob("test_*.py")) if "architecture" not in file.parts]
     ranked = sorted((rank(file), file.relative_to(ROOT).as_posix()) for file in files)
     return tuple((number, name) for number, name in ranked if number < 9)
+
+
+@cache
+def importers(module: str) -> list[tuple[Path, str]]:
+    """The folders and names of tests of modules that import this one."""
+    files = [file for file in (ROOT / "lavis_ext").rglob("*.py") if module in direct_imports(file)]
+    return [(ROOT / "tests" / file.parent.relative_to(ROOT / "lavis_ext"), file.stem) for file in files]
 
 
 @cache
