@@ -78,6 +78,20 @@ def own_identity() -> Identity:
     return Identity(pid, _host(), boot_id(), _own_start(pid), secrets.token_hex(8))
 
 
+def is_abandoned(path: Path) -> bool:
+    """Whether the process that an owner file names is gone, or there is no such file.
+
+    Nothing is touched, for a listing: of an owner elsewhere its heartbeat is compared with this machine's clock.
+    """
+    owner = read_owner(path)
+    if owner is not None and (owner.host, owner.boot) == (_host(), boot_id()):
+        return not _alive(owner)
+    try:
+        return time.time() - path.stat().st_mtime > Policy().owner_expiry
+    except OSError:
+        return True
+
+
 @cache
 def _own_start(pid: int) -> int:
     """`_started` of this process; the pid is the key because a fork has another."""
@@ -100,9 +114,13 @@ def _host() -> str:
 
 
 def _started(pid: int) -> int:
-    """Start time of a process in clock ticks since boot, by which a reused pid is found; 0 where it is not known."""
+    """Start time of a process in clock ticks since boot, by which a reused pid is found; 0 where it is not known.
+
+    Of one that has ended and that nobody has waited for, a zombie, it is 0 too.
+    """
     try:
-        return int(Path(f"/proc/{pid}/stat").read_text("utf-8", "replace").rpartition(")")[2].split()[19])
+        state, *numbers = Path(f"/proc/{pid}/stat").read_text("utf-8", "replace").rpartition(")")[2].split()
+        return 0 if state in ("Z", "X") else int(numbers[18])
     except (OSError, IndexError, ValueError):
         return 0
 

@@ -175,7 +175,7 @@ def write_upstream(model: BaseModel, path: Path, language: str = "opt") -> None:
 def save_upstream(tensors: Mapping[str, Tensor], path: Path) -> None:
     """Write `{"model": tensors}` atomically; raises DiskError."""
     state = {name: tensor.detach().cpu() for name, tensor in tensors.items()}
-    with disk_errors(path, "free some space, or name another place", also=(RuntimeError,)), replacing(path) as part:
+    with disk_errors(path, "name another place", also=(RuntimeError,)), replacing(path) as part:
         torch.save({"model": state}, part)
 
 

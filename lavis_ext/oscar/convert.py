@@ -232,7 +232,7 @@ def to_oscar(network: OscarNetwork) -> tuple[Tensors, dict[str, Any]]:
 def write_oscar(network: OscarNetwork, folder: Path, vocab: Path | None = None) -> None:
     """Save a network as upstream does: `pytorch_model.bin`, `config.json` and `vocab.txt`; raises DiskError."""
     state, config = to_oscar(network)
-    with disk_errors(folder, "free some space, or name another place", also=(RuntimeError,)):
+    with disk_errors(folder, "name another place", also=(RuntimeError,)):
         folder.mkdir(parents=True, exist_ok=True)
         write_json(folder / CONFIG, config)
         if vocab is not None:

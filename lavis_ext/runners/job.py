@@ -6,7 +6,7 @@ import json
 import logging
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import MISSING, asdict, dataclass, field, fields, is_dataclass
 from functools import partial
 from hashlib import sha256
@@ -24,7 +24,7 @@ from lavis_ext.common.files import decode_json
 from lavis_ext.common.secrets import identity, redact, redact_tree
 from lavis_ext.fetch import Policy
 from lavis_ext.fetch.lock import Ownership
-from lavis_ext.runners.distributed import broadcast_from_main
+from lavis_ext.runners.distributed import broadcast_from_main, lost_ranks
 from lavis_ext.runners.files import disk_errors, write_atomic, write_json
 
 log = logging.getLogger(__name__)
@@ -76,14 +76,16 @@ def opened_job(config: Config, accelerator: Accelerator) -> Iterator[Job]:
 
     A run that fails before `begin` leaves an existing folder as it was, and creates none.
     """
-    job = Job(config, choose_folder(config, accelerator), accelerator)
+    with lost_ranks(accelerator):
+        job = Job(config, choose_folder(config, accelerator), accelerator)
     try:
-        with ExitStack() as stack, errors_noted(job):
+        with ExitStack() as stack, errors_noted(job), lost_ranks(accelerator):
             broadcast_from_main(accelerator, partial(hold, stack, job), config.run.wait_minutes)
             yield job
     finally:
         if job.is_main and job.dir.is_dir() and not any(job.dir.iterdir()):
-            job.dir.rmdir()
+            with suppress(OSError):  # a disk that cannot be written was told already
+                job.dir.rmdir()
 
 
 def hold(stack: ExitStack, job: Job) -> None:
@@ -105,7 +107,8 @@ def owned(folder: Path) -> Iterator[None]:
         folder.mkdir(parents=True, exist_ok=True)
     owner = Ownership(file, file, AT_ONCE)
     try:
-        owner.__enter__()
+        with disk_errors(file):
+            owner.__enter__()
     except OwnedError as error:
         what = error.problems[0].what
         raise OwnedError(str(folder), what, "wait for it, or use another run.job_id") from error

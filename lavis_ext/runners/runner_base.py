@@ -303,6 +303,11 @@ class RunnerBase:
         broadcast_from_main(self.accelerator, write, self.run.wait_minutes)
         self.saved_at = progress.step
 
+    def checkpoint_size(self) -> int:
+        """Bytes of a checkpoint: the trained tensors, and two of the optimizer's for each of its parameters."""
+        tensors = [*self.model.trainable_state().values(), *(2 * self.trained())]
+        return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+
     def _write(self, progress: RunProgress, ranks: list[Any], tensors: Any, optimizer: Any, best: bool) -> None:
         state = {
             "progress": progress.as_dict(),

@@ -256,14 +256,18 @@ def regrouped(state: Mapping[str, Any], optimizer: torch.optim.Optimizer, model:
 
 
 def build_optimizer(model: BaseModel, run: RunConfig) -> torch.optim.Optimizer:
-    """`run.optimizer` with betas (0.9, beta2) over `parameter_groups`; raises ConfigError if nothing is trainable.
+    """`run.optimizer` with betas (0.9, beta2) over `parameter_groups`.
 
-    Adamax adds the weight decay to the gradient, AdamW subtracts it from the weight; Oscar used both that way.
+    Adamax adds the weight decay to the gradient, AdamW subtracts it from the weight; Oscar used both that way. Raises
+    ConfigError if nothing is trainable, or for a number that the optimizer does not take.
     """
     model.require_trainable()
     kind = {"adamw": torch.optim.AdamW, "adamax": torch.optim.Adamax}[run.optimizer]
     settings: dict[str, Any] = {"lr": run.init_lr, "betas": (0.9, run.beta2), "eps": run.adam_epsilon}
-    optimizer: torch.optim.Optimizer = kind(parameter_groups(model, run), **settings)
+    try:
+        optimizer: torch.optim.Optimizer = kind(parameter_groups(model, run), **settings)
+    except ValueError as error:
+        raise ConfigError(f"run.optimizer {run.optimizer}", str(error), "change that number") from error
     return optimizer
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from pathlib import Path
 from typing import Any
@@ -311,6 +312,23 @@ def test_losses_are_weighted_and_left_out() -> None:
     some = small_stage1(losses=[TermConfig(name="itc", weight=0.5), TermConfig(name="lm")])(small_batch())
     assert set(some) == {"loss", "loss_itc", "loss_lm"}
     assert torch.equal(some["loss"], 0.5 * whole["loss_itc"] + whole["loss_lm"])
+
+
+def leave_identities(out: str) -> None:
+    """The ids that a rank gives to pictures without `image_id`."""
+    dist.init_process_group("gloo")
+    found = identities({"text_input": ["a", "b", "c"]}, torch.device("cpu"))
+    Path(f"{out}_{dist.get_rank()}").write_text(json.dumps(found.tolist()))
+
+
+@pytest.mark.slow
+def test_pictures_without_an_id_are_different_ones_on_every_rank(tmp_path: Path) -> None:
+    done = run_ranks(leave_identities, 2, (str(tmp_path / "ids"),), tmp_path)
+    assert done.returncode == 0, done.stderr[-3000:]
+    mine, theirs = (json.loads((tmp_path / f"ids_{rank}").read_text()) for rank in (0, 1))
+    assert len({*mine, *theirs}) == 6
+    with_id = identities({"text_input": ["a"], "image_id": ["7"]}, torch.device("cpu"))
+    assert not {*mine, *theirs} & set(with_id.tolist())
 
 
 def one_of_two_ranks(out: str) -> None:
