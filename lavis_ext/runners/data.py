@@ -126,7 +126,23 @@ def with_num_labels(config: Config, labels: LabelVocabulary | None) -> Config:
     for name, key in weights_of(config):
         if folder := find_folder(name):
             require_order(labels, folder, f"{key} {name}")
-    return replace(config, model=model, run=run)
+    return replace(config, model=model, run=run, resolved=_recorded(config.resolved, model, run))
+
+
+def _recorded(tree: dict[str, Any], model: ModelConfig, run: Any) -> dict[str, Any]:
+    """The tree that becomes the run's `config.yaml`, with the classes that the data filled in.
+
+    Without them nobody could build the model again from the folder of the run alone.
+    """
+    if not tree or not hasattr(model, "num_labels"):
+        return tree
+    found = {**tree, "model": {**(tree.get("model") or {}), "num_labels": getattr(model, "num_labels")}}
+    teacher = getattr(getattr(run, "distill", None), "teacher", None)
+    if isinstance(teacher, ModelConfig) and hasattr(teacher, "num_labels"):
+        section = tree["run"]
+        taught = {**section["distill"]["teacher"], "num_labels": getattr(teacher, "num_labels")}
+        found["run"] = {**section, "distill": {**section["distill"], "teacher": taught}}
+    return found
 
 
 def _with_count(model: ModelConfig, labels: LabelVocabulary, key: str) -> ModelConfig:
