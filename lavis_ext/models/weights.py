@@ -19,6 +19,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import re
 from collections.abc import Mapping
@@ -82,13 +83,32 @@ def parts_of(path: str, key: str) -> tuple[Tensors, tuple[str, ...]]:
     return state, (*QFORMER_PARTS, *tower)
 
 
+POINTERS = ("best.json", "latest.json")
+"""What names a checkpoint in the folder of a run."""
+
+
+def own_checkpoint(place: Path) -> Path | None:
+    """The checkpoint of ours that a folder is, or the best (else newest) of the run that it is; None: neither."""
+    if (place / "manifest.json").is_file():
+        return place
+    for pointer in POINTERS:
+        try:
+            named = place / str(json.loads((place / pointer).read_text(encoding="utf-8"))["checkpoint"])
+        except (OSError, ValueError, KeyError, TypeError):
+            continue  # not there, or torn: the other one may say it
+        if (named / "manifest.json").is_file():
+            return named
+    return None
+
+
 def read_checkpoint(path: str, key: str) -> Tensors:
-    """Tensors of a file (`.safetensors`, `.pth`) or a folder (our `checkpoint_*/`, or transformers' form).
+    """Tensors of a file (`.safetensors`, `.pth`) or a folder (a run, its `checkpoint_*/`, or transformers' form).
 
     `key` is the config key that names it. Raises ConfigError if it does not exist, IntegrityError if it cannot be read,
     UnsafeError if it is a pickle of more than tensors.
     """
     place = Path(path).expanduser()
+    place = own_checkpoint(place) or place
     if place.is_dir():
         files = sorted(place.glob("model*.safetensors"))
         if not files:

@@ -238,6 +238,23 @@ def data_dir(draft: Draft) -> None:
         draft.storage = root
 
 
+def output_dir(draft: Draft) -> None:
+    """The run's folder is the one that the command names, where the next command looks for the model.
+
+    A test of pairs or captions writes beside the weights, as upstream's does.
+    """
+    named = draft.given.get("output_dir")
+    if not draft.asks and not draft.trains:
+        if named is not None:
+            draft.note("output_dir", "upstream writes what a test yields into --eval_model_dir")
+        named = draft.given.get("eval_model_dir")
+    if folder := named or draft.value("output_dir"):
+        path = PurePosixPath(str(folder))
+        parent, name = (path.parent, path.name) if path.name not in ("", "..") else (path, ".")
+        draft.put("run.output_dir", str(parent))
+        draft.put("run.job_id", name)
+
+
 def label_file(draft: Draft) -> None:
     """The vocabulary of answers."""
     for flag in ("label_file", "label2ans_file"):
@@ -339,7 +356,21 @@ def _window(draft: Draft) -> int:
 RULES: dict[str, Callable[[Draft], None]] = {
     rule.__name__: rule
     for rule in (
-        *(splits, weights, teacher, data_dir, label_file, width, length, warmup, scheduler, pair, device, precision),
+        *(
+            splits,
+            weights,
+            teacher,
+            data_dir,
+            output_dir,
+            label_file,
+            width,
+            length,
+            warmup,
+            scheduler,
+            pair,
+            device,
+            precision,
+        ),
         *(layernorm, captions_val, caption_yaml, tag_place),
     )
 }

@@ -96,7 +96,7 @@ def test_a_copied_command_is_read_however_its_lines_end(change: tuple[str, str])
 
 def test_quotes_keep_spaces_together() -> None:
     found = import_command([f"{START} --output_dir 'my runs/vqa 1'"])
-    assert found.tree["run"]["output_dir"] == "my runs/vqa 1"
+    assert (found.tree["run"]["output_dir"], found.tree["run"]["job_id"]) == ("my runs", "vqa 1")
     as_words = import_command([*START.split(), "--output_dir", "my runs/vqa 1"])
     assert as_words.tree == found.tree
 
