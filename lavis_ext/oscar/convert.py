@@ -258,6 +258,9 @@ def find_folder(name: str, key: str) -> Path:
             return place.parent
         if place.is_dir():
             return place
+        if (archive := place.with_name(f"{place.name}.zip")).is_file():
+            way_out = f"unzip {archive} -d {archive.parent}"
+            raise ConfigError(f"{key} {name}", "is still in an archive", way_out)
     what = f"no folder, neither at {cache_root() / given} nor as given"
     way_out = "name the folder of a run, or of an Oscar checkpoint (config.json, pytorch_model.bin)"
     raise ConfigError(f"{key} {name}", what, way_out)
@@ -294,10 +297,10 @@ def read_run(checkpoint: Path, key: str) -> UpstreamCheckpoint:
     section = section_of_run(checkpoint.parent, key)
     if section.arch != "oscar":
         raise ConfigError(f"{key} {checkpoint}", f"holds a {section.arch}, no Oscar", "name the run of an Oscar")
-    if section.load_pretrained and section.pretrained:
-        if find_folder(section.pretrained, key).resolve() == checkpoint.parent.resolve():
-            what = "its config.yaml is that of an evaluation, which says not what the checkpoint was trained from"
-            raise ConfigError(f"{key} {checkpoint.parent}", what, "put the config.yaml of the training back")
+    start = find_folder(section.pretrained, key) if section.load_pretrained and section.pretrained else None
+    if start and start.resolve() == checkpoint.parent.resolve():
+        what = "its config.yaml is that of an evaluation, which says not what the checkpoint was trained from"
+        raise ConfigError(f"{key} {start}", what, "put the config.yaml of the training back")
     model: Any = build_model(replace(section, load_finetuned=True, finetuned=str(checkpoint)))
     state = {name: tensor.detach() for name, tensor in model.network.named_parameters()}
     vocab = model.tokenizer.path if model.tokenizer else None

@@ -134,14 +134,15 @@ def _recorded(tree: dict[str, Any], model: ModelConfig, run: Any) -> dict[str, A
 
     Without them nobody could build the model again from the folder of the run alone.
     """
-    if not tree or not hasattr(model, "num_labels"):
+    labels = getattr(model, "num_labels", None)
+    if not tree or labels is None:
         return tree
-    found = {**tree, "model": {**(tree.get("model") or {}), "num_labels": getattr(model, "num_labels")}}
+    found = {**tree, "model": {**(tree.get("model") or {}), "num_labels": labels}}
     teacher = getattr(getattr(run, "distill", None), "teacher", None)
     if isinstance(teacher, ModelConfig) and hasattr(teacher, "num_labels"):
-        section = tree["run"]
-        taught = {**section["distill"]["teacher"], "num_labels": getattr(teacher, "num_labels")}
-        found["run"] = {**section, "distill": {**section["distill"], "teacher": taught}}
+        distill = tree["run"]["distill"]
+        taught = {**distill["teacher"], "num_labels": labels}
+        found["run"] = {**tree["run"], "distill": {**distill, "teacher": taught}}
     return found
 
 

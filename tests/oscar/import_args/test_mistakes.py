@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from lavis_ext.common.errors import LavisExtError, UsageError
 from lavis_ext.oscar.import_args import import_command
-from lavis_ext.oscar.import_rules import find_command
+from lavis_ext.oscar.import_words import find_command
 from tests.support.oscar_commands import COMMANDS, written
 
 START = "run_vqa.py --do_train --model_name_or_path m"
