@@ -28,7 +28,7 @@ import torch
 from torch import Tensor
 
 from lavis_ext.common.errors import ConfigError, IntegrityError
-from lavis_ext.common.files import disk_errors, replacing
+from lavis_ext.common.files import decode_json, disk_errors, replacing
 from lavis_ext.common.tensors import read_safetensors, read_torch
 from lavis_ext.models.base_model import BaseModel, listed
 from lavis_ext.models.clip_tower import from_clip, to_clip
@@ -126,13 +126,32 @@ def parts_of(path: str, key: str) -> tuple[Tensors, tuple[str, ...]]:
     return state, (*QFORMER_PARTS, *tower)
 
 
+POINTERS = ("best.json", "latest.json")
+"""What names a checkpoint in the folder of a run."""
+
+
+def own_checkpoint(place: Path) -> Path | None:
+    """The checkpoint of ours that a folder is, or the best (else newest) of the run that it is; None: neither."""
+    if (place / "manifest.json").is_file():
+        return place
+    for pointer in POINTERS:
+        try:
+            named = place / str(decode_json((place / pointer).read_text(encoding="utf-8")).get("checkpoint", ""))
+        except (OSError, ValueError, KeyError, TypeError):
+            continue  # not there, or torn: the other one may say it
+        if (named / "manifest.json").is_file():
+            return named
+    return None
+
+
 def read_checkpoint(path: str, key: str) -> Tensors:
-    """Tensors of a file (`.safetensors`, `.pth`) or a folder (our `checkpoint_*/`, or transformers' form).
+    """Tensors of a file (`.safetensors`, `.pth`) or a folder (a run, its `checkpoint_*/`, or transformers' form).
 
     `key` is the config key that names it. Raises ConfigError if it does not exist, IntegrityError if it cannot be read,
     UnsafeError if it is a pickle of more than tensors.
     """
     place = Path(path).expanduser()
+    place = own_checkpoint(place) or place
     if place.is_dir():
         files = sorted(place.glob("model*.safetensors"))
         if not files:

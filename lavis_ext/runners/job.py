@@ -45,14 +45,21 @@ class Job:
         """Whether this rank writes."""
         return bool(self.accelerator.is_main_process)
 
-    def begin(self, data: Mapping[str, Any] | None) -> None:
-        """Write the configuration and the first facts; called once the run is known to fit this folder."""
+    def begin(self, data: Mapping[str, Any] | None, evaluation: bool = False) -> None:
+        """Write the configuration and the first facts; called once the run is known to fit this folder.
+
+        An evaluation in the folder of a training run leaves that run's `config.yaml` and facts as they are, for they
+        say what its checkpoints are; its own configuration is `evaluate.yaml`.
+        """
         before = read_json(self.dir / "run.json")
+        beside = evaluation and (self.dir / "latest.json").is_file()
         kept: dict[str, Any] = {key: before[key] for key in ("started", "seconds", "best") if key in before}
-        self.facts = {"job": self.dir.name, "started": now(), **kept, **about(self.config)}
+        if beside:
+            kept = {key: value for key, value in before.items() if key not in ("error", "exit_code")}
+        self.facts = {"job": self.dir.name, "started": now(), **kept, **({} if beside else about(self.config))}
         if self.is_main:
-            tree = self.config.resolved or asdict(self.config)
-            write_atomic(self.dir / "config.yaml", redact_config(tree, self.config.hidden))
+            name, tree = "evaluate.yaml" if beside else "config.yaml", self.config.resolved or asdict(self.config)
+            write_atomic(self.dir / name, redact_config(tree, self.config.hidden))
             write_json(self.dir / "data.json", dict(data or {}))
         self.note(status="running")
 

@@ -31,7 +31,7 @@ from lavis_ext.runners.distributed import broadcast_from_main, find_layout, main
 from lavis_ext.runners.evaluation import Evaluator
 from lavis_ext.runners.files import write_json
 from lavis_ext.runners.hooks import CheckpointHook, EvaluateHook, ScheduleHook, SignalHook
-from lavis_ext.runners.job import Job, fingerprint, opened_job, require_same
+from lavis_ext.runners.job import Job, fingerprint, opened_job, read_json, require_same
 from lavis_ext.runners.logs import JsonLog, LogHook, summary
 from lavis_ext.runners.microbatch import no_stop
 from lavis_ext.runners.runner_base import Hook, RunnerBase
@@ -78,11 +78,11 @@ def evaluate(config: Config, data: Mapping[str, Any] | None = None) -> Path:
         task = build_task(job, vocabulary(opened))
         task.model.to(accelerator.device)
         evaluator = build_evaluator(job, task, splits, opened)
-        job.begin(data)
+        job.begin(data, evaluation=True)
         found = {split: evaluator.evaluate(split, "test", no_stop) for split in splits}
         if job.is_main:
             note_metrics(job.dir, found)
-            write_json(job.dir / "faults.json", evaluator.faults())
+            write_json(job.dir / "faults.json", {**read_json(job.dir / "faults.json"), **evaluator.faults()})
         job.end(status="evaluated")
     return job.dir
 
