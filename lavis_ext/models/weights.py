@@ -137,7 +137,7 @@ def own_checkpoint(place: Path) -> Path | None:
     for pointer in POINTERS:
         try:
             named = place / str(decode_json((place / pointer).read_text(encoding="utf-8")).get("checkpoint", ""))
-        except (OSError, ValueError, KeyError, TypeError):
+        except (OSError, ValueError, AttributeError):
             continue  # not there, or torn: the other one may say it
         if (named / "manifest.json").is_file():
             return named
