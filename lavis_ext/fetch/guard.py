@@ -57,7 +57,6 @@ def make_guarded_opener(limits: ResponseLimits) -> urllib.request.OpenerDirector
         urllib.request.HTTPDefaultErrorHandler(),
         urllib.request.HTTPErrorProcessor(),
         _Redirects(),
-        _Literals(limits),
         _Http(limits),
         _Https(limits),
         _Bodies(limits),
@@ -135,9 +134,16 @@ class _Https(urllib.request.HTTPSHandler):
 
 
 def _timed(kind: type[_Timed], request: urllib.request.Request, limits: ResponseLimits) -> Any:
-    """The factory of a connection; addresses are not checked where all are allowed, or where a proxy resolves them."""
-    unchecked = limits.allow_private or request.has_proxy() or getattr(request, "_tunnel_host", None)
-    return partial(kind, deadline=limits.deadline, public=not unchecked)
+    """The factory of a connection; addresses are not checked where all are allowed, or where a proxy resolves them.
+
+    A proxy is not asked for what is an address itself, in any spelling, and leads inside.
+    """
+    proxied = bool(request.has_proxy() or getattr(request, "_tunnel_host", None))
+    host = split_url(request.full_url).hostname or ""
+    if proxied and not limits.allow_private:
+        for address in filter(is_private, addresses(host, numeric=True)):
+            raise Refused(f"{REFUSED}private address {address}")
+    return partial(kind, deadline=limits.deadline, public=not (limits.allow_private or proxied))
 
 
 class _Redirects(urllib.request.HTTPRedirectHandler):
@@ -150,22 +156,6 @@ class _Redirects(urllib.request.HTTPRedirectHandler):
         return super().http_error_302(req, fp, 307 if code == 308 else code, msg, headers)
 
     http_error_301 = http_error_303 = http_error_307 = http_error_308 = http_error_302
-
-
-class _Literals(urllib.request.BaseHandler):
-    """Refuses inside addresses in any spelling before a proxy is asked for them, which would resolve them itself."""
-
-    def __init__(self, limits: ResponseLimits) -> None:
-        self._limits = limits
-
-    def http_request(self, req: urllib.request.Request) -> urllib.request.Request:
-        host = split_url(req.full_url).hostname or ""
-        inside = [] if self._limits.allow_private else [one for one in addresses(host, numeric=True) if is_private(one)]
-        if inside:
-            raise Refused(f"{REFUSED}private address {inside[0]}")
-        return req
-
-    https_request = http_request
 
 
 class _Bodies(urllib.request.BaseHandler):

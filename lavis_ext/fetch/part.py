@@ -20,6 +20,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from lavis_ext.common.files import decode_json
 from lavis_ext.fetch.ranges import Ranges, cut
 from lavis_ext.fetch.safety import identity
 from lavis_ext.fetch.session import Flusher, Validators
@@ -34,6 +35,8 @@ LONGEST_NAME = 255 - len(".part.0123456789abcdef.json.tmp")
 NO_LINKS = frozenset({errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK, errno.EXDEV})
 """What file systems without hard links answer (FAT, some FUSE and SMB mounts)."""
 COPIED = 1 << 20
+ROOM = 1 << 16
+"""Bytes that are given back on a full disk for the sidecar: more than a block of any file system in use."""
 LINES = 4096
 """Blocks after which a sidecar is written anew."""
 
@@ -68,10 +71,15 @@ class PartNames(NamedTuple):
         suffix = f".part.{token}" if token else ".part"
         return cls(companion(target, suffix), companion(target, f"{suffix}.json"))
 
+    @property
+    def temporary(self) -> Path:
+        """The name under which the sidecar is written anew."""
+        return self.sidecar.with_name(self.sidecar.name + ".tmp")
+
     def remove(self) -> None:
-        """Delete both, and a sidecar that was half written; raises OSError."""
-        for path in (self.path, self.sidecar, _half_of(self.sidecar)):
-            path.unlink(missing_ok=True)
+        """Delete both, and a sidecar that a kill left half written; raises OSError."""
+        for name in (self.path, self.sidecar, self.temporary):
+            name.unlink(missing_ok=True)
 
 
 def leftovers(target: Path) -> dict[str, PartNames]:
@@ -86,7 +94,7 @@ def leftovers(target: Path) -> dict[str, PartNames]:
 def read_sidecar(path: Path) -> dict[str, Any]:
     """What a sidecar says, the blocks behind its first line among `done`; raises OSError, ValueError, TypeError."""
     head, *lines = path.read_bytes().split(b"\n")
-    state = dict(json.loads(head))
+    state = dict(decode_json(head))
     done = [(int(start), int(stop)) for start, stop in state["done"]]
     for line in lines[:-1]:  # behind the last newline a kill may have left half a line
         start, _, stop = line.partition(b" ")
@@ -225,10 +233,7 @@ class Part:
             if not self.ranges.covered or not self.intact() or (self._owner is not None and not self._owner.holds()):
                 mine.remove()
                 return
-            try:
-                self.save()
-            except OSError as error:  # a full disk: the lines that are there list nearly all of it
-                log.warning("%s: its record is not renewed: %s", self.path.name, error.strerror)
+            self._save_for_the_next()
             if mine != left:
                 left.sidecar.unlink(missing_ok=True)
                 give_name(mine.sidecar, left.sidecar)  # both names until the file is renamed, for a kill in between
@@ -236,6 +241,19 @@ class Part:
                 mine.sidecar.unlink(missing_ok=True)
         finally:
             self._forget()
+
+    def _save_for_the_next(self) -> None:
+        """`save`; on a full disk the lines that are there list nearly all, and where there are none room is made."""
+        try:
+            self.save()
+        except OSError as error:
+            if self.sidecar.exists() or error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                log.warning("%s: its record is not renewed: %s", self.path.name, error.strerror)
+                return
+            with self._lock:
+                self.ranges.clip(max(0, self.ranges.stop - ROOM))
+                os.ftruncate(self.fd, self.ranges.stop)
+                self._save()
 
     def _forget(self) -> None:
         for descriptor in (self.fd, self._log):
@@ -360,9 +378,13 @@ class Part:
             "boot": self._boot if self._written_on is None else self._written_on,
             "done": list(self.ranges),
         }
-        temporary = _half_of(self.sidecar)
-        temporary.write_text(json.dumps(state) + "\n", "utf-8")
-        temporary.replace(self.sidecar)
+        temporary = PartNames(self.path, self.sidecar).temporary
+        try:
+            temporary.write_text(json.dumps(state) + "\n", "utf-8")
+            temporary.replace(self.sidecar)
+        except OSError:
+            temporary.unlink(missing_ok=True)
+            raise
         if self._log >= 0:
             os.close(self._log)
         self._log, self._lines, self._pending = -1, 0, Ranges()
@@ -382,10 +404,6 @@ class Part:
             return "it came from a source with other bytes"
         etag = self.validators.etag
         return None if figures.hashed or (etag and not etag.startswith("W/")) else "it came from another source"
-
-
-def _half_of(sidecar: Path) -> Path:
-    return sidecar.with_name(f"{sidecar.name}.tmp")
 
 
 def _write_all(descriptor: int, data: bytes, offset: int) -> int:
