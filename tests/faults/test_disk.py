@@ -17,6 +17,7 @@ import pytest
 from lavis_ext.common.errors import DiskError, NetworkError, OwnedError
 from lavis_ext.fetch import fetch, fetch_all
 from lavis_ext.fetch.lock import Identity, own_identity
+from lavis_ext.prepare import execute
 from tests.support.disks import SmallDisk
 from tests.support.fetching import SIZE, World
 from tests.support.server import Fault, Server, wait_until
@@ -65,11 +66,19 @@ def test_another_program_fills_the_disk_meanwhile(world: World, disk: Callable[.
 @pytest.mark.fault("F03")
 @pytest.mark.parametrize("kind", ["zip", "tar.gz"])
 def test_the_disk_is_full_while_an_archive_is_unpacked(
-    server: Server, disk: Callable[..., SmallDisk], kind: str
+    server: Server, disk: Callable[..., SmallDisk], kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     small = disk(4 << 20)
     toy = Family(server, small.path / "root", train=pictures("train", 40, 20_000), kind=kind)
-    server.script(toy.path(f"train.{kind}"), Fault(times=1, then=lambda: small.fill(300_000)))
+    real, count = execute.unpack, [0]
+
+    def full(archive: Path, *given: object, **named: object) -> object:
+        if not count[0] and archive.name == f"train.{kind}":
+            count[0] = 1
+            small.fill(300_000)
+        return real(archive, *given, **named)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(execute, "unpack", full)
     report = toy.prepare()
     assert report.exit_code == 6, report.lines()
     assert (toy.images / f"train.{kind}").is_file()
