@@ -17,7 +17,7 @@ import pytest
 
 from lavis_ext.common.errors import LavisExtError, NetworkError, UnsafeError
 from lavis_ext.common.secrets import CONTROL, printable
-from lavis_ext.fetch import RemoteFile, Source, Transfer, fetch, fetch_all, fetch_bytes
+from lavis_ext.fetch import Policy, RemoteFile, Source, Transfer, backends, fetch, fetch_all, fetch_bytes
 from lavis_ext.fetch.guard import ResponseLimits, make_guarded_opener
 from lavis_ext.fetch.safety import is_private, redact_url
 from lavis_ext.prepare.urls import fetch_hosted
@@ -181,6 +181,16 @@ def test_a_host_inside_leads_to_no_other_host_inside(target: str, server: Server
     assert caught.value.exit_code == 10 and len(server.log) == 1
 
 
+def test_a_user_may_allow_redirects_into_the_network(
+    server: Server, second: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LAVIS_EXT_ALLOW_PRIVATE", "1")
+    second.put("/f.bin", DATA)
+    server.script("/f.bin", Fault(redirect=f"http://127.0.0.2:{second.port}/f.bin"))
+    with pytest.raises(NetworkError):  # nobody listens at 127.0.0.2: it is asked, not refused
+        fetch(one(tmp_path, server.url("/f.bin")), replace(ONCE, allow_private=Policy().allow_private))
+
+
 @pytest.mark.fault("H11")
 def test_other_ways_that_dial_are_guarded_too(
     server: Server, second: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -302,6 +312,18 @@ def test_handshakes_and_tunnels_do_not_drip_for_ever(
 
 
 @pytest.mark.fault("H14")
+def test_a_page_of_drive_does_not_drip_for_ever(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    head = b"HTTP/1.1 200 OK\r\nContent-Type: text/html\r\nContent-Length: 100000\r\n\r\n"
+    with raw_server(drip(head)) as host:
+        monkeypatch.setattr(backends, "DRIVE_ENDPOINT", f"http://{host}")
+        begun = time.monotonic()
+        fetch(one(tmp_path, "gdrive:abc", server.put("/f.bin", DATA)), ONCE)
+        assert time.monotonic() - begun < 2.5
+
+
+@pytest.mark.fault("H14")
 def test_a_chain_of_slow_redirects_ends(server: Server, tmp_path: Path) -> None:
     server.script("/f.bin", Fault(redirect="/f.bin", latency=0.25))
     begun = time.monotonic()
@@ -324,6 +346,7 @@ NO_URLS = [
     "http://" + "a" * 300 + "/x",
     "http://a..b/x",
     "http://user:c4n4ry@[bad/x?sig=c4n4ry",
+    "http://user:c4n4ry/5@host/x",
     "http://h\x1b[31m/x",
     "http://\ud800/x",
 ]

@@ -176,8 +176,8 @@ def address_fault(url: str) -> str:
         parts = urlsplit(url.format(part=0) if "{part" in url else url)
         wrong = "it names no host" if parts.scheme in ("http", "https") and not parts.hostname else ""
         wrong = wrong if parts.port is None or parts.port else "its port is 0"
-    except (ValueError, KeyError, IndexError) as error:
-        return str(error) or "it cannot be parsed"
+    except (ValueError, KeyError, IndexError):  # Python's words quote a password as a port
+        return "it cannot be parsed"
     return wrong if wrong or url.strip().isprintable() else "it holds control characters"
 
 

@@ -125,6 +125,13 @@ def _settings(root: Path) -> MachineCheck:
     )
 
 
+def _host_of(url: str) -> str:
+    try:
+        return urlsplit(url if "://" in url else f"http://{url}").hostname or "no host"
+    except ValueError:
+        return "not a URL"
+
+
 def _environment() -> list[MachineCheck]:
     """Proxies by host, switches by value, secrets only as set or unset."""
     proxies = {
@@ -132,9 +139,10 @@ def _environment() -> list[MachineCheck]:
         for name in ("http_proxy", "https_proxy")
         if (value := os.environ.get(name) or os.environ.get(name.upper()))
     }
-    hosts = ", ".join(f"{name} → {urlsplit(value).hostname}" for name, value in proxies.items()) or "none"
+    hosts = ", ".join(f"{name} → {_host_of(value)}" for name, value in proxies.items()) or "none"
     secrets = [n for n in os.environ if n.startswith("LAVIS_EXT_AZURE_SAS_")] + ["HF_TOKEN"]
-    switches = {n: os.environ[n] for n in ("LAVIS_EXT_OFFLINE", "HF_HUB_OFFLINE") if n in os.environ}
+    names = ("LAVIS_EXT_OFFLINE", "LAVIS_EXT_ALLOW_PRIVATE", "HF_HUB_OFFLINE")
+    switches = {name: os.environ[name] for name in names if name in os.environ}
     mirror = "set" if os.environ.get("LAVIS_EXT_MIRROR") else "unset"
     return [
         MachineCheck("proxy", "ok", hosts),
