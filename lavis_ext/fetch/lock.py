@@ -33,7 +33,7 @@ from lavis_ext.fetch.transfer import Policy, disk_error
 
 log = logging.getLogger(__name__)
 
-HEARTBEAT = 5.0
+HEARTBEAT = 2.0
 """Seconds between two touches of an owner file."""
 POLL = 0.1
 UNWRITTEN = 5.0

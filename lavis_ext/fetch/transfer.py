@@ -165,7 +165,7 @@ class Policy:
     """The longest wait while that process makes none."""
     owner_expiry: float = 120.0
     """An owner elsewhere whose heartbeat stands still for this long is taken over."""
-    owner_watch: float = 12.0
+    owner_watch: float = 5.0
     """Its heartbeat is watched for so long before, at least, whatever its stamp says: clocks jump."""
     fsync: bool = True
     """Flush a file and its folder to the disk before it counts as there."""
