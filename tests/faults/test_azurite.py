@@ -28,7 +28,9 @@ from tests.support.server import wait_until
 from tests.support.toyfamily import ROOT, tree
 
 blob = pytest.importorskip("azure.storage.blob", reason="azure-storage-blob is not installed")
-pytestmark = pytest.mark.slow  # no fault ids: those must count where there is no node, and are injected by the stand-in too
+pytestmark = (
+    pytest.mark.slow
+)  # no fault ids: those must count where there is no node, and are injected by the stand-in too
 
 
 @dataclass
