@@ -158,7 +158,7 @@ def progress_of(args: Any) -> Any:
 
 def to_stderr(line: str) -> None:
     """Write one line for a person while the verb runs; stdout is for its answer."""
-    sys.stderr.write(f"{line}\n")
+    _write(line, sys.stderr)
 
 
 @dataclass
@@ -243,7 +243,7 @@ class StandardError(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         """Write one line."""
-        sys.stderr.write(self.format(record) + "\n")
+        _write(self.format(record), sys.stderr)
         sys.stderr.flush()
 
 
@@ -340,9 +340,15 @@ def _print(answer: Answer, as_json: bool) -> None:
 
 
 def _write(text: str, stream: Any) -> None:
-    """Print a line; characters that the stream's encoding lacks are written as escapes."""
+    """Print a line; characters that the stream's encoding lacks are written as escapes, control characters not at all.
+
+    File names and what servers answer stand in it: they must not move the cursor or rewrite what was printed.
+    """
+    from lavis_ext.fetch.safety import printable
+
     encoding = getattr(stream, "encoding", None) or "utf-8"
-    print(text.encode(encoding, "backslashreplace").decode(encoding), file=stream)
+    safe = printable(text, kept="\n\t")
+    print(safe.encode(encoding, "backslashreplace").decode(encoding), file=stream)
 
 
 def _report(error: LavisExtError, as_json: bool, debug: bool) -> int:

@@ -12,6 +12,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, TextIO
 
 from lavis_ext.common.wording import human
+from lavis_ext.fetch.safety import printable
 from lavis_ext.fetch.transfer import Progress, Silent
 
 if TYPE_CHECKING:
@@ -164,8 +165,3 @@ class QuietProgress(Silent):
 
     def __exit__(self, *_: object) -> None:
         pass
-
-
-def printable(text: str) -> str:
-    """Text without control characters: a file's name must not move the cursor or ring the bell."""
-    return "".join(char if char.isprintable() else "\N{REPLACEMENT CHARACTER}" for char in text)

@@ -31,7 +31,7 @@ from lavis_ext.runners.distributed import find_layout, main_first
 from lavis_ext.runners.evaluation import Evaluator
 from lavis_ext.runners.files import write_json
 from lavis_ext.runners.hooks import CheckpointHook, EvaluateHook, ScheduleHook, SignalHook
-from lavis_ext.runners.job import Job, fingerprint, opened_job, require_same
+from lavis_ext.runners.job import Job, OwnerHook, fingerprint, opened_job, require_same
 from lavis_ext.runners.logs import JsonLog, LogHook, summary
 from lavis_ext.runners.microbatch import no_stop
 from lavis_ext.runners.runner_base import Hook, RunnerBase
@@ -136,7 +136,7 @@ def build_runner(job: Job) -> RunnerBase:
     task = build_task(job, answers)
     evaluator = build_evaluator(job, task, splits, opened)
     log_hook = LogHook(JsonLog(job.dir / "log.jsonl"))
-    hooks: list[Hook] = [SignalHook(), ScheduleHook(), log_hook, EvaluateHook(), CheckpointHook()]
+    hooks: list[Hook] = [OwnerHook(job), SignalHook(), ScheduleHook(), log_hook, EvaluateHook(), CheckpointHook()]
     seed_everything(run.seed + job.accelerator.process_index)
     runner: RunnerBase = runners.get(run.runner)(job.config.run, task, batches, evaluator, hooks, job.accelerator)
     runner.config, runner.beside = fingerprint(job.config), beside(answers)
@@ -164,6 +164,7 @@ def note_progress(job: Job, runner: RunnerBase) -> None:
     """Write how far the run came and the samples that it could not read, however it ended."""
     at = runner.progress
     if job.is_main:
+        job.require_owner()
         write_json(job.dir / "faults.json", {"train": runner.batches.faults.summary(), **runner.evaluator.faults()})
     job.note(step=at.step, epoch=at.epoch, best=at.best)
 

@@ -7,7 +7,8 @@ import io
 import pytest
 
 from lavis_ext.fetch import Bars, Lines, make_progress
-from lavis_ext.fetch.progress import QuietProgress, human, printable
+from lavis_ext.fetch.progress import QuietProgress, human
+from lavis_ext.fetch.safety import printable
 
 
 class Terminal(io.StringIO):

@@ -27,6 +27,7 @@ FAST = Policy(
     min_speed=2000.0,
     speed_window=0.4,
     owner_stall=1.0,
+    owner_watch=0.1,
     fsync=False,
     offline=False,
 )

@@ -13,9 +13,26 @@ from urllib.parse import urlsplit
 from lavis_ext.common.config.decode import ConfigDecoder, read_yaml
 from lavis_ext.common.config.resolve import Tree, config_roots, dataset_defaults, dataset_files, merge
 from lavis_ext.common.config.schema import AnnotationConfig, DatasetConfig
-from lavis_ext.common.errors import ConfigError, UsageError, nearest
+from lavis_ext.common.errors import ConfigError, Problem, UsageError, nearest
 
 CARD_FILE = "artifacts.yaml"
+BOOKKEEPING = ".lavis_ext"
+LONGEST_NAME = 240
+"""Bytes: file systems take 255, and our own files beside one have up to 15 more."""
+
+
+def storage_fault(path: str) -> str | None:
+    """Why nothing may be stored at a path below the cache root (bookkeeping, names that no disk takes), or None."""
+    parts = path.replace("\\", "/").split("/")
+    if any(part.strip(" .").casefold() == BOOKKEEPING[1:] and part.strip().startswith(".") for part in parts):
+        return f"lies in {BOOKKEEPING}, where the bookkeeping is"
+    try:
+        long = any(len(part.encode()) > LONGEST_NAME for part in parts)
+    except UnicodeEncodeError:
+        return "has characters that no file name can have"
+    if "\0" in path:
+        return "has characters that no file name can have"
+    return f"has a name of more than {LONGEST_NAME} bytes" if long else None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -128,11 +145,13 @@ class Artifact:
     @property
     def file(self) -> str:
         """Path of the fetched file, relative to cache_root."""
-        return (
-            str(PurePosixPath(self.storage) / PurePosixPath(urlsplit(self.url).path).name)
-            if self.unpack
-            else self.storage
-        )
+        if not self.unpack:
+            return self.storage
+        try:
+            path = urlsplit(self.url).path
+        except ValueError:  # no URL, which is told where it is fetched: other artifacts still are
+            path = self.url.partition("?")[0]
+        return str(PurePosixPath(self.storage) / PurePosixPath(path).name)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -296,6 +315,10 @@ def _listed_artifacts(annotation: AnnotationConfig, card: Card | None, where: st
     if len(annotation.url) != len(annotation.storage):
         what = f"{len(annotation.url)} url but {len(annotation.storage)} storage"
         raise ConfigError(where, what, "give one storage for each url")
+    if faults := [
+        Problem(where, f"{s[:100]!r} {f}", "name another path") for s in annotation.storage if (f := storage_fault(s))
+    ]:
+        raise ConfigError.of(faults)
     sums: Sequence[str | None] = [*annotation.md5, *[None] * (len(annotation.url) - len(annotation.md5))]
     return [
         declared.get(storage) or Artifact(name=PurePosixPath(storage).name, url=url, storage=storage, md5=md5)
@@ -334,7 +357,13 @@ def _build_card(tree: Tree, places: dict[str, str], decoder: ConfigDecoder) -> C
     decoder.places = places
     owner = {"family": tree["family"]}
     named = {name: {"name": name, **owner, **(body or {})} for name, body in (tree.get("artifacts") or {}).items()}
-    return decoder.build(Card, {**tree, "artifacts": named})
+    card = decoder.build(Card, {**tree, "artifacts": named})
+    for name, artifact in card.artifacts.items() if card else ():
+        stored = {"storage": artifact.file, "lists.storage": artifact.lists.storage if artifact.lists else ""}
+        for key, path in stored.items():
+            if fault := storage_fault(path):
+                decoder.note(f"artifacts.{name}.{key}", f"{path[:100]!r} {fault}", "name another path")
+    return card
 
 
 def _add_datasets(families: dict[str, Card], folders: dict[Path, str], decoder: ConfigDecoder) -> None:
