@@ -35,6 +35,8 @@ LONGEST_NAME = 255 - len(".part.0123456789abcdef.json.tmp")
 NO_LINKS = frozenset({errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK, errno.EXDEV})
 """What file systems without hard links answer (FAT, some FUSE and SMB mounts)."""
 COPIED = 1 << 20
+ROOM = 1 << 16
+"""Bytes that make room for the record where a disk is full: more than a block of any file system in use."""
 LINES = 4096
 """Blocks after which a sidecar is written anew."""
 Range = tuple[int, int]
@@ -304,6 +306,8 @@ class Part:
             try:
                 self.save()
             except OSError as error:  # a full disk: the lines that are there list nearly all of it
+                if not self.sidecar.exists():
+                    self._save_in_less()
                 log.warning("%s: its record is not renewed: %s", self.path.name, error.strerror)
             if mine != left:
                 left.sidecar.unlink(missing_ok=True)
@@ -312,6 +316,13 @@ class Part:
                 mine.sidecar.unlink(missing_ok=True)
         finally:
             self._forget()
+
+    def _save_in_less(self) -> None:
+        """Give the last bytes back, or on a full disk the record that counts the others has no room; raises OSError."""
+        with self._lock:
+            self.ranges.clip(max(0, self.ranges.stop - ROOM))
+            os.ftruncate(self.fd, self.ranges.stop)
+            self._save()
 
     def _forget(self) -> None:
         for descriptor in (self.fd, self._log):
