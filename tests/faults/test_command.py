@@ -22,6 +22,7 @@ from lavis_ext.fetch.backends import confirmed_url
 from lavis_ext.fetch.lock import Ownership
 from lavis_ext.fetch.transfer import Failure
 from lavis_ext.prepare.urls import fetch_list
+from tests.support.canary import planted
 from tests.support.fetching import CANARY, FAST, SIZE, World
 from tests.support.server import Fault, Server
 from tests.support.toyfamily import ROOT, Family, pictures, rows_of, tree, zip_bytes
@@ -64,12 +65,17 @@ def test_a_working_folder_that_is_gone(toy: Family, tmp_path: Path) -> None:
 
 
 @pytest.mark.fault("F14")
-def test_scripts_do_not_go_on_where_a_step_fails(tmp_path: Path) -> None:
-    """Every shell script that ships ends at the first command that fails."""
-    scripts = list((ROOT / "prepare_data").rglob("*.sh"))
-    for script in scripts:
-        lines = [line for line in script.read_text().splitlines() if line and not line.startswith("#")]
-        assert lines[0].startswith("set -e") or len(lines) == 1, script
+@pytest.mark.parametrize("script", sorted((ROOT / "prepare_data").rglob("*.sh")), ids=lambda path: path.name)
+def test_scripts_do_not_go_on_where_a_step_fails(tmp_path: Path, script: Path) -> None:
+    (tmp_path / "here").mkdir()
+    step = tmp_path / "python"
+    step.write_text(f"#!/bin/sh\necho called >> {tmp_path}/calls\nexit 6\n")
+    step.chmod(0o755)
+    done = subprocess.run(
+        ["sh", str(script)], cwd=tmp_path / "here", env={**os.environ, "PYTHON": str(step)}, check=False
+    )
+    assert done.returncode == 6 and (tmp_path / "calls").read_text() == "called\n"
+    assert list((tmp_path / "here").iterdir()) == []
 
 
 @pytest.mark.fault("P09")
@@ -193,7 +199,7 @@ def test_json_of_a_part_an_owner_and_unsafe_content(
 
 @pytest.mark.fault("S08")
 def test_doctor_says_of_secrets_only_whether_they_are_set(tmp_path: Path) -> None:
-    (tmp_path / ".netrc").write_text(f"machine huggingface.co login me password {CANARY}\n")
+    planted(tmp_path / ".netrc").write_text(f"machine huggingface.co login me password {CANARY}\n")
     (tmp_path / ".netrc").chmod(0o600)
     names = ("HF_TOKEN", "LAVIS_EXT_AZURE_SAS_OSCAR", "LAVIS_EXT_AZURE_SAS_MINE")
     around = {**os.environ, "HOME": str(tmp_path), "PYTHONPATH": str(ROOT), "LAVIS_EXT_CACHE_ROOT": str(tmp_path / "d")}
