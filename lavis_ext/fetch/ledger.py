@@ -11,6 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from lavis_ext.common.files import decode_json
 from lavis_ext.fetch.transfer import Failure, Figures
 
 log = logging.getLogger(__name__)
@@ -105,7 +106,7 @@ class Ledger:
         self._read += whole
         for line in data[:whole].splitlines():
             try:
-                fields = json.loads(line)
+                fields = decode_json(line)
                 name = fields.pop("name")
                 self._entries[name] = LedgerEntry(**fields)
             except (ValueError, TypeError, KeyError, AttributeError):

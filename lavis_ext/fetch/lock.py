@@ -27,7 +27,8 @@ from pathlib import Path
 from typing import Literal
 
 from lavis_ext.common.errors import DiskError, OwnedError
-from lavis_ext.fetch.part import PartNames, boot_id, companion, read_sidecar
+from lavis_ext.common.files import decode_json
+from lavis_ext.fetch.part import PartNames, boot_id, companion, give_name, read_sidecar
 from lavis_ext.fetch.transfer import Policy, disk_error
 
 log = logging.getLogger(__name__)
@@ -77,6 +78,20 @@ def own_identity() -> Identity:
     return Identity(pid, _host(), boot_id(), _own_start(pid), secrets.token_hex(8))
 
 
+def is_abandoned(path: Path) -> bool:
+    """Whether the process that an owner file names is gone, or there is no such file.
+
+    Nothing is touched, for a listing: of an owner elsewhere its heartbeat is compared with this machine's clock.
+    """
+    owner = read_owner(path)
+    if owner is not None and (owner.host, owner.boot) == (_host(), boot_id()):
+        return not _alive(owner)
+    try:
+        return time.time() - path.stat().st_mtime > Policy().owner_expiry
+    except OSError:
+        return True
+
+
 @cache
 def _own_start(pid: int) -> int:
     """`_started` of this process; the pid is the key because a fork has another."""
@@ -99,9 +114,13 @@ def _host() -> str:
 
 
 def _started(pid: int) -> int:
-    """Start time of a process in clock ticks since boot, by which a reused pid is found; 0 where it is not known."""
+    """Start time of a process in clock ticks since boot, by which a reused pid is found; 0 where it is not known.
+
+    Of one that has ended and that nobody has waited for, a zombie, it is 0 too.
+    """
     try:
-        return int(Path(f"/proc/{pid}/stat").read_text("utf-8", "replace").rpartition(")")[2].split()[19])
+        state, *numbers = Path(f"/proc/{pid}/stat").read_text("utf-8", "replace").rpartition(")")[2].split()
+        return 0 if state in ("Z", "X") else int(numbers[18])
     except (OSError, IndexError, ValueError):
         return 0
 
@@ -171,7 +190,7 @@ class _Seen:
     def owner(self) -> Identity | None:
         """Whom it names; None where it cannot be read (yet)."""
         try:
-            found = Identity(**json.loads(self.content or b""))
+            found = Identity(**decode_json(self.content or b""))
         except (ValueError, TypeError, RecursionError):
             return None
         numbers = isinstance(found.pid, int) and isinstance(found.started, int) and found.pid > 0
@@ -244,10 +263,12 @@ class Ownership:
         return self
 
     def __exit__(self, *_: object) -> None:
+        if os.getpid() != self._mine.pid:
+            return  # a fork, whose parent owns the file
         _HEARTBEAT.remove(self._file)
         with contextlib.suppress(OSError):
             if self.holds():
-                self._remove(lambda seen: seen.content == self._written)
+                self.path.unlink(missing_ok=True)
 
     def sweep(self) -> bool:
         """Remove the owner file of a process that is gone, without waiting; whether there is none now."""
@@ -347,7 +368,7 @@ class Ownership:
         verdict, why = self._verdict(seen, watched)
         if verdict not in ("gone", "silent"):
             return False
-        if not self._remove(lambda now: now == seen):
+        if not self._remove(seen):
             return False
         if seen.owner is not None:
             self.replaced.append(seen.owner.token)
@@ -355,7 +376,7 @@ class Ownership:
         log.warning("%s: taken over: %s", self.path.name, why)
         return True
 
-    def _remove(self, expected: Callable[[_Seen], bool]) -> bool:
+    def _remove(self, expected: _Seen) -> bool:
         """Remove the owner file if it is the expected one, else leave it; False where it is another.
 
         It is renamed first: where two processes try, one may have renamed the new file of the other, and puts it back.
@@ -366,9 +387,9 @@ class Ownership:
         except FileNotFoundError:
             return True
         found = _see(aside)
-        if found is not None and not expected(found):
+        if found is not None and found != expected:
             try:
-                os.link(aside, self.path)
+                give_name(aside, self.path)
             except OSError:
                 log.warning("%s: another process owns it now", self.path.name)
             aside.unlink(missing_ok=True)

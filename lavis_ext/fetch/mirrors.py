@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import threading
@@ -13,6 +12,7 @@ from typing import Any
 from urllib.parse import parse_qs
 
 from lavis_ext.common.errors import ConfigError, LavisExtError, NetworkError
+from lavis_ext.common.files import decode_json
 from lavis_ext.fetch.remote import fetch_bytes
 from lavis_ext.fetch.safety import redact_url, safe_relative, split_url
 from lavis_ext.fetch.transfer import Figures, Policy, Source, Transfer
@@ -157,7 +157,7 @@ def hub_path(path: str) -> str:
 def parse_manifest(data: bytes, where: str) -> Manifest:
     """Bytes of a `manifest.json` → Manifest; raises ConfigError that lists every wrong entry."""
     try:
-        raw: Any = json.loads(data)
+        raw: Any = decode_json(data)
     except ValueError as error:
         raise ConfigError(where, f"not JSON: {error}", "write the manifest again") from error
     if not isinstance(raw, dict) or raw.get("format") != 1 or not isinstance(raw.get("files"), dict):

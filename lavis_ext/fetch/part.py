@@ -16,12 +16,12 @@ import os
 import re
 import threading
 import zlib
-from bisect import bisect_left, bisect_right
-from collections.abc import Iterable, Iterator
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from lavis_ext.common.files import decode_json
+from lavis_ext.fetch.ranges import Ranges, cut
 from lavis_ext.fetch.safety import identity
 from lavis_ext.fetch.session import Flusher, Validators
 from lavis_ext.fetch.transfer import Failure, Figures, Source
@@ -36,84 +36,9 @@ NO_LINKS = frozenset({errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK,
 """What file systems without hard links answer (FAT, some FUSE and SMB mounts)."""
 COPIED = 1 << 20
 ROOM = 1 << 16
-"""Bytes that make room for the record where a disk is full: more than a block of any file system in use."""
+"""Bytes that are given back on a full disk for the sidecar: more than a block of any file system in use."""
 LINES = 4096
 """Blocks after which a sidecar is written anew."""
-Range = tuple[int, int]
-"""`[start, stop)` in bytes."""
-
-
-class Ranges:
-    """A set of byte positions, kept as sorted, disjoint half-open ranges."""
-
-    def __init__(self, ranges: Iterable[Range] = ()) -> None:
-        self._starts: list[int] = []
-        self._stops: list[int] = []
-        for start, stop in ranges:
-            self.add(start, stop)
-
-    def __iter__(self) -> Iterator[Range]:
-        return iter(zip(self._starts, self._stops, strict=True))
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, Ranges) and list(self) == list(other)
-
-    __hash__ = None  # type: ignore[assignment]  # it changes
-
-    @property
-    def covered(self) -> int:
-        """How many bytes are there."""
-        return sum(self._stops) - sum(self._starts)
-
-    @property
-    def stop(self) -> int:
-        """One past the last byte that is there, 0 if none."""
-        return self._stops[-1] if self._stops else 0
-
-    @property
-    def prefix(self) -> int:
-        """How many bytes are there from the beginning without a gap."""
-        return self._stops[0] if self._starts and self._starts[0] == 0 else 0
-
-    def add(self, start: int, stop: int) -> None:
-        """Bytes `[start, stop)` are there; touching and overlapping ranges merge."""
-        if start < 0 or stop < start:
-            raise ValueError(f"not a range: [{start}, {stop})")
-        if start == stop:
-            return
-        first = bisect_left(self._stops, start)
-        last = bisect_right(self._starts, stop)
-        if first < last:
-            start = min(start, self._starts[first])
-            stop = max(stop, self._stops[last - 1])
-        self._starts[first:last] = [start]
-        self._stops[first:last] = [stop]
-
-    def clip(self, size: int) -> None:
-        """Forget everything from `size` on."""
-        kept = [(start, min(stop, size)) for start, stop in self if start < size]
-        self._starts = [start for start, _ in kept]
-        self._stops = [stop for _, stop in kept]
-
-    def gaps(self, size: int) -> list[Range]:
-        """What is missing of a file of `size` bytes."""
-        found, at = [], 0
-        for start, stop in self:
-            if start >= size:
-                break
-            if start > at:
-                found.append((at, start))
-            at = stop
-        if at < size:
-            found.append((at, size))
-        return found
-
-
-def cut(gaps: Iterable[Range], length: int) -> list[Range]:
-    """The same gaps in pieces of at most `length` bytes, in order."""
-    if length < 1:
-        raise ValueError(f"pieces of {length} bytes")
-    return [(at, min(at + length, stop)) for start, stop in gaps for at in range(start, stop, length)]
 
 
 def companion(path: Path, suffix: str) -> Path:
@@ -146,10 +71,15 @@ class PartNames(NamedTuple):
         suffix = f".part.{token}" if token else ".part"
         return cls(companion(target, suffix), companion(target, f"{suffix}.json"))
 
+    @property
+    def temporary(self) -> Path:
+        """The name under which the sidecar is written anew."""
+        return self.sidecar.with_name(self.sidecar.name + ".tmp")
+
     def remove(self) -> None:
-        """Delete both, and a sidecar that was half written; raises OSError."""
-        for path in (self.path, self.sidecar, _half_of(self.sidecar)):
-            path.unlink(missing_ok=True)
+        """Delete both, and a sidecar that a kill left half written; raises OSError."""
+        for name in (self.path, self.sidecar, self.temporary):
+            name.unlink(missing_ok=True)
 
 
 def leftovers(target: Path) -> dict[str, PartNames]:
@@ -164,7 +94,7 @@ def leftovers(target: Path) -> dict[str, PartNames]:
 def read_sidecar(path: Path) -> dict[str, Any]:
     """What a sidecar says, the blocks behind its first line among `done`; raises OSError, ValueError, TypeError."""
     head, *lines = path.read_bytes().split(b"\n")
-    state = dict(json.loads(head))
+    state = dict(decode_json(head))
     done = [(int(start), int(stop)) for start, stop in state["done"]]
     for line in lines[:-1]:  # behind the last newline a kill may have left half a line
         start, _, stop = line.partition(b" ")
@@ -242,7 +172,7 @@ class Part:
         if not names.path.exists():
             return None
         with contextlib.suppress(OSError, ValueError, TypeError, KeyError):
-            return sum(stop - start for start, stop in read_sidecar(names.sidecar)["done"])
+            return Ranges(read_sidecar(names.sidecar)["done"]).covered
         return 0
 
     def _adopt(self, left: PartNames, flags: int) -> None:
@@ -303,26 +233,27 @@ class Part:
             if not self.ranges.covered or not self.intact() or (self._owner is not None and not self._owner.holds()):
                 mine.remove()
                 return
-            try:
-                self.save()
-            except OSError as error:  # a full disk: the lines that are there list nearly all of it
-                if not self.sidecar.exists():
-                    self._save_in_less()
-                log.warning("%s: its record is not renewed: %s", self.path.name, error.strerror)
+            self._save_for_the_next()
             if mine != left:
                 left.sidecar.unlink(missing_ok=True)
-                _link(mine.sidecar, left.sidecar)  # both names until the file is renamed, for a kill in between
+                give_name(mine.sidecar, left.sidecar)  # both names until the file is renamed, for a kill in between
                 self.path.rename(left.path)
                 mine.sidecar.unlink(missing_ok=True)
         finally:
             self._forget()
 
-    def _save_in_less(self) -> None:
-        """Give the last bytes back, or on a full disk the record that counts the others has no room; raises OSError."""
-        with self._lock:
-            self.ranges.clip(max(0, self.ranges.stop - ROOM))
-            os.ftruncate(self.fd, self.ranges.stop)
-            self._save()
+    def _save_for_the_next(self) -> None:
+        """`save`; on a full disk the lines that are there list nearly all, and where there are none room is made."""
+        try:
+            self.save()
+        except OSError as error:
+            if self.sidecar.exists() or error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                log.warning("%s: its record is not renewed: %s", self.path.name, error.strerror)
+                return
+            with self._lock:
+                self.ranges.clip(max(0, self.ranges.stop - ROOM))
+                os.ftruncate(self.fd, self.ranges.stop)
+                self._save()
 
     def _forget(self) -> None:
         for descriptor in (self.fd, self._log):
@@ -349,7 +280,7 @@ class Part:
         """
         if not self.intact():
             raise Failure("integrity", "the partial file was replaced by another file while it was fetched")
-        _link(self.path, self.target)
+        give_name(self.path, self.target)
         self.path.unlink(missing_ok=True)
         self._forget()
         if flusher is not None:
@@ -447,9 +378,13 @@ class Part:
             "boot": self._boot if self._written_on is None else self._written_on,
             "done": list(self.ranges),
         }
-        temporary = _half_of(self.sidecar)
-        temporary.write_text(json.dumps(state) + "\n", "utf-8")
-        temporary.replace(self.sidecar)
+        temporary = PartNames(self.path, self.sidecar).temporary
+        try:
+            temporary.write_text(json.dumps(state) + "\n", "utf-8")
+            temporary.replace(self.sidecar)
+        except OSError:
+            temporary.unlink(missing_ok=True)
+            raise
         if self._log >= 0:
             os.close(self._log)
         self._log, self._lines, self._pending = -1, 0, Ranges()
@@ -471,10 +406,6 @@ class Part:
         return None if figures.hashed or (etag and not etag.startswith("W/")) else "it came from another source"
 
 
-def _half_of(sidecar: Path) -> Path:
-    return sidecar.with_name(f"{sidecar.name}.tmp")
-
-
 def _write_all(descriptor: int, data: bytes, offset: int) -> int:
     """Write all of `data` at `offset`; returns how many bytes that were."""
     view, at = memoryview(data), offset
@@ -484,7 +415,7 @@ def _write_all(descriptor: int, data: bytes, offset: int) -> int:
     return at - offset
 
 
-def _link(path: Path, name: Path) -> None:
+def give_name(path: Path, name: Path) -> None:
     """Give a file another name too, if that is free (FileExistsError); renames it where there are no hard links."""
     try:
         os.link(path, name)

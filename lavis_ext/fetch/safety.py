@@ -1,16 +1,18 @@
-"""What is refused (URLs that are none, schemes, hosts, private addresses), and text that is safe to show."""
+"""What is refused before a request is sent: texts that are no URL, schemes, hosts, private addresses."""
 
 from __future__ import annotations
 
-import hashlib
 import ipaddress
 import re
 import socket
-import unicodedata
 from collections.abc import Mapping
-from urllib.parse import SplitResult, parse_qsl, unquote, urlencode, urlsplit, urlunsplit
+from urllib.parse import SplitResult, unquote, urlsplit
 
 from lavis_ext.common.errors import UnsafeError
+from lavis_ext.common.secrets import CONTROL
+from lavis_ext.common.secrets import identity as identity
+from lavis_ext.common.secrets import redact as redact
+from lavis_ext.common.secrets import redact_url as redact_url
 
 DENIED_HOSTS: Mapping[str, str] = {
     "visualgenome.org": "the domain has left the project and serves casino spam, seen 2026-06-30",
@@ -25,20 +27,7 @@ INSIDE = tuple(
 """Inside by nature, though `ipaddress` calls them global: IPv4-compatible, local NAT64, site-local, Azure's host
 services, 6to4 relays."""
 
-_SECRET_NAME = re.compile(
-    r"^(sig|se|sp|st|sv|sr|spr|sip|ske|skt|skoid|sktid|sks|skv|x-amz-.*|x-goog-.*|.*token.*|.*signature.*|.*secret.*"
-    r"|.*password.*|.*key.*|policy|expires|auth.*|awsaccesskeyid|googleaccessid)$",
-    re.IGNORECASE,
-)
-_URL = re.compile(r"\b[a-z][a-z0-9+.-]*://[^\s'\"<>]+", re.IGNORECASE)
-_BARE_QUERY = re.compile(r"(/[^\s'\"<>?]*)\?[^\s'\"<>]+")
-_SIGNATURE = re.compile(r"\b((?:sig|signature|x-amz-signature|x-goog-signature)=)[^\s&'\"<>]+", re.IGNORECASE)
-_HEADER = re.compile(
-    r"((?:proxy-)?authorization['\"]?\s*[:=]\s*['\"]?)(?:(?:basic|bearer)\s+)?[^\s'\",]+", re.IGNORECASE
-)
 
-
-_DIRECTIONS = frozenset("\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
 _SCHEME = re.compile(r"[a-z][a-z0-9+.-]*(?=:)", re.IGNORECASE)
 
 
@@ -51,7 +40,7 @@ def url_fault(url: str) -> str | None:
         return f"not a URL ({error})"
     if parts.scheme.lower() in REMOTE_SCHEMES and not parts.hostname:
         return "not a URL (it names no host)"
-    return None if url == printable(url) else "not a URL (control characters)"
+    return "not a URL (control characters)" if CONTROL.search(url) else None
 
 
 def split_url(url: str) -> SplitResult:
@@ -62,42 +51,6 @@ def split_url(url: str) -> SplitResult:
         rest = re.sub(r"//[^/?#]*@", "//", url.partition("#")[0].partition("?")[0])
         scheme = _SCHEME.match(url)
         return SplitResult(scheme[0].lower() if scheme else "", "", rest[scheme.end() + 1 if scheme else 0 :], "", "")
-
-
-def printable(text: str, kept: str = "") -> str:
-    """Text without control characters but those `kept`: a server's words must not move the cursor or ring the bell."""
-    if text.isprintable():
-        return text
-    return "".join("\N{REPLACEMENT CHARACTER}" if _is_control(char) and char not in kept else char for char in text)
-
-
-def _is_control(char: str) -> bool:
-    """Controls, lone surrogates, line separators, and what reverses the direction in which text is written."""
-    return unicodedata.category(char) in ("Cc", "Cs", "Zl", "Zp") or char in _DIRECTIONS
-
-
-def redact_url(url: str) -> str:
-    """The URL without userinfo, query and fragment, which are where tokens live."""
-    parts = split_url(url)
-    return printable(urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", "")))
-
-
-def redact(text: str) -> str:
-    """Free text with every URL redacted, and every signature and authorization header's value replaced by `***`."""
-    text = _URL.sub(lambda found: redact_url(found.group()), text)
-    text = _SIGNATURE.sub(r"\1***", _BARE_QUERY.sub(r"\1", text))
-    return _HEADER.sub(r"\1***", text)
-
-
-def identity(url: str) -> str:
-    """A name for the object behind a URL that holds no secret: no userinfo, signature or token, no query in clear text.
-
-    Query parameters that may choose the object (`?id=7`) enter as a digest, so that two objects never share a name.
-    """
-    kept = sorted((k, v) for k, v in parse_qsl(split_url(url).query) if not _SECRET_NAME.match(k))
-    if not kept:
-        return redact_url(url)
-    return f"{redact_url(url)}#{hashlib.sha256(urlencode(kept).encode()).hexdigest()[:16]}"
 
 
 def unwrap(address: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address:

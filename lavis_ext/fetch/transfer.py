@@ -13,9 +13,18 @@ from email.utils import parsedate_to_datetime
 from pathlib import Path
 from typing import Literal, Protocol
 
-from lavis_ext.common.errors import AccessError, DiskError, IntegrityError, LavisExtError, NetworkError, UnsafeError
+from lavis_ext.common.errors import (
+    AccessError,
+    ConfigError,
+    DiskError,
+    IntegrityError,
+    LavisExtError,
+    NetworkError,
+    UnsafeError,
+)
 from lavis_ext.common.files import to_disk_error
-from lavis_ext.fetch.safety import DENIED_HOSTS, printable
+from lavis_ext.common.secrets import printable
+from lavis_ext.fetch.safety import DENIED_HOSTS
 
 Equivalence = Literal["byte_exact", "repacked", "reencoded", "subset"]
 MIB = 1 << 20
@@ -216,7 +225,7 @@ class Silent:
 
 # Failures: why one attempt at one source failed, and the error when all sources have
 
-Kind = Literal["transient", "final", "absent", "ranges", "access", "unsafe", "integrity", "replaced"]
+Kind = Literal["transient", "final", "absent", "package", "ranges", "access", "unsafe", "integrity", "replaced"]
 
 
 class Failure(Exception):
@@ -230,7 +239,7 @@ class Failure(Exception):
     """
 
     def __init__(self, kind: Kind, reason: str, retry_after: float | None = None, code: str = "") -> None:
-        self.reason = printable(reason)
+        self.reason = printable(reason, kept="")
         super().__init__(self.reason)
         self.kind: Kind = kind
         self.retry_after = retry_after
@@ -258,6 +267,7 @@ _WAYS_OUT: dict[type[LavisExtError], str] = {
     IntegrityError: "the host may have replaced the file: compare with its homepage, then correct the declared figures "
     "or name another mirror",
     UnsafeError: "name a source that is safe",
+    ConfigError: "install it (`lavis-ext doctor` lists what is missing), or name another mirror",
     NetworkError: "try again later, or name another mirror (LAVIS_EXT_MIRROR)",
 }
 
@@ -277,6 +287,8 @@ def to_error(where: str, failures: list[tuple[str, Failure]]) -> LavisExtError:
         error = AccessError
     elif kinds and kinds[-1] == "unsafe":
         error = UnsafeError
+    elif kinds and kinds[-1] == "package":
+        error = ConfigError
     reasons = "; ".join(f"{url}: {failure.reason}" for url, failure in failures) or "no source is declared"
     way_out = next(way for kind, way in _WAYS_OUT.items() if issubclass(error, kind))
     return error(where, reasons, way_out)
@@ -285,7 +297,7 @@ def to_error(where: str, failures: list[tuple[str, Failure]]) -> LavisExtError:
 def disk_error(error: OSError, path: Path) -> DiskError:
     """An OSError of the file system as DiskError that says what to free or change; what was fetched is kept."""
     full = error.errno in (errno.ENOSPC, errno.EDQUOT)
-    way_out = "free space or choose another cache_root" if full else "choose a cache_root that you may write to"
+    way_out = "choose another cache_root" if full else "choose a cache_root that you may write to"
     return to_disk_error(error, path, f"{way_out}; what was fetched is kept, run again to continue")
 
 

@@ -14,8 +14,9 @@ from typing import Any
 
 from lavis_ext.common.config.cards import Artifact
 from lavis_ext.common.errors import ConfigError, IntegrityError, LavisExtError, NetworkError
-from lavis_ext.fetch.engine import fetch, fetch_all
+from lavis_ext.fetch.engine import fetch
 from lavis_ext.fetch.ledger import Ledger, hash_file
+from lavis_ext.fetch.pool import fetch_all
 from lavis_ext.fetch.transfer import Figures, RangesUnsupported, Result, Transfer
 from lavis_ext.prepare.extract import (
     Placement,

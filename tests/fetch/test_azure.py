@@ -34,6 +34,7 @@ from lavis_ext.fetch.azure import (
 from lavis_ext.fetch.safety import redact
 from lavis_ext.fetch.transfer import Failure
 from tests.support.azure import ACCOUNT, CANARY, Azure, Refusal, listing_page, token, traces
+from tests.support.canary import planted
 from tests.support.fetching import FAST
 from tests.support.server import Fault, Server, payload
 
@@ -183,7 +184,7 @@ def test_tokens_out_of_a_private_file_or_standard_input(
 ) -> None:
     monkeypatch.delenv(VARIABLE)
     file = tmp_path / "tokens"
-    file.write_text(f"vinvl {token('vinvl')}\noscar ?{azure.tokens['oscar']}\n")
+    planted(file).write_text(f"vinvl {token('vinvl')}\noscar ?{azure.tokens['oscar']}\n")
     file.chmod(0o644)
     with pytest.raises(AccessError, match="chmod 600"):
         TOKENS.load(str(file))

@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
-from lavis_ext.common.config.cards import Cards, load_cards, load_dataset_config, split_names
-from lavis_ext.common.config.decode import ConfigDecoder, read_yaml
+from lavis_ext.common.config.cards import Cards, address_fault, load_cards, load_dataset_config, split_names
+from lavis_ext.common.config.decode import ConfigDecoder, read_sections
 from lavis_ext.common.config.resolve import draft, from_checkout, import_plugins, model_defaults
 from lavis_ext.common.config.schema import Config, DatasetConfig, ModelConfig, ProcessorConfig
+from lavis_ext.common.config.yamlio import shown
 from lavis_ext.common.errors import ConfigError, LavisExtError, Problem, nearest
 from lavis_ext.common.registry import builders, models
 
@@ -17,7 +19,7 @@ from lavis_ext.common.registry import builders, models
 def check_file(path: str | Path) -> list[Problem]:
     """All problems of one YAML; its sections say what it is (run, data sets, card, model, study, settings)."""
     try:
-        tree, places = read_yaml(Path(path))
+        tree, places = read_sections(Path(path))
         if "run" in tree:
             return check_run(path)
         if "datasets" in tree or "artifacts" in tree:
@@ -115,20 +117,30 @@ def _split_problems(config: Config) -> Iterator[Problem]:
 
 
 def _check_datasets(path: Path, names: list[str]) -> list[Problem]:
-    tree, places = read_yaml(path)
+    tree, places = read_sections(path)
     import_plugins(tree.get("plugins"), path, places.get("plugins", str(path)))
     cards = load_cards()
     decoder = ConfigDecoder(places)
+    for name, body in (tree.get("artifacts") or {}).items():
+        for key, source in {f"artifacts.{name}": body, **_mirrors(name, body)}.items():
+            if isinstance(url := source.get("url"), str) and (fault := address_fault(url)):
+                decoder.note(f"{key}.url", f"{shown(url)} is no address: {fault}", "write the URL as a browser has it")
     found = [load_dataset_config(path, name) for name in names]
-    return [
+    return decoder.problems + [
         Problem(decoder.place(p.where), p.what, p.way_out)
         for dataset in found
         for p in dataset_problems(dataset, cards, f"datasets.{dataset.name}")
     ]
 
 
+def _mirrors(name: str, body: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
+    mirrors = body.get("mirrors")
+    listed = enumerate(mirrors if isinstance(mirrors, list) else [])
+    return {f"artifacts.{name}.mirrors[{n}]": one for n, one in listed if isinstance(one, Mapping)}
+
+
 def _check_model(path: Path) -> list[Problem]:
-    tree, places = read_yaml(path)
+    tree, places = read_sections(path)
     import_plugins(tree.get("plugins"), path, places.get("plugins", str(path)))
     decoder = ConfigDecoder(places)
     model = decoder.build(ModelConfig, tree["model"] or {}, "model")

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from lavis_ext.common.config.decode import MAX_BYTES, read_yaml
+from lavis_ext.common.config.yamlio import MAX_BYTES, read_yaml
 from lavis_ext.common.errors import ConfigError
 
 

@@ -70,6 +70,7 @@ def test_names_and_grouping_are_those_of_webdataset(tmp_path: Path) -> None:
     pass_index=st.integers(0, 3),
     data=st.data(),
 )
+@pytest.mark.fault("W12")
 def test_order_parts_and_resumes_exactly(
     counts: list[int], world: int, buffer: int, pass_index: int, data: st.DataObject
 ) -> None:
