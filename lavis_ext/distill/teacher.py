@@ -141,7 +141,10 @@ def own_checkpoint(place: Path) -> Path | None:
         return place
     for pointer in POINTERS:
         if (place / pointer).is_file():
-            named = place / str(decode_json((place / pointer).read_text(encoding="utf-8")).get("checkpoint", ""))
+            try:
+                named = place / str(decode_json((place / pointer).read_text(encoding="utf-8"))["checkpoint"])
+            except (OSError, ValueError, KeyError, TypeError):
+                continue
             if (named / "manifest.json").is_file():
                 return named
     return None

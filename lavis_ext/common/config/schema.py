@@ -71,6 +71,9 @@ class Named:
     args: dict[str, Any] = field(default_factory=dict)
     kind: ClassVar[Registry[Any]]
 
+    def __post_init__(self) -> None:
+        require_bounds(self)
+
     def examine(self, decoder: ConfigDecoder, key: str) -> None:
         """Note an unknown name, and arguments that it does not take."""
         if examine_name(decoder, self.kind, self.name, join(key, "name")):

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import reprlib
 import stat
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import yaml
 
@@ -15,8 +14,8 @@ from lavis_ext.common.errors import ConfigError
 MAX_BYTES = 8 * 2**20
 MAX_ALIASES = 64
 MAX_DEPTH = 64
-MAX_NODES = 500_000
-"""Values in a file, each as often as aliases repeat it: two seconds."""
+MAX_NODES = 200_000
+"""Values in a file, each as often as aliases repeat it: a second."""
 _REPR = reprlib.Repr()
 _REPR.maxstring = _REPR.maxother = 64
 _Loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
@@ -34,7 +33,9 @@ def read_yaml(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
         raise ConfigError(
             f"{path}:1", "the file is not a mapping of keys to values", "start it with `model:`, `datasets:` …"
         )
-    places = {key: f"{path}:{line}" for key, line in _Walk(str(path)).keys_of(node, "")}
+    walk = _Walk(str(path))
+    walk.enter(node)
+    places = {key: f"{path}:{line}" for key, line in walk.lines.items()}
     value: dict[str, Any] = _construct(node, str(path))
     return value, places
 
@@ -44,7 +45,7 @@ def read_value(text: str, where: str) -> Any:
     node = _compose(where, text)
     if node is None:
         return None
-    list(_Walk(where).inside(node, ""))
+    _Walk(where).enter(node)
     return _construct(node, where)
 
 
@@ -90,43 +91,42 @@ def _compose(where: str, text: str) -> yaml.Node | None:
 
 
 class _Walk:
-    """Each key of a node with its line; refuses duplicates, cycles, keys that are no text, and what aliases blow up."""
+    """The line of each key of a node; refuses duplicates, cycles, keys that are no text, and what aliases blow up."""
 
     def __init__(self, where: str) -> None:
+        self.lines: dict[str, int] = {}
         self._where, self._open, self._seen = where, set[int](), 0
 
-    def inside(self, node: yaml.Node, prefix: str) -> Iterator[tuple[str, int]]:
+    def enter(self, node: yaml.Node, prefix: str = "") -> None:
         self._seen += 1
-        line = node.start_mark.line + 1
         if self._seen > MAX_NODES:
-            raise ConfigError(f"{self._where}:{line}", f"more than {MAX_NODES:,} values with its aliases", "use fewer")
+            self._refuse(node, f"more than {MAX_NODES:,} values with its aliases", "write them out, or use fewer")
         if isinstance(node, yaml.ScalarNode):
             return
         if id(node) in self._open:
-            raise ConfigError(f"{self._where}:{line}", "a value that contains itself", "remove the alias")
+            self._refuse(node, "a value that contains itself", "remove the alias")
         self._open.add(id(node))
         if isinstance(node, yaml.MappingNode):
-            yield from self.keys_of(node, f"{prefix}." if prefix else "")
+            self._enter_mapping(node, f"{prefix}." if prefix else "")
         else:
             for index, item in enumerate(node.value):  # as `coerce` names items: without an index where there is one
-                yield from self.inside(item, prefix if len(node.value) == 1 else f"{prefix}[{index}]")
+                self.enter(item, prefix if len(node.value) == 1 else f"{prefix}[{index}]")
         self._open.discard(id(node))
 
-    def keys_of(self, node: yaml.MappingNode, prefix: str) -> Iterator[tuple[str, int]]:
-        self._open.add(id(node))
+    def _enter_mapping(self, node: yaml.MappingNode, prefix: str) -> None:
         seen: dict[str, int] = {}
         for key_node, value in node.value:
-            line = key_node.start_mark.line + 1
             if not isinstance(key_node, yaml.ScalarNode):
-                raise ConfigError(f"{self._where}:{line}", "a key that is no text", "write `key: value`")
-            name = str(key_node.value)
+                self._refuse(key_node, "a key that is no text", "write `key: value`")
+            name, line = str(key_node.value), key_node.start_mark.line + 1
             if name in seen:
                 where = f"{self._where}:{line} {prefix}{name}"
                 raise ConfigError(where, f"is given twice, first in line {seen[name]}", "keep one")
-            seen[name] = line
-            yield prefix + name, line
-            yield from self.inside(value, prefix + name)
-        self._open.discard(id(node))
+            seen[name] = self.lines[prefix + name] = line
+            self.enter(value, prefix + name)
+
+    def _refuse(self, node: yaml.Node, what: str, way_out: str) -> NoReturn:
+        raise ConfigError(f"{self._where}:{node.start_mark.line + 1}", what, way_out)
 
 
 class _Constructor(yaml.constructor.SafeConstructor, yaml.resolver.Resolver):
