@@ -224,7 +224,8 @@ def _over(below: Mapping[str, Any], above: Mapping[str, Any]) -> Tree:
     """`above` over `below`, in containers of its own."""
     found = dict(below)
     for key, given in above.items():
-        held, value = found.get(key), OmegaConf.to_container(given) if OmegaConf.is_config(given) else given
+        held: Any = found.get(key)
+        value: Any = OmegaConf.to_container(given) if OmegaConf.is_config(given) else given
         found[key] = _over(held if isinstance(held, Mapping) else {}, value) if isinstance(value, Mapping) else value
     return found
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import reprlib
 import stat
+from collections.abc import Hashable
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -76,7 +77,9 @@ def _compose(where: str, text: str) -> yaml.Node | None:
             depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
             if depth > MAX_DEPTH:
                 raise ConfigError(
-                    f"{where}:{event.start_mark.line + 1}", "is nested too deep", f"at most {MAX_DEPTH} levels are read"
+                    f"{where}:{event.start_mark.line + 1 if event.start_mark else 1}",
+                    "is nested too deep",
+                    f"at most {MAX_DEPTH} levels are read",
                 )
             if number > MAX_NODES:
                 raise ConfigError(where, f"more than {MAX_NODES:,} values", "write the data to another file")
@@ -142,14 +145,14 @@ class _Constructor(yaml.constructor.SafeConstructor, yaml.resolver.Resolver):
     def construct_object(self, node: Any, deep: bool = False) -> Any:
         """As PyYAML, with the node's line in every error (`!!int x` raises ValueError, `!!bool x` KeyError)."""
         try:
-            return super().construct_object(node, deep)  # type: ignore[no-untyped-call]
+            return super().construct_object(node, deep)
         except (ValueError, KeyError, TypeError, OverflowError) as error:
             problem = f"{shown(node.value)} cannot be read as {node.tag.rpartition(':')[2]}"
             raise yaml.constructor.ConstructorError(None, None, problem, node.start_mark) from error
 
-    def construct_mapping(self, node: Any, deep: bool = False) -> dict[str, Any]:
+    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Hashable, Any]:
         """Keys as they are written: `2014:` is text, as in every dotted key."""
-        self.flatten_mapping(node)  # type: ignore[no-untyped-call]
+        self.flatten_mapping(node)
         return {str(key.value): self.construct_object(value, deep) for key, value in node.value}
 
 
@@ -165,9 +168,9 @@ def _construct_float_or_text(constructor: yaml.constructor.SafeConstructor, node
 
 
 _Constructor.add_constructor("tag:yaml.org,2002:str", _construct_float_or_text)  # type: ignore[type-var]
-_Constructor.add_constructor("tag:yaml.org,2002:timestamp", _Constructor.construct_scalar)
+_Constructor.add_constructor("tag:yaml.org,2002:timestamp", _Constructor.construct_scalar)  # type: ignore[type-var]
 for _kind in ("binary", "set", "omap", "pairs"):
-    _Constructor.add_constructor(f"tag:yaml.org,2002:{_kind}", _Constructor.construct_undefined)
+    _Constructor.add_constructor(f"tag:yaml.org,2002:{_kind}", _Constructor.construct_undefined)  # type: ignore[type-var]
 
 
 def _construct(node: yaml.Node, where: str) -> Any:
