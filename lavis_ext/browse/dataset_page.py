@@ -207,7 +207,9 @@ def look(chapter: Chapter, samples: int, seed: int | None, several: bool) -> Map
     for split, view in chapter.views.items():
         grid = sample_grid(view, samples, seed)
         chosen = f"drawn by seed {seed}" if seed is not None else view.chosen
-        grids.append({"split": split, "note": grid.note(len(view), chosen), "shots": grid.shots})
+        grids.append(
+            {"split": split, "note": grid.note(len(view), chosen), "shots": grid.shots, "wide": hasattr(view, "edge")}
+        )
     return {
         "anchor": chapter.anchor,
         "title": chapter.title,

@@ -75,20 +75,24 @@ class Browse(Options):
     """Flags of `browse`."""
 
     target: str = flag(
-        REQUIRED, positional=True, metavar="NAME|RUN_DIR", help="a data set, a family, or the folder of a run"
+        REQUIRED,
+        positional=True,
+        metavar="NAME|RUN_DIR|STORE",
+        help="a data set, a family, the folder of a run, or a feature store",
     )
     out: Path | None = flag(None, metavar="FILE.html", help="default: NAME.html here, or report.html of the run")
     seed: int | None = flag(
         None, metavar="N", help="draw the samples shown by this number, instead of taking them evenly"
     )
+    images: Path | None = flag(None, metavar="DIR", help="where the pictures of a feature store are (default: COCO's)")
     serve: bool = flag(False, help="show it at an address of this machine until Ctrl-C")
 
 
 def browse(args: Browse) -> Answer:
-    """Write the HTML page of a run or of a data set; --serve shows it on loopback until it is interrupted."""
+    """Write the HTML page of a run, a data set or a feature store; --serve shows it on loopback until Ctrl-C."""
     from lavis_ext.browse import serve_page, write_page
 
-    page = write_page(args.target, args.out, cache_root_of(args), args.seed)
+    page = write_page(args.target, args.out, cache_root_of(args), args.seed, args.images)
     if args.serve:
         serve_page(page, to_stderr)
     return Answer([f"report: {page}"], [{"report": str(page)}])

@@ -12,8 +12,10 @@ import errno
 import json
 import logging
 import os
+import signal
 import sys
 import tempfile
+import threading
 import time
 import traceback
 from argparse import ArgumentParser, Namespace, RawDescriptionHelpFormatter
@@ -30,7 +32,7 @@ from lavis_ext.common.errors import DiskError, LavisExtError, Problem, UsageErro
 from lavis_ext.common.registry import load_plugin_file
 from lavis_ext.common.secrets import printable, redact, redact_tree
 
-INTERRUPTED = 130
+INTERRUPTED, TERMINATED = 130, 143
 EXIT_CODES = """\
 exit codes: 0 done and verified · 1 internal error · 2 usage · 3 config · 4 network · 5 integrity · 6 disk · 7 access
 8 partial · 9 owned by another process · 10 unsafe content · 11 training · 75 pre-empted · 130/143 interrupted"""
@@ -318,12 +320,13 @@ def _run_guarded(verbs: Mapping[str, Verb], words: list[str]) -> int:
     for noisy in ("urllib3", "transformers", "accelerate", "PIL"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
     try:
-        return _run(verbs, words, as_json)
+        with _terminable():
+            return _run(verbs, words, as_json)
     except LavisExtError as error:
         return _report(error, as_json, debug)
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as stop:
         to_stderr("interrupted; run the same command again to go on")
-        return _end(as_json, INTERRUPTED, "interrupted")
+        return _end(as_json, TERMINATED if isinstance(stop, Terminated) else INTERRUPTED, "interrupted")
     except BrokenPipeError:  # `| head`
         _discard_stdout()
         return 0
@@ -334,6 +337,30 @@ def _run_guarded(verbs: Mapping[str, Verb], words: list[str]) -> int:
             disk = DiskError(error.filename, error.strerror or str(error), "check its permissions and the free space")
             return _report(disk, as_json, debug)
         return _report_internal(error, as_json, debug)
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM: what is done for Ctrl-C is done, then the command ends with 143."""
+
+
+@contextmanager
+def _terminable() -> Iterator[None]:
+    """Let SIGTERM end a command as Ctrl-C does, with partial files recorded and owner files gone.
+
+    A training has a handler of its own while it runs.
+    """
+
+    def stop(*_: object) -> NoReturn:
+        raise Terminated
+
+    ours = threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+    if ours:
+        signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        if ours:
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 def _run(verbs: Mapping[str, Verb], words: list[str], as_json: bool) -> int:

@@ -60,9 +60,8 @@ class Registry(Generic[T]):
             if held is None and home is not None and inspect.getmodule(item) is not sys.modules.get(home.module):
                 held = self.get(name)
             if held is not None and held is not item:
-                raise RegistryError(
-                    f"{self.kind} '{name}'", f"already registered by {origin(held)}", "choose another name"
-                )
+                where, both = f"{self.kind} '{name}'", f"{origin(held)}, and now by {origin(item)}"
+                raise RegistryError(where, f"already registered by {both}", "choose another name")
             self._items[name] = item  # type: ignore[assignment]
             self._keys[name] = config or keys_of(item)
             return item

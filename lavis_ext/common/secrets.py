@@ -47,9 +47,8 @@ def redact_url(url: str) -> str:
     """The URL without userinfo, query and fragment, which are where tokens live; any text is taken."""
     whole = re.sub(r"[\t\r\n]", "", url.strip())
     scheme, mark, rest = whole.partition("://")
-    if not mark:
-        return re.split(r"[?#]", _USERINFO.sub("", whole), maxsplit=1)[0]
-    return f"{scheme.lower()}://{_bare(rest)}"
+    shown = f"{scheme.lower()}://{_bare(rest)}" if mark else re.split(r"[?#]", _USERINFO.sub("", whole), maxsplit=1)[0]
+    return CONTROL.sub(_escaped, shown)
 
 
 def _bare(rest: str) -> str:
@@ -122,9 +121,14 @@ def identity(url: str) -> str:
     return f"{redact_url(url)}#{digest}"
 
 
-_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]")
+CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+"""What a terminal obeys, what reverses the direction of text, and halves of characters."""
 
 
-def printable(text: str) -> str:
-    """Redacted text whose control characters, which a terminal would obey, are written as escapes."""
-    return _CONTROL.sub(lambda found: ascii(found[0])[1:-1], redact(text))
+def printable(text: str, kept: str = "\n\t") -> str:
+    """Redacted text whose control characters but those `kept`, which a terminal would obey, are written as escapes."""
+    return CONTROL.sub(lambda found: found[0] if found[0] in kept else _escaped(found), redact(text))
+
+
+def _escaped(found: re.Match[str]) -> str:
+    return ascii(found[0])[1:-1]

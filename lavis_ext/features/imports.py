@@ -175,7 +175,7 @@ class _Source:
             self._read(number, faults)
             about |= {"done": True, "faults": len(faults)}
             self.writer.about.save(self.writer.path)
-        self.done.faults += [faults[line] for line in sorted(faults)]
+        self.done.faults += [replace(faults[line], source=str(self.path)) for line in sorted(faults)]
 
     def _number(self) -> int:
         """The number of the source in `store.json`, added if new. Raises IntegrityError where its file has changed."""
@@ -238,11 +238,12 @@ class _Source:
 
 
 def raise_for(faults: Sequence[Fault], where: str, shown: int = 20) -> None:
-    """Raise IntegrityError that names the first faults by id and line, if there are any."""
+    """Raise IntegrityError that names the first faults by file (else `where`), line and id, if there are any."""
     if not faults:
         return
     problems = [
-        LavisExtError(f"{where}, line {f.line}, image {f.image_id!r}", f.what).problems[0] for f in faults[:shown]
+        LavisExtError(f"{f.source or where}, line {f.line}, image {f.image_id!r}", f.what).problems[0]
+        for f in faults[:shown]
     ]
     if len(faults) > shown:
         problems += LavisExtError(where, f"and {len(faults) - shown} more rows, all in {FAULTS} of the store").problems

@@ -142,17 +142,18 @@ def unpack_extra(data: bytes) -> dict[str, Array]:
     return arrays
 
 
-_NUMERIC = re.compile(r"(?:.*[_/])?0*([0-9]{1,18})(?:\.(?:jpg|jpeg|png))?", re.DOTALL)
+_COCO = re.compile(
+    r"(?:(?:.*/)?(?:COCO_)?(?:train|val|test)(?:-dev)?20[0-9]{2}[_/])?0*([0-9]{1,18})(?:\.(?:jpg|jpeg|png))?", re.DOTALL
+)
 
 
 def key_of(image_id: str) -> str:
     """The key under which an id is found when its own text is not there.
 
-    An id that is digits, or ends in `_` or `/` and digits, with or without an image's suffix, has those digits without
-    leading zeros as its key: `9`, `000000000009` and `COCO_train2014_000000000009.jpg` are all `9`. Every other id is
-    its own key (`nlvr2_train-10171-0-img0` stays whole).
+    COCO's own names have their number without leading zeros: `9`, `000000000009`, `COCO_train2014_000000000009.jpg` and
+    `val2017/000000000009.jpg` are all `9`. Every other id is its own key: `cam1_42` and `cam2_42` are two pictures.
     """
-    match = _NUMERIC.fullmatch(image_id)
+    match = _COCO.fullmatch(image_id)
     return match.group(1) if match else image_id
 
 

@@ -66,6 +66,8 @@ class Fault:
     line: int
     what: str
     next: int = 0
+    source: str = ""
+    """The file that holds it, where several are read."""
 
 
 class BadRow(ValueError):

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lavis_ext.common.config.decode import ConfigDecoder
+from lavis_ext.common.config.decode import ConfigDecoder, read_sections
 from lavis_ext.common.config.resolve import model_defaults, model_files
 from lavis_ext.common.config.schema import ModelConfig
+from lavis_ext.common.errors import ConfigError
 from lavis_ext.common.registry import models
 
 if TYPE_CHECKING:
@@ -27,6 +29,20 @@ def default_config(name: str, model_type: str) -> ModelConfig:
     decoder.close()
     assert config is not None
     return config
+
+
+def section_of_run(folder: Path, key: str) -> ModelConfig:
+    """The model section of a run's `config.yaml`; raises ConfigError at the `key` that names the run."""
+    path = folder / "config.yaml"
+    if not path.is_file():
+        what = f"{folder} has no config.yaml that says what model the checkpoint is of"
+        raise ConfigError(key, what, "give a model section with load_finetuned and finetuned")
+    tree, places = read_sections(path)
+    decoder = ConfigDecoder(places, lenient=True)  # it was checked when it was written
+    section = decoder.build(ModelConfig, tree.get("model") or {}, "model")
+    decoder.close()
+    assert section is not None
+    return section
 
 
 def build_model(config: ModelConfig) -> BaseModel:

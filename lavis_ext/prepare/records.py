@@ -32,7 +32,8 @@ from lavis_ext.common.config.cards import Artifact
 from lavis_ext.common.errors import ConfigError, LavisExtError
 from lavis_ext.common.files import decode_json, write_atomic
 from lavis_ext.common.secrets import identity
-from lavis_ext.fetch.part import boot_id, companion
+from lavis_ext.fetch.lock import part_bytes
+from lavis_ext.fetch.part import boot_id
 from lavis_ext.fetch.transfer import Transfer, disk_error
 
 log = logging.getLogger(__name__)
@@ -533,12 +534,3 @@ def open_table(root: Path, artifact: Artifact, record: ArtifactRecord) -> Member
     table = MemberTable.read(root, artifact)
     named = record.table is not None and table is not None and record.table[0] in ("", table.digest)
     return table if named else None
-
-
-def part_bytes(path: Path) -> int:
-    """How much of a download is there and can be continued, by its sidecar."""
-    try:
-        done = decode_json(companion(path, ".part.json").read_text("utf-8"))["done"]
-        return sum(int(stop) - int(start) for start, stop in done)
-    except (OSError, ValueError, TypeError, KeyError):
-        return 0

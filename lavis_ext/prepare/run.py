@@ -11,7 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from lavis_ext.common.config.cards import Cards
-from lavis_ext.common.errors import DiskError
+from lavis_ext.common.errors import DiskError, LavisExtError
 from lavis_ext.fetch.lock import Ownership, read_owner
 from lavis_ext.fetch.transfer import Progress, Silent
 from lavis_ext.prepare.plan import Plan, PlanItem, PrepareContext, make_context, make_plan, plan_item
@@ -81,11 +81,12 @@ def execute_plan(made: Plan, progress: Progress | None = None, notice: Callable[
         raise ValueError("a plan that was made by hand cannot be executed")
     context = replace(context, progress=progress or Silent(), notice=notice or log.info)
     if context.options.dry_run:
+        errors = [item.transfer for item in made.items if isinstance(item.transfer, LavisExtError)]
         try:
             made.check_disk()
         except DiskError as error:
-            return Report(plan=made, errors=(error,), dry_run=True)
-        return Report(plan=made, dry_run=True)
+            errors.append(error)
+        return Report(plan=made, errors=tuple(errors), dry_run=True)
     made.check_disk()
     if made.done:
         return _execute(context, selection, made)  # also where the root is read-only

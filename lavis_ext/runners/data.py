@@ -26,7 +26,7 @@ def open_datasets(config: Config, splits: Sequence[str]) -> Opened:
 
     Raises NotPreparedError that names what is missing and the command that fetches it.
     """
-    context = BuildContext(Path(config.cache_root), tuple(splits))
+    context = BuildContext(Path(config.cache_root), tuple(splits), config.run.check_shards)
     return {name: build_datasets(dataset, context) for name, dataset in config.datasets.items()} if splits else {}
 
 
@@ -126,7 +126,24 @@ def with_num_labels(config: Config, labels: LabelVocabulary | None) -> Config:
     for name, key in weights_of(config):
         if folder := find_folder(name):
             require_order(labels, folder, f"{key} {name}")
-    return replace(config, model=model, run=run)
+    return replace(config, model=model, run=run, resolved=_recorded(config.resolved, model, run))
+
+
+def _recorded(tree: dict[str, Any], model: ModelConfig, run: Any) -> dict[str, Any]:
+    """The tree that becomes the run's `config.yaml`, with the classes that the data filled in.
+
+    Without them nobody could build the model again from the folder of the run alone.
+    """
+    labels = getattr(model, "num_labels", None)
+    if not tree or labels is None:
+        return tree
+    found = {**tree, "model": {**(tree.get("model") or {}), "num_labels": labels}}
+    teacher = getattr(getattr(run, "distill", None), "teacher", None)
+    if isinstance(teacher, ModelConfig) and hasattr(teacher, "num_labels"):
+        distill = tree["run"]["distill"]
+        taught = {**distill["teacher"], "num_labels": labels}
+        found["run"] = {**tree["run"], "distill": {**distill, "teacher": taught}}
+    return found
 
 
 def _with_count(model: ModelConfig, labels: LabelVocabulary, key: str) -> ModelConfig:

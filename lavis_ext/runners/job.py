@@ -6,7 +6,7 @@ import json
 import logging
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import MISSING, asdict, dataclass, field, fields, is_dataclass
 from functools import partial
 from hashlib import sha256
@@ -24,7 +24,7 @@ from lavis_ext.common.files import decode_json
 from lavis_ext.common.secrets import identity, redact, redact_tree
 from lavis_ext.fetch import Policy
 from lavis_ext.fetch.lock import Ownership
-from lavis_ext.runners.distributed import broadcast_from_main
+from lavis_ext.runners.distributed import broadcast_from_main, lost_ranks
 from lavis_ext.runners.files import disk_errors, write_atomic, write_json
 
 log = logging.getLogger(__name__)
@@ -45,14 +45,21 @@ class Job:
         """Whether this rank writes."""
         return bool(self.accelerator.is_main_process)
 
-    def begin(self, data: Mapping[str, Any] | None) -> None:
-        """Write the configuration and the first facts; called once the run is known to fit this folder."""
+    def begin(self, data: Mapping[str, Any] | None, evaluation: bool = False) -> None:
+        """Write the configuration and the first facts; called once the run is known to fit this folder.
+
+        An evaluation in the folder of a training run leaves that run's `config.yaml` and facts as they are, for they
+        say what its checkpoints are; its own configuration is `evaluate.yaml`.
+        """
         before = read_json(self.dir / "run.json")
+        beside = evaluation and (self.dir / "latest.json").is_file()
         kept: dict[str, Any] = {key: before[key] for key in ("started", "seconds", "best") if key in before}
-        self.facts = {"job": self.dir.name, "started": now(), **kept, **about(self.config)}
+        if beside:
+            kept = {key: value for key, value in before.items() if key not in ("error", "exit_code")}
+        self.facts = {"job": self.dir.name, "started": now(), **kept, **({} if beside else about(self.config))}
         if self.is_main:
-            tree = self.config.resolved or asdict(self.config)
-            write_atomic(self.dir / "config.yaml", redact_config(tree, self.config.hidden))
+            name, tree = "evaluate.yaml" if beside else "config.yaml", self.config.resolved or asdict(self.config)
+            write_atomic(self.dir / name, redact_config(tree, self.config.hidden))
             write_json(self.dir / "data.json", dict(data or {}))
         self.note(status="running")
 
@@ -76,14 +83,16 @@ def opened_job(config: Config, accelerator: Accelerator) -> Iterator[Job]:
 
     A run that fails before `begin` leaves an existing folder as it was, and creates none.
     """
-    job = Job(config, choose_folder(config, accelerator), accelerator)
+    with lost_ranks(accelerator):
+        job = Job(config, choose_folder(config, accelerator), accelerator)
     try:
-        with ExitStack() as stack, errors_noted(job):
+        with ExitStack() as stack, errors_noted(job), lost_ranks(accelerator):
             broadcast_from_main(accelerator, partial(hold, stack, job), config.run.wait_minutes)
             yield job
     finally:
         if job.is_main and job.dir.is_dir() and not any(job.dir.iterdir()):
-            job.dir.rmdir()
+            with suppress(OSError):  # a disk that cannot be written was told already
+                job.dir.rmdir()
 
 
 def hold(stack: ExitStack, job: Job) -> None:
@@ -105,7 +114,8 @@ def owned(folder: Path) -> Iterator[None]:
         folder.mkdir(parents=True, exist_ok=True)
     owner = Ownership(file, file, AT_ONCE)
     try:
-        owner.__enter__()
+        with disk_errors(file):
+            owner.__enter__()
     except OwnedError as error:
         what = error.problems[0].what
         raise OwnedError(str(folder), what, "wait for it, or use another run.job_id") from error
@@ -183,7 +193,7 @@ def write_report(folder: Path) -> None:
 HARMLESS = frozenset(
     {"device", "num_workers", "log_freq", "output_dir", "job_id", "resume_ckpt_path", "tensorboard", "wandb", "report"}
     | {"save_freq", "save_steps", "save_last", "keep_checkpoints", "allow_config_drift", "evaluate", "test_splits"}
-    | {"parallel", "wait_minutes"}
+    | {"parallel", "wait_minutes", "check_shards"}
 )
 """Keys of `run:` that do not change the numbers of a run."""
 ABSENT = "(not there)"

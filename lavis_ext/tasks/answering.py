@@ -29,7 +29,7 @@ from lavis_ext.metrics.vqa import (
     vqa_score,
 )
 from lavis_ext.tasks.base_task import BaseTask, Row, write_result
-from lavis_ext.tasks.settings import VqaConfig
+from lavis_ext.tasks.settings import GqaConfig, VqaConfig
 
 log = logging.getLogger(__name__)
 RECIPE = ("prompt", "num_beams", "max_len", "min_len", "inference_method", "num_ans_candidates")
@@ -137,11 +137,16 @@ class VqaTask(BaseTask):
 
     def _score(self, answers: Answers, truth: Truth) -> dict[str, float]:
         """The metrics of the run; with VQA's own also the accuracy of each kind of question."""
-        named = self.run.metrics or [MetricConfig(name=self.metric)]
+        named = self.run.metrics or [MetricConfig(name=self.metric, args=self.metric_keys)]
         found = measure(named, answers, truth.answers)
         if truth.types and any(one.name == "vqa" for one in named):
             found |= vqa_accuracy(answers, truth.answers, truth.types)
         return found
+
+    @property
+    def metric_keys(self) -> dict[str, Any]:
+        """The keys of the task's own metric."""
+        return {}
 
     def _answer_score(self, answer: str, given: Sequence[str]) -> float:
         """The score of one answer, in [0, 1]."""
@@ -155,7 +160,7 @@ class VqaTask(BaseTask):
         """Write a submission file, where an evaluation server needs another than the result file."""
 
 
-@tasks.register("gqa", config=VqaConfig)
+@tasks.register("gqa", config=GqaConfig)
 class GqaTask(VqaTask):
     """GQA: exact match; the result file shows predicted and given answers, `{split}_submission.json` is for the server.
 
@@ -164,8 +169,13 @@ class GqaTask(VqaTask):
 
     metric: ClassVar[str] = "gqa"
 
+    @property
+    def metric_keys(self) -> dict[str, Any]:
+        """`run.gqa_normalize`; the subclass has another metric."""
+        return {"normalize": self.run.gqa_normalize} if self.metric == "gqa" else {}
+
     def _answer_score(self, answer: str, given: Sequence[str]) -> float:
-        return float(matches_exactly(answer, given))
+        return float(matches_exactly(answer, given, self.run.gqa_normalize))
 
     def _write(self, answers: Answers, references: References, path: Path) -> None:
         rows = [(name, answer, references.get(name, [None])) for name, answer in answers.items()]

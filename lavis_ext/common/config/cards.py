@@ -243,6 +243,8 @@ class Cards:
         if card is None or not slash:
             return list(card.artifacts.values()) if card and not card.datasets else []
         found = [a for key, a in card.artifacts.items() if fnmatchcase(key.lower(), pattern.lower())]
+        if not found and (alone := card.artifacts.get(f"model_{pattern.lower()}")):
+            found = [alone]  # `vinvl/od_models`, as the documents name the folder
         if not found:
             raise UsageError(name, f"'{family}' has no such artifact", nearest(pattern, card.artifacts))
         return found

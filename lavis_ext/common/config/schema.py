@@ -313,6 +313,8 @@ class RunConfig:
     batch_size_eval: Count = 64
     num_workers: Natural = 2
     """Loader threads."""
+    check_shards: bool = False
+    """Compare each sample of a tar shard with its manifest as it is read: it then is read twice."""
     group_by_length: bool = False
     """Training batches of samples of like length, within windows of 50 shuffled batches, of data sets that know lengths
     (docs/region-datasets.md): less padding, but other batches than those that published values came from."""

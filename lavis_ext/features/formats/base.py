@@ -73,14 +73,16 @@ class SideTable:
     def __init__(self, path: Path) -> None:
         self.path = path
         self._places: dict[str, tuple[int, int]] = {}
+        begin = 0  # of the line: the last one need not end, and the first may begin with a byte order mark
         for number, line, end in lines_of(path):
             image_id, tab, _ = line.partition(b"\t")
             if not tab:
                 raise IntegrityError(f"{path}, line {number}", "has no second column", "give a file of labels or sizes")
             try:
-                self._places[text_of(image_id)] = (end - len(line) - 1, len(line))
+                self._places[text_of(image_id)] = (begin, end - begin)
             except BadRow as error:
                 raise IntegrityError(f"{path}, line {number}", str(error), "give a file of labels or sizes") from None
+            begin = end
         with read_errors(path):
             self._file = path.open("rb")
 
@@ -90,7 +92,7 @@ class SideTable:
             return None
         start, size = self._places[image_id]
         self._file.seek(start)
-        return self._file.read(size + 1).rstrip(b"\r\n").partition(b"\t")[2]
+        return self._file.read(size).rstrip(b"\r\n").partition(b"\t")[2]
 
     def __len__(self) -> int:
         return len(self._places)

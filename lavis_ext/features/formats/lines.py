@@ -6,6 +6,7 @@ import binascii
 import json
 import logging
 import os
+from codecs import BOM_UTF8
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from operator import itemgetter
@@ -62,7 +63,8 @@ def _read(record: Path) -> Any:
 def lines_of(path: Path, start: Start | None = None) -> Iterator[tuple[int, bytes, int]]:
     """Number (from 1), bytes without the line feed, and offset behind it, of each line from `start` on.
 
-    Raises IntegrityError at a line of more than 256 MiB, which no row of features is.
+    A byte order mark at the beginning of the file is no part of the first line. Raises IntegrityError at a line of more
+    than 256 MiB, which no row of features is.
     """
     start = start or Start()
     number, at = start.line, start.next
@@ -72,6 +74,7 @@ def lines_of(path: Path, start: Start | None = None) -> Iterator[tuple[int, byte
             number, at = number + 1, at + len(line)
             if len(line) == LONGEST:
                 raise IntegrityError(str(path), f"line {number} does not end", "name a file of one row a line")
+            line = line.removeprefix(BOM_UTF8) if at == len(line) else line
             yield number, line.rstrip(b"\n"), at
 
 
@@ -222,8 +225,9 @@ def begins(file: BinaryIO, image_id: str, at: int) -> bool:
     """Whether a row of this image begins at a byte of a table."""
     wanted = f"{image_id}\t".encode()
     file.seek(max(0, at - 1))
-    found = file.read(len(wanted) + (at > 0))
-    return found == (b"\n" + wanted if at else wanted)
+    if at:
+        return file.read(len(wanted) + 1) == b"\n" + wanted
+    return file.read(len(wanted) + len(BOM_UTF8)).removeprefix(BOM_UTF8).startswith(wanted)
 
 
 def write_offset_map(table: Path) -> list[Path]:

@@ -105,7 +105,7 @@ class LmdbWriter:
         except self._lmdb.MapFullError:
             raise
         except self._lmdb.Error as error:
-            raise to_disk_error(error, self._path, "free space, or choose another folder") from error
+            raise to_disk_error(error, self._path, "choose another folder") from error
 
 
 @contextmanager

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import csv
 import json
+from codecs import BOM_UTF8
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
@@ -399,4 +400,5 @@ def _row(file: BinaryIO, image_id: str, at: int, sides: SideFiles, options: Read
     if not begins(file, image_id, at):
         raise BadRow(f"no row of this image begins at byte {at}, where the offset map has it")
     file.seek(at)
-    return parse_row(file.readline(LONGEST).rstrip(b"\n"), sides, options)
+    line = file.readline(LONGEST).rstrip(b"\n")
+    return parse_row(line if at else line.removeprefix(BOM_UTF8), sides, options)

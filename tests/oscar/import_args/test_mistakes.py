@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from lavis_ext.common.errors import LavisExtError, UsageError
 from lavis_ext.oscar.import_args import import_command
-from lavis_ext.oscar.import_rules import find_command
+from lavis_ext.oscar.import_words import find_command
 from tests.support.oscar_commands import COMMANDS, written
 
 START = "run_vqa.py --do_train --model_name_or_path m"
@@ -96,7 +96,7 @@ def test_a_copied_command_is_read_however_its_lines_end(change: tuple[str, str])
 
 def test_quotes_keep_spaces_together() -> None:
     found = import_command([f"{START} --output_dir 'my runs/vqa 1'"])
-    assert found.tree["run"]["output_dir"] == "my runs/vqa 1"
+    assert (found.tree["run"]["output_dir"], found.tree["run"]["job_id"]) == ("my runs", "vqa 1")
     as_words = import_command([*START.split(), "--output_dir", "my runs/vqa 1"])
     assert as_words.tree == found.tree
 
