@@ -20,6 +20,7 @@ from lavis_ext.common.config.resolve import load_config, parse_options
 from lavis_ext.common.config.schema import DatasetConfig, ModelConfig, TermConfig, run_config
 from lavis_ext.common.errors import ConfigError, LavisExtError
 from lavis_ext.common.registry import load_plugin_file
+from lavis_ext.fetch import Policy, Source, Transfer, fetch
 from tests.faults.fuzz_targets import PLACES, VALUES, check_settings, paths_in, text_with
 
 RUN = """\
@@ -190,7 +191,11 @@ def test_an_address_that_is_none_is_a_mistake_of_its_card(tmp_path: Path, url: s
     import yaml
 
     artifact = {"url": "https://x.org/a", "storage": "z/a", "mirrors": [{"url": url, "equivalence": "byte_exact"}]}
-    card = {"family": "z", "artifacts": {"a": artifact, "b": {"url": url, "storage": "z/b", "md5": "short"}}}
+    card = {
+        "family": "z",
+        "homepage": url,
+        "artifacts": {"a": artifact, "b": {"url": url, "storage": "z/b", "md5": "short"}},
+    }
     path = tmp_path / "configs" / "datasets" / "z" / "artifacts.yaml"
     path.parent.mkdir(parents=True)
     path.write_text(yaml.safe_dump(card))
@@ -198,7 +203,20 @@ def test_an_address_that_is_none_is_a_mistake_of_its_card(tmp_path: Path, url: s
         patch.setenv("LAVIS_EXT_CONFIGS", str(tmp_path / "configs"))
         load_cards()
     keys = {problem.where.rpartition(" ")[2] for problem in caught.value.problems}
-    assert keys == {"artifacts.a.mirrors.url", "artifacts.b.url", "artifacts.b.md5"}
+    assert keys == {"artifacts.a.mirrors.url", "artifacts.b.url", "artifacts.b.md5", "homepage"}
+
+
+@pytest.mark.fault("H21")
+@pytest.mark.parametrize("proxy", ["http://[bad", "http://h:99999", "http://u:p@[::1"])
+def test_a_proxy_that_is_no_address(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], proxy: str
+) -> None:
+    monkeypatch.setenv("http_proxy", proxy)
+    main(["doctor", "--options", f"env.cache_root={tmp_path}"])
+    policy = Policy(retries=0, backoff=0.01)
+    with pytest.raises(LavisExtError) as caught:
+        fetch(Transfer(tmp_path / "f", (Source("http://a.example/f"),), sha256="0" * 64), policy)
+    assert caught.value.exit_code == 4 and "internal error" not in capsys.readouterr().err
 
 
 # Numbers

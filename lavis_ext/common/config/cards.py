@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 
 from lavis_ext.common.config.decode import ConfigDecoder, Count, Natural, Share, join, read_sections
 from lavis_ext.common.config.resolve import Tree, config_roots, dataset_defaults, dataset_files, merge
-from lavis_ext.common.config.schema import AnnotationConfig, DatasetConfig
+from lavis_ext.common.config.schema import AnnotationConfig, DatasetConfig, examine_url
 from lavis_ext.common.config.yamlio import shown
 from lavis_ext.common.errors import ConfigError, UsageError, nearest
 
@@ -149,18 +149,7 @@ class Artifact:
 
 def examine_source(decoder: ConfigDecoder, source: Artifact | Mirror, key: str) -> None:
     """Note a URL that cannot be parsed and digests that are no digests, at the key of an artifact or a mirror."""
-    try:
-        parts = urlsplit(source.url.format(part=0) if "{part" in source.url else source.url)
-        wrong = "it names no host" if parts.scheme in ("http", "https") and not parts.hostname else ""
-        wrong = wrong if parts.port is None or parts.port else "its port is 0"
-    except (ValueError, KeyError, IndexError) as error:
-        wrong = str(error) or "it cannot be parsed"
-    if not wrong and not source.url.strip().isprintable():
-        wrong = "it holds control characters"
-    if wrong:
-        decoder.note(
-            join(key, "url"), f"{shown(source.url)} is no address: {wrong}", "write the URL as a browser has it"
-        )
+    examine_url(decoder, source.url, join(key, "url"))
     for name, digits in (("md5", 32), ("sha256", 64)):
         digest = getattr(source, name)
         if digest is not None and not re.fullmatch(rf"[0-9a-fA-F]{{{digits}}}", digest):
@@ -181,6 +170,11 @@ class Card:
     artifacts: dict[str, Artifact] = field(default_factory=dict)
     datasets: dict[str, dict[str, DatasetConfig]] = field(default_factory=dict)
     path: str = ""
+
+    def examine(self, decoder: ConfigDecoder, key: str) -> None:
+        """Note a home page that is none."""
+        if "://" in self.homepage:
+            examine_url(decoder, self.homepage, join(key, "homepage"))
 
 
 @dataclass(frozen=True)

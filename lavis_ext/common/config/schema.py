@@ -36,6 +36,7 @@ from lavis_ext.common.registry import (
     runners,
     tasks,
 )
+from lavis_ext.common.secrets import url_fault
 
 
 def examine_name(decoder: ConfigDecoder, kind: Registry[Any], name: str, key: str) -> bool:
@@ -50,6 +51,13 @@ def examine_args(decoder: ConfigDecoder, kind: Registry[Any], name: str, args: M
     keys = kind.config(name)
     if keys is not None:
         decoder.build(keys, args, where)
+
+
+def examine_url(decoder: ConfigDecoder, url: str, key: str) -> None:
+    """Note a text that is no address."""
+    fault = url_fault(url.replace("{part:05d}", "0"))
+    if fault:
+        decoder.note(key, f"{shown(url)} is {fault}", "write the URL as a browser has it")
 
 
 def own_keys(kind: Registry[Any], name: str, args: Mapping[str, Any], where: str) -> Any:
@@ -140,6 +148,11 @@ class AnnotationConfig:
     url: list[str] = field(default_factory=list)
     storage: list[str] = field(default_factory=list)
     md5: list[str] = field(default_factory=list)
+
+    def examine(self, decoder: ConfigDecoder, key: str) -> None:
+        """Note addresses that are none."""
+        for url in self.url:
+            examine_url(decoder, url, join(key, "url"))
 
 
 @dataclass(frozen=True, kw_only=True)
