@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import copy
 import io
 import json
@@ -434,6 +435,7 @@ def stores() -> tuple[Callable[[Any, Path], object], st.SearchStrategy[Any]]:
     from tests.support.features import make_images, oscar_tsv, volta_lmdb
 
     kept = Path(tempfile.mkdtemp())
+    atexit.register(shutil.rmtree, kept, True)
     images = make_images(1, 2048)
     environment = volta_lmdb(kept / "a.lmdb", images)
     import_features([oscar_tsv(kept / "o.tsv", make_images(2, 2054))], kept / "store")
