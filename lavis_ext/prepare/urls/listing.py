@@ -7,11 +7,10 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
-from urllib.parse import unquote
+from urllib.parse import unquote, urlsplit
 
 from lavis_ext.common.config.cards import Artifact, ImageList
 from lavis_ext.common.errors import ConfigError, UsageError
-from lavis_ext.common.secrets import split_url
 from lavis_ext.fetch import MirrorMap, Policy, Progress, Source, Transfer, fetch_all
 from lavis_ext.prepare.urls.hosted import fetch_hosted
 from lavis_ext.prepare.urls.job import Distributor, ListAccount, ListJob, read_account
@@ -71,7 +70,7 @@ def list_files(root: Path, artifact: Artifact, options: ListOptions) -> tuple[li
         if local:
             return local, []
         urls = _read_urls(Path(source))
-    elif split_url(source).scheme in ("http", "https", "hf", "gdrive"):
+    elif urlsplit(source).scheme in ("http", "https", "hf", "gdrive"):
         urls = list(_parts(_under(source, artifact), spec, options.max_samples))
     else:
         raise ConfigError(
@@ -100,7 +99,7 @@ def fetch_images(
     `threshold` counts where the list has none of its own. Raises as `fetch_list_files`, `fetch_hosted`, `fetch_list`.
     """
     # img2dataset opens URLs, not folders: what a local mirror holds comes through the fetch engine
-    local = bool(options.mirrors) and split_url(options.mirrors.base).scheme not in ("http", "https")
+    local = bool(options.mirrors) and urlsplit(options.mirrors.base).scheme not in ("http", "https")
     if local and _spec(artifact).output == "shards":
         what = "is a folder, and img2dataset, which makes the shards, asks a server"
         way_out = f"serve it (python -m http.server --directory {options.mirrors.base}) and name its address"
@@ -145,7 +144,7 @@ def _parts(pattern: str, spec: ImageList, max_samples: int | None) -> Iterator[s
 
 def _under(source: str, artifact: Artifact) -> str:
     """An address of the parts: as it is where it names a file, else the usual names below it."""
-    if "{part" in source or source.startswith("gdrive:") or split_url(source).path.endswith(TABLES):
+    if "{part" in source or source.startswith("gdrive:") or urlsplit(source).path.endswith(TABLES):
         return source
     return f"{source.rstrip('/')}/{artifact.url.rpartition('/')[2]}"
 
@@ -167,7 +166,7 @@ def _read_urls(path: Path) -> list[str]:
 
 
 def _name(url: str) -> str:
-    return PurePosixPath(unquote(split_url(url).path)).name
+    return PurePosixPath(unquote(urlsplit(url).path)).name
 
 
 def _transfer(path: Path, url: str, options: ListOptions) -> Transfer:
