@@ -7,11 +7,10 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from lavis_ext.common.config.cards import Cards, address_fault, load_cards, load_dataset_config, split_names
+from lavis_ext.common.config.cards import Cards, load_cards, load_dataset_config, split_names
 from lavis_ext.common.config.decode import ConfigDecoder, read_sections
 from lavis_ext.common.config.resolve import draft, from_checkout, import_plugins, model_defaults
-from lavis_ext.common.config.schema import Config, DatasetConfig, ModelConfig, ProcessorConfig
-from lavis_ext.common.config.yamlio import shown
+from lavis_ext.common.config.schema import Config, DatasetConfig, ModelConfig, ProcessorConfig, examine_url
 from lavis_ext.common.errors import ConfigError, LavisExtError, Problem, nearest
 from lavis_ext.common.registry import builders, models
 
@@ -123,8 +122,8 @@ def _check_datasets(path: Path, names: list[str]) -> list[Problem]:
     decoder = ConfigDecoder(places)
     for name, body in (tree.get("artifacts") or {}).items():
         for key, source in {f"artifacts.{name}": body, **_mirrors(name, body)}.items():
-            if isinstance(url := source.get("url"), str) and (fault := address_fault(url)):
-                decoder.note(f"{key}.url", f"{shown(url)} is no address: {fault}", "write the URL as a browser has it")
+            if isinstance(url := source.get("url"), str):
+                examine_url(decoder, url, f"{key}.url")
     found = [load_dataset_config(path, name) for name in names]
     return decoder.problems + [
         Problem(decoder.place(p.where), p.what, p.way_out)

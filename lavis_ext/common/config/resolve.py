@@ -162,23 +162,11 @@ def model_files() -> dict[str, dict[str, Path]]:
 
 def parse_options(options: Sequence[str]) -> Tree:
     """`a.b=c …`, or LAVIS' alternating `a.b c …`, as a tree; values are YAML (`1e-4`, `[val]`, `null`)."""
-    items = list(options)
-    if items and "=" not in items[0]:
-        if len(items) % 2:
-            raise UsageError(f"--options {items[-1]}", "has no value", "write key=value")
-        items = [f"{key}={value}" for key, value in zip(items[::2], items[1::2], strict=True)]
-    bad = [item for item in items if not all(part.strip() for part in item.partition("=")[0].split("."))]
-    bad += [item for item in items if "=" not in item and item not in bad]
-    if bad:
-        raise UsageError.of(
-            [Problem(f"--options {item}", "is not key=value", "write for example run.seed=1") for item in bad]
-        )
     tree: Tree = {}
-    for item in items:
-        key, _, text = item.partition("=")
-        *above, last = (part.strip() for part in key.split("."))
+    for key, text in option_items(options):
+        *above, last = key.split(".")
         if len(above) >= MAX_DEPTH:
-            raise UsageError(f"--options {key[:60]}…", "is nested too deep", f"at most {MAX_DEPTH} levels are read")
+            raise UsageError(f"--options {shown(key)}", "is nested too deep", f"at most {MAX_DEPTH} levels are read")
         try:
             value = read_value(text, f"--options {key}")
         except ConfigError as error:
@@ -190,6 +178,23 @@ def parse_options(options: Sequence[str]) -> Tree:
             inner = inner[part]
         inner[last] = value
     return tree
+
+
+def option_items(options: Sequence[str]) -> list[tuple[str, str]]:
+    """Dotted key and text of each option; raises UsageError for what is no `key=value`."""
+    items = list(options)
+    if items and "=" not in items[0]:
+        if len(items) % 2:
+            raise UsageError(f"--options {items[-1]}", "has no value", "write key=value")
+        items = [f"{key}={value}" for key, value in zip(items[::2], items[1::2], strict=True)]
+    bad = [item for item in items if not all(part.strip() for part in item.partition("=")[0].split("."))]
+    bad += [item for item in items if "=" not in item and item not in bad]
+    if bad:
+        raise UsageError.of(
+            [Problem(f"--options {item}", "is not key=value", "write for example run.seed=1") for item in bad]
+        )
+    split = [item.partition("=") for item in items]
+    return [(".".join(part.strip() for part in key.split(".")), text) for key, _, text in split]
 
 
 def merge(*trees: Mapping[str, Any], where: str = "") -> Tree:
@@ -219,7 +224,8 @@ def _over(below: Mapping[str, Any], above: Mapping[str, Any]) -> Tree:
     """`above` over `below`, in containers of its own."""
     found = dict(below)
     for key, given in above.items():
-        held, value = found.get(key), OmegaConf.to_container(given) if OmegaConf.is_config(given) else given
+        held: Any = found.get(key)
+        value: Any = OmegaConf.to_container(given) if OmegaConf.is_config(given) else given
         found[key] = _over(held if isinstance(held, Mapping) else {}, value) if isinstance(value, Mapping) else value
     return found
 
@@ -250,7 +256,7 @@ def draft(path: str | Path, options: Sequence[str] = ()) -> tuple[Config | None,
     file = find_config(path)
     user, places = read_sections(file)
     given = parse_options(options)
-    for key in _leaves(given):
+    for key in (*_leaves(given), *(key for key, _ in option_items(options))):
         places[key] = "--options"
     decoder = ConfigDecoder(places, lenient=(file.parent / "run.json").is_file())
     wanted = modernise(mappings_only(_placed_merge(user, given, decoder), decoder), file)

@@ -5,6 +5,7 @@ A model, task, shape, processor, term or metric with more keys registers a datac
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields, make_dataclass
 from functools import cache
@@ -36,6 +37,7 @@ from lavis_ext.common.registry import (
     runners,
     tasks,
 )
+from lavis_ext.common.secrets import url_fault
 
 
 def examine_name(decoder: ConfigDecoder, kind: Registry[Any], name: str, key: str) -> bool:
@@ -50,6 +52,13 @@ def examine_args(decoder: ConfigDecoder, kind: Registry[Any], name: str, args: M
     keys = kind.config(name)
     if keys is not None:
         decoder.build(keys, args, where)
+
+
+def examine_url(decoder: ConfigDecoder, url: str, key: str) -> None:
+    """Note a text that is no address."""
+    fault = url_fault(re.sub(r"\{part[^{}]*\}", "0", url))
+    if fault:
+        decoder.note(key, f"{shown(url)} is {fault}", "write the URL as a browser has it")
 
 
 def own_keys(kind: Registry[Any], name: str, args: Mapping[str, Any], where: str) -> Any:
@@ -70,6 +79,9 @@ class Named:
     name: str
     args: dict[str, Any] = field(default_factory=dict)
     kind: ClassVar[Registry[Any]]
+
+    def __post_init__(self) -> None:
+        require_bounds(self)
 
     def examine(self, decoder: ConfigDecoder, key: str) -> None:
         """Note an unknown name, and arguments that it does not take."""
@@ -137,6 +149,11 @@ class AnnotationConfig:
     url: list[str] = field(default_factory=list)
     storage: list[str] = field(default_factory=list)
     md5: list[str] = field(default_factory=list)
+
+    def examine(self, decoder: ConfigDecoder, key: str) -> None:
+        """Note addresses that are none."""
+        for url in self.url:
+            examine_url(decoder, url, join(key, "url"))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -43,8 +43,12 @@ def read_passes(job: ListJob) -> list[Pass]:
     """The passes that were begun, in order."""
     found: list[Pass] = []
     while (folder := job.work / f"pass-{len(found)}").joinpath(MARKER).exists():
-        raw = decode_json((folder / MARKER).read_text("utf-8"))
-        found.append(Pass(folder, job.work / raw["tables"], raw["first"], tuple(raw["hashes"])))
+        try:
+            raw = decode_json((folder / MARKER).read_text("utf-8"))
+            found.append(Pass(folder, job.work / raw["tables"], raw["first"], tuple(raw["hashes"])))
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            way_out = "move the folder away: what it had not published is downloaded again"
+            raise IntegrityError(str(folder / MARKER), f"cannot be read: {error}", way_out) from error
     return found
 
 
