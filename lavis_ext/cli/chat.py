@@ -6,14 +6,16 @@ import json
 import sys
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, field, replace
+from io import TextIOWrapper
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lavis_ext.cli.verb import REQUIRED, Answer, Options, flag
-from lavis_ext.common.config.decode import ConfigDecoder, read_yaml
+from lavis_ext.cli.verb import REQUIRED, Answer, Options, flag, to_stdout
+from lavis_ext.common.config.decode import ConfigDecoder, read_sections
 from lavis_ext.common.config.resolve import find_config, load_config, merge, model_defaults, parse_options
 from lavis_ext.common.config.schema import ModelConfig, RunConfig
 from lavis_ext.common.errors import ConfigError, IntegrityError, UsageError
+from lavis_ext.common.secrets import printable
 from lavis_ext.tasks.settings import VqaConfig, WritingConfig
 
 if TYPE_CHECKING:
@@ -74,7 +76,7 @@ def chat(args: Chat) -> Answer:
 
 def read_setup(path: str, options: list[str], checkpoint: str | None = None) -> Setup:
     """The setup of a run file, or of the YAML of a model; `checkpoint` goes over its weights. Raises ConfigError."""
-    tree, _ = read_yaml(find_config(path))
+    tree, _ = read_sections(find_config(path))
     setup = setup_of_run(path, options) if "run" in tree else setup_of_model(path, options)
     if checkpoint is None:
         return setup
@@ -104,7 +106,7 @@ def setup_of_run(path: str, options: list[str]) -> Setup:
 
 def setup_of_model(path: str, options: list[str]) -> Setup:
     """From a file with `model:` and `preprocess:` sections, as those of the models folder."""
-    tree = merge(read_yaml(find_config(path))[0], parse_options(options))
+    tree = merge(read_sections(find_config(path))[0], parse_options(options))
     decoder = ConfigDecoder()
     config = decoder.build(ModelConfig, tree.get("model") or {}, "model")
     decoder.close()
@@ -210,6 +212,8 @@ def converse(talk: Conversation, questions: Iterable[str], write: Callable[[Turn
 def asked_lines() -> Iterable[str]:
     """Lines of standard input until it ends; a terminal shows a prompt."""
     person = sys.stdin.isatty()
+    if isinstance(sys.stdin, TextIOWrapper):
+        sys.stdin.reconfigure(errors="backslashreplace")
     while True:
         if person:
             sys.stderr.write("> ")
@@ -222,12 +226,9 @@ def asked_lines() -> Iterable[str]:
 
 def write_answer(turn: Turn) -> None:
     """Write an answer as a line; characters that the terminal lacks are written as escapes."""
-    encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
-    sys.stdout.write(turn.answer.encode(encoding, "backslashreplace").decode(encoding) + "\n")
-    sys.stdout.flush()
+    to_stdout(printable(turn.answer))
 
 
 def write_json_line(turn: Turn) -> None:
     """One object a line."""
-    sys.stdout.write(json.dumps(asdict(turn)) + "\n")
-    sys.stdout.flush()
+    to_stdout(json.dumps(asdict(turn)))

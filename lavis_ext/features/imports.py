@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from lavis_ext.common.errors import DiskError, IntegrityError, LavisExtError, OwnedError, UsageError
-from lavis_ext.common.files import disk_errors, read_errors
+from lavis_ext.common.files import decode_json, disk_errors, read_errors
 from lavis_ext.common.wording import human
 from lavis_ext.features.formats import format_of
 from lavis_ext.features.formats.lines import ENDING, newline_of
@@ -83,7 +83,7 @@ def _of_line(line: bytes) -> str | None:
 
 def _is_json(text: bytes) -> bool:
     try:
-        return isinstance(json.loads(text), (dict, list))
+        return isinstance(decode_json(text), (dict, list))
     except ValueError:
         return False
 

@@ -19,7 +19,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from lavis_ext.common.errors import IntegrityError, UsageError
-from lavis_ext.common.files import disk_errors, read_errors, write_atomic, write_json
+from lavis_ext.common.files import decode_json, disk_errors, read_errors, write_atomic, write_json
 
 FORMAT = 1
 ROWS, INDEX, ABOUT, FAULTS = "rows.bin", "index.arrow", "store.json", "faults.jsonl"
@@ -109,7 +109,7 @@ class StoreInfo:
         """Read the file; raises UsageError where `folder` is no store, IntegrityError where the file is broken."""
         path = folder / ABOUT
         try:
-            about = cls(**json.loads(path.read_text("utf-8")))
+            about = cls(**decode_json(path.read_text("utf-8")))
         except (FileNotFoundError, NotADirectoryError):
             raise UsageError(str(folder), "is not a feature store", f"a store is a folder that holds {ABOUT}") from None
         except (OSError, ValueError, TypeError) as error:
@@ -135,7 +135,7 @@ def unpack_extra(data: bytes) -> dict[str, Array]:
         return {}
     at = 4 + struct.unpack_from("<I", data)[0]
     arrays: dict[str, Array] = {}
-    for name, dtype, shape in json.loads(data[4:at]):
+    for name, dtype, shape in decode_json(data[4:at]):
         count = int(np.prod(shape, dtype=np.int64))
         arrays[name] = np.frombuffer(data, dtype, count, at).reshape(shape).copy()
         at += arrays[name].nbytes
@@ -241,7 +241,7 @@ class Index:
         try:
             with read_errors(self.path):
                 reader = pa.ipc.open_file(pa.memory_map(str(self.path)))
-            batch, meta = reader.get_batch(0), json.loads(reader.schema.metadata[META])
+            batch, meta = reader.get_batch(0), decode_json(reader.schema.metadata[META])
         except (pa.ArrowInvalid, KeyError, TypeError, ValueError) as error:
             way_out = "`lavis-ext features index STORE` writes it again from the data"
             raise IntegrityError(str(self.path), f"cannot be read: {error}", way_out) from error

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import mmap
 import threading
 import warnings
@@ -14,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from lavis_ext.common.errors import IntegrityError, nearest
-from lavis_ext.common.files import read_errors
+from lavis_ext.common.files import decode_json, read_errors
 from lavis_ext.features.layout import (
     ALIGN,
     INDEX,
@@ -218,7 +217,7 @@ class Record:
     def labels(self) -> list[dict[str, Any]]:
         """Labels of the image, `class`, `conf`, `rect` as in their file; there may be more or fewer than boxes."""
         text = self.label_text
-        value = json.loads(text) if text else []
+        value = decode_json(text) if text else []
         return value.get("objects", []) if isinstance(value, dict) else value
 
     def as_row(self) -> FeatureRow:

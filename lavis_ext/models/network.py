@@ -99,7 +99,16 @@ def build_network(config: Any, tokenizer: Any, language: str) -> Any:
     first = {"decoder_start_token_id": ends["pad_token_id"]} if language == "t5" else {}
     own = config.sizes.get("text_config", {})
     settings = blip2_config(config, {"model_type": language, "vocab_size": len(tokenizer), **ends, **first, **own})
-    return initialised(transformers.Blip2ForConditionalGeneration, settings, config)
+    network = initialised(transformers.Blip2ForConditionalGeneration, settings, config)
+    if language == "t5" and own.get("tie_word_embeddings") is False:
+        untie_head(network.language_model)
+    return network
+
+
+def untie_head(model: Any) -> None:
+    """Give a T5 a word head of its own, as Flan-T5 has; transformers 5 ties what it builds from a configuration."""
+    model.lm_head.weight = nn.Parameter(model.lm_head.weight.detach().clone())
+    model.all_tied_weights_keys.pop("lm_head.weight", None)
 
 
 def build_retriever(settings: Any, words: int, pad: int | None, config: Any) -> Any:

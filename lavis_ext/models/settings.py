@@ -120,6 +120,8 @@ class Blip2Config(VisionConfig):
     embed_dim: Count = 256
     bert_model: str | None = None
     """The BERT that the Q-Former starts from, a folder or hub name; None: all of it is `pretrained`'s."""
+    itc_gradient: Literal["local", "both"] = "local"
+    """Which features the contrast trains: those of this rank's rows, the candidates are constants (LAVIS); or both."""
     losses: list[TermConfig] = field(default_factory=lambda: [TermConfig(name=name) for name in ("itc", "itm", "lm")])
     """Contrast, matching, language modelling and losses of plug-ins, each with a weight."""
 

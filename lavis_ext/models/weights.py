@@ -19,21 +19,18 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from pickle import UnpicklingError
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor
 
-from lavis_ext.common.errors import ConfigError, IntegrityError, UnsafeError
-from lavis_ext.common.files import disk_errors, replacing
-from lavis_ext.models.base_model import BaseModel
+from lavis_ext.common.errors import ConfigError, IntegrityError
+from lavis_ext.common.files import decode_json, disk_errors, replacing
+from lavis_ext.common.tensors import read_safetensors, read_torch
+from lavis_ext.models.base_model import BaseModel, listed
 from lavis_ext.models.clip_tower import from_clip, to_clip
 from lavis_ext.models.lora import fit_names
 
@@ -57,12 +54,58 @@ def load_over(model: BaseModel, path: str, key: str) -> None:
 
     A model of the second stage skips what only the first stage uses.
     """
-    state = translate(read_checkpoint(path, key), f"{key} {path}")
+    where = f"{key} {path}"
+    state = translate(read_checkpoint(path, key), where)
     if random_tower(model) and not any(name.startswith(TOWER) for name in state):
         log.warning("%s holds no vision tower and model.pretrained is not loaded: the tower stays random", path)
     mine = model.state_dict()
-    state = fit_names(state, mine)
+    state = without_copies(model, fit_names(state, mine), where)
     model.load_trainable_state({n: t for n, t in state.items() if n in mine or not STAGE1_ONLY.match(n)})
+
+
+ROTARY = re.compile(r"\.layers\.\d+\.self_attn(?=\.rotary_emb\.)")
+"""Older transformers had LLaMA's frequencies in every layer."""
+EMBEDDINGS = re.compile(r"^net\.language_model\..*(embed_tokens|shared|lm_head)\.weight$")
+
+
+def without_copies(model: BaseModel, state: Mapping[str, Tensor], where: str) -> Tensors:
+    """A checkpoint without what upstream saves twice: tied tensors under each name, and buffers of fixed values.
+
+    A second name stands in for a first one that is not there. An embedding saved before `<image>` was added keeps our
+    row of it. Raises IntegrityError for copies that differ, and for buffers other than the model's.
+    """
+    named = model.state_dict(keep_vars=True)
+    first = {id(tensor): name for name, tensor in model.named_parameters()}
+    buffers = {name: tensor for name, tensor in model.named_buffers() if name not in named}
+    frozen, kept, wrong = model.frozen_names(), {}, []
+    for name, tensor in state.items():
+        mine = named.get(name)
+        if EMBEDDINGS.match(name) and mine is not None and len(tensor) == len(mine) - 1:
+            tensor = torch.cat([tensor, mine.detach()[-1:].to(tensor)])
+        main = name if mine is None else first.get(id(mine), name)
+        fixed = buffers.get(ROTARY.sub("", name))
+        if main != name:
+            twin = state.get(main, mine if main in frozen else None)
+            if twin is None:
+                kept[main] = tensor
+            elif not same_values(tensor[: len(twin)], twin[: len(tensor)]):
+                wrong.append(f"{name} and {main}")
+        elif fixed is None:
+            kept[name] = tensor
+        elif not same_values(tensor, fixed):
+            wrong.append(f"{name} and the model's own")
+    if wrong:
+        what = f"{len(wrong)} pairs that must be equal differ: {listed(wrong)}"
+        raise IntegrityError(where, what, "load it into the language model that it was trained with")
+    return kept
+
+
+def same_values(one: Tensor, other: Tensor) -> bool:
+    """Whether two tensors are equal, or equal in the precision of the coarser one."""
+    if one.shape != other.shape:
+        return False
+    a, b = one.detach().cpu(), other.detach().cpu()
+    return torch.equal(a, b.to(a.dtype)) or torch.equal(a.to(b.dtype), b)
 
 
 def random_tower(model: BaseModel) -> bool:
@@ -93,8 +136,8 @@ def own_checkpoint(place: Path) -> Path | None:
         return place
     for pointer in POINTERS:
         try:
-            named = place / str(json.loads((place / pointer).read_text(encoding="utf-8"))["checkpoint"])
-        except (OSError, ValueError, KeyError, TypeError):
+            named = place / str(decode_json((place / pointer).read_text(encoding="utf-8")).get("checkpoint", ""))
+        except (OSError, ValueError, AttributeError):
             continue  # not there, or torn: the other one may say it
         if (named / "manifest.json").is_file():
             return named
@@ -128,22 +171,11 @@ def read_tensors(path: Path, key: str) -> Tensors:
 
 
 def _read_safetensors(path: Path, key: str) -> Tensors:
-    try:
-        tensors: Tensors = load_file(path)
-    except (SafetensorError, OSError, ValueError) as error:
-        raise IntegrityError(f"{key} {path}", f"cannot be read: {error}", "copy or save it again") from error
-    return tensors
+    return read_safetensors(path, f"{key} {path}")
 
 
 def _read_pickled(path: Path, key: str) -> Tensors:
-    try:
-        tree = torch.load(path, map_location="cpu", weights_only=True)
-    except UnpicklingError as error:
-        raise UnsafeError(
-            f"{key} {path}", "holds more than tensors and plain values", "save its tensors as safetensors"
-        ) from error
-    except (OSError, RuntimeError, EOFError, ValueError) as error:
-        raise IntegrityError(f"{key} {path}", f"cannot be read: {error}", "copy or save it again") from error
+    tree = read_torch(path, f"{key} {path}")
     state = tree.get("model", tree) if isinstance(tree, Mapping) else {}
     tensors = {str(name): tensor for name, tensor in state.items() if isinstance(tensor, Tensor)}
     if not tensors:
@@ -162,7 +194,7 @@ def write_upstream(model: BaseModel, path: Path, language: str = "opt") -> None:
 def save_upstream(tensors: Mapping[str, Tensor], path: Path) -> None:
     """Write `{"model": tensors}` atomically; raises DiskError."""
     state = {name: tensor.detach().cpu() for name, tensor in tensors.items()}
-    with disk_errors(path, "free some space, or name another place", also=(RuntimeError,)), replacing(path) as part:
+    with disk_errors(path, "name another place", also=(RuntimeError,)), replacing(path) as part:
         torch.save({"model": state}, part)
 
 
@@ -192,8 +224,13 @@ TO_OURS = (
     (r"^Qformer\.cls\.predictions\.bias$", "lm_head.bias"),
     (r"^temp$", "temp"),
 )
-NOT_WEIGHTS = re.compile(r"^Qformer\.(bert\.embeddings\.position_ids|cls\.predictions\.decoder\.(weight|bias))$")
-"""The position index, a constant buffer, and second names of tied weights."""
+INDEX = "Qformer.bert.embeddings.position_ids"
+"""0, 1, 2, …: a buffer."""
+TIED = {
+    "Qformer.cls.predictions.decoder.weight": "Qformer.bert.embeddings.word_embeddings.weight",
+    "Qformer.cls.predictions.decoder.bias": "Qformer.cls.predictions.bias",
+}
+"""Second names of the word head's tensors."""
 BIASES = re.compile(r"^visual_encoder\.blocks\.(\d+)\.attn\.([qv])_bias$")
 
 
@@ -204,17 +241,27 @@ def translate(state: Mapping[str, Tensor], where: str = "checkpoint") -> Tensors
     """
     if any(name.startswith("net.") for name in state):
         return dict(state)
-    tower, state = from_clip(state)
-    found = {_ours(name): tensor for name, tensor in state.items() if _is_plain(name)}
+    tower, state = from_clip(_single(state, where))
+    found = {_ours(name): tensor for name, tensor in state.items() if not BIASES.match(name)}
     if "" in found:
-        unknown = [name for name in state if _is_plain(name) and not _ours(name)]
+        unknown = [name for name in state if not BIASES.match(name) and not _ours(name)]
         what = f"{len(unknown)} names that LAVIS' BLIP-2 does not have: {', '.join(sorted(unknown)[:5])}"
         raise IntegrityError(where, what, "name a checkpoint of BLIP-2")
     return {**tower, **found, **_qkv_biases(state, where)}
 
 
-def _is_plain(name: str) -> bool:
-    return not NOT_WEIGHTS.match(name) and not BIASES.match(name)
+def _single(state: Mapping[str, Tensor], where: str) -> Tensors:
+    """A checkpoint of LAVIS without the Q-Former's position index and second names; raises IntegrityError."""
+    kept = {TIED.get(name, name): tensor for name, tensor in state.items() if name != INDEX}
+    kept |= {name: tensor for name, tensor in state.items() if name in TIED.values()}
+    pairs = [(name, main) for name, main in TIED.items() if name in state]
+    wrong = [f"{name} and {main}" for name, main in pairs if not same_values(state[name], kept[main])]
+    index = state.get(INDEX)
+    if index is not None and index.flatten().tolist() != list(range(index.numel())):
+        wrong.append(f"{INDEX} and 0, 1, 2, …")
+    if wrong:
+        raise IntegrityError(where, f"{len(wrong)} pairs that must be equal differ: {listed(wrong)}", "save it again")
+    return kept
 
 
 def _ours(name: str) -> str:

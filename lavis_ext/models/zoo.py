@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lavis_ext.common.config.decode import ConfigDecoder, read_yaml
+from lavis_ext.common.config.decode import ConfigDecoder, read_sections
 from lavis_ext.common.config.resolve import model_defaults, model_files
 from lavis_ext.common.config.schema import ModelConfig
 from lavis_ext.common.errors import ConfigError
@@ -37,7 +37,7 @@ def section_of_run(folder: Path, key: str) -> ModelConfig:
     if not path.is_file():
         what = f"{folder} has no config.yaml that says what model the checkpoint is of"
         raise ConfigError(key, what, "give a model section with load_finetuned and finetuned")
-    tree, places = read_yaml(path)
+    tree, places = read_sections(path)
     decoder = ConfigDecoder(places, lenient=True)  # it was checked when it was written
     section = decoder.build(ModelConfig, tree.get("model") or {}, "model")
     decoder.close()

@@ -18,7 +18,6 @@ A prefix `module.`, and `gamma` and `beta` for `weight` and `bias`, are read too
 
 from __future__ import annotations
 
-import json
 import logging
 import re
 from collections.abc import Iterable, Mapping
@@ -32,7 +31,7 @@ from torch import Tensor
 from lavis_ext.common.config.resolve import cache_root
 from lavis_ext.common.config.schema import ModelConfig
 from lavis_ext.common.errors import ConfigError, IntegrityError
-from lavis_ext.common.files import disk_errors, replacing, write_atomic, write_json
+from lavis_ext.common.files import decode_json, disk_errors, replacing, write_atomic, write_json
 from lavis_ext.models.base_model import fit, listed
 from lavis_ext.models.export import Exported, new_folder, shapes_of
 from lavis_ext.models.weights import own_checkpoint, read_checkpoint, read_tensors
@@ -235,7 +234,7 @@ def to_oscar(network: OscarNetwork) -> tuple[Tensors, dict[str, Any]]:
 def write_oscar(network: OscarNetwork, folder: Path, vocab: Path | None = None) -> None:
     """Save a network as upstream does: `pytorch_model.bin`, `config.json` and `vocab.txt`; raises DiskError."""
     state, config = to_oscar(network)
-    with disk_errors(folder, "free some space, or name another place", also=(RuntimeError,)):
+    with disk_errors(folder, "name another place", also=(RuntimeError,)):
         folder.mkdir(parents=True, exist_ok=True)
         write_json(folder / CONFIG, config)
         if vocab is not None:
@@ -280,7 +279,7 @@ def read_folder(folder: Path, key: str) -> UpstreamCheckpoint:
     if lacking:
         raise ConfigError(where, f"holds no {lacking}", "name the folder that was unpacked from an Oscar checkpoint")
     try:
-        config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+        config = decode_json((folder / CONFIG).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise IntegrityError(where, f"config.json cannot be read: {error}", "fetch it again") from error
     if not isinstance(config, dict):

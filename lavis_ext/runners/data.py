@@ -26,7 +26,7 @@ def open_datasets(config: Config, splits: Sequence[str]) -> Opened:
 
     Raises NotPreparedError that names what is missing and the command that fetches it.
     """
-    context = BuildContext(Path(config.cache_root), tuple(splits))
+    context = BuildContext(Path(config.cache_root), tuple(splits), config.run.check_shards)
     return {name: build_datasets(dataset, context) for name, dataset in config.datasets.items()} if splits else {}
 
 

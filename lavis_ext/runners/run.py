@@ -27,7 +27,7 @@ from lavis_ext.runners.data import (
     with_num_labels,
 )
 from lavis_ext.runners.device import build_accelerator, deterministic
-from lavis_ext.runners.distributed import find_layout, main_first
+from lavis_ext.runners.distributed import broadcast_from_main, find_layout, main_first
 from lavis_ext.runners.evaluation import Evaluator
 from lavis_ext.runners.files import write_json
 from lavis_ext.runners.hooks import CheckpointHook, EvaluateHook, ScheduleHook, SignalHook
@@ -45,14 +45,15 @@ def train(config: Config, data: Mapping[str, Any] | None = None) -> Path:
     """Train, validate and test as `config` says, or go on where the job of that name stopped; returns the job folder.
 
     `data` is what `prepare` recorded of the data sets (`{"subset": …}`), kept as `data.json` for the report. Raises
-    ConfigError before the first step for what cannot be trained, TrainingError for losses that are not finite,
-    Preempted after SIGTERM.
+    ConfigError before the first step for what cannot be trained, DiskError for a disk that no checkpoint fits on,
+    TrainingError for losses that are not finite and for ranks that are gone, Preempted after SIGTERM.
     """
     require_model(config)
     accelerator = build_accelerator(config.run)
     with opened_job(config, accelerator) as job, deterministic(accelerator.device):
         runner = build_runner(job)
         resume(job, runner)
+        require_space(job, runner)
         job.begin(data)
         try:
             runner.train()
@@ -158,6 +159,15 @@ def resume(job: Job, runner: RunnerBase) -> None:
     require_beside(runner.beside, saved.path)
     runner.restore(saved)
     log.info("resuming from %s (step %d)", saved.path, runner.progress.step)
+
+
+def require_space(job: Job, runner: RunnerBase) -> None:
+    """Raise DiskError before the first step where the disk is too small for a checkpoint."""
+    run = job.config.run
+    if runner.progress.epoch < runner.plan.epochs:
+        kept = run.keep_checkpoints + bool(runner.evaluator.feeds and run.valid_splits)  # the best one besides
+        look = partial(checkpoint.require_space, job.dir, runner.checkpoint_size(), kept)
+        broadcast_from_main(job.accelerator, look, run.wait_minutes)
 
 
 def note_progress(job: Job, runner: RunnerBase) -> None:

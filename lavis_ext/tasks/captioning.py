@@ -5,7 +5,6 @@ Where samples have domains, as NoCaps' do, each domain is also written and score
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -13,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from lavis_ext.common.errors import ConfigError
+from lavis_ext.common.files import decode_json
 from lavis_ext.common.registry import tasks
 from lavis_ext.common.types import Batch
 from lavis_ext.metrics import measure
@@ -133,7 +133,7 @@ def read_references(path: Path, id_key: str, caption_key: str) -> References:
     """Captions by id from COCO's annotation form (`{"annotations": [{image_id, caption}]}`) or a list of such rows."""
     references: References = {}
     try:
-        tree = json.loads(path.expanduser().read_text(encoding="utf-8"))
+        tree = decode_json(path.expanduser().read_text(encoding="utf-8"))
         for row in tree["annotations"] if isinstance(tree, dict) else tree:
             texts = row[caption_key]
             references.setdefault(plain_id(row[id_key]), []).extend([texts] if isinstance(texts, str) else texts)

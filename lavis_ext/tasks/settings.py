@@ -10,6 +10,7 @@ from lavis_ext.common.config.decode import Count, Natural, Positive
 from lavis_ext.common.config.schema import Config, MetricConfig, RunConfig
 from lavis_ext.common.errors import Problem, nearest
 from lavis_ext.common.registry import tasks
+from lavis_ext.metrics.settings import Normalised
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,6 +71,14 @@ class VqaConfig(WritingConfig):
         "ques_files": "questions are those of the data set",
         "sample_id_key": "questions have their question_id",
     }
+
+
+@dataclass(frozen=True, kw_only=True)
+class GqaConfig(VqaConfig):
+    """`gqa`."""
+
+    gqa_normalize: Normalised = "both"
+    """Whether given answers are normalised too before they are compared, or only predictions, as in VPGTrans."""
 
 
 @dataclass(frozen=True, kw_only=True)

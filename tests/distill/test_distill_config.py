@@ -240,6 +240,7 @@ class Bomb:
         return (Path("exploded").touch, ())
 
 
+@pytest.mark.fault("D08")
 def test_a_pickle_with_code_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     folder = write_checkpoint(tmp_path / "teacher", oscar_state(SMALL), SMALL)

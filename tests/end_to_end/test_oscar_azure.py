@@ -118,6 +118,7 @@ def kill(process: subprocess.Popen[str], when: Callable[[], bool]) -> str:
 SLOW = {"oscar": "oscar/datasets/GQA.zip", "vinvl": "vinvl/datasets/gqa/gqa_img_frcnn_feats.pt"}
 
 
+@pytest.mark.fault("S04", "S05")
 @pytest.mark.parametrize("family", ["oscar", "vinvl"])
 def test_a_whole_family_is_fetched_killed_and_resumed(trees: Trees, azure: Azure, tmp_path: Path, family: str) -> None:
     azure.tokens = {name: token(name, "rl") for name in azure.tokens}
@@ -190,6 +191,7 @@ def test_without_a_token_and_with_one_of_another_container(azure: Azure, client:
     assert SECRET not in "".join(map(str, report.failures)) and traces(CANARY, client.root) == []
 
 
+@pytest.mark.fault("S06")
 def test_an_expired_token_is_not_even_sent(azure: Azure, client: Client) -> None:
     client.give("oscar", token("oscar", days=-1))
     assert client.get("oscar/nlvr2").exit_code == 7
@@ -205,6 +207,7 @@ def test_a_busy_account_delivers_in_the_end(trees: Trees, azure: Azure, client: 
     assert {n: d for n, d in tree(client.root / "oscar").items() if ".lavis_ext" not in n} == wanted
 
 
+@pytest.mark.fault("S06")
 def test_folders_without_the_right_to_list_give_what_the_card_names(azure: Azure, client: Client) -> None:
     report = client.get("vinvl/features_nlvr2", "vinvl/coco_ir")
     assert report.exit_code == 7 and not any("comp=list" in query for query in azure.queries)

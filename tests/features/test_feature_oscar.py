@@ -95,6 +95,7 @@ def test_a_bad_row_is_named_by_its_file(tmp_path: Path) -> None:
     assert [fault.source for fault in again.faults] == [str(other)]
 
 
+@pytest.mark.fault("D10")
 def test_a_lineidx_that_does_not_fit_is_told_and_left(tmp_path: Path) -> None:
     source = oscar_tsv(tmp_path / "features.tsv", make_images(2, 2054))
     (tmp_path / "features.lineidx").write_text("0\n17\n")
@@ -173,6 +174,7 @@ def row(image_id: str, count: int, said: object = None, columns: int = 2054) -> 
     return f"{image_id}\t{count if said is None else said}\t{b64(image.features)}"
 
 
+@pytest.mark.fault("D11")
 @pytest.mark.parametrize(
     ("broken", "what"),
     [

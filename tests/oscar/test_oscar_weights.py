@@ -242,6 +242,7 @@ def test_folders_that_lie(tmp_path: Path, fault: str, kind: type[LavisExtError],
     assert "\n" not in str(caught.value) and str(caught.value).startswith("model.pretrained")
 
 
+@pytest.mark.fault("D08")
 def test_the_pickled_arguments_of_a_training_are_left_alone(tmp_path: Path) -> None:
     """Upstream loads training_args.bin of every checkpoint, and so runs whatever code it holds."""
     trap = tmp_path / "trapped"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
@@ -10,9 +11,10 @@ from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 from urllib.parse import urlsplit
 
-from lavis_ext.common.config.decode import ConfigDecoder, read_yaml
+from lavis_ext.common.config.decode import ConfigDecoder, Count, Natural, Share, join, read_sections
 from lavis_ext.common.config.resolve import Tree, config_roots, dataset_defaults, dataset_files, merge
 from lavis_ext.common.config.schema import AnnotationConfig, DatasetConfig
+from lavis_ext.common.config.yamlio import shown
 from lavis_ext.common.errors import ConfigError, UsageError, nearest
 
 CARD_FILE = "artifacts.yaml"
@@ -24,9 +26,13 @@ class Mirror:
 
     url: str
     equivalence: Literal["byte_exact", "repacked", "reencoded", "subset"]
-    size: int | None = None
+    size: Natural | None = None
     sha256: str | None = None
     md5: str | None = None
+
+    def examine(self, decoder: ConfigDecoder, key: str) -> None:
+        """Note an address that is none, and digests of another form."""
+        examine_source(decoder, self, key)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,29 +58,29 @@ class ImageList:
     caption_key: list[str] = field(default_factory=lambda: ["caption", "TEXT", "text", "top_caption"])
     keep: list[str] = field(default_factory=list)
     """Further keys that a shard's samples keep in their JSON."""
-    threshold: float | None = None
+    threshold: Share | None = None
     """Share of the images below which the list counts as failed (exit code 8); None: the card's."""
-    expected: int | None = None
+    expected: Natural | None = None
     """How many images a complete list has."""
     placeholders: list[str] = field(default_factory=list)
     """What hosts send instead of a lost image: sha256 of the bytes, or a part of the URL that it is redirected to."""
-    parts: int = 1
+    parts: Count = 1
     """Files that the list comes in; `{part:05d}` in the artifact's url is their number from 0."""
-    rows_per_part: int | None = None
+    rows_per_part: Count | None = None
     """About how many records a part has: with fewer samples wanted, fewer parts are fetched."""
-    image_size: int = 256
+    image_size: Count = 256
     """Shards only: the shorter side that larger images are made smaller to."""
-    samples_per_shard: int = 10_000
+    samples_per_shard: Count = 10_000
 
 
 @dataclass(frozen=True, kw_only=True)
 class Blob:
     """What is known of one file of a folder; `about` is the publisher's round figure, for plans only."""
 
-    size: int | None = None
+    size: Natural | None = None
     sha256: str | None = None
     md5: str | None = None
-    about: int | None = None
+    about: Natural | None = None
 
     @staticmethod
     def accept(value: Any) -> Any:
@@ -112,16 +118,16 @@ class Artifact:
     name: str = ""
     family: str = ""
     mirrors: list[Mirror] = field(default_factory=list)
-    size: int | None = None
+    size: Natural | None = None
     sha256: str | None = None
     md5: str | None = None
     unpack: Literal["zip", "tar", "tar.gz"] | None = None
-    unpacked_files: int | None = None
-    unpacked_bytes: int | None = None
+    unpacked_files: Natural | None = None
+    unpacked_bytes: Natural | None = None
     lists: ImageList | None = None
     """Set where the file lists images by URL: they are fetched too, one by one."""
     folder: RemoteFolder | None = None
-    about: int | None = None
+    about: Natural | None = None
     """The publisher's round figure for its bytes, where the exact one is not known: for plans only."""
     note: str = ""
 
@@ -134,6 +140,32 @@ class Artifact:
             else self.storage
         )
 
+    def examine(self, decoder: ConfigDecoder, key: str) -> None:
+        """Note an address or a path that is none, and digests of another form."""
+        examine_source(decoder, self, key)
+        if "\0" in self.storage:
+            decoder.note(join(key, "storage"), f"{shown(self.storage)} is no path", "name a place below cache_root")
+
+
+def examine_source(decoder: ConfigDecoder, source: Artifact | Mirror, key: str) -> None:
+    """Note a URL that cannot be parsed and digests that are no digests, at the key of an artifact or a mirror."""
+    try:
+        parts = urlsplit(source.url.format(part=0) if "{part" in source.url else source.url)
+        wrong = "it names no host" if parts.scheme in ("http", "https") and not parts.hostname else ""
+        wrong = wrong if parts.port is None or parts.port else "its port is 0"
+    except (ValueError, KeyError, IndexError) as error:
+        wrong = str(error) or "it cannot be parsed"
+    if not wrong and not source.url.strip().isprintable():
+        wrong = "it holds control characters"
+    if wrong:
+        decoder.note(
+            join(key, "url"), f"{shown(source.url)} is no address: {wrong}", "write the URL as a browser has it"
+        )
+    for name, digits in (("md5", 32), ("sha256", 64)):
+        digest = getattr(source, name)
+        if digest is not None and not re.fullmatch(rf"[0-9a-fA-F]{{{digits}}}", digest):
+            decoder.note(join(key, name), f"{shown(digest)} is no {name}", f"write its {digits} hexadecimal digits")
+
 
 @dataclass(frozen=True, kw_only=True)
 class Card:
@@ -144,7 +176,7 @@ class Card:
     homepage: str = ""
     licence: str = ""
     citation: str = ""
-    success_threshold: float = 1.0
+    success_threshold: Share = 1.0
     """Share of the expected images below which `prepare` ends with exit code 8; 1: the family must be complete."""
     artifacts: dict[str, Artifact] = field(default_factory=dict)
     datasets: dict[str, dict[str, DatasetConfig]] = field(default_factory=dict)
@@ -335,8 +367,9 @@ def _load_cards(_roots: tuple[Path, ...], _files: tuple[tuple[Path, int], ...]) 
 def _build_card(tree: Tree, places: dict[str, str], decoder: ConfigDecoder) -> Card | None:
     decoder.places = places
     owner = {"family": tree["family"]}
-    named = {name: {"name": name, **owner, **(body or {})} for name, body in (tree.get("artifacts") or {}).items()}
-    return decoder.build(Card, {**tree, "artifacts": named})
+    named = {name: {"name": name, **owner, **body} for name, body in (tree.get("artifacts") or {}).items()}
+    own = {key: value for key, value in tree.items() if key not in ("datasets", "plugins")}  # read from every file
+    return decoder.build(Card, {**own, "artifacts": named})
 
 
 def _add_datasets(families: dict[str, Card], folders: dict[Path, str], decoder: ConfigDecoder) -> None:
@@ -360,19 +393,21 @@ def _add_datasets(families: dict[str, Card], folders: dict[Path, str], decoder: 
 def load_dataset_config(path: str | Path, name: str | None = None) -> DatasetConfig:
     """A data set from a YAML with a `datasets:` section (LAVIS' form too), over the card of that name."""
     file = Path(path)
-    tree, places = read_yaml(file)
+    tree, places = read_sections(file)
     sections: dict[str, Any] = tree.get("datasets") or {}
     chosen = name if name in sections else next(iter(sections), None)
     if chosen is None:
         raise ConfigError(str(file), "declares no data set", "write `datasets:` and the name of one under it")
-    body = sections[chosen] or {}
+    body = sections[chosen]
     kind = str(body.get("type", "default"))
     default = dataset_defaults().get(chosen, {}).get(kind, ({}, file, {}))[0]
     decoder = ConfigDecoder(places)
     cards = load_cards()
     family = str(default.get("family") or (cards.card_of(chosen).family if chosen in cards.names() else chosen))
     dataset = decoder.build(
-        DatasetConfig, {"family": family, **merge(default, body), "name": chosen}, f"datasets.{chosen}"
+        DatasetConfig,
+        {"family": family, **merge(default, body, where=f"datasets.{chosen}"), "name": chosen},
+        f"datasets.{chosen}",
     )
     decoder.close()
     if dataset is None or not dataset.builder:

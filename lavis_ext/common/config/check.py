@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 
 from lavis_ext.common.config.cards import Cards, load_cards, load_dataset_config, split_names
-from lavis_ext.common.config.decode import ConfigDecoder, read_yaml
+from lavis_ext.common.config.decode import ConfigDecoder, read_sections
 from lavis_ext.common.config.resolve import draft, from_checkout, import_plugins, model_defaults
 from lavis_ext.common.config.schema import Config, DatasetConfig, ModelConfig, ProcessorConfig
 from lavis_ext.common.errors import ConfigError, LavisExtError, Problem, nearest
@@ -17,22 +17,24 @@ from lavis_ext.common.registry import builders, models
 def check_file(path: str | Path) -> list[Problem]:
     """All problems of one YAML; its sections say what it is (run, data sets, card, model, study, settings)."""
     try:
-        tree, _ = read_yaml(Path(path))
+        tree, places = read_sections(Path(path))
         if "run" in tree:
             return check_run(path)
         if "datasets" in tree or "artifacts" in tree:
-            return _check_datasets(Path(path), list(tree.get("datasets") or {}))
+            known = tree if "artifacts" in tree else ("plugins", "model", "datasets", "env")  # `rum:` is no data set
+            return [*_unknown(places, tree, known), *_check_datasets(Path(path), list(tree.get("datasets") or {}))]
         if "model" in tree:
             return _check_model(Path(path))
         if "legs" in tree:
             return list(from_checkout("studies", str(path)).study_problems(Path(path)))
-        unknown = [key for key in tree if key not in ("env", "plugins", "model", "datasets", "run", "artifacts")]
-        return [
-            Problem(f"{path} {key}", "unknown section", nearest(key, ["run", "datasets", "model", "env"]))
-            for key in unknown
-        ]
+        return _unknown(places, tree, ("env", "plugins", "model", "datasets", "run", "artifacts"))
     except LavisExtError as error:
         return list(error.problems)
+
+
+def _unknown(places: Mapping[str, str], tree: Iterable[str], known: Iterable[str]) -> list[Problem]:
+    sections, unknown = ["run", "datasets", "model", "env"], [key for key in tree if key not in known]
+    return [Problem(f"{places[key]} {key}", "unknown section", nearest(key, sections)) for key in unknown]
 
 
 def check_run(path: str | Path, options: Sequence[str] = ()) -> list[Problem]:
@@ -113,7 +115,7 @@ def _split_problems(config: Config) -> Iterator[Problem]:
 
 
 def _check_datasets(path: Path, names: list[str]) -> list[Problem]:
-    tree, places = read_yaml(path)
+    tree, places = read_sections(path)
     import_plugins(tree.get("plugins"), path, places.get("plugins", str(path)))
     cards = load_cards()
     decoder = ConfigDecoder(places)
@@ -126,7 +128,7 @@ def _check_datasets(path: Path, names: list[str]) -> list[Problem]:
 
 
 def _check_model(path: Path) -> list[Problem]:
-    tree, places = read_yaml(path)
+    tree, places = read_sections(path)
     import_plugins(tree.get("plugins"), path, places.get("plugins", str(path)))
     decoder = ConfigDecoder(places)
     model = decoder.build(ModelConfig, tree["model"] or {}, "model")

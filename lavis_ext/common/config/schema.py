@@ -8,10 +8,23 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields, make_dataclass
 from functools import cache
+from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
-from lavis_ext.common.config.decode import Bound, ConfigDecoder, Count, Natural, Positive, Rate, Share, join
+from lavis_ext.common.config.decode import (
+    Bound,
+    ConfigDecoder,
+    Count,
+    Natural,
+    Positive,
+    Rate,
+    Share,
+    join,
+    require_bounds,
+)
+from lavis_ext.common.config.yamlio import shown
 from lavis_ext.common.errors import ConfigError, Problem, nearest
+from lavis_ext.common.files import checked_path
 from lavis_ext.common.registry import (
     Registry,
     builders,
@@ -155,8 +168,8 @@ class BuildInfo:
 class SplitCounts:
     """What a complete split holds."""
 
-    samples: int | None = None
-    images: int | None = None
+    samples: Natural | None = None
+    images: Natural | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -188,6 +201,9 @@ class DatasetConfig:
     """What the shape reads beside these."""
 
     ignored: ClassVar[Mapping[str, str]] = {"kw_processor": "no processor of ours takes it"}
+
+    def __post_init__(self) -> None:
+        require_bounds(self)
 
     def examine(self, decoder: ConfigDecoder, key: str) -> None:
         """Note wrong arguments of the shape. An unknown shape is for `check`: `prepare` needs none."""
@@ -221,6 +237,9 @@ class ModelConfig:
         "low_resource": "upstream ignores it",
         "model": "a leftover of upstream",
     }
+
+    def __post_init__(self) -> None:
+        require_bounds(self)
 
     @classmethod
     def variant(cls, value: Mapping[str, Any]) -> tuple[Any, bool]:
@@ -291,6 +310,8 @@ class RunConfig:
     batch_size_eval: Count = 64
     num_workers: Natural = 2
     """Loader threads."""
+    check_shards: bool = False
+    """Compare each sample of a tar shard with its manifest as it is read: it then is read twice."""
     group_by_length: bool = False
     """Training batches of samples of like length, within windows of 50 shuffled batches, of data sets that know lengths
     (docs/region-datasets.md): less padding, but other batches than those that published values came from."""
@@ -332,6 +353,17 @@ class RunConfig:
         "iters_per_epoch": "upstream ignores it",
     }
 
+    def __post_init__(self) -> None:
+        require_bounds(self)
+        name = self.job_id
+        try:
+            plain = not name or (name == checked_path(Path(name)).name != ".." and "\\" not in name)
+            one = plain and (name or "").isprintable()
+        except ValueError:
+            one = False
+        if not one:  # it is the name of a folder, and nothing is written outside output_dir
+            raise ConfigError("job_id", f"{shown(name)} is not the name of a folder", "write a plain name, as exp-1")
+
     @classmethod
     def variant(cls, value: Mapping[str, Any]) -> tuple[Any, bool]:
         """The keys of the task that the section names, and of those that this one runs; and whether all are known."""
@@ -368,7 +400,10 @@ class RunConfig:
 
 
 def run_config(task: str, **keys: Any) -> Any:
-    """A `run:` section made in code: the keys of its task, not checked; raises RegistryError for an unknown task."""
+    """A `run:` section made in code: the keys of its task; raises RegistryError for an unknown task.
+
+    Numbers out of their range are a ConfigError; the types are not checked.
+    """
     tasks.config(task)
     return RunConfig.variant({"task": task, **keys})[0](task=task, **keys)
 
@@ -406,6 +441,8 @@ class Config:
     path: str = ""
     resolved: dict[str, Any] = field(default_factory=dict)
     """The merged tree as plain values, written to `config.yaml` of the run."""
+    hidden: dict[str, str] = field(default_factory=dict)
+    """Values that came from the environment, and the `${oc.env:NAME}` that is written in their place."""
     places: dict[str, str] = field(default_factory=dict)
     """`dotted.key` → `file:line` or `--options`, for messages."""
     faulty: tuple[str, ...] = ()

@@ -33,6 +33,8 @@ class BuildContext:
 
     cache_root: Path
     splits: Sequence[str] | None = None
+    check_shards: bool = False
+    """Compare each sample of a shard with its manifest when it is read."""
 
 
 @dataclass(frozen=True)

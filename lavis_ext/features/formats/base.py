@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
 from typing import Any, Protocol
 
-from lavis_ext.common.errors import ConfigError, IntegrityError, UsageError
-from lavis_ext.common.files import read_errors
+from lavis_ext.common.errors import ConfigError, IntegrityError, LavisExtError, UsageError
+from lavis_ext.common.files import decode_json, read_errors
 from lavis_ext.features.formats.lines import lines_of
 from lavis_ext.features.store import BadRow, Fault, FeatureRow, FeatureStore, ReadOptions, Rows, Start
 
@@ -35,6 +34,10 @@ def guard(line: int, following: int, image_id: str, make: Callable[[], FeatureRo
         row = make()
     except BadRow as error:
         return Fault(image_id, line, str(error), following)
+    except (LavisExtError, AssertionError):
+        raise
+    except Exception as error:  # one damaged row is a fault of that row, whatever the library that reads it raises
+        return Fault(image_id, line, f"cannot be read: {type(error).__name__}: {shown(error)}", following)
     row.line, row.next = line, following
     return row
 
@@ -51,7 +54,7 @@ def number_of(data: Any, name: str) -> int:
     """A count or a size of pixels; raises BadRow."""
     try:
         value = int(data)
-    except (ValueError, TypeError):
+    except (ValueError, TypeError, OverflowError):
         raise BadRow(f"{name}: expected a number, got {shown(data)}") from None
     if not 0 <= value < 2**31:
         raise BadRow(f"{name}: {value} is out of range")
@@ -98,7 +101,7 @@ class SideTable:
 def size_in(text: bytes | None) -> tuple[int, int]:
     """Height and width in the JSON of a size file or of predictions, 0 where they are not there; raises BadRow."""
     try:
-        value = json.loads(text) if text else {}
+        value = decode_json(text) if text else {}
     except ValueError as error:
         raise BadRow(f"the side file holds no JSON: {error}") from None
     value = value[0] if isinstance(value, list) and value else value

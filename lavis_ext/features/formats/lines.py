@@ -16,7 +16,7 @@ from typing import Any, BinaryIO
 import pybase64
 
 from lavis_ext.common.errors import IntegrityError, UsageError
-from lavis_ext.common.files import disk_errors, read_errors, write_atomic
+from lavis_ext.common.files import decode_json, disk_errors, read_errors, write_atomic
 from lavis_ext.features.files import finish, part_of, refuse_existing
 from lavis_ext.features.store import BadRow, FeatureStore, Record, Start
 
@@ -55,7 +55,7 @@ def growing_of(state: dict[str, Any], path: Path) -> Iterator[Path]:
 
 def _read(record: Path) -> Any:
     try:
-        return json.loads(record.read_bytes())
+        return decode_json(record.read_bytes())
     except (OSError, ValueError):
         return None
 
@@ -195,7 +195,7 @@ def load_offset_map(path: Path) -> dict[str, int]:
     """Image id → byte offset; raises IntegrityError where it is no such map."""
     try:
         with read_errors(path):
-            content = json.loads(path.read_bytes())
+            content = decode_json(path.read_bytes())
         if not isinstance(content, dict) or not all(type(at) is int and at >= 0 for at in content.values()):
             raise ValueError("expected an object of byte offsets by image id")
     except ValueError as error:

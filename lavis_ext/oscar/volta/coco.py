@@ -18,7 +18,7 @@ from typing import Any
 
 from lavis_ext.common.config.cards import Cards, load_cards
 from lavis_ext.common.errors import IntegrityError, NetworkError, UsageError
-from lavis_ext.common.files import disk_errors, read_errors, write_atomic
+from lavis_ext.common.files import decode_json, disk_errors, read_errors, write_atomic
 from lavis_ext.features.layout import key_of
 from lavis_ext.fetch.transfer import Progress
 from lavis_ext.prepare import PrepareOptions, prepare
@@ -107,7 +107,7 @@ def _load(path: Path) -> Any:
     with read_errors(path):
         text = path.read_bytes()
     try:
-        return json.loads(text)
+        return decode_json(text)
     except ValueError as error:
         raise IntegrityError(str(path), f"is no JSON: {error}", "fetch it again") from error
 

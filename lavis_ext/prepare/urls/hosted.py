@@ -127,7 +127,8 @@ def fetch_hosted(job: ListJob, progress: Progress | None = None) -> ListAccount:
     moved = set_aside_foreign(job.target, find_images(job.target, paths))
     there = find_images(job.target, paths)
     missing = [transfer for row, transfer in wanted if transfer and row.path not in there]
-    policy = replace(job.policy, ledger=job.policy.ledger or job.work / "ledger.jsonl")
+    ledger = job.policy.ledger or job.work / "ledger.jsonl"
+    policy = replace(job.policy, ledger=ledger, public_only=not job.allow_private)
     results = fetch_all(missing, policy, progress, collect=True)
     account = ListAccount(name=job.name, expected=len(wanted), threshold=job.threshold, asked=job.max_samples)
     account.notes += [f"{moved} files that are no images were set aside"] if moved else []

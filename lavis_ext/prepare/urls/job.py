@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 from collections import Counter
@@ -14,7 +13,7 @@ from typing import Any, Literal
 
 from lavis_ext.common.config.cards import ImageList
 from lavis_ext.common.errors import LavisExtError, NetworkError, PartialError
-from lavis_ext.common.files import write_json
+from lavis_ext.common.files import decode_json, write_json
 from lavis_ext.fetch import MirrorMap, Policy
 
 Distributor = Literal["multiprocessing", "pyspark", "ray"]
@@ -260,7 +259,7 @@ def _field(value: str) -> str:
 def read_account(folder: Path) -> ListAccount | None:
     """The account that the last run left in a folder, or None."""
     try:
-        raw = json.loads((folder / "account.json").read_text("utf-8"))
+        raw = decode_json((folder / "account.json").read_text("utf-8"))
         raw["lost"] = Path(raw["lost"]) if raw["lost"] else None
         return ListAccount(**{**raw, "reasons": Counter(raw["reasons"])})
     except (OSError, ValueError, TypeError, KeyError):

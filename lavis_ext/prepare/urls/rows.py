@@ -17,7 +17,7 @@ from urllib.parse import quote, unquote, urlsplit
 
 from lavis_ext.common.config.cards import ImageList
 from lavis_ext.common.errors import ConfigError, IntegrityError, LavisExtError, UnsafeError
-from lavis_ext.common.files import write_json
+from lavis_ext.common.files import decode_json, write_json
 from lavis_ext.datasets.readers.parse import parse_json, parse_rows, read_text
 from lavis_ext.fetch import refuse_unless_remote
 from lavis_ext.fetch.safety import is_loopback, is_private, safe_relative
@@ -250,7 +250,7 @@ class TableIndex:
     def read(cls, folder: Path) -> TableIndex | None:
         """The index of a folder of tables, None where there is none yet."""
         try:
-            raw = json.loads((folder / MARKER).read_text("utf-8"))
+            raw = decode_json((folder / MARKER).read_text("utf-8"))
             refused = tuple((id, url, reason) for id, url, reason in raw["refused"])
             return cls(**{**raw, "hashes": tuple(raw["hashes"]), "refused": refused})
         except (OSError, ValueError, TypeError, KeyError):

@@ -5,7 +5,6 @@ The first pass is over every row, further ones over rows that failed for reasons
 
 from __future__ import annotations
 
-import json
 import logging
 import shutil
 import time
@@ -14,7 +13,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from lavis_ext.common.errors import ConfigError, IntegrityError, PartialError
-from lavis_ext.common.files import write_json
+from lavis_ext.common.files import decode_json, write_json
 from lavis_ext.fetch import Progress, Silent
 from lavis_ext.fetch.lock import Ownership
 from lavis_ext.prepare.urls.hosted import find_images, set_aside_foreign
@@ -44,7 +43,7 @@ def read_passes(job: ListJob) -> list[Pass]:
     """The passes that were begun, in order."""
     found: list[Pass] = []
     while (folder := job.work / f"pass-{len(found)}").joinpath(MARKER).exists():
-        raw = json.loads((folder / MARKER).read_text("utf-8"))
+        raw = decode_json((folder / MARKER).read_text("utf-8"))
         found.append(Pass(folder, job.work / raw["tables"], raw["first"], tuple(raw["hashes"])))
     return found
 
@@ -70,7 +69,7 @@ def successes(one: Pass) -> int:
 def read_stats(one: Pass, shard: int) -> dict[str, int] | None:
     """The statistics of a shard, None where it is not complete."""
     try:
-        stats: dict[str, int] = json.loads(one.stats(shard).read_text("utf-8"))
+        stats: dict[str, int] = decode_json(one.stats(shard).read_text("utf-8"))
     except (OSError, ValueError):
         return None
     return stats if one.status(shard).is_file() else None

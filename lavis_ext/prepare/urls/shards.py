@@ -6,7 +6,6 @@ A shard that no longer fits its list is set aside, never deleted.
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import re
 import tarfile
@@ -16,7 +15,7 @@ from pathlib import Path
 from typing import Literal
 
 from lavis_ext.common.errors import IntegrityError
-from lavis_ext.common.files import write_json
+from lavis_ext.common.files import decode_json, write_json
 from lavis_ext.prepare.urls.job import Passing, passing_status
 
 BLOCK = 1 << 20
@@ -44,7 +43,7 @@ class ShardManifest:
     def read(cls, tar: Path) -> ShardManifest | None:
         """The manifest of a shard, None where it has none that can be read."""
         try:
-            return cls(**json.loads(manifest_path(tar).read_text("utf-8")))
+            return cls(**decode_json(manifest_path(tar).read_text("utf-8")))
         except (OSError, ValueError, TypeError):
             return None
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import signal
@@ -15,6 +14,7 @@ from pathlib import Path
 from typing import Literal
 
 from lavis_ext.common.errors import LavisExtError, PartialError
+from lavis_ext.common.files import decode_json
 from lavis_ext.fetch.transfer import disk_error
 
 log = logging.getLogger(__name__)
@@ -93,7 +93,7 @@ def end_group(process: subprocess.Popen[bytes]) -> None:
 def read_trouble(out: Path) -> LavisExtError | None:
     """The DiskError that a writer reported in TROUBLE, or None."""
     try:
-        raw = json.loads((out / TROUBLE).read_text("utf-8"))
+        raw = decode_json((out / TROUBLE).read_text("utf-8"))
     except (OSError, ValueError):
         return None
     error = OSError(raw["errno"], os.strerror(raw["errno"] or 0))

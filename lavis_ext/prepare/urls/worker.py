@@ -17,6 +17,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from lavis_ext.common.files import decode_json
+
 KEY_DIGITS = 5
 SUBJOB = 1000
 
@@ -50,7 +52,7 @@ class PassOrder:
     @classmethod
     def read(cls, path: Path) -> PassOrder:
         """Read it in the process."""
-        return cls(**json.loads(path.read_text("utf-8")))
+        return cls(**decode_json(path.read_text("utf-8")))
 
 
 def run_pass(order: PassOrder) -> None:

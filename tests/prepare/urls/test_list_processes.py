@@ -82,6 +82,7 @@ def test_full_disk_is_a_disk_error(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         run_worker(tmp_path / "order.json", tmp_path, 5, nothing)
 
 
+@pytest.mark.fault("S05")
 def test_secrets_stay_at_home(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_TOKEN", "hf_canary")
     monkeypatch.setenv("LAVIS_EXT_AZURE_SAS_OSCAR", "sig=canary")
