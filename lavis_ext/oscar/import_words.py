@@ -57,7 +57,7 @@ def joined_lines(text: str) -> list[str]:
         margin = len(plain) - len(plain.lstrip())
         before = found[-1] if found else ""
         backslash = before.endswith("\\")
-        if backslash or (plain.strip() and goes_on(before, plain, margin > indent)):
+        if found and (backslash or (plain.strip() and goes_on(before, plain, margin > indent))):
             found[-1] = f"{before.removesuffix(chr(92))} {plain.lstrip()}"
         else:
             found.append(plain)

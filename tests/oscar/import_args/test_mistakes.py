@@ -57,6 +57,7 @@ def test_every_mistake_is_told_at_once() -> None:
         ("run_vpa.py --do_train", "is no script that is known; did you mean 'run_vqa'"),
         ("python train.py --do_train", "names no script"),
         ("", "names no script"),
+        ("--do_train\n  run_vqa", "names no script"),
         (f'{START} --output_dir "model', "no closing quotation; close the quotes"),
         (f"python oscar/{START}\npython oscar/{START}", "holds 2 commands"),
     ],
