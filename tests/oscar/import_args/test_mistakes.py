@@ -85,6 +85,7 @@ def test_a_line_that_starts_badly_is_read(start: str) -> None:
     "change",
     [
         (" \\\n", " \\  \n"), (" \\\n", "\n"), (" \\\n", " \\\r\n"), (" \\\n", "\u00a0\\\n"), (" \\\n", " "),
+        (" \\\n", "\n\n"),
         ("datasets/vqa/2k", "'datasets/vqa/2k'"), ("--seed 88", "--seed=88"), ("--seed 88", '--seed "88"'),
         ("python oscar/", "# VQA\n\npython oscar/"), ("oscar/run", "oscar\\run"), ("--seed 88", "--seed 1 --seed 88"),
     ],
