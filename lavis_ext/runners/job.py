@@ -18,7 +18,7 @@ from accelerate.utils import broadcast_object_list
 
 from lavis_ext.browse import write_run_report
 from lavis_ext.common.config.schema import Config, DatasetConfig
-from lavis_ext.common.errors import ConfigError, LavisExtError, OwnedError, Problem
+from lavis_ext.common.errors import ConfigError, DiskError, LavisExtError, OwnedError, Problem
 from lavis_ext.fetch import Policy
 from lavis_ext.fetch.lock import Ownership
 from lavis_ext.fetch.safety import redact
@@ -125,7 +125,8 @@ def errors_noted(job: Job) -> Iterator[None]:
     except BaseException as error:
         if job.facts:
             code = error.exit_code if isinstance(error, LavisExtError) else None
-            job.end(status="stopped", error=redact(str(error) or type(error).__name__), exit_code=code)
+            with suppress(DiskError):  # there may be no room for it; `error` is raised all the same
+                job.end(status="stopped", error=redact(str(error) or type(error).__name__), exit_code=code)
         raise
 
 

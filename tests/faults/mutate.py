@@ -14,10 +14,10 @@ from __future__ import annotations
 import argparse
 import ast
 import csv
+import hashlib
 import importlib
 import json
 import os
-import random
 import re
 import shutil
 import signal
@@ -26,7 +26,7 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -110,11 +110,13 @@ class Mutant:
     before: str
     after: str
     """The line, or the first of several, as it is and as it becomes."""
+    number: int = 0
+    """Of those of a file that are alike, counted from 0."""
 
     @property
     def key(self) -> str:
-        """What names it as long as the file does not change."""
-        return f"{self.path}:{self.begin}-{self.end}:{self.new}"
+        """What names it as long as its line does not change."""
+        return f"{self.path}|{self.before}|{self.after}|{self.number}"
 
     def __str__(self) -> str:
         return f"{self.path}:{self.line}\n  - {self.before}\n  + {self.after}"
@@ -277,15 +279,23 @@ def mutants_of(path: Path, root: Path = ROOT) -> list[Mutant]:
     source = path.read_bytes()
     mutator = Mutator(path.relative_to(root).as_posix(), source)
     mutator.visit(ast.parse(source))
-    return sorted(dict.fromkeys(mutator.found), key=lambda one: (one.begin, one.end, one.new))
+    alike: Counter[str] = Counter()
+    found = []
+    for mutant in sorted(dict.fromkeys(mutator.found), key=lambda one: (one.begin, one.end, one.new)):
+        found.append(replace(mutant, number=alike[mutant.key]))
+        alike[mutant.key] += 1
+    return found
 
 
 def sample(only: Sequence[str], count: int, seed: int, root: Path = ROOT) -> list[Mutant]:
-    """`count` mutants of the groups, drawn without replacement."""
+    """`count` mutants of the groups, drawn without replacement: those whose key has the smallest hash with the seed.
+
+    So a change of one line exchanges the mutants of that line, and leaves the others of the sample.
+    """
     globs = [glob for name in only or GROUPS for glob in GROUPS[name]]
     files = sorted({file for glob in globs for file in (root / "lavis_ext").glob(glob)})
     found = [mutant for file in files for mutant in mutants_of(file, root)]
-    return random.Random(seed).sample(found, min(count, len(found)))
+    return sorted(found, key=lambda one: hashlib.blake2b(f"{seed}|{one.key}".encode()).digest())[:count]
 
 
 # Which tests a module has

@@ -388,6 +388,16 @@ def test_a_disk_that_fills_up_later_leaves_the_checkpoint_and_goes_on_when_there
     assert checkpoint.candidates(small_disk / "full")[0].name == f"checkpoint_{STEPS}"
 
 
+@pytest.mark.fault("K01", "K04")
+def test_a_full_disk_does_not_hide_what_ended_a_run(birds: Path, small_disk: Path) -> None:
+    """Nor is a full disk hidden by the log of TensorBoard, which a thread writes."""
+    subprocess.run(["mount", "-o", "remount,size=16m", small_disk], check=True)
+    options = [f"run.output_dir={small_disk}", "run.save_steps=null", "run.tensorboard=true"]
+    dies = (3, "filled", TrainingError("step 3", "a loss is not finite", "lower it"))
+    assert ended(start(birds, "hidden", dies={0: dies}, options=options)) == [11]
+    assert "not finite" in (birds / "hidden_0.txt").read_text()
+
+
 @pytest.mark.fault("K14")
 def test_data_without_a_sample_end_before_a_model_is_built(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_birds(tmp_path, train=0)

@@ -7,6 +7,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -112,7 +113,10 @@ def one(words: list[str], said: Path, rank: int, ranks: int, port: int, dies: De
 
 
 def arm(step: int, place: str, error: BaseException | None) -> None:
-    """Let this process end at a place of PLACES in a step; at "open", where it opens its data, the step is 0."""
+    """Let this process end at a place of PLACES in a step; at "open", where it opens its data, the step is 0.
+
+    "filled" is after a step, when the disk of the job has no room left.
+    """
     at: dict[str, int] = {"step": 0}
     notify = RunnerBase.notify
 
@@ -123,6 +127,9 @@ def arm(step: int, place: str, error: BaseException | None) -> None:
 
     def notified(self: RunnerBase, moment: str, *args: Any) -> None:
         at["step"] = self.progress.step + (moment == "before_step")
+        if at["step"] == step and (moment, place) == ("after_step", "filled"):
+            fill(self.job_dir)
+            die()
         if moment == place and at["step"] == step:
             die()
         notify(self, moment, *args)
@@ -145,6 +152,13 @@ def arm(step: int, place: str, error: BaseException | None) -> None:
     if place in inside:
         module, name = inside[place]
         setattr(module, name, before(getattr(module, name)))
+
+
+def fill(folder: Path) -> None:
+    """Use up what is free on the disk of a folder."""
+    with suppress(OSError), (folder / "filling").open("wb", buffering=0) as file:
+        while True:
+            file.write(bytes(1 << 12))
 
 
 def require_same_end(one: Path, other: Path) -> None:
