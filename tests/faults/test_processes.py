@@ -61,9 +61,12 @@ def test_a_killed_rank_ends_the_others_with_11(victim: int, step: int, place: st
 @pytest.mark.fault("P03")
 @pytest.mark.parametrize("victim", [0, 1])
 def test_a_rank_that_crashes_ends_all_and_the_checkpoint_stays(victim: int, birds: Path) -> None:
-    """The crashed one says what it was (1, a defect), the others that it is gone."""
+    """The crashed one says what it was (1, a defect), the others that it is gone.
+
+    It fails with the kind of error that a rank that is gone makes in the others.
+    """
     job = f"crashed_{victim}"
-    codes = ended(start(birds, job, 2, {victim: (2, "before_step", ZeroDivisionError("a bug"))}))
+    codes = ended(start(birds, job, 2, {victim: (2, "before_step", RuntimeError("a bug"))}))
     assert codes == ([1, 11] if victim == 0 else [11, 1])
     saved = checkpoint.load_newest(birds / "runs" / job)
     assert saved is not None

@@ -22,6 +22,7 @@ from lavis_ext.cli import main
 from lavis_ext.cli.runs import list_runs
 from lavis_ext.common.errors import ConfigError, DiskError, TrainingError
 from lavis_ext.common.files import to_disk_error
+from lavis_ext.common.registry import lr_schedulers
 from lavis_ext.datasets.mixture import Mixture
 from lavis_ext.models.export import new_folder
 from lavis_ext.runners import checkpoint
@@ -272,6 +273,18 @@ def test_rates_that_cannot_be_are_refused_before_a_step(keys: dict[str, Any], na
     with pytest.raises(ConfigError) as caught:
         toy_runner(tmp_path, **keys).train()
     assert caught.value.problems[0].where.startswith(named)
+    assert not (tmp_path / "job" / "log.jsonl").exists()
+
+
+@pytest.mark.fault("H30")
+def test_a_rate_that_goes_wrong_late_in_an_epoch_is_refused_before_a_step(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lr_schedulers.names()
+    falling = lambda run, max_epoch: lambda at: 1e-3 - 3e-4 * at.batch  # noqa: E731
+    monkeypatch.setitem(lr_schedulers._items, "falls_below_zero", falling)
+    with pytest.raises(ConfigError, match="epoch 1"):
+        toy_runner(tmp_path, lr_sched="falls_below_zero", max_epoch=1).train()
     assert not (tmp_path / "job" / "log.jsonl").exists()
 
 
