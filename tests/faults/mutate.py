@@ -19,6 +19,7 @@ import hashlib
 import json
 import re
 import shutil
+import signal
 import sys
 import tempfile
 import time
@@ -336,6 +337,7 @@ def main(words: Sequence[str] | None = None) -> int:
     if given.list:
         sys.stdout.writelines(f"{mutant}\n" for mutant in chosen)
         return 0
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the tests of a mutant end too
     given.folder.mkdir(parents=True, exist_ok=True)
     kept, begun = given.folder / "outcomes.jsonl", time.monotonic()
     done = known(kept)
