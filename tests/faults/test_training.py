@@ -64,7 +64,7 @@ def test_killed_in_each_of_twelve_steps_it_ends_as_if_left_alone(ranks: int, bir
     for step in range(1, STEPS + 1):
         place = PLACES[step % len(PLACES)]
         victim = step % ranks if place in PLACES[:2] else 0
-        codes = ended(start(birds, job, ranks, {victim: (step, place, None)}, options))
+        codes = ended(start(birds, job, ranks, {victim: (step, place, signal.SIGKILL)}, options))
         assert codes == [-signal.SIGKILL if rank == victim else 11 for rank in range(ranks)], (step, place)
     assert ended(start(birds, job, ranks, options=options)) == [0] * ranks
     require_same_end(birds / "runs" / whole, birds / "runs" / job)

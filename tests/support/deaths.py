@@ -15,6 +15,7 @@ import yaml
 
 from lavis_ext.cli import main
 from lavis_ext.runners import checkpoint, run
+from lavis_ext.runners.evaluation import Evaluator
 from lavis_ext.runners.runner_base import RunnerBase
 from tests.support.pictures import encoded, pixels
 from tests.support.processes import forked, free_port, leave
@@ -22,8 +23,8 @@ from tests.support.processes import forked, free_port, leave
 PLACES = ("before_step", "after_step", "tensors", "published", "pruning")
 """Gradients are there, not yet applied; applied, not saved; half a checkpoint written; written, not yet pointed to;
 about to delete an old one. The last three are places of rank 0, which writes."""
-Death = tuple[int, str, BaseException | None]
-"""Step, counted from 1, and place; and the error that is raised there: None for a SIGKILL."""
+Death = tuple[int, str, BaseException | signal.Signals]
+"""Step, counted from 1, and place; and the signal that the process gets there, or the error that is raised."""
 LIMIT_S = 120
 CLOCKED = ("samples_per_s", "data_wait", "peak_memory_mb")
 
@@ -112,18 +113,18 @@ def one(words: list[str], said: Path, rank: int, ranks: int, port: int, dies: De
         os._exit(code)
 
 
-def arm(step: int, place: str, error: BaseException | None) -> None:
+def arm(step: int, place: str, cause: BaseException | signal.Signals) -> None:
     """Let this process end at a place of PLACES in a step; at "open", where it opens its data, the step is 0.
 
-    "filled" is after a step, when the disk of the job has no room left.
+    "filled" is after a step, when the disk of the job has no room left; "evaluating" is in the evaluation after it.
     """
     at: dict[str, int] = {"step": 0}
     notify = RunnerBase.notify
 
     def die() -> None:
-        if error is not None:
-            raise error
-        os.kill(os.getpid(), signal.SIGKILL)
+        if isinstance(cause, BaseException):
+            raise cause
+        os.kill(os.getpid(), cause)
 
     def notified(self: RunnerBase, moment: str, *args: Any) -> None:
         at["step"] = self.progress.step + (moment == "before_step")
@@ -148,6 +149,7 @@ def arm(step: int, place: str, error: BaseException | None) -> None:
         "published": (checkpoint, "_point"),
         "pruning": (checkpoint, "prune"),
         "open": (run, "open_datasets"),
+        "evaluating": (Evaluator, "_rows"),
     }
     if place in inside:
         module, name = inside[place]
