@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from lavis_ext.common.config.schema import Config, ModelConfig
-from lavis_ext.common.errors import ConfigError
+from lavis_ext.common.errors import ConfigError, DiskError
 from lavis_ext.common.registry import runners
 from lavis_ext.features.vocabulary import LabelVocabulary
 from lavis_ext.models.zoo import build_model
@@ -57,8 +58,11 @@ def train(config: Config, data: Mapping[str, Any] | None = None) -> Path:
         job.begin(data)
         try:
             runner.train()
-        finally:
-            note_progress(job, runner)
+        except BaseException:
+            with suppress(DiskError):  # what ended the run is told, not that its last facts found no room
+                note_progress(job, runner)
+            raise
+        note_progress(job, runner)
         job.end(status="finished")
     return job.dir
 
