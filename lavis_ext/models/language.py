@@ -19,7 +19,13 @@ from lavis_ext.models.base_model import BaseModel, Outputs
 from lavis_ext.models.generation import Search, StopText, WrittenPenalty, rank, read
 from lavis_ext.models.lora import adapter_parts, add_adapters, release
 from lavis_ext.models.network import DTYPES, add_image_token, assemble, recompute
-from lavis_ext.models.settings import Blip2LanguageConfig, Blip2LlamaConfig, Blip2OptConfig, Blip2T5Config
+from lavis_ext.models.settings import (
+    Blip2LanguageConfig,
+    Blip2LlamaConfig,
+    Blip2OptConfig,
+    Blip2T5Config,
+    is_checkpoint,
+)
 from lavis_ext.models.text import (
     IGNORED,
     ChatPrompter,
@@ -32,7 +38,7 @@ from lavis_ext.models.text import (
     target_texts,
     texts_of,
 )
-from lavis_ext.models.weights import load_over, parts_of
+from lavis_ext.models.weights import load_over, load_pretrained, parts_of
 
 
 class Blip2Language(BaseModel):
@@ -85,7 +91,9 @@ class Blip2Language(BaseModel):
         return model
 
     def load_parts(self, config: Blip2LanguageConfig) -> None:
-        """Load `finetuned`, then the parts named by `qformer_weight_path` and `proj_weight_path`."""
+        """Load `pretrained` if it is a checkpoint, `finetuned`, then `qformer_weight_path` and `proj_weight_path`."""
+        if config.load_pretrained and config.pretrained and is_checkpoint(config.pretrained):
+            load_pretrained(self, self.language)
         if config.load_finetuned and config.finetuned:
             load_over(self, config.finetuned, "model.finetuned")
         for key in ("qformer_weight_path", "proj_weight_path"):

@@ -12,6 +12,7 @@ from lavis_ext.common.config.schema import Config, ModelConfig
 from lavis_ext.common.errors import ConfigError
 from lavis_ext.common.registry import runners
 from lavis_ext.features.vocabulary import LabelVocabulary
+from lavis_ext.models.settings import names_url
 from lavis_ext.models.zoo import build_model
 from lavis_ext.runners import checkpoint
 from lavis_ext.runners.checkpoint import seed_everything
@@ -101,7 +102,10 @@ def build_task(job: Job, answers: LabelVocabulary | None = None) -> BaseTask:
     job.config = with_num_labels(job.config, answers)
     model = require_model(job.config)
     seed_everything(job.config.run.seed)
-    return setup_task(job.config.run, build_model(model))
+    run, build = job.config.run, partial(build_model, model, Path(job.config.cache_root))
+    # rank 0 fetches weights that are named by a URL before the others look
+    network = main_first(job.accelerator, build, run.wait_minutes) if names_url(model) else build()
+    return setup_task(run, network)
 
 
 def first_opened(job: Job, splits: Sequence[str]) -> Opened:

@@ -65,16 +65,16 @@ def _run_problems(config: Config, cards: Cards) -> Iterator[Problem]:
     run = config.run
     yield from run.problems(config)
     yield from _length_problems(config)
-    if config.model is None:
+    if config.model is None and "model.arch" not in config.faulty:
         yield Problem("model", "is missing", "name `arch` and `model_type` under `model:`")
-    else:
+    elif config.model is not None:
         yield from config.model.problems()
         if config.model.arch in models:
             try:
                 model_defaults(config.model.arch, config.model.model_type)
             except LavisExtError as error:
                 yield from error.problems
-    if not config.datasets:
+    if not config.datasets and not any(key.startswith("datasets.") for key in config.faulty):
         yield Problem("datasets", "none is named", f"known: {', '.join(cards.names())}")
     for name, dataset in config.datasets.items():
         yield from dataset_problems(dataset, cards, f"datasets.{name}")
