@@ -15,7 +15,7 @@ from lavis_ext.common.errors import ConfigError
 from lavis_ext.common.registry import models
 from lavis_ext.common.types import Batch
 from lavis_ext.metrics.vqa import lemmatize, load_lemmatizer
-from lavis_ext.models.base_model import BaseModel, Outputs
+from lavis_ext.models.base_model import BaseModel, Outputs, sum_over_ranks, world
 from lavis_ext.models.generation import Search, StopText, WrittenPenalty, rank, read
 from lavis_ext.models.lora import adapter_parts, add_adapters, release
 from lavis_ext.models.network import DTYPES, add_image_token, assemble, recompute
@@ -111,9 +111,14 @@ class Blip2Language(BaseModel):
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """`image` [B,3,S,S], `text_input` (list of B)[, `text_output`] → `loss`: mean next-token cross entropy.
 
-        The tokens of `text_input` with `learn: text_output`, else those of `prompt`, are input without a loss.
+        The tokens of `text_input` with `learn: text_output`, else those of `prompt`, are input without a loss. With
+        `loss_mean: all` the mean over the ranks is that of all their tokens.
         """
-        return {"loss": self._learn(batch)[0].loss}
+        found, labels = self._learn(batch)
+        if self.config.loss_mean == "rank":
+            return {"loss": found.loss}
+        count = (labels[:, 1:] if self.shifts_labels else labels).ne(IGNORED).sum()
+        return {"loss": found.loss * (count * world()[1] / sum_over_ranks(count))}
 
     def outputs(self, batch: Batch, view: str = "full", hidden: bool = False, attentions: bool = False) -> Outputs:
         """One forward pass: logits [N, V] of the N tokens to learn, row by row, which are `extra["labels"]` [N].

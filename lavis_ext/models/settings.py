@@ -152,6 +152,8 @@ class Blip2LanguageConfig(VisionConfig):
     """Of a frozen language model; one that is trained stays in fp32."""
     prompt: str = ""
     end_sym: str = "\n"
+    loss_mean: Literal["rank", "all"] = "rank"
+    """Whose tokens a step's loss is the mean of: each rank's, and then the ranks' (upstream), or all at once."""
     apply_lemmatizer: bool = False
     only_proj: bool = False
     lora: LoraConfig | None = None

@@ -153,7 +153,7 @@ def resume(job: Job, runner: RunnerBase) -> None:
     # rank 0 sets damaged ones aside before the others look
     saved = main_first(job.accelerator, partial(checkpoint.load_newest, job.dir), run.wait_minutes)
     if saved is None and run.resume_ckpt_path:
-        saved = checkpoint.load(Path(run.resume_ckpt_path).expanduser().absolute())
+        saved = checkpoint.load(named_checkpoint(run.resume_ckpt_path))
     if saved is None:
         return
     if not run.allow_config_drift:
@@ -162,6 +162,17 @@ def resume(job: Job, runner: RunnerBase) -> None:
     require_beside(runner.beside, saved.path)
     runner.restore(saved)
     log.info("resuming from %s (step %d)", saved.path, runner.progress.step)
+
+
+def named_checkpoint(path: str) -> Path:
+    """The folder of a checkpoint, or the newest one of a run's folder; raises ConfigError for what is neither."""
+    folder = Path(path).expanduser().absolute()
+    if not folder.exists():
+        raise ConfigError(f"run.resume_ckpt_path {path}", "no such folder", "name a checkpoint or the folder of a run")
+    if folder.is_file():
+        what = "is a file: the weights of LAVIS alone, without the state that a resume needs"
+        raise ConfigError(f"run.resume_ckpt_path {path}", what, "set model.load_finetuned=True model.finetuned=FILE")
+    return checkpoint.pointed(folder, "latest") or folder
 
 
 def note_progress(job: Job, runner: RunnerBase) -> None:

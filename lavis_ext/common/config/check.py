@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 from lavis_ext.common.config.cards import Cards, load_cards, load_dataset_config, split_names
 from lavis_ext.common.config.decode import ConfigDecoder, read_yaml
 from lavis_ext.common.config.resolve import draft, from_checkout, import_plugins, model_defaults
 from lavis_ext.common.config.schema import Config, DatasetConfig, ModelConfig, ProcessorConfig
 from lavis_ext.common.errors import ConfigError, LavisExtError, Problem, nearest
-from lavis_ext.common.registry import builders, models
+from lavis_ext.common.lavis import SERVED, WAY_OUT, out_of_scope
+from lavis_ext.common.registry import builders, models, processors
 
 
 def check_file(path: str | Path) -> list[Problem]:
@@ -79,6 +81,12 @@ def _run_problems(config: Config, cards: Cards) -> Iterator[Problem]:
     for name, dataset in config.datasets.items():
         yield from dataset_problems(dataset, cards, f"datasets.{name}")
     yield from _split_problems(config)
+    used = {"train"} if run.train_splits and not run.evaluate else set()
+    used |= {"eval"} if run.valid_splits or run.test_splits or run.evaluate else set()
+    for name, dataset in config.datasets.items():
+        for side in sorted(used):
+            where = f"datasets.{name}.vis_processor.{side}"
+            yield from size_problems(config.model, getattr(dataset.vis_processor, side), where)
 
 
 def dataset_problems(dataset: DatasetConfig, cards: Cards, where: str) -> Iterator[Problem]:
@@ -129,9 +137,65 @@ def _check_model(path: Path) -> list[Problem]:
     tree, places = read_yaml(path)
     import_plugins(tree.get("plugins"), path, places.get("plugins", str(path)))
     decoder = ConfigDecoder(places)
-    model = decoder.build(ModelConfig, tree["model"] or {}, "model")
+    section = of_lavis(tree["model"] or {}, path)
+    arch = str(section["arch"])
+    if arch not in models and (outside := out_of_scope("model", arch)):
+        what = f"architecture '{arch}' {outside}"
+        return [Problem(decoder.place("model"), what, f"{WAY_OUT}; {SERVED}")]
+    model = decoder.build(ModelConfig, section, "model")
     for kind in ("vis_processor", "text_processor"):
         for side, body in ((tree.get("preprocess") or {}).get(kind) or {}).items():
             decoder.build(ProcessorConfig, body, f"preprocess.{kind}.{side}")
-    found = model.problems() if model else ()
+    found = [*model.problems(), *_size_problems(model, tree.get("preprocess") or {})] if model else ()
     return [*decoder.problems, *(Problem(decoder.place(p.where), p.what, p.way_out) for p in found)]
+
+
+LANGUAGES = {"t5_model": "blip2_t5", "opt_model": "blip2_opt", "llama_model": "blip2_llama", "llm_model": "blip2_llama"}
+
+
+def of_lavis(section: Mapping[str, Any], path: Path) -> dict[str, Any]:
+    """The `model:` section of a model YAML, of LAVIS' form too: that has the type as its `arch`, and no `model_type`.
+
+    What it is then follows from the language model that it names, from its file's name else.
+    """
+    arch = str(section.get("arch", ""))
+    if arch in models and section.get("model_type"):
+        return dict(section)
+    named = str(section.get("model_name", arch))  # BLIP-Diffusion's files have no arch
+    if "xinstruct" in path.stem:
+        named = "blip2_vicuna_xinstruct"
+    elif "instruct" in path.stem:
+        named = f"blip2_{'t5' if 't5_model' in section else 'vicuna'}_instruct"
+    elif "diffusion" in path.stem:
+        named = "blip_diffusion"
+    elif not out_of_scope("model", arch) and "num_query_token" in section:
+        named = next((found for key, found in LANGUAGES.items() if key in section), "blip2")
+        if "vicuna" in path.stem:
+            named = "blip2_vicuna"
+    kept = {key: value for key, value in section.items() if key not in _unread(named, section)}
+    return {**kept, "arch": named or arch, "model_type": section.get("model_type") or arch or path.stem}
+
+
+def _unread(arch: str, section: Mapping[str, Any]) -> set[str]:
+    """Keys by which LAVIS names a language model under another name than this architecture's: it reads them nowhere."""
+    own = getattr(models.config(arch), "language_key", "") if arch in models else ""
+    return {key for key in LANGUAGES if key in section and key != own}
+
+
+def _size_problems(model: ModelConfig, preprocess: Mapping[str, Any]) -> Iterator[Problem]:
+    """Processors of a model YAML that make pictures of another size than the model takes."""
+    for side, body in (preprocess.get("vis_processor") or {}).items():
+        if isinstance(body, Mapping) and body.get("name"):
+            named = ProcessorConfig(name=str(body["name"]), args={k: v for k, v in body.items() if k != "name"})
+            yield from size_problems(model, named, f"preprocess.vis_processor.{side}")
+
+
+def size_problems(model: Any, processor: ProcessorConfig | None, where: str) -> Iterator[Problem]:
+    """The problem of a picture processor whose `image_size` is not the model's, if it is one."""
+    wanted = getattr(model, "image_size", None)
+    if processor is None or wanted is None or processor.name not in processors:
+        return
+    given = processor.args.get("image_size", getattr(processors.config(processor.name), "image_size", None))
+    if isinstance(given, int) and given != wanted:
+        what = f"pictures of {given} pixels for a model of {wanted} (model.image_size)"
+        yield Problem(f"{where}.image_size", what, f"set it to {wanted}, or model.image_size to {given}")
