@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from lavis_ext.common.config.check import require_sizes
 from lavis_ext.common.config.schema import Config, ModelConfig
 from lavis_ext.common.errors import ConfigError
 from lavis_ext.common.registry import runners
@@ -50,6 +51,7 @@ def train(config: Config, data: Mapping[str, Any] | None = None) -> Path:
     Preempted after SIGTERM.
     """
     require_model(config)
+    require_sizes(config)
     accelerator = build_accelerator(config.run)
     with opened_job(config, accelerator) as job, deterministic(accelerator.device):
         runner = build_runner(job)
@@ -72,6 +74,7 @@ def evaluate(config: Config, data: Mapping[str, Any] | None = None) -> Path:
     splits = config.run.test_splits or config.run.valid_splits
     if not splits:
         raise ConfigError("run.test_splits", "names no split to evaluate", "e.g. test_splits: [val]")
+    require_sizes(config)
     accelerator = build_accelerator(config.run)
     with opened_job(config, accelerator) as job, deterministic(accelerator.device):
         opened = first_opened(job, splits)

@@ -81,12 +81,6 @@ def _run_problems(config: Config, cards: Cards) -> Iterator[Problem]:
     for name, dataset in config.datasets.items():
         yield from dataset_problems(dataset, cards, f"datasets.{name}")
     yield from _split_problems(config)
-    used = {"train"} if run.train_splits and not run.evaluate else set()
-    used |= {"eval"} if run.valid_splits or run.test_splits or run.evaluate else set()
-    for name, dataset in config.datasets.items():
-        for side in sorted(used):
-            where = f"datasets.{name}.vis_processor.{side}"
-            yield from size_problems(config.model, getattr(dataset.vis_processor, side), where)
 
 
 def dataset_problems(dataset: DatasetConfig, cards: Cards, where: str) -> Iterator[Problem]:
@@ -146,7 +140,7 @@ def _check_model(path: Path) -> list[Problem]:
     for kind in ("vis_processor", "text_processor"):
         for side, body in ((tree.get("preprocess") or {}).get(kind) or {}).items():
             decoder.build(ProcessorConfig, body, f"preprocess.{kind}.{side}")
-    found = [*model.problems(), *_size_problems(model, tree.get("preprocess") or {})] if model else ()
+    found = model.problems() if model else ()
     return [*decoder.problems, *(Problem(decoder.place(p.where), p.what, p.way_out) for p in found)]
 
 
@@ -182,20 +176,22 @@ def _unread(arch: str, section: Mapping[str, Any]) -> set[str]:
     return {key for key in LANGUAGES if key in section and key != own}
 
 
-def _size_problems(model: ModelConfig, preprocess: Mapping[str, Any]) -> Iterator[Problem]:
-    """Processors of a model YAML that make pictures of another size than the model takes."""
-    for side, body in (preprocess.get("vis_processor") or {}).items():
-        if isinstance(body, Mapping) and body.get("name"):
-            named = ProcessorConfig(name=str(body["name"]), args={k: v for k, v in body.items() if k != "name"})
-            yield from size_problems(model, named, f"preprocess.vis_processor.{side}")
-
-
-def size_problems(model: Any, processor: ProcessorConfig | None, where: str) -> Iterator[Problem]:
-    """The problem of a picture processor whose `image_size` is not the model's, if it is one."""
-    wanted = getattr(model, "image_size", None)
-    if processor is None or wanted is None or processor.name not in processors:
-        return
-    given = processor.args.get("image_size", getattr(processors.config(processor.name), "image_size", None))
-    if isinstance(given, int) and given != wanted:
-        what = f"pictures of {given} pixels for a model of {wanted} (model.image_size)"
-        yield Problem(f"{where}.image_size", what, f"set it to {wanted}, or model.image_size to {given}")
+def require_sizes(config: Config) -> None:
+    """Raise ConfigError, by data set and line, for pictures of another size than the model takes, in the splits in use."""
+    run, wanted = config.run, getattr(config.model, "image_size", None)
+    used = [
+        side for side, splits in (("train", run.train_splits), ("eval", run.valid_splits or run.test_splits)) if splits
+    ]
+    decoder, found = ConfigDecoder(config.places), []
+    for name, dataset in config.datasets.items():
+        for side in used[-1:] if run.evaluate else used:
+            processor = getattr(dataset.vis_processor, side)
+            if wanted is None or processor is None or processor.name not in processors:
+                continue
+            given = processor.args.get("image_size", getattr(processors.config(processor.name), "image_size", None))
+            if isinstance(given, int) and given != wanted:
+                where = decoder.place(f"datasets.{name}.vis_processor.{side}.image_size")
+                what = f"pictures of {given} pixels for a model of {wanted} (model.image_size)"
+                found.append(Problem(where, what, f"set it to {wanted}, or model.image_size to {given}"))
+    if found:
+        raise ConfigError.of(found)
