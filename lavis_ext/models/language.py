@@ -32,6 +32,7 @@ from lavis_ext.models.text import (
     Ids,
     Prompter,
     TextTokens,
+    cut_at_random,
     learns_output_only,
     prompts_of,
     questions_of,
@@ -314,7 +315,8 @@ class Blip2Llama(Blip2Language):
 class Blip2T5(Blip2Language):
     """BLIP-2 with Flan-T5: `text_input` goes to the encoder with the image, `text_output` is learnt by the decoder.
 
-    Without `text_output`, `prompt` is the input and `text_input` is learnt, so that plain captions train too.
+    Without `text_output`, plain captions train too: `prompt` is the input and `text_input` is learnt; with an empty
+    `prompt` each caption is cut at a random word of its first half, as VPGTrans cuts them.
     """
 
     language = "t5"
@@ -322,10 +324,14 @@ class Blip2T5(Blip2Language):
 
     def _learn(self, batch: Batch) -> tuple[Any, Tensor]:
         images = self._images(batch)
-        split = "text_output" in batch
-        prompts = texts_of(batch, "text_input") if split else [self.prompt] * len(images)
-        tokens = self._inputs(prompts, cut=True).to(images.device)
-        labels = self.targets(texts_of(batch, "text_output" if split else "text_input")).to(images.device)
+        texts = texts_of(batch, "text_input")
+        if "text_output" in batch:
+            heads, tails = texts, texts_of(batch, "text_output")
+        elif self.training and not self.prompt:
+            heads, tails = cut_at_random(texts)
+        else:
+            heads, tails = [self.prompt] * len(texts), texts
+        tokens, labels = self._inputs(heads, cut=True).to(images.device), self.targets(tails).to(images.device)
         return self.net(images, tokens.input_ids, tokens.attention_mask, labels=labels, use_cache=False), labels
 
     def asking_tokens(self, prompts: Sequence[str]) -> TextTokens:

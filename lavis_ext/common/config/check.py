@@ -178,10 +178,10 @@ def _unread(arch: str, section: Mapping[str, Any]) -> set[str]:
 
 def require_sizes(config: Config) -> None:
     """Raise ConfigError, by data set and line, for pictures of another size than the model takes, in the splits in use."""
-    run, wanted = config.run, getattr(config.model, "image_size", None)
-    used = [
-        side for side, splits in (("train", run.train_splits), ("eval", run.valid_splits or run.test_splits)) if splits
-    ]
+    run = config.run
+    wanted = getattr(config.model, "image_size", None) if hasattr(config.model, "vit_model") else None
+    sides = (("train", run.train_splits), ("eval", run.valid_splits or run.test_splits))
+    used = [side for side, splits in sides if splits]
     decoder, found = ConfigDecoder(config.places), []
     for name, dataset in config.datasets.items():
         for side in used[-1:] if run.evaluate else used:
