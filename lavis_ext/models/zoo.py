@@ -6,9 +6,12 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+from omegaconf import OmegaConf
+
 from lavis_ext.common.config.decode import ConfigDecoder
 from lavis_ext.common.config.resolve import model_defaults, model_files
-from lavis_ext.common.config.schema import ModelConfig
+from lavis_ext.common.config.schema import ModelConfig, OpenModelConfig
+from lavis_ext.common.names import NAMES
 from lavis_ext.common.registry import models
 
 if TYPE_CHECKING:
@@ -31,7 +34,9 @@ def default_config(name: str, model_type: str) -> ModelConfig:
 
 def build_model(config: ModelConfig) -> BaseModel:
     """The model of a run, by `model.arch`; raises RegistryError for an unknown one."""
-    model: BaseModel = models.get(config.arch).from_config(config)
+    # a class in LAVIS' manner gets its section as it is given
+    section = OmegaConf.create(config.given) if isinstance(config, OpenModelConfig) else config
+    model: BaseModel = models.get(config.arch).from_config(section)
     return model
 
 
@@ -79,10 +84,21 @@ def identity(item: Any) -> Any:
 
 
 class ModelZoo:
-    """The architectures and types that the configs folders declare: iterable of (arch, types), printed as a table."""
+    """The architectures and types that the configs folders, and classes in LAVIS' manner, declare.
+
+    Iterable of (arch, types), printed as a table.
+    """
+
+    @property
+    def model_zoo(self) -> dict[str, list[str]]:
+        """Architecture → types."""
+        named = {arch: sorted(types) for arch, types in model_files().items()}
+        own = {name: held for name, held in models._items.items() if name not in NAMES["model"]}
+        types = {name: getattr(held, "PRETRAINED_MODEL_CONFIG_DICT", None) for name, held in own.items()}
+        return dict(sorted({**{name: sorted(some) for name, some in types.items() if some}, **named}.items()))
 
     def __iter__(self) -> Iterator[tuple[str, list[str]]]:
-        return iter([(arch, sorted(types)) for arch, types in sorted(model_files().items())])
+        return iter(self.model_zoo.items())
 
     def __len__(self) -> int:
         return sum(len(types) for _, types in self)

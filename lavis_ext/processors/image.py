@@ -13,6 +13,7 @@ from torch import Tensor
 
 from lavis_ext.common.errors import ConfigError
 from lavis_ext.common.registry import processors
+from lavis_ext.processors import current_rng
 from lavis_ext.processors.augment import random_augment
 from lavis_ext.processors.base_processor import BaseProcessor
 from lavis_ext.processors.settings import (
@@ -144,7 +145,7 @@ class SquareImage(ImageProcessorKeys, BaseProcessor):
 
     def __call__(self, image: Any, rng: torch.Generator | None = None) -> Tensor:
         """A PIL image or uint8 [H,W,3] array → normalised float32 [3,S,S]; without `rng` torch's global one is used."""
-        return normalize(self.uint8(as_rgb(image), rng), self.mean, self.std)
+        return normalize(self.uint8(as_rgb(image), current_rng() if rng is None else rng), self.mean, self.std)
 
     def uint8(self, image: np.ndarray, rng: torch.Generator | None = None) -> Tensor:
         """uint8 [H,W,3] RGB → uint8 [3,S,S], not normalised."""

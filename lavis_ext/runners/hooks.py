@@ -11,7 +11,7 @@ from typing import Any
 from lavis_ext.common.registry import lr_schedulers
 from lavis_ext.runners.microbatch import Step
 from lavis_ext.runners.runner_base import Hook, RunnerBase
-from lavis_ext.runners.schedule import RunLength, Schedule, set_learning_rate
+from lavis_ext.runners.schedule import RunLength, Schedule, set_learning_rate, stepped
 
 log = logging.getLogger(__name__)
 
@@ -21,7 +21,9 @@ class ScheduleHook(Hook):
 
     def before_train(self, runner: RunnerBase) -> None:
         """Make the schedule, and set the rate of a resumed run's last step; raises RegistryError or ConfigError."""
-        self.schedule: Schedule = lr_schedulers.get(runner.run.lr_sched)(runner.run, runner.plan.max_epoch)
+        made = lr_schedulers.get(runner.run.lr_sched)
+        stepping = isinstance(made, type)  # LAVIS' form, which sets the rate itself
+        self.schedule: Schedule = (stepped if stepping else made)(runner.run, runner.plan.max_epoch)
         runner.rate = self.schedule(runner.plan.position(runner.progress))
 
     def before_step(self, runner: RunnerBase) -> None:
@@ -40,7 +42,7 @@ class EvaluateHook(Hook):
         if not (runner.task.evaluates and due(epoch, run.val_freq, runner.plan)):
             return
         choosing = "val" if "val" in run.valid_splits else next(iter(run.valid_splits), "")
-        by_split = {split: runner.evaluate(split, str(epoch)) for split in run.valid_splits}
+        by_split = {split: runner.evaluate_split(split, str(epoch)) for split in run.valid_splits}
         # reported only after all splits: if a signal stops one, none is logged, and the resumed run logs each once
         for split, metrics in by_split.items():
             runner.notify("after_evaluation", split, str(epoch), metrics)

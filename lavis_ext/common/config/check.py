@@ -8,7 +8,7 @@ from pathlib import Path
 
 from lavis_ext.common.config.cards import Cards, load_cards, load_dataset_config, split_names
 from lavis_ext.common.config.decode import ConfigDecoder, read_yaml
-from lavis_ext.common.config.resolve import draft, from_checkout, import_plugins, model_defaults
+from lavis_ext.common.config.resolve import Tree, draft, from_checkout, import_plugins, model_defaults, typed
 from lavis_ext.common.config.schema import Config, DatasetConfig, ModelConfig, ProcessorConfig
 from lavis_ext.common.errors import ConfigError, LavisExtError, Problem, nearest
 from lavis_ext.common.registry import builders, models
@@ -47,6 +47,16 @@ def load_checked(path: str | Path, options: Sequence[str] = ()) -> Config:
         raise ConfigError.of(found)
     assert config is not None  # where the run section is not there, the decoder says so
     return config
+
+
+def rechecked(tree: Tree, config: Config) -> Config:
+    """A run file whose values a script has changed, typed again; raises ConfigError as `load_checked` does."""
+    decoder = ConfigDecoder(config.places)
+    changed = typed(tree, decoder, Path(config.path))
+    if found := _all_problems(changed, decoder):
+        raise ConfigError.of(found)
+    assert changed is not None  # where the run section is not there, the decoder says so
+    return changed
 
 
 def _all_problems(config: Config | None, decoder: ConfigDecoder) -> list[Problem]:

@@ -6,7 +6,7 @@ import logging
 import os
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import fields, replace
 from functools import cache
 from importlib import import_module
 from pathlib import Path
@@ -17,9 +17,10 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from lavis_ext.common.config.decode import ConfigDecoder, read_yaml
-from lavis_ext.common.config.schema import Config, DatasetConfig, ModelConfig, RunConfig
+from lavis_ext.common.config.schema import BuildInfo, Config, DatasetConfig, ModelConfig, RunConfig
 from lavis_ext.common.errors import ConfigError, Problem, UsageError, nearest
-from lavis_ext.common.registry import load_plugin_file, models, plugin_sources
+from lavis_ext.common.names import NAMES
+from lavis_ext.common.registry import builders, load_plugin_file, models, plugin_sources, registry
 
 log = logging.getLogger(__name__)
 Tree = dict[str, Any]
@@ -47,8 +48,13 @@ def from_checkout(name: str, where: str) -> ModuleType:
 
 
 def cache_root(option: str | Path | None = None) -> Path:
-    """Where data is: option > `LAVIS_EXT_CACHE_ROOT` > user file > `configs/default.yaml`; absolute, `~` expanded."""
+    """Where data is: option > registered path > `LAVIS_EXT_CACHE_ROOT` > user file > `configs/default.yaml`; absolute, `~` expanded."""
     return Path(cache_root_origin(option)[0])
+
+
+def named_folders() -> dict[str, Path]:
+    """The folders that LAVIS registers as paths: `configs/` lies in `library_root`."""
+    return {"cache_root": cache_root(), "library_root": config_roots()[-1].parent, "repo_root": PACKAGE.parent}
 
 
 def cache_root_origin(option: str | Path | None = None) -> tuple[str, str]:
@@ -57,6 +63,7 @@ def cache_root_origin(option: str | Path | None = None) -> tuple[str, str]:
     shipped = config_roots()[-1] / "default.yaml"
     candidates = [
         (str(option) if option else "", "option"),
+        (registry.paths.get("cache_root", ""), "registry.register_path"),
         (os.environ.get("LAVIS_EXT_CACHE_ROOT", ""), "LAVIS_EXT_CACHE_ROOT"),
         (_env_key(user_file) if user_file.is_file() else "", str(user_file)),
         (_env_key(shipped), str(shipped)),
@@ -120,13 +127,56 @@ def model_defaults(arch: str, model_type: str) -> tuple[Tree, Tree]:
     archs = model_files()
     path = archs.get(arch, {}).get(model_type)
     if path is None and arch not in archs and arch in models:
-        return {}, {}  # a plug-in's, which need not have a file for each type
+        return class_model_defaults(arch, model_type)  # a plug-in's, which need not have a file for each type
     if path is None:
         if arch not in archs:
             raise ConfigError("model.arch", f"no architecture '{arch}'", nearest(arch, archs))
         raise ConfigError("model.model_type", f"'{arch}' has no type '{model_type}'", nearest(model_type, archs[arch]))
     tree, _ = _read_cached(path, path.stat().st_mtime_ns)
     return tree.get("model") or {}, tree.get("preprocess") or {}
+
+
+def class_model_defaults(arch: str, model_type: str) -> tuple[Tree, Tree]:
+    """The sections of the YAML that a class in LAVIS' manner names for a type; none for other plug-ins.
+
+    Raises ConfigError with the nearest names for an unknown type.
+    """
+    types = dict(getattr(models.get(arch), "PRETRAINED_MODEL_CONFIG_DICT", None) or {})
+    if not types:
+        return {}, {}
+    if model_type not in types:
+        raise ConfigError("model.model_type", f"'{arch}' has no type '{model_type}'", nearest(model_type, types))
+    tree, _ = read_yaml(Path(models.get(arch).default_config_path(model_type)))
+    return tree.get("model") or {}, tree.get("preprocess") or {}
+
+
+def class_dataset_defaults(name: str) -> dict[str, tuple[Tree, Path, dict[str, str]]]:
+    """Config type → (keys, file, places) of a data set that a registered class in LAVIS' manner builds, else nothing."""
+    kind = builders.get(name) if name in builders and name not in NAMES["builder"] else None
+    if not isinstance(kind, type):
+        return {}
+    found: dict[str, tuple[Tree, Path, dict[str, str]]] = {}
+    for label in getattr(kind, "DATASET_CONFIG_DICT", None) or {}:
+        path = Path(getattr(kind, "default_config_path")(label))  # noqa: B009 (any class has it that has the table)
+        tree, places = read_yaml(path)
+        first = next(iter(tree.get("datasets") or {}), "")
+        body = (tree.get("datasets") or {}).get(first) or {}
+        moved = {key.replace(f"datasets.{first}", f"datasets.{name}", 1): at for key, at in places.items()}
+        found[label] = ({**body, "builder": name}, path, moved)
+    return found or {"default": ({"builder": name}, Path(), {})}
+
+
+def keep_unknown(body: Tree) -> Tree:
+    """The section of a data set that a class in LAVIS' manner builds: keys that no data set has become its `args`."""
+    known = {one.name for one in fields(DatasetConfig)} | set(DatasetConfig.ignored)
+    info = body.get("build_info") or {}
+    listed = {*(one.name for one in fields(BuildInfo)), "videos", "features"}
+    args = {key: value for key, value in body.items() if key not in known}
+    if more := {key: value for key, value in info.items() if key not in listed}:
+        args["build_info"] = more
+    kept = {key: value for key, value in body.items() if key in known}
+    kept["build_info"] = {key: value for key, value in info.items() if key in listed}
+    return {**kept, "args": {**(body.get("args") or {}), **args}}
 
 
 def model_files() -> dict[str, dict[str, Path]]:
@@ -195,7 +245,7 @@ def draft(path: str | Path, options: Sequence[str] = ()) -> tuple[Config | None,
     tree, defaults = _with_defaults(wanted, decoder)
     for key, place in defaults.items():
         places.setdefault(key, place)
-    return _typed(tree, decoder, file), decoder
+    return typed(tree, decoder, file), decoder
 
 
 def mappings_only(tree: Tree, decoder: ConfigDecoder) -> Tree:
@@ -268,14 +318,16 @@ def _with_defaults(tree: Tree, decoder: ConfigDecoder) -> tuple[Tree, dict[str, 
     datasets = {}
     for name, body in (tree.get("datasets") or {}).items():
         kind = str(body.get("type", "default"))
-        if name not in known and not body.get("builder"):
+        types = known.get(name) or (class_dataset_defaults(name) if not body.get("builder") else {})
+        if not types and not body.get("builder"):
             decoder.note(f"datasets.{name}", "no card declares it", nearest(name, known))
             continue
-        if name in known and kind not in known[name]:
-            decoder.note(f"datasets.{name}.type", f"'{name}' has no type '{kind}'", nearest(kind, known[name]))
+        if types and kind not in types:
+            decoder.note(f"datasets.{name}.type", f"'{name}' has no type '{kind}'", nearest(kind, types))
             continue
-        default, _, where = known.get(name, {}).get(kind, ({}, None, {}))
-        datasets[name] = {"name": name, **merge(default, body)}
+        default, _, where = types.get(kind, ({}, None, {}))
+        whole = {"name": name, **merge(default, body)}
+        datasets[name] = whole if name in known or not types else keep_unknown(whole)
         places |= where
     return {**tree, "model": model, "datasets": datasets}, places
 
@@ -326,7 +378,8 @@ def _teacher_below(run: RunConfig, root: Path) -> RunConfig:
     return replace(run, **below)
 
 
-def _typed(tree: Tree, decoder: ConfigDecoder, file: Path) -> Config | None:
+def typed(tree: Tree, decoder: ConfigDecoder, file: Path) -> Config | None:
+    """A whole tree as dataclasses, its mistakes noted; None where the run itself is not there."""
     run = decoder.build(RunConfig, tree.get("run") or {}, "run")
     model = decoder.build(ModelConfig, tree["model"], "model") if tree.get("model") else None
     datasets = {n: decoder.build(DatasetConfig, body, f"datasets.{n}") for n, body in tree["datasets"].items()}

@@ -34,6 +34,10 @@ class BuildContext:
     cache_root: Path
     splits: Sequence[str] | None = None
 
+    def wants(self, split: str) -> bool:
+        """Whether a split is wanted."""
+        return self.splits is None or split in self.splits
+
 
 @dataclass(frozen=True)
 class Parts:

@@ -15,7 +15,7 @@ from lavis_ext.common.types import Batch, Dataset, Sample
 from lavis_ext.datasets.builders.context import BuildContext, build_splits
 from lavis_ext.datasets.builders.settings import LabelKeys, PairKeys
 from lavis_ext.datasets.collate import Rule, collate, stack_images
-from lavis_ext.datasets.datasets.base_dataset import ImageTextDataset, draw_below
+from lavis_ext.datasets.datasets.base_dataset import ImageTextDataset, draw_below, two_ways
 from lavis_ext.datasets.readers.parse import Row
 
 
@@ -25,9 +25,12 @@ def image_text_label(config: DatasetConfig, context: BuildContext) -> dict[str, 
     return build_splits(config, context, LabelDataset)
 
 
+@two_ways
 @dataclass(frozen=True, eq=False)
 class LabelDataset(ImageTextDataset):
     """A picture and a sentence with a class."""
+
+    Keys = LabelKeys
 
     def fields(self, row: Row, index: int, rng: torch.Generator | None) -> Sample:
         """Sentence, class and ids; a row without a class has no `label`."""
@@ -72,9 +75,12 @@ def paired_images(config: DatasetConfig, context: BuildContext) -> dict[str, Dat
     return build_splits(config, context, PairDataset)
 
 
+@two_ways
 @dataclass(frozen=True, eq=False)
 class PairDataset(LabelDataset):
     """Two pictures and a sentence about them; `images` of a row names the left and the right one."""
+
+    Keys = PairKeys
 
     def __getitem__(self, index: int) -> Sample:
         """LAVIS' sample, both pictures as in `image_caption`. Raises SampleError."""
