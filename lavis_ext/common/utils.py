@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlparse
 
+from lavis_ext.common.config.resolve import config_roots
 from lavis_ext.common.files import disk_errors
 from lavis_ext.common.registry import registry
 
@@ -31,6 +32,13 @@ def get_cache_path(rel_path: str | Path = "") -> str:
 def get_abs_path(rel_path: str | Path) -> str:
     """A path below the folder that holds `configs/`; an absolute path is left as it is."""
     return str(Path(registry.get_path("library_root"), rel_path))
+
+
+def find_yaml(path: str | Path) -> str:
+    """The YAML that a class names: absolute, below the folder of `configs/`, or below one of `LAVIS_EXT_CONFIGS`."""
+    inside = Path(*Path(path).parts[1:]) if Path(path).parts[:1] == ("configs",) else Path(path)
+    places = [Path(get_abs_path(path)), *(root / inside for root in config_roots())]
+    return str(next((place for place in places if place.is_file()), places[0]))
 
 
 def load_json(filename: str | Path) -> Any:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import wraps
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
@@ -13,13 +14,13 @@ import torch.distributed as dist
 from omegaconf import OmegaConf
 from torch import Tensor, nn
 
-from lavis_ext.common.config.decode import read_yaml
+from lavis_ext.common.config.decode import ConfigDecoder, read_yaml
 from lavis_ext.common.config.resolve import model_files
 from lavis_ext.common.config.schema import ModelConfig, OpenModelConfig
 from lavis_ext.common.errors import ConfigError, IntegrityError, nearest
 from lavis_ext.common.registry import models
 from lavis_ext.common.types import Batch
-from lavis_ext.common.utils import get_abs_path, is_url
+from lavis_ext.common.utils import find_yaml, is_url
 
 log = logging.getLogger(__name__)
 NO_DECAY = ("bias", "ln", "bn", "LayerNorm")
@@ -77,6 +78,22 @@ def names_of(kind: type) -> list[str]:
     return [name for name, held in models._items.items() if held is kind]
 
 
+def takes_nodes(make: Any) -> Any:
+    """`from_config` that takes the section of a YAML too (a node or a mapping), as LAVIS' does."""
+
+    @wraps(make)
+    def from_config(cls: Any, config: Any) -> Any:
+        if not isinstance(config, Mapping) or cls.Keys is OpenModelConfig:
+            return make(cls, config)
+        tree = OmegaConf.to_container(config, resolve=True) if OmegaConf.is_config(config) else dict(config)
+        decoder = ConfigDecoder()
+        section = decoder.build(ModelConfig, {"arch": next(iter(names_of(cls)), cls.__name__), **tree}, "model")  # type: ignore[dict-item]
+        decoder.close()
+        return make(cls, section)
+
+    return from_config
+
+
 class BaseModel(nn.Module):
     """A network with LAVIS' interface; parts given to `freeze` get no gradient and stay in eval mode.
 
@@ -99,6 +116,8 @@ class BaseModel(nn.Module):
             cls.Keys = models.inherited(cls) or cls.Keys
             if "PRETRAINED_MODEL_CONFIG_DICT" in vars(cls) and cls.Keys is ModelConfig:
                 cls.Keys = OpenModelConfig
+        if isinstance(own := vars(cls).get("from_config"), classmethod):
+            cls.from_config = classmethod(takes_nodes(own.__func__))  # type: ignore[assignment]
 
     def __init__(self) -> None:
         super().__init__()
@@ -115,7 +134,7 @@ class BaseModel(nn.Module):
         types = cls.PRETRAINED_MODEL_CONFIG_DICT
         if model_type not in types:
             raise ConfigError(cls.__name__, f"has no type '{model_type}'", nearest(model_type, types))
-        return get_abs_path(types[model_type])
+        return find_yaml(types[model_type])
 
     @classmethod
     def from_pretrained(cls, model_type: str) -> BaseModel:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import is_dataclass
@@ -44,6 +44,22 @@ def drawing_from(rng: torch.Generator) -> Iterator[None]:
 def current_rng() -> torch.Generator | None:
     """The generator of the block that this is called in; None outside of one: torch's global."""
     return _drawing.get()
+
+
+def uint8_of(processor: Any) -> Callable[..., Any] | None:
+    """What makes a picture uint8 [3,S,S], with a generator; None for a processor that only a call describes.
+
+    A class that defines a call of its own, or holds a `transform`, over one of ours is of the second kind.
+    """
+    if "transform" in getattr(processor, "__dict__", {}):
+        return None
+    for kind in type(processor).__mro__:
+        if "uint8" in vars(kind):
+            found: Callable[..., Any] = processor.uint8
+            return found
+        if "__call__" in vars(kind) and kind.__name__ != "BaseProcessor":
+            return None
+    return getattr(processor, "uint8", None)
 
 
 def load_processor(name: str, cfg: Mapping[str, Any] | ProcessorConfig | None = None) -> Any:
@@ -94,6 +110,7 @@ __all__ = [
     "current_rng",
     "drawing_from",
     "load_processor",
+    "uint8_of",
 ]
 
 

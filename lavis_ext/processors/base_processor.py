@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import is_dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from omegaconf import OmegaConf
 from typing_extensions import Self
@@ -13,6 +13,14 @@ from lavis_ext.common.config.decode import ConfigDecoder
 from lavis_ext.common.config.schema import ProcessorConfig
 from lavis_ext.common.errors import ConfigError
 from lavis_ext.common.registry import origin
+
+K = TypeVar("K", bound=type)
+
+
+def settable(kind: K) -> K:
+    """A frozen dataclass whose objects, and those of plain subclasses, take assignments, as LAVIS' do."""
+    kind.__setattr__, kind.__delattr__ = object.__setattr__, object.__delattr__  # type: ignore[assignment]
+    return kind
 
 
 class BaseProcessor:

@@ -39,7 +39,7 @@ from lavis_ext.runners.logs import JsonLog, LogHook, summary
 from lavis_ext.runners.microbatch import no_stop
 from lavis_ext.runners.runner_base import Hook, RunnerBase
 from lavis_ext.runners.schedule import RunLength
-from lavis_ext.tasks.base_task import BaseTask, require_no_loop, setup_task, taken
+from lavis_ext.tasks.base_task import BaseTask, require_called, setup_task, taken
 
 log = logging.getLogger(__name__)
 
@@ -122,7 +122,7 @@ def given_by(job: Job, script: RunnerBase | None) -> Given:
         return Given()
     cfg = Script.of(job.config)
     task = setup_task(cfg)
-    require_no_loop(task)
+    require_called(task)
     own = type(task).build_datasets is not BaseTask.build_datasets
     opened = (
         main_first(job.accelerator, partial(task.build_datasets, cfg), job.config.run.wait_minutes) if own else None

@@ -20,7 +20,7 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 from torch import Tensor, nn
 
-from lavis_ext.common.config.schema import RunConfig
+from lavis_ext.common.config.schema import OpenModelConfig, RunConfig
 from lavis_ext.common.errors import ConfigError, Preempted, TrainingError
 from lavis_ext.common.registry import registry, runners
 from lavis_ext.common.types import Batch
@@ -59,7 +59,7 @@ from lavis_ext.runners.microbatch import (
     sample_ids,
 )
 from lavis_ext.runners.schedule import RunLength, RunProgress, build_optimizer
-from lavis_ext.tasks.base_task import require_no_loop
+from lavis_ext.tasks.base_task import require_called
 
 log = logging.getLogger(__name__)
 MAX_SKIPPED = 25
@@ -109,9 +109,9 @@ class RunnerBase:
     """
 
     def __init__(self, cfg: Any, task: Any, model: Any, datasets: Any, job_id: str | None = None) -> None:
-        """`cfg` is a `Config(args)`, `datasets` {data set: {split: data set}}, as `task.build_datasets(cfg)` gives them."""
+        """`cfg` is a `Config(args)`, `datasets` {data set: {split: rows}}, as `task.build_datasets(cfg)` gives."""
         self.refuse_unused()
-        require_no_loop(task)
+        require_called(task)
         self.config, self.task, self.model, self.datasets = cfg, task, model, datasets
         self.job_id, self.batches = job_id or now(), None
         self.output_dir = Path(cfg.run_cfg.get("output_dir", "output")).expanduser().absolute() / self.job_id
@@ -165,6 +165,9 @@ class RunnerBase:
         self.beside: dict[str, Any] = {}
         self.stop_requested: Callable[[], int] = no_stop
         self.feed: Iterator[Batch] = cycle(batches)
+        # models and tasks in LAVIS' manner find the position in their samples
+        self.counted = getattr(task, "lavis", False) or getattr(self.model, "Keys", None) is OpenModelConfig
+        self.at = 0
         self.output_dir = self.job_dir
         self.note_folders(self.job_dir)
 
@@ -244,6 +247,7 @@ class RunnerBase:
 
     def microbatch_step(self, size: int, index: int) -> MicroBatch:
         """Micro-batch `index` of the `size` of a step, under the random state of the rank that it was planned for."""
+        self.at = self.progress.batch + index
         if not self.generators:
             return self.backward(size, last=index == size - 1)
         place = index % len(self.generators)
@@ -258,6 +262,8 @@ class RunnerBase:
         batch = next(self.feed)
         waited = perf_counter() - asked
         batch = to_device(batch, self.accelerator.device, self.batches.normalizer)
+        if self.counted:
+            batch |= {"epoch": self.progress.epoch, "num_iters_per_epoch": self.plan.per_epoch, "iters": self.at}
         with nullcontext() if last else self.accelerator.no_sync(self.wrapped):
             losses = self.wrapped(batch)
             self.accelerator.backward(losses["loss"] / size)

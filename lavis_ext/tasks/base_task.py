@@ -1,8 +1,8 @@
 """The base of tasks: a training step, an evaluation step, and the metrics of an evaluation.
 
 A task may be written in LAVIS' manner, `valid_step(self, model, samples)` and `after_evaluation(self, val_result,
-split_name, epoch)`, or in ours, which knows its model. The parameters say which; either can be called both ways, so that
-a class of one manner may extend one of the other.
+split_name, epoch)`, or in ours, which knows its model. The parameters say which; either can be called both ways, so
+that a class of one manner may extend one of the other.
 """
 
 from __future__ import annotations
@@ -34,6 +34,9 @@ Row = dict[str, Any]
 """One result: plain values that JSON can hold."""
 LOOP = ("train_epoch", "train_iters", "_train_inner_loop")
 """Methods of LAVIS' tasks that are the loop, which is the runner's here."""
+
+
+ONLY_LAVIS = ("setup_task", "train_step", "evaluation", "build_model", "build_datasets", *LOOP)
 
 
 def parameters_of(method: Any) -> list[str]:
@@ -91,21 +94,18 @@ def after_both_ways(method: Any) -> Any:
     def call(self: BaseTask, *args: Any, **kwargs: Any) -> Any:
         theirs = ("val_result", "split_name", "epoch")
         ours = ("rows", "split", "datasets", "out_dir", "epoch")
-        if len(args) <= len(theirs) and not set(kwargs) & {"rows", "split", "datasets", "out_dir"}:
-            given = dict(zip(theirs, args, strict=False)) | kwargs
-            split = str(given.get("split_name", ""))
-            values = [given.get("val_result"), split, self._datasets_of.get(split, [])]
-            values += [Path(registry.get_path("result_dir")), given.get("epoch", 0)]
-        else:
-            held = dict(zip(ours, args, strict=False)) | kwargs
-            values = [held[name] for name in ours]
-        if not lavis:
-            return method(self, *values)
-        rows, split, _, out_dir, epoch = values
-        registry.paths.update(result_dir=str(out_dir), output_dir=str(out_dir.parent))
-        asked = {"val_result": rows, "split_name": split, "epoch": epoch}
-        found = method(self, **{name: value for name, value in asked.items() if more or name in names})
-        return found if set(kwargs) & {"val_result", "split_name"} else as_metrics(found)
+        asked = len(args) <= len(theirs) and not set(kwargs) & {"rows", "split", "datasets", "out_dir"}
+        given = dict(zip(theirs if asked else ours, args, strict=False)) | kwargs
+        if lavis and not asked:
+            folder = Path(given["out_dir"])
+            registry.paths.update(result_dir=str(folder), output_dir=str(folder.parent))
+            given = {"val_result": given["rows"], "split_name": given["split"], "epoch": given["epoch"]}
+            return as_metrics(method(self, **{k: value for k, value in given.items() if more or k in names}))
+        if lavis or not asked:
+            return method(self, **given)
+        split = str(given.get("split_name", ""))
+        held, folder = self._datasets_of.get(split, []), Path(registry.get_path("result_dir"))
+        return method(self, given.get("val_result"), split, held, folder, given.get("epoch", 0))
 
     return marked(call, lavis)
 
@@ -149,7 +149,7 @@ class BaseTask:
         for name in [name for name in BOTH_WAYS if inspect.isfunction(own.get(name))]:
             setattr(cls, name, BOTH_WAYS[name](own[name]))
         manner = any(getattr(own.get(name), "lavis", False) for name in BOTH_WAYS)
-        cls.lavis = cls.lavis or manner or "setup_task" in own or "train_step" in own
+        cls.lavis = cls.lavis or manner or any(name in own for name in ONLY_LAVIS)
         if "evaluates" not in own and ("evaluation" in own or getattr(own.get("valid_step"), "lavis", False)):
             cls.evaluates = True
         if "Keys" not in own:
@@ -163,6 +163,9 @@ class BaseTask:
         self._given = given
         """What a class in LAVIS' manner passed on: values of keys of `run:`, over those of the run file."""
         self._datasets_of: dict[str, list[Any]] = {}
+        if isinstance(model, int | float | str):  # LAVIS' `num_beams`, by position
+            what = f"{type(self).__name__} takes values of `run:` by name"
+            raise ConfigError("run.task", what, "super().__init__(num_beams=num_beams, max_len=max_len, …)")
         if model is not None:
             self.bind(model)
 
@@ -274,7 +277,7 @@ class BaseTask:
         return {}
 
     def evaluation(self, model: Any, data_loader: Iterable[Batch], cuda_enabled: bool = True) -> Any:
-        """LAVIS' loop over a split: the rows of all its batches. One that a subclass defines is called by the runner."""
+        """LAVIS' loop over a split: the rows of all batches. One that a subclass defines is called by the runner."""
         rows: list[Row] = []
         for samples in data_loader:
             moved = {k: v.to(model.device) if isinstance(v, Tensor) else v for k, v in samples.items()}
@@ -325,11 +328,15 @@ def taken(task: BaseTask, run: RunConfig, model: Any) -> BaseTask:
     return task
 
 
-def require_no_loop(task: Any) -> None:
-    """Raise ConfigError for a task that defines the loop, which would never be called."""
-    if own := [name for name in LOOP if hasattr(type(task), name)]:
-        what = f"{type(task).__name__} defines {own[0]}, but the loop is the runner's"
+def require_called(task: Any) -> None:
+    """Raise ConfigError for a task that defines the loop, or another method of LAVIS', that is never called here."""
+    kind = type(task)
+    if own := [name for name in LOOP if hasattr(kind, name)]:
+        what = f"{kind.__name__} defines {own[0]}, but the loop is the runner's"
         raise ConfigError("run.task", what, "define train_step(self, model, samples), or a runner")
+    if hasattr(kind, "_report_metrics") and not getattr(kind.after_evaluation, "lavis", False):
+        what = f"{kind.__name__} defines _report_metrics, which nothing calls"
+        raise ConfigError("run.task", what, "define after_evaluation(self, val_result, split_name, epoch)")
 
 
 def plain_id(value: Any) -> int | str:

@@ -48,7 +48,10 @@ def from_checkout(name: str, where: str) -> ModuleType:
 
 
 def cache_root(option: str | Path | None = None) -> Path:
-    """Where data is: option > registered path > `LAVIS_EXT_CACHE_ROOT` > user file > `configs/default.yaml`; absolute, `~` expanded."""
+    """Where data is; absolute, `~` expanded.
+
+    Option > path registered by a script > `LAVIS_EXT_CACHE_ROOT` > user file > `configs/default.yaml`.
+    """
     return Path(cache_root_origin(option)[0])
 
 
@@ -151,7 +154,7 @@ def class_model_defaults(arch: str, model_type: str) -> tuple[Tree, Tree]:
 
 
 def class_dataset_defaults(name: str) -> dict[str, tuple[Tree, Path, dict[str, str]]]:
-    """Config type → (keys, file, places) of a data set that a registered class in LAVIS' manner builds, else nothing."""
+    """Config type → (keys, file, places) of a data set that a class in LAVIS' manner builds, else nothing."""
     kind = builders.get(name) if name in builders and name not in NAMES["builder"] else None
     if not isinstance(kind, type):
         return {}

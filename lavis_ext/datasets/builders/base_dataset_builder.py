@@ -1,4 +1,4 @@
-"""Builders of data sets with LAVIS' interface: of a declared data set through its shape, or a class in LAVIS' manner."""
+"""Builders of data sets with LAVIS' interface: of a declared data set by its shape, or a class in LAVIS' manner."""
 
 from __future__ import annotations
 
@@ -12,12 +12,13 @@ from omegaconf import DictConfig, OmegaConf
 
 from lavis_ext.common.config.cards import load_cards
 from lavis_ext.common.config.decode import ConfigDecoder, read_yaml
-from lavis_ext.common.config.resolve import cache_root, config_roots, dataset_defaults, merge
+from lavis_ext.common.config.resolve import cache_root, config_roots, dataset_defaults, keep_unknown, merge
 from lavis_ext.common.config.schema import DatasetConfig
+from lavis_ext.common.dist_utils import is_main_process
 from lavis_ext.common.errors import ConfigError, nearest
 from lavis_ext.common.registry import builders
 from lavis_ext.common.types import Dataset
-from lavis_ext.common.utils import get_abs_path
+from lavis_ext.common.utils import find_yaml
 from lavis_ext.processors import load_processor
 from lavis_ext.processors.base_processor import BaseProcessor
 
@@ -79,7 +80,7 @@ class BaseDatasetBuilder:
         if type not in cls.DATASET_CONFIG_DICT:
             what = f"has no config type '{type}'"
             raise ConfigError(cls.__name__, what, nearest(type, cls.DATASET_CONFIG_DICT))
-        return get_abs_path(cls.DATASET_CONFIG_DICT[type])
+        return find_yaml(cls.DATASET_CONFIG_DICT[type])
 
     @classmethod
     def built_for(cls, config: DatasetConfig, context: BuildContext) -> dict[str, Dataset]:
@@ -99,8 +100,20 @@ class BaseDatasetBuilder:
         return {key: named(one, config, key) for key, one in built.items()}
 
     def build_datasets(self) -> dict[str, Dataset]:
-        """{split: data set} of all splits whose files are there; nothing is downloaded."""
+        """{split: data set} of all splits whose files are there; only what a subclass defines is downloaded."""
+        if is_main_process():
+            self._download_data()
         return self.build()
+
+    def _download_data(self) -> None:
+        self._download_ann()
+        self._download_vis()
+
+    def _download_ann(self) -> None:
+        """For a subclass: nothing here, where LAVIS fetches the annotations."""
+
+    def _download_vis(self) -> None:
+        """For a subclass: nothing here."""
 
     def build_processors(self) -> None:
         """Fill `vis_processors`, `text_processors` and `kw_processors` from the section."""
@@ -159,9 +172,7 @@ class BaseDatasetBuilder:
     def declaration(self) -> DatasetConfig:
         """The section as it is now, typed; raises ConfigError with every mistake."""
         tree: Any = OmegaConf.to_container(self.config, resolve=True)
-        if not self.name and not tree.get("builder"):
-            from lavis_ext.common.config.resolve import keep_unknown
-
+        if not self.name:
             tree = keep_unknown({"name": type(self).__name__, **tree})
         for split, paths in (shown_paths(self.name, tree.get("type", "default")) if self.name else {}).items():
             held = tree["build_info"]["annotations"].get(split) or {}
@@ -175,7 +186,7 @@ class BaseDatasetBuilder:
 
 
 def builder_class(name: str) -> type[BaseDatasetBuilder]:
-    """The builder of a data set that a card declares, called like LAVIS' class: `cfg` is optional. Raises UsageError."""
+    """The builder of a data set that a card declares, called like LAVIS': `cfg` is optional. Raises UsageError."""
     load_cards().card_of(name)
     return _builder_class(name, tuple(sorted((k, str(v[1])) for k, v in dataset_defaults()[name].items())))
 

@@ -17,6 +17,7 @@ from lavis_ext.datasets.builders.settings import LabelKeys, PairKeys
 from lavis_ext.datasets.collate import Rule, collate, stack_images
 from lavis_ext.datasets.datasets.base_dataset import ImageTextDataset, draw_below, two_ways
 from lavis_ext.datasets.readers.parse import Row
+from lavis_ext.processors import uint8_of
 
 
 @builders.register("image_text_label", config=LabelKeys)
@@ -84,12 +85,12 @@ class PairDataset(LabelDataset):
 
     def __getitem__(self, index: int) -> Sample:
         """LAVIS' sample, both pictures as in `image_caption`. Raises SampleError."""
-        processor = self.vis_processor
-        return self._sample(index, processor if hasattr(processor, "uint8") else self._other, None)
+        other = uint8_of(self.vis_processor) is None
+        return self._sample(index, self._other if other else self.vis_processor, None)
 
     def load(self, index: int, rng: torch.Generator) -> Sample:
         """The sample with uint8 pictures and all randomness from `rng`. Raises SampleError."""
-        uint8 = getattr(self.vis_processor, "uint8", None)
+        uint8 = uint8_of(self.vis_processor)
 
         def process(pixels: Any) -> Any:
             return self._other(pixels) if uint8 is None else uint8(pixels, rng)

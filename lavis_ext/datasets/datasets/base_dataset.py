@@ -28,7 +28,8 @@ from lavis_ext.datasets.readers.decode import decode_rgb
 from lavis_ext.datasets.readers.faults import SampleError
 from lavis_ext.datasets.readers.images import ImageStore
 from lavis_ext.datasets.readers.parse import Row, sort_files
-from lavis_ext.processors import current_rng, drawing_from
+from lavis_ext.processors import current_rng, drawing_from, uint8_of
+from lavis_ext.processors.base_processor import settable
 
 C = TypeVar("C", bound=type)
 
@@ -45,8 +46,8 @@ def two_ways(kind: C) -> C:
         given = args[0] if args else kwargs.get("parts")
         from_parts(self, given if isinstance(given, Parts) else opened_parts(type(self), *args, **kwargs))
 
-    kind.__init__, kind.__setattr__, kind.__delattr__ = make, object.__setattr__, object.__delattr__
-    return kind
+    kind.__init__ = make  # type: ignore[misc]
+    return settable(kind)
 
 
 def opened_parts(
@@ -269,8 +270,7 @@ class ImageTextDataset(BaseDataset):
         """LAVIS' sample: `image` float32 [3,H,W], or a PIL image where no vis_processor is set. Raises SampleError."""
         row = self.row(index)
         pixels = self.pixels(row, index)
-        processor = self.vis_processor
-        image = processor(pixels) if hasattr(processor, "uint8") else self._other(pixels)
+        image = self._other(pixels) if uint8_of(self.vis_processor) is None else self.vis_processor(pixels)
         return {"image": image, **self.fields(row, index, None)}
 
     def load(self, index: int, rng: torch.Generator) -> Sample:
@@ -280,8 +280,9 @@ class ImageTextDataset(BaseDataset):
         """
         row = self.row(index)
         pixels = self.pixels(row, index)
-        processor = self.vis_processor
-        image = processor.uint8(pixels, rng) if hasattr(processor, "uint8") else self._other(pixels)
+        uint8 = uint8_of(self.vis_processor)
+        with drawing_from(rng):
+            image = self._other(pixels) if uint8 is None else uint8(pixels, rng)
         return {"image": image, **self.fields(row, index, rng)}
 
     def displ_item(self, index: int) -> OrderedDict[str, Any]:
