@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections import defaultdict, deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from datetime import timedelta
 from statistics import mean, median_low
 from typing import Any
@@ -116,7 +116,7 @@ class MetricLogger:
         """Use this meter for a name."""
         self.meters[name] = meter
 
-    def log_every(self, iterable: Iterable[Any], print_freq: int, header: str = "") -> Iterator[Any]:
+    def log_every(self, iterable: Any, print_freq: int, header: str = "") -> Iterator[Any]:
         """The items; a line in the log at each `print_freq`-th and at the end. LAVIS prints it."""
         count = len(iterable) if hasattr(iterable, "__len__") else None
         started = time.monotonic()

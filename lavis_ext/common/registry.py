@@ -278,7 +278,8 @@ class Facade:
     LAVIS_KINDS: ClassVar[tuple[str, ...]] = ("builder", "task", "processor", "model", "lr_scheduler", "runner")
 
     def __init__(self) -> None:
-        self.paths, self.state = PathMapping(), _FIRST_STATE.copy()
+        self.paths = PathMapping()
+        self.state: dict[str, Any] = dict(_FIRST_STATE)
         named = {f"{kind}_name_mapping": NameMapping(self, kind) for kind in self.LAVIS_KINDS}
         self.mapping: dict[str, Any] = {**named, "state": self.state, "paths": self.paths}
 
@@ -335,7 +336,7 @@ class Facade:
     def register(self, name: str, value: Any) -> None:
         """Keep a value under a dotted name, over one that is there."""
         *sections, last = name.split(".")
-        place = self.state
+        place: dict[str, Any] = self.state
         for section in sections:
             place = place.setdefault(section, {})
         place[last] = value

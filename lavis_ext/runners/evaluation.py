@@ -94,7 +94,7 @@ class Evaluator:
         """Samples that could not be read, per split."""
         return {split: feed.faults.summary() for split, feed in self.feeds.items()}
 
-    def _rows(self, split: str, stop: Callable[[], int]) -> list[dict[str, Any]]:
+    def _rows(self, split: str, stop: Callable[[], int]) -> Any:
         rows: list[dict[str, Any]] = []
         with torch.no_grad():
             feed = self.feeds[split]

@@ -113,7 +113,8 @@ class RunnerBase:
         self.refuse_unused()
         require_called(task)
         self.config, self.task, self.model, self.datasets = cfg, task, model, datasets
-        self.job_id, self.batches = job_id or now(), None
+        self.job_id = job_id or now()
+        self.batches: Any = None
         self.output_dir = Path(cfg.run_cfg.get("output_dir", "output")).expanduser().absolute() / self.job_id
         self.note_folders(self.output_dir)
 

@@ -70,7 +70,7 @@ def before_both_ways(method: Any) -> Any:
         asked = "dataset" in kwargs or (args and isinstance(args[0], nn.Module))
         if asked:
             model, dataset = [*args, *(kwargs[name] for name in ("model", "dataset") if name in kwargs)]
-            datasets = dataset if isinstance(dataset, list | tuple) else [dataset]
+            datasets = list(dataset) if isinstance(dataset, list | tuple) else [dataset]
             split = str(getattr(datasets[0], "split", ""))
             if not lavis:
                 self.bind(model)
@@ -153,7 +153,7 @@ class BaseTask:
         if "evaluates" not in own and ("evaluation" in own or getattr(own.get("valid_step"), "lavis", False)):
             cls.evaluates = True
         if "Keys" not in own:
-            keys = tasks.inherited(cls) or cls.Keys
+            keys: Any = tasks.inherited(cls) or cls.Keys
             cls.Keys = keys if not cls.lavis or hasattr(keys, "rest") else joined(OpenRunConfig, keys)
 
     def __init__(self, model: Any = None, run: Any = None, **given: Any) -> None:

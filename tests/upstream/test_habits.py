@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -52,7 +53,8 @@ def cells() -> Iterator[tuple[str, str, str]]:
     for path in sorted(SCRIPTS.glob("*.py")):
         for part in path.read_text("utf-8").split("\n# %% ")[1:]:
             name, _, code = part.partition("\n")
-            yield path.name, name.strip(), ours(code).replace('f"lavis.', 'f"lavis_ext.').replace('"from lavis.', '"from lavis_ext.')
+            named = ours(code).replace('f"lavis.', 'f"lavis_ext.').replace('"from lavis.', '"from lavis_ext.')
+            yield path.name, name.strip(), named
 
 
 CELLS = list(cells())
@@ -73,10 +75,10 @@ def world(prepared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> It
     monkeypatch.setenv("LAVIS_EXT_CACHE_ROOT", str(prepared))
     monkeypatch.chdir(tmp_path)
     (tmp_path / "run.yaml").write_text(RUN)
-    items = {kind: (dict(one._items), dict(one._keys)) for kind, one in Facade._kinds.items()}
+    items = {kind: set(one._items) for kind, one in Facade._kinds.items()}
     state = dict(registry.state)
     yield tmp_path
-    for kind, (held, keys) in items.items():
+    for kind, held in items.items():
         # what was imported meanwhile is ours and stays
         added = [n for n, item in Facade._kinds[kind]._items.items() if n not in held and not of_ours(item)]
         for name in added:
@@ -107,8 +109,6 @@ def own_files(folder: Path) -> None:
 
 
 def forget() -> None:
-    import sys
-
     for name in [name for name in sys.modules if name.startswith("lavis_ext_plugin_own_")]:
         del sys.modules[name]
         for kind in Facade._kinds.values():

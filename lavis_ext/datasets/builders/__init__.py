@@ -67,7 +67,8 @@ class DatasetZoo:
     @property
     def dataset_zoo(self) -> dict[str, list[str]]:
         """Name → config types."""
-        return {name: list(registry.get_builder_class(name).DATASET_CONFIG_DICT) for name in self.get_names()}
+        kinds: dict[str, Any] = {name: registry.get_builder_class(name) for name in self.get_names()}
+        return {name: list(kind.DATASET_CONFIG_DICT) for name, kind in kinds.items()}
 
     def get_names(self) -> list[str]:
         """All names, sorted."""

@@ -30,7 +30,7 @@ PROCESSORS = ("vis_processor", "text_processor")
 
 def build_datasets(config: DatasetConfig, context: BuildContext) -> dict[str, Dataset]:
     """Every wanted split; raises ConfigError for a bad declaration, NotPreparedError for missing files."""
-    shape = builders.get(config.builder)
+    shape: Any = builders.get(config.builder)
     if isinstance(shape, type) and issubclass(shape, BaseDatasetBuilder):
         return shape.built_for(config, context)
     built: dict[str, Dataset] = shape(config, context)

@@ -43,6 +43,10 @@ class CaptionDataset(ImageTextDataset):
         """The text processor, or None."""
         return None if self.parts.args["raw_caption"] else self.parts.text_processor
 
+    @text_processor.setter
+    def text_processor(self, processor: Any) -> None:
+        self._change(text_processor=processor)
+
     @cached_property
     def image_ids(self) -> np.ndarray:
         """int64 [rows]: LAVIS' running number of each row's picture."""
@@ -118,7 +122,8 @@ class CaptionEvalDataset(ImageTextDataset):
 
     def row(self, index: int) -> Row:
         """The first record of a picture."""
-        return self.rows[int(self.first_rows[self.position(index)])]
+        row: Row = self.rows[int(self.first_rows[self.position(index)])]
+        return row
 
     def fields(self, row: Row, index: int, rng: torch.Generator | None) -> Sample:
         """The ids."""

@@ -39,7 +39,7 @@ def two_ways(kind: C) -> C:
 
     The dataclasses are frozen, and what plug-ins derive from them stays so; a plain subclass is open.
     """
-    from_parts = kind.__init__
+    from_parts: Any = kind.__init__  # type: ignore[misc]
 
     @wraps(from_parts)
     def make(self: Any, *args: Any, **kwargs: Any) -> None:
@@ -96,8 +96,12 @@ class BaseDataset:
         """Parts of nothing for a subclass that does not call `super().__init__`, as LAVIS' need not."""
         if name != "parts":
             raise AttributeError(f"'{type(self).__name__}' object has no attribute '{name}'")
-        self.parts = opened_parts(type(self))
-        return self.parts
+        vars(self)["parts"] = opened_parts(type(self))
+        return vars(self)["parts"]
+
+    def _change(self, **parts: Any) -> None:
+        held: Any = self.parts
+        vars(self)["parts"] = replace(held, **parts)
 
     @property
     def name(self) -> str:
@@ -132,7 +136,7 @@ class BaseDataset:
         for number, row in enumerate(held.rows if isinstance(held.rows, list) else ()):
             if isinstance(row, dict):
                 row.setdefault("instance_id", str(number))
-        self.parts = replace(self.parts, rows=held)
+        self._change(rows=held)
         for name in [name for name in vars(self) if name in self.derived]:
             delattr(self, name)
 
@@ -154,20 +158,22 @@ class BaseDataset:
     def parts_named(self, config: DatasetConfig, split: str) -> None:
         """Take name, split and limits from a declaration, for a data set that LAVIS' arguments made."""
         own = replace(config, args=dict(self.parts.config.args))
-        self.parts = replace(self.parts, config=own, split=split)
+        self._change(config=own, split=split)
 
     def set_processors(self, vis_processor: Any, text_processor: Any) -> None:
         """Use these from now on; None leaves the item as it is read."""
-        self.parts = replace(self.parts, vis_processor=vis_processor, text_processor=text_processor)
+        self._change(vis_processor=vis_processor, text_processor=text_processor)
 
     @property
     def vis_root(self) -> str:
         """The folder of the pictures."""
-        return str(self.parts.images.root)
+        parts: Any = self.parts
+        return str(parts.images.root)
 
     @vis_root.setter
     def vis_root(self, folder: str | Path) -> None:
-        self.parts = replace(self.parts, images=ImageStore(folder, layouts=self.parts.args["layouts"]))
+        parts: Any = self.parts
+        self._change(images=ImageStore(folder, layouts=parts.args["layouts"]))
 
     @property
     def vis_processor(self) -> Any:
@@ -176,7 +182,7 @@ class BaseDataset:
 
     @vis_processor.setter
     def vis_processor(self, processor: Any) -> None:
-        self.parts = replace(self.parts, vis_processor=processor)
+        self._change(vis_processor=processor)
 
     @property
     def text_processor(self) -> Any:
@@ -185,7 +191,7 @@ class BaseDataset:
 
     @text_processor.setter
     def text_processor(self, processor: Any) -> None:
-        self.parts = replace(self.parts, text_processor=processor)
+        self._change(text_processor=processor)
 
     @property
     def tolerance(self) -> float:
@@ -334,7 +340,7 @@ class ItemDataset(BaseDataset):
     """A data set of another library, with `__len__` and `__getitem__` giving dicts; its collater, if it has one."""
 
     def __init__(self, items: Any) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[call-arg]  # see two_ways
         self.items = items
         self.parts_named(DatasetConfig(name=type(items).__name__), self.split)
 
