@@ -256,6 +256,16 @@ class PathMapping(dict[str, str]):
             raise KeyError(name)
         return str(found[name])
 
+    def __contains__(self, name: object) -> bool:
+        return super().__contains__(name) or name in ("cache_root", "library_root", "repo_root")
+
+    def get(self, name: str, default: Any = None) -> Any:
+        """The path, `default` for a name that is not known."""
+        try:
+            return self[name]
+        except KeyError:
+            return default
+
 
 class Facade:
     """LAVIS' names over the registries: `register_builder`, `get_task_class`, `list_datasets` and their like.
@@ -302,7 +312,11 @@ class Facade:
         """Enter a shape, a function, or LAVIS' class of one data set; the name of a card is taken."""
 
         def add(item: Item) -> Item:
-            if isinstance(item, type) and name in import_module("lavis_ext.common.config.resolve").dataset_defaults():
+            cards = (
+                import_module("lavis_ext.common.config.resolve").dataset_defaults() if isinstance(item, type) else {}
+            )
+            # a YAML without a shape in a folder of the user's is the class's own
+            if any(body.get("builder", name) != name for body, *_ in cards.get(name, {}).values()):
                 raise RegistryError(f"builder '{name}'", "a card declares this data set", "choose another name")
             return builders.register(name, config)(item)
 
@@ -317,7 +331,7 @@ class Facade:
 
         `mapping["paths"][name] = path` changes one that is taken.
         """
-        if self.paths.get(name, str(path)) != str(path):
+        if dict.get(self.paths, name, str(path)) != str(path):
             way_out = f'registry.mapping["paths"]["{name}"] = … changes it'
             raise RegistryError(f"path '{name}'", f"is {self.paths[name]}", way_out)
         self.paths[name] = str(path)
@@ -330,7 +344,7 @@ class Facade:
         try:
             return self.paths[name]
         except KeyError as error:
-            known = [*self.paths, "cache_root", "library_root", "repo_root"]
+            known = {*self.paths, "cache_root", "library_root", "repo_root"}
             raise RegistryError(f"path '{name}'", "not registered", nearest(name, known)) from error
 
     def register(self, name: str, value: Any) -> None:

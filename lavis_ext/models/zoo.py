@@ -45,9 +45,12 @@ def load_model(
 ) -> BaseModel:
     """A model by architecture and type, with `checkpoint` (our file or folder) loaded over it; LAVIS' arguments."""
     config = default_config(name, model_type)
-    if checkpoint is not None:
+    own = isinstance(config, OpenModelConfig)
+    if checkpoint is not None and not own:
         config = replace(config, load_finetuned=True, finetuned=checkpoint)
     model = build_model(config)
+    if checkpoint is not None and own:
+        model.load_checkpoint(checkpoint)
     return model.eval().to(device) if is_eval else model.to(device)
 
 

@@ -152,6 +152,10 @@ class SquareImage(ImageProcessorKeys, BaseProcessor):
         """uint8 [H,W,3] RGB → uint8 [3,S,S], not normalised."""
         raise NotImplementedError
 
+    def transform(self, item: Any) -> Tensor:
+        """The same as a call (LAVIS' attribute, which a subclass may set)."""
+        return self(item)
+
     def normalize(self, image: Tensor) -> Tensor:
         """float [3,H,W] from 0 to 1 → `(x - mean) / std`, for transforms in LAVIS' manner."""
         mean, std = (torch.tensor(value, dtype=image.dtype).view(-1, 1, 1) for value in (self.mean, self.std))

@@ -84,6 +84,8 @@ class Evaluator:
         finally:
             restore_random_state(generators)
             self.task.model.train(training)
+        if rows is None:  # a task in LAVIS' manner whose `evaluation` does nothing
+            return {}
         if isinstance(rows, list) and not rows and not getattr(self.task, "lavis", False):
             raise PartialError(
                 f"split '{split}'", "none of its samples could be used", "look at faults.json of the run"
@@ -121,8 +123,7 @@ class Evaluator:
             raise ConfigError("run.task", what, "start one process, or define valid_step alone")
         loader = Batches(self._moved(feed, stop), feed)
         with memory_errors(f"split '{split}'", OOM_HINT), self.accelerator.autocast():
-            found = self.task.evaluation(model=self.task.network, data_loader=loader, cuda_enabled=False)
-        return [] if found is None else found
+            return self.task.evaluation(model=self.task.network, data_loader=loader, cuda_enabled=False)
 
     def _metrics(self, rows: list[dict[str, Any]], split: str, label: str) -> dict[str, Any]:
         """All ranks do their share of the work, then rank 0 writes the files and computes the metrics for all."""

@@ -13,6 +13,7 @@ import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, fields, replace
 from functools import wraps
+from numbers import Real
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, ClassVar
@@ -126,7 +127,7 @@ BOTH_WAYS: dict[str, Callable[[Any], Any]] = {
 def as_metrics(found: Any) -> dict[str, float]:
     """The numbers of what LAVIS' `after_evaluation` gives, which may be None or hold other things."""
     items = dict(found).items() if isinstance(found, Mapping) else ()
-    return {str(k): float(v) for k, v in items if isinstance(v, int | float | Tensor) and not isinstance(v, bool)}
+    return {str(k): float(v) for k, v in items if isinstance(v, Real | Tensor) and not isinstance(v, bool)}
 
 
 class BaseTask:

@@ -66,7 +66,7 @@ def cache_root_origin(option: str | Path | None = None) -> tuple[str, str]:
     shipped = config_roots()[-1] / "default.yaml"
     candidates = [
         (str(option) if option else "", "option"),
-        (registry.paths.get("cache_root", ""), "registry.register_path"),
+        (dict.get(registry.paths, "cache_root", ""), "registry.register_path"),
         (os.environ.get("LAVIS_EXT_CACHE_ROOT", ""), "LAVIS_EXT_CACHE_ROOT"),
         (_env_key(user_file) if user_file.is_file() else "", str(user_file)),
         (_env_key(shipped), str(shipped)),
@@ -167,6 +167,11 @@ def class_dataset_defaults(name: str) -> dict[str, tuple[Tree, Path, dict[str, s
         moved = {key.replace(f"datasets.{first}", f"datasets.{name}", 1): at for key, at in places.items()}
         found[label] = ({**body, "builder": name}, path, moved)
     return found or {"default": ({"builder": name}, Path(), {})}
+
+
+def shapeless(types: Mapping[str, tuple[Tree, Path, dict[str, str]]] | None) -> bool:
+    """Whether no card says by which shape a data set is built."""
+    return not any(body.get("builder") for body, *_ in (types or {}).values())
 
 
 def keep_unknown(body: Tree) -> Tree:
@@ -321,7 +326,8 @@ def _with_defaults(tree: Tree, decoder: ConfigDecoder) -> tuple[Tree, dict[str, 
     datasets = {}
     for name, body in (tree.get("datasets") or {}).items():
         kind = str(body.get("type", "default"))
-        types = known.get(name) or (class_dataset_defaults(name) if not body.get("builder") else {})
+        own = class_dataset_defaults(name) if shapeless(known.get(name)) and not body.get("builder") else {}
+        types = own or known.get(name, {})
         if not types and not body.get("builder"):
             decoder.note(f"datasets.{name}", "no card declares it", nearest(name, known))
             continue
@@ -330,7 +336,7 @@ def _with_defaults(tree: Tree, decoder: ConfigDecoder) -> tuple[Tree, dict[str, 
             continue
         default, _, where = types.get(kind, ({}, None, {}))
         whole = {"name": name, **merge(default, body)}
-        datasets[name] = whole if name in known or not types else keep_unknown(whole)
+        datasets[name] = keep_unknown(whole) if own else whole
         places |= where
     return {**tree, "model": model, "datasets": datasets}, places
 

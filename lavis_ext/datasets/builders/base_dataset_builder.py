@@ -250,7 +250,10 @@ def flat_processor(cfg: Any) -> Any:
 
 
 def named(dataset: Any, config: DatasetConfig, split: str) -> Any:
-    """A data set that LAVIS' arguments made, with its name, split and limits; another object as it is."""
-    if hasattr(type(dataset), "parts_named"):
-        dataset.parts_named(config, split)
-    return dataset
+    """What a class in LAVIS' manner made, with its name, split and limits; another library's can then be loaded."""
+    from lavis_ext.datasets.datasets.base_dataset import ItemDataset
+
+    made = dataset if hasattr(dataset, "load") or hasattr(dataset, "iterate") else ItemDataset(dataset)
+    if hasattr(type(made), "parts_named"):
+        made.parts_named(config, split)
+    return made

@@ -19,6 +19,7 @@ import torch
 
 from lavis_ext.common.config.cards import load_cards
 from lavis_ext.common.config.schema import DatasetConfig
+from lavis_ext.common.errors import ConfigError
 from lavis_ext.common.types import Batch, Sample
 from lavis_ext.datasets.builders.context import NO_FILES, Parts, SplitParts
 from lavis_ext.datasets.builders.settings import ImageKeys
@@ -340,6 +341,9 @@ class ItemDataset(BaseDataset):
     """A data set of another library, with `__len__` and `__getitem__` giving dicts; its collater, if it has one."""
 
     def __init__(self, items: Any) -> None:
+        if not hasattr(items, "__len__") or not hasattr(items, "__getitem__"):
+            what = f"is a {type(items).__name__}, without __len__ or __getitem__"
+            raise ConfigError("data set", what, "give it both; shards are the shape image_text_shards")
         super().__init__()  # type: ignore[call-arg]  # see two_ways
         self.items = items
         self.parts_named(DatasetConfig(name=type(items).__name__), self.split)

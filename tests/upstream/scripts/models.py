@@ -188,6 +188,7 @@ with pytest.raises(Exception, match="no type"):
     load_model("my_model", "large")
 torch.save({"model": model.state_dict()}, "mine.pth")
 assert model.load_checkpoint("mine.pth").missing_keys == []
+assert torch.equal(load_model("my_model", "base", checkpoint="mine.pth").layer.weight, model.layer.weight)
 
 # %% setup-task
 from argparse import Namespace

@@ -223,3 +223,93 @@ cfg = Config(Namespace(cfg_path="ramp_run.yaml", options=options))
 task = setup_task(cfg)
 RunnerBase(cfg, task, task.build_model(cfg), task.build_datasets(cfg), "ramp").train()
 assert seen == [(0, 0, 3), (0, 1, 3), (0, 2, 3), (1, 0, 3), (1, 1, 3), (1, 2, 3)]
+
+# %% task-of-losses
+from argparse import Namespace
+
+import numpy as np
+from lavis.common.config import Config
+from lavis.common.registry import registry
+from lavis.runners import RunnerBase
+from lavis.tasks import setup_task
+from lavis.tasks.base_task import BaseTask
+
+
+@registry.register_task("losses")
+class LossTask(BaseTask):
+    def __init__(self, num_beams, report_metric=True):
+        super().__init__()
+        self.num_beams = num_beams
+        self.report_metric = report_metric
+
+    @classmethod
+    def setup_task(cls, cfg):
+        return cls(num_beams=cfg.run_cfg.num_beams, report_metric=cfg.run_cfg.get("report_metric", True))
+
+    def valid_step(self, model, samples):
+        loss = model({**samples, "text_input": ["a thing"] * len(samples["image"])})["loss"].item()
+        return [loss]  # one number a batch
+
+    def after_evaluation(self, val_result, split_name, epoch, **kwargs):
+        return {"agg_metrics": -np.float32(np.mean(val_result)), "note": "not a number"}
+
+
+cfg = Config(Namespace(cfg_path="run.yaml", options=["run.task=losses", "run.output_dir=out", "run.test_splits=[val]"]))
+task = setup_task(cfg)
+runner = RunnerBase(cfg, task, task.build_model(cfg), task.build_datasets(cfg), "losses")
+runner.train()
+assert runner.progress.best["metric"] < 0 and runner.progress.best["split"] == "val"
+
+# %% task-evaluation
+from argparse import Namespace
+
+from lavis.common.config import Config
+from lavis.common.registry import registry
+from lavis.runners import RunnerBase
+from lavis.tasks import setup_task
+from lavis.tasks.base_task import BaseTask
+from lavis.tasks.retrieval import RetrievalTask
+
+
+@registry.register_task("by_itself")
+class ByItself(BaseTask):
+    def evaluation(self, model, data_loader, **kwargs):
+        seen = sum(len(samples["image"]) for samples in data_loader)
+        return {"seen": seen, "of": len(data_loader.dataset), "agg_metrics": 1.0}
+
+    def after_evaluation(self, val_result, split_name, epoch):
+        return val_result
+
+
+@registry.register_task("nothing")
+class Nothing(BaseTask):
+    def evaluation(self, model, data_loader, cuda_enabled=True):
+        pass
+
+
+for name, expected in (("by_itself", {"seen": 3.0, "of": 3.0, "agg_metrics": 1.0}), ("nothing", {})):
+    options = [f"run.task={name}", "run.output_dir=out", "run.test_splits=[val]", "run.evaluate=True"]
+    cfg = Config(Namespace(cfg_path="run.yaml", options=options))
+    task = setup_task(cfg)
+    runner = RunnerBase(cfg, task, task.build_model(cfg), task.build_datasets(cfg), name)
+    assert runner.evaluate(skip_reload=True)["val"] == expected
+
+# %% stream-of-another-library
+from argparse import Namespace
+
+import pytest
+import torch
+from lavis.common.config import Config
+from lavis.runners import RunnerBase
+from lavis.tasks import setup_task
+
+
+class Stream(torch.utils.data.IterableDataset):
+    def __iter__(self):
+        return iter([])
+
+
+cfg = Config(Namespace(cfg_path="run.yaml", options=["run.valid_splits=[]", "run.output_dir=out"]))
+task = setup_task(cfg)
+with pytest.raises(Exception, match="image_text_shards"):
+    RunnerBase(cfg, task, task.build_model(cfg), {"mine": {"train": Stream()}}, "stream").train()
