@@ -136,7 +136,7 @@ def _fetch(job: ListJob, progress: Progress | None) -> ListAccount:
     account.notes += [f"{moved} files that are no images were set aside"] if moved else []
     account.bytes_moved = sum(result.bytes_moved for result in results)
     refused = (LostImage(row.id, row.url, row.refusal) for row, transfer in wanted if transfer is None)
-    losses = [*refused, *_failed(wanted, results), *_placeholders(job, wanted, results)]
+    losses = [*refused, *_failed(wanted, results), *_no_images(job, wanted, results)]
     account.present = account.expected - len(losses)
     account.origin = origin_of(job)
     account.save(job.work, losses)
@@ -154,16 +154,18 @@ def _failed(wanted: Sequence[tuple[ListedImage, Transfer | None]], results: Sequ
             yield LostImage(row.id, row.url, reason_of(str(result.error.problems[0].what)), corrupt)
 
 
-def _placeholders(
+def _no_images(
     job: ListJob, wanted: Sequence[tuple[ListedImage, Transfer | None]], results: Sequence[Result]
 ) -> Iterator[LostImage]:
-    """Set aside what came and is a picture that hosts send in the place of a lost one."""
+    """Set aside what came and is no image by its first bytes, or what hosts send in the place of a lost one."""
     rows = {transfer.path: row for row, transfer in wanted if transfer}
     for result in results:
-        if result.error is None and result.sha256 in job.spec.placeholders:
+        if result.error is None:
+            fault = PLACEHOLDER if result.sha256 in job.spec.placeholders else image_fault(result.path)
             row = rows[result.path]
-            set_file_aside(job.target, row.path)
-            yield LostImage(row.id, row.url, PLACEHOLDER)
+            if fault:
+                set_file_aside(job.target, row.path)
+                yield LostImage(row.id, row.url, fault, fault != PLACEHOLDER)
 
 
 def reason_of(message: str) -> str:

@@ -527,9 +527,13 @@ class _Run:
             self._compare_with_disk()
 
     def _compare_with_disk(self) -> None:
+        """Files that came since from elsewhere count, if they are images."""
         for path in sorted(self._list.glob("*.parquet")):
             rows = read_table(path)
             there = find_images(self._job.target, {row.path for row in rows})
+            new = {row.path for row in rows if row.path in there and row.number in self._lost}
+            if set_aside_foreign(self._job.target, new):
+                there = find_images(self._job.target, {row.path for row in rows})
             for row in rows:
                 if row.path in there:
                     self._lost.pop(row.number, None)
