@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import IO, Literal
 
 from lavis_ext.common.errors import LavisExtError, PartialError
+from lavis_ext.common.files import decode_json
 from lavis_ext.fetch.transfer import disk_error
 
 log = logging.getLogger(__name__)
