@@ -1,6 +1,7 @@
 """The one place that makes text safe to show or to write: no password, signature, token or query of a URL stays in it.
 
-Errors, log lines, printed answers, records, run folders and reports go through `redact` or `redact_tree`.
+Errors, log lines, printed answers, records, run folders and reports go through `redact` or `redact_tree`. What a text
+that is given as an address may be, and is not, is decided here too.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ import hashlib
 import re
 from collections.abc import Mapping
 from typing import Any
-from urllib.parse import parse_qsl, urlencode
+from urllib.parse import SplitResult, parse_qsl, urlencode, urlsplit
 
 SECRET_KEYS = ("token", "secret", "password", "passwd", "sas", "signature", "authorization", "credential", "sig")
 """Last words of settings (`hub_token`) whose text is replaced whole."""
@@ -132,3 +133,40 @@ def printable(text: str, kept: str = "\n\t") -> str:
 
 def _escaped(found: re.Match[str]) -> str:
     return ascii(found[0])[1:-1]
+
+
+_SCHEME = re.compile(r"[a-z][a-z0-9+.-]*(?=:)", re.IGNORECASE)
+
+
+def url_fault(url: str) -> str | None:
+    """Why a text cannot be a URL (`https://[bad/x`, port 99999, control characters), or None.
+
+    Python's own words are not shown: of `http://u:pa/ss@h` they quote the password as a port.
+    """
+    try:
+        parts = urlsplit(url)
+        host = parts.hostname or ""
+    except ValueError:
+        return "not a URL"
+    try:
+        if parts.port == 0:
+            return "not a URL (its port is 0)"
+    except ValueError:
+        return "not a URL (its port is none)"
+    try:
+        host.encode("ascii" if host.isascii() else "idna")
+    except UnicodeError:
+        return "not a URL (its host is none)"
+    if parts.scheme.lower() in ("http", "https") and not host:
+        return "not a URL (it names no host)"
+    return "not a URL (control characters)" if CONTROL.search(url) else None
+
+
+def split_url(url: str) -> SplitResult:
+    """`urlsplit` for any text: of one that is no URL the scheme, and as a path what stands before a query."""
+    try:
+        return urlsplit(url)
+    except ValueError:
+        rest = re.sub(r"//[^/?#]*@", "//", url.partition("#")[0].partition("?")[0])
+        scheme = _SCHEME.match(url)
+        return SplitResult(scheme[0].lower() if scheme else "", "", rest[scheme.end() + 1 if scheme else 0 :], "", "")

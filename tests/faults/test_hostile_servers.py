@@ -55,6 +55,13 @@ def raw_server(answer: Callable[[socket.socket], object]) -> Iterator[str]:
         listening.shutdown(socket.SHUT_RDWR)
 
 
+def healthy(folder: Path) -> str:
+    """A second source that no load slows down."""
+    path = folder / "healthy"
+    path.write_bytes(DATA)
+    return str(path)
+
+
 def drip(head: bytes, tail: bytes = b"x") -> Callable[[socket.socket], None]:
     """An answer that goes on for ever, a little at a time."""
 
@@ -288,39 +295,35 @@ DRIPS = {
 
 @pytest.mark.fault("H14")
 @pytest.mark.parametrize("what", DRIPS)
-def test_nothing_drips_for_ever(what: str, server: Server, tmp_path: Path) -> None:
+def test_nothing_drips_for_ever(what: str, tmp_path: Path) -> None:
     with raw_server(DRIPS[what]) as host:
         begun = time.monotonic()
-        result = fetch(one(tmp_path, f"http://{host}/f", server.put("/f.bin", DATA)), replace(ONCE, stall_timeout=0.3))
-        assert time.monotonic() - begun < 2.0 and result.source.startswith(server.base)
+        result = fetch(one(tmp_path, f"http://{host}/f", healthy(tmp_path)), replace(ONCE, stall_timeout=0.3))
+        assert time.monotonic() - begun < 3.0 and result.source.endswith("healthy")
 
 
 @pytest.mark.fault("H14")
-def test_handshakes_and_tunnels_do_not_drip_for_ever(
-    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_handshakes_and_tunnels_do_not_drip_for_ever(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     quick = replace(ONCE, stall_timeout=0.3, connect_timeout=0.5)
     with raw_server(drip(b"\x16\x03\x03\x20\x00", b"\x02")) as host:
         begun = time.monotonic()
-        fetch(one(tmp_path, f"https://{host}/f", server.put("/f.bin", DATA)), quick)
-        assert time.monotonic() - begun < 2.5
+        fetch(one(tmp_path, f"https://{host}/f", healthy(tmp_path)), quick)
+        assert time.monotonic() - begun < 4.0
     with raw_server(drip(b"HTTP/1.1 200 OK\r\n", b"a: b\r\n")) as host:
         monkeypatch.setenv("https_proxy", f"http://{host}")
         begun = time.monotonic()
-        fetch(one(tmp_path, "https://photos.example/f", server.url("/f.bin"), name="g.bin"), quick)
-        assert time.monotonic() - begun < 2.5
+        fetch(one(tmp_path, "https://photos.example/f", healthy(tmp_path), name="g.bin"), quick)
+        assert time.monotonic() - begun < 4.0
 
 
 @pytest.mark.fault("H14")
-def test_a_page_of_drive_does_not_drip_for_ever(
-    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_page_of_drive_does_not_drip_for_ever(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     head = b"HTTP/1.1 200 OK\r\nContent-Type: text/html\r\nContent-Length: 100000\r\n\r\n"
     with raw_server(drip(head)) as host:
         monkeypatch.setattr(backends, "DRIVE_ENDPOINT", f"http://{host}")
         begun = time.monotonic()
-        fetch(one(tmp_path, "gdrive:abc", server.put("/f.bin", DATA)), ONCE)
-        assert time.monotonic() - begun < 2.5
+        fetch(one(tmp_path, "gdrive:abc", healthy(tmp_path)), ONCE)
+        assert time.monotonic() - begun < 4.0
 
 
 @pytest.mark.fault("H14")

@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Literal
-from urllib.parse import urlsplit
 
 from lavis_ext.common.config.resolve import cache_root_origin, config_roots
+from lavis_ext.common.secrets import split_url
 
 FLOORS = {
     "torch": ("2.6", "CVE-2025-32434: torch.load ran code even with weights_only"),
@@ -125,13 +125,6 @@ def _settings(root: Path) -> MachineCheck:
     )
 
 
-def _host_of(url: str) -> str:
-    try:
-        return urlsplit(url if "://" in url else f"http://{url}").hostname or "no host"
-    except ValueError:
-        return "not a URL"
-
-
 def _environment() -> list[MachineCheck]:
     """Proxies by host, switches by value, secrets only as set or unset."""
     proxies = {
@@ -139,7 +132,7 @@ def _environment() -> list[MachineCheck]:
         for name in ("http_proxy", "https_proxy")
         if (value := os.environ.get(name) or os.environ.get(name.upper()))
     }
-    hosts = ", ".join(f"{name} → {_host_of(value)}" for name, value in proxies.items()) or "none"
+    hosts = ", ".join(f"{name} → {split_url(value).hostname}" for name, value in proxies.items()) or "none"
     secrets = [n for n in os.environ if n.startswith("LAVIS_EXT_AZURE_SAS_")] + ["HF_TOKEN"]
     names = ("LAVIS_EXT_OFFLINE", "LAVIS_EXT_ALLOW_PRIVATE", "HF_HUB_OFFLINE")
     switches = {name: os.environ[name] for name in names if name in os.environ}
