@@ -40,6 +40,7 @@ def toy(server: Server, tmp_path: Path) -> Family:
 @pytest.fixture
 def before(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[Any, str, Callable[[], object]], list[int]]]:
     """`before(owner, name, work)`: `work` is done, elsewhere, before the first call of `owner.name`."""
+    monkeypatch.setattr(lock._HEARTBEAT, "add", lambda descriptor: None)  # its heartbeat stands still as well
 
     def patch(owner: Any, name: str, work: Callable[[], object]) -> list[int]:
         real, done = getattr(owner, name), [0]
