@@ -21,12 +21,13 @@ from lavis_ext.fetch import Policy, RemoteFile, Source, Transfer, backends, fetc
 from lavis_ext.fetch.guard import ResponseLimits, make_guarded_opener
 from lavis_ext.fetch.safety import is_private, redact_url
 from lavis_ext.prepare.urls import fetch_hosted
-from tests.support.fetching import FAST
+from tests.support import fetching
 from tests.support.server import Fault, Server, payload
 from tests.support.weblist import make_job, picture
 
 DATA = payload(300_000)
 SHA256 = hashlib.sha256(DATA).hexdigest()
+FAST = replace(fetching.FAST, stall_timeout=5.0, min_speed=1.0)
 ONCE = replace(FAST, retries=0)
 LIST = {"engine": "fetch", "records": "images", "url_key": ["u"], "path": "{id}.jpg", "id_key": ["id"]}
 
@@ -322,7 +323,7 @@ def test_a_page_of_drive_does_not_drip_for_ever(tmp_path: Path, monkeypatch: pyt
     with raw_server(drip(head)) as host:
         monkeypatch.setattr(backends, "DRIVE_ENDPOINT", f"http://{host}")
         begun = time.monotonic()
-        fetch(one(tmp_path, "gdrive:abc", healthy(tmp_path)), ONCE)
+        fetch(one(tmp_path, "gdrive:abc", healthy(tmp_path)), replace(ONCE, min_speed=2000.0))
         assert time.monotonic() - begun < 4.0
 
 
