@@ -276,11 +276,14 @@ class Ownership:
         return seen is None or self._take_over(seen, 0.0)
 
     def holds(self) -> bool:
-        """Whether the owner file is still ours."""
+        """Whether the owner file is still ours, as far as can be seen: a mount that fails for a moment takes nothing."""
         try:
             return self.path.read_bytes() == self._written
-        except OSError:
+        except FileNotFoundError:
             return False
+        except OSError as error:
+            log.warning("%s: cannot be read: %s", self.path.name, error.strerror)
+            return True
 
     def require(self, now: bool = True) -> None:
         """Raise OwnedError if another process has taken over; unless `now`, a look of a moment ago counts."""

@@ -32,8 +32,6 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 FORMAT = 1
 LONGEST_NAME = 255 - len(".part.0123456789abcdef.json.tmp")
-NO_LINKS = frozenset({errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK, errno.EXDEV})
-"""What file systems without hard links answer (FAT, some FUSE and SMB mounts)."""
 COPIED = 1 << 20
 ROOM = 1 << 16
 """Bytes that are given back on a full disk for the sidecar: more than a block of any file system in use."""
@@ -420,12 +418,15 @@ def _write_all(descriptor: int, data: bytes, offset: int) -> int:
 
 
 def give_name(path: Path, name: Path) -> None:
-    """Give a file another name too, if that is free (FileExistsError); renames it where there are no hard links."""
+    """Give a file another name too, if that is free (FileExistsError).
+
+    It is renamed where there are no hard links: FAT, some FUSE and SMB mounts, which answer with many an error.
+    """
     try:
         os.link(path, name)
+    except FileExistsError:
+        raise
     except OSError as error:
-        if error.errno not in NO_LINKS:
-            raise
         if name.exists():
             raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(name)) from error
         path.rename(name)

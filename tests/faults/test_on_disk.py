@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -159,6 +160,24 @@ def test_a_file_that_appears_meanwhile_is_not_replaced(
             assert error.exit_code == code
         assert target.read_bytes() == mine
         target.unlink()
+
+
+@pytest.mark.fault("F08")
+@pytest.mark.parametrize("number", [errno.EPERM, errno.EOPNOTSUPP, errno.EACCES])
+def test_a_file_system_without_hard_links_will_do(
+    number: int, server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(os, "link", refuse)
+    transfer = Transfer(tmp_path / "f.bin", (Source(server.put("/f.bin", DATA)),), SIZE, SHA256)
+    server.script("/f.bin", Fault(times=1, cut_at=900_000), Fault(times=1, status=404), Fault())
+    with pytest.raises(LavisExtError):
+        fetch(transfer, CALM)
+    assert part_bytes(transfer.path) == 900_000
+    assert fetch(transfer, CALM).bytes_moved == SIZE - 900_000 and transfer.path.read_bytes() == DATA
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".lavis_ext", "f.bin"]
 
 
 # Left by a kill
