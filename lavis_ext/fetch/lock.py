@@ -276,7 +276,7 @@ class Ownership:
         return seen is None or self._take_over(seen, 0.0)
 
     def holds(self) -> bool:
-        """Whether the owner file is still ours, as far as can be seen: a mount that fails for a moment takes nothing."""
+        """Whether the owner file is still ours, as far as can be seen: a mount that fails for a moment takes none."""
         try:
             return self.path.read_bytes() == self._written
         except FileNotFoundError:
