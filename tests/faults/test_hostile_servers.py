@@ -273,6 +273,14 @@ def test_a_byte_more_each_time_is_no_progress(server: Server, second: Server, tm
     fetch(one(tmp_path, url, second.put("/f.bin", DATA)), FAST)
     assert len(server.log) < 10
     server.log.clear()
+    large = payload(8_000_000)
+    server.put("/f.bin", large)
+    server.script("/f.bin", *(Fault(times=1, cut_after=66_000 * n, ignore_range=True) for n in range(1, 130)))
+    given = (Source(url), Source(second.put("/f.bin", large)))
+    fetch(Transfer(tmp_path / "large", given, len(large), hashlib.sha256(large).hexdigest()), FAST)
+    assert len(server.log) < 50 and second.sent() >= 4_000_000
+    server.put("/f.bin", DATA)
+    server.log.clear()
     server.script("/f.bin", Fault(cut_after=1))
     with pytest.raises(NetworkError):
         RemoteFile(url, replace(FAST, retries=2))
