@@ -333,11 +333,12 @@ class Blip2Matching(Blip2):
 
     @torch.no_grad()
     def forward(self, batch: Batch, match_head: Literal["itm", "itc"] = "itm") -> Tensor:  # type: ignore[override]
-        """`image` [B,3,S,S], `text_input` → `itm`: logits [B, 2] (no match, match); `itc`: cosines [B, B].
+        """`image` [B,3,S,S], `text_input` → `itm`: logits [B, 2] (no match, match); `itc`: cosines [B, T].
 
         Raises ConfigError for another head.
         """
-        texts = self.encode(texts_of(batch, "text_input"))
+        paired = batch if match_head == "itm" else {"text_input": batch["text_input"]}  # cosines are of all with all
+        texts = self.encode(texts_of(paired, "text_input"))
         if match_head == "itm":
             return self.match(self.encode_image(batch), texts)
         if match_head != "itc":
