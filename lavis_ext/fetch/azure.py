@@ -14,7 +14,7 @@ import sys
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timezone
 from pathlib import Path
-from urllib.parse import parse_qs, quote, unquote, urlencode, urlsplit
+from urllib.parse import parse_qs, quote, unquote, urlencode
 
 # `parse_listing` refuses document types, by which entity attacks come, before it parses.
 from xml.etree.ElementTree import Element, ParseError, fromstring
@@ -23,7 +23,7 @@ from lavis_ext.common.errors import AccessError, ConfigError, IntegrityError, La
 from lavis_ext.fetch.backends import may_carry_token
 from lavis_ext.fetch.http import HttpOpener
 from lavis_ext.fetch.remote import fetch_bytes
-from lavis_ext.fetch.safety import deny_reason, redact, safe_relative
+from lavis_ext.fetch.safety import deny_reason, redact, safe_relative, split_url
 from lavis_ext.fetch.session import Reply, Request, Session, register_opener
 from lavis_ext.fetch.transfer import Failure, Policy, Source
 
@@ -229,7 +229,7 @@ class AzureOpener:
 
 def blob_place(url: str) -> BlobPlace:
     """The parts of `azure:ACCOUNT/CONTAINER/BLOB`; raises Failure where one is missing, UnsafeError for `..`."""
-    parts = urlsplit(url)
+    parts = split_url(url)
     whole = "/".join(part for part in (parts.netloc, parts.path) if part)
     account, _, rest = safe_relative(whole).partition("/")
     container, _, blob = rest.partition("/")

@@ -380,6 +380,9 @@ def proxy_for(url: str) -> str:
 
 
 def _proxy_manager(proxy: str, size: int) -> urllib3.PoolManager:
+    fault = url_fault(proxy)
+    if fault:
+        raise Failure("final", f"the proxy of the environment is {fault}")
     parts = urlsplit(proxy)
     if parts.scheme not in ("http", "https"):
         raise Failure("final", f"proxy scheme {parts.scheme!r} is not supported (http, https)")

@@ -19,7 +19,7 @@ from accelerate.utils import broadcast_object_list
 
 from lavis_ext.browse import write_run_report
 from lavis_ext.common.config.schema import Config, DatasetConfig
-from lavis_ext.common.errors import ConfigError, LavisExtError, OwnedError, Problem
+from lavis_ext.common.errors import ConfigError, DiskError, LavisExtError, OwnedError, Problem
 from lavis_ext.common.files import decode_json
 from lavis_ext.common.secrets import identity, redact, redact_tree
 from lavis_ext.fetch import Policy
@@ -158,7 +158,8 @@ def errors_noted(job: Job) -> Iterator[None]:
     except BaseException as error:
         if job.facts and not isinstance(error, OwnedError):  # else the folder is another's
             code = error.exit_code if isinstance(error, LavisExtError) else None
-            job.end(status="stopped", error=redact(str(error) or type(error).__name__), exit_code=code)
+            with suppress(DiskError):  # there may be no room for it; `error` is raised all the same
+                job.end(status="stopped", error=redact(str(error) or type(error).__name__), exit_code=code)
         raise
 
 

@@ -32,7 +32,7 @@ class Trees:
         files: dict[str, bytes] = {}
         for path, data in self.blobs[family].items():
             name = path.removeprefix(below) if path.startswith(below) else f"detector/{path.rpartition('/')[2]}"
-            if family == "oscar":
+            if name.endswith(".zip"):
                 with ZipFile(self.mirror / f"{ACCOUNT}{HOST}{family}/{name}") as archive:
                     folder = name.rpartition("/")[0]
                     members = [one for one in archive.namelist() if not one.endswith("/")]

@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 
 from lavis_ext.common.config.decode import ConfigDecoder, Count, Natural, Share, join, read_sections
 from lavis_ext.common.config.resolve import Tree, config_roots, dataset_defaults, dataset_files, merge
-from lavis_ext.common.config.schema import AnnotationConfig, DatasetConfig
+from lavis_ext.common.config.schema import AnnotationConfig, DatasetConfig, examine_url
 from lavis_ext.common.config.yamlio import shown
 from lavis_ext.common.errors import ConfigError, Problem, UsageError, nearest
 
@@ -167,20 +167,6 @@ class Artifact:
                 decoder.note(join(key, name), f"{shown(path[:100])} {fault}", "name another place below cache_root")
 
 
-def address_fault(url: str) -> str:
-    """Why a URL cannot be parsed; "" if it can.
-
-    Said by `check`. A card is read all the same: only the file that has the address fails, where it is fetched.
-    """
-    try:
-        parts = urlsplit(url.format(part=0) if "{part" in url else url)
-        wrong = "it names no host" if parts.scheme in ("http", "https") and not parts.hostname else ""
-        wrong = wrong if parts.port is None or parts.port else "its port is 0"
-    except (ValueError, KeyError, IndexError) as error:
-        return str(error) or "it cannot be parsed"
-    return wrong if wrong or url.strip().isprintable() else "it holds control characters"
-
-
 def examine_digests(decoder: ConfigDecoder, source: Artifact | Mirror, key: str) -> None:
     """Note digests that are none, at the key of an artifact or a mirror."""
     for name, digits in (("md5", 32), ("sha256", 64)):
@@ -203,6 +189,11 @@ class Card:
     artifacts: dict[str, Artifact] = field(default_factory=dict)
     datasets: dict[str, dict[str, DatasetConfig]] = field(default_factory=dict)
     path: str = ""
+
+    def examine(self, decoder: ConfigDecoder, key: str) -> None:
+        """Note a home page that is none."""
+        if "://" in self.homepage:
+            examine_url(decoder, self.homepage, join(key, "homepage"))
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from lavis_ext.datasets.mixture import Mixture
 from tests.support.families import FORMS, Write
 
 CAPTION = {"image": Tensor, "text_input": str, "image_id": int, "instance_id": str}
-EVAL_CAPTION = {"image": Tensor, "image_id": int, "instance_id": str}
+EVAL_CAPTION = {"image": Tensor, "image_id": (int, str), "instance_id": str}  # LAVIS: text of COCO, a number of NoCaps
 VQA = {"image": Tensor, "text_input": str, "answers": list, "weights": list, "question_id": int, "instance_id": str}
 EVAL_VQA = {"image": Tensor, "text_input": str, "question_id": int, "instance_id": str}
 KNOWLEDGE = {"choices": list, "correct_choice_idx": (int, type(None)), "direct_answers": (list, type(None))}
@@ -26,6 +26,7 @@ KEYS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     **dict.fromkeys(
         ("coco_caption", "nocaps", "minigpt4_self_instruct_caption", "cc_sbu_align"), (CAPTION, EVAL_CAPTION)
     ),
+    "flickr30k_caption": (CAPTION, EVAL_CAPTION),
     **dict.fromkeys(("vg_caption", "sbu_caption"), (CAPTION, EVAL_CAPTION)),
     **dict.fromkeys(("conceptual_caption_3m", "conceptual_caption_12m"), (CAPTION, EVAL_CAPTION)),
     **dict.fromkeys(("coco_retrieval", "flickr30k"), (CAPTION, {"image": Tensor, "index": int})),
