@@ -33,7 +33,7 @@ from lavis_ext.fetch.transfer import Policy, disk_error
 
 log = logging.getLogger(__name__)
 
-HEARTBEAT = 5.0
+HEARTBEAT = 2.0
 """Seconds between two touches of an owner file."""
 POLL = 0.1
 UNWRITTEN = 5.0
@@ -84,10 +84,10 @@ def is_abandoned(path: Path) -> bool:
     Nothing is touched, for a listing: of an owner elsewhere its heartbeat is compared with this machine's clock.
     """
     owner = read_owner(path)
-    if owner is not None and (owner.host, owner.boot) == (_host(), boot_id()):
-        return not _alive(owner)
+    if owner is not None and owner.runs_here:
+        return owner.is_gone
     try:
-        return time.time() - path.stat().st_mtime > Policy().owner_expiry
+        return abs(time.time() - path.stat().st_mtime) > Policy().owner_expiry
     except OSError:
         return True
 

@@ -135,6 +135,7 @@ class Part:
         self.fd = -1
         try:
             self._open()
+            self._comparable = self._same_inode()  # some user-space file systems number a file anew at each look
         except BaseException:  # a disk that is too full for a copy, say
             self._forget()
             if owner is not None:
@@ -263,6 +264,9 @@ class Part:
 
     def intact(self) -> bool:
         """Whether the name of the partial file still means the file that is written."""
+        return not self._comparable or self._same_inode()
+
+    def _same_inode(self) -> bool:
         try:
             return os.path.samestat(self.path.stat(), os.fstat(self.fd))
         except OSError:

@@ -20,15 +20,15 @@ from lavis_ext.common.errors import DiskError, OwnedError
 from lavis_ext.fetch import Source, Transfer, fetch, lock
 from lavis_ext.fetch.lock import Identity, Ownership, own_identity
 from lavis_ext.runners.job import owned
+from tests.support import fetching
 from tests.support.fetchers import Fetcher, elsewhere
-from tests.support.fetching import FAST
 from tests.support.server import Fault, Server, payload, wait_until
 
 SIZE = 1_500_000
 DATA = payload(SIZE)
 SHA256 = hashlib.sha256(DATA).hexdigest()
 LONG_AGO = (1_000_000_000, 1_000_000_000)
-PATIENT = replace(FAST, owner_stall=5.0)
+FAST = replace(fetching.FAST, stall_timeout=5.0, min_speed=1.0)
 
 
 @pytest.fixture(scope="module")
