@@ -9,6 +9,7 @@ import hashlib
 import importlib.util
 import inspect
 import logging
+import os
 import sys
 from collections.abc import Callable, Iterable
 from dataclasses import is_dataclass, make_dataclass
@@ -171,7 +172,7 @@ def load_plugin_file(path: Path, where: str) -> None:
     except (OSError, RuntimeError, ValueError) as error:
         raise ConfigError(where, f"a plug-in cannot be at this path ({error})", "name a Python file") from error
     # its own place in sys.modules: two folders may each have a `birds.py`
-    name = f"lavis_ext_plugin_{file.stem}_{hashlib.blake2b(str(file).encode(), digest_size=4).hexdigest()}"
+    name = f"lavis_ext_plugin_{file.stem}_{hashlib.blake2b(os.fsencode(file), digest_size=4).hexdigest()}"
     if name in sys.modules:
         return
     if not file.is_file():

@@ -339,3 +339,35 @@ def test_every_mistake_is_there_at_once(tmp_path: Path) -> None:
         load_checked(path)
     wheres = " ".join(problem.where for problem in caught.value.problems)
     assert all(key in wheres for key in ("env", "datasets.a", "datasets.c")) and len(check_file(path)) >= 3
+
+
+@pytest.mark.fault("H31")
+@pytest.mark.parametrize(
+    "name", ["x" * 300, "x" * 300 + "/y", "\udcff", "~nobody/x", "a/" * 3000, "", "\x1b[2J"], ids=ascii
+)
+def test_a_path_of_any_kind_given_to_a_verb(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], name: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    written(tmp_path, RUN)
+    command = ["python", "oscar/run_vqa.py", "--do_test"]
+    for words in (
+        ["check", name],
+        ["train", "--cfg-path", name],
+        ["browse", name],
+        ["browse", "coco", "--out", name],
+        ["export", name, "o.pth"],
+        ["runs", name],
+        ["import-args", "--from", name],
+        ["import-args", "--out", name, "--", *command],
+        ["features", "import", name, "s"],
+        ["features", "info", name],
+        ["prepare", "coco", "--sas-file", name, "--dry-run"],
+        ["prepare", "coco", "--mirror", name, "--dry-run"],
+        ["status", "coco", "--options", f"env.cache_root={name}"],
+        ["list", "--plugin", name],
+        ["chat", "--cfg-path", "run.yaml", "--image", name, "--question", "x"],
+    ):
+        code = main(words)
+        said = capsys.readouterr().err
+        assert code != 1 and "internal error" not in said and "\x1b" not in said, (words, said)
