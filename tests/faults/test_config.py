@@ -343,7 +343,9 @@ def test_every_mistake_is_there_at_once(tmp_path: Path) -> None:
 
 @pytest.mark.fault("H31")
 @pytest.mark.parametrize(
-    "name", ["x" * 300, "x" * 300 + "/y", "\udcff", "~nobody/x", "a/" * 3000, "", "\x1b[2J"], ids=ascii
+    "name",
+    ["x" * 300, "x" * 300 + "/y", "\udcff", "~nobody/x", "a/" * 3000, "", "\x1b[2J"],
+    ids=["long", "parent", "bytes", "home", "deep", "empty", "escape"],
 )
 def test_a_path_of_any_kind_given_to_a_verb(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], name: str
