@@ -62,8 +62,7 @@ def regions_of(record: Record) -> list[Region]:
     themselves (tags may come from another threshold, or another detector); else the numbers of the classes.
     """
     boxes, labels = shares_of(record), [one for one in record.labels if isinstance(one, dict)]
-    arrays = record.arrays
-    kinds, sure = arrays.get("objects_id", []), arrays.get("objects_conf", [])
+    kinds, sure = (list(record.arrays.get(name, ())) for name in ("objects_id", "objects_conf"))
     found = []
     if labels and len(labels) != len(boxes):
         scale = _extent(record, labels)
@@ -87,7 +86,8 @@ def shares_of(record: Record) -> np.ndarray:
     if record.box_unit != UNITS[FRACTIONS]:
         size = [record.width, record.height] if record.width and record.height else boxes.max(0)[2:].clip(min=1)
         boxes = boxes / np.array([*size, *size])
-    return np.nan_to_num(boxes).clip(0, 1)
+    shares: np.ndarray = np.nan_to_num(boxes).clip(0, 1)
+    return shares
 
 
 def _region(box: Any, name: str, conf: Any) -> Region:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import base64
 import binascii
-import logging
 import os
 import re
 import stat
@@ -153,7 +152,6 @@ ENDPOINT = "https://{account}.blob.core.windows.net"
 ENDPOINT_VARIABLE = "LAVIS_EXT_AZURE_ENDPOINT"
 API_VERSION = "2022-11-02"
 """Asked for where no SAS names one: older versions answer in older forms."""
-URL_LOGGERS = ("urllib3.connectionpool", "urllib3.connection", "urllib3.util.retry")
 
 _NO_NAME = "there is none of this name (a folder is not a blob, and names are case-sensitive)"
 ADVICE = {
@@ -205,7 +203,6 @@ class AzureOpener:
     def __init__(self, session: Session) -> None:
         self._http = HttpOpener(session)
         self._denied = session.policy.denied_hosts
-        redact_url_loggers()
 
     def open(self, request: Request) -> Reply:
         """The blob's bytes, or a listing; Azure's refusals become Failures that say what would help."""
@@ -279,23 +276,6 @@ def explained(failure: Failure, place: BlobPlace, sas: Sas | None) -> Failure:
     if kind == "access":
         reason += f"; {way_in(place)}"
     return Failure(kind, reason, failure.retry_after, failure.code)
-
-
-class _RedactQueries(logging.Filter):
-    """Removes queries, where the token is, from log records."""
-
-    def filter(self, record: logging.LogRecord) -> bool:
-        record.msg, record.args = redact(record.getMessage()), ()
-        return True
-
-
-_REDACT_QUERIES = _RedactQueries()
-
-
-def redact_url_loggers() -> None:
-    """Have urllib3 log addresses without their queries, at every level; at DEBUG it logs each request's."""
-    for name in URL_LOGGERS:
-        logging.getLogger(name).addFilter(_REDACT_QUERIES)  # a filter that is there already is not added again
 
 
 def child_url(folder: str, name: str) -> str:

@@ -16,6 +16,7 @@ SCRIPT = re.compile(r"(run_\w+)\.py$")
 MISREAD = re.compile("\u00c2(?=[\u00a0\\s])|[\u00a0\ufeff\u200b]")
 """No-break spaces, also those that were read in the wrong encoding."""
 COMMENT = re.compile(r"(?:^|\s)#[^'\"]*$")
+FLAG = re.compile(r"\s*--?[A-Za-z]")
 STANDS_FOR = re.compile(r"(?<!['\"])<[A-Za-z][^<>\n]*[^<>\s]>")
 """`<your output folder>`, which is for the reader to fill in and no redirection."""
 OPERATOR = re.compile(r"[();<>|&]+")
@@ -55,9 +56,11 @@ def joined_lines(text: str) -> list[str]:
     for line in text.splitlines():
         plain = COMMENT.sub("", line).rstrip()
         margin = len(plain) - len(plain.lstrip())
+        while found and not found[-1] and re.match(FLAG, plain):
+            found.pop()  # a gap in a command, as pages have it
         before = found[-1] if found else ""
         backslash = before.endswith("\\")
-        if backslash or (plain.strip() and goes_on(before, plain, margin > indent)):
+        if found and (backslash or (plain.strip() and goes_on(before, plain, margin > indent))):
             found[-1] = f"{before.removesuffix(chr(92))} {plain.lstrip()}"
         else:
             found.append(plain)
@@ -70,7 +73,7 @@ def goes_on(before: str, line: str, deeper: bool) -> bool:
 
     It begins with a flag, or `before` ends with one that has no value yet, or it stands deeper than the command began.
     """
-    if re.match(r"\s*--?[A-Za-z]", line):
+    if re.match(FLAG, line):
         return True
     if not SCRIPT.search(before.split(" -")[0]) or any(SCRIPT.search(word) for word in line.split()):
         return False

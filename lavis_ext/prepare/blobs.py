@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from fnmatch import fnmatchcase
 from functools import partial
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote, unquote, urlsplit
 
@@ -235,11 +235,15 @@ def as_files(request: ArtifactRequest, contents: Contents) -> list[ArtifactReque
 
 
 def _file(folder: Artifact, name: str, blob: Blob) -> Artifact:
+    """A file of a folder; an archive among them is unpacked beside where it lies, where the folder says `unpack`."""
+    place = PurePosixPath(folder.storage, name)
+    unpack = folder.unpack if folder.unpack and name.endswith(f".{folder.unpack}") else None
     return replace(
         folder,
         name=f"{folder.name}/{name}",
         url=f"{folder.url.rstrip('/')}/{quote(name)}",
-        storage=f"{folder.storage.rstrip('/')}/{name}",
+        storage=str(place.parent if unpack else place),
+        unpack=unpack,
         mirrors=[replace(mirror, url=f"{mirror.url.rstrip('/')}/{quote(name)}") for mirror in folder.mirrors],
         size=blob.size,
         sha256=blob.sha256,

@@ -5,6 +5,7 @@ A model, task, shape, processor, term or metric with more keys registers a datac
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields, make_dataclass
 from functools import cache
@@ -25,6 +26,7 @@ from lavis_ext.common.config.decode import (
 from lavis_ext.common.config.yamlio import shown
 from lavis_ext.common.errors import ConfigError, Problem, nearest
 from lavis_ext.common.files import checked_path
+from lavis_ext.common.lavis import WAY_OUT, out_of_scope
 from lavis_ext.common.registry import (
     Registry,
     builders,
@@ -41,7 +43,9 @@ from lavis_ext.common.secrets import url_fault
 
 def examine_name(decoder: ConfigDecoder, kind: Registry[Any], name: str, key: str) -> bool:
     """Whether `name` at `key` is registered; notes a problem where it is not."""
-    if name not in kind:
+    if name not in kind and (outside := out_of_scope(kind.kind, name)):
+        decoder.note(key, f"'{name}' {outside}", WAY_OUT)
+    elif name not in kind:
         decoder.note(key, f"no {kind.kind} named '{name}'", nearest(name, kind.names()))
     return name in kind
 
@@ -55,7 +59,7 @@ def examine_args(decoder: ConfigDecoder, kind: Registry[Any], name: str, args: M
 
 def examine_url(decoder: ConfigDecoder, url: str, key: str) -> None:
     """Note a text that is no address."""
-    fault = url_fault(url.replace("{part:05d}", "0"))
+    fault = url_fault(re.sub(r"\{part[^{}]*\}", "0", url))
     if fault:
         decoder.note(key, f"{shown(url)} is {fault}", "write the URL as a browser has it")
 

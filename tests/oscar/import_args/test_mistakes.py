@@ -57,6 +57,7 @@ def test_every_mistake_is_told_at_once() -> None:
         ("run_vpa.py --do_train", "is no script that is known; did you mean 'run_vqa'"),
         ("python train.py --do_train", "names no script"),
         ("", "names no script"),
+        ("--do_train\n  run_vqa", "names no script"),
         (f'{START} --output_dir "model', "no closing quotation; close the quotes"),
         (f"python oscar/{START}\npython oscar/{START}", "holds 2 commands"),
     ],
@@ -84,6 +85,7 @@ def test_a_line_that_starts_badly_is_read(start: str) -> None:
     "change",
     [
         (" \\\n", " \\  \n"), (" \\\n", "\n"), (" \\\n", " \\\r\n"), (" \\\n", "\u00a0\\\n"), (" \\\n", " "),
+        (" \\\n", "\n\n"),
         ("datasets/vqa/2k", "'datasets/vqa/2k'"), ("--seed 88", "--seed=88"), ("--seed 88", '--seed "88"'),
         ("python oscar/", "# VQA\n\npython oscar/"), ("oscar/run", "oscar\\run"), ("--seed 88", "--seed 1 --seed 88"),
     ],
