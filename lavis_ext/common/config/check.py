@@ -189,7 +189,7 @@ def _unread(arch: str, section: Mapping[str, Any]) -> set[str]:
 
 
 def require_sizes(config: Config) -> None:
-    """Raise ConfigError, by data set and line, for pictures of another size than the model takes, in the used splits."""
+    """Raise ConfigError, by data set and line, for pictures of a size that the model does not take, in the used splits."""
     run = config.run
     wanted = getattr(config.model, "image_size", None) if hasattr(config.model, "vit_model") else None
     sides = (("train", run.train_splits), ("eval", run.valid_splits or run.test_splits))

@@ -264,7 +264,8 @@ def draft(path: str | Path, options: Sequence[str] = ()) -> tuple[Config | None,
         places[key] = "--options"
     decoder = ConfigDecoder(places, lenient=(file.parent / "run.json").is_file())
     wanted = modernise(mappings_only(_placed_merge(user, given, decoder), decoder), file)
-    taken_out = [name for name, body in (given.get("datasets") or {}).items() if body is None]
+    changed = given.get("datasets")
+    taken_out = [k for k, body in changed.items() if body is None] if isinstance(changed, Mapping) else []
     wanted["datasets"] = {k: v for k, v in (wanted.get("datasets") or {}).items() if k not in taken_out}
     wanted["plugins"] = import_plugins(wanted.get("plugins"), file, places.get("plugins", str(file)))
     for section in wanted:
