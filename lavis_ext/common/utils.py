@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from lavis_ext.common.config.resolve import config_roots
-from lavis_ext.common.files import decode_json, disk_errors
+from lavis_ext.common.files import decode_json, disk_errors, expanded
 from lavis_ext.common.registry import registry
 from lavis_ext.common.secrets import split_url
 
@@ -26,7 +26,7 @@ def is_url(url_or_filename: str) -> bool:
 
 def get_cache_path(rel_path: str | Path = "") -> str:
     """A path below the cache root, `~` expanded; an absolute path is left as it is."""
-    return str(Path(registry.get_path("cache_root"), rel_path).expanduser())
+    return str(expanded(Path(registry.get_path("cache_root"), rel_path)))
 
 
 def get_abs_path(rel_path: str | Path) -> str:

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from lavis_ext.common.config.schema import OpenModelConfig, RunConfig
 from lavis_ext.common.errors import ConfigError, Preempted, TrainingError
-from lavis_ext.common.files import decode_json
+from lavis_ext.common.files import decode_json, expanded
 from lavis_ext.common.registry import registry, runners
 from lavis_ext.common.types import Batch
 from lavis_ext.common.utils import now
@@ -115,7 +115,7 @@ class RunnerBase:
         self.config, self.task, self.model, self.datasets = cfg, task, model, datasets
         self.job_id = job_id or now()
         self.batches: Any = None
-        self.output_dir = Path(cfg.run_cfg.get("output_dir", "output")).expanduser().absolute() / self.job_id
+        self.output_dir = expanded(Path(cfg.run_cfg.get("output_dir", "output"))).absolute() / self.job_id
         self.note_folders(self.output_dir)
 
     @classmethod
