@@ -30,7 +30,7 @@ import torch
 from torch import Tensor
 
 from lavis_ext.common.errors import ConfigError, IntegrityError
-from lavis_ext.common.files import decode_json, disk_errors, replacing
+from lavis_ext.common.files import decode_json, disk_errors, expanded, replacing
 from lavis_ext.common.tensors import read_safetensors, read_torch
 from lavis_ext.models.base_model import BaseModel, fit, listed
 from lavis_ext.models.clip_tower import from_clip, to_clip
@@ -248,7 +248,7 @@ def read_checkpoint(path: str, key: str) -> Tensors:
     `key` is the config key that names it. Raises ConfigError if it does not exist, IntegrityError if it cannot be read,
     UnsafeError if it is a pickle of more than tensors.
     """
-    place = Path(path).expanduser()
+    place = expanded(path)
     place = own_checkpoint(place) or place
     if place.is_dir():
         files = sorted(place.glob("model*.safetensors"))
