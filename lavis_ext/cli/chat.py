@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 
     from lavis_ext.models.base_model import BaseModel
 
-CHATTED = {"blip2_vicuna": ""}
-"""Architecture → prompt, where it is not `QUESTION`: blip2_vicuna frames the question itself."""
+CHATTED = ("blip2_vicuna",)
+"""Architectures that are asked in the frame of a conversation, not by `QUESTION`."""
 QUESTION = "Question: {} Answer:"
 LENGTHS = ("num_beams", "max_len", "min_len")
 
@@ -178,11 +178,16 @@ class Conversation:
 
     def answer(self, question: str) -> Turn:
         """The answer to a question; raises UsageError for an empty one."""
+        from lavis_ext.models.text import ChatPrompter
+
         if not question.strip():
             raise UsageError("--question", "is empty", "write a question")
-        prompt = CHATTED.get(self.setup.model.arch, QUESTION)
-        samples = {"image": self.image, "text_input": [self.text(question.strip())]}
-        said = self.model.predict_answers(samples, **{"prompt": prompt, **self.setup.answers})
+        asked = self.text(question.strip())
+        if self.setup.model.arch in CHATTED:
+            turn = {"image": self.image, "prompt": f"{asked}{ChatPrompter.turn}"}
+            return Turn(self.name, question.strip(), self.model.generate(turn, **self.setup.captions)[0])
+        samples = {"image": self.image, "text_input": [asked]}
+        said = self.model.predict_answers(samples, **{"prompt": QUESTION, **self.setup.answers})
         return Turn(self.name, question.strip(), said[0])
 
 

@@ -8,12 +8,11 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-import yaml
-
 from lavis_ext.browse.run_report import AGGREGATE, Record, RunRecords, duration, finite, headline, number, read_run
 from lavis_ext.cli.chat import find_weights, read_setup
 from lavis_ext.cli.verb import REQUIRED, Answer, Options, cache_root_of, flag, to_stderr
-from lavis_ext.common.errors import UsageError
+from lavis_ext.common.config.yamlio import read_value
+from lavis_ext.common.errors import ConfigError, UsageError
 from lavis_ext.common.wording import columns, shorten
 
 if TYPE_CHECKING:
@@ -242,8 +241,8 @@ def best_of(records: RunRecords) -> Record:
 def parsed(text: str) -> Mapping[str, Any]:
     """A configuration; {} where it is torn."""
     try:
-        tree = yaml.safe_load(text)
-    except yaml.YAMLError:
+        tree = read_value(text, "config.yaml")
+    except ConfigError:
         return {}
     return tree if isinstance(tree, Mapping) else {}
 

@@ -212,6 +212,10 @@ class Parser(ArgumentParser):
         """Raise UsageError instead of exiting."""
         raise UsageError(self.prog, message, f"see `{self.prog} --help`")
 
+    def _print_message(self, message: str, file: Any = None) -> None:
+        """The help and the version, which argparse lets fail without a word; raises DiskError."""
+        to_stdout(message.rstrip("\n"))
+
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> tuple[Namespace, list[str]]:  # type: ignore[override]
         """As argparse; an unknown flag is named with the nearest one."""
         known, rest = super().parse_known_args(args, namespace)
@@ -284,17 +288,7 @@ class StandardError(logging.Handler):
 def run(verbs: Mapping[str, Verb], words: list[str]) -> int:
     """Run one command; returns its exit code and never raises."""
     with _standard_streams():
-        code = _run_guarded(verbs, words)
-        try:
-            if sys.stdout is not None:
-                sys.stdout.flush()  # the help, which argparse prints
-        except BrokenPipeError:
-            _discard_stdout()
-        except (OSError, ValueError) as error:
-            _discard_stdout()
-            to_stderr(f"lavis-ext: standard output: cannot be written: {error}")
-            code = code or DiskError.exit_code
-        return code
+        return _run_guarded(verbs, words)
 
 
 @contextmanager

@@ -1,6 +1,7 @@
 """The one place that makes text safe to show or to write: no password, signature, token or query of a URL stays in it.
 
-Errors, log lines, printed answers, records, run folders and reports go through `redact` or `redact_tree`.
+Errors, log lines, printed answers, records, run folders and reports go through `redact` or `redact_tree`. What a text
+that is given as an address may be, and is not, is decided here too.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ import hashlib
 import re
 from collections.abc import Mapping
 from typing import Any
-from urllib.parse import parse_qsl, urlencode
+from urllib.parse import SplitResult, parse_qsl, urlencode, urlsplit
 
 SECRET_KEYS = ("token", "secret", "password", "passwd", "sas", "signature", "authorization", "credential", "sig")
 """Last words of settings (`hub_token`) whose text is replaced whole."""
@@ -132,3 +133,30 @@ def printable(text: str, kept: str = "\n\t") -> str:
 
 def _escaped(found: re.Match[str]) -> str:
     return ascii(found[0])[1:-1]
+
+
+_SCHEME = re.compile(r"[a-z][a-z0-9+.-]*(?=:)", re.IGNORECASE)
+
+
+def url_fault(url: str) -> str | None:
+    """Why a text cannot be a URL (`https://[bad/x`, port 99999, control characters), or None."""
+    try:
+        parts = urlsplit(url)
+        _ = parts.port, (parts.hostname or "").encode("idna" if not (parts.hostname or "").isascii() else "ascii")
+    except ValueError as error:
+        return f"not a URL ({error})"
+    if parts.port == 0:
+        return "not a URL (its port is 0)"
+    if parts.scheme.lower() in ("http", "https") and not parts.hostname:
+        return "not a URL (it names no host)"
+    return "not a URL (control characters)" if CONTROL.search(url) else None
+
+
+def split_url(url: str) -> SplitResult:
+    """`urlsplit` for any text: of one that is no URL the scheme, and as a path what stands before a query."""
+    try:
+        return urlsplit(url)
+    except ValueError:
+        rest = re.sub(r"//[^/?#]*@", "//", url.partition("#")[0].partition("?")[0])
+        scheme = _SCHEME.match(url)
+        return SplitResult(scheme[0].lower() if scheme else "", "", rest[scheme.end() + 1 if scheme else 0 :], "", "")

@@ -26,9 +26,10 @@ def read_safetensors(path: Path, where: str = "") -> dict[str, Tensor]:
 
     check_readable(path)
     try:
-        return load_file(path)
+        tensors: dict[str, Tensor] = load_file(path)
     except Exception as error:  # damage comes as whatever the library's Rust and torch's tables raise
         raise IntegrityError(where or str(path), f"cannot be read: {_line(error)}", WAY_OUT) from error
+    return tensors
 
 
 def read_torch(path: Path, where: str = "", mmap: bool = False) -> Any:

@@ -36,12 +36,18 @@ LMDB = bytes.fromhex("dec0efbe")
 
 def recognise(path: Path) -> str:
     """The format of a source by its first bytes; raises UsageError where it is unknown or nothing is there."""
-    if not path.exists():
-        raise UsageError(str(path), "is not there", "name a file or folder of features")
+    check_source(path)
     found = _of_folder(path) if path.is_dir() else _of_file(path)
     if found is None:
         raise UsageError(str(path), "is of no format that can be recognised", "say which with --from FORMAT")
     return found
+
+
+def check_source(path: Path) -> None:
+    """Raise UsageError for a path where nothing is, or a device or a pipe, which may have no end."""
+    if not (path.is_file() or path.is_dir()):
+        what = "is neither a file nor a folder" if path.exists() else "is not there"
+        raise UsageError(str(path), what, "name a file or folder of features")
 
 
 def _of_folder(path: Path) -> str | None:
@@ -128,6 +134,7 @@ def import_features(
 
 
 def _plan(path: Path, form: str | None, options: ReadOptions) -> dict[str, Any]:
+    check_source(path)
     name = format_of(form).name if form else recognise(path)
     if (options.labels or options.sizes) and name not in WITH_SIDES:
         raise UsageError(f"{path}: {name}", "takes no file of labels or sizes", "leave out --labels and --sizes")

@@ -240,12 +240,15 @@ class Index:
     def _open(self) -> tuple[pa.RecordBatch, dict[str, Any]]:
         try:
             with read_errors(self.path):
-                reader = pa.ipc.open_file(pa.memory_map(str(self.path)))
+                mapped = pa.memory_map(str(self.path))
+            reader = pa.ipc.open_file(mapped)
             batch, meta = reader.get_batch(0), decode_json(reader.schema.metadata[META])
-        except (pa.ArrowInvalid, KeyError, TypeError, ValueError) as error:
+            batch.validate(full=True)  # Arrow trusts its offsets, and ends the process at a damaged one
+            fits = meta["rows"] == batch.num_rows and isinstance(meta["end"], int)
+        except (OSError, pa.ArrowException, KeyError, TypeError, ValueError) as error:
             way_out = "`lavis-ext features index STORE` writes it again from the data"
             raise IntegrityError(str(self.path), f"cannot be read: {error}", way_out) from error
-        if meta.get("format") != FORMAT or not batch.schema.equals(SCHEMA):
+        if meta.get("format") != FORMAT or not batch.schema.equals(SCHEMA) or not fits:
             raise IntegrityError(str(self.path), "has another form than this version reads", "import again")
         return batch, meta
 

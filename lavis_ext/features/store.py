@@ -217,8 +217,15 @@ class Record:
     def labels(self) -> list[dict[str, Any]]:
         """Labels of the image, `class`, `conf`, `rect` as in their file; there may be more or fewer than boxes."""
         text = self.label_text
-        value = decode_json(text) if text else []
-        return value.get("objects", []) if isinstance(value, dict) else value
+        try:
+            value = decode_json(text) if text else []
+        except ValueError as error:
+            what = f"its labels are no JSON: {error}"
+            raise IntegrityError(
+                f"image {self.image_id!r}", what, "import it again, with the file of labels"
+            ) from error
+        value = value.get("objects", []) if isinstance(value, dict) else value
+        return [one for one in value if isinstance(one, dict)] if isinstance(value, list) else []
 
     def as_row(self) -> FeatureRow:
         """The record as a row for a writer."""

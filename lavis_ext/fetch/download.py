@@ -5,7 +5,8 @@ from __future__ import annotations
 import threading
 from collections import deque
 
-from lavis_ext.fetch.part import Part, Range, cut
+from lavis_ext.fetch.part import Part
+from lavis_ext.fetch.ranges import Range, cut
 from lavis_ext.fetch.session import Reply, Request, Session
 from lavis_ext.fetch.transfer import Failure, Figures, Source, SpeedGate, Stopped, Unsatisfiable
 

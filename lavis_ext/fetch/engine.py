@@ -1,27 +1,23 @@
-"""`fetch` and `fetch_all`: a `Transfer` becomes a verified file.
+"""`fetch`: a `Transfer` becomes a verified file.
 
-A right file that is there is reused; else the first source that can delivers it, and it is verified and renamed into
-place. `fetch_all` runs many at a time.
+A right file that is there is reused; else the first source that can delivers it. What lies on the disk then is
+verified, and gets its name.
 """
 
 from __future__ import annotations
 
-import errno
 import logging
 import os
-import queue
 import shutil
-import threading
-from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
-from lavis_ext.common.errors import ConfigError, DiskError, LavisExtError, NetworkError, OwnedError, UsageError
+from lavis_ext.common.errors import ConfigError, DiskError, NetworkError, OwnedError
 from lavis_ext.fetch.download import Download
 from lavis_ext.fetch.ledger import LedgerEntry, hash_file, hash_open, mismatch
-from lavis_ext.fetch.lock import Ownership, part_bytes
+from lavis_ext.fetch.lock import Ownership
 from lavis_ext.fetch.part import Part, PartNames, companion, leftovers
 from lavis_ext.fetch.safety import redact_url
 from lavis_ext.fetch.session import Session, scheme_of
@@ -45,8 +41,6 @@ WASTE = 8
 """How many times these bytes such an attempt may have moved: without ranges each one begins at the first byte."""
 LONGEST_BASE = 220
 """Bytes of a name that `.bad-01234567-2` is put behind: file systems take 255."""
-ONE_PATH = frozenset({errno.EACCES, errno.EPERM, errno.EEXIST, errno.EISDIR, errno.ENOTDIR, errno.ELOOP})
-"""Errors of one folder, after which other files are still fetched."""
 LONGEST_NAME, LONGEST_PATH = 255, 4096
 RESTARTS = 2
 """How often a source's object may be replaced while it is fetched."""
@@ -218,9 +212,12 @@ def _reuse_or_fetch(session: Session, transfer: Transfer) -> Result:
     transfer.path.parent.mkdir(parents=True, exist_ok=True)
     path, watched = companion(transfer.path, ".part.owner"), partial(_part_of, transfer.path)
     with Ownership(path, watched, session.policy, session.pause) as owner:
+        if owner.replaced:  # at once, since only a process that has taken over looks for what was left
+            Part(transfer.path, session.policy.checkpoint_bytes, owner).close()
         found = check_existing(session, transfer)  # again: another process may have finished since
         if found.result is not None:
-            _discard_leftovers(owner, transfer.path)
+            if owner.replaced:
+                PartNames.of(transfer.path).remove()
             return found.result
         try:
             if found.reason:
@@ -228,12 +225,16 @@ def _reuse_or_fetch(session: Session, transfer: Transfer) -> Result:
             notes = quarantine(transfer.path, found) if found.reason else ()
             result = _Fetching(session, transfer, owner).run()
         except (OwnedError, OSError) as error:
-            if owner.holds() and not isinstance(error, FileExistsError):
+            held = owner.holds()
+            if held and not isinstance(error, FileExistsError):
                 raise
-            found = check_existing(session, transfer)  # it stood still, and another process has taken over
+            found = check_existing(session, transfer)  # another process has taken over, or made the file meanwhile
+            if found.result is None and held:
+                what = f"a file has appeared there while it was fetched: {found.reason}"
+                raise OwnedError(str(transfer.path), what, "see what made it, then run again") from error
             if found.result is None:
                 raise owner.lost() from error
-            if owner.holds():
+            if held:
                 PartNames.of(transfer.path).remove()
             return found.result
     return replace(result, notes=notes + result.notes)
@@ -243,22 +244,15 @@ def _part_of(target: Path, token: str) -> Path:
     return PartNames.of(target, token).path
 
 
-def _discard_leftovers(owner: Ownership, target: Path) -> None:
-    """Remove what the owners that were replaced left beside a file that is right."""
-    for names in leftovers(target).values() if owner.replaced else ():
-        names.remove()
-
-
 def _sweep(session: Session, path: Path) -> None:
     """Remove the owner file and sidecar that a process left when it was killed just after publishing the file."""
     owner = companion(path, ".part.owner")
     try:
         if not owner.exists():
             return
-        left = Ownership(owner, path, session.policy)
-        if left.sweep():
-            PartNames.of(path).remove()
-            _discard_leftovers(left, path)
+        if Ownership(owner, path, session.policy).sweep():
+            for names in (PartNames.of(path), *leftovers(path).values()):
+                names.remove()
     except (OSError, DiskError) as error:
         log.debug("%s: stays: %s", owner.name, error)
 
@@ -287,7 +281,8 @@ class _Fetching:
 
     def run(self) -> Result:
         """Fetch and publish; raises one error with every source's failure where none delivers."""
-        self._part = Part(self._transfer.path, self._policy.checkpoint_bytes, self._owner)
+        summed = not all(self._transfer.figures(source).hashed for source in self._transfer.sources)
+        self._part = Part(self._transfer.path, self._policy.checkpoint_bytes, self._owner, summed)
         try:
             self._check_space()
             kept = self._part.ranges.covered
@@ -297,6 +292,9 @@ class _Fetching:
                 result = self._try(source, last=source is self._transfer.sources[-1])
                 if result is not None:
                     return result
+        except OwnedError:
+            self._part.reset()  # the file, or all that it is fetched for, is another's
+            raise
         finally:
             self._part.close()
         raise to_error(self._transfer.name, self._failures)
@@ -360,8 +358,8 @@ class _Fetching:
         sha256, md5 = hash_open(part.fd, size, figures, self._tick)
         after = os.fstat(part.fd)
         wrong = mismatch(figures, size, sha256, md5)
-        moved = flusher is not None and after.st_mtime_ns != before.st_mtime_ns
-        if not wrong and (size != part.ranges.covered or moved or not part.intact()):
+        touched = flusher is not None and after.st_mtime_ns != before.st_mtime_ns
+        if not wrong and (size != part.ranges.covered or touched or not part.intact() or part.altered()):
             wrong = "another process changed the partial file while it was fetched"
         if wrong:
             raise Failure("integrity", wrong)
@@ -397,137 +395,3 @@ def no_space(folder: Path, need: int, free: int) -> DiskError:
     return DiskError(
         str(folder), f"{need} bytes are needed, {free} are free", "free space or choose another cache_root"
     )
-
-
-# Many transfers at a time
-
-
-def fetch_all(
-    transfers: Iterable[Transfer],
-    policy: Policy | None = None,
-    progress: Progress | None = None,
-    collect: bool = False,
-) -> list[Result]:
-    """Fetch all, `policy.jobs` at a time; results in the order of the transfers.
-
-    One that fails does not stop the others, except for a disk that is full or fails. At the end one error lists every
-    failure (the class of the first), or, with `collect`, each failed result carries its `error`. KeyboardInterrupt
-    stops all within seconds; partial files stay. Two transfers to one path must be the same (UsageError).
-    """
-    wanted = list(transfers)
-    unique = _unique(wanted)
-    with Session(policy, progress) as session:
-        _check_space(unique, session.policy)
-        results = _run(session, unique)
-    found = {result.path: result for result in results}
-    ordered = [found[transfer.path] for transfer in wanted]
-    errors = [result.error for result in results if result.error is not None]
-    if errors and not collect:
-        raise _together(errors)
-    return ordered
-
-
-def _unique(transfers: Sequence[Transfer]) -> list[Transfer]:
-    found: dict[Path, Transfer] = {}
-    for transfer in transfers:
-        if found.setdefault(transfer.path, transfer) != transfer:
-            raise UsageError(str(transfer.path), "two different transfers go to this path", "give each its own path")
-    return list(found.values())
-
-
-def _check_space(transfers: Sequence[Transfer], policy: Policy) -> None:
-    """Refuse before the first byte where what is declared and missing does not fit; raises DiskError."""
-    if policy.offline:
-        return
-    needs: dict[int, tuple[int, Path]] = {}
-    for transfer in transfers:
-        missing = _missing(transfer)
-        if missing:
-            folder = next(folder for folder in transfer.path.absolute().parents if folder.is_dir())
-            device = folder.stat().st_dev
-            needs[device] = (needs.get(device, (0, folder))[0] + missing, folder)
-    for need, folder in needs.values():
-        free = shutil.disk_usage(folder).free
-        if need > free:
-            raise no_space(folder, need, free)
-
-
-def _missing(transfer: Transfer) -> int:
-    """Declared bytes that are not on disk yet; 0 where nothing is declared."""
-    with suppress(ConfigError):
-        refuse_impossible(transfer.path)
-        if transfer.size is not None and not transfer.path.exists():
-            return max(0, transfer.size - part_bytes(transfer.path))
-    return 0
-
-
-def _run(session: Session, transfers: Sequence[Transfer]) -> list[Result]:
-    results: dict[int, Result] = {}
-    waiting: queue.SimpleQueue[int] = queue.SimpleQueue()
-    done: queue.SimpleQueue[tuple[int, Result | BaseException]] = queue.SimpleQueue()
-    for index in range(len(transfers)):
-        waiting.put(index)
-    threads = [
-        threading.Thread(target=_work, args=(session, transfers, waiting, done), name=f"fetch-{n}", daemon=True)
-        for n in range(min(session.policy.jobs, len(transfers)))
-    ]
-    for thread in threads:
-        thread.start()
-    try:
-        while len(results) < len(transfers):
-            index, outcome = done.get()
-            results[index] = _as_result(transfers[index], outcome)
-            if _stops_all(results[index].error):
-                session.halt()  # every other file would fail in the same way
-    except BaseException:
-        session.halt()
-        for thread in threads:
-            thread.join(timeout=3.0)
-        raise
-    for thread in threads:
-        thread.join()
-    return [results[index] for index in range(len(transfers))]
-
-
-def _stops_all(error: LavisExtError | None) -> bool:
-    """Whether it is the disk that fails, and not one folder that may not be written or is none."""
-    cause = error.__cause__ if error is not None else None
-    local = isinstance(cause, OSError) and cause.errno in ONE_PATH
-    return isinstance(error, DiskError) and not local
-
-
-def _work(
-    session: Session,
-    transfers: Sequence[Transfer],
-    waiting: queue.SimpleQueue[int],
-    done: queue.SimpleQueue[tuple[int, Result | BaseException]],
-) -> None:
-    while True:
-        try:
-            index = waiting.get_nowait()
-        except queue.Empty:
-            return
-        try:
-            if session.stop.is_set():
-                raise Stopped
-            done.put((index, fetch_in(session, transfers[index])))
-        except BaseException as error:  # `_as_result` raises it in the calling thread, if it is to be raised
-            done.put((index, error))
-
-
-def _as_result(transfer: Transfer, outcome: Result | BaseException) -> Result:
-    if isinstance(outcome, Result):
-        return outcome
-    if isinstance(outcome, LavisExtError):
-        return Result(transfer.path, error=outcome, verified=False)
-    if isinstance(outcome, Stopped):
-        error = NetworkError(transfer.name, "not fetched: the run stopped before it", "run again")
-        return Result(transfer.path, error=error, verified=False)
-    raise outcome
-
-
-def _together(errors: Sequence[LavisExtError]) -> LavisExtError:
-    """One error with all problems, of the first one's class; a DiskError comes first, since it stops the others."""
-    ordered = sorted(errors, key=lambda error: not isinstance(error, DiskError))
-    problems = [problem for error in ordered for problem in error.problems]
-    return type(ordered[0]).of(problems)

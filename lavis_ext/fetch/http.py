@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import http.client
 import io
+import logging
 import re
 import socket
 import threading
@@ -93,7 +94,7 @@ class TimedResponse(http.client.HTTPResponse):
 
     def __init__(self, sock: socket.socket, *args: Any, **named: Any) -> None:
         super().__init__(sock, *args, **named)
-        self.stream = TimedStream(self.fp.detach(), sock)  # type: ignore[attr-defined]  # a BufferedReader
+        self.stream = TimedStream(self.fp.detach(), sock)
         self.fp = io.BufferedReader(self.stream)
 
 
@@ -114,14 +115,14 @@ class _Connection:
             raise NameResolutionError(self.host, self, error) from error
         except UnicodeError:
             raise LocationParseError(f"'{host}', label empty or too long") from None
-        targets = list(dict.fromkeys(str(entry[4][0]) for entry in found))
-        for address in targets if self.inside is not None else ():
+        targets = list(dict.fromkeys((str(entry[4][0]), int(entry[4][1])) for entry in found))
+        for address, _ in targets if self.inside is not None else ():
             if not may_dial(address, self.inside):
                 raise Failure("unsafe", f"the private address {address} is refused")
         begun, last = time.monotonic(), OSError("it has no address")
-        for address in targets:
+        for target in targets:
             try:
-                return create_connection((address, self.port), patience, self.source_address, self.socket_options)
+                return create_connection(target, patience, self.source_address, self.socket_options)
             except OSError as error:
                 last = error
             if time.monotonic() - begun > ADDRESSES * (patience or 0.0):
@@ -184,6 +185,7 @@ class HttpOpener:
         self._managers: dict[tuple[str, Inside], urllib3.PoolManager] = {}
         self._proxies: dict[tuple[str, str], str] = {}
         self._lock = threading.Lock()
+        redact_url_loggers()
 
     def open(self, request: Request, headers: dict[str, str] | None = None) -> Reply:
         """The reply after redirects; `headers` are sent too, those with secrets only to the first host."""
@@ -378,12 +380,35 @@ def proxy_for(url: str) -> str:
 
 
 def _proxy_manager(proxy: str, size: int) -> urllib3.PoolManager:
+    fault = url_fault(proxy)
+    if fault:
+        raise Failure("final", f"the proxy of the environment is {fault}")
     parts = urlsplit(proxy)
     if parts.scheme not in ("http", "https"):
         raise Failure("final", f"proxy scheme {parts.scheme!r} is not supported (http, https)")
     secret = parts.netloc.rpartition("@")[0]
     headers = urllib3.make_headers(proxy_basic_auth=secret) if secret else None
     return urllib3.ProxyManager(redact_url(proxy), proxy_headers=headers, maxsize=size)
+
+
+URL_LOGGERS = ("urllib3.connectionpool", "urllib3.connection", "urllib3.util.retry")
+
+
+class _RedactQueries(logging.Filter):
+    """Removes queries, where the token is, from log records."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        record.msg, record.args = redact(record.getMessage()), ()
+        return True
+
+
+_REDACT_QUERIES = _RedactQueries()
+
+
+def redact_url_loggers() -> None:
+    """Have urllib3 log addresses without their queries, at every level; at DEBUG it logs each request's."""
+    for name in URL_LOGGERS:
+        logging.getLogger(name).addFilter(_REDACT_QUERIES)  # a filter that is there already is not added again
 
 
 def _discard(response: BaseHTTPResponse) -> None:

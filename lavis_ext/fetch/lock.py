@@ -28,7 +28,7 @@ from typing import Literal
 
 from lavis_ext.common.errors import DiskError, OwnedError
 from lavis_ext.common.files import decode_json
-from lavis_ext.fetch.part import PartNames, boot_id, companion, read_sidecar
+from lavis_ext.fetch.part import PartNames, boot_id, companion, give_name, read_sidecar
 from lavis_ext.fetch.transfer import Policy, disk_error
 
 log = logging.getLogger(__name__)
@@ -237,7 +237,7 @@ class Ownership:
         policy: Policy,
         pause: Callable[[float], None] = time.sleep,
     ) -> None:
-        self._path = path
+        self.path = path
         self._watched = watched
         self._policy = policy
         self._pause = pause
@@ -258,25 +258,27 @@ class Ownership:
         try:
             self._acquire()
         except OSError as error:
-            raise disk_error(error, self._path) from error
+            raise disk_error(error, self.path) from error
         _HEARTBEAT.add(self._file)
         return self
 
     def __exit__(self, *_: object) -> None:
+        if os.getpid() != self._mine.pid:
+            return  # a fork, whose parent owns the file
         _HEARTBEAT.remove(self._file)
         with contextlib.suppress(OSError):
             if self.holds():
-                self._remove(lambda seen: seen.content == self._written)
+                self.path.unlink(missing_ok=True)
 
     def sweep(self) -> bool:
         """Remove the owner file of a process that is gone, without waiting; whether there is none now."""
-        seen = _see(self._path)
+        seen = _see(self.path)
         return seen is None or self._take_over(seen, 0.0)
 
     def holds(self) -> bool:
         """Whether the owner file is still ours."""
         try:
-            return self._path.read_bytes() == self._written
+            return self.path.read_bytes() == self._written
         except OSError:
             return False
 
@@ -292,7 +294,7 @@ class Ownership:
     def lost(self) -> OwnedError:
         """The error of a process that was taken over."""
         what = "another process has taken this file over, while this one stood still"
-        return OwnedError(str(self._path), what, "run again: it continues, or finds what the other made")
+        return OwnedError(str(self.path), what, "run again: it continues, or finds what the other made")
 
     def _acquire(self) -> None:
         begun = moved = time.monotonic()
@@ -300,7 +302,7 @@ class Ownership:
         last: tuple[_Seen, float] | None = None
         while not self._create():
             self.waited = True
-            seen = _see(self._path)
+            seen = _see(self.path)
             if seen is None:
                 continue
             now = time.monotonic()
@@ -318,7 +320,7 @@ class Ownership:
 
     def _create(self) -> bool:
         try:
-            descriptor = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_CLOEXEC", 0), 0o644)
+            descriptor = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_CLOEXEC", 0), 0o644)
         except FileExistsError:
             return False
         try:
@@ -329,7 +331,7 @@ class Ownership:
                 return True
         except BaseException:
             os.close(descriptor)
-            self._path.unlink(missing_ok=True)  # half a file would be in everybody's way for a while
+            self.path.unlink(missing_ok=True)  # half a file would be in everybody's way for a while
             raise
         os.close(descriptor)
         return False
@@ -366,30 +368,30 @@ class Ownership:
         verdict, why = self._verdict(seen, watched)
         if verdict not in ("gone", "silent"):
             return False
-        if not self._remove(lambda now: now == seen):
+        if not self._remove(seen):
             return False
         if seen.owner is not None:
             self.replaced.append(seen.owner.token)
             self.gone |= {seen.owner.token} if verdict == "gone" else set()
-        log.warning("%s: taken over: %s", self._path.name, why)
+        log.warning("%s: taken over: %s", self.path.name, why)
         return True
 
-    def _remove(self, expected: Callable[[_Seen], bool]) -> bool:
+    def _remove(self, expected: _Seen) -> bool:
         """Remove the owner file if it is the expected one, else leave it; False where it is another.
 
         It is renamed first: where two processes try, one may have renamed the new file of the other, and puts it back.
         """
-        aside = self._path.with_name(f"{self._path.name}.{self._mine.token}")
+        aside = self.path.with_name(f"{self.path.name}.{self._mine.token}")
         try:
-            self._path.rename(aside)
+            self.path.rename(aside)
         except FileNotFoundError:
             return True
         found = _see(aside)
-        if found is not None and not expected(found):
+        if found is not None and found != expected:
             try:
-                os.link(aside, self._path)
+                give_name(aside, self.path)
             except OSError:
-                log.warning("%s: another process owns it now", self._path.name)
+                log.warning("%s: another process owns it now", self.path.name)
             aside.unlink(missing_ok=True)
             return False
         aside.unlink(missing_ok=True)
@@ -397,7 +399,7 @@ class Ownership:
 
     def _age(self, seen: _Seen) -> float:
         """Seconds since the last heartbeat, by the file system's clock, which both sides share."""
-        probe = self._path.with_name(f"{self._path.name}.{self._mine.token}")
+        probe = self.path.with_name(f"{self.path.name}.{self._mine.token}")
         try:
             probe.touch()
             return (probe.stat().st_mtime_ns - seen.beat) / 1e9
@@ -407,8 +409,8 @@ class Ownership:
     def _owned(self, seen: _Seen) -> OwnedError:
         owner = seen.owner
         who = f"process {owner.pid} on {owner.host.partition('/')[0]}" if owner else "another process"
-        way_out = f"wait for it, or stop it and run again; if there is no such process, delete {self._path}"
-        return OwnedError(str(self._path), f"{who} works on this file", way_out)
+        way_out = f"wait for it, or stop it and run again; if there is no such process, delete {self.path}"
+        return OwnedError(str(self.path), f"{who} works on this file", way_out)
 
 
 def part_bytes(target: Path) -> int:

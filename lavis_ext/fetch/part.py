@@ -15,13 +15,13 @@ import logging
 import os
 import re
 import threading
-from bisect import bisect_left, bisect_right
-from collections.abc import Iterable, Iterator
+import zlib
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from lavis_ext.common.files import decode_json
+from lavis_ext.fetch.ranges import Ranges, cut
 from lavis_ext.fetch.safety import identity
 from lavis_ext.fetch.session import Flusher, Validators
 from lavis_ext.fetch.transfer import Failure, Figures, Source
@@ -39,81 +39,6 @@ ROOM = 1 << 16
 """Bytes that are given back on a full disk for the sidecar: more than a block of any file system in use."""
 LINES = 4096
 """Blocks after which a sidecar is written anew."""
-Range = tuple[int, int]
-"""`[start, stop)` in bytes."""
-
-
-class Ranges:
-    """A set of byte positions, kept as sorted, disjoint half-open ranges."""
-
-    def __init__(self, ranges: Iterable[Range] = ()) -> None:
-        self._starts: list[int] = []
-        self._stops: list[int] = []
-        for start, stop in ranges:
-            self.add(start, stop)
-
-    def __iter__(self) -> Iterator[Range]:
-        return iter(zip(self._starts, self._stops, strict=True))
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, Ranges) and list(self) == list(other)
-
-    __hash__ = None  # type: ignore[assignment]  # it changes
-
-    @property
-    def covered(self) -> int:
-        """How many bytes are there."""
-        return sum(self._stops) - sum(self._starts)
-
-    @property
-    def stop(self) -> int:
-        """One past the last byte that is there, 0 if none."""
-        return self._stops[-1] if self._stops else 0
-
-    @property
-    def prefix(self) -> int:
-        """How many bytes are there from the beginning without a gap."""
-        return self._stops[0] if self._starts and self._starts[0] == 0 else 0
-
-    def add(self, start: int, stop: int) -> None:
-        """Bytes `[start, stop)` are there; touching and overlapping ranges merge."""
-        if start < 0 or stop < start:
-            raise ValueError(f"not a range: [{start}, {stop})")
-        if start == stop:
-            return
-        first = bisect_left(self._stops, start)
-        last = bisect_right(self._starts, stop)
-        if first < last:
-            start = min(start, self._starts[first])
-            stop = max(stop, self._stops[last - 1])
-        self._starts[first:last] = [start]
-        self._stops[first:last] = [stop]
-
-    def clip(self, size: int) -> None:
-        """Forget everything from `size` on."""
-        kept = [(start, min(stop, size)) for start, stop in self if start < size]
-        self._starts = [start for start, _ in kept]
-        self._stops = [stop for _, stop in kept]
-
-    def gaps(self, size: int) -> list[Range]:
-        """What is missing of a file of `size` bytes."""
-        found, at = [], 0
-        for start, stop in self:
-            if start >= size:
-                break
-            if start > at:
-                found.append((at, start))
-            at = stop
-        if at < size:
-            found.append((at, size))
-        return found
-
-
-def cut(gaps: Iterable[Range], length: int) -> list[Range]:
-    """The same gaps in pieces of at most `length` bytes, in order."""
-    if length < 1:
-        raise ValueError(f"pieces of {length} bytes")
-    return [(at, min(at + length, stop)) for start, stop in gaps for at in range(start, stop, length)]
 
 
 def companion(path: Path, suffix: str) -> Path:
@@ -183,10 +108,10 @@ class Part:
     The bytes that were left (by the last owner, or by one that was killed) are continued: renamed where nobody can
     write them any more, else copied. A line of the sidecar is written after the bytes that it lists, at least every
     half `block`, and pieces are at most as large: a killed process loses less than a block of what it had written.
-    The sidecar holds no query string.
+    The sidecar holds no query string. With `summed` what is written can be compared with what lies on the disk then.
     """
 
-    def __init__(self, target: Path, block: int, owner: Ownership | None = None) -> None:
+    def __init__(self, target: Path, block: int, owner: Ownership | None = None, summed: bool = False) -> None:
         self.target = target
         self.path, self.sidecar = PartNames.of(target, owner.token if owner else "")
         self.ranges = Ranges()
@@ -201,6 +126,8 @@ class Part:
         self._block = block
         self._pending = Ranges()
         """Bytes that no sidecar lists yet."""
+        self._sums: dict[int, tuple[int, int]] | None = {} if summed else None
+        """Offset → length and CRC-32 of each piece as it came."""
         self._lines = -1
         """How many blocks stand behind the first line of the sidecar; -1: it has to be written anew."""
         self._log = -1
@@ -234,15 +161,18 @@ class Part:
                 (self._adopt if safe else self._copy)(left[token], flags)
         if self.fd < 0:
             self.fd = os.open(self.path, flags | os.O_TRUNC, 0o666)
-        for names in left.values():
-            names.remove()
+        for token, names in left.items():
+            if sizes[token] is not None or token:
+                names.remove()
+            else:
+                names.sidecar.unlink(missing_ok=True)
 
     def _size_of(self, names: PartNames) -> int | None:
         """Bytes that its sidecar lists, 0 if none can be read; None where there is no partial file."""
         if not names.path.exists():
             return None
         with contextlib.suppress(OSError, ValueError, TypeError, KeyError):
-            return sum(stop - start for start, stop in read_sidecar(names.sidecar)["done"])
+            return Ranges(read_sidecar(names.sidecar)["done"]).covered
         return 0
 
     def _adopt(self, left: PartNames, flags: int) -> None:
@@ -306,7 +236,7 @@ class Part:
             self._save_for_the_next()
             if mine != left:
                 left.sidecar.unlink(missing_ok=True)
-                _link(mine.sidecar, left.sidecar)  # both names until the file is renamed, for a kill in between
+                give_name(mine.sidecar, left.sidecar)  # both names until the file is renamed, for a kill in between
                 self.path.rename(left.path)
                 mine.sidecar.unlink(missing_ok=True)
         finally:
@@ -338,6 +268,11 @@ class Part:
         except OSError:
             return False
 
+    def altered(self) -> bool:
+        """Whether what lies on the disk is not what was written since the last `reset`; raises OSError."""
+        pieces = (self._sums or {}).items()
+        return any(zlib.crc32(os.pread(self.fd, size, at)) != crc for at, (size, crc) in pieces)
+
     def publish(self, flusher: Flusher | None) -> None:
         """Make the part the target: give it the name, flush the folder if asked, forget the sidecar; raises OSError.
 
@@ -345,7 +280,7 @@ class Part:
         """
         if not self.intact():
             raise Failure("integrity", "the partial file was replaced by another file while it was fetched")
-        _link(self.path, self.target)
+        give_name(self.path, self.target)
         self.path.unlink(missing_ok=True)
         self._forget()
         if flusher is not None:
@@ -363,6 +298,7 @@ class Part:
             os.ftruncate(self.fd, 0)
             self.ranges, self.total, self.validators, self.url = Ranges(), None, Validators(), ""
             self._pending, self._lines = Ranges(), -1
+            self._sums = None if self._sums is None else {}
         return lost
 
     def resume_condition(self, source: Source, figures: Figures) -> str | None:
@@ -403,7 +339,10 @@ class Part:
         if self._owner is not None:
             self._owner.require(now=False)
         at = offset + _write_all(self.fd, data, offset)
+        crc = 0 if self._sums is None else zlib.crc32(data)
         with self._lock:
+            if self._sums is not None:
+                self._sums[offset] = len(data), crc
             self.ranges.add(offset, at)
             self._pending.add(offset, at)
             if self._pending.covered >= self._block // 2:
@@ -476,7 +415,7 @@ def _write_all(descriptor: int, data: bytes, offset: int) -> int:
     return at - offset
 
 
-def _link(path: Path, name: Path) -> None:
+def give_name(path: Path, name: Path) -> None:
     """Give a file another name too, if that is free (FileExistsError); renames it where there are no hard links."""
     try:
         os.link(path, name)

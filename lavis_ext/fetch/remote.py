@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from types import TracebackType
 
 from lavis_ext.common.errors import IntegrityError, NetworkError
-from lavis_ext.fetch.part import Range
+from lavis_ext.fetch.ranges import Range
 from lavis_ext.fetch.safety import redact_url
 from lavis_ext.fetch.session import Reply, Request, Session, Validators
 from lavis_ext.fetch.transfer import (

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import ipaddress
-import re
 import socket
 from collections.abc import Mapping
-from urllib.parse import SplitResult, unquote, urlsplit
+from urllib.parse import unquote
 
 from lavis_ext.common.errors import UnsafeError
-from lavis_ext.common.secrets import CONTROL
 from lavis_ext.common.secrets import identity as identity
 from lavis_ext.common.secrets import redact as redact
 from lavis_ext.common.secrets import redact_url as redact_url
+from lavis_ext.common.secrets import split_url as split_url
+from lavis_ext.common.secrets import url_fault as url_fault
 
 DENIED_HOSTS: Mapping[str, str] = {
     "visualgenome.org": "the domain has left the project and serves casino spam, seen 2026-06-30",
@@ -26,31 +26,6 @@ INSIDE = tuple(
 )
 """Inside by nature, though `ipaddress` calls them global: IPv4-compatible, local NAT64, site-local, Azure's host
 services, 6to4 relays."""
-
-
-_SCHEME = re.compile(r"[a-z][a-z0-9+.-]*(?=:)", re.IGNORECASE)
-
-
-def url_fault(url: str) -> str | None:
-    """Why a text cannot be a URL (`https://[bad/x`, port 99999, control characters), or None."""
-    try:
-        parts = urlsplit(url)
-        _ = parts.port, (parts.hostname or "").encode("idna" if not (parts.hostname or "").isascii() else "ascii")
-    except ValueError as error:
-        return f"not a URL ({error})"
-    if parts.scheme.lower() in REMOTE_SCHEMES and not parts.hostname:
-        return "not a URL (it names no host)"
-    return "not a URL (control characters)" if CONTROL.search(url) else None
-
-
-def split_url(url: str) -> SplitResult:
-    """`urlsplit` for any text: of one that is no URL the scheme, and as a path what stands before a query."""
-    try:
-        return urlsplit(url)
-    except ValueError:
-        rest = re.sub(r"//[^/?#]*@", "//", url.partition("#")[0].partition("?")[0])
-        scheme = _SCHEME.match(url)
-        return SplitResult(scheme[0].lower() if scheme else "", "", rest[scheme.end() + 1 if scheme else 0 :], "", "")
 
 
 def unwrap(address: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address:

@@ -124,7 +124,7 @@ class Policy:
     """Files at least this large are fetched in segments, where the server takes ranges."""
     segment_bytes: int = 16 * MIB
     """What one request of a large file asks for."""
-    checkpoint_bytes: int = 1 << 18
+    checkpoint_bytes: int = 1 << 19
     """A block: what a killed process loses of the bytes that it had written is less."""
     retries: int = 4
     """New attempts at one source after 408, 425, 429, 5xx or a broken connection without progress."""

@@ -109,10 +109,11 @@ def vqa(predictions: Predictions, references: References, keys: MetricKeys) -> d
 
 
 @metrics.register("gqa", config=GqaKeys)
-def gqa(predictions: Predictions, references: References, keys: GqaKeys) -> dict[str, float]:
+def gqa(predictions: Predictions, references: References, keys: MetricKeys) -> dict[str, float]:
     """GQA's accuracy in per cent: answers equal to the one given, normalised as for VQA."""
     asked = answered(predictions, references)
-    right = [matches_exactly(predictions[key], references[key], keys.normalize) for key in asked]
+    normalize: Normalised = keys.normalize if isinstance(keys, GqaKeys) else "both"
+    right = [matches_exactly(predictions[key], references[key], normalize) for key in asked]
     return {"overall": percent([float(one) for one in right])}
 
 

@@ -191,6 +191,14 @@ def world() -> tuple[int, int]:
     return (dist.get_rank(), dist.get_world_size()) if ready else (0, 1)
 
 
+def sum_over_ranks(count: Tensor) -> Tensor:
+    """The sum of a tensor without gradient over all ranks: a collective."""
+    total = count.detach().clone()
+    if world()[1] > 1:
+        dist.all_reduce(total)
+    return total
+
+
 def whole(tensor: Tensor) -> Tensor:
     """The full tensor of a DTensor, a collective; any other tensor unchanged."""
     gathered: Tensor = tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor

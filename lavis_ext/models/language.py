@@ -15,24 +15,31 @@ from lavis_ext.common.errors import ConfigError
 from lavis_ext.common.registry import models
 from lavis_ext.common.types import Batch
 from lavis_ext.metrics.vqa import lemmatize, load_lemmatizer
-from lavis_ext.models.base_model import BaseModel, Outputs
+from lavis_ext.models.base_model import BaseModel, Outputs, sum_over_ranks, world
 from lavis_ext.models.generation import Search, StopText, WrittenPenalty, rank, read
 from lavis_ext.models.lora import adapter_parts, add_adapters, release
 from lavis_ext.models.network import DTYPES, add_image_token, assemble, recompute
-from lavis_ext.models.settings import Blip2LanguageConfig, Blip2LlamaConfig, Blip2OptConfig, Blip2T5Config
+from lavis_ext.models.settings import (
+    Blip2LanguageConfig,
+    Blip2LlamaConfig,
+    Blip2OptConfig,
+    Blip2T5Config,
+    is_checkpoint,
+)
 from lavis_ext.models.text import (
     IGNORED,
     ChatPrompter,
     Ids,
     Prompter,
     TextTokens,
+    cut_at_random,
     learns_output_only,
     prompts_of,
     questions_of,
     target_texts,
     texts_of,
 )
-from lavis_ext.models.weights import load_over, parts_of
+from lavis_ext.models.weights import load_over, load_pretrained, parts_of
 
 
 class Blip2Language(BaseModel):
@@ -85,7 +92,9 @@ class Blip2Language(BaseModel):
         return model
 
     def load_parts(self, config: Blip2LanguageConfig) -> None:
-        """Load `finetuned`, then the parts named by `qformer_weight_path` and `proj_weight_path`."""
+        """Load `pretrained` if it is a checkpoint, `finetuned`, then `qformer_weight_path` and `proj_weight_path`."""
+        if config.load_pretrained and config.pretrained and is_checkpoint(config.pretrained):
+            load_pretrained(self, self.language)
         if config.load_finetuned and config.finetuned:
             load_over(self, config.finetuned, "model.finetuned")
         for key in ("qformer_weight_path", "proj_weight_path"):
@@ -103,9 +112,14 @@ class Blip2Language(BaseModel):
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """`image` [B,3,S,S], `text_input` (list of B)[, `text_output`] → `loss`: mean next-token cross entropy.
 
-        The tokens of `text_input` with `learn: text_output`, else those of `prompt`, are input without a loss.
+        The tokens of `text_input` with `learn: text_output`, else those of `prompt`, are input without a loss. With
+        `loss_mean: all` the mean over the ranks is that of all their tokens.
         """
-        return {"loss": self._learn(batch)[0].loss}
+        found, labels = self._learn(batch)
+        if self.config.loss_mean == "rank":
+            return {"loss": found.loss}
+        count = (labels[:, 1:] if self.shifts_labels else labels).ne(IGNORED).sum()
+        return {"loss": found.loss * (count * world()[1] / sum_over_ranks(count))}
 
     def outputs(self, batch: Batch, view: str = "full", hidden: bool = False, attentions: bool = False) -> Outputs:
         """One forward pass: logits [N, V] of the N tokens to learn, row by row, which are `extra["labels"]` [N].
@@ -301,7 +315,8 @@ class Blip2Llama(Blip2Language):
 class Blip2T5(Blip2Language):
     """BLIP-2 with Flan-T5: `text_input` goes to the encoder with the image, `text_output` is learnt by the decoder.
 
-    Without `text_output`, `prompt` is the input and `text_input` is learnt, so that plain captions train too.
+    Without `text_output`, plain captions train too: `prompt` is the input and `text_input` is learnt; with an empty
+    `prompt` each caption is cut at a random word of its first half, as VPGTrans cuts them.
     """
 
     language = "t5"
@@ -309,10 +324,14 @@ class Blip2T5(Blip2Language):
 
     def _learn(self, batch: Batch) -> tuple[Any, Tensor]:
         images = self._images(batch)
-        split = "text_output" in batch
-        prompts = texts_of(batch, "text_input") if split else [self.prompt] * len(images)
-        tokens = self._inputs(prompts, cut=True).to(images.device)
-        labels = self.targets(texts_of(batch, "text_output" if split else "text_input")).to(images.device)
+        texts = texts_of(batch, "text_input")
+        if "text_output" in batch:
+            heads, tails = texts, texts_of(batch, "text_output")
+        elif self.training and not self.prompt:
+            heads, tails = cut_at_random(texts)
+        else:
+            heads, tails = [self.prompt] * len(texts), texts
+        tokens, labels = self._inputs(heads, cut=True).to(images.device), self.targets(tails).to(images.device)
         return self.net(images, tokens.input_ids, tokens.attention_mask, labels=labels, use_cache=False), labels
 
     def asking_tokens(self, prompts: Sequence[str]) -> TextTokens:

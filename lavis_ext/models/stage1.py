@@ -29,12 +29,13 @@ from lavis_ext.models.network import (
     load_tokenizer,
     recompute,
 )
-from lavis_ext.models.settings import Blip2Config
+from lavis_ext.models.settings import Blip2Config, is_checkpoint
 from lavis_ext.models.text import prompts_of, texts_of
-from lavis_ext.models.weights import load_over
+from lavis_ext.models.weights import load_over, load_pretrained
 
 DECODE = "[DEC]"
 """The token that starts a generated text."""
+BERT = "google-bert/bert-base-uncased"
 FIRST_TEMPERATURE = 0.07
 Mode = Literal["image", "text", "multimodal"]
 
@@ -184,11 +185,15 @@ class Blip2(BaseModel):
         Raises ConfigError, NetworkError or IntegrityError.
         """
         config.require_sound()
-        if config.load_pretrained and config.pretrained:
+        loads = bool(config.load_pretrained and config.pretrained)
+        over = loads and is_checkpoint(str(config.pretrained))
+        if loads and not over:
             tokenizer = load_tokenizer(config.tokenizer or config.bert_model or config.pretrained, "model.tokenizer")
-            network = fit_image_size(load_retriever(config.pretrained, "model.pretrained"), config.image_size)
-        elif config.sizes and config.tokenizer:
-            tokenizer = load_tokenizer(config.tokenizer, "model.tokenizer")
+            network = fit_image_size(load_retriever(str(config.pretrained), "model.pretrained"), config.image_size)
+        elif over or (config.sizes and config.tokenizer):
+            # LAVIS takes BERT's words, whatever the checkpoint
+            name = config.tokenizer or config.bert_model or BERT
+            tokenizer = load_tokenizer(name, "model.tokenizer" if config.tokenizer else "model.bert_model")
             network = build_retriever(blip2_config(config), len(tokenizer), tokenizer.pad_token_id, config)
         else:
             way_out = "name a folder or hub model, or give model.sizes and model.tokenizer"
@@ -196,6 +201,8 @@ class Blip2(BaseModel):
         model = cls(config, network, tokenizer)
         if config.bert_model:
             start_from_bert(model, config.bert_model, "model.bert_model")
+        if over:
+            load_pretrained(model)
         if config.load_finetuned and config.finetuned:
             load_over(model, config.finetuned, "model.finetuned")
         return model

@@ -117,6 +117,14 @@ def texts_of(batch: Batch, key: str) -> list[str]:
     return texts
 
 
+def cut_at_random(texts: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Each text before and from a word of its first half, drawn from torch's generator; the first part may be empty."""
+    words = [text.split(" ") for text in texts]
+    points = [int(torch.randint(len(row) // 2 + 1, ())) for row in words]
+    heads = [" ".join(row[:point]) for row, point in zip(words, points, strict=True)]
+    return heads, [" ".join(row[point:]) for row, point in zip(words, points, strict=True)]
+
+
 def target_texts(batch: Batch) -> list[str]:
     """The texts to learn: `text_input`, followed by `text_output` where a data set splits its captions."""
     texts = texts_of(batch, "text_input")

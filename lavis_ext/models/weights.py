@@ -22,7 +22,9 @@ from __future__ import annotations
 import logging
 import re
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -30,9 +32,11 @@ from torch import Tensor
 from lavis_ext.common.errors import ConfigError, IntegrityError
 from lavis_ext.common.files import decode_json, disk_errors, replacing
 from lavis_ext.common.tensors import read_safetensors, read_torch
-from lavis_ext.models.base_model import BaseModel, listed
+from lavis_ext.models.base_model import BaseModel, fit, listed
 from lavis_ext.models.clip_tower import from_clip, to_clip
 from lavis_ext.models.lora import fit_names
+from lavis_ext.models.network import resize_positions
+from lavis_ext.models.settings import WEIGHT_KEYS, is_checkpoint
 
 log = logging.getLogger(__name__)
 
@@ -41,6 +45,7 @@ Tensors = dict[str, Tensor]
 OURS = ("net.", "lm_head.", "temp")
 QFORMER_PARTS = ("net.query_tokens", "net.vision_model.post_layernorm.", "net.qformer.")
 PROJECTION = ("net.language_projection.",)
+PREFIX = "visual_encoder."
 TOWER = ("net.vision_model.embeddings.", "net.vision_model.encoder.")
 STAGE1_ONLY = re.compile(
     r"^(net\.(embeddings|vision_projection|text_projection|itm_head)\.|temp$|lm_head\."
@@ -112,6 +117,99 @@ def random_tower(model: BaseModel) -> bool:
     """Whether the vision tower of a model was made from `sizes`, with random weights."""
     config = getattr(model, "config", None)
     return bool(hasattr(model, "net") and config and not (config.load_pretrained and config.pretrained))
+
+
+# `pretrained` as a checkpoint: LAVIS puts it over a model of the arch's own parts, whatever it lacks.
+
+TOWERS = "https://storage.googleapis.com/sfr-vision-language-research/LAVIS/models/BLIP2/"
+FETCHED = {"eva_clip_g": f"{TOWERS}eva_vit_g.pth", "clip_L": f"{TOWERS}clip_vit_L.pth"}
+"""Where LAVIS fetches the tower of a `vit_model`; its checkpoints of BLIP-2 hold none."""
+FOREIGN = re.compile(r"^(opt|t5|llama)_(proj|model)\.")
+BLOCK_NUMBER = re.compile(r"\.encoder\.layers\.(\d+)\.")
+
+
+def load_pretrained(model: Any, language: str = "") -> None:
+    """Put `model.pretrained`, a checkpoint, over a model of the arch's own parts, as LAVIS does.
+
+    It may lack what the second stage adds; projections and language models of another `language` than the arch's are
+    skipped, as names of both stages are. Raises IntegrityError for one without a Q-Former, for other shapes, and for
+    names that BLIP-2 does not have.
+    """
+    config = model.config
+    where = f"model.pretrained {config.pretrained}"
+    raw = read_checkpoint(str(config.pretrained), "model.pretrained")
+    others = [name for name in raw if (kind := FOREIGN.match(name)) and kind[1] != language]
+    state = translate({name: tensor for name, tensor in raw.items() if name not in others}, where)
+    if config.vit_weights and not any(name.startswith(TOWER) for name in state):
+        state |= tower_of(config.vit_weights, config.vit_model)
+    mine = model.state_dict()
+    if not any(name.startswith("net.qformer.") for name in state):
+        raise IntegrityError(where, "holds no Q-Former", "name a checkpoint of BLIP-2 that learnt one")
+    if not any(name.startswith(TOWER) for name in state):
+        log.warning("%s holds no vision tower: the tower stays random", where)
+    state = {name: fitted(name, t, mine) for name, t in without_copies(model, state, where).items() if name in mine}
+    missing = sorted(set(dict(model.named_parameters())) - set(state) - model.frozen_names())
+    if missing:
+        log.warning("%s lacks %d tensors, which start anew: %s", where, len(missing), listed(missing))
+    fit(where, {name: mine[name] for name in state}, state)
+
+
+def tower_of(path: str, vit_model: str) -> Tensors:
+    """The tensors of a vision tower under our names, from a file that may have no `visual_encoder.` before its names.
+
+    What follows the tower, and blocks beyond those that LAVIS takes, are left out by `load_pretrained`.
+    """
+    raw = read_checkpoint(path, "model.vit_weights")
+    named = {f"{PREFIX}{name.removeprefix(PREFIX)}": tensor for name, tensor in raw.items()}
+    tower, rest = from_clip(named)
+    rest = {name: tensor for name, tensor in rest.items() if BIASES.match(name) or _ours(name)}
+    found = {**tower, **translate(rest, f"model.vit_weights {path}")}
+    if not found:
+        raise IntegrityError(f"model.vit_weights {path}", f"holds no {vit_model}", "name weights of that tower")
+    return found
+
+
+def fitted(name: str, tensor: Tensor, mine: Mapping[str, Tensor]) -> Tensor:
+    """Positions of another image size, interpolated; any other tensor unchanged."""
+    own = mine[name]
+    if name.endswith("vision_model.embeddings.position_embedding") and tensor.shape != own.shape:
+        return resize_positions(tensor, round((own.shape[1] - 1) ** 0.5))
+    return tensor
+
+
+def with_local_weights(config: Any, root: Path) -> Any:
+    """A model section whose weights are files: URLs are fetched to `models/<host>/<path>` below the cache root.
+
+    Raises NetworkError, AccessError, DiskError or OwnedError.
+    """
+    named = {key: str(value) for key in WEIGHT_KEYS if (value := getattr(config, key, None))}
+    used = {key for key in named if not (key == "pretrained" and not config.load_pretrained)}
+    used -= set() if config.load_finetuned else {"finetuned"}
+    local = {key: str(fetched(named[key], f"model.{key}", root)) for key in used if "://" in named[key]}
+    config = replace(config, **local) if local else config
+    loads = bool(config.load_pretrained and config.pretrained and is_checkpoint(config.pretrained))
+    if not loads or config.sizes or getattr(config, "vit_weights", "none"):
+        return config
+    held = read_checkpoint(config.pretrained, "model.pretrained")
+    if any(name.startswith((PREFIX, *TOWER)) for name in held):
+        return config
+    return replace(config, vit_weights=str(fetched(FETCHED[config.vit_model], "model.vit_weights", root)))
+
+
+def fetched(url: str, key: str, root: Path) -> Path:
+    """The local copy of a published checkpoint, fetched once; what it was compared with is logged."""
+    from lavis_ext.fetch.engine import fetch
+    from lavis_ext.fetch.mirrors import MirrorMap, mirror_path
+    from lavis_ext.fetch.safety import safe_relative
+    from lavis_ext.fetch.transfer import Source, Transfer
+
+    path = root / "models" / safe_relative(mirror_path(url))
+    transfer = MirrorMap.from_environment().apply(Transfer(path, (Source(url),), label=f"{key} {path.name}"))
+    found = fetch(transfer)
+    if not found.reused:
+        how = "as its mirror declares it" if found.verified else "not verified: nobody declares its size or hash"
+        log.warning("%s: fetched %s to %s (%d bytes, %s)", key, found.source, path, found.bytes_moved, how)
+    return path
 
 
 def parts_of(path: str, key: str) -> tuple[Tensors, tuple[str, ...]]:

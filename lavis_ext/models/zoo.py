@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lavis_ext.common.config.decode import ConfigDecoder, read_sections
-from lavis_ext.common.config.resolve import model_defaults, model_files
+from lavis_ext.common.config.resolve import cache_root, model_defaults, model_files
 from lavis_ext.common.config.schema import ModelConfig
 from lavis_ext.common.errors import ConfigError
 from lavis_ext.common.registry import models
+from lavis_ext.models.settings import is_checkpoint, names_url
 
 if TYPE_CHECKING:
     from lavis_ext.models.base_model import BaseModel
@@ -45,9 +46,17 @@ def section_of_run(folder: Path, key: str) -> ModelConfig:
     return section
 
 
-def build_model(config: ModelConfig) -> BaseModel:
-    """The model of a run, by `model.arch`; raises RegistryError for an unknown one."""
-    model: BaseModel = models.get(config.arch).from_config(config)
+def build_model(config: ModelConfig, root: Path | None = None) -> BaseModel:
+    """The model of a run, by `model.arch`; raises RegistryError for an unknown one.
+
+    Weights that are named by a URL are fetched below the cache root `root`, the default one if None.
+    """
+    kind = models.get(config.arch)
+    if names_url(config) or is_checkpoint(config.pretrained or ""):
+        from lavis_ext.models.weights import with_local_weights
+
+        config = with_local_weights(config, root or Path(cache_root()))
+    model: BaseModel = kind.from_config(config)
     return model
 
 

@@ -51,6 +51,8 @@ class PrepareContext:
     cards: Cards
     progress: Progress
     notice: Callable[[str], None]
+    require: Callable[[], None] = lambda: None
+    """Raises OwnedError where another process has taken over: called before a name that others use is touched."""
 
 
 def make_context(options: PrepareOptions | None, cards: Cards | None) -> PrepareContext:

@@ -145,7 +145,7 @@ def load(folder: Path) -> Checkpoint:
                 raise IntegrityError(str(folder / name), "does not match the SHA-256 in its manifest", way_out)
         state = unpack(decode_json((folder / STATE).read_text(encoding="utf-8")), read_tensors(folder / TENSORS))
         return Checkpoint(folder, read_tensors(folder / MODEL), state)
-    except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError) as error:
         raise IntegrityError(str(folder), f"is not a whole checkpoint: {error}", way_out) from error
 
 
@@ -193,7 +193,11 @@ def pointed(job_dir: Path, pointer: str) -> Path | None:
     file = job_dir / f"{pointer}.json"
     if not file.is_file():
         return None
-    folder = job_dir / str(decode_json(file.read_text(encoding="utf-8"))["checkpoint"])
+    try:
+        folder = job_dir / str(decode_json(file.read_text(encoding="utf-8"))["checkpoint"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        log.warning("%s: cannot be read and is ignored (%s)", file, error)
+        return None
     return folder if folder.is_dir() else None
 
 

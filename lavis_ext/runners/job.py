@@ -19,13 +19,15 @@ from accelerate.utils import broadcast_object_list
 
 from lavis_ext.browse import write_run_report
 from lavis_ext.common.config.schema import Config, DatasetConfig
-from lavis_ext.common.errors import ConfigError, LavisExtError, OwnedError, Problem
+from lavis_ext.common.errors import ConfigError, DiskError, LavisExtError, OwnedError, Problem
 from lavis_ext.common.files import decode_json
 from lavis_ext.common.secrets import identity, redact, redact_tree
 from lavis_ext.fetch import Policy
 from lavis_ext.fetch.lock import Ownership
 from lavis_ext.runners.distributed import broadcast_from_main, lost_ranks
 from lavis_ext.runners.files import disk_errors, write_atomic, write_json
+from lavis_ext.runners.microbatch import Step
+from lavis_ext.runners.runner_base import Hook, RunnerBase
 
 log = logging.getLogger(__name__)
 
@@ -38,6 +40,8 @@ class Job:
     dir: Path
     accelerator: Accelerator
     facts: dict[str, Any] = field(default_factory=dict)
+    owner: Ownership | None = None
+    """Of the folder, on the rank that writes."""
     began: float = field(default_factory=time.monotonic)
 
     @property
@@ -67,7 +71,14 @@ class Job:
         """Add facts to `run.json`; rank 0 writes."""
         self.facts |= facts
         if self.is_main:
+            self.require_owner()
             write_json(self.dir / "run.json", self.facts)
+
+    def require_owner(self) -> None:
+        """Raise OwnedError if another process has taken the folder over, while this one stood still."""
+        if self.owner is not None and not self.owner.holds():
+            what = "another process has taken this run over, while this one stood still"
+            raise OwnedError(str(self.dir), what, "leave it to that one, or use another run.job_id")
 
     def end(self, **facts: Any) -> None:
         """Write the last facts, with the seconds spent in all starts of the job, and the report."""
@@ -97,14 +108,14 @@ def opened_job(config: Config, accelerator: Accelerator) -> Iterator[Job]:
 
 def hold(stack: ExitStack, job: Job) -> None:
     """Own the folder of a job until `stack` is closed; raises OwnedError."""
-    stack.enter_context(owned(job.dir))
+    job.owner = stack.enter_context(owned(job.dir))
 
 
 AT_ONCE = Policy(owner_wait=0, owner_stall=0)
 
 
 @contextmanager
-def owned(folder: Path) -> Iterator[None]:
+def owned(folder: Path) -> Iterator[Ownership]:
     """Own `folder` for the block, by the owner file with heartbeat that guards downloads too.
 
     Raises OwnedError at once if another live process owns it.
@@ -118,11 +129,25 @@ def owned(folder: Path) -> Iterator[None]:
             owner.__enter__()
     except OwnedError as error:
         what = error.problems[0].what
-        raise OwnedError(str(folder), what, "wait for it, or use another run.job_id") from error
+        way_out = f"wait for it, or use another run.job_id; if there is no such process, delete {file}"
+        raise OwnedError(str(folder), what, way_out) from error
     try:
-        yield
+        yield owner
     finally:
         owner.__exit__()
+
+
+class OwnerHook(Hook):
+    """Ends a run that was taken over before it writes anything of a step: logs, results, checkpoints."""
+
+    def __init__(self, job: Job) -> None:
+        self.job = job
+
+    def after_step(self, runner: RunnerBase, step: Step) -> None:
+        self.job.require_owner()
+
+    def after_epoch(self, runner: RunnerBase) -> None:
+        self.job.require_owner()
 
 
 @contextmanager
@@ -131,9 +156,10 @@ def errors_noted(job: Job) -> Iterator[None]:
     try:
         yield
     except BaseException as error:
-        if job.facts:
+        if job.facts and not isinstance(error, OwnedError):  # else the folder is another's
             code = error.exit_code if isinstance(error, LavisExtError) else None
-            job.end(status="stopped", error=redact(str(error) or type(error).__name__), exit_code=code)
+            with suppress(DiskError):  # there may be no room for it; `error` is raised all the same
+                job.end(status="stopped", error=redact(str(error) or type(error).__name__), exit_code=code)
         raise
 
 

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+from lavis_ext.common.config.check import require_sizes
 from lavis_ext.common.config.schema import Config, ModelConfig
-from lavis_ext.common.errors import ConfigError
+from lavis_ext.common.errors import ConfigError, DiskError
 from lavis_ext.common.registry import runners
 from lavis_ext.features.vocabulary import LabelVocabulary
+from lavis_ext.models.settings import names_url
 from lavis_ext.models.zoo import build_model
 from lavis_ext.runners import checkpoint
 from lavis_ext.runners.checkpoint import seed_everything
@@ -31,7 +34,7 @@ from lavis_ext.runners.distributed import broadcast_from_main, find_layout, main
 from lavis_ext.runners.evaluation import Evaluator
 from lavis_ext.runners.files import write_json
 from lavis_ext.runners.hooks import CheckpointHook, EvaluateHook, ScheduleHook, SignalHook
-from lavis_ext.runners.job import Job, fingerprint, opened_job, read_json, require_same
+from lavis_ext.runners.job import Job, OwnerHook, fingerprint, opened_job, read_json, require_same
 from lavis_ext.runners.logs import JsonLog, LogHook, summary
 from lavis_ext.runners.microbatch import no_stop
 from lavis_ext.runners.runner_base import Hook, RunnerBase
@@ -49,6 +52,7 @@ def train(config: Config, data: Mapping[str, Any] | None = None) -> Path:
     TrainingError for losses that are not finite and for ranks that are gone, Preempted after SIGTERM.
     """
     require_model(config)
+    require_sizes(config)
     accelerator = build_accelerator(config.run)
     with opened_job(config, accelerator) as job, deterministic(accelerator.device):
         runner = build_runner(job)
@@ -57,8 +61,11 @@ def train(config: Config, data: Mapping[str, Any] | None = None) -> Path:
         job.begin(data)
         try:
             runner.train()
-        finally:
-            note_progress(job, runner)
+        except BaseException:
+            with suppress(DiskError):  # what ended the run is told, not that its last facts found no room
+                note_progress(job, runner)
+            raise
+        note_progress(job, runner)
         job.end(status="finished")
     return job.dir
 
@@ -72,6 +79,7 @@ def evaluate(config: Config, data: Mapping[str, Any] | None = None) -> Path:
     splits = config.run.test_splits or config.run.valid_splits
     if not splits:
         raise ConfigError("run.test_splits", "names no split to evaluate", "e.g. test_splits: [val]")
+    require_sizes(config)
     accelerator = build_accelerator(config.run)
     with opened_job(config, accelerator) as job, deterministic(accelerator.device):
         opened = first_opened(job, splits)
@@ -102,7 +110,10 @@ def build_task(job: Job, answers: LabelVocabulary | None = None) -> BaseTask:
     job.config = with_num_labels(job.config, answers)
     model = require_model(job.config)
     seed_everything(job.config.run.seed)
-    return setup_task(job.config.run, build_model(model))
+    run, build = job.config.run, partial(build_model, model, Path(job.config.cache_root))
+    # rank 0 fetches weights that are named by a URL before the others look
+    network = main_first(job.accelerator, build, run.wait_minutes) if names_url(model) else build()
+    return setup_task(run, network)
 
 
 def first_opened(job: Job, splits: Sequence[str]) -> Opened:
@@ -137,7 +148,7 @@ def build_runner(job: Job) -> RunnerBase:
     task = build_task(job, answers)
     evaluator = build_evaluator(job, task, splits, opened)
     log_hook = LogHook(JsonLog(job.dir / "log.jsonl"))
-    hooks: list[Hook] = [SignalHook(), ScheduleHook(), log_hook, EvaluateHook(), CheckpointHook()]
+    hooks: list[Hook] = [OwnerHook(job), SignalHook(), ScheduleHook(), log_hook, EvaluateHook(), CheckpointHook()]
     seed_everything(run.seed + job.accelerator.process_index)
     runner: RunnerBase = runners.get(run.runner)(job.config.run, task, batches, evaluator, hooks, job.accelerator)
     runner.config, runner.beside = fingerprint(job.config), beside(answers)
@@ -150,7 +161,7 @@ def resume(job: Job, runner: RunnerBase) -> None:
     # rank 0 sets damaged ones aside before the others look
     saved = main_first(job.accelerator, partial(checkpoint.load_newest, job.dir), run.wait_minutes)
     if saved is None and run.resume_ckpt_path:
-        saved = checkpoint.load(Path(run.resume_ckpt_path).expanduser().absolute())
+        saved = checkpoint.load(named_checkpoint(run.resume_ckpt_path))
     if saved is None:
         return
     if not run.allow_config_drift:
@@ -170,10 +181,22 @@ def require_space(job: Job, runner: RunnerBase) -> None:
         broadcast_from_main(job.accelerator, look, run.wait_minutes)
 
 
+def named_checkpoint(path: str) -> Path:
+    """The folder of a checkpoint, or the newest one of a run's folder; raises ConfigError for what is neither."""
+    folder = Path(path).expanduser().absolute()
+    if not folder.exists():
+        raise ConfigError(f"run.resume_ckpt_path {path}", "no such folder", "name a checkpoint or the folder of a run")
+    if folder.is_file():
+        what = "is a file: the weights of LAVIS alone, without the state that a resume needs"
+        raise ConfigError(f"run.resume_ckpt_path {path}", what, "set model.load_finetuned=True model.finetuned=FILE")
+    return checkpoint.pointed(folder, "latest") or folder
+
+
 def note_progress(job: Job, runner: RunnerBase) -> None:
     """Write how far the run came and the samples that it could not read, however it ended."""
     at = runner.progress
     if job.is_main:
+        job.require_owner()
         write_json(job.dir / "faults.json", {"train": runner.batches.faults.summary(), **runner.evaluator.faults()})
     job.note(step=at.step, epoch=at.epoch, best=at.best)
 

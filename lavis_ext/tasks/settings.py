@@ -53,6 +53,7 @@ class CaptioningConfig(WritingConfig):
         "top_p": "captions come from beam search, without sampling",
         "temperature": "captions come from beam search, without sampling",
         "load_gt_from_file": "annotation_file alone decides it",
+        "inference_method": "captions are generated",
     }
 
 

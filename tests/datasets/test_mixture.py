@@ -518,6 +518,14 @@ def test_captions_end_to_end(tmp_path: Path, workers: int) -> None:
     assert batches[0]["image_id"].dtype == torch.int64
 
 
+def test_what_is_not_asked_for_is_a_shuffled_epoch_of_seed_0_on_one_rank() -> None:
+    plain = Mixture({"a": Numbers(10)}, batch_size=3)
+    same = Mixture({"a": Numbers(10)}, batch_size=3, seed=0, shuffle=True, repeat=False, rank=0, world=1)
+    keys = [batch["key"] for batch in plain]
+    assert keys == [batch["key"] for batch in same]
+    assert sorted(key for some in keys for key in some) == list(range(10)) != [key for some in keys for key in some]
+
+
 def test_pictures_are_normalised_as_their_processors_say(tmp_path: Path) -> None:
     write_captions(tmp_path)
     keys = {"image_size": 32, "mean": [0.1, 0.2, 0.3], "std": [0.4, 0.5, 0.6]}

@@ -5,8 +5,9 @@ is tried, one after the other, in a copy of the checkout: the tests of the modul
 printed with its place and its change, and at the end the score. Outcomes are kept, so that the same command goes on
 where it was stopped. Mutants that no test can kill are listed, with the reason, in equivalent.tsv, and do not count.
 
-`--only metrics runner` takes some of the groups, `--list` shows a sample without running it. `--quick` leaves the slow
-tests out, which are most of the cost of a mutant that survives; `--again` then tries the survivors with all.
+`--only metrics runner` takes some of the groups, `--list` shows a sample without running it. `--quick` runs only the
+quick tests of the module's own folder that call the function which is mutated, by a map that is made once; `--again`
+tries the survivors with all.
 """
 
 from __future__ import annotations
@@ -14,10 +15,8 @@ from __future__ import annotations
 import argparse
 import ast
 import csv
-import importlib
+import hashlib
 import json
-import os
-import random
 import re
 import shutil
 import signal
@@ -26,12 +25,12 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
-from functools import cache
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).parents[2]
+from tests.faults.mutant_runs import KILLED, ROOT, SURVIVED, TIMED_OUT, UNTESTED, CallMap, run_mutant, warm
+
 EQUIVALENT = Path(__file__).with_name("equivalent.tsv")
 GROUPS: Mapping[str, Sequence[str]] = {
     "fetch": ("fetch/*.py",),
@@ -43,33 +42,6 @@ GROUPS: Mapping[str, Sequence[str]] = {
     "runner": ("runners/*.py",),
 }
 """Globs below lavis_ext/ of the modules that are mutated."""
-WARM = (
-    *(
-        "pytest",
-        "hypothesis",
-        "numpy",
-        "torch",
-        "torch._dynamo",
-        "torch.utils.tensorboard",
-        "pyarrow.parquet",
-        "pandas",
-    ),
-    *("PIL.Image", "yaml", "omegaconf", "accelerate", "safetensors.torch", "transformers", "urllib3", "webdataset"),
-    *(
-        "transformers.models.blip_2.modeling_blip_2",
-        "transformers.models.opt.modeling_opt",
-        "pycocoevalcap.cider.cider",
-    ),
-    *("transformers.models.auto.processing_auto", "transformers.convert_slow_tokenizer", "simplejpeg", "jinja2"),
-)
-"""Libraries that are imported once; each mutant then runs in a fork."""
-NEIGHBOURS = {"lavis_ext.metrics": "tasks", "lavis_ext.processors": "datasets"}
-"""Packages whose members others find in the registry → the folder of tests that does."""
-LIMIT_S = 1200
-"""For all tests of a mutant, a net below TEST_S."""
-TEST_S = 100
-"""For one test, which then has killed the mutant: several times what the slowest takes on two busy cores."""
-KILLED, SURVIVED, TIMED_OUT, UNTESTED = "killed", "survived", "timeout", "no test"
 HARMLESS = ("strict", "frozen", "kw_only", "daemon", "exist_ok", "ignore_errors", "encoding")
 """Keywords that guard against what does not happen in a test."""
 SWAPS: Mapping[type[ast.AST], tuple[str, str]] = {
@@ -110,11 +82,15 @@ class Mutant:
     before: str
     after: str
     """The line, or the first of several, as it is and as it becomes."""
+    function: str = ""
+    """The function that it is in, by its qualified name; "" in the body of the module or a class."""
+    number: int = 0
+    """Of those of a file that are alike, counted from 0."""
 
     @property
     def key(self) -> str:
-        """What names it as long as the file does not change."""
-        return f"{self.path}:{self.begin}-{self.end}:{self.new}"
+        """What names it as long as its line does not change."""
+        return f"{self.path}|{self.before}|{self.after}|{self.number}"
 
     def __str__(self) -> str:
         return f"{self.path}:{self.line}\n  - {self.before}\n  + {self.after}"
@@ -125,6 +101,8 @@ class Mutator(ast.NodeVisitor):
 
     def __init__(self, path: str, source: bytes) -> None:
         self.path, self.source, self.found = path, source, []  # type: tuple[Any, Any, list[Mutant]]
+        self.names: list[str] = []
+        self.function = ""
         self.starts = [0]
         for line in source.splitlines(keepends=True):
             self.starts.append(self.starts[-1] + len(line))
@@ -144,7 +122,7 @@ class Mutator(ast.NodeVisitor):
             return
         line = self.source.count(b"\n", 0, begin) + 1
         old, now = (text.splitlines()[line - 1].decode().strip() for text in (self.source, mutated))
-        self.found.append(Mutant(self.path, line, begin, end, new, old, now))
+        self.found.append(Mutant(self.path, line, begin, end, new, old, now, self.function))
 
     def between(self, left: Any, right: Any, operator: ast.AST) -> None:
         """Replace an operator between two nodes."""
@@ -249,16 +227,22 @@ class Mutator(ast.NodeVisitor):
             self.visit(one)
 
     def visit_ClassDef(self, node: ast.ClassDef) -> None:
+        self.names.append(node.name)
         for one in node.body:
             self.visit(one)
+        self.names.pop()
 
     def visit_AnnAssign(self, node: ast.AnnAssign) -> None:
         if node.value is not None:
             self.visit(node.value)
 
     def visit_FunctionDef(self, node: ast.FunctionDef) -> None:
+        before, self.function = self.function, ".".join([*self.names, node.name])
+        self.names += [node.name, "<locals>"]
         for one in (*node.args.defaults, *filter(None, node.args.kw_defaults), *node.body):
             self.visit(one)
+        del self.names[-2:]
+        self.function = before
 
     def visit_JoinedStr(self, node: ast.JoinedStr) -> None:
         """What a message says is nobody's contract."""
@@ -277,136 +261,26 @@ def mutants_of(path: Path, root: Path = ROOT) -> list[Mutant]:
     source = path.read_bytes()
     mutator = Mutator(path.relative_to(root).as_posix(), source)
     mutator.visit(ast.parse(source))
-    return sorted(dict.fromkeys(mutator.found), key=lambda one: (one.begin, one.end, one.new))
+    alike: Counter[str] = Counter()
+    found = []
+    for mutant in sorted(dict.fromkeys(mutator.found), key=lambda one: (one.begin, one.end, one.new)):
+        found.append(replace(mutant, number=alike[mutant.key]))
+        alike[mutant.key] += 1
+    return found
 
 
 def sample(only: Sequence[str], count: int, seed: int, root: Path = ROOT) -> list[Mutant]:
-    """`count` mutants of the groups, drawn without replacement."""
+    """`count` mutants of the groups, drawn without replacement: those whose key has the smallest hash with the seed.
+
+    So a change of one line exchanges the mutants of that line, and leaves the others of the sample.
+    """
     globs = [glob for name in only or GROUPS for glob in GROUPS[name]]
     files = sorted({file for glob in globs for file in (root / "lavis_ext").glob(glob)})
     found = [mutant for file in files for mutant in mutants_of(file, root)]
-    return random.Random(seed).sample(found, min(count, len(found)))
-
-
-# Which tests a module has
-
-
-@cache
-def imports_of(path: Path) -> frozenset[str]:
-    """The modules that a file of ours imports; those of tests.support are followed."""
-    found: set[str] = set()
-    for node in ast.walk(ast.parse(path.read_bytes())):
-        if isinstance(node, ast.Import):
-            found |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom) and node.module:
-            found |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
-    for name in [name for name in found if name.startswith("tests.support.")]:
-        if (support := ROOT / f"{name.replace('.', '/')}.py").is_file() and support != path:
-            found |= imports_of(support)
-    return frozenset(found)
-
-
-@cache
-def tests_of(path: str) -> tuple[tuple[int, str], ...]:
-    """The test files of a module, the likeliest first: named after it (0), importing it (1), or through tests.support
-    (2), then the others of its folder (3), those of modules that import it or look it up by name, and tests of faults
-    (4), and of whole journeys (5)."""
-    module = path.removesuffix(".py").removesuffix("/__init__").replace("/", ".")
-    package, stem = module.rpartition(".")[0], module.rpartition(".")[2]
-    mirror = ROOT / "tests" / Path(path).relative_to("lavis_ext").parent
-
-    def rank(file: Path) -> int:
-        if file.parent.name in ("end_to_end", "world", "demo", "studies"):  # minutes each
-            return 5 if module in imports_of(file) else 9
-        if file.parent == mirror and file.stem.startswith(f"test_{stem}"):
-            return 0
-        names = imports_of(file)
-        if module in names or any(name.startswith(f"{module}.") for name in names):
-            return 1 if module in direct_imports(file) else 2
-        if file.parent == mirror or (package in names and mirror in file.parents):
-            return 3
-        if file.parent.name == "faults" and any(name.startswith(package) for name in names):
-            return 4
-        known = NEIGHBOURS.get(package) == file.parent.name or any(
-            file.parent == folder and file.stem.startswith(f"test_{name}") for folder, name in importers(module)
-        )
-        return 4 if known else 9
-
-    files = [file for file in sorted((ROOT / "tests").rglob("test_*.py")) if "architecture" not in file.parts]
-    ranked = sorted((rank(file), file.relative_to(ROOT).as_posix()) for file in files)
-    return tuple((number, name) for number, name in ranked if number < 9)
-
-
-@cache
-def importers(module: str) -> list[tuple[Path, str]]:
-    """The folders and names of tests of modules that import this one."""
-    files = [file for file in (ROOT / "lavis_ext").rglob("*.py") if module in direct_imports(file)]
-    return [(ROOT / "tests" / file.parent.relative_to(ROOT / "lavis_ext"), file.stem) for file in files]
-
-
-@cache
-def direct_imports(path: Path) -> frozenset[str]:
-    text = path.read_text(encoding="utf-8")
-    return frozenset(re.findall(r"^\s*(?:from|import) ([\w.]+)", text, re.MULTILINE))
+    return sorted(found, key=lambda one: hashlib.blake2b(f"{seed}|{one.key}".encode()).digest())[:count]
 
 
 # Running them
-
-
-def run(mutant: Mutant, copy: Path, limit: float, quick: bool) -> tuple[str, float]:
-    """The outcome of one mutant, and the seconds that it took; the copy is as before afterwards."""
-    target, begun = copy / mutant.path, time.monotonic()
-    source = target.read_bytes()
-    files = tests_of(mutant.path)
-    if not files:
-        return UNTESTED, 0.0
-    target.write_bytes(source[: mutant.begin] + mutant.new.encode() + source[mutant.end :])
-    try:
-        state = SURVIVED
-        # slow tests of other modules cost minutes and tell little
-        for marks, most in [("not slow", 9), ("slow", 2)][: 1 if quick else 2]:
-            code = forked_pytest(copy, [name for number, name in files if number <= most], marks, limit)
-            state = {None: TIMED_OUT, 0: SURVIVED, 5: SURVIVED}.get(code, KILLED)
-            if state != SURVIVED:
-                break
-        return state, time.monotonic() - begun
-    finally:
-        target.write_bytes(source)
-
-
-def forked_pytest(copy: Path, files: Sequence[str], marks: str, limit: float) -> int | None:
-    """Pytest's exit code, of a process group that is killed after `limit` seconds (None)."""
-    child = os.fork()
-    if not child:
-        os.setsid()
-        os.chdir(copy)
-        os.environ |= {"PYTHONPATH": str(copy), "PYTHONDONTWRITEBYTECODE": "1", "HF_HUB_OFFLINE": "1"}
-        sys.dont_write_bytecode = True
-        sys.path[:] = [str(copy), *(path for path in sys.path if path not in ("", str(ROOT)))]
-        for name in [name for name in sys.modules if name.partition(".")[0] in ("tests", "lavis_ext")]:
-            del sys.modules[name]
-        said = os.open(copy.with_name("said.txt"), os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
-        os.dup2(said, 1)
-        os.dup2(said, 2)
-        import pytest
-
-        words = ["-x", "-q", "-p", "no:cacheprovider", "-m", marks, "--rootdir", str(copy), "--tb=line"]
-        words += ["-o", f"timeout={TEST_S}"]
-        os._exit(int(pytest.main([*words, *files])))
-    deadline = time.monotonic() + limit
-    try:
-        while time.monotonic() < deadline:
-            done, status = os.waitpid(child, os.WNOHANG)
-            if done:
-                return os.waitstatus_to_exitcode(status)
-            time.sleep(0.02)
-        return None
-    finally:
-        try:
-            os.killpg(child, signal.SIGKILL)  # also what a test left behind
-            os.waitpid(child, 0)
-        except (ProcessLookupError, ChildProcessError):
-            pass
 
 
 def copied(folder: Path) -> Path:
@@ -452,18 +326,18 @@ def main(words: Sequence[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, default=13)
     parser.add_argument("--count", type=int, default=400)
     parser.add_argument("--only", nargs="*", default=[], choices=sorted(GROUPS), metavar="GROUP")
-    parser.add_argument("--limit", type=float, default=LIMIT_S, help="seconds for the tests of one mutant")
     parser.add_argument("--minutes", type=float, default=1e9, help="stop after so long; the same command goes on")
     parser.add_argument("--folder", type=Path, default=Path(tempfile.gettempdir()) / "lavis_ext-mutants")
     parser.add_argument("--least", type=float, default=0.0, help="the score in per cent that is asked for")
     parser.add_argument("--list", action="store_true", help="show the sample, run nothing")
-    parser.add_argument("--quick", action="store_true", help="without the slow tests")
+    parser.add_argument("--quick", action="store_true", help="only quick tests that call the mutated function")
     parser.add_argument("--again", action="store_true", help="try survivors again")
     given = parser.parse_args(words)
     chosen, same = sample(given.only, given.count, given.seed), equivalents()
     if given.list:
         sys.stdout.writelines(f"{mutant}\n" for mutant in chosen)
         return 0
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the tests of a mutant end too
     given.folder.mkdir(parents=True, exist_ok=True)
     kept, begun = given.folder / "outcomes.jsonl", time.monotonic()
     done = known(kept)
@@ -489,7 +363,7 @@ def outcomes(
     chosen: Sequence[Mutant], same: Mapping[Any, str], done: Mapping[str, str], kept: Path, given: Any
 ) -> Iterator[tuple[str, str]]:
     """The state of each mutant by its key; new ones are kept as they come, survivors printed."""
-    until, copy = time.monotonic() + 60 * given.minutes, None
+    until, copy, calls = time.monotonic() + 60 * given.minutes, None, None
     for number, mutant in enumerate(chosen, 1):
         if (mutant.path, mutant.before, mutant.after) in same:
             yield mutant.key, "equivalent"
@@ -499,11 +373,12 @@ def outcomes(
             if time.monotonic() > until:
                 return
             if copy is None:
-                os.environ["OMP_NUM_THREADS"] = "1"
                 copy = copied(given.folder)
-                for name in WARM:
-                    importlib.import_module(name)
-            state, seconds = run(mutant, copy, given.limit, given.quick)
+                calls = CallMap(copy, given.folder / "calls") if given.quick else None
+                warm()
+            source = (copy / mutant.path).read_bytes()
+            mutated = source[: mutant.begin] + mutant.new.encode() + source[mutant.end :]
+            state, seconds = run_mutant(copy, mutant.path, mutated, mutant.function, calls)
             line = {**asdict(mutant), "key": mutant.key, "state": state, "seconds": round(seconds, 1)}
             with kept.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(line) + "\n")

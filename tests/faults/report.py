@@ -254,7 +254,7 @@ def main(words: Sequence[str] | None = None) -> int:
         parser.error("--write tells of all faults")
     entries = catalogue()
     ran = run(given.ids)
-    print("\n" + "\n".join(lines(entries, ran)))  # noqa: T201
+    print("\n" + "\n".join(lines(entries, ran)))
     if given.write:
         ran.save()
         PAGE.write_text(with_part(PAGE.read_text(encoding="utf-8"), page_part(entries, ran)), encoding="utf-8")

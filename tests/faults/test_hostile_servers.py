@@ -11,12 +11,14 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
+from urllib.error import URLError
 
 import pytest
 
 from lavis_ext.common.errors import LavisExtError, NetworkError, UnsafeError
 from lavis_ext.common.secrets import CONTROL, printable
 from lavis_ext.fetch import RemoteFile, Source, Transfer, fetch, fetch_all, fetch_bytes
+from lavis_ext.fetch.guard import ResponseLimits, make_guarded_opener
 from lavis_ext.fetch.safety import is_private, redact_url
 from lavis_ext.prepare.urls import fetch_hosted
 from tests.support.fetching import FAST
@@ -348,3 +350,19 @@ def test_a_redirect_to_what_is_no_url_fails_its_own_file(url: str, server: Serve
     results = fetch_all([one(tmp_path, bad), one(tmp_path, good, name="g")], ONCE, collect=True)
     assert [result.error.exit_code if result.error else 0 for result in results] == [4, 0]
     assert len(server.requests("/bad")) == 1
+
+
+@pytest.mark.fault("H10")
+@pytest.mark.parametrize("host", ["2130706433", "127.1", "[64:ff9b::a9fe:a9fe]", "169.254.169.254"])
+@pytest.mark.parametrize("proxied", [True, False])
+def test_lists_of_the_open_web_reach_nothing_inside(
+    host: str, proxied: bool, server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The engine img2dataset, which asks through urllib."""
+    for name in ("no_proxy", "NO_PROXY", "http_proxy", "HTTP_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    if proxied:
+        monkeypatch.setenv("http_proxy", server.base)
+    with pytest.raises(URLError, match="private address"):
+        make_guarded_opener(ResponseLimits()).open(f"http://{host}:{server.port}/f", timeout=1)
+    assert not server.log

@@ -7,6 +7,7 @@ import io
 import json
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -171,7 +172,9 @@ def test_killed_before_each_operation_on_files(
         kept = [path.read_bytes() for path in transfer.path.parent.iterdir() if ".bad-" in path.name]
         assert kept == [b"my own"] * there, number
         left = {path.name for path in transfer.path.parent.iterdir() if ".bad-" not in path.name}
-        assert left == {"f.bin", ".lavis_ext"}, (number, left)
+        # an owner file that was renamed to be removed, and is in nobody's way
+        aside = {name for name in left if re.fullmatch(r"f\.bin\.part\.owner\.[0-9a-f]{16}", name)}
+        assert left - aside == {"f.bin", ".lavis_ext"}, (number, left)
     assert number > 15
 
 

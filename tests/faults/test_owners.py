@@ -64,9 +64,9 @@ MOMENTS = {
     "before it discards its bytes": (f"{PART}:Part.reset", 1),
     "before its bytes are read back": (f"{ENGINE}:hash_open", 1),
     "before the ledger": (f"{ENGINE}:note", 1),
-    "before the file gets its name": (f"{PART}:_link", 1),
+    "before the file gets its name": (f"{PART}:give_name", 1),
     "before it lets go": (f"{PART}:Part.close", 1),
-    "before its own owner file is removed": (f"{LOCK}:Ownership._remove", 1),
+    "before it leaves its ownership": (f"{LOCK}:Ownership.__exit__", 1),
 }
 
 

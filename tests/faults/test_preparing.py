@@ -108,7 +108,8 @@ def cut(toy: Family) -> bytes:
         pytest.param(twice, 10, marks=pytest.mark.fault("A10")),
         pytest.param(with_member("TRAIN/000001.JPG"), 10, marks=pytest.mark.fault("A10")),
         pytest.param(with_field(8, 1), 10, marks=pytest.mark.fault("A12")),
-        pytest.param(with_field(10, 99), 10, marks=pytest.mark.fault("A12")),
+        pytest.param(with_field(10, 99), 10, marks=pytest.mark.fault("A12", "H32")),
+        pytest.param(with_member(""), 10, marks=pytest.mark.fault("H32")),
     ],
 )
 def test_a_zip_that_is_refused(server: Server, tmp_path: Path, build: Callable[[Family], bytes], code: int) -> None:
@@ -123,6 +124,17 @@ def test_a_zip_that_is_refused(server: Server, tmp_path: Path, build: Callable[[
         archive.unlink()
     toy.offer("train.zip", healthy)
     assert toy.prepare().exit_code == 0 and toy.complete()
+
+
+@pytest.mark.fault("H32")
+@pytest.mark.parametrize("build", [with_field(10, 99), with_member("")], ids=["compression", "name"])
+def test_a_zip_that_is_left_packed_is_refused_too(
+    server: Server, tmp_path: Path, build: Callable[[Family], bytes]
+) -> None:
+    """Its pictures would be read back out of it."""
+    toy = Family(server, tmp_path / "root", declared=False)
+    toy.offer("train.zip", build(toy))
+    assert toy.prepare(no_unpack=True, splits=["train"]).exit_code == 10
 
 
 @pytest.mark.fault("A04")

@@ -49,7 +49,7 @@ def facts(base: Path, job: str) -> dict[str, Any]:
 def test_a_killed_rank_ends_the_others_with_11(victim: int, step: int, place: str, birds: Path) -> None:
     """Before there is a step, and in one; at the other places by the training that is killed at each step."""
     job = f"killed_{victim}_{place}"
-    codes = ended(start(birds, job, 2, {victim: (step, place, None)}))
+    codes = ended(start(birds, job, 2, {victim: (step, place, signal.SIGKILL)}))
     assert codes == ([-signal.SIGKILL, 11] if victim == 0 else [11, -signal.SIGKILL])
     assert "same command resumes" in (birds / f"{job}_{1 - victim}.txt").read_text()
     if step:
@@ -61,13 +61,27 @@ def test_a_killed_rank_ends_the_others_with_11(victim: int, step: int, place: st
 @pytest.mark.fault("P03")
 @pytest.mark.parametrize("victim", [0, 1])
 def test_a_rank_that_crashes_ends_all_and_the_checkpoint_stays(victim: int, birds: Path) -> None:
-    """The crashed one says what it was (1, a defect), the others that it is gone."""
+    """The crashed one says what it was (1, a defect), the others that it is gone.
+
+    It fails with the kind of error that a rank that is gone makes in the others.
+    """
     job = f"crashed_{victim}"
-    codes = ended(start(birds, job, 2, {victim: (2, "before_step", ZeroDivisionError("a bug"))}))
+    codes = ended(start(birds, job, 2, {victim: (2, "before_step", RuntimeError("a bug"))}))
     assert codes == ([1, 11] if victim == 0 else [11, 1])
     saved = checkpoint.load_newest(birds / "runs" / job)
     assert saved is not None
     assert saved.state["progress"]["step"] == 1
+
+
+@pytest.mark.fault("K09")
+def test_a_signal_to_one_rank_while_it_evaluates_stops_all_at_the_next_step(birds: Path) -> None:
+    """It may not stop alone: the others would wait for its rows."""
+    options = ["run.valid_splits=[val]", "run.max_epoch=2"]
+    assert ended(start(birds, "signalled", 2, {1: (2, "evaluating", signal.SIGTERM)}, options)) == [75, 75]
+    assert facts(birds, "signalled")["step"] == 3
+    assert ended(start(birds, "signalled", 2, options=options)) == [0, 0]
+    assert ended(start(birds, "undisturbed", 2, options=options)) == [0, 0]
+    require_same_end(birds / "runs" / "undisturbed", birds / "runs" / "signalled")
 
 
 @pytest.mark.fault("P01")

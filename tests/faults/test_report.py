@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.faults import report
+from tests.faults import control, report
 from tests.faults.report import Collector, Entry, Outcome, Run
 
 ENTRIES = [Entry(name, "Group", f"fault {name}", "must") for name in ("T01", "T02", "T03", "T04", "T05", "H01")]
@@ -83,6 +83,12 @@ def test_the_page_is_what_the_last_run_gave_and_no_mark_has_changed_since() -> N
     assert {name: outcome.tests for name, outcome in ran.outcomes.items() if outcome.tests} == report.marks()
     assert not [name for name, outcome in ran.outcomes.items() if outcome.state == report.LOST]
     assert re.search(r"\*\*198 listed · \d+ run", page)
+
+
+def test_the_page_tells_of_as_many_controls_as_there_are() -> None:
+    ids = {case.id for case in [*control.DOWNLOADS, *control.ARCHIVES]}
+    known = {entry.id for entry in report.catalogue()}
+    assert f"injects {len(ids)} of these faults" in report.PAGE.read_text(encoding="utf-8") and ids <= known
 
 
 def test_a_page_without_its_place_is_refused() -> None:

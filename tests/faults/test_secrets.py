@@ -167,25 +167,24 @@ def test_a_signed_address_of_a_card_is_recorded_and_shown_nowhere(
     monkeypatch.setenv("LAVIS_EXT_CACHE_ROOT", str(root))
     server.script("/f/val.json", Fault(times=1, cut_at=5))  # so that a partial file and its state are left too
     said = ""
+    mirror = f"http://u:{CANARY}@127.0.0.1:1/?sig={CANARY}"
     for words in (
-        ["prepare", "toy", "--dry-run"],
-        ["prepare", "toy", "--quiet"],
-        ["prepare", "toy", "--quiet"],
+        ["prepare", "toy", "--dry-run", "--json"],
+        ["prepare", "toy", "--debug"],
+        ["prepare", "toy", "--quiet", "--json"],
         ["show", "toy"],
-        ["show", "toy_caption"],
+        ["show", "toy_caption", "--json"],
         ["list"],
-        ["status", "toy"],
-        ["verify", "toy", "--quiet"],
-        ["verify", "toy", "--deep", "--quiet"],
+        ["status", "toy", "--json"],
+        ["verify", "toy", "--quiet", "--deep", "--json"],
         ["cite", "toy"],
         ["check", str(card)],
         ["browse", "toy_caption", "--out", str(tmp_path / "page.html")],
-        ["prepare", "toy/train_zip", "--quiet", "--mirror", f"http://u:{CANARY}@127.0.0.1:1/?sig={CANARY}"],
+        ["prepare", "toy/train_zip", "--quiet", "--offline", "--mirror", mirror, "--debug", "--json"],
     ):
-        for more in ([], ["--json"], ["--debug"]):
-            main([*words, *more])
-            out = capsys.readouterr()
-            said += out.out + out.err
+        main(words)
+        out = capsys.readouterr()
+        said += out.out + out.err
     assert MARK not in said + caplog.text
     assert "/f/train.zip" in said  # the address is shown, as far as it is no secret
     records = sorted((root / "toy" / ".lavis_ext").rglob("*.json"))

@@ -22,6 +22,7 @@ from lavis_ext.cli import main
 from lavis_ext.cli.runs import list_runs
 from lavis_ext.common.errors import ConfigError, DiskError, TrainingError
 from lavis_ext.common.files import to_disk_error
+from lavis_ext.common.registry import lr_schedulers
 from lavis_ext.datasets.mixture import Mixture
 from lavis_ext.models.export import new_folder
 from lavis_ext.runners import checkpoint
@@ -63,7 +64,7 @@ def test_killed_in_each_of_twelve_steps_it_ends_as_if_left_alone(ranks: int, bir
     for step in range(1, STEPS + 1):
         place = PLACES[step % len(PLACES)]
         victim = step % ranks if place in PLACES[:2] else 0
-        codes = ended(start(birds, job, ranks, {victim: (step, place, None)}, options))
+        codes = ended(start(birds, job, ranks, {victim: (step, place, signal.SIGKILL)}, options))
         assert codes == [-signal.SIGKILL if rank == victim else 11 for rank in range(ranks)], (step, place)
     assert ended(start(birds, job, ranks, options=options)) == [0] * ranks
     require_same_end(birds / "runs" / whole, birds / "runs" / job)
@@ -276,6 +277,18 @@ def test_rates_that_cannot_be_are_refused_before_a_step(keys: dict[str, Any], na
 
 
 @pytest.mark.fault("H30")
+def test_a_rate_that_goes_wrong_late_in_an_epoch_is_refused_before_a_step(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lr_schedulers.names()
+    falling = lambda run, max_epoch: lambda at: 1e-3 - 3e-4 * at.batch  # noqa: E731
+    monkeypatch.setitem(lr_schedulers._items, "falls_below_zero", falling)
+    with pytest.raises(ConfigError, match="epoch 1"):
+        toy_runner(tmp_path, lr_sched="falls_below_zero", max_epoch=1).train()
+    assert not (tmp_path / "job" / "log.jsonl").exists()
+
+
+@pytest.mark.fault("H30")
 def test_a_seed_of_any_size_is_one(tmp_path: Path) -> None:
     seed_everything(10**23)
     first = torch.rand(3)
@@ -386,6 +399,16 @@ def test_a_disk_that_fills_up_later_leaves_the_checkpoint_and_goes_on_when_there
     subprocess.run(["mount", "-o", "remount,size=256m", small_disk], check=True)
     assert train(birds, small_disk, "full")[0] == 0
     assert checkpoint.candidates(small_disk / "full")[0].name == f"checkpoint_{STEPS}"
+
+
+@pytest.mark.fault("K01", "K04")
+def test_a_full_disk_does_not_hide_what_ended_a_run(birds: Path, small_disk: Path) -> None:
+    """Nor is a full disk hidden by the log of TensorBoard, which a thread writes."""
+    subprocess.run(["mount", "-o", "remount,size=16m", small_disk], check=True)
+    options = [f"run.output_dir={small_disk}", "run.save_steps=null", "run.tensorboard=true"]
+    dies = (3, "filled", TrainingError("step 3", "a loss is not finite", "lower it"))
+    assert ended(start(birds, "hidden", dies={0: dies}, options=options)) == [11]
+    assert "not finite" in (birds / "hidden_0.txt").read_text()
 
 
 @pytest.mark.fault("K14")

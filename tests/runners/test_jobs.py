@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import time
 from collections.abc import Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -52,6 +53,7 @@ def read(path: Path) -> Any:
 
 
 def test_a_training_leaves_all_that_it_should(tmp_path: Path) -> None:
+    begun = time.monotonic()
     job = public.train(config(tmp_path, valid_splits=["val"], test_splits=["test"], report=True), {"subset": True})
     assert job == tmp_path / "job"
     names = {path.name for path in job.iterdir()}
@@ -59,6 +61,7 @@ def test_a_training_leaves_all_that_it_should(tmp_path: Path) -> None:
     assert not names & {"owner.json", "nonfinite.json"}
     facts = read(job / "run.json")
     assert facts["status"] == "finished"
+    assert 0 < facts["seconds"] <= time.monotonic() - begun + 0.1
     assert facts["step"] == 18
     assert facts["best"]["metric"] == 0.5
     assert read(job / "faults.json")["train"]["toy/train"]["seen"] == 36

@@ -233,6 +233,8 @@ def test_samples_and_steps_are_counted_and_a_log_is_all_that_is_written(tmp_path
     runner.train()
     at = runner.progress
     assert (at.step, at.epoch, at.batch, at.samples, at.skipped) == (6, 2, 0, 20, 0)
+    lines = (tmp_path / "job" / "log.jsonl").read_text().splitlines()
+    assert all(0 <= json.loads(line)["data_wait"] < 1 for line in lines)
     assert not (tmp_path / "job" / "tensorboard").exists()
     assert not (tmp_path / "job" / "best.json").exists()
 

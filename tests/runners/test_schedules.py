@@ -31,6 +31,12 @@ def test_no_warm_up_rate_means_the_full_rate() -> None:
     assert rate("linear_warmup_cosine_lr", 0, 0, warmup_steps=5) == 1e-4
 
 
+def test_one_step_of_warm_up_and_epochs_of_one_batch() -> None:
+    assert rate("constant_lr", 0, 1, warmup_lr=0, warmup_steps=1) == 1e-4
+    expected = rate("linear_warmup_cosine_lr", 2, 0)
+    assert rate("linear_warmup_cosine_lr", 2, 0, per_epoch=1, lr_granularity="iter") == expected
+
+
 @pytest.mark.parametrize("epoch", [1, 2, 3])
 def test_cosine_falls_once_an_epoch(epoch: int) -> None:
     expected = (1e-4 - 1e-5) * 0.5 * (1 + math.cos(math.pi * epoch / 4)) + 1e-5

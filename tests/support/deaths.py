@@ -7,6 +7,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import yaml
 
 from lavis_ext.cli import main
 from lavis_ext.runners import checkpoint, run
+from lavis_ext.runners.evaluation import Evaluator
 from lavis_ext.runners.runner_base import RunnerBase
 from tests.support.pictures import encoded, pixels
 from tests.support.processes import forked, free_port, leave
@@ -21,8 +23,8 @@ from tests.support.processes import forked, free_port, leave
 PLACES = ("before_step", "after_step", "tensors", "published", "pruning")
 """Gradients are there, not yet applied; applied, not saved; half a checkpoint written; written, not yet pointed to;
 about to delete an old one. The last three are places of rank 0, which writes."""
-Death = tuple[int, str, BaseException | None]
-"""Step, counted from 1, and place; and the error that is raised there: None for a SIGKILL."""
+Death = tuple[int, str, BaseException | signal.Signals]
+"""Step, counted from 1, and place; and the signal that the process gets there, or the error that is raised."""
 LIMIT_S = 120
 CLOCKED = ("samples_per_s", "data_wait", "peak_memory_mb")
 
@@ -111,18 +113,24 @@ def one(words: list[str], said: Path, rank: int, ranks: int, port: int, dies: De
         os._exit(code)
 
 
-def arm(step: int, place: str, error: BaseException | None) -> None:
-    """Let this process end at a place of PLACES in a step; at "open", where it opens its data, the step is 0."""
+def arm(step: int, place: str, cause: BaseException | signal.Signals) -> None:
+    """Let this process end at a place of PLACES in a step; at "open", where it opens its data, the step is 0.
+
+    "filled" is after a step, when the disk of the job has no room left; "evaluating" is in the evaluation after it.
+    """
     at: dict[str, int] = {"step": 0}
     notify = RunnerBase.notify
 
     def die() -> None:
-        if error is not None:
-            raise error
-        os.kill(os.getpid(), signal.SIGKILL)
+        if isinstance(cause, BaseException):
+            raise cause
+        os.kill(os.getpid(), cause)
 
     def notified(self: RunnerBase, moment: str, *args: Any) -> None:
         at["step"] = self.progress.step + (moment == "before_step")
+        if at["step"] == step and (moment, place) == ("after_step", "filled"):
+            fill(self.job_dir)
+            die()
         if moment == place and at["step"] == step:
             die()
         notify(self, moment, *args)
@@ -141,10 +149,18 @@ def arm(step: int, place: str, error: BaseException | None) -> None:
         "published": (checkpoint, "_point"),
         "pruning": (checkpoint, "prune"),
         "open": (run, "open_datasets"),
+        "evaluating": (Evaluator, "_rows"),
     }
     if place in inside:
         module, name = inside[place]
         setattr(module, name, before(getattr(module, name)))
+
+
+def fill(folder: Path) -> None:
+    """Use up what is free on the disk of a folder."""
+    with suppress(OSError), (folder / "filling").open("wb", buffering=0) as file:
+        while True:
+            file.write(bytes(1 << 12))
 
 
 def require_same_end(one: Path, other: Path) -> None:

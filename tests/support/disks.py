@@ -40,9 +40,16 @@ class SmallDisk:
         (self.path / "filler").unlink(missing_ok=True)
         shutil.rmtree(self.path / "filler.d", ignore_errors=True)
 
+    def grow(self, size: int) -> None:
+        """Make it larger."""
+        self._remount(f"size={size}")
+
     def read_only(self, on: bool = True) -> None:
         """Refuse every write, root's too."""
-        subprocess.run(["mount", "-o", f"remount,{'ro' if on else 'rw'}", self.path], check=True, capture_output=True)
+        self._remount("ro" if on else "rw")
+
+    def _remount(self, option: str) -> None:
+        subprocess.run(["mount", "-o", f"remount,{option}", self.path], check=True, capture_output=True)
 
 
 @contextmanager

@@ -13,11 +13,28 @@ from urllib.parse import urlsplit
 
 from lavis_ext.common.config.decode import ConfigDecoder, Count, Natural, Share, join, read_sections
 from lavis_ext.common.config.resolve import Tree, config_roots, dataset_defaults, dataset_files, merge
-from lavis_ext.common.config.schema import AnnotationConfig, DatasetConfig
+from lavis_ext.common.config.schema import AnnotationConfig, DatasetConfig, examine_url
 from lavis_ext.common.config.yamlio import shown
-from lavis_ext.common.errors import ConfigError, UsageError, nearest
+from lavis_ext.common.errors import ConfigError, Problem, UsageError, nearest
 
 CARD_FILE = "artifacts.yaml"
+BOOKKEEPING = ".lavis_ext"
+LONGEST_NAME = 240
+"""Bytes: file systems take 255, and our own files beside one have up to 15 more."""
+
+
+def storage_fault(path: str) -> str | None:
+    """Why nothing may be stored at a path below the cache root (bookkeeping, names that no disk takes), or None."""
+    parts = path.replace("\\", "/").split("/")
+    if any(part.strip(" .").casefold() == BOOKKEEPING[1:] and part.strip().startswith(".") for part in parts):
+        return f"lies in {BOOKKEEPING}, where the bookkeeping is"
+    try:
+        long = any(len(part.encode()) > LONGEST_NAME for part in parts)
+    except UnicodeEncodeError:
+        return "has characters that no file name can have"
+    if "\0" in path:
+        return "has characters that no file name can have"
+    return f"has a name of more than {LONGEST_NAME} bytes" if long else None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,8 +48,8 @@ class Mirror:
     md5: str | None = None
 
     def examine(self, decoder: ConfigDecoder, key: str) -> None:
-        """Note an address that is none, and digests of another form."""
-        examine_source(decoder, self, key)
+        """Note digests of another form."""
+        examine_digests(decoder, self, key)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -134,33 +151,24 @@ class Artifact:
     @property
     def file(self) -> str:
         """Path of the fetched file, relative to cache_root."""
-        return (
-            str(PurePosixPath(self.storage) / PurePosixPath(urlsplit(self.url).path).name)
-            if self.unpack
-            else self.storage
-        )
+        if not self.unpack:
+            return self.storage
+        try:
+            path = urlsplit(self.url).path
+        except ValueError:  # no URL, which is told where it is fetched: other artifacts still are
+            path = self.url.partition("?")[0]
+        return str(PurePosixPath(self.storage) / PurePosixPath(path).name)
 
     def examine(self, decoder: ConfigDecoder, key: str) -> None:
-        """Note an address or a path that is none, and digests of another form."""
-        examine_source(decoder, self, key)
-        if "\0" in self.storage:
-            decoder.note(join(key, "storage"), f"{shown(self.storage)} is no path", "name a place below cache_root")
+        """Note a path where nothing may be stored, and digests of another form."""
+        examine_digests(decoder, self, key)
+        for name, path in {"storage": self.file, "lists.storage": self.lists.storage if self.lists else ""}.items():
+            if fault := storage_fault(path):
+                decoder.note(join(key, name), f"{shown(path[:100])} {fault}", "name another place below cache_root")
 
 
-def examine_source(decoder: ConfigDecoder, source: Artifact | Mirror, key: str) -> None:
-    """Note a URL that cannot be parsed and digests that are no digests, at the key of an artifact or a mirror."""
-    try:
-        parts = urlsplit(source.url.format(part=0) if "{part" in source.url else source.url)
-        wrong = "it names no host" if parts.scheme in ("http", "https") and not parts.hostname else ""
-        wrong = wrong if parts.port is None or parts.port else "its port is 0"
-    except (ValueError, KeyError, IndexError) as error:
-        wrong = str(error) or "it cannot be parsed"
-    if not wrong and not source.url.strip().isprintable():
-        wrong = "it holds control characters"
-    if wrong:
-        decoder.note(
-            join(key, "url"), f"{shown(source.url)} is no address: {wrong}", "write the URL as a browser has it"
-        )
+def examine_digests(decoder: ConfigDecoder, source: Artifact | Mirror, key: str) -> None:
+    """Note digests that are none, at the key of an artifact or a mirror."""
     for name, digits in (("md5", 32), ("sha256", 64)):
         digest = getattr(source, name)
         if digest is not None and not re.fullmatch(rf"[0-9a-fA-F]{{{digits}}}", digest):
@@ -181,6 +189,11 @@ class Card:
     artifacts: dict[str, Artifact] = field(default_factory=dict)
     datasets: dict[str, dict[str, DatasetConfig]] = field(default_factory=dict)
     path: str = ""
+
+    def examine(self, decoder: ConfigDecoder, key: str) -> None:
+        """Note a home page that is none."""
+        if "://" in self.homepage:
+            examine_url(decoder, self.homepage, join(key, "homepage"))
 
 
 @dataclass(frozen=True)
@@ -330,6 +343,10 @@ def _listed_artifacts(annotation: AnnotationConfig, card: Card | None, where: st
     if len(annotation.url) != len(annotation.storage):
         what = f"{len(annotation.url)} url but {len(annotation.storage)} storage"
         raise ConfigError(where, what, "give one storage for each url")
+    if faults := [
+        Problem(where, f"{s[:100]!r} {f}", "name another path") for s in annotation.storage if (f := storage_fault(s))
+    ]:
+        raise ConfigError.of(faults)
     sums: Sequence[str | None] = [*annotation.md5, *[None] * (len(annotation.url) - len(annotation.md5))]
     return [
         declared.get(storage) or Artifact(name=PurePosixPath(storage).name, url=url, storage=storage, md5=md5)

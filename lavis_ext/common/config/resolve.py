@@ -22,7 +22,9 @@ from lavis_ext.common.config.schema import Config, DatasetConfig, ModelConfig, R
 from lavis_ext.common.config.yamlio import MAX_DEPTH, read_value, shown
 from lavis_ext.common.errors import ConfigError, Problem, UsageError, nearest
 from lavis_ext.common.files import checked_path, read_errors
-from lavis_ext.common.registry import load_plugin_file, models, plugin_sources
+from lavis_ext.common.lavis import SERVED, out_of_scope
+from lavis_ext.common.lavis import WAY_OUT as LAVIS
+from lavis_ext.common.registry import load_plugin_file, models, plugin_sources, tasks
 
 log = logging.getLogger(__name__)
 Tree = dict[str, Any]
@@ -144,6 +146,8 @@ def model_defaults(arch: str, model_type: str) -> tuple[Tree, Tree]:
     if path is None and arch not in archs and arch in models:
         return {}, {}  # a plug-in's, which need not have a file for each type
     if path is None:
+        if arch not in archs and (outside := out_of_scope("model", arch)):
+            raise ConfigError("model.arch", f"architecture '{arch}' {outside}", f"{LAVIS}; {SERVED}")
         if arch not in archs:
             raise ConfigError("model.arch", f"no architecture '{arch}'", nearest(arch, archs))
         raise ConfigError("model.model_type", f"'{arch}' has no type '{model_type}'", nearest(model_type, archs[arch]))
@@ -162,23 +166,11 @@ def model_files() -> dict[str, dict[str, Path]]:
 
 def parse_options(options: Sequence[str]) -> Tree:
     """`a.b=c …`, or LAVIS' alternating `a.b c …`, as a tree; values are YAML (`1e-4`, `[val]`, `null`)."""
-    items = list(options)
-    if items and "=" not in items[0]:
-        if len(items) % 2:
-            raise UsageError(f"--options {items[-1]}", "has no value", "write key=value")
-        items = [f"{key}={value}" for key, value in zip(items[::2], items[1::2], strict=True)]
-    bad = [item for item in items if not all(part.strip() for part in item.partition("=")[0].split("."))]
-    bad += [item for item in items if "=" not in item and item not in bad]
-    if bad:
-        raise UsageError.of(
-            [Problem(f"--options {item}", "is not key=value", "write for example run.seed=1") for item in bad]
-        )
     tree: Tree = {}
-    for item in items:
-        key, _, text = item.partition("=")
-        *above, last = (part.strip() for part in key.split("."))
+    for key, text in option_items(options):
+        *above, last = key.split(".")
         if len(above) >= MAX_DEPTH:
-            raise UsageError(f"--options {key[:60]}…", "is nested too deep", f"at most {MAX_DEPTH} levels are read")
+            raise UsageError(f"--options {shown(key)}", "is nested too deep", f"at most {MAX_DEPTH} levels are read")
         try:
             value = read_value(text, f"--options {key}")
         except ConfigError as error:
@@ -190,6 +182,23 @@ def parse_options(options: Sequence[str]) -> Tree:
             inner = inner[part]
         inner[last] = value
     return tree
+
+
+def option_items(options: Sequence[str]) -> list[tuple[str, str]]:
+    """Dotted key and text of each option; raises UsageError for what is no `key=value`."""
+    items = list(options)
+    if items and "=" not in items[0]:
+        if len(items) % 2:
+            raise UsageError(f"--options {items[-1]}", "has no value", "write key=value")
+        items = [f"{key}={value}" for key, value in zip(items[::2], items[1::2], strict=True)]
+    bad = [item for item in items if not all(part.strip() for part in item.partition("=")[0].split("."))]
+    bad += [item for item in items if "=" not in item and item not in bad]
+    if bad:
+        raise UsageError.of(
+            [Problem(f"--options {item}", "is not key=value", "write for example run.seed=1") for item in bad]
+        )
+    split = [item.partition("=") for item in items]
+    return [(".".join(part.strip() for part in key.split(".")), text) for key, _, text in split]
 
 
 def merge(*trees: Mapping[str, Any], where: str = "") -> Tree:
@@ -219,7 +228,8 @@ def _over(below: Mapping[str, Any], above: Mapping[str, Any]) -> Tree:
     """`above` over `below`, in containers of its own."""
     found = dict(below)
     for key, given in above.items():
-        held, value = found.get(key), OmegaConf.to_container(given) if OmegaConf.is_config(given) else given
+        held: Any = found.get(key)
+        value: Any = OmegaConf.to_container(given) if OmegaConf.is_config(given) else given
         found[key] = _over(held if isinstance(held, Mapping) else {}, value) if isinstance(value, Mapping) else value
     return found
 
@@ -250,10 +260,12 @@ def draft(path: str | Path, options: Sequence[str] = ()) -> tuple[Config | None,
     file = find_config(path)
     user, places = read_sections(file)
     given = parse_options(options)
-    for key in _leaves(given):
+    for key in (*_leaves(given), *(key for key, _ in option_items(options))):
         places[key] = "--options"
     decoder = ConfigDecoder(places, lenient=(file.parent / "run.json").is_file())
     wanted = modernise(mappings_only(_placed_merge(user, given, decoder), decoder), file)
+    taken_out = [name for name, body in (given.get("datasets") or {}).items() if body is None]
+    wanted["datasets"] = {k: v for k, v in (wanted.get("datasets") or {}).items() if k not in taken_out}
     wanted["plugins"] = import_plugins(wanted.get("plugins"), file, places.get("plugins", str(file)))
     for section in wanted:
         if section not in SECTIONS:
@@ -328,6 +340,7 @@ def modernise(tree: Tree, file: Path | str) -> Tree:
 def _with_defaults(tree: Tree, decoder: ConfigDecoder) -> tuple[Tree, dict[str, str]]:
     """The tree over the default YAMLs that it asks for by `arch`, `model_type` and each data set's `type`."""
     places: dict[str, str] = {}
+    tree = _in_scope(tree, decoder)
     model = _full_model(tree.get("model") or {}, decoder, "model")
     tree = _with_teacher(tree, model, decoder)
     known = dataset_defaults()
@@ -335,7 +348,10 @@ def _with_defaults(tree: Tree, decoder: ConfigDecoder) -> tuple[Tree, dict[str, 
     for name, body in (tree.get("datasets") or {}).items():
         kind = str(body.get("type", "default"))
         if name not in known and not body.get("builder"):
-            decoder.note(f"datasets.{name}", "no card declares it", nearest(name, known))
+            outside = out_of_scope("dataset", name)
+            decoder.note(
+                f"datasets.{name}", outside or "no card declares it", LAVIS if outside else nearest(name, known)
+            )
             continue
         if name in known and kind not in known[name]:
             decoder.note(f"datasets.{name}.type", f"'{name}' has no type '{kind}'", nearest(kind, known[name]))
@@ -347,6 +363,19 @@ def _with_defaults(tree: Tree, decoder: ConfigDecoder) -> tuple[Tree, dict[str, 
             decoder.problems += error.problems
         places |= where
     return {**tree, "model": model, "datasets": datasets}, places
+
+
+def _in_scope(tree: Tree, decoder: ConfigDecoder) -> Tree:
+    """The tree without the keys of an architecture or task of LAVIS that is not served: that alone is noted."""
+    model, run = tree.get("model") or {}, tree.get("run") or {}
+    arch, task = str(model.get("arch", "")), str(run.get("task", ""))
+    if arch not in models and (outside := out_of_scope("model", arch)):
+        decoder.note("model.arch", f"architecture '{arch}' {outside}", f"{LAVIS}; {SERVED}")
+        tree = {**tree, "model": {}}
+    if task not in tasks and (outside := out_of_scope("task", task)):
+        decoder.note("run.task", f"'{task}' {outside}", LAVIS)
+        tree = {**tree, "run": {"task": "image_text_pretrain", "evaluate": True}}  # stands in, so that no key is noted
+    return tree
 
 
 def _full_model(model: Tree, decoder: ConfigDecoder, where: str) -> Tree:

@@ -5,6 +5,7 @@ A model, task, shape, processor, term or metric with more keys registers a datac
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields, make_dataclass
 from functools import cache
@@ -25,6 +26,7 @@ from lavis_ext.common.config.decode import (
 from lavis_ext.common.config.yamlio import shown
 from lavis_ext.common.errors import ConfigError, Problem, nearest
 from lavis_ext.common.files import checked_path
+from lavis_ext.common.lavis import WAY_OUT, out_of_scope
 from lavis_ext.common.registry import (
     Registry,
     builders,
@@ -36,11 +38,14 @@ from lavis_ext.common.registry import (
     runners,
     tasks,
 )
+from lavis_ext.common.secrets import url_fault
 
 
 def examine_name(decoder: ConfigDecoder, kind: Registry[Any], name: str, key: str) -> bool:
     """Whether `name` at `key` is registered; notes a problem where it is not."""
-    if name not in kind:
+    if name not in kind and (outside := out_of_scope(kind.kind, name)):
+        decoder.note(key, f"'{name}' {outside}", WAY_OUT)
+    elif name not in kind:
         decoder.note(key, f"no {kind.kind} named '{name}'", nearest(name, kind.names()))
     return name in kind
 
@@ -50,6 +55,13 @@ def examine_args(decoder: ConfigDecoder, kind: Registry[Any], name: str, args: M
     keys = kind.config(name)
     if keys is not None:
         decoder.build(keys, args, where)
+
+
+def examine_url(decoder: ConfigDecoder, url: str, key: str) -> None:
+    """Note a text that is no address."""
+    fault = url_fault(re.sub(r"\{part[^{}]*\}", "0", url))
+    if fault:
+        decoder.note(key, f"{shown(url)} is {fault}", "write the URL as a browser has it")
 
 
 def own_keys(kind: Registry[Any], name: str, args: Mapping[str, Any], where: str) -> Any:
@@ -70,6 +82,9 @@ class Named:
     name: str
     args: dict[str, Any] = field(default_factory=dict)
     kind: ClassVar[Registry[Any]]
+
+    def __post_init__(self) -> None:
+        require_bounds(self)
 
     def examine(self, decoder: ConfigDecoder, key: str) -> None:
         """Note an unknown name, and arguments that it does not take."""
@@ -137,6 +152,11 @@ class AnnotationConfig:
     url: list[str] = field(default_factory=list)
     storage: list[str] = field(default_factory=list)
     md5: list[str] = field(default_factory=list)
+
+    def examine(self, decoder: ConfigDecoder, key: str) -> None:
+        """Note addresses that are none."""
+        for url in self.url:
+            examine_url(decoder, url, join(key, "url"))
 
 
 @dataclass(frozen=True, kw_only=True)

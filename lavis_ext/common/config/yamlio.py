@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import reprlib
 import stat
-from collections.abc import Iterator
+from collections.abc import Hashable
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import yaml
 
@@ -15,8 +15,8 @@ from lavis_ext.common.errors import ConfigError
 MAX_BYTES = 8 * 2**20
 MAX_ALIASES = 64
 MAX_DEPTH = 64
-MAX_NODES = 500_000
-"""Values in a file, each as often as aliases repeat it: two seconds."""
+MAX_NODES = 200_000
+"""Values in a file, each as often as aliases repeat it: a second."""
 _REPR = reprlib.Repr()
 _REPR.maxstring = _REPR.maxother = 64
 _Loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
@@ -34,7 +34,9 @@ def read_yaml(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
         raise ConfigError(
             f"{path}:1", "the file is not a mapping of keys to values", "start it with `model:`, `datasets:` …"
         )
-    places = {key: f"{path}:{line}" for key, line in _Walk(str(path)).keys_of(node, "")}
+    walk = _Walk(str(path))
+    walk.enter(node)
+    places = {key: f"{path}:{line}" for key, line in walk.lines.items()}
     value: dict[str, Any] = _construct(node, str(path))
     return value, places
 
@@ -44,7 +46,7 @@ def read_value(text: str, where: str) -> Any:
     node = _compose(where, text)
     if node is None:
         return None
-    list(_Walk(where).inside(node, ""))
+    _Walk(where).enter(node)
     return _construct(node, where)
 
 
@@ -75,7 +77,9 @@ def _compose(where: str, text: str) -> yaml.Node | None:
             depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
             if depth > MAX_DEPTH:
                 raise ConfigError(
-                    f"{where}:{event.start_mark.line + 1}", "is nested too deep", f"at most {MAX_DEPTH} levels are read"
+                    f"{where}:{event.start_mark.line + 1 if event.start_mark else 1}",
+                    "is nested too deep",
+                    f"at most {MAX_DEPTH} levels are read",
                 )
             if number > MAX_NODES:
                 raise ConfigError(where, f"more than {MAX_NODES:,} values", "write the data to another file")
@@ -90,43 +94,42 @@ def _compose(where: str, text: str) -> yaml.Node | None:
 
 
 class _Walk:
-    """Each key of a node with its line; refuses duplicates, cycles, keys that are no text, and what aliases blow up."""
+    """The line of each key of a node; refuses duplicates, cycles, keys that are no text, and what aliases blow up."""
 
     def __init__(self, where: str) -> None:
+        self.lines: dict[str, int] = {}
         self._where, self._open, self._seen = where, set[int](), 0
 
-    def inside(self, node: yaml.Node, prefix: str) -> Iterator[tuple[str, int]]:
+    def enter(self, node: yaml.Node, prefix: str = "") -> None:
         self._seen += 1
-        line = node.start_mark.line + 1
         if self._seen > MAX_NODES:
-            raise ConfigError(f"{self._where}:{line}", f"more than {MAX_NODES:,} values with its aliases", "use fewer")
+            self._refuse(node, f"more than {MAX_NODES:,} values with its aliases", "write them out, or use fewer")
         if isinstance(node, yaml.ScalarNode):
             return
         if id(node) in self._open:
-            raise ConfigError(f"{self._where}:{line}", "a value that contains itself", "remove the alias")
+            self._refuse(node, "a value that contains itself", "remove the alias")
         self._open.add(id(node))
         if isinstance(node, yaml.MappingNode):
-            yield from self.keys_of(node, f"{prefix}." if prefix else "")
+            self._enter_mapping(node, f"{prefix}." if prefix else "")
         else:
             for index, item in enumerate(node.value):  # as `coerce` names items: without an index where there is one
-                yield from self.inside(item, prefix if len(node.value) == 1 else f"{prefix}[{index}]")
+                self.enter(item, prefix if len(node.value) == 1 else f"{prefix}[{index}]")
         self._open.discard(id(node))
 
-    def keys_of(self, node: yaml.MappingNode, prefix: str) -> Iterator[tuple[str, int]]:
-        self._open.add(id(node))
+    def _enter_mapping(self, node: yaml.MappingNode, prefix: str) -> None:
         seen: dict[str, int] = {}
         for key_node, value in node.value:
-            line = key_node.start_mark.line + 1
             if not isinstance(key_node, yaml.ScalarNode):
-                raise ConfigError(f"{self._where}:{line}", "a key that is no text", "write `key: value`")
-            name = str(key_node.value)
+                self._refuse(key_node, "a key that is no text", "write `key: value`")
+            name, line = str(key_node.value), key_node.start_mark.line + 1
             if name in seen:
                 where = f"{self._where}:{line} {prefix}{name}"
                 raise ConfigError(where, f"is given twice, first in line {seen[name]}", "keep one")
-            seen[name] = line
-            yield prefix + name, line
-            yield from self.inside(value, prefix + name)
-        self._open.discard(id(node))
+            seen[name] = self.lines[prefix + name] = line
+            self.enter(value, prefix + name)
+
+    def _refuse(self, node: yaml.Node, what: str, way_out: str) -> NoReturn:
+        raise ConfigError(f"{self._where}:{node.start_mark.line + 1}", what, way_out)
 
 
 class _Constructor(yaml.constructor.SafeConstructor, yaml.resolver.Resolver):
@@ -142,14 +145,14 @@ class _Constructor(yaml.constructor.SafeConstructor, yaml.resolver.Resolver):
     def construct_object(self, node: Any, deep: bool = False) -> Any:
         """As PyYAML, with the node's line in every error (`!!int x` raises ValueError, `!!bool x` KeyError)."""
         try:
-            return super().construct_object(node, deep)  # type: ignore[no-untyped-call]
+            return super().construct_object(node, deep)
         except (ValueError, KeyError, TypeError, OverflowError) as error:
             problem = f"{shown(node.value)} cannot be read as {node.tag.rpartition(':')[2]}"
             raise yaml.constructor.ConstructorError(None, None, problem, node.start_mark) from error
 
-    def construct_mapping(self, node: Any, deep: bool = False) -> dict[str, Any]:
+    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Hashable, Any]:
         """Keys as they are written: `2014:` is text, as in every dotted key."""
-        self.flatten_mapping(node)  # type: ignore[no-untyped-call]
+        self.flatten_mapping(node)
         return {str(key.value): self.construct_object(value, deep) for key, value in node.value}
 
 
@@ -165,9 +168,9 @@ def _construct_float_or_text(constructor: yaml.constructor.SafeConstructor, node
 
 
 _Constructor.add_constructor("tag:yaml.org,2002:str", _construct_float_or_text)  # type: ignore[type-var]
-_Constructor.add_constructor("tag:yaml.org,2002:timestamp", _Constructor.construct_scalar)
+_Constructor.add_constructor("tag:yaml.org,2002:timestamp", _Constructor.construct_scalar)  # type: ignore[type-var]
 for _kind in ("binary", "set", "omap", "pairs"):
-    _Constructor.add_constructor(f"tag:yaml.org,2002:{_kind}", _Constructor.construct_undefined)
+    _Constructor.add_constructor(f"tag:yaml.org,2002:{_kind}", _Constructor.construct_undefined)  # type: ignore[type-var]
 
 
 def _construct(node: yaml.Node, where: str) -> Any:

@@ -224,6 +224,8 @@ def _open_copy(place: Path, state: dict[str, int]) -> AnnotationTable | None:
         reader = pa.ipc.open_file(pa.memory_map(str(place)))
         meta = decode_json((reader.schema.metadata or {})[META])
         batches = tuple(reader.get_batch(i) for i in range(reader.num_record_batches))
+        for batch in batches:
+            batch.validate()
     except (OSError, KeyError, ValueError, pa.ArrowException) as error:
         log.debug("no usable copy at %s: %s", place, error)
         return None

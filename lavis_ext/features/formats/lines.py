@@ -81,7 +81,7 @@ def lines_of(path: Path, start: Start | None = None) -> Iterator[tuple[int, byte
 def newline_of(path: Path) -> str:
     """How the first line ends: csv writes `\\r\\n`, Oscar `\\n`."""
     with read_errors(path), path.open("rb", buffering=BUFFER) as file:
-        return "\r\n" if file.readline().endswith(b"\r\n") else "\n"
+        return "\r\n" if file.readline(LONGEST).endswith(b"\r\n") else "\n"
 
 
 def decode64(text: bytes | memoryview) -> bytes:

@@ -162,7 +162,7 @@ def load_plain(data: bytes, where: str) -> Any:
     try:
         for code, argument, _ in pickletools.genops(data):
             # the memo is an array up to its largest number: nine bytes could ask for 4 GiB
-            if code.name in ("PUT", "BINPUT", "LONG_BINPUT") and argument > len(data):
+            if code.name in ("PUT", "BINPUT", "LONG_BINPUT") and int(argument or 0) > len(data):
                 raise ValueError(f"number {argument} in {len(data)} bytes")
         return _Builder().build(_Unpickler(io.BytesIO(data), encoding="latin1").load())
     except _Refused as refused:

@@ -183,7 +183,7 @@ def place(record: Record, url: str, pattern: str) -> str:
         keys = [key for key in record if not key.startswith("\0")]
         raise ConfigError(f"path pattern '{pattern}'", f"cannot be filled: {error}", f"use {_names(keys)}") from error
     path = safe_relative(path.replace("%", "%25"))
-    if not path or path.startswith(".lavis_ext"):
+    if not path or ".lavis_ext" in path.split("/"):
         raise UnsafeError(path, "no name for the image", "")
     return path
 

@@ -43,8 +43,12 @@ def read_passes(job: ListJob) -> list[Pass]:
     """The passes that were begun, in order."""
     found: list[Pass] = []
     while (folder := job.work / f"pass-{len(found)}").joinpath(MARKER).exists():
-        raw = decode_json((folder / MARKER).read_text("utf-8"))
-        found.append(Pass(folder, job.work / raw["tables"], raw["first"], tuple(raw["hashes"])))
+        try:
+            raw = decode_json((folder / MARKER).read_text("utf-8"))
+            found.append(Pass(folder, job.work / raw["tables"], raw["first"], tuple(raw["hashes"])))
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            way_out = "move the folder away: what it had not published is downloaded again"
+            raise IntegrityError(str(folder / MARKER), f"cannot be read: {error}", way_out) from error
     return found
 
 
@@ -76,11 +80,15 @@ def read_stats(one: Pass, shard: int) -> dict[str, int] | None:
 
 
 class ListRun:
-    """Finishes passes; `notes` are what the user should know, `bytes` what was downloaded."""
+    """Finishes passes; `notes` are what the user should know, `bytes` what was downloaded.
 
-    def __init__(self, job: ListJob, advance: Advance) -> None:
+    Raises OwnedError where another process has taken over the list.
+    """
+
+    def __init__(self, job: ListJob, advance: Advance, owner: Ownership) -> None:
         self._job = job
         self._advance = advance
+        self._owner = owner
         self.notes: list[str] = []
         self.bytes = 0
 
@@ -90,6 +98,7 @@ class ListRun:
         for _ in range(self._job.restarts + 1):
             if not left:
                 return
+            self._owner.require()
             for shard in left:
                 one.forget(shard)
             try:
@@ -123,11 +132,13 @@ class ListRun:
             manifest = describe(finished, input_hash)
             if manifest.samples != stats.get("successes"):
                 raise IntegrityError(str(finished), "holds other samples than its statistics say", "")
+            self._owner.require()
             if finished != tar:
                 self._put_aside(tar)
             publish(one.tar(shard), tar, manifest)
         except IntegrityError as error:
             log.warning("%s", error)
+            self._owner.require()
             self._put_aside(tar)
             return False
         return True
@@ -141,8 +152,13 @@ class ListRun:
         path = one.folder / "order.json"
         self._order(one, set(one.shards) - set(shards)).write(path)
         meter = Meter(one, shards, self._advance)
+
+        def measure() -> tuple[int, ...]:
+            self._owner.require(now=False)
+            return meter.read()
+
         try:
-            if run_worker(path, one.out, self._job.stall, meter.read) == "stalled":
+            if run_worker(path, one.out, self._job.stall, measure) == "stalled":
                 self.notes.append(f"no progress for {self._job.stall:g} s: the download was stopped")
         finally:
             meter.read()
@@ -168,6 +184,8 @@ class ListRun:
             deadline=job.deadline,
             max_bytes=job.max_bytes,
             allow_private=job.allow_private,
+            owner=str(self._owner.path),
+            token=self._owner.token,
         )
 
 
@@ -241,11 +259,11 @@ def fetch_list(job: ListJob, progress: Progress | None = None) -> ListAccount:
         raise ConfigError("img2dataset", "is not installed", "pip install -c constraints.txt img2dataset")
     progress = progress or Silent()
     job.work.mkdir(parents=True, exist_ok=True)
-    with Ownership(job.work / "list.owner", job.work / PULSE, job.policy):
+    with Ownership(job.work / "list.owner", job.work / PULSE, job.policy) as owner:
         progress.begin(job.name, None)
         outcome = "failed"
         try:
-            account = _Run(job, progress).run()
+            account = _Run(job, progress, owner).run()
             outcome = "failed" if account.error else "fetched"
         finally:
             progress.end(job.name, outcome)
@@ -255,13 +273,14 @@ def fetch_list(job: ListJob, progress: Progress | None = None) -> ListAccount:
 class _Run:
     """One call of `fetch_list`; `_lost` and `_passing` are numbers of rows in the list."""
 
-    def __init__(self, job: ListJob, progress: Progress) -> None:
+    def __init__(self, job: ListJob, progress: Progress, owner: Ownership) -> None:
         self._job = job
+        self._owner = owner
         self._notes: list[str] = []
         self._lost: dict[int, LostImage] = {}
         self._passing: set[int] = set()
         self._progress = progress
-        self._runner = ListRun(job, self._advance)
+        self._runner = ListRun(job, self._advance, owner)
 
     def run(self) -> ListAccount:
         """Tables, the first pass, further passes, the account."""
@@ -303,6 +322,7 @@ class _Run:
 
     def _changed(self, old: TableIndex, new: TableIndex) -> None:
         """Remove what was made from other rows: further passes, and for files the first pass, whose images stay."""
+        self._owner.require()
         self._notes.append("the list changed since the last run")
         passes = read_passes(self._job)
         for one in passes[1:] if self._job.shards else passes:
@@ -325,6 +345,7 @@ class _Run:
     def _begin(self, number: int, chosen: set[int] | None) -> Pass:
         """Begin a pass over the chosen rows (None: all that are not there)."""
         job = self._job
+        self._owner.require()
         if number == 0 and job.shards:
             return begin_pass(job, 0, self._list, 0, self._index.hashes)
         tables = job.work / f"pass-{number}" / "tables"
@@ -386,5 +407,6 @@ class _Run:
             manifests = [ShardManifest.read(tar) for tar in sorted(job.target.glob("*.tar"))]
             account.shards = len(manifests)
             account.samples = sum(manifest.samples for manifest in manifests if manifest)
+        self._owner.require()
         account.save(job.work, [*index.losses(), *(self._lost[row] for row in sorted(self._lost))])
         return account

@@ -12,15 +12,19 @@ import os
 import signal
 import sys
 import threading
+import time
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from lavis_ext.common.files import decode_json
+from lavis_ext.fetch.lock import read_owner
 
 KEY_DIGITS = 5
 SUBJOB = 1000
+FENCE = 0.5
+"""Seconds between two looks at the owner file."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,6 +48,9 @@ class PassOrder:
     deadline: float
     max_bytes: int
     allow_private: bool
+    owner: str = ""
+    """The owner file of the list, and whose it is: this process ends when another takes the list over."""
+    token: str = ""
 
     def write(self, path: Path) -> None:
         """Write it for the process."""
@@ -138,10 +145,26 @@ def follow_parent() -> None:
     threading.Thread(target=wait, name="follow-parent", daemon=True).start()
 
 
+def follow_owner(order: PassOrder) -> None:
+    """End this process group where the list is another's: the process that started it may be stopped, not gone."""
+
+    def watch() -> None:
+        while True:
+            time.sleep(FENCE)
+            owner = read_owner(Path(order.owner))
+            if owner is None or owner.token != order.token:
+                os.killpg(os.getpgid(0), signal.SIGKILL)
+
+    if order.owner:
+        threading.Thread(target=watch, name="follow-owner", daemon=True).start()
+
+
 def main(words: list[str]) -> int:
     """Run the order in the file that is named."""
     follow_parent()
-    run_pass(PassOrder.read(Path(words[0])))
+    order = PassOrder.read(Path(words[0]))
+    follow_owner(order)
+    run_pass(order)
     return 0
 
 
