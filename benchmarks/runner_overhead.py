@@ -76,7 +76,7 @@ def make_runner(run: RunConfig, model: Any, batches: Batches, folder: Path) -> R
     """A runner that stands before its first step."""
     evaluator: Any = SimpleNamespace(job_dir=folder)
     hooks = [ScheduleHook(), LogHook(JsonLog(folder / "log.jsonl"))]
-    runner = RunnerBase(run, setup_task(run, model), batches, evaluator, hooks, build_accelerator(run))
+    runner = RunnerBase.of(run, setup_task(run, model), batches, evaluator, hooks, build_accelerator(run))
     runner.task.model.train()
     runner.notify("before_train")
     return runner

@@ -10,7 +10,7 @@ import importlib.util
 import inspect
 import logging
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, MutableMapping
 from dataclasses import is_dataclass, make_dataclass
 from functools import cache
 from importlib import import_module
@@ -28,8 +28,8 @@ PLUGIN_GROUP = "lavis_ext.plugins"
 WAY_OUT = "mend the file, or take it out of `plugins`"
 
 
-class RegistryError(ConfigError):
-    """A name that is registered twice, or not at all."""
+class RegistryError(ConfigError, KeyError):
+    """A name that is registered twice, or not at all; a KeyError too, which is what LAVIS raises for the first."""
 
 
 class Registry(Generic[T]):
@@ -108,6 +108,18 @@ class Registry(Generic[T]):
         """The names of those who read a key."""
         return [name for name in self.names() if key in getattr(self.config(name), "__dataclass_fields__", ())]
 
+    def inherited(self, item: type) -> Any:
+        """The dataclass of the keys of the nearest registered base class; None where none is registered."""
+        named = {id(held): self._keys[name] for name, held in self._items.items()}
+        return next((named[id(base)] for base in item.__mro__[1:] if id(base) in named), None)
+
+    def drop(self, name: str) -> None:
+        """Remove a plug-in's name, so that it can be registered again; raises RegistryError for one of ours."""
+        if name in self._homes or name not in self._items:
+            what = "is ours, and stays" if name in self._homes else "not registered"
+            raise RegistryError(f"{self.kind} '{name}'", what, "register another name")
+        del self._items[name], self._keys[name]
+
     def forget(self, module: str) -> None:
         """Remove what a module registered, after its import failed."""
         for name in [name for name, item in self._items.items() if origin(item).startswith(f"{module}.")]:
@@ -118,6 +130,8 @@ def keys_of(item: Any) -> Any:
     """The dataclass of the keys of what was registered without one; None where it takes any."""
     if hasattr(item, "Keys"):
         return item.Keys
+    if hasattr(item, "default_config_path"):
+        return None  # a data set's builder in LAVIS' manner: its own YAML says what it reads
     if is_dataclass(item):
         return item
     if hasattr(item, "from_config") or not callable(item):
@@ -208,6 +222,54 @@ lr_schedulers: Registry[Any] = Registry("lr_scheduler")
 detectors: Registry[Callable[..., Any]] = Registry("detector")
 
 
+class NameMapping(MutableMapping[str, Any]):
+    """One kind under LAVIS' `registry.mapping["…_name_mapping"]`: name → object, live; a new name is registered."""
+
+    def __init__(self, facade: Facade, kind: str) -> None:
+        self._facade, self._kind = facade, kind
+
+    def __getitem__(self, name: str) -> Any:
+        try:
+            return getattr(self._facade, f"get_{self._kind}_class")(name)
+        except UsageError as error:  # a data set that no card declares
+            raise RegistryError.of(error.problems) from error
+
+    def __setitem__(self, name: str, item: Any) -> None:
+        if Facade._kinds[self._kind]._items.get(name) not in (None, item):
+            del self[name]
+        getattr(self._facade, f"register_{self._kind}")(name)(item)
+
+    def __delitem__(self, name: str) -> None:
+        Facade._kinds[self._kind].drop(name)
+
+    def __iter__(self) -> Iterator[str]:
+        listed = self._facade.list_datasets() if self._kind == "builder" else Facade._kinds[self._kind].names()
+        return iter(listed)
+
+    def __len__(self) -> int:
+        return sum(1 for _ in self)
+
+
+class PathMapping(dict[str, str]):
+    """LAVIS' `registry.mapping["paths"]`: what was registered, and the folders that the settings name."""
+
+    def __missing__(self, name: str) -> str:
+        found = import_module("lavis_ext.common.config.resolve").named_folders()
+        if name not in found:
+            raise KeyError(name)
+        return str(found[name])
+
+    def __contains__(self, name: object) -> bool:
+        return super().__contains__(name) or name in ("cache_root", "library_root", "repo_root")
+
+    def get(self, name: str, default: Any = None) -> Any:
+        """The path, `default` for a name that is not known."""
+        try:
+            return self[name]
+        except KeyError:
+            return default
+
+
 class Facade:
     """LAVIS' names over the registries: `register_builder`, `get_task_class`, `list_datasets` and their like.
 
@@ -226,6 +288,14 @@ class Facade:
         "detector": detectors,
     }
 
+    LAVIS_KINDS: ClassVar[tuple[str, ...]] = ("builder", "task", "processor", "model", "lr_scheduler", "runner")
+
+    def __init__(self) -> None:
+        self.paths = PathMapping()
+        self.state: dict[str, Any] = dict(_FIRST_STATE)
+        named = {f"{kind}_name_mapping": NameMapping(self, kind) for kind in self.LAVIS_KINDS}
+        self.mapping: dict[str, Any] = {**named, "state": self.state, "paths": self.paths}
+
     def __getattr__(self, name: str) -> Any:
         verb, _, rest = name.partition("_")
         kind = rest.removesuffix("_class") if verb == "get" else rest.removesuffix("s") if verb == "list" else rest
@@ -238,12 +308,75 @@ class Facade:
 
     def __dir__(self) -> list[str]:
         verbs = [(f"register_{k}", f"get_{k}_class", f"list_{k}s") for k in self._kinds]
-        return sorted([*(name for three in verbs for name in three), "list_datasets"])
+        own = ("list_datasets", "mapping", "register_path", "get_path", "register", "get", "unregister")
+        return sorted([*(name for three in verbs for name in three), *own])
+
+    def register_builder(self, name: str, config: type | None = None) -> Callable[[Item], Item]:
+        """Enter a shape, a function, or LAVIS' class of one data set; the name of a card is taken."""
+
+        def add(item: Item) -> Item:
+            cards = (
+                import_module("lavis_ext.common.config.resolve").dataset_defaults() if isinstance(item, type) else {}
+            )
+            # a YAML without a shape in a folder of the user's is the class's own
+            if any(body.get("builder", name) != name for body, *_ in cards.get(name, {}).values()):
+                raise RegistryError(f"builder '{name}'", "a card declares this data set", "choose another name")
+            return builders.register(name, config)(item)
+
+        return add
+
+    def get_lr_scheduler_class(self, name: str) -> Any:
+        """LAVIS' form of a schedule, `cls(optimizer, max_epoch, …).step(cur_epoch, cur_step)`, ours or a plug-in's."""
+        return import_module("lavis_ext.common.optims").stepping(name)
+
+    def register_path(self, name: str, path: str | Path) -> None:
+        """Name a folder; `cache_root` is then used as that of an option is. Raises RegistryError for a taken name.
+
+        `mapping["paths"][name] = path` changes one that is taken.
+        """
+        if dict.get(self.paths, name, str(path)) != str(path):
+            way_out = f'registry.mapping["paths"]["{name}"] = … changes it'
+            raise RegistryError(f"path '{name}'", f"is {self.paths[name]}", way_out)
+        self.paths[name] = str(path)
+
+    def get_path(self, name: str) -> str:
+        """`cache_root`, `library_root` (where `configs/` lies), `repo_root`, what a run or a script registered.
+
+        Raises RegistryError for another name, where LAVIS gives None.
+        """
+        try:
+            return self.paths[name]
+        except KeyError as error:
+            known = {*self.paths, "cache_root", "library_root", "repo_root"}
+            raise RegistryError(f"path '{name}'", "not registered", nearest(name, known)) from error
+
+    def register(self, name: str, value: Any) -> None:
+        """Keep a value under a dotted name, over one that is there."""
+        *sections, last = name.split(".")
+        place: dict[str, Any] = self.state
+        for section in sections:
+            place = place.setdefault(section, {})
+        place[last] = value
+
+    def get(self, name: str, default: Any = None, no_warning: bool = False) -> Any:
+        """The value under a dotted name, else `default` with a warning."""
+        value: Any = self.state
+        for part in name.split("."):
+            if not isinstance(value, dict) or part not in value:
+                if not no_warning:
+                    log.warning("registry has no '%s'; %r is taken", name, default)
+                return default
+            value = value[part]
+        return value
+
+    def unregister(self, name: str) -> Any:
+        """Take a value out, and return it; None where there is none."""
+        return self.state.pop(name, None)
 
     def get_builder_class(self, name: str) -> Callable[..., Any]:
         """The builder of a data set (`coco_caption`) or of a shape (`image_caption`); call it as LAVIS' class."""
         datasets = import_module("lavis_ext.datasets.builders")
-        if name in datasets.names():
+        if name in datasets.names() and name not in builders._items:
             builder: Callable[..., Any] = datasets.builder_class(name)
             return builder
         try:
@@ -253,11 +386,12 @@ class Facade:
             raise UsageError(f"data set '{name}'", "not known", nearest(name, known)) from error
 
     def list_datasets(self) -> list[str]:
-        """The names of all data sets that a card declares."""
+        """The names of all data sets that a card declares or a class of LAVIS' kind builds."""
         found: list[str] = import_module("lavis_ext.datasets.builders").names()
-        return found
+        return sorted({*found, *(name for name, item in builders._items.items() if isinstance(item, type))})
 
 
+_FIRST_STATE = {"MAX_INT": sys.maxsize, "SPLIT_NAMES": ["train", "val", "test"]}
 registry = Facade()
 
 

@@ -2,18 +2,27 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from functools import wraps
+from pathlib import Path
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 import torch.distributed as dist
+from omegaconf import OmegaConf
 from torch import Tensor, nn
 
-from lavis_ext.common.config.schema import ModelConfig
-from lavis_ext.common.errors import ConfigError, IntegrityError
+from lavis_ext.common.config.decode import ConfigDecoder, read_yaml
+from lavis_ext.common.config.resolve import model_files
+from lavis_ext.common.config.schema import ModelConfig, OpenModelConfig
+from lavis_ext.common.errors import ConfigError, IntegrityError, nearest
+from lavis_ext.common.registry import models
 from lavis_ext.common.types import Batch
+from lavis_ext.common.utils import find_yaml, is_url
 
+log = logging.getLogger(__name__)
 NO_DECAY = ("bias", "ln", "bn", "LayerNorm")
 LISTED = 5
 
@@ -39,8 +48,60 @@ class Outputs:
     """Logits of further heads, by name."""
 
 
+class ModelResult(dict[str, Any]):
+    """What a model gives, by name or as attributes: `result["loss"]`, `result.loss`."""
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return self[name]
+        except KeyError:
+            raise AttributeError(f"the model gives no '{name}', but {', '.join(self)}") from None
+
+
+class LoadedKeys(NamedTuple):
+    """Names that a checkpoint lacks, and names of it that the model does not have (LAVIS' return value)."""
+
+    missing_keys: list[str]
+    unexpected_keys: list[str]
+
+
+class ModelTypes:
+    """LAVIS' `PRETRAINED_MODEL_CONFIG_DICT` of a class of ours: type → the YAML below a configs folder."""
+
+    def __get__(self, model: Any, kind: type) -> dict[str, str]:
+        files = model_files()
+        return {name: str(path) for arch in names_of(kind) for name, path in files.get(arch, {}).items()}
+
+
+def names_of(kind: type) -> list[str]:
+    """The names under which a class of models is registered."""
+    return [name for name, held in models._items.items() if held is kind]
+
+
+def takes_nodes(make: Any) -> Any:
+    """`from_config` that takes the section of a YAML too (a node or a mapping), as LAVIS' does."""
+
+    @wraps(make)
+    def from_config(cls: Any, config: Any) -> Any:
+        if not isinstance(config, Mapping) or cls.Keys is OpenModelConfig:
+            return make(cls, config)
+        tree = OmegaConf.to_container(config, resolve=True) if OmegaConf.is_config(config) else dict(config)
+        decoder = ConfigDecoder()
+        section = decoder.build(ModelConfig, {"arch": next(iter(names_of(cls)), cls.__name__), **tree}, "model")  # type: ignore[dict-item]
+        decoder.close()
+        return make(cls, section)
+
+    return from_config
+
+
 class BaseModel(nn.Module):
-    """A network with LAVIS' interface; parts given to `freeze` get no gradient and stay in eval mode."""
+    """A network with LAVIS' interface; parts given to `freeze` get no gradient and stay in eval mode.
+
+    A class in LAVIS' manner has its own `PRETRAINED_MODEL_CONFIG_DICT` (type → YAML) and `from_config(cfg)`, which gets
+    its section as a node; it declares no keys, and any key is passed on.
+    """
+
+    PRETRAINED_MODEL_CONFIG_DICT: Any = ModelTypes()
 
     Keys: ClassVar[type[ModelConfig]] = ModelConfig
     views: tuple[str, ...] = ("full",)
@@ -51,9 +112,105 @@ class BaseModel(nn.Module):
     compares_samples: bool = False
     """Whether the loss of a sample depends on others of its batch and of other ranks, as a contrastive loss does."""
 
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        if "Keys" not in vars(cls):
+            cls.Keys = models.inherited(cls) or cls.Keys
+            if "PRETRAINED_MODEL_CONFIG_DICT" in vars(cls) and cls.Keys is ModelConfig:
+                cls.Keys = OpenModelConfig
+        if isinstance(own := vars(cls).get("from_config"), classmethod):
+            cls.from_config = classmethod(takes_nodes(own.__func__))  # type: ignore[assignment]
+
     def __init__(self) -> None:
         super().__init__()
         self._frozen: list[nn.Module] = []
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """`forward`, whose dict has attributes too."""
+        output = super().__call__(*args, **kwargs)
+        return ModelResult(output) if type(output) is dict else output
+
+    @classmethod
+    def default_config_path(cls, model_type: str) -> str:
+        """The YAML of a type; raises ConfigError with the nearest names."""
+        types = cls.PRETRAINED_MODEL_CONFIG_DICT
+        if model_type not in types:
+            raise ConfigError(cls.__name__, f"has no type '{model_type}'", nearest(model_type, types))
+        return find_yaml(types[model_type])
+
+    @classmethod
+    def from_pretrained(cls, model_type: str) -> BaseModel:
+        """The model of a type's YAML (LAVIS' method); raises ConfigError with the nearest names."""
+        from lavis_ext.models.zoo import build_model, default_config
+
+        path = cls.default_config_path(model_type)
+        if names := [arch for arch in names_of(cls) if model_type in cls.PRETRAINED_MODEL_CONFIG_DICT]:
+            arch = next((one for one in names if model_type in model_files().get(one, {})), names[0])
+            return build_model(default_config(arch, model_type))
+        return cls.from_config(OmegaConf.create(read_yaml(Path(path))[0]["model"]))
+
+    def load_checkpoint(self, url_or_filename: str) -> LoadedKeys:
+        """Load trained weights, ours, LAVIS' or VPGTrans', over this model; frozen parts may be absent.
+
+        Raises IntegrityError for what does not fit, where LAVIS leaves it out in silence, and UnsafeError for a pickle
+        of more than tensors.
+        """
+        from lavis_ext.models.weights import load_over, read_checkpoint
+
+        key, path = "checkpoint", local_file(url_or_filename)
+        if hasattr(self, "net"):
+            load_over(self, path, key)
+            return LoadedKeys([], [])
+        state = read_checkpoint(path, key)
+        self.load_trainable_state(state)
+        return LoadedKeys(sorted(set(self._persistent()) - set(state)), [])
+
+    def load_from_pretrained(self, url_or_filename: str, **kwargs: Any) -> LoadedKeys:
+        """Load the tensors of a checkpoint that this model has too, as a start: Q-Former and tower of the first stage.
+
+        The names that were not loaded are returned and logged. Raises IntegrityError where no name or a shape differs.
+        """
+        from lavis_ext.models.lora import fit_names
+        from lavis_ext.models.weights import read_checkpoint, translate
+
+        key, path = "load_from_pretrained", local_file(url_or_filename)
+        state, mine = read_checkpoint(path, key), self._persistent()
+        if hasattr(self, "net"):
+            state = fit_names(translate(state, f"{key} {path}"), self.state_dict())
+        shared = {name: tensor for name, tensor in state.items() if name in mine}
+        if not shared:
+            what = f"has no name of this {type(self).__name__}: {listed(state)}"
+            raise IntegrityError(f"{key} {path}", what, "name a checkpoint of this architecture")
+        fit(f"{key} {path}", {name: mine[name] for name in shared}, shared)
+        left = LoadedKeys(sorted(set(mine) - set(shared)), sorted(set(state) - set(shared)))
+        log.info("%s: %d tensors; not in it: %s", path, len(shared), listed(left.missing_keys))
+        return left
+
+    def load_checkpoint_from_config(self, cfg: Any, **kwargs: Any) -> None:
+        """`finetuned` with `load_finetuned` (which is on unless it is given), else `pretrained`, as in LAVIS."""
+        key = "finetuned" if cfg.get("load_finetuned", True) else "pretrained"
+        if key == "pretrained" and not cfg.get("load_pretrained", True):
+            return
+        if not (path := cfg.get(key)):
+            raise ConfigError(f"model.{key}", "is missing", f"name a checkpoint, or set model.load_{key}: False")
+        self.load_checkpoint(path) if key == "finetuned" else self.load_from_pretrained(path, **kwargs)
+
+    def before_training(self, **kwargs: Any) -> None:
+        """LAVIS' call before the first step, with `dataset` and `task_type`."""
+
+    def before_evaluation(self, **kwargs: Any) -> None:
+        """LAVIS' call before the first evaluation step of a split, with `dataset` and `task_type`."""
+
+    def get_optimizer_params(self, weight_decay: float, lr_scale: float = 1) -> list[dict[str, Any]]:
+        """LAVIS' parameter groups; one that a subclass defines is what the run's optimizer gets."""
+        return [{**group, "lr_scale": lr_scale} for group in self._groups(weight_decay)]
+
+    def show_n_params(self, return_str: bool = True) -> str | int:
+        """How many parameters there are: 1234567 → "1.2M", or the number."""
+        count = sum(parameter.numel() for parameter in self.parameters())
+        if not return_str:
+            return count
+        return f"{count / 1e6:.1f}M" if count >= 1e6 else f"{count / 1e3:.1f}K"
 
     @classmethod
     def from_config(cls, config: Any) -> BaseModel:
@@ -133,6 +290,11 @@ class BaseModel(nn.Module):
         return {**dict(self.named_parameters()), **buffers}
 
     def optimizer_params(self, weight_decay: float) -> list[dict[str, Any]]:
+        """The parameter groups of the optimizer: those of `get_optimizer_params` where a subclass defines it."""
+        own = type(self).get_optimizer_params is not BaseModel.get_optimizer_params
+        return self.get_optimizer_params(weight_decay) if own else self._groups(weight_decay)
+
+    def _groups(self, weight_decay: float) -> list[dict[str, Any]]:
         """Parameter groups as LAVIS has them: no decay for vectors and for names with bias, ln, bn or LayerNorm.
 
         The scalars of `decayed` have a group of their own before the others without decay.
@@ -152,6 +314,13 @@ class BaseModel(nn.Module):
         """Raise ConfigError if no parameter is trainable."""
         if not any(parameter.requires_grad for parameter in self.parameters()):
             raise ConfigError("model", "every part is frozen", "unfreeze one, or set run.evaluate: True")
+
+
+def local_file(name: str) -> str:
+    """A checkpoint's path; raises ConfigError for an address: what is fetched is declared, and verified."""
+    if is_url(str(name)):
+        raise ConfigError(str(name), "is an address, not a file", "name it as model.pretrained, or fetch it first")
+    return str(name)
 
 
 def fit(where: str, mine: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> None:
@@ -225,6 +394,17 @@ def gather_rows(rows: Tensor) -> Tensor:
         return rows
     gathered: Tensor = _Gather.apply(rows)  # type: ignore[no-untyped-call]
     return gathered
+
+
+def all_gather_with_grad(tensors: Tensor) -> Tensor:
+    """`gather_rows` under LAVIS' name."""
+    return gather_rows(tensors)
+
+
+@torch.no_grad()
+def concat_all_gather(tensor: Tensor) -> Tensor:
+    """Rows of all ranks without a gradient (LAVIS' function)."""
+    return gather_rows(tensor.detach())
 
 
 class _Gather(torch.autograd.Function):

@@ -7,10 +7,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from omegaconf import OmegaConf
+
 from lavis_ext.common.config.decode import ConfigDecoder, read_sections
 from lavis_ext.common.config.resolve import cache_root, model_defaults, model_files
-from lavis_ext.common.config.schema import ModelConfig
+from lavis_ext.common.config.schema import ModelConfig, OpenModelConfig
 from lavis_ext.common.errors import ConfigError
+from lavis_ext.common.names import NAMES
 from lavis_ext.common.registry import models
 from lavis_ext.models.settings import is_checkpoint, names_url
 
@@ -56,7 +59,9 @@ def build_model(config: ModelConfig, root: Path | None = None) -> BaseModel:
         from lavis_ext.models.weights import with_local_weights
 
         config = with_local_weights(config, root or Path(cache_root()))
-    model: BaseModel = kind.from_config(config)
+    # a class in LAVIS' manner gets its section as it is given
+    section = OmegaConf.create(config.given) if isinstance(config, OpenModelConfig) else config
+    model: BaseModel = kind.from_config(section)
     return model
 
 
@@ -65,9 +70,12 @@ def load_model(
 ) -> BaseModel:
     """A model by architecture and type, with `checkpoint` (our file or folder) loaded over it; LAVIS' arguments."""
     config = default_config(name, model_type)
-    if checkpoint is not None:
+    own = isinstance(config, OpenModelConfig)
+    if checkpoint is not None and not own:
         config = replace(config, load_finetuned=True, finetuned=checkpoint)
     model = build_model(config)
+    if checkpoint is not None and own:
+        model.load_checkpoint(checkpoint)
     return model.eval().to(device) if is_eval else model.to(device)
 
 
@@ -104,10 +112,21 @@ def identity(item: Any) -> Any:
 
 
 class ModelZoo:
-    """The architectures and types that the configs folders declare: iterable of (arch, types), printed as a table."""
+    """The architectures and types that the configs folders, and classes in LAVIS' manner, declare.
+
+    Iterable of (arch, types), printed as a table.
+    """
+
+    @property
+    def model_zoo(self) -> dict[str, list[str]]:
+        """Architecture → types."""
+        named = {arch: sorted(types) for arch, types in model_files().items()}
+        own = {name: held for name, held in models._items.items() if name not in NAMES["model"]}
+        types = {name: getattr(held, "PRETRAINED_MODEL_CONFIG_DICT", None) for name, held in own.items()}
+        return dict(sorted({**{name: sorted(some) for name, some in types.items() if some}, **named}.items()))
 
     def __iter__(self) -> Iterator[tuple[str, list[str]]]:
-        return iter([(arch, sorted(types)) for arch, types in sorted(model_files().items())])
+        return iter(self.model_zoo.items())
 
     def __len__(self) -> int:
         return sum(len(types) for _, types in self)

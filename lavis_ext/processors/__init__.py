@@ -2,12 +2,64 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import is_dataclass
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from omegaconf import OmegaConf
 
 from lavis_ext.common.config.schema import ProcessorConfig
 from lavis_ext.common.errors import ConfigError
 from lavis_ext.common.registry import processors
+
+if TYPE_CHECKING:
+    import torch
+
+    from lavis_ext.processors.base_processor import BaseProcessor
+    from lavis_ext.processors.blip_processors import (
+        Blip2ImageTrainProcessor,
+        BlipCaptionProcessor,
+        BlipImageEvalProcessor,
+        BlipImageTrainProcessor,
+        BlipQuestionProcessor,
+    )
+    from lavis_ext.processors.clip_processors import ClipImageEvalProcessor, ClipImageTrainProcessor
+
+_drawing: ContextVar[torch.Generator | None] = ContextVar("drawing", default=None)
+
+
+@contextmanager
+def drawing_from(rng: torch.Generator) -> Iterator[None]:
+    """Processors of ours that are called without a generator in this block, and thread, draw from `rng`."""
+    token = _drawing.set(rng)
+    try:
+        yield
+    finally:
+        _drawing.reset(token)
+
+
+def current_rng() -> torch.Generator | None:
+    """The generator of the block that this is called in; None outside of one: torch's global."""
+    return _drawing.get()
+
+
+def uint8_of(processor: Any) -> Callable[..., Any] | None:
+    """What makes a picture uint8 [3,S,S], with a generator; None for a processor that only a call describes.
+
+    A class that defines a call of its own, or holds a `transform`, over one of ours is of the second kind.
+    """
+    if "transform" in getattr(processor, "__dict__", {}):
+        return None
+    for kind in type(processor).__mro__:
+        if "uint8" in vars(kind):
+            found: Callable[..., Any] = processor.uint8
+            return found
+        if "__call__" in vars(kind) and kind.__name__ != "BaseProcessor":
+            return None
+    return getattr(processor, "uint8", None)
 
 
 def load_processor(name: str, cfg: Mapping[str, Any] | ProcessorConfig | None = None) -> Any:
@@ -16,9 +68,13 @@ def load_processor(name: str, cfg: Mapping[str, Any] | ProcessorConfig | None = 
     One without LAVIS' `from_config` is called with the arguments by keyword.
     """
     factory: Any = processors.get(name)
-    if hasattr(factory, "from_config"):
-        return factory.from_config(cfg)
     arguments = dict(cfg.args if isinstance(cfg, ProcessorConfig) else cfg or {})
+    if is_dataclass(factory) and hasattr(factory, "from_config"):
+        return factory.from_config(arguments)
+    if hasattr(factory, "from_config"):
+        # a node: classes in LAVIS' manner read `cfg.image_size` and `cfg.get("mean")`
+        node = OmegaConf.create({"name": name, **arguments}, flags={"allow_objects": True})
+        return factory.from_config(None if cfg is None else node)
     arguments.pop("name", None)
     try:
         return factory(**arguments)
@@ -31,4 +87,35 @@ def build_processor(config: ProcessorConfig | None) -> Any:
     return None if config is None else load_processor(config.name, config)
 
 
-__all__ = ["build_processor", "load_processor"]
+_HOME = {
+    "BaseProcessor": "base_processor",
+    "Blip2ImageTrainProcessor": "blip_processors",
+    "BlipCaptionProcessor": "blip_processors",
+    "BlipImageEvalProcessor": "blip_processors",
+    "BlipImageTrainProcessor": "blip_processors",
+    "BlipQuestionProcessor": "blip_processors",
+    "ClipImageEvalProcessor": "clip_processors",
+    "ClipImageTrainProcessor": "clip_processors",
+}
+__all__ = [
+    "BaseProcessor",
+    "Blip2ImageTrainProcessor",
+    "BlipCaptionProcessor",
+    "BlipImageEvalProcessor",
+    "BlipImageTrainProcessor",
+    "BlipQuestionProcessor",
+    "ClipImageEvalProcessor",
+    "ClipImageTrainProcessor",
+    "build_processor",
+    "current_rng",
+    "drawing_from",
+    "load_processor",
+    "uint8_of",
+]
+
+
+def __getattr__(name: str) -> Any:
+    """Import the classes only on use: those of pictures need torch."""
+    if name not in _HOME:
+        raise AttributeError(f"module 'lavis_ext.processors' has no attribute '{name}'")
+    return getattr(import_module(f"lavis_ext.processors.{_HOME[name]}"), name)

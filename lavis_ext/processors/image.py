@@ -13,8 +13,9 @@ from torch import Tensor
 
 from lavis_ext.common.errors import ConfigError
 from lavis_ext.common.registry import processors
+from lavis_ext.processors import current_rng
 from lavis_ext.processors.augment import random_augment
-from lavis_ext.processors.base_processor import BaseProcessor
+from lavis_ext.processors.base_processor import BaseProcessor, settable
 from lavis_ext.processors.settings import (
     MEAN,
     STD,
@@ -141,19 +142,30 @@ class Normalizer:
         return normalize(images, self.mean, self.std) if images.dtype == torch.uint8 else images
 
 
+@settable
 @dataclass(frozen=True)
 class SquareImage(ImageProcessorKeys, BaseProcessor):
     """Base: a subclass defines `uint8`; a call normalises its result."""
 
     def __call__(self, image: Any, rng: torch.Generator | None = None) -> Tensor:
         """A PIL image or uint8 [H,W,3] array → normalised float32 [3,S,S]; without `rng` torch's global one is used."""
-        return normalize(self.uint8(as_rgb(image), rng), self.mean, self.std)
+        return normalize(self.uint8(as_rgb(image), current_rng() if rng is None else rng), self.mean, self.std)
 
     def uint8(self, image: np.ndarray, rng: torch.Generator | None = None) -> Tensor:
         """uint8 [H,W,3] RGB → uint8 [3,S,S], not normalised."""
         raise NotImplementedError
 
+    def transform(self, item: Any) -> Tensor:
+        """The same as a call (LAVIS' attribute, which a subclass may set)."""
+        return self(item)
 
+    def normalize(self, image: Tensor) -> Tensor:
+        """float [3,H,W] from 0 to 1 → `(x - mean) / std`, for transforms in LAVIS' manner."""
+        mean, std = (torch.tensor(value, dtype=image.dtype).view(-1, 1, 1) for value in (self.mean, self.std))
+        return (image - mean.to(image.device)) / std.to(image.device)
+
+
+@settable
 @dataclass(frozen=True)
 class RandomCropImage(CropKeys, SquareImage):
     """A random crop, resized bicubically."""
@@ -165,6 +177,7 @@ class RandomCropImage(CropKeys, SquareImage):
 
 
 @processors.register("blip2_image_train", config=Blip2TrainKeys)
+@settable
 @dataclass(frozen=True)
 class Blip2ImageTrain(Blip2TrainKeys, RandomCropImage):
     """Random resized crop, random flip."""
@@ -175,6 +188,7 @@ class Blip2ImageTrain(Blip2TrainKeys, RandomCropImage):
 
 
 @processors.register("blip_image_train", config=BlipTrainKeys)
+@settable
 @dataclass(frozen=True)
 class BlipImageTrain(BlipTrainKeys, RandomCropImage):
     """Random resized crop, random flip, then two of BLIP's ten augmentations at strength 5."""
@@ -186,6 +200,7 @@ class BlipImageTrain(BlipTrainKeys, RandomCropImage):
 
 
 @processors.register("blip_image_eval", config=BlipEvalKeys)
+@settable
 @dataclass(frozen=True)
 class BlipImageEval(BlipEvalKeys, SquareImage):
     """The whole image resized to a square; the aspect ratio is not kept."""
@@ -196,12 +211,14 @@ class BlipImageEval(BlipEvalKeys, SquareImage):
 
 
 @processors.register("clip_image_train", config=ClipTrainKeys)
+@settable
 @dataclass(frozen=True)
 class ClipImageTrain(ClipTrainKeys, RandomCropImage):
     """Random resized crop of nearly the whole image, no flip."""
 
 
 @processors.register("clip_image_eval", config=ImageProcessorKeys)
+@settable
 @dataclass(frozen=True)
 class ClipImageEval(SquareImage):
     """The shorter side resized, then the middle square."""

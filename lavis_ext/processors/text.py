@@ -7,13 +7,14 @@ from dataclasses import dataclass
 
 from lavis_ext.common.config.decode import Count
 from lavis_ext.common.registry import processors
-from lavis_ext.processors.base_processor import BaseProcessor
+from lavis_ext.processors.base_processor import BaseProcessor, settable
 
 SIGNS = re.compile(r"[.!\"()*#:;~]")
 SPACES = re.compile(r"\s{2,}")
 
 
 @processors.register("blip_caption")
+@settable
 @dataclass(frozen=True)
 class BlipCaption(BaseProcessor):
     """Punctuation becomes spaces; `prompt` is put before the result."""
@@ -32,6 +33,7 @@ class BlipCaption(BaseProcessor):
 
 
 @processors.register("blip_question")
+@settable
 @dataclass(frozen=True)
 class BlipQuestion(BaseProcessor):
     """Punctuation is deleted; inner and final line breaks stay, as in LAVIS."""

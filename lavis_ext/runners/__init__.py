@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from lavis_ext.common.config.schema import Config
+
+if TYPE_CHECKING:
+    from lavis_ext.runners.runner_base import RunnerBase
+    from lavis_ext.runners.runner_iter import RunnerIter
 
 
 def train(config: Config, data: Mapping[str, Any] | None = None) -> Path:
@@ -23,4 +28,12 @@ def evaluate(config: Config, data: Mapping[str, Any] | None = None) -> Path:
     return run.evaluate(config, data)
 
 
-__all__ = ["evaluate", "train"]
+__all__ = ["RunnerBase", "RunnerIter", "evaluate", "train"]
+
+
+def __getattr__(name: str) -> Any:
+    """Import the loop on first use: it needs torch."""
+    homes = {"RunnerBase": "runner_base", "RunnerIter": "runner_iter"}
+    if name not in homes:
+        raise AttributeError(f"module 'lavis_ext.runners' has no attribute '{name}'")
+    return getattr(import_module(f"lavis_ext.runners.{homes[name]}"), name)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,10 +10,11 @@ from typing import Any
 from accelerate import Accelerator
 
 from lavis_ext.common.config.resolve import cache_root
-from lavis_ext.common.config.schema import Config, ModelConfig
+from lavis_ext.common.config.schema import Config, DatasetConfig, ModelConfig
 from lavis_ext.common.errors import ConfigError, Problem, nearest
 from lavis_ext.common.types import Dataset
 from lavis_ext.datasets.builders import BuildContext, NotPreparedError, build_datasets
+from lavis_ext.datasets.datasets.base_dataset import BaseDataset, ItemDataset
 from lavis_ext.datasets.mixture import Mixture
 from lavis_ext.features.vocabulary import LabelVocabulary, read_labels
 
@@ -62,6 +63,17 @@ def is_own(config: Config, key: str) -> bool:
     return place == "--options" or place.startswith(f"{config.path}:")
 
 
+def adopted(given: Mapping[str, Mapping[str, Any]]) -> Opened:
+    """A script's {data set: {split: rows}} under these names; rows with `__getitem__` alone can be loaded too."""
+    found: Opened = {}
+    for name, splits in given.items():
+        for split, rows in splits.items():
+            found.setdefault(name, {})[split] = rows if hasattr(rows, "load") else ItemDataset(rows)
+            if isinstance(rows := found[name][split], BaseDataset) and not rows.declared:
+                rows.parts_named(DatasetConfig(name=name), split)
+    return found
+
+
 def joined(opened: Opened, more: Opened) -> Opened:
     """The splits of both, data set by data set."""
     return {name: {**opened.get(name, {}), **more.get(name, {})} for name in {**opened, **more}}
@@ -75,7 +87,8 @@ def train_feed(config: Config, opened: Opened, accelerator: Accelerator) -> Mixt
     found = {split: of_split(opened, split) for split in run.train_splits}
     several = len(run.train_splits) > 1
     datasets = {f"{n}/{split}" if several else n: d for split, named in found.items() for n, d in named.items()}
-    weights = {key: config.datasets[key.split("/")[0]].weight for key in datasets}
+    given = {name: dataset.weight for name, dataset in config.datasets.items()}
+    weights = {key: given.get(key.split("/")[0]) for key in datasets}
     return Mixture(
         datasets,
         weights,

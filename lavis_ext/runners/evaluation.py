@@ -18,7 +18,7 @@ from accelerate.utils import gather_object
 from PIL import Image
 
 from lavis_ext.browse.run_report import choose, overlap
-from lavis_ext.common.errors import LavisExtError, PartialError, UsageError, nearest
+from lavis_ext.common.errors import ConfigError, LavisExtError, PartialError, UsageError, nearest
 from lavis_ext.datasets.collate import to_device
 from lavis_ext.metrics.vqa import vqa_score
 from lavis_ext.runners.checkpoint import random_state, restore_random_state, seed_everything
@@ -26,13 +26,27 @@ from lavis_ext.runners.distributed import broadcast_from_main
 from lavis_ext.runners.files import write_json
 from lavis_ext.runners.microbatch import memory_errors
 from lavis_ext.tasks.answering import find_truth, plain_value
-from lavis_ext.tasks.base_task import first_by_id, merged_references, plain_id
+from lavis_ext.tasks.base_task import BaseTask, first_by_id, merged_references, plain_id
 
 log = logging.getLogger(__name__)
 
 
 class EvaluationStopped(Exception):
     """A signal came between two batches; its number is the argument. Generators and train mode are restored."""
+
+
+class Batches:
+    """The batches of a split on their device, with LAVIS' `dataset` and length."""
+
+    def __init__(self, batches: Iterator[dict[str, Any]], feed: Any) -> None:
+        self._batches, self._feed = batches, feed
+        self.dataset = next(iter(feed.datasets.values()))
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        return self._batches
+
+    def __len__(self) -> int:
+        return len(self._feed)
 
 
 OOM_HINT = "lower run.batch_size_eval, or run.num_beams"
@@ -70,7 +84,9 @@ class Evaluator:
         finally:
             restore_random_state(generators)
             self.task.model.train(training)
-        if not rows:
+        if rows is None:  # a task in LAVIS' manner whose `evaluation` does nothing
+            return {}
+        if isinstance(rows, list) and not rows and not getattr(self.task, "lavis", False):
             raise PartialError(
                 f"split '{split}'", "none of its samples could be used", "look at faults.json of the run"
             )
@@ -80,19 +96,34 @@ class Evaluator:
         """Samples that could not be read, per split."""
         return {split: feed.faults.summary() for split, feed in self.feeds.items()}
 
-    def _rows(self, split: str, stop: Callable[[], int]) -> list[dict[str, Any]]:
+    def _rows(self, split: str, stop: Callable[[], int]) -> Any:
         rows: list[dict[str, Any]] = []
         with torch.no_grad():
             feed = self.feeds[split]
             self.task.before_evaluation(split, list(feed.datasets.values()))
             feed.set_epoch(0)  # every evaluation sees the same samples in the same order
-            for batch in feed:
-                if number := stop():
-                    raise EvaluationStopped(number)
-                moved = to_device(batch, self.accelerator.device, feed.normalizer)
+            if getattr(type(self.task), "evaluation", BaseTask.evaluation) is not BaseTask.evaluation:
+                return self._by_task(split, stop)
+            for moved in self._moved(feed, stop):
                 with memory_errors(f"split '{split}'", OOM_HINT), self.accelerator.autocast():
                     rows += self.task.valid_step(moved)
         return rows
+
+    def _moved(self, feed: Any, stop: Callable[[], int]) -> Iterator[dict[str, Any]]:
+        for batch in feed:
+            if number := stop():
+                raise EvaluationStopped(number)
+            yield to_device(batch, self.accelerator.device, feed.normalizer)
+
+    def _by_task(self, split: str, stop: Callable[[], int]) -> Any:
+        """What a task in LAVIS' manner gives that defines the loop over a split, `evaluation`."""
+        feed = self.feeds[split]
+        if self.accelerator.num_processes > 1:
+            what = f"{type(self.task).__name__} defines evaluation, which one process can run"
+            raise ConfigError("run.task", what, "start one process, or define valid_step alone")
+        loader = Batches(self._moved(feed, stop), feed)
+        with memory_errors(f"split '{split}'", OOM_HINT), self.accelerator.autocast():
+            return self.task.evaluation(model=self.task.network, data_loader=loader, cuda_enabled=False)
 
     def _metrics(self, rows: list[dict[str, Any]], split: str, label: str) -> dict[str, Any]:
         """All ranks do their share of the work, then rank 0 writes the files and computes the metrics for all."""
@@ -108,7 +139,7 @@ class Evaluator:
         result_dir.mkdir(exist_ok=True)
         datasets, run = list(self.feeds[split].datasets.values()), self.task.run
         metrics: dict[str, Any] = self.task.after_evaluation(rows, split, datasets, result_dir, label)
-        if self.gallery:
+        if self.gallery and isinstance(rows, list) and all(isinstance(row, Mapping) for row in rows):
             official = getattr(run, "anno_files", {}).get(split)
             write_gallery(rows, datasets, result_dir / "gallery" / split, split, official)
         return metrics

@@ -13,7 +13,7 @@ from lavis_ext.common.errors import ConfigError
 from lavis_ext.common.registry import lr_schedulers
 from lavis_ext.runners.microbatch import Step
 from lavis_ext.runners.runner_base import Hook, RunnerBase
-from lavis_ext.runners.schedule import RunLength, RunProgress, Schedule, set_learning_rate
+from lavis_ext.runners.schedule import RunLength, RunProgress, Schedule, set_learning_rate, stepped
 
 log = logging.getLogger(__name__)
 
@@ -27,7 +27,9 @@ class ScheduleHook(Hook):
         The rates of all epochs (of a thousand of them) are looked at first: one that cannot be is found before a step.
         """
         plan = runner.plan
-        self.schedule: Schedule = lr_schedulers.get(runner.run.lr_sched)(runner.run, plan.max_epoch)
+        made = lr_schedulers.get(runner.run.lr_sched)
+        stepping = isinstance(made, type)  # LAVIS' form, which sets the rate itself
+        self.schedule: Schedule = (stepped if stepping else made)(runner.run, plan.max_epoch)
         for epoch in (*range(0, plan.epochs, max(plan.epochs // 1000, 1)), plan.epochs - 1):
             for batch in (1, plan.length(epoch)):
                 self._rate(runner, RunProgress(epoch=epoch, batch=batch))
@@ -59,7 +61,7 @@ class EvaluateHook(Hook):
         if not (runner.task.evaluates and due(epoch, run.val_freq, runner.plan)):
             return
         choosing = "val" if "val" in run.valid_splits else next(iter(run.valid_splits), "")
-        by_split = {split: runner.evaluate(split, str(epoch)) for split in run.valid_splits}
+        by_split = {split: runner.evaluate_split(split, str(epoch)) for split in run.valid_splits}
         # reported only after all splits: if a signal stops one, none is logged, and the resumed run logs each once
         for split, metrics in by_split.items():
             runner.notify("after_evaluation", split, str(epoch), metrics)

@@ -133,7 +133,7 @@ class LogHook(Hook):
         if runner.run.tensorboard and importlib.util.find_spec("tensorboard"):
             self.sinks.append(TensorBoardSink(self.file.path.parent, runner.progress.step))
         if runner.run.wandb:
-            self.sinks.append(WandbSink(self.file.path.parent, runner.config))
+            self.sinks.append(WandbSink(self.file.path.parent, runner.settings))
 
     def after_step(self, runner: RunnerBase, step: Step) -> None:
         """Add up the numbers; write a line at every `log_freq`-th step."""

@@ -5,14 +5,16 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from lavis_ext.common.config.check import require_sizes
 from lavis_ext.common.config.schema import Config, ModelConfig
+from lavis_ext.common.config.script import Config as Script
 from lavis_ext.common.errors import ConfigError, DiskError
-from lavis_ext.common.registry import runners
+from lavis_ext.common.registry import runners, tasks
 from lavis_ext.features.vocabulary import LabelVocabulary
 from lavis_ext.models.settings import names_url
 from lavis_ext.models.zoo import build_model
@@ -20,6 +22,7 @@ from lavis_ext.runners import checkpoint
 from lavis_ext.runners.checkpoint import seed_everything
 from lavis_ext.runners.data import (
     Opened,
+    adopted,
     beside,
     eval_feeds,
     joined,
@@ -39,23 +42,24 @@ from lavis_ext.runners.logs import JsonLog, LogHook, summary
 from lavis_ext.runners.microbatch import no_stop
 from lavis_ext.runners.runner_base import Hook, RunnerBase
 from lavis_ext.runners.schedule import RunLength
-from lavis_ext.tasks.base_task import BaseTask, setup_task
+from lavis_ext.tasks.base_task import BaseTask, require_called, setup_task, taken
 
 log = logging.getLogger(__name__)
 
 
-def train(config: Config, data: Mapping[str, Any] | None = None) -> Path:
+def train(config: Config, data: Mapping[str, Any] | None = None, script: RunnerBase | None = None) -> Path:
     """Train, validate and test as `config` says, or go on where the job of that name stopped; returns the job folder.
 
     `data` is what `prepare` recorded of the data sets (`{"subset": …}`), kept as `data.json` for the report. Raises
     ConfigError before the first step for what cannot be trained, DiskError for a disk that no checkpoint fits on,
-    TrainingError for losses that are not finite and for ranks that are gone, Preempted after SIGTERM.
+    TrainingError for losses that are not finite and for ranks that are gone, Preempted after SIGTERM. `script` is a
+    runner in LAVIS' form, with its task, model and data sets.
     """
     require_model(config)
     require_sizes(config)
     accelerator = build_accelerator(config.run)
     with opened_job(config, accelerator) as job, deterministic(accelerator.device):
-        runner = build_runner(job)
+        runner = build_runner(job, script)
         resume(job, runner)
         require_space(job, runner)
         job.begin(data)
@@ -70,7 +74,7 @@ def train(config: Config, data: Mapping[str, Any] | None = None) -> Path:
     return job.dir
 
 
-def evaluate(config: Config, data: Mapping[str, Any] | None = None) -> Path:
+def evaluate(config: Config, data: Mapping[str, Any] | None = None, script: RunnerBase | None = None) -> Path:
     """Evaluate `test_splits` (else `valid_splits`) with the weights of the model section; returns the job folder.
 
     Metrics go to `evaluate.json`, to `log.jsonl` and to the report. Raises ConfigError if no split is named.
@@ -82,10 +86,11 @@ def evaluate(config: Config, data: Mapping[str, Any] | None = None) -> Path:
     require_sizes(config)
     accelerator = build_accelerator(config.run)
     with opened_job(config, accelerator) as job, deterministic(accelerator.device):
-        opened = first_opened(job, splits)
-        task = build_task(job, vocabulary(opened))
+        given = given_by(job, script)
+        opened = given.opened(job, splits)
+        task = build_task(job, vocabulary(opened), given)
         task.model.to(accelerator.device)
-        evaluator = build_evaluator(job, task, splits, opened)
+        evaluator = build_evaluator(job, task, splits, opened, given)
         job.begin(data, evaluation=True)
         found = {split: evaluator.evaluate(split, "test", no_stop) for split in splits}
         if job.is_main:
@@ -102,7 +107,40 @@ def require_model(config: Config) -> ModelConfig:
     return config.model
 
 
-def build_task(job: Job, answers: LabelVocabulary | None = None) -> BaseTask:
+@dataclass(frozen=True)
+class Given:
+    """What a script made before the run: its task, model and data sets; None for what the run file says."""
+
+    task: Any = None
+    model: Any = None
+    datasets: Opened | None = None
+
+    def opened(self, job: Job, splits: Sequence[str]) -> Opened:
+        """The data sets of some splits, the script's or those of the run file."""
+        if self.datasets is None:
+            return first_opened(job, splits)
+        some = {name: {key: one for key, one in held.items() if key in splits} for name, held in self.datasets.items()}
+        return some if splits else {}
+
+
+def given_by(job: Job, script: RunnerBase | None) -> Given:
+    """What a runner in LAVIS' form brings, or a task in LAVIS' manner builds by its own methods."""
+    if script is not None:
+        return Given(script.task, script.model, adopted(script.datasets))
+    kind = tasks.get(job.config.run.task)
+    if not getattr(kind, "lavis", False):
+        return Given()
+    cfg = Script.of(job.config)
+    task = setup_task(cfg)
+    require_called(task)
+    own = type(task).build_datasets is not BaseTask.build_datasets
+    opened = (
+        main_first(job.accelerator, partial(task.build_datasets, cfg), job.config.run.wait_minutes) if own else None
+    )
+    return Given(task, None, adopted(opened) if opened is not None else None)
+
+
+def build_task(job: Job, answers: LabelVocabulary | None = None, given: Given = Given()) -> BaseTask:
     """The registered model and task of the run; all ranks build the same weights.
 
     A classifier gets as many classes as `answers` has; the job's configuration is changed accordingly.
@@ -112,8 +150,14 @@ def build_task(job: Job, answers: LabelVocabulary | None = None) -> BaseTask:
     seed_everything(job.config.run.seed)
     run, build = job.config.run, partial(build_model, model, Path(job.config.cache_root))
     # rank 0 fetches weights that are named by a URL before the others look
-    network = main_first(job.accelerator, build, run.wait_minutes) if names_url(model) else build()
-    return setup_task(run, network)
+    fetched = partial(main_first, job.accelerator, build, run.wait_minutes) if names_url(model) else build
+    if given.task is None:
+        return setup_task(run, fetched())
+    task: BaseTask = given.task
+    if given.model is not None:
+        return taken(task, run, given.model)
+    own = type(task).build_model is not BaseTask.build_model
+    return taken(task, run, task.build_model(Script.of(job.config)) if own else fetched())
 
 
 def first_opened(job: Job, splits: Sequence[str]) -> Opened:
@@ -121,7 +165,7 @@ def first_opened(job: Job, splits: Sequence[str]) -> Opened:
     return main_first(job.accelerator, partial(open_datasets, job.config, splits), job.config.run.wait_minutes)
 
 
-def build_evaluator(job: Job, task: BaseTask, splits: list[str], opened: Opened) -> Evaluator:
+def build_evaluator(job: Job, task: BaseTask, splits: list[str], opened: Opened, given: Given = Given()) -> Evaluator:
     """An evaluator of these splits, of none where the task does not evaluate.
 
     `opened` are the data sets that are open already, of these or other splits; raises ConfigError where their answers
@@ -132,27 +176,52 @@ def build_evaluator(job: Job, task: BaseTask, splits: list[str], opened: Opened)
     wanted = splits if task.evaluates else []
     known = {split for datasets in opened.values() for split in datasets}
     lacking = [split for split in wanted if split not in known]
-    both = joined(opened, first_opened(job, lacking))
+    both = joined(opened, given.opened(job, lacking))
     vocabulary(both)
     feeds = eval_feeds(job.config, both, wanted, job.accelerator)
     return Evaluator(task, feeds, job.dir, job.accelerator, job.config.run.seed, gallery=job.config.run.report)
 
 
-def build_runner(job: Job) -> RunnerBase:
+def build_runner(job: Job, script: RunnerBase | None = None) -> RunnerBase:
     """Data, model, task, hooks and loop, in an order that fails on empty data before a model is loaded."""
-    run, opened = job.config.run, first_opened(job, job.config.run.train_splits)
+    run, given = job.config.run, given_by(job, script)
+    opened = given.opened(job, run.train_splits)
     splits = list(dict.fromkeys([*run.valid_splits, *run.test_splits]))
     batches = train_feed(job.config, opened, job.accelerator)
     RunLength.of(run, len(batches))  # raises for empty data, before a model is loaded
     answers = vocabulary(opened)
-    task = build_task(job, answers)
-    evaluator = build_evaluator(job, task, splits, opened)
+    task = build_task(job, answers, given)
+    evaluator = build_evaluator(job, task, splits, opened, given)
     log_hook = LogHook(JsonLog(job.dir / "log.jsonl"))
     hooks: list[Hook] = [OwnerHook(job), SignalHook(), ScheduleHook(), log_hook, EvaluateHook(), CheckpointHook()]
     seed_everything(run.seed + job.accelerator.process_index)
-    runner: RunnerBase = runners.get(run.runner)(job.config.run, task, batches, evaluator, hooks, job.accelerator)
-    runner.config, runner.beside = fingerprint(job.config), beside(answers)
+    parts = (job.config.run, task, batches, evaluator, hooks, job.accelerator)
+    if script is None:
+        runner: RunnerBase = runners.get(run.runner).of(*parts)
+    else:
+        runner = script
+        runner.assemble(*parts)
+    runner.settings, runner.beside = fingerprint(job.config), beside(answers)
     return runner
+
+
+def file_of(script: RunnerBase, evaluate: bool = False) -> Config:
+    """The run file of a runner in LAVIS' form, with its job's name, as the script has changed it."""
+    config: Config = script.config.typed()
+    return replace(config, run=replace(config.run, job_id=script.job_id, evaluate=evaluate or config.run.evaluate))
+
+
+def feeds_of(script: RunnerBase) -> dict[str, Any]:
+    """Split → batches of a runner in LAVIS' form, like those that its run will make."""
+    config, opened = file_of(script), adopted(script.datasets)
+    run, accelerator = config.run, build_accelerator(config.run)
+    known = {split for splits in opened.values() for split in splits}
+    others = [split for split in dict.fromkeys([*run.valid_splits, *run.test_splits]) if split in known]
+    feeds: dict[str, Any] = dict(eval_feeds(config, opened, others, accelerator))
+    if run.train_splits:
+        wanted = {n: {k: one for k, one in held.items() if k in run.train_splits} for n, held in opened.items()}
+        feeds["train"] = train_feed(config, wanted, accelerator)
+    return feeds
 
 
 def resume(job: Job, runner: RunnerBase) -> None:
@@ -166,7 +235,7 @@ def resume(job: Job, runner: RunnerBase) -> None:
         return
     if not run.allow_config_drift:
         layout = find_layout(saved.state, job.accelerator.num_processes, run.accum_grad_iters, str(saved.path))
-        require_same(saved.state["config"], layout.fingerprint(runner.config), saved.path.name, job.config)
+        require_same(saved.state["config"], layout.fingerprint(runner.settings), saved.path.name, job.config)
     require_beside(runner.beside, saved.path)
     runner.restore(saved)
     log.info("resuming from %s (step %d)", saved.path, runner.progress.step)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import math
 import signal
@@ -9,6 +10,8 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
+from importlib import import_module
+from pathlib import Path
 from time import perf_counter
 from typing import Any, NoReturn
 
@@ -17,10 +20,11 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 from torch import Tensor, nn
 
-from lavis_ext.common.config.schema import RunConfig
-from lavis_ext.common.errors import Preempted, TrainingError
-from lavis_ext.common.registry import runners
+from lavis_ext.common.config.schema import OpenModelConfig, RunConfig
+from lavis_ext.common.errors import ConfigError, Preempted, TrainingError
+from lavis_ext.common.registry import registry, runners
 from lavis_ext.common.types import Batch
+from lavis_ext.common.utils import now
 from lavis_ext.datasets.collate import to_device
 from lavis_ext.runners import checkpoint
 from lavis_ext.runners.checkpoint import random_state, restore_random_state
@@ -55,9 +59,12 @@ from lavis_ext.runners.microbatch import (
     sample_ids,
 )
 from lavis_ext.runners.schedule import RunLength, RunProgress, build_optimizer, regrouped
+from lavis_ext.tasks.base_task import require_called
 
 log = logging.getLogger(__name__)
 MAX_SKIPPED = 25
+UNUSED = ("train_epoch", "eval_epoch", "create_loaders", "_save_checkpoint", "_load_checkpoint", "_reload_best_model")
+"""Methods of LAVIS' runners that have another shape here."""
 
 
 class Hook:
@@ -95,9 +102,45 @@ class Hook:
 @runners.register("runner_iter")
 @runners.register("runner_base")
 class RunnerBase:
-    """Trains `task` on `batches`: an epoch is `len(batches)` micro-batches, or `iters_per_inner_epoch` of them."""
+    """Trains `task` on `batches`: an epoch is `len(batches)` micro-batches, or `iters_per_inner_epoch` of them.
 
-    def __init__(
+    A run file's runner is made by `of`. `RunnerBase(cfg, task, model, datasets, job_id)` is LAVIS' form for scripts:
+    `train()` then makes the rest, in the folder `output_dir`, and goes on where a run of that job stopped.
+    """
+
+    def __init__(self, cfg: Any, task: Any, model: Any, datasets: Any, job_id: str | None = None) -> None:
+        """`cfg` is a `Config(args)`, `datasets` {data set: {split: rows}}, as `task.build_datasets(cfg)` gives."""
+        self.refuse_unused()
+        require_called(task)
+        self.config, self.task, self.model, self.datasets = cfg, task, model, datasets
+        self.job_id = job_id or now()
+        self.batches: Any = None
+        self.output_dir = Path(cfg.run_cfg.get("output_dir", "output")).expanduser().absolute() / self.job_id
+        self.note_folders(self.output_dir)
+
+    @classmethod
+    def of(
+        cls,
+        run: RunConfig,
+        task: Any,
+        batches: Any,
+        evaluator: Evaluator,
+        hooks: Sequence[Hook],
+        accelerator: Accelerator,
+    ) -> RunnerBase:
+        """A runner of parts that are made already, in the folder of `evaluator`."""
+        runner = cls.__new__(cls)
+        runner.refuse_unused()
+        runner.assemble(run, task, batches, evaluator, hooks, accelerator)
+        return runner
+
+    def refuse_unused(self) -> None:
+        """Raise ConfigError for a subclass with methods of LAVIS' loop, which would never be called."""
+        if own := [name for name in UNUSED if hasattr(type(self), name)]:
+            what = f"{type(self).__name__} defines {own[0]}, which this loop does not call"
+            raise ConfigError("run.runner", what, "override run_epoch, run_step or evaluate_split, or write a hook")
+
+    def assemble(
         self,
         run: RunConfig,
         task: Any,
@@ -106,6 +149,7 @@ class RunnerBase:
         hooks: Sequence[Hook],
         accelerator: Accelerator,
     ) -> None:
+        """Take the parts of the run, and make the optimizer."""
         self.run, self.task, self.batches, self.evaluator, self.hooks = run, task, batches, evaluator, tuple(hooks)
         self.accelerator, self.job_dir, self.model = accelerator, evaluator.job_dir, task.model
         self.plan = RunLength.of(run, len(batches))
@@ -117,10 +161,39 @@ class RunnerBase:
         self.stepper = accelerator.prepare(self.optimizer)
         self.rate, self.is_best, self.overflows = 0.0, False, 0
         self.saved_at, self.in_place = -1, False
-        self.config: dict[str, Any] = {}
+        self.settings: dict[str, Any] = {}
+        """The values that decide the numbers of the run, flat; a checkpoint keeps them."""
         self.beside: dict[str, Any] = {}
         self.stop_requested: Callable[[], int] = no_stop
         self.feed: Iterator[Batch] = cycle(batches)
+        # models and tasks in LAVIS' manner find the position in their samples
+        self.counted = getattr(task, "lavis", False) or getattr(self.model, "Keys", None) is OpenModelConfig
+        self.at = 0
+        self.output_dir = self.job_dir
+        self.note_folders(self.job_dir)
+
+    def note_folders(self, folder: Path) -> None:
+        """Register the paths that LAVIS' tasks ask for; `result` is made with the first result."""
+        self.result_dir = folder / "result"
+        registry.paths.update(output_dir=str(folder), result_dir=str(self.result_dir))
+
+    @property
+    def device(self) -> Any:
+        """Where the model is."""
+        return self.model.device
+
+    @property
+    def dataloaders(self) -> dict[str, Any]:
+        """Split → batches of the run (LAVIS' attribute); before `train()` batches like those that it will make."""
+        if self.batches is not None:
+            return {"train": self.batches, **self.evaluator.feeds}
+        found: dict[str, Any] = import_module("lavis_ext.runners.run").feeds_of(self)
+        return found
+
+    @property
+    def train_loader(self) -> Any:
+        """The batches of training."""
+        return self.dataloaders["train"]
 
     @property
     def is_main(self) -> bool:
@@ -129,6 +202,12 @@ class RunnerBase:
 
     def train(self) -> None:
         """From `progress` to the end of the plan."""
+        if self.batches is None:
+            scripts: Any = import_module("lavis_ext.runners.run")
+            (scripts.evaluate if self.config.run_cfg.get("evaluate") else scripts.train)(
+                scripts.file_of(self), None, self
+            )
+            return
         try:
             self.notify("before_train")
             self.task.before_train(self.batches, self.plan.total)
@@ -169,6 +248,7 @@ class RunnerBase:
 
     def microbatch_step(self, size: int, index: int) -> MicroBatch:
         """Micro-batch `index` of the `size` of a step, under the random state of the rank that it was planned for."""
+        self.at = self.progress.batch + index
         if not self.generators:
             return self.backward(size, last=index == size - 1)
         place = index % len(self.generators)
@@ -183,6 +263,8 @@ class RunnerBase:
         batch = next(self.feed)
         waited = perf_counter() - asked
         batch = to_device(batch, self.accelerator.device, self.batches.normalizer)
+        if self.counted:
+            batch |= {"epoch": self.progress.epoch, "num_iters_per_epoch": self.plan.per_epoch, "iters": self.at}
         with nullcontext() if last else self.accelerator.no_sync(self.wrapped):
             losses = self.wrapped(batch)
             self.accelerator.backward(losses["loss"] / size)
@@ -254,7 +336,20 @@ class RunnerBase:
                 f"step {self.progress.step}", f"fp16 gradients overflow {MAX_SKIPPED} times in a row", "use bf16"
             )
 
-    def evaluate(self, split: str, label: str) -> dict[str, Any]:
+    def evaluate(self, cur_epoch: int | str = "best", skip_reload: bool = False) -> dict[str, Any]:
+        """{split: metrics} of `test_splits`, else `valid_splits`, with the weights that the model has (LAVIS' method).
+
+        Of a runner that a script made; with `skip_reload` False the best weights of its folder are loaded first, if it
+        has any.
+        """
+        if not skip_reload and cur_epoch == "best" and (folder := checkpoint.pointed(self.output_dir, "best")):
+            self.model.load_trainable_state(checkpoint.load(folder).model)
+        scripts: Any = import_module("lavis_ext.runners.run")
+        job = scripts.evaluate(scripts.file_of(self, evaluate=True), None, self)
+        found: dict[str, Any] = json.loads((job / "evaluate.json").read_text(encoding="utf-8"))
+        return found
+
+    def evaluate_split(self, split: str, label: str) -> dict[str, Any]:
         """Metrics of a split with the present weights; a signal ends the evaluation and the run.
 
         With several ranks the signal is handled at the next step instead, where all ranks learn of it.
@@ -280,7 +375,7 @@ class RunnerBase:
         if self.progress.best and (folder := checkpoint.pointed(self.job_dir, "best")):
             self.model.load_trainable_state(checkpoint.load(folder).model)
             label = "best"
-        found = {split: self.evaluate(split, label) for split in splits}
+        found = {split: self.evaluate_split(split, label) for split in splits}
         for split, metrics in found.items():
             self.notify("after_evaluation", split, label, metrics)
 
@@ -313,7 +408,7 @@ class RunnerBase:
             "progress": progress.as_dict(),
             "optimizer": optimizer,
             "ranks": ranks,
-            "config": self.config,
+            "config": self.settings,
             "layout": self.layout.as_dict(),
             "scaler": self.scaler.state_dict() if self.scaler else None,
             "frozen": sorted(self.model.frozen_names()),

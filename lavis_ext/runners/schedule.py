@@ -7,6 +7,7 @@ import math
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -120,6 +121,29 @@ def constant(run: RunConfig, max_epoch: int) -> Schedule:
         return run.init_lr
 
     return after_warmup(run, decayed)
+
+
+def stepped(run: RunConfig, max_epoch: int) -> Schedule:
+    """The schedule of a registered class in LAVIS' form, asked through an optimizer of one group.
+
+    Its rate must follow from epoch and step alone: nothing of it is in a checkpoint.
+    """
+    group = {"lr": run.init_lr}
+    scheduler = lr_schedulers.get(run.lr_sched)(
+        optimizer=SimpleNamespace(param_groups=[group]),
+        max_epoch=max_epoch,
+        min_lr=run.min_lr,
+        init_lr=run.init_lr,
+        decay_rate=run.lr_decay_rate,
+        warmup_start_lr=run.warmup_lr,
+        warmup_steps=run.warmup_steps,
+    )
+
+    def rate(at: Position) -> float:
+        scheduler.step(cur_epoch=at.epoch, cur_step=at.batch)
+        return float(group["lr"])
+
+    return rate
 
 
 @dataclass(frozen=True)

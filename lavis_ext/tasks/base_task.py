@@ -1,22 +1,133 @@
-"""The base of tasks: a training step, an evaluation step, and the metrics of an evaluation."""
+"""The base of tasks: a training step, an evaluation step, and the metrics of an evaluation.
+
+A task may be written in LAVIS' manner, `valid_step(self, model, samples)` and `after_evaluation(self, val_result,
+split_name, epoch)`, or in ours, which knows its model. The parameters say which; either can be called both ways, so
+that a class of one manner may extend one of the other.
+"""
 
 from __future__ import annotations
 
+import inspect
 import json
-from collections.abc import Iterable, Mapping, Sequence
+import logging
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, fields, replace
+from functools import wraps
+from numbers import Real
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, ClassVar
 
+import torch
+from omegaconf import OmegaConf
 from torch import Tensor, nn
 
-from lavis_ext.common.config.schema import RunConfig
+from lavis_ext.common.config.schema import Config, OpenRunConfig, RunConfig, joined
 from lavis_ext.common.errors import ConfigError
 from lavis_ext.common.files import disk_errors, write_atomic, write_json
-from lavis_ext.common.registry import tasks
+from lavis_ext.common.registry import registry, tasks
 from lavis_ext.common.types import Batch
+from lavis_ext.datasets.builders import BuildContext, build_datasets
+from lavis_ext.models.zoo import build_model
 
+log = logging.getLogger(__name__)
 Row = dict[str, Any]
 """One result: plain values that JSON can hold."""
+LOOP = ("train_epoch", "train_iters", "_train_inner_loop")
+"""Methods of LAVIS' tasks that are the loop, which is the runner's here."""
+
+
+ONLY_LAVIS = ("setup_task", "train_step", "evaluation", "build_model", "build_datasets", *LOOP)
+
+
+def parameters_of(method: Any) -> list[str]:
+    """The names of a method's parameters, without `self`."""
+    return list(inspect.signature(method).parameters)[1:]
+
+
+def step_both_ways(method: Any) -> Any:
+    """`valid_step` or `train_step`, called with a batch or with LAVIS' model and samples."""
+    lavis = parameters_of(method)[:1] == ["model"]
+
+    @wraps(method)
+    def call(self: BaseTask, *args: Any, **kwargs: Any) -> Any:
+        given = [*args, *(kwargs[name] for name in ("model", "samples", "batch") if name in kwargs)]
+        *models, batch = given
+        if lavis:
+            return method(self, models[0] if models else self.model, batch)
+        if models:
+            self.bind(models[0])
+        return method(self, batch)
+
+    return marked(call, lavis)
+
+
+def before_both_ways(method: Any) -> Any:
+    """`before_evaluation`, called with a split and its data sets or with LAVIS' `model` and `dataset`."""
+    lavis = parameters_of(method)[:1] == ["model"]
+
+    @wraps(method)
+    def call(self: BaseTask, *args: Any, **kwargs: Any) -> Any:
+        asked = "dataset" in kwargs or (args and isinstance(args[0], nn.Module))
+        if asked:
+            model, dataset = [*args, *(kwargs[name] for name in ("model", "dataset") if name in kwargs)]
+            datasets = list(dataset) if isinstance(dataset, list | tuple) else [dataset]
+            split = str(getattr(datasets[0], "split", ""))
+            if not lavis:
+                self.bind(model)
+        else:
+            given = dict(zip(("split", "datasets"), args, strict=False)) | kwargs
+            split, datasets = given["split"], list(given["datasets"])
+            model, dataset = self.network, datasets[0] if len(datasets) == 1 else datasets
+        self._datasets_of[split] = datasets
+        return method(self, model=model, dataset=dataset) if lavis else method(self, split, datasets)
+
+    return marked(call, lavis)
+
+
+def after_both_ways(method: Any) -> Any:
+    """`after_evaluation`, called with our five arguments or with LAVIS' `val_result`, `split_name` and `epoch`."""
+    names = parameters_of(method)
+    more = any(one.kind is one.VAR_KEYWORD for one in inspect.signature(method).parameters.values())
+    lavis = bool({"val_result", "split_name"} & set(names)) or (more and len(names) == 1)
+
+    @wraps(method)
+    def call(self: BaseTask, *args: Any, **kwargs: Any) -> Any:
+        theirs = ("val_result", "split_name", "epoch")
+        ours = ("rows", "split", "datasets", "out_dir", "epoch")
+        asked = len(args) <= len(theirs) and not set(kwargs) & {"rows", "split", "datasets", "out_dir"}
+        given = dict(zip(theirs if asked else ours, args, strict=False)) | kwargs
+        if lavis and not asked:
+            folder = Path(given["out_dir"])
+            registry.paths.update(result_dir=str(folder), output_dir=str(folder.parent))
+            given = {"val_result": given["rows"], "split_name": given["split"], "epoch": given["epoch"]}
+            return as_metrics(method(self, **{k: value for k, value in given.items() if more or k in names}))
+        if lavis or not asked:
+            return method(self, **given)
+        split = str(given.get("split_name", ""))
+        held, folder = self._datasets_of.get(split, []), Path(registry.get_path("result_dir"))
+        return method(self, given.get("val_result"), split, held, folder, given.get("epoch", 0))
+
+    return marked(call, lavis)
+
+
+def marked(call: Any, lavis: bool) -> Any:
+    """The method, with its manner."""
+    call.lavis = lavis
+    return call
+
+
+BOTH_WAYS: dict[str, Callable[[Any], Any]] = {
+    "valid_step": step_both_ways,
+    "before_evaluation": before_both_ways,
+    "after_evaluation": after_both_ways,
+}
+
+
+def as_metrics(found: Any) -> dict[str, float]:
+    """The numbers of what LAVIS' `after_evaluation` gives, which may be None or hold other things."""
+    items = dict(found).items() if isinstance(found, Mapping) else ()
+    return {str(k): float(v) for k, v in items if isinstance(v, Real | Tensor) and not isinstance(v, bool)}
 
 
 class BaseTask:
@@ -29,20 +140,81 @@ class BaseTask:
     """Whether the task keeps a state that every micro-batch changes, so that a resume needs as many ranks."""
     needs: tuple[str, ...] = ()
     """Methods that the model must have."""
+    lavis: ClassVar[bool] = False
+    """Whether the class, or one that it extends, is in LAVIS' manner: then it takes any key of `run:`."""
+    inst_id_key = "instance_id"
 
-    def __init__(self, model: nn.Module, run: RunConfig) -> None:
-        self.model = model
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        own = vars(cls)
+        for name in [name for name in BOTH_WAYS if inspect.isfunction(own.get(name))]:
+            setattr(cls, name, BOTH_WAYS[name](own[name]))
+        manner = any(getattr(own.get(name), "lavis", False) for name in BOTH_WAYS)
+        cls.lavis = cls.lavis or manner or any(name in own for name in ONLY_LAVIS)
+        if "evaluates" not in own and ("evaluation" in own or getattr(own.get("valid_step"), "lavis", False)):
+            cls.evaluates = True
+        if "Keys" not in own:
+            keys: Any = tasks.inherited(cls) or cls.Keys
+            cls.Keys = keys if not cls.lavis or hasattr(keys, "rest") else joined(OpenRunConfig, keys)
+
+    def __init__(self, model: Any = None, run: Any = None, **given: Any) -> None:
+        self.model: Any = None
         self.run: Any = run
         """An instance of `Keys`."""
+        self._given = given
+        """What a class in LAVIS' manner passed on: values of keys of `run:`, over those of the run file."""
+        self._datasets_of: dict[str, list[Any]] = {}
+        if isinstance(model, int | float | str):  # LAVIS' `num_beams`, by position
+            what = f"{type(self).__name__} takes values of `run:` by name"
+            raise ConfigError("run.task", what, "super().__init__(num_beams=num_beams, max_len=max_len, …)")
+        if model is not None:
+            self.bind(model)
+
+    def __getattr__(self, name: str) -> Any:
+        """LAVIS' tasks hold the keys of `run:` as attributes, and need not call `super().__init__`."""
+        if name in ("_given", "_datasets_of"):
+            return self.__dict__.setdefault(name, {})
+        if name in ("model", "run"):
+            return None
+        held = [self.__dict__.get("_given", {}), getattr(self.__dict__.get("run"), "__dict__", {})]
+        if type(self).lavis and not name.startswith("__"):
+            for values in held:
+                if name in values:
+                    return values[name]
+        raise AttributeError(f"'{type(self).__name__}' object has no attribute '{name}'")
+
+    def bind(self, model: Any) -> None:
+        """Use this model; raises ConfigError where it lacks a method that the task needs."""
+        self.model = model
         lacking = [name for name in self.needs if not hasattr(self.network, name)]
         if lacking:
             what = f"{type(self).__name__} needs `{lacking[0]}` of the model, {type(self.network).__name__} has none"
             raise ConfigError("run.task", what, "choose another task, or another model.arch")
 
     @classmethod
-    def from_config(cls, run: Any, model: nn.Module) -> BaseTask:
+    def from_config(cls, run: Any, model: Any) -> BaseTask:
         """The task that a `run:` section describes."""
-        return cls(model, run)
+        if not cls.lavis:
+            return cls(model, run)
+        keys = {**asdict(run), **getattr(run, "others", {})}
+        node = OmegaConf.create({key: value for key, value in keys.items() if key != "others"})
+        return taken(cls.setup_task(cfg=SimpleNamespace(run_cfg=node)), run, model)
+
+    @classmethod
+    def setup_task(cls, cfg: Any = None, **kwargs: Any) -> BaseTask:
+        """LAVIS' constructor: the task of a `Config(args)`, without a model until a runner or a call gives one."""
+        return cls() if cls.lavis else cls.from_config(cfg.typed().run, None)
+
+    def build_model(self, cfg: Any) -> Any:
+        """The model of a `Config(args)` (LAVIS' method)."""
+        return build_model(cfg.typed().model)
+
+    def build_datasets(self, cfg: Any) -> dict[str, dict[str, Any]]:
+        """{data set: {split: data set}} of a `Config(args)`, of the splits that its run names, else of all."""
+        file: Config = cfg.typed()
+        splits = [*file.run.train_splits, *file.run.valid_splits, *file.run.test_splits]
+        context = BuildContext(Path(file.cache_root), splits or None)
+        return {name: build_datasets(dataset, context) for name, dataset in file.datasets.items()}
 
     @property
     def network(self) -> Any:
@@ -51,11 +223,19 @@ class BaseTask:
 
     def step(self, batch: Batch) -> dict[str, Tensor]:
         """One training batch → named scalars; `loss` is the one to minimise."""
-        losses: dict[str, Tensor] = self.model(batch)
-        return losses
+        if type(self).train_step is not BaseTask.train_step:
+            return losses_of_step(self.train_step(self.model, batch))
+        output: Any = self.model(batch)
+        return {k: v for k, v in output.items() if isinstance(v, Tensor) and (v.numel() == 1 or "loss" in k)}
+
+    def train_step(self, model: Any, samples: Batch) -> Any:
+        """LAVIS' step: the loss, and all that is named a loss; a subclass may give the loss alone."""
+        output = model(samples)
+        return output["loss"], {name: value for name, value in output.items() if "loss" in name}
 
     def before_train(self, batches: Any, total: int) -> None:
         """Called before the first step with the batches of the run and their total number."""
+        self.before_training(self.network, getattr(batches, "datasets", None))
 
     def state_dict(self) -> dict[str, Any]:
         """State for a checkpoint beside the model, the same on all ranks."""
@@ -71,8 +251,14 @@ class BaseTask:
     def load_rank_state(self, state: Mapping[str, Any]) -> None:
         """Restore what `rank_state` returned."""
 
+    def before_training(self, model: Any, dataset: Any, **kwargs: Any) -> None:
+        """LAVIS' call before the first step; the model's own `before_training` by default."""
+        getattr(model, "before_training", ignore)(dataset=dataset, task_type=type(self))
+
     def before_evaluation(self, split: str, datasets: Sequence[Any]) -> None:
         """Called on every rank before the first `valid_step` of a split, with its data sets."""
+        dataset = datasets[0] if len(datasets) == 1 else list(datasets)
+        getattr(self.network, "before_evaluation", ignore)(dataset=dataset, task_type=type(self))
 
     def valid_step(self, batch: Batch) -> list[Row]:
         """One evaluation batch → one row a sample; rows of all ranks are gathered before `after_evaluation`."""
@@ -91,11 +277,67 @@ class BaseTask:
         """Write the result files of a split and return its metrics; `agg_metrics` selects the best checkpoint."""
         return {}
 
+    def evaluation(self, model: Any, data_loader: Iterable[Batch], cuda_enabled: bool = True) -> Any:
+        """LAVIS' loop over a split: the rows of all batches. One that a subclass defines is called by the runner."""
+        rows: list[Row] = []
+        for samples in data_loader:
+            moved = {k: v.to(model.device) if isinstance(v, Tensor) else v for k, v in samples.items()}
+            rows += self.valid_step(model=model, samples=moved)  # type: ignore[call-arg]
+        return rows
 
-def setup_task(run: RunConfig, model: nn.Module) -> BaseTask:
-    """The task of `run.task`; raises RegistryError for an unknown name."""
-    task: BaseTask = tasks.get(run.task).from_config(run, model)
+    @staticmethod
+    def save_result(result: Sequence[Any], result_dir: str | Path, filename: str, remove_duplicate: str = "") -> str:
+        """Write `filename.json`, of rows with the same value under a key the first; returns the path.
+
+        The rows of all processes are there already: process 0 alone comes here.
+        """
+        kept = {row[remove_duplicate]: row for row in reversed(result)} if remove_duplicate else {}
+        path = Path(result_dir) / f"{filename}.json"
+        write_result(path, [*reversed(kept.values())] if remove_duplicate else list(result))
+        return str(path)
+
+
+def ignore(**kwargs: Any) -> None:
+    """Do nothing."""
+
+
+for _name, _both in BOTH_WAYS.items():  # the base's own methods, for calls by super()
+    setattr(BaseTask, _name, _both(vars(BaseTask)[_name]))
+
+
+def losses_of_step(found: Any) -> dict[str, Tensor]:
+    """What `train_step` in LAVIS' manner gives, a loss or a loss and a dict of losses, as named scalars."""
+    loss, others = found if isinstance(found, tuple) else (found, {})
+    named = {name: torch.as_tensor(value, device=loss.device) for name, value in others.items()}
+    return {**named, "loss": loss}
+
+
+def setup_task(run: Any, model: Any = None) -> BaseTask:
+    """The task of `run.task`, or LAVIS' `setup_task(cfg)`; raises RegistryError for an unknown name."""
+    if isinstance(run, RunConfig):
+        task: BaseTask = tasks.get(run.task).from_config(run, model)
+        return task
+    return taken(tasks.get(run.run_cfg.task).setup_task(cfg=run), run.typed().run, model)
+
+
+def taken(task: BaseTask, run: RunConfig, model: Any) -> BaseTask:
+    """A task that `setup_task` made, with its `run:` section, and its model if there is one."""
+    known = {one.name for one in fields(run)}
+    task.run = replace(run, **{name: value for name, value in task._given.items() if name in known})
+    if model is not None:
+        task.bind(model)
     return task
+
+
+def require_called(task: Any) -> None:
+    """Raise ConfigError for a task that defines the loop, or another method of LAVIS', that is never called here."""
+    kind = type(task)
+    if own := [name for name in LOOP if hasattr(kind, name)]:
+        what = f"{kind.__name__} defines {own[0]}, but the loop is the runner's"
+        raise ConfigError("run.task", what, "define train_step(self, model, samples), or a runner")
+    if hasattr(kind, "_report_metrics") and not getattr(kind.after_evaluation, "lavis", False):
+        what = f"{kind.__name__} defines _report_metrics, which nothing calls"
+        raise ConfigError("run.task", what, "define after_evaluation(self, val_result, split_name, epoch)")
 
 
 def plain_id(value: Any) -> int | str:

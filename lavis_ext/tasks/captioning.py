@@ -157,3 +157,7 @@ def read_references(path: Path, id_key: str, caption_key: str) -> References:
         what = f"no list of rows with '{id_key}' and '{caption_key}' ({type(error).__name__}: {error})"
         raise ConfigError(f"run.annotation_file {path}", what, "set run.sample_id_key and run.caption_key") from error
     return references
+
+
+CaptionTask = Captioning
+"""LAVIS' name."""

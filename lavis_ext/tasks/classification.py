@@ -7,8 +7,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from torch import nn
-
 from lavis_ext.common.registry import tasks
 from lavis_ext.common.types import Batch
 from lavis_ext.metrics import measure
@@ -66,9 +64,11 @@ class MultimodalClassification(BaseTask):
 class ImageTextPretrain(BaseTask):
     """Pre-training on image–text pairs: the model's own loss; `run.eval_task` (VPGTrans: `captioning`) validates."""
 
-    def __init__(self, model: nn.Module, run: PretrainConfig) -> None:
-        super().__init__(model, run)
-        self._evaluator: BaseTask | None = tasks.get(run.eval_task).from_config(run, model) if run.eval_task else None
+    def __init__(self, model: Any = None, run: Any = None, **given: Any) -> None:
+        super().__init__(model, run, **given)
+        self._evaluator: BaseTask | None = None
+        if run is not None and run.eval_task:
+            self._evaluator = tasks.get(run.eval_task).from_config(run, model)
 
     @property
     def evaluates(self) -> bool:  # type: ignore[override]

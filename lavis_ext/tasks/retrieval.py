@@ -13,9 +13,8 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
-from lavis_ext.common.config.schema import RunConfig
 from lavis_ext.common.errors import ConfigError
 from lavis_ext.common.registry import tasks
 from lavis_ext.common.types import Batch
@@ -52,8 +51,8 @@ class Retrieval(BaseTask):
     evaluates = True
     needs = ("encode_image", "match")
 
-    def __init__(self, model: nn.Module, run: RunConfig) -> None:
-        super().__init__(model, run)
+    def __init__(self, model: Any = None, run: Any = None, **given: Any) -> None:
+        super().__init__(model, run, **given)
         self._parts: list[tuple[Ranked, Ranked]] = []
 
     def valid_step(self, batch: Batch) -> list[Row]:
@@ -177,3 +176,7 @@ def eval_mode(network: Any) -> Iterator[None]:
         yield
     finally:
         network.train(training)
+
+
+RetrievalTask = Retrieval
+"""LAVIS' name."""

@@ -32,7 +32,7 @@ ANSWER = {"answer": (str, type(None))}
 TEXT_ID = {"question_id": str}
 KEYS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     **dict.fromkeys(("coco_caption", "nocaps", "vg_caption", "sbu_caption"), (CAPTION, EVAL_CAPTION)),
-    **dict.fromkeys(("minigpt4_self_instruct_caption", "cc_sbu_align"), (CAPTION, EVAL_CAPTION)),
+    **dict.fromkeys(("minigpt4_self_instruct_caption", "cc_sbu_align", "flickr30k_caption"), (CAPTION, EVAL_CAPTION)),
     **dict.fromkeys(("coco_retrieval", "flickr30k"), (CAPTION, {"index": int})),
     **dict.fromkeys(("coco_vqa", "ok_vqa", "vg_vqa"), (TRAIN_VQA, VQA)),
     "aok_vqa": (TRAIN_VQA | TEXT_ID, VQA | TEXT_ID | CHOICES),
@@ -56,6 +56,7 @@ COUNTS: dict[str, dict[str, int]] = {
     "cc_sbu_align": {"train": 16},
     "nlvr": {"train": 16, "val": 4, "test": 4},
     "flickr30k": {"train": 80, "val": 4, "test": 4},
+    "flickr30k_caption": {"train": 80, "val": 4, "test": 4},
     "snli_ve": {"train": 48, "val": 12, "test": 12},
 }
 # Data sets on region features have no picture in their samples: tests/oscar/datasets builds them.
@@ -121,7 +122,9 @@ def test_every_name_builds_with_its_counts_and_keys(
     reports: dict[str, Report], root: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
     monkeypatch.setenv("LAVIS_EXT_CACHE_ROOT", str(root))
-    built = load_dataset(name)
+    built = build_datasets(load_cards().dataset(name), BuildContext(root))  # with the processors of the card
+    raw = load_dataset(name)  # without
+    assert {split: len(dataset) for split, dataset in raw.items()} == {k: len(d) for k, d in built.items()}
     counts = COUNTS.get(name)
     if counts is not None:
         assert {split: len(dataset) for split, dataset in built.items()} == counts

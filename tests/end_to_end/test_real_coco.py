@@ -68,8 +68,7 @@ def test_samples_have_the_keys_of_lavis(world: dict[str, str], monkeypatch: pyte
     train, val = caption["train"][0], caption["val"][0]
     assert {"image", "text_input", "image_id", "instance_id"} <= set(train)
     assert {"image", "image_id", "instance_id"} <= set(val)
-    assert tuple(train["image"].shape) == (3, 224, 224)
-    assert str(train["image"].dtype) == "torch.float32"
+    assert train["image"].mode == "RGB" and train["text_input"] == caption["train"].rows[0]["caption"]
     assert len(caption["val"].references()) == len(caption["val"])
     retrieval = load_dataset("coco_retrieval")
     assert len(retrieval["test"].img2txt) == len(caption["test"])

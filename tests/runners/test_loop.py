@@ -210,7 +210,7 @@ def test_evaluation_leaves_the_model_in_training_mode_and_the_generators_alone(t
     runner = toy_runner(tmp_path, valid_splits=["val"])
     runner.model.train()
     state = torch.get_rng_state()
-    runner.evaluate("val", "0")
+    runner.evaluate_split("val", "0")
     assert runner.model.training
     assert torch.equal(torch.get_rng_state(), state)
 
@@ -219,13 +219,13 @@ def test_no_usable_sample_is_exit_8(tmp_path: Path) -> None:
     runner = toy_runner(tmp_path, valid_splits=["val"])
     runner.task.valid_step = lambda batch: []
     with pytest.raises(PartialError) as caught:
-        runner.evaluate("val", "0")
+        runner.evaluate_split("val", "0")
     assert caught.value.exit_code == 8
 
 
 def test_an_unknown_split_is_named(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="did you mean 'val'"):
-        toy_runner(tmp_path, valid_splits=["val"]).evaluate("vall", "0")
+        toy_runner(tmp_path, valid_splits=["val"]).evaluate_split("vall", "0")
 
 
 def test_samples_and_steps_are_counted_and_a_log_is_all_that_is_written(tmp_path: Path) -> None:

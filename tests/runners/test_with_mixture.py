@@ -51,7 +51,7 @@ def mixed(folder: Path, tolerance: float = 0.5, **keys: Any) -> RunnerBase:
     faults = FaultLog(tolerance=tolerance)
     weights = {"a": 3.0, "b": 1.0}
     mixture = Mixture(datasets, weights, batch_size=4, seed=5, num_workers=2, drop_last=True, faults=faults)
-    return RunnerBase(runner.run, runner.task, mixture, runner.evaluator, runner.hooks, runner.accelerator)
+    return RunnerBase.of(runner.run, runner.task, mixture, runner.evaluator, runner.hooks, runner.accelerator)
 
 
 @pytest.mark.parametrize("cut", [1, 4, 8, 11, 12, 17])

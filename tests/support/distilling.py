@@ -126,7 +126,7 @@ def distill_runner(
     hooks = [SignalHook(), ScheduleHook(), LogHook(JsonLog(job / "log.jsonl")), EvaluateHook(), CheckpointHook()]
     rank, world = accelerator.process_index, accelerator.num_processes
     feed = ToyFeed(data or Regions(), run.batch_size_train, rank=rank, world=world)  # type: ignore[arg-type]
-    return RunnerBase(
+    return RunnerBase.of(
         run, task, feed, Evaluator(task, feeds, job, accelerator, run.seed), [*hooks, *extra], accelerator
     )
 

@@ -346,6 +346,7 @@ FORMS: dict[str, list[Write]] = {
     "cc_sbu_align": [minigpt4],
     "nlvr": [nlvr, nlvr_official],
     "flickr30k": [flickr30k],
+    "flickr30k_caption": [flickr30k],
     "snli_ve": [snli_ve],
 }
 """Data set → the forms in which its annotations are published."""

@@ -62,7 +62,7 @@ def toy_runner(
         if mixed
         else ToyFeed(dataset, count, **share)
     )
-    return RunnerBase(run, task, batches, evaluator, hooks, accelerator)
+    return RunnerBase.of(run, task, batches, evaluator, hooks, accelerator)
 
 
 class EvaluationFeed(ToyFeed):

@@ -9,7 +9,7 @@ from typing import Any
 
 from lavis_ext.common.config.cards import Cards, load_cards, load_dataset_config, split_names
 from lavis_ext.common.config.decode import ConfigDecoder, read_sections
-from lavis_ext.common.config.resolve import draft, from_checkout, import_plugins, model_defaults
+from lavis_ext.common.config.resolve import Tree, draft, from_checkout, import_plugins, model_defaults, typed
 from lavis_ext.common.config.schema import Config, DatasetConfig, ModelConfig, ProcessorConfig, examine_url
 from lavis_ext.common.errors import ConfigError, LavisExtError, Problem, nearest
 from lavis_ext.common.lavis import SERVED, WAY_OUT, out_of_scope
@@ -51,6 +51,16 @@ def load_checked(path: str | Path, options: Sequence[str] = ()) -> Config:
         raise ConfigError.of(found)
     assert config is not None  # where the run section is not there, the decoder says so
     return config
+
+
+def rechecked(tree: Tree, config: Config) -> Config:
+    """A run file whose values a script has changed, typed again; raises ConfigError as `load_checked` does."""
+    decoder = ConfigDecoder(config.places)
+    changed = typed(tree, decoder, Path(config.path))
+    if found := _all_problems(changed, decoder):
+        raise ConfigError.of(found)
+    assert changed is not None  # where the run section is not there, the decoder says so
+    return changed
 
 
 def _all_problems(config: Config | None, decoder: ConfigDecoder) -> list[Problem]:
@@ -189,7 +199,7 @@ def _unread(arch: str, section: Mapping[str, Any]) -> set[str]:
 
 
 def require_sizes(config: Config) -> None:
-    """Raise ConfigError, by data set and line, for pictures of another size than the model takes, in the used splits."""
+    """Raise ConfigError, by data set and line, for pictures of another size than the model takes, in used splits."""
     run = config.run
     wanted = getattr(config.model, "image_size", None) if hasattr(config.model, "vit_model") else None
     sides = (("train", run.train_splits), ("eval", run.valid_splits or run.test_splits))

@@ -83,6 +83,8 @@ class ConfigDecoder:
       known.
     - `readers(key)` (static) names those elsewhere who read a key that this class does not have.
     - `ignored` (class variable) maps keys that are ignored with a notice to the reason.
+    - `rest` (class variable) names a field that takes the mapping as it is given, for sections whose reader declares no
+      keys; then no key is unknown.
     - `examine(decoder, key)` notes what the types do not say.
     """
 
@@ -109,13 +111,14 @@ class ConfigDecoder:
         if variant is not None:
             kind, complete = variant(value)
         known = hints(kind)
-        given = {}
+        rest = getattr(kind, "rest", "")
+        given: dict[str, Any] = {rest: dict(value)} if rest else {}
         for name, item in value.items():
-            if name in known:
+            if name in known and name != rest:
                 found = self.coerce(known[name], item, join(key, name))
                 if found is not BAD:
                     given[name] = found
-            else:
+            elif not rest or str(name) in getattr(kind, "ignored", {}):
                 self._unknown(kind, str(name), item, join(key, name), complete)
         lacking = [name for name in required(kind) if name not in given]
         for name in lacking:

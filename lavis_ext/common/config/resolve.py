@@ -7,7 +7,7 @@ import os
 import re
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import fields, replace
 from functools import cache
 from importlib import import_module
 from pathlib import Path
@@ -18,13 +18,14 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from lavis_ext.common.config.decode import ConfigDecoder, join, mappings_only, read_sections
-from lavis_ext.common.config.schema import Config, DatasetConfig, ModelConfig, RunConfig
+from lavis_ext.common.config.schema import BuildInfo, Config, DatasetConfig, ModelConfig, RunConfig
 from lavis_ext.common.config.yamlio import MAX_DEPTH, read_value, shown
 from lavis_ext.common.errors import ConfigError, Problem, UsageError, nearest
 from lavis_ext.common.files import checked_path, read_errors
 from lavis_ext.common.lavis import SERVED, out_of_scope
 from lavis_ext.common.lavis import WAY_OUT as LAVIS
-from lavis_ext.common.registry import load_plugin_file, models, plugin_sources, tasks
+from lavis_ext.common.names import NAMES
+from lavis_ext.common.registry import builders, load_plugin_file, models, plugin_sources, registry, tasks
 
 log = logging.getLogger(__name__)
 Tree = dict[str, Any]
@@ -52,8 +53,16 @@ def from_checkout(name: str, where: str) -> ModuleType:
 
 
 def cache_root(option: str | Path | None = None) -> Path:
-    """Where data is: option > `LAVIS_EXT_CACHE_ROOT` > user file > `configs/default.yaml`; absolute, `~` expanded."""
+    """Where data is; absolute, `~` expanded.
+
+    Option > path registered by a script > `LAVIS_EXT_CACHE_ROOT` > user file > `configs/default.yaml`.
+    """
     return Path(cache_root_origin(option)[0])
+
+
+def named_folders() -> dict[str, Path]:
+    """The folders that LAVIS registers as paths: `configs/` lies in `library_root`."""
+    return {"cache_root": cache_root(), "library_root": config_roots()[-1].parent, "repo_root": PACKAGE.parent}
 
 
 def cache_root_origin(option: str | Path | None = None) -> tuple[str, str]:
@@ -62,6 +71,7 @@ def cache_root_origin(option: str | Path | None = None) -> tuple[str, str]:
     shipped = config_roots()[-1] / "default.yaml"
     candidates = [
         (str(option) if option else "", "option"),
+        (dict.get(registry.paths, "cache_root", ""), "registry.register_path"),
         (os.environ.get("LAVIS_EXT_CACHE_ROOT", ""), "LAVIS_EXT_CACHE_ROOT"),
         (_env_key(user_file) if _is_there(user_file) else "", str(user_file)),
         (_env_key(shipped), str(shipped)),
@@ -144,7 +154,7 @@ def model_defaults(arch: str, model_type: str) -> tuple[Tree, Tree]:
     archs = model_files()
     path = archs.get(arch, {}).get(model_type)
     if path is None and arch not in archs and arch in models:
-        return {}, {}  # a plug-in's, which need not have a file for each type
+        return class_model_defaults(arch, model_type)  # a plug-in's, which need not have a file for each type
     if path is None:
         if arch not in archs and (outside := out_of_scope("model", arch)):
             raise ConfigError("model.arch", f"architecture '{arch}' {outside}", f"{LAVIS}; {SERVED}")
@@ -153,6 +163,54 @@ def model_defaults(arch: str, model_type: str) -> tuple[Tree, Tree]:
         raise ConfigError("model.model_type", f"'{arch}' has no type '{model_type}'", nearest(model_type, archs[arch]))
     tree, _ = _read_cached(path, path.stat().st_mtime_ns)
     return tree.get("model") or {}, tree.get("preprocess") or {}
+
+
+def class_model_defaults(arch: str, model_type: str) -> tuple[Tree, Tree]:
+    """The sections of the YAML that a class in LAVIS' manner names for a type; none for other plug-ins.
+
+    Raises ConfigError with the nearest names for an unknown type.
+    """
+    types = dict(getattr(models.get(arch), "PRETRAINED_MODEL_CONFIG_DICT", None) or {})
+    if not types:
+        return {}, {}
+    if model_type not in types:
+        raise ConfigError("model.model_type", f"'{arch}' has no type '{model_type}'", nearest(model_type, types))
+    tree, _ = read_sections(Path(models.get(arch).default_config_path(model_type)))
+    return tree.get("model") or {}, tree.get("preprocess") or {}
+
+
+def class_dataset_defaults(name: str) -> dict[str, tuple[Tree, Path, dict[str, str]]]:
+    """Config type → (keys, file, places) of a data set that a class in LAVIS' manner builds, else nothing."""
+    kind = builders.get(name) if name in builders and name not in NAMES["builder"] else None
+    if not isinstance(kind, type):
+        return {}
+    found: dict[str, tuple[Tree, Path, dict[str, str]]] = {}
+    for label in getattr(kind, "DATASET_CONFIG_DICT", None) or {}:
+        path = Path(getattr(kind, "default_config_path")(label))  # noqa: B009 (any class has it that has the table)
+        tree, places = read_sections(path)
+        first = next(iter(tree.get("datasets") or {}), "")
+        body = (tree.get("datasets") or {}).get(first) or {}
+        moved = {key.replace(f"datasets.{first}", f"datasets.{name}", 1): at for key, at in places.items()}
+        found[label] = ({**body, "builder": name}, path, moved)
+    return found or {"default": ({"builder": name}, Path(), {})}
+
+
+def shapeless(types: Mapping[str, tuple[Tree, Path, dict[str, str]]] | None) -> bool:
+    """Whether no card says by which shape a data set is built."""
+    return not any(body.get("builder") for body, *_ in (types or {}).values())
+
+
+def keep_unknown(body: Tree) -> Tree:
+    """The section of a data set that a class in LAVIS' manner builds: keys that no data set has become its `args`."""
+    known = {one.name for one in fields(DatasetConfig)} | set(DatasetConfig.ignored)
+    info = body.get("build_info") or {}
+    listed = {*(one.name for one in fields(BuildInfo)), "videos", "features"}
+    args = {key: value for key, value in body.items() if key not in known}
+    if more := {key: value for key, value in info.items() if key not in listed}:
+        args["build_info"] = more
+    kept = {key: value for key, value in body.items() if key in known}
+    kept["build_info"] = {key: value for key, value in info.items() if key in listed}
+    return {**kept, "args": {**(body.get("args") or {}), **args}}
 
 
 def model_files() -> dict[str, dict[str, Path]]:
@@ -274,7 +332,7 @@ def draft(path: str | Path, options: Sequence[str] = ()) -> tuple[Config | None,
     tree, defaults = _with_defaults(wanted, decoder)
     for key, place in defaults.items():
         places.setdefault(key, place)
-    config = _typed(tree, decoder, file)
+    config = typed(tree, decoder, file)
     return config and replace(config, hidden=hidden), decoder
 
 
@@ -347,18 +405,21 @@ def _with_defaults(tree: Tree, decoder: ConfigDecoder) -> tuple[Tree, dict[str, 
     datasets = {}
     for name, body in (tree.get("datasets") or {}).items():
         kind = str(body.get("type", "default"))
-        if name not in known and not body.get("builder"):
+        own = class_dataset_defaults(name) if shapeless(known.get(name)) and not body.get("builder") else {}
+        types = own or known.get(name, {})
+        if not types and not body.get("builder"):
             outside = out_of_scope("dataset", name)
             decoder.note(
                 f"datasets.{name}", outside or "no card declares it", LAVIS if outside else nearest(name, known)
             )
             continue
-        if name in known and kind not in known[name]:
-            decoder.note(f"datasets.{name}.type", f"'{name}' has no type '{kind}'", nearest(kind, known[name]))
+        if types and kind not in types:
+            decoder.note(f"datasets.{name}.type", f"'{name}' has no type '{kind}'", nearest(kind, types))
             continue
-        default, _, where = known.get(name, {}).get(kind, ({}, None, {}))
+        default, _, where = types.get(kind, ({}, None, {}))
         try:
-            datasets[name] = {"name": name, **merge(default, body, where=f"datasets.{name}")}
+            whole = {"name": name, **merge(default, body, where=f"datasets.{name}")}
+            datasets[name] = keep_unknown(whole) if own else whole
         except ConfigError as error:  # of the card's own
             decoder.problems += error.problems
         places |= where
@@ -424,7 +485,8 @@ def _teacher_below(run: RunConfig, root: Path) -> RunConfig:
     return replace(run, **below)
 
 
-def _typed(tree: Tree, decoder: ConfigDecoder, file: Path) -> Config | None:
+def typed(tree: Tree, decoder: ConfigDecoder, file: Path) -> Config | None:
+    """A whole tree as dataclasses, its mistakes noted; None where the run itself is not there."""
     run = decoder.build(RunConfig, tree.get("run") or {}, "run")
     model = decoder.build(ModelConfig, tree["model"], "model") if tree.get("model") else None
     datasets = {n: decoder.build(DatasetConfig, body, f"datasets.{n}") for n, body in tree["datasets"].items()}

@@ -287,6 +287,18 @@ class ModelConfig:
         if found := list(self.problems()):
             raise ConfigError.of(found)
 
+    def get(self, key: str, default: Any = None) -> Any:
+        """The value of a key, `default` for one that this architecture does not have (LAVIS' `cfg.get`)."""
+        return getattr(self, key, default)
+
+
+@dataclass(frozen=True, kw_only=True)
+class OpenModelConfig(ModelConfig):
+    """The section of a model in LAVIS' manner, which declares no keys: `given` is what its `from_config` gets."""
+
+    given: dict[str, Any] = field(default_factory=dict)
+    rest: ClassVar[str] = "given"
+
 
 @dataclass(frozen=True, kw_only=True)
 class RunConfig:
@@ -413,10 +425,32 @@ class RunConfig:
         """What `check` can know to be wrong with a run of this task, before anything is read."""
         yield from ()
 
+    def get(self, key: str, default: Any = None) -> Any:
+        """The value of a key, `default` for one that this task does not have (LAVIS' `cfg.run_cfg.get`)."""
+        return getattr(self, key, default)
+
     def examine(self, decoder: ConfigDecoder, key: str) -> None:
         """Note an unknown task, runner or schedule."""
         for kind, field_name in ((tasks, "task"), (runners, "runner"), (lr_schedulers, "lr_sched")):
             examine_name(decoder, kind, getattr(self, field_name), join(key, field_name))
+
+
+@dataclass(frozen=True, kw_only=True)
+class OpenRunConfig(RunConfig):
+    """The section of a task in LAVIS' manner, which declares no keys: `others` are those that no run has."""
+
+    others: dict[str, Any] = field(default_factory=dict)
+    rest: ClassVar[str] = "others"
+
+    def __post_init__(self) -> None:
+        known = {one.name for one in fields(self)}
+        object.__setattr__(self, "others", {key: item for key, item in self.others.items() if key not in known})
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return self.__dict__["others"][name]
+        except KeyError:
+            raise AttributeError(f"run.{name} is not given") from None
 
 
 def run_config(task: str, **keys: Any) -> Any:

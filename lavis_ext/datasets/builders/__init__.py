@@ -2,18 +2,42 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lavis_ext.common.config.cards import load_cards
 from lavis_ext.common.errors import UsageError
+from lavis_ext.common.registry import registry
 from lavis_ext.common.types import Dataset
-from lavis_ext.datasets.builders.base_dataset_builder import BaseDatasetBuilder, build_datasets, builder_class
+from lavis_ext.datasets.builders.base_dataset_builder import (
+    BaseDatasetBuilder,
+    build_datasets,
+    builder_class,
+    load_dataset_config,
+)
 
 if TYPE_CHECKING:
     from lavis_ext.datasets.builders.context import BuildContext, NotPreparedError
+
+    AOKVQABuilder: type[BaseDatasetBuilder]
+    COCOCapBuilder: type[BaseDatasetBuilder]
+    COCORetrievalBuilder: type[BaseDatasetBuilder]
+    COCOVQABuilder: type[BaseDatasetBuilder]
+    ConceptualCaption12MBuilder: type[BaseDatasetBuilder]
+    ConceptualCaption3MBuilder: type[BaseDatasetBuilder]
+    Flickr30kBuilder: type[BaseDatasetBuilder]
+    Flickr30kCapBuilder: type[BaseDatasetBuilder]
+    GQABuilder: type[BaseDatasetBuilder]
+    Laion2BMultiBuilder: type[BaseDatasetBuilder]
+    Laion400MBuilder: type[BaseDatasetBuilder]
+    NLVRBuilder: type[BaseDatasetBuilder]
+    NoCapsBuilder: type[BaseDatasetBuilder]
+    OKVQABuilder: type[BaseDatasetBuilder]
+    SBUCaptionBuilder: type[BaseDatasetBuilder]
+    SNLIVisualEntailmentBuilder: type[BaseDatasetBuilder]
+    VGCaptionBuilder: type[BaseDatasetBuilder]
+    VGVQABuilder: type[BaseDatasetBuilder]
 
 
 def load_dataset(
@@ -22,16 +46,36 @@ def load_dataset(
     """LAVIS' function: `load_dataset("coco_caption")["val"][0]`.
 
     `cfg_path` is a YAML with a `datasets:` section (the first in it is taken unless `name` is there), `vis_path`
-    replaces the folder of the pictures; `data_type` can only be `images`. Raises UsageError for an unknown name.
+    replaces the folder of the pictures; `data_type` can only be `images`. Without processors in that YAML, or in a card
+    of the user's own, pictures are PIL images and texts raw. Raises UsageError for an unknown name.
     """
     if data_type not in (None, "images"):
         raise UsageError(f"load_dataset('{name}')", f"data_type '{data_type}' is not read here", "leave it out")
-    builder = BaseDatasetBuilder(name, cfg_path)
+    known = cfg_path is None or name in dataset_zoo.get_names()
+    kind = registry.get_builder_class(name) if known else type("Builder", (BaseDatasetBuilder,), {"name": name})
+    builder = kind(cfg_path)
     if vis_path is not None:
-        info = builder.config.build_info
-        images = replace(info.images, storage=str(Path(vis_path).expanduser().absolute()))
-        builder.config = replace(builder.config, build_info=replace(info, images=images))
-    return builder.build_datasets()
+        builder.config.build_info.setdefault("images", {})
+        builder.config.build_info.images.storage = str(Path(vis_path).expanduser().absolute())
+    found: dict[str, Dataset] = builder.build_datasets()
+    return found
+
+
+class DatasetZoo:
+    """The data sets by name with their config types, as they are when it is asked (LAVIS' `dataset_zoo`)."""
+
+    @property
+    def dataset_zoo(self) -> dict[str, list[str]]:
+        """Name → config types."""
+        kinds: dict[str, Any] = {name: registry.get_builder_class(name) for name in self.get_names()}
+        return {name: list(kind.DATASET_CONFIG_DICT) for name, kind in kinds.items()}
+
+    def get_names(self) -> list[str]:
+        """All names, sorted."""
+        return registry.list_datasets()
+
+
+dataset_zoo = DatasetZoo()
 
 
 def names() -> list[str]:
@@ -39,19 +83,62 @@ def names() -> list[str]:
     return load_cards().names()
 
 
+LAVIS_BUILDERS = {
+    "AOKVQABuilder": "aok_vqa",
+    "COCOCapBuilder": "coco_caption",
+    "COCORetrievalBuilder": "coco_retrieval",
+    "COCOVQABuilder": "coco_vqa",
+    "ConceptualCaption12MBuilder": "conceptual_caption_12m",
+    "ConceptualCaption3MBuilder": "conceptual_caption_3m",
+    "Flickr30kBuilder": "flickr30k",
+    "Flickr30kCapBuilder": "flickr30k_caption",
+    "GQABuilder": "gqa",
+    "Laion2BMultiBuilder": "laion2B_multi",
+    "Laion400MBuilder": "laion400M",
+    "NLVRBuilder": "nlvr",
+    "NoCapsBuilder": "nocaps",
+    "OKVQABuilder": "ok_vqa",
+    "SBUCaptionBuilder": "sbu_caption",
+    "SNLIVisualEntailmentBuilder": "snli_ve",
+    "VGCaptionBuilder": "vg_caption",
+    "VGVQABuilder": "vg_vqa",
+}
+"""LAVIS' class names → the data sets that they build."""
 __all__ = [
+    "AOKVQABuilder",
     "BaseDatasetBuilder",
     "BuildContext",
+    "COCOCapBuilder",
+    "COCORetrievalBuilder",
+    "COCOVQABuilder",
+    "ConceptualCaption3MBuilder",
+    "ConceptualCaption12MBuilder",
+    "Flickr30kBuilder",
+    "Flickr30kCapBuilder",
+    "GQABuilder",
+    "Laion2BMultiBuilder",
+    "Laion400MBuilder",
+    "NLVRBuilder",
+    "NoCapsBuilder",
     "NotPreparedError",
+    "OKVQABuilder",
+    "SBUCaptionBuilder",
+    "SNLIVisualEntailmentBuilder",
+    "VGCaptionBuilder",
+    "VGVQABuilder",
     "build_datasets",
     "builder_class",
+    "dataset_zoo",
     "load_dataset",
+    "load_dataset_config",
     "names",
 ]
 
 
 def __getattr__(name: str) -> Any:
     """Import what opens files only on use: it needs pyarrow, and reading the keys of a shape does not."""
+    if name in LAVIS_BUILDERS:
+        return builder_class(LAVIS_BUILDERS[name])
     if name not in __all__:
         raise AttributeError(f"module 'lavis_ext.datasets.builders' has no attribute '{name}'")
     return getattr(import_module("lavis_ext.datasets.builders.context"), name)

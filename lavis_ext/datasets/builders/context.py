@@ -36,6 +36,10 @@ class BuildContext:
     check_shards: bool = False
     """Compare each sample of a shard with its manifest when it is read."""
 
+    def wants(self, split: str) -> bool:
+        """Whether a split is wanted."""
+        return self.splits is None or split in self.splits
+
 
 @dataclass(frozen=True)
 class Parts:

@@ -15,7 +15,8 @@ from lavis_ext.common.registry import builders
 from lavis_ext.common.types import Dataset, Sample
 from lavis_ext.datasets.builders.context import BuildContext, SplitParts, build_splits
 from lavis_ext.datasets.builders.settings import CaptionKeys
-from lavis_ext.datasets.datasets.base_dataset import ImageTextDataset, draw_below
+from lavis_ext.datasets.datasets.base_dataset import ImageTextDataset, draw_below, two_ways
+from lavis_ext.datasets.readers.annotations import ListRows
 from lavis_ext.datasets.readers.parse import Row
 
 
@@ -29,20 +30,46 @@ def _make(parts: SplitParts) -> Dataset:
     return CaptionDataset(parts) if parts.training else CaptionEvalDataset(parts)
 
 
+@two_ways
 @dataclass(frozen=True, eq=False)
 class CaptionDataset(ImageTextDataset):
     """One caption and its picture a sample: `image`, `text_input`, [`text_output`,] `image_id`, `instance_id`."""
+
+    Keys = CaptionKeys
+    derived = ("image_ids",)
 
     @property
     def text_processor(self) -> Any:
         """The text processor, or None."""
         return None if self.parts.args["raw_caption"] else self.parts.text_processor
 
+    @text_processor.setter
+    def text_processor(self, processor: Any) -> None:
+        self._change(text_processor=processor)
+
     @cached_property
     def image_ids(self) -> np.ndarray:
         """int64 [rows]: LAVIS' running number of each row's picture."""
-        key = "image_id" if self.rows.has("image_id") else self.parts.args["image_key"]
-        return self.rows.codes(key)
+        codes: np.ndarray = self.rows.codes(self._picture_key())
+        return codes
+
+    @cached_property
+    def img_ids(self) -> dict[Any, int]:
+        """The running number of each picture by its id (LAVIS' attribute), as the rows were at first."""
+        return dict(zip(self.rows.column(self._picture_key()), self.image_ids.tolist(), strict=True))
+
+    def remember(self) -> None:
+        """Keep the numbers of the pictures: rows that a script leaves keep theirs, as in LAVIS."""
+        _ = self.img_ids
+
+    def running_id(self, row: Row, index: int) -> int:
+        """The running number of a row's picture; one that a script has added gets the next."""
+        if isinstance(self.rows, ListRows):
+            return self.img_ids.setdefault(row.get("image_id", self.image_name(row)), len(self.img_ids))
+        return int(self.image_ids[self.position(index)])
+
+    def _picture_key(self) -> str:
+        return "image_id" if self.rows.has("image_id") else str(self.parts.args["image_key"])
 
     def fields(self, row: Row, index: int, rng: torch.Generator | None) -> Sample:
         """Caption and ids; of several captions in one row, one is drawn."""
@@ -51,7 +78,7 @@ class CaptionDataset(ImageTextDataset):
             caption = caption[draw_below(len(caption), rng)]
         raw = self.parts.args["image_id"] == "raw"
         ids: Sample = {
-            "image_id": row["image_id"] if raw else int(self.image_ids[self.position(index)]),
+            "image_id": row["image_id"] if raw else self.running_id(row, index),
             "instance_id": row["instance_id"],
         }
         return {**self._texts(self.processed(caption, "caption", index), rng), **ids}
@@ -65,6 +92,7 @@ class CaptionDataset(ImageTextDataset):
         return {"text_input": " ".join(words[:point]), "text_output": " ".join(words[point:])}
 
 
+@two_ways
 @dataclass(frozen=True, eq=False)
 class CaptionEvalDataset(ImageTextDataset):
     """One picture a sample: `image`, `image_id`, `instance_id`; its captions are `references()`.
@@ -72,13 +100,21 @@ class CaptionEvalDataset(ImageTextDataset):
     Rows hold all captions of a picture (LAVIS) or one each (official COCO, tables); the latter are gathered by picture.
     """
 
-    @cached_property
+    Keys = CaptionKeys
+
+    @property
     def first_rows(self) -> np.ndarray:
         """int64 [samples]: the first row of each picture."""
-        key = self.parts.args["image_key"]
-        key = key if self.rows.has(key) else "image_id"
-        first: np.ndarray = np.unique(self.rows.codes(key), return_index=True)[1]
-        return first
+        # a list may be changed in place: its rows are compared by identity, 1 ms for 25,000 of them
+        now = tuple(map(id, self.rows)) if isinstance(self.rows, ListRows) else ()
+        seen, first = vars(self).get("_first_rows", (None, None))
+        if first is None or seen != now:
+            key = self.parts.args["image_key"]
+            key = key if self.rows.has(key) else "image_id"
+            first = np.unique(self.rows.codes(key), return_index=True)[1]
+            vars(self)["_first_rows"] = (now, first)
+        found: np.ndarray = first
+        return found
 
     def count(self) -> int:
         """How many pictures."""
@@ -86,7 +122,8 @@ class CaptionEvalDataset(ImageTextDataset):
 
     def row(self, index: int) -> Row:
         """The first record of a picture."""
-        return self.rows[int(self.first_rows[self.position(index)])]
+        row: Row = self.rows[int(self.first_rows[self.position(index)])]
+        return row
 
     def fields(self, row: Row, index: int, rng: torch.Generator | None) -> Sample:
         """The ids."""

@@ -13,7 +13,7 @@ from lavis_ext.common.types import Dataset, Sample
 from lavis_ext.datasets.builders.context import BuildContext, SplitParts, build_splits
 from lavis_ext.datasets.builders.image_caption import CaptionDataset
 from lavis_ext.datasets.builders.settings import CaptionKeys
-from lavis_ext.datasets.datasets.base_dataset import ImageTextDataset
+from lavis_ext.datasets.datasets.base_dataset import ImageTextDataset, two_ways
 from lavis_ext.datasets.readers.parse import Row
 
 
@@ -27,9 +27,13 @@ def _make(parts: SplitParts) -> Dataset:
     return CaptionDataset(parts) if parts.training else RetrievalEvalDataset(parts)
 
 
+@two_ways
 @dataclass(frozen=True, eq=False)
 class RetrievalEvalDataset(ImageTextDataset):
     """One picture a sample: `image`, `index`. Captions are in `text`, their pictures in `txt2img` and `img2txt`."""
+
+    Keys = CaptionKeys
+    derived = ("captions", "text", "image", "img2txt", "txt2img")
 
     def fields(self, row: Row, index: int, rng: torch.Generator | None) -> Sample:
         """The number of the picture."""

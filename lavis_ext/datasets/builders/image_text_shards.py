@@ -22,7 +22,7 @@ from lavis_ext.datasets.datasets.base_dataset import MAX_TEXT, draw_below
 from lavis_ext.datasets.readers.faults import FaultLog, SampleError
 from lavis_ext.datasets.readers.shard_index import fixed_folder, list_shards, refuse_scheme
 from lavis_ext.datasets.readers.shards import RawSample, ShardReader
-from lavis_ext.processors import build_processor
+from lavis_ext.processors import build_processor, uint8_of
 
 log = logging.getLogger(__name__)
 SPLIT = "train"
@@ -165,9 +165,9 @@ class ImageTextStream(IterableDataset[Sample]):
 
     def _image(self, pixels: Any, rng: torch.Generator | None) -> Any:
         """uint8 with randomness from `rng`, else LAVIS' form; a processor without `uint8` is called as it is."""
-        processor = self.vis_processor
-        if hasattr(processor, "uint8"):
-            return processor(pixels) if rng is None else processor.uint8(pixels, rng)
+        processor, uint8 = self.vis_processor, uint8_of(self.vis_processor)
+        if uint8 is not None:
+            return processor(pixels) if rng is None else uint8(pixels, rng)
         from PIL import Image
 
         image = Image.fromarray(pixels)

@@ -16,8 +16,9 @@ from lavis_ext.common.types import Batch, Dataset, Sample
 from lavis_ext.datasets.builders.context import BuildContext, build_splits
 from lavis_ext.datasets.builders.settings import LabelKeys, PairKeys
 from lavis_ext.datasets.collate import Rule, collate, stack_images
-from lavis_ext.datasets.datasets.base_dataset import ImageTextDataset, draw_below
+from lavis_ext.datasets.datasets.base_dataset import ImageTextDataset, draw_below, two_ways
 from lavis_ext.datasets.readers.parse import Row
+from lavis_ext.processors import uint8_of
 
 
 @builders.register("image_text_label", config=LabelKeys)
@@ -26,9 +27,12 @@ def image_text_label(config: DatasetConfig, context: BuildContext) -> dict[str, 
     return build_splits(config, context, LabelDataset)
 
 
+@two_ways
 @dataclass(frozen=True, eq=False)
 class LabelDataset(ImageTextDataset):
     """A picture and a sentence with a class."""
+
+    Keys = LabelKeys
 
     def fields(self, row: Row, index: int, rng: torch.Generator | None) -> Sample:
         """Sentence, class and ids; a row without a class has no `label`."""
@@ -79,18 +83,21 @@ def paired_images(config: DatasetConfig, context: BuildContext) -> dict[str, Dat
     return build_splits(config, context, PairDataset)
 
 
+@two_ways
 @dataclass(frozen=True, eq=False)
 class PairDataset(LabelDataset):
     """Two pictures and a sentence about them; `images` of a row names the left and the right one."""
 
+    Keys = PairKeys
+
     def __getitem__(self, index: int) -> Sample:
         """LAVIS' sample, both pictures as in `image_caption`. Raises SampleError."""
-        processor = self.vis_processor
-        return self._sample(index, processor if hasattr(processor, "uint8") else self._other, None)
+        other = uint8_of(self.vis_processor) is None
+        return self._sample(index, self._other if other else self.vis_processor, None)
 
     def load(self, index: int, rng: torch.Generator) -> Sample:
         """The sample with uint8 pictures and all randomness from `rng`. Raises SampleError."""
-        uint8 = getattr(self.vis_processor, "uint8", None)
+        uint8 = uint8_of(self.vis_processor)
 
         def process(pixels: Any) -> Any:
             return self._other(pixels) if uint8 is None else uint8(pixels, rng)

@@ -16,7 +16,7 @@ from lavis_ext.common.types import Batch, Dataset, Sample
 from lavis_ext.datasets.builders.context import BuildContext, SplitParts, build_splits
 from lavis_ext.datasets.builders.settings import VqaKeys
 from lavis_ext.datasets.collate import Rule, collate, long_or_list
-from lavis_ext.datasets.datasets.base_dataset import ImageTextDataset
+from lavis_ext.datasets.datasets.base_dataset import ImageTextDataset, two_ways
 from lavis_ext.datasets.readers.parse import Row, parse_json, read_text
 
 
@@ -33,9 +33,12 @@ def _make(parts: SplitParts) -> Dataset:
     return VqaDataset(parts) if parts.training else VqaEvalDataset(parts)
 
 
+@two_ways
 @dataclass(frozen=True, eq=False)
 class QuestionDataset(ImageTextDataset):
     """Rows with a `question`."""
+
+    Keys = VqaKeys
 
     def image_name(self, row: Row) -> str:
         """The name of a row's picture, or the first of `image_patterns` that exists."""
@@ -64,6 +67,7 @@ class QuestionDataset(ImageTextDataset):
         return OrderedDict({**shown, **answers, "image": self[index]["image"]})
 
 
+@two_ways
 @dataclass(frozen=True, eq=False)
 class VqaDataset(QuestionDataset):
     """A question with its answers: `image`, `text_input`, `answers`, `weights`, `question_id`, `instance_id`."""
@@ -85,6 +89,7 @@ class VqaDataset(QuestionDataset):
         return collate(samples, RULES)
 
 
+@two_ways
 @dataclass(frozen=True, eq=False)
 class VqaEvalDataset(QuestionDataset):
     """A question to be answered: `image`, `text_input`, `question_id`, `instance_id` and the `eval_keys`."""

@@ -153,6 +153,43 @@ class Annotations(Rows):
         return codes
 
 
+class ListRows(Rows):
+    """Rows as a list of dicts, which a script may change: `rows` is that list, and what it holds is used as it is."""
+
+    def __init__(self, rows: list[Row], paths: Sequence[Path] = ()) -> None:
+        self.rows, self.paths = rows, tuple(paths)
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __iter__(self) -> Iterator[Row]:
+        return iter(self.rows)
+
+    def at(self, position: int) -> Row:
+        """Row `position`, from 0 to the length - 1."""
+        return self.rows[position]
+
+    def keys(self) -> list[str]:
+        """The keys that any row has, in order of appearance, without `instance_id`."""
+        return [name for name in dict.fromkeys(key for row in self.rows for key in row) if name != "instance_id"]
+
+    def has(self, key: str) -> bool:
+        """Whether any row has this key."""
+        return any(key in row for row in self.rows)
+
+    def column(self, name: str) -> list[Any]:
+        """The values of one key over all rows, None where a row lacks it."""
+        return [row.get(name) for row in self.rows]
+
+    def codes(self, name: str) -> np.ndarray:
+        """int64 [len]: 0, 1, 2 … per distinct value, in order of first appearance."""
+        import numpy as np
+
+        known: dict[str, int] = {}
+        values = (json.dumps(value, default=str) for value in self.column(name))
+        return np.array([known.setdefault(value, len(known)) for value in values], dtype=np.int64)
+
+
 @dataclass(frozen=True)
 class AnnotationTable:
     """One annotation file, opened: its record batches and the marks of their columns (see `decode_row`)."""

@@ -87,7 +87,7 @@ class Shard:
             samples = read_object(path.with_name(f"{path.stem}_stats.json")).get("successes")
         elif _is_count(manifest.get("bytes")) and manifest["bytes"] != size:
             fault = f"has {size:,} bytes, its manifest says {manifest['bytes']:,}"
-        if _is_count(samples) and samples > max(MOST, size // (2 * BLOCK)):
+        if type(samples) is int and samples > max(MOST, size // (2 * BLOCK)):
             samples, fault = None, "cannot hold as many samples as are declared: they are counted again"
         return cls(path, changed_ns, samples if _is_count(samples) else None, fault, crcs)
 

@@ -26,6 +26,7 @@ KEYS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     **dict.fromkeys(
         ("coco_caption", "nocaps", "minigpt4_self_instruct_caption", "cc_sbu_align"), (CAPTION, EVAL_CAPTION)
     ),
+    "flickr30k_caption": (CAPTION, EVAL_CAPTION),
     **dict.fromkeys(("vg_caption", "sbu_caption"), (CAPTION, EVAL_CAPTION)),
     **dict.fromkeys(("conceptual_caption_3m", "conceptual_caption_12m"), (CAPTION, EVAL_CAPTION)),
     **dict.fromkeys(("coco_retrieval", "flickr30k"), (CAPTION, {"image": Tensor, "index": int})),

@@ -271,7 +271,7 @@ def test_facade(root: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> 
     monkeypatch.setenv("LAVIS_EXT_CACHE_ROOT", str(root))
     assert "coco_caption" in names()
     assert builder_class("coco_caption")().config.name == "coco_caption"
-    assert len(BaseDatasetBuilder("little", caption_config()).build_datasets()["train"]) == 12
+    assert len(BaseDatasetBuilder(caption_config()).build_datasets()["train"]) == 12
     assert registry.get_builder_class("coco_caption")().config.builder == "image_caption"
     with pytest.raises(UsageError):
         builder_class("coco_captoin")

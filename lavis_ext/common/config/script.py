@@ -1,0 +1,78 @@
+"""LAVIS' `Config(args)`: a run file as nodes that a script reads and changes, checked when it is read and when used."""
+
+from __future__ import annotations
+
+import json
+import logging
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from lavis_ext.common.config.check import load_checked, rechecked
+from lavis_ext.common.config.schema import Config as RunFile
+from lavis_ext.common.registry import registry
+
+log = logging.getLogger(__name__)
+
+
+class Config:
+    """A run file with the defaults of its model and data sets, under `run_cfg`, `model_cfg` and `datasets_cfg`.
+
+    `args` has `cfg_path` and `options` (a list of `a.b=c`, or None), as `argparse` gives them. Raises ConfigError with
+    every mistake at once, where LAVIS takes unknown keys in silence.
+    """
+
+    def __init__(self, args: Any) -> None:
+        self.args = args
+        self._hold(load_checked(args.cfg_path, list(getattr(args, "options", None) or [])))
+
+    @classmethod
+    def of(cls, file: RunFile) -> Config:
+        """The same over a run file that is read already."""
+        config = cls.__new__(cls)
+        config.args = None
+        config._hold(file)
+        return config
+
+    def _hold(self, file: RunFile) -> None:
+        self._file = file
+        self.config: DictConfig = OmegaConf.create(file.resolved)
+        registry.register("configuration", self)
+
+    def typed(self) -> RunFile:
+        """The run file as the runner takes it, with what the script changed; raises ConfigError as at first."""
+        return rechecked(self.to_dict(), self._file)
+
+    @property
+    def run_cfg(self) -> Any:
+        """The `run:` section."""
+        return self.config.run
+
+    @property
+    def datasets_cfg(self) -> Any:
+        """The `datasets:` section."""
+        return self.config.datasets
+
+    @property
+    def model_cfg(self) -> Any:
+        """The `model:` section."""
+        return self.config.model
+
+    def get_config(self) -> DictConfig:
+        """All sections."""
+        return self.config
+
+    def to_dict(self) -> dict[str, Any]:
+        """All sections as plain values."""
+        return node_to_dict(self.config)
+
+    def pretty_print(self) -> None:
+        """Log the sections as JSON."""
+        for name in ("run", "datasets", "model"):
+            log.info("===== %s =====\n%s", name, json.dumps(self.to_dict().get(name), indent=4, sort_keys=True))
+
+
+def node_to_dict(node: Any) -> dict[str, Any]:
+    """A node as plain values, interpolations resolved."""
+    plain: dict[str, Any] = OmegaConf.to_container(node, resolve=True)  # type: ignore[assignment]
+    return plain

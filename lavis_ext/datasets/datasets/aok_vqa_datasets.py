@@ -1,0 +1,18 @@
+"""LAVIS' module name: A-OKVQA, under LAVIS' class names."""
+
+from lavis_ext.datasets.builders.vqa import VqaDataset, VqaEvalDataset
+
+
+class AOKVQADataset(VqaDataset):
+    """Questions with their direct answers."""
+
+    card = "aok_vqa"
+
+
+class AOKVQAEvalDataset(VqaEvalDataset):
+    """Questions to be answered, with their choices."""
+
+    card = "aok_vqa"
+
+
+__all__ = ["AOKVQADataset", "AOKVQAEvalDataset"]

@@ -1,0 +1,7 @@
+"""LAVIS' module name: captions of COCO and nocaps, under LAVIS' class names."""
+
+from lavis_ext.datasets.builders.image_caption import CaptionDataset as COCOCapDataset
+from lavis_ext.datasets.builders.image_caption import CaptionEvalDataset as COCOCapEvalDataset
+from lavis_ext.datasets.builders.image_caption import CaptionEvalDataset as NoCapsEvalDataset
+
+__all__ = ["COCOCapDataset", "COCOCapEvalDataset", "NoCapsEvalDataset"]

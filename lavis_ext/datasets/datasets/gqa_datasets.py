@@ -1,0 +1,18 @@
+"""LAVIS' module name: GQA, under LAVIS' class names."""
+
+from lavis_ext.datasets.builders.vqa import VqaDataset, VqaEvalDataset
+
+
+class GQADataset(VqaDataset):
+    """Questions with their answer."""
+
+    card = "gqa"
+
+
+class GQAEvalDataset(VqaEvalDataset):
+    """Questions to be answered."""
+
+    card = "gqa"
+
+
+__all__ = ["GQADataset", "GQAEvalDataset"]

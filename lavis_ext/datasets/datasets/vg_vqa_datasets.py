@@ -1,0 +1,12 @@
+"""LAVIS' module name: Visual Genome's questions, under LAVIS' class names."""
+
+from lavis_ext.datasets.builders.vqa import VqaDataset
+
+
+class VGVQADataset(VqaDataset):
+    """Questions with their answer."""
+
+    card = "vg_vqa"
+
+
+__all__ = ["VGVQADataset"]

@@ -1,0 +1,354 @@
+"""Models and tasks, as a notebook calls them. Each cell is run by itself, in a small prepared world."""
+
+# %% model-zoo
+from lavis.models import model_zoo
+
+assert "tiny" in dict(model_zoo)["blip2_opt"] and "tiny" in model_zoo.model_zoo["blip2"]
+assert str(model_zoo).startswith("Architectures") and len(model_zoo) == sum(len(types) for _, types in model_zoo)
+
+# %% load-model
+import torch
+from lavis.models import load_model
+
+model = load_model("blip2_opt", "tiny", is_eval=True, device="cpu")
+assert not model.training and model.device == torch.device("cpu")
+
+# %% load-model-and-preprocess
+import numpy as np
+import torch
+from lavis.models import load_model_and_preprocess
+from PIL import Image
+
+device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+model, vis_processors, txt_processors = load_model_and_preprocess("blip2_opt", "tiny", is_eval=True, device=device)
+raw = Image.fromarray(np.full((40, 50, 3), 90, np.uint8))
+image = vis_processors["eval"](raw).unsqueeze(0).to(device)
+texts = model.generate({"image": image, "prompt": txt_processors["eval"]("A thing.")}, num_beams=1, max_length=4)
+assert len(texts) == 1 and isinstance(texts[0], str)
+
+# %% load-preprocess
+from lavis.models import load_preprocess
+from lavis.models.blip2_models.blip2_opt import Blip2OPT
+from omegaconf import OmegaConf
+
+vis, txt = load_preprocess(OmegaConf.load(Blip2OPT.default_config_path("tiny")).preprocess)
+assert vis["eval"].image_size == 64 and txt["train"]("A!") == "a"
+vis, txt = load_preprocess(OmegaConf.create({}))
+assert vis["train"]("as it is") == "as it is" == txt["eval"]("as it is")
+
+# %% outputs
+import torch
+from lavis.models import load_model
+
+model = load_model("blip2", "tiny")
+batch = {"image": torch.rand(2, 3, 64, 64), "text_input": ["a dog", "two cats"], "image_id": torch.tensor([0, 1])}
+output = model(batch)
+assert output.loss is output["loss"] and output.loss_itc + output.loss_itm + output.loss_lm == output.loss
+output.loss.backward()
+assert not hasattr(output, "loss_nothing") and set(output.keys()) >= {"loss", "loss_itc"}
+
+# %% extract-features
+import torch
+from lavis.models import load_model
+
+model = load_model("blip2_feature_extractor", "tiny", is_eval=True)
+sample = {"image": torch.rand(1, 3, 64, 64), "text_input": ["a dog"]}
+image, text = model.extract_features(sample, mode="image"), model.extract_features(sample, mode="text")
+similarity = (image.image_embeds_proj @ text.text_embeds_proj[:, 0, :].t()).max()
+assert -1.001 <= similarity <= 1.001 and model.extract_features(sample).multimodal_embeds.shape[0] == 1
+
+# %% image-text-matching
+import torch
+from lavis.models import load_model
+
+model = load_model("blip2_image_text_matching", "tiny", is_eval=True)
+sample = {"image": torch.rand(1, 3, 64, 64), "text_input": ["a dog"]}
+itm = torch.nn.functional.softmax(model(sample, match_head="itm"), dim=1)
+assert itm.shape == (1, 2) and model(sample, match_head="itc").numel() == 1
+
+# %% from-pretrained
+import pytest
+from lavis.common.registry import registry
+from lavis.models.blip2_models.blip2_opt import Blip2OPT
+
+model = Blip2OPT.from_pretrained(model_type="tiny")
+assert type(model) is Blip2OPT is registry.get_model_class("blip2_opt")
+with pytest.raises(Exception, match="did you mean"):
+    Blip2OPT.from_pretrained(model_type="tinny")
+
+# %% pretrained-model-config-dict
+import os
+
+from lavis.common.registry import registry
+
+cls = registry.get_model_class("blip2_opt")
+assert "tiny" in cls.PRETRAINED_MODEL_CONFIG_DICT and "pretrain_opt2.7b" in cls.PRETRAINED_MODEL_CONFIG_DICT.keys()
+assert os.path.isfile(cls.default_config_path("tiny"))
+
+# %% model-from-config
+from lavis.common.registry import registry
+from omegaconf import OmegaConf
+
+cls = registry.get_model_class("blip2")
+cfg = OmegaConf.load(cls.default_config_path("tiny")).model
+cfg.num_query_token = 5
+assert cls.from_config(cfg).net.query_tokens.shape[1] == 5
+
+# %% load-checkpoint
+import torch
+from lavis.models import load_model
+
+torch.manual_seed(1)
+first = load_model("blip2", "tiny")
+torch.save({"model": first.state_dict()}, "first.pth")
+second = load_model("blip2", "tiny")
+message = second.load_checkpoint("first.pth")
+assert message.missing_keys == [] and all(torch.equal(a, b) for a, b in zip(first.parameters(), second.parameters()))
+third = load_model("blip2", "tiny", checkpoint="first.pth")
+assert torch.equal(third.net.query_tokens, first.net.query_tokens)
+
+# %% load-checkpoint-misfit
+import pytest
+import torch
+from lavis.models import load_model
+
+model = load_model("blip2", "tiny")
+state = model.state_dict()
+state["strange"] = torch.zeros(2)
+torch.save({"model": state}, "strange.pth")
+with pytest.raises(Exception, match="strange"):  # LAVIS leaves it out in silence
+    model.load_checkpoint("strange.pth")
+with pytest.raises(Exception, match="no such file"):
+    model.load_checkpoint("nowhere.pth")
+
+# %% load-from-pretrained
+import torch
+from lavis.models import load_model
+
+first, second = load_model("blip2", "tiny"), load_model("blip2_opt", "tiny")
+torch.save({"model": {k: v for k, v in first.state_dict().items() if k.startswith("net.query")} | {"other": torch.ones(1)}}, "q.pth")
+message = second.load_from_pretrained("q.pth") if first.net.query_tokens.shape == second.net.query_tokens.shape else None
+message = message or first.load_from_pretrained(url_or_filename="q.pth")
+assert message.unexpected_keys == ["other"] and message.missing_keys
+
+# %% load-checkpoint-address
+import pytest
+from lavis.models import load_model
+
+with pytest.raises(Exception, match="is an address"):
+    load_model("blip2", "tiny").load_checkpoint("https://example.org/blip2.pth")
+
+# %% optimizer-params
+from lavis.models import load_model
+
+model = load_model("blip2", "tiny")
+groups = model.get_optimizer_params(weight_decay=0.05, lr_scale=1)
+assert {group["weight_decay"] for group in groups} == {0.05, 0.0} and all(group["lr_scale"] == 1 for group in groups)
+count = sum(p.numel() for group in groups for p in group["params"])
+assert count == sum(p.numel() for p in model.parameters() if p.requires_grad)
+assert model.show_n_params(return_str=False) >= count and model.show_n_params()[-1] in "KM"
+
+# %% custom-model
+import pytest
+import torch
+import yaml
+from lavis.common.registry import registry
+from lavis.models import load_model, load_model_and_preprocess, model_zoo
+from lavis.models.base_model import BaseModel
+from torch import nn
+
+with open("my_model.yaml", "w") as file:
+    model = {"arch": "my_model", "model_type": "base", "width": 6, "load_finetuned": False, "load_pretrained": False}
+    yaml.safe_dump({"model": model, "preprocess": {"vis_processor": {"eval": {"name": "blip_image_eval", "image_size": 8}}}}, file)
+
+
+@registry.register_model("my_model")
+class MyModel(BaseModel):
+    PRETRAINED_MODEL_CONFIG_DICT = {"base": __import__("os").path.abspath("my_model.yaml")}
+
+    def __init__(self, width=4):
+        super().__init__()
+        self.layer = nn.Linear(3 * 8 * 8, width)
+
+    def forward(self, samples):
+        return {"loss": self.layer(samples["image"].flatten(1)).square().mean(), "logits": samples["image"]}
+
+    @classmethod
+    def from_config(cls, cfg):
+        model = cls(width=cfg.get("width", 4))
+        model.load_checkpoint_from_config(cfg)
+        return model
+
+
+model = load_model("my_model", "base")
+assert model.layer.out_features == 6 and type(MyModel.from_pretrained("base")) is MyModel
+assert model({"image": torch.rand(2, 3, 8, 8)}).loss.requires_grad and dict(model_zoo)["my_model"] == ["base"]
+assert load_model_and_preprocess("my_model", "base")[1]["eval"].image_size == 8
+with pytest.raises(Exception, match="no type"):
+    load_model("my_model", "large")
+torch.save({"model": model.state_dict()}, "mine.pth")
+assert model.load_checkpoint("mine.pth").missing_keys == []
+assert torch.equal(load_model("my_model", "base", checkpoint="mine.pth").layer.weight, model.layer.weight)
+
+# %% setup-task
+from argparse import Namespace
+
+import lavis.tasks as tasks
+from lavis.common.config import Config
+from lavis.tasks.captioning import CaptionTask
+
+cfg = Config(Namespace(cfg_path="run.yaml", options=None))
+task = tasks.setup_task(cfg)
+assert type(task) is CaptionTask is type(CaptionTask.setup_task(cfg=cfg))
+datasets, model = task.build_datasets(cfg), task.build_model(cfg)
+assert sorted(datasets["coco_caption"]) == ["train", "val"] and len(datasets["coco_caption"]["train"]) == 6
+data = datasets["coco_caption"]["val"]
+rows = task.valid_step(model=model, samples=data.collater([data[0], data[1]]))
+assert [set(row) for row in rows] == [{"caption", "image_id"}] * 2
+loss, losses = task.train_step(model=model, samples=datasets["coco_caption"]["train"].collater([datasets["coco_caption"]["train"][0]]))
+assert loss.requires_grad and losses["loss"] is loss
+
+# %% after-evaluation
+import json
+import os
+from argparse import Namespace
+
+from lavis.common.config import Config
+from lavis.common.registry import registry
+from lavis.tasks import setup_task
+
+os.makedirs("out/result")
+registry.mapping["paths"]["result_dir"] = os.path.abspath("out/result")
+cfg = Config(Namespace(cfg_path="run.yaml", options=None))
+task = setup_task(cfg)
+data, model = task.build_datasets(cfg)["coco_caption"]["val"], task.build_model(cfg)
+task.before_evaluation(model=model, dataset=data)
+rows = task.valid_step(model=model, samples=data.collater([data[i] for i in range(3)]))
+metrics = task.after_evaluation(val_result=rows, split_name="val", epoch=0)
+assert "agg_metrics" in metrics and len(json.load(open("out/result/val_epoch0.json"))) == 3
+
+# %% save-result
+import json
+
+from lavis.tasks.base_task import BaseTask
+
+rows = [{"image_id": 1, "caption": "a"}, {"image_id": 1, "caption": "b"}, {"image_id": 2, "caption": "c"}]
+path = BaseTask.save_result(result=rows, result_dir=".", filename="val_epoch0", remove_duplicate="image_id")
+assert json.load(open(path)) == [rows[0], rows[2]]
+
+# %% custom-task
+import torch
+from lavis.common.registry import registry
+from lavis.tasks.base_task import BaseTask
+
+
+@registry.register_task("my_task")
+class MyTask(BaseTask):
+    def __init__(self, factor):
+        super().__init__()
+        self.factor = factor
+
+    @classmethod
+    def setup_task(cls, cfg):
+        return cls(factor=cfg.run_cfg.get("factor", 2))
+
+    def valid_step(self, model, samples):
+        return [{"value": self.factor * value} for value in model(samples)]
+
+    def after_evaluation(self, val_result, split_name, epoch, **kwargs):
+        return {"agg_metrics": sum(row["value"] for row in val_result)}
+
+
+task = MyTask(factor=3)
+rows = task.valid_step(lambda samples: samples["x"], {"x": [1, 2]})
+assert task.after_evaluation(val_result=rows, split_name="val", epoch=0) == {"agg_metrics": 9}
+assert task.inst_id_key == "instance_id" and registry.get_task_class("my_task") is MyTask
+model = torch.nn.Linear(1, 1)
+model.device = "cpu"
+assert [row["value"] for row in MyTask(1).evaluation(lambda s: s["x"], [], cuda_enabled=False)] == []
+
+# %% caption-task-subclass
+from argparse import Namespace
+
+from lavis.common.config import Config
+from lavis.common.registry import registry
+from lavis.tasks.captioning import CaptionTask
+
+
+@registry.register_task("short_captions_task")
+class ShortTask(CaptionTask):
+    def valid_step(self, model, samples):
+        rows = super().valid_step(model=model, samples=samples)
+        return [{**row, "caption": row["caption"][: self.most]} for row in rows]
+
+    @property
+    def most(self):
+        return 3 * self.num_beams  # keys of `run:` are attributes
+
+
+cfg = Config(Namespace(cfg_path="run.yaml", options=["run.task=short_captions_task"]))
+from lavis.tasks import setup_task
+
+task = setup_task(cfg)
+model, data = task.build_model(cfg), task.build_datasets(cfg)["coco_caption"]["val"]
+assert all(len(row["caption"]) <= 3 for row in task.valid_step(model, data.collater([data[0]])))
+
+# %% task-with-its-own-loop
+from argparse import Namespace
+
+import pytest
+from lavis.common.config import Config
+from lavis.common.registry import registry
+from lavis.runners import RunnerBase
+from lavis.tasks.base_task import BaseTask
+
+
+@registry.register_task("own_loop")
+class OwnLoop(BaseTask):
+    def train_epoch(self, epoch, model, data_loader, optimizer, lr_scheduler, **kwargs):
+        raise AssertionError
+
+
+cfg = Config(Namespace(cfg_path="run.yaml", options=["run.task=own_loop"]))
+with pytest.raises(Exception, match="train_epoch"):
+    RunnerBase(cfg=cfg, task=OwnLoop(), model=None, datasets={}, job_id="never")
+
+# %% task-with-report-metrics
+from argparse import Namespace
+
+import pytest
+from lavis.common.config import Config
+from lavis.runners import RunnerBase
+from lavis.tasks.vqa import VQATask
+
+
+class Reported(VQATask):
+    def _report_metrics(self, result_file, split):
+        raise AssertionError
+
+
+with pytest.raises(Exception, match="_report_metrics"):
+    RunnerBase(Config(Namespace(cfg_path="run.yaml", options=None)), Reported(), None, {}, "never")
+
+# %% task-values-by-position
+import pytest
+from lavis.tasks.captioning import CaptionTask
+
+
+class Mine(CaptionTask):
+    def __init__(self, num_beams, max_len, **kwargs):
+        super().__init__(num_beams=num_beams, max_len=max_len, **kwargs)
+
+    def valid_step(self, model, samples):
+        return super().valid_step(model, samples)
+
+
+assert Mine(3, 7).num_beams == 3
+with pytest.raises(Exception, match="by name"):
+    CaptionTask(3, 7)
+
+# %% blip2-base
+import pytest
+
+with pytest.raises(ImportError):
+    from lavis.models.blip2_models.blip2 import Blip2Base

@@ -1,0 +1,310 @@
+"""The registry, Config(args) and the helpers of `common`, as a notebook calls them. Each cell is run by itself."""
+
+# %% registry-mapping
+from lavis.common.registry import registry
+
+names = registry.mapping["builder_name_mapping"]
+assert "coco_caption" in names and "coco_caption" in names.keys()
+assert names["coco_caption"] is registry.get_builder_class("coco_caption")
+assert "blip2_opt" in registry.mapping["model_name_mapping"] and registry.mapping["task_name_mapping"]["vqa"]
+assert sorted(registry.mapping) == sorted([
+    "builder_name_mapping", "task_name_mapping", "processor_name_mapping", "model_name_mapping",
+    "lr_scheduler_name_mapping", "runner_name_mapping", "state", "paths",
+])
+
+# %% registry-paths
+import os
+
+from lavis.common.registry import registry
+
+assert registry.get_path("cache_root") == os.environ["LAVIS_EXT_CACHE_ROOT"]
+assert os.path.isdir(os.path.join(registry.get_path("library_root"), "configs"))
+registry.register_path("my_results", "/data/results")
+assert registry.get_path("my_results") == "/data/results"
+
+# %% registry-cache-root
+import os
+
+from lavis.common.registry import registry
+from lavis.common.utils import get_cache_path
+from lavis.datasets.builders import load_dataset
+
+world = os.environ.pop("LAVIS_EXT_CACHE_ROOT")  # a script names the folder in place of the environment
+registry.mapping["paths"]["cache_root"] = world
+try:
+    assert get_cache_path("coco/images") == os.path.join(world, "coco/images")
+    assert len(load_dataset("coco_caption")["train"]) == 6
+finally:
+    os.environ["LAVIS_EXT_CACHE_ROOT"] = world
+
+# %% registry-state
+from lavis.common.registry import registry
+
+registry.register("experiment.note", "first")
+assert registry.get("experiment.note") == "first"
+assert registry.get("experiment.other", default=3, no_warning=True) == 3
+assert registry.get("SPLIT_NAMES") == ["train", "val", "test"] and registry.get("MAX_INT") > 2**31
+assert registry.unregister("experiment") == {"note": "first"}
+assert registry.get("experiment.note", no_warning=True) is None
+
+# %% registry-lists
+from lavis.common.registry import registry
+
+assert {"coco_caption", "coco_vqa", "flickr30k_caption"} <= set(registry.list_datasets())
+assert {"blip2", "blip2_opt", "blip2_t5"} <= set(registry.list_models())
+assert {"captioning", "vqa", "retrieval", "image_text_pretrain"} <= set(registry.list_tasks())
+assert {"blip_caption", "blip2_image_train", "blip_image_eval"} <= set(registry.list_processors())
+assert {"runner_base", "runner_iter"} <= set(registry.list_runners())
+assert "linear_warmup_cosine_lr" in registry.list_lr_schedulers()
+
+# %% registry-unknown
+import pytest
+from lavis.common.registry import registry
+
+with pytest.raises(Exception, match="did you mean 'coco_caption'"):
+    registry.get_builder_class("coco_captoin")
+with pytest.raises(KeyError):
+    registry.get_model_class("blip2_otp")
+with pytest.raises(KeyError):
+    registry.get_path("nowhere")
+
+# %% registry-taken
+import pytest
+from lavis.common.registry import registry
+from lavis.processors.base_processor import BaseProcessor
+
+
+@registry.register_processor("twice")
+class First(BaseProcessor):
+    pass
+
+
+with pytest.raises(KeyError):
+    @registry.register_processor("twice")
+    class Second(BaseProcessor):
+        pass
+
+registry.mapping["processor_name_mapping"].pop("twice")  # what a notebook does before a cell is run again
+
+
+@registry.register_processor("twice")
+class Third(BaseProcessor):
+    pass
+
+
+assert registry.get_processor_class("twice") is Third
+
+# %% registry-taken-data-set
+import pytest
+from lavis.common.registry import registry
+from lavis.datasets.builders.base_dataset_builder import BaseDatasetBuilder
+
+with pytest.raises(KeyError):
+    @registry.register_builder("coco_caption")
+    class Mine(BaseDatasetBuilder):
+        pass
+
+# %% config-sections
+from argparse import Namespace
+
+from lavis.common.config import Config, node_to_dict
+from lavis.common.registry import registry
+
+cfg = Config(Namespace(cfg_path="run.yaml", options=["run.max_epoch=3", "run.init_lr=1e-4"]))
+assert cfg.run_cfg.max_epoch == 3 and cfg.run_cfg["init_lr"] == 1e-4 and cfg.run_cfg.get("nothing", 7) == 7
+assert "task" in cfg.run_cfg and cfg.run_cfg.task == "captioning"
+assert cfg.model_cfg.arch == "blip2_opt" and cfg.model_cfg.image_size == 64  # from the model's own YAML
+assert cfg.datasets_cfg.coco_caption.vis_processor.train.name == "blip_image_eval"
+assert list(cfg.datasets_cfg) == ["coco_caption"] and "coco_caption" in cfg.get_config().datasets
+assert cfg.to_dict()["run"]["max_epoch"] == 3 == node_to_dict(cfg.run_cfg)["max_epoch"]
+assert registry.get("configuration") is cfg
+cfg.pretty_print()
+
+# %% config-options-in-pairs
+from argparse import Namespace
+
+from lavis.common.config import Config
+
+cfg = Config(Namespace(cfg_path="run.yaml", options=["run.seed", "7", "run.train_splits", "[train]"]))
+assert cfg.run_cfg.seed == 7 and cfg.run_cfg.train_splits == ["train"]
+assert Config(Namespace(cfg_path="run.yaml", options=None)).run_cfg.seed == 1
+
+# %% config-unknown-key
+from argparse import Namespace
+
+import pytest
+from lavis.common.config import Config
+
+with pytest.raises(Exception, match="did you mean 'max_epoch'") as error:
+    Config(Namespace(cfg_path="run.yaml", options=["run.max_epochs=3", "datasets.coco_captoin.type=default"]))
+assert len(error.value.problems) >= 2  # all mistakes at once
+
+# %% config-changed
+from argparse import Namespace
+
+import pytest
+from lavis.common.config import Config
+
+cfg = Config(Namespace(cfg_path="run.yaml", options=None))
+cfg.run_cfg.max_epoch = 4
+cfg.run_cfg.distributed = False  # what LAVIS' init_distributed_mode writes
+cfg.model_cfg.prompt = "a photo of"
+file = cfg.typed()
+assert file.run.max_epoch == 4 and file.model.prompt == "a photo of"
+cfg.run_cfg.batch_size_train = 0
+with pytest.raises(Exception, match="batch_size_train"):
+    cfg.typed()
+
+# %% logger
+import logging
+
+import torch
+from lavis.common.logger import AttrDict, MetricLogger, SmoothedValue, setup_logger
+
+setup_logger()
+meters = MetricLogger(delimiter="  ")
+meters.add_meter("lr", SmoothedValue(window_size=1, fmt="{value:.6f}"))
+for step in meters.log_every(range(4), 2, "Train"):
+    meters.update(loss=torch.tensor(float(step)), lr=0.1)
+meters.synchronize_between_processes()
+assert meters.loss.global_avg == 1.5 and meters.loss.median == 1.0 and meters.loss.max == 3.0
+assert meters.meters["lr"].value == 0.1 and str(meters.meters["lr"]) == "0.100000"
+assert meters.global_avg() == "lr: 0.1000  loss: 1.5000"
+assert AttrDict(a=1).a == 1
+
+# %% distributed
+from types import SimpleNamespace
+
+from lavis.common.dist_utils import (
+    get_rank,
+    get_world_size,
+    init_distributed_mode,
+    is_dist_avail_and_initialized,
+    is_main_process,
+    main_process,
+)
+
+args = SimpleNamespace()
+init_distributed_mode(args)
+assert (args.distributed, args.rank, args.world_size, args.gpu) == (False, 0, 1, 0)
+assert (get_rank(), get_world_size(), is_main_process(), is_dist_avail_and_initialized()) == (0, 1, True, False)
+assert main_process(lambda x: x + 1)(1) == 2
+
+# %% utils
+import json
+
+from lavis.common.registry import registry
+from lavis.common.utils import get_abs_path, get_cache_path, is_convertible_to_int, is_serializable, is_url, load_json, now
+
+assert get_cache_path("a/b.json") == registry.get_path("cache_root") + "/a/b.json" and get_cache_path("/a") == "/a"
+assert get_abs_path("configs/default.yaml").endswith("/configs/default.yaml")
+assert is_url("https://example.org/a.json") and not is_url("a.json")
+with open("x.json", "w") as file:
+    json.dump([1], file)
+assert load_json("x.json") == [1] and now().isdigit()
+assert is_convertible_to_int("-12") and not is_convertible_to_int("1.5") and not is_serializable({1, 2})
+
+# %% lr-scheduler
+import torch
+from lavis.common.optims import ConstantLRScheduler, LinearWarmupCosineLRScheduler, LinearWarmupStepLRScheduler
+from lavis.common.registry import registry
+
+optimizer = torch.optim.AdamW([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
+cls = registry.get_lr_scheduler_class("linear_warmup_cosine_lr")
+assert cls is LinearWarmupCosineLRScheduler
+schedule = cls(
+    optimizer=optimizer, max_epoch=4, min_lr=0.0, init_lr=1e-3, decay_rate=None, warmup_start_lr=1e-5, warmup_steps=10
+)
+rates = []
+for epoch, step in [(0, 0), (0, 5), (0, 20), (1, 0), (2, 3)]:
+    schedule.step(cur_epoch=epoch, cur_step=step)
+    rates.append(optimizer.param_groups[0]["lr"])
+assert torch.allclose(torch.tensor(rates), torch.tensor([1e-5, 5.05e-4, 1e-3, 8.5355339e-4, 5e-4]))
+LinearWarmupStepLRScheduler(optimizer, max_epoch=4, min_lr=1e-6, init_lr=1e-3, decay_rate=0.5).step(3, 0)
+assert abs(optimizer.param_groups[0]["lr"] - 1.25e-4) < 1e-12
+ConstantLRScheduler(optimizer, init_lr=2e-3, warmup_steps=0).step(1, 0)
+assert optimizer.param_groups[0]["lr"] == 2e-3
+
+# %% imports-of-train-py
+import lavis.tasks as tasks
+from lavis.common.config import Config
+from lavis.common.dist_utils import get_rank, init_distributed_mode
+from lavis.common.logger import setup_logger
+from lavis.common.optims import LinearWarmupCosineLRScheduler, LinearWarmupStepLRScheduler
+from lavis.common.registry import registry
+from lavis.common.utils import now
+from lavis.datasets.builders import *
+from lavis.models import *
+from lavis.processors import *
+from lavis.runners import *
+from lavis.tasks import *
+
+assert Blip2OPT and COCOCapBuilder and Blip2ImageTrainProcessor and RunnerBase and RunnerIter and CaptionTask
+assert registry.get_model_class("blip2_opt") is Blip2OPT and registry.get_task_class("captioning") is CaptionTask
+
+# %% modules
+from importlib import import_module
+
+HELD = {
+    "common.registry": "registry", "common.config": "Config", "common.logger": "MetricLogger",
+    "common.dist_utils": "get_rank", "common.optims": "ConstantLRScheduler", "common.utils": "now",
+    "datasets.builders": "load_dataset dataset_zoo load_dataset_config",
+    "datasets.builders.base_dataset_builder": "BaseDatasetBuilder load_dataset_config",
+    "datasets.builders.caption_builder": "COCOCapBuilder Flickr30kCapBuilder",
+    "datasets.builders.image_text_pair_builder":
+        "ConceptualCaption12MBuilder ConceptualCaption3MBuilder VGCaptionBuilder SBUCaptionBuilder Laion400MBuilder",
+    "datasets.builders.vqa_builder": "COCOVQABuilder OKVQABuilder AOKVQABuilder VGVQABuilder GQABuilder",
+    "datasets.builders.retrieval_builder": "COCORetrievalBuilder Flickr30kBuilder",
+    "datasets.builders.classification_builder": "NLVRBuilder SNLIVisualEntailmentBuilder",
+    "datasets.datasets.base_dataset": "BaseDataset ConcatDataset",
+    "datasets.datasets.caption_datasets": "CaptionDataset CaptionEvalDataset",
+    "datasets.datasets.coco_caption_datasets": "COCOCapDataset COCOCapEvalDataset NoCapsEvalDataset",
+    "datasets.datasets.image_text_pair_datasets": "ImageTextPairDataset",
+    "datasets.datasets.vqa_datasets": "VQADataset VQAEvalDataset",
+    "datasets.datasets.coco_vqa_datasets": "COCOVQADataset COCOVQAEvalDataset",
+    "datasets.datasets.aok_vqa_datasets": "AOKVQADataset AOKVQAEvalDataset",
+    "datasets.datasets.gqa_datasets": "GQADataset GQAEvalDataset",
+    "datasets.datasets.vg_vqa_datasets": "VGVQADataset",
+    "datasets.datasets.retrieval_datasets": "RetrievalDataset RetrievalEvalDataset",
+    "datasets.datasets.nlvr_datasets": "NLVRDataset NLVREvalDataset",
+    "datasets.datasets.snli_ve_datasets": "SNLIVisualEntialmentDataset",
+    "datasets.datasets.multimodal_classification_datasets": "MultimodalClassificationDataset",
+    "datasets.data_utils": "prepare_sample apply_to_sample move_to_cuda reorg_datasets_by_split concat_datasets",
+    "processors": "load_processor BaseProcessor", "processors.base_processor": "BaseProcessor",
+    "processors.blip_processors":
+        "BlipCaptionProcessor BlipQuestionProcessor BlipImageTrainProcessor BlipImageEvalProcessor"
+        " Blip2ImageTrainProcessor BlipImageBaseProcessor",
+    "processors.clip_processors": "ClipImageTrainProcessor ClipImageEvalProcessor",
+    "models": "load_model load_preprocess load_model_and_preprocess model_zoo BaseModel",
+    "models.base_model": "BaseModel all_gather_with_grad concat_all_gather",
+    "models.blip2_models.blip2_opt": "Blip2OPT", "models.blip2_models.blip2_t5": "Blip2T5",
+    "models.blip2_models.blip2_qformer": "Blip2Qformer",
+    "models.blip2_models.blip2_image_text_matching": "Blip2ITM",
+    "tasks": "setup_task BaseTask", "tasks.base_task": "BaseTask", "tasks.captioning": "CaptionTask",
+    "tasks.vqa": "VQATask GQATask AOKVQATask", "tasks.image_text_pretrain": "ImageTextPretrainTask",
+    "tasks.retrieval": "RetrievalTask", "tasks.multimodal_classification": "MultimodalClassificationTask",
+    "runners": "RunnerBase RunnerIter", "runners.runner_base": "RunnerBase", "runners.runner_iter": "RunnerIter",
+}
+for path, names in HELD.items():
+    module = import_module(f"lavis.{path}")
+    for name in names.split():
+        assert getattr(module, name) is not None, (path, name)
+
+# %% not-served
+from importlib import import_module
+
+import pytest
+from lavis.common.registry import registry
+
+for path in ("models.blip_models.blip_vqa", "models.albef_models", "datasets.builders.video_qa_builder", "tasks.dialogue"):
+    with pytest.raises(ModuleNotFoundError):
+        import_module(f"lavis.{path}")
+with pytest.raises(KeyError):
+    registry.get_model_class("albef_vqa")
+
+# %% not-downloaders
+import pytest
+
+for name in ("download_url", "cache_url", "download_and_extract_archive"):
+    with pytest.raises(ImportError):
+        exec(f"from lavis.common.utils import {name}")

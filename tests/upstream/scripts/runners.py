@@ -1,0 +1,315 @@
+"""Runs from a script: LAVIS' `train.py` and what people change in it. Each cell is run by itself, in a small world."""
+
+# %% train
+import json
+import random
+from argparse import Namespace
+
+import lavis.tasks as tasks
+import numpy as np
+import torch
+from lavis.common.config import Config
+from lavis.common.dist_utils import get_rank, init_distributed_mode
+from lavis.common.logger import setup_logger
+from lavis.common.registry import registry
+from lavis.common.utils import now
+
+cfg = Config(Namespace(cfg_path="run.yaml", options=["run.output_dir=out"]))
+init_distributed_mode(cfg.run_cfg)
+seed = cfg.run_cfg.seed + get_rank()
+random.seed(seed), np.random.seed(seed), torch.manual_seed(seed)
+setup_logger()
+cfg.pretty_print()
+task = tasks.setup_task(cfg)
+datasets = task.build_datasets(cfg)
+model = task.build_model(cfg)
+runner_cls = registry.get_runner_class(cfg.run_cfg.get("runner", "runner_base"))
+runner = runner_cls(cfg=cfg, job_id=now(), task=task, model=model, datasets=datasets)
+before = model.net.query_tokens.detach().clone()
+runner.train()
+assert not torch.equal(before, model.net.query_tokens) and runner.progress.step == 3
+assert json.loads((runner.output_dir / "run.json").read_text())["status"] == "finished"
+assert (runner.result_dir / "val_epoch0.json").is_file() and list(runner.output_dir.glob("checkpoint_*"))
+assert registry.get_path("output_dir") == str(runner.output_dir)
+
+# %% evaluate
+from argparse import Namespace
+
+from lavis.common.config import Config
+from lavis.runners import RunnerBase
+from lavis.tasks import setup_task
+
+cfg = Config(Namespace(cfg_path="run.yaml", options=["run.test_splits=[val]", "run.evaluate=True", "run.output_dir=out"]))
+task = setup_task(cfg)
+runner = RunnerBase(cfg, task, task.build_model(cfg), task.build_datasets(cfg), "evaluated")
+found = runner.evaluate(skip_reload=True)
+assert "agg_metrics" in found["val"] and (runner.result_dir / "val_epochtest.json").is_file()
+
+# %% two-runners
+from argparse import Namespace
+
+from lavis.common.config import Config
+from lavis.common.registry import registry
+from lavis.runners import RunnerBase
+from lavis.tasks import setup_task
+
+for name in ("one", "two"):  # LAVIS dies at the second: its paths are registered already
+    cfg = Config(Namespace(cfg_path="run.yaml", options=["run.max_iters=1", "run.valid_splits=[]", "run.output_dir=out"]))
+    task = setup_task(cfg)
+    RunnerBase(cfg, task, task.build_model(cfg), task.build_datasets(cfg), name).train()
+    assert registry.get_path("output_dir").endswith(f"/out/{name}")
+
+# %% filtered-run
+from argparse import Namespace
+
+from lavis.common.config import Config
+from lavis.runners import RunnerBase
+from lavis.tasks import setup_task
+
+cfg = Config(Namespace(cfg_path="run.yaml", options=["run.valid_splits=[]", "run.output_dir=out"]))
+task = setup_task(cfg)
+datasets, model = task.build_datasets(cfg), task.build_model(cfg)
+train = datasets["coco_caption"]["train"]
+train.annotation = [ann for ann in train.annotation if ann["caption"].endswith("0.")]
+runner = RunnerBase(cfg, task, model, datasets, "filtered")
+assert len(runner.train_loader) == 1  # 3 samples in batches of 2, the last one left out
+runner.train()
+assert runner.progress.samples == 2
+
+# %% plain-torch-dataset
+from argparse import Namespace
+
+import torch
+from lavis.common.config import Config
+from lavis.runners import RunnerBase
+from lavis.tasks import setup_task
+
+
+class Plain(torch.utils.data.Dataset):
+    def __len__(self):
+        return 4
+
+    def __getitem__(self, index):
+        return {"image": torch.rand(3, 64, 64), "text_input": f"number {index}", "image_id": index}
+
+
+cfg = Config(Namespace(cfg_path="run.yaml", options=["run.valid_splits=[]", "run.output_dir=out"]))
+task = setup_task(cfg)
+runner = RunnerBase(cfg, task, task.build_model(cfg), {"mine": {"train": Plain()}}, "plain")
+batch = next(iter(runner.dataloaders["train"]))
+assert batch["image"].shape == (2, 3, 64, 64) and len(batch["text_input"]) == 2
+runner.train()
+assert runner.progress.step == 2 and runner.device.type == "cpu"
+
+# %% same-numbers
+import json
+from argparse import Namespace
+
+from lavis.common.config import Config
+from lavis.runners import RunnerBase
+from lavis.tasks import setup_task
+
+losses = []
+for name in ("one", "two"):
+    cfg = Config(Namespace(cfg_path="run.yaml", options=["run.valid_splits=[]", "run.output_dir=out", "run.log_freq=1"]))
+    import torch
+
+    torch.manual_seed(3)
+    task = setup_task(cfg)
+    RunnerBase(cfg, task, task.build_model(cfg), task.build_datasets(cfg), name).train()
+    lines = [json.loads(line) for line in open(f"out/{name}/log.jsonl")]
+    losses.append([line["loss"] for line in lines if "loss" in line])
+assert len(losses[0]) == 3 and losses[0] == losses[1]
+
+# %% custom-schedule
+from argparse import Namespace
+
+from lavis.common.config import Config
+from lavis.common.registry import registry
+from lavis.runners import RunnerBase
+from lavis.tasks import setup_task
+
+
+@registry.register_lr_scheduler("halves")
+class Halves:
+    def __init__(self, optimizer, max_epoch, min_lr, init_lr, decay_rate=None, warmup_start_lr=-1, warmup_steps=0, **kwargs):
+        self.optimizer, self.init_lr = optimizer, init_lr
+
+    def step(self, cur_epoch, cur_step):
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.init_lr / 2 ** (cur_step + 1)
+
+
+cfg = Config(Namespace(cfg_path="run.yaml", options=["run.lr_sched=halves", "run.valid_splits=[]", "run.output_dir=out"]))
+task = setup_task(cfg)
+runner = RunnerBase(cfg, task, task.build_model(cfg), task.build_datasets(cfg), "halves")
+runner.train()
+assert runner.optimizer.param_groups[0]["lr"] == 1e-3 / 8
+
+# %% runner-with-its-own-loop
+import pytest
+from lavis.common.registry import registry
+from lavis.runners.runner_base import RunnerBase
+
+
+@registry.register_runner("own_runner")
+class Own(RunnerBase):
+    def train_epoch(self, epoch):
+        raise AssertionError
+
+
+with pytest.raises(Exception, match="train_epoch"):
+    Own(cfg=None, task=None, model=None, datasets={}, job_id="never")
+
+# %% runner-subclass
+from argparse import Namespace
+
+from lavis.common.config import Config
+from lavis.common.registry import registry
+from lavis.runners.runner_base import RunnerBase
+from lavis.tasks import setup_task
+
+
+@registry.register_runner("telling")
+class Telling(RunnerBase):
+    def train(self):
+        self.told = True
+        super().train()
+
+
+cfg = Config(Namespace(cfg_path="run.yaml", options=["run.runner=telling", "run.valid_splits=[]", "run.output_dir=out"]))
+task = setup_task(cfg)
+runner = registry.get_runner_class("telling")(cfg, task, task.build_model(cfg), task.build_datasets(cfg), "told")
+runner.train()
+assert runner.told and runner.progress.step == 3
+
+# %% samples-position
+from argparse import Namespace
+
+import torch
+import yaml
+from lavis.common.config import Config
+from lavis.common.registry import registry
+from lavis.models.base_model import BaseModel
+from lavis.runners import RunnerBase
+from lavis.tasks import setup_task
+
+with open("ramp.yaml", "w") as file:
+    yaml.safe_dump({"model": {"arch": "ramp", "model_type": "base", "load_finetuned": False}}, file)
+seen = []
+
+
+@registry.register_model("ramp")
+class Ramp(BaseModel):
+    PRETRAINED_MODEL_CONFIG_DICT = {"base": __import__("os").path.abspath("ramp.yaml")}
+
+    def __init__(self):
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.ones(2, 2))
+
+    def forward(self, samples):
+        seen.append((samples["epoch"], samples["iters"], samples["num_iters_per_epoch"]))
+        return {"loss": self.weight.square().mean()}
+
+    @classmethod
+    def from_config(cls, cfg):
+        return cls()
+
+
+options = ["model.arch=ramp", "model.model_type=base", "run.task=image_text_pretrain", "run.max_epoch=2", "run.output_dir=out"]
+text = open("run.yaml").read().replace("  num_beams: 1\n", "").replace("  max_len: 4\n", "").replace("[val]", "[]")
+open("ramp_run.yaml", "w").write(text)
+cfg = Config(Namespace(cfg_path="ramp_run.yaml", options=options))
+task = setup_task(cfg)
+RunnerBase(cfg, task, task.build_model(cfg), task.build_datasets(cfg), "ramp").train()
+assert seen == [(0, 0, 3), (0, 1, 3), (0, 2, 3), (1, 0, 3), (1, 1, 3), (1, 2, 3)]
+
+# %% task-of-losses
+from argparse import Namespace
+
+import numpy as np
+from lavis.common.config import Config
+from lavis.common.registry import registry
+from lavis.runners import RunnerBase
+from lavis.tasks import setup_task
+from lavis.tasks.base_task import BaseTask
+
+
+@registry.register_task("losses")
+class LossTask(BaseTask):
+    def __init__(self, num_beams, report_metric=True):
+        super().__init__()
+        self.num_beams = num_beams
+        self.report_metric = report_metric
+
+    @classmethod
+    def setup_task(cls, cfg):
+        return cls(num_beams=cfg.run_cfg.num_beams, report_metric=cfg.run_cfg.get("report_metric", True))
+
+    def valid_step(self, model, samples):
+        loss = model({**samples, "text_input": ["a thing"] * len(samples["image"])})["loss"].item()
+        return [loss]  # one number a batch
+
+    def after_evaluation(self, val_result, split_name, epoch, **kwargs):
+        return {"agg_metrics": -np.float32(np.mean(val_result)), "note": "not a number"}
+
+
+cfg = Config(Namespace(cfg_path="run.yaml", options=["run.task=losses", "run.output_dir=out", "run.test_splits=[val]"]))
+task = setup_task(cfg)
+runner = RunnerBase(cfg, task, task.build_model(cfg), task.build_datasets(cfg), "losses")
+runner.train()
+assert runner.progress.best["metric"] < 0 and runner.progress.best["split"] == "val"
+
+# %% task-evaluation
+from argparse import Namespace
+
+from lavis.common.config import Config
+from lavis.common.registry import registry
+from lavis.runners import RunnerBase
+from lavis.tasks import setup_task
+from lavis.tasks.base_task import BaseTask
+from lavis.tasks.retrieval import RetrievalTask
+
+
+@registry.register_task("by_itself")
+class ByItself(BaseTask):
+    def evaluation(self, model, data_loader, **kwargs):
+        seen = sum(len(samples["image"]) for samples in data_loader)
+        return {"seen": seen, "of": len(data_loader.dataset), "agg_metrics": 1.0}
+
+    def after_evaluation(self, val_result, split_name, epoch):
+        return val_result
+
+
+@registry.register_task("nothing")
+class Nothing(BaseTask):
+    def evaluation(self, model, data_loader, cuda_enabled=True):
+        pass
+
+
+for name, expected in (("by_itself", {"seen": 3.0, "of": 3.0, "agg_metrics": 1.0}), ("nothing", {})):
+    options = [f"run.task={name}", "run.output_dir=out", "run.test_splits=[val]", "run.evaluate=True"]
+    cfg = Config(Namespace(cfg_path="run.yaml", options=options))
+    task = setup_task(cfg)
+    runner = RunnerBase(cfg, task, task.build_model(cfg), task.build_datasets(cfg), name)
+    assert runner.evaluate(skip_reload=True)["val"] == expected
+
+# %% stream-of-another-library
+from argparse import Namespace
+
+import pytest
+import torch
+from lavis.common.config import Config
+from lavis.runners import RunnerBase
+from lavis.tasks import setup_task
+
+
+class Stream(torch.utils.data.IterableDataset):
+    def __iter__(self):
+        return iter([])
+
+
+cfg = Config(Namespace(cfg_path="run.yaml", options=["run.valid_splits=[]", "run.output_dir=out"]))
+task = setup_task(cfg)
+with pytest.raises(Exception, match="image_text_shards"):
+    RunnerBase(cfg, task, task.build_model(cfg), {"mine": {"train": Stream()}}, "stream").train()
