@@ -1,10 +1,11 @@
 """The fetch engine beside the layers and tools it could stand on: many small files, and one large one with its hash.
 
     python benchmarks/fetch_layer.py [--runs 3] [--files 600] [--large-mb 512] [--only small,latency,large]
+        [--clients 'NAME;…'] [--before CHECKOUT]
 
-Every client runs in its own process against a server in another (nginx where installed; our own asyncio server adds
-the latency). Runs are interleaved, figures are medians, the table gives speed relative to ours; absent peers are passed
-over.
+`--before` adds ours as it is in another checkout, say of the parent commit, to the same runs. Every client runs in its
+own process against a server in another (nginx where installed; our own asyncio server adds the latency). Runs are
+interleaved, figures are medians, the table gives speed relative to ours; absent peers are passed over.
 """
 
 from __future__ import annotations
@@ -37,6 +38,7 @@ Client = Callable[[Job], None]
 CHUNK = 1 << 18
 TOGETHER = 32
 SEGMENT = 32 << 20
+BEFORE = "before: "
 
 
 # --- servers ---------------------------------------------------------------------------------------------------------
@@ -367,12 +369,15 @@ def cpu() -> float:
     return sum(usage.ru_utime + usage.ru_stime for usage in both)
 
 
-def measure(scene: str, name: str, job: Job) -> tuple[float, float]:
+def measure(scene: str, name: str, job: Job, before: Path | None) -> tuple[float, float]:
     shutil.rmtree(job["out"], ignore_errors=True)
     Path(job["out"]).mkdir()
     os.sync()
-    command = [sys.executable, __file__, "--client", scene, name]
-    done = subprocess.run(command, input=json.dumps(job), text=True, stdout=subprocess.PIPE, check=True)
+    command = [sys.executable, __file__, "--client", scene, name.removeprefix(BEFORE)]
+    path = {"PYTHONPATH": str(before)} if name.startswith(BEFORE) else {}
+    done = subprocess.run(
+        command, input=json.dumps(job), text=True, stdout=subprocess.PIPE, check=True, env={**os.environ, **path}
+    )
     for file, size, _ in job["files"]:
         if (Path(job["out"]) / file).stat().st_size != size:
             raise SystemExit(f"{name}: {file} is not complete")
@@ -392,13 +397,16 @@ def make_files(folder: Path, count: int, size: int) -> list[tuple[str, int, str]
     return made
 
 
-def compare(scene: str, base: str, files: list[tuple[str, int, str]], out: Path, runs: int) -> None:
-    clients = {name: entry for name, entry in (LARGE if scene == "large" else SMALL).items() if present(entry[1])}
+def compare(scene: str, base: str, files: list[tuple[str, int, str]], out: Path, asked: argparse.Namespace) -> None:
+    all_of_them = LARGE if scene == "large" else SMALL
+    chosen = asked.clients.split(";") if asked.clients else all_of_them
+    clients = [name for name in all_of_them if name in chosen and present(all_of_them[name][1])]
+    clients += [f"{BEFORE}{name}" for name in clients if name.startswith("ours") and asked.before]
     taken: dict[str, list[tuple[float, float]]] = {name: [] for name in clients}
     job: Job = {"base": base, "files": files, "out": str(out)}
-    for _ in range(runs):
+    for _ in range(asked.runs):
         for name in clients:
-            taken[name].append(measure(scene, name, job))
+            taken[name].append(measure(scene, name, job, asked.before))
     amount = sum(size for _, size, _ in files) / 1e6
     reference = statistics.median(seconds for seconds, _ in taken["ours"])
     unit = "MB/s" if scene == "large" else "files/s"
@@ -415,6 +423,8 @@ def main() -> None:
     parser.add_argument("--files", type=int, default=600)
     parser.add_argument("--large-mb", type=int, default=512)
     parser.add_argument("--only", default="small,latency,large")
+    parser.add_argument("--clients", default="", help="only these, by the names of the tables, separated by semicolons")
+    parser.add_argument("--before", type=Path, help="a checkout whose ours is measured too")
     parser.add_argument("--folder", type=Path, help="where to work (default: a temporary folder)")
     parser.add_argument("--client", nargs=2, help=argparse.SUPPRESS)
     parser.add_argument("--serve", nargs=3, help=argparse.SUPPRESS)
@@ -434,7 +444,7 @@ def main() -> None:
             if scene in asked.only.split(","):
                 files = make_files(folder / scene, count, size)
                 with server(folder / scene, delay) as base:
-                    compare(scene, base, files, folder / "out", asked.runs)
+                    compare(scene, base, files, folder / "out", asked)
                 shutil.rmtree(folder / scene)
     return None
 

@@ -1,4 +1,4 @@
-"""What all tests share: the loopback server's fixtures, and no look-ups at the hub."""
+"""What all tests share: the loopback server's and the small disk's fixtures, and no look-ups at the hub."""
 
 from __future__ import annotations
 
@@ -9,4 +9,4 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # as in a shell's background job, whose children inherit it
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
-pytest_plugins = ["tests.support.server"]
+pytest_plugins = ["tests.support.server", "tests.support.disks", "tests.support.canary"]

@@ -55,10 +55,10 @@ def test_names_that_begin_alike_do_not_meet(tmp_path: Path) -> None:
 
 
 def test_a_full_disk_is_told_as_such() -> None:
-    with pytest.raises(DiskError) as caught, disk_errors(Path("/dev/full"), "free some"):
+    with pytest.raises(DiskError) as caught, disk_errors(Path("/dev/full"), "move"):
         Path("/dev/full").write_bytes(b"x")
     [problem] = caught.value.problems
-    assert (problem.where, problem.way_out) == ("/dev/full", "free some")
+    assert (problem.where, problem.way_out) == ("/dev/full", "free space, or move")
     assert "no space left" in problem.what
 
 

@@ -10,7 +10,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 from lavis_ext.browse.html import Tile, write_document
 from lavis_ext.browse.samples import charts, sample_grid, scope_note, survey
@@ -20,7 +19,7 @@ from lavis_ext.common.config.schema import DatasetConfig
 from lavis_ext.common.errors import UsageError
 from lavis_ext.common.wording import human
 from lavis_ext.datasets.builders import BuildContext, NotPreparedError, build_datasets
-from lavis_ext.fetch.safety import redact_url
+from lavis_ext.fetch.safety import redact_url, split_url
 from lavis_ext.prepare import PrepareOptions, SplitState, status
 from lavis_ext.prepare.records import OnDisk, inspect
 
@@ -148,7 +147,7 @@ def page_values(subject: Subject, samples: int, seed: int | None) -> dict[str, A
         "shapes": list(dict.fromkeys(chapter.config.builder for chapter in subject.chapters)),
         "subset": any(one.subset for one in subject.states),
         # a link that a person may follow; nothing is loaded from it, and any other scheme stays text
-        "linked": urlsplit(card.homepage).scheme in ("http", "https"),
+        "linked": split_url(card.homepage).scheme in ("http", "https"),
         "tiles": tiles(subject),
         "chapters": subject.chapters,
         "splits": split_rows(subject),
@@ -207,7 +206,9 @@ def look(chapter: Chapter, samples: int, seed: int | None, several: bool) -> Map
     for split, view in chapter.views.items():
         grid = sample_grid(view, samples, seed)
         chosen = f"drawn by seed {seed}" if seed is not None else view.chosen
-        grids.append({"split": split, "note": grid.note(len(view), chosen), "shots": grid.shots})
+        grids.append(
+            {"split": split, "note": grid.note(len(view), chosen), "shots": grid.shots, "wide": hasattr(view, "edge")}
+        )
     return {
         "anchor": chapter.anchor,
         "title": chapter.title,

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from lavis_ext.common.files import disk_errors, write_atomic
+from lavis_ext.common.secrets import redact
 
 if TYPE_CHECKING:
     from jinja2 import Environment
@@ -25,12 +26,13 @@ Point = tuple[float, float]
 
 @cache
 def environment() -> Environment:
-    """The Jinja2 templates of this folder; all values are escaped."""
+    """The Jinja2 templates of this folder; all values are redacted and escaped."""
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
     found = Environment(
         loader=PackageLoader("lavis_ext.browse"),
         autoescape=True,
+        finalize=lambda value: redact(value) if type(value) is str else value,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,

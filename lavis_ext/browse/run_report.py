@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -13,11 +12,14 @@ from statistics import median
 from typing import Any
 
 from lavis_ext.browse.html import Series, Tile, line_chart, shown, write_document
-from lavis_ext.common.files import read_errors
+from lavis_ext.common.files import decode_json, read_errors
+from lavis_ext.fetch.lock import is_abandoned
 from lavis_ext.metrics.vqa import KINDS
 
 Record = dict[str, Any]
-STATES = {"finished": "good", "evaluated": "good", "stopped": "bad"}
+STATES = {"finished": "good", "evaluated": "good", "stopped": "bad", "killed": "bad"}
+KILLED = {"status": "killed", "error": "its process is gone; the same command resumes"}
+"""What is true of a run that could not write its own end."""
 AGGREGATE = "agg_metrics"
 CLOCKED = ("samples_per_s", "data_wait", "peak_memory_mb")
 NO_LOSS = {"kind", "step", "epoch", "lr", "grad_norm", "skipped", *CLOCKED}
@@ -65,9 +67,12 @@ def read_run(folder: Path, data: Mapping[str, Any] | None = None) -> RunRecords:
     """All that the report needs; `data` replaces the folder's `data.json`."""
     lines = read_lines(folder / "log.jsonl")
     config = folder / "config.yaml"
+    facts = read_object(folder / "run.json")
+    if facts.get("status") == "running" and is_abandoned(folder / "owner.json"):
+        facts |= KILLED
     return RunRecords(
         folder=folder,
-        facts=read_object(folder / "run.json"),
+        facts=facts,
         data=dict(data) if data is not None else read_object(folder / "data.json"),
         faults=read_object(folder / "faults.json"),
         steps=[line for line in lines if line.get("kind") == "train"],
@@ -97,7 +102,7 @@ def read_object(path: Path) -> Record:
 def parse(text: str) -> Record:
     """A JSON object from text; {} for anything else."""
     try:
-        return as_object(json.loads(text))
+        return as_object(decode_json(text))
     except (ValueError, RecursionError):
         return {}
 

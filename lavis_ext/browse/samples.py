@@ -68,7 +68,8 @@ def _shot(view: View, item: Item, faults: Counter[str]) -> Shot:
     under += [f"choices: {', '.join(text.choices)}"] if text.choices else []
     sources, lost = [], ""
     try:
-        sources = [thumbnail(pixels) for pixels in view.pictures(item)]
+        edge = getattr(view, "edge", EDGE_PIXELS)
+        sources = [thumbnail(pixels, edge) for pixels in view.pictures(item)]
     except SampleError as error:
         faults[error.reason] += 1
         lost = shorten(error.why, 120)
@@ -80,10 +81,10 @@ def printable(text: str) -> str:
     return _UNSHOWN.sub("\N{REPLACEMENT CHARACTER}", shorten(text, MAX_CHARACTERS))
 
 
-def thumbnail(pixels: Any) -> str:
-    """uint8 [H,W,3] → a small JPEG as a data URI."""
+def thumbnail(pixels: Any, edge: int = EDGE_PIXELS) -> str:
+    """uint8 [H,W,3] → a small JPEG as a data URI, its longer edge at most `edge`."""
     image = Image.fromarray(pixels)
-    image.thumbnail((EDGE_PIXELS, EDGE_PIXELS))
+    image.thumbnail((edge, edge))
     buffer = BytesIO()
     image.save(buffer, "JPEG", quality=QUALITY)
     return f"data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode('ascii')}"

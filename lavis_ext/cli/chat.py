@@ -6,14 +6,16 @@ import json
 import sys
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, field, replace
+from io import TextIOWrapper
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lavis_ext.cli.verb import REQUIRED, Answer, Options, flag
-from lavis_ext.common.config.decode import ConfigDecoder, read_yaml
+from lavis_ext.cli.verb import REQUIRED, Answer, Options, flag, to_stdout
+from lavis_ext.common.config.decode import ConfigDecoder, read_sections
 from lavis_ext.common.config.resolve import find_config, load_config, merge, model_defaults, parse_options
 from lavis_ext.common.config.schema import ModelConfig, RunConfig
 from lavis_ext.common.errors import ConfigError, IntegrityError, UsageError
+from lavis_ext.common.secrets import printable
 from lavis_ext.tasks.settings import VqaConfig, WritingConfig
 
 if TYPE_CHECKING:
@@ -21,8 +23,8 @@ if TYPE_CHECKING:
 
     from lavis_ext.models.base_model import BaseModel
 
-CHATTED = {"blip2_vicuna": ""}
-"""Architecture → prompt, where it is not `QUESTION`: blip2_vicuna frames the question itself."""
+CHATTED = ("blip2_vicuna",)
+"""Architectures that are asked in the frame of a conversation, not by `QUESTION`."""
 QUESTION = "Question: {} Answer:"
 LENGTHS = ("num_beams", "max_len", "min_len")
 
@@ -74,7 +76,7 @@ def chat(args: Chat) -> Answer:
 
 def read_setup(path: str, options: list[str], checkpoint: str | None = None) -> Setup:
     """The setup of a run file, or of the YAML of a model; `checkpoint` goes over its weights. Raises ConfigError."""
-    tree, _ = read_yaml(find_config(path))
+    tree, _ = read_sections(find_config(path))
     setup = setup_of_run(path, options) if "run" in tree else setup_of_model(path, options)
     if checkpoint is None:
         return setup
@@ -104,7 +106,7 @@ def setup_of_run(path: str, options: list[str]) -> Setup:
 
 def setup_of_model(path: str, options: list[str]) -> Setup:
     """From a file with `model:` and `preprocess:` sections, as those of the models folder."""
-    tree = merge(read_yaml(find_config(path))[0], parse_options(options))
+    tree = merge(read_sections(find_config(path))[0], parse_options(options))
     decoder = ConfigDecoder()
     config = decoder.build(ModelConfig, tree.get("model") or {}, "model")
     decoder.close()
@@ -176,11 +178,16 @@ class Conversation:
 
     def answer(self, question: str) -> Turn:
         """The answer to a question; raises UsageError for an empty one."""
+        from lavis_ext.models.text import ChatPrompter
+
         if not question.strip():
             raise UsageError("--question", "is empty", "write a question")
-        prompt = CHATTED.get(self.setup.model.arch, QUESTION)
-        samples = {"image": self.image, "text_input": [self.text(question.strip())]}
-        said = self.model.predict_answers(samples, **{"prompt": prompt, **self.setup.answers})
+        asked = self.text(question.strip())
+        if self.setup.model.arch in CHATTED:
+            turn = {"image": self.image, "prompt": f"{asked}{ChatPrompter.turn}"}
+            return Turn(self.name, question.strip(), self.model.generate(turn, **self.setup.captions)[0])
+        samples = {"image": self.image, "text_input": [asked]}
+        said = self.model.predict_answers(samples, **{"prompt": QUESTION, **self.setup.answers})
         return Turn(self.name, question.strip(), said[0])
 
 
@@ -210,6 +217,8 @@ def converse(talk: Conversation, questions: Iterable[str], write: Callable[[Turn
 def asked_lines() -> Iterable[str]:
     """Lines of standard input until it ends; a terminal shows a prompt."""
     person = sys.stdin.isatty()
+    if isinstance(sys.stdin, TextIOWrapper):
+        sys.stdin.reconfigure(errors="backslashreplace")
     while True:
         if person:
             sys.stderr.write("> ")
@@ -222,12 +231,9 @@ def asked_lines() -> Iterable[str]:
 
 def write_answer(turn: Turn) -> None:
     """Write an answer as a line; characters that the terminal lacks are written as escapes."""
-    encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
-    sys.stdout.write(turn.answer.encode(encoding, "backslashreplace").decode(encoding) + "\n")
-    sys.stdout.flush()
+    to_stdout(printable(turn.answer))
 
 
 def write_json_line(turn: Turn) -> None:
     """One object a line."""
-    sys.stdout.write(json.dumps(asdict(turn)) + "\n")
-    sys.stdout.flush()
+    to_stdout(json.dumps(asdict(turn)))

@@ -8,12 +8,11 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-import yaml
-
 from lavis_ext.browse.run_report import AGGREGATE, Record, RunRecords, duration, finite, headline, number, read_run
 from lavis_ext.cli.chat import find_weights, read_setup
 from lavis_ext.cli.verb import REQUIRED, Answer, Options, cache_root_of, flag, to_stderr
-from lavis_ext.common.errors import UsageError
+from lavis_ext.common.config.yamlio import read_value
+from lavis_ext.common.errors import ConfigError, UsageError
 from lavis_ext.common.wording import columns, shorten
 
 if TYPE_CHECKING:
@@ -76,20 +75,24 @@ class Browse(Options):
     """Flags of `browse`."""
 
     target: str = flag(
-        REQUIRED, positional=True, metavar="NAME|RUN_DIR", help="a data set, a family, or the folder of a run"
+        REQUIRED,
+        positional=True,
+        metavar="NAME|RUN_DIR|STORE",
+        help="a data set, a family, the folder of a run, or a feature store",
     )
     out: Path | None = flag(None, metavar="FILE.html", help="default: NAME.html here, or report.html of the run")
     seed: int | None = flag(
         None, metavar="N", help="draw the samples shown by this number, instead of taking them evenly"
     )
+    images: Path | None = flag(None, metavar="DIR", help="where the pictures of a feature store are (default: COCO's)")
     serve: bool = flag(False, help="show it at an address of this machine until Ctrl-C")
 
 
 def browse(args: Browse) -> Answer:
-    """Write the HTML page of a run or of a data set; --serve shows it on loopback until it is interrupted."""
+    """Write the HTML page of a run, a data set or a feature store; --serve shows it on loopback until Ctrl-C."""
     from lavis_ext.browse import serve_page, write_page
 
-    page = write_page(args.target, args.out, cache_root_of(args), args.seed)
+    page = write_page(args.target, args.out, cache_root_of(args), args.seed, args.images)
     if args.serve:
         serve_page(page, to_stderr)
     return Answer([f"report: {page}"], [{"report": str(page)}])
@@ -238,8 +241,8 @@ def best_of(records: RunRecords) -> Record:
 def parsed(text: str) -> Mapping[str, Any]:
     """A configuration; {} where it is torn."""
     try:
-        tree = yaml.safe_load(text)
-    except yaml.YAMLError:
+        tree = read_value(text, "config.yaml")
+    except ConfigError:
         return {}
     return tree if isinstance(tree, Mapping) else {}
 

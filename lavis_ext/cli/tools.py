@@ -9,7 +9,11 @@ from pathlib import Path
 from lavis_ext.cli.verb import REQUIRED, Answer, Options, cache_root_of, flag
 from lavis_ext.common.errors import Problem, UsageError
 from lavis_ext.common.files import disk_errors, read_errors, write_atomic
+from lavis_ext.common.secrets import redact
 from lavis_ext.common.wording import columns
+
+LONGEST = 1 << 20
+"""Characters of a command at which reading stops."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,8 +29,9 @@ def check(args: Check) -> Answer:
 
     files: list[Path] = []
     for path in map(Path, args.paths):
-        if not path.exists():
-            raise UsageError(str(path), "no such file or folder", "name YAML files, or folders that hold some")
+        with read_errors(path):
+            if not path.exists():
+                raise UsageError(str(path), "no such file or folder", "name YAML files, or folders that hold some")
         files += sorted(path.rglob("*.y*ml")) if path.is_dir() else [path]
     if not files:
         raise UsageError(" ".join(args.paths), "holds no YAML", "name YAML files, or folders that hold some")
@@ -66,6 +71,9 @@ def import_args(args: ImportArgs) -> Answer:
     if bool(args.words) == bool(args.source):
         raise UsageError("import-args", "wants one command", "give the command after --, or --from FILE")
     found = import_command([read_source(args.source)] if args.source else list(args.words))
+    if redact(found.text) != found.text:
+        what = "holds an address with a query, or a password, which a run file keeps for all to read"
+        raise UsageError("import-args", what, "fetch it first, and name the file")
     row = {"script": found.script, "config": found.tree, "left_out": dict(found.notes)}
     if not args.out:
         return Answer(found.text.splitlines(), [row])
@@ -80,11 +88,21 @@ def import_args(args: ImportArgs) -> Answer:
 
 def read_source(name: str) -> str:
     """The text of a file, or of standard input; raises DiskError, UsageError."""
+    from lavis_ext.common.config.resolve import home_of
+    from lavis_ext.common.config.yamlio import shown
+
     try:
         with read_errors(Path(name)):
-            return sys.stdin.read() if name == "-" else Path(name).expanduser().read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise UsageError(name, "is no text in UTF-8", "name a text file with the command") from error
+            if name == "-":
+                text = sys.stdin.read(LONGEST)
+            else:
+                with home_of(name).open(encoding="utf-8-sig") as file:  # of a device, which has no end, the beginning
+                    text = file.read(LONGEST)
+    except ValueError as error:
+        raise UsageError(shown(name), "is no text in UTF-8", "name a text file with the command") from error
+    if len(text) == LONGEST or "\0" in text:
+        raise UsageError(name, "is no command", "name a text file with the command")
+    return text
 
 
 @dataclass(frozen=True, kw_only=True)

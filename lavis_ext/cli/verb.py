@@ -8,16 +8,19 @@ Nothing heavy is imported here, nor by the modules that declare verbs: they are 
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
 import os
+import signal
 import sys
 import tempfile
+import threading
 import time
 import traceback
 from argparse import ArgumentParser, Namespace, RawDescriptionHelpFormatter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import MISSING, Field, dataclass, field, fields, is_dataclass
 from importlib import import_module
 from pathlib import Path
@@ -25,10 +28,11 @@ from types import NoneType, UnionType
 from typing import Any, Literal, NoReturn, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from lavis_ext import __version__
-from lavis_ext.common.errors import LavisExtError, Problem, UsageError, nearest
+from lavis_ext.common.errors import DiskError, LavisExtError, Problem, UsageError, nearest
 from lavis_ext.common.registry import load_plugin_file
+from lavis_ext.common.secrets import printable, redact, redact_tree
 
-INTERRUPTED = 130
+INTERRUPTED, TERMINATED = 130, 143
 EXIT_CODES = """\
 exit codes: 0 done and verified · 1 internal error · 2 usage · 3 config · 4 network · 5 integrity · 6 disk · 7 access
 8 partial · 9 owned by another process · 10 unsafe content · 11 training · 75 pre-empted · 130/143 interrupted"""
@@ -155,8 +159,41 @@ def progress_of(args: Any) -> Any:
 
 
 def to_stderr(line: str) -> None:
-    """Write one line for a person while the verb runs; stdout is for its answer."""
-    sys.stderr.write(f"{line}\n")
+    """Write one line for a person while the verb runs; stdout is for its answer.
+
+    A standard error that takes nothing more (closed, full) does not end the verb.
+    """
+    with suppress(OSError, ValueError):
+        sys.stderr.write(_encodable(printable(line), sys.stderr) + "\n")
+        sys.stderr.flush()
+
+
+def to_stdout(line: str) -> None:
+    """Write one line of the answer at once; raises DiskError where standard output takes nothing (closed, full)."""
+    try:
+        if sys.stdout is None:
+            raise OSError(errno.EBADF, "it is closed")
+        sys.stdout.write(_encodable(line, sys.stdout) + "\n")
+        sys.stdout.flush()
+    except BrokenPipeError:
+        raise
+    except (OSError, ValueError) as error:
+        _discard_stdout()
+        raise DiskError(
+            "standard output", f"cannot be written: {getattr(error, 'strerror', None) or error}", "send it elsewhere"
+        ) from error
+
+
+def _encodable(text: str, stream: Any) -> str:
+    """The text with escapes for characters that the encoding of a stream lacks."""
+    encoding = getattr(stream, "encoding", None) or "utf-8"
+    return text.encode(encoding, "backslashreplace").decode(encoding)
+
+
+def _discard_stdout() -> None:
+    """Let what is still buffered go nowhere: Python flushes it at exit, and would fail again."""
+    with suppress(OSError, ValueError, AttributeError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 @dataclass
@@ -174,6 +211,10 @@ class Parser(ArgumentParser):
     def error(self, message: str) -> NoReturn:
         """Raise UsageError instead of exiting."""
         raise UsageError(self.prog, message, f"see `{self.prog} --help`")
+
+    def _print_message(self, message: str, file: Any = None) -> None:
+        """The help and the version, which argparse lets fail without a word; raises DiskError."""
+        to_stdout(message.rstrip("\n"))
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> tuple[Namespace, list[str]]:  # type: ignore[override]
         """As argparse; an unknown flag is named with the nearest one."""
@@ -241,12 +282,37 @@ class StandardError(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         """Write one line."""
-        sys.stderr.write(self.format(record) + "\n")
-        sys.stderr.flush()
+        to_stderr(self.format(record))
 
 
 def run(verbs: Mapping[str, Verb], words: list[str]) -> int:
     """Run one command; returns its exit code and never raises."""
+    with _standard_streams():
+        return _run_guarded(verbs, words)
+
+
+@contextmanager
+def _standard_streams() -> Iterator[None]:
+    """Give closed standard streams a place: the next file that is opened would take their number, and be written to.
+
+    `sys.stdout` stays None, so that an answer that nobody gets is an error.
+    """
+    before = sys.stdin, sys.stderr
+    for number, stream in enumerate((sys.stdin, sys.stdout, sys.stderr)):
+        if stream is None:
+            with suppress(OSError):
+                opened = os.open(os.devnull, os.O_RDWR)
+                if opened != number:
+                    os.dup2(opened, number)
+    sys.stdin = sys.stdin or open(os.devnull, encoding="utf-8")  # noqa: SIM115, PTH123 (for the whole command)
+    sys.stderr = sys.stderr or open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115, PTH123
+    try:
+        yield
+    finally:
+        sys.stdin, sys.stderr = before
+
+
+def _run_guarded(verbs: Mapping[str, Verb], words: list[str]) -> int:
     as_json, debug = "--json" in words, "--debug" in words
     logging.basicConfig(
         level=logging.DEBUG if debug else logging.INFO, format="%(message)s", handlers=[StandardError()]
@@ -254,19 +320,47 @@ def run(verbs: Mapping[str, Verb], words: list[str]) -> int:
     for noisy in ("urllib3", "transformers", "accelerate", "PIL"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
     try:
-        return _run(verbs, words, as_json)
+        with _terminable():
+            return _run(verbs, words, as_json)
     except LavisExtError as error:
         return _report(error, as_json, debug)
-    except KeyboardInterrupt:
-        _write("interrupted; run the same command again to go on", sys.stderr)
-        return _end(as_json, INTERRUPTED, "interrupted")
-    except BrokenPipeError:  # `| head`: what Python flushes at exit must not raise again
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except KeyboardInterrupt as stop:
+        to_stderr("interrupted; run the same command again to go on")
+        return _end(as_json, TERMINATED if isinstance(stop, Terminated) else INTERRUPTED, "interrupted")
+    except BrokenPipeError:  # `| head`
+        _discard_stdout()
         return 0
     except SystemExit as stop:  # --help and --version
         return stop.code if isinstance(stop.code, int) else 0
     except Exception as error:
+        if isinstance(error, OSError) and isinstance(error.filename, str):  # a file that nobody expected to fail
+            disk = DiskError(error.filename, error.strerror or str(error), "check its permissions and the free space")
+            return _report(disk, as_json, debug)
         return _report_internal(error, as_json, debug)
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM: what is done for Ctrl-C is done, then the command ends with 143."""
+
+
+@contextmanager
+def _terminable() -> Iterator[None]:
+    """Let SIGTERM end a command as Ctrl-C does, with partial files recorded and owner files gone.
+
+    A training has a handler of its own while it runs.
+    """
+
+    def stop(*_: object) -> NoReturn:
+        raise Terminated
+
+    ours = threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+    if ours:
+        signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        if ours:
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 def _run(verbs: Mapping[str, Verb], words: list[str], as_json: bool) -> int:
@@ -304,45 +398,44 @@ def _configs_first(folder: str | None) -> Iterator[None]:
 
 def _print(answer: Answer, as_json: bool) -> None:
     for line in answer.lines:
-        _write(line, sys.stderr if as_json else sys.stdout)
+        if as_json:
+            to_stderr(line)
+        else:
+            to_stdout(printable(line))
     if as_json:
         for item in answer.objects:
-            print(json.dumps(item, default=str))
-        print(json.dumps({"exit_code": answer.code}))
-    sys.stdout.flush()
-
-
-def _write(text: str, stream: Any) -> None:
-    """Print a line; characters that the stream's encoding lacks are written as escapes."""
-    encoding = getattr(stream, "encoding", None) or "utf-8"
-    print(text.encode(encoding, "backslashreplace").decode(encoding), file=stream)
+            to_stdout(json.dumps(redact_tree(item), default=lambda value: redact(str(value))))
+        to_stdout(json.dumps({"exit_code": answer.code}))
 
 
 def _report(error: LavisExtError, as_json: bool, debug: bool) -> int:
     if debug:
-        traceback.print_exc()
+        to_stderr(traceback.format_exc())
     for problem in error.problems:
-        _write(f"lavis-ext: {problem}", sys.stderr)
+        to_stderr(f"lavis-ext: {problem}")
     return _end(as_json, error.exit_code, *map(str, error.problems))
 
 
 def _end(as_json: bool, code: int, *errors: str) -> int:
     if as_json:
-        print(json.dumps({"exit_code": code, "errors": errors}), flush=True)
+        with suppress(DiskError, BrokenPipeError):
+            to_stdout(json.dumps({"exit_code": code, "errors": errors}))
     return code
 
 
 def _report_internal(error: Exception, as_json: bool, debug: bool) -> int:
     """Report a defect of the package: the traceback goes to a file, one line to the user."""
-    from lavis_ext.fetch.safety import redact
-
     log = Path(tempfile.gettempdir()) / f"lavis-ext-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}.log"
-    log.write_text(redact(traceback.format_exc()), encoding="utf-8")
+    text = redact(traceback.format_exc())
+    try:
+        log.write_text(text, encoding="utf-8", errors="backslashreplace")
+        place = f"the traceback is in {log}, please report it"
+    except OSError:
+        place = "its traceback could not be written; --debug shows it"
     if debug:
-        traceback.print_exc()
-    message = redact(f"{type(error).__name__}: {error}")
-    text = f"internal error: {message}; the traceback is in {log}, please report it"
-    _write(f"lavis-ext: {text}", sys.stderr)
+        to_stderr(text)
+    text = redact(f"internal error: {type(error).__name__}: {error}; {place}")
+    to_stderr(f"lavis-ext: {text}")
     return _end(as_json, 1, text)
 
 

@@ -140,7 +140,9 @@ def _merge(args: Volta, root: Path, progress: Progress) -> Answer:
         raise UsageError(str(whole.parent), what, f"{way_out}, or name the folder with --datadir")
     accounted = all(ExtractionLog.read(part) is not None for part in parts)
     expected = [] if accounted else _expected(args, root, split)
-    return merge_tsvs([*parts, whole], args.tolerance or 0.0, progress, expected)
+    answer = merge_tsvs([*parts, whole], args.tolerance or 0.0, progress, expected)
+    line = names.link_rows(whole, split) if whole.is_file() else ""
+    return replace(answer, lines=[*answer.lines, *([line] if line else [])])
 
 
 def _expected(args: Volta, root: Path, split: str) -> list[str]:

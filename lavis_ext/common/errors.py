@@ -7,14 +7,20 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import ClassVar
 
+from lavis_ext.common.secrets import redact
+
 
 @dataclass(frozen=True)
 class Problem:
-    """One mistake: its place, what is wrong, and what the user can do about it."""
+    """One mistake: its place, what is wrong, and what the user can do about it; without secrets, whoever shows it."""
 
     where: str
     what: str
     way_out: str = ""
+
+    def __post_init__(self) -> None:
+        for name in ("where", "what", "way_out"):
+            object.__setattr__(self, name, redact(str(getattr(self, name))))
 
     def __str__(self) -> str:
         return f"{self.where}: {self.what}; {self.way_out}" if self.way_out else f"{self.where}: {self.what}"
@@ -26,8 +32,9 @@ class LavisExtError(Exception):
     exit_code: ClassVar[int] = 1
 
     def __init__(self, where: str, what: str, way_out: str = "") -> None:
-        self.problems: tuple[Problem, ...] = (Problem(where, what, way_out),)
-        super().__init__(where, what, way_out)
+        problem = Problem(where, what, way_out)
+        self.problems: tuple[Problem, ...] = (problem,)
+        super().__init__(problem.where, problem.what, problem.way_out)
 
     @classmethod
     def of(cls, problems: Iterable[Problem]) -> LavisExtError:

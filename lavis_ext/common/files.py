@@ -8,7 +8,7 @@ import json
 import os
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -18,24 +18,31 @@ CHUNK = 1 << 20
 
 
 def to_disk_error(error: Exception, path: Path, way_out: str) -> DiskError:
-    """The DiskError of a failed write; it says whether space, inodes or the quota are used up."""
+    """The DiskError of a failed write; it says whether space, inodes or the quota are used up.
+
+    `way_out` names another place; freeing space is added where that would help.
+    """
     number = getattr(error, "errno", None)
-    reason = str(getattr(error, "strerror", None) or error)
+    reason, first = str(getattr(error, "strerror", None) or error), ""
     if number == errno.EDQUOT:
-        reason = "quota exceeded"
+        reason, first = "quota exceeded", "free space, or "
     elif number == errno.ENOSPC:
         disk = os.statvfs(next(one for one in (path, *path.absolute().parents) if one.exists()))
-        reason = "out of inodes" if disk.f_files > 0 and disk.f_favail == 0 else "no space left"
-    return DiskError(str(path), f"cannot write: {reason}", way_out)
+        full = disk.f_files > 0 and disk.f_favail == 0
+        reason, first = ("out of inodes", "remove files, or ") if full else ("no space left", "free space, or ")
+    elif number is None:  # a library's own error, which does not say
+        first = "free space, or "
+    return DiskError(str(path), f"cannot write: {reason}", f"{first}{way_out}")
 
 
 @contextmanager
 def disk_errors(
-    path: Path, way_out: str = "free space, or choose another folder", also: tuple[type[Exception], ...] = ()
+    path: Path, way_out: str = "choose another folder", also: tuple[type[Exception], ...] = ()
 ) -> Iterator[None]:
     """Turn an OSError inside the block into a DiskError that names `path`, or the file below it that failed.
 
-    `also` are what libraries make of one: torch a RuntimeError, safetensors a SafetensorError.
+    `way_out` names another place; `also` are what libraries make of one: torch a RuntimeError, safetensors a
+    SafetensorError.
     """
     kinds: tuple[type[Exception], ...] = (OSError, *also)
     try:
@@ -53,6 +60,16 @@ def read_errors(path: Path, way_out: str = "check that it is there and that you 
         yield
     except OSError as error:
         raise DiskError(str(path), f"cannot be read: {error.strerror or error}", way_out) from error
+
+
+def checked_path(path: Path) -> Path:
+    """The path; raises ValueError where no file system takes it: a NUL, a lone surrogate, a name of over 255 bytes."""
+    encoded = os.fsencode(path)  # UnicodeEncodeError is a ValueError
+    if b"\0" in encoded:
+        raise ValueError("it holds a NUL")
+    if len(encoded) > 4095 or any(len(name) > 255 for name in encoded.split(b"/")):
+        raise ValueError("a name in it is too long")
+    return path
 
 
 @contextmanager
@@ -82,9 +99,41 @@ def write_atomic(path: Path, content: str | bytes) -> None:
         temporary.write_bytes(content.encode() if isinstance(content, str) else content)
 
 
+def decode_json(data: str | bytes) -> Any:
+    """The value of a JSON text; raises ValueError for everything else, also where it is nested too deep to be read."""
+    try:
+        return json.loads(data)
+    except RecursionError:
+        raise ValueError("it is nested too deep") from None
+
+
 def write_json(path: Path, value: Any) -> None:
     """`write_atomic` of a JSON value, indented; raises OSError."""
     write_atomic(path, json.dumps(value, indent=1, ensure_ascii=False) + "\n")
+
+
+def read_object(path: Path) -> dict[str, Any]:
+    """The JSON object in a file; empty where none can be read: absent, cut off, other bytes, nested too deep."""
+    try:
+        value = decode_json(path.read_bytes())
+    except (OSError, ValueError):
+        return {}
+    return value if isinstance(value, dict) else {}
+
+
+def apply_umask(folder: Path) -> None:
+    """Give each file below a folder the mode of a new one: safetensors writes 0600 through a temporary file.
+
+    File systems without modes are left alone.
+    """
+    probe = folder / ".mode"
+    probe.touch()
+    mode = probe.stat().st_mode & 0o777
+    probe.unlink()
+    for file in folder.rglob("*"):
+        if file.is_file() and not file.is_symlink():
+            with suppress(OSError):
+                file.chmod(mode)
 
 
 def flush_file(path: Path) -> None:

@@ -43,7 +43,7 @@ NAMES: Mapping[str, Mapping[str, Home]] = {
     },
     "task": {
         **_in("lavis_ext.tasks.captioning", TASKS, captioning="CaptioningConfig", nocaps="CaptioningConfig"),
-        **_in("lavis_ext.tasks.answering", TASKS, vqa="VqaConfig", gqa="VqaConfig", aok_vqa="VqaConfig"),
+        **_in("lavis_ext.tasks.answering", TASKS, vqa="VqaConfig", gqa="GqaConfig", aok_vqa="VqaConfig"),
         **_in("lavis_ext.tasks.retrieval", TASKS, retrieval="RetrievalConfig"),
         **_in("lavis_ext.tasks.classification", TASKS, multimodal_classification="ClassificationConfig"),
         **_in("lavis_ext.tasks.classification", TASKS, image_text_pretrain="PretrainConfig"),
@@ -87,7 +87,7 @@ NAMES: Mapping[str, Mapping[str, Home]] = {
     },
     "metric": {
         **_in("lavis_ext.metrics.scores", METRICS, coco_caption="CocoCaptionKeys"),
-        **_in("lavis_ext.metrics.vqa", METRICS, vqa="MetricKeys", gqa="MetricKeys", aok_vqa="MetricKeys"),
+        **_in("lavis_ext.metrics.vqa", METRICS, vqa="MetricKeys", gqa="GqaKeys", aok_vqa="MetricKeys"),
         **_in("lavis_ext.metrics.vqa", METRICS, class_accuracy="MetricKeys"),
         **_in("lavis_ext.metrics.retrieval", METRICS, recall="MetricKeys"),
         **_in("lavis_ext.oscar.answering", METRICS, oscar_vqa="MetricKeys", oscar_gqa="MetricKeys"),

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Generic, TypeVar
 
 from lavis_ext.common.errors import ConfigError, UsageError, nearest
+from lavis_ext.common.files import checked_path
 from lavis_ext.common.names import NAMES, Home
 
 log = logging.getLogger(__name__)
@@ -59,9 +60,8 @@ class Registry(Generic[T]):
             if held is None and home is not None and inspect.getmodule(item) is not sys.modules.get(home.module):
                 held = self.get(name)
             if held is not None and held is not item:
-                raise RegistryError(
-                    f"{self.kind} '{name}'", f"already registered by {origin(held)}", "choose another name"
-                )
+                where, both = f"{self.kind} '{name}'", f"{origin(held)}, and now by {origin(item)}"
+                raise RegistryError(where, f"already registered by {both}", "choose another name")
             self._items[name] = item  # type: ignore[assignment]
             self._keys[name] = config or keys_of(item)
             return item
@@ -180,7 +180,10 @@ def load_all_plugins() -> None:
 
 def load_plugin_file(path: Path, where: str) -> None:
     """Import one file that registers something, once however it is named; raises ConfigError at `where`."""
-    file = path.expanduser().resolve()
+    try:
+        file = checked_path(path.expanduser().resolve())
+    except (OSError, RuntimeError, ValueError) as error:
+        raise ConfigError(where, f"a plug-in cannot be at this path ({error})", "name a Python file") from error
     # its own place in sys.modules: two folders may each have a `birds.py`
     name = f"lavis_ext_plugin_{file.stem}_{hashlib.blake2b(str(file).encode(), digest_size=4).hexdigest()}"
     if name in sys.modules:

@@ -26,7 +26,7 @@ from torch import Tensor
 
 from lavis_ext.common.config.schema import RunConfig
 from lavis_ext.common.errors import ConfigError, DiskError, IntegrityError
-from lavis_ext.common.files import disk_errors, flush_file, sha256_of, write_json
+from lavis_ext.common.files import decode_json, disk_errors, flush_file, sha256_of, write_json
 from lavis_ext.common.types import Batch
 from lavis_ext.common.wording import human
 from lavis_ext.datasets.collate import to_device
@@ -88,7 +88,7 @@ class LogitStore:
         if not path.is_file():
             return False
         try:
-            files = json.loads(path.read_text(encoding="utf-8"))["files"]
+            files = decode_json(path.read_text(encoding="utf-8"))["files"]
             same = all(sha256_of(self.folder / name) == digest for name, digest in files.items())
         except (OSError, ValueError, KeyError, TypeError, AttributeError):
             same = False
@@ -110,7 +110,7 @@ class LogitStore:
         Never all of them: the last batch is computed again, and opens the files.
         """
         try:
-            found = json.loads((self.folder / PROGRESS).read_text(encoding="utf-8"))
+            found = decode_json((self.folder / PROGRESS).read_text(encoding="utf-8"))
             whole = min(len(found["ids"]), self.about.samples - 1) // batch * batch
             self.ids = list(found["ids"])[:whole] if self.started() else []
             return len(self.ids)
@@ -159,9 +159,9 @@ class LogitStore:
 
     def open_complete(self) -> None:
         """Map a finished store for reading."""
-        classes = json.loads((self.folder / ABOUT).read_text(encoding="utf-8"))["classes"]
+        classes = decode_json((self.folder / ABOUT).read_text(encoding="utf-8"))["classes"]
         self.open(self.sizes(classes), "r")
-        self.ids = json.loads((self.folder / IDS).read_text(encoding="utf-8"))
+        self.ids = decode_json((self.folder / IDS).read_text(encoding="utf-8"))
 
     def write(self, rows: Sequence[int], values: Mapping[str, np.ndarray]) -> None:
         """Write values of some rows; raises ConfigError for logits that overflow the type."""

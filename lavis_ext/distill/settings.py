@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -12,6 +11,7 @@ from lavis_ext.common.config.decode import ConfigDecoder, Count, Positive, Rate,
 from lavis_ext.common.config.resolve import cache_root
 from lavis_ext.common.config.schema import Config, ModelConfig, RunConfig, TermConfig
 from lavis_ext.common.errors import ConfigError, Problem, nearest
+from lavis_ext.common.files import decode_json
 from lavis_ext.common.registry import objectives, tasks
 from lavis_ext.models.settings import TermKeys
 
@@ -223,7 +223,7 @@ def known_depth(model: ModelConfig) -> int | None:
     path = next((place for place in places if place.is_file()), None)
     if found is None and model.pretrained and path is not None:
         try:
-            found = json.loads(path.read_text(encoding="utf-8")).get("num_hidden_layers")
+            found = decode_json(path.read_text(encoding="utf-8")).get("num_hidden_layers")
         except (OSError, ValueError, AttributeError):
             return None
     return found if isinstance(found, int) else None

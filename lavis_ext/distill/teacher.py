@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,7 +15,6 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from lavis_ext.common.config.decode import ConfigDecoder, read_yaml
 from lavis_ext.common.config.schema import ModelConfig
 from lavis_ext.common.errors import ConfigError, LavisExtError, Problem
 from lavis_ext.common.registry import models
@@ -24,6 +22,8 @@ from lavis_ext.common.types import Batch
 from lavis_ext.distill.settings import DistillConfig, Pairs, layer_pairs, whole
 from lavis_ext.distill.terms import Term
 from lavis_ext.models.base_model import BaseModel, Outputs, listed
+from lavis_ext.models.weights import own_checkpoint
+from lavis_ext.models.zoo import section_of_run
 
 TINY = 1e-12
 
@@ -98,7 +98,6 @@ def distance(teacher: Sequence[Tensor], student: Sequence[Tensor]) -> Tensor:
 
 
 TEACHER_KEY = "run.distill.teacher"
-POINTERS = ("best.json", "latest.json")
 
 
 def build_teacher(config: DistillConfig, student: ModelConfig) -> BaseModel:
@@ -123,7 +122,7 @@ def teacher_section(teacher: ModelConfig | str, student: ModelConfig) -> ModelCo
     checkpoint = own_checkpoint(Path(teacher).expanduser())
     if checkpoint is None:
         return replace(whole(student), load_finetuned=False, finetuned=None, load_pretrained=True, pretrained=teacher)
-    found = replace(section_of_run(checkpoint.parent), load_finetuned=True, finetuned=str(checkpoint))
+    found = replace(section_of_run(checkpoint.parent, TEACHER_KEY), load_finetuned=True, finetuned=str(checkpoint))
     return with_labels(found, student)
 
 
@@ -133,32 +132,6 @@ def with_labels(teacher: ModelConfig, student: ModelConfig) -> ModelConfig:
         return teacher
     labels: dict[str, Any] = {"num_labels": getattr(student, "num_labels", None)}
     return replace(teacher, **labels)
-
-
-def own_checkpoint(place: Path) -> Path | None:
-    """The checkpoint of ours that a folder is, or the best (else newest) of the run that it is; None: neither."""
-    if (place / "manifest.json").is_file():
-        return place
-    for pointer in POINTERS:
-        if (place / pointer).is_file():
-            named = place / str(json.loads((place / pointer).read_text(encoding="utf-8")).get("checkpoint", ""))
-            if (named / "manifest.json").is_file():
-                return named
-    return None
-
-
-def section_of_run(folder: Path) -> ModelConfig:
-    """The model section of a run's `config.yaml`; raises ConfigError."""
-    path = folder / "config.yaml"
-    if not path.is_file():
-        what = f"{folder} has no config.yaml that says what model the checkpoint is of"
-        raise ConfigError(TEACHER_KEY, what, "give a model section with load_finetuned and finetuned")
-    tree, places = read_yaml(path)
-    decoder = ConfigDecoder(places, lenient=True)  # it was checked when it was written
-    section = decoder.build(ModelConfig, tree.get("model") or {}, "model")
-    decoder.close()
-    assert section is not None
-    return section
 
 
 def misfits(student: BaseModel, teacher: BaseModel, terms: list[Term]) -> Iterator[Problem]:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from lavis_ext.common.errors import DiskError, IntegrityError, LavisExtError, OwnedError, UsageError
-from lavis_ext.common.files import disk_errors, read_errors
+from lavis_ext.common.files import decode_json, disk_errors, read_errors
 from lavis_ext.common.wording import human
 from lavis_ext.features.formats import format_of
 from lavis_ext.features.formats.lines import ENDING, newline_of
@@ -36,12 +36,18 @@ LMDB = bytes.fromhex("dec0efbe")
 
 def recognise(path: Path) -> str:
     """The format of a source by its first bytes; raises UsageError where it is unknown or nothing is there."""
-    if not path.exists():
-        raise UsageError(str(path), "is not there", "name a file or folder of features")
+    check_source(path)
     found = _of_folder(path) if path.is_dir() else _of_file(path)
     if found is None:
         raise UsageError(str(path), "is of no format that can be recognised", "say which with --from FORMAT")
     return found
+
+
+def check_source(path: Path) -> None:
+    """Raise UsageError for a path where nothing is, or a device or a pipe, which may have no end."""
+    if not (path.is_file() or path.is_dir()):
+        what = "is neither a file nor a folder" if path.exists() else "is not there"
+        raise UsageError(str(path), what, "name a file or folder of features")
 
 
 def _of_folder(path: Path) -> str | None:
@@ -83,7 +89,7 @@ def _of_line(line: bytes) -> str | None:
 
 def _is_json(text: bytes) -> bool:
     try:
-        return isinstance(json.loads(text), (dict, list))
+        return isinstance(decode_json(text), (dict, list))
     except ValueError:
         return False
 
@@ -128,6 +134,7 @@ def import_features(
 
 
 def _plan(path: Path, form: str | None, options: ReadOptions) -> dict[str, Any]:
+    check_source(path)
     name = format_of(form).name if form else recognise(path)
     if (options.labels or options.sizes) and name not in WITH_SIDES:
         raise UsageError(f"{path}: {name}", "takes no file of labels or sizes", "leave out --labels and --sizes")
@@ -168,7 +175,7 @@ class _Source:
             self._read(number, faults)
             about |= {"done": True, "faults": len(faults)}
             self.writer.about.save(self.writer.path)
-        self.done.faults += [faults[line] for line in sorted(faults)]
+        self.done.faults += [replace(faults[line], source=str(self.path)) for line in sorted(faults)]
 
     def _number(self) -> int:
         """The number of the source in `store.json`, added if new. Raises IntegrityError where its file has changed."""
@@ -231,11 +238,12 @@ class _Source:
 
 
 def raise_for(faults: Sequence[Fault], where: str, shown: int = 20) -> None:
-    """Raise IntegrityError that names the first faults by id and line, if there are any."""
+    """Raise IntegrityError that names the first faults by file (else `where`), line and id, if there are any."""
     if not faults:
         return
     problems = [
-        LavisExtError(f"{where}, line {f.line}, image {f.image_id!r}", f.what).problems[0] for f in faults[:shown]
+        LavisExtError(f"{f.source or where}, line {f.line}, image {f.image_id!r}", f.what).problems[0]
+        for f in faults[:shown]
     ]
     if len(faults) > shown:
         problems += LavisExtError(where, f"and {len(faults) - shown} more rows, all in {FAULTS} of the store").problems

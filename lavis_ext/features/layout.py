@@ -19,7 +19,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from lavis_ext.common.errors import IntegrityError, UsageError
-from lavis_ext.common.files import disk_errors, read_errors, write_atomic, write_json
+from lavis_ext.common.files import decode_json, disk_errors, read_errors, write_atomic, write_json
 
 FORMAT = 1
 ROWS, INDEX, ABOUT, FAULTS = "rows.bin", "index.arrow", "store.json", "faults.jsonl"
@@ -109,7 +109,7 @@ class StoreInfo:
         """Read the file; raises UsageError where `folder` is no store, IntegrityError where the file is broken."""
         path = folder / ABOUT
         try:
-            about = cls(**json.loads(path.read_text("utf-8")))
+            about = cls(**decode_json(path.read_text("utf-8")))
         except (FileNotFoundError, NotADirectoryError):
             raise UsageError(str(folder), "is not a feature store", f"a store is a folder that holds {ABOUT}") from None
         except (OSError, ValueError, TypeError) as error:
@@ -135,24 +135,25 @@ def unpack_extra(data: bytes) -> dict[str, Array]:
         return {}
     at = 4 + struct.unpack_from("<I", data)[0]
     arrays: dict[str, Array] = {}
-    for name, dtype, shape in json.loads(data[4:at]):
+    for name, dtype, shape in decode_json(data[4:at]):
         count = int(np.prod(shape, dtype=np.int64))
         arrays[name] = np.frombuffer(data, dtype, count, at).reshape(shape).copy()
         at += arrays[name].nbytes
     return arrays
 
 
-_NUMERIC = re.compile(r"(?:.*[_/])?0*([0-9]{1,18})(?:\.(?:jpg|jpeg|png))?", re.DOTALL)
+_COCO = re.compile(
+    r"(?:(?:.*/)?(?:COCO_)?(?:train|val|test)(?:-dev)?20[0-9]{2}[_/])?0*([0-9]{1,18})(?:\.(?:jpg|jpeg|png))?", re.DOTALL
+)
 
 
 def key_of(image_id: str) -> str:
     """The key under which an id is found when its own text is not there.
 
-    An id that is digits, or ends in `_` or `/` and digits, with or without an image's suffix, has those digits without
-    leading zeros as its key: `9`, `000000000009` and `COCO_train2014_000000000009.jpg` are all `9`. Every other id is
-    its own key (`nlvr2_train-10171-0-img0` stays whole).
+    COCO's own names have their number without leading zeros: `9`, `000000000009`, `COCO_train2014_000000000009.jpg` and
+    `val2017/000000000009.jpg` are all `9`. Every other id is its own key: `cam1_42` and `cam2_42` are two pictures.
     """
-    match = _NUMERIC.fullmatch(image_id)
+    match = _COCO.fullmatch(image_id)
     return match.group(1) if match else image_id
 
 
@@ -239,12 +240,15 @@ class Index:
     def _open(self) -> tuple[pa.RecordBatch, dict[str, Any]]:
         try:
             with read_errors(self.path):
-                reader = pa.ipc.open_file(pa.memory_map(str(self.path)))
-            batch, meta = reader.get_batch(0), json.loads(reader.schema.metadata[META])
-        except (pa.ArrowInvalid, KeyError, TypeError, ValueError) as error:
+                mapped = pa.memory_map(str(self.path))
+            reader = pa.ipc.open_file(mapped)
+            batch, meta = reader.get_batch(0), decode_json(reader.schema.metadata[META])
+            batch.validate(full=True)  # Arrow trusts its offsets, and ends the process at a damaged one
+            fits = meta["rows"] == batch.num_rows and isinstance(meta["end"], int)
+        except (OSError, pa.ArrowException, KeyError, TypeError, ValueError) as error:
             way_out = "`lavis-ext features index STORE` writes it again from the data"
             raise IntegrityError(str(self.path), f"cannot be read: {error}", way_out) from error
-        if meta.get("format") != FORMAT or not batch.schema.equals(SCHEMA):
+        if meta.get("format") != FORMAT or not batch.schema.equals(SCHEMA) or not fits:
             raise IntegrityError(str(self.path), "has another form than this version reads", "import again")
         return batch, meta
 

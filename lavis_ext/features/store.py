@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import mmap
 import threading
 import warnings
@@ -14,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from lavis_ext.common.errors import IntegrityError, nearest
-from lavis_ext.common.files import read_errors
+from lavis_ext.common.files import decode_json, read_errors
 from lavis_ext.features.layout import (
     ALIGN,
     INDEX,
@@ -67,6 +66,8 @@ class Fault:
     line: int
     what: str
     next: int = 0
+    source: str = ""
+    """The file that holds it, where several are read."""
 
 
 class BadRow(ValueError):
@@ -216,8 +217,15 @@ class Record:
     def labels(self) -> list[dict[str, Any]]:
         """Labels of the image, `class`, `conf`, `rect` as in their file; there may be more or fewer than boxes."""
         text = self.label_text
-        value = json.loads(text) if text else []
-        return value.get("objects", []) if isinstance(value, dict) else value
+        try:
+            value = decode_json(text) if text else []
+        except ValueError as error:
+            what = f"its labels are no JSON: {error}"
+            raise IntegrityError(
+                f"image {self.image_id!r}", what, "import it again, with the file of labels"
+            ) from error
+        value = value.get("objects", []) if isinstance(value, dict) else value
+        return [one for one in value if isinstance(one, dict)] if isinstance(value, list) else []
 
     def as_row(self) -> FeatureRow:
         """The record as a row for a writer."""

@@ -45,7 +45,7 @@ def merge_stores(paths: Sequence[Path], destination: Path) -> tuple[int, list[Fa
             base = _sources(writer, store)
             for record in records(store):
                 fault = _merge(writer, record, base)
-                faults += [fault] if fault else []
+                faults += [replace(fault, source=str(store.path))] if fault else []
         added = len(writer.entries) - before
     return added, faults
 

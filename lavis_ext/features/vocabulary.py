@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from lavis_ext.common.errors import IntegrityError
-from lavis_ext.common.files import read_errors, write_atomic
+from lavis_ext.common.files import decode_json, read_errors, write_atomic
 from lavis_ext.features.formats.restricted import load_plain
 
 log = logging.getLogger(__name__)
@@ -94,7 +94,7 @@ def _json(path: Path) -> Any:
     with read_errors(path):
         data = path.read_bytes()
     try:
-        return json.loads(data)
+        return decode_json(data)
     except ValueError as error:
         raise IntegrityError(str(path), f"cannot be read: {error}", WAY_OUT) from error
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import mmap
 import os
 from collections import deque
@@ -17,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from lavis_ext.common.errors import IntegrityError, UsageError
-from lavis_ext.common.files import disk_errors
+from lavis_ext.common.files import decode_json, disk_errors
 from lavis_ext.features.layout import (
     ALIGN,
     DTYPES,
@@ -273,7 +272,7 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
     found = []
     for line in path.read_bytes().split(b"\n")[:-1]:
         try:
-            found.append(json.loads(line))
+            found.append(decode_json(line))
         except ValueError:
             continue
     return found

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from lavis_ext.fetch.engine import fetch, fetch_all
+from lavis_ext.fetch.engine import fetch
 from lavis_ext.fetch.ledger import Ledger
 from lavis_ext.fetch.mirrors import MirrorMap
+from lavis_ext.fetch.pool import fetch_all
 from lavis_ext.fetch.progress import Bars, Lines, make_progress
 from lavis_ext.fetch.remote import RemoteFile, fetch_bytes
 from lavis_ext.fetch.safety import redact, redact_url, refuse_unless_remote

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import base64
 import binascii
-import logging
 import os
 import re
 import stat
@@ -15,7 +14,7 @@ import sys
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timezone
 from pathlib import Path
-from urllib.parse import parse_qs, quote, unquote, urlencode, urlsplit
+from urllib.parse import parse_qs, quote, unquote, urlencode
 
 # `parse_listing` refuses document types, by which entity attacks come, before it parses.
 from xml.etree.ElementTree import Element, ParseError, fromstring
@@ -24,7 +23,7 @@ from lavis_ext.common.errors import AccessError, ConfigError, IntegrityError, La
 from lavis_ext.fetch.backends import may_carry_token
 from lavis_ext.fetch.http import HttpOpener
 from lavis_ext.fetch.remote import fetch_bytes
-from lavis_ext.fetch.safety import deny_reason, redact, safe_relative
+from lavis_ext.fetch.safety import deny_reason, redact, safe_relative, split_url
 from lavis_ext.fetch.session import Reply, Request, Session, register_opener
 from lavis_ext.fetch.transfer import Failure, Policy, Source
 
@@ -153,7 +152,6 @@ ENDPOINT = "https://{account}.blob.core.windows.net"
 ENDPOINT_VARIABLE = "LAVIS_EXT_AZURE_ENDPOINT"
 API_VERSION = "2022-11-02"
 """Asked for where no SAS names one: older versions answer in older forms."""
-URL_LOGGERS = ("urllib3.connectionpool", "urllib3.connection", "urllib3.util.retry")
 
 _NO_NAME = "there is none of this name (a folder is not a blob, and names are case-sensitive)"
 ADVICE = {
@@ -205,7 +203,6 @@ class AzureOpener:
     def __init__(self, session: Session) -> None:
         self._http = HttpOpener(session)
         self._denied = session.policy.denied_hosts
-        redact_url_loggers()
 
     def open(self, request: Request) -> Reply:
         """The blob's bytes, or a listing; Azure's refusals become Failures that say what would help."""
@@ -232,7 +229,7 @@ class AzureOpener:
 
 def blob_place(url: str) -> BlobPlace:
     """The parts of `azure:ACCOUNT/CONTAINER/BLOB`; raises Failure where one is missing, UnsafeError for `..`."""
-    parts = urlsplit(url)
+    parts = split_url(url)
     whole = "/".join(part for part in (parts.netloc, parts.path) if part)
     account, _, rest = safe_relative(whole).partition("/")
     container, _, blob = rest.partition("/")
@@ -279,23 +276,6 @@ def explained(failure: Failure, place: BlobPlace, sas: Sas | None) -> Failure:
     if kind == "access":
         reason += f"; {way_in(place)}"
     return Failure(kind, reason, failure.retry_after, failure.code)
-
-
-class _RedactQueries(logging.Filter):
-    """Removes queries, where the token is, from log records."""
-
-    def filter(self, record: logging.LogRecord) -> bool:
-        record.msg, record.args = redact(record.getMessage()), ()
-        return True
-
-
-_REDACT_QUERIES = _RedactQueries()
-
-
-def redact_url_loggers() -> None:
-    """Have urllib3 log addresses without their queries, at every level; at DEBUG it logs each request's."""
-    for name in URL_LOGGERS:
-        logging.getLogger(name).addFilter(_REDACT_QUERIES)  # a filter that is there already is not added again
 
 
 def child_url(folder: str, name: str) -> str:

@@ -97,7 +97,7 @@ def confirmed_url(page: str, name: str) -> str:
         from gdown.download import get_url_from_gdrive_confirmation
         from gdown.exceptions import FileURLRetrievalError
     except ImportError as error:
-        raise Failure("final", "gdown is not installed: pip install -c constraints.txt gdown") from error
+        raise Failure("package", "gdown is not installed: pip install -c constraints.txt gdown") from error
     if any(words in page.lower() for words in QUOTA):
         raise Failure(
             "access",

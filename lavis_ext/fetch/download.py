@@ -5,8 +5,8 @@ from __future__ import annotations
 import threading
 from collections import deque
 
-from lavis_ext.fetch.ledger import Digest
-from lavis_ext.fetch.part import Part, Range, cut
+from lavis_ext.fetch.part import Part
+from lavis_ext.fetch.ranges import Range, cut
 from lavis_ext.fetch.session import Reply, Request, Session
 from lavis_ext.fetch.transfer import Failure, Figures, Source, SpeedGate, Stopped, Unsatisfiable
 
@@ -59,15 +59,12 @@ def looks_like_html(data: bytes) -> bool:
 class Download:
     """An attempt at one source. `run` returns when the part is complete by size; `moved` counts bytes that came."""
 
-    def __init__(
-        self, session: Session, source: Source, figures: Figures, part: Part, digest: Digest, label: str
-    ) -> None:
+    def __init__(self, session: Session, source: Source, figures: Figures, part: Part, label: str) -> None:
         self._session = session
         self._policy = session.policy
         self._source = source
         self._figures = figures
         self._part = part
-        self._digest = digest
         self._label = label
         self._condition: str | None = None
         self._lock = threading.Lock()
@@ -83,9 +80,8 @@ class Download:
             pass
 
     def reset(self) -> None:
-        """Discard the part's bytes and the digest."""
+        """Discard the part's bytes."""
         self._discarded(self._part.reset())
-        self._digest.reset()
 
     def _discarded(self, count: int) -> None:
         if count:
@@ -122,6 +118,8 @@ class Download:
             self._halt.set()
             if not isinstance(error, Exception):
                 self._session.halt()  # an interrupt does not wait for bytes
+            if isinstance(error, Stopped) and errors:
+                raise errors[0] from error  # by which another connection stopped this one
             raise
         finally:
             for thread in threads:  # after an interrupt only briefly: they wake up by themselves
@@ -203,16 +201,16 @@ class Download:
                 if reply.start != start or not reply.partial or self._other_version(reply):
                     raise Failure("replaced", "the object was replaced while it was fetched")
                 self._receive(reply, start, stop)
-            self._digest.follow(self._part.fd, self._part.prefix)
         except Unsatisfiable as answer:
             raise Failure("replaced", f"the object has {answer.total} bytes now") from answer
 
     def _receive(self, reply: Reply, start: int, stop: int | None) -> None:
         """Write the bytes of a reply from `start` on, up to `stop` if given, else to their end."""
         gate, at = SpeedGate(self._policy), start
+        piece = max(1, min(CHUNK, self._policy.checkpoint_bytes // 2))
         size = self._figures.size if stop is None else None
         while stop is None or at < stop:
-            data = reply.body.read(CHUNK)
+            data = reply.body.read(piece)
             if self._session.stop.is_set() or self._halt.is_set():
                 raise Stopped
             if not data:
@@ -229,7 +227,6 @@ class Download:
         if at == 0:
             refuse_foreign(None, self._part.target.name, self._figures, data)
         self._part.write(at, data)
-        self._digest.feed(at, data)
         with self._lock:
             self.moved += len(data)
         self._session.progress.advance(self._label, len(data))

@@ -1,28 +1,28 @@
-"""`fetch` and `fetch_all`: a `Transfer` becomes a verified file.
+"""`fetch`: a `Transfer` becomes a verified file.
 
-A right file that is there is reused; else the first source that can delivers it, and it is verified and renamed into
-place. `fetch_all` runs many at a time.
+A right file that is there is reused; else the first source that can delivers it. What lies on the disk then is
+verified, and gets its name.
 """
 
 from __future__ import annotations
 
 import logging
 import os
-import queue
 import shutil
-import threading
-from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
-from lavis_ext.common.errors import DiskError, LavisExtError, NetworkError, UsageError
+from lavis_ext.common.errors import ConfigError, DiskError, NetworkError, OwnedError
 from lavis_ext.fetch.download import Download
-from lavis_ext.fetch.ledger import Digest, LedgerEntry, hash_file, mismatch
+from lavis_ext.fetch.ledger import LedgerEntry, hash_file, hash_open, mismatch
 from lavis_ext.fetch.lock import Ownership
-from lavis_ext.fetch.part import Part, companion
+from lavis_ext.fetch.part import Part, PartNames, companion, leftovers
 from lavis_ext.fetch.safety import redact_url
 from lavis_ext.fetch.session import Session, scheme_of
 from lavis_ext.fetch.transfer import (
+    PROGRESS_THAT_COUNTS,
     Failure,
     Figures,
     Policy,
@@ -37,8 +37,11 @@ from lavis_ext.fetch.transfer import (
 )
 
 log = logging.getLogger(__name__)
-PROGRESS_THAT_COUNTS = 1 << 16
-"""Bytes: an attempt that brought so many before it broke off starts the count of retries again."""
+WASTE = 8
+"""How many times these bytes such an attempt may have moved: without ranges each one begins at the first byte."""
+LONGEST_BASE = 220
+"""Bytes of a name that `.bad-01234567-2` is put behind: file systems take 255."""
+LONGEST_NAME, LONGEST_PATH = 255, 4096
 RESTARTS = 2
 """How often a source's object may be replaced while it is fetched."""
 
@@ -143,11 +146,12 @@ def note(
 def quarantine(path: Path, found: ExistingFile) -> tuple[str, ...]:
     """Rename a wrong file to `name.bad-<first 8 digits of its sha256>` (numbered if taken); returns a note of it."""
     sha256 = found.sha256 or (hash_file(path, Figures())[0] if path.is_file() else "00000000")
-    aside = path.with_name(f"{path.name}.bad-{sha256[:8]}")
+    name = os.fsencode(path.name)[:LONGEST_BASE].decode("utf-8", "ignore")
+    aside = path.with_name(f"{name}.bad-{sha256[:8]}")
     number = 1
     while aside.exists():
         number += 1
-        aside = path.with_name(f"{path.name}.bad-{sha256[:8]}-{number}")
+        aside = path.with_name(f"{name}.bad-{sha256[:8]}-{number}")
     path.rename(aside)
     log.warning("%s: %s; kept as %s", path.name, found.reason, aside.name)
     return (f"{found.reason}; kept as {aside.name}",)
@@ -168,6 +172,7 @@ def fetch(transfer: Transfer, policy: Policy | None = None, progress: Progress |
 
 def fetch_in(session: Session, transfer: Transfer) -> Result:
     """`fetch` inside a session that several transfers share."""
+    refuse_impossible(transfer.path)
     label, total = transfer.name, transfer.size
     session.progress.begin(label, total)
     outcome = "failed"
@@ -184,6 +189,19 @@ def fetch_in(session: Session, transfer: Transfer) -> Result:
         session.progress.end(label, outcome)
 
 
+def refuse_impossible(path: Path) -> None:
+    """Raise ConfigError for a path that no file system takes: a name of more than 255 bytes, NUL, a lone surrogate."""
+    try:
+        encoded = os.fsencode(path)
+    except UnicodeEncodeError:
+        encoded = b"\0"
+    if b"\0" in encoded:
+        raise ConfigError(ascii(str(path))[:200], "has characters that no file name can have", "name another `storage`")
+    if len(encoded) >= LONGEST_PATH or any(len(name) > LONGEST_NAME for name in encoded.split(b"/")):
+        what = f"is longer than file systems take ({LONGEST_NAME} bytes a name)"
+        raise ConfigError(f"{str(path)[:200]}…", what, "name another `storage`")
+
+
 def _reuse_or_fetch(session: Session, transfer: Transfer) -> Result:
     found = check_existing(session, transfer)
     if found.result is not None:
@@ -192,30 +210,59 @@ def _reuse_or_fetch(session: Session, transfer: Transfer) -> Result:
     if session.policy.offline and not any(scheme_of(source.url) == "file" for source in transfer.sources):
         raise NetworkError(str(transfer.path), f"{found.reason or 'missing'}, and offline", "unset LAVIS_EXT_OFFLINE")
     transfer.path.parent.mkdir(parents=True, exist_ok=True)
-    paths = companion(transfer.path, ".part.owner"), companion(transfer.path, ".part")
-    with Ownership(*paths, session.policy, session.pause) as owner:
+    path, watched = companion(transfer.path, ".part.owner"), partial(_part_of, transfer.path)
+    with Ownership(path, watched, session.policy, session.pause) as owner:
+        if owner.replaced:  # at once, since only a process that has taken over looks for what was left
+            Part(transfer.path, session.policy.checkpoint_bytes, owner).close()
         found = check_existing(session, transfer)  # again: another process may have finished since
         if found.result is not None:
+            if owner.replaced:
+                PartNames.of(transfer.path).remove()
             return found.result
-        notes = quarantine(transfer.path, found) if found.reason else ()
-        result = _Fetching(session, transfer, owner).run()
+        try:
+            if found.reason:
+                owner.require()
+            notes = quarantine(transfer.path, found) if found.reason else ()
+            result = _Fetching(session, transfer, owner).run()
+        except (OwnedError, OSError) as error:
+            held = owner.holds()
+            if held and not isinstance(error, FileExistsError):
+                raise
+            found = check_existing(session, transfer)  # another process has taken over, or made the file meanwhile
+            if found.result is None and held:
+                what = f"a file has appeared there while it was fetched: {found.reason}"
+                raise OwnedError(str(transfer.path), what, "see what made it, then run again") from error
+            if found.result is None:
+                raise owner.lost() from error
+            if held:
+                PartNames.of(transfer.path).remove()
+            return found.result
     return replace(result, notes=notes + result.notes)
+
+
+def _part_of(target: Path, token: str) -> Path:
+    return PartNames.of(target, token).path
 
 
 def _sweep(session: Session, path: Path) -> None:
     """Remove the owner file and sidecar that a process left when it was killed just after publishing the file."""
     owner = companion(path, ".part.owner")
     try:
-        if owner.exists() and Ownership(owner, companion(path, ".part"), session.policy).sweep():
-            companion(path, ".part.json").unlink(missing_ok=True)
-    except OSError as error:
-        log.debug("%s: stays: %s", owner.name, error.strerror)
+        if not owner.exists():
+            return
+        if Ownership(owner, path, session.policy).sweep():
+            for names in (PartNames.of(path), *leftovers(path).values()):
+                names.remove()
+    except (OSError, DiskError) as error:
+        log.debug("%s: stays: %s", owner.name, error)
 
 
 @dataclass
 class _Attempts:
     """Failed attempts at one source, counted by what they led to."""
 
+    best: int
+    """Bytes that were there at most."""
     attempts: int = 0
     discards: int = 0
     restarts: int = 0
@@ -234,7 +281,8 @@ class _Fetching:
 
     def run(self) -> Result:
         """Fetch and publish; raises one error with every source's failure where none delivers."""
-        self._part = Part(self._transfer.path, self._policy.checkpoint_bytes)
+        summed = not all(self._transfer.figures(source).hashed for source in self._transfer.sources)
+        self._part = Part(self._transfer.path, self._policy.checkpoint_bytes, self._owner, summed)
         try:
             self._check_space()
             kept = self._part.ranges.covered
@@ -244,6 +292,9 @@ class _Fetching:
                 result = self._try(source, last=source is self._transfer.sources[-1])
                 if result is not None:
                     return result
+        except OwnedError:
+            self._part.reset()  # the file, or all that it is fetched for, is another's
+            raise
         finally:
             self._part.close()
         raise to_error(self._transfer.name, self._failures)
@@ -259,12 +310,13 @@ class _Fetching:
     def _try(self, source: Source, last: bool) -> Result | None:
         """All attempts at one source; None where it did not deliver, which is added to the failures."""
         figures = self._transfer.figures(source)
-        digest, count = Digest(figures), _Attempts()
+        count = _Attempts(self._part.ranges.covered)
         while True:
-            download = Download(self._session, source, figures, self._part, digest, self._transfer.name)
+            self._owner.require(now=False)
+            download = Download(self._session, source, figures, self._part, self._transfer.name)
             try:
                 download.run()
-                return self._publish(source, figures, digest, download)
+                return self._publish(source, figures, download)
             except Failure as failure:
                 self._moved += download.moved
                 if self._give_up(failure, count, download, last):
@@ -281,7 +333,10 @@ class _Fetching:
             return count.discards > 1 or count.restarts > RESTARTS
         if failure.kind != "transient":
             return True
-        count.attempts = 1 if download.moved >= PROGRESS_THAT_COUNTS else count.attempts + 1
+        gained = self._part.ranges.covered - count.best
+        further = gained >= PROGRESS_THAT_COUNTS and gained * WASTE >= download.moved
+        count.attempts = 1 if further else count.attempts + 1
+        count.best += max(0, gained) if further else 0
         too_long = (failure.retry_after or 0.0) > self._policy.retry_after_cap and not last
         if count.attempts > self._policy.retries or too_long:
             return True
@@ -290,20 +345,29 @@ class _Fetching:
         self._session.pause(delay)
         return False
 
-    def _publish(self, source: Source, figures: Figures, digest: Digest, download: Download) -> Result:
-        """Verify, record, flush, rename, in this order; raises Failure where the bytes do not match."""
-        part, path = self._part, self._transfer.path
-        size = part.ranges.covered
-        sha256, md5 = digest.finish(part.fd, size)
+    def _publish(self, source: Source, figures: Figures, download: Download) -> Result:
+        """Flush, verify what lies on the disk, record it, give it its name, in this order.
+
+        Raises Failure where the bytes do not match, OwnedError where another process has taken over.
+        """
+        part, path, flusher = self._part, self._transfer.path, self._session.flusher
+        if flusher is not None:
+            os.fsync(part.fd)  # before it is read back: on NFS the mtime is settled only then
+        before = os.fstat(part.fd)
+        size = before.st_size
+        sha256, md5 = hash_open(part.fd, size, figures, self._tick)
+        after = os.fstat(part.fd)
         wrong = mismatch(figures, size, sha256, md5)
+        touched = flusher is not None and after.st_mtime_ns != before.st_mtime_ns
+        if not wrong and (size != part.ranges.covered or touched or not part.intact() or part.altered()):
+            wrong = "another process changed the partial file while it was fetched"
         if wrong:
             raise Failure("integrity", wrong)
-        if not self._owner.holds():
-            raise Failure("final", "another process has taken this file over")
+        self._owner.require()
+        # Recorded before it gets its name, which keeps inode and mtime: killed in between, it is not hashed again.
+        note(self._session, path, sha256, md5, figures, source.equivalence, after)
+        part.publish(flusher)
         validator = part.validators.etag or part.validators.last_modified or ""
-        # Recorded before the rename, which keeps inode and mtime: killed between the two, the file is not hashed again.
-        note(self._session, path, sha256, md5, figures, source.equivalence, os.fstat(part.fd))
-        part.publish(self._session.flusher)
         moved = self._moved + download.moved
         notes = tuple(f"{url}: {failure.reason}" for url, failure in self._failures)
         return Result(
@@ -317,138 +381,17 @@ class _Fetching:
             validator=validator,
         )
 
+    def _tick(self) -> None:
+        """While a large file is hashed: stop if the run does, and let waiting processes see that this one moves."""
+        if self._session.stop.is_set():
+            raise Stopped
+        self._owner.require(now=False)
+        with suppress(OSError):
+            self._part.sidecar.touch()
+
 
 def no_space(folder: Path, need: int, free: int) -> DiskError:
     """The error, before the first byte, that the declared bytes do not fit."""
     return DiskError(
         str(folder), f"{need} bytes are needed, {free} are free", "free space or choose another cache_root"
     )
-
-
-# Many transfers at a time
-
-
-def fetch_all(
-    transfers: Iterable[Transfer],
-    policy: Policy | None = None,
-    progress: Progress | None = None,
-    collect: bool = False,
-) -> list[Result]:
-    """Fetch all, `policy.jobs` at a time; results in the order of the transfers.
-
-    One that fails does not stop the others, except for a DiskError. At the end one error lists every failure (the class
-    of the first), or, with `collect`, each failed result carries its `error`. KeyboardInterrupt stops all within
-    seconds; partial files stay. Two transfers to one path must be the same (UsageError).
-    """
-    wanted = list(transfers)
-    unique = _unique(wanted)
-    with Session(policy, progress) as session:
-        _check_space(unique, session.policy)
-        results = _run(session, unique)
-    found = {result.path: result for result in results}
-    ordered = [found[transfer.path] for transfer in wanted]
-    errors = [result.error for result in results if result.error is not None]
-    if errors and not collect:
-        raise _together(errors)
-    return ordered
-
-
-def _unique(transfers: Sequence[Transfer]) -> list[Transfer]:
-    found: dict[Path, Transfer] = {}
-    for transfer in transfers:
-        if found.setdefault(transfer.path, transfer) != transfer:
-            raise UsageError(str(transfer.path), "two different transfers go to this path", "give each its own path")
-    return list(found.values())
-
-
-def _check_space(transfers: Sequence[Transfer], policy: Policy) -> None:
-    """Refuse before the first byte where what is declared and missing does not fit; raises DiskError."""
-    if policy.offline:
-        return
-    needs: dict[int, tuple[int, Path]] = {}
-    for transfer in transfers:
-        missing = _missing(transfer)
-        if missing:
-            folder = next(folder for folder in transfer.path.absolute().parents if folder.is_dir())
-            device = folder.stat().st_dev
-            needs[device] = (needs.get(device, (0, folder))[0] + missing, folder)
-    for need, folder in needs.values():
-        free = shutil.disk_usage(folder).free
-        if need > free:
-            raise no_space(folder, need, free)
-
-
-def _missing(transfer: Transfer) -> int:
-    """Declared bytes that are not on disk yet, in whole blocks of the partial file; 0 where nothing is declared."""
-    if transfer.size is None or transfer.path.exists():
-        return 0
-    try:
-        there = os.stat(companion(transfer.path, ".part")).st_blocks * 512  # noqa: PTH116 - many files
-    except OSError:
-        there = 0
-    return max(0, transfer.size - there)
-
-
-def _run(session: Session, transfers: Sequence[Transfer]) -> list[Result]:
-    results: dict[int, Result] = {}
-    waiting: queue.SimpleQueue[int] = queue.SimpleQueue()
-    done: queue.SimpleQueue[tuple[int, Result | BaseException]] = queue.SimpleQueue()
-    for index in range(len(transfers)):
-        waiting.put(index)
-    threads = [
-        threading.Thread(target=_work, args=(session, transfers, waiting, done), name=f"fetch-{n}", daemon=True)
-        for n in range(min(session.policy.jobs, len(transfers)))
-    ]
-    for thread in threads:
-        thread.start()
-    try:
-        while len(results) < len(transfers):
-            index, outcome = done.get()
-            results[index] = _as_result(transfers[index], outcome)
-            if isinstance(results[index].error, DiskError):
-                session.halt()  # every other file would fail in the same way
-    except BaseException:
-        session.halt()
-        for thread in threads:
-            thread.join(timeout=3.0)
-        raise
-    for thread in threads:
-        thread.join()
-    return [results[index] for index in range(len(transfers))]
-
-
-def _work(
-    session: Session,
-    transfers: Sequence[Transfer],
-    waiting: queue.SimpleQueue[int],
-    done: queue.SimpleQueue[tuple[int, Result | BaseException]],
-) -> None:
-    while True:
-        try:
-            index = waiting.get_nowait()
-        except queue.Empty:
-            return
-        try:
-            if session.stop.is_set():
-                raise Stopped
-            done.put((index, fetch_in(session, transfers[index])))
-        except BaseException as error:  # `_as_result` raises it in the calling thread, if it is to be raised
-            done.put((index, error))
-
-
-def _as_result(transfer: Transfer, outcome: Result | BaseException) -> Result:
-    if isinstance(outcome, Result):
-        return outcome
-    if isinstance(outcome, LavisExtError):
-        return Result(transfer.path, error=outcome, verified=False)
-    if isinstance(outcome, Stopped):
-        error = NetworkError(transfer.name, "not fetched: the run stopped before it", "run again")
-        return Result(transfer.path, error=error, verified=False)
-    raise outcome
-
-
-def _together(errors: Sequence[LavisExtError]) -> LavisExtError:
-    """One error with all problems, of the first one's class; a DiskError comes first, since it stops the others."""
-    ordered = sorted(errors, key=lambda error: not isinstance(error, DiskError))
-    problems = [problem for error in ordered for problem in error.problems]
-    return type(ordered[0]).of(problems)

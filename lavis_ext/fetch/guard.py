@@ -17,7 +17,7 @@ from typing import Any
 from urllib.error import URLError
 from urllib.parse import urljoin, urlsplit
 
-from lavis_ext.fetch.safety import REMOTE_SCHEMES, is_private
+from lavis_ext.fetch.safety import REMOTE_SCHEMES, addresses, is_private, split_url
 
 CHUNK = 1 << 16
 REFUSED, CUT = "refused: ", "cut: "
@@ -134,9 +134,16 @@ class _Https(urllib.request.HTTPSHandler):
 
 
 def _timed(kind: type[_Timed], request: urllib.request.Request, limits: ResponseLimits) -> Any:
-    """The factory of a connection; addresses are not checked where all are allowed, or where a proxy resolves them."""
-    unchecked = limits.allow_private or request.has_proxy() or getattr(request, "_tunnel_host", None)
-    return partial(kind, deadline=limits.deadline, public=not unchecked)
+    """The factory of a connection; addresses are not checked where all are allowed, or where a proxy resolves them.
+
+    A proxy is not asked for what is an address itself, in any spelling, and leads inside.
+    """
+    proxied = bool(request.has_proxy() or getattr(request, "_tunnel_host", None))
+    host = split_url(request.full_url).hostname or ""
+    if proxied and not limits.allow_private:
+        for address in filter(is_private, addresses(host, numeric=True)):
+            raise Refused(f"{REFUSED}private address {address}")
+    return partial(kind, deadline=limits.deadline, public=not (limits.allow_private or proxied))
 
 
 class _Redirects(urllib.request.HTTPRedirectHandler):

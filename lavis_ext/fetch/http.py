@@ -6,20 +6,43 @@ compares it with others.
 
 from __future__ import annotations
 
+import http.client
+import io
+import logging
 import re
 import socket
 import threading
+import time
+from typing import Any
 from urllib.parse import urljoin, urlsplit
 from urllib.request import getproxies, proxy_bypass
 
 import urllib3
 from urllib3.connection import HTTPConnection, HTTPSConnection
 from urllib3.connectionpool import HTTPConnectionPool, HTTPSConnectionPool
-from urllib3.exceptions import HTTPError, IncompleteRead, LocationParseError, SSLError
+from urllib3.exceptions import (
+    ConnectTimeoutError,
+    HTTPError,
+    IncompleteRead,
+    LocationParseError,
+    NameResolutionError,
+    NewConnectionError,
+    SSLError,
+)
 from urllib3.response import BaseHTTPResponse
+from urllib3.util.connection import create_connection
 
-from lavis_ext.fetch import safety
-from lavis_ext.fetch.safety import deny_reason, is_loopback, leads_inside, redact, redact_url, redirect_reason
+from lavis_ext.fetch.safety import (
+    addresses,
+    deny_reason,
+    is_loopback,
+    leads_inside,
+    may_dial,
+    redact,
+    redact_url,
+    redirect_reason,
+    url_fault,
+)
 from lavis_ext.fetch.session import Reply, Request, Session, Validators, register_opener
 from lavis_ext.fetch.transfer import Failure, Kind, Unsatisfiable, parse_retry_after
 
@@ -30,53 +53,93 @@ BOUND_TO_HOST = frozenset({"authorization", "cookie", "proxy-authorization"})
 """Headers that are dropped where a redirect leads to another origin."""
 ERROR_BODY = 4096
 """How much of an error's body is read."""
+CHAIN = 2
+"""How many times the patience for one answer a chain of redirects may take in all."""
+ADDRESSES = 3
+"""How many times the patience for one address a connection may take in all."""
+Inside = frozenset[str] | None
+"""The private addresses that a guarded connection may go to; None: it is not guarded."""
 
 _CODE = re.compile(rb"<Code>(\w{1,80})</Code>")
 _CONTENT_RANGE = re.compile(r"bytes\s+(?:(\d+)-(\d+)|\*)/(\d+|\*)$", re.IGNORECASE)
 
-# Connections that refuse private addresses. The address of the open socket is checked, not what a name resolves to
-# before: DNS may answer differently the second time.
+# Connections. urllib3 bounds each `recv`; here the whole head of an answer, and each read of a body, has an end,
+# however slowly its bytes drip.
 
 
-def refuse_private(peer: socket.socket) -> None:
-    """Close the socket and raise Failure where it leads to a private, loopback or link-local address."""
-    address = str(peer.getpeername()[0])
-    if safety.is_private(address):
-        peer.close()
-        raise Failure("unsafe", f"redirect from a public host to the private address {address} refused")
+class TimedStream(io.RawIOBase):
+    """The raw stream of an answer: every read ends at `until`, by the monotonic clock."""
+
+    def __init__(self, raw: io.RawIOBase, peer: socket.socket) -> None:
+        self._raw, self._peer = raw, peer
+        self.until = time.monotonic() + (peer.gettimeout() or 0.0)
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int | None:
+        left = self.until - time.monotonic()
+        if left <= 0:
+            raise TimeoutError("timed out: it came too slowly")
+        self._peer.settimeout(left)
+        return self._raw.readinto(buffer)
+
+    def close(self) -> None:
+        self._raw.close()
+        super().close()
 
 
-class GuardedHTTPConnection(HTTPConnection):
-    """An http connection to public addresses only."""
+class TimedResponse(http.client.HTTPResponse):
+    """http.client's response on such a stream; its status line and headers are read by the end of the timeout."""
 
-    def _new_conn(self) -> socket.socket:
-        peer = super()._new_conn()
-        refuse_private(peer)
-        return peer
-
-
-class GuardedHTTPSConnection(HTTPSConnection):
-    """An https connection to public addresses only."""
-
-    def _new_conn(self) -> socket.socket:
-        peer = super()._new_conn()
-        refuse_private(peer)
-        return peer
+    def __init__(self, sock: socket.socket, *args: Any, **named: Any) -> None:
+        super().__init__(sock, *args, **named)
+        self.stream = TimedStream(self.fp.detach(), sock)
+        self.fp = io.BufferedReader(self.stream)
 
 
-class GuardedHTTPPool(HTTPConnectionPool):
-    """A pool of guarded http connections."""
+class _Connection:
+    """What our connections add to urllib3's. With `inside` (not None) private addresses are refused.
 
-    ConnectionCls = GuardedHTTPConnection
+    The very addresses that are dialled are judged: DNS may answer differently the second time.
+    """
+
+    inside: Inside = None
+    response_class = TimedResponse
+
+    def _new_conn(self: Any) -> socket.socket:
+        host, patience = self._dns_host.strip("[]"), self.timeout
+        try:
+            found = socket.getaddrinfo(host, self.port, type=socket.SOCK_STREAM)
+        except socket.gaierror as error:
+            raise NameResolutionError(self.host, self, error) from error
+        except UnicodeError:
+            raise LocationParseError(f"'{host}', label empty or too long") from None
+        targets = list(dict.fromkeys((str(entry[4][0]), int(entry[4][1])) for entry in found))
+        for address, _ in targets if self.inside is not None else ():
+            if not may_dial(address, self.inside):
+                raise Failure("unsafe", f"the private address {address} is refused")
+        begun, last = time.monotonic(), OSError("it has no address")
+        for target in targets:
+            try:
+                return create_connection(target, patience, self.source_address, self.socket_options)
+            except OSError as error:
+                last = error
+            if time.monotonic() - begun > ADDRESSES * (patience or 0.0):
+                break
+        if isinstance(last, TimeoutError):
+            raise ConnectTimeoutError(self, f"{self.host} timed out (connect timeout={patience})") from last
+        raise NewConnectionError(self, f"Failed to establish a new connection: {last}") from last
 
 
-class GuardedHTTPSPool(HTTPSConnectionPool):
-    """A pool of guarded https connections."""
-
-    ConnectionCls = GuardedHTTPSConnection
-
-
-GUARDED_POOLS: dict[str, type[HTTPConnectionPool]] = {"http": GuardedHTTPPool, "https": GuardedHTTPSPool}
+def make_pools(inside: Inside) -> dict[str, type[HTTPConnectionPool]]:
+    """urllib3's pools with our connections, by scheme."""
+    plain = type("Connection", (_Connection, HTTPConnection), {"inside": inside})
+    secure = type("TLSConnection", (_Connection, HTTPSConnection), {"inside": inside})
+    return {
+        "http": type("Pool", (HTTPConnectionPool,), {"ConnectionCls": plain}),
+        "https": type("TLSPool", (HTTPSConnectionPool,), {"ConnectionCls": secure}),
+    }
 
 
 # The opener
@@ -85,14 +148,18 @@ GUARDED_POOLS: dict[str, type[HTTPConnectionPool]] = {"http": GuardedHTTPPool, "
 class HttpBody:
     """The raw bytes of a response, undecoded, as they come."""
 
-    def __init__(self, response: BaseHTTPResponse) -> None:
+    def __init__(self, response: BaseHTTPResponse, patience: float) -> None:
         self._response = response
+        self._patience = patience
+        self._stream: TimedStream | None = getattr(getattr(response, "_original_response", None), "stream", None)
 
     def read(self, size: int) -> bytes:
         """What has arrived, up to `size` bytes; raises Failure on a stall or a broken connection."""
+        if self._stream is not None:
+            self._stream.until = time.monotonic() + self._patience  # sizes of chunks and trailers may drip too
         try:
             return self._response.read1(size, decode_content=False) or b""
-        except (HTTPError, OSError, ValueError) as error:
+        except (HTTPError, http.client.HTTPException, OSError, ValueError) as error:
             raise Failure("transient", explain(error)) from error
 
     def close(self) -> None:
@@ -115,9 +182,10 @@ class HttpOpener:
 
     def __init__(self, session: Session) -> None:
         self._policy = session.policy
-        self._managers: dict[tuple[str, bool], urllib3.PoolManager] = {}
+        self._managers: dict[tuple[str, Inside], urllib3.PoolManager] = {}
         self._proxies: dict[tuple[str, str], str] = {}
         self._lock = threading.Lock()
+        redact_url_loggers()
 
     def open(self, request: Request, headers: dict[str, str] | None = None) -> Reply:
         """The reply after redirects; `headers` are sent too, those with secrets only to the first host."""
@@ -125,19 +193,21 @@ class HttpOpener:
         if parts.scheme == "http" and not (request.trusted or is_loopback(parts.hostname or "")):
             raise Failure("unsafe", "plain http without a declared hash is refused")
         sent = self._headers(request, headers)
-        url, guarded = request.url, False
+        url, inside = request.url, frozenset[str]() if self._policy.public_only else None
+        until = time.monotonic() + CHAIN * self._policy.stall_timeout
         for _ in range(self._policy.redirects + 1):
-            response = self._send(url, sent, guarded)
+            response = self._send(url, sent, inside, until)
             target = response.headers.get("Location") if response.status in REDIRECTS else None
             if not target:
                 if response.status in (200, 206):
-                    return read_head(request, response)
+                    return read_head(request, response, self._policy.stall_timeout)
                 failure = status_failure(response, url)
                 response.close()
                 raise failure
             _discard(response)
-            following = urljoin(url, target)
-            guarded = self._check_redirect(request.url, url, following) or guarded
+            following = redirect_target(url, target)
+            guard = self._check_redirect(request.url, url, following)
+            inside = guard if inside is None else inside
             if _origin(following) != _origin(url):
                 sent = {name: value for name, value in sent.items() if name.lower() not in BOUND_TO_HOST}
             url = following
@@ -158,49 +228,79 @@ class HttpOpener:
                 sent["If-Range"] = request.condition
         return sent
 
-    def _check_redirect(self, first: str, before: str, after: str) -> bool:
-        """Whether connections for `after` must refuse private addresses; raises Failure for a redirect not allowed."""
+    def _check_redirect(self, first: str, before: str, after: str) -> Inside:
+        """The guard of connections for `after`; raises Failure for a redirect that is not allowed.
+
+        A host inside may lead to its own addresses, loopback to loopback, and nobody to others: what a mirror answers
+        must not choose which machine of this network is asked (169.254.169.254 hands out credentials).
+        """
         reason = redirect_reason(before, after) or deny_reason(after, self._policy.denied_hosts)
         if reason:
             raise Failure("unsafe", f"{reason} (to {redact_url(after)})")
         if self._policy.allow_private or _origin(first) == _origin(after):
-            return False
-        return not leads_inside(urlsplit(first).hostname or "")
+            return None
+        host = urlsplit(first).hostname or ""
+        return frozenset(addresses(host)) if leads_inside(host) else frozenset()
 
-    def _send(self, url: str, headers: dict[str, str], guarded: bool) -> BaseHTTPResponse:
+    def _send(self, url: str, headers: dict[str, str], inside: Inside, until: float) -> BaseHTTPResponse:
+        left = until - time.monotonic()
+        if left <= 0:
+            raise Failure("transient", f"no answer within {CHAIN * self._policy.stall_timeout:g} s, redirects included")
+        patience = min(self._policy.stall_timeout, left)
+        timeout = urllib3.Timeout(connect=min(self._policy.connect_timeout, left), read=patience)
         try:
-            return self._manager(url, guarded).request(
-                "GET", url, headers=headers, redirect=False, retries=False, preload_content=False, decode_content=False
+            return self._manager(url, inside).request(
+                "GET",
+                url,
+                headers=headers,
+                redirect=False,
+                retries=False,
+                preload_content=False,
+                decode_content=False,
+                timeout=timeout,
             )
         except SSLError as error:
             raise Failure("final", f"TLS verification failed: {explain(error)}") from error
         except LocationParseError as error:
             raise Failure("final", "not a URL") from error
-        except (HTTPError, OSError, ValueError) as error:
+        except (HTTPError, http.client.HTTPException, OSError, ValueError) as error:
             raise Failure("transient", explain(error)) from error
 
-    def _manager(self, url: str, guarded: bool) -> urllib3.PoolManager:
-        host = urlsplit(url)[:2]
+    def _manager(self, url: str, inside: Inside) -> urllib3.PoolManager:
+        parts = urlsplit(url)
+        host = parts[:2]
         proxy = self._proxies.get(host)
         if proxy is None:  # once per host, not per file: it is measurable (benchmarks/fetch.md)
             proxy = self._proxies[host] = proxy_for(url)
+        if proxy and inside is not None:  # the proxy resolves names, so that only addresses can be judged here
+            for address in addresses(parts.hostname or "", numeric=True):
+                if not may_dial(address, inside):
+                    raise Failure("unsafe", f"the private address {address} is refused")
         with self._lock:
-            if (proxy, guarded) not in self._managers:
-                self._managers[proxy, guarded] = self._make_manager(proxy, guarded)
-            return self._managers[proxy, guarded]
+            if (proxy, inside) not in self._managers:
+                self._managers[proxy, inside] = self._make_manager(proxy, inside)
+            return self._managers[proxy, inside]
 
-    def _make_manager(self, proxy: str, guarded: bool) -> urllib3.PoolManager:
-        timeout = urllib3.Timeout(connect=self._policy.connect_timeout, read=self._policy.stall_timeout)
+    def _make_manager(self, proxy: str, inside: Inside) -> urllib3.PoolManager:
         size = self._policy.per_host
-        if proxy:
-            return _proxy_manager(proxy, timeout, size)
-        manager = urllib3.PoolManager(num_pools=64, maxsize=size, timeout=timeout)
-        if guarded:
-            manager.pool_classes_by_scheme = GUARDED_POOLS
+        manager = _proxy_manager(proxy, size) if proxy else urllib3.PoolManager(num_pools=64, maxsize=size)
+        manager.pool_classes_by_scheme = make_pools(None if proxy else inside)
         return manager
 
 
-def read_head(request: Request, response: BaseHTTPResponse) -> Reply:
+def redirect_target(url: str, location: str) -> str:
+    """Where a `Location` leads; raises Failure where that is no URL."""
+    try:
+        target = urljoin(url, location)
+    except ValueError as error:
+        raise Failure("final", f"redirect to what is not a URL ({error})") from error
+    fault = url_fault(target)
+    if fault and redirect_reason(url, target) is None:
+        raise Failure("final", f"redirect to what is {fault}")
+    return target
+
+
+def read_head(request: Request, response: BaseHTTPResponse, patience: float) -> Reply:
     """The head of a 200 or 206 as a Reply; a 206 that was not asked for, or that is malformed, raises Failure."""
     headers = response.headers
     length = int(headers["Content-Length"]) if headers.get("Content-Length", "").isdigit() else None
@@ -215,7 +315,7 @@ def read_head(request: Request, response: BaseHTTPResponse) -> Reply:
     return Reply(
         start,
         total,
-        HttpBody(response),
+        HttpBody(response, patience),
         Validators(headers.get("ETag"), headers.get("Last-Modified")),
         partial=response.status == 206,
         ranges=response.status == 206 or headers.get("Accept-Ranges", "").strip().lower() == "bytes",
@@ -248,7 +348,7 @@ def error_code(response: BaseHTTPResponse) -> str:
     if not named and "xml" in response.headers.get("Content-Type", ""):
         try:
             body = response.read(ERROR_BODY, decode_content=False) or b""
-        except (HTTPError, OSError, ValueError):
+        except (HTTPError, http.client.HTTPException, OSError, ValueError):
             body = b""
         found = _CODE.search(body)
         named = found[1].decode("ascii") if found else ""
@@ -279,13 +379,36 @@ def proxy_for(url: str) -> str:
     return proxy if not proxy or "://" in proxy else f"http://{proxy}"
 
 
-def _proxy_manager(proxy: str, timeout: urllib3.Timeout, size: int) -> urllib3.PoolManager:
+def _proxy_manager(proxy: str, size: int) -> urllib3.PoolManager:
+    fault = url_fault(proxy)
+    if fault:
+        raise Failure("final", f"the proxy of the environment is {fault}")
     parts = urlsplit(proxy)
     if parts.scheme not in ("http", "https"):
         raise Failure("final", f"proxy scheme {parts.scheme!r} is not supported (http, https)")
     secret = parts.netloc.rpartition("@")[0]
     headers = urllib3.make_headers(proxy_basic_auth=secret) if secret else None
-    return urllib3.ProxyManager(redact_url(proxy), proxy_headers=headers, maxsize=size, timeout=timeout)
+    return urllib3.ProxyManager(redact_url(proxy), proxy_headers=headers, maxsize=size)
+
+
+URL_LOGGERS = ("urllib3.connectionpool", "urllib3.connection", "urllib3.util.retry")
+
+
+class _RedactQueries(logging.Filter):
+    """Removes queries, where the token is, from log records."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        record.msg, record.args = redact(record.getMessage()), ()
+        return True
+
+
+_REDACT_QUERIES = _RedactQueries()
+
+
+def redact_url_loggers() -> None:
+    """Have urllib3 log addresses without their queries, at every level; at DEBUG it logs each request's."""
+    for name in URL_LOGGERS:
+        logging.getLogger(name).addFilter(_REDACT_QUERIES)  # a filter that is there already is not added again
 
 
 def _discard(response: BaseHTTPResponse) -> None:

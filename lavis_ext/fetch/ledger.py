@@ -7,9 +7,11 @@ import json
 import logging
 import os
 import threading
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from lavis_ext.common.files import decode_json
 from lavis_ext.fetch.transfer import Failure, Figures
 
 log = logging.getLogger(__name__)
@@ -104,7 +106,7 @@ class Ledger:
         self._read += whole
         for line in data[:whole].splitlines():
             try:
-                fields = json.loads(line)
+                fields = decode_json(line)
                 name = fields.pop("name")
                 self._entries[name] = LedgerEntry(**fields)
             except (ValueError, TypeError, KeyError, AttributeError):
@@ -114,69 +116,39 @@ class Ledger:
 # Digests
 
 BLOCK = 1 << 20
+TICK = 1 << 26
 
 
-class Digest:
-    """sha256, and md5 where one is declared, of a file that is being written.
+def hash_open(
+    descriptor: int, size: int, figures: Figures, tick: Callable[[], None] | None = None
+) -> tuple[str, str | None]:
+    """(sha256, md5 or None where none is declared) of the first `size` bytes of an open file, read from its beginning.
 
-    Bytes that come in order are hashed as they are written, the rest is read back. `position` is how many bytes from
-    the beginning are hashed.
+    What is hashed is read back, not what was in memory when it was written. `tick` is called after each 64 MiB. Raises
+    Failure for a file that is shorter, OSError.
     """
-
-    def __init__(self, figures: Figures) -> None:
-        self._figures = figures
-        self._lock = threading.Lock()
-        self.reset()
-
-    def reset(self) -> None:
-        """Start over."""
-        self._sha256 = hashlib.sha256()
-        # MD5 is what some sources publish; it guards against damage, not against an attacker
-        self._md5 = hashlib.md5(usedforsecurity=False) if self._figures.md5 else None
-        self.position = 0
-
-    def feed(self, offset: int, data: bytes) -> None:
-        """Hash bytes written at `offset` if they are the next ones; others are read back by `finish`."""
-        if offset != self.position:
-            return
-        with self._lock:
-            if offset == self.position:
-                self._update(data)
-
-    def follow(self, fd: int, stop: int) -> None:
-        """Hash the file up to `stop` while other threads fetch; returns at once where another thread does so."""
-        if not self._lock.acquire(blocking=False):
-            return
-        try:
-            self._read(fd, stop)
-        finally:
-            self._lock.release()
-
-    def finish(self, fd: int, size: int) -> tuple[str, str | None]:
-        """(sha256, md5 or None) of the first `size` bytes of the file, reading what was not fed."""
-        with self._lock:
-            self._read(fd, size)
-            return self._sha256.hexdigest(), self._md5.hexdigest() if self._md5 else None
-
-    def _read(self, fd: int, stop: int) -> None:
-        while self.position < stop:
-            data = os.pread(fd, min(BLOCK, stop - self.position), self.position)
-            if not data:
-                raise Failure("integrity", f"the file ends at byte {self.position} of {stop}")
-            self._update(data)
-
-    def _update(self, data: bytes) -> None:
-        self._sha256.update(data)
-        if self._md5 is not None:
-            self._md5.update(data)
-        self.position += len(data)
+    sha256 = hashlib.sha256()
+    # MD5 is what some sources publish; it guards against damage, not against an attacker
+    md5 = hashlib.md5(usedforsecurity=False) if figures.md5 else None
+    at, block = 0, bytearray(min(BLOCK, size) or 1)
+    view = memoryview(block)
+    while at < size:
+        count = os.preadv(descriptor, [view[: size - at]], at)
+        if not count:
+            raise Failure("integrity", f"the file ends at byte {at} of {size}")
+        sha256.update(view[:count])
+        if md5 is not None:
+            md5.update(view[:count])
+        at += count
+        if tick is not None and at % TICK < count:
+            tick()
+    return sha256.hexdigest(), md5.hexdigest() if md5 else None
 
 
 def hash_file(path: Path, figures: Figures) -> tuple[str, str | None]:
     """(sha256, md5 or None) of a file on disk; raises OSError where it cannot be read."""
-    digest = Digest(figures)
     with path.open("rb") as file:
-        return digest.finish(file.fileno(), os.fstat(file.fileno()).st_size)
+        return hash_open(file.fileno(), os.fstat(file.fileno()).st_size, figures)
 
 
 def mismatch(figures: Figures, size: int, sha256: str | None, md5: str | None) -> str | None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import threading
@@ -10,11 +9,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
-from urllib.parse import parse_qs, urlsplit
+from urllib.parse import parse_qs
 
 from lavis_ext.common.errors import ConfigError, LavisExtError, NetworkError
+from lavis_ext.common.files import decode_json
 from lavis_ext.fetch.remote import fetch_bytes
-from lavis_ext.fetch.safety import redact_url, safe_relative
+from lavis_ext.fetch.safety import redact_url, safe_relative, split_url
 from lavis_ext.fetch.transfer import Figures, Policy, Source, Transfer
 
 VARIABLE = "LAVIS_EXT_MIRROR"
@@ -47,7 +47,7 @@ class MirrorMap:
     def from_environment(cls, option: str | None = None, policy: Policy | None = None) -> MirrorMap:
         """The mirror that `option` names, else `LAVIS_EXT_MIRROR`, else none; raises ConfigError for another scheme."""
         base = option if option is not None else os.environ.get(VARIABLE, "")
-        if base and "://" in base and urlsplit(base).scheme not in ("http", "https", "file"):
+        if base and "://" in base and split_url(base).scheme not in ("http", "https", "file"):
             raise ConfigError(
                 VARIABLE, f"{redact_url(base)!r} is neither http(s) nor a folder", "name a base URL or folder"
             )
@@ -103,7 +103,7 @@ class MirrorMap:
 
     @property
     def _is_folder(self) -> bool:
-        return urlsplit(self.base).scheme not in ("http", "https")
+        return split_url(self.base).scheme not in ("http", "https")
 
     def _source(self, source: Source) -> Source:
         moved = replace(source, url=self.locate(source.url), trusted=True)
@@ -128,7 +128,7 @@ def mirror_path(url: str) -> str:
     `gdrive:ID` and links to Drive files → `drive.google.com/ID`; `hf:datasets/o/n/file` (revision as `n@rev`) →
     `huggingface.co/datasets/o/n/resolve/main/file`; `azure:ACCOUNT/container/blob` → the account's blob host.
     """
-    parts = urlsplit(url)
+    parts = split_url(url)
     path = parts.path.lstrip("/")
     if parts.scheme == "gdrive":
         return f"drive.google.com/{parts.netloc or path}"
@@ -157,7 +157,7 @@ def hub_path(path: str) -> str:
 def parse_manifest(data: bytes, where: str) -> Manifest:
     """Bytes of a `manifest.json` → Manifest; raises ConfigError that lists every wrong entry."""
     try:
-        raw: Any = json.loads(data)
+        raw: Any = decode_json(data)
     except ValueError as error:
         raise ConfigError(where, f"not JSON: {error}", "write the manifest again") from error
     if not isinstance(raw, dict) or raw.get("format") != 1 or not isinstance(raw.get("files"), dict):

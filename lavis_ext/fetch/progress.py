@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import TYPE_CHECKING, TextIO
 
+from lavis_ext.common.secrets import printable
 from lavis_ext.common.wording import human
 from lavis_ext.fetch.transfer import Progress, Silent
 
@@ -75,7 +76,7 @@ class Lines:
         if file is None or (outcome in ("fetched", "reused") and max(file.done, file.total or 0) < BIG):
             return
         size = f", {human(file.done or file.total or 0)}" if outcome != "failed" else ""
-        self._write(f"{printable(label)}: {outcome}{size}")
+        self._write(f"{printable(label, kept='')}: {outcome}{size}")
 
     def _due(self, label: str, file: _File) -> str:
         now = self._clock()
@@ -85,7 +86,7 @@ class Lines:
             return ""
         file.shown_share, file.shown_at = share - share % self._step, now
         of = f" of {human(file.total)} ({share} %)" if file.total else ""
-        return f"{printable(label)}: {human(file.done)}{of}"
+        return f"{printable(label, kept='')}: {human(file.done)}{of}"
 
 
 class Bars:
@@ -117,7 +118,7 @@ class Bars:
     def begin(self, label: str, total: int | None) -> None:
         """Add a bar."""
         with self._lock:
-            self._tasks[label] = self._bars.add_task(printable(label), total=total)
+            self._tasks[label] = self._bars.add_task(printable(label, kept=""), total=total)
             self._counts["begun"] += 1
             self._known += total or 0
             self._describe()
@@ -139,7 +140,7 @@ class Bars:
         if task is not None:
             self._bars.remove_task(task)
         if outcome == "failed":
-            self._bars.console.print(f"{printable(label)}: failed", markup=False)
+            self._bars.console.print(f"{printable(label, kept='')}: failed", markup=False)
 
     def _describe(self) -> None:
         text = f"{self._counts['done']} of {self._counts['begun']} files"
@@ -164,8 +165,3 @@ class QuietProgress(Silent):
 
     def __exit__(self, *_: object) -> None:
         pass
-
-
-def printable(text: str) -> str:
-    """Text without control characters: a file's name must not move the cursor or ring the bell."""
-    return "".join(char if char.isprintable() else "\N{REPLACEMENT CHARACTER}" for char in text)

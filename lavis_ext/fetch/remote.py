@@ -10,10 +10,19 @@ from concurrent.futures import ThreadPoolExecutor
 from types import TracebackType
 
 from lavis_ext.common.errors import IntegrityError, NetworkError
-from lavis_ext.fetch.part import Range
+from lavis_ext.fetch.ranges import Range
 from lavis_ext.fetch.safety import redact_url
 from lavis_ext.fetch.session import Reply, Request, Session, Validators
-from lavis_ext.fetch.transfer import Failure, Policy, Source, SpeedGate, Unsatisfiable, backoff, to_error
+from lavis_ext.fetch.transfer import (
+    PROGRESS_THAT_COUNTS,
+    Failure,
+    Policy,
+    Source,
+    SpeedGate,
+    Unsatisfiable,
+    backoff,
+    to_error,
+)
 
 READ_AHEAD = 1 << 16
 NEAR = 1 << 16
@@ -160,7 +169,7 @@ class RemoteFile(io.RawIOBase):
                 self._receive(current, start + len(data), stop, data)
                 return bytes(data)
             except Failure as failure:
-                tried = 1 if len(data) > before else tried + 1
+                tried = 1 if len(data) - before >= PROGRESS_THAT_COUNTS else tried + 1
                 if failure.kind != "transient" or tried > self._policy.retries:
                     raise
                 self._session.pause(backoff(tried - 1, self._policy, failure.retry_after))

@@ -13,11 +13,10 @@ from importlib import import_module
 from pathlib import Path
 from types import TracebackType
 from typing import Protocol
-from urllib.parse import urlsplit
 
 from lavis_ext.common.files import flush_folder
 from lavis_ext.fetch.ledger import Ledger
-from lavis_ext.fetch.safety import deny_reason
+from lavis_ext.fetch.safety import REMOTE_SCHEMES, deny_reason, redact, split_url, url_fault
 from lavis_ext.fetch.transfer import Failure, Policy, Progress, Silent, Stopped
 
 # Requests and replies
@@ -129,7 +128,7 @@ def register_opener(*schemes: str) -> Callable[[OpenerFactory], OpenerFactory]:
 
 def scheme_of(url: str) -> str:
     """The scheme of a URL, `file` for a plain path."""
-    return urlsplit(url).scheme.lower() or "file"
+    return split_url(url).scheme.lower() or "file"
 
 
 def make_opener(scheme: str, session: Session) -> Opener:
@@ -238,13 +237,19 @@ class Session:
         """A reply, held to the per-host limit until it is closed; raises Failure, Unsatisfiable, Stopped."""
         if self.policy.offline and scheme_of(request.url) != "file":
             raise Failure("final", "offline")
+        fault = url_fault(request.url) if scheme_of(request.url) in REMOTE_SCHEMES else None
+        if fault:
+            raise Failure("final", fault)
         reason = deny_reason(request.url, self.policy.denied_hosts)
         if reason:
             raise Failure("unsafe", reason)
         with self._host_limit(request.url):
             if self.stop.is_set():
                 raise Stopped
-            reply = self._opener(request.url).open(request)
+            try:
+                reply = self._opener(request.url).open(request)
+            except ValueError as error:  # of a library, for a URL or an answer that it cannot parse
+                raise Failure("final", f"{type(error).__name__}: {redact(str(error))}") from error
             with self._lock:
                 self._active.add(reply)
             try:
@@ -270,6 +275,6 @@ class Session:
             return self._openers[scheme]
 
     def _host_limit(self, url: str) -> threading.BoundedSemaphore:
-        host = urlsplit(url).netloc.rpartition("@")[2]
+        host = split_url(url).netloc.rpartition("@")[2]
         with self._lock:
             return self._hosts.setdefault(host, threading.BoundedSemaphore(self.policy.per_host))

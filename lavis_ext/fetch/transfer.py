@@ -13,8 +13,17 @@ from email.utils import parsedate_to_datetime
 from pathlib import Path
 from typing import Literal, Protocol
 
-from lavis_ext.common.errors import AccessError, DiskError, IntegrityError, LavisExtError, NetworkError, UnsafeError
+from lavis_ext.common.errors import (
+    AccessError,
+    ConfigError,
+    DiskError,
+    IntegrityError,
+    LavisExtError,
+    NetworkError,
+    UnsafeError,
+)
 from lavis_ext.common.files import to_disk_error
+from lavis_ext.common.secrets import printable
 from lavis_ext.fetch.safety import DENIED_HOSTS
 
 Equivalence = Literal["byte_exact", "repacked", "reencoded", "subset"]
@@ -115,8 +124,8 @@ class Policy:
     """Files at least this large are fetched in segments, where the server takes ranges."""
     segment_bytes: int = 16 * MIB
     """What one request of a large file asks for."""
-    checkpoint_bytes: int = 4 * MIB
-    """A killed process loses at most about this much per connection."""
+    checkpoint_bytes: int = 1 << 19
+    """A block: what a killed process loses of the bytes that it had written is less."""
     retries: int = 4
     """New attempts at one source after 408, 425, 429, 5xx or a broken connection without progress."""
     backoff: float = 0.5
@@ -127,7 +136,7 @@ class Policy:
     connect_timeout: float = 10.0
     """Per address of a host."""
     stall_timeout: float = 30.0
-    """No byte for this long: the connection is dropped and the file continued."""
+    """No byte of the file for this long, or no whole head of an answer: the connection is dropped, the file goes on."""
     min_speed: float = 1024.0
     """Bytes per second over `speed_window`; a slower source is left for the next."""
     speed_window: float = 30.0
@@ -137,13 +146,17 @@ class Policy:
     deep: bool = False
     """Hash files that exist even where the ledger knows them."""
     allow_private: bool = False
-    """Follow redirects from a public host to private, loopback or link-local addresses."""
+    """Follow redirects to private, loopback and link-local addresses other than the first host's own."""
+    public_only: bool = False
+    """Connect to no private, loopback or link-local address at all: for URLs that nobody has chosen."""
     owner_wait: float = 3600.0
     """The longest wait for another process that fetches the same file and makes progress."""
     owner_stall: float = 120.0
     """The longest wait while that process makes none."""
     owner_expiry: float = 120.0
-    """An owner elsewhere whose heartbeat is older than this is taken over."""
+    """An owner elsewhere whose heartbeat stands still for this long is taken over."""
+    owner_watch: float = 12.0
+    """Its heartbeat is watched for so long before, at least, whatever its stamp says: clocks jump."""
     fsync: bool = True
     """Flush a file and its folder to the disk before it counts as there."""
     ledger: Path | None = None
@@ -212,7 +225,7 @@ class Silent:
 
 # Failures: why one attempt at one source failed, and the error when all sources have
 
-Kind = Literal["transient", "final", "absent", "ranges", "access", "unsafe", "integrity", "replaced"]
+Kind = Literal["transient", "final", "absent", "package", "ranges", "access", "unsafe", "integrity", "replaced"]
 
 
 class Failure(Exception):
@@ -221,13 +234,14 @@ class Failure(Exception):
     transient: the same source again, after a delay · final, access, unsafe: the next source · absent: the next source,
     this one has no such object · ranges: the next source, this one serves no parts · integrity: discard what came, try
     once more, then the next source · replaced: what is there belongs to another object, start over.
-    `code` is the server's error code (Azure's `BlobNotFound`), "" where it sent none.
+    `code` is the server's error code (Azure's `BlobNotFound`), "" where it sent none. A reason may hold what a server
+    wrote: control characters are taken out of it.
     """
 
     def __init__(self, kind: Kind, reason: str, retry_after: float | None = None, code: str = "") -> None:
-        super().__init__(reason)
+        self.reason = printable(reason, kept="")
+        super().__init__(self.reason)
         self.kind: Kind = kind
-        self.reason = reason
         self.retry_after = retry_after
         self.code = code
 
@@ -253,6 +267,7 @@ _WAYS_OUT: dict[type[LavisExtError], str] = {
     IntegrityError: "the host may have replaced the file: compare with its homepage, then correct the declared figures "
     "or name another mirror",
     UnsafeError: "name a source that is safe",
+    ConfigError: "install it (`lavis-ext doctor` lists what is missing), or name another mirror",
     NetworkError: "try again later, or name another mirror (LAVIS_EXT_MIRROR)",
 }
 
@@ -272,6 +287,8 @@ def to_error(where: str, failures: list[tuple[str, Failure]]) -> LavisExtError:
         error = AccessError
     elif kinds and kinds[-1] == "unsafe":
         error = UnsafeError
+    elif kinds and kinds[-1] == "package":
+        error = ConfigError
     reasons = "; ".join(f"{url}: {failure.reason}" for url, failure in failures) or "no source is declared"
     way_out = next(way for kind, way in _WAYS_OUT.items() if issubclass(error, kind))
     return error(where, reasons, way_out)
@@ -280,11 +297,14 @@ def to_error(where: str, failures: list[tuple[str, Failure]]) -> LavisExtError:
 def disk_error(error: OSError, path: Path) -> DiskError:
     """An OSError of the file system as DiskError that says what to free or change; what was fetched is kept."""
     full = error.errno in (errno.ENOSPC, errno.EDQUOT)
-    way_out = "free space or choose another cache_root" if full else "choose a cache_root that you may write to"
+    way_out = "choose another cache_root" if full else "choose a cache_root that you may write to"
     return to_disk_error(error, path, f"{way_out}; what was fetched is kept, run again to continue")
 
 
 # When to try again, and when a connection is too slow
+
+PROGRESS_THAT_COUNTS = 1 << 16
+"""Bytes by which an attempt must go beyond the best so far to start the count of retries again."""
 
 
 def backoff(attempt: int, policy: Policy, retry_after: float | None = None) -> float:

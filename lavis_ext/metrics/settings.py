@@ -11,6 +11,17 @@ class MetricKeys:
     """A metric without keys."""
 
 
+Normalised = Literal["both", "prediction"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class GqaKeys(MetricKeys):
+    """GQA's exact match."""
+
+    normalize: Normalised = "both"
+    """What is normalised before it is compared; VPGTrans leaves the given answer as it is."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class CocoCaptionKeys(MetricKeys):
     """COCO's caption scores."""

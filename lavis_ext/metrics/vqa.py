@@ -13,7 +13,7 @@ from typing import Any
 
 from lavis_ext.common.errors import ConfigError
 from lavis_ext.common.registry import metrics
-from lavis_ext.metrics.settings import MetricKeys
+from lavis_ext.metrics.settings import GqaKeys, MetricKeys, Normalised
 
 _PUNCTUATION = ';/[]"{}()=+\\_-><@`,?!'
 _COMMA_IN_NUMBER = re.compile(r"\d,\d")
@@ -108,11 +108,13 @@ def vqa(predictions: Predictions, references: References, keys: MetricKeys) -> d
     return vqa_accuracy(predictions, references)
 
 
-@metrics.register("gqa", config=MetricKeys)
+@metrics.register("gqa", config=GqaKeys)
 def gqa(predictions: Predictions, references: References, keys: MetricKeys) -> dict[str, float]:
-    """GQA's accuracy in per cent: answers equal to the one given, both normalised as for VQA."""
+    """GQA's accuracy in per cent: answers equal to the one given, normalised as for VQA."""
     asked = answered(predictions, references)
-    return {"overall": percent([float(matches_exactly(predictions[key], references[key])) for key in asked])}
+    normalize: Normalised = keys.normalize if isinstance(keys, GqaKeys) else "both"
+    right = [matches_exactly(predictions[key], references[key], normalize) for key in asked]
+    return {"overall": percent([float(one) for one in right])}
 
 
 @metrics.register("aok_vqa", config=MetricKeys)
@@ -135,9 +137,10 @@ def class_accuracy(
     return {"acc": overall, **shares, "agg_metrics": overall}
 
 
-def matches_exactly(prediction: str, answers: Sequence[str]) -> bool:
-    """Whether a prediction is one of the answers, all normalised as for VQA."""
-    return normalize_vqa_answer(prediction) in {normalize_vqa_answer(answer) for answer in answers}
+def matches_exactly(prediction: str, answers: Sequence[str], normalize: Normalised = "both") -> bool:
+    """Whether a prediction is one of the answers, it alone or both normalised as for VQA."""
+    given = {normalize_vqa_answer(answer) if normalize == "both" else answer for answer in answers}
+    return normalize_vqa_answer(prediction) in given
 
 
 def direct_answer_score(prediction: str, answers: Sequence[str]) -> float:

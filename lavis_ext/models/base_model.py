@@ -107,6 +107,8 @@ class BaseModel(nn.Module):
     views: tuple[str, ...] = ("full",)
     """The views that `outputs` accepts; `ModelConfig.views` of the class of keys says the same."""
 
+    decayed: ClassVar[frozenset[str]] = frozenset()
+    """Names of scalars that have weight decay nevertheless."""
     compares_samples: bool = False
     """Whether the loss of a sample depends on others of its batch and of other ranks, as a contrastive loss does."""
 
@@ -293,14 +295,19 @@ class BaseModel(nn.Module):
         return self.get_optimizer_params(weight_decay) if own else self._groups(weight_decay)
 
     def _groups(self, weight_decay: float) -> list[dict[str, Any]]:
-        """Parameter groups as LAVIS has them: no decay for vectors and for names with bias, ln, bn or LayerNorm."""
+        """Parameter groups as LAVIS has them: no decay for vectors and for names with bias, ln, bn or LayerNorm.
+
+        The scalars of `decayed` have a group of their own before the others without decay.
+        """
         decayed: list[nn.Parameter] = []
+        scalars: list[nn.Parameter] = []
         plain: list[nn.Parameter] = []
         for name, parameter in self.named_parameters():
             if parameter.requires_grad:
                 bare = parameter.ndim < 2 or any(word in name for word in NO_DECAY)
-                (plain if bare else decayed).append(parameter)
-        groups = [{"params": decayed, "weight_decay": weight_decay}, {"params": plain, "weight_decay": 0.0}]
+                (scalars if name in self.decayed else plain if bare else decayed).append(parameter)
+        rates = ((decayed, weight_decay), (scalars, weight_decay), (plain, 0.0))
+        groups: list[dict[str, Any]] = [{"params": params, "weight_decay": rate} for params, rate in rates]
         return [group for group in groups if group["params"]]
 
     def require_trainable(self) -> None:
@@ -351,6 +358,14 @@ def world() -> tuple[int, int]:
     """Rank and number of processes; 0 of 1 where nothing is distributed."""
     ready = dist.is_available() and dist.is_initialized()
     return (dist.get_rank(), dist.get_world_size()) if ready else (0, 1)
+
+
+def sum_over_ranks(count: Tensor) -> Tensor:
+    """The sum of a tensor without gradient over all ranks: a collective."""
+    total = count.detach().clone()
+    if world()[1] > 1:
+        dist.all_reduce(total)
+    return total
 
 
 def whole(tensor: Tensor) -> Tensor:

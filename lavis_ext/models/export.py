@@ -13,12 +13,12 @@ from torch import Tensor
 
 from lavis_ext.common.config.schema import ModelConfig
 from lavis_ext.common.errors import ConfigError, IntegrityError
-from lavis_ext.common.files import disk_errors
+from lavis_ext.common.files import apply_umask, disk_errors
 from lavis_ext.models.lora import merge_adapters
 from lavis_ext.models.weights import OURS, read_checkpoint, save_upstream, to_upstream, translate
 from lavis_ext.models.zoo import build_model
 
-WAY_OUT = "free some space, or name another place"
+WAY_OUT = "name another place"
 LANGUAGES = {"blip2_opt": "opt", "blip2_t5": "t5", "blip2_llama": "llama", "blip2_vicuna": "llama"}
 VPGTRANS = ("blip2_opt", "blip2_llama", "blip2_vicuna")
 
@@ -94,6 +94,7 @@ def new_folder(out: Path) -> Iterator[Path]:
         with disk_errors(out, WAY_OUT):
             shutil.rmtree(part, ignore_errors=True)
             yield part
+            apply_umask(part)
             part.rename(out)
     finally:
         shutil.rmtree(part, ignore_errors=True)

@@ -22,7 +22,11 @@ from lavis_ext.models.text import TextTokens
 
 @dataclass(frozen=True)
 class Search:
-    """Settings of generation in LAVIS' meaning; lengths count new tokens, without the prompt."""
+    """Settings of generation in LAVIS' meaning.
+
+    Upstream's lengths count what a search starts from, which each of its models has in another form: `opening` tokens
+    of `max_length` and `counted` tokens of `min_length` are there before the first new one.
+    """
 
     num_beams: int
     max_length: int
@@ -33,16 +37,19 @@ class Search:
     sampling: bool = False
     top_p: float = 0.9
     temperature: float = 1.0
+    opening: int = 0
+    counted: int = 0
 
     def arguments(self) -> dict[str, Any]:
         """The arguments of transformers' `generate`; raises ConfigError for contradicting settings."""
         self.check()
         beams = {"length_penalty": self.length_penalty} if self.num_beams > 1 else {}
         sampling = {"do_sample": True, "top_p": self.top_p, "temperature": self.temperature} if self.sampling else {}
+        longest = self.max_length - self.opening
         return {
             "num_beams": self.num_beams,
-            "max_new_tokens": self.max_length,
-            "min_new_tokens": self.min_length,
+            "max_new_tokens": longest,
+            "min_new_tokens": min(max(self.min_length - self.counted, 0), longest),
             "repetition_penalty": self.repetition_penalty,
             "num_return_sequences": self.num_captions,
             "do_sample": False,
@@ -52,7 +59,11 @@ class Search:
 
     def check(self) -> None:
         """Raise ConfigError for contradicting settings."""
-        if self.max_length < 1 or not 0 <= self.min_length <= self.max_length:
+        if self.max_length <= self.opening:
+            what = f"max_len {self.max_length} leaves no token to write"
+            counts = ": the start token counts as one" if self.opening else ""
+            raise ConfigError("run.max_len", f"{what}{counts}", f"at least {self.opening + 1}")
+        if not 0 <= self.min_length <= self.max_length:
             what = f"lengths from {self.min_length} to {self.max_length} tokens"
             raise ConfigError("run.min_len", what, "0 ≤ min_len ≤ max_len and 1 ≤ max_len")
         if self.num_beams < 1:
@@ -60,6 +71,32 @@ class Search:
         if not self.sampling and self.num_captions > self.num_beams:
             what = f"{self.num_captions} captions from {self.num_beams} beams"
             raise ConfigError("num_captions", what, "no more captions than beams, or use_nucleus_sampling=True")
+
+
+class WrittenPenalty(transformers.LogitsProcessor):  # type: ignore[misc]
+    """transformers' repetition penalty, which counts `written` [B, n] too: ids that a search by embeddings has not."""
+
+    def __init__(self, penalty: float, written: Tensor) -> None:
+        self.penalise = transformers.RepetitionPenaltyLogitsProcessor(penalty)
+        self.written = written
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        """Scores [B · beams, V] of the next token after `input_ids` [B · beams, L]."""
+        written = self.written.repeat_interleave(len(scores) // len(self.written), dim=0)
+        found: Tensor = self.penalise(torch.cat([written, input_ids], dim=1), scores)
+        return found
+
+
+class StopText(transformers.StoppingCriteria):  # type: ignore[misc]
+    """Ends a row when its newest tokens complete a text, which a tokenizer may write in several ways."""
+
+    def __init__(self, tokenizer: Any, text: str) -> None:
+        self.tokenizer, self.text = tokenizer, text
+
+    def __call__(self, input_ids: Tensor, scores: Tensor, **_: Any) -> Tensor:
+        """Ids [N, L] → bool [N]."""
+        ends = self.tokenizer.batch_decode(input_ids[:, -len(self.text) :])
+        return torch.tensor([self.text in end for end in ends], device=input_ids.device)
 
 
 AT_ONCE = 32

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, ClassVar
 
 import torch
@@ -14,22 +15,31 @@ from lavis_ext.common.errors import ConfigError
 from lavis_ext.common.registry import models
 from lavis_ext.common.types import Batch
 from lavis_ext.metrics.vqa import lemmatize, load_lemmatizer
-from lavis_ext.models.base_model import BaseModel, Outputs
-from lavis_ext.models.generation import Search, rank, read
+from lavis_ext.models.base_model import BaseModel, Outputs, sum_over_ranks, world
+from lavis_ext.models.generation import Search, StopText, WrittenPenalty, rank, read
 from lavis_ext.models.lora import adapter_parts, add_adapters, release
 from lavis_ext.models.network import DTYPES, add_image_token, assemble, recompute
-from lavis_ext.models.settings import Blip2LanguageConfig, Blip2LlamaConfig, Blip2OptConfig, Blip2T5Config
+from lavis_ext.models.settings import (
+    Blip2LanguageConfig,
+    Blip2LlamaConfig,
+    Blip2OptConfig,
+    Blip2T5Config,
+    is_checkpoint,
+)
 from lavis_ext.models.text import (
     IGNORED,
     ChatPrompter,
+    Ids,
     Prompter,
     TextTokens,
+    cut_at_random,
     learns_output_only,
     prompts_of,
     questions_of,
     target_texts,
+    texts_of,
 )
-from lavis_ext.models.weights import load_over, parts_of
+from lavis_ext.models.weights import load_over, load_pretrained, parts_of
 
 
 class Blip2Language(BaseModel):
@@ -43,6 +53,10 @@ class Blip2Language(BaseModel):
     prompter: ClassVar[type[Prompter]] = Prompter
     shifts_labels: ClassVar[bool] = True
     """Whether labels are shifted by one against the logits (decoder-only) or aligned (encoder–decoder)."""
+    opening: ClassVar[int] = 0
+    """Start tokens that upstream's `max_length` of `generate` counts."""
+    cuts_prompts: ClassVar[bool] = True
+    """Whether prompts and questions are cut to `max_txt_len` tokens, as texts to learn always are."""
 
     def __init__(self, config: Blip2LanguageConfig, network: Any, tokenizer: Any) -> None:
         super().__init__()
@@ -53,7 +67,7 @@ class Blip2Language(BaseModel):
         self.text = self.prompter(tokenizer, network.config.image_token_index, places, config.max_txt_len)
         self.prompt = config.prompt
         self.prompt_length = self.text.length(config.prompt) if config.prompt else 0
-        self.end_id = self.text.end_id(config.end_sym)
+        self.end_id = self.answer_end_id = self.ending(config.end_sym)
         if config.lora:
             add_adapters(network.language_model, config.lora, self.language)
         self._freeze_parts()
@@ -78,7 +92,9 @@ class Blip2Language(BaseModel):
         return model
 
     def load_parts(self, config: Blip2LanguageConfig) -> None:
-        """Load `finetuned`, then the parts named by `qformer_weight_path` and `proj_weight_path`."""
+        """Load `pretrained` if it is a checkpoint, `finetuned`, then `qformer_weight_path` and `proj_weight_path`."""
+        if config.load_pretrained and config.pretrained and is_checkpoint(config.pretrained):
+            load_pretrained(self, self.language)
         if config.load_finetuned and config.finetuned:
             load_over(self, config.finetuned, "model.finetuned")
         for key in ("qformer_weight_path", "proj_weight_path"):
@@ -96,9 +112,14 @@ class Blip2Language(BaseModel):
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """`image` [B,3,S,S], `text_input` (list of B)[, `text_output`] → `loss`: mean next-token cross entropy.
 
-        The tokens of `text_input` with `learn: text_output`, else those of `prompt`, are input without a loss.
+        The tokens of `text_input` with `learn: text_output`, else those of `prompt`, are input without a loss. With
+        `loss_mean: all` the mean over the ranks is that of all their tokens.
         """
-        return {"loss": self._learn(batch)[0].loss}
+        found, labels = self._learn(batch)
+        if self.config.loss_mean == "rank":
+            return {"loss": found.loss}
+        count = (labels[:, 1:] if self.shifts_labels else labels).ne(IGNORED).sum()
+        return {"loss": found.loss * (count * world()[1] / sum_over_ranks(count))}
 
     def outputs(self, batch: Batch, view: str = "full", hidden: bool = False, attentions: bool = False) -> Outputs:
         """One forward pass: logits [N, V] of the N tokens to learn, row by row, which are `extra["labels"]` [N].
@@ -130,16 +151,28 @@ class Blip2Language(BaseModel):
         tokens = tokens.to(images.device)
         return self.net(images, tokens.input_ids, tokens.attention_mask, labels=labels, use_cache=False), labels
 
+    def ending(self, end_sym: str) -> int:
+        """The token that ends a text."""
+        return self.text.end_id(end_sym)
+
     def learning_tokens(self, batch: Batch) -> tuple[TextTokens, int | list[int]]:
         """The tokens of a batch, and how many at the start of each text have no loss."""
         tokens = self.text.encode([text + self.config.end_sym for text in target_texts(batch)], "right")
         if learns_output_only(batch):
-            return tokens, [self.text.length(text) for text in batch["text_input"]]
+            return tokens, [self.text.length(text) for text in texts_of(batch, "text_input")]
         return tokens, self.prompt_length
 
     def asking_tokens(self, prompts: Sequence[str]) -> TextTokens:
-        """The tokens of prompts, padded on the left for generation."""
-        return self.text.encode(prompts, "left")
+        """The tokens of questions, padded on the left for generation."""
+        return self.text.encode(prompts, "left", self.cuts_prompts)
+
+    def caption_tokens(self, prompts: Sequence[str]) -> TextTokens:
+        """The tokens after which `generate` writes, padded on the left."""
+        return self.asking_tokens(prompts)
+
+    def written(self, tokens: TextTokens) -> Tensor:
+        """[B, n]: ids beside new ones that upstream's `min_length` and repetition penalty count; here the prompts'."""
+        return tokens.input_ids[:, tokens.starts[0] :]
 
     def generate(
         self,
@@ -154,11 +187,16 @@ class Blip2Language(BaseModel):
         num_captions: int = 1,
         temperature: float = 1.0,
     ) -> list[str]:
-        """Captions of `image` [B,3,S,S] after `prompt`, `num_captions` each and in order, without the prompt."""
+        """Captions of `image` [B,3,S,S] after `prompt`, `num_captions` each and in order, without the prompt.
+
+        Lengths are upstream's, which count tokens that are not new (`opening`, `written`).
+        """
         lengths = (num_beams, max_length, min_length)
         penalties = (repetition_penalty, length_penalty)
-        search = Search(*lengths, *penalties, num_captions, use_nucleus_sampling, top_p, temperature)
-        return self._continue(samples, prompts_of(samples, self.prompt), search)
+        search = Search(
+            *lengths, *penalties, num_captions, use_nucleus_sampling, top_p, temperature, opening=self.opening
+        )
+        return self._continue(samples, self.caption_tokens(prompts_of(samples, self.prompt)), search)
 
     def predict_answers(
         self,
@@ -181,7 +219,8 @@ class Blip2Language(BaseModel):
         if inference_method == "rank":
             answers = self._choose(samples, asked, answer_list or (), num_ans_candidates)
         elif inference_method == "generate":
-            answers = self._continue(samples, asked, Search(num_beams, max_len, min_len, length_penalty=length_penalty))
+            search = Search(num_beams, max_len, min_len, length_penalty=length_penalty)
+            answers = self._continue(samples, self.asking_tokens(asked), search, self.answer_end_id)
         else:
             raise ConfigError("run.inference_method", f"'{inference_method}' is not offered", "write generate or rank")
         lemmas = samples.get("apply_lemmatizer", self.config.apply_lemmatizer)
@@ -189,9 +228,12 @@ class Blip2Language(BaseModel):
 
     def answer_ids(self, answers: Sequence[str]) -> list[list[int]]:
         """The tokens of each answer as they follow a question in training, with the end token."""
-        word = self.text.ids(["a"], special=False)[0]  # after a word, since some tokenizers mark the space in the token
-        rows = self.text.ids([f"a {answer}" for answer in answers], special=False, cut=False)
-        return [[*row[len(word) :], self.end_id] for row in rows]
+        return [[*row, self.end_id] for row in self._after_word(answers)]
+
+    def _after_word(self, texts: Sequence[str]) -> list[list[int]]:
+        """Tokens of texts as they follow a word, since some tokenizers mark the space in the token."""
+        word = self.text.ids(["a"], special=False)[0]
+        return [row[len(word) :] for row in self.text.ids([f"a {text}" for text in texts], special=False, cut=False)]
 
     @torch.no_grad()
     def _choose(self, samples: Batch, prompts: list[str], answers: Sequence[str], count: int) -> list[str]:
@@ -203,15 +245,27 @@ class Blip2Language(BaseModel):
         return [answers[index] for index in rank(reading, self.answer_ids(answers), count)]
 
     @torch.no_grad()
-    def _continue(self, samples: Batch, prompts: list[str], search: Search) -> list[str]:
-        settings = search.arguments()
+    def _continue(self, samples: Batch, tokens: TextTokens, search: Search, end_id: int | None = None) -> list[str]:
+        search.check()
         images = self._images(samples)
-        tokens = self.asking_tokens(prompts).to(images.device)
-        # with embeddings in place of ids, transformers returns the new tokens only and penalises no prompt token
+        tokens = tokens.to(images.device)
+        written = self.written(tokens)
+        settings: dict[str, Any] = replace(search, counted=max(written.shape[1], 1)).arguments()
+        if written.shape[1] and (penalty := settings.pop("repetition_penalty")) != 1:
+            settings["logits_processor"] = [WrittenPenalty(penalty, written)]
+        # with embeddings in place of ids, transformers returns the new tokens only
         embeds = self.net.get_input_embeddings()(tokens.input_ids)
-        ends = {"eos_token_id": self.end_id, "pad_token_id": self.text.pad_id}
+        end = self.end_id if end_id is None else end_id
+        ends = {"eos_token_id": end, "pad_token_id": self.text.pad_id, **self.endings()}
         ids = self.net.generate(images, attention_mask=tokens.attention_mask, inputs_embeds=embeds, **settings, **ends)
-        texts = self.text.tokenizer.batch_decode(ids, skip_special_tokens=True)
+        return self.said(self.text.tokenizer.batch_decode(ids, skip_special_tokens=True))
+
+    def endings(self) -> dict[str, Any]:
+        """Arguments of transformers' `generate` that end a text otherwise than by the end token."""
+        return {}
+
+    def said(self, texts: Sequence[str]) -> list[str]:
+        """Generated texts up to `end_sym`, without spaces around them."""
         end = self.config.end_sym.strip()
         return [(text.split(end)[0] if end else text).strip() for text in texts]
 
@@ -243,6 +297,11 @@ class Blip2Opt(Blip2Language):
     """BLIP-2 with OPT: the caption and a line break are learnt after the image places."""
 
     language = "opt"
+    opening = 1
+
+    def written(self, tokens: TextTokens) -> Tensor:
+        """The start token alone, from which transformers starts where it is given embeddings."""
+        return tokens.input_ids.new_full((len(tokens.input_ids), 1), int(self.text.tokenizer.bos_token_id))
 
 
 @models.register("blip2_llama", config=Blip2LlamaConfig)
@@ -250,44 +309,64 @@ class Blip2Llama(Blip2Language):
     """BLIP-2 with LLaMA (VPGTrans, Zhang et al., arXiv:2305.01278): as with OPT; the pad token is the end token."""
 
     language = "llama"
+    cuts_prompts = False
 
 
 @models.register("blip2_t5", config=Blip2T5Config)
 class Blip2T5(Blip2Language):
     """BLIP-2 with Flan-T5: `text_input` goes to the encoder with the image, `text_output` is learnt by the decoder.
 
-    Without `text_output`, `prompt` is the input and `text_input` is learnt, so that plain captions train too.
+    Without `text_output`, plain captions train too: `prompt` is the input and `text_input` is learnt; with an empty
+    `prompt` each caption is cut at a random word of its first half, as VPGTrans cuts them.
     """
 
     language = "t5"
-
     shifts_labels = False
 
     def _learn(self, batch: Batch) -> tuple[Any, Tensor]:
         images = self._images(batch)
-        split = "text_output" in batch
-        prompts = list(batch["text_input"]) if split else [self.prompt] * len(images)
-        tokens = self.asking_tokens(prompts).to(images.device)
-        labels = self.targets(batch["text_output" if split else "text_input"]).to(images.device)
+        texts = texts_of(batch, "text_input")
+        if "text_output" in batch:
+            heads, tails = texts, texts_of(batch, "text_output")
+        elif self.training and not self.prompt:
+            heads, tails = cut_at_random(texts)
+        else:
+            heads, tails = [self.prompt] * len(texts), texts
+        tokens, labels = self._inputs(heads, cut=True).to(images.device), self.targets(tails).to(images.device)
         return self.net(images, tokens.input_ids, tokens.attention_mask, labels=labels, use_cache=False), labels
 
     def asking_tokens(self, prompts: Sequence[str]) -> TextTokens:
-        """Image places, prompt, end token; padded on the right, which T5's relative positions allow."""
-        closed = [[*row, self.closing_id] for row in self.text.ids(prompts, special=False)]
+        """Image places, the whole prompt, end token; padded on the right, which T5's relative positions allow."""
+        return self._inputs(prompts, cut=False)
+
+    def _inputs(self, texts: Sequence[str], cut: bool) -> TextTokens:
+        closed = self._closed(texts, cut)
         return self.text.pad([self.text.places] * len(closed), closed, "right")
+
+    def _closed(self, texts: Sequence[str], cut: bool) -> list[Ids]:
+        """The tokens of texts with the end token, at most `max_txt_len` with it if `cut`."""
+        longest = self.text.max_txt_len - 1 if cut else None
+        return [[*row[:longest], self.end_id] for row in self.text.ids(texts, special=False, cut=False)]
+
+    def written(self, tokens: TextTokens) -> Tensor:
+        """None: the decoder's start token is among the ids that transformers counts itself."""
+        return tokens.input_ids[:, :0]
+
+    def said(self, texts: Sequence[str]) -> list[str]:
+        """Generated texts as they are."""
+        return list(texts)
 
     def targets(self, texts: Sequence[str]) -> Tensor:
         """Labels [B, L]: output tokens with the end token; pads are IGNORED."""
-        rows = [torch.tensor([*row, self.closing_id]) for row in self.text.ids(texts, special=False)]
+        rows = [torch.tensor(row) for row in self._closed(texts, cut=True)]
         return pad_sequence(rows, batch_first=True, padding_value=IGNORED)
 
     def answer_ids(self, answers: Sequence[str]) -> list[list[int]]:
         """The tokens of each answer as the decoder learns them, with the end token."""
-        return [[*row, self.closing_id] for row in self.text.ids(answers, special=False)]
+        return self._closed(answers, cut=True)
 
-    @property
-    def closing_id(self) -> int:
-        """T5's end token, which does not depend on `end_sym`."""
+    def ending(self, end_sym: str) -> int:
+        """T5's end token, whatever `end_sym` is."""
         return int(self.text.tokenizer.eos_token_id)
 
 
@@ -297,39 +376,51 @@ INSTRUCTIONS = (
     "Please provide a detailed description of the picture.",
     "Could you describe the contents of this image for me?",
 )
-"""MiniGPT-4's instructions; one is drawn for each sample."""
+"""MiniGPT-4's instructions; one is drawn for each batch."""
 
 
 @models.register("blip2_vicuna", config=Blip2LlamaConfig)
 class Blip2Vicuna(Blip2Language):
     """BLIP-2 with Vicuna in MiniGPT-4's frame: `###Human: <Img>`image`</Img>` instruction `###Assistant: ` text.
 
-    Only the text is learnt. In training the instruction is drawn from `INSTRUCTIONS`, by torch's generator; in
-    generation it is the prompt.
+    Only the text is learnt. In training one instruction a batch is drawn from `INSTRUCTIONS`, by torch's generator. In
+    generation the prompt stands behind `</Img>` as it is, without one the first instruction in its frame; questions
+    follow the image without a frame, in training as well (VPGTrans). A text ends with `end_sym`.
     """
 
     language = "llama"
     prompter: type[Prompter] = ChatPrompter  # type: ignore[misc]  # a subclass narrows the class variable
+    cuts_prompts = False
     text: ChatPrompter
 
-    def learning_tokens(self, batch: Batch) -> tuple[TextTokens, int | list[int]]:
-        """The framed tokens of a batch; with `learn: text_output` `text_input` is the instruction."""
-        if learns_output_only(batch):
-            instructions, texts = list(batch["text_input"]), list(batch["text_output"])
-        else:
-            texts = target_texts(batch)
-            drawn = torch.randint(len(INSTRUCTIONS), (len(texts),)).tolist()
-            instructions = [INSTRUCTIONS[index] for index in drawn]
-        return self.text.frame([text + self.config.end_sym for text in texts], instructions, "right"), 0
+    def __init__(self, config: Blip2LanguageConfig, network: Any, tokenizer: Any) -> None:
+        super().__init__(config, network, tokenizer)
+        self.answer_end_id = self.text.end_id("\n")
 
-    def asking_tokens(self, prompts: Sequence[str]) -> TextTokens:
-        """The frame with each prompt, the first instruction where it is empty."""
-        instructions = [prompt or INSTRUCTIONS[0] for prompt in prompts]
-        return self.text.frame([""] * len(prompts), instructions, "left")
+    def learning_tokens(self, batch: Batch) -> tuple[TextTokens, int | list[int]]:
+        """The framed tokens of a batch; with `learn: text_output` those of the base class."""
+        if learns_output_only(batch):
+            return super().learning_tokens(batch)
+        texts = [text + self.config.end_sym for text in target_texts(batch)]
+        instruction = INSTRUCTIONS[int(torch.randint(len(INSTRUCTIONS), ()))]
+        return self.text.frame(texts, [instruction] * len(texts), "right"), 0
+
+    def caption_tokens(self, prompts: Sequence[str]) -> TextTokens:
+        """The frame up to `</Img>`, and each prompt with the tokenizer's start token before it."""
+        return self.text.open([prompt or INSTRUCTIONS[0] + self.text.turn for prompt in prompts])
+
+    def ending(self, end_sym: str) -> int:
+        """The end token of the language model; `end_sym` is text (`endings`)."""
+        return int(self.text.tokenizer.eos_token_id)
+
+    def endings(self) -> dict[str, Any]:
+        """The text `end_sym`, which tokenizers of LLaMA write in several ways."""
+        end = self.config.end_sym.strip()
+        return {"stopping_criteria": [StopText(self.text.tokenizer, end)]} if end else {}
 
     def answer_ids(self, answers: Sequence[str]) -> list[list[int]]:
-        """The tokens of each answer as they follow the frame, with the end token."""
-        return [[*row, self.end_id] for row in self.text.ids(answers, special=False)]
+        """The tokens of each answer as they follow a question in training, with those of `end_sym`."""
+        return self._after_word([answer + self.config.end_sym for answer in answers])
 
 
 def halve_tower(tower: Any, precision: str) -> None:

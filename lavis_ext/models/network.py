@@ -20,6 +20,7 @@ from lavis_ext.common.errors import ConfigError, IntegrityError, LavisExtError, 
 from lavis_ext.fetch.transfer import offline_from_environment
 from lavis_ext.models import clip_tower
 from lavis_ext.models.base_model import listed
+from lavis_ext.models.settings import is_checkpoint
 
 IMAGE_TOKEN = "<image>"  # noqa: S105
 DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
@@ -29,10 +30,13 @@ RETRIEVER = "Blip2ForImageTextRetrieval"
 def assemble(config: Any, language: str, language_key: str) -> tuple[Any, Any]:
     """Network and tokenizer of a second stage, from `pretrained`, by transfer, or from `sizes`.
 
-    `language` is the kind of language model, `language_key` the config key of its weights. Raises ConfigError if the
-    section names no weights and no sizes.
+    `language` is the kind of language model, `language_key` the config key of its weights. Where `pretrained` is a
+    checkpoint, it is not read here: the network has the arch's own parts. Raises ConfigError if the section names no
+    weights and no sizes.
     """
-    if config.load_pretrained and config.pretrained:
+    if config.load_pretrained and config.pretrained and is_checkpoint(config.pretrained) and not config.sizes:
+        return own_parts(config, language, language_key)
+    if config.load_pretrained and config.pretrained and not is_checkpoint(config.pretrained):
         found = load_config(config.pretrained, "model.pretrained")
         if kind_of(found) == language:
             tokenizer = load_tokenizer(config.tokenizer or config.pretrained, "model.pretrained")
@@ -63,20 +67,42 @@ def transfer(config: Any, found: Any, language: str, language_key: str) -> tuple
     if not name:
         what = f"its language model is '{kind_of(found) or 'none'}', {config.arch} needs '{language}'"
         raise ConfigError("model.pretrained", what, f"name the new one in model.{language_key}")
-    key = f"model.{language_key}"
-    tokenizer, model = load_tokenizer(config.tokenizer or name, key), load_language_model(name, key, config, language)
+    tokenizer, model = load_language(config, language, language_key)
     if not hasattr(found, "qformer_config"):
         raise ConfigError(f"model.pretrained {config.pretrained}", "is no BLIP-2", "name one in transformers' form")
     settings = stub_config(found, model.config.hidden_size)
     network = load_network(str(config.pretrained), "model.pretrained", config, settings)
+    return with_language_model(network, model), tokenizer
+
+
+def own_parts(config: Any, language: str, language_key: str) -> tuple[Any, Any]:
+    """Network and tokenizer as LAVIS builds them: random visual parts of the published sizes, and the language model
+    that `language_key` names."""
+    if not getattr(config, language_key):
+        what = f"{config.pretrained} is a checkpoint without a language model"
+        raise ConfigError(f"model.{language_key}", f"is missing: {what}", "name its folder or hub name")
+    tokenizer, model = load_language(config, language, language_key)
+    stub = stub_config(blip2_config(config), model.config.hidden_size)
+    return with_language_model(initialised(transformers.Blip2ForConditionalGeneration, stub, config), model), tokenizer
+
+
+def load_language(config: Any, language: str, language_key: str) -> tuple[Any, Any]:
+    """Tokenizer and language model that the config key `language_key` names."""
+    name, key = getattr(config, language_key), f"model.{language_key}"
+    return load_tokenizer(config.tokenizer or name, key), load_language_model(name, key, config, language)
+
+
+def with_language_model(network: Any, model: Any) -> Any:
+    """The network with another language model, in place."""
+    settings = network.config
     network.language_model = model
     network.config = transformers.Blip2Config(
         vision_config=settings.vision_config.to_dict(),
         qformer_config=settings.qformer_config.to_dict(),
         text_config=model.config.to_dict(),
-        num_query_tokens=found.num_query_tokens,
+        num_query_tokens=settings.num_query_tokens,
     )
-    return network, tokenizer
+    return network
 
 
 def stub_config(found: Any, width: int) -> Any:
@@ -99,7 +125,16 @@ def build_network(config: Any, tokenizer: Any, language: str) -> Any:
     first = {"decoder_start_token_id": ends["pad_token_id"]} if language == "t5" else {}
     own = config.sizes.get("text_config", {})
     settings = blip2_config(config, {"model_type": language, "vocab_size": len(tokenizer), **ends, **first, **own})
-    return initialised(transformers.Blip2ForConditionalGeneration, settings, config)
+    network = initialised(transformers.Blip2ForConditionalGeneration, settings, config)
+    if language == "t5" and own.get("tie_word_embeddings") is False:
+        untie_head(network.language_model)
+    return network
+
+
+def untie_head(model: Any) -> None:
+    """Give a T5 a word head of its own, as Flan-T5 has; transformers 5 ties what it builds from a configuration."""
+    model.lm_head.weight = nn.Parameter(model.lm_head.weight.detach().clone())
+    model.all_tied_weights_keys.pop("lm_head.weight", None)
 
 
 def build_retriever(settings: Any, words: int, pad: int | None, config: Any) -> Any:
@@ -240,7 +275,10 @@ def load_embedding(name: str, key: str) -> Any:
 def load_language_model(name: str, key: str, config: Any, language: str) -> Any:
     """A language model from a folder or hub name, in `llm_precision`; `language` is transformers' name of its kind."""
     auto = transformers.AutoModelForSeq2SeqLM if language == "t5" else transformers.AutoModelForCausalLM
-    model = _weights(auto, name, key, dtype=DTYPES[config.llm_precision])
+    settings = load_config(name, key)
+    if settings.model_type == "t5":
+        settings.dense_act_fn = "gelu"  # LAVIS sets it, though Flan-T5 was trained with gelu_new
+    model = _weights(auto, name, key, dtype=DTYPES[config.llm_precision], config=settings)
     if model.config.model_type != language:
         what = f"is a '{model.config.model_type}', {config.arch} needs '{language}'"
         raise ConfigError(f"{key} {name}", what, "name another, or another model.arch")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Annotated, ClassVar, Literal
 
 from lavis_ext.common.config.decode import Bound, ConfigDecoder, Count, Natural, join
@@ -96,6 +97,8 @@ class VisionConfig(ModelConfig):
     image_size: Count = 224
     vit_model: Literal["eva_clip_g", "clip_L"] = "eva_clip_g"
     vit_precision: Precision = "fp32"
+    vit_weights: str | None = None
+    """The tower's where `pretrained` is a checkpoint without them: a path or URL; None: what LAVIS fetches."""
     drop_path_rate: Annotated[float, Bound(0, 0)] = 0.0
     """LAVIS' key; transformers' tower has no drop path."""
     use_grad_checkpoint: bool = False
@@ -106,9 +109,10 @@ class VisionConfig(ModelConfig):
     def problems(self, where: str = "model") -> Iterator[Problem]:
         """Problems of a trained tower in half precision, and of CLIP's tower with `pretrained`."""
         yield from precision_problems(self.vit_precision, self.freeze_vit, "vit", where)
-        if self.vit_model == "clip_L" and self.load_pretrained and self.pretrained:
+        loads = bool(self.load_pretrained and self.pretrained)
+        if self.vit_model == "clip_L" and loads and not is_checkpoint(str(self.pretrained)):
             what = "clip_L is not published in transformers' form"
-            way_out = "give model.sizes in place of model.pretrained, and the weights as model.finetuned"
+            way_out = "name a checkpoint of LAVIS, as blip2_pretrained_vitL.pth"
             yield Problem(f"{where}.vit_model", what, way_out)
 
 
@@ -120,6 +124,8 @@ class Blip2Config(VisionConfig):
     embed_dim: Count = 256
     bert_model: str | None = None
     """The BERT that the Q-Former starts from, a folder or hub name; None: all of it is `pretrained`'s."""
+    itc_gradient: Literal["local", "both"] = "local"
+    """Which features the contrast trains: those of this rank's rows, the candidates are constants (LAVIS); or both."""
     losses: list[TermConfig] = field(default_factory=lambda: [TermConfig(name=name) for name in ("itc", "itm", "lm")])
     """Contrast, matching, language modelling and losses of plug-ins, each with a weight."""
 
@@ -146,6 +152,8 @@ class Blip2LanguageConfig(VisionConfig):
     """Of a frozen language model; one that is trained stays in fp32."""
     prompt: str = ""
     end_sym: str = "\n"
+    loss_mean: Literal["rank", "all"] = "rank"
+    """Whose tokens a step's loss is the mean of: each rank's, and then the ranks' (upstream), or all at once."""
     apply_lemmatizer: bool = False
     only_proj: bool = False
     lora: LoraConfig | None = None
@@ -214,3 +222,26 @@ def precision_problems(precision: str, frozen: bool, part: str, where: str) -> I
         what = f"weights in {precision} cannot be trained: small updates are lost and gradients overflow"
         way_out = f"set {part}_precision: fp32 (run.amp may stay on) or freeze_{part}: True"
         yield Problem(f"{where}.{part}_precision", what, way_out)
+
+
+WEIGHT_KEYS = ("pretrained", "vit_weights", "finetuned", "qformer_weight_path", "proj_weight_path")
+"""Keys of model sections that may name a file of weights by its URL."""
+
+
+def names_url(config: ModelConfig) -> bool:
+    """Whether a model section names weights by a URL."""
+    return any("://" in str(getattr(config, key, "")) for key in WEIGHT_KEYS)
+
+
+CHECKPOINTS = (".pth", ".pt", ".bin", ".ckpt", ".safetensors")
+
+
+def is_checkpoint(name: str) -> bool:
+    """Whether a name means tensors to be put over a model, not a model in transformers' form: a URL, a file, a run.
+
+    A file that does not exist is known by its suffix.
+    """
+    place = Path(name).expanduser()
+    files = ("best.json", "latest.json", "model.safetensors")
+    ours = not (place / "config.json").is_file() and any((place / file).is_file() for file in files)
+    return "://" in name or place.is_file() or place.suffix.lower() in CHECKPOINTS or ours

@@ -29,12 +29,13 @@ from lavis_ext.models.network import (
     load_tokenizer,
     recompute,
 )
-from lavis_ext.models.settings import Blip2Config
-from lavis_ext.models.text import prompts_of
-from lavis_ext.models.weights import load_over
+from lavis_ext.models.settings import Blip2Config, is_checkpoint
+from lavis_ext.models.text import prompts_of, texts_of
+from lavis_ext.models.weights import load_over, load_pretrained
 
 DECODE = "[DEC]"
 """The token that starts a generated text."""
+BERT = "google-bert/bert-base-uncased"
 FIRST_TEMPERATURE = 0.07
 Mode = Literal["image", "text", "multimodal"]
 
@@ -66,7 +67,7 @@ class FirstStageOutputs:
 
     def __init__(self, model: Blip2, batch: Batch) -> None:
         self.model, self.batch = model, batch
-        self.texts = model.encode(batch["text_input"])
+        self.texts = model.encode(texts_of(batch, "text_input"))
         self.embeds = model.encode_image(batch)
         """[B, P, W]"""
 
@@ -103,12 +104,16 @@ class FirstStageOutputs:
     @cached_property
     def to_text(self) -> Tensor:
         """Similarities [B, N] of pictures and the texts of all ranks, over the temperature."""
-        return similarities(self.images, gather_rows(self.words), self.model.temp)
+        return similarities(self.images, self._candidates(self.words), self.model.temp)
 
     @cached_property
     def to_image(self) -> Tensor:
         """Similarities [B, N] of texts and the pictures of all ranks."""
-        return similarities(gather_rows(self.images), self.words, self.model.temp).t()
+        return similarities(self._candidates(self.images), self.words, self.model.temp).t()
+
+    def _candidates(self, features: Tensor) -> Tensor:
+        """Features of all ranks: constants, as in LAVIS, unless `itc_gradient` is `both`."""
+        return gather_rows(features if self.model.config.itc_gradient == "both" else features.detach())
 
     @cached_property
     def match_logits(self) -> Tensor:
@@ -150,6 +155,7 @@ class Blip2(BaseModel):
     """
 
     compares_samples = True
+    decayed = frozenset({"temp"})
 
     def __init__(self, config: Blip2Config, network: Any, tokenizer: Any) -> None:
         super().__init__()
@@ -179,11 +185,16 @@ class Blip2(BaseModel):
         Raises ConfigError, NetworkError or IntegrityError.
         """
         config.require_sound()
-        if config.load_pretrained and config.pretrained:
-            tokenizer = load_tokenizer(config.tokenizer or config.bert_model or config.pretrained, "model.tokenizer")
-            network = fit_image_size(load_retriever(config.pretrained, "model.pretrained"), config.image_size)
-        elif config.sizes and config.tokenizer:
-            tokenizer = load_tokenizer(config.tokenizer, "model.tokenizer")
+        loads = bool(config.load_pretrained and config.pretrained)
+        over = loads and is_checkpoint(str(config.pretrained))
+        if loads and not over:
+            named = config.tokenizer or config.bert_model or str(config.pretrained)
+            tokenizer = load_tokenizer(named, "model.tokenizer")
+            network = fit_image_size(load_retriever(str(config.pretrained), "model.pretrained"), config.image_size)
+        elif over or (config.sizes and config.tokenizer):
+            # LAVIS takes BERT's words, whatever the checkpoint
+            name = config.tokenizer or config.bert_model or BERT
+            tokenizer = load_tokenizer(name, "model.tokenizer" if config.tokenizer else "model.bert_model")
             network = build_retriever(blip2_config(config), len(tokenizer), tokenizer.pad_token_id, config)
         else:
             way_out = "name a folder or hub model, or give model.sizes and model.tokenizer"
@@ -191,6 +202,8 @@ class Blip2(BaseModel):
         model = cls(config, network, tokenizer)
         if config.bert_model:
             start_from_bert(model, config.bert_model, "model.bert_model")
+        if over:
+            load_pretrained(model)
         if config.load_finetuned and config.finetuned:
             load_over(model, config.finetuned, "model.finetuned")
         return model
@@ -206,9 +219,13 @@ class Blip2(BaseModel):
         total: Any = sum(weights[name] * value for name, value in values.items())
         return {"loss": total, **{f"loss_{name}": value for name, value in values.items()}}
 
-    def encode(self, texts: Sequence[str]) -> Texts:
-        """Tokens, cut and padded to `max_txt_len`, so that those of all ranks can be gathered."""
-        size = {"padding": "max_length", "truncation": True, "max_length": self.config.max_txt_len}
+    def encode(self, texts: Sequence[str], whole: bool = False) -> Texts:
+        """Tokens, cut and padded to `max_txt_len`, so that those of all ranks can be gathered.
+
+        If `whole`, padded to the longest text; cut only to the positions that the model has.
+        """
+        longest = self.net.config.qformer_config.max_position_embeddings if whole else self.config.max_txt_len
+        size = {"padding": "longest" if whole else "max_length", "truncation": True, "max_length": longest}
         found = self.tokenizer(list(texts), return_tensors="pt", **size)
         return Texts(found["input_ids"].to(self.device), found["attention_mask"].to(self.device))
 
@@ -277,10 +294,11 @@ class Blip2(BaseModel):
         """
         if any(prompts_of(samples, "")):
             raise ConfigError("run.prompt", "the first stage writes without a prompt", "remove it")
-        beams = 1 if use_nucleus_sampling else num_beams
-        lengths = (beams, max_length - 1, max(min_length - 1, 0))
+        lengths = (1 if use_nucleus_sampling else num_beams, max_length, min_length)
         penalties = (repetition_penalty, length_penalty)
-        search = Search(*lengths, *penalties, num_captions, use_nucleus_sampling, top_p, temperature)
+        search = Search(
+            *lengths, *penalties, num_captions, use_nucleus_sampling, top_p, temperature, opening=1, counted=1
+        )
         return write(self, self.encode_image(samples), search)
 
     @torch.no_grad()
@@ -292,13 +310,12 @@ class Blip2(BaseModel):
                 image_embeds=asked, image_embeds_proj=F.normalize(self.net.vision_projection(asked), dim=-1)
             )
         if mode == "text":
-            read = self.encode_text(self.encode(samples["text_input"]))
+            read = self.encode_text(self.encode(texts_of(samples, "text_input"), whole=True))
             return Blip2Features(text_embeds=read, text_embeds_proj=self.project_text(read))
         if mode != "multimodal":
             raise ConfigError("extract_features", f"no mode '{mode}'", "choose from image, text, multimodal")
-        return Blip2Features(
-            multimodal_embeds=self.fuse(self.encode_image(samples), self.encode(samples["text_input"]))
-        )
+        texts = self.encode(texts_of(samples, "text_input"), whole=True)
+        return Blip2Features(multimodal_embeds=self.fuse(self.encode_image(samples), texts))
 
     def _queries_and_text(self, embeds: Tensor, ids: Tensor, mask: Tensor) -> Tensor:
         """Queries and tokens [B, L] in one sequence, attending to an image → [B, Q+L, C]."""
@@ -320,7 +337,7 @@ class Blip2Matching(Blip2):
 
         Raises ConfigError for another head.
         """
-        texts = self.encode(batch["text_input"])
+        texts = self.encode(texts_of(batch, "text_input"))
         if match_head == "itm":
             return self.match(self.encode_image(batch), texts)
         if match_head != "itc":
@@ -367,7 +384,7 @@ def writing_mask(mask: Tensor, queries: int, dtype: torch.dtype) -> Tensor:
 
 def identities(batch: Batch, device: torch.device) -> Tensor:
     """[B] int64 ids of pictures over all ranks: a hash of data set and `image_id`, without `image_id` all different."""
-    count = len(batch["text_input"])
+    count = len(texts_of(batch, "text_input"))
     if "image_id" not in batch:
         return -1 - torch.arange(count, device=device) - world()[0] * 2**32
     name, values = batch.get("dataset", ""), batch["image_id"]

@@ -45,9 +45,9 @@ class Prompter:
         pad = self.tokenizer.pad_token_id
         return int(self.tokenizer.eos_token_id if pad is None else pad)
 
-    def encode(self, texts: Sequence[str], side: Side) -> TextTokens:
-        """Texts cut to `max_txt_len` tokens and padded to the longest on one side: left to generate, right to learn."""
-        return self.pad([self.places] * len(texts), self.ids(texts), side)
+    def encode(self, texts: Sequence[str], side: Side, cut: bool = True) -> TextTokens:
+        """Texts padded to the longest on one side: left to generate, right to learn; `cut` to `max_txt_len` tokens."""
+        return self.pad([self.places] * len(texts), self.ids(texts, cut=cut), side)
 
     def ids(self, texts: Sequence[str], special: bool = True, cut: bool = True) -> list[Ids]:
         """Token ids of each text, with the tokenizer's own opening and closing if `special`; `cut` to `max_txt_len`."""
@@ -90,22 +90,47 @@ class ChatPrompter(Prompter):
     """MiniGPT-4's frame: `###Human: <Img>` image places `</Img>` instruction `###Assistant: ` text."""
 
     opening = "###Human: <Img>"
-    closing = "</Img> {} ###Assistant: "
+    closing = "</Img> "
+    turn = " ###Assistant: "
 
     def frame(self, texts: Sequence[str], instructions: Sequence[str], side: Side) -> TextTokens:
-        """The start token, the frame with its instruction, and the text; only the text gets labels."""
-        bos = self.tokenizer.bos_token_id
-        opening = ([] if bos is None else [bos]) + self.ids([self.opening], special=False, cut=False)[0]
-        closings = self.ids([self.closing.replace("{}", one) for one in instructions], special=False, cut=False)
-        return self.pad([opening + self.places + ids for ids in closings], self.ids(texts, special=False), side)
+        """To learn: the start token, the frame with its instruction, and the text; only the text gets labels."""
+        start = [] if self.tokenizer.bos_token_id is None else [self.tokenizer.bos_token_id]
+        heads = [start + self._around(self.closing + one + self.turn) for one in instructions]
+        return self.pad(heads, self.ids(texts, special=False), side)
+
+    def open(self, prompts: Sequence[str]) -> TextTokens:
+        """To generate: the frame up to `</Img>`, and the prompts with the tokenizer's own start token, as upstream."""
+        return self.pad([self._around(self.closing)] * len(prompts), self.ids(prompts, cut=False), "left")
+
+    def _around(self, closing: str) -> Ids:
+        before, after = self.ids([self.opening, closing], special=False, cut=False)
+        return before + self.places + after
+
+
+def texts_of(batch: Batch, key: str) -> list[str]:
+    """The texts of a batch; a single text is a batch of one. Raises ConfigError for another number than of images."""
+    value = batch[key]
+    texts = [value] if isinstance(value, str) else list(value)
+    if "image" in batch and len(texts) != len(batch["image"]):
+        raise ConfigError(key, f"{len(texts)} texts for {len(batch['image'])} images", "give one text for each image")
+    return texts
+
+
+def cut_at_random(texts: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Each text before and from a word of its first half, drawn from torch's generator; the first part may be empty."""
+    words = [text.split(" ") for text in texts]
+    points = [int(torch.randint(len(row) // 2 + 1, ())) for row in words]
+    heads = [" ".join(row[:point]) for row, point in zip(words, points, strict=True)]
+    return heads, [" ".join(row[point:]) for row, point in zip(words, points, strict=True)]
 
 
 def target_texts(batch: Batch) -> list[str]:
     """The texts to learn: `text_input`, followed by `text_output` where a data set splits its captions."""
-    texts = list(batch["text_input"])
+    texts = texts_of(batch, "text_input")
     if "text_output" not in batch:
         return texts
-    return [f"{head} {tail}".strip() for head, tail in zip(texts, batch["text_output"], strict=True)]
+    return [f"{head} {tail}".strip() for head, tail in zip(texts, texts_of(batch, "text_output"), strict=True)]
 
 
 def learns_output_only(batch: Batch) -> bool:
@@ -127,6 +152,4 @@ def prompts_of(samples: Batch, default: str) -> list[str]:
 
 def questions_of(samples: Batch, prompt: str) -> list[str]:
     """`text_input` as a list, each put into `{}` of `prompt`."""
-    asked = samples["text_input"]
-    questions = [asked] if isinstance(asked, str) else list(asked)
-    return [prompt.format(question) if prompt else question for question in questions]
+    return [prompt.format(question) if prompt else question for question in texts_of(samples, "text_input")]

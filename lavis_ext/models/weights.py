@@ -22,19 +22,21 @@ from __future__ import annotations
 import logging
 import re
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
-from pickle import UnpicklingError
+from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor
 
-from lavis_ext.common.errors import ConfigError, IntegrityError, UnsafeError
-from lavis_ext.common.files import disk_errors, replacing
-from lavis_ext.models.base_model import BaseModel
+from lavis_ext.common.errors import ConfigError, IntegrityError
+from lavis_ext.common.files import decode_json, disk_errors, replacing
+from lavis_ext.common.tensors import read_safetensors, read_torch
+from lavis_ext.models.base_model import BaseModel, fit, listed
 from lavis_ext.models.clip_tower import from_clip, to_clip
 from lavis_ext.models.lora import fit_names
+from lavis_ext.models.network import resize_positions
+from lavis_ext.models.settings import WEIGHT_KEYS, is_checkpoint
 
 log = logging.getLogger(__name__)
 
@@ -43,6 +45,7 @@ Tensors = dict[str, Tensor]
 OURS = ("net.", "lm_head.", "temp")
 QFORMER_PARTS = ("net.query_tokens", "net.vision_model.post_layernorm.", "net.qformer.")
 PROJECTION = ("net.language_projection.",)
+PREFIX = "visual_encoder."
 TOWER = ("net.vision_model.embeddings.", "net.vision_model.encoder.")
 STAGE1_ONLY = re.compile(
     r"^(net\.(embeddings|vision_projection|text_projection|itm_head)\.|temp$|lm_head\."
@@ -56,18 +59,157 @@ def load_over(model: BaseModel, path: str, key: str) -> None:
 
     A model of the second stage skips what only the first stage uses.
     """
-    state = translate(read_checkpoint(path, key), f"{key} {path}")
+    where = f"{key} {path}"
+    state = translate(read_checkpoint(path, key), where)
     if random_tower(model) and not any(name.startswith(TOWER) for name in state):
         log.warning("%s holds no vision tower and model.pretrained is not loaded: the tower stays random", path)
     mine = model.state_dict()
-    state = fit_names(state, mine)
+    state = without_copies(model, fit_names(state, mine), where)
     model.load_trainable_state({n: t for n, t in state.items() if n in mine or not STAGE1_ONLY.match(n)})
+
+
+ROTARY = re.compile(r"\.layers\.\d+\.self_attn(?=\.rotary_emb\.)")
+"""Older transformers had LLaMA's frequencies in every layer."""
+EMBEDDINGS = re.compile(r"^net\.language_model\..*(embed_tokens|shared|lm_head)\.weight$")
+
+
+def without_copies(model: BaseModel, state: Mapping[str, Tensor], where: str) -> Tensors:
+    """A checkpoint without what upstream saves twice: tied tensors under each name, and buffers of fixed values.
+
+    A second name stands in for a first one that is not there. An embedding saved before `<image>` was added keeps our
+    row of it. Raises IntegrityError for copies that differ, and for buffers other than the model's.
+    """
+    named = model.state_dict(keep_vars=True)
+    first = {id(tensor): name for name, tensor in model.named_parameters()}
+    buffers = {name: tensor for name, tensor in model.named_buffers() if name not in named}
+    frozen, kept, wrong = model.frozen_names(), {}, []
+    for name, tensor in state.items():
+        mine = named.get(name)
+        if EMBEDDINGS.match(name) and mine is not None and len(tensor) == len(mine) - 1:
+            tensor = torch.cat([tensor, mine.detach()[-1:].to(tensor)])
+        main = name if mine is None else first.get(id(mine), name)
+        fixed = buffers.get(ROTARY.sub("", name))
+        if main != name:
+            twin = state.get(main, mine if main in frozen else None)
+            if twin is None:
+                kept[main] = tensor
+            elif not same_values(tensor[: len(twin)], twin[: len(tensor)]):
+                wrong.append(f"{name} and {main}")
+        elif fixed is None:
+            kept[name] = tensor
+        elif not same_values(tensor, fixed):
+            wrong.append(f"{name} and the model's own")
+    if wrong:
+        what = f"{len(wrong)} pairs that must be equal differ: {listed(wrong)}"
+        raise IntegrityError(where, what, "load it into the language model that it was trained with")
+    return kept
+
+
+def same_values(one: Tensor, other: Tensor) -> bool:
+    """Whether two tensors are equal, or equal in the precision of the coarser one."""
+    if one.shape != other.shape:
+        return False
+    a, b = one.detach().cpu(), other.detach().cpu()
+    return torch.equal(a, b.to(a.dtype)) or torch.equal(a.to(b.dtype), b)
 
 
 def random_tower(model: BaseModel) -> bool:
     """Whether the vision tower of a model was made from `sizes`, with random weights."""
     config = getattr(model, "config", None)
     return bool(hasattr(model, "net") and config and not (config.load_pretrained and config.pretrained))
+
+
+# `pretrained` as a checkpoint: LAVIS puts it over a model of the arch's own parts, whatever it lacks.
+
+TOWERS = "https://storage.googleapis.com/sfr-vision-language-research/LAVIS/models/BLIP2/"
+FETCHED = {"eva_clip_g": f"{TOWERS}eva_vit_g.pth", "clip_L": f"{TOWERS}clip_vit_L.pth"}
+"""Where LAVIS fetches the tower of a `vit_model`; its checkpoints of BLIP-2 hold none."""
+FOREIGN = re.compile(r"^(opt|t5|llama)_(proj|model)\.")
+BLOCK_NUMBER = re.compile(r"\.encoder\.layers\.(\d+)\.")
+
+
+def load_pretrained(model: Any, language: str = "") -> None:
+    """Put `model.pretrained`, a checkpoint, over a model of the arch's own parts, as LAVIS does.
+
+    It may lack what the second stage adds; projections and language models of another `language` than the arch's are
+    skipped, as names of both stages are. Raises IntegrityError for one without a Q-Former, for other shapes, and for
+    names that BLIP-2 does not have.
+    """
+    config = model.config
+    where = f"model.pretrained {config.pretrained}"
+    raw = read_checkpoint(str(config.pretrained), "model.pretrained")
+    others = [name for name in raw if (kind := FOREIGN.match(name)) and kind[1] != language]
+    state = translate({name: tensor for name, tensor in raw.items() if name not in others}, where)
+    if config.vit_weights and not any(name.startswith(TOWER) for name in state):
+        state |= tower_of(config.vit_weights, config.vit_model)
+    mine = model.state_dict()
+    if not any(name.startswith("net.qformer.") for name in state):
+        raise IntegrityError(where, "holds no Q-Former", "name a checkpoint of BLIP-2 that learnt one")
+    if not any(name.startswith(TOWER) for name in state):
+        log.warning("%s holds no vision tower: the tower stays random", where)
+    state = {name: fitted(name, t, mine) for name, t in without_copies(model, state, where).items() if name in mine}
+    missing = sorted(set(dict(model.named_parameters())) - set(state) - model.frozen_names())
+    if missing:
+        log.warning("%s lacks %d tensors, which start anew: %s", where, len(missing), listed(missing))
+    fit(where, {name: mine[name] for name in state}, state)
+
+
+def tower_of(path: str, vit_model: str) -> Tensors:
+    """The tensors of a vision tower under our names, from a file that may have no `visual_encoder.` before its names.
+
+    What follows the tower, and blocks beyond those that LAVIS takes, are left out by `load_pretrained`.
+    """
+    raw = read_checkpoint(path, "model.vit_weights")
+    named = {f"{PREFIX}{name.removeprefix(PREFIX)}": tensor for name, tensor in raw.items()}
+    tower, rest = from_clip(named)
+    rest = {name: tensor for name, tensor in rest.items() if BIASES.match(name) or _ours(name)}
+    found = {**tower, **translate(rest, f"model.vit_weights {path}")}
+    if not found:
+        raise IntegrityError(f"model.vit_weights {path}", f"holds no {vit_model}", "name weights of that tower")
+    return found
+
+
+def fitted(name: str, tensor: Tensor, mine: Mapping[str, Tensor]) -> Tensor:
+    """Positions of another image size, interpolated; any other tensor unchanged."""
+    own = mine[name]
+    if name.endswith("vision_model.embeddings.position_embedding") and tensor.shape != own.shape:
+        return resize_positions(tensor, round((own.shape[1] - 1) ** 0.5))
+    return tensor
+
+
+def with_local_weights(config: Any, root: Path) -> Any:
+    """A model section whose weights are files: URLs are fetched to `models/<host>/<path>` below the cache root.
+
+    Raises NetworkError, AccessError, DiskError or OwnedError.
+    """
+    named = {key: str(value) for key in WEIGHT_KEYS if (value := getattr(config, key, None))}
+    used = {key for key in named if not (key == "pretrained" and not config.load_pretrained)}
+    used -= set() if config.load_finetuned else {"finetuned"}
+    local = {key: str(fetched(named[key], f"model.{key}", root)) for key in used if "://" in named[key]}
+    config = replace(config, **local) if local else config
+    loads = bool(config.load_pretrained and config.pretrained and is_checkpoint(config.pretrained))
+    if not loads or config.sizes or getattr(config, "vit_weights", "none"):
+        return config
+    held = read_checkpoint(config.pretrained, "model.pretrained")
+    if any(name.startswith((PREFIX, *TOWER)) for name in held):
+        return config
+    return replace(config, vit_weights=str(fetched(FETCHED[config.vit_model], "model.vit_weights", root)))
+
+
+def fetched(url: str, key: str, root: Path) -> Path:
+    """The local copy of a published checkpoint, fetched once; what it was compared with is logged."""
+    from lavis_ext.fetch.engine import fetch
+    from lavis_ext.fetch.mirrors import MirrorMap, mirror_path
+    from lavis_ext.fetch.safety import safe_relative
+    from lavis_ext.fetch.transfer import Source, Transfer
+
+    path = root / "models" / safe_relative(mirror_path(url))
+    transfer = MirrorMap.from_environment().apply(Transfer(path, (Source(url),), label=f"{key} {path.name}"))
+    found = fetch(transfer)
+    if not found.reused:
+        how = "as its mirror declares it" if found.verified else "not verified: nobody declares its size or hash"
+        log.warning("%s: fetched %s to %s (%d bytes, %s)", key, found.source, path, found.bytes_moved, how)
+    return path
 
 
 def parts_of(path: str, key: str) -> tuple[Tensors, tuple[str, ...]]:
@@ -82,13 +224,32 @@ def parts_of(path: str, key: str) -> tuple[Tensors, tuple[str, ...]]:
     return state, (*QFORMER_PARTS, *tower)
 
 
+POINTERS = ("best.json", "latest.json")
+"""What names a checkpoint in the folder of a run."""
+
+
+def own_checkpoint(place: Path) -> Path | None:
+    """The checkpoint of ours that a folder is, or the best (else newest) of the run that it is; None: neither."""
+    if (place / "manifest.json").is_file():
+        return place
+    for pointer in POINTERS:
+        try:
+            named = place / str(decode_json((place / pointer).read_text(encoding="utf-8")).get("checkpoint", ""))
+        except (OSError, ValueError, AttributeError):
+            continue  # not there, or torn: the other one may say it
+        if (named / "manifest.json").is_file():
+            return named
+    return None
+
+
 def read_checkpoint(path: str, key: str) -> Tensors:
-    """Tensors of a file (`.safetensors`, `.pth`) or a folder (our `checkpoint_*/`, or transformers' form).
+    """Tensors of a file (`.safetensors`, `.pth`) or a folder (a run, its `checkpoint_*/`, or transformers' form).
 
     `key` is the config key that names it. Raises ConfigError if it does not exist, IntegrityError if it cannot be read,
     UnsafeError if it is a pickle of more than tensors.
     """
     place = Path(path).expanduser()
+    place = own_checkpoint(place) or place
     if place.is_dir():
         files = sorted(place.glob("model*.safetensors"))
         if not files:
@@ -108,22 +269,11 @@ def read_tensors(path: Path, key: str) -> Tensors:
 
 
 def _read_safetensors(path: Path, key: str) -> Tensors:
-    try:
-        tensors: Tensors = load_file(path)
-    except (SafetensorError, OSError, ValueError) as error:
-        raise IntegrityError(f"{key} {path}", f"cannot be read: {error}", "copy or save it again") from error
-    return tensors
+    return read_safetensors(path, f"{key} {path}")
 
 
 def _read_pickled(path: Path, key: str) -> Tensors:
-    try:
-        tree = torch.load(path, map_location="cpu", weights_only=True)
-    except UnpicklingError as error:
-        raise UnsafeError(
-            f"{key} {path}", "holds more than tensors and plain values", "save its tensors as safetensors"
-        ) from error
-    except (OSError, RuntimeError, EOFError, ValueError) as error:
-        raise IntegrityError(f"{key} {path}", f"cannot be read: {error}", "copy or save it again") from error
+    tree = read_torch(path, f"{key} {path}")
     state = tree.get("model", tree) if isinstance(tree, Mapping) else {}
     tensors = {str(name): tensor for name, tensor in state.items() if isinstance(tensor, Tensor)}
     if not tensors:
@@ -142,7 +292,7 @@ def write_upstream(model: BaseModel, path: Path, language: str = "opt") -> None:
 def save_upstream(tensors: Mapping[str, Tensor], path: Path) -> None:
     """Write `{"model": tensors}` atomically; raises DiskError."""
     state = {name: tensor.detach().cpu() for name, tensor in tensors.items()}
-    with disk_errors(path, "free some space, or name another place", also=(RuntimeError,)), replacing(path) as part:
+    with disk_errors(path, "name another place", also=(RuntimeError,)), replacing(path) as part:
         torch.save({"model": state}, part)
 
 
@@ -172,8 +322,13 @@ TO_OURS = (
     (r"^Qformer\.cls\.predictions\.bias$", "lm_head.bias"),
     (r"^temp$", "temp"),
 )
-NOT_WEIGHTS = re.compile(r"^Qformer\.(bert\.embeddings\.position_ids|cls\.predictions\.decoder\.(weight|bias))$")
-"""The position index, a constant buffer, and second names of tied weights."""
+INDEX = "Qformer.bert.embeddings.position_ids"
+"""0, 1, 2, …: a buffer."""
+TIED = {
+    "Qformer.cls.predictions.decoder.weight": "Qformer.bert.embeddings.word_embeddings.weight",
+    "Qformer.cls.predictions.decoder.bias": "Qformer.cls.predictions.bias",
+}
+"""Second names of the word head's tensors."""
 BIASES = re.compile(r"^visual_encoder\.blocks\.(\d+)\.attn\.([qv])_bias$")
 
 
@@ -184,17 +339,27 @@ def translate(state: Mapping[str, Tensor], where: str = "checkpoint") -> Tensors
     """
     if any(name.startswith("net.") for name in state):
         return dict(state)
-    tower, state = from_clip(state)
-    found = {_ours(name): tensor for name, tensor in state.items() if _is_plain(name)}
+    tower, state = from_clip(_single(state, where))
+    found = {_ours(name): tensor for name, tensor in state.items() if not BIASES.match(name)}
     if "" in found:
-        unknown = [name for name in state if _is_plain(name) and not _ours(name)]
+        unknown = [name for name in state if not BIASES.match(name) and not _ours(name)]
         what = f"{len(unknown)} names that LAVIS' BLIP-2 does not have: {', '.join(sorted(unknown)[:5])}"
         raise IntegrityError(where, what, "name a checkpoint of BLIP-2")
     return {**tower, **found, **_qkv_biases(state, where)}
 
 
-def _is_plain(name: str) -> bool:
-    return not NOT_WEIGHTS.match(name) and not BIASES.match(name)
+def _single(state: Mapping[str, Tensor], where: str) -> Tensors:
+    """A checkpoint of LAVIS without the Q-Former's position index and second names; raises IntegrityError."""
+    kept = {TIED.get(name, name): tensor for name, tensor in state.items() if name != INDEX}
+    kept |= {name: tensor for name, tensor in state.items() if name in TIED.values()}
+    pairs = [(name, main) for name, main in TIED.items() if name in state]
+    wrong = [f"{name} and {main}" for name, main in pairs if not same_values(state[name], kept[main])]
+    index = state.get(INDEX)
+    if index is not None and index.flatten().tolist() != list(range(index.numel())):
+        wrong.append(f"{INDEX} and 0, 1, 2, …")
+    if wrong:
+        raise IntegrityError(where, f"{len(wrong)} pairs that must be equal differ: {listed(wrong)}", "save it again")
+    return kept
 
 
 def _ours(name: str) -> str:

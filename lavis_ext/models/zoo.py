@@ -4,15 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from omegaconf import OmegaConf
 
-from lavis_ext.common.config.decode import ConfigDecoder
-from lavis_ext.common.config.resolve import model_defaults, model_files
+from lavis_ext.common.config.decode import ConfigDecoder, read_sections
+from lavis_ext.common.config.resolve import cache_root, model_defaults, model_files
 from lavis_ext.common.config.schema import ModelConfig, OpenModelConfig
+from lavis_ext.common.errors import ConfigError
 from lavis_ext.common.names import NAMES
 from lavis_ext.common.registry import models
+from lavis_ext.models.settings import is_checkpoint, names_url
 
 if TYPE_CHECKING:
     from lavis_ext.models.base_model import BaseModel
@@ -32,11 +35,33 @@ def default_config(name: str, model_type: str) -> ModelConfig:
     return config
 
 
-def build_model(config: ModelConfig) -> BaseModel:
-    """The model of a run, by `model.arch`; raises RegistryError for an unknown one."""
+def section_of_run(folder: Path, key: str) -> ModelConfig:
+    """The model section of a run's `config.yaml`; raises ConfigError at the `key` that names the run."""
+    path = folder / "config.yaml"
+    if not path.is_file():
+        what = f"{folder} has no config.yaml that says what model the checkpoint is of"
+        raise ConfigError(key, what, "give a model section with load_finetuned and finetuned")
+    tree, places = read_sections(path)
+    decoder = ConfigDecoder(places, lenient=True)  # it was checked when it was written
+    section = decoder.build(ModelConfig, tree.get("model") or {}, "model")
+    decoder.close()
+    assert section is not None
+    return section
+
+
+def build_model(config: ModelConfig, root: Path | None = None) -> BaseModel:
+    """The model of a run, by `model.arch`; raises RegistryError for an unknown one.
+
+    Weights that are named by a URL are fetched below the cache root `root`, the default one if None.
+    """
+    kind = models.get(config.arch)
+    if names_url(config) or is_checkpoint(config.pretrained or ""):
+        from lavis_ext.models.weights import with_local_weights
+
+        config = with_local_weights(config, root or Path(cache_root()))
     # a class in LAVIS' manner gets its section as it is given
     section = OmegaConf.create(config.given) if isinstance(config, OpenModelConfig) else config
-    model: BaseModel = models.get(config.arch).from_config(section)
+    model: BaseModel = kind.from_config(section)
     return model
 
 

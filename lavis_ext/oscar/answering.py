@@ -282,7 +282,7 @@ class OscarNlvr2(Classification):
             raise ConfigError("datasets", f"the identifier {broken[0]!r} has a comma or a line break", "rename it")
         path = out_dir / f"{split}_results.csv"
         lines = [f"{name},{bool(row['class'])}\n" for name, row in zip(names, rows, strict=True)]
-        with disk_errors(path, "free some space, or set run.output_dir elsewhere"):
+        with disk_errors(path, "set run.output_dir elsewhere"):
             write_atomic(path, "".join(lines))
 
 

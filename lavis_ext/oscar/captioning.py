@@ -160,7 +160,7 @@ class OscarCaption(Captioning):
         metrics = super().after_evaluation(plain, split, datasets, out_dir, epoch)
         path = out_dir / f"{self.prediction_name(split, datasets, epoch)}.tsv"
         lines = [f"{row['image_id']}\t{json.dumps(row['best'])}\n" for row in first_by_id(rows, "image_id")]
-        with disk_errors(path, "free some space, or set run.output_dir elsewhere"):
+        with disk_errors(path, "set run.output_dir elsewhere"):
             write_atomic(path, "".join(lines))
         if metrics:
             scores = {name: value for name, value in metrics.items() if name != "agg_metrics"}

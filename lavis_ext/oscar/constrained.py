@@ -124,8 +124,8 @@ def search_constrained(
 ) -> GeneratedCaptions:
     """The best caption of each image that meets enough of its constraints; `writer` has S · `beams` rows.
 
-    Within a state captions compete by the sum of log probabilities, across states by its mean over the words and [SEP],
-    as upstream's do. Where none meets enough, the best of those that meet most is taken.
+    Within a state captions compete by the sum of log probabilities; the best of each state then compete by its mean
+    over the words and [SEP], as upstream's do. Where none meets enough, the best of those that meet most is taken.
     """
     batch, states = machines.rest.shape
     ids = torch.full((batch, states * beams, 1), ends.cls, device=machines.rest.device)
@@ -166,16 +166,19 @@ def _choose(sums: Tensor, machines: Machines, beams: int) -> tuple[Tensor, Tenso
 
 
 def _select(ids: Tensor, scores: Tensor, machines: Machines, ends: Ends, choice: Choice) -> GeneratedCaptions:
-    """The best of the beams [B, S, K]: first by enough constraints, then by the mean log probability."""
-    filled = F.pad(ids, (0, choice.max_length - ids.shape[3]), value=ends.pad)
-    words = ((ids != ends.sep) & (ids != ends.pad)).sum(-1)
-    means = scores / words
-    count = sum(machines.met >> bit & 1 for bit in range(MOST))
-    enough = torch.minimum(torch.as_tensor(count), machines.needed[:, None])[..., None].expand_as(means)
-    enough = torch.where(means == NEVER, -1, enough)
-    ranked = torch.where(enough == enough.flatten(1).amax(1)[:, None, None], means, NEVER)
-    top, place = ranked.flatten(1).max(1)
-    return GeneratedCaptions(filled.flatten(1, 2)[torch.arange(len(ids)), place][:, None], top[:, None])
+    """The caption of each image: of every state the best beam by its sum, of these one by constraints met, then mean.
+
+    States in which a form has begun do not count, unless no other has a beam.
+    """
+    filled = F.pad(ids, (0, choice.max_length - ids.shape[3]), value=ends.pad)[:, :, 0]  # beams are sorted by sums
+    words = ((filled != ends.sep) & (filled != ends.pad)).sum(-1)
+    means = scores[:, :, 0] / words
+    count = torch.as_tensor(sum(machines.met >> bit & 1 for bit in range(MOST)))
+    begun = machines.rest != torch.arange(machines.rest.shape[1], device=ids.device)
+    enough = torch.minimum(count, machines.needed[:, None]).masked_fill(begun | (means == NEVER), -1)
+    ranked = torch.where(enough == enough.amax(1, keepdim=True), means, NEVER)
+    top, place = ranked.max(1)
+    return GeneratedCaptions(filled[torch.arange(len(ids)), place][:, None], top[:, None])
 
 
 # The constraints of NoCaps, by upstream's rules: detected things, without those that are too common or too rare and

@@ -18,7 +18,6 @@ A prefix `module.`, and `gamma` and `beta` for `weight` and `bias`, are read too
 
 from __future__ import annotations
 
-import json
 import logging
 import re
 from collections.abc import Iterable, Mapping
@@ -32,11 +31,11 @@ from torch import Tensor
 from lavis_ext.common.config.resolve import cache_root
 from lavis_ext.common.config.schema import ModelConfig
 from lavis_ext.common.errors import ConfigError, IntegrityError
-from lavis_ext.common.files import disk_errors, replacing, write_atomic, write_json
+from lavis_ext.common.files import decode_json, disk_errors, replacing, write_atomic, write_json
 from lavis_ext.models.base_model import fit, listed
 from lavis_ext.models.export import Exported, new_folder, shapes_of
-from lavis_ext.models.weights import read_tensors
-from lavis_ext.models.zoo import build_model
+from lavis_ext.models.weights import own_checkpoint, read_checkpoint, read_tensors
+from lavis_ext.models.zoo import build_model, section_of_run
 from lavis_ext.oscar.network import OscarNetwork
 from lavis_ext.oscar.settings import OscarSettings, read_settings, write_settings
 
@@ -195,6 +194,8 @@ class UpstreamCheckpoint:
     where: str
     state: Tensors
     settings: OscarSettings
+    vocab: Path | None = None
+    """Its vocabulary; None where none lies beside the weights."""
 
 
 @dataclass(frozen=True)
@@ -233,7 +234,7 @@ def to_oscar(network: OscarNetwork) -> tuple[Tensors, dict[str, Any]]:
 def write_oscar(network: OscarNetwork, folder: Path, vocab: Path | None = None) -> None:
     """Save a network as upstream does: `pytorch_model.bin`, `config.json` and `vocab.txt`; raises DiskError."""
     state, config = to_oscar(network)
-    with disk_errors(folder, "free some space, or name another place", also=(RuntimeError,)):
+    with disk_errors(folder, "name another place", also=(RuntimeError,)):
         folder.mkdir(parents=True, exist_ok=True)
         write_json(folder / CONFIG, config)
         if vocab is not None:
@@ -256,28 +257,64 @@ def find_folder(name: str, key: str) -> Path:
             return place.parent
         if place.is_dir():
             return place
+        if (archive := place.with_name(f"{place.name}.zip")).is_file():
+            way_out = f"unzip {archive} -d {archive.parent}"
+            raise ConfigError(f"{key} {name}", "is still in an archive", way_out)
     what = f"no folder, neither at {cache_root() / given} nor as given"
-    raise ConfigError(f"{key} {name}", what, "name the folder of an Oscar checkpoint (config.json, pytorch_model.bin)")
+    way_out = "name the folder of a run, or of an Oscar checkpoint (config.json, pytorch_model.bin)"
+    raise ConfigError(f"{key} {name}", what, way_out)
 
 
 def read_folder(folder: Path, key: str) -> UpstreamCheckpoint:
-    """The checkpoint in a folder of upstream's form.
+    """The checkpoint in a folder of upstream's form, or the best one of a run of ours.
 
     Raises ConfigError where a file is not there, IntegrityError for one that is broken, UnsafeError for a pickle of
     more than tensors.
     """
     where = f"{key} {folder}"
+    if (own := own_checkpoint(folder)) is not None:
+        return read_run(own, key)
     weights = [folder / name for name in WEIGHTS if (folder / name).is_file()]
     lacking = "config.json" if not (folder / CONFIG).is_file() else "" if weights else " or ".join(WEIGHTS)
     if lacking:
         raise ConfigError(where, f"holds no {lacking}", "name the folder that was unpacked from an Oscar checkpoint")
     try:
-        config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+        config = decode_json((folder / CONFIG).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise IntegrityError(where, f"config.json cannot be read: {error}", "fetch it again") from error
     if not isinstance(config, dict):
         raise IntegrityError(where, "config.json is no table of names and values", "fetch it again")
-    return read_origin(read_tensors(weights[0], key), config, where)
+    found = read_origin(read_tensors(weights[0], key), config, where)
+    return replace(found, vocab=folder / VOCAB if (folder / VOCAB).is_file() else None)
+
+
+def read_run(checkpoint: Path, key: str) -> UpstreamCheckpoint:
+    """A checkpoint of a run as one of upstream's: its network is built, for what was frozen is in `pretrained` alone.
+
+    Raises ConfigError for a run of another architecture, and what building the model raises.
+    """
+    section = section_of_run(checkpoint.parent, key)
+    if section.arch != "oscar":
+        raise ConfigError(f"{key} {checkpoint}", f"holds a {section.arch}, no Oscar", "name the run of an Oscar")
+    start = find_folder(section.pretrained, key) if section.load_pretrained and section.pretrained else None
+    if start and start.resolve() == checkpoint.parent.resolve():
+        what = "its config.yaml is that of an evaluation, which says not what the checkpoint was trained from"
+        raise ConfigError(f"{key} {start}", what, "put the config.yaml of the training back")
+    model: Any = build_model(replace(section, load_finetuned=True, finetuned=str(checkpoint)))
+    state = {name: tensor.detach() for name, tensor in model.network.named_parameters()}
+    vocab = model.tokenizer.path if model.tokenizer else None
+    return UpstreamCheckpoint(f"{key} {checkpoint}", state, model.network.settings, vocab)
+
+
+def classes_of(name: str, key: str) -> int | None:
+    """How many classes the classifier of fine-tuned weights has, ours or upstream's; None: it has no classifier."""
+    place = Path(name).expanduser()
+    if (place if place.is_dir() else place.parent).joinpath(CONFIG).is_file():
+        state: Mapping[str, Tensor] = read_folder(find_folder(name, key), key).state
+    else:
+        state = {name.removeprefix("network."): tensor for name, tensor in read_checkpoint(name, key).items()}
+    last = state.get("head.weight", state.get("head.fc2.weight"))
+    return None if last is None else len(last)
 
 
 def meet(wish: OscarSettings, origin: UpstreamCheckpoint, labels: int | None, width: int) -> OscarSettings:

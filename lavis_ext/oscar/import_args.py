@@ -11,7 +11,9 @@ from typing import Any
 import yaml
 
 from lavis_ext.common.errors import Problem, UsageError, nearest
-from lavis_ext.oscar.import_rules import RULES, Draft, Flag, Script, UpstreamCommand, find_command, load_table
+from lavis_ext.oscar.import_rules import RULES
+from lavis_ext.oscar.import_table import Draft, Flag, Script, load_table
+from lavis_ext.oscar.import_words import STANDS_FOR, UpstreamCommand, find_command
 
 SHORT = {"-j": "workers"}
 NUMBER = re.compile(r"-?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?")
@@ -85,6 +87,8 @@ def fit(flag: Flag, value: str | None) -> tuple[str, Any]:
         return "has no value", None
     if VARIABLE.search(value):
         return f"'{value}' is a variable of the shell", None
+    if STANDS_FOR.fullmatch(value):
+        return f"'{value}' stands for a value of your own", None
     if flag.kind in WANTED:
         try:
             number = float(value)
@@ -104,7 +108,7 @@ def fit(flag: Flag, value: str | None) -> tuple[str, Any]:
 
 def way_out_of(flag: Flag, value: str | None) -> str:
     """What to do about a value that does not fit."""
-    if value is not None and VARIABLE.search(value):
+    if value is not None and (VARIABLE.search(value) or STANDS_FOR.fullmatch(value)):
         return "write its value"
     choices = [*flag.also, *flag.values]
     if flag.kind == "switch":
@@ -179,7 +183,9 @@ def place(draft: Draft, name: str, flag: Flag) -> None:
 def tree_of(draft: Draft) -> dict[str, Any]:
     """The run file as plain values."""
     parts, script = draft.sections, draft.script
-    dataset: dict[str, Any] = {"build_info": {"storage": draft.storage}} if draft.storage else {}
+    build = {**draft.build, **({"storage": draft.storage} if draft.storage else {})}
+    dataset: dict[str, Any] = {"type": draft.form} if draft.form else {}
+    dataset |= {"build_info": build} if build else {}
     run = {"task": "distill" if parts["distill"] else script.task, **parts["run"]}
     if parts["distill"]:
         run["distill"] = parts["distill"]

@@ -1,142 +1,35 @@
-"""The parts of `import_args`: the table of upstream's flags, the draft of a run file, rules, and finding the command.
-
-A rule handles flags that do not simply become one key; it is called once for a command.
-"""
+"""The rules of `import_args`, for flags of upstream's that do not simply become one key; each is called once."""
 
 from __future__ import annotations
 
-import re
-import shlex
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from functools import cache
-from pathlib import Path, PurePosixPath
-from typing import Any, Literal
+from collections.abc import Callable
+from pathlib import PurePosixPath
+from typing import Any
 
-from lavis_ext.common.config.decode import ConfigDecoder, read_yaml
-from lavis_ext.common.errors import Problem, UsageError, nearest
+from lavis_ext.oscar.import_table import BETA, Draft
 
-TABLE = Path(__file__).with_name("flags.yaml")
-"""Upstream's scripts and flags; the header of the file says what each field means."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Flag:
-    """One flag: the kind of its value, and what becomes of it."""
-
-    kind: Literal["int", "float", "text", "switch"]
-    to: str = ""
-    via: str = ""
-    default: Any = None
-    by: dict[str, Any] = field(default_factory=dict)
-    values: dict[str, str] = field(default_factory=dict)
-    also: list[str] = field(default_factory=list)
-    unset: bool | None = None
-    least: int | None = None
-    train: bool = False
-    kept: bool = False
-    why: str = ""
-    refuse: str = ""
-    but: list[Any] = field(default_factory=list)
-
-    def default_of(self, script: str) -> Any:
-        """What upstream takes where the flag is not given; None where that is left to us."""
-        return self.unset if self.unset is not None else self.by.get(script, self.default)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Script:
-    """One script of upstream's: its flags, our task and data sets; `term` is its distillation term, "" without one."""
-
-    groups: list[str]
-    task: str
-    folders: dict[str, str]
-    name: str = ""
-    term: str = ""
-    flags: dict[str, Flag] = field(default_factory=dict)
-
-
-@dataclass(frozen=True, kw_only=True)
-class FlagTable:
-    """Everything that is known: scripts by name, endings of names by term, groups of flags."""
-
-    scripts: dict[str, Script]
-    teachers: dict[str, str]
-    groups: dict[str, dict[str, Flag]]
-
-
-@cache
-def load_table() -> Mapping[str, Script]:
-    """Every script by its name (without `.py`), those with a teacher too, with all of its flags."""
-    tree, places = read_yaml(TABLE)
-    door = ConfigDecoder(places)
-    table = door.build(FlagTable, tree)
-    door.close()
-    assert table is not None
-    found: dict[str, Script] = {}
-    for name, script in table.scripts.items():
-        for ending, term in {"": "", **table.teachers}.items():
-            groups = [*script.groups, *(["distillation"] if term else [])]
-            flags = {key: flag for group in groups for key, flag in table.groups[group].items()}
-            found[name + ending] = replace(script, name=name, term=term, flags=flags)
-    return found
-
-
-TRAINING = ("do_train", "do_train_val")
 OURS = ("datasets", "pretrained_models", "exp")
 """Folders of a checkout of Oscar that `lavis-ext prepare oscar` lays out below cache_root/oscar."""
 
-
-@dataclass
-class Draft:
-    """A run file in the making, from one command of `script`: its tree, what is left out and why, mistakes."""
-
-    script: Script
-    given: Mapping[str, Any]
-    where: str
-    sections: dict[str, dict[str, Any]] = field(
-        default_factory=lambda: {"model": {}, "args": {}, "run": {}, "distill": {}}
-    )
-    dataset: str = ""
-    storage: str = ""
-    notes: list[tuple[str, str]] = field(default_factory=list)
-    remarks: list[tuple[str, str]] = field(default_factory=list)
-    """Remarks on keys that are in the tree."""
-    problems: list[Problem] = field(default_factory=list)
-
-    @property
-    def trains(self) -> bool:
-        """Whether the command trains."""
-        return any(self.given.get(flag) for flag in TRAINING)
-
-    @property
-    def asks(self) -> bool:
-        """Whether the script is one of questions and pairs, which validates whenever it trains."""
-        return "questions" in self.script.groups
-
-    def value(self, flag: str) -> Any:
-        """The value of a flag, upstream's default where it is not given, None where the script has no such flag."""
-        known = self.script.flags.get(flag)
-        return self.given.get(flag, known.default_of(self.script.name) if known else None)
-
-    def put(self, key: str, value: Any) -> None:
-        """Set `section.name` of the tree."""
-        section, _, name = key.partition(".")
-        self.sections[section][name] = value
-
-    def note(self, flag: str, reason: str) -> None:
-        """Remember why a flag that was given is not in the tree."""
-        self.notes.append((flag, reason))
-
-    def refuse(self, flag: str, what: str, way_out: str) -> None:
-        """Remember a mistake."""
-        self.problems.append(Problem(f"{self.where} --{flag}", what, way_out))
+VINVL_MODELS = ("image_captioning", "coco_ir", "vqa", "gqa", "nlvr2", "od_models")
+MISNAMED = {"vinvl/model_ckpts/coco_ir/base/checkpoint-0660000": "vinvl/model_ckpts/coco_ir/large/checkpoint-0660000"}
+"""The start of the large model, which VinVL's document looks for in the folder of the base one."""
 
 
 def moved(path: str) -> str:
-    """A path of a checkout of Oscar as it is below cache_root: `datasets/vqa/…` → `oscar/datasets/vqa/…`."""
-    plain = PurePosixPath(path)
-    return str(PurePosixPath("oscar", plain)) if plain.parts[:1] and plain.parts[0] in OURS else path
+    """A path of the documents as it is below cache_root: `datasets/vqa/…` → `oscar/datasets/vqa/…`.
+
+    VinVL's document names its models in three ways; `lavis-ext prepare` puts them below `vinvl/model_ckpts`.
+    """
+    parts = PurePosixPath(path).parts
+    if parts[:2] == ("pretrained_models", "image_captioning") or (
+        parts[:1] == ("vinvl",) and len(parts) > 1 and parts[1] in VINVL_MODELS
+    ):
+        found = str(PurePosixPath("vinvl", "model_ckpts", *parts[1:]))
+        return MISNAMED.get(found, found)
+    if parts[:1] == ("model_ckpts",):
+        return str(PurePosixPath("vinvl", *parts))
+    return str(PurePosixPath("oscar", *parts)) if parts[:1] and parts[0] in OURS else path
 
 
 TEST_DEV = {"run_vqa": "test_dev", "run_gqa": "testdev"}
@@ -152,7 +45,9 @@ def splits(draft: Draft) -> None:
     test = _tested(draft)
     if draft.trains:
         validates = draft.asks or bool(given.get("evaluate_during_training"))
-        draft.put("run.train_splits", ["train", "val"] if given.get("do_train_val") else ["train"])
+        draft.put("run.train_splits", ["train"])
+        if given.get("do_train_val"):
+            _merged(draft)
         draft.put("run.valid_splits", ["val"] if validates else [])
         draft.put("run.test_splits", [split for split in test if not (validates and split == "val")])
         if given.get("evaluate_during_training"):
@@ -164,6 +59,20 @@ def splits(draft: Draft) -> None:
         draft.refuse("do_train", "is missing, and --do_eval and --do_test too", "say what the command is to do")
     draft.put("run.evaluate", True)
     draft.put("run.test_splits", test)
+
+
+MERGED = {"": "vqa!vqa/2k/", "vinvl": "vinvl/vqa!"}
+
+
+def _merged(draft: Draft) -> None:
+    """VQA's `--do_train_val`: upstream's own file of train and val, with the features of both."""
+    if draft.given.get("do_train"):
+        draft.refuse("do_train_val", "comes with --do_train: upstream would train twice", "give one of them")
+    folder = MERGED[draft.form]
+    names = [f"{folder}{split}_img_frcnn_feats.pt" for split in ("train", "val")]
+    draft.build["annotations"] = {"train": {"artifact": [f"{folder}train+val2014_qla_mrcnn.json"]}}
+    draft.build["features"] = {"artifacts": {"train": names}}
+    draft.remarks.append(("run.train_splits", "train is upstream's file of train and val; val is part of it"))
 
 
 def _tested(draft: Draft) -> list[str]:
@@ -207,35 +116,135 @@ def weights(draft: Draft) -> None:
 
 def teacher(draft: Draft) -> None:
     """`task: distill`, with the terms of the script."""
-    name = draft.given.get("teacher_model")
+    name, term = draft.given.get("teacher_model"), draft.script.term
     if not name:
         draft.refuse("teacher_model", "is missing", "name the folder of the fine-tuned teacher")
         return
-    section = {"task": draft.script.task, "teacher": moved(str(name)), "terms": [draft.script.term]}
+    terms = _layer_terms(draft) if term in BETA else [term]
+    section = {"task": draft.script.task, "teacher": moved(str(name)), "terms": terms}
     draft.sections["distill"] = {**section, **draft.sections["distill"]}
-    if draft.script.term == "mkd":
+    if term == "mkd":
         draft.put("distill.teacher_update", "none")
         draft.remarks.append(("run.distill.teacher_update", FROZEN))
 
 
+def _layer_terms(draft: Draft) -> list[dict[str, Any]]:
+    """The script's (1-α)·task + α·logits + β·layers; here α weighs all terms, so that β is divided by it.
+
+    Its loss of logits is a mean over classes too (KLDivLoss, times T², for pkd), which is what `soft_ce` is.
+    """
+    term, alpha, t = draft.script.term, draft.value("alpha"), draft.value("temperature")
+    beta = draft.given.get("beta", BETA[term])
+    if not alpha:
+        draft.refuse("alpha", "0 leaves the teacher's layers no weight here", "give it more, if only 0.001")
+        return []
+    draft.remarks.append(("run.distill.terms", f"{term} weighs --beta / --alpha: alpha weighs all terms here"))
+    if (draft.script.name, term) == ("run_vqa", "pkd"):
+        what = "the published script leaves each epoch after its first batch, by a break that stands too far left"
+        draft.remarks.append(("run.max_epoch", f"{what}; all batches are trained on here"))
+    return [{"name": "soft_ce", "weight": t * t if term == "pkd" else 1}, {"name": term, "weight": beta / alpha}]
+
+
 def data_dir(draft: Draft) -> None:
-    """The data set, and its storage: cache_root, or the folder of the published files."""
-    folders, given = draft.script.folders, draft.given.get("data_dir")
-    draft.dataset = next(iter(folders.values()))
-    if given is None:
-        return
-    parts = PurePosixPath(str(given)).parts
-    found = next((one for one in folders if parts[-one.count("/") - 1 :] == PurePosixPath(one).parts), None)
+    """The data set, its form (Oscar's or VinVL's), and its storage: cache_root, or the folder of the published files.
+
+    All flags that name files of it must name one form: tags of one detector do not go with regions of another.
+    """
+    folders = draft.script.folders
+    draft.dataset, draft.form = _named(next(iter(folders.values())))
+    given = [flag for flag in ("data_dir", "txt_data_dir") if flag in draft.given]
+    found = {flag: place for flag in given if (place := _place(draft, flag))}
+    first = next(iter(found), None)
+    if first:
+        draft.dataset, draft.form, root = found[first]
+        if root in (".", "oscar", "vinvl"):
+            kind = f"[{draft.form}]" if draft.form else ""
+            for flag in found:
+                draft.note(flag, f"the data set is below cache_root (lavis-ext prepare {draft.dataset}{kind})")
+        else:
+            draft.storage = root
+    elif not given and _is_vinvl(draft):
+        draft.form = "vinvl"
+    for flag, place in found.items():
+        if first and place != found[first]:
+            what = f"'{draft.given[flag]}' is another folder or form than --{first} names"
+            draft.refuse(flag, what, "name one form, Oscar's or VinVL's, for all of them")
+    _features(draft, first)
+
+
+def _named(name: str) -> tuple[str, str]:
+    """`oscar_vqa[vinvl]` → its data set and type."""
+    dataset, _, form = name.rstrip("]").partition("[")
+    return dataset, form
+
+
+def _place(draft: Draft, flag: str) -> tuple[str, str, str] | None:
+    """Data set, form and root of a folder of the published data that a flag names; a mistake where it is none."""
+    folders = draft.script.folders
+    parts = PurePosixPath(str(draft.given[flag])).parts
+    known = sorted(folders, key=len, reverse=True)
+    found = next((one for one in known if parts[-one.count("/") - 1 :] == PurePosixPath(one).parts), None)
     if found is None:
-        way_out = f"give a folder that ends with {' or '.join(folders)}, as Oscar's zip has it"
-        draft.refuse("data_dir", f"'{given}' is no folder of the published data", way_out)
-        return
-    draft.dataset = folders[found]
-    root = str(PurePosixPath(*parts[: -found.count("/") - 1]))
-    if root in (".", "oscar"):
-        draft.note("data_dir", f"the data set is below cache_root (lavis-ext prepare {draft.dataset})")
-    else:
-        draft.storage = root
+        way_out = f"give a folder that ends with {' or '.join(folders)}, as the published data have it"
+        draft.refuse(flag, f"'{draft.given[flag]}' is no folder of the published data", way_out)
+        return None
+    depth = len(PurePosixPath(found.removeprefix("vinvl/")).parts)
+    return (*_named(folders[found]), str(PurePosixPath(*parts[:-depth])))
+
+
+def _is_vinvl(draft: Draft) -> bool:
+    """Whether a command that names no folder of data is one of VinVL's: by its features, else by its weights."""
+    if f"{draft.dataset}[vinvl]" not in draft.script.folders.values():
+        return False
+    if "img_feat_file" in draft.given:
+        return True
+    weights = (draft.given.get(flag) for flag in ("model_name_or_path", "eval_model_dir", "student_model"))
+    if any(moved(str(name)).startswith("vinvl/") for name in weights if name):
+        draft.remarks.append((f"datasets.{draft.dataset}.type", "the weights are VinVL's, and so are the data"))
+        return True
+    return False
+
+
+VQA_FILES = {"train": "train", "val": "val", "test_dev": "test-dev2015", "test": "test2015"}
+
+
+def _features(draft: Draft, named: str | None) -> None:
+    """`--img_feat_file` (retrieval: with the tags in `predictions.tsv` beside it), and VQA's features as TSV."""
+    given = draft.given
+    if (file := given.get("img_feat_file")) is not None:
+        draft.put("args.features", moved(str(file)))
+        if named and draft.form != "vinvl":
+            what = f"goes with VinVL's data set, and --{named} names Oscar's"
+            draft.refuse(
+                "img_feat_file", what, f"leave --{named} out, or name vinvl/{next(iter(draft.script.folders))}"
+            )
+    if given.get("img_feat_format") == "tsv" and draft.script.name == "run_vqa":
+        if (folder := given.get("img_feat_dir")) is None:
+            draft.refuse("img_feat_dir", "is missing", "name the folder of the features as TSV")
+            return
+        names = {**VQA_FILES, **({"train": "train+val"} if given.get("do_train_val") else {})}
+        place = PurePosixPath(moved(str(folder)))
+        files = {split: str(place / f"{name}_img_frcnn_feats.tsv") for split, name in names.items()}
+        draft.put("args.features", files)
+    elif "img_feat_dir" in given:
+        draft.note("img_feat_dir", "only --img_feat_format tsv of VQA reads it")
+
+
+def output_dir(draft: Draft) -> None:
+    """The run's folder is the one that the command names, where the next command looks for the model.
+
+    A test of pairs or captions writes beside the weights, as upstream's does.
+    """
+    named = draft.given.get("output_dir")
+    if not draft.asks and not draft.trains:
+        if named is not None:
+            draft.note("output_dir", "upstream writes what a test yields into --eval_model_dir")
+        named = draft.given.get("eval_model_dir")
+    if folder := named or draft.value("output_dir"):
+        path = PurePosixPath(str(folder))
+        parent, name = (path.parent, path.name) if path.name not in ("", "..") else (path, ".")
+        draft.put("run.output_dir", str(parent))
+        draft.put("run.job_id", name)
 
 
 def label_file(draft: Draft) -> None:
@@ -243,6 +252,8 @@ def label_file(draft: Draft) -> None:
     for flag in ("label_file", "label2ans_file"):
         if flag in draft.given:
             draft.put(f"args.{flag}", moved(str(draft.given[flag])))
+    if "label_file" in draft.given and "label2ans_file" not in draft.given:
+        draft.put("args.label2ans_file", None)  # what lies beside the label file, not what the data set names
 
 
 def width(draft: Draft) -> None:
@@ -253,7 +264,15 @@ def width(draft: Draft) -> None:
 
 
 def length(draft: Draft) -> None:
-    """`--max_steps` optimizer steps where they are given, else epochs; ours are counted in micro-batches."""
+    """`--max_steps` optimizer steps where they are given, else epochs; ours are counted in micro-batches.
+
+    Of pre-training `--max_iters` batches, in inner epochs of `--ckpt_period`.
+    """
+    if "max_iters" in draft.script.flags:
+        draft.put("run.runner", "runner_iter")
+        draft.put("run.max_iters", draft.value("max_iters"))
+        draft.put("run.iters_per_inner_epoch", max(1, min(draft.value("ckpt_period"), draft.value("max_iters"))))
+        return
     steps, epochs = draft.given.get("max_steps", -1), draft.value("num_train_epochs")
     if steps > 0:
         draft.put("run.max_iters", steps * _window(draft))
@@ -325,6 +344,35 @@ def caption_yaml(draft: Draft) -> None:
             draft.refuse(f"{split}_yaml", f"'{name}' is not what the data set has, {split}.yaml", way_out)
 
 
+CORPORA = {
+    "coco_flickr30k_gqa_x152c4big2exp168.yaml": "",
+    "coco_flickr30k_gqa_oi_x152c4big2exp168.yaml": "medium",
+    "coco_flickr30k_googlecc_gqa_sbu_oi_x152c4big2exp168.yaml": "large",
+}
+
+
+def corpus(draft: Draft) -> None:
+    """`--dataset_file`: which of the published corpora; the head and its classes."""
+    name = draft.given.get("dataset_file")
+    if name is None:
+        draft.refuse("dataset_file", "is missing", f"name one of {', '.join(CORPORA)}")
+    elif str(name) not in CORPORA:
+        way_out = "declare a data set of the shape region_pretrain for it"
+        draft.refuse("dataset_file", f"'{name}' is none of the published corpora", way_out)
+    draft.form = CORPORA.get(str(name), "")
+    draft.put("model.head", "pretrain")
+    share = draft.value("texta_false_prob")
+    draft.put("model.num_contrast_classes", 3 if 0 < share < 0.5 else 2)
+    draft.put("args.texta_false_prob", share)
+    draft.put("run.weight_decay", 0.01)  # upstream's code has it, no flag
+
+
+def clipping(draft: Draft) -> None:
+    """`--max_grad_norm` of pre-training, where -1 means none."""
+    if draft.value("max_grad_norm") > 0:
+        draft.put("run.clip_grad_norm", draft.value("max_grad_norm"))
+
+
 def tag_place(draft: Draft) -> None:
     """Where the positions of tags begin: the data set's matter and the model's."""
     if "max_seq_a_length" in draft.given or draft.trains:
@@ -339,72 +387,7 @@ def _window(draft: Draft) -> int:
 RULES: dict[str, Callable[[Draft], None]] = {
     rule.__name__: rule
     for rule in (
-        *(splits, weights, teacher, data_dir, label_file, width, length, warmup, scheduler, pair, device, precision),
-        *(layernorm, captions_val, caption_yaml, tag_place),
+        *(splits, weights, teacher, data_dir, output_dir, label_file, width, length, warmup, scheduler, pair, device),
+        *(precision, layernorm, captions_val, caption_yaml, tag_place, corpus, clipping),
     )
 }
-
-
-WHERE = "import-args"
-SCRIPT = re.compile(r"(run_\w+)\.py$")
-MISREAD = re.compile("\u00c2(?=[\u00a0\\s])|[\u00a0\ufeff\u200b]")
-"""No-break spaces, also those that were read in the wrong encoding."""
-CONTINUED = re.compile(r"\\[ \t]*(?:\r?\n|$)|\r?\n(?=[ \t]*-)")
-"""The end of a line that is continued: with a backslash, or before a line of flags."""
-OPERATOR = re.compile(r"[();<>|&]+")
-
-
-@dataclass(frozen=True)
-class UpstreamCommand:
-    """A script of upstream's, its words, and the words before and after them, which are left out."""
-
-    script: str
-    words: tuple[str, ...]
-    before: tuple[str, ...] = ()
-    after: tuple[str, ...] = ()
-
-
-def find_command(words: Sequence[str]) -> UpstreamCommand:
-    """The command in words of a shell, or in one text; raises UsageError for none, several, and other scripts."""
-    given = list(words)
-    if len(given) == 1 and re.search(r"\s", given[0]):
-        return find_in_text(given[0])
-    return split_command([MISREAD.sub(" ", word).strip() for word in given if word.strip()])
-
-
-def find_in_text(text: str) -> UpstreamCommand:
-    """The command in a text, such as a page of commands with one of them that is upstream's; raises UsageError."""
-    lines = CONTINUED.sub(" ", MISREAD.sub(" ", text)).splitlines()
-    found = [words for line in lines if (words := split_line(line)) and any(map(SCRIPT.search, words))]
-    if len(found) > 1:
-        raise UsageError(WHERE, f"the text holds {len(found)} commands", "give one at a time")
-    return split_command(found[0] if found else split_line(" ".join(lines)))
-
-
-def split_line(line: str) -> list[str]:
-    """The words of a line as a shell sees them, operators by themselves; raises UsageError for a quote left open."""
-    reader = shlex.shlex(line, posix=True, punctuation_chars=True)
-    reader.whitespace_split, reader.commenters = True, "#"
-    try:
-        return list(reader)
-    except ValueError as error:
-        raise UsageError(WHERE, f"cannot be read: {str(error).lower()}", "close the quotes") from error
-
-
-def split_command(words: Sequence[str]) -> UpstreamCommand:
-    """Words → script, its words and what is around them; raises UsageError where no script is among them."""
-    at = next((number for number, word in enumerate(words) if SCRIPT.search(word)), None)
-    if at is None:
-        way_out = "e.g. lavis-ext import-args -- python oscar/run_vqa.py --do_train …"
-        raise UsageError(WHERE, "names no script run_….py", way_out)
-    match = SCRIPT.search(words[at])
-    script = match[1] if match else ""
-    if script not in load_table():
-        raise UsageError(
-            f"{WHERE} {PurePosixPath(words[at])}", "is no script that is known", nearest(script, load_table())
-        )
-    rest = list(words[at + 1 :])
-    end = next((number for number, word in enumerate(rest) if OPERATOR.fullmatch(word)), len(rest))
-    if end < len(rest) and ">" in rest[end] and end and rest[end - 1] in ("1", "2", "&"):
-        end -= 1  # the number of a stream, as in 2>&1
-    return UpstreamCommand(script, tuple(rest[:end]), tuple(words[:at]), tuple(rest[end:]))

@@ -19,7 +19,7 @@ from lavis_ext.models.network import recompute, size_errors
 from lavis_ext.models.weights import read_checkpoint
 from lavis_ext.oscar.caption_writer import CaptionWriter, Texts
 from lavis_ext.oscar.config import OscarConfig
-from lavis_ext.oscar.convert import CONFIG, VOCAB, KeyReport, find_folder, load_into, meet, read_folder
+from lavis_ext.oscar.convert import CONFIG, KeyReport, classes_of, find_folder, load_into, meet, read_folder
 from lavis_ext.oscar.generation import Choice
 from lavis_ext.oscar.network import VIEWS, Encoded, OscarNetwork, caption_loss, class_loss, hide, narrowed, visible
 from lavis_ext.oscar.settings import wanted
@@ -62,6 +62,8 @@ class Oscar(BaseModel):
         Raises ConfigError, IntegrityError or UnsafeError.
         """
         config.require_sound()
+        if config.load_finetuned and config.finetuned and config.num_labels is None:
+            config = replace(config, num_labels=classes_of(config.finetuned, "model.finetuned"))
         model = _from_pretrained(config) if config.load_pretrained and config.pretrained else _from_scratch(config)
         if config.load_finetuned and config.finetuned:
             model.load_finetuned(config.finetuned, "model.finetuned")
@@ -233,7 +235,7 @@ def _from_pretrained(config: OscarConfig) -> Oscar:
     settings = meet(wanted(config, origin.settings), origin, config.num_labels, config.img_feature_dim)
     network = OscarNetwork(settings)
     report = load_into(network, origin, config.layers or list(range(settings.layers)))
-    model = Oscar(config, network, _tokenizer(config, settings.has_words, str(folder)))
+    model = Oscar(config, network, _tokenizer(config, settings.has_words, origin.vocab or folder))
     model.report = report
     if str(report):
         log.info("model.pretrained %s: %s", folder, report)
@@ -250,9 +252,9 @@ def _from_scratch(config: OscarConfig) -> Oscar:
         return Oscar(config, OscarNetwork(settings), tokenizer)
 
 
-def _tokenizer(config: OscarConfig, needed: bool, folder: str | None) -> WordPiece | None:
+def _tokenizer(config: OscarConfig, needed: bool, beside: Path | None) -> WordPiece | None:
     """`model.tokenizer`, else the vocabulary beside the weights; None where there is none and none is needed."""
-    name = config.tokenizer or folder
-    if name is None or not (needed or config.tokenizer or (Path(name) / VOCAB).is_file()):
+    name = config.tokenizer or (str(beside) if beside else None)
+    if name is None or not (needed or config.tokenizer or (beside and beside.is_file())):
         return None
     return load_wordpiece(find_vocab(name, key="model.tokenizer"), key="model.tokenizer")

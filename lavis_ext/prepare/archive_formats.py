@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import IO, cast
 
 from lavis_ext.common.errors import IntegrityError, Problem, UnsafeError
+from lavis_ext.datasets.readers.shard_index import BAD_TAR
 from lavis_ext.prepare.records import BOOKKEEPING, DEFLATED, STORED, Member
 
 MIB = 1 << 20
@@ -30,7 +31,7 @@ HEADER = 30
 _BAD_ZIP = (zipfile.BadZipFile, zipfile.LargeZipFile, ValueError, EOFError, struct.error, OverflowError, IndexError)
 MAX_READ = 16 * MIB
 """More than any header needs: tarfile reads a pax header whole."""
-_BAD_TAR = (tarfile.TarError, EOFError, zlib.error, gzip.BadGzipFile, ValueError)
+_BAD_TAR = (*BAD_TAR, zlib.error, gzip.BadGzipFile)
 
 
 @dataclass(frozen=True)

@@ -11,13 +11,14 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from fnmatch import fnmatchcase
 from functools import partial
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote, unquote, urlsplit
 
 from lavis_ext.common.config.cards import Artifact, Blob, RemoteFolder
 from lavis_ext.common.errors import AccessError, LavisExtError, NetworkError, UnsafeError, UsageError, nearest
-from lavis_ext.common.files import write_atomic
+from lavis_ext.common.files import decode_json, write_atomic
+from lavis_ext.common.secrets import identity
 from lavis_ext.common.wording import human
 from lavis_ext.fetch.mirrors import MirrorMap, mirror_path
 from lavis_ext.fetch.transfer import Policy
@@ -166,7 +167,7 @@ def checked(artifact: Artifact, folder: RemoteFolder, contents: Contents) -> Con
 def keep_contents(root: Path, found: Sequence[tuple[Artifact, Contents]]) -> None:
     """Keep which files folders hold, for `status`, `verify`, and later runs after a listing. Raises DiskError."""
     for artifact, contents in found:
-        tree: dict[str, Any] = {"format": FORMAT, "url": artifact.url, "origin": contents.origin}
+        tree: dict[str, Any] = {"format": FORMAT, "url": identity(artifact.url), "origin": contents.origin}
         tree["files"] = {name: _known(blob) for name, blob in contents.files.items()}
         path = contents_path(root, artifact)
         with disk_errors(path):
@@ -186,9 +187,9 @@ def read_contents(root: Path, artifact: Artifact, origin: ContentsOrigin | None 
     """The manifest that is kept of a folder (of this origin); None without one, or where it cannot be read."""
     path = contents_path(root, artifact)
     try:
-        tree = json.loads(path.read_text("utf-8"))
+        tree = decode_json(path.read_text("utf-8"))
         contents = Contents({str(name): Blob(**blob) for name, blob in tree["files"].items()}, tree["origin"])
-        same = (tree["format"], tree["url"]) == (FORMAT, artifact.url)
+        same = tree["format"] == FORMAT and tree["url"] in (identity(artifact.url), artifact.url)
     except FileNotFoundError:
         return None
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
@@ -234,11 +235,15 @@ def as_files(request: ArtifactRequest, contents: Contents) -> list[ArtifactReque
 
 
 def _file(folder: Artifact, name: str, blob: Blob) -> Artifact:
+    """A file of a folder; an archive among them is unpacked beside where it lies, where the folder says `unpack`."""
+    place = PurePosixPath(folder.storage, name)
+    unpack = folder.unpack if folder.unpack and name.endswith(f".{folder.unpack}") else None
     return replace(
         folder,
         name=f"{folder.name}/{name}",
         url=f"{folder.url.rstrip('/')}/{quote(name)}",
-        storage=f"{folder.storage.rstrip('/')}/{name}",
+        storage=str(place.parent if unpack else place),
+        unpack=unpack,
         mirrors=[replace(mirror, url=f"{mirror.url.rstrip('/')}/{quote(name)}") for mirror in folder.mirrors],
         size=blob.size,
         sha256=blob.sha256,

@@ -14,8 +14,9 @@ from typing import Any
 
 from lavis_ext.common.config.cards import Artifact
 from lavis_ext.common.errors import ConfigError, IntegrityError, LavisExtError, NetworkError
-from lavis_ext.fetch.engine import fetch, fetch_all
+from lavis_ext.fetch.engine import fetch
 from lavis_ext.fetch.ledger import Ledger, hash_file
+from lavis_ext.fetch.pool import fetch_all
 from lavis_ext.fetch.transfer import Figures, RangesUnsupported, Result, Transfer
 from lavis_ext.prepare.extract import (
     Placement,
@@ -126,6 +127,7 @@ def _set_old_version_aside(context: PrepareContext, item: PlanItem, artifact: Ar
         return
     with disk_errors(path):
         same = path.stat().st_size == record.size and hash_file(path, Figures())[0] == record.sha256
+        context.require()
         if same == (item.disk.other is not None):
             context.notice(f"{item.title}: the file there is of another version, kept as {set_aside(path).name}")
 
@@ -298,11 +300,15 @@ def _place_members(
         if item.disk.other is not None:
             drop_record(context.root, artifact)
         if item.action == "unpack" and archive.is_file():
-            aside = unpack(archive, artifact, context.root, table, context.progress, list(numbers))
+            wanted_ones = list(numbers)
+            aside = unpack(
+                archive, artifact, context.root, table, context.progress, wanted_ones, require=context.require
+            )
         else:
             with Journal(context.root, artifact, table) as journal:
                 place = context.root / artifact.storage
-                placement = Placement(place, table, journal, context.progress, f"{item.title} members")
+                label = f"{item.title} members"
+                placement = Placement(place, table, journal, context.progress, label, context.require)
                 todo, aside = placement.pending_members(numbers), placement.set_aside
                 packed = sum(table.members[number].packed for number in todo)
                 if not wanted and not prefer_ranges(packed, transfer.size, 0):
@@ -328,6 +334,7 @@ def _finish_members(
     with disk_errors(target):
         if context.policy.fsync:
             os.sync()
+        context.require()
         with Journal(context.root, artifact, table) as journal:
             table.held = set(journal.done)
         complete = len(table.held) == len(table.members)
@@ -353,6 +360,7 @@ def _take_whole(context: PrepareContext, items: Sequence[PlanItem], outcomes: di
     for item in items:
         homes.setdefault(bookkeeping(context.root, _parts(item)[0].artifact), []).append(item)
     for home, group in homes.items():
+        context.require()
         there = replace(context, policy=replace(context.policy, ledger=home / "ledger.jsonl"))
         results = fetch_all([_parts(item)[1] for item in group], there.policy, there.progress, collect=True)
         for item, result in zip(group, results, strict=True):
@@ -425,6 +433,7 @@ def _finish_file(
             bytes=status.st_size,
             folders={"": status.st_mtime_ns},
         )
+        context.require()
         record = write_record(context.root, artifact, record, table)
     return _outcome(item, result.bytes_moved, record, result.notes)
 
@@ -444,6 +453,7 @@ def _finish_archive(
     except IntegrityError as error:
         if hashed:
             raise
+        context.require()
         context.notice(f"{item.title}: {error}; it is set aside and fetched once more")
         with disk_errors(result.path):
             set_aside(result.path)
@@ -481,11 +491,12 @@ def _unpack(
     context: PrepareContext, item: PlanItem, artifact: Artifact, transfer: Transfer, result: Result
 ) -> tuple[MemberTable, list[Path]]:
     table, record = _list_fetched(artifact, transfer, result), item.disk.record
+    context.require()
     with disk_errors(result.path):
         if record is None or record.table is None or record.table[0] != table.digest:
             drop_record(context.root, artifact)  # unpacking changes what it describes
         table.write(context.root, artifact)
-        return table, unpack(result.path, artifact, context.root, table, context.progress)
+        return table, unpack(result.path, artifact, context.root, table, context.progress, require=context.require)
 
 
 def _remove(context: PrepareContext, artifact: Artifact) -> tuple[str, ...]:
@@ -497,6 +508,7 @@ def _remove(context: PrepareContext, artifact: Artifact) -> tuple[str, ...]:
         entry = Ledger(bookkeeping(context.root, artifact) / "ledger.jsonl").find(archive, archive.stat())
         if entry is None or not entry.fetched:
             return ("the archive stays, it was there before",)
+        context.require()
         archive.unlink()
     return ()
 

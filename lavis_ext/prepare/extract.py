@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
+import secrets
 import zlib
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -58,13 +59,26 @@ def thread_count() -> int:
 
 
 class Placement:
-    """Writes members of one table below `target` and reports them in the journal."""
+    """Writes members of one table below `target` and reports them in the journal.
 
-    def __init__(self, target: Path, table: MemberTable, journal: Journal, progress: Progress, label: str) -> None:
+    `require` raises where another process has taken over: it is called before a file is set aside. Temporary names are
+    of this placement alone, so that one which was taken over and wakes writes into nobody's file.
+    """
+
+    def __init__(
+        self,
+        target: Path,
+        table: MemberTable,
+        journal: Journal,
+        progress: Progress,
+        label: str,
+        require: Callable[[], None] = lambda: None,
+    ) -> None:
         self.target, self.table, self.journal = target, table, journal
-        self.progress, self.label = progress, label
+        self.progress, self.label, self.require = progress, label, require
         self.set_aside: list[Path] = []
-        self._mark = f"{zlib.crc32(os.fsencode(journal.path)):08x}"
+        self._mark = f".lavis_ext-{zlib.crc32(os.fsencode(journal.path)):08x}-"
+        self._own = secrets.token_hex(4)
 
     def pending_members(self, wanted: Iterable[int]) -> list[int]:
         """The wanted members that are not in place yet, in order.
@@ -74,6 +88,8 @@ class Placement:
         """
         with disk_errors(self.target):
             there = files_below(self.target, self.table.folders())
+            for name in {name for name in there if name.rpartition("/")[2].startswith(self._mark)}:
+                (self.target / name).unlink(missing_ok=True)  # of a run that was killed, or taken over
             numbers = list(wanted)
             present = [n for n in numbers if self.table.members[n].name in there]
             doubtful = [n for n in present if n not in self.journal.done or not self.journal.trusted]
@@ -81,7 +97,9 @@ class Placement:
                 sound = {n for n, good in zip(doubtful, pool.map(self.is_sound, doubtful), strict=True) if good}
             for number in doubtful:
                 if number not in sound:
+                    self.require()
                     self.set_aside.append(set_aside(self.path_of(number)))
+            self.require()
             self._update_journal(there, sound, set(doubtful) - sound)
             for folder in self.table.folders():
                 (self.target / folder).mkdir(parents=True, exist_ok=True)
@@ -121,8 +139,7 @@ class Placement:
 
     def _write_one(self, number: int, packed: Iterable[bytes]) -> None:
         member, path = self.table.members[number], self.path_of(number)
-        # The name is the same in each run: what a killed one left is overwritten.
-        temporary = path.with_name(f".lavis_ext-{self._mark}-{number}.part")
+        temporary = path.with_name(f"{self._mark}{number}.{self._own}.part")
         with disk_errors(path):
             try:
                 with temporary.open("wb") as file:
@@ -247,6 +264,7 @@ def unpack(
     progress: Progress,
     wanted: Sequence[int] | None = None,
     threads: int | None = None,
+    require: Callable[[], None] = lambda: None,
 ) -> list[Path]:
     """Put every member (or the `wanted` numbers) in place below the artifact's storage; what is there already is kept.
 
@@ -255,7 +273,7 @@ def unpack(
     """
     label = f"{artifact.name} unpacked"
     with Journal(root, artifact, table) as journal:
-        placement = Placement(root / artifact.storage, table, journal, progress, label)
+        placement = Placement(root / artifact.storage, table, journal, progress, label, require)
         todo = placement.pending_members(range(len(table.members)) if wanted is None else wanted)
         progress.begin(label, sum(table.members[n].size for n in todo))
         if artifact.unpack == "tar.gz":

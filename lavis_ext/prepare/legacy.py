@@ -5,13 +5,13 @@ The next `prepare` writes a record of today's format and removes these files.
 
 from __future__ import annotations
 
-import json
 import logging
 import zlib
 from dataclasses import asdict
 from pathlib import Path
 
 from lavis_ext.common.config.cards import Artifact
+from lavis_ext.common.files import decode_json
 from lavis_ext.prepare.records import ArtifactRecord, Member, MemberTable, Origin, Proof, record_path
 
 log = logging.getLogger(__name__)
@@ -21,7 +21,7 @@ def old_record(root: Path, artifact: Artifact) -> ArtifactRecord | None:
     """`stamps/<file>.json` as a record, `legacy` set; None where there is none that can be read."""
     path = record_path(root, artifact, "stamps")
     try:
-        old = json.loads(path.read_bytes())
+        old = decode_json(path.read_bytes())
         if old.pop("format") != 1:
             return None
         declared, listing = old.pop("declared"), record_path(root, artifact, "members", ".tsv")
@@ -67,7 +67,7 @@ def old_table(root: Path, artifact: Artifact) -> MemberTable | None:
         return None  # nothing says of which version it is
     try:
         head, _, body = path.read_bytes().decode().partition("\n")
-        about = json.loads(head)
+        about = decode_json(head)
         members = [_member(line) for line in body.split("\n")[:-1]]
         if about.pop("members") != len(members):
             raise ValueError("it is cut off")
@@ -75,7 +75,7 @@ def old_table(root: Path, artifact: Artifact) -> MemberTable | None:
         if record.state != "partial":
             return MemberTable(members, about, range(len(members)) if record.state == "complete" else ())
         noted, *lines = record_path(root, artifact, "journal", ".log").read_bytes().split(b"\n")
-        same = json.loads(noted)["inventory"] == f"{len(members)}-{zlib.crc32(body.encode()):08x}"
+        same = decode_json(noted)["inventory"] == f"{len(members)}-{zlib.crc32(body.encode()):08x}"
         return MemberTable(members, about, map(int, lines[:-1]) if same else ())
     except FileNotFoundError:
         return None

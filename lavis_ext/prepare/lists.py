@@ -17,10 +17,11 @@ from lavis_ext.prepare.samples import image_names, open_rows
 from lavis_ext.prepare.selection import ArtifactRequest, PrepareOptions
 from lavis_ext.prepare.urls.hosted import image_fault, walk_files
 from lavis_ext.prepare.urls.job import ListAccount
-from lavis_ext.prepare.urls.listing import ListOptions, fetch_images, fetch_list_files, list_account
+from lavis_ext.prepare.urls.listing import ListOptions, fetch_images, fetch_list_files, is_made_from, list_account
 from lavis_ext.prepare.urls.shards import ShardManifest, shard_fault
 
 log = logging.getLogger(__name__)
+MANIFESTS = "*.manifest.json"
 
 
 def list_title(request: ArtifactRequest) -> str:
@@ -31,14 +32,15 @@ def list_title(request: ArtifactRequest) -> str:
 def plan_lists(made: Plan, requests: Sequence[ArtifactRequest], options: PrepareOptions) -> Plan:
     """The plan with an item for each list: how many images are missing, of unknown size."""
     lists = [(request, request.artifact.lists) for request in requests if request.artifact.lists is not None]
-    items = [_plan(Path(made.root), request, spec, options) for request, spec in lists]
+    offline = made.context is not None and made.context.policy.offline
+    items = [_plan(Path(made.root), request, spec, options, offline) for request, spec in lists]
     return replace(made, items=(*made.items, *items))
 
 
-def _plan(root: Path, request: ArtifactRequest, spec: ImageList, options: PrepareOptions) -> PlanItem:
+def _plan(root: Path, request: ArtifactRequest, spec: ImageList, options: PrepareOptions, offline: bool) -> PlanItem:
     account = list_account(root, request.artifact)
     named: dict[str, Any] = {"title": list_title(request), "file": spec.storage, "request": request, "listed": True}
-    if account is not None and is_whole(root, spec, account, options):
+    if account is not None and is_whole(root, request, account, options, offline):
         return PlanItem(**named, action="keep", state="verified")
     expected = spec.expected if options.max_samples is None else min(options.max_samples, spec.expected or 1 << 62)
     there = account.present if account else 0
@@ -55,16 +57,27 @@ def _plan(root: Path, request: ArtifactRequest, spec: ImageList, options: Prepar
     )
 
 
-def is_whole(root: Path, spec: ImageList, account: ListAccount, options: PrepareOptions) -> bool:
-    """Whether the last run left nothing to do, and its files are still there (by count and size, not by content)."""
-    if account.error is not None or account.passing or not account.covers(options.max_samples):
+def is_whole(
+    root: Path, request: ArtifactRequest, account: ListAccount, options: PrepareOptions, offline: bool
+) -> bool:
+    """Whether the last run left nothing to do, of the list that is declared and lies there now, and its files are still
+    there (by count and size, not by content)."""
+    spec = request.artifact.lists
+    if spec is None or account.error is not None or account.passing or not account.covers(options.max_samples):
         return False
     target = root / spec.storage
     if spec.output == "files":
-        return sum(1 for _ in walk_files(target)) >= account.present
-    tars = sorted(target.glob("*.tar"))
-    manifests = [(tar, ShardManifest.read(tar)) for tar in tars]
-    return len(tars) == account.shards and all(m and tar.stat().st_size == m.bytes for tar, m in manifests)
+        there = sum(1 for _ in walk_files(target)) >= account.present
+    else:
+        manifests = [(tar, ShardManifest.read(tar)) for tar in sorted(target.glob("*.tar"))]
+        there = all(m and tar.stat().st_size == m.bytes for tar, m in manifests)
+        there = there and len(manifests) == account.shards
+    source = options.source if request.parted else ""
+    wanted = ListOptions(max_samples=options.max_samples, source=source)
+    try:
+        return there and ((offline and not account.origin) or is_made_from(root, request.artifact, wanted, account))
+    except ConfigError:  # a source that is none: said when it is read
+        return False
 
 
 @dataclass(frozen=True)
@@ -79,27 +92,39 @@ class ListCheck:
 def check_list(root: Path, artifact: Artifact, deep: bool) -> ListCheck | None:
     """Check shards by the hash in their manifests, images by their first bytes, or by decoding them (`deep`).
 
-    None where the list was never fetched.
+    None where the list was never fetched, and no shards with manifests were copied here.
     """
-    spec = artifact.lists
-    if spec is None or list_account(root, artifact) is None:
+    spec, account = artifact.lists, list_account(root, artifact)
+    if spec is None:
         return None
     target = root / spec.storage
     if spec.output == "shards":
         paths = sorted(target.glob("*.tar"))
-        faults = ((path, shard_fault(path)) for path in paths)
+        manifests = {path.with_name(path.name.replace(".manifest.json", ".tar")) for path in target.glob(MANIFESTS)}
+        faults = [(path, "missing") for path in sorted(manifests.difference(paths))]
+        faults += [(path, shard_fault(path)) for path in paths]
+        expected = account.shards if account else len(paths) if manifests else None
     else:
         paths = [target / name for name in walk_files(target)]
-        faults = ((path, image_fault(path, deep)) for path in paths)
-    found = tuple((path, fault) for path, fault in faults if fault)
-    return ListCheck(len(paths), sum(path.stat().st_size for path in paths), found)
+        faults = [(path, image_fault(path, deep)) for path in paths]
+        expected = account.present if account else None
+    if expected is None:
+        return None
+    found = [(path, fault) for path, fault in faults if fault]
+    if len(paths) < expected and not any(fault == "missing" for _, fault in found):
+        found.append((target, f"{expected - len(paths):,} of {expected:,} {spec.output} are missing"))
+    return ListCheck(len(paths), sum(path.stat().st_size for path in paths), tuple(found))
 
 
 def execute_lists(
-    context: PrepareContext, items: Sequence[PlanItem], before: Mapping[str, Outcome]
+    context: PrepareContext,
+    items: Sequence[PlanItem],
+    before: Mapping[str, Outcome],
+    damaged: Mapping[str, Sequence[Path]] | None = None,
 ) -> dict[str, Outcome]:
     """Fetch the images of every list whose own file is there; outcomes by title, failures among them.
 
+    `damaged` are images or shards to make again, by title: from the source, and as many samples, as the last time.
     Raises KeyboardInterrupt; the next call continues from what is there.
     """
     outcomes: dict[str, Outcome] = {}
@@ -110,15 +135,27 @@ def execute_lists(
         if request.title in before and before[request.title].error is not None:
             continue
         try:
-            outcomes[item.title] = _execute(context, item, request, request.artifact.lists)
+            found = None if damaged is None else tuple(damaged.get(item.title, ()))
+            if request.title in before and before[request.title].outcome == "downloaded":
+                item = replace(item, action="fetch")  # of a list that may be another than that of the plan
+            outcomes[item.title] = _execute(context, item, request, request.artifact.lists, found)
         except LavisExtError as error:
             outcomes[item.title] = Outcome(title=item.title, file=item.file, outcome="failed", error=error)
     return outcomes
 
 
-def _execute(context: PrepareContext, item: PlanItem, request: ArtifactRequest, spec: ImageList) -> Outcome:
+def _execute(
+    context: PrepareContext,
+    item: PlanItem,
+    request: ArtifactRequest,
+    spec: ImageList,
+    damaged: tuple[Path, ...] | None,
+) -> Outcome:
     account = list_account(context.root, request.artifact)
-    if account is not None and item.action == "keep":
+    if damaged is not None and account is not None:
+        last = context.options.source or account.origin.get("source", "")
+        context = replace(context, options=replace(context.options, source=last, max_samples=account.asked))
+    elif account is not None and item.action == "keep":
         return _outcome(item.title, spec, replace(account, bytes_moved=0, notes=[]), context)
     if context.policy.offline:
         raise NetworkError(item.title, "is not complete, and offline", "run `lavis-ext prepare` with a network first")
@@ -128,6 +165,7 @@ def _execute(context: PrepareContext, item: PlanItem, request: ArtifactRequest, 
         source=context.options.source if request.parted else "",
         distributor=context.options.distributor,
         processes=context.options.processes,
+        damaged=damaged or (),
         policy=replace(context.policy, ledger=bookkeeping(context.root, request.artifact) / "ledger.jsonl"),
         mirrors=context.mirrors,
     )

@@ -51,6 +51,8 @@ class PrepareContext:
     cards: Cards
     progress: Progress
     notice: Callable[[str], None]
+    require: Callable[[], None] = lambda: None
+    """Raises OwnedError where another process has taken over: called before a name that others use is touched."""
 
 
 def make_context(options: PrepareOptions | None, cards: Cards | None) -> PrepareContext:
@@ -116,6 +118,7 @@ class Plan:
     items: tuple[PlanItem, ...]
     free: int
     free_files: int | None
+    writable: bool = True
     keep_archives: bool = False
     reserve_option: int | None = None
     passed_over: tuple[str, ...] = ()
@@ -164,6 +167,8 @@ class Plan:
 
     def check_disk(self) -> None:
         """Raise DiskError (exit code 6) with both numbers where it does not fit, or where nothing can be written."""
+        if not self.writable and not self.done:
+            raise DiskError(self.root, "cannot be written to", "choose a cache_root that you may write to")
         ways = "free space, choose another cache_root, or take less with --split or --max-samples"
         if self.keep_archives:
             ways += ", or leave out --keep-archives"
@@ -220,14 +225,13 @@ def make_plan(context: PrepareContext, selection: Selection) -> Plan:
 def _plan_of(context: PrepareContext, items: Sequence[PlanItem], selection: Selection | None) -> Plan:
     root = context.root
     folder = next(folder for folder in (root, *root.parents) if folder.is_dir())
-    if (folder != root and root.exists()) or not os.access(folder, os.W_OK):
-        raise DiskError(str(root), "cannot be written to", "choose a cache_root that you may write to")
     inodes = os.statvfs(folder)
     return Plan(
         root=str(root),
         items=tuple(items),
         free=shutil.disk_usage(folder).free,
         free_files=inodes.f_favail if inodes.f_files else None,
+        writable=os.access(folder, os.W_OK) and (folder == root or not root.exists()),
         keep_archives=context.options.keep_archives,
         reserve_option=context.options.reserve,
         passed_over=selection.passed_over if selection else (),

@@ -30,8 +30,10 @@ from typing import Any, Literal, NamedTuple
 from lavis_ext import __version__
 from lavis_ext.common.config.cards import Artifact
 from lavis_ext.common.errors import ConfigError, LavisExtError
-from lavis_ext.common.files import write_atomic
-from lavis_ext.fetch.part import boot_id, companion
+from lavis_ext.common.files import decode_json, write_atomic
+from lavis_ext.common.secrets import identity
+from lavis_ext.fetch.lock import part_bytes
+from lavis_ext.fetch.part import boot_id
 from lavis_ext.fetch.transfer import Transfer, disk_error
 
 log = logging.getLogger(__name__)
@@ -119,7 +121,7 @@ class Origin:
     def of(cls, artifact: Artifact) -> Origin:
         """What the card promises now."""
         sha256, md5 = ((digest or "").lower() or None for digest in (artifact.sha256, artifact.md5))
-        return cls(url=artifact.url, size=artifact.size, sha256=sha256, md5=md5)
+        return cls(url=identity(artifact.url), size=artifact.size, sha256=sha256, md5=md5)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -175,14 +177,14 @@ class ArtifactRecord:
             return now.sha256 in (then.sha256, self.sha256)
         if now.md5:
             return now.md5 == then.md5
-        return now.url == then.url
+        return then.url in (now.url, artifact.url)  # records of earlier versions hold the address as it is
 
 
 def read_record(root: Path, artifact: Artifact) -> ArtifactRecord | None:
     """The record of an artifact, of whatever version; None where there is none that can be read."""
     path = record_path(root, artifact)
     try:
-        tree = json.loads(path.read_bytes())
+        tree = decode_json(path.read_bytes())
         if tree.pop("format") != FORMAT:
             return None
         table = tree.pop("table", None)
@@ -243,7 +245,7 @@ class MemberTable:
         path = record_path(root, artifact, suffix=".members")
         try:
             head, _, body = path.read_bytes().partition(b"\n")
-            about = json.loads(head)
+            about = decode_json(head)
             count, digest = about.pop("members"), about.pop("digest")
             columns, held = body[: len(body) - count], body[len(body) - count :]
             if len(held) != count or digest != _digest(count, columns) or about.pop("order") != sys.byteorder:
@@ -388,7 +390,7 @@ class Journal:
     def _load(self) -> None:
         try:
             head, *lines = self.path.read_bytes().split(b"\n")
-            kept = json.loads(head)
+            kept = decode_json(head)
         except (OSError, ValueError):
             return
         if not isinstance(kept, dict) or kept.get("table") != self._head["table"]:
@@ -532,12 +534,3 @@ def open_table(root: Path, artifact: Artifact, record: ArtifactRecord) -> Member
     table = MemberTable.read(root, artifact)
     named = record.table is not None and table is not None and record.table[0] in ("", table.digest)
     return table if named else None
-
-
-def part_bytes(path: Path) -> int:
-    """How much of a download is there and can be continued, by its sidecar."""
-    try:
-        done = json.loads(companion(path, ".part.json").read_text("utf-8"))["done"]
-        return sum(int(stop) - int(start) for start, stop in done)
-    except (OSError, ValueError, TypeError, KeyError):
-        return 0

@@ -142,7 +142,7 @@ class Report:
     def line(self) -> str:
         """`planned 14 · downloaded 11 · reused 2 · failed 1 · bytes 26.1 GB · 0 unverified · exit 4`."""
         if self.dry_run:
-            fits = "fits" if not self.errors else "does not fit"
+            fits = "does not fit" if any(isinstance(error, DiskError) for error in self.errors) else "fits"
             download = f"download {human(self.plan.download)}, {fits}"
             return f"planned {len(self.plan.items)} · {download} · nothing was written · exit {self.exit_code}"
         unverified = sum(one.outcome != "failed" and one.verified == "none" for one in self.outcomes)

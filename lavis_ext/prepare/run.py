@@ -11,7 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from lavis_ext.common.config.cards import Cards
-from lavis_ext.common.errors import DiskError
+from lavis_ext.common.errors import DiskError, LavisExtError
 from lavis_ext.fetch.lock import Ownership, read_owner
 from lavis_ext.fetch.transfer import Progress, Silent
 from lavis_ext.prepare.plan import Plan, PlanItem, PrepareContext, make_context, make_plan, plan_item
@@ -81,11 +81,12 @@ def execute_plan(made: Plan, progress: Progress | None = None, notice: Callable[
         raise ValueError("a plan that was made by hand cannot be executed")
     context = replace(context, progress=progress or Silent(), notice=notice or log.info)
     if context.options.dry_run:
+        errors = [item.transfer for item in made.items if isinstance(item.transfer, LavisExtError)]
         try:
             made.check_disk()
         except DiskError as error:
-            return Report(plan=made, errors=(error,), dry_run=True)
-        return Report(plan=made, dry_run=True)
+            errors.append(error)
+        return Report(plan=made, errors=tuple(errors), dry_run=True)
     made.check_disk()
     if made.done:
         return _execute(context, selection, made)  # also where the root is read-only
@@ -96,20 +97,24 @@ def execute_plan(made: Plan, progress: Progress | None = None, notice: Callable[
             from lavis_ext.prepare.blobs import keep_contents
 
             keep_contents(context.root, selection.contents)
-        return _execute(replace(context, progress=pulse), selection, made)
+        return _execute(replace(context, progress=pulse, require=pulse.require), selection, made)
 
 
 class Pulse:
-    """Progress that forwards to another and touches files, by which a waiting process sees that this one moves."""
+    """Progress that forwards to another and touches files, by which a waiting process sees that this one moves.
 
-    def __init__(self, inner: Progress, paths: Sequence[Path]) -> None:
-        self._inner, self._paths, self._last = inner, paths, 0.0
+    It ends what is under way, by OwnedError, where another process has taken over one of `owners`.
+    """
+
+    def __init__(self, inner: Progress, paths: Sequence[Path], owners: Sequence[Ownership]) -> None:
+        self._inner, self._paths, self._owners, self._last = inner, paths, owners, 0.0
 
     def begin(self, label: str, total: int | None) -> None:
         self._inner.begin(label, total)
 
     def advance(self, label: str, count: int) -> None:
         self._inner.advance(label, count)
+        self.require(now=False)
         if time.monotonic() - self._last > PULSE:
             self._last = time.monotonic()
             for path in self._paths:
@@ -119,16 +124,22 @@ class Pulse:
     def end(self, label: str, outcome: str) -> None:
         self._inner.end(label, outcome)
 
+    def require(self, now: bool = True) -> None:
+        """Raise OwnedError where this process was taken over."""
+        for owner in self._owners:
+            owner.require(now)
+
 
 @contextmanager
 def owned(context: PrepareContext, selection: Selection) -> Iterator[tuple[Pulse, bool]]:
     """Own these families for this process; waits for another owner while it moves, else raises OwnedError.
 
-    Yields the progress by which waiting processes see that this one moves, and whether there was another owner.
+    Yields the progress by which waiting processes see that this one moves, and whether there was another owner. A
+    process that was taken over meanwhile ends with OwnedError, whatever else it found.
     """
     folders = [context.root / family / BOOKKEEPING for family in selection.families]
     pulses = [folder / "prepare.pulse" for folder in folders]
-    waited = False
+    owners: list[Ownership] = []
     with ExitStack() as stack:
         for folder, pulse in zip(folders, pulses, strict=True):
             with disk_errors(folder):
@@ -137,9 +148,15 @@ def owned(context: PrepareContext, selection: Selection) -> Iterator[tuple[Pulse
             holder = read_owner(path)
             if holder is not None and holder.pid != os.getpid():
                 context.notice(f"{folder.parent.name}: process {holder.pid} prepares it, waiting")
-            waited |= stack.enter_context(Ownership(path, pulse, context.policy)).waited
+            owners.append(stack.enter_context(Ownership(path, pulse, context.policy)))
             stack.callback(pulse.unlink, missing_ok=True)
-        yield Pulse(context.progress, pulses), waited
+        shown = Pulse(context.progress, pulses, owners)
+        try:
+            yield shown, any(owner.waited for owner in owners)
+        except Exception:
+            shown.require()  # what failed may have failed because another process works here
+            raise
+        shown.require()
 
 
 def _execute(context: PrepareContext, selection: Selection, made: Plan) -> Report:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from lavis_ext.common.config.cards import Artifact, Cards
 from lavis_ext.common.config.schema import DatasetConfig, SplitCounts
 from lavis_ext.common.errors import AccessError, ConfigError, IntegrityError, LavisExtError, PartialError
-from lavis_ext.common.files import write_atomic
+from lavis_ext.common.files import decode_json, write_atomic
 from lavis_ext.prepare.records import BOOKKEEPING, MemberTable, OnDisk, bookkeeping, family_folder, folder_times
 from lavis_ext.prepare.report import ArtifactState, SplitState
 from lavis_ext.prepare.selection import ArtifactRequest, Chosen, Selection
@@ -72,11 +72,16 @@ def _formatted(rows: Annotations, patterns: Sequence[str], there: ImageNames | N
 
 
 class ImageNames:
-    """Relative names below the folder of images, found as the image store does: as written, then by their tails."""
+    """Relative names below the folder of images, found as the image store does: as written, then by their tails.
 
-    def __init__(self, names: Collection[str], layouts: Sequence[str] | None = None) -> None:
+    `folders` are those that are there beside those of the names: empty ones.
+    """
+
+    def __init__(
+        self, names: Collection[str], layouts: Sequence[str] | None = None, folders: Collection[str] = ()
+    ) -> None:
         self._names = names
-        self._folders = {name.rpartition("/")[0] for name in names} - {""}
+        self._folders = {name.rpartition("/")[0] for name in names}.union(folders) - {""}
         first = {name.partition("/")[0] for name in names if "/" in name} if layouts is None else set(layouts)
         self._layouts = ["", *sorted(name for name in first if not name.startswith("."))]
 
@@ -224,7 +229,7 @@ class SplitCounter:
         if path not in self._kept:
             self._kept[path] = {"format": 1, "splits": {}, "folders": {}}
             with suppress(OSError, ValueError, TypeError, KeyError):
-                tree = json.loads(path.read_bytes())
+                tree = decode_json(path.read_bytes())
                 if tree["format"] == 1 and isinstance(tree["splits"], dict) and isinstance(tree["folders"], dict):
                     self._kept[path] = tree
         return self._kept[path]
@@ -255,7 +260,8 @@ class SplitCounter:
 
     def _names_of(self, dataset: DatasetConfig) -> ImageNames:
         """The pictures below a data set's folder: files, and members of archives that were left packed."""
-        return ImageNames(self._list(dataset.build_info.images.storage)[0], dataset.args.get("layouts"))
+        names, times = self._list(dataset.build_info.images.storage)
+        return ImageNames(names, dataset.args.get("layouts"), times)
 
     def _list(self, storage: str) -> tuple[set[str], dict[str, int]]:
         if storage not in self._listed:
@@ -283,10 +289,15 @@ def _mark(about: Mapping[str, Any], times: Mapping[str, int] | None) -> str:
 def _list_state(state: SplitState, root: Path, artifact: Artifact) -> SplitState | None:
     """The state of shards that were made from a list, by its account; None where there is none yet."""
     from lavis_ext.prepare.urls.listing import list_account
+    from lavis_ext.prepare.urls.shards import ShardManifest
 
     account, spec = list_account(root, artifact), artifact.lists
-    if account is None or spec is None:
+    if spec is None:
         return None
+    if account is None:  # shards that were copied here: what their manifests promise, not verified
+        manifests = [ShardManifest.read(path) for path in (root / spec.storage).glob("*.tar")]
+        count = sum(manifest.samples for manifest in manifests if manifest is not None)
+        return replace(state, samples=count, expected=None, verified=False) if any(manifests) else None
     whole = sum(path.stat().st_size > 0 for path in (root / spec.storage).glob("*.tar")) >= account.shards
     state = replace(state, samples=account.samples, expected=account.expected, present=account.present)
     return replace(state, verified=account.error is None and whole)

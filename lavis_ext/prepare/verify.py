@@ -149,13 +149,14 @@ def verify(
         return report
     context = replace(make_context(chosen, cards), progress=progress or Silent(), notice=notice or log.info)
     with owned(context, selection) as (pulse, _):
+        pulse.require()
         lost = [(check.request, check.set_aside(found[check.request.title])) for check in damaged]
-        for request in damaged_lists:
-            _set_aside([Path(one.path) for one in found[list_title(request)]])
-        context = replace(context, progress=pulse)
+        context = replace(context, progress=pulse, require=pulse.require)
         outcomes = repair_items(context, lost) if lost else []
         replanned = plan_lists(make_plan(context, replace(selection, requests=())), damaged_lists, context.options)
-        listed = execute_lists(context, replanned.items, {})
+        wrong = {list_title(one): [Path(f.path) for f in found[list_title(one)]] for one in damaged_lists}
+        wrong = {title: [path for path in paths if path.is_file()] for title, paths in wrong.items()}
+        listed = execute_lists(context, replanned.items, {}, wrong)
     return replace(report, repaired=(*outcomes, *listed.values()))
 
 

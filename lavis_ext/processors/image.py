@@ -113,18 +113,21 @@ def _below(stop: int, rng: torch.Generator | None) -> int:
     return int(torch.randint(0, stop, (1,), generator=rng).item())
 
 
-def normalize(images: Tensor, mean: tuple[float, ...] = MEAN, std: tuple[float, ...] = STD) -> Tensor:
+def normalize(
+    images: Tensor, mean: tuple[float, ...] = MEAN, std: tuple[float, ...] = STD, fused: bool | None = None
+) -> Tensor:
     """uint8 [...,3,H,W] → float32: `(x / 255 - mean) / std` as a multiply-add on the tensor's device.
 
-    On an accelerator one operation; on a CPU converting first is twice as fast, since mixed types are not vectorised.
+    `fused`, by default on an accelerator, is one operation; on a CPU converting first is twice as fast, since mixed
+    types are not vectorised.
     """
     scale = 1 / (255 * torch.tensor(std, dtype=torch.float64))
     shift = -torch.tensor(mean, dtype=torch.float64) / torch.tensor(std, dtype=torch.float64)
     shape = (-1, 1, 1)
     bias, factor = (value.float().view(shape).to(images.device) for value in (shift, scale))
-    if images.device.type == "cpu":
-        return images.float().mul_(factor).add_(bias)
-    return torch.addcmul(bias, images, factor)
+    if fused or (fused is None and images.device.type != "cpu"):
+        return torch.addcmul(bias, images, factor)
+    return images.float().mul_(factor).add_(bias)
 
 
 @dataclass(frozen=True)

@@ -23,8 +23,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from lavis_ext.common.errors import IntegrityError
-from lavis_ext.common.files import disk_errors, flush_file, flush_folder, sha256_of
+from lavis_ext.common.errors import DiskError, IntegrityError
+from lavis_ext.common.files import apply_umask, decode_json, disk_errors, flush_file, flush_folder, sha256_of
+from lavis_ext.common.wording import human
 from lavis_ext.models.base_model import BaseModel, whole
 from lavis_ext.runners.files import WAY_OUT, write_json
 
@@ -71,6 +72,22 @@ def save(
     return final
 
 
+def require_space(job_dir: Path, size: int, kept: int) -> None:
+    """Raise DiskError where not one checkpoint of so many bytes fits beside those that are there.
+
+    A new one is written before an old one is deleted: a warning where `kept` and one more do not fit.
+    """
+    with disk_errors(job_dir, WAY_OUT):
+        free = shutil.disk_usage(job_dir).free
+    if free < size:
+        what = f"a checkpoint takes {human(size)}, {human(free)} are free"
+        raise DiskError(str(job_dir), what, f"free space, or {WAY_OUT}")
+    wanted = max(kept + 1 - len(candidates(job_dir)), 1)
+    if free < wanted * size:
+        told = "%s: %s are free; %d more checkpoints of %s will be there at once: lower run.keep_checkpoints"
+        log.warning(told, job_dir, human(free), wanted, human(size))
+
+
 def _write_folder(
     folder: Path, model: Mapping[str, Tensor], state: Mapping[str, Any], beside: Mapping[str, Any]
 ) -> None:
@@ -86,6 +103,7 @@ def _write_folder(
         name: {"size": (folder / name).stat().st_size, "sha256": sha256_of(folder / name)}
         for name in (MODEL, TENSORS, STATE, *beside)
     }
+    apply_umask(folder)
     for name in files:
         flush_file(folder / name)
     write_json(folder / MANIFEST, {"format": FORMAT, "files": files})
@@ -121,13 +139,13 @@ def load(folder: Path) -> Checkpoint:
     """Read a checkpoint and verify each file against its manifest; raises IntegrityError that names the file."""
     way_out = "use another checkpoint"
     try:
-        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+        manifest = decode_json((folder / MANIFEST).read_text(encoding="utf-8"))
         for name, expected in manifest["files"].items():
             if sha256_of(folder / name) != expected["sha256"]:
                 raise IntegrityError(str(folder / name), "does not match the SHA-256 in its manifest", way_out)
-        state = unpack(json.loads((folder / STATE).read_text(encoding="utf-8")), read_tensors(folder / TENSORS))
+        state = unpack(decode_json((folder / STATE).read_text(encoding="utf-8")), read_tensors(folder / TENSORS))
         return Checkpoint(folder, read_tensors(folder / MODEL), state)
-    except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError) as error:
         raise IntegrityError(str(folder), f"is not a whole checkpoint: {error}", way_out) from error
 
 
@@ -175,7 +193,11 @@ def pointed(job_dir: Path, pointer: str) -> Path | None:
     file = job_dir / f"{pointer}.json"
     if not file.is_file():
         return None
-    folder = job_dir / str(json.loads(file.read_text(encoding="utf-8"))["checkpoint"])
+    try:
+        folder = job_dir / str(decode_json(file.read_text(encoding="utf-8"))["checkpoint"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        log.warning("%s: cannot be read and is ignored (%s)", file, error)
+        return None
     return folder if folder.is_dir() else None
 
 
@@ -274,7 +296,7 @@ def restore_random_state(state: Mapping[str, Any]) -> None:
 
 
 def seed_everything(seed: int) -> None:
-    """Seed python, numpy and torch (CPU and GPUs)."""
+    """Seed python, numpy and torch (CPU and GPUs) with a whole number of any size."""
     random.seed(seed)
     np.random.seed(seed % 2**32)
-    torch.manual_seed(seed)
+    torch.manual_seed(seed % 2**64)

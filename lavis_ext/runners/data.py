@@ -11,9 +11,9 @@ from accelerate import Accelerator
 
 from lavis_ext.common.config.resolve import cache_root
 from lavis_ext.common.config.schema import Config, DatasetConfig, ModelConfig
-from lavis_ext.common.errors import ConfigError, nearest
+from lavis_ext.common.errors import ConfigError, Problem, nearest
 from lavis_ext.common.types import Dataset
-from lavis_ext.datasets.builders import BuildContext, build_datasets
+from lavis_ext.datasets.builders import BuildContext, NotPreparedError, build_datasets
 from lavis_ext.datasets.datasets.base_dataset import BaseDataset, ItemDataset
 from lavis_ext.datasets.mixture import Mixture
 from lavis_ext.features.vocabulary import LabelVocabulary, read_labels
@@ -25,10 +25,42 @@ Opened = dict[str, dict[str, Dataset]]
 def open_datasets(config: Config, splits: Sequence[str]) -> Opened:
     """The wanted splits of every data set of the run; nothing is fetched here.
 
-    Raises NotPreparedError that names what is missing and the command that fetches it.
+    Raises NotPreparedError that names what is missing and the command that fetches it, ConfigError where the run itself
+    says that it is elsewhere.
     """
-    context = BuildContext(Path(config.cache_root), tuple(splits))
-    return {name: build_datasets(dataset, context) for name, dataset in config.datasets.items()} if splits else {}
+    context = BuildContext(Path(config.cache_root), tuple(splits), config.run.check_shards)
+    opened: Opened = {}
+    for name, dataset in config.datasets.items() if splits else ():
+        try:
+            opened[name] = build_datasets(dataset, context)
+        except NotPreparedError as error:
+            if found := own_storage(config, name, error):
+                raise ConfigError.of(found) from error
+            raise
+    return opened
+
+
+def own_storage(config: Config, name: str, error: NotPreparedError) -> list[Problem]:
+    """What is missing below a `storage` that the run file or an option gives, by that key; no `prepare` helps there."""
+    info = config.datasets[name].build_info
+    key = f"datasets.{name}.build_info"
+    given = {f"{key}.images.storage": [info.images.storage], f"{key}.storage": info.storage}
+    given |= {f"{key}.annotations.{split}.storage": one.storage for split, one in info.annotations.items()}
+    mine = {key: paths for key, paths in given.items() if is_own(config, key)}
+    found = []
+    for problem in error.problems:
+        for key, paths in mine.items():
+            roots = [str(Path(config.cache_root) / Path(path).expanduser()) for path in paths]
+            if any(problem.where.startswith(root.rstrip("/")) for root in roots):
+                way_out = f"correct it, or remove it where `lavis-ext prepare {name}` put the files"
+                found.append(Problem(f"{config.places[key]} {key}", f"{problem.where}: {problem.what}", way_out))
+    return found
+
+
+def is_own(config: Config, key: str) -> bool:
+    """Whether a key stands in the run file or an option, not in a YAML that was shipped."""
+    place = config.places.get(key, "")
+    return place == "--options" or place.startswith(f"{config.path}:")
 
 
 def adopted(given: Mapping[str, Mapping[str, Any]]) -> Opened:
@@ -139,7 +171,24 @@ def with_num_labels(config: Config, labels: LabelVocabulary | None) -> Config:
     for name, key in weights_of(config):
         if folder := find_folder(name):
             require_order(labels, folder, f"{key} {name}")
-    return replace(config, model=model, run=run)
+    return replace(config, model=model, run=run, resolved=_recorded(config.resolved, model, run))
+
+
+def _recorded(tree: dict[str, Any], model: ModelConfig, run: Any) -> dict[str, Any]:
+    """The tree that becomes the run's `config.yaml`, with the classes that the data filled in.
+
+    Without them nobody could build the model again from the folder of the run alone.
+    """
+    labels = getattr(model, "num_labels", None)
+    if not tree or labels is None:
+        return tree
+    found = {**tree, "model": {**(tree.get("model") or {}), "num_labels": labels}}
+    teacher = getattr(getattr(run, "distill", None), "teacher", None)
+    if isinstance(teacher, ModelConfig) and hasattr(teacher, "num_labels"):
+        distill = tree["run"]["distill"]
+        taught = {**distill["teacher"], "num_labels": labels}
+        found["run"] = {**tree["run"], "distill": {**distill, "teacher": taught}}
+    return found
 
 
 def _with_count(model: ModelConfig, labels: LabelVocabulary, key: str) -> ModelConfig:

@@ -17,7 +17,7 @@ from accelerate.state import AcceleratorState, PartialState
 from accelerate.utils import DistributedDataParallelKwargs, GradientAccumulationPlugin
 
 from lavis_ext.common.config.schema import RunConfig
-from lavis_ext.common.errors import ConfigError
+from lavis_ext.common.errors import ConfigError, TrainingError
 from lavis_ext.runners.distributed import USED, wants_fsdp
 
 log = logging.getLogger(__name__)
@@ -74,7 +74,9 @@ LOAD_ON_ONE = "FSDP_CPU_RAM_EFFICIENT_LOADING"
 
 
 def build_accelerator(run: RunConfig) -> Accelerator:
-    """The Accelerator of `run.device` and `run.precision`; raises ConfigError for what this machine lacks.
+    """The Accelerator of `run.device` and `run.precision`.
+
+    Raises ConfigError for what this machine lacks, TrainingError where the other processes do not come.
 
     Several processes are those that torchrun, `accelerate launch` or srun started; one process needs no process group.
     `run.accum_grad_iters` alone says how many micro-batches make a step; `distributed.wrap` handles `run.parallel`.
@@ -87,10 +89,15 @@ def build_accelerator(run: RunConfig) -> Accelerator:
     forget_previous()
     ddp = DistributedDataParallelKwargs(find_unused_parameters=run.find_unused_parameters)
     whole_steps = GradientAccumulationPlugin(num_steps=1)
-    with without(USED):
-        accelerator = Accelerator(
-            cpu=use_cpu, mixed_precision=precision, kwargs_handlers=[ddp], gradient_accumulation_plugin=whole_steps
-        )
+    try:
+        with without(USED):
+            accelerator = Accelerator(
+                cpu=use_cpu, mixed_precision=precision, kwargs_handlers=[ddp], gradient_accumulation_plugin=whole_steps
+            )
+    except torch.distributed.DistError as error:
+        place = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
+        what = f"the processes of the run did not meet at {place}: {str(error).splitlines()[0]}"
+        raise TrainingError("run", what, "start all of them at once, with MASTER_PORT a free port") from error
     if accelerator.num_processes > 1:
         atexit.unregister(leave_group)
         atexit.register(leave_group)

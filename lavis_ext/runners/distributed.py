@@ -8,11 +8,11 @@ FSDP2 shards parameters over the ranks and unshards each block during its forwar
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from datetime import timedelta
-from functools import cache
 from typing import Any, TypeVar
 
 import torch
@@ -301,7 +301,8 @@ def broadcast_from_main(accelerator: Accelerator, work: Callable[[], T], minutes
     try:
         result = work()
     except BaseException as error:
-        _send((None, as_picklable(error)), minutes)
+        with suppress(RuntimeError):  # a rank that is gone must not hide what went wrong here
+            _send((None, as_picklable(error)), minutes)
         raise
     _send((result, None), minutes)
     return result
@@ -325,10 +326,14 @@ def as_picklable(error: BaseException) -> LavisExtError:
     return TrainingError("rank 0", f"failed with {type(error).__name__}: {error}", "see its own output")
 
 
-@cache
+_groups: dict[float, Any] = {}
+
+
 def _group(minutes: float) -> Any:
     """A gloo group of all ranks with its own timeout, whatever backend the gradients use."""
-    return dist.new_group(backend="gloo", timeout=timedelta(minutes=minutes))
+    if minutes not in _groups:
+        _groups[minutes] = dist.new_group(backend="gloo", timeout=timedelta(minutes=minutes))
+    return _groups[minutes]
 
 
 def _send(outcome: tuple[Any, LavisExtError | None], minutes: float) -> None:
@@ -336,14 +341,54 @@ def _send(outcome: tuple[Any, LavisExtError | None], minutes: float) -> None:
 
 
 def _receive(minutes: float) -> Any:
-    """The result of rank 0; raises its error, or TrainingError where it does not answer in time or is gone."""
+    """The result of rank 0; raises its error, or TrainingError where a rank is gone or it does not answer in time."""
     box: list[Any] = [None]
     try:
         dist.broadcast_object_list(box, src=0, group=_group(minutes))
     except RuntimeError as error:
-        what = f"did not answer for {minutes:g} minutes, or is gone"
+        if is_rank_gone():
+            raise rank_gone() from error
+        what = f"did not answer for {minutes:g} minutes"
         raise TrainingError("rank 0", what, "see its output, or raise run.wait_minutes") from error
     result, error_of_main = box[0]
     if error_of_main is not None:
         raise error_of_main
     return result
+
+
+# A rank that is gone (killed, crashed, its machine lost) closes its connections: the collectives of the others fail.
+
+CLOSING_S = 1.0
+"""How long a connection may take to be seen as closed after a collective failed."""
+
+
+@contextmanager
+def lost_ranks(accelerator: Accelerator) -> Iterator[None]:
+    """Raise TrainingError instead of the error that the end of another rank makes anywhere inside the block."""
+    try:
+        yield
+    except RuntimeError as error:
+        # gloo raises a bare RuntimeError for a closed connection, as torch does for much else: ask the connections
+        if accelerator.num_processes == 1 or not (isinstance(error, dist.DistError) or is_rank_gone()):
+            raise
+        raise rank_gone() from error
+
+
+def is_rank_gone() -> bool:
+    """Whether a connection of this rank to another is closed; False before the ranks have met in a group of ours."""
+    group = next(iter(_groups.values()), None)
+    others = [rank for rank in range(dist.get_world_size()) if rank != dist.get_rank()] if group else []
+    until = time.monotonic() + CLOSING_S
+    while others and time.monotonic() < until:
+        for other in others:
+            try:
+                dist.irecv(torch.zeros(1), other, group=group)  # fails at once where the other end is closed
+            except RuntimeError:
+                return True
+        time.sleep(CLOSING_S / 10)
+    return False
+
+
+def rank_gone() -> TrainingError:
+    """The error of the ranks that are left."""
+    return TrainingError("run", "another process of the run is gone", "see its output; the same command resumes")

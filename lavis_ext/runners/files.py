@@ -8,7 +8,7 @@ from typing import Any
 
 from lavis_ext.common import files
 
-WAY_OUT = "free space or change run.output_dir"
+WAY_OUT = "change run.output_dir"
 
 
 def disk_errors(path: Path) -> AbstractContextManager[None]:

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import logging
+import math
 import signal
 import threading
 from types import FrameType
 from typing import Any
 
+from lavis_ext.common.errors import ConfigError
 from lavis_ext.common.registry import lr_schedulers
 from lavis_ext.runners.microbatch import Step
 from lavis_ext.runners.runner_base import Hook, RunnerBase
-from lavis_ext.runners.schedule import RunLength, Schedule, set_learning_rate, stepped
+from lavis_ext.runners.schedule import RunLength, RunProgress, Schedule, set_learning_rate, stepped
 
 log = logging.getLogger(__name__)
 
@@ -20,16 +22,33 @@ class ScheduleHook(Hook):
     """Sets the learning rate before each optimizer step, by the registered schedule at the position of the run."""
 
     def before_train(self, runner: RunnerBase) -> None:
-        """Make the schedule, and set the rate of a resumed run's last step; raises RegistryError or ConfigError."""
+        """Make the schedule, and set the rate of a resumed run's last step; raises RegistryError or ConfigError.
+
+        The rates of all epochs (of a thousand of them) are looked at first: one that cannot be is found before a step.
+        """
+        plan = runner.plan
         made = lr_schedulers.get(runner.run.lr_sched)
         stepping = isinstance(made, type)  # LAVIS' form, which sets the rate itself
-        self.schedule: Schedule = (stepped if stepping else made)(runner.run, runner.plan.max_epoch)
-        runner.rate = self.schedule(runner.plan.position(runner.progress))
+        self.schedule: Schedule = (stepped if stepping else made)(runner.run, plan.max_epoch)
+        for epoch in (*range(0, plan.epochs, max(plan.epochs // 1000, 1)), plan.epochs - 1):
+            for batch in (1, plan.length(epoch)):
+                self._rate(runner, RunProgress(epoch=epoch, batch=batch))
+        runner.rate = self._rate(runner, runner.progress)
 
     def before_step(self, runner: RunnerBase) -> None:
         """The rate at the last micro-batch of the step."""
-        runner.rate = self.schedule(runner.plan.position(runner.progress))
+        runner.rate = self._rate(runner, runner.progress)
         set_learning_rate(runner.optimizer, runner.rate)
+
+    def _rate(self, runner: RunnerBase, progress: RunProgress) -> float:
+        try:
+            rate = float(self.schedule(runner.plan.position(progress)))
+        except ArithmeticError:
+            rate = math.inf
+        if not 0 <= rate < math.inf:
+            what = f"{runner.run.lr_sched} gives {rate} in epoch {progress.epoch + 1}"
+            raise ConfigError("run.lr_sched", what, "change init_lr, min_lr, warmup_lr or lr_decay_rate")
+        return rate
 
 
 class EvaluateHook(Hook):
@@ -51,7 +70,11 @@ class EvaluateHook(Hook):
 
     def _compare(self, runner: RunnerBase, split: str, metric: float) -> None:
         progress = runner.progress
-        if progress.best and not metric > progress.best["metric"]:
+        if not math.isfinite(metric):
+            log.warning("%s: agg_metrics is %s in epoch %d, which is never the best", split, metric, progress.epoch + 1)
+            return
+        before = progress.best["metric"] if progress.best else math.nan  # nan also in checkpoints of earlier versions
+        if metric <= before:
             return
         progress.best = {"metric": metric, "step": progress.step, "epoch": progress.epoch, "split": split}
         runner.is_best = True

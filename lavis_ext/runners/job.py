@@ -6,9 +6,10 @@ import json
 import logging
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import MISSING, asdict, dataclass, field, fields, is_dataclass
 from functools import partial
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -18,16 +19,17 @@ from accelerate.utils import broadcast_object_list
 
 from lavis_ext.browse import write_run_report
 from lavis_ext.common.config.schema import Config, DatasetConfig
-from lavis_ext.common.errors import ConfigError, LavisExtError, OwnedError, Problem
+from lavis_ext.common.errors import ConfigError, DiskError, LavisExtError, OwnedError, Problem
+from lavis_ext.common.files import decode_json
+from lavis_ext.common.secrets import identity, redact, redact_tree
 from lavis_ext.fetch import Policy
 from lavis_ext.fetch.lock import Ownership
-from lavis_ext.fetch.safety import redact
-from lavis_ext.runners.distributed import broadcast_from_main
+from lavis_ext.runners.distributed import broadcast_from_main, lost_ranks
 from lavis_ext.runners.files import disk_errors, write_atomic, write_json
+from lavis_ext.runners.microbatch import Step
+from lavis_ext.runners.runner_base import Hook, RunnerBase
 
 log = logging.getLogger(__name__)
-
-SECRETS = ("token", "secret", "password", "sas", "signature", "authorization")
 
 
 @dataclass
@@ -38,6 +40,8 @@ class Job:
     dir: Path
     accelerator: Accelerator
     facts: dict[str, Any] = field(default_factory=dict)
+    owner: Ownership | None = None
+    """Of the folder, on the rank that writes."""
     began: float = field(default_factory=time.monotonic)
 
     @property
@@ -45,13 +49,21 @@ class Job:
         """Whether this rank writes."""
         return bool(self.accelerator.is_main_process)
 
-    def begin(self, data: Mapping[str, Any] | None) -> None:
-        """Write the configuration and the first facts; called once the run is known to fit this folder."""
+    def begin(self, data: Mapping[str, Any] | None, evaluation: bool = False) -> None:
+        """Write the configuration and the first facts; called once the run is known to fit this folder.
+
+        An evaluation in the folder of a training run leaves that run's `config.yaml` and facts as they are, for they
+        say what its checkpoints are; its own configuration is `evaluate.yaml`.
+        """
         before = read_json(self.dir / "run.json")
+        beside = evaluation and (self.dir / "latest.json").is_file()
         kept: dict[str, Any] = {key: before[key] for key in ("started", "seconds", "best") if key in before}
-        self.facts = {"job": self.dir.name, "started": now(), **kept, **about(self.config)}
+        if beside:
+            kept = {key: value for key, value in before.items() if key not in ("error", "exit_code")}
+        self.facts = {"job": self.dir.name, "started": now(), **kept, **({} if beside else about(self.config))}
         if self.is_main:
-            write_atomic(self.dir / "config.yaml", redact_config(self.config.resolved or asdict(self.config)))
+            name, tree = "evaluate.yaml" if beside else "config.yaml", self.config.resolved or asdict(self.config)
+            write_atomic(self.dir / name, redact_config(tree, self.config.hidden))
             write_json(self.dir / "data.json", dict(data or {}))
         self.note(status="running")
 
@@ -59,7 +71,14 @@ class Job:
         """Add facts to `run.json`; rank 0 writes."""
         self.facts |= facts
         if self.is_main:
+            self.require_owner()
             write_json(self.dir / "run.json", self.facts)
+
+    def require_owner(self) -> None:
+        """Raise OwnedError if another process has taken the folder over, while this one stood still."""
+        if self.owner is not None and not self.owner.holds():
+            what = "another process has taken this run over, while this one stood still"
+            raise OwnedError(str(self.dir), what, "leave it to that one, or use another run.job_id")
 
     def end(self, **facts: Any) -> None:
         """Write the last facts, with the seconds spent in all starts of the job, and the report."""
@@ -75,26 +94,28 @@ def opened_job(config: Config, accelerator: Accelerator) -> Iterator[Job]:
 
     A run that fails before `begin` leaves an existing folder as it was, and creates none.
     """
-    job = Job(config, choose_folder(config, accelerator), accelerator)
+    with lost_ranks(accelerator):
+        job = Job(config, choose_folder(config, accelerator), accelerator)
     try:
-        with ExitStack() as stack, errors_noted(job):
+        with ExitStack() as stack, errors_noted(job), lost_ranks(accelerator):
             broadcast_from_main(accelerator, partial(hold, stack, job), config.run.wait_minutes)
             yield job
     finally:
         if job.is_main and job.dir.is_dir() and not any(job.dir.iterdir()):
-            job.dir.rmdir()
+            with suppress(OSError):  # a disk that cannot be written was told already
+                job.dir.rmdir()
 
 
 def hold(stack: ExitStack, job: Job) -> None:
     """Own the folder of a job until `stack` is closed; raises OwnedError."""
-    stack.enter_context(owned(job.dir))
+    job.owner = stack.enter_context(owned(job.dir))
 
 
 AT_ONCE = Policy(owner_wait=0, owner_stall=0)
 
 
 @contextmanager
-def owned(folder: Path) -> Iterator[None]:
+def owned(folder: Path) -> Iterator[Ownership]:
     """Own `folder` for the block, by the owner file with heartbeat that guards downloads too.
 
     Raises OwnedError at once if another live process owns it.
@@ -104,14 +125,29 @@ def owned(folder: Path) -> Iterator[None]:
         folder.mkdir(parents=True, exist_ok=True)
     owner = Ownership(file, file, AT_ONCE)
     try:
-        owner.__enter__()
+        with disk_errors(file):
+            owner.__enter__()
     except OwnedError as error:
         what = error.problems[0].what
-        raise OwnedError(str(folder), what, "wait for it, or use another run.job_id") from error
+        way_out = f"wait for it, or use another run.job_id; if there is no such process, delete {file}"
+        raise OwnedError(str(folder), what, way_out) from error
     try:
-        yield
+        yield owner
     finally:
         owner.__exit__()
+
+
+class OwnerHook(Hook):
+    """Ends a run that was taken over before it writes anything of a step: logs, results, checkpoints."""
+
+    def __init__(self, job: Job) -> None:
+        self.job = job
+
+    def after_step(self, runner: RunnerBase, step: Step) -> None:
+        self.job.require_owner()
+
+    def after_epoch(self, runner: RunnerBase) -> None:
+        self.job.require_owner()
 
 
 @contextmanager
@@ -120,9 +156,10 @@ def errors_noted(job: Job) -> Iterator[None]:
     try:
         yield
     except BaseException as error:
-        if job.facts:
+        if job.facts and not isinstance(error, OwnedError):  # else the folder is another's
             code = error.exit_code if isinstance(error, LavisExtError) else None
-            job.end(status="stopped", error=redact(str(error) or type(error).__name__), exit_code=code)
+            with suppress(DiskError):  # there may be no room for it; `error` is raised all the same
+                job.end(status="stopped", error=redact(str(error) or type(error).__name__), exit_code=code)
         raise
 
 
@@ -155,25 +192,15 @@ def choose_folder(config: Config, accelerator: Accelerator) -> Path:
     return Path(shared[0])
 
 
-def redact_config(tree: Mapping[str, Any]) -> str:
-    """A configuration as YAML, with secrets removed from values and from URLs."""
-    return redact(yaml.safe_dump(redact_settings(dict(tree)), sort_keys=False, allow_unicode=True))
-
-
-def redact_settings(value: Any, key: str = "") -> Any:
-    """`value` with everything under a key that names a secret replaced by `***`."""
-    if isinstance(value, Mapping):
-        return {name: redact_settings(item, str(name)) for name, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [redact_settings(item, key) for item in value]
-    secret = key.lower().rpartition("_")[2] in SECRETS
-    return "***" if value and secret and isinstance(value, str) else value  # num_query_token is a number
+def redact_config(tree: Mapping[str, Any], hidden: Mapping[str, str] | None = None) -> str:
+    """A configuration as YAML, with secrets removed; `hidden` values are replaced by what they were made from."""
+    return yaml.safe_dump(redact_tree(tree, hidden=hidden or {}), sort_keys=False, allow_unicode=True)
 
 
 def read_json(path: Path) -> dict[str, Any]:
     """A JSON object; {} if the file is missing, cut off or something else."""
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        found = decode_json(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
     return found if isinstance(found, dict) else {}
@@ -192,7 +219,7 @@ def write_report(folder: Path) -> None:
 HARMLESS = frozenset(
     {"device", "num_workers", "log_freq", "output_dir", "job_id", "resume_ckpt_path", "tensorboard", "wandb", "report"}
     | {"save_freq", "save_steps", "save_last", "keep_checkpoints", "allow_config_drift", "evaluate", "test_splits"}
-    | {"parallel", "wait_minutes"}
+    | {"parallel", "wait_minutes", "check_shards"}
 )
 """Keys of `run:` that do not change the numbers of a run."""
 ABSENT = "(not there)"
@@ -206,7 +233,18 @@ def fingerprint(config: Config) -> dict[str, Any]:
         "model": asdict(config.model) if config.model else {},
         "datasets": {name: asdict(dataset) for name, dataset in config.datasets.items()},
     }
-    return dict(json.loads(json.dumps(dict(flatten(tree)), default=str)))
+    return comparable(json.loads(json.dumps(dict(flatten(tree)), default=str)), config)
+
+
+def comparable(flat: Mapping[str, Any], config: Config) -> dict[str, Any]:
+    """Flat settings without secrets, in which another object at a URL, or another value of the environment, shows."""
+    found = {key: redact_tree(value, key, config.hidden) for key, value in flat.items()}
+    for key, value in flat.items():
+        if isinstance(value, str) and value in config.hidden:
+            found[key] += f" ({sha256(value.encode()).hexdigest()[:8]})"
+        elif isinstance(value, str) and "://" in value and (mark := identity(value).partition("#")[2]):
+            found[key] += f" ({mark})"
+    return found
 
 
 def flatten(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -226,7 +264,8 @@ def require_same(saved: Mapping[str, Any], now: Mapping[str, Any], where: str, c
     """
     known_names = {key.split(".")[1] for key in now if key.startswith(("run.", "model."))}
     read = {k: v for k, v in saved.items() if not k.startswith(("run.", "model.")) or k.split(".")[1] in known_names}
-    was = {**{key: default_of(key, config) for key in now}, **read}
+    # checkpoints of earlier versions hold addresses as they were given
+    was = {**{key: default_of(key, config) for key in now}, **comparable(read, config)}
     changed = [key for key in sorted(was.keys() | now.keys()) if was.get(key, ABSENT) != now.get(key, ABSENT)]
     if not changed:
         return

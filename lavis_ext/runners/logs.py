@@ -73,16 +73,20 @@ class TensorBoardSink:
     def __init__(self, job_dir: Path, step: int) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
-        self.writer: Any = SummaryWriter(str(job_dir / "tensorboard"), purge_step=step + 1 if step else None)
+        self.folder = job_dir / "tensorboard"
+        with disk_errors(self.folder):
+            self.writer: Any = SummaryWriter(str(self.folder), purge_step=step + 1 if step else None)
 
     def write(self, record: Record) -> None:
-        """One scalar a value."""
-        for name, value in numbers(record).items():
-            self.writer.add_scalar(name, value, record["step"])
+        """One scalar a value; raises DiskError, also for what a thread of the writer met since the last one."""
+        with disk_errors(self.folder):
+            for name, value in numbers(record).items():
+                self.writer.add_scalar(name, value, record["step"])
 
     def close(self) -> None:
-        """Flush and close."""
-        self.writer.close()
+        """Flush and close; raises DiskError."""
+        with disk_errors(self.folder):
+            self.writer.close()
 
 
 class WandbSink:

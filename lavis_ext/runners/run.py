@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+from lavis_ext.common.config.check import require_sizes
 from lavis_ext.common.config.schema import Config, ModelConfig
 from lavis_ext.common.config.script import Config as Script
-from lavis_ext.common.errors import ConfigError
+from lavis_ext.common.errors import ConfigError, DiskError
 from lavis_ext.common.registry import runners, tasks
 from lavis_ext.features.vocabulary import LabelVocabulary
+from lavis_ext.models.settings import names_url
 from lavis_ext.models.zoo import build_model
 from lavis_ext.runners import checkpoint
 from lavis_ext.runners.checkpoint import seed_everything
@@ -30,11 +33,11 @@ from lavis_ext.runners.data import (
     with_num_labels,
 )
 from lavis_ext.runners.device import build_accelerator, deterministic
-from lavis_ext.runners.distributed import find_layout, main_first
+from lavis_ext.runners.distributed import broadcast_from_main, find_layout, main_first
 from lavis_ext.runners.evaluation import Evaluator
 from lavis_ext.runners.files import write_json
 from lavis_ext.runners.hooks import CheckpointHook, EvaluateHook, ScheduleHook, SignalHook
-from lavis_ext.runners.job import Job, fingerprint, opened_job, require_same
+from lavis_ext.runners.job import Job, OwnerHook, fingerprint, opened_job, read_json, require_same
 from lavis_ext.runners.logs import JsonLog, LogHook, summary
 from lavis_ext.runners.microbatch import no_stop
 from lavis_ext.runners.runner_base import Hook, RunnerBase
@@ -48,19 +51,25 @@ def train(config: Config, data: Mapping[str, Any] | None = None, script: RunnerB
     """Train, validate and test as `config` says, or go on where the job of that name stopped; returns the job folder.
 
     `data` is what `prepare` recorded of the data sets (`{"subset": …}`), kept as `data.json` for the report. Raises
-    ConfigError before the first step for what cannot be trained, TrainingError for losses that are not finite,
-    Preempted after SIGTERM. `script` is a runner in LAVIS' form, with its task, model and data sets.
+    ConfigError before the first step for what cannot be trained, DiskError for a disk that no checkpoint fits on,
+    TrainingError for losses that are not finite and for ranks that are gone, Preempted after SIGTERM. `script` is a
+    runner in LAVIS' form, with its task, model and data sets.
     """
     require_model(config)
+    require_sizes(config)
     accelerator = build_accelerator(config.run)
     with opened_job(config, accelerator) as job, deterministic(accelerator.device):
         runner = build_runner(job, script)
         resume(job, runner)
+        require_space(job, runner)
         job.begin(data)
         try:
             runner.train()
-        finally:
-            note_progress(job, runner)
+        except BaseException:
+            with suppress(DiskError):  # what ended the run is told, not that its last facts found no room
+                note_progress(job, runner)
+            raise
+        note_progress(job, runner)
         job.end(status="finished")
     return job.dir
 
@@ -74,6 +83,7 @@ def evaluate(config: Config, data: Mapping[str, Any] | None = None, script: Runn
     splits = config.run.test_splits or config.run.valid_splits
     if not splits:
         raise ConfigError("run.test_splits", "names no split to evaluate", "e.g. test_splits: [val]")
+    require_sizes(config)
     accelerator = build_accelerator(config.run)
     with opened_job(config, accelerator) as job, deterministic(accelerator.device):
         given = given_by(job, script)
@@ -81,11 +91,11 @@ def evaluate(config: Config, data: Mapping[str, Any] | None = None, script: Runn
         task = build_task(job, vocabulary(opened), given)
         task.model.to(accelerator.device)
         evaluator = build_evaluator(job, task, splits, opened, given)
-        job.begin(data)
+        job.begin(data, evaluation=True)
         found = {split: evaluator.evaluate(split, "test", no_stop) for split in splits}
         if job.is_main:
             note_metrics(job.dir, found)
-            write_json(job.dir / "faults.json", evaluator.faults())
+            write_json(job.dir / "faults.json", {**read_json(job.dir / "faults.json"), **evaluator.faults()})
         job.end(status="evaluated")
     return job.dir
 
@@ -138,13 +148,16 @@ def build_task(job: Job, answers: LabelVocabulary | None = None, given: Given = 
     job.config = with_num_labels(job.config, answers)
     model = require_model(job.config)
     seed_everything(job.config.run.seed)
+    run, build = job.config.run, partial(build_model, model, Path(job.config.cache_root))
+    # rank 0 fetches weights that are named by a URL before the others look
+    fetched = partial(main_first, job.accelerator, build, run.wait_minutes) if names_url(model) else build
     if given.task is None:
-        return setup_task(job.config.run, build_model(model))
+        return setup_task(run, fetched())
     task: BaseTask = given.task
     if given.model is not None:
-        return taken(task, job.config.run, given.model)
+        return taken(task, run, given.model)
     own = type(task).build_model is not BaseTask.build_model
-    return taken(task, job.config.run, task.build_model(Script.of(job.config)) if own else build_model(model))
+    return taken(task, run, task.build_model(Script.of(job.config)) if own else fetched())
 
 
 def first_opened(job: Job, splits: Sequence[str]) -> Opened:
@@ -180,7 +193,7 @@ def build_runner(job: Job, script: RunnerBase | None = None) -> RunnerBase:
     task = build_task(job, answers, given)
     evaluator = build_evaluator(job, task, splits, opened, given)
     log_hook = LogHook(JsonLog(job.dir / "log.jsonl"))
-    hooks: list[Hook] = [SignalHook(), ScheduleHook(), log_hook, EvaluateHook(), CheckpointHook()]
+    hooks: list[Hook] = [OwnerHook(job), SignalHook(), ScheduleHook(), log_hook, EvaluateHook(), CheckpointHook()]
     seed_everything(run.seed + job.accelerator.process_index)
     parts = (job.config.run, task, batches, evaluator, hooks, job.accelerator)
     if script is None:
@@ -217,7 +230,7 @@ def resume(job: Job, runner: RunnerBase) -> None:
     # rank 0 sets damaged ones aside before the others look
     saved = main_first(job.accelerator, partial(checkpoint.load_newest, job.dir), run.wait_minutes)
     if saved is None and run.resume_ckpt_path:
-        saved = checkpoint.load(Path(run.resume_ckpt_path).expanduser().absolute())
+        saved = checkpoint.load(named_checkpoint(run.resume_ckpt_path))
     if saved is None:
         return
     if not run.allow_config_drift:
@@ -228,10 +241,31 @@ def resume(job: Job, runner: RunnerBase) -> None:
     log.info("resuming from %s (step %d)", saved.path, runner.progress.step)
 
 
+def require_space(job: Job, runner: RunnerBase) -> None:
+    """Raise DiskError before the first step where the disk is too small for a checkpoint."""
+    run = job.config.run
+    if runner.progress.epoch < runner.plan.epochs:
+        kept = run.keep_checkpoints + bool(runner.evaluator.feeds and run.valid_splits)  # the best one besides
+        look = partial(checkpoint.require_space, job.dir, runner.checkpoint_size(), kept)
+        broadcast_from_main(job.accelerator, look, run.wait_minutes)
+
+
+def named_checkpoint(path: str) -> Path:
+    """The folder of a checkpoint, or the newest one of a run's folder; raises ConfigError for what is neither."""
+    folder = Path(path).expanduser().absolute()
+    if not folder.exists():
+        raise ConfigError(f"run.resume_ckpt_path {path}", "no such folder", "name a checkpoint or the folder of a run")
+    if folder.is_file():
+        what = "is a file: the weights of LAVIS alone, without the state that a resume needs"
+        raise ConfigError(f"run.resume_ckpt_path {path}", what, "set model.load_finetuned=True model.finetuned=FILE")
+    return checkpoint.pointed(folder, "latest") or folder
+
+
 def note_progress(job: Job, runner: RunnerBase) -> None:
     """Write how far the run came and the samples that it could not read, however it ended."""
     at = runner.progress
     if job.is_main:
+        job.require_owner()
         write_json(job.dir / "faults.json", {"train": runner.batches.faults.summary(), **runner.evaluator.faults()})
     job.note(step=at.step, epoch=at.epoch, best=at.best)
 

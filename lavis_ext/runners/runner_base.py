@@ -58,7 +58,7 @@ from lavis_ext.runners.microbatch import (
     oom_hint,
     sample_ids,
 )
-from lavis_ext.runners.schedule import RunLength, RunProgress, build_optimizer
+from lavis_ext.runners.schedule import RunLength, RunProgress, build_optimizer, regrouped
 from lavis_ext.tasks.base_task import require_called
 
 log = logging.getLogger(__name__)
@@ -398,6 +398,11 @@ class RunnerBase:
         broadcast_from_main(self.accelerator, write, self.run.wait_minutes)
         self.saved_at = progress.step
 
+    def checkpoint_size(self) -> int:
+        """Bytes of a checkpoint: the trained tensors, and two of the optimizer's for each of its parameters."""
+        tensors = [*self.model.trainable_state().values(), *(2 * self.trained())]
+        return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+
     def _write(self, progress: RunProgress, ranks: list[Any], tensors: Any, optimizer: Any, best: bool) -> None:
         state = {
             "progress": progress.as_dict(),
@@ -439,7 +444,8 @@ class RunnerBase:
         state, rank, world = saved.state, self.accelerator.process_index, self.accelerator.num_processes
         self.reshard(find_layout(state, world, self.run.accum_grad_iters, str(saved.path)), str(saved.path))
         self.model.load_trainable_state(saved.model)
-        self.optimizer.load_state_dict(sharded_state(state["optimizer"], self.optimizer))
+        saved_state = regrouped(state["optimizer"], self.optimizer, self.model, self.run)
+        self.optimizer.load_state_dict(sharded_state(saved_state, self.optimizer))
         if self.scaler and state["scaler"]:
             self.scaler.load_state_dict(state["scaler"])
         self.progress = RunProgress(**state["progress"])

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from types import SimpleNamespace
 from typing import Any
@@ -225,23 +225,33 @@ BLOCK = re.compile(r"\b(?:vision_model|visual_encoder|visual)\..*\b(?:layers|blo
 EMBEDDING = re.compile(r"\b(?:vision_model|visual_encoder|visual)\..*(?:embed|cls_token)")
 
 
-def layer_scales(names: list[str], decay: float) -> dict[str, float]:
-    """Share of the learning rate of each parameter: `decay ** (depth - layer)` in the image encoder, 1 elsewhere.
+def layer_scales(names: list[str], decay: float, above: int = 1) -> dict[str, float]:
+    """Share of the learning rate of each parameter: `decay ** (depth + 1 - layer)` in the image encoder, 1 elsewhere.
 
-    Layer 0 is the embeddings, n+1 the n-th block, and the top block has share 1 (the rule of BEiT and EVA).
+    Layer 0 is the embeddings, n+1 the n-th block of `depth` (the rule of BEiT, EVA and LAVIS). `above` 0 is the rule of
+    earlier versions, where the top block had share 1.
     """
     layers = {name: int(found[1]) + 1 for name in names if (found := BLOCK.search(name))}
     layers |= {name: 0 for name in names if name not in layers and EMBEDDING.search(name)}
     depth = max(layers.values(), default=0)
-    return {name: decay ** (depth - layers.get(name, depth)) for name in names}
+    return {name: decay ** (depth + above - layers[name]) if name in layers else 1.0 for name in names}
 
 
-def parameter_groups(model: BaseModel, run: RunConfig) -> list[dict[str, Any]]:
-    """`model.optimizer_params` with each group split by the parameters' share of the learning rate (`lr_scale`)."""
+def parameter_groups(model: BaseModel, run: RunConfig, above: int = 1) -> list[dict[str, Any]]:
+    """`model.optimizer_params` with each group split by the parameters' share of the learning rate (`lr_scale`).
+
+    With `above` 0 those of earlier versions, in which the scalars of `decayed` were among the others without decay.
+    """
     names = {id(parameter): name for name, parameter in model.named_parameters()}
-    scales = layer_scales(list(names.values()), run.lr_layer_decay)
+    scales = layer_scales(list(names.values()), run.lr_layer_decay, above)
+    wholes = model.optimizer_params(run.weight_decay)
+    if above == 0 and model.decayed:
+        scalars = [p for whole in wholes for p in whole["params"] if names[id(p)] in model.decayed]
+        wholes = [whole for whole in wholes if whole["params"] != scalars]
+        mixed = {id(parameter) for parameter in [*wholes[-1]["params"], *scalars]}
+        wholes[-1]["params"] = [parameter for parameter in model.parameters() if id(parameter) in mixed]
     groups: list[dict[str, Any]] = []
-    for whole in model.optimizer_params(run.weight_decay):
+    for whole in wholes:
         parts: dict[float, dict[str, Any]] = {}
         for parameter in whole["params"]:
             scale = scales[names[id(parameter)]]
@@ -250,15 +260,38 @@ def parameter_groups(model: BaseModel, run: RunConfig) -> list[dict[str, Any]]:
     return groups
 
 
-def build_optimizer(model: BaseModel, run: RunConfig) -> torch.optim.Optimizer:
-    """`run.optimizer` with betas (0.9, beta2) over `parameter_groups`; raises ConfigError if nothing is trainable.
+def regrouped(state: Mapping[str, Any], optimizer: torch.optim.Optimizer, model: BaseModel, run: RunConfig) -> Any:
+    """An optimizer's state in the groups of `optimizer`; one of an earlier version keeps its rates and decays."""
+    sizes = [len(group["params"]) for group in state["param_groups"]]
+    earlier = parameter_groups(model, run, above=0)
+    own = [group["params"] for group in optimizer.param_groups]
+    if sizes == [len(params) for params in own] or sizes != [len(group["params"]) for group in earlier]:
+        return state  # as it is; where it is of another model, the optimizer refuses it
+    saved = [group for group in state["param_groups"] for _ in group["params"]]
+    place = {id(parameter): number for number, parameter in enumerate(p for g in earlier for p in g["params"])}
+    old = [place[id(parameter)] for params in own for parameter in params]
+    starts = [sum(map(len, own[:number])) for number in range(len(own))]
+    groups = [
+        {**saved[old[start]], "params": list(range(start, start + len(params)))}
+        for start, params in zip(starts, own, strict=True)
+    ]
+    values = {new: state["state"][was] for new, was in enumerate(old) if was in state["state"]}
+    return {**state, "state": values, "param_groups": groups}
 
-    Adamax adds the weight decay to the gradient, AdamW subtracts it from the weight; Oscar used both that way.
+
+def build_optimizer(model: BaseModel, run: RunConfig) -> torch.optim.Optimizer:
+    """`run.optimizer` with betas (0.9, beta2) over `parameter_groups`.
+
+    Adamax adds the weight decay to the gradient, AdamW subtracts it from the weight; Oscar used both that way. Raises
+    ConfigError if nothing is trainable, or for a number that the optimizer does not take.
     """
     model.require_trainable()
     kind = {"adamw": torch.optim.AdamW, "adamax": torch.optim.Adamax}[run.optimizer]
     settings: dict[str, Any] = {"lr": run.init_lr, "betas": (0.9, run.beta2), "eps": run.adam_epsilon}
-    optimizer: torch.optim.Optimizer = kind(parameter_groups(model, run), **settings)
+    try:
+        optimizer: torch.optim.Optimizer = kind(parameter_groups(model, run), **settings)
+    except ValueError as error:
+        raise ConfigError(f"run.optimizer {run.optimizer}", str(error), "change that number") from error
     return optimizer
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import sys
 from collections.abc import Mapping, Sequence
@@ -15,6 +14,7 @@ from torch import Tensor
 
 from lavis_ext.common.config.schema import MetricConfig
 from lavis_ext.common.errors import ConfigError
+from lavis_ext.common.files import decode_json
 from lavis_ext.common.registry import tasks
 from lavis_ext.common.types import Batch
 from lavis_ext.metrics import measure
@@ -29,7 +29,7 @@ from lavis_ext.metrics.vqa import (
     vqa_score,
 )
 from lavis_ext.tasks.base_task import BaseTask, Row, write_result
-from lavis_ext.tasks.settings import VqaConfig
+from lavis_ext.tasks.settings import GqaConfig, VqaConfig
 
 log = logging.getLogger(__name__)
 RECIPE = ("prompt", "num_beams", "max_len", "min_len", "inference_method", "num_ans_candidates")
@@ -137,11 +137,16 @@ class VqaTask(BaseTask):
 
     def _score(self, answers: Answers, truth: Truth) -> dict[str, float]:
         """The metrics of the run; with VQA's own also the accuracy of each kind of question."""
-        named = self.run.metrics or [MetricConfig(name=self.metric)]
+        named = self.run.metrics or [MetricConfig(name=self.metric, args=self.metric_keys)]
         found = measure(named, answers, truth.answers)
         if truth.types and any(one.name == "vqa" for one in named):
             found |= vqa_accuracy(answers, truth.answers, truth.types)
         return found
+
+    @property
+    def metric_keys(self) -> dict[str, Any]:
+        """The keys of the task's own metric."""
+        return {}
 
     def _answer_score(self, answer: str, given: Sequence[str]) -> float:
         """The score of one answer, in [0, 1]."""
@@ -155,7 +160,7 @@ class VqaTask(BaseTask):
         """Write a submission file, where an evaluation server needs another than the result file."""
 
 
-@tasks.register("gqa", config=VqaConfig)
+@tasks.register("gqa", config=GqaConfig)
 class GqaTask(VqaTask):
     """GQA: exact match; the result file shows predicted and given answers, `{split}_submission.json` is for the server.
 
@@ -164,8 +169,13 @@ class GqaTask(VqaTask):
 
     metric: ClassVar[str] = "gqa"
 
+    @property
+    def metric_keys(self) -> dict[str, Any]:
+        """`run.gqa_normalize`; the subclass has another metric."""
+        return {"normalize": self.run.gqa_normalize} if self.metric == "gqa" else {}
+
     def _answer_score(self, answer: str, given: Sequence[str]) -> float:
-        return float(matches_exactly(answer, given))
+        return float(matches_exactly(answer, given, self.run.gqa_normalize))
 
     def _write(self, answers: Answers, references: References, path: Path) -> None:
         rows = [(name, answer, references.get(name, [None])) for name, answer in answers.items()]
@@ -264,7 +274,7 @@ def one_answer_each(batch: Batch, prompt: str) -> Batch:
 def read_official(path: Path) -> list[Mapping[str, Any]]:
     """The `annotations` of an official VQA file; raises ConfigError for another form."""
     try:
-        rows: list[Mapping[str, Any]] = json.loads(path.read_text(encoding="utf-8"))["annotations"]
+        rows: list[Mapping[str, Any]] = decode_json(path.read_text(encoding="utf-8"))["annotations"]
         if not all("question_id" in row and "answers" in row for row in rows):
             raise KeyError("question_id and answers")
     except (OSError, ValueError, KeyError, TypeError) as error:

@@ -358,14 +358,14 @@ def first_by_id(rows: Iterable[Row], key: str) -> list[Row]:
 
 def write_result(path: Path, value: Any) -> None:
     """Write a JSON file atomically; raises DiskError."""
-    with disk_errors(path, "free some space, or set run.output_dir elsewhere"):
+    with disk_errors(path, "set run.output_dir elsewhere"):
         write_json(path, value)
 
 
 def write_rows(path: Path, rows: Iterable[Row]) -> None:
     """Write a JSON list atomically, one line a row, which suits millions of rows; raises DiskError."""
     lines = ",\n".join(json.dumps(row, ensure_ascii=False) for row in rows)
-    with disk_errors(path, "free some space, or set run.output_dir elsewhere"):
+    with disk_errors(path, "set run.output_dir elsewhere"):
         write_atomic(path, f"[{lines}]\n")
 
 

@@ -5,14 +5,15 @@ Where samples have domains, as NoCaps' do, each domain is also written and score
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from lavis_ext.common.config.cards import load_cards
 from lavis_ext.common.errors import ConfigError
+from lavis_ext.common.files import decode_json
 from lavis_ext.common.registry import tasks
 from lavis_ext.common.types import Batch
 from lavis_ext.metrics import measure
@@ -102,7 +103,7 @@ class Captioning(BaseTask):
     def _references(self, datasets: Sequence[Any]) -> References:
         """From `run.annotation_file` if there is one, else from the data sets; only `run.img_ids`, if there are any."""
         run = self.run
-        file = run.annotation_file
+        file = "" if is_known_url(run.annotation_file or "") else run.annotation_file
         references = (
             read_references(Path(file), run.sample_id_key or "image_id", run.caption_key)
             if file
@@ -110,6 +111,19 @@ class Captioning(BaseTask):
         )
         wanted = {plain_id(name) for name in run.img_ids}
         return {name: texts for name, texts in references.items() if not wanted or name in wanted}
+
+
+def is_known_url(name: str) -> bool:
+    """Whether a name is the URL of a file of a card: the data sets in use have its captions.
+
+    Raises ConfigError for any other URL.
+    """
+    if "://" not in name:
+        return False
+    artifacts = [artifact for card in load_cards().families.values() for artifact in card.artifacts.values()]
+    if any(name in (artifact.url, *(mirror.url for mirror in artifact.mirrors)) for artifact in artifacts):
+        return True
+    raise ConfigError(f"run.annotation_file {name}", "is a URL of no card", "fetch it, and name the file")
 
 
 def checkpoint_score(scores: Mapping[str, float]) -> float:
@@ -133,7 +147,7 @@ def read_references(path: Path, id_key: str, caption_key: str) -> References:
     """Captions by id from COCO's annotation form (`{"annotations": [{image_id, caption}]}`) or a list of such rows."""
     references: References = {}
     try:
-        tree = json.loads(path.expanduser().read_text(encoding="utf-8"))
+        tree = decode_json(path.expanduser().read_text(encoding="utf-8"))
         for row in tree["annotations"] if isinstance(tree, dict) else tree:
             texts = row[caption_key]
             references.setdefault(plain_id(row[id_key]), []).extend([texts] if isinstance(texts, str) else texts)

@@ -10,6 +10,7 @@ from lavis_ext.common.config.decode import Count, Natural, Positive
 from lavis_ext.common.config.schema import Config, MetricConfig, RunConfig
 from lavis_ext.common.errors import Problem, nearest
 from lavis_ext.common.registry import tasks
+from lavis_ext.metrics.settings import Normalised
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,6 +53,7 @@ class CaptioningConfig(WritingConfig):
         "top_p": "captions come from beam search, without sampling",
         "temperature": "captions come from beam search, without sampling",
         "load_gt_from_file": "annotation_file alone decides it",
+        "inference_method": "captions are generated",
     }
 
 
@@ -70,6 +72,14 @@ class VqaConfig(WritingConfig):
         "ques_files": "questions are those of the data set",
         "sample_id_key": "questions have their question_id",
     }
+
+
+@dataclass(frozen=True, kw_only=True)
+class GqaConfig(VqaConfig):
+    """`gqa`."""
+
+    gqa_normalize: Normalised = "both"
+    """Whether given answers are normalised too before they are compared, or only predictions, as in VPGTrans."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -27,7 +27,7 @@ LAYERS = [
 LAYER_OF = {name: level for level, names in enumerate(LAYERS) for name in names}
 HEAVY = {"torch", "transformers", "accelerate", "img2dataset", "webdataset", "tensorboard", "pandas", "scipy"}
 LIGHT = ["common", "fetch", "prepare", "demo", "cli"]
-LIGHT_FILES = ["oscar/import_args.py", "oscar/import_rules.py"]
+LIGHT_FILES = ["oscar/import_args.py", "oscar/import_rules.py", "oscar/import_table.py", "oscar/import_words.py"]
 FILES = sorted(PACKAGE.rglob("*.py"))
 
 

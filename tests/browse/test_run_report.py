@@ -95,6 +95,7 @@ def test_nothing_comes_from_outside(tmp_path: Path) -> None:
     assert "prefers-color-scheme: dark" in text
 
 
+@pytest.mark.fault("S10", "U09")
 @pytest.mark.parametrize("place", ["caption", "id", "job", "error", "loss", "metric", "config", "fault", "data set"])
 def test_hostile_text_stays_text(place: str, tmp_path: Path) -> None:
     folder = job(tmp_path / "run", said=HOSTILE if place == "caption" else "fine")

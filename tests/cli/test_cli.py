@@ -14,6 +14,7 @@ from lavis_ext.cli.verb import Answer, Options, build_parser
 from lavis_ext.common.errors import IntegrityError
 
 
+@pytest.mark.fault("U07")
 @pytest.mark.parametrize(
     ("words", "code", "message"),
     [
@@ -137,6 +138,7 @@ def test_interrupt_ends_with_130(monkeypatch: pytest.MonkeyPatch, capsys: pytest
     assert "run the same command again" in capsys.readouterr().err
 
 
+@pytest.mark.fault("U03", "P07")
 def test_closed_pipe_and_narrow_ascii_terminal_are_no_trouble(tmp_path: Path) -> None:
     environment = {"PATH": "/usr/bin:/bin", "LANG": "C", "PYTHONIOENCODING": "ascii", "COLUMNS": "20", "NO_COLOR": "1"}
     environment["LAVIS_EXT_CACHE_ROOT"] = str(tmp_path)
@@ -149,6 +151,7 @@ def test_closed_pipe_and_narrow_ascii_terminal_are_no_trouble(tmp_path: Path) ->
     assert "\x1b" not in done.stdout
 
 
+@pytest.mark.fault("S08")
 def test_doctor_tells_no_secret(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setenv("LAVIS_EXT_AZURE_SAS_OSCAR", "sv=1&sig=CANARY")
     monkeypatch.setenv("https_proxy", "http://user:CANARY@proxy.example:3128")

@@ -38,6 +38,7 @@ def test_modules_load_on_first_need(package: str) -> None:
     assert "two" not in things
 
 
+@pytest.mark.fault("D04")
 def test_unknown_name_says_the_nearest(package: str) -> None:
     from tests_registry_holder import things
 
@@ -45,6 +46,7 @@ def test_unknown_name_says_the_nearest(package: str) -> None:
         things.get("on")
 
 
+@pytest.mark.fault("D06")
 def test_duplicate_name_is_an_error_that_names_the_holder() -> None:
     things: Registry[object] = Registry("thing", {})
     things.register("x")(test_unknown_name_says_the_nearest)

@@ -68,6 +68,7 @@ def drawn(batches: Any, count: int) -> list[list[str]]:
     return found
 
 
+@pytest.mark.fault("K12")
 def test_a_state_goes_over_and_back() -> None:
     two = [mixture(2, rank) for rank in range(2)]
     for one in two:

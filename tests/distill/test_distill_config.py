@@ -15,8 +15,9 @@ from lavis_ext.common.config.resolve import load_config
 from lavis_ext.common.config.schema import ModelConfig
 from lavis_ext.common.errors import ConfigError, UnsafeError
 from lavis_ext.distill.settings import known_depth
-from lavis_ext.distill.teacher import build_teacher, digest, own_checkpoint, teacher_section
+from lavis_ext.distill.teacher import build_teacher, digest, teacher_section
 from lavis_ext.models import build_model
+from lavis_ext.models.weights import own_checkpoint
 from lavis_ext.oscar.config import OscarConfig
 from lavis_ext.runners import checkpoint
 from lavis_ext.tasks import setup_task
@@ -239,6 +240,7 @@ class Bomb:
         return (Path("exploded").touch, ())
 
 
+@pytest.mark.fault("D08")
 def test_a_pickle_with_code_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     folder = write_checkpoint(tmp_path / "teacher", oscar_state(SMALL), SMALL)

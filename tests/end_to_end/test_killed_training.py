@@ -38,5 +38,6 @@ def start(world: dict[str, str], job: str) -> subprocess.Popen[bytes]:
     return subprocess.Popen(command, env=world, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
 
 
+@pytest.mark.fault("K06")
 def test_killed_and_resumed_is_left_alone(world: dict[str, str]) -> None:
     require_killed_is_left_alone(partial(start, world), Path(world["BASE"]) / "runs", KILLS)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pickle
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -30,6 +31,15 @@ WORLD = World(seed=5, train=16, val=4, test=4, hidden=4)
 # 12 scenes in train2014; 4 of train, 4 of val and 4 of test in val2014; 4 in test2015
 IMAGES = {"train": 12, "valid": 12, "test": 4}
 SCRIPTS = Path(__file__).parents[2] / "prepare_data" / "mscoco"
+TREE = """
+    annotations/test_ann.jsonl annotations/train_ann.jsonl annotations/valid_ann.jsonl dataset_coco.json
+    images/train2014 images/val2014 images/test2015
+    resnet101_faster_rcnn_genome_imgfeats/test_obj36-36.tsv resnet101_faster_rcnn_genome_imgfeats/train_obj36-36.tsv
+    resnet101_faster_rcnn_genome_imgfeats/valid_obj36-36.tsv
+    resnet101_faster_rcnn_genome_imgfeats/volta/trainval_feat.lmdb
+    resnet101_faster_rcnn_genome_imgfeats/volta/test_feat.lmdb
+"""
+"""The tree at the end of volta's document."""
 Capture = pytest.CaptureFixture[str]
 
 
@@ -92,17 +102,25 @@ def test_the_document(root: Path, capsys: Capture) -> None:
         for group in range(total):
             extract(split, group, total)
         run("merge", "--split", split, "--total_group", total)
-    for split in ("trainval", "test"):
-        run("convert", "--split", split)
     (root.parent / "test1k_ids.txt").write_text("".join(f"{s.id}\n" for s in list(WORLD.scenes("test"))[:2]))
+    for script in ("convert_coco_lmdb.sh", "extract_captions.sh"):
+        shell = {**os.environ, "PYTHON": sys.executable}
+        subprocess.run(
+            ["bash", SCRIPTS / script, "--quiet"], env=shell, check=True, timeout=120, stdout=subprocess.DEVNULL
+        )
     for split, count in (("train", 16), ("valid", 4), ("test", 4), ("test1k", 2)):
-        run("captions", "--split", split)
         lines = (root / "mscoco" / "annotations" / f"{split}_ann.jsonl").read_text().splitlines()
         assert len(lines) == count and all(len(json.loads(line)["sentences"]) == 5 for line in lines)
     home = root / "mscoco"
     features = home / "resnet101_faster_rcnn_genome_imgfeats"
     assert (home / "images" / "train2014").is_dir() and (home / "images").is_symlink()
     assert {p.name for p in home.iterdir()} >= {"annotations", "dataset_coco.json", "images", features.name}
+    left = {path.relative_to(home).as_posix() for path in (*home.glob("*"), *home.glob("*/*"), *home.glob("*/volta/*"))}
+    # hard_negative.pkl is the authors' own, which nothing makes
+    assert {name.strip() for name in TREE.split()} <= left
+    for name in ("train", "valid", "test"):
+        merged = features / f"{name}_obj36-36.tsv"
+        assert merged.is_symlink() and merged.read_bytes().count(b"\r\n") == IMAGES[name]
     assert len(keys(features / "volta" / "trainval_feat.lmdb")) == IMAGES["train"] + IMAGES["valid"]
     assert len(keys(features / "volta" / "test_feat.lmdb")) == IMAGES["test"]
     captioned = {json.loads(line)["id"] for line in (home / "annotations" / "train_ann.jsonl").read_text().splitlines()}
@@ -154,6 +172,27 @@ def test_pictures_that_are_there_are_not_replaced_by_a_link(root: Path) -> None:
     run("download")
     assert (root / "mscoco" / "images" / "mine").is_dir() and not (root / "mscoco" / "images").is_symlink()
     extract("test")
+
+
+@pytest.mark.parametrize("family", ["mscoco", "coco"])
+def test_it_plans_by_what_is_missing(root: Path, family: str, capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pictures and dataset_coco.json that somebody put there are not fetched again, and no disk is asked for them."""
+    run("download")
+    mine = root.parent / "mine"
+    (mine / "mscoco").mkdir(parents=True)
+    shutil.copytree(root / "coco" / "images", mine / family / "images")
+    shutil.copy(root / "mscoco" / "dataset_coco.json", mine / "mscoco")
+    monkeypatch.setenv("LAVIS_EXT_CACHE_ROOT", str(mine))
+    capsys.readouterr()
+    for words in (["--dry-run"], []):
+        run("download", *words)
+        said = capsys.readouterr().out
+        assert "coco/train2014" not in said and said.count("is kept, ") == 3
+    assert not (mine / "coco" / ".lavis_ext").exists()
+    next((mine / family / "images" / "val2014").glob("*.jpg")).unlink()
+    run("download", "--dry-run")
+    said = capsys.readouterr().out
+    assert "val2014 has 11 of 12 pictures" in said and "coco/val2014" in said and "coco/test2015 " not in said
 
 
 def test_zips_are_read_where_they_are_kept(root: Path) -> None:

@@ -42,6 +42,7 @@ def test_a_table_is_read_through_its_map(tmp_path: Path) -> None:
     assert import_features([path], tmp_path / "s").added == 0
 
 
+@pytest.mark.fault("D10")
 def test_a_place_that_is_another_images_is_named(tmp_path: Path) -> None:
     first, second = (image.image_id for image in make_images(2, 2054))
     _, path = with_map(tmp_path, {first: 3, "9": 0, second: 10**9})
@@ -51,6 +52,18 @@ def test_a_place_that_is_another_images_is_named(tmp_path: Path) -> None:
     assert done.added == 4
 
 
+def test_a_place_inside_a_longer_id_is_no_row(tmp_path: Path) -> None:
+    """`21` and `1`: the bytes at offset 1 are those of a row of `1`, but no row begins there."""
+    table = oscar_tsv(tmp_path / f"{NAME}.tsv", [make_image("21", 2, 2054), make_image("5", 3, 2054)])
+    second = len(table.read_bytes().splitlines(keepends=True)[0])
+    path = tmp_path / f"{NAME}_offset_map.json"
+    path.write_text(json.dumps({"21": 0, "1": 1, "5": second}))
+    done = import_features([path], tmp_path / "s")
+    assert [fault.image_id for fault in done.faults] == ["1"]
+    assert list(open_store(tmp_path / "s")) == ["21", "5"]
+
+
+@pytest.mark.fault("D10")
 def test_a_stale_map_beside_a_table_is_told_and_not_needed(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     table, path = with_map(tmp_path, {"é": 1})
     with caplog.at_level(logging.WARNING):

@@ -47,6 +47,55 @@ def test_side_files_are_in_bytes_and_rows(tmp_path: Path) -> None:
     assert write_lineidx(source) == []
 
 
+@pytest.mark.parametrize("mark", [b"", b"\xef\xbb\xbf"])
+@pytest.mark.parametrize("end", ["", "\n", "\r\n"])
+def test_side_files_of_one_line(tmp_path: Path, mark: bytes, end: str) -> None:
+    """Features of a single picture, as people write them by hand: no final line break, or a byte order mark."""
+    rows = {
+        "my.feature.tsv": json.dumps({"num_boxes": 2, "features": b64(make_image("5", 2, 2054).features)}),
+        "my.label.tsv": json.dumps(OBJECTS),
+        "my.hw.tsv": '[{"height": 50, "width": 60}]',
+    }
+    for name, text in rows.items():
+        (tmp_path / name).write_bytes(mark + f"5\t{text}{end}".encode())
+    assert import_features([tmp_path / "my.feature.tsv"], tmp_path / "s").faults == []
+    record = open_store(tmp_path / "s")["5"]
+    assert (record.image_id, record.height, record.width, record.labels) == ("5", 50, 60, OBJECTS)
+
+
+def test_a_side_file_that_is_no_text(tmp_path: Path) -> None:
+    source = oscar_tsv(tmp_path / "features.tsv", make_images(1, 2054))
+    (tmp_path / "predictions.tsv").write_bytes(b"\xff\xfe5\t[]")
+    with pytest.raises(IntegrityError) as caught:
+        import_features([source], tmp_path / "s")
+    assert caught.value.problems[0].where == f"{tmp_path / 'predictions.tsv'}, line 1"
+
+
+def test_a_byte_order_mark_is_no_part_of_an_id(tmp_path: Path) -> None:
+    source = oscar_tsv(tmp_path / "x_img_frcnn_feats.tsv", make_images(2, 2054))
+    plain = source.read_bytes()
+    source.write_bytes(b"\xef\xbb\xbf" + plain)
+    ids = [image.image_id for image in make_images(2, 2054)]
+    (tmp_path / "x_img_frcnn_feats_offset_map.json").write_text(
+        json.dumps({ids[0]: 0, ids[1]: 3 + plain.index(b"\n") + 1})
+    )
+    for name in ("x_img_frcnn_feats.tsv", "x_img_frcnn_feats_offset_map.json"):
+        assert import_features([tmp_path / name], tmp_path / f"{name}.store").faults == []
+        assert [record.image_id for record in map(open_store(tmp_path / f"{name}.store").at, range(2))] == ids
+
+
+def test_a_bad_row_is_named_by_its_file(tmp_path: Path) -> None:
+    one, other = (oscar_tsv(tmp_path / f"{name}.tsv", [make_image(name, 1, 2054)]) for name in ("one", "other"))
+    other.write_bytes(other.read_bytes()[:-6] + b"\n")
+    done = import_features([one, other], tmp_path / "s")
+    with pytest.raises(IntegrityError) as caught:
+        raise_for(done.faults, str(tmp_path / "s"))
+    assert [problem.where for problem in caught.value.problems] == [f"{other}, line 1, image 'other'"]
+    again = import_features([one, other], tmp_path / "s")  # read from the store's own account
+    assert [fault.source for fault in again.faults] == [str(other)]
+
+
+@pytest.mark.fault("D10")
 def test_a_lineidx_that_does_not_fit_is_told_and_left(tmp_path: Path) -> None:
     source = oscar_tsv(tmp_path / "features.tsv", make_images(2, 2054))
     (tmp_path / "features.lineidx").write_text("0\n17\n")
@@ -125,6 +174,7 @@ def row(image_id: str, count: int, said: object = None, columns: int = 2054) -> 
     return f"{image_id}\t{count if said is None else said}\t{b64(image.features)}"
 
 
+@pytest.mark.fault("D11")
 @pytest.mark.parametrize(
     ("broken", "what"),
     [

@@ -260,6 +260,7 @@ def test_what_cannot_be_recognised_is_asked_for(tmp_path: Path) -> None:
     assert recognise(oscar_tsv(tmp_path / "f.tsv", make_images(1, 2054))) == "oscar-tsv"
 
 
+@pytest.mark.fault("P09")
 def test_a_library_that_is_absent_is_a_config_error() -> None:
     with pytest.raises(ConfigError, match=r"lavis_ext\[features\]"):
         need("no_such_library_here", "h5")

@@ -75,9 +75,17 @@ def test_an_id_that_is_there_wins_over_its_number(tmp_path: Path) -> None:
 
 
 def test_a_number_that_fits_two_images_is_refused(tmp_path: Path) -> None:
-    store = fill(tmp_path / "s", [make_image("a_9", 1), make_image("b_9", 2)])
-    with pytest.raises(UsageError, match=r"'a_9', 'b_9'"):
+    store = fill(tmp_path / "s", [make_image("COCO_train2014_000000000009", 1), make_image("val2017/9.jpg", 2)])
+    with pytest.raises(UsageError, match=r"'COCO_train2014_000000000009', 'val2017/9.jpg'"):
         store["9"]
+
+
+def test_a_number_is_no_name_but_coco_s(tmp_path: Path) -> None:
+    """`cam2_42` is not `cam1_42`, and 42 is neither: features of another picture are worse than none."""
+    store = fill(tmp_path / "s", [make_image("cam1_42", 1), make_image("train/7.jpg", 2)])
+    for asked in ("cam2_42", "42", 42, "7", "val/7.jpg"):
+        assert asked not in store
+    assert len(store["cam1_42"]) == 1
 
 
 def test_an_unknown_image_is_a_key_error_with_a_name(tmp_path: Path) -> None:
@@ -97,7 +105,13 @@ def test_an_unknown_image_is_a_key_error_with_a_name(tmp_path: Path) -> None:
         ("COCO_val2014_000000000042", "42"),
         ("0", "0"),
         ("000", "0"),
-        ("a_12.png", "12"),
+        ("a_12.png", "a_12.png"),
+        ("cam2_42", "cam2_42"),
+        ("train/42.jpg", "train/42.jpg"),
+        ("VG_100K/42.jpg", "VG_100K/42.jpg"),
+        ("12.png", "12"),
+        ("coco/images/val2017/000000000139.jpg", "139"),
+        ("COCO_test-dev2015_000000000016", "16"),
         ("12a", "12a"),
         ("", ""),
     ],

@@ -94,6 +94,7 @@ class Canary:
         return Path.touch, (self.path,)
 
 
+@pytest.mark.fault("D09")
 def test_a_pickle_in_an_array_is_named_and_not_run(tmp_path: Path) -> None:
     trace = tmp_path / "trace"
     cells = row(IMAGES[0])

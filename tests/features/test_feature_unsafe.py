@@ -60,6 +60,7 @@ def npz_of(folder: Path, trap: Path) -> Path:
     return folder / "f"
 
 
+@pytest.mark.fault("D09")
 @pytest.mark.parametrize("make", [lmdb_of, pt_of, old_pt_of, npy_of], ids=lambda make: make.__name__)
 def test_every_reader_refuses_with_exit_code_ten(tmp_path: Path, trap: Path, make: Any, capsys: Any) -> None:
     source = make(tmp_path, trap)
@@ -68,6 +69,7 @@ def test_every_reader_refuses_with_exit_code_ten(tmp_path: Path, trap: Path, mak
     assert "nothing of it was executed" in capsys.readouterr().err
 
 
+@pytest.mark.fault("D09")
 def test_a_pickle_inside_an_npz_is_not_even_looked_at(tmp_path: Path, trap: Path) -> None:
     assert main(["features", "import", str(npz_of(tmp_path, trap)), str(tmp_path / "s"), "--quiet"]) == 5
     assert not trap.exists()

@@ -34,6 +34,7 @@ from lavis_ext.fetch.azure import (
 from lavis_ext.fetch.safety import redact
 from lavis_ext.fetch.transfer import Failure
 from tests.support.azure import ACCOUNT, CANARY, Azure, Refusal, listing_page, token, traces
+from tests.support.canary import planted
 from tests.support.fetching import FAST
 from tests.support.server import Fault, Server, payload
 
@@ -104,6 +105,7 @@ def test_public_containers_need_no_token(azure: Azure, tmp_path: Path, monkeypat
     assert azure.queries == [""] and azure.log[0].headers["x-ms-version"]
 
 
+@pytest.mark.fault("T06")
 @pytest.mark.parametrize(
     ("code", "kind", "reason"),
     [
@@ -148,6 +150,7 @@ def test_a_token_serves_its_own_container_only(azure: Azure, tmp_path: Path) -> 
     assert azure.queries == [""]
 
 
+@pytest.mark.fault("S06")
 @pytest.mark.parametrize(
     ("change", "reason"),
     [({"days": -1}, "expired on"), ({"rights": "l"}, "no right to read")],
@@ -181,7 +184,7 @@ def test_tokens_out_of_a_private_file_or_standard_input(
 ) -> None:
     monkeypatch.delenv(VARIABLE)
     file = tmp_path / "tokens"
-    file.write_text(f"vinvl {token('vinvl')}\noscar ?{azure.tokens['oscar']}\n")
+    planted(file).write_text(f"vinvl {token('vinvl')}\noscar ?{azure.tokens['oscar']}\n")
     file.chmod(0o644)
     with pytest.raises(AccessError, match="chmod 600"):
         TOKENS.load(str(file))
@@ -212,6 +215,7 @@ def test_no_token_over_plain_http(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert isinstance(refused(tmp_path), UnsafeError)
 
 
+@pytest.mark.fault("S04")
 def test_s04_the_signature_shows_up_nowhere(
     azure: Azure, tmp_path: Path, caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -238,6 +242,7 @@ def test_signatures_are_struck_from_free_text() -> None:
     assert "abc" not in shown and "/a/b" in shown and "https://h/x" in shown
 
 
+@pytest.mark.fault("S07")
 def test_a_redirect_does_not_take_the_token_along(azure: Azure, second: Server, tmp_path: Path) -> None:
     azure.script(PATH, Fault(redirect=second.put("/elsewhere.zip", DATA)))
     get(tmp_path)
@@ -286,6 +291,7 @@ def test_a_listing_is_followed_page_by_page(azure: Azure, monkeypatch: pytest.Mo
     assert "azure" not in azure.queries[0] and azure.queries[0].endswith(CANARY)
 
 
+@pytest.mark.fault("S06")
 def test_a_token_without_that_right_lists_nothing(azure: Azure, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(AccessError, match="no right to list"):
         list_blobs(f"azure:{ACCOUNT}/oscar/d", FAST)

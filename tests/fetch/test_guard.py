@@ -29,12 +29,14 @@ def test_a_body_within_the_limits(server: Server) -> None:
     assert read(server.put("/a", payload(9000))) == payload(9000)
 
 
+@pytest.mark.fault("S02")
 @pytest.mark.parametrize("url", ["file:///etc/passwd", "ftp://127.0.0.1/x", "data:text/plain,x", "gopher://a/"])
 def test_other_schemes_are_unknown(url: str) -> None:
     with pytest.raises(URLError, match="unknown url type"):
         read(url)
 
 
+@pytest.mark.fault("S01")
 @pytest.mark.parametrize("target", ["file:///etc/passwd", "ftp://127.0.0.1/x"])
 def test_redirects_to_other_schemes_are_refused(target: str, server: Server) -> None:
     server.script("/a", Fault(redirect=target))
@@ -48,12 +50,14 @@ def test_redirects_are_followed(status: int, server: Server) -> None:
     assert read(server.url("/a")) == b"here"
 
 
+@pytest.mark.fault("S03")
 def test_private_addresses_are_not_even_connected_to(server: Server) -> None:
     with pytest.raises(URLError, match=r"refused: private address 127\.0\.0\.1"):
         read(server.put("/a", b"x"), ResponseLimits())
     assert server.log == []
 
 
+@pytest.mark.fault("S03")
 def test_name_that_resolves_to_an_inside_address_is_refused(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     inside = [
         (socket.AF_INET, socket.SOCK_STREAM, 6, "", (address, server.port)) for address in ("8.8.8.8", "10.0.0.1")

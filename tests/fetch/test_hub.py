@@ -41,6 +41,7 @@ def test_cut_body_is_continued(server: Server, tmp_path: Path) -> None:
     assert [seen.range for seen in server.log] == [None, "bytes=50000-"]
 
 
+@pytest.mark.fault("S07")
 def test_token_stays_behind_at_a_redirect_to_another_host(server: Server, second: Server, tmp_path: Path) -> None:
     data = payload(1000)
     server.script(PATH, Fault(redirect=second.put("/cdn/blob", data)))
@@ -48,6 +49,7 @@ def test_token_stays_behind_at_a_redirect_to_another_host(server: Server, second
     assert [("Authorization" in seen.headers) for seen in (*server.log, *second.log)] == [True, False]
 
 
+@pytest.mark.fault("U08")
 @pytest.mark.parametrize(("status", "token", "hint"), [(401, "", "HF_TOKEN"), (403, CANARY, "accept the licence")])
 def test_gated_tells_the_page_and_no_secret(
     status: int,

@@ -6,8 +6,9 @@ import io
 
 import pytest
 
+from lavis_ext.common.secrets import printable
 from lavis_ext.fetch import Bars, Lines, make_progress
-from lavis_ext.fetch.progress import QuietProgress, human, printable
+from lavis_ext.fetch.progress import QuietProgress, human
 
 
 class Terminal(io.StringIO):
@@ -81,4 +82,4 @@ def test_human(count: int, written: str) -> None:
 
 
 def test_printable() -> None:
-    assert printable("a\n\x07é漢") == "a\ufffd\ufffdé漢"
+    assert printable("a\n\x07é漢", kept="") == "a\\n\\x07é漢"

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lavis_ext.fetch.part import Ranges, cut
+from lavis_ext.fetch.ranges import Ranges, cut
 from lavis_ext.fetch.remote import merge_near
 
 RANGES = st.lists(st.tuples(st.integers(0, 60), st.integers(0, 12)).map(lambda pair: (pair[0], pair[0] + pair[1])))

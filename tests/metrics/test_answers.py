@@ -14,6 +14,7 @@ from lavis_ext.common.errors import ConfigError
 from lavis_ext.metrics.settings import MetricKeys
 from lavis_ext.metrics.vqa import (
     aok_vqa,
+    class_accuracy,
     direct_answer_score,
     gqa,
     lemmatize,
@@ -57,6 +58,11 @@ def test_gqa_is_the_share_of_equal_answers() -> None:
     references = {"05515938": ["yes"], "1": ["left"], "2": ["tennis racket"]}
     said = {"05515938": "Yes.", "1": "right", "2": "the tennis racket"}
     assert gqa(said, references, MetricKeys()) == {"overall": 66.67}
+
+
+def test_classes_by_their_recall() -> None:
+    found = class_accuracy([0, 1, 1, 2], [0, 1, 2, 3], ["cat", "dog", "owl"], MetricKeys())
+    assert found == {"acc": 0.5, "cat_acc": 1.0, "dog_acc": 1.0, "owl_acc": 0.0, "3_acc": 0.0, "agg_metrics": 0.5}
 
 
 @pytest.mark.parametrize(("agree", "score"), [(0, 0.0), (1, 1 / 3), (2, 2 / 3), (3, 1.0), (10, 1.0)])

@@ -46,6 +46,20 @@ ANSWERED = {
     "5'10\" 6 ft. 5x7 3D X-ray T-shirt": "5 10 6 ft. 5x7 3d x-ray t-shirt",
     "dog., lb.; x": "dog. lb. x",
     "~ ` @ # $ % ^ * _ = + | \\ /": "~ @ # $ % ^ * _ = + | \\ /",
+    "C++ c# F# J++ xC++ C#5": "c++ c# f# j + + xc + + c# 5",
+    "-LRB- left -RRB- -lsb- x-LRB- -LRB--RCB-": "-lrb- left -rrb- -lsb- x-lrb -lrb- -rcb-",
+    "₹50 ₩5 ₠5 €5 ‹x› «y» ‚ „z“ ‰ 100° 5°C ″ ‼ ※": "50 5 $ 5 $ 5 x y ‚ „ z ‰ 100 ° 5 ° c ″ ※",
+    "e\u0301 \u0301 a \u0301b 5\u03017": "e\u0301 \u0301 a \u0301b 5 \u03017",
+    "don’t ’em it’s o’clock ‘n’ isn‘t": "do n't ’em it 's o’clock n is n`t",
+    "don'tx don't5 cafén't shan'tt 'tisx C'mon can't100": "do n'tx do n't 5 cafén t sha n'tt 't isx c'mon ca n't 100",
+    "it'sx it's5 'mx ’mx more'n, more'n x": "it sx it 's 5 mx 'm x more n more 'n x",
+    "etc.a b, Mr.a b, C. The end, C. St. B. <b> U.S. A": "etc. a b mr.a b c the end c. st. b <b> u.s. a",
+    "Ph.D.x x-U.S. y p.m.-a. vs.-1,000 é,10-20": "ph.d. x x-u.s. y p.m.-a vs.-1 ,000 é ,10 -20",
+    "555-1234 (555) 123-4567, 20 300, 12/25/2020": "555-1234 -lrb-555-rrb-\u00a0123-4567 20 300 12/25/2020",
+    "5.jpg a.b.png, 5.jpgx 5_a.gif": "5.jpg a.b.png 5 jpgx 5_a gif",
+    "©www.foo.org foo5.com <a@b.com> http://a.b/c'": "©www.foo.org foo5.com <a@b.com> http://a.b/c'",
+    "^.^ ^_^ :[ ={ :)x :'( ------ a----b": "^ ^ ^_^ :[ ={ -rrb- x :'-lrb- ------ a b",
+    "colour color theatre organise": "colour color theatre organise",
     "": "",
     " \t ": "",
 }
@@ -77,6 +91,16 @@ def java_tokens(captions: list[str], folder: Path) -> list[str]:
     return [" ".join(word for word in line.rstrip().split(" ") if word not in PUNCTUATION) for line in lines]
 
 
+UPSTREAM = Path(os.environ.get("LAVIS_EXT_UPSTREAM") or "nowhere") / "ptb.json"
+"""Strings and the tokens that Java gave, one list of pairs."""
+
+
+@pytest.mark.skipif(not UPSTREAM.is_file(), reason="LAVIS_EXT_UPSTREAM names no folder with ptb.json")
+def test_every_string_that_java_answered_elsewhere() -> None:
+    pairs = json.loads(UPSTREAM.read_text(encoding="utf-8"))
+    assert [(text, clean_tokens(text)) for text, _ in pairs] == [tuple(pair) for pair in pairs]
+
+
 needs_java = pytest.mark.skipif(shutil.which("java") is None, reason="needs Java")
 
 
@@ -103,7 +127,8 @@ def test_real_captions(tmp_path: Path) -> None:
 WORDS = """
 a the man dog Dog's can't CANNOT gonna it's they're o'clock U.S. Mr. St. etc. e.g. no. p.m. A.M. 5 10 1990 3.5 1,000
 2nd 3/4 10:30 $5 50% t-shirt well-known X-ray he/she and/or AT&T men's dogs' I'm isn't won't '80s 'em rock'n'roll
-street ft. co. TV wi-fi café O'Neil D.C. Ph.D. 4x4
+street ft. co. TV wi-fi café O'Neil D.C. Ph.D. 4x4 C++ C# -LRB- -rrb- ₹50 ‹x› ‚ „ ‰ ° 5°C \u0301 “ ” ’ ‘ « » don’t ’em
+http://a.b/c?d=e foo.com a@b.com #tag @user &amp; <b> 日本 Привет © ™ ″ ½ ² 12/25/2020 555-1234 a.jpg Inc. B. x=y :) ^_^
 """.split()  # noqa: SIM905
 BETWEEN = [
     *[" "] * 20,
@@ -128,10 +153,10 @@ BETWEEN = [
 
 
 @needs_java
-def test_random_captions_differ_in_less_than_one_of_a_hundred(tmp_path: Path) -> None:
+def test_random_captions_differ_in_less_than_one_of_five_hundred(tmp_path: Path) -> None:
     rng = random.Random(20)
     lengths = [rng.randint(1, 7) for _ in range(3000)]
     captions = ["".join(rng.choice(WORDS) + rng.choice(BETWEEN) for _ in range(length)) for length in lengths]
     answers = java_tokens(captions, tmp_path)
     different = [c for c, answer in zip(captions, answers, strict=True) if clean_tokens(c) != answer]
-    assert len(different) < len(captions) / 100, different[:10]
+    assert len(different) < len(captions) / 500, different[:10]

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lavis_ext.metrics import retrieval
-from lavis_ext.metrics.retrieval import LAST, first_ranks, leading, recalls
+from lavis_ext.metrics.retrieval import LAST, first_ranks, leading, percents, recalls
 
 
 def test_the_best_of_the_true_ones_counts_and_ties_count_against() -> None:
@@ -59,3 +59,17 @@ def test_what_is_no_number_or_not_there_comes_last() -> None:
     scores = np.array([[np.nan, 0.5], [0.5, np.nan], [0.5, 0.1]])
     assert first_ranks(scores, [[0], [0], []]).tolist() == [LAST, 0, LAST]
     assert leading(scores[:2], 2) == [[1, 0], [0, 1]]
+    low = np.array([[-0.5, np.nan, -0.1, -np.inf, np.inf]])
+    assert leading(low, 3) == [[4, 2, 0]]
+    assert first_ranks(low, [[1]]).tolist() == [LAST]
+    assert first_ranks(low, [[0]]).tolist() == [2]
+
+
+def test_the_depths_are_one_five_and_ten() -> None:
+    """Row r has r candidates before its own."""
+    scores = np.array([[1.0] * place + [0.5] + [0.0] * (11 - place) for place in range(12)])
+    found = percents("txt", first_ranks(scores, [[place] for place in range(12)]))
+    expected = [100 * depth / 12 for depth in (1, 5, 10)]
+    assert [found[f"txt_r{depth}"] for depth in (1, 5, 10)] == pytest.approx(expected)
+    assert found["txt_r_mean"] == pytest.approx(sum(expected) / 3)
+    assert LAST > 2**30

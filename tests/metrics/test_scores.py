@@ -76,6 +76,10 @@ def test_one_image_is_worth_no_cider_and_says_why(caplog: pytest.LogCaptureFixtu
     assert found["CIDEr"] == 0
     assert found["Bleu_1"] == pytest.approx(1.0)
     assert "single image" in caplog.text
+    caplog.clear()
+    two = {1: ["a red dog"], 2: ["a cat"]}
+    assert caption_scores(two, {1: "a red dog", 2: "a cat"})["CIDEr"] > 0
+    assert not caplog.records
 
 
 def test_ids_that_do_not_meet_are_an_error() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from lavis_ext.metrics.vqa import normalize_vqa_answer, vqa_score
+from lavis_ext.metrics.vqa import normalize_vqa_answer, strip_punctuation, vqa_score
 
 
 @pytest.mark.parametrize(
@@ -33,6 +33,10 @@ from lavis_ext.metrics.vqa import normalize_vqa_answer, vqa_score
         ("$5", "$5"),
         ("", ""),
         ("the", ""),
+        ("an", ""),
+        ("an apple", "apple"),
+        ("An Apple and a pear", "apple and pear"),
+        ("banana than another", "banana than another"),
     ],
 )
 def test_normalisation(text: str, normal: str) -> None:
@@ -42,6 +46,12 @@ def test_normalisation(text: str, normal: str) -> None:
 def test_a_mark_beside_a_space_is_removed_everywhere() -> None:
     assert normalize_vqa_answer("t-shirt - red") == "tshirt red"
     assert normalize_vqa_answer("1,000-2") == "10002"
+
+
+def test_the_official_code_removes_32_periods_and_no_more() -> None:
+    """It passes `re.UNICODE`, which is 32, where the count belongs."""
+    assert strip_punctuation("." * 32) == ""
+    assert strip_punctuation("." * 40) == "." * 8
 
 
 @pytest.mark.parametrize(("agree", "score"), [(0, 0.0), (1, 0.3), (2, 0.6), (3, 0.9), (4, 1.0), (10, 1.0)])

@@ -103,20 +103,36 @@ def test_the_frame_of_vicuna() -> None:
     assert labels.tolist() == [IGNORED] * head + ids[head:]
 
 
-def test_vicuna_draws_an_instruction_for_each_sample() -> None:
+def test_vicuna_draws_one_instruction_for_each_batch() -> None:
     model = small_of("blip2_vicuna", max_txt_len=160)
     torch.manual_seed(0)
-    batch = {"text_input": ["x"] * 64}
-    starts = model.learning_tokens(batch)[0].starts
-    assert len(set(starts)) == len({len(model.text.ids([one], cut=False)[0]) for one in INSTRUCTIONS})
+    drawn = [model.learning_tokens({"text_input": ["x"] * 3})[0].starts for _ in range(32)]
+    assert all(len(set(starts)) == 1 for starts in drawn)
+    assert len(set(drawn)) == len({len(model.text.ids([one], cut=False)[0]) for one in INSTRUCTIONS})
+
+
+def test_vicuna_reads_prompts_as_they_are_and_learns_questions_as_it_reads_them() -> None:
+    model = small_of("blip2_vicuna", max_txt_len=4)
+    tokenizer, start = model.text.tokenizer, "</s>"  # the shipped tokenizer starts texts with it
+    said = [tokenizer.decode(row) for row in model.caption_tokens(["what is in the picture?", ""]).input_ids]
+    places = "<image>" * 4
+    assert said[0].endswith(f"###Human: <Img>{places}</Img> {start}what is in the picture?")
+    assert said[1].endswith(f"###Human: <Img>{places}</Img> {start}{INSTRUCTIONS[0]} ###Assistant: ")
     asked = {"text_input": ["what?"], "text_output": ["a"], "learn": "text_output"}
-    tokens = model.learning_tokens(asked)[0]
-    assert "what?" in model.text.tokenizer.decode(tokens.input_ids[0])
+    learnt = tokenizer.decode(small_of("blip2_vicuna", max_txt_len=9).learning_tokens(asked)[0].input_ids[0])
+    assert learnt == f"{tokenizer.decode(model.asking_tokens(['what?']).input_ids[0])} a###"
+
+
+def test_vicuna_stops_at_the_text_of_its_end() -> None:
+    model = small_of("blip2_vicuna")
+    stop = model.endings()["stopping_criteria"][0]
+    rows = model.text.ids(["circle###", "a red #", "##### x"], special=False)
+    ended = [bool(stop(torch.tensor([row]), torch.empty(0))) for row in rows]
+    assert ended == [True, False, False]
 
 
 def test_what_comes_behind_the_end_is_cut() -> None:
     model = small_of("blip2_vicuna")
-    assert model.text.tokenizer.decode([model.end_id]) == "#"
     model.net.generate = lambda *_, **__: torch.tensor(model.text.ids(["a red circle### and more"], special=False))
     assert model.generate(small_batch(1)) == ["a red circle"]
 

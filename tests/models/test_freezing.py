@@ -73,6 +73,7 @@ def test_a_checkpoint_goes_through_a_file_and_back(tmp_path) -> None:  # type: i
     assert target.net.language_model.lm_head.weight is target.net.get_input_embeddings().weight
 
 
+@pytest.mark.fault("K07")
 def test_frozen_names_may_be_absent_and_nothing_else() -> None:
     model = small_model(freeze_vit=True, freeze_llm=True)
     state = model.trainable_state()

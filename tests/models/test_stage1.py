@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from pathlib import Path
 from typing import Any
@@ -14,12 +15,13 @@ from torch.nn.functional import gelu, layer_norm, linear, normalize
 from transformers import BertConfig, BertForMaskedLM
 
 from lavis_ext.common.config.decode import ConfigDecoder
-from lavis_ext.common.config.schema import ModelConfig, TermConfig
+from lavis_ext.common.config.schema import ModelConfig, RunConfig, TermConfig
 from lavis_ext.common.errors import ConfigError, IntegrityError
 from lavis_ext.common.registry import registry
 from lavis_ext.models.losses import draw_negatives
 from lavis_ext.models.stage1 import identities, writing_mask
 from lavis_ext.models.weights import to_upstream
+from lavis_ext.runners.schedule import build_optimizer, parameter_groups, regrouped
 from tests.support.blip2 import small_batch, small_model, small_stage1
 from tests.support.processes import run_ranks
 
@@ -208,7 +210,7 @@ def test_features_and_matching() -> None:
     image, text = model.extract_features(batch, "image"), model.extract_features(batch, "text")
     both = model.extract_features(batch)
     assert image.image_embeds_proj.shape == (3, 4, 16)
-    assert text.text_embeds_proj.shape == (3, 12, 16)
+    assert text.text_embeds_proj.shape == (3, 8, 16)  # padded to the longest, not to max_txt_len
     assert both.multimodal_embeds.shape == (3, 4, 32)
     with pytest.raises(ConfigError, match="no mode 'both'"):
         model.extract_features(batch, "both")
@@ -312,10 +314,27 @@ def test_losses_are_weighted_and_left_out() -> None:
     assert torch.equal(some["loss"], 0.5 * whole["loss_itc"] + whole["loss_lm"])
 
 
+def leave_identities(out: str) -> None:
+    """The ids that a rank gives to pictures without `image_id`."""
+    dist.init_process_group("gloo")
+    found = identities({"text_input": ["a", "b", "c"]}, torch.device("cpu"))
+    Path(f"{out}_{dist.get_rank()}").write_text(json.dumps(found.tolist()))
+
+
+@pytest.mark.slow
+def test_pictures_without_an_id_are_different_ones_on_every_rank(tmp_path: Path) -> None:
+    done = run_ranks(leave_identities, 2, (str(tmp_path / "ids"),), tmp_path)
+    assert done.returncode == 0, done.stderr[-3000:]
+    mine, theirs = (json.loads((tmp_path / f"ids_{rank}").read_text()) for rank in (0, 1))
+    assert len({*mine, *theirs}) == 6
+    with_id = identities({"text_input": ["a"], "image_id": ["7"]}, torch.device("cpu"))
+    assert not {*mine, *theirs} & set(with_id.tolist())
+
+
 def one_of_two_ranks(out: str) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo")
-    rank, model, whole = dist.get_rank(), small_stage1(), ranks_batch()
+    rank, model, whole = dist.get_rank(), small_stage1(itc_gradient="both"), ranks_batch()
     span = slice(0, 1) if rank == 0 else slice(1, 3)
     losses = model({key: value[span] for key, value in whole.items()})
     # weighted as if the ranks had had the same number of samples each: the sum over samples of both
@@ -337,9 +356,29 @@ def test_two_ranks_contrast_as_one_with_all_samples(tmp_path: Path) -> None:
     done = run_ranks(one_of_two_ranks, 2, (str(tmp_path / "out.pt"),), tmp_path)
     assert done.returncode == 0, done.stderr[-6000:]
     found = torch.load(tmp_path / "out.pt", weights_only=True)
-    model = small_stage1()
+    model = small_stage1(itc_gradient="both")
     loss = model(ranks_batch())["loss_itc"] * 3
     loss.backward()
     assert found["loss"].item() == pytest.approx(loss.item(), abs=1e-5)
     torch.testing.assert_close(found["grad"], model.net.query_tokens.grad, rtol=1e-4, atol=1e-5)
     assert all(torch.isfinite(value) for value in found["all"].values())
+
+
+def test_the_temperature_decays_and_states_of_earlier_versions_are_regrouped() -> None:
+    run = RunConfig(task="image_text_pretrain", lr_layer_decay=0.9, weight_decay=0.1)
+    model = small_stage1(freeze_vit=False)
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    groups = [([names[id(p)] for p in g["params"]], g["weight_decay"]) for g in parameter_groups(model, run)]
+    assert [decay for inside, decay in groups if "temp" in inside] == [0.1]
+    earlier = torch.optim.AdamW(parameter_groups(model, run, above=0), lr=1e-3)
+    for number, parameter in enumerate(p for group in earlier.param_groups for p in group["params"]):
+        parameter.grad = torch.full_like(parameter, float(number + 1))
+    earlier.step()
+    moments = {names[id(parameter)]: values["exp_avg"].clone() for parameter, values in earlier.state.items()}
+    optimizer = build_optimizer(model, run)
+    optimizer.load_state_dict(regrouped(earlier.state_dict(), optimizer, model, run))
+    assert {names[id(p)]: values["exp_avg"] for p, values in optimizer.state.items()}.keys() == moments.keys()
+    assert all(torch.equal(values["exp_avg"], moments[names[id(p)]]) for p, values in optimizer.state.items())
+    kept = {names[id(p)]: (g["weight_decay"], g["lr_scale"]) for g in optimizer.param_groups for p in g["params"]}
+    assert kept["temp"] == (0.0, 1.0)
+    assert {kept[name] for name in kept if ".layers.1." in name} == {(0.1, 1.0), (0.0, 1.0)}

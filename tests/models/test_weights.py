@@ -14,8 +14,8 @@ from lavis_ext.common.errors import ConfigError, DiskError, IntegrityError, Lavi
 from lavis_ext.models.base_model import BaseModel
 from lavis_ext.models.language import Blip2Opt
 from lavis_ext.models.network import resize_positions
-from lavis_ext.models.weights import read_checkpoint, to_upstream, translate, write_upstream
-from tests.support.blip2 import CONFIG, small_batch, small_model
+from lavis_ext.models.weights import load_over, read_checkpoint, to_upstream, translate, write_upstream
+from tests.support.blip2 import CONFIG, SIZES, TEXT_SIZES, small_batch, small_model, small_of
 
 
 def saved(folder: Path, seed: int = 5) -> Blip2Opt:
@@ -118,6 +118,7 @@ def test_a_folder_without_some_weights_is_an_integrity_error(tmp_path: Path) -> 
         pretrained(tmp_path)
 
 
+@pytest.mark.fault("D08")
 def test_a_pickle_that_runs_code_is_refused(tmp_path: Path) -> None:
     trace, file = tmp_path / "trace", tmp_path / "model.pth"
     torch.save({"model": {"a": torch.zeros(1)}, "extra": Mine(trace)}, file)
@@ -277,3 +278,65 @@ def test_a_checkpoint_that_is_not_finite_is_refused_whole(tmp_path: Path) -> Non
     with pytest.raises(IntegrityError, match=r"1 tensors are not finite: net\.query_tokens"):
         model.load_trainable_state(state)
     assert torch.equal(model.net.language_projection.weight, before)
+
+
+def lavis_checkpoint(model: Any, folder: Path, **more: torch.Tensor) -> str:
+    """A checkpoint of LAVIS' runner: trained parts, and every other name of a frozen parameter, and buffers."""
+    state = to_upstream(model.trainable_state())
+    torch.save({"model": {**state, **more}, "epoch": 3, "config": {"run": {"seed": 42}}}, folder / "theirs.pth")
+    return str(folder / "theirs.pth")
+
+
+def test_second_names_and_buffers_of_lavis_are_dropped_where_they_are_equal(tmp_path: Path) -> None:
+    model, head = small_model(freeze_llm=True), "opt_model.lm_head.weight"
+    words = model.net.get_input_embeddings().weight.detach()
+    words.copy_(words.half())
+    for tied in (words, words.half(), words[:-1]):  # in LAVIS' precision, and from before `<image>` was added
+        load_over(model, lavis_checkpoint(model, tmp_path, **{head: tied}), "model.finetuned")
+    with pytest.raises(IntegrityError, match=r"1 pairs .*lm_head.weight and net.language_model.*embed_tokens"):
+        load_over(model, lavis_checkpoint(model, tmp_path, **{head: words + 1}), "model.finetuned")
+
+
+def test_a_second_name_stands_in_for_a_first_one_that_learnt(tmp_path: Path) -> None:
+    model = small_model(freeze_llm=False)
+    state = to_upstream(model.trainable_state())
+    new = state.pop("opt_model.model.decoder.embed_tokens.weight") + 1
+    torch.save({"model": {**state, "opt_model.lm_head.weight": new}}, tmp_path / "a.pth")
+    load_over(model, str(tmp_path / "a.pth"), "model.finetuned")
+    assert torch.equal(model.net.get_input_embeddings().weight, new)
+
+
+def test_frequencies_of_llama_are_compared(tmp_path: Path) -> None:
+    model = small_of("blip2_llama", freeze_llm=True)
+    name = "llama_model.model.layers.1.self_attn.rotary_emb.inv_freq"
+    frequencies = model.net.language_model.model.rotary_emb.inv_freq
+    load_over(model, lavis_checkpoint(model, tmp_path, **{name: frequencies.half()}), "model.finetuned")
+    with pytest.raises(IntegrityError, match="inv_freq and the model's own"):
+        load_over(model, lavis_checkpoint(model, tmp_path, **{name: frequencies * 2}), "model.finetuned")
+
+
+def test_second_names_of_the_word_head_are_compared() -> None:
+    words, bias = torch.randn(5, 4), torch.randn(5)
+    first = {"Qformer.bert.embeddings.word_embeddings.weight": words, "Qformer.cls.predictions.bias": bias}
+    second = {"Qformer.cls.predictions.decoder.weight": words, "Qformer.cls.predictions.decoder.bias": bias}
+    index = {"Qformer.bert.embeddings.position_ids": torch.arange(6)[None]}
+    assert set(translate({**first, **second, **index})) == set(translate(first)) == set(translate(second))
+    for wrong in ({**second, "Qformer.cls.predictions.decoder.bias": bias + 1}, {**second, next(iter(index)): bias}):
+        with pytest.raises(IntegrityError, match="must be equal differ"):
+            translate({**first, **wrong})
+
+
+def test_a_flan_t5_has_a_head_of_its_own(tmp_path: Path) -> None:
+    untied = {**SIZES, "text_config": {**TEXT_SIZES["blip2_t5"], "tie_word_embeddings": False}}
+    keys = {"freeze_llm": False}
+    tied, own = small_of("blip2_t5", **keys), small_of("blip2_t5", sizes=untied, **keys)
+    with torch.no_grad():
+        own.net.language_model.lm_head.weight += 1
+    theirs = to_upstream(own.state_dict(), "t5")
+    assert {"t5_model.lm_head.weight", "t5_model.decoder.embed_tokens.weight"} <= set(theirs)
+    torch.save({"model": theirs}, tmp_path / "a.pth")
+    other = small_of("blip2_t5", 1, sizes=untied, **keys)
+    load_over(other, str(tmp_path / "a.pth"), "model.finetuned")
+    assert torch.equal(other.net.language_model.lm_head.weight, own.net.language_model.lm_head.weight)
+    with pytest.raises(IntegrityError, match=r"lm_head.weight and net.language_model.shared.weight"):
+        load_over(tied, str(tmp_path / "a.pth"), "model.finetuned")

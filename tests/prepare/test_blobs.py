@@ -163,6 +163,22 @@ def test_a_listing_on_request_goes_before_what_is_declared(box: Box) -> None:
     assert box.get("toy/feats", known=known, listing=True).exit_code == 0 and box.files() == FILES
 
 
+def test_a_plan_with_a_row_that_is_refused_does_not_exit_0(tmp_path: Path) -> None:
+    names = ["vinvl/model_coco_ir", "vinvl/model_vqa"]
+    options = PrepareOptions(cache_root=tmp_path, offline=True, dry_run=True, reserve=0)
+    report = prepare(names, options)
+    assert [item.action for item in report.plan.items].count("refuse") == 1
+    assert report.exit_code == prepare(names[:1], replace(options, dry_run=False)).exit_code != 0
+    assert "fits" in report.line() and "not fit" not in report.line()
+    assert prepare(names[1:], options).exit_code == 0
+
+
+@pytest.mark.parametrize("name", ["od_models", "OD_models", "image_captioning"])
+def test_a_folder_of_models_needs_no_prefix_where_no_other_artifact_has_its_name(name: str) -> None:
+    assert [one.name for one in load_cards().named_artifacts(f"vinvl/{name}")] == [f"model_{name.lower()}"]
+    assert [one.name for one in load_cards().named_artifacts("vinvl/vqa")] == ["vqa"]
+
+
 def test_a_dry_run_writes_nothing(box: Box) -> None:
     box.rights("rl")
     report = box.get("toy/feats", known=cards(), dry_run=True)

@@ -116,6 +116,7 @@ def test_modes_in_the_archive_do_not_matter(tmp_path: Path) -> None:
     assert (path.parent / "a").stat().st_mode & 0o111 == 0
 
 
+@pytest.mark.fault("F03")
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])
 def test_f03_a_full_disk_is_reported_and_continued(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
@@ -205,6 +206,7 @@ print("done", flush=True)
 BIG = {f"f/{n:05d}.jpg": payload(400, n % 50) + str(n).encode() for n in range(3000)}
 
 
+@pytest.mark.fault("A11")
 @pytest.mark.slow
 def test_a11_killed_at_ten_moments_it_ends_with_the_same_tree(tmp_path: Path) -> None:
     rng = random.Random(7)
@@ -244,6 +246,7 @@ def test_settling_reads_only_what_is_in_doubt(tmp_path: Path, monkeypatch: pytes
     assert read == []
 
 
+@pytest.mark.fault("A13")
 @pytest.mark.slow
 def test_a13_many_small_members_take_linear_time(tmp_path: Path) -> None:
     took = []

@@ -71,6 +71,7 @@ def other_pictures(toy: Family) -> dict[str, bytes]:
 # a. A new version is never found in old bytes
 
 
+@pytest.mark.fault("H01")
 @pytest.mark.parametrize("kind", ["zip", "tar"])
 def test_a_new_hash_is_not_found_in_old_members(server: Server, tmp_path: Path, kind: str) -> None:
     toy = Family(server, tmp_path / "root", kind=kind)
@@ -82,6 +83,7 @@ def test_a_new_hash_is_not_found_in_old_members(server: Server, tmp_path: Path, 
     assert set(toy.train) <= {name.removeprefix("images/") for name in here(toy)}, "nothing of the user's is lost"
 
 
+@pytest.mark.fault("H01")
 def test_a_new_version_of_equal_size_replaces_the_old_one(toy: Family) -> None:
     toy.prepare()
     new = other_pictures(toy)
@@ -92,6 +94,7 @@ def test_a_new_version_of_equal_size_replaces_the_old_one(toy: Family) -> None:
     assert splits(toy, toy.cards()) == ["verified", "verified"] and not findings(toy, toy.cards())
 
 
+@pytest.mark.fault("H01")
 @pytest.mark.parametrize("size", [False, True])
 def test_two_zips_of_equal_size_under_two_addresses(server: Server, tmp_path: Path, size: bool) -> None:
     toy = Family(server, tmp_path / "root", declared=False)
@@ -107,6 +110,7 @@ def test_two_zips_of_equal_size_under_two_addresses(server: Server, tmp_path: Pa
     assert toy.prepare(cards).bytes_moved == 0
 
 
+@pytest.mark.fault("H01")
 @pytest.mark.parametrize("size", [False, True])
 def test_a_file_of_another_address_with_nothing_else_declared(server: Server, tmp_path: Path, size: bool) -> None:
     toy = Family(server, tmp_path / "root", declared=False)
@@ -122,6 +126,7 @@ def test_a_file_of_another_address_with_nothing_else_declared(server: Server, tm
     assert toy.prepare(cards).bytes_moved == 0
 
 
+@pytest.mark.fault("H01")
 def test_a_packed_or_kept_archive_of_another_address(server: Server, tmp_path: Path) -> None:
     toy = Family(server, tmp_path / "root", declared=False)
     toy.prepare(no_unpack=True)
@@ -132,6 +137,7 @@ def test_a_packed_or_kept_archive_of_another_address(server: Server, tmp_path: P
     assert aside(toy) == {toy.blobs["train.zip"]}
 
 
+@pytest.mark.fault("H01")
 def test_single_members_of_an_archive_that_was_replaced_by_one_of_equal_size(server: Server, tmp_path: Path) -> None:
     toy = Family(server, tmp_path / "root", train=pictures("train", 30, 5000), declared=False)
     toy.prepare(max_samples=3, splits=["train"])
@@ -142,6 +148,7 @@ def test_single_members_of_an_archive_that_was_replaced_by_one_of_equal_size(ser
     assert {name: data for name, data in here(toy).items() if name.startswith("images/")} == wanted
 
 
+@pytest.mark.fault("H01")
 def test_what_was_verified_is_not_mended_from_another_version(server: Server, tmp_path: Path) -> None:
     toy = Family(server, tmp_path / "root", train=pictures("train", 30, 5000))
     cards = toy.cards()
@@ -154,6 +161,7 @@ def test_what_was_verified_is_not_mended_from_another_version(server: Server, tm
     assert {name: here(toy).get(name) for name in kept} == kept
 
 
+@pytest.mark.fault("H01")
 def test_a_part_of_another_version_of_equal_size_is_not_continued(server: Server, tmp_path: Path) -> None:
     toy = Family(server, tmp_path / "root", declared=False)
     rows = rows_of(sorted(toy.train, reverse=True), captions=9)
@@ -177,6 +185,7 @@ def test_a_digest_that_a_card_learns_later_verifies_what_is_there(server: Server
 # b. Nothing is verified that was compared with nothing, or that is not there
 
 
+@pytest.mark.fault("H06")
 def test_nothing_declared_is_present_and_not_verified(server: Server, tmp_path: Path) -> None:
     toy = Family(server, tmp_path / "root", declared=False, kind="tar")
     cards, names = named(toy), ("toy", "toy/train_rows")
@@ -205,6 +214,7 @@ HARMS: dict[str, Callable[[Family], object]] = {
 }
 
 
+@pytest.mark.fault("H06")
 @pytest.mark.parametrize("harm", list(HARMS))
 def test_what_is_gone_is_not_verified(toy: Family, harm: str) -> None:
     names, cards = ["toy", "toy/train", "toy/train_rows"], named(toy)
@@ -222,6 +232,7 @@ def test_what_is_gone_is_not_verified(toy: Family, harm: str) -> None:
 # c. What a user has is never deleted
 
 
+@pytest.mark.fault("H05")
 def test_a_users_archive_stays_after_an_interrupted_run(toy: Family) -> None:
     toy.server.script(toy.path("train.zip"), Fault(cut_at=10_000))
     assert toy.prepare(policy=replace(toy.policy, retries=0)).exit_code == 4
@@ -265,6 +276,7 @@ def test_our_own_archive_goes_where_a_run_ended_right_after_its_rename(
     assert toy.prepare().exit_code == 0 and not list(toy.images.glob("*.zip"))
 
 
+@pytest.mark.fault("H05")
 def test_an_archive_that_the_user_put_in_the_place_of_ours_stays(toy: Family) -> None:
     toy.prepare(keep_archives=True)
     path = toy.images / "train.zip"
@@ -290,6 +302,7 @@ def agree(toy: Family) -> None:
 NAMES = ["train/a\u2028b.jpg", "train/c\u0085d.jpg", "train/" + "n" * 251 + ".jpg", "train/" + "é" * 125 + "x.jpg"]
 
 
+@pytest.mark.fault("H23")
 @pytest.mark.parametrize("kind", ["zip", "tar.gz"])
 def test_unusual_names_agree(server: Server, tmp_path: Path, kind: str) -> None:
     train = {**pictures("train", 5), **{name: name.encode() * 9 for name in NAMES}}
@@ -344,6 +357,7 @@ def test_a_copy_on_another_disk_agrees(toy: Family, tmp_path: Path) -> None:
     assert toy.server.sent() == sent
 
 
+@pytest.mark.fault("H06")
 def test_an_edited_file_with_nothing_declared_agrees(server: Server, tmp_path: Path) -> None:
     toy = Family(server, tmp_path / "root", declared=False)
     toy.prepare()

@@ -55,6 +55,7 @@ def test_need_is_the_sum_and_a_reserve_of_at_most_a_gibibyte() -> None:
     assert of(download=1000, reserve=77).need == 1020 + 77
 
 
+@pytest.mark.fault("F01")
 def test_what_does_not_fit_is_refused_with_both_numbers() -> None:
     with pytest.raises(DiskError, match=r"2,244 bytes .* needed, 2,243 .*free"):
         of(free=2243, download=1000, unpacked=1000).check_disk()
@@ -63,6 +64,7 @@ def test_what_does_not_fit_is_refused_with_both_numbers() -> None:
         replace(of(files=100), free_files=99).check_disk()
 
 
+@pytest.mark.fault("F02")
 def test_f02_a_half_download_counts_for_what_is_left(toy: Family) -> None:
     toy.server.script(toy.path("train.zip"), Fault(cut_at=20_000))
     policy = replace(toy.policy, retries=0, checkpoint_bytes=1000)

@@ -12,13 +12,13 @@ from lavis_ext.common.config.cards import Artifact
 from lavis_ext.common.errors import AccessError, DiskError, IntegrityError, NetworkError, PartialError, UnsafeError
 from lavis_ext.common.files import write_atomic
 from lavis_ext.fetch import Source, Transfer
+from lavis_ext.fetch.lock import part_bytes
 from lavis_ext.prepare.plan import Plan, PlanItem
 from lavis_ext.prepare.records import (
     ArtifactRecord,
     Origin,
     drop_record,
     inspect,
-    part_bytes,
     read_record,
     record_path,
     write_record,

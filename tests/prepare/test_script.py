@@ -7,9 +7,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 SCRIPT = Path(__file__).parents[2] / "prepare_data" / "download_coco.py"
 
 
+@pytest.mark.fault("F14")
 def test_from_another_folder_and_not_installed(tmp_path: Path) -> None:
     environment = {**os.environ, "LAVIS_EXT_CACHE_ROOT": str(tmp_path / "data"), "PYTHONPATH": ""}
     command = [sys.executable, str(SCRIPT), "--dry-run", "--split", "val", "--max-samples", "10"]

@@ -37,6 +37,7 @@ def test_the_shipped_coco_card_by_splits() -> None:
     assert "coco_retrieval" in {one.dataset.name for one in select(cards, ["coco"], None).chosen}
 
 
+@pytest.mark.fault("U07")
 @pytest.mark.parametrize(
     ("names", "splits", "word"),
     [(["tyo"], None, "toy"), (["toy_captoin"], None, "toy_caption"), (["toy"], ["vla"], "val"), ([], None, "toy")],

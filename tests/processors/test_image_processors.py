@@ -197,6 +197,31 @@ def test_pil_images_of_any_mode_become_rgb() -> None:
     assert torch.equal(processor(image), processor(image.convert("RGB")))
 
 
+def test_the_statistics_are_those_of_clip() -> None:
+    """As numbers: a test that takes them from the module under test says nothing about them."""
+    assert MEAN == (0.48145466, 0.4578275, 0.40821073)
+    assert STD == (0.26862954, 0.26130258, 0.27577711)
+    black, white = torch.zeros(3, 1, 1, dtype=torch.uint8), torch.full((3, 1, 1), 255, dtype=torch.uint8)
+    for form in (Normalizer(), normalize):
+        assert form(black).flatten().tolist() == pytest.approx([-1.7922626, -1.7520971, -1.4802198], abs=1e-5)
+        assert form(white).flatten().tolist() == pytest.approx([1.9303361, 2.0748838, 2.1458969], abs=1e-5)
+
+
+@pytest.mark.parametrize(
+    "device",
+    ["cpu", pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU is here"))],
+)
+def test_an_accelerator_normalises_in_one_operation_to_the_same(device: str) -> None:
+    """The form that an accelerator takes, which a CPU can compute too."""
+    images = torch.randint(0, 256, (2, 3, 5, 7), dtype=torch.uint8, generator=rng())
+    expected = normalize(images, (0.5, 0.4, 0.3), (0.1, 0.2, 0.3), fused=False)
+    found = normalize(images.to(device), (0.5, 0.4, 0.3), (0.1, 0.2, 0.3), fused=True)
+    assert (found.dtype, found.device.type) == (torch.float32, device)
+    torch.testing.assert_close(found.cpu(), expected, rtol=1e-6, atol=1e-5)
+    meta = normalize(images.to("meta"))  # an accelerator that computes nothing
+    assert (meta.dtype, meta.device.type, meta.shape) == (torch.float32, "meta", images.shape)
+
+
 def test_normalising_is_to_tensor_and_normalize() -> None:
     images = torch.randint(0, 256, (2, 3, 5, 7), dtype=torch.uint8, generator=rng())
     mean, std = torch.tensor(MEAN).view(3, 1, 1), torch.tensor(STD).view(3, 1, 1)

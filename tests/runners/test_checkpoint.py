@@ -44,6 +44,7 @@ def test_a_checkpoint_holds_what_it_was_given(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "tensors.safetensors", "state.json", "manifest.json"])
+@pytest.mark.fault("K05")
 def test_a_flipped_bit_falls_back_to_the_previous_one_and_says_so(
     name: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -58,6 +59,7 @@ def test_a_flipped_bit_falls_back_to_the_previous_one_and_says_so(
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "state.json", "manifest.json"])
+@pytest.mark.fault("K03")
 def test_a_missing_file_is_a_damaged_checkpoint(name: str, tmp_path: Path) -> None:
     save(tmp_path, 1)
     (save(tmp_path, 2) / name).unlink()
@@ -66,6 +68,7 @@ def test_a_missing_file_is_a_damaged_checkpoint(name: str, tmp_path: Path) -> No
     assert loaded.path.name == "checkpoint_1"
 
 
+@pytest.mark.fault("K05")
 def test_nothing_whole_is_an_error_not_a_fresh_start(tmp_path: Path) -> None:
     flip(save(tmp_path, 1) / "model.safetensors")
     with pytest.raises(IntegrityError, match="no checkpoint is whole"):
@@ -81,6 +84,7 @@ def test_nothing_at_all_is_a_fresh_start(tmp_path: Path) -> None:
     "error", [OSError(errno.ENOSPC, "No space left on device"), SafetensorError("IoError: No space left")]
 )
 @pytest.mark.parametrize("call", [0, 1])
+@pytest.mark.fault("K04")
 def test_a_full_disk_is_told_and_the_old_checkpoint_stays(
     error: Exception, call: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -104,6 +108,7 @@ def test_a_full_disk_is_told_and_the_old_checkpoint_stays(
     assert sorted(p.name for p in tmp_path.iterdir()) == ["checkpoint_1", "latest.json"]
 
 
+@pytest.mark.fault("K04")
 def test_a_full_disk_ends_a_run_with_its_last_checkpoint_intact(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -121,6 +126,7 @@ def test_a_full_disk_ends_a_run_with_its_last_checkpoint_intact(
 
 
 @pytest.mark.parametrize("moment", ["old", "gone"])
+@pytest.mark.fault("K03")
 def test_a_crash_while_a_step_is_replaced_loses_nothing(moment: str, tmp_path: Path) -> None:
     save(tmp_path, 3, turn=1)
     (tmp_path / "checkpoint_3").rename(tmp_path / "checkpoint_3.old")
@@ -133,6 +139,15 @@ def test_a_crash_while_a_step_is_replaced_loses_nothing(moment: str, tmp_path: P
     assert [p.name for p in checkpoint.candidates(tmp_path)] == ["checkpoint_3"]
 
 
+def test_a_pointer_to_a_folder_that_is_gone_points_nowhere(tmp_path: Path) -> None:
+    save(tmp_path, 1)
+    assert checkpoint.pointed(tmp_path, "latest") == tmp_path / "checkpoint_1"
+    assert checkpoint.pointed(tmp_path, "best") is None
+    shutil.rmtree(tmp_path / "checkpoint_1")
+    assert checkpoint.pointed(tmp_path, "latest") is None
+
+
+@pytest.mark.fault("K13")
 def test_pruning_keeps_the_newest_and_the_best(tmp_path: Path) -> None:
     for step in range(1, 6):
         save(tmp_path, step, best=step == 2)
@@ -141,12 +156,14 @@ def test_pruning_keeps_the_newest_and_the_best(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("keep", [1, 0, -3])
+@pytest.mark.fault("K13")
 def test_pruning_never_deletes_the_only_one(keep: int, tmp_path: Path) -> None:
     save(tmp_path, 1)
     assert checkpoint.prune(tmp_path, keep) == []
     assert steps(tmp_path) == [1]
 
 
+@pytest.mark.fault("K13")
 def test_what_a_crashed_pruning_leaves_is_no_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     save(tmp_path, 1)
     save(tmp_path, 2)
@@ -155,6 +172,7 @@ def test_what_a_crashed_pruning_leaves_is_no_checkpoint(tmp_path: Path, monkeypa
     assert steps(tmp_path) == [2]
 
 
+@pytest.mark.fault("K07")
 def test_frozen_weights_are_not_saved_and_not_touched(tmp_path: Path) -> None:
     runner = toy_runner(tmp_path)
     before = {name: p.clone() for name, p in runner.model.eye.named_parameters()}
@@ -166,6 +184,7 @@ def test_frozen_weights_are_not_saved_and_not_touched(tmp_path: Path) -> None:
     assert all(torch.equal(p, before[name]) for name, p in runner.model.eye.named_parameters())
 
 
+@pytest.mark.fault("K07")
 def test_a_checkpoint_of_another_model_is_refused_before_a_tensor_changes(tmp_path: Path) -> None:
     toy_runner(tmp_path, max_epoch=1).train()
     saved = checkpoint.load_newest(tmp_path / "job")
@@ -177,6 +196,7 @@ def test_a_checkpoint_of_another_model_is_refused_before_a_tensor_changes(tmp_pa
     assert torch.equal(other.head.weight, before)
 
 
+@pytest.mark.fault("K05")
 def test_a_damaged_newest_checkpoint_costs_only_the_steps_since(tmp_path: Path) -> None:
     straight = toy_runner(tmp_path / "straight", keep_checkpoints=3)
     straight.train()

@@ -33,6 +33,7 @@ def test_where_and_how_often_is_harmless(keys: dict[str, Any]) -> None:
     require_same(fingerprint(config()), fingerprint(config(**keys)), "checkpoint_1", config())
 
 
+@pytest.mark.fault("K11")
 def test_every_difference_is_told_with_both_values() -> None:
     other = config(init_lr=0.5, seed=7)
     other = replace(other, datasets={"toy": DatasetConfig(name="toy", weight=2.0)})
@@ -46,6 +47,7 @@ def test_every_difference_is_told_with_both_values() -> None:
     assert len(caught.value.problems) == 3
 
 
+@pytest.mark.fault("K11")
 def test_a_new_data_set_is_a_difference() -> None:
     other = replace(config(), datasets={})
     with pytest.raises(ConfigError, match=r"datasets\.toy\.name: was 'toy', now '\(not there\)'"):

@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import os
 import signal
+import time
 from collections.abc import Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from lavis_ext import runners as public
 from lavis_ext.common.config.decode import ConfigDecoder, read_yaml
@@ -19,7 +21,7 @@ from lavis_ext.common.errors import ConfigError, OwnedError, PartialError, Preem
 from lavis_ext.common.registry import models, runners, tasks
 from lavis_ext.runners import job as job_module
 from lavis_ext.runners import run as jobs
-from lavis_ext.runners.device import choose_cpu, choose_precision
+from lavis_ext.runners.device import build_accelerator, choose_cpu, choose_precision, deterministic
 from lavis_ext.runners.job import owned, redact_config
 from lavis_ext.runners.runner_base import RunnerBase
 from tests.support.runs import EvaluationFeed, log_lines
@@ -51,6 +53,7 @@ def read(path: Path) -> Any:
 
 
 def test_a_training_leaves_all_that_it_should(tmp_path: Path) -> None:
+    begun = time.monotonic()
     job = public.train(config(tmp_path, valid_splits=["val"], test_splits=["test"], report=True), {"subset": True})
     assert job == tmp_path / "job"
     names = {path.name for path in job.iterdir()}
@@ -58,6 +61,7 @@ def test_a_training_leaves_all_that_it_should(tmp_path: Path) -> None:
     assert not names & {"owner.json", "nonfinite.json"}
     facts = read(job / "run.json")
     assert facts["status"] == "finished"
+    assert 0 < facts["seconds"] <= time.monotonic() - begun + 0.1
     assert facts["step"] == 18
     assert facts["best"]["metric"] == 0.5
     assert read(job / "faults.json")["train"]["toy/train"]["seen"] == 36
@@ -65,6 +69,7 @@ def test_a_training_leaves_all_that_it_should(tmp_path: Path) -> None:
     assert "subset:" in (job / "report.html").read_text()
 
 
+@pytest.mark.fault("D12")
 def test_secrets_are_struck_from_what_is_written(tmp_path: Path) -> None:
     job = public.train(config(tmp_path, report=True, max_epoch=1))
     assert "hub_token: '***'" in (job / "config.yaml").read_text()
@@ -84,6 +89,8 @@ def test_an_evaluation_leaves_its_metrics(tmp_path: Path) -> None:
     assert (job / "result" / "test_epochtest.json").is_file()
     assert read(job / "run.json")["status"] == "evaluated"
     assert "CIDEr" in (job / "report.html").read_text()
+    (line,) = log_lines(tmp_path)
+    assert (line["split"], line["label"], line["step"], line["epoch"]) == ("test", "test", 0, 0)
 
 
 def test_an_evaluation_of_nothing_is_refused(tmp_path: Path) -> None:
@@ -99,6 +106,7 @@ def test_an_evaluation_without_usable_samples_is_exit_8(tmp_path: Path, monkeypa
     assert read(tmp_path / "job" / "run.json")["exit_code"] == 8
 
 
+@pytest.mark.fault("K14")
 def test_empty_data_is_exit_3_before_a_model_is_built(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(jobs, "open_datasets", lambda config, splits: {"toy": {"train": ToyDataset(0)}})
     monkeypatch.setattr(jobs, "build_task", None)
@@ -108,6 +116,7 @@ def test_empty_data_is_exit_3_before_a_model_is_built(tmp_path: Path, monkeypatc
     assert not (tmp_path / "job").exists()
 
 
+@pytest.mark.fault("K09")
 def test_the_same_command_resumes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = public.train(config(tmp_path / "whole"))
     real = RunnerBase.run_step
@@ -128,6 +137,7 @@ def test_the_same_command_resumes(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         assert ours.read_bytes() == theirs.read_bytes()
 
 
+@pytest.mark.fault("K11")
 def test_a_changed_configuration_is_refused_unless_allowed(tmp_path: Path) -> None:
     job = public.train(config(tmp_path, max_epoch=1))
     before = read(job / "run.json")
@@ -145,6 +155,7 @@ def test_an_explicit_checkpoint_starts_another_job(tmp_path: Path) -> None:
     assert [line["step"] for line in log_lines(tmp_path / "b")] == list(range(7, 13))
 
 
+@pytest.mark.fault("K12")
 def test_a_checkpoint_of_other_ranks_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     public.train(config(tmp_path, max_epoch=1))
     real = jobs.checkpoint.load_newest
@@ -159,6 +170,7 @@ def test_a_checkpoint_of_other_ranks_is_refused(tmp_path: Path, monkeypatch: pyt
         public.train(config(tmp_path, max_epoch=1))
 
 
+@pytest.mark.fault("K01")
 def test_a_stopped_run_has_a_report_that_says_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ToyModel, "from_config", lambda config: poisoned())
     with pytest.raises(TrainingError):
@@ -201,10 +213,31 @@ def test_both_names_of_the_loop_are_one() -> None:
     assert runners.get("runner_base") is runners.get("runner_iter") is RunnerBase
 
 
-@pytest.mark.parametrize("device", ["tpu", "cuda:x", "gpu0", ""])
+@pytest.mark.parametrize("device", ["tpu", "cuda:x", "gpu0", "", "cuda:99"])
 def test_unknown_devices_are_refused(device: str) -> None:
     with pytest.raises(ConfigError, match=r"run\.device"):
         choose_cpu(device)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_a_gpu_that_is_asked_for_and_not_there_is_refused() -> None:
+    with pytest.raises(ConfigError, match="this machine has 0 GPUs"):
+        choose_cpu("cuda")
+    assert choose_cpu("auto")
+
+
+def test_unused_parameters_are_looked_for_where_the_run_says_so(tmp_path: Path) -> None:
+    for asked in (True, False):
+        handler = build_accelerator(toy_run(tmp_path, find_unused_parameters=asked)).ddp_handler
+        assert handler is not None and handler.find_unused_parameters is asked
+
+
+def test_kernels_are_deterministic_for_the_block() -> None:
+    before = torch.are_deterministic_algorithms_enabled()
+    with deterministic(torch.device("cpu")):
+        assert torch.are_deterministic_algorithms_enabled()
+        assert torch.backends.cudnn.deterministic and not torch.backends.cudnn.benchmark
+    assert torch.are_deterministic_algorithms_enabled() is before
 
 
 def test_precision_follows_amp_and_the_device() -> None:

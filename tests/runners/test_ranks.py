@@ -58,6 +58,7 @@ def test_two_ranks_are_one_with_twice_the_batch(tmp_path: Path) -> None:
     assert len(losses(two)) == 6
 
 
+@pytest.mark.fault("K01")
 def test_a_bad_sample_of_one_rank_stops_all_and_is_named(tmp_path: Path) -> None:
     done = launch(tmp_path / "job2", 2, batch_size_train=2, poisoned="7")
     assert done.returncode != 0

@@ -44,6 +44,7 @@ def straight(tmp_path_factory: pytest.TempPathFactory) -> tuple[list[Any], list[
 
 
 @pytest.mark.parametrize("step", range(1, 7))
+@pytest.mark.fault("K06")
 def test_a_cut_at_any_step_leaves_no_trace(step: int, tmp_path: Path, straight: Any) -> None:
     with pytest.raises(RuntimeError, match="cut"):
         toy_runner(tmp_path, extra=[Cut(step)], size=13, **KEYS).train()
@@ -54,6 +55,7 @@ def test_a_cut_at_any_step_leaves_no_trace(step: int, tmp_path: Path, straight: 
     assert log_lines(tmp_path) == straight[1]
 
 
+@pytest.mark.fault("K06")
 def test_a_cut_between_checkpoints_repeats_the_steps_since(tmp_path: Path, straight: Any) -> None:
     keys = {**KEYS, "save_steps": 2}
     with pytest.raises(RuntimeError, match="cut"):
@@ -78,6 +80,7 @@ def test_evaluation_does_not_change_training(tmp_path: Path, straight: Any) -> N
     assert weights(runner) == straight[0]
 
 
+@pytest.mark.fault("K08")
 def test_the_best_metric_survives(tmp_path: Path) -> None:
     keys = {"valid_splits": ["val"], "max_epoch": 3}
     with pytest.raises(RuntimeError, match="cut"):
@@ -97,6 +100,7 @@ def test_a_finished_run_that_is_started_again_says_nothing_twice(tmp_path: Path)
 
 
 @pytest.mark.slow
+@pytest.mark.fault("K06")
 def test_ten_kills_at_random_moments(tmp_path: Path) -> None:
     context = forked()
     keys = {**KEYS, "save_steps": 3, "max_epoch": 40, "keep_checkpoints": 2}

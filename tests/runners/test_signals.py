@@ -27,6 +27,7 @@ class Send(Hook):
 
 
 @pytest.mark.parametrize(("number", "error"), [(signal.SIGTERM, Preempted), (signal.SIGINT, KeyboardInterrupt)])
+@pytest.mark.fault("K09")
 def test_a_signal_saves_and_the_run_goes_on_as_if_nothing_had_been(
     number: int, error: type[BaseException], tmp_path: Path
 ) -> None:
@@ -43,12 +44,14 @@ def test_a_signal_saves_and_the_run_goes_on_as_if_nothing_had_been(
     assert log_lines(tmp_path / "hit") == log_lines(tmp_path / "straight")
 
 
+@pytest.mark.fault("K09")
 def test_preempted_is_exit_75(tmp_path: Path) -> None:
     with pytest.raises(Preempted) as caught:
         toy_runner(tmp_path, extra=[Send(signal.SIGTERM, 2)]).train()
     assert caught.value.exit_code == 75
 
 
+@pytest.mark.fault("K10")
 def test_a_second_sigint_does_not_wait_for_the_step(tmp_path: Path) -> None:
     runner = toy_runner(tmp_path, extra=[Send(signal.SIGINT, 2, times=2)])
     with pytest.raises(KeyboardInterrupt):
@@ -58,6 +61,7 @@ def test_a_second_sigint_does_not_wait_for_the_step(tmp_path: Path) -> None:
     assert not list((tmp_path / "job").glob(".checkpoint_*"))
 
 
+@pytest.mark.fault("K09")
 def test_sigterm_during_validation_saves_the_end_of_the_epoch(tmp_path: Path) -> None:
     keys: dict[str, Any] = {"valid_splits": ["val", "more"], "max_epoch": 2}
     straight = toy_runner(tmp_path / "straight", metrics=[0.5, 0.1], **keys)

@@ -17,6 +17,7 @@ from tests.support.waiting import tell_and_wait
 ALONE: Any = SimpleNamespace(num_processes=1, is_main_process=True)
 
 
+@pytest.mark.fault("P04")
 def test_one_process_waits_for_nobody() -> None:
     def refuse() -> None:
         raise ConfigError("here", "no")
@@ -36,6 +37,7 @@ def test_errors_travel() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.fault("P01")
 def test_two_ranks(tmp_path: Path) -> None:
     done = run_ranks(tell_and_wait, 2, (tmp_path,), tmp_path)
     first, second = ((tmp_path / f"told_{rank}").read_text().splitlines() for rank in (0, 1))

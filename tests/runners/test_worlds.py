@@ -52,12 +52,14 @@ def test_a_third_start_goes_by_the_first() -> None:
         ((2, 1), (4, 1), "start 2"),
     ],
 )
+@pytest.mark.fault("K12")
 def test_another_sum_is_refused(begun: tuple[int, int], now: tuple[int, int], way_out: str) -> None:
     with pytest.raises(ConfigError) as caught:
         find_layout(saved_by(*begun), *now, "checkpoint_1")
     assert caught.value.problems[0].way_out == way_out
 
 
+@pytest.mark.fault("K12")
 def test_a_step_that_cannot_be_shared_is_refused() -> None:
     require_windows(RunLength(6, 12, 2), ShardedSteps(1, 2, concurrent=2), "here")
     for plan in (RunLength(5, 10, 2), RunLength(6, 9, 2)):
@@ -87,6 +89,7 @@ def test_a_task_with_a_state_for_each_rank_is_refused() -> None:
     assert remap_rank_state(ranks, 0, 1, ShardedSteps(1, 2))["task"] == {"seen": 3}
 
 
+@pytest.mark.fault("K12")
 def test_a_model_that_compares_samples_is_refused(tmp_path: Path) -> None:
     runner = toy_runner(tmp_path, **KEYS)
     runner.model.compares_samples = True
@@ -95,6 +98,7 @@ def test_a_model_that_compares_samples_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.fault("K12")
 def test_two_ranks_become_one_and_two_again(tmp_path: Path) -> None:
     """Step by step as if nothing had changed, dropout included, but for the order of sums."""
     keys = {**KEYS, "dropout": 0.3}
@@ -112,6 +116,7 @@ def test_two_ranks_become_one_and_two_again(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.fault("K12")
 def test_one_rank_becomes_two(tmp_path: Path) -> None:
     straight = tmp_path / "straight"
     trained(straight, **{**KEYS, "accum_grad_iters": 2, "size": 24})

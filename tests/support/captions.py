@@ -92,19 +92,19 @@ def plain_beam_search(
 def best_constrained(
     table: Table, image: int, max_length: int, constraints: list[list[Prefix]], least: int
 ) -> tuple[Prefix, float]:
-    """The best of all captions that meet enough constraints, by the mean log probability over words and [SEP]."""
-
-    def met(caption: Prefix) -> int:
-        words = caption[1:-1] if caption[-1] == ENDS.sep else caption[1:]
+    """Upstream's choice among all captions: of those that meet the same constraints the best by its sum, of these the
+    best by its mean over words and [SEP]; a cut caption in which a form has begun does not count."""
+    best: dict[frozenset[int], tuple[float, float, Prefix]] = {}
+    for caption, total, ended in every_caption(table, image, max_length):
+        words = caption[1:-1] if ended else caption[1:]
         spans = {words[a:b] for a in range(len(words)) for b in range(a + 1, len(words) + 1)}
-        return sum(any(form in spans for form in forms) for forms in constraints)
-
-    found = [
-        (total / (len(caption) - ended), caption)
-        for caption, total, ended in every_caption(table, image, max_length)
-        if met(caption) >= min(least, len(constraints))
-    ]
-    score, caption = max(found)
+        met = frozenset(i for i, forms in enumerate(constraints) if any(form in spans for form in forms))
+        unmet = [form for i, forms in enumerate(constraints) if i not in met for form in forms]
+        begun = not ended and any(words[-n:] == form[:n] for form in unmet for n in range(1, len(form)))
+        if len(met) >= min(least, len(constraints)) and not begun:
+            found = (total, total / (len(caption) - ended), caption)
+            best[met] = max(best.get(met, found), found)
+    _, score, caption = max(best.values(), key=lambda found: found[1])
     return caption, score
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
+import socket
 import subprocess
-from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -27,6 +27,7 @@ FAST = Policy(
     min_speed=2000.0,
     speed_window=0.4,
     owner_stall=1.0,
+    owner_watch=0.1,
     fsync=False,
     offline=False,
 )
@@ -118,21 +119,11 @@ class World:
         self.patch.setattr(os, "pwrite", limited)
 
 
-Case = Callable[[World], None]
-CASES: dict[str, Case] = {}
-
-
-def case(*ids: str) -> Callable[[Case], Case]:
-    """Decorator: this function is the test of the fault table's entries of these IDs."""
-
-    def enter(function: Case) -> Case:
-        for name in ids:
-            if name in CASES:
-                raise ValueError(f"{name} is tested twice under one name")
-            CASES[name] = function
-        return function
-
-    return enter
+def closed_port() -> int:
+    """A port of loopback on which nobody listens."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
 
 
 def certificate(folder: Path) -> Path:

@@ -38,7 +38,8 @@ RATES = {
 }
 COMMANDS = {
     "vqa": f"run_vqa.py {VQA} {TUNED} {RATES['vqa']} {START} --learning_rate 5e-5 --output_dir model/vqa/teacher",
-    "gqa": f"run_gqa.py {GQA} {GQA_FILES} {TUNED} {RATES['gqa']} {START} --learning_rate 5e-5 --output_dir m/gqa",
+    "gqa": f"run_gqa.py {GQA} {GQA_FILES} {TUNED} {RATES['gqa']} {START} --learning_rate 5e-5"
+    " --output_dir model/gqa/teacher",
     "nlvr": f"run_nlvr.py {NLVR} {TUNED} {RATES['nlvr']} {START} --learning_rate 3e-5 --output_dir model/nlvr2/teacher",
     "ir": f"run_retrieval.py --model_name_or_path pretrained_models/base-vg-labels/ep_67_588997 {IR}"
     " --learning_rate 2e-5 --output_dir model/coco_ir/teacher",

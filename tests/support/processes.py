@@ -44,6 +44,10 @@ def forked() -> Any:
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(
         ["tests.support.kill", "tests.support.ranks", "tests.support.distill_ranks", "tests.support.blip2"]
+        + ["tests.support.deaths", "lavis_ext.datasets.builders.image_caption", "lavis_ext.tasks.captioning"]
+        + ["lavis_ext.cli.runs", "lavis_ext.runners.run", "lavis_ext.prepare", "pandas", "pycocoevalcap.cider.cider"]
+        + [f"transformers.models.{name}" for name in ("auto.processing_auto", "opt.modeling_opt")]
+        + ["transformers.models.blip_2.modeling_blip_2", "transformers.convert_slow_tokenizer"]
     )
     return context
 

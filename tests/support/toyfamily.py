@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import tarfile
 import zipfile
 from dataclasses import dataclass, field, replace
@@ -19,6 +20,7 @@ from tests.support.fetching import FAST
 from tests.support.server import Server, payload
 
 HOST = "data.example.org"
+ROOT = Path(__file__).parents[2]
 
 
 def zip_bytes(files: dict[str, bytes], method: int = zipfile.ZIP_STORED, **attributes: Any) -> bytes:
@@ -144,3 +146,29 @@ class Family:
         files = {key: value for key, value in listed.items() if key.partition("/")[2] in names}
         text = json.dumps({"format": 1, "equivalence": equivalence, "files": files})
         self.server.put("/manifest.json", text.encode())
+
+    def complete(self) -> bool:
+        """Whether every picture is in its place, and nothing else but what was set aside."""
+        files = {name: data for name, data in tree(self.images).items() if ".bad-" not in name}
+        return files == {**self.train, **self.val}
+
+    def write_card(self, folder: Path, **more: Any) -> Path:
+        """The card as YAML in a folder of settings, with these declared figures; returns the folder."""
+        place = folder / "datasets" / "toy"
+        place.mkdir(parents=True, exist_ok=True)
+        card = self.cards(**more).families["toy"]
+        keys = ("url", "storage", "unpack", "size", "sha256", "unpacked_files", "unpacked_bytes")
+        files = {name: {key: getattr(one, key) for key in keys} for name, one in card.artifacts.items()}
+        said = {"family": "toy", "title": "Bälle ☃", "licence": "for nobody", "success_threshold": self.threshold}
+        (place / "artifacts.yaml").write_text(json.dumps({**said, "artifacts": files}))
+        rows = {split: {"artifact": f"{split}_rows"} for split in ("train", "val")}
+        images = {"storage": "toy/images", "artifacts": {"train": ["train"], "val": ["val"]}}
+        dataset = {"builder": "image_caption", "build_info": {"annotations": rows, "images": images}}
+        (place / "defaults.yaml").write_text(json.dumps({"datasets": {"toy_caption": dataset}}))
+        return folder
+
+    def environment(self, configs: Path, **more: str) -> dict[str, str]:
+        """What a user sets for a command: the cache root, the mirror and the folder of settings."""
+        plain = {key: value for key, value in os.environ.items() if not key.startswith("LAVIS_EXT")}
+        own = {"LAVIS_EXT_CACHE_ROOT": str(self.root), "LAVIS_EXT_MIRROR": self.server.base}
+        return {**plain, **own, "LAVIS_EXT_CONFIGS": str(configs), "PYTHONPATH": str(ROOT), **more}

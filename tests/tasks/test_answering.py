@@ -140,6 +140,14 @@ def test_gqa_shows_both_answers(tmp_path: Path) -> None:
     assert read(tmp_path / "val_vqa_result.json")[0] == {"question_id": "1", "pred_ans": "Left", "gt_ans": "left"}
 
 
+@pytest.mark.parametrize(("normalize", "right"), [("both", 100.0), ("prediction", 0.0)])
+def test_gqa_normalises_given_answers_or_leaves_them(normalize: str, right: float, tmp_path: Path) -> None:
+    data = Questions({"1": ["the left"]})
+    asked = task("gqa", [], gqa_normalize=normalize)
+    assert asked.after_evaluation(rows({"1": "The left"}), "val", [data], tmp_path, 0)["overall"] == right
+    assert read(tmp_path / "breakdown" / "val.json")["answer_types"][0]["accuracy"] == right
+
+
 def test_aokvqa_counts_thirds(tmp_path: Path) -> None:
     data = Questions({"x": ["ride", "ride", *["sit"] * 8]})
     assert task("aok_vqa", []).after_evaluation(rows({"x": "ride"}), "val", [data], tmp_path, 0)["overall"] == 66.67

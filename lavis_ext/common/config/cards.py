@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
@@ -10,12 +11,30 @@ from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 from urllib.parse import urlsplit
 
-from lavis_ext.common.config.decode import ConfigDecoder, read_yaml
+from lavis_ext.common.config.decode import ConfigDecoder, Count, Natural, Share, join, read_sections
 from lavis_ext.common.config.resolve import Tree, config_roots, dataset_defaults, dataset_files, merge
-from lavis_ext.common.config.schema import AnnotationConfig, DatasetConfig
-from lavis_ext.common.errors import ConfigError, UsageError, nearest
+from lavis_ext.common.config.schema import AnnotationConfig, DatasetConfig, examine_url
+from lavis_ext.common.config.yamlio import shown
+from lavis_ext.common.errors import ConfigError, Problem, UsageError, nearest
 
 CARD_FILE = "artifacts.yaml"
+BOOKKEEPING = ".lavis_ext"
+LONGEST_NAME = 240
+"""Bytes: file systems take 255, and our own files beside one have up to 15 more."""
+
+
+def storage_fault(path: str) -> str | None:
+    """Why nothing may be stored at a path below the cache root (bookkeeping, names that no disk takes), or None."""
+    parts = path.replace("\\", "/").split("/")
+    if any(part.strip(" .").casefold() == BOOKKEEPING[1:] and part.strip().startswith(".") for part in parts):
+        return f"lies in {BOOKKEEPING}, where the bookkeeping is"
+    try:
+        long = any(len(part.encode()) > LONGEST_NAME for part in parts)
+    except UnicodeEncodeError:
+        return "has characters that no file name can have"
+    if "\0" in path:
+        return "has characters that no file name can have"
+    return f"has a name of more than {LONGEST_NAME} bytes" if long else None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,9 +43,13 @@ class Mirror:
 
     url: str
     equivalence: Literal["byte_exact", "repacked", "reencoded", "subset"]
-    size: int | None = None
+    size: Natural | None = None
     sha256: str | None = None
     md5: str | None = None
+
+    def examine(self, decoder: ConfigDecoder, key: str) -> None:
+        """Note digests of another form."""
+        examine_digests(decoder, self, key)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,29 +75,29 @@ class ImageList:
     caption_key: list[str] = field(default_factory=lambda: ["caption", "TEXT", "text", "top_caption"])
     keep: list[str] = field(default_factory=list)
     """Further keys that a shard's samples keep in their JSON."""
-    threshold: float | None = None
+    threshold: Share | None = None
     """Share of the images below which the list counts as failed (exit code 8); None: the card's."""
-    expected: int | None = None
+    expected: Natural | None = None
     """How many images a complete list has."""
     placeholders: list[str] = field(default_factory=list)
     """What hosts send instead of a lost image: sha256 of the bytes, or a part of the URL that it is redirected to."""
-    parts: int = 1
+    parts: Count = 1
     """Files that the list comes in; `{part:05d}` in the artifact's url is their number from 0."""
-    rows_per_part: int | None = None
+    rows_per_part: Count | None = None
     """About how many records a part has: with fewer samples wanted, fewer parts are fetched."""
-    image_size: int = 256
+    image_size: Count = 256
     """Shards only: the shorter side that larger images are made smaller to."""
-    samples_per_shard: int = 10_000
+    samples_per_shard: Count = 10_000
 
 
 @dataclass(frozen=True, kw_only=True)
 class Blob:
     """What is known of one file of a folder; `about` is the publisher's round figure, for plans only."""
 
-    size: int | None = None
+    size: Natural | None = None
     sha256: str | None = None
     md5: str | None = None
-    about: int | None = None
+    about: Natural | None = None
 
     @staticmethod
     def accept(value: Any) -> Any:
@@ -112,27 +135,44 @@ class Artifact:
     name: str = ""
     family: str = ""
     mirrors: list[Mirror] = field(default_factory=list)
-    size: int | None = None
+    size: Natural | None = None
     sha256: str | None = None
     md5: str | None = None
     unpack: Literal["zip", "tar", "tar.gz"] | None = None
-    unpacked_files: int | None = None
-    unpacked_bytes: int | None = None
+    unpacked_files: Natural | None = None
+    unpacked_bytes: Natural | None = None
     lists: ImageList | None = None
     """Set where the file lists images by URL: they are fetched too, one by one."""
     folder: RemoteFolder | None = None
-    about: int | None = None
+    about: Natural | None = None
     """The publisher's round figure for its bytes, where the exact one is not known: for plans only."""
     note: str = ""
 
     @property
     def file(self) -> str:
         """Path of the fetched file, relative to cache_root."""
-        return (
-            str(PurePosixPath(self.storage) / PurePosixPath(urlsplit(self.url).path).name)
-            if self.unpack
-            else self.storage
-        )
+        if not self.unpack:
+            return self.storage
+        try:
+            path = urlsplit(self.url).path
+        except ValueError:  # no URL, which is told where it is fetched: other artifacts still are
+            path = self.url.partition("?")[0]
+        return str(PurePosixPath(self.storage) / PurePosixPath(path).name)
+
+    def examine(self, decoder: ConfigDecoder, key: str) -> None:
+        """Note a path where nothing may be stored, and digests of another form."""
+        examine_digests(decoder, self, key)
+        for name, path in {"storage": self.file, "lists.storage": self.lists.storage if self.lists else ""}.items():
+            if fault := storage_fault(path):
+                decoder.note(join(key, name), f"{shown(path[:100])} {fault}", "name another place below cache_root")
+
+
+def examine_digests(decoder: ConfigDecoder, source: Artifact | Mirror, key: str) -> None:
+    """Note digests that are none, at the key of an artifact or a mirror."""
+    for name, digits in (("md5", 32), ("sha256", 64)):
+        digest = getattr(source, name)
+        if digest is not None and not re.fullmatch(rf"[0-9a-fA-F]{{{digits}}}", digest):
+            decoder.note(join(key, name), f"{shown(digest)} is no {name}", f"write its {digits} hexadecimal digits")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -144,11 +184,16 @@ class Card:
     homepage: str = ""
     licence: str = ""
     citation: str = ""
-    success_threshold: float = 1.0
+    success_threshold: Share = 1.0
     """Share of the expected images below which `prepare` ends with exit code 8; 1: the family must be complete."""
     artifacts: dict[str, Artifact] = field(default_factory=dict)
     datasets: dict[str, dict[str, DatasetConfig]] = field(default_factory=dict)
     path: str = ""
+
+    def examine(self, decoder: ConfigDecoder, key: str) -> None:
+        """Note a home page that is none."""
+        if "://" in self.homepage:
+            examine_url(decoder, self.homepage, join(key, "homepage"))
 
 
 @dataclass(frozen=True)
@@ -211,6 +256,8 @@ class Cards:
         if card is None or not slash:
             return list(card.artifacts.values()) if card and not card.datasets else []
         found = [a for key, a in card.artifacts.items() if fnmatchcase(key.lower(), pattern.lower())]
+        if not found and (alone := card.artifacts.get(f"model_{pattern.lower()}")):
+            found = [alone]  # `vinvl/od_models`, as the documents name the folder
         if not found:
             raise UsageError(name, f"'{family}' has no such artifact", nearest(pattern, card.artifacts))
         return found
@@ -296,6 +343,10 @@ def _listed_artifacts(annotation: AnnotationConfig, card: Card | None, where: st
     if len(annotation.url) != len(annotation.storage):
         what = f"{len(annotation.url)} url but {len(annotation.storage)} storage"
         raise ConfigError(where, what, "give one storage for each url")
+    if faults := [
+        Problem(where, f"{s[:100]!r} {f}", "name another path") for s in annotation.storage if (f := storage_fault(s))
+    ]:
+        raise ConfigError.of(faults)
     sums: Sequence[str | None] = [*annotation.md5, *[None] * (len(annotation.url) - len(annotation.md5))]
     return [
         declared.get(storage) or Artifact(name=PurePosixPath(storage).name, url=url, storage=storage, md5=md5)
@@ -333,8 +384,9 @@ def _load_cards(_roots: tuple[Path, ...], _files: tuple[tuple[Path, int], ...]) 
 def _build_card(tree: Tree, places: dict[str, str], decoder: ConfigDecoder) -> Card | None:
     decoder.places = places
     owner = {"family": tree["family"]}
-    named = {name: {"name": name, **owner, **(body or {})} for name, body in (tree.get("artifacts") or {}).items()}
-    return decoder.build(Card, {**tree, "artifacts": named})
+    named = {name: {"name": name, **owner, **body} for name, body in (tree.get("artifacts") or {}).items()}
+    own = {key: value for key, value in tree.items() if key not in ("datasets", "plugins")}  # read from every file
+    return decoder.build(Card, {**own, "artifacts": named})
 
 
 def _add_datasets(families: dict[str, Card], folders: dict[Path, str], decoder: ConfigDecoder) -> None:
@@ -358,19 +410,21 @@ def _add_datasets(families: dict[str, Card], folders: dict[Path, str], decoder: 
 def load_dataset_config(path: str | Path, name: str | None = None) -> DatasetConfig:
     """A data set from a YAML with a `datasets:` section (LAVIS' form too), over the card of that name."""
     file = Path(path)
-    tree, places = read_yaml(file)
+    tree, places = read_sections(file)
     sections: dict[str, Any] = tree.get("datasets") or {}
     chosen = name if name in sections else next(iter(sections), None)
     if chosen is None:
         raise ConfigError(str(file), "declares no data set", "write `datasets:` and the name of one under it")
-    body = sections[chosen] or {}
+    body = sections[chosen]
     kind = str(body.get("type", "default"))
     default = dataset_defaults().get(chosen, {}).get(kind, ({}, file, {}))[0]
     decoder = ConfigDecoder(places)
     cards = load_cards()
     family = str(default.get("family") or (cards.card_of(chosen).family if chosen in cards.names() else chosen))
     dataset = decoder.build(
-        DatasetConfig, {"family": family, **merge(default, body), "name": chosen}, f"datasets.{chosen}"
+        DatasetConfig,
+        {"family": family, **merge(default, body, where=f"datasets.{chosen}"), "name": chosen},
+        f"datasets.{chosen}",
     )
     decoder.close()
     if dataset is None or not dataset.builder:

@@ -2,37 +2,41 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 from lavis_ext.common.config.cards import Cards, load_cards, load_dataset_config, split_names
-from lavis_ext.common.config.decode import ConfigDecoder, read_yaml
+from lavis_ext.common.config.decode import ConfigDecoder, read_sections
 from lavis_ext.common.config.resolve import Tree, draft, from_checkout, import_plugins, model_defaults, typed
-from lavis_ext.common.config.schema import Config, DatasetConfig, ModelConfig, ProcessorConfig
+from lavis_ext.common.config.schema import Config, DatasetConfig, ModelConfig, ProcessorConfig, examine_url
 from lavis_ext.common.errors import ConfigError, LavisExtError, Problem, nearest
-from lavis_ext.common.registry import builders, models
+from lavis_ext.common.lavis import SERVED, WAY_OUT, out_of_scope
+from lavis_ext.common.registry import builders, models, processors
 
 
 def check_file(path: str | Path) -> list[Problem]:
     """All problems of one YAML; its sections say what it is (run, data sets, card, model, study, settings)."""
     try:
-        tree, _ = read_yaml(Path(path))
+        tree, places = read_sections(Path(path))
         if "run" in tree:
             return check_run(path)
         if "datasets" in tree or "artifacts" in tree:
-            return _check_datasets(Path(path), list(tree.get("datasets") or {}))
+            known = tree if "artifacts" in tree else ("plugins", "model", "datasets", "env")  # `rum:` is no data set
+            return [*_unknown(places, tree, known), *_check_datasets(Path(path), list(tree.get("datasets") or {}))]
         if "model" in tree:
             return _check_model(Path(path))
         if "legs" in tree:
             return list(from_checkout("studies", str(path)).study_problems(Path(path)))
-        unknown = [key for key in tree if key not in ("env", "plugins", "model", "datasets", "run", "artifacts")]
-        return [
-            Problem(f"{path} {key}", "unknown section", nearest(key, ["run", "datasets", "model", "env"]))
-            for key in unknown
-        ]
+        return _unknown(places, tree, ("env", "plugins", "model", "datasets", "run", "artifacts"))
     except LavisExtError as error:
         return list(error.problems)
+
+
+def _unknown(places: Mapping[str, str], tree: Iterable[str], known: Iterable[str]) -> list[Problem]:
+    sections, unknown = ["run", "datasets", "model", "env"], [key for key in tree if key not in known]
+    return [Problem(f"{places[key]} {key}", "unknown section", nearest(key, sections)) for key in unknown]
 
 
 def check_run(path: str | Path, options: Sequence[str] = ()) -> list[Problem]:
@@ -75,16 +79,16 @@ def _run_problems(config: Config, cards: Cards) -> Iterator[Problem]:
     run = config.run
     yield from run.problems(config)
     yield from _length_problems(config)
-    if config.model is None:
+    if config.model is None and "model.arch" not in config.faulty:
         yield Problem("model", "is missing", "name `arch` and `model_type` under `model:`")
-    else:
+    elif config.model is not None:
         yield from config.model.problems()
         if config.model.arch in models:
             try:
                 model_defaults(config.model.arch, config.model.model_type)
             except LavisExtError as error:
                 yield from error.problems
-    if not config.datasets:
+    if not config.datasets and not any(key.startswith("datasets.") for key in config.faulty):
         yield Problem("datasets", "none is named", f"known: {', '.join(cards.names())}")
     for name, dataset in config.datasets.items():
         yield from dataset_problems(dataset, cards, f"datasets.{name}")
@@ -123,25 +127,93 @@ def _split_problems(config: Config) -> Iterator[Problem]:
 
 
 def _check_datasets(path: Path, names: list[str]) -> list[Problem]:
-    tree, places = read_yaml(path)
+    tree, places = read_sections(path)
     import_plugins(tree.get("plugins"), path, places.get("plugins", str(path)))
     cards = load_cards()
     decoder = ConfigDecoder(places)
+    for name, body in (tree.get("artifacts") or {}).items():
+        for key, source in {f"artifacts.{name}": body, **_mirrors(name, body)}.items():
+            if isinstance(url := source.get("url"), str):
+                examine_url(decoder, url, f"{key}.url")
     found = [load_dataset_config(path, name) for name in names]
-    return [
+    return decoder.problems + [
         Problem(decoder.place(p.where), p.what, p.way_out)
         for dataset in found
         for p in dataset_problems(dataset, cards, f"datasets.{dataset.name}")
     ]
 
 
+def _mirrors(name: str, body: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
+    mirrors = body.get("mirrors")
+    listed = enumerate(mirrors if isinstance(mirrors, list) else [])
+    return {f"artifacts.{name}.mirrors[{n}]": one for n, one in listed if isinstance(one, Mapping)}
+
+
 def _check_model(path: Path) -> list[Problem]:
-    tree, places = read_yaml(path)
+    tree, places = read_sections(path)
     import_plugins(tree.get("plugins"), path, places.get("plugins", str(path)))
     decoder = ConfigDecoder(places)
-    model = decoder.build(ModelConfig, tree["model"] or {}, "model")
+    section = of_lavis(tree["model"] or {}, path)
+    arch = str(section["arch"])
+    if arch not in models and (outside := out_of_scope("model", arch)):
+        what = f"architecture '{arch}' {outside}"
+        return [Problem(decoder.place("model"), what, f"{WAY_OUT}; {SERVED}")]
+    model = decoder.build(ModelConfig, section, "model")
     for kind in ("vis_processor", "text_processor"):
         for side, body in ((tree.get("preprocess") or {}).get(kind) or {}).items():
             decoder.build(ProcessorConfig, body, f"preprocess.{kind}.{side}")
     found = model.problems() if model else ()
     return [*decoder.problems, *(Problem(decoder.place(p.where), p.what, p.way_out) for p in found)]
+
+
+LANGUAGES = {"t5_model": "blip2_t5", "opt_model": "blip2_opt", "llama_model": "blip2_llama", "llm_model": "blip2_llama"}
+
+
+def of_lavis(section: Mapping[str, Any], path: Path) -> dict[str, Any]:
+    """The `model:` section of a model YAML, of LAVIS' form too: that has the type as its `arch`, and no `model_type`.
+
+    What it is then follows from the language model that it names, from its file's name else.
+    """
+    arch = str(section.get("arch", ""))
+    if arch in models and section.get("model_type"):
+        return dict(section)
+    named = str(section.get("model_name", arch))  # BLIP-Diffusion's files have no arch
+    if "xinstruct" in path.stem:
+        named = "blip2_vicuna_xinstruct"
+    elif "instruct" in path.stem:
+        named = f"blip2_{'t5' if 't5_model' in section else 'vicuna'}_instruct"
+    elif "diffusion" in path.stem:
+        named = "blip_diffusion"
+    elif not out_of_scope("model", arch) and "num_query_token" in section:
+        named = next((found for key, found in LANGUAGES.items() if key in section), "blip2")
+        if "vicuna" in path.stem:
+            named = "blip2_vicuna"
+    kept = {key: value for key, value in section.items() if key not in _unread(named, section)}
+    return {**kept, "arch": named or arch, "model_type": section.get("model_type") or arch or path.stem}
+
+
+def _unread(arch: str, section: Mapping[str, Any]) -> set[str]:
+    """Keys by which LAVIS names a language model under another name than this architecture's: it reads them nowhere."""
+    own = getattr(models.config(arch), "language_key", "") if arch in models else ""
+    return {key for key in LANGUAGES if key in section and key != own}
+
+
+def require_sizes(config: Config) -> None:
+    """Raise ConfigError, by data set and line, for pictures of another size than the model takes, in used splits."""
+    run = config.run
+    wanted = getattr(config.model, "image_size", None) if hasattr(config.model, "vit_model") else None
+    sides = (("train", run.train_splits), ("eval", run.valid_splits or run.test_splits))
+    used = [side for side, splits in sides if splits]
+    decoder, found = ConfigDecoder(config.places), []
+    for name, dataset in config.datasets.items():
+        for side in used[-1:] if run.evaluate else used:
+            processor = getattr(dataset.vis_processor, side)
+            if wanted is None or processor is None or processor.name not in processors:
+                continue
+            given = processor.args.get("image_size", getattr(processors.config(processor.name), "image_size", None))
+            if isinstance(given, int) and given != wanted:
+                where = decoder.place(f"datasets.{name}.vis_processor.{side}.image_size")
+                what = f"pictures of {given} pixels for a model of {wanted} (model.image_size)"
+                found.append(Problem(where, what, f"set it to {wanted}, or model.image_size to {given}"))
+    if found:
+        raise ConfigError.of(found)

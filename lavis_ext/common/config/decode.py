@@ -1,4 +1,4 @@
-"""YAML → plain values with the line of each key → dataclasses; every mistake is collected with its place."""
+"""Plain values, as `yamlio` reads them → dataclasses; every mistake is collected with its place."""
 
 from __future__ import annotations
 
@@ -6,21 +6,20 @@ import dataclasses
 import logging
 import math
 import types
-from collections.abc import Hashable, Iterator, Mapping
+from collections.abc import Hashable, Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
-import yaml
-
+from lavis_ext.common.config.yamlio import read_yaml as read_yaml
+from lavis_ext.common.config.yamlio import shown
 from lavis_ext.common.errors import ConfigError, LavisExtError, Problem, nearest
 
 log = logging.getLogger(__name__)
 D = TypeVar("D")
-MAX_BYTES = 8 * 2**20
-MAX_ALIASES = 64
-_Loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+LARGEST = 2**63 - 1
+"""Whole numbers beyond it are refused: no seed, size or count of torch, numpy or Arrow is larger."""
 _NUMBERS: dict[type, str] = {int: "a whole number", float: "a number"}
 BAD = object()
 """Returned for a value that did not fit: its field keeps its default."""
@@ -49,6 +48,27 @@ Natural = Annotated[int, Bound(0)]
 Rate = Annotated[float, Bound(0)]
 Positive = Annotated[float, Bound(0, open=True)]
 Share = Annotated[float, Bound(0, 1)]
+
+
+def require_bounds(settings: Any) -> None:
+    """Raise ConfigError with every number of a section that was made in code and is not finite, or out of its range."""
+    problems = []
+    for name, kind in hints(type(settings)).items():
+        value = getattr(settings, name)
+        for key, item in value.items() if isinstance(value, Mapping) else [("", value)]:
+            if isinstance(item, int | float) and not isinstance(item, bool):
+                low = next((bound for bound in _bounds_of(kind) if not bound.holds(item)), None)
+                if low is not None or not math.isfinite(item) or abs(item) > LARGEST:
+                    what = f"{shown(item)} is out of its range"
+                    problems.append(Problem(join(name, key) if key else name, what, f"give a number {low or ''}"))
+    if problems:
+        raise ConfigError.of(problems)
+
+
+def _bounds_of(kind: Any) -> list[Bound]:
+    if get_origin(kind) is Annotated:
+        return [mark for mark in get_args(kind)[1:] if isinstance(mark, Bound)]
+    return [bound for inner in get_args(kind) for bound in _bounds_of(inner)]
 
 
 class ConfigDecoder:
@@ -190,7 +210,7 @@ class ConfigDecoder:
         return {name: item for name, item in coerced.items() if item is not BAD}
 
     def _fit_scalar(self, kind: type, value: Any, key: str) -> Any:
-        if isinstance(value, kind) and kind is not float and not (kind is not bool and isinstance(value, bool)):
+        if isinstance(value, kind) and kind not in _NUMBERS and not (kind is not bool and isinstance(value, bool)):
             return value
         if kind is str and isinstance(value, int | float) and not isinstance(value, bool):
             return str(value)
@@ -200,11 +220,13 @@ class ConfigDecoder:
 
     def _fit_number(self, kind: type, value: float | str, key: str) -> Any:
         try:
-            number = float(value)
+            number = value if kind is int and isinstance(value, int) else float(value)
         except (ValueError, OverflowError):
             number = math.nan
-        if not math.isfinite(number) or (kind is int and not number.is_integer()):
+        if not math.isfinite(number) or (kind is int and number != int(number)):
             return self.note(key, f"{shown(value)} is not {_NUMBERS[kind]}", _example(kind))
+        if kind is int and abs(number) > LARGEST:
+            return self.note(key, f"{shown(value)} is too large", "write a number of at most 63 bits")
         return kind(number)
 
     def note(self, key: str, what: str, way_out: str) -> Any:
@@ -248,12 +270,6 @@ def join(key: str, name: object) -> str:
     return f"{key}.{name}" if key else str(name)
 
 
-def shown(value: Any) -> str:
-    """A value for a message: short, and on one line."""
-    text = repr(value)
-    return text if len(text) <= 60 else text[:57] + "…"
-
-
 def _wanted(kind: type) -> str:
     return _NUMBERS.get(kind) or {bool: "true or false", str: "text"}.get(kind, kind.__name__)
 
@@ -264,105 +280,35 @@ def _example(kind: type) -> str:
     )
 
 
-def read_yaml(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
-    """The mapping in a YAML file, and `dotted.key` → `file:line`; raises ConfigError with the line of a mistake.
+SECTIONS = {"env": 0, "model": 0, "run": 0, "preprocess": 1, "datasets": 1, "artifacts": 1}
+"""Sections that are mappings, and how many levels below them are mappings too."""
 
-    Tags, duplicate keys, files beyond MAX_BYTES and more than MAX_ALIASES aliases (alias bombs) are refused.
+
+def read_sections(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
+    """`read_yaml` of a file of ours, whose sections are mappings; raises ConfigError with each that is something else.
+
+    Null stands for an empty section.
     """
-    node = _compose(path, _read_text(path))
-    if node is None:
-        return {}, {}
-    if not isinstance(node, yaml.MappingNode):
-        raise ConfigError(
-            f"{path}:1", "the file is not a mapping of keys to values", "start it with `model:`, `datasets:` …"
-        )
-    places = {key: f"{path}:{line}" for key, line in _walk(node, "", path, set())}
-    value: dict[str, Any] = _construct(node, path)
-    return value, places
+    tree, places = read_yaml(path)
+    decoder = ConfigDecoder(places)
+    tree = mappings_only(tree, decoder)
+    decoder.close()
+    return tree, places
 
 
-def _read_text(path: Path) -> str:
-    try:
-        size = path.stat().st_size
-        if size > MAX_BYTES:
-            raise ConfigError(
-                str(path), f"{size:,} bytes are too many for a YAML of settings", f"keep it below {MAX_BYTES:,}"
-            )
-        return path.read_text(encoding="utf-8")
-    except OSError as error:
-        raise ConfigError(
-            str(path), error.strerror or "cannot be read", "check the path and its permissions"
-        ) from error
-    except UnicodeDecodeError as error:
-        raise ConfigError(str(path), f"is not UTF-8 text (byte {error.start})", "save it as UTF-8") from error
+def mappings_only(tree: Mapping[str, Any], decoder: ConfigDecoder) -> dict[str, Any]:
+    """A tree without the sections, data sets and artifacts that are not mappings, which are noted as mistakes."""
 
+    def keep(section: Mapping[str, Any], prefix: str, below: int) -> dict[str, Any]:
+        kept: dict[str, Any] = {}
+        for name, body in section.items():
+            if not prefix and name not in SECTIONS:
+                kept[name] = body
+            elif body is not None and not isinstance(body, Mapping):
+                decoder.note(f"{prefix}{name}", f"{shown(body)} is not a mapping", "write `key: value` lines under it")
+            else:
+                deeper = below if prefix else SECTIONS[name]
+                kept[name] = keep(body or {}, f"{prefix}{name}.", deeper - 1) if deeper else dict(body or {})
+        return kept
 
-def _compose(path: Path, text: str) -> yaml.Node | None:
-    try:
-        aliases = sum(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, Loader=_Loader))
-        if aliases > MAX_ALIASES:
-            raise ConfigError(str(path), f"{aliases} aliases", f"write the values out; at most {MAX_ALIASES} are read")
-        return yaml.compose(text, Loader=_Loader)
-    except yaml.MarkedYAMLError as error:
-        line = error.problem_mark.line + 1 if error.problem_mark else 1
-        raise ConfigError(f"{path}:{line}", error.problem or "not valid YAML", "mend the line") from error
-    except yaml.YAMLError as error:
-        raise ConfigError(str(path), str(error).splitlines()[0], "save it as plain YAML text") from error
-
-
-def _walk(node: yaml.MappingNode, prefix: str, path: Path, open_nodes: set[int]) -> Iterator[tuple[str, int]]:
-    """Each key of a mapping and of the mappings in it and its lists, with its line; refuses duplicates and cycles."""
-    if id(node) in open_nodes:
-        raise ConfigError(f"{path}:{node.start_mark.line + 1}", "a mapping that contains itself", "remove the alias")
-    open_nodes.add(id(node))
-    seen: dict[str, int] = {}
-    for key_node, value in node.value:
-        line = key_node.start_mark.line + 1
-        name = str(key_node.value)
-        if name in seen:
-            raise ConfigError(
-                f"{path}:{line} {prefix}{name}", f"is given twice, first in line {seen[name]}", "keep one"
-            )
-        seen[name] = line
-        yield prefix + name, line
-        if isinstance(value, yaml.MappingNode):
-            yield from _walk(value, f"{prefix}{name}.", path, open_nodes)
-        elif isinstance(value, yaml.SequenceNode):
-            # as `coerce` names items: without an index where there is only one
-            for index, item in enumerate(value.value):
-                if isinstance(item, yaml.MappingNode):
-                    at = name if len(value.value) == 1 else f"{name}[{index}]"
-                    yield from _walk(item, f"{prefix}{at}.", path, open_nodes)
-    open_nodes.discard(id(node))
-
-
-class _Constructor(yaml.constructor.SafeConstructor, yaml.resolver.Resolver):
-    """PyYAML's safe constructor over an already composed node; `1e-4` is a number, as OmegaConf has it."""
-
-    def __init__(self) -> None:
-        yaml.constructor.SafeConstructor.__init__(self)
-        yaml.resolver.Resolver.__init__(self)
-
-
-def _construct_float_or_text(constructor: yaml.constructor.SafeConstructor, node: yaml.ScalarNode) -> str | float:
-    # YAML 1.1, which PyYAML reads, wants `1.0e-4`; LAVIS' YAMLs write `1e-4`
-    text: str = constructor.construct_scalar(node)
-    if not node.style and text[:1] in "+-.0123456789" and text.lower().count("e") == 1:
-        try:
-            return float(text)
-        except ValueError:
-            return text
-    return text
-
-
-_Constructor.add_constructor("tag:yaml.org,2002:str", _construct_float_or_text)  # type: ignore[type-var]
-
-
-def _construct(node: yaml.Node, path: Path) -> Any:
-    try:
-        return _Constructor().construct_document(node)
-    except yaml.MarkedYAMLError as error:
-        line = error.problem_mark.line + 1 if error.problem_mark else 1
-        raise ConfigError(
-            f"{path}:{line}", error.problem or "cannot be read", "only plain values are read from YAML"
-        ) from error
+    return keep(tree, "", 0)

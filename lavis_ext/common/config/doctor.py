@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Literal
-from urllib.parse import urlsplit
 
 from lavis_ext.common.config.resolve import cache_root_origin, config_roots
+from lavis_ext.common.secrets import split_url
 
 FLOORS = {
     "torch": ("2.6", "CVE-2025-32434: torch.load ran code even with weights_only"),
@@ -132,7 +132,7 @@ def _environment() -> list[MachineCheck]:
         for name in ("http_proxy", "https_proxy")
         if (value := os.environ.get(name) or os.environ.get(name.upper()))
     }
-    hosts = ", ".join(f"{name} → {urlsplit(value).hostname}" for name, value in proxies.items()) or "none"
+    hosts = ", ".join(f"{name} → {split_url(value).hostname}" for name, value in proxies.items()) or "none"
     secrets = [n for n in os.environ if n.startswith("LAVIS_EXT_AZURE_SAS_")] + ["HF_TOKEN"]
     switches = {n: os.environ[n] for n in ("LAVIS_EXT_OFFLINE", "HF_HUB_OFFLINE") if n in os.environ}
     mirror = "set" if os.environ.get("LAVIS_EXT_MIRROR") else "unset"

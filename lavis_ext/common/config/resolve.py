@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import fields, replace
@@ -16,11 +17,15 @@ from typing import Any
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from lavis_ext.common.config.decode import ConfigDecoder, read_yaml
+from lavis_ext.common.config.decode import ConfigDecoder, join, mappings_only, read_sections
 from lavis_ext.common.config.schema import BuildInfo, Config, DatasetConfig, ModelConfig, RunConfig
+from lavis_ext.common.config.yamlio import MAX_DEPTH, read_value, shown
 from lavis_ext.common.errors import ConfigError, Problem, UsageError, nearest
+from lavis_ext.common.files import checked_path, read_errors
+from lavis_ext.common.lavis import SERVED, out_of_scope
+from lavis_ext.common.lavis import WAY_OUT as LAVIS
 from lavis_ext.common.names import NAMES
-from lavis_ext.common.registry import builders, load_plugin_file, models, plugin_sources, registry
+from lavis_ext.common.registry import builders, load_plugin_file, models, plugin_sources, registry, tasks
 
 log = logging.getLogger(__name__)
 Tree = dict[str, Any]
@@ -62,32 +67,51 @@ def named_folders() -> dict[str, Path]:
 
 def cache_root_origin(option: str | Path | None = None) -> tuple[str, str]:
     """The cache root and where the value came from."""
-    user_file = Path(os.environ.get("XDG_CONFIG_HOME") or "~/.config").expanduser() / "lavis_ext" / "config.yaml"
+    user_file = home_of(os.environ.get("XDG_CONFIG_HOME") or "~/.config") / "lavis_ext" / "config.yaml"
     shipped = config_roots()[-1] / "default.yaml"
     candidates = [
         (str(option) if option else "", "option"),
         (dict.get(registry.paths, "cache_root", ""), "registry.register_path"),
         (os.environ.get("LAVIS_EXT_CACHE_ROOT", ""), "LAVIS_EXT_CACHE_ROOT"),
-        (_env_key(user_file) if user_file.is_file() else "", str(user_file)),
+        (_env_key(user_file) if _is_there(user_file) else "", str(user_file)),
         (_env_key(shipped), str(shipped)),
     ]
     value, origin = next((value, origin) for value, origin in candidates if value)
-    return str(Path(value).expanduser().absolute()), origin
+    return str(home_of(value, f"cache_root from {origin}").absolute()), origin
+
+
+def home_of(path: str | Path, where: str = "") -> Path:
+    """A path with `~` expanded; raises ConfigError at `where` for one that no disk can hold, or of an unknown user."""
+    try:
+        return checked_path(Path(path).expanduser())
+    except (RuntimeError, ValueError) as error:
+        raise ConfigError(
+            where or shown(str(path)), f"is no path ({error})", "write a path that can be there"
+        ) from error
+
+
+def _is_there(path: Path) -> bool:
+    """Whether the user's file exists; raises ConfigError where its folder may not be read."""
+    try:
+        return path.is_file()
+    except OSError as error:
+        raise ConfigError(str(path), error.strerror or str(error), "mend the permissions of its folder") from error
 
 
 def _env_key(path: Path) -> str:
-    tree, places = read_yaml(path)
+    tree, places = read_sections(path)
     env = tree.get("env") or {}
-    if not isinstance(env, dict) or set(env) - {"cache_root"}:
+    if set(env) - {"cache_root"}:
         raise ConfigError(places.get("env", str(path)), "`env` takes only `cache_root`", "remove the other keys")
     return str(env.get("cache_root") or "")
 
 
 def find_config(path: str | Path) -> Path:
     """A run file: as given, else below a configs folder (with or without the leading `configs/`)."""
-    given = Path(path).expanduser()
-    if given.is_file():
-        return given
+    given = home_of(path)
+    with read_errors(given):
+        if given.is_file():
+            return given
     below = Path(*given.parts[1:]) if given.parts[:1] == ("configs",) else given
     for root in config_roots():
         if not given.is_absolute() and (root / below).is_file():
@@ -105,7 +129,7 @@ def dataset_files() -> Iterable[tuple[Path, Tree, dict[str, str]]]:
 
 @cache
 def _read_cached(path: Path, _mtime_ns: int) -> tuple[Tree, dict[str, str]]:
-    return read_yaml(path)
+    return read_sections(path)
 
 
 def dataset_defaults() -> dict[str, dict[str, tuple[Tree, Path, dict[str, str]]]]:
@@ -113,7 +137,7 @@ def dataset_defaults() -> dict[str, dict[str, tuple[Tree, Path, dict[str, str]]]
     found: dict[str, dict[str, tuple[Tree, Path, dict[str, str]]]] = {}
     for path, tree, places in dataset_files():
         for name, body in (tree.get("datasets") or {}).items():
-            kind = str((body or {}).get("type", "default"))
+            kind = str(body.get("type", "default"))
             types = found.setdefault(name, {})
             if kind in types and types[kind][1].is_relative_to(path.parents[2]):
                 raise ConfigError(
@@ -121,7 +145,7 @@ def dataset_defaults() -> dict[str, dict[str, tuple[Tree, Path, dict[str, str]]]
                     f"type '{kind}' of '{name}' is declared in {types[kind][1]} too",
                     "keep one",
                 )
-            types.setdefault(kind, (body or {}, path, places))
+            types.setdefault(kind, (body, path, places))
     return found
 
 
@@ -132,6 +156,8 @@ def model_defaults(arch: str, model_type: str) -> tuple[Tree, Tree]:
     if path is None and arch not in archs and arch in models:
         return class_model_defaults(arch, model_type)  # a plug-in's, which need not have a file for each type
     if path is None:
+        if arch not in archs and (outside := out_of_scope("model", arch)):
+            raise ConfigError("model.arch", f"architecture '{arch}' {outside}", f"{LAVIS}; {SERVED}")
         if arch not in archs:
             raise ConfigError("model.arch", f"no architecture '{arch}'", nearest(arch, archs))
         raise ConfigError("model.model_type", f"'{arch}' has no type '{model_type}'", nearest(model_type, archs[arch]))
@@ -149,7 +175,7 @@ def class_model_defaults(arch: str, model_type: str) -> tuple[Tree, Tree]:
         return {}, {}
     if model_type not in types:
         raise ConfigError("model.model_type", f"'{arch}' has no type '{model_type}'", nearest(model_type, types))
-    tree, _ = read_yaml(Path(models.get(arch).default_config_path(model_type)))
+    tree, _ = read_sections(Path(models.get(arch).default_config_path(model_type)))
     return tree.get("model") or {}, tree.get("preprocess") or {}
 
 
@@ -161,7 +187,7 @@ def class_dataset_defaults(name: str) -> dict[str, tuple[Tree, Path, dict[str, s
     found: dict[str, tuple[Tree, Path, dict[str, str]]] = {}
     for label in getattr(kind, "DATASET_CONFIG_DICT", None) or {}:
         path = Path(getattr(kind, "default_config_path")(label))  # noqa: B009 (any class has it that has the table)
-        tree, places = read_yaml(path)
+        tree, places = read_sections(path)
         first = next(iter(tree.get("datasets") or {}), "")
         body = (tree.get("datasets") or {}).get(first) or {}
         moved = {key.replace(f"datasets.{first}", f"datasets.{name}", 1): at for key, at in places.items()}
@@ -198,31 +224,81 @@ def model_files() -> dict[str, dict[str, Path]]:
 
 def parse_options(options: Sequence[str]) -> Tree:
     """`a.b=c …`, or LAVIS' alternating `a.b c …`, as a tree; values are YAML (`1e-4`, `[val]`, `null`)."""
+    tree: Tree = {}
+    for key, text in option_items(options):
+        *above, last = key.split(".")
+        if len(above) >= MAX_DEPTH:
+            raise UsageError(f"--options {shown(key)}", "is nested too deep", f"at most {MAX_DEPTH} levels are read")
+        try:
+            value = read_value(text, f"--options {key}")
+        except ConfigError as error:
+            raise UsageError.of(error.problems) from error
+        inner = tree
+        for part in above:
+            if not isinstance(inner.get(part), dict):
+                inner[part] = {}
+            inner = inner[part]
+        inner[last] = value
+    return tree
+
+
+def option_items(options: Sequence[str]) -> list[tuple[str, str]]:
+    """Dotted key and text of each option; raises UsageError for what is no `key=value`."""
     items = list(options)
     if items and "=" not in items[0]:
         if len(items) % 2:
             raise UsageError(f"--options {items[-1]}", "has no value", "write key=value")
         items = [f"{key}={value}" for key, value in zip(items[::2], items[1::2], strict=True)]
-    bad = [item for item in items if "=" not in item or not item.split("=", 1)[0].strip()]
+    bad = [item for item in items if not all(part.strip() for part in item.partition("=")[0].split("."))]
+    bad += [item for item in items if "=" not in item and item not in bad]
     if bad:
         raise UsageError.of(
             [Problem(f"--options {item}", "is not key=value", "write for example run.seed=1") for item in bad]
         )
+    split = [item.partition("=") for item in items]
+    return [(".".join(part.strip() for part in key.split(".")), text) for key, _, text in split]
+
+
+def merge(*trees: Mapping[str, Any], where: str = "") -> Tree:
+    """Deep merge, later wins; lists are replaced, as in LAVIS, and interpolations resolved.
+
+    Raises ConfigError for an interpolation that cannot be resolved, its key behind `where`.
+    """
+    merged: Tree = {}
+    for tree in trees:
+        merged = _over(merged, tree)
+    if "${" not in str(merged):
+        return merged
     try:
-        return plain(OmegaConf.from_dotlist(items))
-    except (OmegaConfBaseException, ValueError) as error:
-        raise UsageError("--options", str(error).splitlines()[0], "quote the value") from error
-
-
-def plain(node: Any) -> Tree:
-    """An OmegaConf node as plain containers, interpolations resolved."""
-    value: Tree = OmegaConf.to_container(node, resolve=True)  # type: ignore[assignment]
+        value: Tree = OmegaConf.to_container(OmegaConf.create(merged), resolve=True)  # type: ignore[assignment]
+    except OmegaConfBaseException as error:
+        key = join(where, error.full_key) if error.full_key else where
+        raise ConfigError(key or "settings", str(error).splitlines()[0], WAY_OUT) from error
+    except (RecursionError, ValueError, TypeError) as error:
+        raise ConfigError(where or "settings", f"a `${{…}}` cannot be resolved ({error})"[:200], WAY_OUT) from error
     return value
 
 
-def merge(*trees: Mapping[str, Any]) -> Tree:
-    """Deep merge, later wins; lists are replaced, as in LAVIS."""
-    return plain(OmegaConf.merge(*(OmegaConf.create(dict(tree)) for tree in trees)))
+WAY_OUT = "mend the `${…}`, or set the variable"
+
+
+def _over(below: Mapping[str, Any], above: Mapping[str, Any]) -> Tree:
+    """`above` over `below`, in containers of its own."""
+    found = dict(below)
+    for key, given in above.items():
+        held: Any = found.get(key)
+        value: Any = OmegaConf.to_container(given) if OmegaConf.is_config(given) else given
+        found[key] = _over(held if isinstance(held, Mapping) else {}, value) if isinstance(value, Mapping) else value
+    return found
+
+
+_FROM_ENVIRONMENT = re.compile(r"\$\{\s*oc\.env\s*:\s*([^\s,}]+)")
+
+
+def hidden_values(*trees: Any) -> dict[str, str]:
+    """Each value that a `${oc.env:NAME}` of these trees takes from the environment, and the text for it in dumps."""
+    names = dict.fromkeys(name for tree in trees for name in _FROM_ENVIRONMENT.findall(repr(tree)))
+    return {value: f"${{oc.env:{name}}}" for name in names if len(value := os.environ.get(name, "")) > 3}
 
 
 def load_config(path: str | Path, options: Sequence[str] = ()) -> Config:
@@ -240,34 +316,32 @@ def draft(path: str | Path, options: Sequence[str] = ()) -> tuple[Config | None,
     with a notice where what the run names does not read them. Raises ConfigError for a file that is no YAML.
     """
     file = find_config(path)
-    user, places = read_yaml(file)
+    user, places = read_sections(file)
     given = parse_options(options)
-    for key in _leaves(given):
+    for key in (*_leaves(given), *(key for key, _ in option_items(options))):
         places[key] = "--options"
     decoder = ConfigDecoder(places, lenient=(file.parent / "run.json").is_file())
-    wanted = modernise(mappings_only(merge(user, given), decoder), file)
+    wanted = modernise(mappings_only(_placed_merge(user, given, decoder), decoder), file)
+    taken_out = [name for name, body in (given.get("datasets") or {}).items() if body is None]
+    wanted["datasets"] = {k: v for k, v in (wanted.get("datasets") or {}).items() if k not in taken_out}
     wanted["plugins"] = import_plugins(wanted.get("plugins"), file, places.get("plugins", str(file)))
     for section in wanted:
         if section not in SECTIONS:
             decoder.note(section, "unknown section", nearest(section, SECTIONS))
+    hidden = hidden_values(user, given)
     tree, defaults = _with_defaults(wanted, decoder)
     for key, place in defaults.items():
         places.setdefault(key, place)
-    return typed(tree, decoder, file), decoder
+    config = typed(tree, decoder, file)
+    return config and replace(config, hidden=hidden), decoder
 
 
-def mappings_only(tree: Tree, decoder: ConfigDecoder) -> Tree:
-    """The sections of a tree, and its data sets, that are mappings; the others are noted as mistakes."""
-
-    def keep(section: Mapping[str, Any], prefix: str, names: Iterable[str]) -> Tree:
-        wrong = [name for name in names if not isinstance(section.get(name) or {}, Mapping)]
-        for name in wrong:
-            decoder.note(f"{prefix}{name}", f"{section[name]!r} is not a mapping", "write `key: value` lines under it")
-        return {name: value for name, value in section.items() if name not in wrong}
-
-    kept = keep(tree, "", ("env", "model", "datasets", "run"))
-    datasets = kept.get("datasets") or {}
-    return {**kept, "datasets": keep(datasets, "datasets.", list(datasets))} if datasets else kept
+def _placed_merge(user: Tree, given: Tree, decoder: ConfigDecoder) -> Tree:
+    """The merge of a run file and the options, an interpolation that cannot be resolved at the line of its key."""
+    try:
+        return merge(user, given)
+    except ConfigError as error:
+        raise ConfigError.of(Problem(decoder.place(p.where), p.what, p.way_out) for p in error.problems) from error
 
 
 def import_plugins(named: Any, file: Path, where: str) -> list[str]:
@@ -275,14 +349,19 @@ def import_plugins(named: Any, file: Path, where: str) -> list[str]:
 
     Raises ConfigError at `where` for one that is not there or does not load.
     """
-    names = [named] if isinstance(named, str) else named or []
-    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-        raise ConfigError(f"{where} plugins", f"{names!r} is no list of files", "write `plugins: [birds.py]`")
     base = Path() if where == "--options" else file.parent
-    paths = [(base / Path(name).expanduser()).absolute() for name in names]
+    paths = [(base / home_of(name)).absolute() for name in plugin_names(named, where)]
     for path in paths:
         load_plugin_file(path, f"{where} plugins")
     return [str(path) for path in paths]
+
+
+def plugin_names(named: Any, where: str) -> list[str]:
+    """What `plugins:` names; raises ConfigError at `where` for what is no list of files."""
+    names = [named] if isinstance(named, str) else named or []
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise ConfigError(f"{where} plugins", f"{shown(names)} is no list of files", "write `plugins: [birds.py]`")
+    return names
 
 
 def folder_plugins() -> Iterator[tuple[Path, str]]:
@@ -290,9 +369,8 @@ def folder_plugins() -> Iterator[tuple[Path, str]]:
     for root in config_roots()[:-1]:
         for path in sorted([*root.glob("*.yaml"), *root.glob("datasets/**/*.yaml"), *root.glob("models/*/*.yaml")]):
             tree, places = _read_cached(path, path.stat().st_mtime_ns)
-            named = tree.get("plugins") or []
-            for name in [named] if isinstance(named, str) else named:
-                yield path.parent / Path(str(name)).expanduser(), f"{places['plugins']} plugins"
+            for name in plugin_names(tree.get("plugins"), places.get("plugins", str(path))):
+                yield path.parent / home_of(name), f"{places['plugins']} plugins"
 
 
 plugin_sources.append(folder_plugins)
@@ -320,6 +398,7 @@ def modernise(tree: Tree, file: Path | str) -> Tree:
 def _with_defaults(tree: Tree, decoder: ConfigDecoder) -> tuple[Tree, dict[str, str]]:
     """The tree over the default YAMLs that it asks for by `arch`, `model_type` and each data set's `type`."""
     places: dict[str, str] = {}
+    tree = _in_scope(tree, decoder)
     model = _full_model(tree.get("model") or {}, decoder, "model")
     tree = _with_teacher(tree, model, decoder)
     known = dataset_defaults()
@@ -329,16 +408,35 @@ def _with_defaults(tree: Tree, decoder: ConfigDecoder) -> tuple[Tree, dict[str, 
         own = class_dataset_defaults(name) if shapeless(known.get(name)) and not body.get("builder") else {}
         types = own or known.get(name, {})
         if not types and not body.get("builder"):
-            decoder.note(f"datasets.{name}", "no card declares it", nearest(name, known))
+            outside = out_of_scope("dataset", name)
+            decoder.note(
+                f"datasets.{name}", outside or "no card declares it", LAVIS if outside else nearest(name, known)
+            )
             continue
         if types and kind not in types:
             decoder.note(f"datasets.{name}.type", f"'{name}' has no type '{kind}'", nearest(kind, types))
             continue
         default, _, where = types.get(kind, ({}, None, {}))
-        whole = {"name": name, **merge(default, body)}
-        datasets[name] = keep_unknown(whole) if own else whole
+        try:
+            whole = {"name": name, **merge(default, body, where=f"datasets.{name}")}
+            datasets[name] = keep_unknown(whole) if own else whole
+        except ConfigError as error:  # of the card's own
+            decoder.problems += error.problems
         places |= where
     return {**tree, "model": model, "datasets": datasets}, places
+
+
+def _in_scope(tree: Tree, decoder: ConfigDecoder) -> Tree:
+    """The tree without the keys of an architecture or task of LAVIS that is not served: that alone is noted."""
+    model, run = tree.get("model") or {}, tree.get("run") or {}
+    arch, task = str(model.get("arch", "")), str(run.get("task", ""))
+    if arch not in models and (outside := out_of_scope("model", arch)):
+        decoder.note("model.arch", f"architecture '{arch}' {outside}", f"{LAVIS}; {SERVED}")
+        tree = {**tree, "model": {}}
+    if task not in tasks and (outside := out_of_scope("task", task)):
+        decoder.note("run.task", f"'{task}' {outside}", LAVIS)
+        tree = {**tree, "run": {"task": "image_text_pretrain", "evaluate": True}}  # stands in, so that no key is noted
+    return tree
 
 
 def _full_model(model: Tree, decoder: ConfigDecoder, where: str) -> Tree:

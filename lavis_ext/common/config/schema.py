@@ -5,13 +5,28 @@ A model, task, shape, processor, term or metric with more keys registers a datac
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields, make_dataclass
 from functools import cache
+from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
-from lavis_ext.common.config.decode import Bound, ConfigDecoder, Count, Natural, Positive, Rate, Share, join
+from lavis_ext.common.config.decode import (
+    Bound,
+    ConfigDecoder,
+    Count,
+    Natural,
+    Positive,
+    Rate,
+    Share,
+    join,
+    require_bounds,
+)
+from lavis_ext.common.config.yamlio import shown
 from lavis_ext.common.errors import ConfigError, Problem, nearest
+from lavis_ext.common.files import checked_path
+from lavis_ext.common.lavis import WAY_OUT, out_of_scope
 from lavis_ext.common.registry import (
     Registry,
     builders,
@@ -23,11 +38,14 @@ from lavis_ext.common.registry import (
     runners,
     tasks,
 )
+from lavis_ext.common.secrets import url_fault
 
 
 def examine_name(decoder: ConfigDecoder, kind: Registry[Any], name: str, key: str) -> bool:
     """Whether `name` at `key` is registered; notes a problem where it is not."""
-    if name not in kind:
+    if name not in kind and (outside := out_of_scope(kind.kind, name)):
+        decoder.note(key, f"'{name}' {outside}", WAY_OUT)
+    elif name not in kind:
         decoder.note(key, f"no {kind.kind} named '{name}'", nearest(name, kind.names()))
     return name in kind
 
@@ -37,6 +55,13 @@ def examine_args(decoder: ConfigDecoder, kind: Registry[Any], name: str, args: M
     keys = kind.config(name)
     if keys is not None:
         decoder.build(keys, args, where)
+
+
+def examine_url(decoder: ConfigDecoder, url: str, key: str) -> None:
+    """Note a text that is no address."""
+    fault = url_fault(re.sub(r"\{part[^{}]*\}", "0", url))
+    if fault:
+        decoder.note(key, f"{shown(url)} is {fault}", "write the URL as a browser has it")
 
 
 def own_keys(kind: Registry[Any], name: str, args: Mapping[str, Any], where: str) -> Any:
@@ -57,6 +82,9 @@ class Named:
     name: str
     args: dict[str, Any] = field(default_factory=dict)
     kind: ClassVar[Registry[Any]]
+
+    def __post_init__(self) -> None:
+        require_bounds(self)
 
     def examine(self, decoder: ConfigDecoder, key: str) -> None:
         """Note an unknown name, and arguments that it does not take."""
@@ -125,6 +153,11 @@ class AnnotationConfig:
     storage: list[str] = field(default_factory=list)
     md5: list[str] = field(default_factory=list)
 
+    def examine(self, decoder: ConfigDecoder, key: str) -> None:
+        """Note addresses that are none."""
+        for url in self.url:
+            examine_url(decoder, url, join(key, "url"))
+
 
 @dataclass(frozen=True, kw_only=True)
 class ImagesConfig:
@@ -155,8 +188,8 @@ class BuildInfo:
 class SplitCounts:
     """What a complete split holds."""
 
-    samples: int | None = None
-    images: int | None = None
+    samples: Natural | None = None
+    images: Natural | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -188,6 +221,9 @@ class DatasetConfig:
     """What the shape reads beside these."""
 
     ignored: ClassVar[Mapping[str, str]] = {"kw_processor": "no processor of ours takes it"}
+
+    def __post_init__(self) -> None:
+        require_bounds(self)
 
     def examine(self, decoder: ConfigDecoder, key: str) -> None:
         """Note wrong arguments of the shape. An unknown shape is for `check`: `prepare` needs none."""
@@ -221,6 +257,9 @@ class ModelConfig:
         "low_resource": "upstream ignores it",
         "model": "a leftover of upstream",
     }
+
+    def __post_init__(self) -> None:
+        require_bounds(self)
 
     @classmethod
     def variant(cls, value: Mapping[str, Any]) -> tuple[Any, bool]:
@@ -303,6 +342,8 @@ class RunConfig:
     batch_size_eval: Count = 64
     num_workers: Natural = 2
     """Loader threads."""
+    check_shards: bool = False
+    """Compare each sample of a tar shard with its manifest as it is read: it then is read twice."""
     group_by_length: bool = False
     """Training batches of samples of like length, within windows of 50 shuffled batches, of data sets that know lengths
     (docs/region-datasets.md): less padding, but other batches than those that published values came from."""
@@ -343,6 +384,17 @@ class RunConfig:
         "gpu": "the launcher knows it",
         "iters_per_epoch": "upstream ignores it",
     }
+
+    def __post_init__(self) -> None:
+        require_bounds(self)
+        name = self.job_id
+        try:
+            plain = not name or (name == checked_path(Path(name)).name != ".." and "\\" not in name)
+            one = plain and (name or "").isprintable()
+        except ValueError:
+            one = False
+        if not one:  # it is the name of a folder, and nothing is written outside output_dir
+            raise ConfigError("job_id", f"{shown(name)} is not the name of a folder", "write a plain name, as exp-1")
 
     @classmethod
     def variant(cls, value: Mapping[str, Any]) -> tuple[Any, bool]:
@@ -402,7 +454,10 @@ class OpenRunConfig(RunConfig):
 
 
 def run_config(task: str, **keys: Any) -> Any:
-    """A `run:` section made in code: the keys of its task, not checked; raises RegistryError for an unknown task."""
+    """A `run:` section made in code: the keys of its task; raises RegistryError for an unknown task.
+
+    Numbers out of their range are a ConfigError; the types are not checked.
+    """
     tasks.config(task)
     return RunConfig.variant({"task": task, **keys})[0](task=task, **keys)
 
@@ -440,6 +495,8 @@ class Config:
     path: str = ""
     resolved: dict[str, Any] = field(default_factory=dict)
     """The merged tree as plain values, written to `config.yaml` of the run."""
+    hidden: dict[str, str] = field(default_factory=dict)
+    """Values that came from the environment, and the `${oc.env:NAME}` that is written in their place."""
     places: dict[str, str] = field(default_factory=dict)
     """`dotted.key` → `file:line` or `--options`, for messages."""
     faulty: tuple[str, ...] = ()

@@ -33,6 +33,8 @@ class BuildContext:
 
     cache_root: Path
     splits: Sequence[str] | None = None
+    check_shards: bool = False
+    """Compare each sample of a shard with its manifest when it is read."""
 
     def wants(self, split: str) -> bool:
         """Whether a split is wanted."""
@@ -158,6 +160,13 @@ def annotation_paths(config: DatasetConfig, split: str, context: BuildContext) -
     """
     annotation = config.build_info.annotations.get(split, AnnotationConfig())
     cards = load_cards()
+    plain = replace(annotation, storage=[], url=[])
+    without = replace(config, build_info=replace(config.build_info, annotations={split: plain}))
+    declared = {path for form in (False, True) for path in cards.annotation_paths(without, split, instead=form)}
+    given = [context.cache_root / path for path in annotation.storage]
+    if annotation.storage and declared.issuperset(annotation.storage) and not all(map(Path.is_file, given)):
+        # a YAML of LAVIS repeats where LAVIS puts its own form of the split: the other form is as good
+        annotation, config = plain, without
     stored = annotation.storage or cards.annotation_paths(config, split)
     paths = [context.cache_root / Path(storage).expanduser() for storage in stored]
     if annotation.instead and not annotation.storage:

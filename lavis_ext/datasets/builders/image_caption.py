@@ -127,7 +127,13 @@ class CaptionEvalDataset(ImageTextDataset):
 
     def fields(self, row: Row, index: int, rng: torch.Generator | None) -> Sample:
         """The ids."""
-        return {"image_id": self.image_id(row), "instance_id": str(self.position(index))}
+        return {"image_id": self.sample_image_id(row), "instance_id": str(self.position(index))}
+
+    def sample_image_id(self, row: Row) -> int | str:
+        """LAVIS' id of a sample: NoCaps' `img_id`, else the digits that end the file's name, as text."""
+        stem = PurePosixPath(self.image_name(row)).stem.rpartition("_")[2]
+        numbered = not isinstance(row.get("img_id"), int) and stem.isascii() and stem.isdigit()
+        return stem if numbered else self.image_id(row)
 
     def image_id(self, row: Row) -> int | str:
         """The id of result files: NoCaps' `img_id`, else the number that ends the file's name, else its stem."""

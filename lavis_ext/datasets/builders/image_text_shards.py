@@ -44,7 +44,7 @@ def image_text_shards(config: DatasetConfig, context: BuildContext) -> dict[str,
     paths = list_shards(storage, context.cache_root, where)
     needs = ("image", "txt") if args["caption_key"] == ".txt" else ("image", "json")
     limit = config.max_samples.get(SPLIT)
-    reader = ShardReader(paths, needs, args["seed"], args["shuffle_buffer"], limit)
+    reader = ShardReader(paths, needs, args["seed"], args["shuffle_buffer"], limit, context.check_shards)
     vis, text = (build_processor(pair.of(SPLIT)) for pair in (config.vis_processor, config.text_processor))
     return {SPLIT: ImageTextStream(config, reader, vis, text, args)}
 
@@ -69,6 +69,7 @@ class ImageTextStream(IterableDataset[Sample]):
     def __post_init__(self) -> None:
         self.faults.tolerances.setdefault(self.config.name, self.config.tolerance)
         self._state = {"lap": 0, "done": 0}  # keys of existing checkpoints
+        self._warned = False
 
     @property
     def name(self) -> str:
@@ -156,6 +157,7 @@ class ImageTextStream(IterableDataset[Sample]):
             return None
 
     def _finish(self, item: RawSample, rng: torch.Generator | None) -> Sample:
+        item.check()
         image = self._image(item.pixels(), rng)
         caption = self._caption(item, rng)
         texts: Sample = split_prefix(caption, rng) if self.args["prefix_split"] else {"text_input": caption}
@@ -185,13 +187,20 @@ class ImageTextStream(IterableDataset[Sample]):
         return clean if self.text_processor is None else str(self.text_processor(clean))
 
     def _choose(self, item: RawSample, rng: torch.Generator | None) -> Any:
-        """The caption in the shard; raises KeyError for a missing column, ValueError for a bad pair of lists."""
+        """The caption in the shard; raises KeyError for a missing column, ValueError for a bad pair of lists.
+
+        Records without `captions_key`, as img2dataset writes them of a list with one caption, have `caption_key`.
+        """
         key = self.args["caption_key"]
         if key == ".txt":
             return item.text()
         record = item.record()
-        if self.args["captions_key"] is not None:
-            return best_caption(record[self.args["captions_key"]], record[self.args["scores_key"]])
+        several = self.args["captions_key"]
+        if several in record:
+            return best_caption(record[several], record[self.args["scores_key"]])
+        if several is not None and not self._warned:
+            self._warned = True
+            log.warning("%s: %s has no '%s': '%s' is taken where that is so", self.name, item.name, several, key)
         caption = record[key]
         if isinstance(caption, list) and caption:
             return caption[draw_below(min(2, len(caption)), rng)]

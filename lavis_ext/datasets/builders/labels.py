@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import PurePosixPath
 from typing import Any
 
 import torch
@@ -38,6 +39,12 @@ class LabelDataset(ImageTextDataset):
         named: Sample = {"image_id": row[key]} if (key := self.id_key(row)) else {}
         text = self.row_text(row, self.parts.args["text_key"], index)
         return {"text_input": text, **self.label(row, index), **named, "instance_id": row["instance_id"]}
+
+    def displ_item(self, index: int) -> OrderedDict[str, Any]:
+        """What a browser shows of a sample: file, sentence, label, image (LAVIS' method)."""
+        row, sample = self.row(index), self[index]
+        shown = {"file": PurePosixPath(self.image_name(row)).name, "sentence": row.get("sentence")}
+        return OrderedDict({**shown, "label": row.get("label"), "image": sample["image"]})
 
     def id_key(self, row: Row) -> str | None:
         """Where a row has the id of its picture: `image_id`, else LAVIS' `image`."""

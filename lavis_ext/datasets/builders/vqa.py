@@ -56,8 +56,15 @@ class QuestionDataset(ImageTextDataset):
     def displ_item(self, index: int) -> OrderedDict[str, Any]:
         """What a browser shows of a sample: file, question, its id, answers, image (LAVIS' method)."""
         row = self.row(index)
+        key, choices = self.parts.args["answer_key"], row.get("choices")
         shown = {"file": self.image_name(row), "question": row.get("question"), "question_id": row.get("question_id")}
-        return OrderedDict({**shown, "answers": row.get(self.parts.args["answer_key"]), "image": self[index]["image"]})
+        if choices is None:
+            answers: dict[str, Any] = {"answers": row.get(key)}
+        else:  # A-OKVQA's, whose test has no answers
+            right = row.get("correct_choice_idx")
+            answers = {key: "; ".join(row.get(key) or ()), "choices": "; ".join(choices)}
+            answers["correct_choice"] = None if right is None else choices[right]
+        return OrderedDict({**shown, **answers, "image": self[index]["image"]})
 
 
 @two_ways

@@ -21,8 +21,8 @@ from typing import TYPE_CHECKING, Any, overload
 
 import pyarrow as pa
 
-from lavis_ext.common.errors import ConfigError, DiskError
-from lavis_ext.common.files import replacing
+from lavis_ext.common.errors import ConfigError, DiskError, IntegrityError
+from lavis_ext.common.files import decode_json, replacing
 from lavis_ext.datasets.readers.parse import Row, RowSource, files_of, parse_rows
 
 if TYPE_CHECKING:
@@ -106,7 +106,7 @@ class Annotations(Rows):
             parts = (
                 [None] * table.rows if mark is None else [v for b in table.batches for v in b.column(name).to_pylist()]
             )
-            values += [v if v is None else json.loads(v) for v in parts] if mark == "json" else parts
+            values += [v if v is None else decode_json(v) for v in parts] if mark == "json" else parts
         return values[: len(self)]
 
     def lengths(self, name: str) -> np.ndarray:
@@ -142,7 +142,9 @@ class Annotations(Rows):
         import numpy as np
 
         columns = [batch.column(name) for table in self._tables for batch in table.batches if name in table.marks]
-        if sum(map(len, columns)) < len(self) or len({str(column.type) for column in columns}) != 1:
+        kinds = {str(column.type) for column in columns}
+        lists = any(pa.types.is_list(column.type) for column in columns)
+        if sum(map(len, columns)) < len(self) or len(kinds) != 1 or lists:
             known: dict[str, int] = {}
             running = [known.setdefault(json.dumps(value), len(known)) for value in self.column(name)]
             return np.array(running, dtype=np.int64)
@@ -230,7 +232,11 @@ def open_table(source: Path | RowSource) -> AnnotationTable:
             return table
     log.info("converting %s once; later runs map the copy", source)
     rows = parse_rows(source) if isinstance(source, Path) else source.parse()
-    return _write_first(places, rows, state)
+    try:
+        return _write_first(places, rows, state)
+    except (UnicodeEncodeError, RecursionError) as error:  # a key with a lone surrogate; values that just fitted
+        what = f"holds a record that cannot be kept ({type(error).__name__})"
+        raise IntegrityError(str(source), what, "leave it out, or write it otherwise") from error
 
 
 def cache_places(source: Path | RowSource) -> list[Path]:
@@ -253,8 +259,10 @@ def _file_state(source: Path | RowSource) -> dict[str, int]:
 def _open_copy(place: Path, state: dict[str, int]) -> AnnotationTable | None:
     try:
         reader = pa.ipc.open_file(pa.memory_map(str(place)))
-        meta = json.loads((reader.schema.metadata or {})[META])
+        meta = decode_json((reader.schema.metadata or {})[META])
         batches = tuple(reader.get_batch(i) for i in range(reader.num_record_batches))
+        for batch in batches:
+            batch.validate()
     except (OSError, KeyError, ValueError, pa.ArrowException) as error:
         log.debug("no usable copy at %s: %s", place, error)
         return None
@@ -399,5 +407,5 @@ def decode_row(columns: Columns, index: int) -> Row:
         value = values[index].as_py()
         if value is None and mark != "none":
             continue
-        row[name] = json.loads(value) if mark == "json" and value is not None else value
+        row[name] = decode_json(value) if mark == "json" and value is not None else value
     return row

@@ -23,7 +23,8 @@ class ImageStore:
 
     A name that does not exist as given is looked up by its tails (`a/b/c.jpg`, `b/c.jpg`, `c.jpg`), each below the root
     and below `layouts` (default: the folders directly below the root): that finds Visual Genome's two folders, and
-    absolute paths of another machine. Names never lead out of the root.
+    absolute paths of another machine. Where the folder of a name is there as given, only that very file counts: another
+    folder may have another picture of that name. Names never lead out of the root.
     """
 
     def __init__(
@@ -98,11 +99,14 @@ class ImageStore:
     def find(self, name: str) -> tuple[ImageSource, str]:
         """The place that holds a picture and its name there; raises SampleError if none does."""
         parts = self._parts(name)
-        for candidate in self._candidates(parts):
+        for number, candidate in enumerate(self._candidates(parts)):
             folder = candidate.rpartition("/")[0]
-            for place in self.places:
-                if place.has_folder(folder) and place.has(candidate):
+            within = [place for place in self.places if place.has_folder(folder)]
+            for place in within:
+                if place.has(candidate):
                     return place, candidate
+            if number == 0 and folder and within:
+                break
         raise SampleError(name, f"{self.root}/{'/'.join(parts)}", "image is missing")
 
     def _parts(self, name: str) -> list[str]:
@@ -153,7 +157,7 @@ class ImageFolder:
     def has_folder(self, name: str) -> bool:
         """Whether it is a directory; cached, so that a long absolute name costs one stat per folder."""
         if name not in self._known:
-            self._known[name] = (self.root / name).is_dir()
+            self._known[name] = os.path.isdir(f"{self.root}/{name}")  # noqa: PTH112 (Path raises for names too long)
         return self._known[name]
 
     def read(self, name: str) -> bytes:
@@ -182,6 +186,11 @@ class ImageFolder:
 LOCAL_HEADER = struct.Struct("<4s5H3I2H")
 MAX_MEMBER = 1 << 30
 ENCRYPTED = 0x1
+BAD_ZIP = (
+    *(OSError, zipfile.BadZipFile, zipfile.LargeZipFile, NotImplementedError),
+    *(ValueError, EOFError, struct.error, OverflowError, IndexError),
+)
+"""What zipfile raises for damaged directories, and for kinds of zip that it does not know."""
 
 
 class ZipArchive:
@@ -198,8 +207,8 @@ class ZipArchive:
         """Name → entry, without folders; raises IntegrityError for a file that is not a whole zip."""
         try:
             with zipfile.ZipFile(self.path) as archive:
-                infos = [info for info in archive.infolist() if not info.is_dir()]
-        except (OSError, zipfile.BadZipFile) as error:
+                infos = [info for info in archive.infolist() if info.filename and not info.filename.endswith("/")]
+        except BAD_ZIP as error:
             raise IntegrityError(str(self.path), f"not a whole zip file ({error})", "fetch it again") from error
         return {
             i.filename: ZipEntry(i.header_offset, i.compress_size, i.file_size, i.compress_type, i.CRC, i.flag_bits)
@@ -234,11 +243,11 @@ class ZipArchive:
     def read(self, name: str) -> bytes:
         """The bytes of a member, checked against its CRC; raises SampleError if they are damaged."""
         member = self.members[name]
-        if member.flags & ENCRYPTED or member.size > MAX_MEMBER:
+        if member.flags & ENCRYPTED or max(member.size, member.packed) > MAX_MEMBER:
             raise SampleError(name, self.where(name), "archive member is encrypted or larger than 1 GiB")
         try:
             data = self._unpack(member)
-        except (OSError, zlib.error, struct.error, ValueError) as error:
+        except (OSError, zlib.error, struct.error, ValueError, OverflowError) as error:
             raise SampleError(name, self.where(name), f"archive member is damaged: {error}") from error
         if len(data) != member.size or zlib.crc32(data) != member.crc:
             raise SampleError(name, self.where(name), "archive member is damaged: its CRC does not match")
@@ -279,6 +288,7 @@ class PositionalFile:
 
     def read_at(self, offset: int, size: int) -> bytes:
         """`size` bytes from `offset`, fewer at the end of the file."""
+        size = max(0, min(size, os.fstat(self._stream.fileno()).st_size - offset))  # a directory may claim terabytes
         if hasattr(os, "pread"):
             return os.pread(self._stream.fileno(), size, offset)
         with self._lock:

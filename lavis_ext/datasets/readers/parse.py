@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal, Protocol
 
 from lavis_ext.common.errors import ConfigError, IntegrityError
+from lavis_ext.common.files import read_errors
 
 Row = dict[str, Any]
 ROW_KEYS = ("annotations", "questions", "data")
@@ -29,11 +30,10 @@ def parse_rows(path: Path) -> list[Row]:
     VQA files, MiniGPT-4), or a dict of records by id, which then carry it as `sample_id` (LAVIS' rule; official GQA).
     Known official forms become LAVIS' rows. Raises IntegrityError with file and position for anything else.
     """
-    rows = _rows_as_written(path)
     try:
-        return canonical_rows(rows)
+        return canonical_rows(_rows_as_written(path))
     except (KeyError, TypeError, AttributeError) as error:
-        raise IntegrityError(str(path), f"a record lacks a field of the first one ({error})", REFETCH) from error
+        raise IntegrityError(str(path), f"a record has not the form of its file ({error})", REFETCH) from error
 
 
 def _rows_as_written(path: Path) -> list[Row]:
@@ -50,7 +50,8 @@ def _rows_as_written(path: Path) -> list[Row]:
 def read_text(path: Path) -> str:
     """The text of a UTF-8 file without its byte order mark; raises IntegrityError with the offset of a wrong byte."""
     try:
-        return path.read_text(encoding="utf-8-sig")
+        with read_errors(path):
+            return path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
         raise IntegrityError(f"{path} byte {error.start}", f"not UTF-8 text ({error.reason})", REFETCH) from error
 
@@ -71,28 +72,39 @@ def parse_json(text: str, path: Path, line: int = 1) -> Any:
 
 def _json_rows(path: Path, value: Any) -> list[Row]:
     if isinstance(value, dict):
-        value = _rows_of_dict(value)
+        value = _rows_of_dict(value, path)
     if not isinstance(value, list):
         raise IntegrityError(f"{path}:1:1", f"holds {_kind(value)} where a list of records belongs", REFETCH)
     return [_checked(row, f"{path} record {i}") for i, row in enumerate(value)]
 
 
-def _rows_of_dict(value: Row) -> list[Any]:
-    for key in ROW_KEYS:
-        if isinstance(value.get(key), list):
-            return _join_images(value[key], value.get("images"))
-    if isinstance(value.get("images"), list):
-        return image_rows(value["images"])
+def _rows_of_dict(value: Row, path: Path) -> list[Any]:
+    named = [key for key in (*ROW_KEYS, "images") if value.get(key) is not None]
+    for key in named:
+        if isinstance(value[key], list):
+            rows = value[key]
+            return image_rows(rows) if key == "images" else _join_images(rows, value.get("images"), path)
+        if key in ROW_KEYS and not any(isinstance(value[other], list) for other in named if other in ROW_KEYS):
+            break
+    if named:
+        what = f"`{named[0]}` holds {_kind(value[named[0]])} where a list of records belongs"
+        raise IntegrityError(str(path), what, REFETCH)
     return [{"sample_id": k, **v} if isinstance(v, dict) else {"sample_id": k, "data": v} for k, v in value.items()]
 
 
-def _join_images(rows: list[Any], images: Any) -> list[Any]:
+def _join_images(rows: list[Any], images: Any, path: Path) -> list[Any]:
     """Add to the records of an official COCO file the `image` name from its `images` list."""
     if not isinstance(images, list):
         return rows
-    names = {i["id"]: image_fields(i) for i in images if isinstance(i, dict) and {"id", "file_name"} <= i.keys()}
-    named = (isinstance(row, dict) and "image" not in row and row.get("image_id") in names for row in rows)
-    return [{**row, **names[row["image_id"]]} if use else row for row, use in zip(rows, named, strict=True)]
+    names: dict[Any, Row] = {}
+    for number, image in enumerate(images):
+        if isinstance(image, dict) and {"id", "file_name"} <= image.keys():
+            if not isinstance(image["id"], (str, int, float)):
+                raise IntegrityError(f"{path} image {number}", f"its id is {_kind(image['id'])}", REFETCH)
+            names[image["id"]] = image_fields(image)
+    ids = [row.get("image_id") if isinstance(row, dict) and "image" not in row else None for row in rows]
+    found = [names.get(id) if isinstance(id, (str, int, float)) else None for id in ids]
+    return [row if more is None else {**row, **more} for row, more in zip(rows, found, strict=True)]
 
 
 def _jsonl_rows(path: Path) -> Iterator[Row]:
@@ -108,7 +120,7 @@ def _parquet_rows(path: Path) -> list[Row]:
     try:
         rows: list[Row] = parquet.read_table(path).to_pylist()
         json.dumps(rows)
-    except (pa.ArrowException, OSError) as error:
+    except (pa.ArrowException, OSError, ValueError, OverflowError, MemoryError, RecursionError) as error:
         raise IntegrityError(str(path), f"not a whole Parquet file ({error})", REFETCH) from error
     except TypeError as error:
         what = f"has a column that holds neither text, numbers, lists nor records ({error})"

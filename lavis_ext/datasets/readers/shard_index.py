@@ -3,23 +3,31 @@
 from __future__ import annotations
 
 import glob
-import json
 import logging
 import re
 import struct
 import tarfile
+import zlib
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from itertools import groupby, islice
 from pathlib import Path
-from typing import IO, Any, NamedTuple
+from typing import IO, TYPE_CHECKING, Any, NamedTuple
 
 from lavis_ext.common.errors import ConfigError, IntegrityError, UnsafeError
+from lavis_ext.common.files import read_object
 from lavis_ext.datasets.readers.faults import SampleError
+
+if TYPE_CHECKING:
+    from lavis_ext.datasets.readers.images import PositionalFile
 
 log = logging.getLogger(__name__)
 
+BLOCK = 512
+MOST = 1_000_000
+"""Shards that one pattern may name, and samples that are believed of a shard that is too small to hold them (cut off,
+it may lack many): a declared 3,000,000,000 would take gigabytes."""
 IMAGES = frozenset({"jpg", "jpeg", "png", "webp"})
 TEXTS = frozenset({"json", "txt"})
 PICKLED = frozenset({"pyd", "pkl", "pickle", "pth", "pt"})
@@ -34,6 +42,8 @@ class ShardSample:
     key: str
     members: Mapping[str, Extent] = field(default_factory=dict)
     fault: str = ""
+    crc: str | None = None
+    """What `sample_crc` must give; None: not to be compared."""
 
 
 @dataclass(frozen=True)
@@ -57,17 +67,29 @@ class Shard:
     fault: str = ""
     """How the file differs from its manifest."""
 
+    crcs: str | None = None
+    """CRC-32 of each sample (`sample_crc`) in the order of the file, 8 hexadecimal digits each, to be compared."""
+
     @classmethod
-    def open(cls, path: Path) -> Shard:
-        """Read the count beside the shard: our `NNNNN.manifest.json`, else img2dataset's `NNNNN_stats.json`."""
+    def open(cls, path: Path, check: bool = False) -> Shard:
+        """Read the count beside the shard: our `NNNNN.manifest.json`, else img2dataset's `NNNNN_stats.json`.
+
+        With `check`, the manifest's CRCs too. Raises ConfigError where it has none to compare with.
+        """
         size, changed_ns = path.stat().st_size, path.stat().st_mtime_ns
-        manifest = _read_json(path.with_suffix(".manifest.json"))
-        if _is_count(manifest.get("samples")):
-            differs = _is_count(manifest.get("bytes")) and manifest["bytes"] != size
-            fault = f"has {size:,} bytes, its manifest says {manifest['bytes']:,}" if differs else ""
-            return cls(path, changed_ns, manifest["samples"], fault)
-        successes = _read_json(path.with_name(f"{path.stem}_stats.json")).get("successes")
-        return cls(path, changed_ns, successes if _is_count(successes) else None)
+        manifest = read_object(path.with_suffix(".manifest.json"))
+        crcs = manifest.get("crcs") if check else None
+        if check and not isinstance(crcs, str):
+            way_out = "prepare it again, or leave out run.check_shards (`lavis-ext verify` compares whole shards)"
+            raise ConfigError(str(path), "its manifest has no CRC of each sample", way_out)
+        samples, fault = manifest.get("samples"), ""
+        if not _is_count(samples):
+            samples = read_object(path.with_name(f"{path.stem}_stats.json")).get("successes")
+        elif _is_count(manifest.get("bytes")) and manifest["bytes"] != size:
+            fault = f"has {size:,} bytes, its manifest says {manifest['bytes']:,}"
+        if type(samples) is int and samples > max(MOST, size // (2 * BLOCK)):
+            samples, fault = None, "cannot hold as many samples as are declared: they are counted again"
+        return cls(path, changed_ns, samples if _is_count(samples) else None, fault, crcs)
 
     def entries(self, needs: tuple[str, ...]) -> tuple[ShardIndex, tuple[ShardSample, ...]]:
         """The index, and exactly `count_entries` entries; samples that the shard lost are entries with a fault.
@@ -75,7 +97,7 @@ class Shard:
         Raises UnsafeError for a pickled member and IntegrityError for more samples than were declared.
         """
         index = read_index(self.path, needs)
-        found = index.entries
+        found = index.entries if self.crcs is None else tuple(_with_crcs(index.entries, self.crcs))
         if self.promised is None:
             return index, (*found, ShardSample("end", fault=index.cut)) if index.cut else found
         if len(found) > self.promised:
@@ -117,6 +139,16 @@ def read_index(path: Path, needs: tuple[str, ...]) -> ShardIndex:
     return ShardIndex(path, tuple(entries), dict(unknown), cut)
 
 
+def _with_crcs(entries: Iterable[ShardSample], crcs: str) -> Iterator[ShardSample]:
+    """Entries with the CRCs of a manifest, which has one for each pair of image and JSON."""
+    at = 0
+    for entry in entries:
+        if {"image", "json"} <= set(entry.members):
+            entry = replace(entry, crc=crcs[at : at + 8])
+            at += 8
+        yield entry
+
+
 def check_kind(kind: str, path: Path, name: str) -> str:
     """`image` for an image format, else the kind unchanged; raises UnsafeError for pickles."""
     if kind.rpartition(".")[2] in PICKLED:
@@ -130,15 +162,6 @@ def _missing_members(members: Mapping[str, Extent], needs: tuple[str, ...]) -> s
     return f"sample has no {' and no '.join(lacking)}" if lacking else ""
 
 
-def _read_json(path: Path) -> dict[str, Any]:
-    """A JSON object, empty where there is none that can be read."""
-    try:
-        value = json.loads(path.read_text("utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return value if isinstance(value, dict) else {}
-
-
 def _is_count(value: Any) -> bool:
     return type(value) is int and value >= 0
 
@@ -148,11 +171,21 @@ def sample_fault(shard: Path, entry: ShardSample) -> SampleError:
     return SampleError(f"{shard.name}!{entry.key}", str(shard), entry.fault)
 
 
-BLOCK = 512
+def sample_crc(file: PositionalFile, members: Mapping[str, Extent]) -> str:
+    """CRC-32 of a sample's image, JSON and text, one after the other as in the file; 8 hexadecimal digits."""
+    crc = 0
+    for offset, size in sorted(members.values()):
+        crc = zlib.crc32(file.read_at(offset, size), crc)
+    return f"{crc:08x}"
+
+
 END = bytes(2 * BLOCK)
 HEADER = struct.Struct("100s24x12s12x8s1s188x155s12x")
 """POSIX ustar, the fields in use: name, size, checksum, kind, prefix."""
 PLAIN = (b"0", b"\0")
+GZIP = b"\x1f\x8b"
+BAD_TAR = (tarfile.TarError, EOFError, ValueError, OverflowError, MemoryError, RecursionError)
+"""What tarfile raises for damaged headers: it follows long names by recursion, and reads as much as they promise."""
 
 
 class Extent(NamedTuple):
@@ -205,7 +238,9 @@ def _parse(header: bytes, offset: int) -> tuple[str, Extent] | None:
     except ValueError:
         return None
     name = name.partition(b"\0")[0]
-    if kind not in PLAIN or name[-1:] in (b"/", b"") or declared != sum(header) - sum(checksum) + 8 * 0x20:
+    if length < 0 or declared != sum(header) - sum(checksum) + 8 * 0x20:
+        return None
+    if kind not in PLAIN or name[-1:] in (b"/", b""):
         return None
     prefix = prefix.partition(b"\0")[0]
     whole = prefix + b"/" + name if prefix else name
@@ -213,19 +248,25 @@ def _parse(header: bytes, offset: int) -> tuple[str, Extent] | None:
 
 
 def _read_any(file: IO[bytes], size: int) -> tuple[Members, str]:
+    """As tarfile reads it; a size below zero would have it go back and read the same headers for ever."""
     members: Members = []
+    file.seek(0)
+    if file.read(2) == GZIP:
+        return [], "it is compressed (gzip), and samples are read in place: unpack it"
     file.seek(0)
     try:
         with tarfile.open(fileobj=file, mode="r:") as archive:
             while (member := archive.next()) is not None:
                 archive.members.clear()  # type: ignore[attr-defined]  # else tarfile keeps every header in memory
+                if member.size < 0:
+                    return members, "it has a damaged header"
                 if member.offset_data + member.size > size:
                     return members, "it is cut off inside a member"
                 if member.isreg() and not member.issparse():
                     members.append((member.name, Extent(member.offset_data, member.size)))
             file.seek(archive.offset)
             return members, _end_fault(file.read(len(END)))
-    except tarfile.TarError as error:
+    except BAD_TAR as error:
         return members, f"it is cut off or no tar ({error})"
 
 
@@ -242,7 +283,6 @@ SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:")
 WILD = re.compile(r"[*?\[{]")
 BRACES = re.compile(r"\{[^{}]*(?:,|\.\.)[^{}]*\}")
 RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}")
-MOST = 1_000_000
 SHOWN = 12
 
 
@@ -259,6 +299,10 @@ def list_shards(storage: Sequence[str], root: Path, where: str) -> list[Path]:
         refuse_scheme(pattern, where)
         found |= dict.fromkeys(_expand(pattern, root, where))
     paths = list(found)
+    packed = [path for path in paths if path.suffix.lower() in (".gz", ".tgz", ".bz2", ".xz", ".zst")]
+    if packed:
+        what = f"'{packed[0].name}' is compressed, and samples are read in place"
+        raise ConfigError(where, what, "unpack it (gunzip): its pictures are compressed already")
     gaps = find_gaps(paths)
     if gaps:
         log.warning("%s: shards are left out between the first and the last: %s", where, gaps)
@@ -279,7 +323,7 @@ def fixed_folder(pattern: str, root: Path) -> Path:
     wild = next((i for i, part in enumerate(path.parts) if WILD.search(part)), None)
     if wild is not None:
         return Path(*path.parts[:wild])
-    return path.parent if path.suffix == ".tar" else path
+    return path.parent if ".tar" in path.suffixes or path.suffix == ".tgz" else path
 
 
 def _expand(pattern: str, root: Path, where: str) -> list[Path]:

@@ -9,7 +9,6 @@ pipeline of such samples.
 
 from __future__ import annotations
 
-import json
 import logging
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -23,10 +22,11 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from lavis_ext.common.errors import PartialError
+from lavis_ext.common.files import decode_json
 from lavis_ext.datasets.readers.decode import decode_rgb
 from lavis_ext.datasets.readers.faults import SampleError
 from lavis_ext.datasets.readers.images import PositionalFile
-from lavis_ext.datasets.readers.shard_index import Extent, Shard, ShardSample, sample_fault
+from lavis_ext.datasets.readers.shard_index import Extent, Shard, ShardSample, sample_crc, sample_fault
 
 log = logging.getLogger(__name__)
 
@@ -106,6 +106,17 @@ class RawSample(NamedTuple):
             raise self.fault("shard became shorter while it was read")
         return data
 
+    def check(self) -> None:
+        """Compare its bytes with the manifest of its shard, where that was asked for; raises SampleError."""
+        if self.entry.crc is None:
+            return
+        try:
+            crc = sample_crc(open_shard(self.shard.path, self.shard.changed_ns), self.entry.members)
+        except OSError as error:
+            raise self.fault(f"shard cannot be read: {error.strerror}") from error
+        if crc != self.entry.crc:
+            raise self.fault("sample is not what its shard's manifest says")
+
     def pixels(self) -> Any:
         """The picture, uint8 [H,W,3]; raises SampleError."""
         return decode_rgb(self.read("image"), self.name, str(self.shard.path))
@@ -113,7 +124,7 @@ class RawSample(NamedTuple):
     def record(self) -> dict[str, Any]:
         """The JSON object; raises SampleError."""
         try:
-            value = json.loads(self.read("json"))
+            value = decode_json(self.read("json"))
         except (ValueError, RecursionError) as error:
             raise self.fault(f"json is damaged: {error}") from error
         if not isinstance(value, dict):
@@ -138,8 +149,8 @@ def open_shard(path: Path, changed_ns: int) -> PositionalFile:
 class ShardReader:
     """The samples of a list of shards. Picklable.
 
-    `needs` are the members that a sample must have; `limit` keeps the first samples only. Raises PartialError where the
-    shards hold no sample.
+    `needs` are the members that a sample must have; `limit` keeps the first samples only; `check` has each sample
+    compared with the manifest of its shard. Raises PartialError where the shards hold no sample.
     """
 
     paths: Sequence[Path]
@@ -147,6 +158,7 @@ class ShardReader:
     seed: int = 0
     buffer: int = 10_000
     limit: int | None = None
+    check: bool = False
     unknown: Counter[str] = field(default_factory=Counter)
     """Members of other kinds in the shards read so far, which are skipped: kind → count."""
     _noted: set[Path] = field(default_factory=set)
@@ -154,7 +166,7 @@ class ShardReader:
     @cached_property
     def shards(self) -> tuple[Shard, ...]:
         """The shards with their declared counts; one that differs from its manifest is logged."""
-        shards = tuple(map(Shard.open, self.paths))
+        shards = tuple(Shard.open(path, self.check) for path in self.paths)
         for shard in shards:
             if shard.fault:
                 log.warning("%s %s", shard.path, shard.fault)
@@ -167,7 +179,9 @@ class ShardReader:
             counts = list(pool.map(lambda shard: shard.count_entries(self.needs), self.shards))
         if not sum(counts):
             where = str(self.paths[0].parent) if self.paths else "shards"
-            raise PartialError(where, f"not one sample in {len(counts)} shards", "prepare them again")
+            kinds = self.shards[0].entries(self.needs)[0].unknown if self.shards else {}
+            others = f", but members that end in {', '.join(f'.{kind}' for kind in sorted(kinds))}" if kinds else ""
+            raise PartialError(where, f"not one sample in {len(counts)} shards{others}", "prepare them again")
         for shard, count in zip(self.shards, counts, strict=True):
             if not count:
                 log.warning("%s holds no samples", shard.path)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from operator import itemgetter
@@ -15,7 +14,7 @@ from PIL import Image
 from torch import Tensor
 
 from lavis_ext.common.errors import ConfigError, UsageError
-from lavis_ext.common.files import read_errors
+from lavis_ext.common.files import decode_json, read_errors
 from lavis_ext.features.layout import PIXELS, Array
 from lavis_ext.features.store import FeatureRow
 
@@ -246,7 +245,7 @@ def read_names(path: Path | None, kind: str, count: int) -> tuple[str, ...]:
 
 def _from_json(path: Path, text: str, kind: str) -> list[str]:
     try:
-        content: Any = json.loads(text)
+        content: Any = decode_json(text)
     except ValueError as error:
         raise ConfigError(str(path), f"is no JSON: {error}", "name another file") from error
     if isinstance(content, dict):

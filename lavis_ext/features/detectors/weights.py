@@ -14,6 +14,7 @@ from torch import Tensor
 
 from lavis_ext.common.errors import IntegrityError, UsageError
 from lavis_ext.common.files import read_errors
+from lavis_ext.common.tensors import read_safetensors
 from lavis_ext.features.detectors.c4 import C4Network
 from lavis_ext.features.detectors.ops import cell_anchors
 from lavis_ext.features.formats.arrays import load_tensors
@@ -150,19 +151,8 @@ def _read(path: Path) -> dict[Any, Any]:
             raise IntegrityError(str(path), f"expected a dict, got a {type(content).__name__}", "name another file")
         return content
     if path.suffix == ".safetensors":
-        return _read_safetensors(path)
+        return dict(read_safetensors(path))
     return load_tensors(path)
-
-
-def _read_safetensors(path: Path) -> dict[Any, Any]:
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    try:
-        content: dict[Any, Any] = load_file(path)
-    except (SafetensorError, OSError, ValueError) as error:
-        raise IntegrityError(str(path), f"cannot be read: {error}", "copy or save it again") from error
-    return content
 
 
 def _tensor(value: Any) -> Tensor | None:

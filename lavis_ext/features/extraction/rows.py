@@ -13,7 +13,7 @@ from types import TracebackType
 from typing import Any
 
 from lavis_ext.common.errors import UsageError
-from lavis_ext.common.files import disk_errors, flush_file, write_atomic
+from lavis_ext.common.files import decode_json, disk_errors, flush_file, write_atomic
 from lavis_ext.features.formats.lines import BUFFER, lines_of
 from lavis_ext.features.formats.tsv import Butd, unquote
 from lavis_ext.features.store import BadRow, Fault, FeatureRow, ReadOptions
@@ -156,7 +156,7 @@ class ExtractionLog:
         """The log of a file or a store, None where there is none that can be read."""
         path = account_path(destination)
         try:
-            account = cls(**json.loads(path.read_text("utf-8")))
+            account = cls(**decode_json(path.read_text("utf-8")))
         except (FileNotFoundError, NotADirectoryError):
             return None
         except (OSError, ValueError, TypeError) as error:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import pickle
 import zipfile
 from functools import partial
 from pathlib import Path
@@ -12,12 +11,13 @@ from urllib.parse import quote, unquote
 
 import numpy as np
 
-from lavis_ext.common.errors import IntegrityError, UsageError
+from lavis_ext.common.errors import IntegrityError, LavisExtError, UsageError
 from lavis_ext.common.files import disk_errors, read_errors
+from lavis_ext.common.tensors import read_torch
 from lavis_ext.features.files import finish, part_of, refuse_existing
 from lavis_ext.features.formats.base import guard, need, shown
-from lavis_ext.features.formats.lines import growing
-from lavis_ext.features.formats.restricted import load_plain, unsafe
+from lavis_ext.features.formats.lines import LONGEST, growing
+from lavis_ext.features.formats.restricted import load_plain
 from lavis_ext.features.formats.tsv import MATRICES, VECTORS, SideFiles, fields_of, row_of_named
 from lavis_ext.features.layout import Array
 from lavis_ext.features.store import (
@@ -51,7 +51,7 @@ class Hdf5:
                 for number, name in enumerate(file, 1):
                     if number > start.line:
                         yield guard(number, number, unname(name), partial(_parse_hdf5, file, name, options))
-        except OSError as error:
+        except (OSError, ValueError, RuntimeError, KeyError, TypeError) as error:
             raise IntegrityError(str(path), f"cannot be read as HDF5: {error}", "fetch or make it again") from error
 
     def write(self, store: FeatureStore, path: Path, options: dict[str, Any]) -> list[str]:
@@ -76,10 +76,11 @@ def _parse_hdf5(file: Any, name: str, options: ReadOptions) -> FeatureRow:
     group = file.get(name)
     if not hasattr(group, "items"):
         raise BadRow("is no group")
-    try:
-        found = {FULL.get(key, key): np.asarray(value[()]) for key, value in group.items() if hasattr(value, "dtype")}
-    except (OSError, TypeError) as error:
-        raise BadRow(f"cannot be read: {error}") from None
+    arrays = {key: value for key, value in group.items() if hasattr(value, "dtype") and value.dtype.kind in "biuf"}
+    # a header of a hundred bytes can claim an array of any size
+    if sum(value.size * value.dtype.itemsize for value in arrays.values()) > LONGEST:
+        raise BadRow(f"claims more than {LONGEST:,} bytes")
+    found = {FULL.get(key, key): np.asarray(value[()]) for key, value in arrays.items()}
     return row_of_named(unname(name), found, options)
 
 
@@ -160,6 +161,9 @@ def _load_npy(file: Path) -> dict[str, Array]:
     """The arrays of a file by name, without pickles of numpy's own; raises BadRow, UnsafeError."""
     try:
         if file.suffix == ".npz":
+            with zipfile.ZipFile(file) as archive:
+                if sum(one.file_size for one in archive.infolist()) > LONGEST:
+                    raise BadRow(f"unpacks to more than {LONGEST:,} bytes")
             with np.load(file, allow_pickle=False) as loaded:
                 return {name: loaded[name] for name in loaded.files}
         with file.open("rb") as stream:
@@ -167,8 +171,10 @@ def _load_npy(file: Path) -> dict[str, Array]:
             if dtype.hasobject:
                 return _plain(load_plain(stream.read(), str(file)))
         return {"features": np.load(file, allow_pickle=False)}
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
-        raise BadRow(f"cannot be read: {error}") from None
+    except LavisExtError:
+        raise
+    except Exception as error:  # a header is Python text, a zip anything: numpy passes on what their readers raise
+        raise BadRow(f"cannot be read: {shown(error)}") from None
 
 
 def _header(stream: Any) -> tuple[Any, Any, Any]:
@@ -237,20 +243,11 @@ def load_tensors(path: Path) -> dict[Any, Any]:
 
 
 def _load_pt(path: Path) -> Any:
-    import torch
-
     with read_errors(path), path.open("rb") as file:
         zipped = file.read(2) == b"PK"
     if not zipped:
         log.warning("%s: torch's old (not zip) format cannot be mapped; the whole file is read into memory", path)
-    try:
-        return torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
-    except pickle.UnpicklingError as error:
-        if "Unsupported" in str(error) or "GLOBAL" in str(error) or "Weights only" in str(error):
-            raise unsafe(str(path), "a pickle that asks for more than tensors") from error
-        raise IntegrityError(str(path), f"cannot be read: {error}", "fetch it again") from error
-    except (OSError, RuntimeError, ValueError, EOFError, KeyError) as error:
-        raise IntegrityError(str(path), f"cannot be read: {shown(error)}", "fetch it again") from error
+    return read_torch(path, mmap=zipped)
 
 
 def _row(key: Any, value: Any, sides: SideFiles, options: ReadOptions) -> FeatureRow:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
 from typing import Any, Protocol
 
-from lavis_ext.common.errors import ConfigError, IntegrityError, UsageError
-from lavis_ext.common.files import read_errors
+from lavis_ext.common.errors import ConfigError, IntegrityError, LavisExtError, UsageError
+from lavis_ext.common.files import decode_json, read_errors
 from lavis_ext.features.formats.lines import lines_of
 from lavis_ext.features.store import BadRow, Fault, FeatureRow, FeatureStore, ReadOptions, Rows, Start
 
@@ -35,6 +34,10 @@ def guard(line: int, following: int, image_id: str, make: Callable[[], FeatureRo
         row = make()
     except BadRow as error:
         return Fault(image_id, line, str(error), following)
+    except (LavisExtError, AssertionError):
+        raise
+    except Exception as error:  # one damaged row is a fault of that row, whatever the library that reads it raises
+        return Fault(image_id, line, f"cannot be read: {type(error).__name__}: {shown(error)}", following)
     row.line, row.next = line, following
     return row
 
@@ -51,7 +54,7 @@ def number_of(data: Any, name: str) -> int:
     """A count or a size of pixels; raises BadRow."""
     try:
         value = int(data)
-    except (ValueError, TypeError):
+    except (ValueError, TypeError, OverflowError):
         raise BadRow(f"{name}: expected a number, got {shown(data)}") from None
     if not 0 <= value < 2**31:
         raise BadRow(f"{name}: {value} is out of range")
@@ -70,11 +73,16 @@ class SideTable:
     def __init__(self, path: Path) -> None:
         self.path = path
         self._places: dict[str, tuple[int, int]] = {}
+        begin = 0  # of the line: the last one need not end, and the first may begin with a byte order mark
         for number, line, end in lines_of(path):
             image_id, tab, _ = line.partition(b"\t")
             if not tab:
                 raise IntegrityError(f"{path}, line {number}", "has no second column", "give a file of labels or sizes")
-            self._places[text_of(image_id)] = (end - len(line) - 1, len(line))
+            try:
+                self._places[text_of(image_id)] = (begin, end - begin)
+            except BadRow as error:
+                raise IntegrityError(f"{path}, line {number}", str(error), "give a file of labels or sizes") from None
+            begin = end
         with read_errors(path):
             self._file = path.open("rb")
 
@@ -84,7 +92,7 @@ class SideTable:
             return None
         start, size = self._places[image_id]
         self._file.seek(start)
-        return self._file.read(size + 1).rstrip(b"\r\n").partition(b"\t")[2]
+        return self._file.read(size).rstrip(b"\r\n").partition(b"\t")[2]
 
     def __len__(self) -> int:
         return len(self._places)
@@ -93,7 +101,7 @@ class SideTable:
 def size_in(text: bytes | None) -> tuple[int, int]:
     """Height and width in the JSON of a size file or of predictions, 0 where they are not there; raises BadRow."""
     try:
-        value = json.loads(text) if text else {}
+        value = decode_json(text) if text else {}
     except ValueError as error:
         raise BadRow(f"the side file holds no JSON: {error}") from None
     value = value[0] if isinstance(value, list) and value else value

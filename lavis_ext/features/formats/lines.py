@@ -6,6 +6,7 @@ import binascii
 import json
 import logging
 import os
+from codecs import BOM_UTF8
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from operator import itemgetter
@@ -15,7 +16,7 @@ from typing import Any, BinaryIO
 import pybase64
 
 from lavis_ext.common.errors import IntegrityError, UsageError
-from lavis_ext.common.files import disk_errors, read_errors, write_atomic
+from lavis_ext.common.files import decode_json, disk_errors, read_errors, write_atomic
 from lavis_ext.features.files import finish, part_of, refuse_existing
 from lavis_ext.features.store import BadRow, FeatureStore, Record, Start
 
@@ -54,7 +55,7 @@ def growing_of(state: dict[str, Any], path: Path) -> Iterator[Path]:
 
 def _read(record: Path) -> Any:
     try:
-        return json.loads(record.read_bytes())
+        return decode_json(record.read_bytes())
     except (OSError, ValueError):
         return None
 
@@ -62,7 +63,8 @@ def _read(record: Path) -> Any:
 def lines_of(path: Path, start: Start | None = None) -> Iterator[tuple[int, bytes, int]]:
     """Number (from 1), bytes without the line feed, and offset behind it, of each line from `start` on.
 
-    Raises IntegrityError at a line of more than 256 MiB, which no row of features is.
+    A byte order mark at the beginning of the file is no part of the first line. Raises IntegrityError at a line of more
+    than 256 MiB, which no row of features is.
     """
     start = start or Start()
     number, at = start.line, start.next
@@ -72,13 +74,14 @@ def lines_of(path: Path, start: Start | None = None) -> Iterator[tuple[int, byte
             number, at = number + 1, at + len(line)
             if len(line) == LONGEST:
                 raise IntegrityError(str(path), f"line {number} does not end", "name a file of one row a line")
+            line = line.removeprefix(BOM_UTF8) if at == len(line) else line
             yield number, line.rstrip(b"\n"), at
 
 
 def newline_of(path: Path) -> str:
     """How the first line ends: csv writes `\\r\\n`, Oscar `\\n`."""
     with read_errors(path), path.open("rb", buffering=BUFFER) as file:
-        return "\r\n" if file.readline().endswith(b"\r\n") else "\n"
+        return "\r\n" if file.readline(LONGEST).endswith(b"\r\n") else "\n"
 
 
 def decode64(text: bytes | memoryview) -> bytes:
@@ -192,7 +195,7 @@ def load_offset_map(path: Path) -> dict[str, int]:
     """Image id → byte offset; raises IntegrityError where it is no such map."""
     try:
         with read_errors(path):
-            content = json.loads(path.read_bytes())
+            content = decode_json(path.read_bytes())
         if not isinstance(content, dict) or not all(type(at) is int and at >= 0 for at in content.values()):
             raise ValueError("expected an object of byte offsets by image id")
     except ValueError as error:
@@ -222,8 +225,9 @@ def begins(file: BinaryIO, image_id: str, at: int) -> bool:
     """Whether a row of this image begins at a byte of a table."""
     wanted = f"{image_id}\t".encode()
     file.seek(max(0, at - 1))
-    found = file.read(len(wanted) + (at > 0))
-    return found == (b"\n" + wanted if at else wanted)
+    if at:
+        return file.read(len(wanted) + 1) == b"\n" + wanted
+    return file.read(len(wanted) + len(BOM_UTF8)).removeprefix(BOM_UTF8).startswith(wanted)
 
 
 def write_offset_map(table: Path) -> list[Path]:

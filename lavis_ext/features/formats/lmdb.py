@@ -105,7 +105,7 @@ class LmdbWriter:
         except self._lmdb.MapFullError:
             raise
         except self._lmdb.Error as error:
-            raise to_disk_error(error, self._path, "free space, or choose another folder") from error
+            raise to_disk_error(error, self._path, "choose another folder") from error
 
 
 @contextmanager
@@ -118,6 +118,10 @@ def opened(path: Path, form: str = "volta-lmdb") -> Iterator[Any]:
     try:
         options = {"subdir": path.is_dir(), "readonly": True, "lock": False, "readahead": False, "create": False}
         with lmdb.open(str(path), **options) as environment:
+            data = path / "data.mdb" if path.is_dir() else path
+            pages, size = environment.info()["last_pgno"] + 1, environment.stat()["psize"]
+            if pages * size > data.stat().st_size:  # LMDB maps the file: reading behind its end kills the process
+                raise IntegrityError(str(path), "is cut off", "fetch or make it again")
             yield environment
     except lmdb.Error as error:
         raise IntegrityError(

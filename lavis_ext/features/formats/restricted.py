@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import pickle
+import pickletools
 from typing import Any, ClassVar
 
 import numpy as np
@@ -159,6 +160,10 @@ def load_plain(data: bytes, where: str) -> Any:
     where it is no whole pickle. Text of Python 2 is read as latin1, as numpy's own pickles need.
     """
     try:
+        for code, argument, _ in pickletools.genops(data):
+            # the memo is an array up to its largest number: nine bytes could ask for 4 GiB
+            if code.name in ("PUT", "BINPUT", "LONG_BINPUT") and int(argument or 0) > len(data):
+                raise ValueError(f"number {argument} in {len(data)} bytes")
         return _Builder().build(_Unpickler(io.BytesIO(data), encoding="latin1").load())
     except _Refused as refused:
         raise unsafe(where, str(refused)) from None

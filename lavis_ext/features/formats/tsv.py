@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import csv
 import json
+from codecs import BOM_UTF8
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
@@ -15,7 +16,7 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from lavis_ext.common.errors import UsageError
-from lavis_ext.common.files import disk_errors, read_errors, write_atomic
+from lavis_ext.common.files import decode_json, disk_errors, read_errors, write_atomic
 from lavis_ext.features.formats.base import SideTable, guard, number_of, plain_id, shown, size_in, text_of
 from lavis_ext.features.formats.lines import (
     LONGEST,
@@ -163,7 +164,7 @@ def parse_row(line: bytes, sides: SideFiles, options: ReadOptions) -> FeatureRow
 
 def _from_json(image_id: str, text: bytes, options: ReadOptions) -> FeatureRow:
     try:
-        value = json.loads(text)
+        value = decode_json(text)
     except ValueError as error:
         raise BadRow(f"the second column is no JSON ({error}); truncated?") from None
     if isinstance(value, dict) and isinstance(value.get("features"), str):
@@ -186,8 +187,11 @@ def _from_objects(
     except (KeyError, ValueError, TypeError):
         raise BadRow("an object has no rect of four numbers") from None
     kept = [{key: value for key, value in o.items() if key != "feature"} for o in objects]
-    labels = json.dumps(kept, ensure_ascii=False)
-    row = FeatureRow(image_id, features, boxes, PIXELS, *size, {LABELS: np.frombuffer(labels.encode(), np.uint8)})
+    try:
+        labels = json.dumps(kept, ensure_ascii=False).encode()
+    except UnicodeEncodeError:  # a lone surrogate, which JSON can spell and UTF-8 cannot
+        labels = json.dumps(kept).encode()
+    row = FeatureRow(image_id, features, boxes, PIXELS, *size, {LABELS: np.frombuffer(labels, np.uint8)})
     if all(size) and features.shape[1] == APPEARANCE:
         row.features = np.concatenate([features, six_columns(boxes, *size).astype(features.dtype)], 1)
     return row
@@ -396,4 +400,5 @@ def _row(file: BinaryIO, image_id: str, at: int, sides: SideFiles, options: Read
     if not begins(file, image_id, at):
         raise BadRow(f"no row of this image begins at byte {at}, where the offset map has it")
     file.seek(at)
-    return parse_row(file.readline(LONGEST).rstrip(b"\n"), sides, options)
+    line = file.readline(LONGEST).rstrip(b"\n")
+    return parse_row(line if at else line.removeprefix(BOM_UTF8), sides, options)

@@ -6,7 +6,6 @@ files of captions.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -20,7 +19,7 @@ from torch import Tensor
 from lavis_ext.common.config.decode import read_yaml
 from lavis_ext.common.config.schema import DatasetConfig
 from lavis_ext.common.errors import ConfigError, IntegrityError
-from lavis_ext.common.files import read_errors
+from lavis_ext.common.files import decode_json, read_errors
 from lavis_ext.common.registry import builders
 from lavis_ext.common.types import Batch, Dataset, Sample
 from lavis_ext.datasets.builders.context import BuildContext
@@ -358,7 +357,7 @@ def _texts(value: Any, image_id: Any, path: Path) -> list[str]:
 
 def _loads(text: str, where: str) -> Any:
     try:
-        return json.loads(text)
+        return decode_json(text)
     except ValueError as error:
         raise IntegrityError(where, f"is no JSON: {error}", WAY_OUT) from error
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -12,6 +11,7 @@ from typing import Any
 from lavis_ext.common.config.cards import load_cards
 from lavis_ext.common.config.schema import DatasetConfig
 from lavis_ext.common.errors import ConfigError, IntegrityError
+from lavis_ext.common.files import decode_json
 from lavis_ext.common.types import Dataset
 from lavis_ext.datasets.builders.context import (
     BuildContext,
@@ -198,7 +198,7 @@ class ImageTags:
             image_id, _, text = line.partition(b"\t")
             where = f"{path}:{number}"
             try:
-                found[key_of(image_id.decode())] = detected(labels_in(json.loads(text)), where)
+                found[key_of(image_id.decode())] = detected(labels_in(decode_json(text)), where)
             except (ValueError, TypeError) as error:
                 raise IntegrityError(where, f"has no labels as JSON: {error}", "fetch it again") from error
         return found

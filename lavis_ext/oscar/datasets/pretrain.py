@@ -5,7 +5,6 @@ A corpus is a YAML and a long TSV, whose rows are found by an array of offsets t
 
 from __future__ import annotations
 
-import json
 import logging
 import mmap
 from collections.abc import Iterator, Mapping, Sequence
@@ -21,7 +20,7 @@ import torch
 from lavis_ext.common.config.decode import read_yaml
 from lavis_ext.common.config.schema import DatasetConfig
 from lavis_ext.common.errors import ConfigError, IntegrityError, UsageError
-from lavis_ext.common.files import disk_errors, read_errors, write_atomic, write_json
+from lavis_ext.common.files import decode_json, disk_errors, read_errors, write_atomic, write_json
 from lavis_ext.common.registry import builders
 from lavis_ext.common.types import Batch, Dataset, Sample
 from lavis_ext.datasets.builders.context import BuildContext, not_prepared
@@ -156,7 +155,7 @@ def open_corpus(path: Path, marks: Path) -> CorpusRows:
 
 def _recorded(marks: Path) -> Any:
     try:
-        return json.loads((marks / "stamp.json").read_bytes())
+        return decode_json((marks / "stamp.json").read_bytes())
     except (OSError, ValueError):
         return None
 

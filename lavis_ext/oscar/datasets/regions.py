@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -12,6 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from lavis_ext.common.errors import ConfigError, IntegrityError, UsageError
+from lavis_ext.common.files import decode_json
 from lavis_ext.datasets.readers.annotations import Annotations, Rows
 from lavis_ext.datasets.readers.parse import OneFile, Row
 from lavis_ext.features.formats.lines import lines_of
@@ -213,7 +213,7 @@ class TagFile(OneFile):
         for number, line, _ in lines_of(self.path):
             image_id, _, text = line.partition(b"\t")
             try:
-                yield image_id.decode(), tag_text(labels_in(json.loads(text)))
+                yield image_id.decode(), tag_text(labels_in(decode_json(text)))
             except (ValueError, TypeError) as error:
                 raise IntegrityError(f"{self.path}:{number}", f"has no labels as JSON: {error}", WAY_OUT) from error
 

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from lavis_ext.common.config.schema import DatasetConfig
-from lavis_ext.common.errors import IntegrityError
+from lavis_ext.common.errors import ConfigError, IntegrityError
 from lavis_ext.common.registry import builders
 from lavis_ext.common.types import Batch, Dataset, Sample
 from lavis_ext.datasets.builders.context import BuildContext
@@ -21,6 +21,7 @@ from lavis_ext.datasets.readers.annotations import Annotations
 from lavis_ext.datasets.readers.parse import Row
 from lavis_ext.oscar.datasets.base import listed, region_rows
 from lavis_ext.oscar.datasets.caption import (
+    CaptionFile,
     CaptionRows,
     PerCaption,
     caption_file,
@@ -41,9 +42,11 @@ def region_retrieval(config: DatasetConfig, context: BuildContext) -> dict[str, 
 
 
 def _make(opening: Opening) -> Dataset:
-    args, folder = opening.args, opening.files()[0].parent
-    rows = Annotations(caption_file(path, str(args["od_label_type"])) for path in opening.files())
-    parts = RegionParts(opening.config, opening.split, rows, args, opening.regions(), opening.encoder())
+    args, paths, regions = opening.args, opening.files(), opening.regions()
+    folder, files = paths[0].parent, [caption_file(path, str(args["od_label_type"])) for path in paths]
+    if args["add_od_labels"] and any(len(store) and store.at(0).label_text for store in regions.stores):
+        require_one_form(opening, [file.tags for file in files if isinstance(file, CaptionFile) and file.tags])
+    parts = RegionParts(opening.config, opening.split, Annotations(files), args, regions, opening.encoder())
     if parts.training:
         return RegionPairsDataset(parts)
     named = (
@@ -51,6 +54,17 @@ def _make(opening: Opening) -> Dataset:
         of_split(args["eval_caption_index_file"], opening.split, "val"),
     )
     return RegionRankingDataset(parts, *(None if name is None else opening.beside(folder, name) for name in named))
+
+
+def require_one_form(opening: Opening, beside: Sequence[Path]) -> None:
+    """Raise ConfigError where the features have tags of their own (VinVL) and the captions a file of them (Oscar).
+
+    Upstream takes those of the features. Which are meant cannot be seen, and nothing else would show the mistake.
+    """
+    if beside:
+        what = f"has tags of its own, and {beside[0]} holds those of another detector: two forms are mixed"
+        way_out = "set the data set's `type: vinvl`, name features without tags, or remove the file"
+        raise ConfigError(f"datasets.{opening.config.name}.args.features {opening.split}", what, way_out)
 
 
 @dataclass(frozen=True, eq=False)

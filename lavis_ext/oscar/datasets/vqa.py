@@ -213,7 +213,8 @@ class RegionPairDataset(RegionDataset):
     def _tags(self, row: Row) -> dict[str, str]:
         value = row.get("o") if self.parts.args["add_od_labels"] else None
         tags: Mapping[str, Any] = value if isinstance(value, dict) else {}
-        return {side: tag_text(tags.get(side)) for side in SIDES}
+        # upstream's reader of NLVR2 leaves a `;` between tags where it is, unlike those of VQA and GQA
+        return {side: tags[side] if isinstance(tags.get(side), str) else tag_text(tags.get(side)) for side in SIDES}
 
     def collater(self, samples: Sequence[Sample]) -> Batch:
         """The inputs with an axis of two behind the first, ids as lists, `labels` int64 [B] where they are known."""

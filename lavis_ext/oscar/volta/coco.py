@@ -9,6 +9,7 @@ and captions. It differs in the order of the images (train2014 by id, then val20
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
@@ -17,7 +18,7 @@ from typing import Any
 
 from lavis_ext.common.config.cards import Cards, load_cards
 from lavis_ext.common.errors import IntegrityError, NetworkError, UsageError
-from lavis_ext.common.files import disk_errors, read_errors, write_atomic
+from lavis_ext.common.files import decode_json, disk_errors, read_errors, write_atomic
 from lavis_ext.features.layout import key_of
 from lavis_ext.fetch.transfer import Progress
 from lavis_ext.prepare import PrepareOptions, prepare
@@ -106,7 +107,7 @@ def _load(path: Path) -> Any:
     with read_errors(path):
         text = path.read_bytes()
     try:
-        return json.loads(text)
+        return decode_json(text)
     except ValueError as error:
         raise IntegrityError(str(path), f"is no JSON: {error}", "fetch it again") from error
 
@@ -132,6 +133,18 @@ def feature_folder(root: Path) -> Path:
 def rows_name(split: str, boxes: tuple[int, int] = BOXES) -> str:
     """`train2014_obj36-36.tsv`, as the scripts call it."""
     return f"{FOLDERS[split]}_obj{boxes[0]}-{boxes[1]}.tsv"
+
+
+def link_rows(path: Path, split: str) -> str:
+    """Link the document's name of merged rows (`train_obj36-36.tsv`) to the scripts'; a line to print, "" for none."""
+    name = path.with_name(path.name.replace(FOLDERS[split], split, 1))
+    if name == path or name.exists() or name.is_symlink():
+        return ""
+    try:
+        name.symlink_to(path.name)
+    except OSError as error:
+        return f"{name}: no link to {path.name} could be made ({error.strerror}); both names are found"
+    return f"{name} is a link to {path.name}"
 
 
 def find_rows(folder: Path, split: str, boxes: tuple[int, int] = BOXES) -> Path:
@@ -222,10 +235,12 @@ def read_ids(path: Path) -> set[int]:
         raise IntegrityError(str(path), f"is no list of COCO's numbers ({error})", "one number a line") from error
 
 
+PUBLISHED = 123_287
+"""Images of the published `dataset_coco.json`."""
 CAPTIONS = f"{FAMILY}/caption_datasets"
 INSTEAD = "coco/karpathy_*"
 """Fetched where Karpathy's archive cannot be."""
-OTHERS = (f"{FAMILY}/test1k_ids", f"{FAMILY}/hard_negative", *(f"coco/{folder}" for folder in FOLDERS.values()))
+LISTS = (f"{FAMILY}/test1k_ids", f"{FAMILY}/hard_negative")
 Outcome = tuple[list[str], list[dict[str, Any]], int]
 """Lines to print, reports as plain values, exit code."""
 
@@ -238,11 +253,22 @@ def download(options: PrepareOptions, root: Path, progress: Progress) -> Outcome
     """
     cards = load_cards()
     if options.dry_run:
-        report = prepare([CAPTIONS, *OTHERS], options, progress, cards=cards)
-        return [*report.plan.table().splitlines(), report.line()], [report.as_dict()], report.exit_code
+        captions = [] if _is_users(root, cards) else [CAPTIONS]
+        wanted, kept = missing_pictures(root, cards)
+        report, why = _fetched([*captions, *LISTS, *wanted], options, cards, progress)
+        if report is None:
+            return [*kept, why], [], 0
+        return [*kept, *report.plan.table().splitlines(), report.line()], [report.as_dict()], report.exit_code
     reports, lines = _fetch_captions(root, replace(options, no_unpack=False), cards, progress)
-    reports.append(prepare(OTHERS, options, progress, cards=cards))
-    lines += [line for report in reports for line in report.lines()] + link_pictures(root)
+    wanted, kept = missing_pictures(root, cards)
+    rest, why = _fetched([*LISTS, *wanted], options, cards, progress)
+    reports += [rest] if rest else []
+    lines += [
+        *kept,
+        *([] if rest else [why]),
+        *(line for report in reports for line in report.lines()),
+        *link_pictures(root),
+    ]
     failures = [error for report in reports for error in report.failures]
     return lines, [report.as_dict() for report in reports], worst(failures)
 
@@ -252,9 +278,9 @@ def _fetch_captions(
 ) -> tuple[list[Report], list[str]]:
     """`dataset_coco.json`: kept, fetched, else made; the reports that count, and lines to print."""
     path = root / FAMILY / "dataset_coco.json"
-    if path.is_file() and read_record(root, cards.named_artifacts(CAPTIONS)[0]) is None:
+    if _is_users(root, cards):
         return [], [f"{path} is kept"]
-    fetched, why = _fetched(options, cards, progress)
+    fetched, why = _fetched([CAPTIONS], options, cards, progress)
     if fetched and not fetched.failures:
         return [fetched], []
     instead = prepare([INSTEAD], options, progress, cards=cards)
@@ -264,11 +290,64 @@ def _fetch_captions(
     return [instead], [f"{path} is made from coco's caption files, {made:,} images, because of {CAPTIONS}: {why}"]
 
 
-def _fetched(options: PrepareOptions, cards: Cards, progress: Progress) -> tuple[Report | None, str]:
-    """The report of the archive, None where a mirror lists nothing of it, and why there is nothing."""
+def _is_users(root: Path, cards: Cards) -> bool:
+    """Whether `dataset_coco.json` is there without a record of ours: it was put there, or made."""
+    path = root / FAMILY / "dataset_coco.json"
+    return path.is_file() and read_record(root, cards.named_artifacts(CAPTIONS)[0]) is None
+
+
+def missing_pictures(root: Path, cards: Cards) -> tuple[list[str], list[str]]:
+    """The folders of pictures that are to be fetched, as artifacts, and a line about each that somebody put there.
+
+    A folder is whole by the pictures that `dataset_coco.json` lists of it; test2015, of which it lists none, by their
+    published number, or where the list is not the published one (a part of COCO) as it is.
+    """
+    listed: dict[str, set[str]] = {}
+    if (root / FAMILY / "dataset_coco.json").is_file():
+        for image in read_karpathy(root / FAMILY / "dataset_coco.json"):
+            name = str(image.get("filename") or f"COCO_{image.get('filepath')}_{int(image['cocoid']):012d}.jpg")
+            listed.setdefault(str(image.get("filepath")), set()).add(name)
+    part = 0 < sum(map(len, listed.values())) < PUBLISHED
+    wanted, lines = [], []
+    for folder in FOLDERS.values():
+        artifact = cards.named_artifacts(f"coco/{folder}")[0]
+        place = _put_there(root, folder)
+        if place is None or read_record(root, artifact) is not None:
+            wanted.append(f"coco/{folder}")
+            continue
+        if place.is_file():
+            lines.append(f"{place} is kept, and read as it is")
+            continue
+        there = {entry.name for entry in os.scandir(place)}
+        known = listed.get(folder, set())
+        expected = len(known) or (len(there) if part else artifact.unpacked_files or 0)
+        found = len(known & there) if known else len(there)
+        if found < expected:
+            wanted.append(f"coco/{folder}")
+            lines.append(f"{place} has {found:,} of {expected:,} pictures; the archive is fetched")
+        else:
+            lines.append(f"{place} is kept, {len(there):,} pictures")
+    return wanted, lines
+
+
+def _put_there(root: Path, folder: str) -> Path | None:
+    """A folder of pictures, or a zip of them below mscoco (coco's own are known to `prepare`); None without any."""
+    for family in (FAMILY, "coco"):
+        place = root / family / "images" / folder
+        if place.is_dir() and any(os.scandir(place)):
+            return place
+    archive = root / FAMILY / "images" / f"{folder}.zip"
+    own = (root / FAMILY / "images").is_symlink()
+    return archive if archive.is_file() and not own else None
+
+
+def _fetched(names: list[str], options: PrepareOptions, cards: Cards, progress: Progress) -> tuple[Report | None, str]:
+    """The report of what is fetched, None where a mirror lists nothing of it, and why there is nothing."""
     try:
-        report = prepare([CAPTIONS], options, progress, cards=cards)
+        report = prepare(names, options, progress, cards=cards)
     except NetworkError as error:
+        if any(name.startswith("coco/") for name in names):
+            raise  # pictures cannot be done without
         return None, error.problems[0].what
     return report, report.failures[0].problems[0].what if report.failures else ""
 

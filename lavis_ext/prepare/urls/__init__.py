@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from lavis_ext.prepare.urls.hosted import expand_list, fetch_hosted
 from lavis_ext.prepare.urls.job import ListAccount, ListJob, read_account
-from lavis_ext.prepare.urls.listing import ListOptions, fetch_images, fetch_list_files, list_account, list_files
+from lavis_ext.prepare.urls.listing import ListOptions, fetch_images, fetch_list_files, list_account, list_addresses
 from lavis_ext.prepare.urls.run import fetch_list
 
 __all__ = [
@@ -20,6 +20,6 @@ __all__ = [
     "fetch_list",
     "fetch_list_files",
     "list_account",
-    "list_files",
+    "list_addresses",
     "read_account",
 ]

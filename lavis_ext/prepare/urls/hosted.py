@@ -10,10 +10,10 @@ from pathlib import Path, PurePosixPath
 from lavis_ext.common.config.cards import ImageList
 from lavis_ext.common.errors import DiskError, NetworkError
 from lavis_ext.fetch import MirrorMap, Progress, Result, Source, Transfer, fetch_all
-from lavis_ext.prepare.urls.job import ListAccount, ListJob, LostImage
-from lavis_ext.prepare.urls.rows import ListedImage, read_rows
+from lavis_ext.prepare.records import disk_errors
+from lavis_ext.prepare.urls.job import PLACEHOLDER, ListAccount, ListJob, LostImage, origin_of
+from lavis_ext.prepare.urls.rows import ListedImage, distinct_rows, set_file_aside
 
-ASIDE = ".lavis_ext/set_aside"
 HEAD = 64
 
 # The images that are on disk. Folders are listed: a `stat` per image would take long for a million of them.
@@ -70,9 +70,7 @@ def set_aside_foreign(target: Path, paths: Collection[str]) -> int:
     for path in paths:
         if not image_fault(target / path):
             continue
-        place = target / ASIDE / path
-        place.parent.mkdir(parents=True, exist_ok=True)
-        (target / path).replace(place)
+        set_file_aside(target, path)
         count += 1
     return count
 
@@ -92,21 +90,19 @@ def expand_list(
     Names come from the list's `path` pattern, never from a server. Rows that are refused (scheme, private address),
     what a mirror lacks and repeated paths are left out. Raises ConfigError, IntegrityError.
     """
-    rows = read_rows(annotations, spec, limit, allow_private=bool(mirrors))
+    rows = distinct_rows(annotations, spec, limit, allow_private=bool(mirrors))
     return [transfer for _, transfer in _transfers(rows, target, mirrors or MirrorMap()) if transfer is not None]
 
 
 def _transfers(
     rows: Iterator[ListedImage], target: Path, mirrors: MirrorMap
 ) -> Iterator[tuple[ListedImage, Transfer | None]]:
-    """Each row that is the first with its path, and its Transfer; None for one that has a `refusal`."""
-    seen: set[str] = set()
+    """Each row that is the first of its image, and its Transfer; None for one that has a `refusal`."""
     _ = mirrors.manifest  # a mirror that cannot be asked at all is an error, not a list of missing images
     for row in rows:
         if row.refusal:
             yield row, None
-        elif row.path not in seen:
-            seen.add(row.path)
+        elif not row.repeats:
             try:
                 yield row, mirrors.apply(Transfer(target / row.path, (Source(row.url),), label=row.path))
             except NetworkError:
@@ -116,25 +112,34 @@ def _transfers(
 def fetch_hosted(job: ListJob, progress: Progress | None = None) -> ListAccount:
     """Fetch every image of a list that is not there; returns the account, whose `check()` raises below the threshold.
 
-    Raises DiskError, ConfigError, IntegrityError.
+    Raises DiskError, ConfigError, DamagedList.
     """
+    with disk_errors(job.work):
+        return _fetch(job, progress)
+
+
+def _fetch(job: ListJob, progress: Progress | None) -> ListAccount:
     job.work.mkdir(parents=True, exist_ok=True)
     limit = job.max_samples if job.only is None else None
-    rows = read_rows(job.annotations, job.spec, limit, job.allow_private)
+    rows = distinct_rows(job.annotations, job.spec, limit, job.allow_private, job.target)
     chosen = (row for row in rows if job.only is None or PurePosixPath(row.path).name in job.only)
     wanted = list(_transfers(chosen, job.target, job.mirrors))
     paths = {row.path for row, transfer in wanted if transfer}
+    for path in job.damaged:
+        set_file_aside(job.target, path.relative_to(job.target).as_posix())
     moved = set_aside_foreign(job.target, find_images(job.target, paths))
     there = find_images(job.target, paths)
     missing = [transfer for row, transfer in wanted if transfer and row.path not in there]
-    policy = replace(job.policy, ledger=job.policy.ledger or job.work / "ledger.jsonl")
+    ledger = job.policy.ledger or job.work / "ledger.jsonl"
+    policy = replace(job.policy, ledger=ledger, public_only=not job.allow_private)
     results = fetch_all(missing, policy, progress, collect=True)
     account = ListAccount(name=job.name, expected=len(wanted), threshold=job.threshold, asked=job.max_samples)
     account.notes += [f"{moved} files that are no images were set aside"] if moved else []
     account.bytes_moved = sum(result.bytes_moved for result in results)
     refused = (LostImage(row.id, row.url, row.refusal) for row, transfer in wanted if transfer is None)
-    losses = [*refused, *_failed(wanted, results)]
+    losses = [*refused, *_failed(wanted, results), *_no_images(job, wanted, results)]
     account.present = account.expected - len(losses)
+    account.origin = origin_of(job)
     account.save(job.work, losses)
     return account
 
@@ -148,6 +153,20 @@ def _failed(wanted: Sequence[tuple[ListedImage, Transfer | None]], results: Sequ
             row = rows[result.path]
             corrupt = result.error.exit_code == 5
             yield LostImage(row.id, row.url, reason_of(str(result.error.problems[0].what)), corrupt)
+
+
+def _no_images(
+    job: ListJob, wanted: Sequence[tuple[ListedImage, Transfer | None]], results: Sequence[Result]
+) -> Iterator[LostImage]:
+    """Set aside what came and is no image by its first bytes, or what hosts send in the place of a lost one."""
+    rows = {transfer.path: row for row, transfer in wanted if transfer}
+    for result in results:
+        if result.error is None:
+            fault = PLACEHOLDER if result.sha256 in job.spec.placeholders else image_fault(result.path)
+            row = rows[result.path]
+            if fault:
+                set_file_aside(job.target, row.path)
+                yield LostImage(row.id, row.url, fault, fault != PLACEHOLDER)
 
 
 def reason_of(message: str) -> str:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import re
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from enum import Enum
 from pathlib import Path
@@ -14,11 +15,16 @@ from typing import Any, Literal
 
 from lavis_ext.common.config.cards import ImageList
 from lavis_ext.common.errors import LavisExtError, NetworkError, PartialError
-from lavis_ext.common.files import write_json
+from lavis_ext.common.files import read_object, replacing, sha256_of, write_json
 from lavis_ext.fetch import MirrorMap, Policy
+from lavis_ext.fetch.safety import identity
 
 Distributor = Literal["multiprocessing", "pyspark", "ray"]
 MOST_PROCESSES = 16
+ASIDE = ".lavis_ext/set_aside"
+"""Where files and shards go that are no images, or of other rows than the list has now."""
+REPEATS = 5
+"""Images of one digest that are counted apart: hosts send one picture in the place of many that are gone."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,7 +65,13 @@ class ListJob:
     stall: float = 300.0
     """Without any progress for this long the process that downloads is killed."""
     restarts: int = 1
-    """How often it is started again after that."""
+    """How often it is started again after that, or after a crash, without a shard that was finished in between."""
+    source: str = ""
+    """Where the list's own files come from, in place of the artifact's url."""
+    addresses: Mapping[Path, str] = field(default_factory=dict)
+    """The URL that each of them was fetched from; none for those of the user."""
+    damaged: tuple[Path, ...] = ()
+    """Images or shards that a check found wrong: they are set aside once the list is read, and made again."""
 
     @property
     def shards(self) -> bool:
@@ -70,6 +82,11 @@ class ListJob:
     def process_count(self) -> int:
         """Processes that download."""
         return self.processes or min(MOST_PROCESSES, os.cpu_count() or 1)
+
+    @property
+    def root(self) -> Path:
+        """The cache root."""
+        return self.work.parents[3]
 
     @property
     def allow_private(self) -> bool:
@@ -132,6 +149,62 @@ class Pass:
             path.unlink(missing_ok=True)
 
 
+# What a list was made from: a run in which nothing is left to retry would not notice another one
+
+
+def spec_digest(spec: ImageList) -> str:
+    """Of what decides which images are wanted and how they are kept."""
+    kept = {key: value for key, value in asdict(spec).items() if key not in ("threshold", "expected", "rows_per_part")}
+    return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()
+
+
+def shown_source(source: str) -> str:
+    """A source as records may hold it: without what may be a secret in an address."""
+    return identity(source) if "://" in source else source
+
+
+def place_of(path: Path, root: Path) -> str:
+    """A file's name in the account, the same in a copy of the cache root."""
+    return str(path.relative_to(root) if path.is_relative_to(root) else path.absolute())
+
+
+def origin_of(job: ListJob) -> dict[str, Any]:
+    """Source, spec, and per file of the list its URL, size, mtime and sha256; files that the last account has with the
+    same size and mtime are not hashed again. Raises OSError."""
+    old = read_account(job.work)
+    known = old.origin.get("files", {}) if old is not None else {}
+    files = {}
+    for path in job.annotations:
+        status, name = path.stat(), place_of(path, job.root)
+        stamp = [identity(job.addresses.get(path, "")), status.st_size, status.st_mtime_ns]
+        kept = known.get(name, [])
+        files[name] = kept if kept[:3] == stamp else [*stamp, sha256_of(path)]
+    return {"source": shown_source(job.source), "spec": spec_digest(job.spec), "files": files}
+
+
+def is_of_origin(origin: Mapping[str, Any], addresses: Mapping[Path, str], root: Path) -> bool:
+    """Whether the files of a list are those that an account was made from, by size and mtime, else by sha256.
+
+    `addresses` is each file's URL, "" for one of the user's own. A fetched file that was removed since does not count:
+    parts of a list are large.
+    """
+    files = origin["files"]
+    if not all(addresses.values()) and len(files) != len(addresses):
+        return False
+    for path, url in addresses.items():
+        kept = files.get(place_of(path, root))
+        if kept is None or kept[0] != identity(url):
+            return False
+        try:
+            status = path.stat()
+            same = status.st_size == kept[1] and (status.st_mtime_ns == kept[2] or sha256_of(path) == kept[3])
+        except OSError:
+            same = bool(url)
+        if not same:
+            return False
+    return True
+
+
 # The account
 
 
@@ -148,6 +221,7 @@ class Passing(Enum):
     GONE = "gone from the disk"
 
 
+PLACEHOLDER = "placeholder"
 PASSING_REASONS = frozenset(reason.value for reason in Passing)
 SHOWN = 4
 
@@ -188,6 +262,10 @@ class ListAccount:
     samples: int = 0
     """In shards: samples that their manifests promise."""
     notes: list[str] = field(default_factory=list)
+    origin: dict[str, Any] = field(default_factory=dict)
+    """What it was made from, see `origin_of`; empty in accounts of older versions."""
+    repeated: dict[str, int] = field(default_factory=dict)
+    """Present images that are one picture under several URLs: its sha256 → how many, the most frequent first."""
 
     @property
     def share(self) -> float:
@@ -232,7 +310,11 @@ class ListAccount:
         """One line for a person."""
         text = f"{self.name}: {self.present:,} of {self.expected:,} images ({self.share:.1%})"
         text += f", {self.missing:,} missing, {self.corrupt:,} corrupt"
-        return f"{text}: {self.top_reasons()}" if self.reasons else text
+        text = f"{text}: {self.top_reasons()}" if self.reasons else text
+        if not self.repeated:
+            return text
+        count = sum(self.repeated.values())
+        return f"{text}; {count:,} of those present are {len(self.repeated):,} pictures that repeat"
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values."""
@@ -241,15 +323,13 @@ class ListAccount:
     def save(self, folder: Path, losses: Iterable[LostImage]) -> None:
         """Count losses, write them to `missing.tsv`, then the account to `account.json`; both atomically."""
         self.lost = folder / "missing.tsv"
-        part = self.lost.with_name("missing.tsv.part")
-        with part.open("w", encoding="utf-8", newline="") as file:
+        with replacing(self.lost) as part, part.open("w", encoding="utf-8", errors="replace", newline="") as file:
             file.write("id\turl\treason\n")
             for loss in losses:
                 self.reasons[loss.reason] += 1
                 self.corrupt += loss.corrupt
                 self.missing += not loss.corrupt
                 file.write("\t".join(_field(value) for value in (loss.id, loss.url, loss.reason)) + "\n")
-        part.replace(self.lost)
         write_json(folder / "account.json", self.as_dict())
 
 
@@ -259,9 +339,11 @@ def _field(value: str) -> str:
 
 def read_account(folder: Path) -> ListAccount | None:
     """The account that the last run left in a folder, or None."""
+    raw = read_object(folder / "account.json")
     try:
-        raw = json.loads((folder / "account.json").read_text("utf-8"))
         raw["lost"] = Path(raw["lost"]) if raw["lost"] else None
-        return ListAccount(**{**raw, "reasons": Counter(raw["reasons"])})
-    except (OSError, ValueError, TypeError, KeyError):
+        account = ListAccount(**{**raw, "reasons": Counter(raw["reasons"])})
+    except (ValueError, TypeError, KeyError):
         return None
+    counts = (account.expected, account.present, account.shards, account.samples, account.asked or 0)
+    return account if all(type(count) is int for count in counts) else None

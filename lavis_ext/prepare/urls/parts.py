@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import os
 import time
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -12,14 +12,18 @@ from img2dataset.downloader import Downloader
 from img2dataset.writer import BufferedParquetWriter, WebDatasetSampleWriter
 
 from lavis_ext.fetch.guard import ResponseLimits, install_guard
-from lavis_ext.prepare.urls.rows import PATH
+from lavis_ext.prepare.urls.rows import LISTED, PATH
+from lavis_ext.prepare.urls.supervise import reporting
 
 PULSE = 0.5
-DISK_TROUBLE = "disk_trouble.json"
 
 
 class GuardedDownloader(Downloader):  # type: ignore[misc]
-    """img2dataset's downloader, which installs the guard of urllib in the process that calls it."""
+    """img2dataset's downloader, which installs the guard of urllib in the process that calls it.
+
+    A write that fails is reported where it happens: in the midst of a shard img2dataset leaves out the sample, and may
+    wait for ever for its threads.
+    """
 
     def __init__(self, limits: ResponseLimits, **arguments: Any) -> None:
         super().__init__(**arguments)
@@ -31,16 +35,17 @@ class GuardedDownloader(Downloader):  # type: ignore[misc]
         done: tuple[bool, tuple[int, str]] = super().__call__(row)
         return done
 
+    def download_shard(self, row: tuple[int, str]) -> None:
+        """One shard."""
+        with reporting(self.output_folder):
+            super().download_shard(row)
+
 
 class ShardPulse:
-    """Writes the progress of a shard (rows and bytes) to `NNNNN.pulse`, and a failing disk to `disk_trouble.json`.
-
-    The process that watches reads both.
-    """
+    """Writes the progress of a shard (rows and bytes) to `NNNNN.pulse`, for the process that watches."""
 
     def __init__(self, folder: str, shard: int) -> None:
         self._path = Path(folder) / f"{shard:05d}.pulse"
-        self._trouble = Path(folder) / DISK_TROUBLE
         self._rows, self._bytes, self._written = 0, 0, 0.0
 
     def beat(self, size: int) -> None:
@@ -55,10 +60,6 @@ class ShardPulse:
         self._written = time.monotonic()
         self._path.write_text(f"{self._rows} {self._bytes}", encoding="ascii")
 
-    def fail(self, error: OSError, path: str) -> None:
-        """Report a write that failed: img2dataset itself goes on after it."""
-        self._trouble.write_text(json.dumps({"errno": error.errno, "path": path}), encoding="utf-8")
-
 
 class ShardWriter(WebDatasetSampleWriter):  # type: ignore[misc]
     """img2dataset's tar writer, with progress."""
@@ -69,13 +70,11 @@ class ShardWriter(WebDatasetSampleWriter):  # type: ignore[misc]
         self._pulse = ShardPulse(output_folder, shard_id)
 
     def write(self, img_str: bytes | None, key: str, caption: str | None, meta: dict[str, Any]) -> None:
-        """Enter a row, and its image if it has one."""
-        try:
+        """Enter a row, and its image if it has one; with the URL that is listed in the place of a mirror's."""
+        meta["url"] = meta.get(LISTED) or meta["url"]
+        with reporting(self._folder):
             super().write(img_str, key, caption, meta)
-        except OSError as error:
-            self._pulse.fail(error, self._folder)
-            raise
-        self._pulse.beat(len(img_str or b""))
+            self._pulse.beat(len(img_str or b""))
 
     def close(self) -> None:
         """The end of the shard."""
@@ -104,22 +103,22 @@ class NamedFilesWriter:
     def write(self, img_str: bytes | None, key: str, caption: str | None, meta: dict[str, Any]) -> None:
         """Enter a row, and put its image in place if it has one."""
         path = self._target / meta[PATH]
-        try:
+        with reporting(str(path)):
             if img_str is not None:
                 self._place(path, img_str)
             self._status.write(meta)
-        except OSError as error:
-            self._pulse.fail(error, str(path))
-            raise
-        self._pulse.beat(len(img_str or b""))
+            self._pulse.beat(len(img_str or b""))
 
     def _place(self, path: Path, data: bytes) -> None:
         if path.parent not in self._folders:
             path.parent.mkdir(parents=True, exist_ok=True)
             self._folders.add(path.parent)
-        part = path.with_name(f".{path.name}.{os.getpid()}.part")
-        part.write_bytes(data)
-        part.replace(path)
+        part = path.with_name(f".{zlib.crc32(os.fsencode(path.name)):08x}.{os.getpid()}.part")  # names hold 255 bytes
+        try:
+            part.write_bytes(data)
+            part.replace(path)
+        finally:
+            part.unlink(missing_ok=True)
 
     def close(self) -> None:
         """The end of the shard."""

@@ -5,21 +5,47 @@ The first pass is over every row, further ones over rows that failed for reasons
 
 from __future__ import annotations
 
-import json
 import logging
 import shutil
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import replace
 from importlib.util import find_spec
+from itertools import islice, zip_longest
 from pathlib import Path
 
 from lavis_ext.common.errors import ConfigError, IntegrityError, PartialError
-from lavis_ext.common.files import write_json
+from lavis_ext.common.files import read_object, replacing, write_json
 from lavis_ext.fetch import Progress, Silent
 from lavis_ext.fetch.lock import Ownership
+from lavis_ext.prepare.records import disk_errors
 from lavis_ext.prepare.urls.hosted import find_images, set_aside_foreign
-from lavis_ext.prepare.urls.job import ListAccount, ListJob, LostImage, Pass, Passing
-from lavis_ext.prepare.urls.rows import ROW, ListedImage, TableIndex, fingerprint, read_table, write_rows, write_tables
+from lavis_ext.prepare.urls.job import (
+    PLACEHOLDER,
+    REPEATS,
+    ListAccount,
+    ListJob,
+    LostImage,
+    Pass,
+    Passing,
+    origin_of,
+)
+from lavis_ext.prepare.urls.rows import (
+    ID,
+    LISTED,
+    ROW,
+    ListedImage,
+    TableIndex,
+    fingerprint,
+    read_table,
+    read_tables,
+    set_file_aside,
+    table_folders,
+    write_rows,
+    write_tables,
+)
 from lavis_ext.prepare.urls.shards import (
     RowOutcome,
     ShardManifest,
@@ -27,6 +53,7 @@ from lavis_ext.prepare.urls.shards import (
     describe,
     is_published,
     publish,
+    sample_records,
     set_aside,
     shard_path,
 )
@@ -44,7 +71,9 @@ def read_passes(job: ListJob) -> list[Pass]:
     """The passes that were begun, in order."""
     found: list[Pass] = []
     while (folder := job.work / f"pass-{len(found)}").joinpath(MARKER).exists():
-        raw = json.loads((folder / MARKER).read_text("utf-8"))
+        raw = read_object(folder / MARKER)
+        if not {"tables", "first", "hashes"} <= raw.keys():
+            break  # it is begun again
         found.append(Pass(folder, job.work / raw["tables"], raw["first"], tuple(raw["hashes"])))
     return found
 
@@ -58,8 +87,14 @@ def begin_pass(job: ListJob, number: int, tables: Path, first: int, hashes: Iter
 
 
 def next_shard(passes: Iterable[Pass]) -> int:
-    """The number after the last shard; those of a pass in which nothing succeeded were not published."""
-    return max((one.first + (one.count if successes(one) else 0) for one in passes), default=0)
+    """The number after the last shard; those of a further pass in which nothing succeeded were not published."""
+    return max((one.first + (0 if is_silent(one) else one.count) for one in passes), default=0)
+
+
+def is_silent(one: Pass) -> bool:
+    """Whether nothing succeeded in a further pass that is complete: its shards are not published."""
+    complete = all(read_stats(one, shard) for shard in one.shards)
+    return one.folder.name != "pass-0" and complete and not successes(one)
 
 
 def successes(one: Pass) -> int:
@@ -69,28 +104,29 @@ def successes(one: Pass) -> int:
 
 def read_stats(one: Pass, shard: int) -> dict[str, int] | None:
     """The statistics of a shard, None where it is not complete."""
-    try:
-        stats: dict[str, int] = json.loads(one.stats(shard).read_text("utf-8"))
-    except (OSError, ValueError):
-        return None
-    return stats if one.status(shard).is_file() else None
+    stats = read_object(one.stats(shard))
+    return stats if isinstance(stats.get("successes"), int) and one.status(shard).is_file() else None
 
 
 class ListRun:
-    """Finishes passes; `notes` are what the user should know, `bytes` what was downloaded."""
+    """Finishes passes; `notes` are what the user should know, `bytes` what was downloaded.
 
-    def __init__(self, job: ListJob, advance: Advance) -> None:
+    Raises OwnedError where another process has taken over the list.
+    """
+
+    def __init__(self, job: ListJob, advance: Advance, owner: Ownership) -> None:
         self._job = job
         self._advance = advance
+        self._owner = owner
         self.notes: list[str] = []
         self.bytes = 0
 
     def finish(self, one: Pass) -> None:
         """Do every shard that is not done, and publish; raises PartialError for what fails again and again."""
-        left, crash = self._unfinished(one), None
-        for _ in range(self._job.restarts + 1):
-            if not left:
-                return
+        left, crash, tries = self._unfinished(one), None, 0
+        while left and tries <= self._job.restarts:
+            self._owner.require()
+            before = len(left)
             for shard in left:
                 one.forget(shard)
             try:
@@ -99,17 +135,27 @@ class ListRun:
             except PartialError as error:
                 crash = error
             left = self._unfinished(one)
+            tries += len(left) >= before
         if left and (crash or self._job.shards):
             names = ", ".join(f"{shard:05d}" for shard in left[:SHOWN])
             way_out = f"see {one.folder / 'order.log'}, then run again"
             raise crash or PartialError(self._job.name, f"shards that could not be made: {names}", way_out)
 
     def _unfinished(self, one: Pass) -> list[int]:
-        silent = one.folder.name != "pass-0" and not successes(one)
         left = [shard for shard in one.shards if read_stats(one, shard) is None]
-        if not self._job.shards or (silent and not left):
+        left = [shard for shard in left if not (self._job.shards and adopt(one, shard, self._job))]
+        if not self._job.shards or is_silent(one):
             return left
         return left + [s for s in one.shards if s not in left and not self._published(one, s)]
+
+    def _held_elsewhere(self, one: Pass, shards: Collection[int]) -> set[int]:
+        """Rows of shards that later passes have in theirs: made again, a shard must not have them twice."""
+        later = [other for other in read_passes(self._job) if other.first > one.first] if self._job.shards else []
+        if not later:
+            return set()
+        rows = {row.number for shard in shards for row in read_table(one.table(shard))}
+        statuses = (_read_status(other, shard) for other in later for shard in other.shards)
+        return {row for found in statuses for row, (status, *_) in found.items() if status == "success" and row in rows}
 
     def _published(self, one: Pass, shard: int) -> bool:
         """Publish a complete shard, if it is not yet; False where it has to be made again."""
@@ -124,11 +170,13 @@ class ListRun:
             manifest = describe(finished, input_hash)
             if manifest.samples != stats.get("successes"):
                 raise IntegrityError(str(finished), "holds other samples than its statistics say", "")
+            self._owner.require()
             if finished != tar:
                 self._put_aside(tar)
             publish(one.tar(shard), tar, manifest)
         except IntegrityError as error:
             log.warning("%s", error)
+            self._owner.require()
             self._put_aside(tar)
             return False
         return True
@@ -142,15 +190,23 @@ class ListRun:
         path = one.folder / "order.json"
         self._order(one, set(one.shards) - set(shards)).write(path)
         meter = Meter(one, shards, self._advance)
+
+        def measure() -> tuple[int, ...]:
+            self._owner.require(now=False)
+            return meter.read()
+
         try:
-            if run_worker(path, one.out, self._job.stall, meter.read) == "stalled":
+            if run_worker(path, self._job.stall, measure) == "stalled":
                 self.notes.append(f"no progress for {self._job.stall:g} s: the download was stopped")
         finally:
             meter.read()
             self.bytes += meter.bytes
 
     def _order(self, one: Pass, done: set[int]) -> PassOrder:
+        from pyarrow import parquet
+
         job, spec = self._job, self._job.spec
+        listed = one.count and LISTED in parquet.read_schema(one.table(one.first)).names
         return PassOrder(
             tables=str(one.tables),
             out=str(one.out),
@@ -158,7 +214,8 @@ class ListRun:
             output=spec.output,
             first_shard=one.first,
             done=sorted(done),
-            keep=list(spec.keep),
+            skip=sorted(self._held_elsewhere(one, set(one.shards) - done)),
+            keep=[*spec.keep, *([LISTED] if listed else [])],
             placeholders=list(spec.placeholders),
             image_size=spec.image_size,
             samples_per_shard=spec.samples_per_shard,
@@ -169,7 +226,31 @@ class ListRun:
             deadline=job.deadline,
             max_bytes=job.max_bytes,
             allow_private=job.allow_private,
+            owner=str(self._owner.path),
+            token=self._owner.token,
         )
+
+
+def adopt(one: Pass, shard: int, job: ListJob) -> bool:
+    """Take a shard that lies there with the manifest of a pass's very rows, but without the statistics of its download:
+    it was copied here, or the bookkeeping was deleted. Rows that it lacks are unfinished."""
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    tar = shard_path(job.target, shard)
+    if not is_published(tar, one.input_hash(shard)):
+        return False
+    records = list(sample_records(tar))
+    columns = {ROW: [record.get(ROW) for record in records], "sha256": [record.get("sha256") for record in records]}
+    columns |= {"status": ["success"] * len(records), "error_message": [None] * len(records)}
+    try:
+        status = pa.table(columns)
+    except pa.ArrowException:
+        return False
+    with replacing(one.status(shard)) as part:
+        parquet.write_table(status, part)
+    write_json(one.stats(shard), {"count": len(read_table(one.table(shard))), "successes": len(records)})
+    return True
 
 
 class Meter:
@@ -207,27 +288,56 @@ def read_pulse(path: Path) -> tuple[int, int]:
         return 0, 0
 
 
-def read_outcomes(one: Pass) -> Iterator[tuple[int, str, str, RowOutcome]]:
-    """(row, id, url, outcome) of every row of a pass; rows of which img2dataset wrote no status are unfinished."""
+def read_outcomes(one: Pass, placeholders: Collection[str] = ()) -> Iterator[tuple[ListedImage, RowOutcome]]:
+    """Every row of a pass with its outcome; rows of which img2dataset wrote no status are unfinished.
+
+    An image that came before its digest was declared one of the `placeholders` is one of them.
+    """
     for shard in one.shards:
         statuses = _read_status(one, shard)
         for row in read_table(one.table(shard)):
-            status, message = statuses.get(row.number, (None, None))
-            yield row.number, row.id, row.url, classify_failure(status, message)
+            status, message, digest = statuses.get(row.number, (None, None, None))
+            if digest in placeholders:
+                status, message = "failed_to_download", PLACEHOLDER
+            yield row, classify_failure(status, message)
 
 
-def _read_status(one: Pass, shard: int) -> dict[int, tuple[str, str | None]]:
+def _read_status(one: Pass, shard: int) -> dict[int, tuple[str, str | None, str | None]]:
     import pyarrow as pa
     from pyarrow import parquet
 
     if read_stats(one, shard) is None:
         return {}
+    columns = [ROW, "status", "error_message", "sha256"]
     try:
-        table = parquet.read_table(one.status(shard), columns=[ROW, "status", "error_message"])
-    except (pa.ArrowException, OSError):
+        table = parquet.read_table(one.status(shard), columns=columns)
+        rows = zip(*(table.column(name).to_pylist() for name in columns), strict=True)
+    except (pa.ArrowException, OSError, KeyError):
         return {}
-    rows = zip(*(table.column(name).to_pylist() for name in (ROW, "status", "error_message")), strict=True)
-    return {row: (status, message) for row, status, message in rows}
+    return {row: (status, message, digest) for row, status, message, digest in rows}
+
+
+def count_repeated(passes: Sequence[Pass], placeholders: Collection[str]) -> dict[str, int]:
+    """Digests that at least REPEATS of the images have, as they came, the most frequent first; without placeholders.
+
+    A list may have many millions: first by eight bytes of each digest, then in full.
+    """
+    import numpy as np
+
+    parts = [np.fromiter((int(d[:16], 16) for d in _digests(one)), np.uint64) for one in passes]
+    values, counts = np.unique(np.concatenate(parts) if parts else np.empty(0, np.uint64), return_counts=True)
+    often = set(values[counts >= REPEATS].tolist())
+    if not often:
+        return {}
+    found = Counter(digest for one in passes for digest in _digests(one) if int(digest[:16], 16) in often)
+    often_in_full = ((digest, count) for digest, count in found.most_common() if count >= REPEATS)
+    return {digest: count for digest, count in often_in_full if digest not in placeholders}
+
+
+def _digests(one: Pass) -> Iterator[str]:
+    for shard in one.shards:
+        statuses = _read_status(one, shard).values()
+        yield from (digest for status, _, digest in statuses if status == "success" and digest)
 
 
 def fetch_list(job: ListJob, progress: Progress | None = None) -> ListAccount:
@@ -235,18 +345,19 @@ def fetch_list(job: ListJob, progress: Progress | None = None) -> ListAccount:
 
     A second call continues where a killed one stopped: finished shards are kept, rows that failed for reasons that may
     pass are tried again, dead links are not. A changed list is noticed by the hashes of its rows. Raises ConfigError
-    (keys that cannot be mapped, img2dataset not installed), IntegrityError (annotations), DiskError, OwnedError,
-    PartialError (the process that downloads died).
+    (keys that cannot be mapped, img2dataset not installed), DamagedList, DiskError, OwnedError, PartialError (the
+    process that downloads died).
     """
     if find_spec("img2dataset") is None:
         raise ConfigError("img2dataset", "is not installed", "pip install -c constraints.txt img2dataset")
     progress = progress or Silent()
-    job.work.mkdir(parents=True, exist_ok=True)
-    with Ownership(job.work / "list.owner", job.work / PULSE, job.policy):
+    with disk_errors(job.work), ExitStack() as stack:
+        job.work.mkdir(parents=True, exist_ok=True)
+        owner = stack.enter_context(Ownership(job.work / "list.owner", job.work / PULSE, job.policy))
         progress.begin(job.name, None)
         outcome = "failed"
         try:
-            account = _Run(job, progress).run()
+            account = _Run(job, progress, owner).run()
             outcome = "failed" if account.error else "fetched"
         finally:
             progress.end(job.name, outcome)
@@ -256,19 +367,26 @@ def fetch_list(job: ListJob, progress: Progress | None = None) -> ListAccount:
 class _Run:
     """One call of `fetch_list`; `_lost` and `_passing` are numbers of rows in the list."""
 
-    def __init__(self, job: ListJob, progress: Progress) -> None:
+    def __init__(self, job: ListJob, progress: Progress, owner: Ownership) -> None:
         self._job = job
+        self._owner = owner
         self._notes: list[str] = []
         self._lost: dict[int, LostImage] = {}
         self._passing: set[int] = set()
         self._progress = progress
-        self._runner = ListRun(job, self._advance)
+        self._runner = ListRun(job, self._advance, owner)
 
     def run(self) -> ListAccount:
         """Tables, the first pass, further passes, the account."""
         self._index = self._tables()
+        for path in self._job.damaged:
+            if self._job.shards:
+                self._note_aside(set_aside(path), "was damaged")
+            elif path.is_file():
+                set_file_aside(self._job.target, path.relative_to(self._job.target).as_posix())
         if not read_passes(self._job):
-            self._begin(0, None)
+            self._begin(0, self._rows())
+            self._adopt_further()
         for one in read_passes(self._job):
             self._runner.finish(one)
         self._collect_lost()
@@ -278,7 +396,7 @@ class _Run:
             time.sleep(self._job.backoff * 2**attempt)
             log.info("%s: trying %d again", self._job.name, len(self._passing))
             passes = read_passes(self._job)
-            self._runner.finish(self._begin(len(passes), self._passing))
+            self._runner.finish(self._begin(len(passes), (row for row in self._rows() if row.number in self._passing)))
             self._collect_lost()
         return self._account(self._index)
 
@@ -287,86 +405,152 @@ class _Run:
         self._progress.advance(self._job.name, count)
         (self._job.work / PULSE).touch()
 
-    @property
-    def _list(self) -> Path:
-        return self._job.work / "list"
-
     def _tables(self) -> TableIndex:
-        """The URL tables, written again where the annotations or how they are read changed."""
-        old = TableIndex.read(self._list)
+        """The URL tables: those that are there, unless the list, or how it is read, changed.
+
+        Tables of fewer samples than were wanted before are not made: nothing that is there is given up. New ones go to
+        a folder of their own, since the passes are over the rows of the older ones.
+        """
+        job, folders = self._job, table_folders(self._job)
+        self._list, old = folders[-1] if folders else (job.work / "list", None)
+        wider = old is not None and old.limit != -1 and (old.limit is None or (job.max_samples or 1 << 62) <= old.limit)
+        if old is not None and wider:
+            self._job = replace(job, max_samples=old.limit)
         if old is not None and old.fingerprint == fingerprint(self._job):
             return old
-        new = write_tables(self._job, self._list)
-        if old is not None and old.hashes != new.hashes:
-            self._changed(old, new)
+        self._job = job
+        before = self._list
+        if old is not None:
+            self._list = job.work / f"list-{int(before.name.partition('-')[2] or 0) + 1}"
+        shutil.rmtree(self._list, ignore_errors=True)
+        new = write_tables(job, self._list)
+        if old is not None and (passes := read_passes(job)):
+            self._renew(passes, before, old, new)
         new.write(self._list)
+        used = {self._list, *(one.tables for one in read_passes(job))}
+        for folder, _ in folders:
+            if folder not in used:
+                shutil.rmtree(folder)
         return new
 
-    def _changed(self, old: TableIndex, new: TableIndex) -> None:
-        """Remove what was made from other rows: further passes, and for files the first pass, whose images stay."""
-        self._notes.append("the list changed since the last run")
-        passes = read_passes(self._job)
-        for one in passes[1:] if self._job.shards else passes:
-            for shard in one.shards if self._job.shards else ():
-                self._set_aside(shard)
-            shutil.rmtree(one.folder)
-        if not (self._job.shards and passes):
+    def _renew(self, passes: Sequence[Pass], before: Path, old: TableIndex, new: TableIndex) -> None:
+        """Keep what was made from rows that the list still has; a list that only grew gets a pass over what is new.
+
+        Of any other, what was made from other rows goes: further passes, and for files the first pass, whose images
+        stay.
+        """
+        self._owner.require()
+        job, image_size = self._job, old.image_size or new.image_size
+        resized = job.shards and image_size != new.image_size
+        if old.hashes == new.hashes and not resized:
+            if job.shards and passes[0].tables == before:
+                begin_pass(job, 0, self._list, 0, passes[0].hashes)  # whose URLs are of the mirror that is named now
             return
-        for shard in range(max(len(old.hashes), len(new.hashes))):
-            if old.hashes[shard : shard + 1] != new.hashes[shard : shard + 1]:
+        if not resized and self._has_rows_of(before):
+            self._notes.append("the list grew since the last run")
+            last, new_rows = read_tables(passes[-1].tables), self._rows_beside(before)
+            if not all(mine == row for mine, row in zip_longest(last, new_rows)):  # else a killed run has begun it
+                self._begin(len(passes), self._rows_beside(before))
+            return
+        self._notes.append("the list changed since the last run")
+        for one in passes[1:] if job.shards else passes:
+            for shard in one.shards if job.shards else ():
+                self._note_aside(set_aside(shard_path(job.target, shard)), "is of other rows now")
+            shutil.rmtree(one.folder)
+        if not job.shards:
+            return
+        made = passes[0].hashes
+        for shard in range(max(len(made), len(new.hashes))):
+            if resized or made[shard : shard + 1] != new.hashes[shard : shard + 1]:
                 passes[0].forget(shard)
-                self._set_aside(shard)
-        begin_pass(self._job, 0, self._list, 0, new.hashes)
+                self._note_aside(set_aside(shard_path(job.target, shard)), "is of other rows now")
+        begin_pass(job, 0, self._list, 0, new.hashes)
 
-    def _set_aside(self, shard: int) -> None:
-        place = set_aside(shard_path(self._job.target, shard))
+    def _has_rows_of(self, before: Path) -> bool:
+        """Whether the list has every row of older tables, in their order."""
+        rows = self._rows()
+        return all(any(self._same(row, one) for one in rows) for row in read_tables(before))
+
+    def _rows_beside(self, before: Path) -> Iterator[ListedImage]:
+        """The rows that older tables, of which all are in the list, do not have."""
+        known = read_tables(before)
+        next_known = next(known, None)
+        for row in self._rows():
+            if next_known is not None and self._same(next_known, row):
+                next_known = next(known, None)
+            else:
+                yield row
+
+    def _same(self, old: ListedImage, new: ListedImage) -> bool:
+        """Tables of older versions have the mirror's URLs."""
+        return old == new or old == replace(new, url=self._job.mirrors.locate(new.url))
+
+    def _note_aside(self, place: Path | None, why: str) -> None:
         if place is not None:
-            self._notes.append(f"shard {shard:05d} is of other rows now: the old one was moved to {place}")
+            self._notes.append(f"shard {place.name.partition('.')[0]} {why}: the old one was moved to {place}")
 
-    def _begin(self, number: int, chosen: set[int] | None) -> Pass:
-        """Begin a pass over the chosen rows (None: all that are not there)."""
+    def _begin(self, number: int, rows: Iterator[ListedImage]) -> Pass:
+        """Begin a pass over these rows; of files, over those that are not there."""
         job = self._job
+        self._owner.require()
         if number == 0 and job.shards:
             return begin_pass(job, 0, self._list, 0, self._index.hashes)
         tables = job.work / f"pass-{number}" / "tables"
         shutil.rmtree(tables.parent, ignore_errors=True)
-        rows = self._absent() if chosen is None else (row for row in self._rows() if row.number in chosen)
-        written = list(write_rows(rows, tables, job.spec.samples_per_shard, job.spec.keep))
-        return begin_pass(job, number, tables, next_shard(read_passes(job)), (input_hash for _, input_hash in written))
+        hashes = tuple(digest for _, digest in write_rows(rows if job.shards else self._absent(rows), tables, job))
+        return begin_pass(job, number, tables, next_shard(read_passes(job)), hashes)
+
+    def _adopt_further(self) -> None:
+        """Begin a pass for each shard that lies there beyond those of the first pass, over the rows that it has."""
+        for tar in sorted(self._job.target.glob("*.tar")) if self._job.shards else ():
+            manifest, number = ShardManifest.read(tar), int(tar.stem) if tar.stem.isdecimal() else -1
+            if manifest is None or number < len(self._index.hashes):
+                continue
+            ids = {record.get(ROW): record.get(ID) for record in sample_records(tar)}
+            rows = [row for row in self._rows() if ids.get(row.number) == row.id]
+            passes = read_passes(self._job)
+            tables = self._job.work / f"pass-{len(passes)}" / "tables"
+            if len(list(write_rows(iter(rows), tables, self._job))) == 1:
+                one = begin_pass(self._job, len(passes), tables, number, (manifest.input_hash,))
+                adopt(one, number, self._job)
 
     def _rows(self) -> Iterator[ListedImage]:
-        for path in sorted(self._list.glob("*.parquet")):
-            yield from read_table(path)
+        return read_tables(self._list)
 
-    def _absent(self) -> Iterator[ListedImage]:
+    def _absent(self, rows: Iterator[ListedImage]) -> Iterator[ListedImage]:
         """Rows whose file is not there; files that are no images are set aside before."""
-        for path in sorted(self._list.glob("*.parquet")):
-            rows = read_table(path)
-            paths = {row.path for row in rows}
+        while block := list(islice(rows, self._job.spec.samples_per_shard)):
+            paths = {row.path for row in block}
             moved = set_aside_foreign(self._job.target, find_images(self._job.target, paths))
             if moved:
                 self._notes.append(f"{moved} files that are no images were set aside")
             there = find_images(self._job.target, paths)
-            yield from (row for row in rows if row.path not in there)
+            yield from (row for row in block if row.path not in there)
 
     def _collect_lost(self) -> None:
         """Which rows have no image, by the last pass that they were in; for files the disk decides."""
         self._lost, self._passing = {}, set()
         for one in read_passes(self._job):
-            for row, id, url, outcome in read_outcomes(one):
-                self._lost.pop(row, None)
-                self._passing.discard(row)
+            for row, outcome in read_outcomes(one, self._job.spec.placeholders):
+                self._lost.pop(row.number, None)
+                self._passing.discard(row.number)
                 if outcome.kind != "present":
-                    self._lost[row] = LostImage(id, url, outcome.reason, outcome.kind == "corrupt")
+                    self._lost[row.number] = LostImage(row.id, row.url, outcome.reason, outcome.kind == "corrupt")
                     if outcome.passing:
-                        self._passing.add(row)
+                        self._passing.add(row.number)
+                    if row.path and outcome.reason == PLACEHOLDER and (self._job.target / row.path).is_file():
+                        set_file_aside(self._job.target, row.path)
         if not self._job.shards:
             self._compare_with_disk()
 
     def _compare_with_disk(self) -> None:
+        """Files that came since from elsewhere count, if they are images."""
         for path in sorted(self._list.glob("*.parquet")):
             rows = read_table(path)
             there = find_images(self._job.target, {row.path for row in rows})
+            new = {row.path for row in rows if row.path in there and row.number in self._lost}
+            if set_aside_foreign(self._job.target, new):
+                there = find_images(self._job.target, {row.path for row in rows})
             for row in rows:
                 if row.path in there:
                     self._lost.pop(row.number, None)
@@ -380,6 +564,8 @@ class _Run:
         account = ListAccount(name=job.name, expected=index.expected, threshold=job.threshold, asked=job.max_samples)
         account.present = index.expected - len(self._lost) - len(index.refused)
         account.bytes_moved = self._runner.bytes
+        account.origin = origin_of(job)
+        account.repeated = count_repeated(read_passes(job), job.spec.placeholders)
         account.notes = [*self._notes, *self._runner.notes]
         if index.repeated:
             account.notes.append(f"{index.repeated} rows name an image that an earlier row names")
@@ -387,5 +573,6 @@ class _Run:
             manifests = [ShardManifest.read(tar) for tar in sorted(job.target.glob("*.tar"))]
             account.shards = len(manifests)
             account.samples = sum(manifest.samples for manifest in manifests if manifest)
+        self._owner.require()
         account.save(job.work, [*index.losses(), *(self._lost[row] for row in sorted(self._lost))])
         return account

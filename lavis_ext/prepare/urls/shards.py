@@ -6,30 +6,28 @@ A shard that no longer fits its list is set aside, never deleted.
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import re
-import tarfile
-from collections.abc import Collection
-from dataclasses import asdict, dataclass
+from collections.abc import Collection, Iterator
+from dataclasses import asdict, dataclass, fields
+from itertools import count
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
-from lavis_ext.common.errors import IntegrityError
-from lavis_ext.common.files import write_json
-from lavis_ext.prepare.urls.job import Passing, passing_status
-
-BLOCK = 1 << 20
-ASIDE = ".lavis_ext/set_aside"
-IMAGES = (".jpg", ".jpeg", ".png", ".webp")
+from lavis_ext.common.errors import IntegrityError, LavisExtError
+from lavis_ext.common.files import decode_json, read_object, sha256_of, write_json
+from lavis_ext.datasets.readers.images import PositionalFile
+from lavis_ext.datasets.readers.shard_index import read_index, sample_crc
+from lavis_ext.prepare.urls.job import ASIDE, Passing, passing_status
 
 
 @dataclass(frozen=True)
 class ShardManifest:
     """What a shard `NNNNN.tar` holds, written as `NNNNN.manifest.json` once it is complete.
 
-    `samples` counts keys that have an image; first and last key are in the order of the file; `input_hash` is of the
-    rows that the shard was made from.
+    `samples` counts keys that have an image and a JSON; first and last key are in the order of the file; `input_hash`
+    is of the rows that the shard was made from. `crcs` are the samples' CRC-32s, see `sample_crc`, 8 digits each in the
+    order of the file, by which a reader can find damage; "" in manifests of older versions.
     """
 
     shard: str
@@ -39,14 +37,16 @@ class ShardManifest:
     first_key: str
     last_key: str
     input_hash: str
+    crcs: str = ""
 
     @classmethod
     def read(cls, tar: Path) -> ShardManifest | None:
         """The manifest of a shard, None where it has none that can be read."""
         try:
-            return cls(**json.loads(manifest_path(tar).read_text("utf-8")))
-        except (OSError, ValueError, TypeError):
+            found = cls(**read_object(manifest_path(tar)))
+        except TypeError:
             return None
+        return found if all(type(getattr(found, one.name)).__name__ == one.type for one in fields(cls)) else None
 
 
 def manifest_path(tar: Path) -> Path:
@@ -82,22 +82,34 @@ def publish(finished: Path, tar: Path, manifest: ShardManifest) -> None:
 
 
 def describe(tar: Path, input_hash: str) -> ShardManifest:
-    """The manifest of a shard, from its bytes; raises IntegrityError for one that is cut or has half samples."""
-    digest = hashlib.sha256()
-    with tar.open("rb") as file:
-        while block := file.read(BLOCK):
-            digest.update(block)
-    keys: dict[str, set[str]] = {}
-    try:
-        with tarfile.open(tar, "r:") as archive:
-            for member in archive:
-                path = Path(member.name)
-                keys.setdefault(path.stem, set()).add(path.suffix)
-    except tarfile.TarError as error:
-        raise IntegrityError(str(tar), f"not a whole tar ({error})", "run again: it is made again") from error
-    samples = [key for key, suffixes in keys.items() if suffixes & set(IMAGES) and ".json" in suffixes]
-    first, last = (samples[0], samples[-1]) if samples else ("", "")
-    return ShardManifest(tar.stem, tar.stat().st_size, digest.hexdigest(), len(samples), first, last, input_hash)
+    """The manifest of a shard, from its bytes; raises IntegrityError for one that is cut, UnsafeError for a pickle."""
+    index = read_index(tar, ("image", "json"))
+    if index.cut:
+        raise IntegrityError(str(tar), f"not a whole tar: {index.cut}", "run again: it is made again")
+    samples = [entry for entry in index.entries if {"image", "json"} <= set(entry.members)]
+    file = PositionalFile(tar)
+    return ShardManifest(
+        shard=tar.stem,
+        bytes=tar.stat().st_size,
+        sha256=sha256_of(tar),
+        samples=len(samples),
+        first_key=samples[0].key if samples else "",
+        last_key=samples[-1].key if samples else "",
+        input_hash=input_hash,
+        crcs="".join(sample_crc(file, entry.members) for entry in samples),
+    )
+
+
+def sample_records(tar: Path) -> Iterator[dict[str, Any]]:
+    """The JSON object of each sample of a shard; one that cannot be read is empty."""
+    file = PositionalFile(tar)
+    for entry in read_index(tar, ("image", "json")).entries:
+        if {"image", "json"} <= set(entry.members):
+            try:
+                record = decode_json(file.read_at(*entry.members["json"]))
+            except ValueError:
+                record = {}
+            yield record if isinstance(record, dict) else {}
 
 
 def shard_fault(tar: Path) -> str:
@@ -107,9 +119,12 @@ def shard_fault(tar: Path) -> str:
         return "has no manifest"
     try:
         now = describe(tar, manifest.input_hash)
-    except IntegrityError as error:
+    except LavisExtError as error:
         return error.problems[0].what
-    differs = [name for name, value in asdict(manifest).items() if asdict(now)[name] != value]
+    except OSError as error:
+        return f"cannot be read: {error.strerror}"
+    told = {name: value for name, value in asdict(manifest).items() if name != "crcs" or value}
+    differs = [name for name, value in told.items() if asdict(now)[name] != value]
     return f"differs from its manifest in {', '.join(differs)}" if differs else ""
 
 
@@ -120,8 +135,7 @@ def set_aside(tar: Path) -> Path | None:
         return None
     folder = tar.parent / ASIDE
     folder.mkdir(parents=True, exist_ok=True)
-    number = sum(1 for _ in folder.glob(f"{tar.stem}*.tar"))
-    place = folder / f"{tar.stem}.{number}.tar"
+    place = next(place for n in count() if not (place := folder / f"{tar.stem}.{n}.tar").exists())
     manifest = manifest_path(tar)
     if manifest.exists():
         manifest.replace(manifest_path(place))

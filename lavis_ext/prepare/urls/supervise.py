@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
 import os
 import signal
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
-from typing import Literal
+from typing import IO, Literal
 
 from lavis_ext.common.errors import LavisExtError, PartialError
+from lavis_ext.common.files import decode_json
 from lavis_ext.fetch.transfer import disk_error
 
 log = logging.getLogger(__name__)
@@ -23,45 +26,45 @@ WORKER = (sys.executable, "-m", "lavis_ext.prepare.urls.worker")
 POLL = 0.1
 SECRETS = ("TOKEN", "AZURE_SAS", "SECRET", "PASSWORD", "API_KEY")
 TAIL = 2000
-TROUBLE = "disk_trouble.json"
+MARK = b"lavis_ext disk trouble: "
+BLOCK = 1 << 16
 
 End = Literal["done", "stalled"]
 Measure = Callable[[], tuple[int, ...]]
 
 
-def run_worker(order: Path, out: Path, stall: float, measure: Measure) -> End:
+def run_worker(order: Path, stall: float, measure: Measure) -> End:
     """Run one pass to its end; `measure` is polled, and a change of what it returns is progress.
 
     Without progress for `stall` seconds the whole process group is killed. Raises DiskError where a write failed,
     PartialError where the process died.
     """
-    (out / TROUBLE).unlink(missing_ok=True)
-    journal = order.with_suffix(".log")
-    with journal.open("ab") as sink:
-        process = subprocess.Popen(
-            [*WORKER, str(order)],
-            stdin=subprocess.PIPE,
-            stdout=sink,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-            env=worker_environment(),
-        )
-        try:
-            end = _watch(process, out, stall, measure)
-        finally:
-            end_group(process)
+    process = subprocess.Popen(
+        [*WORKER, str(order)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        start_new_session=True,
+        env=worker_environment(),
+    )
+    output = Output(process, order.with_suffix(".log"))
+    output.start()
+    try:
+        end = _watch(process, output, stall, measure)
+    finally:
+        end_group(process)
+        output.join(5.0)
+    if output.trouble is not None:
+        raise output.trouble
     if end == "done" and process.returncode:
-        raise _crash(process.returncode, journal)
+        raise _crash(process.returncode, output)
     return end
 
 
-def _watch(process: subprocess.Popen[bytes], out: Path, stall: float, measure: Measure) -> End:
+def _watch(process: subprocess.Popen[bytes], output: Output, stall: float, measure: Measure) -> End:
     seen, moved = measure(), time.monotonic()
-    while process.poll() is None:
+    while process.poll() is None and output.trouble is None:
         time.sleep(POLL)
-        trouble = read_trouble(out)
-        if trouble is not None:
-            raise trouble
         now = measure()
         if now != seen:
             seen, moved = now, time.monotonic()
@@ -69,10 +72,58 @@ def _watch(process: subprocess.Popen[bytes], out: Path, stall: float, measure: M
             log.warning("no progress for %.0f s: the process that downloads is stopped", stall)
             return "stalled"
     measure()
-    trouble = read_trouble(out)
-    if trouble is not None:
-        raise trouble
     return "done"
+
+
+class Output(threading.Thread):
+    """Copies what the process writes to its log, and finds in it that a write failed (see `report_trouble`)."""
+
+    def __init__(self, process: subprocess.Popen[bytes], log: Path) -> None:
+        super().__init__(name="worker-output", daemon=True)
+        self._stream, self.log = process.stdout, log
+        self.last = b""
+        self.trouble: LavisExtError | None = None
+
+    def run(self) -> None:
+        """Until the last process that writes has ended."""
+        with ExitStack() as stack:
+            sink: IO[bytes] | None = None
+            with suppress(OSError):  # on a disk that is full there is no log
+                sink = stack.enter_context(self.log.open("ab", buffering=0))
+            while self._stream is not None and (data := os.read(self._stream.fileno(), BLOCK)):
+                with suppress(OSError):
+                    if sink is not None:
+                        sink.write(data)
+                self.last = (self.last + data)[-BLOCK:]
+                self._find_trouble()
+
+    def _find_trouble(self) -> None:
+        found, line = self.last.rpartition(MARK)[1:]
+        if found and b"\n" in line and self.trouble is None:
+            with suppress(ValueError, TypeError, KeyError):
+                raw = decode_json(line.split(b"\n")[0])
+                self.trouble = disk_error(OSError(raw["errno"], os.strerror(raw["errno"])), Path(raw["path"]))
+
+
+def report_trouble(error: OSError, path: str) -> None:
+    """Tell the process that watches of a write that failed: img2dataset itself goes on after it.
+
+    By standard error, which needs no disk, and which processes of every distributor on this machine inherit.
+    """
+    name = error.filename if isinstance(error.filename, str) else path
+    told = json.dumps({"errno": error.errno or errno.EIO, "path": name}).encode()
+    with suppress(OSError):
+        os.write(2, b"\n" + MARK + told + b"\n")
+
+
+@contextmanager
+def reporting(path: str) -> Iterator[None]:
+    """Report an OSError inside it, which is raised on."""
+    try:
+        yield
+    except OSError as error:
+        report_trouble(error, path)
+        raise
 
 
 def worker_environment() -> dict[str, str]:
@@ -90,18 +141,8 @@ def end_group(process: subprocess.Popen[bytes]) -> None:
     process.wait()
 
 
-def read_trouble(out: Path) -> LavisExtError | None:
-    """The DiskError that a writer reported in TROUBLE, or None."""
-    try:
-        raw = json.loads((out / TROUBLE).read_text("utf-8"))
-    except (OSError, ValueError):
-        return None
-    error = OSError(raw["errno"], os.strerror(raw["errno"] or 0))
-    return disk_error(error, Path(raw["path"]))
-
-
-def _crash(code: int, journal: Path) -> LavisExtError:
-    lines = journal.read_text("utf-8", "replace")[-TAIL:].strip().splitlines()
+def _crash(code: int, output: Output) -> LavisExtError:
+    lines = output.last[-TAIL:].decode("utf-8", "replace").strip().splitlines()
     last = lines[-1] if lines else "it wrote no log"
     how = f"was killed by signal {-code}" if code < 0 else f"ended with code {code}"
-    return PartialError("img2dataset", f"{how}: {last}", f"see {journal}, then run again: finished shards are kept")
+    return PartialError("img2dataset", f"{how}: {last}", f"see {output.log}, then run again: finished shards are kept")

@@ -1,8 +1,9 @@
 """One pass through img2dataset in a process of its own: `python -m lavis_ext.prepare.urls.worker pass.json`.
 
-It puts img2dataset's reader, downloader, resizer, writers and distributors together as `img2dataset.download` does.
-That function itself cannot number shards from an offset, ends with 0 when it is interrupted, and starts a process that
-logs; who watches this process reads the same statistics.
+It puts img2dataset's downloader, resizer, writers and distributors together as `img2dataset.download` does. That
+function itself cannot number shards from an offset, ends with 0 when it is interrupted, and starts a process that logs;
+who watches this process reads the same statistics. Its reader tries for minutes to write to a disk that is full, and
+its pool of processes waits for ever for one that was killed.
 """
 
 from __future__ import annotations
@@ -12,13 +13,27 @@ import os
 import signal
 import sys
 import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass
 from functools import partial
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
+from lavis_ext.common.files import decode_json
+from lavis_ext.fetch.lock import read_owner
+from lavis_ext.prepare.urls.supervise import reporting
+
 KEY_DIGITS = 5
 SUBJOB = 1000
+FENCE = 0.5
+"""Seconds between two looks at the owner file."""
+SHARDS_PER_PROCESS = 5
+"""Then a new one takes its place, as in img2dataset: decoders leak."""
+Shard = tuple[int, str]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,6 +46,8 @@ class PassOrder:
     output: str
     first_shard: int
     done: list[int]
+    skip: list[int]
+    """Rows that are not to be asked for."""
     keep: list[str]
     placeholders: list[str]
     image_size: int
@@ -42,6 +59,9 @@ class PassOrder:
     deadline: float
     max_bytes: int
     allow_private: bool
+    owner: str = ""
+    """The owner file of the list, and whose it is: this process ends when another takes the list over."""
+    token: str = ""
 
     def write(self, path: Path) -> None:
         """Write it for the process."""
@@ -50,38 +70,69 @@ class PassOrder:
     @classmethod
     def read(cls, path: Path) -> PassOrder:
         """Read it in the process."""
-        return cls(**json.loads(path.read_text("utf-8")))
+        return cls(**decode_json(path.read_text("utf-8")))
 
 
 def run_pass(order: PassOrder) -> None:
     """Download every shard of the tables that is not done."""
-    from img2dataset import distributor
-    from img2dataset.reader import Reader
-
     from lavis_ext.prepare.urls.rows import ID, PATH, ROW
+
+    columns = [ROW, ID, PATH, *order.keep, "caption", "url"]
+    downloader, shards = make_downloader(order, columns), read_shards(order, columns)
+    if order.distributor != "multiprocessing":
+        from img2dataset import distributor
+
+        distribute = getattr(distributor, f"{order.distributor}_distributor")
+        distribute(order.processes, downloader, shards, SUBJOB, 1)
+    elif order.processes == 1:
+        for shard in shards:  # in this process
+            downloader(shard)
+    else:
+        run_processes(order.processes, downloader, shards)
+
+
+def read_shards(order: PassOrder, columns: list[str]) -> Iterator[Shard]:
+    """Number and Arrow file of every shard that is not done, as the downloader takes them; raises OSError."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+    from pyarrow import parquet
+
+    from lavis_ext.prepare.urls.rows import ROW
 
     scratch = Path(order.out) / "_tmp"
     scratch.mkdir(parents=True, exist_ok=True)
-    columns = [ROW, ID, PATH, *order.keep]
-    reader = Reader(
-        url_list=order.tables,
-        input_format="parquet",
-        url_col="url",
-        caption_col="caption",
-        verify_hash_col=None,
-        verify_hash_type=None,
-        save_additional_columns=columns,
-        number_sample_per_shard=order.samples_per_shard,
-        done_shards=set(order.done),
-        tmp_path=str(scratch),
-        start_shard_id=order.first_shard,
-    )
-    downloader = make_downloader(order, reader.column_list)
-    if order.distributor == "multiprocessing" and order.processes == 1:
-        for shard in reader:  # in this process
-            downloader(shard)
-        return
-    getattr(distributor, f"{order.distributor}_distributor")(order.processes, downloader, reader, SUBJOB, 1)
+    for number, path in enumerate(sorted(Path(order.tables).glob("*.parquet")), order.first_shard):
+        if number in order.done:
+            continue
+        place = scratch / f"{number}.feather"
+        table = parquet.read_table(path, columns=columns).select(columns)
+        table = table.filter(pc.invert(pc.is_in(table[ROW], pa.array(order.skip, pa.int64()))))
+        with reporting(str(place)), pa.OSFile(str(place), "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
+            writer.write_table(table)
+        yield number, str(place)
+
+
+def run_processes(count: int, downloader: Callable[[Shard], object], shards: Iterator[Shard]) -> None:
+    """Download shards in processes; one that is killed (out of memory, say) costs its shard, which stays undone."""
+    turn = threading.Lock()
+
+    def work() -> None:
+        while True:
+            with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as process:
+                for _ in range(SHARDS_PER_PROCESS):
+                    with turn:
+                        shard = next(shards, None)
+                    if shard is None:
+                        return
+                    try:
+                        process.submit(downloader, shard).result()
+                    except BrokenProcessPool:
+                        sys.stderr.write(f"the process of shard {shard[0]} was killed\n")
+                        break
+
+    with ThreadPoolExecutor(count) as threads:
+        for done in [threads.submit(work) for _ in range(count)]:
+            done.result()
 
 
 def make_downloader(order: PassOrder, columns: list[str]) -> Any:
@@ -136,10 +187,27 @@ def follow_parent() -> None:
     threading.Thread(target=wait, name="follow-parent", daemon=True).start()
 
 
+def follow_owner(order: PassOrder) -> None:
+    """End this process group where the list is another's: the process that started it may be stopped, not gone."""
+
+    def watch() -> None:
+        while True:
+            time.sleep(FENCE)
+            owner = read_owner(Path(order.owner))
+            if owner is None or owner.token != order.token:
+                os.killpg(os.getpgid(0), signal.SIGKILL)
+
+    if order.owner:
+        threading.Thread(target=watch, name="follow-owner", daemon=True).start()
+
+
 def main(words: list[str]) -> int:
     """Run the order in the file that is named."""
     follow_parent()
-    run_pass(PassOrder.read(Path(words[0])))
+    order = PassOrder.read(Path(words[0]))
+    follow_owner(order)
+    with reporting(order.out):
+        run_pass(order)
     return 0
 
 

@@ -75,6 +75,7 @@ def test_options_choose_the_default_yaml_too(tmp_path: Path, monkeypatch: pytest
     assert load_config(path).datasets["words"].dataset_card == "the first one"
 
 
+@pytest.mark.fault("D03")
 def test_every_mistake_at_once_with_its_place(tmp_path: Path) -> None:
     text = RUN.replace("max_epoch: 1", "max_epoch: one, bacth_size_train: 3").replace(
         "coco_caption:", "coco_captoin: {}\n  coco_caption:"
@@ -94,6 +95,7 @@ def test_every_mistake_at_once_with_its_place(tmp_path: Path) -> None:
     assert f"{path}:8 runn: unknown section; did you mean 'run'?" in lines
 
 
+@pytest.mark.fault("D04")
 @pytest.mark.parametrize(
     ("old", "new", "message"),
     [

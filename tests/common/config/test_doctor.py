@@ -25,6 +25,7 @@ def test_cache_root_below_a_file_is_bad(tmp_path: Path) -> None:
     assert "is a file" in finding.text
 
 
+@pytest.mark.fault("P09")
 def test_old_and_absent_packages(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     versions = {"torch": "2.5.1+cpu", "pillow": None, "torchvision": "0.28.0"}
     monkeypatch.setattr(doctor, "_version", lambda name: versions.get(name, "99"))

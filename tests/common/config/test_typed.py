@@ -36,11 +36,13 @@ def build(value: Any) -> Outer | None:
     return built
 
 
+@pytest.mark.fault("D05")
 def test_documented_coercions() -> None:
     built = build({"name": 3, "rate": "1e-4", "splits": "val", "maybe": "", "inner": {"size": 2.0}, "table": {"x": {}}})
     assert built == Outer(name="3", rate=1e-4, splits=["val"], maybe=None, inner=Inner(size=2), table={"x": Inner()})
 
 
+@pytest.mark.fault("D05")
 def test_every_mistake_at_once() -> None:
     with pytest.raises(ConfigError) as caught:
         build(

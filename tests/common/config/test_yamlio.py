@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from lavis_ext.common.config.decode import MAX_BYTES, read_yaml
+from lavis_ext.common.config.yamlio import MAX_BYTES, read_yaml
 from lavis_ext.common.errors import ConfigError
 
 
@@ -29,6 +29,7 @@ def test_empty_file_is_an_empty_mapping(tmp_path: Path) -> None:
     assert read_yaml(write(tmp_path, "# nothing\n")) == ({}, {})
 
 
+@pytest.mark.fault("D01", "D02")
 @pytest.mark.parametrize(
     ("text", "message"),
     [
@@ -45,6 +46,7 @@ def test_refused(tmp_path: Path, text: str, message: str) -> None:
         read_yaml(write(tmp_path, text))
 
 
+@pytest.mark.fault("D02")
 def test_unreadable_files(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="No such file"):
         read_yaml(tmp_path / "absent.yaml")

@@ -14,7 +14,7 @@ from lavis_ext.datasets.mixture import Mixture
 from tests.support.families import FORMS, Write
 
 CAPTION = {"image": Tensor, "text_input": str, "image_id": int, "instance_id": str}
-EVAL_CAPTION = {"image": Tensor, "image_id": int, "instance_id": str}
+EVAL_CAPTION = {"image": Tensor, "image_id": (int, str), "instance_id": str}  # LAVIS: text of COCO, a number of NoCaps
 VQA = {"image": Tensor, "text_input": str, "answers": list, "weights": list, "question_id": int, "instance_id": str}
 EVAL_VQA = {"image": Tensor, "text_input": str, "question_id": int, "instance_id": str}
 KNOWLEDGE = {"choices": list, "correct_choice_idx": (int, type(None)), "direct_answers": (list, type(None))}

@@ -81,7 +81,7 @@ def test_evaluation_samples(root: Path) -> None:
     val = build(root)["val"]
     sample = val[4]
     assert list(sample) == ["image", "image_id", "instance_id"]
-    assert (sample["image_id"], sample["instance_id"]) == (4, "4")
+    assert (sample["image_id"], sample["instance_id"]) == ("000000000004", "4")
     assert val.references() == {n: [f"Picture {n}, caption {k}!" for k in range(2)] for n in range(6)}
     assert torch.equal(val.load(4, rng(1))["image"], val.load(4, rng(2))["image"])
 
@@ -108,7 +108,7 @@ def test_one_caption_a_row_is_gathered_by_picture(root: Path) -> None:
     shutil.copy(root / "coco" / "annotations" / "train.json", root / "coco" / "annotations" / "val.json")
     val = build(root, caption_config(max_samples={"val": 3}))["val"]
     assert len(val) == 3
-    assert [val[i]["image_id"] for i in range(3)] == [0, 1, 2]
+    assert [val[i]["image_id"] for i in range(3)] == [f"{n:012d}" for n in range(3)]
     assert [val[i]["instance_id"] for i in range(3)] == ["0", "1", "2"]
     assert val.references() == {n: [f"Picture {n}, caption {k}!" for k in range(2)] for n in range(3)}
 
@@ -118,7 +118,7 @@ def test_official_coco_form(root: Path) -> None:
     captions = [{"image_id": n, "id": 10 * n + k, "caption": f"c{n}{k}"} for n in (3, 1) for k in range(2)]
     write_json(root / "coco" / "annotations" / "val.json", {"images": images, "annotations": captions})
     val = build(root)["val"]
-    assert [val[i]["image_id"] for i in range(len(val))] == [3, 1]
+    assert [val[i]["image_id"] for i in range(len(val))] == ["000000000003", "000000000001"]
     assert val.references()[3] == ["c30", "c31"]
 
 

@@ -70,6 +70,7 @@ def test_names_and_grouping_are_those_of_webdataset(tmp_path: Path) -> None:
     pass_index=st.integers(0, 3),
     data=st.data(),
 )
+@pytest.mark.fault("W12")
 def test_order_parts_and_resumes_exactly(
     counts: list[int], world: int, buffer: int, pass_index: int, data: st.DataObject
 ) -> None:
@@ -104,6 +105,7 @@ def test_first_samples_only(tmp_path: Path) -> None:
     assert len(reader) == 6 and names(reader) == names(ShardReader(reader.paths, buffer=0))[:6]
 
 
+@pytest.mark.fault("D07")
 @pytest.mark.parametrize("suffix", [*sorted(PICKLED), "json.PKL"])
 def test_pickles_are_refused(suffix: str, tmp_path: Path) -> None:
     class Harm:

@@ -76,6 +76,7 @@ def test_gaps_are_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None
     assert caplog.text == ""
 
 
+@pytest.mark.fault("S13")
 @pytest.mark.parametrize(
     "pattern",
     [

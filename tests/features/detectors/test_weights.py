@@ -131,6 +131,7 @@ class Bomb:
         return print, ("executed",)
 
 
+@pytest.mark.fault("D08")
 @pytest.mark.parametrize("name", ["x.pkl", "x.pth"])
 def test_a_pickle_of_more_than_data_is_not_run(tmp_path: Path, name: str, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / name

@@ -134,6 +134,20 @@ def test_vinvl_layout(tmp_path: Path) -> None:
     assert load(bare["train"], 0)["token_type_ids"][0].count(1) == 0
 
 
+def test_tags_of_one_detector_do_not_go_with_regions_of_another(tmp_path: Path) -> None:
+    write_ir(tmp_path)
+    write_ir(tmp_path, "vinvl")
+    file = "vinvl/image_features/" + next((tmp_path / "vinvl/image_features").iterdir()).name
+    features = f"{file}/model_0060000/features.tsv"
+    with pytest.raises(ConfigError) as caught:
+        built("oscar_coco_ir", tmp_path, features=features)
+    assert caught.value.problems[0].where.startswith("datasets.oscar_coco_ir.args.features train")
+    assert load(built("oscar_coco_ir", tmp_path, "vinvl", features=features)["val"], 0)["tag_ids"] == ids(
+        "cat red ball"
+    )
+    assert built("oscar_coco_ir", tmp_path, features=features, add_od_labels=False)["val"]
+
+
 def test_both_layouts_have_the_same_captions(tmp_path: Path) -> None:
     write_ir(tmp_path)
     write_ir(tmp_path, "vinvl")

@@ -140,16 +140,16 @@ def test_nlvr2(tmp_path: Path) -> None:
     sample: Any = splits["train"][1]
     sentence = ids("the left cat is on the right tree .")
     assert sample["input_ids"] == [
-        [CLS, *sentence, SEP, *ids("cat dog tree"), SEP],
+        [CLS, *sentence, SEP, *ids("cat [UNK] dog [UNK] tree"), SEP],  # `;` stays, as upstream's reader of NLVR2 has it
         [CLS, *sentence, SEP, *ids("ball"), SEP],
     ]
     assert [one.shape for one in sample["img_feats"]] == [(2, 2054), (3, 2054)]
     batch = whole(splits["train"])
     assert batch["labels"].tolist() == [1, 0, 1]
-    assert batch["input_ids"].shape == batch["token_type_ids"].shape == (3, 2, 15)
-    assert batch["attention_mask"].shape == (3, 2, 15 + 4)
+    assert batch["input_ids"].shape == batch["token_type_ids"].shape == (3, 2, 17)
+    assert batch["attention_mask"].shape == (3, 2, 17 + 4)
     assert batch["img_feats"].shape == (3, 2, 4, 2054)
-    assert batch["attention_mask"][0, 1].tolist() == [1] * 13 + [0] * 2 + [1] * 2 + [0] * 2
+    assert batch["attention_mask"][0, 1].tolist() == [1] * 13 + [0] * 4 + [1] * 2 + [0] * 2
     assert torch.equal(batch["img_feats"][1, 0, :2], sample["img_feats"][0])
     assert torch.equal(batch["img_feats"][1, 1, :3], sample["img_feats"][1])
     assert splits["train"].labels is None
@@ -163,7 +163,7 @@ def test_each_side_of_a_pair_is_cut_by_itself(tmp_path: Path) -> None:
     write_nlvr2(tmp_path)
     path = tmp_path / "oscar/datasets/nlvr2/ft_corpus/nlvr2_train.json"
     rows = json.loads(path.read_text())
-    rows[0]["o"] = {"left": ";".join(["dog"] * 40), "right": "ball"}
+    rows[0]["o"] = {"left": " ".join(["dog"] * 40), "right": "ball"}
     write(path, rows)
     left, right = load(built("oscar_nlvr2", tmp_path, max_seq_length=16)["train"])["input_ids"]
     sentence = ids("the left cat is on the right tree .")

@@ -138,7 +138,6 @@ def test_steps_are_counted_in_micro_batches() -> None:
 @pytest.mark.parametrize(
     ("given", "key", "value"),
     [
-        ("--do_train_val", "train_splits", ["train", "val"]),
         ("--do_test --do_test_dev", "test_splits", ["test_dev", "test"]),
         ("--optim Adamax", "optimizer", "adamax"),
         ("--fp16", "precision", "fp16"),

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from lavis_ext.common.errors import LavisExtError, UsageError
 from lavis_ext.oscar.import_args import import_command
-from lavis_ext.oscar.import_rules import find_command
+from lavis_ext.oscar.import_words import find_command
 from tests.support.oscar_commands import COMMANDS, written
 
 START = "run_vqa.py --do_train --model_name_or_path m"
@@ -57,6 +57,7 @@ def test_every_mistake_is_told_at_once() -> None:
         ("run_vpa.py --do_train", "is no script that is known; did you mean 'run_vqa'"),
         ("python train.py --do_train", "names no script"),
         ("", "names no script"),
+        ("--do_train\n  run_vqa", "names no script"),
         (f'{START} --output_dir "model', "no closing quotation; close the quotes"),
         (f"python oscar/{START}\npython oscar/{START}", "holds 2 commands"),
     ],
@@ -84,6 +85,7 @@ def test_a_line_that_starts_badly_is_read(start: str) -> None:
     "change",
     [
         (" \\\n", " \\  \n"), (" \\\n", "\n"), (" \\\n", " \\\r\n"), (" \\\n", "\u00a0\\\n"), (" \\\n", " "),
+        (" \\\n", "\n\n"),
         ("datasets/vqa/2k", "'datasets/vqa/2k'"), ("--seed 88", "--seed=88"), ("--seed 88", '--seed "88"'),
         ("python oscar/", "# VQA\n\npython oscar/"), ("oscar/run", "oscar\\run"), ("--seed 88", "--seed 1 --seed 88"),
     ],
@@ -96,7 +98,7 @@ def test_a_copied_command_is_read_however_its_lines_end(change: tuple[str, str])
 
 def test_quotes_keep_spaces_together() -> None:
     found = import_command([f"{START} --output_dir 'my runs/vqa 1'"])
-    assert found.tree["run"]["output_dir"] == "my runs/vqa 1"
+    assert (found.tree["run"]["output_dir"], found.tree["run"]["job_id"]) == ("my runs", "vqa 1")
     as_words = import_command([*START.split(), "--output_dir", "my runs/vqa 1"])
     assert as_words.tree == found.tree
 

@@ -10,7 +10,8 @@ from lavis_ext.common.config.cards import load_cards
 from lavis_ext.common.registry import builders, objectives, tasks
 from lavis_ext.distill.settings import DistillConfig
 from lavis_ext.oscar.config import OscarConfig
-from lavis_ext.oscar.import_rules import RULES, Script, load_table
+from lavis_ext.oscar.import_rules import RULES
+from lavis_ext.oscar.import_table import Script, load_table
 
 
 def names(text: str) -> list[str]:
@@ -19,7 +20,7 @@ def names(text: str) -> list[str]:
 
 SHAPES = {
     "run_vqa": "region_vqa", "run_gqa": "region_vqa", "run_nlvr": "region_pair", "run_retrieval": "region_retrieval",
-    "run_captioning": "region_caption",
+    "run_captioning": "region_caption", "run_oscarplus_pretrain": "region_pretrain",
 }  # fmt: skip
 FLAGS = names("""
 task_name data_dir output_dir model_type model_name_or_path img_feature_dim img_feature_type max_img_seq_length
@@ -54,7 +55,8 @@ def test_every_flag_leads_somewhere(name: str) -> None:
         assert not entry.via or entry.via in RULES, flag
         assert all(entry.kind == "text" for _ in entry.also), flag
     assert script.task in tasks
-    assert set(script.folders.values()) <= set(load_cards().names())
+    for dataset, _, form in (name.rstrip("]").partition("[") for name in script.folders.values()):
+        assert load_cards().dataset(dataset, form or "default")
     assert not script.term or script.term in objectives
 
 

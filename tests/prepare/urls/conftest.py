@@ -19,7 +19,7 @@ def orders(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[PassOrder]]:
     monkeypatch.setenv("NO_ALBUMENTATIONS_UPDATE", "1")
     done: list[PassOrder] = []
 
-    def run_here(order: Path, out: Path, stall: float, measure: Callable[[], object]) -> str:
+    def run_here(order: Path, stall: float, measure: Callable[[], object]) -> str:
         done.append(PassOrder.read(order))
         run_pass(done[-1])
         measure()

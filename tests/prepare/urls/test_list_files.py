@@ -13,7 +13,7 @@ import pytest
 from lavis_ext.common.config.cards import Artifact, ImageList, load_cards
 from lavis_ext.common.errors import AccessError, ConfigError, UsageError
 from lavis_ext.fetch import MirrorMap, Policy
-from lavis_ext.prepare.urls import ListOptions, fetch_list_files, list_files
+from lavis_ext.prepare.urls import ListOptions, fetch_list_files, list_addresses
 from lavis_ext.prepare.urls.listing import fetch_images, make_job, part_count, work_folder
 from tests.support.server import Fault, Server, payload
 
@@ -26,8 +26,7 @@ def laion() -> Artifact:
 
 
 def urls(source: str, root: Path, **more: Any) -> list[str]:
-    _, transfers = list_files(root, laion(), ListOptions(source=source, **more))
-    return [transfer.sources[0].url for transfer in transfers]
+    return list(list_addresses(root, laion(), ListOptions(source=source, **more)).values())
 
 
 def test_all_parts_have_names_that_exist_upstream(tmp_path: Path) -> None:
@@ -35,7 +34,7 @@ def test_all_parts_have_names_that_exist_upstream(tmp_path: Path) -> None:
     base = "hf:datasets/laion/relaion-coco"
     assert len(found) == 128 and found[0] == f"{base}/part-00000-{TAIL}"
     assert (found[10], found[127]) == (f"{base}/part-00010-{TAIL}", f"{base}/part-00127-{TAIL}")
-    files, _ = list_files(tmp_path, laion(), ListOptions())
+    files = list(list_addresses(tmp_path, laion(), ListOptions()))
     assert files[10] == tmp_path / "laion_coco/meta" / f"part-00010-{TAIL}"
 
 
@@ -59,7 +58,7 @@ def test_other_addresses(source: str, first: str, tmp_path: Path) -> None:
 
 
 def test_other_sources_do_not_mix_with_the_declared_one(tmp_path: Path) -> None:
-    files, _ = list_files(tmp_path, laion(), ListOptions(source="hf:datasets/other/set", max_samples=10))
+    files = list(list_addresses(tmp_path, laion(), ListOptions(source="hf:datasets/other/set", max_samples=10)))
     assert files[0].parent == tmp_path / "laion_coco/meta/hf-datasets-other-set"
 
 
@@ -69,9 +68,9 @@ def test_local_tables_stay_where_they_are(tmp_path: Path) -> None:
     for name in ("b.parquet", "a.parquet", "readme.md"):
         (folder / name).write_bytes(b"x")
     options = ListOptions(source=str(folder))
-    assert list_files(tmp_path, laion(), options) == ([folder / "a.parquet", folder / "b.parquet"], [])
+    assert list_addresses(tmp_path, laion(), options) == {folder / "a.parquet": "", folder / "b.parquet": ""}
     one = ListOptions(source=str(folder / "a.parquet"))
-    assert list_files(tmp_path, laion(), one) == ([folder / "a.parquet"], [])
+    assert list_addresses(tmp_path, laion(), one) == {folder / "a.parquet": ""}
 
 
 def test_file_of_addresses(tmp_path: Path) -> None:
@@ -100,7 +99,7 @@ def test_metadata_comes_from_the_hub(server: Server, tmp_path: Path, monkeypatch
     server.put(path, b"PAR1" + payload(1000))
     options = ListOptions(max_samples=10, policy=QUICK)
     [file] = fetch_list_files(tmp_path, laion(), options)
-    assert file.stat().st_size == 1004 and fetch_list_files(tmp_path, laion(), options) == [file]
+    assert file.stat().st_size == 1004 and list(fetch_list_files(tmp_path, laion(), options)) == [file]
     assert len(server.requests(path)) == 1
 
 
@@ -115,7 +114,7 @@ def test_gated_metadata_tells_how_to_get_in(server: Server, tmp_path: Path, monk
 
 def test_job_of_an_artifact(tmp_path: Path) -> None:
     artifact = load_cards().families["nocaps"].artifacts["val_captions"]
-    job = make_job(tmp_path, artifact, [tmp_path / "a.json"], 0.9, ListOptions(max_samples=7))
+    job = make_job(tmp_path, artifact, {tmp_path / "a.json": ""}, 0.9, ListOptions(max_samples=7))
     assert (job.target, job.threshold, job.max_samples) == (tmp_path / "nocaps/images", 0.9, 7)
     assert job.work == work_folder(tmp_path, artifact) == tmp_path / "nocaps/.lavis_ext/lists/val_captions"
     with pytest.raises(ConfigError, match="lists no images"):

@@ -14,7 +14,9 @@ import torch
 import yaml
 
 from lavis_ext.common.config.cards import load_cards
-from lavis_ext.oscar.convert import from_oscar
+from lavis_ext.oscar.convert import find_folder, from_oscar, read_folder
+from lavis_ext.oscar.import_args import import_command
+from lavis_ext.prepare import PrepareOptions, prepare
 from tests.support.geometry import answer
 from tests.support.oscar_world import SCENES, WORLD, Published
 from tests.world.regions import X152C4, detect, features
@@ -206,3 +208,30 @@ def test_the_detector_names_classes_and_attributes(published: Published) -> None
     assert labels["attribute_to_idx"]["red"] == 1
     classes = {one.label for scene in WORLD for one in detect(scene, X152C4)}
     assert classes <= set(labels["label_to_idx"])
+
+
+@pytest.mark.parametrize(
+    "named",
+    [
+        "pretrained_models/image_captioning/pretrained_base",
+        "vinvl/coco_ir/base/checkpoint-1340000",
+        "vinvl/coco_ir/base/checkpoint-0660000",
+        "vinvl/model_ckpts/vqa/base/checkpoint-2000000",
+        "vinvl/model_ckpts/gqa/base/best",
+    ],
+)
+def test_models_are_where_the_document_s_commands_look(
+    named: str, prepared_models: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LAVIS_EXT_CACHE_ROOT", str(prepared_models))
+    found = import_command([f"run_vqa.py --do_train --model_name_or_path {named}"]).tree["model"]["pretrained"]
+    assert read_folder(find_folder(found, "model.pretrained"), "model.pretrained").settings.layers == 6
+
+
+@pytest.fixture(scope="module")
+def prepared_models(published: Published, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A cache root with VinVL's models, archives among them unpacked."""
+    root = tmp_path_factory.mktemp("models")
+    report = prepare(["vinvl/model_*"], PrepareOptions(cache_root=root, mirror=str(published.root), reserve=0))
+    assert report.exit_code == 0 and not list(root.rglob("*.zip"))
+    return root

@@ -1,0 +1,144 @@
+"""A preparation and a training that stand still at some moment while another process takes over, and then go on.
+
+The other runs here and now, as if on another machine, before the call at which the first one stood still.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lavis_ext import runners
+from lavis_ext.common.errors import OwnedError
+from lavis_ext.fetch import lock
+from lavis_ext.fetch.lock import Ownership, own_identity
+from lavis_ext.prepare import execute, extract, records
+from lavis_ext.runners import microbatch
+from tests.runners.test_jobs import config, toys  # noqa: F401 - a fixture
+from tests.support.fetching import FAST
+from tests.support.server import Server
+from tests.support.toyfamily import Family, tree
+
+LONG_AGO = (1_000_000_000, 1_000_000_000)
+
+
+@pytest.fixture
+def toy(server: Server, tmp_path: Path) -> Family:
+    return Family(server, tmp_path / "root")
+
+
+@pytest.fixture
+def before(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[Any, str, Callable[[], object]], list[int]]]:
+    """`before(owner, name, work)`: `work` is done, elsewhere, before the first call of `owner.name`."""
+
+    def patch(owner: Any, name: str, work: Callable[[], object]) -> list[int]:
+        real, done = getattr(owner, name), [0]
+
+        def first(*args: Any, **named: Any) -> Any:
+            if not done[0]:
+                done[0] = 1
+                with pytest.MonkeyPatch.context() as away:
+                    away.setattr(lock, "_host", lambda: "vm/pid:[1]/feedfacefeed")
+                    work()
+            return real(*args, **named)
+
+        monkeypatch.setattr(owner, name, first)
+        return done
+
+    yield patch
+
+
+MOMENTS = {
+    "archive listed": (execute, "list_archive"),
+    "what is there compared": (extract.Placement, "is_sound"),
+    "member unpacked": (extract.Placement, "_write_one"),
+    "members reported": (records.Journal, "add"),
+    "record written": (execute, "_finish_members"),
+    "archive removed": (execute, "_remove"),
+    "folders read": (extract, "files_below"),
+}
+
+
+@pytest.mark.fault("H02")
+@pytest.mark.parametrize("moment", MOMENTS)
+def test_a_preparation_that_was_superseded_does_no_harm(
+    moment: str, toy: Family, before: Callable[[Any, str, Callable[[], object]], list[int]]
+) -> None:
+    toy.images.mkdir(parents=True)
+    for name, data in list(toy.train.items())[:3]:  # something to compare, right and wrong
+        path = toy.images / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(data if len(data) % 2 else data[::-1])
+    policy = replace(FAST, jobs=1)
+
+    def other() -> None:
+        for owner in toy.root.rglob("*.owner"):
+            os.utime(owner, LONG_AGO)
+        assert toy.prepare(policy=policy).exit_code == 0
+
+    done = before(*MOMENTS[moment], other)
+    try:
+        code = toy.prepare(policy=policy).exit_code
+    except OwnedError as error:
+        code = error.exit_code
+    assert done == [1] and code in (0, 9)
+    files = tree(toy.images)
+    kept = {name: data for name, data in files.items() if ".bad-" not in name}
+    if moment == "archive removed":  # of whoever is killed, or superseded, between the record and this
+        kept.pop("train.zip", None)
+    assert kept == {**toy.train, **toy.val} and not [name for name in files if ".part" in name]
+    bad = [data for name, data in files.items() if ".bad-" in name]
+    assert not [data for data in bad if data in {**toy.train, **toy.val}.values()]
+    asked = len(toy.server.log)
+    assert toy.prepare().exit_code == 0 and len(toy.server.log) <= asked + 1  # the mirror's manifest
+
+
+@pytest.mark.fault("H02", "H03")
+@pytest.mark.usefixtures("toys")
+def test_a_training_that_was_superseded_ends_and_writes_nothing(
+    tmp_path: Path, before: Callable[[Any, str, Callable[[], object]], list[int]]
+) -> None:
+    job = tmp_path / "job"
+    left: dict[str, bytes] = {}
+
+    def other() -> None:
+        (job / "owner.json").write_text(json.dumps(vars(own_identity())))
+        left.update({str(path): path.read_bytes() for path in job.rglob("*") if path.is_file()})
+
+    done = before(microbatch.StepModule, "forward", other)
+    with pytest.raises(OwnedError) as caught:
+        runners.train(config(tmp_path))
+    assert done == [1] and caught.value.exit_code == 9
+    assert {str(path): path.read_bytes() for path in job.rglob("*") if path.is_file()} == left
+
+
+@pytest.mark.fault("H02")
+def test_what_downloads_a_list_ends_with_its_ownership(tmp_path: Path) -> None:
+    """Its parent may be stopped, and then ends nothing."""
+    owner = tmp_path / "list.owner"
+    with Ownership(owner, owner, FAST) as held:
+        program = (
+            "import time; from types import SimpleNamespace; from lavis_ext.prepare.urls import worker\n"
+            f"worker.FENCE = 0.05; worker.follow_owner(SimpleNamespace(owner={str(owner)!r}, token={held.token!r}))\n"
+            "print('on', flush=True); time.sleep(30)"
+        )
+        child = subprocess.Popen(
+            [sys.executable, "-c", program], stdout=subprocess.PIPE, text=True, start_new_session=True
+        )
+        assert child.stdout is not None
+        with child.stdout:
+            assert child.stdout.readline() == "on\n"
+            time.sleep(0.2)
+            assert child.poll() is None
+            owner.write_text(json.dumps(vars(own_identity())))
+            assert child.wait(5) == -signal.SIGKILL
