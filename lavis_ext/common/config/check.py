@@ -177,7 +177,7 @@ def _unread(arch: str, section: Mapping[str, Any]) -> set[str]:
 
 
 def require_sizes(config: Config) -> None:
-    """Raise ConfigError, by data set and line, for pictures of another size than the model takes, in the splits in use."""
+    """Raise ConfigError, by data set and line, for pictures of another size than the model takes."""
     run = config.run
     wanted = getattr(config.model, "image_size", None) if hasattr(config.model, "vit_model") else None
     sides = (("train", run.train_splits), ("eval", run.valid_splits or run.test_splits))
