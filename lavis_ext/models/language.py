@@ -193,8 +193,9 @@ class Blip2Language(BaseModel):
         """
         lengths = (num_beams, max_length, min_length)
         penalties = (repetition_penalty, length_penalty)
-        drawing = (use_nucleus_sampling, top_p, temperature)
-        search = Search(*lengths, *penalties, num_captions, *drawing, opening=self.opening)
+        search = Search(
+            *lengths, *penalties, num_captions, use_nucleus_sampling, top_p, temperature, opening=self.opening
+        )
         return self._continue(samples, self.caption_tokens(prompts_of(samples, self.prompt)), search)
 
     def predict_answers(

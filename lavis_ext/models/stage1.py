@@ -188,7 +188,8 @@ class Blip2(BaseModel):
         loads = bool(config.load_pretrained and config.pretrained)
         over = loads and is_checkpoint(str(config.pretrained))
         if loads and not over:
-            tokenizer = load_tokenizer(config.tokenizer or config.bert_model or config.pretrained, "model.tokenizer")
+            named = config.tokenizer or config.bert_model or str(config.pretrained)
+            tokenizer = load_tokenizer(named, "model.tokenizer")
             network = fit_image_size(load_retriever(str(config.pretrained), "model.pretrained"), config.image_size)
         elif over or (config.sizes and config.tokenizer):
             # LAVIS takes BERT's words, whatever the checkpoint
@@ -295,8 +296,9 @@ class Blip2(BaseModel):
             raise ConfigError("run.prompt", "the first stage writes without a prompt", "remove it")
         lengths = (1 if use_nucleus_sampling else num_beams, max_length, min_length)
         penalties = (repetition_penalty, length_penalty)
-        drawing = (use_nucleus_sampling, top_p, temperature)
-        search = Search(*lengths, *penalties, num_captions, *drawing, opening=1, counted=1)
+        search = Search(
+            *lengths, *penalties, num_captions, use_nucleus_sampling, top_p, temperature, opening=1, counted=1
+        )
         return write(self, self.encode_image(samples), search)
 
     @torch.no_grad()
