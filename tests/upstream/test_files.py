@@ -14,7 +14,7 @@ from lavis_ext.common.config.check import check_file, load_checked, require_size
 from lavis_ext.common.config.resolve import load_config
 from lavis_ext.common.errors import ConfigError, IntegrityError, NetworkError
 from lavis_ext.fetch.mirrors import mirror_path
-from lavis_ext.models.weights import FETCHED, of_run, read_checkpoint, to_upstream, with_local_weights
+from lavis_ext.models.weights import FETCHED, own_checkpoint, read_checkpoint, to_upstream, with_local_weights
 from lavis_ext.models.zoo import build_model
 from lavis_ext.runners.data import open_datasets
 from lavis_ext.runners.run import named_checkpoint
@@ -118,11 +118,12 @@ def test_the_folder_of_a_run_is_its_best_checkpoint(tmp_path: Path) -> None:
     for number, name in ((1, "checkpoint_1"), (2, "checkpoint_2")):
         (run / name).mkdir(parents=True)
         torch.save({"model": {"temp": torch.tensor(float(number))}}, run / name / "x.pth")
+        (run / name / "manifest.json").write_text("{}")
     (run / "latest.json").write_text(json.dumps({"checkpoint": "checkpoint_2"}))
-    assert of_run(run) == run / "checkpoint_2"
+    assert own_checkpoint(run) == run / "checkpoint_2"
     assert named_checkpoint(str(run)) == run / "checkpoint_2"
     (run / "best.json").write_text(json.dumps({"checkpoint": "checkpoint_1"}))
-    assert of_run(run) == run / "checkpoint_1"
+    assert own_checkpoint(run) == run / "checkpoint_1"
     assert named_checkpoint(str(run / "checkpoint_1")) == run / "checkpoint_1"
     for missing in (str(tmp_path / "none"), str(run / "checkpoint_1" / "x.pth")):
         with pytest.raises(ConfigError) as caught:
