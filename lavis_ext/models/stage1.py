@@ -337,7 +337,8 @@ class Blip2Matching(Blip2):
 
         Raises ConfigError for another head.
         """
-        texts = self.encode(texts_of(batch, "text_input"))
+        asked = {"text_input": batch["text_input"]}  # cosines are of any pictures with any texts
+        texts = self.encode(texts_of(asked if match_head == "itc" else batch, "text_input"))
         if match_head == "itm":
             return self.match(self.encode_image(batch), texts)
         if match_head != "itc":
