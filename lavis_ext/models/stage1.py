@@ -337,8 +337,8 @@ class Blip2Matching(Blip2):
 
         Raises ConfigError for another head.
         """
-        paired = batch if match_head == "itm" else {"text_input": batch["text_input"]}  # cosines are of all with all
-        texts = self.encode(texts_of(paired, "text_input"))
+        asked = {"text_input": batch["text_input"]}  # cosines are of any pictures with any texts
+        texts = self.encode(texts_of(asked if match_head == "itc" else batch, "text_input"))
         if match_head == "itm":
             return self.match(self.encode_image(batch), texts)
         if match_head != "itc":

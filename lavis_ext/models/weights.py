@@ -154,6 +154,19 @@ def load_pretrained(model: Any, language: str = "") -> None:
     fit(where, {name: mine[name] for name in state}, state)
 
 
+def translate_for(model: Any, state: Mapping[str, Tensor], where: str) -> Tensors:
+    """A checkpoint under the model's names, positions fitted; names of other language models are kept as given.
+
+    Raises IntegrityError for copies that differ.
+    """
+    own = str(getattr(model, "language", ""))
+    others = {name: tensor for name, tensor in state.items() if (kind := FOREIGN.match(name)) and kind[1] != own}
+    mine = model.state_dict()
+    found = translate({name: tensor for name, tensor in state.items() if name not in others}, where)
+    known = without_copies(model, fit_names(found, mine), where)
+    return {**others, **{name: fitted(name, t, mine) if name in mine else t for name, t in known.items()}}
+
+
 def tower_of(path: str, vit_model: str) -> Tensors:
     """The tensors of a vision tower under our names, from a file that may have no `visual_encoder.` before its names.
 
