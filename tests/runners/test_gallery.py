@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ from PIL import Image
 from lavis_ext.browse import write_run_report
 from lavis_ext.datasets.readers.faults import SampleError
 from lavis_ext.runners.evaluation import write_gallery
+from tests.support.runs import toy_runner
 
 
 @dataclass
@@ -63,6 +65,16 @@ def test_every_described_draw_jpeg_a_small_split_is_kept(tmp_path: Path) -> None
 def test_a_large_split_is_thinned(tmp_path: Path) -> None:
     write_gallery(rows(300), [Pictures(300)], tmp_path / "g", "val")
     assert 40 <= len(index(tmp_path / "g")) <= 48
+
+
+@pytest.mark.parametrize("asked", [True, False])
+def test_an_evaluation_keeps_pictures_where_the_run_has_a_report(asked: bool, tmp_path: Path) -> None:
+    runner = toy_runner(tmp_path, valid_splits=["val"])
+    runner.evaluator.gallery = asked
+    pictures = Pictures(4)
+    runner.evaluator.feeds = {"val": SimpleNamespace(datasets={"toy": pictures}, order=SimpleNamespace(world=1))}
+    runner.evaluator._write_results(rows(4), "val", "0")
+    assert (tmp_path / "job" / "result" / "gallery" / "val" / "index.json").exists() is asked
 
 
 def test_a_later_gallery_takes_the_place_of_an_earlier_one(tmp_path: Path) -> None:
