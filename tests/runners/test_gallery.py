@@ -83,6 +83,14 @@ def test_a_later_gallery_takes_the_place_of_an_earlier_one(tmp_path: Path) -> No
     assert {path.name for path in (tmp_path / "g").iterdir()} == {"index.json", "toy_0.jpg", "toy_1.jpg"}
 
 
+def test_captions_of_questions_are_captions(tmp_path: Path) -> None:
+    found = [{**row, "question_id": number} for number, row in enumerate(rows(3))]
+    write_gallery(found, [Pictures(3)], tmp_path / "g", "val")
+    assert [shot["said"] for shot in sorted(index(tmp_path / "g"), key=lambda shot: shot["id"])] == [
+        row["caption"] for row in found
+    ]
+
+
 @pytest.mark.parametrize("found", [[{"question_id": 1, "answer": "two"}], []])
 def test_other_rows_leave_nothing(found: list[dict[str, Any]], tmp_path: Path) -> None:
     write_gallery(found, [Pictures(3)], tmp_path / "g", "val")
