@@ -82,7 +82,8 @@ class Shard:
         if check and not isinstance(crcs, str):
             way_out = "prepare it again, or leave out run.check_shards (`lavis-ext verify` compares whole shards)"
             raise ConfigError(str(path), "its manifest has no CRC of each sample", way_out)
-        samples, fault = manifest.get("samples"), ""
+        samples: Any = manifest.get("samples")
+        fault = ""
         if not _is_count(samples):
             samples = read_object(path.with_name(f"{path.stem}_stats.json")).get("successes")
         elif _is_count(manifest.get("bytes")) and manifest["bytes"] != size:
