@@ -8,7 +8,6 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,6 +16,7 @@ from torch.func import functional_call
 
 from lavis_ext.common.config.schema import ModelConfig
 from lavis_ext.common.errors import ConfigError, LavisExtError, Problem
+from lavis_ext.common.files import expanded
 from lavis_ext.common.registry import models
 from lavis_ext.common.types import Batch
 from lavis_ext.distill.settings import DistillConfig, Pairs, layer_pairs, whole
@@ -119,7 +119,7 @@ def teacher_section(teacher: ModelConfig | str, student: ModelConfig) -> ModelCo
     """The model section of the teacher; one that names only a folder has the student's, or that of the folder's run."""
     if isinstance(teacher, ModelConfig):
         return with_labels(teacher, student)
-    checkpoint = own_checkpoint(Path(teacher).expanduser())
+    checkpoint = own_checkpoint(expanded(teacher))
     if checkpoint is None:
         return replace(whole(student), load_finetuned=False, finetuned=None, load_pretrained=True, pretrained=teacher)
     found = replace(section_of_run(checkpoint.parent, TEACHER_KEY), load_finetuned=True, finetuned=str(checkpoint))

@@ -94,7 +94,7 @@ def of_ours(item: object) -> bool:
 
 
 @pytest.mark.parametrize(("file", "name", "code"), CELLS, ids=[name for _, name, _ in CELLS])
-def test_a_cell_runs(file: str, name: str, code: str, world: Path) -> None:
+def test_script(file: str, name: str, code: str, world: Path) -> None:
     exec(compile(code, f"{file} {name}", "exec"), {"__name__": "__main__"})
 
 

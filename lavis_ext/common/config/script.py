@@ -10,6 +10,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from lavis_ext.common.config.check import load_checked, rechecked
 from lavis_ext.common.config.schema import Config as RunFile
+from lavis_ext.common.config.schema import RunConfig
 from lavis_ext.common.registry import registry
 
 log = logging.getLogger(__name__)
@@ -41,7 +42,10 @@ class Config:
 
     def typed(self) -> RunFile:
         """The run file as the runner takes it, with what the script changed; raises ConfigError as at first."""
-        return rechecked(self.to_dict(), self._file)
+        tree = self.to_dict()
+        # what init_distributed_mode of a script writes
+        run = {key: value for key, value in tree["run"].items() if key not in RunConfig.ignored}
+        return rechecked({**tree, "run": run}, self._file)
 
     @property
     def run_cfg(self) -> Any:

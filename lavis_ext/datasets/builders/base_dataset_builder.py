@@ -16,6 +16,7 @@ from lavis_ext.common.config.resolve import cache_root, config_roots, dataset_de
 from lavis_ext.common.config.schema import DatasetConfig
 from lavis_ext.common.dist_utils import is_main_process
 from lavis_ext.common.errors import ConfigError, nearest
+from lavis_ext.common.files import expanded
 from lavis_ext.common.registry import builders
 from lavis_ext.common.types import Dataset
 from lavis_ext.common.utils import find_yaml
@@ -148,7 +149,7 @@ class BaseDatasetBuilder:
         from lavis_ext.datasets.builders.context import annotation_paths, build_each, not_prepared, with_storage_root
 
         config = with_storage_root(self.declaration())
-        folder = context.cache_root / Path(config.build_info.images.storage).expanduser()
+        folder = context.cache_root / expanded(config.build_info.images.storage)
 
         def make(split: str) -> Any:
             side = "train" if split == "train" else "eval"

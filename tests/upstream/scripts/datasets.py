@@ -267,6 +267,20 @@ data.set_processors(lambda image: __import__("torch").zeros(3, 4, 4), None)
 batch = data.collater([data[0], data[1]])
 assert batch["answer"] == ["yes", "no"] * 2 and batch["n_answers"].tolist() == [2, 2] and len(batch["weight"]) == 4
 
+
+class Listed(VQADataset):
+    def __init__(self, vis_processor, text_processor, vis_root, ann_paths):
+        super().__init__(vis_processor, text_processor, vis_root, ann_paths)
+        self.answer_list, self.split, self.images = ["yes", "no"], "dev", []  # names that ours have too
+        self.vis_root = vis_root
+
+    def __getitem__(self, index):
+        return {"text_input": self.annotation[index]["question"], "question_id": index, "instance_id": str(index)}
+
+
+data = Listed(None, None, get_cache_path("coco/images"), [get_cache_path("coco/annotations/vqa_train.json")])
+assert data.split == "dev" and data.images == [] and data.collater([data[0]])["question_id"].tolist() == [0]
+
 # %% concat-datasets
 from lavis.datasets.builders import load_dataset
 from lavis.datasets.data_utils import concat_datasets, reorg_datasets_by_split
