@@ -218,6 +218,8 @@ def fetched(url: str, key: str, root: Path) -> Path:
 
     path = root / "models" / safe_relative(mirror_path(url))
     transfer = MirrorMap.from_environment().apply(Transfer(path, (Source(url),), label=f"{key} {path.name}"))
+    if not path.is_file():
+        log.warning("%s: fetching %s to %s, of a size that nobody declares", key, mirror_path(url), path)
     found = fetch(transfer)
     if not found.reused:
         how = "as its mirror declares it" if found.verified else "not verified: nobody declares its size or hash"

@@ -20,6 +20,7 @@ from accelerate.utils import gather_object
 from torch import Tensor, nn
 
 from lavis_ext.common.config.schema import OpenModelConfig, RunConfig
+from lavis_ext.common.dist_utils import get_world_size
 from lavis_ext.common.errors import ConfigError, Preempted, TrainingError
 from lavis_ext.common.files import decode_json, expanded
 from lavis_ext.common.registry import registry, runners
@@ -172,6 +173,16 @@ class RunnerBase:
         self.output_dir = self.job_dir
         self.note_folders(self.job_dir)
 
+    def __getattr__(self, name: str) -> Any:
+        """LAVIS' attributes that are keys of `run:`; what `train()` makes is not there before it."""
+        if name == "run" and "config" in self.__dict__:
+            return self.config.typed().run
+        key = {"evaluate_only": "evaluate"}.get(name, name)
+        known = RunConfig.__dataclass_fields__.keys() - {"optimizer"}  # the key is its name, the attribute the thing
+        if key not in known or not {"run", "config"} & set(self.__dict__):
+            raise AttributeError(f"a {type(self).__name__} has no '{name}' before its train()")
+        return getattr(self.run, key)
+
     def note_folders(self, folder: Path) -> None:
         """Register the paths that LAVIS' tasks ask for; `result` is made with the first result."""
         self.result_dir = folder / "result"
@@ -181,6 +192,16 @@ class RunnerBase:
     def device(self) -> Any:
         """Where the model is."""
         return self.model.device
+
+    @property
+    def cuda_enabled(self) -> bool:
+        """Whether the model is on a CUDA device."""
+        return bool(self.device.type == "cuda")
+
+    @property
+    def use_distributed(self) -> bool:
+        """Whether a launcher started several processes."""
+        return get_world_size() > 1
 
     @property
     def dataloaders(self) -> dict[str, Any]:

@@ -140,6 +140,13 @@ def test_the_same_command_resumes(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         assert ours.read_bytes() == theirs.read_bytes()
 
 
+@pytest.mark.parametrize("content", ['"started, seconds, best"', "[]", '{"started": ', "7"])
+def test_facts_of_an_earlier_start_that_are_none_are_written_anew(content: str, tmp_path: Path) -> None:
+    (tmp_path / "job").mkdir()
+    (tmp_path / "job" / "run.json").write_text(content)
+    assert read(public.train(config(tmp_path, max_epoch=1)) / "run.json")["status"] == "finished"
+
+
 @pytest.mark.fault("K11")
 def test_a_changed_configuration_is_refused_unless_allowed(tmp_path: Path) -> None:
     job = public.train(config(tmp_path, max_epoch=1))
