@@ -15,7 +15,7 @@ from omegaconf import OmegaConf
 from torch import Tensor, nn
 
 from lavis_ext.common.config.decode import ConfigDecoder, read_yaml
-from lavis_ext.common.config.resolve import model_files
+from lavis_ext.common.config.resolve import cache_root, model_files
 from lavis_ext.common.config.schema import ModelConfig, OpenModelConfig
 from lavis_ext.common.errors import ConfigError, IntegrityError, nearest
 from lavis_ext.common.registry import models
@@ -170,13 +170,12 @@ class BaseModel(nn.Module):
 
         The names that were not loaded are returned and logged. Raises IntegrityError where no name or a shape differs.
         """
-        from lavis_ext.models.lora import fit_names
-        from lavis_ext.models.weights import read_checkpoint, translate
+        from lavis_ext.models.weights import read_checkpoint, translate_for
 
         key, path = "load_from_pretrained", local_file(url_or_filename)
         state, mine = read_checkpoint(path, key), self._persistent()
         if hasattr(self, "net"):
-            state = fit_names(translate(state, f"{key} {path}"), self.state_dict())
+            state = translate_for(self, state, f"{key} {path}")
         shared = {name: tensor for name, tensor in state.items() if name in mine}
         if not shared:
             what = f"has no name of this {type(self).__name__}: {listed(state)}"
@@ -317,10 +316,12 @@ class BaseModel(nn.Module):
 
 
 def local_file(name: str) -> str:
-    """A checkpoint's path; raises ConfigError for an address: what is fetched is declared, and verified."""
-    if is_url(str(name)):
-        raise ConfigError(str(name), "is an address, not a file", "name it as model.pretrained, or fetch it first")
-    return str(name)
+    """A checkpoint's path; one that an address names is fetched below the cache root, once."""
+    if not is_url(str(name)):
+        return str(name)
+    from lavis_ext.models.weights import fetched
+
+    return str(fetched(str(name), "checkpoint", cache_root()))
 
 
 def fit(where: str, mine: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> None:

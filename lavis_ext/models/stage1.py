@@ -333,11 +333,12 @@ class Blip2Matching(Blip2):
 
     @torch.no_grad()
     def forward(self, batch: Batch, match_head: Literal["itm", "itc"] = "itm") -> Tensor:  # type: ignore[override]
-        """`image` [B,3,S,S], `text_input` → `itm`: logits [B, 2] (no match, match); `itc`: cosines [B, B].
+        """`image` [B,3,S,S], `text_input` → `itm`: logits [B, 2] (no match, match); `itc`: cosines [B, T].
 
         Raises ConfigError for another head.
         """
-        texts = self.encode(texts_of(batch, "text_input"))
+        asked = {"text_input": batch["text_input"]}  # cosines are of any pictures with any texts
+        texts = self.encode(texts_of(asked if match_head == "itc" else batch, "text_input"))
         if match_head == "itm":
             return self.match(self.encode_image(batch), texts)
         if match_head != "itc":

@@ -30,7 +30,7 @@ import torch
 from torch import Tensor
 
 from lavis_ext.common.errors import ConfigError, IntegrityError
-from lavis_ext.common.files import decode_json, disk_errors, replacing
+from lavis_ext.common.files import decode_json, disk_errors, expanded, replacing
 from lavis_ext.common.tensors import read_safetensors, read_torch
 from lavis_ext.models.base_model import BaseModel, fit, listed
 from lavis_ext.models.clip_tower import from_clip, to_clip
@@ -154,6 +154,19 @@ def load_pretrained(model: Any, language: str = "") -> None:
     fit(where, {name: mine[name] for name in state}, state)
 
 
+def translate_for(model: Any, state: Mapping[str, Tensor], where: str) -> Tensors:
+    """A checkpoint under the model's names, positions fitted; names of other language models are kept as given.
+
+    Raises IntegrityError for copies that differ.
+    """
+    own = str(getattr(model, "language", ""))
+    others = {name: tensor for name, tensor in state.items() if (kind := FOREIGN.match(name)) and kind[1] != own}
+    mine = model.state_dict()
+    found = translate({name: tensor for name, tensor in state.items() if name not in others}, where)
+    known = without_copies(model, fit_names(found, mine), where)
+    return {**others, **{name: fitted(name, t, mine) if name in mine else t for name, t in known.items()}}
+
+
 def tower_of(path: str, vit_model: str) -> Tensors:
     """The tensors of a vision tower under our names, from a file that may have no `visual_encoder.` before its names.
 
@@ -205,6 +218,8 @@ def fetched(url: str, key: str, root: Path) -> Path:
 
     path = root / "models" / safe_relative(mirror_path(url))
     transfer = MirrorMap.from_environment().apply(Transfer(path, (Source(url),), label=f"{key} {path.name}"))
+    if not path.is_file():
+        log.warning("%s: fetching %s to %s, of a size that nobody declares", key, mirror_path(url), path)
     found = fetch(transfer)
     if not found.reused:
         how = "as its mirror declares it" if found.verified else "not verified: nobody declares its size or hash"
@@ -248,7 +263,7 @@ def read_checkpoint(path: str, key: str) -> Tensors:
     `key` is the config key that names it. Raises ConfigError if it does not exist, IntegrityError if it cannot be read,
     UnsafeError if it is a pickle of more than tensors.
     """
-    place = Path(path).expanduser()
+    place = expanded(path)
     place = own_checkpoint(place) or place
     if place.is_dir():
         files = sorted(place.glob("model*.safetensors"))

@@ -12,6 +12,7 @@ from omegaconf import OmegaConf
 from lavis_ext.common.config.decode import ConfigDecoder, read_sections
 from lavis_ext.common.config.resolve import cache_root, model_defaults, model_files
 from lavis_ext.common.config.schema import ModelConfig, OpenModelConfig
+from lavis_ext.common.config.script import reading
 from lavis_ext.common.errors import ConfigError
 from lavis_ext.common.names import NAMES
 from lavis_ext.common.registry import models
@@ -60,8 +61,11 @@ def build_model(config: ModelConfig, root: Path | None = None) -> BaseModel:
 
         config = with_local_weights(config, root or Path(cache_root()))
     # a class in LAVIS' manner gets its section as it is given
-    section = OmegaConf.create(config.given) if isinstance(config, OpenModelConfig) else config
-    model: BaseModel = kind.from_config(section)
+    if isinstance(config, OpenModelConfig):
+        with reading("model"):
+            own: BaseModel = kind.from_config(OmegaConf.create(config.given))
+        return own
+    model: BaseModel = kind.from_config(config)
     return model
 
 

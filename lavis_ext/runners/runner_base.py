@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import math
 import signal
@@ -21,7 +20,9 @@ from accelerate.utils import gather_object
 from torch import Tensor, nn
 
 from lavis_ext.common.config.schema import OpenModelConfig, RunConfig
+from lavis_ext.common.dist_utils import get_world_size
 from lavis_ext.common.errors import ConfigError, Preempted, TrainingError
+from lavis_ext.common.files import decode_json, expanded
 from lavis_ext.common.registry import registry, runners
 from lavis_ext.common.types import Batch
 from lavis_ext.common.utils import now
@@ -115,7 +116,7 @@ class RunnerBase:
         self.config, self.task, self.model, self.datasets = cfg, task, model, datasets
         self.job_id = job_id or now()
         self.batches: Any = None
-        self.output_dir = Path(cfg.run_cfg.get("output_dir", "output")).expanduser().absolute() / self.job_id
+        self.output_dir = expanded(Path(cfg.run_cfg.get("output_dir", "output"))).absolute() / self.job_id
         self.note_folders(self.output_dir)
 
     @classmethod
@@ -172,6 +173,16 @@ class RunnerBase:
         self.output_dir = self.job_dir
         self.note_folders(self.job_dir)
 
+    def __getattr__(self, name: str) -> Any:
+        """LAVIS' attributes that are keys of `run:`; what `train()` makes is not there before it."""
+        if name == "run" and "config" in self.__dict__:
+            return self.config.typed().run
+        key = {"evaluate_only": "evaluate"}.get(name, name)
+        known = RunConfig.__dataclass_fields__.keys() - {"optimizer"}  # the key is its name, the attribute the thing
+        if key not in known or not {"run", "config"} & set(self.__dict__):
+            raise AttributeError(f"a {type(self).__name__} has no '{name}' before its train()")
+        return getattr(self.run, key)
+
     def note_folders(self, folder: Path) -> None:
         """Register the paths that LAVIS' tasks ask for; `result` is made with the first result."""
         self.result_dir = folder / "result"
@@ -181,6 +192,16 @@ class RunnerBase:
     def device(self) -> Any:
         """Where the model is."""
         return self.model.device
+
+    @property
+    def cuda_enabled(self) -> bool:
+        """Whether the model is on a CUDA device."""
+        return bool(self.device.type == "cuda")
+
+    @property
+    def use_distributed(self) -> bool:
+        """Whether a launcher started several processes."""
+        return get_world_size() > 1
 
     @property
     def dataloaders(self) -> dict[str, Any]:
@@ -346,7 +367,7 @@ class RunnerBase:
             self.model.load_trainable_state(checkpoint.load(folder).model)
         scripts: Any = import_module("lavis_ext.runners.run")
         job = scripts.evaluate(scripts.file_of(self, evaluate=True), None, self)
-        found: dict[str, Any] = json.loads((job / "evaluate.json").read_text(encoding="utf-8"))
+        found: dict[str, Any] = decode_json((job / "evaluate.json").read_text(encoding="utf-8"))
         return found
 
     def evaluate_split(self, split: str, label: str) -> dict[str, Any]:

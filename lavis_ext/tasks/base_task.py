@@ -23,6 +23,7 @@ from omegaconf import OmegaConf
 from torch import Tensor, nn
 
 from lavis_ext.common.config.schema import Config, OpenRunConfig, RunConfig, joined
+from lavis_ext.common.config.script import reading
 from lavis_ext.common.errors import ConfigError
 from lavis_ext.common.files import disk_errors, write_atomic, write_json
 from lavis_ext.common.registry import registry, tasks
@@ -198,7 +199,8 @@ class BaseTask:
             return cls(model, run)
         keys = {**asdict(run), **getattr(run, "others", {})}
         node = OmegaConf.create({key: value for key, value in keys.items() if key != "others"})
-        return taken(cls.setup_task(cfg=SimpleNamespace(run_cfg=node)), run, model)
+        with reading("run"):
+            return taken(cls.setup_task(cfg=SimpleNamespace(run_cfg=node)), run, model)
 
     @classmethod
     def setup_task(cls, cfg: Any = None, **kwargs: Any) -> BaseTask:
@@ -317,7 +319,8 @@ def setup_task(run: Any, model: Any = None) -> BaseTask:
     if isinstance(run, RunConfig):
         task: BaseTask = tasks.get(run.task).from_config(run, model)
         return task
-    return taken(tasks.get(run.run_cfg.task).setup_task(cfg=run), run.typed().run, model)
+    with reading("run"):
+        return taken(tasks.get(run.run_cfg.task).setup_task(cfg=run), run.typed().run, model)
 
 
 def taken(task: BaseTask, run: RunConfig, model: Any) -> BaseTask:

@@ -31,8 +31,9 @@ CHOICES = {"choices": list, "correct_choice_idx": (int, type(None)), "direct_ans
 ANSWER = {"answer": (str, type(None))}
 TEXT_ID = {"question_id": str}
 KEYS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
-    **dict.fromkeys(("coco_caption", "nocaps", "vg_caption", "sbu_caption"), (CAPTION, EVAL_CAPTION)),
-    **dict.fromkeys(("minigpt4_self_instruct_caption", "cc_sbu_align", "flickr30k_caption"), (CAPTION, EVAL_CAPTION)),
+    **dict.fromkeys(("coco_caption", "flickr30k_caption"), (CAPTION, {**EVAL_CAPTION, "image_id": str})),
+    **dict.fromkeys(("nocaps", "vg_caption", "sbu_caption"), (CAPTION, EVAL_CAPTION)),
+    **dict.fromkeys(("minigpt4_self_instruct_caption", "cc_sbu_align"), (CAPTION, EVAL_CAPTION)),
     **dict.fromkeys(("coco_retrieval", "flickr30k"), (CAPTION, {"index": int})),
     **dict.fromkeys(("coco_vqa", "ok_vqa", "vg_vqa"), (TRAIN_VQA, VQA)),
     "aok_vqa": (TRAIN_VQA | TEXT_ID, VQA | TEXT_ID | CHOICES),

@@ -7,6 +7,7 @@ import os
 import random
 import shutil
 import subprocess
+from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -96,8 +97,9 @@ UPSTREAM = Path(os.environ.get("LAVIS_EXT_UPSTREAM") or "nowhere") / "ptb.json"
 
 
 @pytest.mark.skipif(not UPSTREAM.is_file(), reason="LAVIS_EXT_UPSTREAM names no folder with ptb.json")
-def test_every_string_that_java_answered_elsewhere() -> None:
+def test_every_string_that_java_answered_elsewhere(record_property: Callable[[str, int], None]) -> None:
     pairs = json.loads(UPSTREAM.read_text(encoding="utf-8"))
+    record_property("texts", len(pairs))
     assert [(text, clean_tokens(text)) for text, _ in pairs] == [tuple(pair) for pair in pairs]
 
 

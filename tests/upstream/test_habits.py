@@ -94,7 +94,7 @@ def of_ours(item: object) -> bool:
 
 
 @pytest.mark.parametrize(("file", "name", "code"), CELLS, ids=[name for _, name, _ in CELLS])
-def test_a_cell_runs(file: str, name: str, code: str, world: Path) -> None:
+def test_script(file: str, name: str, code: str, world: Path) -> None:
     exec(compile(code, f"{file} {name}", "exec"), {"__name__": "__main__"})
 
 
@@ -134,6 +134,8 @@ def test_own_files_train_by_name(world: Path) -> None:
         wrong = (world / "own_run.yaml").read_text().replace("model_type: base", "model_type: large")
         (world / "wrong.yaml").write_text(wrong)
         assert main(["train", "--cfg-path", "wrong.yaml", *plugins]) == 3
+        (world / "lacks.yaml").write_text((world / "own_run.yaml").read_text().replace("  most_words: 5\n", ""))
+        assert main(["train", "--cfg-path", "lacks.yaml", *plugins, "--options", "run.output_dir=none"]) == 3
         shutil.rmtree(world / "out")
         assert main(words) == 0  # the same numbers again
         again = [json.loads(line) for line in (job / "log.jsonl").read_text().splitlines()]

@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import json
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from lavis_ext.common.config.check import load_checked, rechecked
 from lavis_ext.common.config.schema import Config as RunFile
+from lavis_ext.common.config.schema import RunConfig
+from lavis_ext.common.errors import ConfigError
 from lavis_ext.common.registry import registry
 
 log = logging.getLogger(__name__)
@@ -41,7 +46,10 @@ class Config:
 
     def typed(self) -> RunFile:
         """The run file as the runner takes it, with what the script changed; raises ConfigError as at first."""
-        return rechecked(self.to_dict(), self._file)
+        tree = self.to_dict()
+        # what init_distributed_mode of a script writes
+        run = {key: value for key, value in tree["run"].items() if key not in RunConfig.ignored}
+        return rechecked({**tree, "run": run}, self._file)
 
     @property
     def run_cfg(self) -> Any:
@@ -70,6 +78,17 @@ class Config:
         """Log the sections as JSON."""
         for name in ("run", "datasets", "model"):
             log.info("===== %s =====\n%s", name, json.dumps(self.to_dict().get(name), indent=4, sort_keys=True))
+
+
+@contextmanager
+def reading(where: str) -> Iterator[None]:
+    """Say where a key belongs that a class in LAVIS' manner reads, and a section does not have; raises ConfigError."""
+    try:
+        yield
+    except OmegaConfBaseException as error:
+        absent = isinstance(error, AttributeError | KeyError) and error.key is not None
+        what = "is missing, and the class that reads it has no default" if absent else str(error).splitlines()[0]
+        raise ConfigError(f"{where}.{error.key}" if absent else where, what, "give it a value") from error
 
 
 def node_to_dict(node: Any) -> dict[str, Any]:

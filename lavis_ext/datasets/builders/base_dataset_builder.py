@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from dataclasses import asdict
 from functools import cache
@@ -14,8 +15,10 @@ from lavis_ext.common.config.cards import load_cards
 from lavis_ext.common.config.decode import ConfigDecoder, read_yaml
 from lavis_ext.common.config.resolve import cache_root, config_roots, dataset_defaults, keep_unknown, merge
 from lavis_ext.common.config.schema import DatasetConfig
+from lavis_ext.common.config.script import reading
 from lavis_ext.common.dist_utils import is_main_process
 from lavis_ext.common.errors import ConfigError, nearest
+from lavis_ext.common.files import expanded
 from lavis_ext.common.registry import builders
 from lavis_ext.common.types import Dataset
 from lavis_ext.common.utils import find_yaml
@@ -25,6 +28,7 @@ from lavis_ext.processors.base_processor import BaseProcessor
 if TYPE_CHECKING:
     from lavis_ext.datasets.builders.context import BuildContext
 
+log = logging.getLogger(__name__)
 PROCESSORS = ("vis_processor", "text_processor")
 
 
@@ -94,9 +98,10 @@ class BaseDatasetBuilder:
         wanted = tree["build_info"]["annotations"]
         if context.splits is not None:
             tree["build_info"]["annotations"] = {k: v for k, v in wanted.items() if k in context.splits}
-        builder = cls(tree)
-        builder._context = context
-        built = {key: one for key, one in builder.build_datasets().items() if context.wants(key)}
+        with reading(f"datasets.{config.name}"):
+            builder = cls(tree)
+            builder._context = context
+            built = {key: one for key, one in builder.build_datasets().items() if context.wants(key)}
         return {key: named(one, config, key) for key, one in built.items()}
 
     def build_datasets(self) -> dict[str, Dataset]:
@@ -148,7 +153,9 @@ class BaseDatasetBuilder:
         from lavis_ext.datasets.builders.context import annotation_paths, build_each, not_prepared, with_storage_root
 
         config = with_storage_root(self.declaration())
-        folder = context.cache_root / Path(config.build_info.images.storage).expanduser()
+        folder = context.cache_root / expanded(config.build_info.images.storage)
+        if not folder.is_dir():
+            log.warning("%s: there is no folder of images %s", config.name, folder)  # a class may need none
 
         def make(split: str) -> Any:
             side = "train" if split == "train" else "eval"

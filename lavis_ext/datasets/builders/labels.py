@@ -16,7 +16,7 @@ from lavis_ext.common.types import Batch, Dataset, Sample
 from lavis_ext.datasets.builders.context import BuildContext, build_splits
 from lavis_ext.datasets.builders.settings import LabelKeys, PairKeys
 from lavis_ext.datasets.collate import Rule, collate, stack_images
-from lavis_ext.datasets.datasets.base_dataset import ImageTextDataset, draw_below, two_ways
+from lavis_ext.datasets.datasets.base_dataset import ImageTextDataset, draw_below, from_parts, two_ways
 from lavis_ext.datasets.readers.parse import Row
 from lavis_ext.processors import uint8_of
 
@@ -43,7 +43,8 @@ class LabelDataset(ImageTextDataset):
     def displ_item(self, index: int) -> OrderedDict[str, Any]:
         """What a browser shows of a sample: file, sentence, label, image (LAVIS' method)."""
         row, sample = self.row(index), self[index]
-        shown = {"file": PurePosixPath(self.image_name(row)).name, "sentence": row.get("sentence")}
+        name = str(row.get("image") or self.image_name(row))
+        shown = {"file": PurePosixPath(name).name, "sentence": row.get("sentence")}
         return OrderedDict({**shown, "label": row.get("label"), "image": sample["image"]})
 
     def id_key(self, row: Row) -> str | None:
@@ -60,12 +61,12 @@ class LabelDataset(ImageTextDataset):
             raise self.fault(index, f"label {name!r} is none of {', '.join(labels)}")
         return {"label": labels.index(str(name))}
 
-    @property
+    @from_parts
     def classes(self) -> list[str]:
         """The names of the classes by number."""
         return [str(name) for name in self.parts.args["labels"]]
 
-    @property
+    @from_parts
     def class_labels(self) -> dict[str, int]:
         """The number of each class (LAVIS' attribute)."""
         return {name: number for number, name in enumerate(self.classes)}

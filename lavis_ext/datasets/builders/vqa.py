@@ -16,7 +16,7 @@ from lavis_ext.common.types import Batch, Dataset, Sample
 from lavis_ext.datasets.builders.context import BuildContext, SplitParts, build_splits
 from lavis_ext.datasets.builders.settings import VqaKeys
 from lavis_ext.datasets.collate import Rule, collate, long_or_list
-from lavis_ext.datasets.datasets.base_dataset import ImageTextDataset, two_ways
+from lavis_ext.datasets.datasets.base_dataset import ImageTextDataset, from_parts, two_ways
 from lavis_ext.datasets.readers.parse import Row, parse_json, read_text
 
 
@@ -109,12 +109,12 @@ class VqaEvalDataset(QuestionDataset):
         path = self.parts.files.answer_list
         return None if path is None else [str(answer) for answer in parse_json(read_text(path), path)]
 
-    @property
+    @from_parts
     def coco_fmt_qust_file(self) -> str | None:
         """The official file of questions, where there is one (LAVIS' name)."""
         return _first(self.parts.files.questions)
 
-    @property
+    @from_parts
     def coco_fmt_anno_file(self) -> str | None:
         """The official file of answers, where there is one (LAVIS' name)."""
         return _first(self.parts.files.answers)

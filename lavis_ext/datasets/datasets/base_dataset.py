@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections import OrderedDict
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import wraps
 from pathlib import Path
@@ -49,6 +49,16 @@ def two_ways(kind: C) -> C:
 
     kind.__init__ = make  # type: ignore[misc]
     return settable(kind)
+
+
+class from_parts:  # noqa: N801 (used as `property` is)
+    """A property that an assignment replaces: LAVIS' subclasses hold lists and names of their own under such names."""
+
+    def __init__(self, make: Callable[[Any], Any]) -> None:
+        self.make, self.__doc__ = make, make.__doc__
+
+    def __get__(self, dataset: Any, kind: Any = None) -> Any:
+        return self if dataset is None else self.make(dataset)
 
 
 def opened_parts(
@@ -104,17 +114,17 @@ class BaseDataset:
         held: Any = self.parts
         vars(self)["parts"] = replace(held, **parts)
 
-    @property
+    @from_parts
     def name(self) -> str:
         """The name of the data set."""
         return self.parts.config.name
 
-    @property
+    @from_parts
     def split(self) -> str:
         """The split."""
         return self.parts.split
 
-    @property
+    @from_parts
     def rows(self) -> Any:
         """The annotation records, in the order of the files."""
         return self.parts.rows
@@ -194,7 +204,7 @@ class BaseDataset:
     def text_processor(self, processor: Any) -> None:
         self._change(text_processor=processor)
 
-    @property
+    @from_parts
     def tolerance(self) -> float:
         """Share of samples that may fail."""
         return self.parts.config.tolerance
@@ -259,12 +269,12 @@ class ImageTextDataset(BaseDataset):
 
     parts: SplitParts
 
-    @property
+    @from_parts
     def rows(self) -> Any:
         """The annotation records, in the order of the files."""
         return self.parts.rows
 
-    @property
+    @from_parts
     def images(self) -> ImageStore:
         """Where the pictures come from."""
         return self.parts.images

@@ -267,6 +267,20 @@ data.set_processors(lambda image: __import__("torch").zeros(3, 4, 4), None)
 batch = data.collater([data[0], data[1]])
 assert batch["answer"] == ["yes", "no"] * 2 and batch["n_answers"].tolist() == [2, 2] and len(batch["weight"]) == 4
 
+
+class Listed(VQADataset):
+    def __init__(self, vis_processor, text_processor, vis_root, ann_paths):
+        super().__init__(vis_processor, text_processor, vis_root, ann_paths)
+        self.answer_list, self.split, self.images = ["yes", "no"], "dev", []  # names that ours have too
+        self.vis_root = vis_root
+
+    def __getitem__(self, index):
+        return {"text_input": self.annotation[index]["question"], "question_id": index, "instance_id": str(index)}
+
+
+data = Listed(None, None, get_cache_path("coco/images"), [get_cache_path("coco/annotations/vqa_train.json")])
+assert data.split == "dev" and data.images == [] and data.collater([data[0]])["question_id"].tolist() == [0]
+
 # %% concat-datasets
 from lavis.datasets.builders import load_dataset
 from lavis.datasets.data_utils import concat_datasets, reorg_datasets_by_split
@@ -513,3 +527,28 @@ for index in (1, 2):  # counted by a run, up to the tolerance of the data set
     with pytest.raises(Exception) as error:
         data.load(index, torch.Generator())
     assert error.value.exit_code == 5
+
+# %% annotation-files
+import json
+
+from lavis.datasets.datasets.base_dataset import BaseDataset
+
+json.dump({"a": {"q": 1}, "b": {"q": 2}}, open("d.json", "w"))
+open("d.csv", "w").write("image,caption\na.jpg,hello\n")
+open("d.jsonl", "w").write('{"image": "a.jpg"}\n')
+assert [ann["sample_id"] for ann in BaseDataset(None, None, "", ["d.json"]).annotation] == ["a", "b"]
+assert BaseDataset(ann_paths=["d.csv"]).annotation[0]["caption"] == "hello" and len(BaseDataset(ann_paths=["d.jsonl"])) == 1
+
+# %% dataset-copies
+import copy
+import pickle
+
+import torch
+from lavis.datasets.builders import load_dataset
+
+train = load_dataset("coco_caption")["train"]
+part = copy.deepcopy(train)
+part.annotation = part.annotation[:2]
+assert (len(part), len(train)) == (2, 6) and len(pickle.loads(pickle.dumps(part))) == 2
+assert len(torch.utils.data.Subset(train, [0, 1])) == 2 and len(torch.utils.data.ConcatDataset([train, train])) == 12
+assert len([sample for sample in train]) == 6

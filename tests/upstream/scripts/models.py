@@ -126,17 +126,32 @@ import torch
 from lavis.models import load_model
 
 first, second = load_model("blip2", "tiny"), load_model("blip2_opt", "tiny")
-torch.save({"model": {k: v for k, v in first.state_dict().items() if k.startswith("net.query")} | {"other": torch.ones(1)}}, "q.pth")
-message = second.load_from_pretrained("q.pth") if first.net.query_tokens.shape == second.net.query_tokens.shape else None
-message = message or first.load_from_pretrained(url_or_filename="q.pth")
-assert message.unexpected_keys == ["other"] and message.missing_keys
+state = {name: tensor for name, tensor in first.state_dict().items() if name.startswith(("net.vision", "net.query"))}
+torch.save({"model": {**state, "t5_proj.bias": torch.ones(3), "other": torch.ones(1)}}, "start.pth")
+before = second.net.language_projection.weight.detach().clone()
+message = second.load_from_pretrained(url_or_filename="start.pth")
+assert torch.equal(second.net.query_tokens, first.net.query_tokens) and message.missing_keys
+assert {"t5_proj.bias", "other"} <= set(message.unexpected_keys)
+assert torch.equal(second.net.language_projection.weight, before)
 
 # %% load-checkpoint-address
-import pytest
+import os
+
+import torch
+from lavis.common.utils import get_cache_path
 from lavis.models import load_model
 
-with pytest.raises(Exception, match="is an address"):
-    load_model("blip2", "tiny").load_checkpoint("https://example.org/blip2.pth")
+os.makedirs("mirror/example.org")  # in the place of the address
+os.environ["LAVIS_EXT_MIRROR"] = os.path.abspath("mirror")
+try:
+    torch.manual_seed(5)
+    first, second = load_model("blip2", "tiny"), load_model("blip2", "tiny")
+    torch.save({"model": first.state_dict()}, "mirror/example.org/blip2.pth")
+    second.load_checkpoint("https://example.org/blip2.pth")
+    assert torch.equal(first.net.query_tokens, second.net.query_tokens)
+    assert os.path.isfile(get_cache_path("models/example.org/blip2.pth"))
+finally:
+    del os.environ["LAVIS_EXT_MIRROR"]
 
 # %% optimizer-params
 from lavis.models import load_model
@@ -352,3 +367,8 @@ import pytest
 
 with pytest.raises(ImportError):
     from lavis.models.blip2_models.blip2 import Blip2Base
+
+# %% compute-sim-matrix
+from lavis.models import load_model
+
+assert not hasattr(load_model("blip2", "tiny"), "compute_sim_matrix")  # the task `retrieval` ranks

@@ -313,3 +313,70 @@ cfg = Config(Namespace(cfg_path="run.yaml", options=["run.valid_splits=[]", "run
 task = setup_task(cfg)
 with pytest.raises(Exception, match="image_text_shards"):
     RunnerBase(cfg, task, task.build_model(cfg), {"mine": {"train": Stream()}}, "stream").train()
+
+# %% runner-attributes
+from argparse import Namespace
+
+import pytest
+from lavis.common.config import Config
+from lavis.runners.runner_base import RunnerBase
+from lavis.tasks import setup_task
+
+cfg = Config(Namespace(cfg_path="run.yaml", options=["run.output_dir=out", "run.valid_splits=[]"]))
+task = setup_task(cfg)
+runner = RunnerBase(cfg=cfg, job_id="x", task=task, model=task.build_model(cfg), datasets=task.build_datasets(cfg))
+assert runner.config is cfg and runner.task is task and runner.job_id == "x" and runner.model.device == runner.device
+assert (runner.max_epoch, runner.init_lr, runner.train_splits, runner.valid_splits) == (1, 1e-3, ["train"], [])
+assert not (runner.cuda_enabled or runner.use_distributed or runner.evaluate_only) and runner.log_freq == 50
+assert str(runner.result_dir).endswith("/out/x/result") and len(runner.dataloaders["train"]) == 3
+with pytest.raises(AttributeError):
+    runner.optimizer  # made by train()
+runner.train()
+assert runner.optimizer.param_groups and runner.max_epoch == 1
+
+# %% custom-vqa-task
+import json
+from argparse import Namespace
+
+from lavis.common.config import Config
+from lavis.common.dist_utils import main_process
+from lavis.common.registry import registry
+from lavis.runners import RunnerBase
+from lavis.tasks import setup_task
+from lavis.tasks.vqa import VQATask
+
+
+@registry.register_task("my_vqa")
+class MyVQA(VQATask):
+    def valid_step(self, model, samples):
+        answers = model.predict_answers(
+            samples=samples,
+            answer_list=self.answer_list,
+            inference_method=self.inference_method,
+            num_beams=self.num_beams,
+            max_len=self.max_len,
+            min_len=self.min_len,
+            prompt=self.prompt,
+        )
+        return [{"question_id": int(q), "answer": a} for a, q in zip(answers, samples["question_id"])]
+
+    def after_evaluation(self, val_result, split_name, **kwargs):
+        file = self.save_result(
+            val_result,
+            result_dir=registry.get_path("result_dir"),
+            filename=f"{split_name}_vqa_result",
+            remove_duplicate="question_id",
+        )
+        return self._report_metrics(result_file=file, split=split_name)
+
+    @main_process
+    def _report_metrics(self, result_file, split):
+        return {"agg_metrics": len(json.load(open(result_file)))}
+
+
+text = open("run.yaml").read().replace("coco_caption", "coco_vqa").replace("task: captioning", "task: my_vqa")
+open("vqa.yaml", "w").write(text.replace("max_len: 4", "max_len: 4\n  inference_method: generate"))
+cfg = Config(Namespace(cfg_path="vqa.yaml", options=["run.output_dir=out", "run.evaluate=True", "run.test_splits=[val]"]))
+task = setup_task(cfg)
+runner = RunnerBase(cfg, task, task.build_model(cfg), task.build_datasets(cfg), "vqa")
+assert runner.evaluate(skip_reload=True)["val"]["agg_metrics"] == 3
