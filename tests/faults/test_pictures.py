@@ -252,7 +252,7 @@ def test_minigpt4s_two_forms(wrapped: bool, tmp_path: Path, monkeypatch: pytest.
         path.write_bytes(GOOD)
     monkeypatch.setenv("LAVIS_EXT_CACHE_ROOT", str(tmp_path))
     train = load_dataset("minigpt4_self_instruct_caption")["train"]
-    assert len(train) == 3 and all(train[n]["image"].shape[0] == 3 for n in range(3))
+    assert len(train) == 3 and all(train[n]["image"].mode == "RGB" for n in range(3))
 
 
 CAPTIONS: list[Any] = ["", None, " \n", "x" * (10 << 20), [], 7]
