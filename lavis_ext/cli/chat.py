@@ -15,6 +15,7 @@ from lavis_ext.common.config.decode import ConfigDecoder, read_sections
 from lavis_ext.common.config.resolve import find_config, load_config, merge, model_defaults, parse_options
 from lavis_ext.common.config.schema import ModelConfig, RunConfig
 from lavis_ext.common.errors import ConfigError, IntegrityError, UsageError
+from lavis_ext.common.files import expanded
 from lavis_ext.common.secrets import printable
 from lavis_ext.tasks.settings import VqaConfig, WritingConfig
 
@@ -134,7 +135,7 @@ def searches(run: RunConfig) -> tuple[dict[str, Any], dict[str, Any]]:
 
 def find_weights(path: str) -> Path:
     """A checkpoint as it is named; of the folder of a run its best one, else its newest. Raises UsageError."""
-    folder = Path(path).expanduser()
+    folder = expanded(path)
     if not folder.exists():
         raise UsageError(f"--checkpoint {path}", "no such file or folder", "name a checkpoint or the folder of a run")
     from lavis_ext.runners.checkpoint import pointed
@@ -148,7 +149,7 @@ def read_image(path: str) -> Any:
     from lavis_ext.datasets.readers.faults import SampleError
 
     try:
-        data = Path(path).expanduser().read_bytes()
+        data = expanded(path).read_bytes()
     except OSError as error:
         why = (error.strerror or str(error)).lower()
         raise UsageError(f"--image {path}", why, "name a picture that can be read") from error

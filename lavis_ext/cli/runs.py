@@ -13,6 +13,7 @@ from lavis_ext.cli.chat import find_weights, read_setup
 from lavis_ext.cli.verb import REQUIRED, Answer, Options, cache_root_of, flag, to_stderr
 from lavis_ext.common.config.yamlio import read_value
 from lavis_ext.common.errors import ConfigError, UsageError
+from lavis_ext.common.files import expanded
 from lavis_ext.common.wording import columns, shorten
 
 if TYPE_CHECKING:
@@ -116,7 +117,7 @@ class Export(Options):
 
 def export(args: Export) -> Answer:
     """Write the weights of a checkpoint under others' names, and list what was written."""
-    checkpoint, out = find_weights(args.checkpoint), Path(args.out).expanduser()
+    checkpoint, out = find_weights(args.checkpoint), expanded(args.out)
     if out.exists():
         raise UsageError(str(out), "is there already", "name another place, or remove it")
     if not out.parent.is_dir():

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from lavis_ext.cli.verb import REQUIRED, Answer, Options, cache_root_of, flag
 from lavis_ext.common.errors import Problem, UsageError
-from lavis_ext.common.files import disk_errors, read_errors, write_atomic
+from lavis_ext.common.files import disk_errors, expanded, read_errors, write_atomic
 from lavis_ext.common.secrets import redact
 from lavis_ext.common.wording import columns
 
@@ -77,7 +77,7 @@ def import_args(args: ImportArgs) -> Answer:
     row = {"script": found.script, "config": found.tree, "left_out": dict(found.notes)}
     if not args.out:
         return Answer(found.text.splitlines(), [row])
-    path = Path(args.out).expanduser()
+    path = expanded(args.out)
     if path.exists():
         raise UsageError(str(path), "is there already", "name another file, or remove it")
     with disk_errors(path):

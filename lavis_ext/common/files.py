@@ -62,6 +62,11 @@ def read_errors(path: Path, way_out: str = "check that it is there and that you 
         raise DiskError(str(path), f"cannot be read: {error.strerror or error}", way_out) from error
 
 
+def expanded(path: str | Path) -> Path:
+    """A path with `~` expanded, as a shell does it: that of a user who is not there stays, and names nothing."""
+    return Path(os.path.expanduser(path))  # noqa: PTH111 (Path.expanduser raises RuntimeError)
+
+
 def checked_path(path: Path) -> Path:
     """The path; raises ValueError where no file system takes it: a NUL, a lone surrogate, a name of over 255 bytes."""
     encoded = os.fsencode(path)  # UnicodeEncodeError is a ValueError

@@ -8,16 +8,16 @@ WAY_OUT = "run it in LAVIS"
 SERVED = "BLIP-2 and VPGTrans are served: blip2, blip2_opt, blip2_t5, blip2_llama, blip2_vicuna"
 OUTSIDE: dict[str, dict[str, str]] = {
     "model": {
-        "ALBEF": "albef_.*",
-        "ALPRO, for videos": "alpro_.*",
-        "BLIP-Diffusion": "blip_diffusion.*",
-        "BLIP": "blip_.*",
+        "ALBEF": "albef_(classification|feature_extractor|nlvr|pretrain|retrieval|vqa)",
+        "ALPRO, for videos": "alpro_(qa|retrieval)",
+        "BLIP-Diffusion": "blip_diffusion",
+        "BLIP": "blip_(caption|classification|feature_extractor|image_text_matching|nlvr|pretrain|retrieval|vqa)",
         "X-InstructBLIP, for sound, videos and point clouds": "blip2_vicuna_xinstruct",
-        "InstructBLIP": "blip2_(t5|vicuna)_instruct|instruct_vicuna.*",
-        "CLIP": "clip|clip_feature_extractor",
+        "InstructBLIP": "blip2_(t5|vicuna)_instruct",
+        "CLIP": "clip(_feature_extractor)?",
         "GPT for dialogues": "gpt_dialogue",
         "Img2Prompt-VQA": "img2prompt_vqa",
-        "PNP-VQA": "pnp_.*",
+        "PNP-VQA": "pnp_(vqa|unifiedqav2_fid)",
     },
     "task": {
         "dialogues": "dialogue",
@@ -26,20 +26,25 @@ OUTSIDE: dict[str, dict[str, str]] = {
         "BLIP-Diffusion": "text-to-image-generation",
     },
     "processor": {
-        "videos": "alpro_video_.*|gpt_video_ft",
+        "videos": "alpro_video_(train|eval)|gpt_video_ft",
         "sound": "beats_audio",
         "point clouds": "ulip_pc",
-        "BLIP-Diffusion": "blip_diffusion_.*",
+        "BLIP-Diffusion": "blip_diffusion_(inp|tgt)_image_(train|eval)",
         "dialogues": "gpt_dialogue",
     },
     "dataset": {
-        "sound": "(audiocaps|audioset|clotho|esc50|wavcaps)\\w*",
-        "sound and videos": "(audio_video_discrn|avsd\\w*|musicavqa\\w*|valor\\w*)",
-        "point clouds": "(image_pc_discrn|modelnet40\\w*|objaverse\\w*|shapenet\\w*)",
-        "videos": "(charade|coin|didemo|msrvtt|msvd|vatex|violin|vlep|webvid2m|youcook|yt8m)\\w*",
-        "dialogues": "(llava150k|visdial)\\w*",
+        "sound": r"(audiocaps|audioset)_mm_(caption|qa)(_instruct)?|clotho_qa|clothov2(_instruct)?|esc50_cls|"
+        r"wavcaps_mm_caption(_instruct)?",
+        "sound and videos": r"audio_video_discrn|avsd_(mm_)?dialogue(_instruct)?|musicavqa_mm(_instruct)?|"
+        r"valor_mm_caption(_instruct)?",
+        "point clouds": r"image_pc_discrn|modelnet40_cls|(objaverse|shapenet)_mm_(caption|qa)(_instruct)?",
+        "videos": r"(charade|coin|msrvtt|msvd|vatex|violin|vlep|webvid2m|youcook)_(caption|entailment|qa)(_instruct)?|"
+        r"(didemo|msrvtt)_retrieval|yt8m_mm_dialogue",
+        "dialogues": r"llava150k_dialogue_instruct|visdial(_instruct)?",
         "BLIP-Diffusion": "blip_diffusion_finetune",
         "classes of pictures": "imagenet",
+        "pictures that has no card": r"(capfilt14m|iconqa|ocr_vqa|scienceqa|textcaps_caption|vizwiz_vqa)(_instruct)?|"
+        r"vsr_(caption|classification)(_instruct)?",
     },
 }
 """Kind → what it is → the names, a regular expression. The first that matches is taken."""

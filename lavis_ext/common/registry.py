@@ -9,6 +9,7 @@ import hashlib
 import importlib.util
 import inspect
 import logging
+import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, MutableMapping
 from dataclasses import is_dataclass, make_dataclass
@@ -18,7 +19,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Generic, TypeVar
 
 from lavis_ext.common.errors import ConfigError, UsageError, nearest
-from lavis_ext.common.files import checked_path
+from lavis_ext.common.files import checked_path, expanded
 from lavis_ext.common.names import NAMES, Home
 
 log = logging.getLogger(__name__)
@@ -181,11 +182,11 @@ def load_all_plugins() -> None:
 def load_plugin_file(path: Path, where: str) -> None:
     """Import one file that registers something, once however it is named; raises ConfigError at `where`."""
     try:
-        file = checked_path(path.expanduser().resolve())
+        file = checked_path(expanded(path).resolve())
     except (OSError, RuntimeError, ValueError) as error:
         raise ConfigError(where, f"a plug-in cannot be at this path ({error})", "name a Python file") from error
     # its own place in sys.modules: two folders may each have a `birds.py`
-    name = f"lavis_ext_plugin_{file.stem}_{hashlib.blake2b(str(file).encode(), digest_size=4).hexdigest()}"
+    name = f"lavis_ext_plugin_{file.stem}_{hashlib.blake2b(os.fsencode(file), digest_size=4).hexdigest()}"
     if name in sys.modules:
         return
     if not file.is_file():

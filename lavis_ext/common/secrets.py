@@ -139,15 +139,25 @@ _SCHEME = re.compile(r"[a-z][a-z0-9+.-]*(?=:)", re.IGNORECASE)
 
 
 def url_fault(url: str) -> str | None:
-    """Why a text cannot be a URL (`https://[bad/x`, port 99999, control characters), or None."""
+    """Why a text cannot be a URL (`https://[bad/x`, port 99999, control characters), or None.
+
+    Python's own words are not shown: of `http://u:pa/ss@h` they quote the password as a port.
+    """
     try:
         parts = urlsplit(url)
-        _ = parts.port, (parts.hostname or "").encode("idna" if not (parts.hostname or "").isascii() else "ascii")
-    except ValueError as error:
-        return f"not a URL ({error})"
-    if parts.port == 0:
-        return "not a URL (its port is 0)"
-    if parts.scheme.lower() in ("http", "https") and not parts.hostname:
+        host = parts.hostname or ""
+    except ValueError:
+        return "not a URL"
+    try:
+        if parts.port == 0:
+            return "not a URL (its port is 0)"
+    except ValueError:
+        return "not a URL (its port is none)"
+    try:
+        host.encode("ascii" if host.isascii() else "idna")
+    except UnicodeError:
+        return "not a URL (its host is none)"
+    if parts.scheme.lower() in ("http", "https") and not host:
         return "not a URL (it names no host)"
     return "not a URL (control characters)" if CONTROL.search(url) else None
 

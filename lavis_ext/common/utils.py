@@ -7,11 +7,11 @@ import re
 import time
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlparse
 
 from lavis_ext.common.config.resolve import config_roots
-from lavis_ext.common.files import disk_errors
+from lavis_ext.common.files import decode_json, disk_errors, expanded
 from lavis_ext.common.registry import registry
+from lavis_ext.common.secrets import split_url
 
 
 def now() -> str:
@@ -21,12 +21,12 @@ def now() -> str:
 
 def is_url(url_or_filename: str) -> bool:
     """Whether it begins with http:// or https://."""
-    return urlparse(str(url_or_filename)).scheme.lower() in ("http", "https")
+    return split_url(str(url_or_filename)).scheme in ("http", "https")
 
 
 def get_cache_path(rel_path: str | Path = "") -> str:
     """A path below the cache root, `~` expanded; an absolute path is left as it is."""
-    return str(Path(registry.get_path("cache_root"), rel_path).expanduser())
+    return str(expanded(Path(registry.get_path("cache_root"), rel_path)))
 
 
 def get_abs_path(rel_path: str | Path) -> str:
@@ -43,7 +43,7 @@ def find_yaml(path: str | Path) -> str:
 
 def load_json(filename: str | Path) -> Any:
     """The value of a JSON file."""
-    return json.loads(Path(filename).read_text(encoding="utf-8"))
+    return decode_json(Path(filename).read_text(encoding="utf-8"))
 
 
 def makedir(dir_path: str | Path) -> bool:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from lavis_ext.common.errors import IntegrityError
+from lavis_ext.common.files import expanded
 from lavis_ext.demo.coco import export_coco
 from lavis_ext.demo.mirror import MirrorWriter, serve
 from lavis_ext.demo.steps import (
@@ -95,7 +96,7 @@ def run_demo(
     `options`: further `--options` of both runs, such as `run.max_epoch=1`. Raises UsageError if `out` holds another
     world, and the error of a verb that fails.
     """
-    out, world = out.expanduser().absolute(), world or World(seed=seed)
+    out, world = expanded(out).absolute(), world or World(seed=seed)
     plan = {"seed": world.seed, **world.sizes, "options": list(options)}
     stages, mirror = Stages(out / STATE, plan, describe), out / "mirror"
 

@@ -26,7 +26,7 @@ from torch import Tensor
 
 from lavis_ext.common.config.schema import RunConfig
 from lavis_ext.common.errors import ConfigError, DiskError, IntegrityError
-from lavis_ext.common.files import decode_json, disk_errors, flush_file, sha256_of, write_json
+from lavis_ext.common.files import decode_json, disk_errors, expanded, flush_file, sha256_of, write_json
 from lavis_ext.common.types import Batch
 from lavis_ext.common.wording import human
 from lavis_ext.datasets.collate import to_device
@@ -266,7 +266,7 @@ class LogitCache:
     @classmethod
     def of(cls, run: RunConfig, teacher: MultiView, digest: str, need: OutputSpec, batches: Any) -> LogitCache:
         """The cache of a run below its `output_dir`, filled where it is not; rank 0 fills, the others wait."""
-        root = Path(run.output_dir).expanduser().absolute() / ".lavis_ext" / FOLDER
+        root = expanded(run.output_dir).absolute() / ".lavis_ext" / FOLDER
         filler = Filler(run, teacher, need, batches.normalizer)
         stores, keys = {}, {}
         section = section_of(run)

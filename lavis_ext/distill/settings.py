@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any, Literal
 
 from lavis_ext.common.config.decode import ConfigDecoder, Count, Positive, Rate, Share, join
 from lavis_ext.common.config.resolve import cache_root
 from lavis_ext.common.config.schema import Config, ModelConfig, RunConfig, TermConfig
 from lavis_ext.common.errors import ConfigError, Problem, nearest
-from lavis_ext.common.files import decode_json
+from lavis_ext.common.files import decode_json, expanded
 from lavis_ext.common.registry import objectives, tasks
 from lavis_ext.models.settings import TermKeys
 
@@ -218,7 +217,7 @@ def known_depth(model: ModelConfig) -> int | None:
         return int(count)
     sizes = model.sizes.get("qformer_config") or model.sizes.get("text_config") or {}
     found: Any = sizes.get("num_hidden_layers")
-    given = Path(model.pretrained or "").expanduser()
+    given = expanded(model.pretrained or "")
     places = [place / "config.json" for place in (cache_root() / given, given)]
     path = next((place for place in places if place.is_file()), None)
     if found is None and model.pretrained and path is not None:

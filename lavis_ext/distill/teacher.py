@@ -8,7 +8,6 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,13 +16,13 @@ from torch.func import functional_call
 
 from lavis_ext.common.config.schema import ModelConfig
 from lavis_ext.common.errors import ConfigError, LavisExtError, Problem
-from lavis_ext.common.registry import models
+from lavis_ext.common.files import expanded
 from lavis_ext.common.types import Batch
 from lavis_ext.distill.settings import DistillConfig, Pairs, layer_pairs, whole
 from lavis_ext.distill.terms import Term
 from lavis_ext.models.base_model import BaseModel, Outputs, listed
 from lavis_ext.models.weights import own_checkpoint
-from lavis_ext.models.zoo import section_of_run
+from lavis_ext.models.zoo import build_model, section_of_run
 
 TINY = 1e-12
 
@@ -104,7 +103,7 @@ def build_teacher(config: DistillConfig, student: ModelConfig) -> BaseModel:
     """The teacher without gradients, in eval mode. Raises RegistryError, and what reading its weights raises."""
     section = teacher_section(config.teacher, student)
     try:
-        teacher: BaseModel = models.get(section.arch).from_config(section)
+        teacher = build_model(section)
     except LavisExtError as error:
         raise type(error).of([Problem(of_teacher(p.where), p.what, p.way_out) for p in error.problems]) from error
     return teacher.requires_grad_(False).eval()
@@ -119,7 +118,7 @@ def teacher_section(teacher: ModelConfig | str, student: ModelConfig) -> ModelCo
     """The model section of the teacher; one that names only a folder has the student's, or that of the folder's run."""
     if isinstance(teacher, ModelConfig):
         return with_labels(teacher, student)
-    checkpoint = own_checkpoint(Path(teacher).expanduser())
+    checkpoint = own_checkpoint(expanded(teacher))
     if checkpoint is None:
         return replace(whole(student), load_finetuned=False, finetuned=None, load_pretrained=True, pretrained=teacher)
     found = replace(section_of_run(checkpoint.parent, TEACHER_KEY), load_finetuned=True, finetuned=str(checkpoint))
@@ -164,10 +163,7 @@ def start_student(student: BaseModel, teacher: BaseModel, config: DistillConfig)
 def whole_pretrained(student: BaseModel) -> BaseModel:
     """The student's pretrained model with all of its layers."""
     section: ModelConfig = student.config  # type: ignore[assignment]
-    found: BaseModel = models.get(section.arch).from_config(
-        replace(whole(section), load_finetuned=False, finetuned=None)
-    )
-    return found
+    return build_model(replace(whole(section), load_finetuned=False, finetuned=None))
 
 
 @torch.no_grad()

@@ -134,10 +134,10 @@ def import_features(
 
 
 def _plan(path: Path, form: str | None, options: ReadOptions) -> dict[str, Any]:
-    check_source(path)
     name = format_of(form).name if form else recognise(path)
     if (options.labels or options.sizes) and name not in WITH_SIDES:
         raise UsageError(f"{path}: {name}", "takes no file of labels or sizes", "leave out --labels and --sizes")
+    check_source(path)
     plan: dict[str, Any] = {"path": str(path.resolve()), "format": name, **stamp_of(path)}
     if name.endswith("-tsv"):
         plan["newline"] = newline_of(path)

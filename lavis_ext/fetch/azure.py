@@ -20,6 +20,7 @@ from urllib.parse import parse_qs, quote, unquote, urlencode
 from xml.etree.ElementTree import Element, ParseError, fromstring
 
 from lavis_ext.common.errors import AccessError, ConfigError, IntegrityError, LavisExtError, NetworkError
+from lavis_ext.common.files import expanded
 from lavis_ext.fetch.backends import may_carry_token
 from lavis_ext.fetch.http import HttpOpener
 from lavis_ext.fetch.remote import fetch_bytes
@@ -137,7 +138,7 @@ TOKENS = SasTokens()
 def read_private(path: Path) -> str:
     """The text of a file that nobody but its owner may read; raises AccessError for any other."""
     try:
-        with path.expanduser().open(encoding="utf-8") as file:
+        with expanded(path).open(encoding="utf-8") as file:
             mode = os.fstat(file.fileno()).st_mode
             if stat.S_ISREG(mode) and mode & 0o077:
                 raise AccessError(str(path), "others may read it, and it holds a secret", f"chmod 600 {path}")

@@ -17,7 +17,7 @@ from lavis_ext.fetch.http import HttpOpener
 from lavis_ext.fetch.mirrors import hub_path
 from lavis_ext.fetch.safety import is_loopback, safe_relative
 from lavis_ext.fetch.session import Reply, Request, Session, Validators, register_opener
-from lavis_ext.fetch.transfer import Failure, Unsatisfiable
+from lavis_ext.fetch.transfer import Failure, Policy, SpeedGate, Unsatisfiable
 
 # Google Drive
 
@@ -40,6 +40,7 @@ class DriveOpener:
 
     def __init__(self, session: Session) -> None:
         self._http = HttpOpener(session)
+        self._policy = session.policy
         self._confirmed: dict[str, str] = {}
         self._lock = threading.Lock()
 
@@ -56,7 +57,7 @@ class DriveOpener:
                 with self._lock:
                     self._confirmed[name] = url
                 return reply
-            page = read_page(reply)
+            page = read_page(reply, self._policy)
             # a confirmed address may have expired: then Drive is asked from the start
             url, known = (start, "") if url == known != start else (confirmed_url(page, name), known)
         raise Failure("access", f"Drive asks again and again before it gives {name}; name another mirror")
@@ -80,12 +81,13 @@ def is_page(reply: Reply) -> bool:
     return reply.content_type == "text/html"
 
 
-def read_page(reply: Reply) -> str:
-    """The page's text, at most 1 MiB of it; the reply is closed."""
-    data = bytearray()
+def read_page(reply: Reply, policy: Policy) -> str:
+    """The page's text, at most 1 MiB of it; the reply is closed. Raises Failure for one that drips."""
+    data, gate = bytearray(), SpeedGate(policy)
     try:
         while len(data) < PAGE_BYTES and (piece := reply.body.read(1 << 16)):
             data += piece
+            gate.passed(len(piece))
     finally:
         reply.body.close()
     return data.decode("utf-8", "replace")

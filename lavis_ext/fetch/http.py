@@ -118,7 +118,9 @@ class _Connection:
         targets = list(dict.fromkeys((str(entry[4][0]), int(entry[4][1])) for entry in found))
         for address, _ in targets if self.inside is not None else ():
             if not may_dial(address, self.inside):
-                raise Failure("unsafe", f"the private address {address} is refused")
+                raise Failure(
+                    "unsafe", f"the private address {address} is refused (LAVIS_EXT_ALLOW_PRIVATE=1 allows it)"
+                )
         begun, last = time.monotonic(), OSError("it has no address")
         for target in targets:
             try:
@@ -275,7 +277,9 @@ class HttpOpener:
         if proxy and inside is not None:  # the proxy resolves names, so that only addresses can be judged here
             for address in addresses(parts.hostname or "", numeric=True):
                 if not may_dial(address, inside):
-                    raise Failure("unsafe", f"the private address {address} is refused")
+                    raise Failure(
+                        "unsafe", f"the private address {address} is refused (LAVIS_EXT_ALLOW_PRIVATE=1 allows it)"
+                    )
         with self._lock:
             if (proxy, inside) not in self._managers:
                 self._managers[proxy, inside] = self._make_manager(proxy, inside)
@@ -293,7 +297,7 @@ def redirect_target(url: str, location: str) -> str:
     try:
         target = urljoin(url, location)
     except ValueError as error:
-        raise Failure("final", f"redirect to what is not a URL ({error})") from error
+        raise Failure("final", "redirect to what is not a URL") from error
     fault = url_fault(target)
     if fault and redirect_reason(url, target) is None:
         raise Failure("final", f"redirect to what is {fault}")

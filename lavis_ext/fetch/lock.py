@@ -33,7 +33,7 @@ from lavis_ext.fetch.transfer import Policy, disk_error
 
 log = logging.getLogger(__name__)
 
-HEARTBEAT = 5.0
+HEARTBEAT = 2.0
 """Seconds between two touches of an owner file."""
 POLL = 0.1
 UNWRITTEN = 5.0
@@ -84,10 +84,10 @@ def is_abandoned(path: Path) -> bool:
     Nothing is touched, for a listing: of an owner elsewhere its heartbeat is compared with this machine's clock.
     """
     owner = read_owner(path)
-    if owner is not None and (owner.host, owner.boot) == (_host(), boot_id()):
-        return not _alive(owner)
+    if owner is not None and owner.runs_here:
+        return owner.is_gone
     try:
-        return time.time() - path.stat().st_mtime > Policy().owner_expiry
+        return abs(time.time() - path.stat().st_mtime) > Policy().owner_expiry
     except OSError:
         return True
 
@@ -276,11 +276,14 @@ class Ownership:
         return seen is None or self._take_over(seen, 0.0)
 
     def holds(self) -> bool:
-        """Whether the owner file is still ours."""
+        """Whether the owner file is still ours, as far as can be seen: a mount that fails for a moment takes none."""
         try:
             return self.path.read_bytes() == self._written
-        except OSError:
+        except FileNotFoundError:
             return False
+        except OSError as error:
+            log.warning("%s: cannot be read: %s", self.path.name, error.strerror)
+            return True
 
     def require(self, now: bool = True) -> None:
         """Raise OwnedError if another process has taken over; unless `now`, a look of a moment ago counts."""

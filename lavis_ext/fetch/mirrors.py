@@ -7,12 +7,11 @@ import re
 import threading
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs
 
 from lavis_ext.common.errors import ConfigError, LavisExtError, NetworkError
-from lavis_ext.common.files import decode_json
+from lavis_ext.common.files import decode_json, expanded
 from lavis_ext.fetch.remote import fetch_bytes
 from lavis_ext.fetch.safety import redact_url, safe_relative, split_url
 from lavis_ext.fetch.transfer import Figures, Policy, Source, Transfer
@@ -52,7 +51,7 @@ class MirrorMap:
                 VARIABLE, f"{redact_url(base)!r} is neither http(s) nor a folder", "name a base URL or folder"
             )
         if base and "://" not in base:
-            base = str(Path(base).expanduser().absolute())
+            base = str(expanded(base).absolute())
         return cls(base, policy)
 
     def __bool__(self) -> bool:

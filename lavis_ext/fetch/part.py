@@ -32,8 +32,6 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 FORMAT = 1
 LONGEST_NAME = 255 - len(".part.0123456789abcdef.json.tmp")
-NO_LINKS = frozenset({errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK, errno.EXDEV})
-"""What file systems without hard links answer (FAT, some FUSE and SMB mounts)."""
 COPIED = 1 << 20
 ROOM = 1 << 16
 """Bytes that are given back on a full disk for the sidecar: more than a block of any file system in use."""
@@ -135,6 +133,7 @@ class Part:
         self.fd = -1
         try:
             self._open()
+            self._comparable = self._same_inode()  # some user-space file systems number a file anew at each look
         except BaseException:  # a disk that is too full for a copy, say
             self._forget()
             if owner is not None:
@@ -263,6 +262,9 @@ class Part:
 
     def intact(self) -> bool:
         """Whether the name of the partial file still means the file that is written."""
+        return not self._comparable or self._same_inode()
+
+    def _same_inode(self) -> bool:
         try:
             return os.path.samestat(self.path.stat(), os.fstat(self.fd))
         except OSError:
@@ -416,12 +418,15 @@ def _write_all(descriptor: int, data: bytes, offset: int) -> int:
 
 
 def give_name(path: Path, name: Path) -> None:
-    """Give a file another name too, if that is free (FileExistsError); renames it where there are no hard links."""
+    """Give a file another name too, if that is free (FileExistsError).
+
+    It is renamed where there are no hard links: FAT, some FUSE and SMB mounts, which answer with many an error.
+    """
     try:
         os.link(path, name)
+    except FileExistsError:
+        raise
     except OSError as error:
-        if error.errno not in NO_LINKS:
-            raise
         if name.exists():
             raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(name)) from error
         path.rename(name)

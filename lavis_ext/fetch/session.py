@@ -16,7 +16,7 @@ from typing import Protocol
 
 from lavis_ext.common.files import flush_folder
 from lavis_ext.fetch.ledger import Ledger
-from lavis_ext.fetch.safety import REMOTE_SCHEMES, deny_reason, redact, split_url, url_fault
+from lavis_ext.fetch.safety import REMOTE_SCHEMES, deny_reason, split_url, url_fault
 from lavis_ext.fetch.transfer import Failure, Policy, Progress, Silent, Stopped
 
 # Requests and replies
@@ -249,7 +249,7 @@ class Session:
             try:
                 reply = self._opener(request.url).open(request)
             except ValueError as error:  # of a library, for a URL or an answer that it cannot parse
-                raise Failure("final", f"{type(error).__name__}: {redact(str(error))}") from error
+                raise Failure("final", f"{type(error).__name__}: not a URL, or not an answer") from error
             with self._lock:
                 self._active.add(reply)
             try:

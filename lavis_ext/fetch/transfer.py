@@ -105,9 +105,19 @@ def _lower(digest: str | None) -> str | None:
     return digest.lower() if digest else None
 
 
+def is_set(variable: str) -> bool:
+    """Whether an environment variable is on: any value but empty, 0, false, no."""
+    return os.environ.get(variable, "").strip().lower() not in ("", "0", "false", "no")
+
+
 def offline_from_environment() -> bool:
-    """Whether `LAVIS_EXT_OFFLINE` forbids every socket (any value but empty, 0, false, no)."""
-    return os.environ.get("LAVIS_EXT_OFFLINE", "").strip().lower() not in ("", "0", "false", "no")
+    """Whether `LAVIS_EXT_OFFLINE` forbids every socket."""
+    return is_set("LAVIS_EXT_OFFLINE")
+
+
+def private_from_environment() -> bool:
+    """Whether `LAVIS_EXT_ALLOW_PRIVATE` lets redirects and rows of lists lead into this network."""
+    return is_set("LAVIS_EXT_ALLOW_PRIVATE")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -145,7 +155,7 @@ class Policy:
     """Open no socket; what is missing is named. Files of a local mirror are still copied."""
     deep: bool = False
     """Hash files that exist even where the ledger knows them."""
-    allow_private: bool = False
+    allow_private: bool = field(default_factory=private_from_environment)
     """Follow redirects to private, loopback and link-local addresses other than the first host's own."""
     public_only: bool = False
     """Connect to no private, loopback or link-local address at all: for URLs that nobody has chosen."""
@@ -155,7 +165,7 @@ class Policy:
     """The longest wait while that process makes none."""
     owner_expiry: float = 120.0
     """An owner elsewhere whose heartbeat stands still for this long is taken over."""
-    owner_watch: float = 12.0
+    owner_watch: float = 5.0
     """Its heartbeat is watched for so long before, at least, whatever its stamp says: clocks jump."""
     fsync: bool = True
     """Flush a file and its folder to the disk before it counts as there."""

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from lavis_ext.common.config.resolve import config_roots
 from lavis_ext.common.errors import ConfigError, IntegrityError, LavisExtError, NetworkError
+from lavis_ext.common.files import expanded
 from lavis_ext.fetch.transfer import offline_from_environment
 from lavis_ext.models import clip_tower
 from lavis_ext.models.base_model import listed
@@ -288,7 +289,7 @@ def load_language_model(name: str, key: str, config: Any, language: str) -> Any:
 def load_tokenizer(name: str, key: str) -> Any:
     """A fast tokenizer from a folder, a folder below `configs/`, or a hub name."""
     shipped = [root / name for root in config_roots() if (root / name / "tokenizer.json").is_file()]
-    if shipped and not Path(name).expanduser().exists():
+    if shipped and not expanded(name).exists():
         name = str(shipped[0])
     return _guarded(transformers.AutoTokenizer.from_pretrained, name, key)
 
@@ -307,7 +308,7 @@ def _weights(kind: Any, name: str, key: str, whole: bool = True, **kwargs: Any) 
 
 
 def _guarded(load: Callable[..., T], name: str, key: str, **kwargs: Any) -> T:
-    folder = Path(name).expanduser()
+    folder = expanded(name)
     if folder.is_dir():
         return _from_folder(load, folder, key, **kwargs)
     if name.count("/") != 1 or name.startswith(("/", ".", "~")):

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Annotated, ClassVar, Literal
 
 from lavis_ext.common.config.decode import Bound, ConfigDecoder, Count, Natural, join
 from lavis_ext.common.config.schema import ModelConfig, TermConfig
 from lavis_ext.common.errors import Problem, nearest
+from lavis_ext.common.files import expanded
 from lavis_ext.common.registry import objectives
 
 # Keys of losses and of distillation terms, beside `name` and `weight`.
@@ -241,7 +241,7 @@ def is_checkpoint(name: str) -> bool:
 
     A file that does not exist is known by its suffix.
     """
-    place = Path(name).expanduser()
+    place = expanded(name)
     files = ("best.json", "latest.json", "model.safetensors")
     ours = not (place / "config.json").is_file() and any((place / file).is_file() for file in files)
     return "://" in name or place.is_file() or place.suffix.lower() in CHECKPOINTS or ours

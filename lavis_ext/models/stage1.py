@@ -333,7 +333,7 @@ class Blip2Matching(Blip2):
 
     @torch.no_grad()
     def forward(self, batch: Batch, match_head: Literal["itm", "itc"] = "itm") -> Tensor:  # type: ignore[override]
-        """`image` [B,3,S,S], `text_input` → `itm`: logits [B, 2] (no match, match); `itc`: cosines [B, B].
+        """`image` [B,3,S,S], `text_input` → `itm`: logits [B, 2] (no match, match); `itc`: cosines [B, T].
 
         Raises ConfigError for another head.
         """

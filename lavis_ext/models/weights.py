@@ -30,7 +30,7 @@ import torch
 from torch import Tensor
 
 from lavis_ext.common.errors import ConfigError, IntegrityError
-from lavis_ext.common.files import decode_json, disk_errors, replacing
+from lavis_ext.common.files import decode_json, disk_errors, expanded, replacing
 from lavis_ext.common.tensors import read_safetensors, read_torch
 from lavis_ext.models.base_model import BaseModel, fit, listed
 from lavis_ext.models.clip_tower import from_clip, to_clip
@@ -218,6 +218,8 @@ def fetched(url: str, key: str, root: Path) -> Path:
 
     path = root / "models" / safe_relative(mirror_path(url))
     transfer = MirrorMap.from_environment().apply(Transfer(path, (Source(url),), label=f"{key} {path.name}"))
+    if not path.is_file():
+        log.warning("%s: fetching %s to %s, of a size that nobody declares", key, mirror_path(url), path)
     found = fetch(transfer)
     if not found.reused:
         how = "as its mirror declares it" if found.verified else "not verified: nobody declares its size or hash"
@@ -261,7 +263,7 @@ def read_checkpoint(path: str, key: str) -> Tensors:
     `key` is the config key that names it. Raises ConfigError if it does not exist, IntegrityError if it cannot be read,
     UnsafeError if it is a pickle of more than tensors.
     """
-    place = Path(path).expanduser()
+    place = expanded(path)
     place = own_checkpoint(place) or place
     if place.is_dir():
         files = sorted(place.glob("model*.safetensors"))

@@ -31,7 +31,7 @@ from torch import Tensor
 from lavis_ext.common.config.resolve import cache_root
 from lavis_ext.common.config.schema import ModelConfig
 from lavis_ext.common.errors import ConfigError, IntegrityError
-from lavis_ext.common.files import decode_json, disk_errors, replacing, write_atomic, write_json
+from lavis_ext.common.files import decode_json, disk_errors, expanded, replacing, write_atomic, write_json
 from lavis_ext.models.base_model import fit, listed
 from lavis_ext.models.export import Exported, new_folder, shapes_of
 from lavis_ext.models.weights import own_checkpoint, read_checkpoint, read_tensors
@@ -251,7 +251,7 @@ def read_origin(state_dict: Mapping[str, Tensor], config: Mapping[str, Any], whe
 
 def find_folder(name: str, key: str) -> Path:
     """A checkpoint folder, below cache_root, else as given; a file in it names its folder. Raises ConfigError."""
-    given = Path(name).expanduser()
+    given = expanded(name)
     for place in (cache_root() / given, given):
         if place.is_file():
             return place.parent
@@ -308,7 +308,7 @@ def read_run(checkpoint: Path, key: str) -> UpstreamCheckpoint:
 
 def classes_of(name: str, key: str) -> int | None:
     """How many classes the classifier of fine-tuned weights has, ours or upstream's; None: it has no classifier."""
-    place = Path(name).expanduser()
+    place = expanded(name)
     if (place if place.is_dir() else place.parent).joinpath(CONFIG).is_file():
         state: Mapping[str, Tensor] = read_folder(find_folder(name, key), key).state
     else:

@@ -12,8 +12,11 @@ OURS = ("datasets", "pretrained_models", "exp")
 """Folders of a checkout of Oscar that `lavis-ext prepare oscar` lays out below cache_root/oscar."""
 
 VINVL_MODELS = ("image_captioning", "coco_ir", "vqa", "gqa", "nlvr2", "od_models")
-MISNAMED = {"vinvl/model_ckpts/coco_ir/base/checkpoint-0660000": "vinvl/model_ckpts/coco_ir/large/checkpoint-0660000"}
-"""The start of the large model, which VinVL's document looks for in the folder of the base one."""
+MISNAMED = {
+    "vinvl/model_ckpts/coco_ir/base/checkpoint-0660000": "vinvl/model_ckpts/coco_ir/large/checkpoint-0660000",
+    "oscar/pretrained_models/base-vg-labels/ep_55_1617000": "oscar/pretrained_models/large-vg-labels/ep_55_1617000",
+}
+"""Starts of large models, which the documents look for in the folders of the base ones."""
 
 
 def moved(path: str) -> str:
@@ -26,10 +29,11 @@ def moved(path: str) -> str:
         parts[:1] == ("vinvl",) and len(parts) > 1 and parts[1] in VINVL_MODELS
     ):
         found = str(PurePosixPath("vinvl", "model_ckpts", *parts[1:]))
-        return MISNAMED.get(found, found)
-    if parts[:1] == ("model_ckpts",):
-        return str(PurePosixPath("vinvl", *parts))
-    return str(PurePosixPath("oscar", *parts)) if parts[:1] and parts[0] in OURS else path
+    elif parts[:1] == ("model_ckpts",):
+        found = str(PurePosixPath("vinvl", *parts))
+    else:
+        found = str(PurePosixPath("oscar", *parts)) if parts[:1] and parts[0] in OURS else path
+    return MISNAMED.get(found, found)
 
 
 TEST_DEV = {"run_vqa": "test_dev", "run_gqa": "testdev"}
@@ -104,10 +108,12 @@ def weights(draft: Draft) -> None:
     path = moved(str(name))
     draft.sections["model"] = {
         "arch": "oscar",
-        "model_type": "large" if "large" in str(name) else "base",
+        "model_type": "large" if "large" in path else "base",
         "pretrained": path,
         **draft.sections["model"],
     }
+    if path in MISNAMED.values() and "large" not in str(name):
+        draft.remarks.append(("model.pretrained", f"the document says {name}; the model of that name is a large one"))
     if path == name and not PurePosixPath(path).is_absolute():
         draft.remarks.append(
             ("model.pretrained", f"{path} is looked for below cache_root, then in the working directory")

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lavis_ext.common.errors import ConfigError, IntegrityError
+from lavis_ext.common.files import expanded
 from lavis_ext.common.registry import models
 from lavis_ext.common.types import Batch
 from lavis_ext.models.base_model import BaseModel, Outputs
@@ -71,7 +72,7 @@ class Oscar(BaseModel):
 
     def load_finetuned(self, name: str, key: str) -> None:
         """Load a checkpoint of ours, or one of upstream's with the same head; all of it must fit."""
-        place = Path(name).expanduser()
+        place = expanded(name)
         folder = place.parent if place.is_file() else place
         if not place.exists() or (folder / CONFIG).is_file():
             origin = read_folder(find_folder(name, key), key)

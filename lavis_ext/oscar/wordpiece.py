@@ -10,6 +10,7 @@ from typing import Any
 
 from lavis_ext.common.config import resolve as config
 from lavis_ext.common.errors import ConfigError, IntegrityError
+from lavis_ext.common.files import expanded
 
 SPECIALS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 FILE = "vocab.txt"
@@ -67,7 +68,7 @@ def load_wordpiece(path: str | Path, lower_case: bool = True, key: str = "vocab"
 
     Raises ConfigError where there is none, IntegrityError where the file is no vocabulary of BERT's.
     """
-    place = Path(path).expanduser()
+    place = expanded(path)
     place = place / FILE if place.is_dir() else place
     if not place.is_file():
         raise ConfigError(f"{key} {place}", "no such file", WAY_OUT)
@@ -79,7 +80,7 @@ def find_vocab(name: str, root: str | Path | None = None, key: str = "vocab") ->
 
     Raises ConfigError where none of these is there.
     """
-    given = Path(name).expanduser()
+    given = expanded(name)
     below = (Path(root) if root else config.cache_root()) / given
     for place in (below, given, *(folder / given for folder in config.config_roots())):
         place = place / FILE if place.is_dir() else place

@@ -23,7 +23,7 @@ from lavis_ext.common.wording import human
 from lavis_ext.fetch.mirrors import MirrorMap, mirror_path
 from lavis_ext.fetch.transfer import Policy
 from lavis_ext.prepare.plan import Plan
-from lavis_ext.prepare.records import disk_errors, record_path
+from lavis_ext.prepare.records import UNREADABLE, disk_errors, record_path
 from lavis_ext.prepare.selection import ArtifactRequest, Contents, ContentsOrigin, PrepareOptions, Selection
 
 if TYPE_CHECKING:
@@ -192,7 +192,7 @@ def read_contents(root: Path, artifact: Artifact, origin: ContentsOrigin | None 
         same = tree["format"] == FORMAT and tree["url"] in (identity(artifact.url), artifact.url)
     except FileNotFoundError:
         return None
-    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+    except UNREADABLE as error:
         log.warning("%s: cannot be read and is ignored (%s)", path, error)
         return None
     return contents if same and origin in (None, contents.origin) else None

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from lavis_ext.common.config.cards import Artifact
 from lavis_ext.common.files import decode_json
-from lavis_ext.prepare.records import ArtifactRecord, Member, MemberTable, Origin, Proof, record_path
+from lavis_ext.prepare.records import UNREADABLE, ArtifactRecord, Member, MemberTable, Origin, Proof, record_path
 
 log = logging.getLogger(__name__)
 
@@ -45,7 +45,7 @@ def old_record(root: Path, artifact: Artifact) -> ArtifactRecord | None:
         )
     except (FileNotFoundError, NotADirectoryError):
         return None
-    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+    except UNREADABLE as error:
         log.warning("%s: cannot be read and is ignored (%s)", path, error)
         return None
 
@@ -79,7 +79,7 @@ def old_table(root: Path, artifact: Artifact) -> MemberTable | None:
         return MemberTable(members, about, map(int, lines[:-1]) if same else ())
     except FileNotFoundError:
         return None
-    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+    except UNREADABLE as error:
         log.warning("%s: cannot be read and is ignored (%s)", path, error)
         return None
 

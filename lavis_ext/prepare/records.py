@@ -25,7 +25,7 @@ from datetime import datetime, timezone
 from functools import cached_property
 from pathlib import Path, PurePosixPath
 from types import TracebackType
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 from lavis_ext import __version__
 from lavis_ext.common.config.cards import Artifact
@@ -43,6 +43,8 @@ STORED, DEFLATED = 0, 8
 FEW_FILES = 10_000
 CODES = "QIqQH"
 """Type codes of `array` for the columns of a table: sizes, CRCs, offsets, packed sizes, methods."""
+UNREADABLE = (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError)
+"""What reading damaged bookkeeping raises; JSON that is nested too deep a RecursionError."""
 Proof = Literal["sha256", "md5", "size", "crc", "none"]
 """How bytes were verified: by a declared digest or size, or by the CRC-32s in their archive's own directory."""
 State = Literal["recorded", "present", "partial", "archive", "missing"]
@@ -188,16 +190,37 @@ def read_record(root: Path, artifact: Artifact) -> ArtifactRecord | None:
         if tree.pop("format") != FORMAT:
             return None
         table = tree.pop("table", None)
-        return ArtifactRecord(**{**tree, "origin": Origin(**tree["origin"]), "table": tuple(table) if table else None})
+        record = ArtifactRecord(
+            **{**tree, "origin": Origin(**tree["origin"]), "table": tuple(table) if table else None}
+        )
+        if not _is_typed(record):
+            raise TypeError("a value of another type")
+        return record
     except (FileNotFoundError, NotADirectoryError):
         if not record_path(root, artifact, "stamps").exists():
             return None
         from lavis_ext.prepare.legacy import old_record
 
         return old_record(root, artifact)
-    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+    except UNREADABLE as error:
         log.warning("%s: cannot be read and is ignored (%s)", path, error)
         return None
+
+
+def _is_typed(record: ArtifactRecord) -> bool:
+    """Whether every value is of the type that is declared."""
+    origin, maps = record.origin, (record.folders, record.wanted)
+    texts = [record.artifact, record.file, record.fetched_from, record.validator, record.equivalence, record.against]
+    texts += [record.when, record.version, origin.url]
+    texts += [text for text in (record.sha256, origin.sha256, origin.md5) if text is not None]
+    counts = [record.files, record.bytes, *(n for n in (record.size, record.listed, origin.size) if n is not None)]
+    if not all(isinstance(one, dict) for one in maps):
+        return False
+    texts += [key for one in maps for key in one]
+    counts += [value for one in maps for value in one.values()]
+    kinds = record.verified in get_args(Proof) and record.state in ("complete", "partial", "packed")
+    table = record.table is None or tuple(map(type, record.table)) == (str, int)
+    return kinds and table and all(isinstance(one, str) for one in texts) and all(type(one) is int for one in counts)
 
 
 def write_record(
@@ -257,7 +280,7 @@ class MemberTable:
             from lavis_ext.prepare.legacy import old_table
 
             return old_table(root, artifact)
-        except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+        except UNREADABLE as error:
             log.warning("%s: cannot be read and is ignored (%s)", path, error)
             return None
         table.digest = digest
@@ -391,7 +414,7 @@ class Journal:
         try:
             head, *lines = self.path.read_bytes().split(b"\n")
             kept = decode_json(head)
-        except (OSError, ValueError):
+        except UNREADABLE:
             return
         if not isinstance(kept, dict) or kept.get("table") != self._head["table"]:
             return
@@ -456,7 +479,8 @@ def inspect(
         record = replace(record, origin=Origin.of(artifact), verified="sha256", against="the card")
     path = root / artifact.file
     if artifact.unpack is None or (record is not None and record.state == "packed"):
-        return _inspect_file(path, record, other)
+        lost = record is not None and record.state == "packed" and not _has_table(root, artifact, record)
+        return _inspect_file(path, None if lost else record, other)
     size = path.stat().st_size if path.is_file() else None
     found = _inspect_members(root, artifact, record) if record is not None else None
     if found is not None:

@@ -16,7 +16,15 @@ from lavis_ext.common.config.cards import Artifact, Cards
 from lavis_ext.common.config.schema import DatasetConfig, SplitCounts
 from lavis_ext.common.errors import AccessError, ConfigError, IntegrityError, LavisExtError, PartialError
 from lavis_ext.common.files import decode_json, write_atomic
-from lavis_ext.prepare.records import BOOKKEEPING, MemberTable, OnDisk, bookkeeping, family_folder, folder_times
+from lavis_ext.prepare.records import (
+    BOOKKEEPING,
+    UNREADABLE,
+    MemberTable,
+    OnDisk,
+    bookkeeping,
+    family_folder,
+    folder_times,
+)
 from lavis_ext.prepare.report import ArtifactState, SplitState
 from lavis_ext.prepare.selection import ArtifactRequest, Chosen, Selection
 
@@ -228,7 +236,7 @@ class SplitCounter:
         """What a `counts.json` holds: counts by split, and the times of the folders in which they were counted."""
         if path not in self._kept:
             self._kept[path] = {"format": 1, "splits": {}, "folders": {}}
-            with suppress(OSError, ValueError, TypeError, KeyError):
+            with suppress(*UNREADABLE):
                 tree = decode_json(path.read_bytes())
                 if tree["format"] == 1 and isinstance(tree["splits"], dict) and isinstance(tree["folders"], dict):
                     self._kept[path] = tree

@@ -12,6 +12,7 @@ from accelerate import Accelerator
 from lavis_ext.common.config.resolve import cache_root
 from lavis_ext.common.config.schema import Config, DatasetConfig, ModelConfig
 from lavis_ext.common.errors import ConfigError, Problem, nearest
+from lavis_ext.common.files import expanded
 from lavis_ext.common.types import Dataset
 from lavis_ext.datasets.builders import BuildContext, NotPreparedError, build_datasets
 from lavis_ext.datasets.datasets.base_dataset import BaseDataset, ItemDataset
@@ -50,7 +51,7 @@ def own_storage(config: Config, name: str, error: NotPreparedError) -> list[Prob
     found = []
     for problem in error.problems:
         for key, paths in mine.items():
-            roots = [str(Path(config.cache_root) / Path(path).expanduser()) for path in paths]
+            roots = [str(Path(config.cache_root) / expanded(path)) for path in paths]
             if any(problem.where.startswith(root.rstrip("/")) for root in roots):
                 way_out = f"correct it, or remove it where `lavis-ext prepare {name}` put the files"
                 found.append(Problem(f"{config.places[key]} {key}", f"{problem.where}: {problem.what}", way_out))
@@ -218,7 +219,7 @@ def weights_of(config: Config) -> Iterator[tuple[str, str]]:
 
 def find_folder(name: str) -> Path | None:
     """The folder of weights below cache_root, or as given; None where it is elsewhere (a hub's name)."""
-    given = Path(name).expanduser()
+    given = expanded(name)
     for place in (cache_root() / given, given):
         if place.exists():
             return place if place.is_dir() else place.parent

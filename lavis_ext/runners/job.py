@@ -20,7 +20,7 @@ from accelerate.utils import broadcast_object_list
 from lavis_ext.browse import write_run_report
 from lavis_ext.common.config.schema import Config, DatasetConfig
 from lavis_ext.common.errors import ConfigError, DiskError, LavisExtError, OwnedError, Problem
-from lavis_ext.common.files import decode_json
+from lavis_ext.common.files import decode_json, expanded
 from lavis_ext.common.secrets import identity, redact, redact_tree
 from lavis_ext.fetch import Policy
 from lavis_ext.fetch.lock import Ownership
@@ -181,7 +181,7 @@ def about(config: Config) -> dict[str, Any]:
 
 def choose_folder(config: Config, accelerator: Accelerator) -> Path:
     """`output_dir/<job id>`, the same on all ranks; without `run.job_id` the start time, made unique."""
-    root = Path(config.run.output_dir).expanduser().absolute()
+    root = expanded(config.run.output_dir).absolute()
     name = config.run.job_id or time.strftime("%Y%m%d-%H%M%S")
     if not config.run.job_id:
         taken = {path.name for path in root.glob(f"{name}*")}

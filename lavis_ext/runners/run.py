@@ -14,6 +14,7 @@ from lavis_ext.common.config.check import require_sizes
 from lavis_ext.common.config.schema import Config, ModelConfig
 from lavis_ext.common.config.script import Config as Script
 from lavis_ext.common.errors import ConfigError, DiskError
+from lavis_ext.common.files import expanded
 from lavis_ext.common.registry import runners, tasks
 from lavis_ext.features.vocabulary import LabelVocabulary
 from lavis_ext.models.settings import names_url
@@ -252,7 +253,7 @@ def require_space(job: Job, runner: RunnerBase) -> None:
 
 def named_checkpoint(path: str) -> Path:
     """The folder of a checkpoint, or the newest one of a run's folder; raises ConfigError for what is neither."""
-    folder = Path(path).expanduser().absolute()
+    folder = expanded(path).absolute()
     if not folder.exists():
         raise ConfigError(f"run.resume_ckpt_path {path}", "no such folder", "name a checkpoint or the folder of a run")
     if folder.is_file():

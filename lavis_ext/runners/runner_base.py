@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import math
 import signal
@@ -23,6 +22,7 @@ from torch import Tensor, nn
 from lavis_ext.common.config.schema import OpenModelConfig, RunConfig
 from lavis_ext.common.dist_utils import get_world_size
 from lavis_ext.common.errors import ConfigError, Preempted, TrainingError
+from lavis_ext.common.files import decode_json, expanded
 from lavis_ext.common.registry import registry, runners
 from lavis_ext.common.types import Batch
 from lavis_ext.common.utils import now
@@ -116,7 +116,7 @@ class RunnerBase:
         self.config, self.task, self.model, self.datasets = cfg, task, model, datasets
         self.job_id = job_id or now()
         self.batches: Any = None
-        self.output_dir = Path(cfg.run_cfg.get("output_dir", "output")).expanduser().absolute() / self.job_id
+        self.output_dir = expanded(Path(cfg.run_cfg.get("output_dir", "output"))).absolute() / self.job_id
         self.note_folders(self.output_dir)
 
     @classmethod
@@ -367,7 +367,7 @@ class RunnerBase:
             self.model.load_trainable_state(checkpoint.load(folder).model)
         scripts: Any = import_module("lavis_ext.runners.run")
         job = scripts.evaluate(scripts.file_of(self, evaluate=True), None, self)
-        found: dict[str, Any] = json.loads((job / "evaluate.json").read_text(encoding="utf-8"))
+        found: dict[str, Any] = decode_json((job / "evaluate.json").read_text(encoding="utf-8"))
         return found
 
     def evaluate_split(self, split: str, label: str) -> dict[str, Any]:

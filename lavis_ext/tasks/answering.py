@@ -14,7 +14,7 @@ from torch import Tensor
 
 from lavis_ext.common.config.schema import MetricConfig
 from lavis_ext.common.errors import ConfigError
-from lavis_ext.common.files import decode_json
+from lavis_ext.common.files import decode_json, expanded
 from lavis_ext.common.registry import tasks
 from lavis_ext.common.types import Batch
 from lavis_ext.metrics import measure
@@ -212,7 +212,7 @@ def find_truth(datasets: Sequence[Any], named: str | None = None) -> Truth:
     truth = Truth()
     known = [getattr(dataset, "coco_fmt_anno_file", None) for dataset in datasets]
     for path in [named] if named else [path for path in known if path]:
-        for row in read_official(Path(path).expanduser()):
+        for row in read_official(expanded(path)):
             # interned: VQAv2 has two million answers, but only few thousand different ones
             truth.answers[row["question_id"]] = [sys.intern(str(one["answer"])) for one in row["answers"]]
             if "answer_type" in row:

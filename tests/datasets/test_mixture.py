@@ -9,6 +9,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -516,6 +517,37 @@ def test_captions_end_to_end(tmp_path: Path, workers: int) -> None:
     assert ready["image"].dtype == torch.float32
     assert ready["image"].shape[1:] == (3, 32, 32)
     assert batches[0]["image_id"].dtype == torch.int64
+
+
+def test_a_seed_gives_the_order_that_it_gave_in_earlier_versions() -> None:
+    """Written as numbers: another order would change every run, and break the resume of every checkpoint."""
+    sources = (MixtureSource("a", 6), MixtureSource("b", 5))
+    weighted = BatchPlan(sources, batch_size=2, seed=3, weights=(2.0, 1.0), drop_last=True)
+    assert [(spec.source, spec.pass_index, spec.indices) for spec in weighted.specs(1)] == [
+        (0, 1, (2, 3)), (1, 0, (2, 0)), (0, 1, (1, 4)), (0, 2, (3, 2)), (1, 1, (1, 0)),
+    ]  # fmt: skip
+    first = next(iter(weighted.specs(0)))
+    assert weighted.seeds(first) == [8828114066495822045, 8223091564656325421]
+    assert weighted.spares(first) == (3, 0, 0, 5, 3, 5, 2, 3, 3, 3, 3, 0, 5, 1, 0, 2)
+    lengths = np.array([[(7 * i) % 10, (3 * i) % 8] for i in range(24)], np.int32)
+    two = (MixtureSource("a", 24, lengths=lengths), MixtureSource("b", 5))
+    assert [spec.indices for spec in BatchPlan(two, batch_size=2, seed=3, window=3).specs(1)] == [
+        (13, 10), (20, 2), (17, 14), (1, 0), (12, 23), (6, 19), (16, 0), (5, 22), (4,), (4, 21), (9, 18), (15, 1),
+        (11, 7), (2, 3), (8, 3),
+    ]  # fmt: skip
+    one = (MixtureSource("a", 24, lengths=lengths[:, :1]),)
+    assert [spec.indices for spec in BatchPlan(one, batch_size=2, seed=3, window=3).specs(0)] == [
+        (1, 11), (21, 17), (16, 10), (8, 4), (5, 15), (14, 7), (23, 3), (6, 0), (9, 19), (20, 13), (18, 22), (12, 2),
+    ]  # fmt: skip
+
+
+def test_every_sample_of_a_stream_is_augmented_by_a_draw_of_its_own() -> None:
+    seen_at = set()
+    for rank in (0, 1):
+        mix = Mixture({"s": RawShards(8)}, batch_size=2, rank=rank, world=2, num_workers=0)
+        batches = [batch for _ in range(2) for batch in mix]
+        seen_at |= {image.numpy().tobytes() for batch in batches for image in batch["image"]}
+    assert len(seen_at) == 16, "over batches, epochs and ranks"
 
 
 def test_what_is_not_asked_for_is_a_shuffled_epoch_of_seed_0_on_one_rank() -> None:

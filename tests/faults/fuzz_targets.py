@@ -472,9 +472,11 @@ def weights() -> tuple[Callable[[Any, Path], object], st.SearchStrategy[Any]]:
     import torch
     from safetensors.torch import save
 
+    from lavis_ext.features.detectors.caffe import read_caffemodel
     from lavis_ext.features.detectors.weights import read_weights
     from lavis_ext.features.vocabulary import read_labels
     from lavis_ext.models.weights import read_checkpoint
+    from tests.features.detectors.test_caffe import caffemodel
 
     state = {"model": {"a.b": torch.zeros(3), "c": torch.ones(2, 2, dtype=torch.float16)}, "epoch": 3}
     bases = {"a.safetensors": save({"a.b": torch.zeros(3), "c": torch.ones(2, 2)})}
@@ -484,6 +486,10 @@ def weights() -> tuple[Callable[[Any, Path], object], st.SearchStrategy[Any]]:
         bases[name] = stream.getvalue()
     arrays = collections.OrderedDict(a=np.zeros((2, 2), "<f4"), b=[1, "x", None])
     bases |= {f"{protocol}.pkl": pickle.dumps(arrays, protocol) for protocol in range(5)}
+    blob = np.arange(6, dtype="<f4")
+    bases["a.caffemodel"] = caffemodel({"conv1": [blob.reshape(2, 3)], "old": [blob]}) + caffemodel(
+        {"x": [blob]}, old=True
+    )
     bases["labels.pkl"] = pickle.dumps({"yes": 0, "no": 1}, 2)
     bases["labels.json"] = b'[{"id": 0, "answer": "yes"}]'
 
@@ -492,6 +498,8 @@ def weights() -> tuple[Callable[[Any, Path], object], st.SearchStrategy[Any]]:
         path.write_bytes(drawn[1])
         if drawn[0].startswith("labels"):
             read_labels(path)
+        elif path.suffix == ".caffemodel":
+            read_caffemodel(path)
         elif path.suffix == ".pkl":
             read_weights(path)
         else:

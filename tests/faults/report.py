@@ -79,21 +79,26 @@ def catalogue() -> list[Entry]:
         return [Entry(**row) for row in csv.DictReader(file)]
 
 
-def marks(tests: Path = ROOT / "tests") -> dict[str, list[str]]:
-    """The test files of each marked id, read from their source; raises ValueError for a mark that is no literal id."""
+def marks(tests: Path = ROOT / "tests") -> tuple[dict[str, list[str]], set[str]]:
+    """The test files of each id that is written out in a mark, and the files whose marks are made some other way.
+
+    Read from the source, so that it costs no import.
+    """
     found: dict[str, set[str]] = defaultdict(set)
+    made: set[str] = set()
     for path in sorted(tests.rglob("test_*.py")):
-        text = path.read_text(encoding="utf-8")
+        text, name = path.read_text(encoding="utf-8"), path.relative_to(tests.parent).as_posix()
         if "mark.fault" not in text:
             continue
         for node in ast.walk(ast.parse(text)):
             if not (isinstance(node, ast.Call) and ast.unparse(node.func).endswith("mark.fault")):
                 continue
             for argument in node.args:
-                if not (isinstance(argument, ast.Constant) and isinstance(argument.value, str)):
-                    raise ValueError(f"{path}:{node.lineno}: the ids of a fault are written out as strings")
-                found[argument.value].add(path.relative_to(tests.parent).as_posix())
-    return {name: sorted(files) for name, files in sorted(found.items())}
+                if isinstance(argument, ast.Constant) and isinstance(argument.value, str):
+                    found[argument.value].add(name)
+                else:
+                    made.add(name)
+    return {name: sorted(files) for name, files in sorted(found.items())}, made
 
 
 class Collector:
@@ -155,11 +160,11 @@ class Collector:
 def run(only: Sequence[str] = (), more: Sequence[str] = ()) -> Run:
     """Run the marked tests in this process."""
     entries = catalogue()
-    by_id = marks()
+    by_id, made = marks()
     unknown = sorted(set(by_id) - {entry.id for entry in entries})
     if unknown:
         raise SystemExit(f"not in {CATALOGUE.name}: {', '.join(f'{name} ({by_id[name][0]})' for name in unknown)}")
-    files = sorted({file for name, files in by_id.items() if not only or name in only for file in files})
+    files = sorted({file for name, files in by_id.items() if not only or name in only for file in files} | made)
     collector = Collector(only)
     begun = time.monotonic()
     words = ["-m", "fault", "-p", "no:cacheprovider", "--continue-on-collection-errors", "--rootdir", str(ROOT), *more]

@@ -507,3 +507,40 @@ def test_the_commands_on_a_read_only_root(server: Server, tmp_path: Path) -> Non
             assert run("verify", "nocaps") == 0
         finally:
             disk.read_only(False)
+
+
+# Bookkeeping that is damaged is a cache that is made again
+
+
+GARBAGE = [b"", b"{", b"[" * 100_000, b"null", b"[1]", b'{"format": 2, "a": 1}', b'"\xff"', b"1\n2\nx"]
+
+
+@pytest.mark.fault("H35")
+@pytest.mark.parametrize("more", [{}, {"max_samples": 4}, {"no_unpack": True}])
+@pytest.mark.parametrize("garbage", GARBAGE)
+def test_bookkeeping_that_cannot_be_read(garbage: bytes, more: dict[str, Any], toy: Family) -> None:
+    toy.prepare(**more)
+    before, cards = here(toy), toy.cards()
+    found = (path for path in (toy.root / "toy/.lavis_ext").rglob("*") if path.name != "ledger.jsonl")  # the engine's
+    files = [path for path in found if path.is_file()]
+    assert len(files) > 4
+    for path in files:
+        path.write_bytes(garbage)
+        status(["toy"], toy.options(), cards)
+        assert toy.prepare(**more).exit_code == 0 and here(toy) == before, path
+        assert verify(["toy"], options=toy.options(), cards=cards).exit_code == 0, path
+
+
+@pytest.mark.fault("H35")
+@pytest.mark.parametrize("value", [None, 5, -1, "x", [], {}, [[1]], {"a": []}, 10**400])
+def test_a_record_with_a_value_of_another_type(value: Any, toy: Family) -> None:
+    toy.prepare()
+    before, cards = here(toy), toy.cards()
+    for path in (toy.root / "toy/.lavis_ext/records").rglob("train*.json"):
+        for key in json.loads(path.read_text()):
+            path.write_text(json.dumps({**json.loads(path.read_text()), key: value}))
+            status(["toy"], toy.options(), cards)
+            assert verify(["toy"], options=toy.options(), cards=cards).exit_code in (0, 5), (path.name, key)
+            assert toy.prepare().exit_code == 0 and here(toy) == before, (path.name, key)
+            path.unlink()
+            assert toy.prepare().exit_code == 0

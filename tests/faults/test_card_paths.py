@@ -57,6 +57,20 @@ def test_an_address_that_is_none_does_not_stop_the_others(
     assert [main([*verb.split(), "zoo"]) for verb in ("status", "show", "prepare --dry-run")] == [0, 0, 0]
 
 
+@pytest.mark.fault("H21")
+def test_a_proxy_whose_address_is_none_is_an_error_of_the_network(
+    zoo: Any, server: Server, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("http_proxy", "https_proxy"):
+        monkeypatch.setenv(name, "http://u:c4n4ry@[bad")
+    for name in ("no_proxy", "NO_PROXY", "all_proxy", "ALL_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    zoo(server.put("/bad.json", ROWS), "zoo/bad.json", sha256=hashlib.sha256(ROWS).hexdigest())
+    assert main(["prepare", "zoo", "--quiet"]) == 4 and main(["doctor"]) == 0
+    shown = capsys.readouterr()
+    assert "c4n4ry" not in shown.out + shown.err
+
+
 @pytest.mark.fault("H25", "H26", "H31")
 @pytest.mark.parametrize(
     "storage",

@@ -310,7 +310,14 @@ def test_nobody_reads_any_more(toy: Family, tmp_path: Path, how: str) -> None:
     around = toy.environment(toy.write_card(tmp_path / "configs"))
     toy.server.script(toy.path("train.zip"), Fault(stall_at=20_000, stall=60.0 if how == "hangup" else 0.5))
     pipe = subprocess.PIPE
-    process = subprocess.Popen([*COMMAND, "prepare", "toy"], env=around, stdout=pipe, stderr=pipe, text=True)
+    process = subprocess.Popen(
+        [*COMMAND, "prepare", "toy"],
+        env=around,
+        stdout=pipe,
+        stderr=pipe,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_DFL),  # which `nohup` has ignored for all below it
+    )
     assert process.stdout is not None and process.stderr is not None
     if how == "closed":
         process.stdout.close()

@@ -50,7 +50,8 @@ def test_another_program_fills_the_disk_meanwhile(world: World, disk: Callable[.
     world.server.script("/f.bin", Fault(rate=600_000.0))
 
     def fill() -> None:
-        wait_until(lambda: world.server.sent() > 100_000)
+        parts = world.target.parent.glob
+        wait_until(lambda: any(part.stat().st_size > 150_000 for part in parts("f.bin.part*") if part.exists()))
         small.fill()
 
     other = threading.Thread(target=fill)

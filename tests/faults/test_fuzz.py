@@ -45,6 +45,7 @@ FOUND: list[tuple[str, Any]] = [
     ("urls", "https://["),
     ("urls", "A://[]"),
     ("urls", "\xe5z"),
+    ("urls", "~0"),
     ("redaction", ("", "Authorization: Bearer {}", "\r", False)),
 ]
 

@@ -836,3 +836,42 @@ def test_ended_while_packing_finished_shards_stay(
     assert ids(place) == sorted(row["image"] for row in rows)
     again = [path for path in asked(server, since) if path.startswith("/photos")]
     assert {f"/photos.example/{n}.jpg" for n in range(20)}.isdisjoint(again)
+
+
+# Bookkeeping that is damaged is a cache that is made again
+
+
+GARBAGE = [b"", b"{", b"[" * 100_000, b"null", b"[1]", b'{"format": 2, "a": 1}', b'"\xff"', b"PAR1"]
+
+
+@pytest.mark.fault("H35")
+@pytest.mark.parametrize("garbage", GARBAGE)
+@pytest.mark.parametrize("output", ["shards", "files"])
+def test_bookkeeping_of_a_list_that_cannot_be_read(
+    output: str, garbage: bytes, server: Server, tmp_path: Path, orders: Orders
+) -> None:
+    laion(server, 10)
+    for n in (2, 6):
+        server.script(f"/photos.example/{n}.jpg", Fault(times=1, status=503))
+    cards = small_shards(output=output, path="{URL.name}", storage="laion_coco/made")
+    wanted = options(server, tmp_path)
+    assert prepare(["laion_coco"], wanted, cards=cards).exit_code == 0
+    place = tmp_path / "laion_coco/made"
+    kept = {path.name: path.read_bytes() for path in place.iterdir() if path.suffix in (".tar", ".jpg")}
+    found = (path for path in (tmp_path / "laion_coco/.lavis_ext").rglob("*") if path.name != "ledger.jsonl")
+    files = [path for path in found if path.is_file()]
+    files += sorted(place.glob("*.json"))
+    assert len(files) > 10
+    for path in files:
+        if not path.exists():
+            continue
+        path.write_bytes(garbage)
+        status(["laion_coco"], wanted, cards)
+        (tmp_path / "laion_coco/.lavis_ext/lists/metadata/account.json").unlink(missing_ok=True)  # it is all read
+        report = prepare(["laion_coco"], wanted, cards=cards)
+        assert report.exit_code == 0, (path, report.lines())
+        if output == "shards":
+            assert ids(place) == [str(n) for n in range(10)], path
+        else:
+            assert {name: (place / name).read_bytes() for name in kept} == kept
+        assert verify(["laion_coco"], options=wanted, cards=cards).exit_code == 0, path

@@ -20,15 +20,15 @@ from lavis_ext.common.errors import DiskError, OwnedError
 from lavis_ext.fetch import Source, Transfer, fetch, lock
 from lavis_ext.fetch.lock import Identity, Ownership, own_identity
 from lavis_ext.runners.job import owned
+from tests.support import fetching
 from tests.support.fetchers import Fetcher, elsewhere
-from tests.support.fetching import FAST
 from tests.support.server import Fault, Server, payload, wait_until
 
 SIZE = 1_500_000
 DATA = payload(SIZE)
 SHA256 = hashlib.sha256(DATA).hexdigest()
 LONG_AGO = (1_000_000_000, 1_000_000_000)
-PATIENT = replace(FAST, owner_stall=5.0)
+FAST = replace(fetching.FAST, stall_timeout=5.0, min_speed=1.0)
 
 
 @pytest.fixture(scope="module")
@@ -302,3 +302,18 @@ def test_an_owner_file_of_another_user_is_not_taken_for_an_empty_one(
         Ownership(path, tmp_path / "f.part", replace(FAST, owner_stall=0.2)).__enter__()
         pytest.fail("it was taken over")
     assert path.exists()
+
+
+def test_a_mount_that_fails_for_a_moment_takes_no_ownership(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A training looks at its owner file after each step: a soft mount that times out once must not end it."""
+    with owned(tmp_path) as owner:
+        with monkeypatch.context() as failing:
+
+            def fail(_: Path) -> bytes:
+                raise OSError(5, "Input/output error")
+
+            failing.setattr(Path, "read_bytes", fail)
+            owner.require()
+        (tmp_path / "owner.json").write_text(json.dumps(vars(own_identity())))
+        with pytest.raises(OwnedError):
+            owner.require()

@@ -71,6 +71,7 @@ def test_a_rank_that_crashes_ends_all_and_the_checkpoint_stays(victim: int, bird
     saved = checkpoint.load_newest(birds / "runs" / job)
     assert saved is not None
     assert saved.state["progress"]["step"] == 1
+    assert facts(birds, job)["exit_code"] == (None if victim == 0 else 11), "rank 0 alone writes"
 
 
 @pytest.mark.fault("K09")

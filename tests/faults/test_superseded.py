@@ -40,6 +40,7 @@ def toy(server: Server, tmp_path: Path) -> Family:
 @pytest.fixture
 def before(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[Any, str, Callable[[], object]], list[int]]]:
     """`before(owner, name, work)`: `work` is done, elsewhere, before the first call of `owner.name`."""
+    monkeypatch.setattr(lock._HEARTBEAT, "add", lambda descriptor: None)  # its heartbeat stands still as well
 
     def patch(owner: Any, name: str, work: Callable[[], object]) -> list[int]:
         real, done = getattr(owner, name), [0]
@@ -79,12 +80,13 @@ def test_a_preparation_that_was_superseded_does_no_harm(
         path = toy.images / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(data if len(data) % 2 else data[::-1])
-    policy = replace(FAST, jobs=1)
+    policy = replace(FAST, jobs=1, stall_timeout=10.0, min_speed=1.0, owner_stall=10.0)
 
     def other() -> None:
         for owner in toy.root.rglob("*.owner"):
             os.utime(owner, LONG_AGO)
-        assert toy.prepare(policy=policy).exit_code == 0
+        report = toy.prepare(policy=policy)
+        assert report.exit_code == 0, report.lines()
 
     done = before(*MOMENTS[moment], other)
     try:

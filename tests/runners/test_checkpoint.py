@@ -139,6 +139,16 @@ def test_a_crash_while_a_step_is_replaced_loses_nothing(moment: str, tmp_path: P
     assert [p.name for p in checkpoint.candidates(tmp_path)] == ["checkpoint_3"]
 
 
+def test_the_size_that_is_told_is_that_of_what_is_written(tmp_path: Path) -> None:
+    runner = toy_runner(tmp_path, max_epoch=1)
+    told = runner.checkpoint_size()
+    runner.train()
+    saved = checkpoint.load_newest(tmp_path / "job")
+    assert saved is not None
+    moments = [v for state in saved.state["optimizer"]["state"].values() for k, v in state.items() if k != "step"]
+    assert told == sum(tensor.nbytes for tensor in [*saved.model.values(), *moments])
+
+
 def test_a_pointer_to_a_folder_that_is_gone_points_nowhere(tmp_path: Path) -> None:
     save(tmp_path, 1)
     assert checkpoint.pointed(tmp_path, "latest") == tmp_path / "checkpoint_1"

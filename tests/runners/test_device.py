@@ -99,6 +99,8 @@ def test_gradients_of_parts_and_of_the_rest_are_one_norm() -> None:
     parameters = [with_gradient(3.0), with_gradient(4.0), nn.Parameter(torch.zeros(5))]
     norm = gradient_norm(parameters)
     assert norm.item() == pytest.approx((2 * 9 + 2 * 16) ** 0.5)
+    parameters[1].device_mesh = None  # as a sharded one has: the two kinds are added up by themselves
+    assert gradient_norm(parameters).item() == pytest.approx((2 * 9 + 2 * 16) ** 0.5)
     clip_gradients(parameters, 1.0, norm.item())
     assert gradient_norm(parameters).item() == pytest.approx(1.0, rel=1e-4)
     assert gradient_norm(parameters[2:]).item() == 0.0

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ from PIL import Image
 from lavis_ext.browse import write_run_report
 from lavis_ext.datasets.readers.faults import SampleError
 from lavis_ext.runners.evaluation import write_gallery
+from tests.support.runs import toy_runner
 
 
 @dataclass
@@ -65,10 +67,28 @@ def test_a_large_split_is_thinned(tmp_path: Path) -> None:
     assert 40 <= len(index(tmp_path / "g")) <= 48
 
 
+@pytest.mark.parametrize("asked", [True, False])
+def test_an_evaluation_keeps_pictures_where_the_run_has_a_report(asked: bool, tmp_path: Path) -> None:
+    runner = toy_runner(tmp_path, valid_splits=["val"])
+    runner.evaluator.gallery = asked
+    pictures = Pictures(4)
+    runner.evaluator.feeds = {"val": SimpleNamespace(datasets={"toy": pictures}, order=SimpleNamespace(world=1))}
+    runner.evaluator._write_results(rows(4), "val", "0")
+    assert (tmp_path / "job" / "result" / "gallery" / "val" / "index.json").exists() is asked
+
+
 def test_a_later_gallery_takes_the_place_of_an_earlier_one(tmp_path: Path) -> None:
     write_gallery(rows(9), [Pictures(9)], tmp_path / "g", "val")
     write_gallery(rows(2), [Pictures(9)], tmp_path / "g", "val")
     assert {path.name for path in (tmp_path / "g").iterdir()} == {"index.json", "toy_0.jpg", "toy_1.jpg"}
+
+
+def test_captions_of_questions_are_captions(tmp_path: Path) -> None:
+    found = [{**row, "question_id": number} for number, row in enumerate(rows(3))]
+    write_gallery(found, [Pictures(3)], tmp_path / "g", "val")
+    assert [shot["said"] for shot in sorted(index(tmp_path / "g"), key=lambda shot: shot["id"])] == [
+        row["caption"] for row in found
+    ]
 
 
 @pytest.mark.parametrize("found", [[{"question_id": 1, "answer": "two"}], []])

@@ -15,10 +15,12 @@ import pytest
 import torch
 
 from lavis_ext import runners as public
+from lavis_ext.browse.run_report import moment
 from lavis_ext.common.config.decode import ConfigDecoder, read_yaml
 from lavis_ext.common.config.schema import Config, DatasetConfig, ModelConfig, RunConfig, run_config
 from lavis_ext.common.errors import ConfigError, OwnedError, PartialError, Preempted, TrainingError, UsageError
 from lavis_ext.common.registry import models, runners, tasks
+from lavis_ext.features.vocabulary import LabelVocabulary
 from lavis_ext.runners import job as job_module
 from lavis_ext.runners import run as jobs
 from lavis_ext.runners.device import build_accelerator, choose_cpu, choose_precision, deterministic
@@ -61,6 +63,7 @@ def test_a_training_leaves_all_that_it_should(tmp_path: Path) -> None:
     assert not names & {"owner.json", "nonfinite.json"}
     facts = read(job / "run.json")
     assert facts["status"] == "finished"
+    assert moment(facts["started"]) <= moment(facts["ended"])
     assert 0 < facts["seconds"] <= time.monotonic() - begun + 0.1
     assert facts["step"] == 18
     assert facts["best"]["metric"] == 0.5
@@ -137,6 +140,13 @@ def test_the_same_command_resumes(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         assert ours.read_bytes() == theirs.read_bytes()
 
 
+@pytest.mark.parametrize("content", ['"started, seconds, best"', "[]", '{"started": ', "7"])
+def test_facts_of_an_earlier_start_that_are_none_are_written_anew(content: str, tmp_path: Path) -> None:
+    (tmp_path / "job").mkdir()
+    (tmp_path / "job" / "run.json").write_text(content)
+    assert read(public.train(config(tmp_path, max_epoch=1)) / "run.json")["status"] == "finished"
+
+
 @pytest.mark.fault("K11")
 def test_a_changed_configuration_is_refused_unless_allowed(tmp_path: Path) -> None:
     job = public.train(config(tmp_path, max_epoch=1))
@@ -202,6 +212,23 @@ def test_a_report_that_fails_does_not_end_a_run(tmp_path: Path, monkeypatch: pyt
 
     monkeypatch.setattr(job_module, "write_run_report", broken)
     assert read(public.train(config(tmp_path, report=True, max_epoch=1)) / "run.json")["status"] == "finished"
+
+
+def test_answers_of_a_split_that_is_only_evaluated_must_be_those_of_training(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = {"train": ["net", "down"], "val": ["net", "blue"]}
+
+    def opened(config: Config, splits: Any) -> Any:
+        sets = {}
+        for split in splits:
+            sets[split] = ToyDataset(12, split=split)
+            sets[split].labels = LabelVocabulary([0, 1], words[split])
+        return {"toy": sets}
+
+    monkeypatch.setattr(jobs, "open_datasets", opened)
+    with pytest.raises(ConfigError, match="class 1 is 'blue'"):
+        public.train(config(tmp_path, valid_splits=["val"]))
 
 
 def test_a_run_without_a_model_is_refused(tmp_path: Path) -> None:

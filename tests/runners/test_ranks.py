@@ -17,7 +17,7 @@ import torch
 
 from lavis_ext.runners import checkpoint
 from tests.support.processes import Ended, run_ranks
-from tests.support.ranks import leave_weights, trained
+from tests.support.ranks import leave_shares, leave_weights, trained
 from tests.support.runs import LINEAR, log_lines, require_close_weights
 
 pytestmark = pytest.mark.slow
@@ -65,6 +65,14 @@ def test_a_bad_sample_of_one_rank_stops_all_and_is_named(tmp_path: Path) -> None
     told = json.loads((tmp_path / "job2" / "job" / "nonfinite.json").read_text())
     assert "7" in told["ids"]
     assert len(told["ids"]) == 2
+
+
+def test_every_rank_is_handed_the_work_of_all(tmp_path: Path) -> None:
+    done = run_ranks(leave_shares, 2, (str(tmp_path),), tmp_path)
+    assert done.returncode == 0, done.stderr[-3000:]
+    for rank in (0, 1):
+        handed = json.loads((tmp_path / f"handed_{rank}.json").read_text())
+        assert handed == [["val", 0, 2, 4], ["val", 1, 2, 4]]
 
 
 @pytest.mark.parametrize("arch", ["", "blip2_opt"])

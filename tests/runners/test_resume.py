@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import shutil
 import signal
 import time
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from lavis_ext.runners import checkpoint
 from lavis_ext.runners.microbatch import Step
 from lavis_ext.runners.runner_base import Hook, RunnerBase
 from tests.support import kill
@@ -66,6 +68,18 @@ def test_a_cut_between_checkpoints_repeats_the_steps_since(tmp_path: Path, strai
     runner.train()
     assert weights(runner) == straight[0]
     assert log_lines(tmp_path) == straight[1]
+
+
+def test_a_checkpoint_from_before_the_first_line_of_the_log_is_resumed(tmp_path: Path) -> None:
+    keys: dict[str, Any] = {"log_freq": 4, "save_steps": 1, "keep_checkpoints": 99, "max_epoch": 1}
+    toy_runner(tmp_path, **keys).train()
+    whole = log_lines(tmp_path)
+    *later, first = checkpoint.candidates(tmp_path / "job")
+    assert (first.name, len(whole)) == ("checkpoint_1", 2)
+    for folder in later:
+        shutil.rmtree(folder)
+    resumed(tmp_path, **keys).train()
+    assert log_lines(tmp_path) == whole
 
 
 def test_a_different_seed_gives_different_numbers(tmp_path: Path, straight: Any) -> None:

@@ -34,6 +34,12 @@ def test_any_tree_survives_json(tree: Any) -> None:
     assert unpack(json.loads(json.dumps(pack(tree, tensors))), tensors) == tree
 
 
+def test_numbers_of_numpy_become_plain_ones() -> None:
+    tree = {"a": np.int64(3), "b": np.float32(0.5), "c": np.bool_(True), "d": np.array([1, 2]), np.int64(7): "e"}
+    packed = json.loads(json.dumps(pack(tree, {})))
+    assert unpack(packed, {}) == {"a": 3, "b": 0.5, "c": True, "d": [1, 2], 7: "e"}
+
+
 def test_an_optimizer_survives() -> None:
     layer = torch.nn.Linear(3, 2)
     optimizer = torch.optim.AdamW(layer.parameters(), lr=0.1)

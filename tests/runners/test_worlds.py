@@ -97,6 +97,19 @@ def test_a_model_that_compares_samples_is_refused(tmp_path: Path) -> None:
         runner.reshard(ShardedSteps(2, 1, parts_per_rank=2), "here")
 
 
+def test_a_length_of_which_the_last_step_cannot_be_shared_is_refused(tmp_path: Path) -> None:
+    """Seven micro-batches in steps of two."""
+    for total, refused in ((8, False), (7, True)):
+        runner = toy_runner(tmp_path / str(total), max_epoch=None, max_iters=total, accum_grad_iters=1)
+        runner.batches.reshard = lambda parts, concurrent: None
+        if refused:
+            with pytest.raises(ConfigError, match="over 2 ranks"):
+                runner.reshard(ShardedSteps(1, 2, concurrent=2), "here")
+        else:
+            runner.reshard(ShardedSteps(1, 2, concurrent=2), "here")
+            assert (runner.plan.per_epoch, runner.plan.total, runner.plan.window) == (12, 8, 2)
+
+
 @pytest.mark.slow
 @pytest.mark.fault("K12")
 def test_two_ranks_become_one_and_two_again(tmp_path: Path) -> None:

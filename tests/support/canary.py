@@ -41,7 +41,7 @@ def holding(*roots: Path) -> list[Path]:
 @pytest.hookimpl(trylast=True)
 def pytest_runtest_logreport(report: pytest.TestReport) -> None:
     """Look through what a test that passed printed and logged, beyond what it read itself."""
-    if report.passed and MARK in report.capstdout + report.capstderr + report.caplog:
+    if report.when == "call" and report.passed and MARK in report.capstdout + report.capstderr + report.caplog:
         _leaks.append(f"printed by {report.nodeid}")
 
 

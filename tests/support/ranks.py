@@ -37,5 +37,15 @@ def leave_weights(folder: str, keys: dict[str, Any]) -> None:
         (Path(folder) / "weights.json").write_text(json.dumps(found))
 
 
+def leave_shares(folder: str) -> None:
+    """Evaluate with a task that divides its work; each rank writes what it was handed of all."""
+    runner = toy_runner(Path(folder), valid_splits=["val"])
+    handed: list[Any] = []
+    runner.task.share = lambda rows, split, datasets, rank, world: (split, rank, world, len(rows))
+    runner.task.receive = handed.extend
+    runner.evaluate("val", "0")
+    (Path(folder) / f"handed_{runner.accelerator.process_index}.json").write_text(json.dumps(handed))
+
+
 if __name__ == "__main__":
     leave_weights(sys.argv[1], json.loads(sys.argv[2]))

@@ -13,6 +13,7 @@ import torch
 from lavis_ext.common.config.check import check_file, load_checked, require_sizes
 from lavis_ext.common.config.resolve import load_config
 from lavis_ext.common.errors import ConfigError, IntegrityError, NetworkError
+from lavis_ext.common.lavis import out_of_scope
 from lavis_ext.fetch.mirrors import mirror_path
 from lavis_ext.models.weights import FETCHED, own_checkpoint, read_checkpoint, to_upstream, with_local_weights
 from lavis_ext.models.zoo import build_model
@@ -194,6 +195,11 @@ def test_what_is_not_served_is_the_first_and_only_cause(
     assert len(found) == 1
     assert found[0].startswith(f"{path}:{line} ")
     assert whose in found[0] and "not served here" in found[0] and "did you mean" not in found[0]
+
+
+def test_a_name_of_ones_own_is_not_lavis() -> None:
+    for kind, name in (("model", "blip_mine"), ("dataset", "coin_pictures"), ("processor", "gpt_texts"), ("task", "x")):
+        assert out_of_scope(kind, name) == ""
 
 
 LAVIS_MODEL = """

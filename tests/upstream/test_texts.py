@@ -9,12 +9,12 @@ import pytest
 import torch
 import torch.distributed as dist
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
-from transformers import PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerFast, T5Config, T5ForConditionalGeneration
 
 from lavis_ext.common.errors import ConfigError
 from lavis_ext.models.generation import Search, WrittenPenalty
 from lavis_ext.models.text import IGNORED
-from tests.support.blip2 import small_batch, small_of
+from tests.support.blip2 import small_batch, small_model, small_of
 from tests.support.processes import run_ranks
 
 WORDS = "a the man red circle dog on of photo what is it ? Question: Answer:".split()  # noqa: SIM905
@@ -128,6 +128,21 @@ def test_t5_cuts_plain_captions_in_training() -> None:
     whole = [f"{head} {tail}".strip() for head, tail in zip(heads, tails, strict=True)]
     assert set(whole) == set(captions)
     assert {len(head.split()) for head in heads} == {0, 1, 2, 3}
+
+
+def test_a_t5_of_its_own_gets_the_activation_that_lavis_gives_it(tmp_path: Path) -> None:
+    small = small_model()
+    small.net.save_pretrained(tmp_path / "blip2")
+    small.text.tokenizer.save_pretrained(tmp_path / "blip2")
+    sizes = {"d_model": 32, "d_kv": 16, "d_ff": 32, "num_layers": 1, "num_heads": 2, "vocab_size": 64}
+    T5ForConditionalGeneration(T5Config(**sizes, feed_forward_proj="gated-gelu")).save_pretrained(tmp_path / "t5")
+    unigram(tmp_path / "t5")
+    places = {"pretrained": str(tmp_path / "blip2"), "t5_model": str(tmp_path / "t5")}
+    model = small_of("blip2_t5", load_pretrained=True, tokenizer=None, sizes={}, **places)
+    feed = model.net.language_model.encoder.block[0].layer[1].DenseReluDense
+    at = torch.linspace(-3, 3, 13)
+    torch.testing.assert_close(feed.act(at), torch.nn.functional.gelu(at))
+    assert model.net.config.text_config.dense_act_fn == "gelu"
 
 
 def one_of_two(out: str) -> None:

@@ -134,7 +134,8 @@ def _environment() -> list[MachineCheck]:
     }
     hosts = ", ".join(f"{name} → {split_url(value).hostname}" for name, value in proxies.items()) or "none"
     secrets = [n for n in os.environ if n.startswith("LAVIS_EXT_AZURE_SAS_")] + ["HF_TOKEN"]
-    switches = {n: os.environ[n] for n in ("LAVIS_EXT_OFFLINE", "HF_HUB_OFFLINE") if n in os.environ}
+    names = ("LAVIS_EXT_OFFLINE", "LAVIS_EXT_ALLOW_PRIVATE", "HF_HUB_OFFLINE")
+    switches = {name: os.environ[name] for name in names if name in os.environ}
     mirror = "set" if os.environ.get("LAVIS_EXT_MIRROR") else "unset"
     return [
         MachineCheck("proxy", "ok", hosts),

@@ -21,7 +21,7 @@ from lavis_ext.common.config.decode import ConfigDecoder, join, mappings_only, r
 from lavis_ext.common.config.schema import BuildInfo, Config, DatasetConfig, ModelConfig, RunConfig
 from lavis_ext.common.config.yamlio import MAX_DEPTH, read_value, shown
 from lavis_ext.common.errors import ConfigError, Problem, UsageError, nearest
-from lavis_ext.common.files import checked_path, read_errors
+from lavis_ext.common.files import checked_path, expanded, read_errors
 from lavis_ext.common.lavis import SERVED, out_of_scope
 from lavis_ext.common.lavis import WAY_OUT as LAVIS
 from lavis_ext.common.names import NAMES
@@ -37,7 +37,7 @@ STUDENT_ONLY = ("num_hidden_layers", "layers", "load_finetuned", "finetuned")
 
 def config_roots() -> list[Path]:
     """Folders of YAML, first wins: those of `LAVIS_EXT_CONFIGS` (`:`-separated), then the shipped one."""
-    own = [Path(p).expanduser() for p in os.environ.get("LAVIS_EXT_CONFIGS", "").split(os.pathsep) if p]
+    own = [expanded(p) for p in os.environ.get("LAVIS_EXT_CONFIGS", "").split(os.pathsep) if p]
     inside = PACKAGE / "configs"
     return [*own, inside if inside.is_dir() else PACKAGE.parent / "configs"]
 
@@ -83,8 +83,11 @@ def cache_root_origin(option: str | Path | None = None) -> tuple[str, str]:
 def home_of(path: str | Path, where: str = "") -> Path:
     """A path with `~` expanded; raises ConfigError at `where` for one that no disk can hold, or of an unknown user."""
     try:
-        return checked_path(Path(path).expanduser())
-    except (RuntimeError, ValueError) as error:
+        found = checked_path(expanded(path))
+        if found.parts and found.parts[0].startswith("~"):
+            raise ValueError("there is no such user")
+        return found
+    except ValueError as error:
         raise ConfigError(
             where or shown(str(path)), f"is no path ({error})", "write a path that can be there"
         ) from error
@@ -322,7 +325,8 @@ def draft(path: str | Path, options: Sequence[str] = ()) -> tuple[Config | None,
         places[key] = "--options"
     decoder = ConfigDecoder(places, lenient=(file.parent / "run.json").is_file())
     wanted = modernise(mappings_only(_placed_merge(user, given, decoder), decoder), file)
-    taken_out = [name for name, body in (given.get("datasets") or {}).items() if body is None]
+    changed = given.get("datasets")
+    taken_out = [k for k, body in changed.items() if body is None] if isinstance(changed, Mapping) else []
     wanted["datasets"] = {k: v for k, v in (wanted.get("datasets") or {}).items() if k not in taken_out}
     wanted["plugins"] = import_plugins(wanted.get("plugins"), file, places.get("plugins", str(file)))
     for section in wanted:

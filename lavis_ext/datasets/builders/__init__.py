@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from lavis_ext.common.config.cards import load_cards
 from lavis_ext.common.errors import UsageError
+from lavis_ext.common.files import expanded
 from lavis_ext.common.registry import registry
 from lavis_ext.common.types import Dataset
 from lavis_ext.datasets.builders.base_dataset_builder import (
@@ -56,7 +57,7 @@ def load_dataset(
     builder = kind(cfg_path)
     if vis_path is not None:
         builder.config.build_info.setdefault("images", {})
-        builder.config.build_info.images.storage = str(Path(vis_path).expanduser().absolute())
+        builder.config.build_info.images.storage = str(expanded(vis_path).absolute())
     found: dict[str, Dataset] = builder.build_datasets()
     return found
 

@@ -18,6 +18,7 @@ from lavis_ext.common.config.schema import DatasetConfig
 from lavis_ext.common.config.script import reading
 from lavis_ext.common.dist_utils import is_main_process
 from lavis_ext.common.errors import ConfigError, nearest
+from lavis_ext.common.files import expanded
 from lavis_ext.common.registry import builders
 from lavis_ext.common.types import Dataset
 from lavis_ext.common.utils import find_yaml
@@ -152,7 +153,7 @@ class BaseDatasetBuilder:
         from lavis_ext.datasets.builders.context import annotation_paths, build_each, not_prepared, with_storage_root
 
         config = with_storage_root(self.declaration())
-        folder = context.cache_root / Path(config.build_info.images.storage).expanduser()
+        folder = context.cache_root / expanded(config.build_info.images.storage)
         if not folder.is_dir():
             log.warning("%s: there is no folder of images %s", config.name, folder)  # a class may need none
 

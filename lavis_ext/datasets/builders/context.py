@@ -11,6 +11,7 @@ from typing import Any
 from lavis_ext.common.config.cards import load_cards
 from lavis_ext.common.config.schema import AnnotationConfig, DatasetConfig, own_keys
 from lavis_ext.common.errors import PartialError
+from lavis_ext.common.files import expanded
 from lavis_ext.common.registry import builders
 from lavis_ext.common.types import Dataset
 from lavis_ext.datasets.builders.settings import ImageKeys
@@ -121,7 +122,7 @@ def with_storage_root(config: DatasetConfig) -> DatasetConfig:
     info = config.build_info
     if not info.storage:
         return config
-    base, cards = Path(info.storage[0]).expanduser(), load_cards()
+    base, cards = expanded(info.storage[0]), load_cards()
     paths = {split: cards.annotation_paths(config, split) for split in info.annotations}
     files = {split: AnnotationConfig(storage=[rebase(base, path) for path in some]) for split, some in paths.items()}
     images = replace(info.images, storage=rebase(base, info.images.storage))
@@ -168,11 +169,11 @@ def annotation_paths(config: DatasetConfig, split: str, context: BuildContext) -
         # a YAML of LAVIS repeats where LAVIS puts its own form of the split: the other form is as good
         annotation, config = plain, without
     stored = annotation.storage or cards.annotation_paths(config, split)
-    paths = [context.cache_root / Path(storage).expanduser() for storage in stored]
+    paths = [context.cache_root / expanded(storage) for storage in stored]
     if annotation.instead and not annotation.storage:
         others = [context.cache_root / path for path in cards.annotation_paths(config, split, instead=True)]
         paths = others if _prefers(others, paths) else paths
-    locals_ = [Path(url).expanduser() if "://" not in url else None for url in annotation.url]
+    locals_ = [expanded(url) if "://" not in url else None for url in annotation.url]
     for i, local in enumerate(locals_[: len(paths)]):
         if local is not None and local.is_file() and not paths[i].is_file():
             paths[i] = local

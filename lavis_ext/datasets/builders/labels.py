@@ -43,7 +43,8 @@ class LabelDataset(ImageTextDataset):
     def displ_item(self, index: int) -> OrderedDict[str, Any]:
         """What a browser shows of a sample: file, sentence, label, image (LAVIS' method)."""
         row, sample = self.row(index), self[index]
-        shown = {"file": PurePosixPath(self.image_name(row)).name, "sentence": row.get("sentence")}
+        name = str(row.get("image") or self.image_name(row))
+        shown = {"file": PurePosixPath(name).name, "sentence": row.get("sentence")}
         return OrderedDict({**shown, "label": row.get("label"), "image": sample["image"]})
 
     def id_key(self, row: Row) -> str | None:

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, overload
 import pyarrow as pa
 
 from lavis_ext.common.errors import ConfigError, DiskError, IntegrityError
-from lavis_ext.common.files import decode_json, replacing
+from lavis_ext.common.files import decode_json, expanded, replacing
 from lavis_ext.datasets.readers.parse import Row, RowSource, files_of, parse_rows
 
 if TYPE_CHECKING:
@@ -244,7 +244,7 @@ def cache_places(source: Path | RowSource) -> list[Path]:
     absolute = files_of(source)[0].absolute()
     whole = f"{absolute.parent}/{source.name}"
     name = f"{hashlib.sha256(whole.encode()).hexdigest()[:16]}-{source.name}.arrow"
-    user = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "lavis_ext" / "annotations"
+    user = expanded(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "lavis_ext" / "annotations"
     spare = Path(tempfile.gettempdir()) / f"lavis_ext-{os.getuid() if hasattr(os, 'getuid') else 0}"
     return [absolute.parent / FOLDER / f"{source.name}.arrow", user / name, spare / name]
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, NamedTuple
 
 from lavis_ext.common.errors import ConfigError, IntegrityError, UnsafeError
-from lavis_ext.common.files import read_object
+from lavis_ext.common.files import expanded, read_object
 from lavis_ext.datasets.readers.faults import SampleError
 
 if TYPE_CHECKING:
@@ -82,7 +82,8 @@ class Shard:
         if check and not isinstance(crcs, str):
             way_out = "prepare it again, or leave out run.check_shards (`lavis-ext verify` compares whole shards)"
             raise ConfigError(str(path), "its manifest has no CRC of each sample", way_out)
-        samples, fault = manifest.get("samples"), ""
+        samples: Any = manifest.get("samples")
+        fault = ""
         if not _is_count(samples):
             samples = read_object(path.with_name(f"{path.stem}_stats.json")).get("successes")
         elif _is_count(manifest.get("bytes")) and manifest["bytes"] != size:
@@ -319,7 +320,7 @@ def refuse_scheme(pattern: str, where: str) -> None:
 
 def fixed_folder(pattern: str, root: Path) -> Path:
     """The folder that holds everything a pattern names: its path up to the first wildcard."""
-    path = root / Path(pattern).expanduser()
+    path = root / expanded(pattern)
     wild = next((i for i, part in enumerate(path.parts) if WILD.search(part)), None)
     if wild is not None:
         return Path(*path.parts[:wild])
@@ -327,7 +328,7 @@ def fixed_folder(pattern: str, root: Path) -> Path:
 
 
 def _expand(pattern: str, root: Path, where: str) -> list[Path]:
-    path = root / Path(pattern).expanduser()
+    path = root / expanded(pattern)
     if BRACES.search(pattern):
         return _expand_braces(pattern, root, where)
     if path.is_dir():
@@ -348,7 +349,7 @@ def _expand_braces(pattern: str, root: Path, where: str) -> list[Path]:
         raise ConfigError(where, f"'{pattern}' names more than {MOST:,} shards", "correct the range")
     if any(WILD.search(name) for name in names):
         return [path for name in names for path in _expand(name, root, where)]
-    paths = [root / Path(name).expanduser() for name in names]
+    paths = [root / expanded(name) for name in names]
     absent = [path for path in paths if not path.is_file()]
     if absent:
         what = f"'{pattern}' names {len(paths):,} shards, {len(absent):,} of them are absent: {_shown(absent)}"

@@ -42,7 +42,7 @@ def read_caffemodel(path: Path) -> Tensors:
                 raise _Truncated("layers in the form of before 2014")
             if number == LAYER and isinstance(value, memoryview):
                 found |= _layer(value)
-    except (ValueError, struct.error, IndexError) as error:
+    except (ValueError, struct.error, IndexError, OverflowError) as error:
         raise IntegrityError(str(path), f"is no whole caffemodel: {error}", "fetch it again") from error
     return found
 
@@ -95,7 +95,7 @@ def _blob(message: memoryview) -> Tensor:
     """A blob as float32; the four sizes of old files lose their leading ones."""
     shape: list[int] | None = None
     old = [1, 1, 1, 1]
-    numbers = np.zeros(0, np.float32)
+    parts = [np.zeros(0, np.float32)]
     for number, value in _fields(message):
         if isinstance(value, int):
             if 1 <= number <= 4:
@@ -104,11 +104,11 @@ def _blob(message: memoryview) -> Tensor:
             shape = list(_dims(value))
         elif number in (BLOB_DATA, BLOB_DOUBLES):
             kind = "<f4" if number == BLOB_DATA else "<f8"
-            numbers = np.concatenate([numbers, np.frombuffer(value, kind).astype(np.float32)])
+            parts.append(np.frombuffer(value, kind).astype(np.float32))
     if shape is None:
         first = next((place for place, size in enumerate(old) if size != 1), 3)
         shape = old[first:]
-    return torch.from_numpy(numbers.reshape(shape))
+    return torch.from_numpy(np.concatenate(parts).reshape(shape))
 
 
 def _dims(message: memoryview) -> Iterator[int]:

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
-from pathlib import Path
 
 import torch
 from torch import nn
 
 from lavis_ext.common.errors import UsageError
-from lavis_ext.common.files import sha256_of
+from lavis_ext.common.files import expanded, sha256_of
 from lavis_ext.common.registry import detectors
 from lavis_ext.features.detectors.base import DetectorOptions
 from lavis_ext.features.detectors.c4 import (
@@ -95,7 +94,7 @@ def published(name: str, settings: C4Settings, naming: TensorNames, options: Det
     """A detector with weights from a file; raises UsageError where none is named, IntegrityError if they do not fit."""
     if options.weights is None:
         raise UsageError(name, "needs its weights", f"name the file ({naming.title}) with --weights")
-    path = Path(options.weights).expanduser()
+    path = expanded(options.weights)
     with torch.device("meta"):
         network = C4Network(settings.layers)
     tensors = read_caffemodel(path) if naming is CAFFE else read_weights(path)

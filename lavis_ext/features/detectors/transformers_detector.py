@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from lavis_ext.common.errors import ConfigError, IntegrityError, NetworkError, UsageError
-from lavis_ext.common.files import sha256_of
+from lavis_ext.common.files import expanded, sha256_of
 from lavis_ext.common.registry import detectors
 from lavis_ext.features.detectors import ops
 from lavis_ext.features.detectors.base import GEOMETRY, DetectedRegions, DetectorOptions, checked, geometry, read_names
@@ -66,7 +66,7 @@ class QueryDetector:
     def identity(self) -> dict[str, object]:
         """Name, settings and weights, as JSON can hold them."""
         weights = str(self.options.weights)
-        files = sorted(Path(weights).expanduser().glob("*.safetensors"))
+        files = sorted(expanded(weights).glob("*.safetensors"))
         marks = [f"sha256:{sha256_of(file)}" for file in files] or [str(getattr(self.model.config, "_commit_hash", ""))]
         settings = {"conf": self.conf, "min_boxes": self.least, "max_boxes": self.most}
         more = {"precision": self.options.precision, "geometry": self.options.geometry}
@@ -138,8 +138,8 @@ def load(name: str) -> tuple[Any, Any]:
     import transformers
 
     found = (transformers.AutoImageProcessor, transformers.AutoModelForObjectDetection)
-    if Path(name).expanduser().is_dir():
-        folder = Path(name).expanduser()
+    if expanded(name).is_dir():
+        folder = expanded(name)
         processor, model = (_from_folder(kind.from_pretrained, folder) for kind in found)
     elif name.count("/") != 1 or name.startswith(("/", ".", "~")):
         raise ConfigError("hf_detector", f"no folder {name}", "name a folder in transformers' form, or owner/model")

@@ -113,7 +113,7 @@ class Npy:
     def read(self, path: Path, options: ReadOptions, start: Start) -> Rows:
         """Files in the order of their names; a pickled dict goes through the restricted reader."""
         with read_errors(path):
-            files = sorted(p for p in path.iterdir() if p.suffix in SUFFIXES and p.name[0] != ".")
+            files = sorted(p for p in path.iterdir() if p.suffix in SUFFIXES and p.name[0] != "." and p.is_file())
         files = [p for p in files if not p.name.endswith("_info.npy")]
         for number, file in enumerate(files, 1):
             if number > start.line:

@@ -11,7 +11,7 @@ from typing import Any
 from lavis_ext.common.config.cards import load_cards
 from lavis_ext.common.config.schema import DatasetConfig
 from lavis_ext.common.errors import ConfigError, IntegrityError
-from lavis_ext.common.files import decode_json
+from lavis_ext.common.files import decode_json, expanded
 from lavis_ext.common.types import Dataset
 from lavis_ext.datasets.builders.context import (
     BuildContext,
@@ -90,7 +90,7 @@ class Opening:
         if names is None:
             storage, cards = self.declared.build_info.storage, load_cards()
             declared = cards.image_paths(self.declared, self.split)
-            names = [rebase(Path(storage[0]).expanduser(), path) for path in declared] if storage else declared
+            names = [rebase(expanded(storage[0]), path) for path in declared] if storage else declared
         if not names:
             where = f"datasets.{self.config.name}.args.features"
             raise ConfigError(where, f"names no features of '{self.split}'", "name a store or a file of them")
@@ -98,7 +98,7 @@ class Opening:
 
     def path(self, name: str | Path) -> Path:
         """A file that an argument names: below cache_root, else as given."""
-        given = Path(name).expanduser()
+        given = expanded(name)
         inside = self.context.cache_root / given
         return given.absolute() if not inside.exists() and given.exists() else inside
 

@@ -120,6 +120,9 @@ def read_pool(path: Path) -> Pool:
 class VoltaDataset(RegionDataset):
     """Samples and batches with `features` [n,2048] and `locs` [n,5 or 7] instead of `img_feats`."""
 
+    # named again: a class with a `__getitem__` of its own and no `load` is read through the former
+    load = RegionDataset.load
+
     def __getitem__(self, index: int) -> Sample:
         """The sample with `features` and `locs` (or lists of them) instead of `regions`. Raises SampleError."""
         sample = self.fields(self.row(index), index, None)

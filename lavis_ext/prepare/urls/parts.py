@@ -12,8 +12,8 @@ from img2dataset.downloader import Downloader
 from img2dataset.writer import BufferedParquetWriter, WebDatasetSampleWriter
 
 from lavis_ext.fetch.guard import ResponseLimits, install_guard
-from lavis_ext.prepare.urls.rows import LISTED, PATH
 from lavis_ext.prepare.urls.supervise import reporting
+from lavis_ext.prepare.urls.tables import LISTED, PATH
 
 PULSE = 0.5
 

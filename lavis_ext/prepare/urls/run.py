@@ -8,48 +8,36 @@ from __future__ import annotations
 import logging
 import shutil
 import time
-from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from importlib.util import find_spec
-from itertools import islice, zip_longest
+from itertools import islice, takewhile, zip_longest
 from pathlib import Path
 
 from lavis_ext.common.errors import ConfigError, IntegrityError, PartialError
-from lavis_ext.common.files import read_object, replacing, write_json
 from lavis_ext.fetch import Progress, Silent
 from lavis_ext.fetch.lock import Ownership
 from lavis_ext.prepare.records import disk_errors
 from lavis_ext.prepare.urls.hosted import find_images, set_aside_foreign
-from lavis_ext.prepare.urls.job import (
-    PLACEHOLDER,
-    REPEATS,
-    ListAccount,
-    ListJob,
-    LostImage,
-    Pass,
-    Passing,
-    origin_of,
+from lavis_ext.prepare.urls.job import PLACEHOLDER, ListAccount, ListJob, LostImage, Pass, Passing, origin_of
+from lavis_ext.prepare.urls.passes import (
+    Advance,
+    Meter,
+    adopt,
+    begin_pass,
+    count_repeated,
+    is_complete,
+    is_silent,
+    next_shard,
+    read_outcomes,
+    read_passes,
+    read_stats,
+    read_status,
 )
-from lavis_ext.prepare.urls.rows import (
-    ID,
-    LISTED,
-    ROW,
-    ListedImage,
-    TableIndex,
-    fingerprint,
-    read_table,
-    read_tables,
-    set_file_aside,
-    table_folders,
-    write_rows,
-    write_tables,
-)
+from lavis_ext.prepare.urls.rows import ListedImage, set_file_aside
 from lavis_ext.prepare.urls.shards import (
-    RowOutcome,
     ShardManifest,
-    classify_failure,
     describe,
     is_published,
     publish,
@@ -58,54 +46,24 @@ from lavis_ext.prepare.urls.shards import (
     shard_path,
 )
 from lavis_ext.prepare.urls.supervise import run_worker
+from lavis_ext.prepare.urls.tables import (
+    ID,
+    LISTED,
+    ROW,
+    TableIndex,
+    fingerprint,
+    is_readable,
+    read_table,
+    read_tables,
+    table_folders,
+    write_rows,
+    write_tables,
+)
 from lavis_ext.prepare.urls.worker import PassOrder
 
 log = logging.getLogger(__name__)
-MARKER = "pass.json"
 PULSE = "list.pulse"
 SHOWN = 8
-Advance = Callable[[int], None]
-
-
-def read_passes(job: ListJob) -> list[Pass]:
-    """The passes that were begun, in order."""
-    found: list[Pass] = []
-    while (folder := job.work / f"pass-{len(found)}").joinpath(MARKER).exists():
-        raw = read_object(folder / MARKER)
-        if not {"tables", "first", "hashes"} <= raw.keys():
-            break  # it is begun again
-        found.append(Pass(folder, job.work / raw["tables"], raw["first"], tuple(raw["hashes"])))
-    return found
-
-
-def begin_pass(job: ListJob, number: int, tables: Path, first: int, hashes: Iterable[str]) -> Pass:
-    """Make the folders and the marker of a pass whose tables are written."""
-    one = Pass(job.work / f"pass-{number}", tables, first, tuple(hashes))
-    one.out.mkdir(parents=True, exist_ok=True)
-    write_json(one.folder / MARKER, {"tables": str(tables.relative_to(job.work)), "first": first, "hashes": one.hashes})
-    return one
-
-
-def next_shard(passes: Iterable[Pass]) -> int:
-    """The number after the last shard; those of a further pass in which nothing succeeded were not published."""
-    return max((one.first + (0 if is_silent(one) else one.count) for one in passes), default=0)
-
-
-def is_silent(one: Pass) -> bool:
-    """Whether nothing succeeded in a further pass that is complete: its shards are not published."""
-    complete = all(read_stats(one, shard) for shard in one.shards)
-    return one.folder.name != "pass-0" and complete and not successes(one)
-
-
-def successes(one: Pass) -> int:
-    """How many rows of a pass succeeded, by img2dataset's statistics."""
-    return sum(int((read_stats(one, shard) or {}).get("successes", 0)) for shard in one.shards)
-
-
-def read_stats(one: Pass, shard: int) -> dict[str, int] | None:
-    """The statistics of a shard, None where it is not complete."""
-    stats = read_object(one.stats(shard))
-    return stats if isinstance(stats.get("successes"), int) and one.status(shard).is_file() else None
 
 
 class ListRun:
@@ -142,19 +100,24 @@ class ListRun:
             raise crash or PartialError(self._job.name, f"shards that could not be made: {names}", way_out)
 
     def _unfinished(self, one: Pass) -> list[int]:
-        left = [shard for shard in one.shards if read_stats(one, shard) is None]
+        left = [shard for shard in one.shards if not is_complete(one, shard)]
         left = [shard for shard in left if not (self._job.shards and adopt(one, shard, self._job))]
         if not self._job.shards or is_silent(one):
             return left
         return left + [s for s in one.shards if s not in left and not self._published(one, s)]
 
-    def _held_elsewhere(self, one: Pass, shards: Collection[int]) -> set[int]:
-        """Rows of shards that later passes have in theirs: made again, a shard must not have them twice."""
-        later = [other for other in read_passes(self._job) if other.first > one.first] if self._job.shards else []
+    def _held(self, one: Pass, shards: Collection[int]) -> set[int]:
+        """Rows of shards that need not be asked for: their file is there, or later passes have them in their shards,
+        and a shard that is made again must not have them too."""
+        if not self._job.shards:
+            listed = [row for shard in shards for row in read_table(one.table(shard))]
+            there = find_images(self._job.target, {row.path for row in listed})
+            return {row.number for row in listed if row.path in there}
+        later = [other for other in read_passes(self._job) if other.first > one.first]
         if not later:
             return set()
         rows = {row.number for shard in shards for row in read_table(one.table(shard))}
-        statuses = (_read_status(other, shard) for other in later for shard in other.shards)
+        statuses = (read_status(other, shard) for other in later for shard in other.shards)
         return {row for found in statuses for row, (status, *_) in found.items() if status == "success" and row in rows}
 
     def _published(self, one: Pass, shard: int) -> bool:
@@ -214,7 +177,7 @@ class ListRun:
             output=spec.output,
             first_shard=one.first,
             done=sorted(done),
-            skip=sorted(self._held_elsewhere(one, set(one.shards) - done)),
+            skip=sorted(self._held(one, set(one.shards) - done)),
             keep=[*spec.keep, *([LISTED] if listed else [])],
             placeholders=list(spec.placeholders),
             image_size=spec.image_size,
@@ -229,115 +192,6 @@ class ListRun:
             owner=str(self._owner.path),
             token=self._owner.token,
         )
-
-
-def adopt(one: Pass, shard: int, job: ListJob) -> bool:
-    """Take a shard that lies there with the manifest of a pass's very rows, but without the statistics of its download:
-    it was copied here, or the bookkeeping was deleted. Rows that it lacks are unfinished."""
-    import pyarrow as pa
-    from pyarrow import parquet
-
-    tar = shard_path(job.target, shard)
-    if not is_published(tar, one.input_hash(shard)):
-        return False
-    records = list(sample_records(tar))
-    columns = {ROW: [record.get(ROW) for record in records], "sha256": [record.get("sha256") for record in records]}
-    columns |= {"status": ["success"] * len(records), "error_message": [None] * len(records)}
-    try:
-        status = pa.table(columns)
-    except pa.ArrowException:
-        return False
-    with replacing(one.status(shard)) as part:
-        parquet.write_table(status, part)
-    write_json(one.stats(shard), {"count": len(read_table(one.table(shard))), "successes": len(records)})
-    return True
-
-
-class Meter:
-    """Sums the pulses of the shards of a pass: rows and bytes that are done."""
-
-    def __init__(self, one: Pass, shards: list[int], advance: Advance) -> None:
-        self._one = one
-        self._open = list(shards)
-        self._done = (0, 0)
-        self._advance = advance
-        self.bytes = 0
-
-    def read(self) -> tuple[int, ...]:
-        """(rows, bytes, shards that are left); new bytes are reported to `advance`."""
-        rows, size = self._done
-        for shard in list(self._open):
-            complete = self._one.stats(shard).exists()
-            some, more = read_pulse(self._one.pulse(shard))
-            rows, size = rows + some, size + more
-            if complete:
-                self._done = self._done[0] + some, self._done[1] + more
-                self._open.remove(shard)
-        if size > self.bytes:
-            self._advance(size - self.bytes)
-            self.bytes = size
-        return rows, size, len(self._open)
-
-
-def read_pulse(path: Path) -> tuple[int, int]:
-    """Rows and bytes of a shard so far."""
-    try:
-        rows, size = path.read_text("ascii").split()
-        return int(rows), int(size)
-    except (OSError, ValueError):
-        return 0, 0
-
-
-def read_outcomes(one: Pass, placeholders: Collection[str] = ()) -> Iterator[tuple[ListedImage, RowOutcome]]:
-    """Every row of a pass with its outcome; rows of which img2dataset wrote no status are unfinished.
-
-    An image that came before its digest was declared one of the `placeholders` is one of them.
-    """
-    for shard in one.shards:
-        statuses = _read_status(one, shard)
-        for row in read_table(one.table(shard)):
-            status, message, digest = statuses.get(row.number, (None, None, None))
-            if digest in placeholders:
-                status, message = "failed_to_download", PLACEHOLDER
-            yield row, classify_failure(status, message)
-
-
-def _read_status(one: Pass, shard: int) -> dict[int, tuple[str, str | None, str | None]]:
-    import pyarrow as pa
-    from pyarrow import parquet
-
-    if read_stats(one, shard) is None:
-        return {}
-    columns = [ROW, "status", "error_message", "sha256"]
-    try:
-        table = parquet.read_table(one.status(shard), columns=columns)
-        rows = zip(*(table.column(name).to_pylist() for name in columns), strict=True)
-    except (pa.ArrowException, OSError, KeyError):
-        return {}
-    return {row: (status, message, digest) for row, status, message, digest in rows}
-
-
-def count_repeated(passes: Sequence[Pass], placeholders: Collection[str]) -> dict[str, int]:
-    """Digests that at least REPEATS of the images have, as they came, the most frequent first; without placeholders.
-
-    A list may have many millions: first by eight bytes of each digest, then in full.
-    """
-    import numpy as np
-
-    parts = [np.fromiter((int(d[:16], 16) for d in _digests(one)), np.uint64) for one in passes]
-    values, counts = np.unique(np.concatenate(parts) if parts else np.empty(0, np.uint64), return_counts=True)
-    often = set(values[counts >= REPEATS].tolist())
-    if not often:
-        return {}
-    found = Counter(digest for one in passes for digest in _digests(one) if int(digest[:16], 16) in often)
-    often_in_full = ((digest, count) for digest, count in found.most_common() if count >= REPEATS)
-    return {digest: count for digest, count in often_in_full if digest not in placeholders}
-
-
-def _digests(one: Pass) -> Iterator[str]:
-    for shard in one.shards:
-        statuses = _read_status(one, shard).values()
-        yield from (digest for status, _, digest in statuses if status == "success" and digest)
 
 
 def fetch_list(job: ListJob, progress: Progress | None = None) -> ListAccount:
@@ -378,6 +232,7 @@ class _Run:
 
     def run(self) -> ListAccount:
         """Tables, the first pass, further passes, the account."""
+        dropped = self._drop_unreadable()
         self._index = self._tables()
         for path in self._job.damaged:
             if self._job.shards:
@@ -386,6 +241,8 @@ class _Run:
                 set_file_aside(self._job.target, path.relative_to(self._job.target).as_posix())
         if not read_passes(self._job):
             self._begin(0, self._rows())
+            dropped = True
+        if dropped and self._job.shards:
             self._adopt_further()
         for one in read_passes(self._job):
             self._runner.finish(one)
@@ -424,8 +281,11 @@ class _Run:
             self._list = job.work / f"list-{int(before.name.partition('-')[2] or 0) + 1}"
         shutil.rmtree(self._list, ignore_errors=True)
         new = write_tables(job, self._list)
-        if old is not None and (passes := read_passes(job)):
+        passes = read_passes(job)
+        if passes and old is not None:
             self._renew(passes, before, old, new)
+        elif passes and job.shards:  # what the passes were over is not known any more, but for their hashes
+            self._renew(passes, None, replace(new, hashes=passes[0].hashes), new)
         new.write(self._list)
         used = {self._list, *(one.tables for one in read_passes(job))}
         for folder, _ in folders:
@@ -433,7 +293,7 @@ class _Run:
                 shutil.rmtree(folder)
         return new
 
-    def _renew(self, passes: Sequence[Pass], before: Path, old: TableIndex, new: TableIndex) -> None:
+    def _renew(self, passes: Sequence[Pass], before: Path | None, old: TableIndex, new: TableIndex) -> None:
         """Keep what was made from rows that the list still has; a list that only grew gets a pass over what is new.
 
         Of any other, what was made from other rows goes: further passes, and for files the first pass, whose images
@@ -446,7 +306,7 @@ class _Run:
             if job.shards and passes[0].tables == before:
                 begin_pass(job, 0, self._list, 0, passes[0].hashes)  # whose URLs are of the mirror that is named now
             return
-        if not resized and self._has_rows_of(before):
+        if not resized and before is not None and self._has_rows_of(before):
             self._notes.append("the list grew since the last run")
             last, new_rows = read_tables(passes[-1].tables), self._rows_beside(before)
             if not all(mine == row for mine, row in zip_longest(last, new_rows)):  # else a killed run has begun it
@@ -500,19 +360,33 @@ class _Run:
         hashes = tuple(digest for _, digest in write_rows(rows if job.shards else self._absent(rows), tables, job))
         return begin_pass(job, number, tables, next_shard(read_passes(job)), hashes)
 
+    def _drop_unreadable(self) -> bool:
+        """Forget the first pass with a table that cannot be read, and those after it; whether there was one."""
+        passes = read_passes(self._job)
+        sound = list(takewhile(lambda one: all(is_readable(one.table(shard)) for shard in one.shards), passes))
+        for one in passes[len(sound) :]:
+            shutil.rmtree(one.folder)
+        return len(sound) < len(passes)
+
     def _adopt_further(self) -> None:
-        """Begin a pass for each shard that lies there beyond those of the first pass, over the rows that it has."""
-        for tar in sorted(self._job.target.glob("*.tar")) if self._job.shards else ():
-            manifest, number = ShardManifest.read(tar), int(tar.stem) if tar.stem.isdecimal() else -1
-            if manifest is None or number < len(self._index.hashes):
+        """Begin a pass over the rows of each shard that is of none yet, then one over the rows that are in none."""
+        for tar in sorted(self._job.target.glob("*.tar")):
+            manifest, passes = ShardManifest.read(tar), read_passes(self._job)
+            number = int(tar.stem) if tar.stem.isdecimal() else -1
+            if manifest is None or number < 0 or any(number in one.shards for one in passes):
                 continue
             ids = {record.get(ROW): record.get(ID) for record in sample_records(tar)}
             rows = [row for row in self._rows() if ids.get(row.number) == row.id]
-            passes = read_passes(self._job)
             tables = self._job.work / f"pass-{len(passes)}" / "tables"
+            shutil.rmtree(tables.parent, ignore_errors=True)
             if len(list(write_rows(iter(rows), tables, self._job))) == 1:
                 one = begin_pass(self._job, len(passes), tables, number, (manifest.input_hash,))
                 adopt(one, number, self._job)
+        passes = read_passes(self._job)
+        covered = {row.number for one in passes for shard in one.shards for row in read_table(one.table(shard))}
+        rest = [row for row in self._rows() if row.number not in covered]
+        if rest:
+            self._begin(len(passes), iter(rest))
 
     def _rows(self) -> Iterator[ListedImage]:
         return read_tables(self._list)

@@ -75,7 +75,7 @@ class PassOrder:
 
 def run_pass(order: PassOrder) -> None:
     """Download every shard of the tables that is not done."""
-    from lavis_ext.prepare.urls.rows import ID, PATH, ROW
+    from lavis_ext.prepare.urls.tables import ID, PATH, ROW
 
     columns = [ROW, ID, PATH, *order.keep, "caption", "url"]
     downloader, shards = make_downloader(order, columns), read_shards(order, columns)
@@ -97,7 +97,7 @@ def read_shards(order: PassOrder, columns: list[str]) -> Iterator[Shard]:
     import pyarrow.compute as pc
     from pyarrow import parquet
 
-    from lavis_ext.prepare.urls.rows import ROW
+    from lavis_ext.prepare.urls.tables import ROW
 
     scratch = Path(order.out) / "_tmp"
     scratch.mkdir(parents=True, exist_ok=True)

@@ -120,6 +120,8 @@ def test_sentence_and_picture_with_a_class(tmp_path: Path) -> None:
     built = splits(tmp_path, "snli_ve")
     assert [built["val"][i]["label"] for i in range(3)] == [0, 1, 2]
     assert built["val"][1]["image_id"] == "1"
+    shown = built["val"].displ_item(1)
+    assert (list(shown), shown["file"], shown["label"]) == (["file", "sentence", "label", "image"], "1", "neutral")
     batch = built["train"].collater([built["train"][0], built["train"][2]])
     assert batch["label"].tolist() == [0, 2]
 

@@ -158,6 +158,11 @@ def test_knowledge_fields_of_aokvqa(tmp_path: Path) -> None:
     blind = splits["test"][0]
     assert (blind["correct_choice_idx"], blind["direct_answers"]) == (None, None)
     assert splits["val"].image_name(splits["val"].row(0)).startswith("val2014/")
+    shown = splits["val"].displ_item(0)
+    assert list(shown)[2:6] == ["question_id", "direct_answers", "choices", "correct_choice"]
+    assert (shown["choices"], shown["correct_choice"]) == ("net; dog; cat; sun", "dog")
+    assert shown["direct_answers"] == "; ".join(splits["val"].row(0)["direct_answers"])
+    assert splits["test"].displ_item(0)["correct_choice"] is None
 
 
 def test_pickles(tmp_path: Path) -> None:

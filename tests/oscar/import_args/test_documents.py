@@ -81,6 +81,7 @@ def test_a_line_after_the_command_is_none_of_it(margin: str) -> None:
         ("pretrained_models/image_captioning/pretrained_base", "vinvl/model_ckpts/image_captioning/pretrained_base"),
         ("vinvl/coco_ir/base/checkpoint-1340000", "vinvl/model_ckpts/coco_ir/base/checkpoint-1340000"),
         ("vinvl/coco_ir/base/checkpoint-0660000", "vinvl/model_ckpts/coco_ir/large/checkpoint-0660000"),
+        ("pretrained_models/base-vg-labels/ep_55_1617000", "oscar/pretrained_models/large-vg-labels/ep_55_1617000"),
         ("model_ckpts/vqa/base/best", "vinvl/model_ckpts/vqa/base/best"),
         ("vinvl/model_ckpts/vqa/base/checkpoint-2000000", "vinvl/model_ckpts/vqa/base/checkpoint-2000000"),
         ("pretrained_models/base-vg-labels/ep_1_2", "oscar/pretrained_models/base-vg-labels/ep_1_2"),
@@ -88,8 +89,10 @@ def test_a_line_after_the_command_is_none_of_it(margin: str) -> None:
     ],
 )
 def test_models_lie_where_prepare_puts_them(given: str, path: str) -> None:
-    found = import_command([f"run_vqa.py --do_train --model_name_or_path {given}"]).tree
-    assert found["model"]["pretrained"] == path
+    found = import_command([f"run_vqa.py --do_train --model_name_or_path {given}"])
+    assert found.tree["model"]["pretrained"] == path
+    assert found.tree["model"]["model_type"] == ("large" if "large" in path else "base")
+    assert ("the document says" in found.text) == ("large" in path)  # and nobody is left to wonder
 
 
 def test_retrieval_with_vinvl_s_features_has_vinvl_s_tags() -> None:

@@ -277,3 +277,26 @@ def test_all_of_a_shard_fails(server: Server, tmp_path: Path, orders: Orders) ->
     manifest = ShardManifest.read(shard_path(job.target, 0))
     assert manifest and manifest.samples == 0 and account.samples == 10
     assert isinstance(account.error, PartialError)
+
+
+def test_what_earlier_versions_left_is_continued(server: Server, tmp_path: Path, orders: Orders) -> None:
+    """Without what accounts, tables and manifests say today: nothing is asked for, nothing is set aside."""
+    web = WebList(server)
+    web.fill(20)
+    annotation = with_captions(web).write(tmp_path / "laion.json")
+    job = shards_job(tmp_path, annotation)
+    fetch_list(job)
+    today = {"account.json": ("origin", "repeated"), "tables.json": ("limit", "image_size")}
+    today |= {path.name: ("crcs",) for path in job.target.glob("*.manifest.json")}
+    for path in [*job.work.rglob("*.json"), *job.target.glob("*.json")]:
+        if path.name in today:
+            kept = {key: value for key, value in json.loads(path.read_text()).items() if key not in today[path.name]}
+            path.write_text(json.dumps(kept))
+    asked, before = len(server.log), {tar.name: tar.read_bytes() for tar in job.target.glob("*.tar")}
+    assert read_account(job.work) is not None
+    account = fetch_list(job)
+    assert account.present == 15 and account.origin and len(server.log) == asked and len(orders) == 2
+    web.fill(40)
+    account = fetch_list(shards_job(tmp_path, with_captions(web).write(annotation)))
+    assert account.present == 30 and {name: (job.target / name).read_bytes() for name in before} == before
+    assert set(samples_of(job)) == set(web.good)
