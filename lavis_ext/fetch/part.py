@@ -130,6 +130,7 @@ class Part:
         """How many blocks stand behind the first line of the sidecar; -1: it has to be written anew."""
         self._log = -1
         self._lock = threading.Lock()
+        self._comparable = True  # while what was left is opened, which may begin anew
         self.fd = -1
         try:
             self._open()

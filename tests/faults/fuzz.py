@@ -167,7 +167,8 @@ def main(words: list[str] | None = None) -> int:
     parser.add_argument("--child", action="store_true", help=argparse.SUPPRESS)
     args = parser.parse_args(words)
     first = int.from_bytes(os.urandom(3), "big") if args.seed is None else args.seed
-    keep = args.keep or Path(tempfile.mkdtemp(prefix="fuzz-"))
+    memory = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None  # ten times the cases of a disk that is flushed
+    keep = args.keep or Path(tempfile.mkdtemp(prefix="fuzz-", dir=memory))
     if args.child:
         return child(args.target[0], args.seconds, first, keep)
     from tests.faults.fuzz_targets import TARGETS
