@@ -13,12 +13,12 @@ from fnmatch import fnmatchcase
 from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
-from urllib.parse import quote, unquote, urlsplit
+from urllib.parse import quote, unquote
 
 from lavis_ext.common.config.cards import Artifact, Blob, RemoteFolder
 from lavis_ext.common.errors import AccessError, LavisExtError, NetworkError, UnsafeError, UsageError, nearest
 from lavis_ext.common.files import decode_json, write_atomic
-from lavis_ext.common.secrets import identity
+from lavis_ext.common.secrets import identity, split_url
 from lavis_ext.common.wording import human
 from lavis_ext.fetch.mirrors import MirrorMap, mirror_path
 from lavis_ext.fetch.transfer import Policy
@@ -76,7 +76,7 @@ class Finder:
         """Whether what is on disk can only be the user's: there is no token, and no run has found other contents."""
         kept = read_contents(self.root, artifact)
         known = kept is not None and kept.origin != "disk"
-        return urlsplit(artifact.url).scheme == "azure" and token_of(artifact) is None and not known
+        return split_url(artifact.url).scheme == "azure" and token_of(artifact) is None and not known
 
     def _unknown(self, artifact: Artifact) -> LavisExtError:
         where = f"{artifact.family}/{artifact.name}"
@@ -95,7 +95,7 @@ def from_mirror(artifact: Artifact, folder: RemoteFolder, mirrors: MirrorMap) ->
     prefix = f"{mirror_path(artifact.url).rstrip('/')}/"
     if mirrors.manifest is not None:
         names = [unquote(name[len(prefix) :]) for name in mirrors.manifest.files if name.startswith(prefix)]
-    elif urlsplit(mirrors.base).scheme not in ("http", "https"):
+    elif split_url(mirrors.base).scheme not in ("http", "https"):
         names = files_in(Path(unquote(mirrors.locate(artifact.url).removeprefix("file://"))))
     else:
         return None
@@ -106,7 +106,7 @@ def from_host(artifact: Artifact, policy: Policy) -> Contents:
     """By a listing of its host; raises AccessError where the token may not list, NetworkError, IntegrityError."""
     from lavis_ext.fetch.azure import list_blobs
 
-    if urlsplit(artifact.url).scheme != "azure":
+    if split_url(artifact.url).scheme != "azure":
         raise NetworkError(artifact.name, "its host cannot be asked what it holds", "leave out --list")
     declared = artifact.folder.files if artifact.folder else {}
     blobs = {
@@ -132,7 +132,7 @@ def may_list(artifact: Artifact) -> bool:
 
 def token_of(artifact: Artifact) -> Sas | None:
     """The token of a folder's container, None without one; raises AccessError, ConfigError."""
-    if urlsplit(artifact.url).scheme != "azure":
+    if split_url(artifact.url).scheme != "azure":
         return None
     from lavis_ext.fetch.azure import TOKENS, blob_place
 

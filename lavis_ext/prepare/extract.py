@@ -17,12 +17,11 @@ from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import IO, cast
-from urllib.parse import urlsplit
 
 from lavis_ext.common.config.cards import Artifact
 from lavis_ext.common.errors import IntegrityError
 from lavis_ext.fetch.remote import RemoteFile
-from lavis_ext.fetch.safety import is_loopback
+from lavis_ext.fetch.safety import is_loopback, split_url
 from lavis_ext.fetch.session import Session, scheme_of
 from lavis_ext.fetch.transfer import Policy, Progress, RangesUnsupported, Source, Transfer
 from lavis_ext.prepare.archive_formats import (
@@ -344,7 +343,7 @@ def range_sources(transfer: Transfer) -> list[Source]:
 
 
 def _is_safe(source: Source) -> bool:
-    return source.trusted or scheme_of(source.url) != "http" or is_loopback(urlsplit(source.url).hostname or "")
+    return source.trusted or scheme_of(source.url) != "http" or is_loopback(split_url(source.url).hostname or "")
 
 
 @contextmanager

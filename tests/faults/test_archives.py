@@ -76,9 +76,10 @@ NEWS: dict[str, Callable[[bytes, bytes], tuple[dict[str, Any], dict[str, Any]]]]
 
 
 @pytest.mark.fault("H01")
-@pytest.mark.parametrize("news", NEWS)
 @pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    ("kind", "news"), [*(("zip", news) for news in NEWS), *((k, news) for k in KINDS[1:] for news in ("sha256", "url"))]
+)
 def test_a_new_version_is_not_found_in_old_bytes(
     kind: str, mode: str, news: str, server: Server, tmp_path: Path
 ) -> None:
@@ -163,17 +164,17 @@ def by_hard_link(path: Path, mine: Path) -> None:
 
 
 def by_copy(path: Path, mine: Path) -> None:
-    """With the times of the file that it replaces."""
-    kept = path.stat() if path.exists() else mine.stat()
-    path.unlink(missing_ok=True)
-    shutil.copy(mine, path)
-    os.utime(path, ns=(kept.st_atime_ns, kept.st_mtime_ns))
+    """With the times of the file whose place it takes; it is made beside that, so that it is another inode."""
+    kept, beside = path.stat() if path.exists() else mine.stat(), path.with_name("beside")
+    shutil.copy(mine, beside)
+    os.utime(beside, ns=(kept.st_atime_ns, kept.st_mtime_ns))
+    beside.replace(path)
 
 
 @pytest.mark.fault("H05")
 @pytest.mark.parametrize("put", [by_link, by_hard_link, by_copy])
 @pytest.mark.parametrize("when", ["download", "unpacking"])
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", ["zip", "tar.gz"])
 def test_a_users_archive_stays_after_an_interrupted_run(
     kind: str, when: str, put: Callable[[Path, Path], None], server: Server, tmp_path: Path
 ) -> None:
@@ -433,7 +434,7 @@ def test_members_without_a_name_or_of_an_unknown_kind(odd: str, server: Server, 
 def test_any_byte_of_a_directory_may_be_wrong(tmp_path: Path) -> None:
     whole = zip_bytes({f"im/{n}.jpg": payload(60, n) for n in range(4)}, zipfile.ZIP_DEFLATED)
     start = whole.index(b"PK\1\2")
-    for at in range(start, len(whole)):
+    for at in range(start, len(whole), 3):
         for value in (0, 0x68, 0xFF):
             path = tmp_path / "a.zip"
             path.write_bytes(whole[:at] + bytes([value]) + whole[at + 1 :])
@@ -512,7 +513,7 @@ def test_the_commands_on_a_read_only_root(server: Server, tmp_path: Path) -> Non
 # Bookkeeping that is damaged is a cache that is made again
 
 
-GARBAGE = [b"", b"{", b"[" * 100_000, b"null", b"[1]", b'{"format": 2, "a": 1}', b'"\xff"', b"1\n2\nx"]
+GARBAGE = [b"", b"[" * 100_000, b'{"format": 2, "a": 1}', b'"\xff"\n1\nx']
 
 
 @pytest.mark.fault("H35")
@@ -532,7 +533,7 @@ def test_bookkeeping_that_cannot_be_read(garbage: bytes, more: dict[str, Any], t
 
 
 @pytest.mark.fault("H35")
-@pytest.mark.parametrize("value", [None, 5, -1, "x", [], {}, [[1]], {"a": []}, 10**400])
+@pytest.mark.parametrize("value", [None, 5, "x", {"a": [[1]]}])
 def test_a_record_with_a_value_of_another_type(value: Any, toy: Family) -> None:
     toy.prepare()
     before, cards = here(toy), toy.cards()

@@ -104,3 +104,17 @@ def test_the_longest_storage_that_is_taken_works_throughout(
     main(["prepare", "zoo"])
     assert (tmp_path / "root/zoo" / name).read_bytes() == ROWS
     assert [main([verb, "zoo"]) for verb in ("status", "verify")] == [0, 0]
+
+
+@pytest.mark.fault("H21")
+@pytest.mark.parametrize(
+    "words", [("--max-samples", "1"), ("--source", "https://[bad/list"), ("--mirror", "http://[bad")]
+)
+def test_addresses_that_are_none_in_other_places(
+    words: tuple[str, str], zoo: Any, server: Server, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of an archive that is read in pieces, of a list's own files, of the user's mirror."""
+    more = {"mirrors": [{"url": "http://[::1", "equivalence": "byte_exact"}]} if words[0] == "--max-samples" else {}
+    zoo("http://[bad/x.zip", "zoo", unpack="zip", **more)
+    assert main(["prepare", "zoo", "--quiet", *words]) in (2, 3, 4)
+    assert "internal error" not in capsys.readouterr().err

@@ -6,7 +6,6 @@ import importlib.util
 import json
 import os
 import signal
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -20,6 +19,7 @@ from lavis_ext.datasets.mixture import Mixture
 from lavis_ext.fetch import Policy, Source, Transfer, backends, fetch
 from lavis_ext.runners import checkpoint
 from lavis_ext.runners.device import build_accelerator
+from lavis_ext.runners.job import owned
 from tests.support.deaths import ended, require_same_end, start, write_birds, write_run
 from tests.support.mixing import Numbers
 from tests.support.processes import forked, free_port
@@ -166,29 +166,23 @@ def test_a_loader_that_runs_out_of_memory_ends_with_11_and_the_sample(workers: i
     assert "MemoryError" in caught.value.problems[0].what
 
 
-JUMPING = """
-import sys, time
-from pathlib import Path
-hours = iter(range(0, 10**9, 3600))
-time.time = lambda: 1e9 - next(hours)  # an hour back at each look, as if clocks were set all the time
-from lavis_ext.runners.job import owned
-from lavis_ext.runners.schedule import RunProgress
-from tests.support.runs import toy_runner
-with owned(Path(sys.argv[1]) / "job"):
-    runner = toy_runner(Path(sys.argv[1]), max_epoch=1)
-    runner.train()
-"""
+def train_while_the_clock_jumps(folder: Path) -> None:
+    """The wall clock goes an hour back at each look, as if it were set all the time."""
+    hours = iter(range(0, 10**9, 3600))
+    time.time = lambda: 1e9 - next(hours)
+    with owned(folder / "job"):
+        toy_runner(folder, max_epoch=1).train()
 
 
 @pytest.mark.fault("P08")
 def test_a_clock_that_jumps_changes_no_duration(tmp_path: Path) -> None:
     """Durations, waits and speeds of a run come from the monotonic clock."""
-    command = [sys.executable, "-c", JUMPING, str(tmp_path)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
-    assert done.returncode == 0, done.stderr[-3000:]
+    one = forked().Process(target=train_while_the_clock_jumps, args=(tmp_path,))
+    one.start()
+    assert ended([one]) == [0]
     steps = [json.loads(line) for line in (tmp_path / "job" / "log.jsonl").read_text().splitlines()]
     assert len(steps) == 6
-    assert all(step["samples_per_s"] > 0 and 0 <= step["data_wait"] <= 1 for step in steps)
+    assert all(step["samples_per_s"] > 0 and 0 <= step["data_wait"] < 1 for step in steps)
 
 
 @pytest.mark.fault("P09")

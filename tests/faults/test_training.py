@@ -9,8 +9,9 @@ import os
 import re
 import signal
 import subprocess
-import sys
+import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -24,9 +25,11 @@ from lavis_ext.common.errors import ConfigError, DiskError, TrainingError
 from lavis_ext.common.files import to_disk_error
 from lavis_ext.common.registry import lr_schedulers
 from lavis_ext.datasets.mixture import Mixture
+from lavis_ext.fetch.lock import own_identity, read_owner
 from lavis_ext.models.export import new_folder
 from lavis_ext.runners import checkpoint
 from lavis_ext.runners.checkpoint import seed_everything
+from lavis_ext.runners.job import owned
 from lavis_ext.runners.runner_base import Hook, RunnerBase
 from tests.support.deaths import PLACES, ended, require_same_end, start, write_birds, write_run
 from tests.support.mixing import RawShards
@@ -71,39 +74,39 @@ def test_killed_in_each_of_twelve_steps_it_ends_as_if_left_alone(ranks: int, bir
     assert json.loads((birds / "runs" / job / "run.json").read_text())["step"] == STEPS
 
 
-OWNING = """
-import sys, time
-from pathlib import Path
-from lavis_ext.runners.job import owned
-with owned(Path(sys.argv[1])):
-    print("mine", flush=True)
-    time.sleep(60)
-"""
+def own_until_killed(job: Path) -> int:
+    """The process id of a fork that owns a job; it says so by the owner file."""
+    if pid := os.fork():
+        deadline = time.monotonic() + 60
+        while read_owner(job / "owner.json") is None and time.monotonic() < deadline:
+            time.sleep(0.01)
+        return pid
+    try:
+        with owned(job):
+            time.sleep(60)
+    finally:
+        os._exit(0)
 
 
 @pytest.mark.fault("H37")
 @pytest.mark.parametrize("reaped", [True, False])
-def test_a_run_whose_process_was_killed_is_not_listed_as_running(
-    reaped: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_run_whose_process_was_killed_is_not_listed_as_running(reaped: bool, tmp_path: Path) -> None:
     """Also where the parent of the process (a scheduler, a shell) has not yet waited for it."""
     job = tmp_path / "job"
-    command = [sys.executable, "-c", OWNING, str(job)]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
-        assert process.stdout is not None
-        assert process.stdout.readline() == "mine\n"
-        (job / "run.json").write_text(json.dumps({"job": "job", "status": "running"}))
-        (job / "log.jsonl").touch()
+    job.mkdir()
+    (job / "run.json").write_text(json.dumps({"job": "job", "status": "running"}))
+    (job / "log.jsonl").touch()
+    pid = own_until_killed(job)
+    try:
         assert [run.state for run in list_runs(tmp_path)] == ["running"]
-        process.kill()
-        if reaped:
-            process.wait()
-        else:
-            os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
-        [run] = list_runs(tmp_path)
-        assert run.state == "killed"
+        os.kill(pid, signal.SIGKILL)
+        os.waitid(os.P_PID, pid, os.WEXITED | (0 if reaped else os.WNOWAIT))
+        assert [run.state for run in list_runs(tmp_path)] == ["killed"]
         assert main(["browse", str(job)]) == 0
         assert "killed" in (job / "report.html").read_text()
+    finally:
+        with suppress(ChildProcessError):
+            os.waitpid(pid, os.WNOHANG)
 
 
 @pytest.mark.fault("H37")
@@ -120,8 +123,6 @@ def test_owners_of_another_boot_or_machine_are_known_by_their_heartbeat(
     changed: dict[str, str] | None, silent: int, state: str, tmp_path: Path
 ) -> None:
     """None: no owner file, as an earlier version or a clean end of a later start leaves it."""
-    from lavis_ext.fetch.lock import own_identity
-
     (tmp_path / "run.json").write_text(json.dumps({"job": "job", "status": "running"}))
     if changed is not None:
         file = tmp_path / "owner.json"

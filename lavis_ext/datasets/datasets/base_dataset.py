@@ -48,6 +48,7 @@ def two_ways(kind: C) -> C:
         from_parts(self, given if isinstance(given, Parts) else opened_parts(type(self), *args, **kwargs))
 
     kind.__init__ = make  # type: ignore[misc]
+    kind.two_ways = True  # type: ignore[attr-defined]
     return settable(kind)
 
 
@@ -100,7 +101,9 @@ class BaseDataset:
     def __init_subclass__(cls, **kwargs: Any) -> None:
         """A subclass with its own `__getitem__` and no `load` is read through it."""
         super().__init_subclass__(**kwargs)
-        if "__getitem__" in vars(cls) and "load" not in vars(cls):
+        definer = next(base for base in cls.__mro__ if "load" in vars(base))
+        # a shape without LAVIS' manner gives the other form of a sample by each of the two
+        if "__getitem__" in vars(cls) and definer is not cls and "two_ways" in vars(definer):
             cls.load = BaseDataset.load  # type: ignore[method-assign]
 
     def __getattr__(self, name: str) -> Any:

@@ -10,12 +10,12 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
-from urllib.parse import unquote, urlsplit
+from urllib.parse import unquote
 
 from lavis_ext.common.config.cards import Artifact, ImageList
 from lavis_ext.common.errors import ConfigError, UsageError
 from lavis_ext.fetch import MirrorMap, Policy, Progress, Source, Transfer, fetch_all
-from lavis_ext.fetch.safety import identity
+from lavis_ext.fetch.safety import identity, split_url
 from lavis_ext.prepare.extract import set_aside
 from lavis_ext.prepare.records import disk_errors
 from lavis_ext.prepare.urls.hosted import fetch_hosted
@@ -149,7 +149,7 @@ def fetch_images(
     aside and fetched once more. Raises as `fetch_list_files`, `fetch_hosted`, `fetch_list`.
     """
     # img2dataset opens URLs, not folders: what a local mirror holds comes through the fetch engine
-    local = bool(options.mirrors) and urlsplit(options.mirrors.base).scheme not in ("http", "https")
+    local = bool(options.mirrors) and split_url(options.mirrors.base).scheme not in ("http", "https")
     if local and _spec(artifact).output == "shards":
         what = "is a folder, and img2dataset, which makes the shards, asks a server"
         way_out = f"serve it (python -m http.server --directory {options.mirrors.base}) and name its address"
@@ -210,7 +210,7 @@ def _parts(pattern: str, spec: ImageList, max_samples: int | None) -> Iterator[s
 
 def _under(source: str, artifact: Artifact) -> str:
     """An address of the parts: as it is where it names a file, else the usual names below it."""
-    if "{part" in source or source.startswith("gdrive:") or urlsplit(source).path.endswith(TABLES):
+    if "{part" in source or source.startswith("gdrive:") or split_url(source).path.endswith(TABLES):
         return source
     return f"{source.rstrip('/')}/{artifact.url.rpartition('/')[2]}"
 
@@ -236,7 +236,7 @@ def _read_urls(path: Path) -> list[str]:
 
 
 def _name(url: str) -> str:
-    return PurePosixPath(unquote(urlsplit(url).path)).name
+    return PurePosixPath(unquote(split_url(url).path)).name
 
 
 def _transfer(path: Path, url: str, artifact: Artifact, options: ListOptions) -> Transfer:
