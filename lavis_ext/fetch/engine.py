@@ -61,8 +61,8 @@ def check_existing(session: Session, transfer: Transfer) -> ExistingFile:
     """Look at the target: size first, then the ledger, then the hash; raises OSError where it cannot be read."""
     try:
         stat = transfer.path.stat()
-    except FileNotFoundError:
-        return ExistingFile()
+    except FileNotFoundError:  # a link to nothing takes the name too
+        return ExistingFile(reason="a link to nothing" if transfer.path.is_symlink() else "")
     if not transfer.path.is_file():
         return ExistingFile(reason="not a regular file")
     entry = None if session.policy.deep else session.ledger_for(transfer.path).find(transfer.path, stat)
@@ -149,7 +149,7 @@ def quarantine(path: Path, found: ExistingFile) -> tuple[str, ...]:
     name = os.fsencode(path.name)[:LONGEST_BASE].decode("utf-8", "ignore")
     aside = path.with_name(f"{name}.bad-{sha256[:8]}")
     number = 1
-    while aside.exists():
+    while aside.exists() or aside.is_symlink():
         number += 1
         aside = path.with_name(f"{name}.bad-{sha256[:8]}-{number}")
     path.rename(aside)

@@ -262,12 +262,17 @@ PARTS = {"file": "toy/annotations/train.json", "member": "toy/images/train/00000
 
 
 @pytest.mark.fault("H06")
-@pytest.mark.parametrize("harm", [emptied, Path.unlink, a_folder, dangling, longer, linked_away])
-@pytest.mark.parametrize("part", PARTS)
+@pytest.mark.parametrize(
+    ("part", "harm"),
+    [
+        (part, harm)
+        for part in PARTS
+        for harm in (emptied, Path.unlink, a_folder, dangling, longer, linked_away)
+        if (part, harm) != ("file", linked_away)  # a folder of annotations holds others too
+    ],
+)
 @pytest.mark.parametrize("mode", ["unpacked", "samples"])
 def test_what_is_gone_is_not_called_verified(mode: str, part: str, harm: Callable[[Path], object], toy: Family) -> None:
-    if harm is linked_away and part == "file":
-        pytest.skip("a folder of annotations holds others too")
     toy.prepare(**MODES[mode])
     harm(toy.root / PARTS[part])
     cards = toy.cards()
