@@ -229,7 +229,7 @@ def test_an_unknown_split_is_named(tmp_path: Path) -> None:
 
 
 def test_samples_and_steps_are_counted_and_a_log_is_all_that_is_written(tmp_path: Path) -> None:
-    runner = toy_runner(tmp_path, size=10, batch_size_train=4, max_epoch=2)
+    runner = toy_runner(tmp_path, size=10, batch_size_train=4, max_epoch=2, save_steps=2)
     runner.train()
     at = runner.progress
     assert (at.step, at.epoch, at.batch, at.samples, at.skipped) == (6, 2, 0, 20, 0)
