@@ -53,6 +53,8 @@ class Blip2Language(BaseModel):
     prompter: ClassVar[type[Prompter]] = Prompter
     shifts_labels: ClassVar[bool] = True
     """Whether labels are shifted by one against the logits (decoder-only) or aligned (encoder–decoder)."""
+    ends_itself: ClassVar[bool] = False
+    """Whether the language model's own token ends a text, not the last one of `end_sym`."""
     opening: ClassVar[int] = 0
     """Start tokens that upstream's `max_length` of `generate` counts."""
     cuts_prompts: ClassVar[bool] = True
@@ -67,7 +69,8 @@ class Blip2Language(BaseModel):
         self.text = self.prompter(tokenizer, network.config.image_token_index, places, config.max_txt_len)
         self.prompt = config.prompt
         self.prompt_length = self.text.length(config.prompt) if config.prompt else 0
-        self.end_id = self.answer_end_id = self.ending(config.end_sym)
+        self.end_id = int(tokenizer.eos_token_id) if self.ends_itself else self.text.end_id(config.end_sym)
+        self.answer_end_id = self.end_id
         if config.lora:
             add_adapters(network.language_model, config.lora, self.language)
         self._freeze_parts()
@@ -151,10 +154,6 @@ class Blip2Language(BaseModel):
         tokens = tokens.to(images.device)
         return self.net(images, tokens.input_ids, tokens.attention_mask, labels=labels, use_cache=False), labels
 
-    def ending(self, end_sym: str) -> int:
-        """The token that ends a text."""
-        return self.text.end_id(end_sym)
-
     def learning_tokens(self, batch: Batch) -> tuple[TextTokens, int | list[int]]:
         """The tokens of a batch, and how many at the start of each text have no loss."""
         tokens = self.text.encode([text + self.config.end_sym for text in target_texts(batch)], "right")
@@ -196,7 +195,7 @@ class Blip2Language(BaseModel):
         search = Search(
             *lengths, *penalties, num_captions, use_nucleus_sampling, top_p, temperature, opening=self.opening
         )
-        return self._continue(samples, self.caption_tokens(prompts_of(samples, self.prompt)), search)
+        return self._continue(samples, self.caption_tokens(prompts_of(samples, self.prompt)), search, self.end_id)
 
     def predict_answers(
         self,
@@ -245,7 +244,7 @@ class Blip2Language(BaseModel):
         return [answers[index] for index in rank(reading, self.answer_ids(answers), count)]
 
     @torch.no_grad()
-    def _continue(self, samples: Batch, tokens: TextTokens, search: Search, end_id: int | None = None) -> list[str]:
+    def _continue(self, samples: Batch, tokens: TextTokens, search: Search, end_id: int) -> list[str]:
         search.check()
         images = self._images(samples)
         tokens = tokens.to(images.device)
@@ -255,8 +254,7 @@ class Blip2Language(BaseModel):
             settings["logits_processor"] = [WrittenPenalty(penalty, written)]
         # with embeddings in place of ids, transformers returns the new tokens only
         embeds = self.net.get_input_embeddings()(tokens.input_ids)
-        end = self.end_id if end_id is None else end_id
-        ends = {"eos_token_id": end, "pad_token_id": self.text.pad_id, **self.endings()}
+        ends = {"eos_token_id": end_id, "pad_token_id": self.text.pad_id, **self.endings()}
         ids = self.net.generate(images, attention_mask=tokens.attention_mask, inputs_embeds=embeds, **settings, **ends)
         return self.said(self.text.tokenizer.batch_decode(ids, skip_special_tokens=True))
 
@@ -301,7 +299,9 @@ class Blip2Opt(Blip2Language):
 
     def written(self, tokens: TextTokens) -> Tensor:
         """The start token alone, from which transformers starts where it is given embeddings."""
-        return tokens.input_ids.new_full((len(tokens.input_ids), 1), int(self.text.tokenizer.bos_token_id))
+        tokenizer = self.text.tokenizer
+        start = tokenizer.eos_token_id if tokenizer.bos_token_id is None else tokenizer.bos_token_id
+        return tokens.input_ids.new_full((len(tokens.input_ids), 1), int(start))
 
 
 @models.register("blip2_llama", config=Blip2LlamaConfig)
@@ -322,6 +322,7 @@ class Blip2T5(Blip2Language):
 
     language = "t5"
     shifts_labels = False
+    ends_itself = True
 
     def _learn(self, batch: Batch) -> tuple[Any, Tensor]:
         images = self._images(batch)
@@ -365,10 +366,6 @@ class Blip2T5(Blip2Language):
         """The tokens of each answer as the decoder learns them, with the end token."""
         return self._closed(answers, cut=True)
 
-    def ending(self, end_sym: str) -> int:
-        """T5's end token, whatever `end_sym` is."""
-        return int(self.text.tokenizer.eos_token_id)
-
 
 INSTRUCTIONS = (
     "Describe this image in detail.",
@@ -390,6 +387,7 @@ class Blip2Vicuna(Blip2Language):
 
     language = "llama"
     prompter: type[Prompter] = ChatPrompter  # type: ignore[misc]  # a subclass narrows the class variable
+    ends_itself = True  # and at the text of `end_sym`: see `endings`
     cuts_prompts = False
     text: ChatPrompter
 
@@ -408,10 +406,6 @@ class Blip2Vicuna(Blip2Language):
     def caption_tokens(self, prompts: Sequence[str]) -> TextTokens:
         """The frame up to `</Img>`, and each prompt with the tokenizer's start token before it."""
         return self.text.open([prompt or INSTRUCTIONS[0] + self.text.turn for prompt in prompts])
-
-    def ending(self, end_sym: str) -> int:
-        """The end token of the language model; `end_sym` is text (`endings`)."""
-        return int(self.text.tokenizer.eos_token_id)
 
     def endings(self) -> dict[str, Any]:
         """The text `end_sym`, which tokenizers of LLaMA write in several ways."""

@@ -143,6 +143,22 @@ def test_texts_that_cannot_be_written_and_columns_of_two_types(
     assert [record["caption"] for record in made] == [f"c ? {n}" for n in range(4)]
 
 
+@pytest.mark.fault("H20")
+@pytest.mark.parametrize("engine", [fetch_list, fetch_hosted])
+def test_a_table_with_bytes_that_are_no_text(engine: Fetch, server: Server, tmp_path: Path, orders: Orders) -> None:
+    urls = [server.put(f"/{n}.jpg", picture(n)) for n in range(3)]
+    lines = [
+        f"fine\t{urls[0]}".encode(),
+        f"\xff caption\t{urls[1]}".encode("latin-1"),
+        f"x\t{urls[2]}".encode() + b"\xfe",
+    ]
+    (tmp_path / "l.tsv").write_bytes(b"\n".join([*lines, b"short", b"", b"x\ty\tz"]))
+    spec = {"columns": ["caption", "url"], "path": "{url.name}", "id_key": []}
+    account = engine(make_job(tmp_path, tmp_path / "l.tsv", spec=spec, threshold=0.1, passes=0))
+    assert account.present == 2 and account.expected in (5, 6)
+    assert {path.name for path in (tmp_path / "images").iterdir()} == {"0.jpg", "1.jpg"}
+
+
 @pytest.mark.fault("W13")
 def test_columns_by_other_names_rows_without_urls_and_no_rows(
     server: Server,

@@ -77,9 +77,10 @@ def test_a_rank_that_crashes_ends_all_and_the_checkpoint_stays(victim: int, bird
 @pytest.mark.fault("K09")
 def test_a_signal_to_one_rank_while_it_evaluates_stops_all_at_the_next_step(birds: Path) -> None:
     """It may not stop alone: the others would wait for its rows."""
-    options = ["run.valid_splits=[val]", "run.max_epoch=2"]
+    options = ["run.valid_splits=[val]", "run.max_epoch=2", "run.tensorboard=true"]
     assert ended(start(birds, "signalled", 2, {1: (2, "evaluating", signal.SIGTERM)}, options)) == [75, 75]
     assert facts(birds, "signalled")["step"] == 3
+    assert len(list((birds / "runs" / "signalled" / "tensorboard").iterdir())) == 1, "rank 0 alone writes"
     assert ended(start(birds, "signalled", 2, options=options)) == [0, 0]
     assert ended(start(birds, "undisturbed", 2, options=options)) == [0, 0]
     require_same_end(birds / "runs" / "undisturbed", birds / "runs" / "signalled")

@@ -237,16 +237,16 @@ def _records_under(path: Path, key: str) -> Iterator[Record]:
 
 
 def _table_records(path: Path, columns: Sequence[str]) -> Iterator[Record]:
-    """Records of a CSV or TSV file, line by line: lists of the open web have millions."""
+    """Records of a CSV or TSV file, line by line: lists of the open web have millions, and one wrong byte in them."""
     csv.field_size_limit(min(sys.maxsize, 1 << 30))
     tab = path.suffix.lower() == ".tsv"
     try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
+        with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
             lines = csv.reader(file, delimiter="\t", quoting=csv.QUOTE_NONE) if tab else csv.reader(file)
             names = list(columns) or next(lines, [])
             for fields in lines:
                 yield dict(zip(names, fields, strict=False))
-    except (csv.Error, UnicodeDecodeError) as error:
+    except csv.Error as error:
         raise IntegrityError(str(path), f"not readable as a table ({error})", "fetch it again") from error
 
 
