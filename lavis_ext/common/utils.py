@@ -48,7 +48,7 @@ def load_json(filename: str | Path) -> Any:
 
 def makedir(dir_path: str | Path) -> bool:
     """Make a folder and those above it; True, or DiskError where LAVIS gives False."""
-    with disk_errors(Path(dir_path), "free some space, or name another folder"):
+    with disk_errors(Path(dir_path), "name another folder"):
         Path(dir_path).mkdir(parents=True, exist_ok=True)
     return True
 
