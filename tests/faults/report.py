@@ -3,6 +3,9 @@
 The tests carry `@pytest.mark.fault("T01", …)`. A fault counts as survived only where every test of it passed; where one
 of them was skipped, or none injects it, it was not run, and the reason is printed. `--write` puts the figures of this
 run into docs/guarantees.md and keeps them in outcomes.json, against which a test holds both.
+
+A session of all tests writes what it gave to the file that LAVIS_EXT_FAULT_OUTCOMES names, and `--read FILE` reports
+that, so that no test runs twice.
 """
 
 from __future__ import annotations
@@ -104,10 +107,15 @@ def marks(tests: Path = ROOT / "tests") -> tuple[dict[str, list[str]], set[str]]
 
 
 class Collector:
-    """Pytest's plugin that keeps the outcome of every marked test, by the ids that it injects."""
+    """Pytest's plugin that keeps the outcome of every marked test, by the ids that it injects.
 
-    def __init__(self, only: Iterable[str] = ()) -> None:
+    With `target` the other tests run too, and the session's outcomes are written to that file at its end.
+    """
+
+    def __init__(self, only: Iterable[str] = (), target: Path | None = None) -> None:
         self.only = set(only)
+        self.target = target
+        self.begun = time.monotonic()
         self.ids: dict[str, set[str]] = {}
         self.reports: dict[str, list[tuple[str, str]]] = defaultdict(list)
         self.broken: list[str] = []
@@ -122,8 +130,9 @@ class Collector:
                 kept.append(item)
             else:
                 left.append(item)
-        config.hook.pytest_deselected(items=left)
-        items[:] = kept
+        if self.target is None:
+            config.hook.pytest_deselected(items=left)
+            items[:] = kept
 
     def pytest_collectreport(self, report: pytest.CollectReport) -> None:
         """A file that cannot be imported injects nothing."""
@@ -132,6 +141,8 @@ class Collector:
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         """Set-up, call and tear-down each count; a failure that was expected is a failure."""
+        if report.nodeid not in self.ids:
+            return
         if hasattr(report, "wasxfail"):
             self.reports[report.nodeid].append((LOST, f"expected to fail: {report.wasxfail}"))
         elif report.failed:
@@ -141,6 +152,23 @@ class Collector:
             self.reports[report.nodeid].append((NOT_RUN, reason.removeprefix("Skipped: ")))
         elif report.when == "call":
             self.reports[report.nodeid].append((SURVIVED, ""))
+
+    def pytest_sessionfinish(self) -> None:
+        """Write what a session of all tests gave."""
+        if self.target is not None:
+            self.result(catalogue()).save(self.target)
+
+    def result(self, entries: Sequence[Entry]) -> Run:
+        """The outcomes of these faults, and where and when they were made."""
+        where = f"{platform.system()} {platform.release().partition('-')[0]}, Python {platform.python_version()}"
+        today = datetime.now(timezone.utc).date().isoformat()
+        return Run(
+            outcomes=self.outcomes(entries),
+            tests=len(self.reports),
+            seconds=round(time.monotonic() - self.begun),
+            where=f"{today}, {where}",
+            broken=self.broken,
+        )
 
     def outcomes(self, entries: Sequence[Entry]) -> dict[str, Outcome]:
         """By id: lost where any test failed, survived where all passed, else not run."""
@@ -168,19 +196,10 @@ def run(only: Sequence[str] = (), more: Sequence[str] = ()) -> Run:
         raise SystemExit(f"not in {CATALOGUE.name}: {', '.join(f'{name} ({by_id[name][0]})' for name in unknown)}")
     files = sorted({file for name, files in by_id.items() if not only or name in only for file in files} | made)
     collector = Collector(only)
-    begun = time.monotonic()
     words = ["-m", "fault", "-p", "no:cacheprovider", "--continue-on-collection-errors", "--rootdir", str(ROOT), *more]
     if files:
         pytest.main([*words, *(str(ROOT / file) for file in files)], plugins=[collector])
-    where = f"{platform.system()} {platform.release().partition('-')[0]}, Python {platform.python_version()}"
-    today = datetime.now(timezone.utc).date().isoformat()
-    return Run(
-        outcomes=collector.outcomes([entry for entry in entries if not only or entry.id in only]),
-        tests=len(collector.reports),
-        seconds=round(time.monotonic() - begun),
-        where=f"{today}, {where}",
-        broken=collector.broken,
-    )
+    return collector.result([entry for entry in entries if not only or entry.id in only])
 
 
 def counts(outcomes: Iterable[Outcome]) -> str:
@@ -257,9 +276,10 @@ def main(words: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.faults.report", description=__doc__)
     parser.add_argument("ids", nargs="*", metavar="ID", help="only these faults (default: all)")
     parser.add_argument("--write", action="store_true", help="put the outcomes into docs/guarantees.md")
+    parser.add_argument("--read", type=Path, metavar="FILE", help="report what a session of all tests wrote")
     given: Any = parser.parse_args(words)
     entries = catalogue()
-    ran = run(given.ids)
+    ran = Run.load(given.read) if given.read else run(given.ids)
     print("\n" + "\n".join(lines(entries, ran)))
     if given.write:
         kept = Run.load() if given.ids else ran
