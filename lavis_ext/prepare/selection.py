@@ -174,7 +174,7 @@ def _refuse_shared(cards: Cards, requests: Iterable[ArtifactRequest]) -> None:
             one = wanted.get(other.file)
             if one is None or other.lists is not None or other.folder is not None:
                 continue
-            pairs = [(one.size, other.size)]
+            pairs: list[tuple[object, object]] = [(one.size, other.size)]
             pairs += [(a.lower(), b.lower()) for a, b in ((one.sha256, other.sha256), (one.md5, other.md5)) if a and b]
             if any(None not in pair and pair[0] != pair[1] for pair in pairs) or (
                 len(pairs) == 1 and one.url != other.url
