@@ -31,9 +31,10 @@ _PORT = re.compile(r"[^:\[\]]*(?::\d*)?|\[[^\]]*\](?::\d*)?")
 _BARE_QUERY = re.compile(rf"(?<=[^\s\"'<>?])\?({_RUN})")
 _PAIRS = re.compile(r"(?<![\w%.-])[\w%.-]{1,64}=[^\s&]{0,4096}&[\w%.-]{1,64}=[^ \t\r\n\"'<>]*")
 _QUOTED = r"(?P<quote>\\*[\"'])(?:(?!(?P=quote))[^\r\n])*(?:(?P=quote))?"
-_NAMED = re.compile(
-    r"(?:\b|(?<=%26)|(?<=%3F))((?:sig|signature|x-(?:amz|goog)-[a-z-]{1,32}|(?:access|auth|security|session|refresh|hf|api|sas)?[_-]?token"
-    r"|(?:client|aws|shared)?[_-]?secret(?:[_-]?access)?(?:[_-]?key)?|password|passwd|pwd|sas"
+_NAMED = re.compile(  # but not `num_query_token=32`
+    r"(?:\b|(?<=%26)|(?<=%3F))((?:sig|(?:sharedaccess)?signature|x-(?:amz|goog)-[a-z-]{1,32}|(?:access|auth|security|session|refresh|hf|api|sas)?[_-]?token"
+    r"|\w{1,32}[_-](?:token|secret|password|passwd|passphrase|credential|signature|sas)(?!\s?=\s?\d+(?!\w))"
+    r"|(?:client|aws|shared)?[_-]?secret(?:[_-]?access)?(?:[_-]?key)?|password|passwd|passphrase|credential|pwd|sas"
     r"|(?:api|account|access|shared|storage|private)[_-]?key)(?:\s?(?:=|%3D)\s?|\\?[\"']\s?[:=]\s?(?=\\?[\"'])))"
     rf"(?!…)(?:{_QUOTED}|[^\s&\"'<>]+)",
     re.IGNORECASE,

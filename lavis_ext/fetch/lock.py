@@ -195,7 +195,8 @@ class _Seen:
             return None
         numbers = isinstance(found.pid, int) and isinstance(found.started, int) and found.pid > 0
         texts = all(isinstance(text, str) for text in (found.host, found.boot, found.token))
-        return found if numbers and texts and "/" not in found.token else None
+        named = texts and found.token.isprintable() and "/" not in found.token  # it stands in a file's name
+        return found if numbers and named else None
 
 
 def _see(path: Path) -> _Seen | None:

@@ -9,7 +9,7 @@ from typing import Literal
 
 from lavis_ext.common.config.cards import Artifact, Blob, Card, Cards, split_names
 from lavis_ext.common.config.schema import DatasetConfig
-from lavis_ext.common.errors import LavisExtError, NetworkError, UsageError, nearest
+from lavis_ext.common.errors import ConfigError, LavisExtError, NetworkError, UsageError, nearest
 from lavis_ext.fetch.mirrors import MirrorMap, mirror_path
 from lavis_ext.fetch.transfer import Policy
 from lavis_ext.prepare.records import family_folder
@@ -146,7 +146,8 @@ def select(
     """Families, data sets and artifacts by name; with a subset mirror, those of which it lists nothing are skipped.
 
     Of annotations that are published in two forms, the one that such a mirror has is used, else the one that is below
-    `root`. Raises UsageError for an unknown name or split, NetworkError where the mirror lists nothing of them all.
+    `root`. Raises UsageError for an unknown name or split, NetworkError where the mirror lists nothing of them all,
+    ConfigError where two different files have one place.
     """
     wanted = list(names)
     chosen, named = _chosen(cards, wanted, splits), _named(cards, wanted)
@@ -161,7 +162,25 @@ def select(
     requests = [*(request for request in named if request.artifact.file not in there), *requests]
     for request in requests:
         family_folder(request.artifact)
+    _refuse_shared(cards, requests)
     return Selection(tuple(chosen), tuple(requests), tuple(skipped), tuple(request.title for request in named))
+
+
+def _refuse_shared(cards: Cards, requests: Iterable[ArtifactRequest]) -> None:
+    """Raise ConfigError where two files have one place: one would be fetched, and count as verified for both."""
+    wanted = {request.artifact.file: request.artifact for request in requests if request.artifact.folder is None}
+    for card in cards.families.values():
+        for other in card.artifacts.values():
+            one = wanted.get(other.file)
+            if one is None or other.lists is not None or other.folder is not None:
+                continue
+            pairs: list[tuple[object, object]] = [(one.size, other.size)]
+            pairs += [(a.lower(), b.lower()) for a, b in ((one.sha256, other.sha256), (one.md5, other.md5)) if a and b]
+            if any(None not in pair and pair[0] != pair[1] for pair in pairs) or (
+                len(pairs) == 1 and one.url != other.url
+            ):
+                what = f"'{other.file}' is the place of '{one.family}/{one.name}' too, which is another file"
+                raise ConfigError(f"artifact '{other.family}/{other.name}'", what, "name another `storage`")
 
 
 def _named(cards: Cards, names: Iterable[str]) -> list[ArtifactRequest]:

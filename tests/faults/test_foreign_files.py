@@ -70,6 +70,43 @@ for data in sys.argv[1:]:
     assert len(peaks) == len(MEMO) + len(HUGE) and max(peaks) < 32 << 10  # KiB
 
 
+NESTED = b")" + b"\x85" * 1_000_000
+KEYS = {
+    "a key": b"}" + NESTED + b"Ns.",
+    "in a set": b"\x8f(" + NESTED + b"\x90.",
+    "in a frozen set": b"(" + NESTED + b"\x91.",
+    "through a mark": b"}" + b"(" * 300_000 + b"t" * 300_000 + b"Ns.",
+    "through the memo": b"}" + b")q\x000" + b"h\x00\x85q\x000" * 300_000 + b"h\x00Ns.",
+    "past others": b"}" + b")" + b"N0N\x86" * 300_000 + b"Ns.",
+    "doubled": b"}" + b")" + b"2\x86" * 300_000 + b"Ns.",
+}
+
+
+@pytest.mark.fault("H17")
+@pytest.mark.parametrize("kind", KEYS)
+def test_tuples_in_one_another_do_not_end_the_process(kind: str, tmp_path: Path) -> None:
+    (tmp_path / "x.pkl").write_bytes(b"\x80\x04" + KEYS[kind])
+    code = """
+import sys, pathlib
+from lavis_ext.common.errors import UnsafeError
+from lavis_ext.features.formats.restricted import load_plain
+try:
+    load_plain(pathlib.Path(sys.argv[1]).read_bytes(), "x")
+except UnsafeError as error:
+    sys.exit(error.exit_code)
+"""
+    words = [sys.executable, "-c", code, str(tmp_path / "x.pkl")]
+    assert subprocess.run(words, capture_output=True, timeout=60, check=False).returncode == 10
+
+
+@pytest.mark.fault("H17")
+def test_a_thousand_arrays_are_read_whose_tuples_are_many() -> None:
+    value = {str(n): (np.arange(3), (n, (n, "x"))) for n in range(1000)}
+    for protocol in range(6):
+        found = load_plain(pickle.dumps(value, protocol), "x")
+        assert found["7"][1] == (7, (7, "x")) and (found["999"][0] == np.arange(3)).all()
+
+
 @pytest.mark.fault("H17")
 def test_a_memo_of_a_real_pickle_is_read() -> None:
     shared = ["x" * 300]

@@ -374,6 +374,31 @@ def test_another_declaration_of_the_same_list_is_noticed(
     assert sorted(kept) == sorted(before.values())
 
 
+@pytest.mark.fault("H40", "H42")
+@pytest.mark.parametrize("engine", [fetch_list, fetch_hosted])
+def test_a_file_of_another_url_than_its_row_has_now_is_fetched_again(
+    engine: Fetch, server: Server, tmp_path: Path, orders: Orders
+) -> None:
+    web = WebList(server)
+    for number in range(4):
+        web.add(picture(number))
+    job = make_job(tmp_path, web.write(tmp_path / "l.json"))
+    assert engine(job).present == 4
+    one, other, third, _ = web.rows
+    one["url"], other["url"] = other["url"], one["url"]
+    third["url"] += "?sig=renewed"  # the same object
+    web.write(tmp_path / "l.json")
+    asked = len(server.requests("/photos/2/img_0002.jpg"))
+    for _ in range(2):
+        assert engine(job).present == 4
+        found = [(job.target / f"img_000{n}.jpg").read_bytes() for n in range(4)]
+        assert found == [web.bodies[f"sbu/img_000{n}.jpg"] for n in (1, 0, 2, 3)]
+    assert len(server.requests("/photos/2/img_0002.jpg")) == asked
+    aside = (job.target / ".lavis_ext/set_aside").iterdir()
+    assert sorted(path.read_bytes() for path in aside) == sorted(found[:2])
+    assert "renewed" not in "".join(path.read_text("latin1") for path in job.work.glob("sources.json"))
+
+
 @pytest.mark.fault("H40")
 def test_a_list_that_this_run_fetched_anew_is_noticed(server: Server, tmp_path: Path) -> None:
     """The plan was made before: the card has a new address of the list, with a row more."""

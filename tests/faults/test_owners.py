@@ -271,6 +271,17 @@ def test_an_owner_file_that_cannot_be_made_is_a_disk_error(kind: str, tmp_path: 
 
 
 @pytest.mark.fault("H31")
+@pytest.mark.parametrize("token", ["\0", "\ud800", "../x", ""], ids=ascii)
+def test_an_owner_file_whose_token_is_no_name(token: str, server: Server, tmp_path: Path) -> None:
+    """A damaged one counts as that of an unknown process: its heartbeat decides."""
+    target, url = tmp_path / "f.bin", server.put("/f.bin", DATA)
+    far = replace(own_identity(), host="elsewhere", token=token)
+    owner_file(target).write_text(json.dumps(vars(far)))
+    os.utime(owner_file(target), LONG_AGO)
+    assert fetch(transfer_of(target, url), FAST).verified and target.read_bytes() == DATA and clean(target)
+
+
+@pytest.mark.fault("H31")
 def test_one_folder_that_cannot_be_written_does_not_stop_the_others(server: Server, tmp_path: Path) -> None:
     from lavis_ext.fetch import fetch_all
 

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from lavis_ext.common.errors import DiskError, OwnedError
+from lavis_ext.common.errors import ConfigError, DiskError, OwnedError
 from lavis_ext.fetch.lock import Ownership
 from lavis_ext.prepare import PrepareOptions, prepare
 from lavis_ext.prepare.records import read_record
@@ -283,6 +283,21 @@ def test_a_dry_run_opens_no_socket_and_writes_nothing(
         assert report.exit_code == 0 and not report.outcomes and "nothing was written" in report.line()
         assert "toy/val" in report.plan.table()
     assert snapshot(tmp_path) == before
+
+
+@pytest.mark.fault("H06")
+@pytest.mark.parametrize("declared", [True, False])
+def test_two_files_that_have_one_place_are_refused(server: Server, tmp_path: Path, declared: bool) -> None:
+    """Only one of them was fetched, and both splits were called verified."""
+    toy = Family(server, tmp_path / "root", declared=declared)
+    cards = toy.cards()
+    artifacts = cards.families["toy"].artifacts
+    artifacts["val_rows"] = replace(artifacts["val_rows"], storage=artifacts["train_rows"].storage)
+    with pytest.raises(ConfigError):
+        toy.prepare(cards)
+    assert server.sent() == 0 and not toy.root.exists()
+    artifacts["val_rows"] = replace(artifacts["train_rows"], name="val_rows")  # the same file under two names
+    assert toy.prepare(cards).exit_code == 0
 
 
 @pytest.mark.fault("U02")

@@ -212,6 +212,13 @@ def test_a_record_of_before_that_holds_the_address_is_still_of_its_artifact(
 # Texts
 
 TEXTS = [
+    "run.hub_token={} is no key",
+    "--options run.my_api-token = '{}'",
+    "SharedAccessSignature={}",
+    "AZURE_STORAGE_SAS={}",
+    "db_password={}",
+    "passphrase={}",
+    "credential={}",
     "http://u:'{}@h",
     'http://u:"{}"@h/x and more',
     "http://u:{}/w@h.example/x",

@@ -25,7 +25,7 @@ from lavis_ext.datasets.builders import BuildContext, build_datasets
 from lavis_ext.datasets.builders.image_text_shards import ImageTextStream
 from lavis_ext.datasets.mixture import Mixture
 from lavis_ext.datasets.readers.faults import SampleError
-from lavis_ext.datasets.readers.shard_index import list_shards
+from lavis_ext.datasets.readers.shard_index import list_shards, walk
 from lavis_ext.datasets.readers.shards import RawSample, ShardReader
 from lavis_ext.prepare.urls.shards import ShardManifest, describe, manifest_path, publish, shard_fault
 from lavis_ext.runners.data import open_datasets
@@ -170,6 +170,13 @@ HEADERS = {
     "long link": header(b"-0000002000", b"K"),
     "pax": header(b"-0000002000", b"x"),
     "sparse": header(b"-0000002000", b"S"),
+    "sparse, to itself": header(b"-0000001000", b"S"),
+    "sparse by pax, to itself": header(b"0000000025", b"x")
+    + b"21 GNU.sparse.size=5\n".ljust(512, b"\0")
+    + header(b"-0000003000"),
+    "pax and sparse": header(b"0000000051", b"x")
+    + b"14 size=-1536\n21 GNU.sparse.size=5\n".ljust(512, b"\0")
+    + header(b"0"),
     "folder": header(b"-0000002000", b"5"),
     "huge": header(b"\x80" + b"\x7f" * 11),
     "many long names": header(b"0", b"L") * 3000,
@@ -213,6 +220,17 @@ def test_sizes_below_zero_end_the_walk(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr[-2000:]
     lines = [line for line in done.stdout.splitlines() if "was read" not in line]  # the size of a folder is not used
     assert [line.split()[1] for line in lines] == ["0", "1"] * len(HEADERS)
+
+
+@pytest.mark.fault("H15")
+def test_a_sparse_header_without_its_map(tmp_path: Path) -> None:
+    path = write_tar(tmp_path / "00000.tar", sample(0))
+    block = bytearray(header(b"0", b"S"))
+    block[482] = 1  # more of its map follows
+    block[148:156] = b" " * 8
+    block[148:156] = b"%06o\0 " % sum(block)
+    path.write_bytes(path.read_bytes()[: ends(path)[-1][2]] + block)
+    assert walk(path)[1] and len(faults_of(stream_of(tmp_path))) == 1
 
 
 @pytest.mark.fault("H16")

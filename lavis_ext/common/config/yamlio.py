@@ -143,15 +143,20 @@ class _Constructor(yaml.constructor.SafeConstructor, yaml.resolver.Resolver):
         yaml.resolver.Resolver.__init__(self)
 
     def construct_object(self, node: Any, deep: bool = False) -> Any:
-        """As PyYAML, with the node's line in every error (`!!int x` raises ValueError, `!!bool x` KeyError)."""
+        """As PyYAML, with the node's line in every error: `!!bool x` raises KeyError, `!!int ''` IndexError."""
         try:
-            return super().construct_object(node, deep)
-        except (ValueError, KeyError, TypeError, OverflowError) as error:
+            value = super().construct_object(node, deep)
+            if isinstance(value, int):
+                str(value)  # Python writes at most 4,300 digits, and reads any number of hexadecimal ones
+            return value
+        except (ValueError, LookupError, TypeError, OverflowError) as error:
             problem = f"{shown(node.value)} cannot be read as {node.tag.rpartition(':')[2]}"
             raise yaml.constructor.ConstructorError(None, None, problem, node.start_mark) from error
 
     def construct_mapping(self, node: Any, deep: bool = False) -> dict[Hashable, Any]:
         """Keys as they are written: `2014:` is text, as in every dotted key."""
+        if not isinstance(node, yaml.MappingNode):  # `!!map x`
+            raise yaml.constructor.ConstructorError(None, None, f"{node.id} is no mapping", node.start_mark)
         self.flatten_mapping(node)
         return {str(key.value): self.construct_object(value, deep) for key, value in node.value}
 
@@ -185,5 +190,8 @@ def _construct(node: yaml.Node, where: str) -> Any:
 
 def shown(value: Any) -> str:
     """A value for a message: short, and on one line."""
-    text = _REPR.repr(value)  # of something huge, only a part is made
+    try:
+        text = _REPR.repr(value)  # of something huge, only a part is made
+    except ValueError:  # Python writes at most 4,300 digits
+        text = f"a number of {value.bit_length():,} bits" if isinstance(value, int) else f"a {type(value).__name__}"
     return text if len(text) <= 60 else text[:57] + "…"

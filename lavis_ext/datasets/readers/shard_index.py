@@ -185,7 +185,7 @@ HEADER = struct.Struct("100s24x12s12x8s1s188x155s12x")
 """POSIX ustar, the fields in use: name, size, checksum, kind, prefix."""
 PLAIN = (b"0", b"\0")
 GZIP = b"\x1f\x8b"
-BAD_TAR = (tarfile.TarError, EOFError, ValueError, OverflowError, MemoryError, RecursionError)
+BAD_TAR = (tarfile.TarError, EOFError, ValueError, OverflowError, MemoryError, RecursionError, IndexError)
 """What tarfile raises for damaged headers: it follows long names by recursion, and reads as much as they promise."""
 
 
@@ -259,7 +259,8 @@ def _read_any(file: IO[bytes], size: int) -> tuple[Members, str]:
         with tarfile.open(fileobj=file, mode="r:") as archive:
             while (member := archive.next()) is not None:
                 archive.members.clear()  # type: ignore[attr-defined]  # else tarfile keeps every header in memory
-                if member.size < 0:
+                # of a sparse file `size` is another field than the one by which tarfile goes on
+                if member.size < 0 or archive.offset < member.offset_data:
                     return members, "it has a damaged header"
                 if member.offset_data + member.size > size:
                     return members, "it is cut off inside a member"

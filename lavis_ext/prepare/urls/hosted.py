@@ -12,7 +12,7 @@ from lavis_ext.common.errors import DiskError, NetworkError
 from lavis_ext.fetch import MirrorMap, Progress, Result, Source, Transfer, fetch_all
 from lavis_ext.prepare.records import disk_errors
 from lavis_ext.prepare.urls.job import PLACEHOLDER, ListAccount, ListJob, LostImage, origin_of
-from lavis_ext.prepare.urls.rows import ListedImage, distinct_rows, set_file_aside
+from lavis_ext.prepare.urls.rows import ListedImage, checked_sources, distinct_rows, set_file_aside
 
 HEAD = 64
 
@@ -122,7 +122,7 @@ def _fetch(job: ListJob, progress: Progress | None) -> ListAccount:
     job.work.mkdir(parents=True, exist_ok=True)
     limit = job.max_samples if job.only is None else None
     rows = distinct_rows(job.annotations, job.spec, limit, job.allow_private, job.target)
-    chosen = (row for row in rows if job.only is None or PurePosixPath(row.path).name in job.only)
+    chosen = (row for row in checked_sources(rows, job) if job.only is None or PurePosixPath(row.path).name in job.only)
     wanted = list(_transfers(chosen, job.target, job.mirrors))
     paths = {row.path for row, transfer in wanted if transfer}
     for path in job.damaged:

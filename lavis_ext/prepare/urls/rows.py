@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 import ipaddress
 import string
 import sys
@@ -15,15 +16,18 @@ from urllib.parse import quote, unquote, urlsplit
 
 from lavis_ext.common.config.cards import ImageList
 from lavis_ext.common.errors import ConfigError, IntegrityError, LavisExtError, UnsafeError
+from lavis_ext.common.files import read_object, write_json
+from lavis_ext.common.secrets import identity
 from lavis_ext.datasets.readers.parse import parse_json, parse_rows, read_text
 from lavis_ext.fetch import refuse_unless_remote
 from lavis_ext.fetch.safety import is_loopback, is_private, safe_relative
 from lavis_ext.prepare.archive_formats import name_fault
-from lavis_ext.prepare.urls.job import ASIDE
+from lavis_ext.prepare.urls.job import ASIDE, ListJob
 
 Record = Mapping[str, Any]
 BATCH = 4096
 LONGEST_CAPTION = 1 << 16
+SOURCES = "sources.json"
 
 
 class DamagedList(IntegrityError):
@@ -136,6 +140,28 @@ def _by_folder(row: ListedImage, target: Path | None) -> ListedImage:
     if not row.longer:
         return replace(row, refusal="another URL has its file name", path="")
     return replace(row, path=row.longer)
+
+
+def checked_sources(rows: Iterator[ListedImage], job: ListJob) -> Iterator[ListedImage]:
+    """The rows; a file that is there from another URL than its row has now is set aside: it is another image.
+
+    Which URL each file was asked for at is kept in the list's working folder, as a digest without signatures.
+    """
+    if job.shards:
+        yield from rows
+        return
+    place = job.work / SOURCES
+    known = read_object(place)
+    now = dict(known)
+    for row in rows:
+        if row.path and not (row.refusal or row.repeats):
+            url = identity(row.url) if "?" in row.url or "@" in row.url else row.url
+            now[row.path] = hashlib.sha256(url.encode("utf-8", "surrogatepass")).hexdigest()[:16]
+            if known.get(row.path, now[row.path]) != now[row.path] and (job.target / row.path).is_file():
+                set_file_aside(job.target, row.path)
+        yield row
+    if now != known:
+        write_json(place, now)
 
 
 def set_file_aside(target: Path, path: str) -> None:

@@ -14,7 +14,7 @@ from typing import Any
 from lavis_ext.common.errors import ConfigError
 from lavis_ext.common.files import read_object, write_json
 from lavis_ext.prepare.urls.job import ListJob, LostImage
-from lavis_ext.prepare.urls.rows import ListedImage, distinct_rows
+from lavis_ext.prepare.urls.rows import ListedImage, checked_sources, distinct_rows
 
 ROW, ID, PATH, LISTED = "list_row", "list_id", "list_path", "list_url"
 """Columns of tables beside `url` and `caption`; `list_url` where `url` is that of a mirror."""
@@ -71,7 +71,7 @@ def write_tables(job: ListJob, folder: Path) -> TableIndex:
     refused: list[tuple[str, str, str]] = []
     repeated = [0]
     rows = distinct_rows(job.annotations, job.spec, job.max_samples, job.allow_private, job.target)
-    good = _wanted(rows, refused, repeated)
+    good = _wanted(checked_sources(rows, job), refused, repeated)
     first = next(good, None)
     if first is None and not refused:
         names = ", ".join(str(path) for path in job.annotations) or "(no file)"
