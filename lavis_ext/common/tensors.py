@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import pickletools
 import zipfile
+from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
@@ -16,6 +19,10 @@ if TYPE_CHECKING:
 WAY_OUT = "fetch, copy or save it again"
 MOST_PICKLED = 256 << 20
 """Bytes of a pickle, which has no tensors in it, that are looked at to tell a refusal from damage."""
+SAFE_TUPLES = 1000
+"""So many tuples in one another can be hashed: as keys, tens of thousands overflow the C stack and end the process."""
+TUPLES = frozenset({"EMPTY_TUPLE", "TUPLE1", "TUPLE2", "TUPLE3", "TUPLE"})
+_TUPLE_CODES = (b"\x85", b"\x86", b"\x87", b"t")
 OLD_FORM = 4
 """Pickles in front of the object's own in torch's old form: magic number, version, system, then the object."""
 
@@ -42,6 +49,7 @@ def read_torch(path: Path, where: str = "", mmap: bool = False) -> Any:
 
     check_readable(path)
     try:
+        _refuse_deep_tuples(path)
         return torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
     except Exception as error:  # on a damaged pickle torch's reader fails in any way a program can
         if type(error).__name__ == "UnpicklingError" and _is_whole(path):
@@ -71,6 +79,67 @@ def _is_whole(path: Path) -> bool:
         return True
     except Exception:  # as above: of damaged bytes anything may come
         return False
+
+
+def _refuse_deep_tuples(path: Path) -> None:
+    """Raise ValueError where the pickle of torch's zip form, or what stands in front of the old one, nests too deep."""
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            names = [one.filename for one in archive.infolist() if one.filename.endswith(".pkl")]
+            pickles = [archive.read(name) for name in names if archive.getinfo(name).file_size <= MOST_PICKLED]
+    else:
+        with path.open("rb") as file:
+            pickles = [file.read(MOST_PICKLED)]
+    for data in pickles:
+        # torch's reader is a loop in Python too: only where there could be so many does a look cost anything
+        if sum(data.count(code) for code in _TUPLE_CODES) > 10 * SAFE_TUPLES and tuple_depth(data) > SAFE_TUPLES:
+            raise ValueError("values nested too deep")
+
+
+def tuple_depth(data: bytes) -> int:
+    """How deep tuples are nested in what a pickle makes, up to its end or to where it is none.
+
+    The stack and the memo hold depths in the place of values.
+    """
+    stack: list[int] = []
+    marks: list[int] = []
+    memo: dict[int, int] = {}
+    deepest = 0
+    for code, argument, _ in _operations(data):
+        name, taken = code.name, len(code.stack_before)
+        if name == "MARK":
+            marks.append(len(stack))
+            continue
+        if pickletools.markobject in code.stack_before:
+            mark = marks.pop() if marks else 0
+            inner, taken = stack[mark:], code.stack_before.index(pickletools.markobject)
+            del stack[mark:]
+        elif name == "POP" and marks and marks[-1] == len(stack):
+            marks.pop()
+            continue
+        elif "PUT" in name or name == "MEMOIZE":
+            memo[len(memo) if argument is None else int(argument)] = stack[-1] if stack else 0
+            continue
+        else:
+            inner = []
+        inner += stack[len(stack) - taken :] if taken else []
+        del stack[len(stack) - min(taken, len(stack)) :]
+        depth = 1 + max(inner, default=0) if name in TUPLES else 0
+        if name == "DUP":
+            depth = max(inner, default=0)
+        elif "GET" in name:
+            depth = memo.get(int(argument or 0), 0)
+        deepest = max(deepest, depth)
+        stack += [depth] * len(code.stack_after)
+    return deepest
+
+
+def _operations(data: bytes) -> Iterator[tuple[Any, Any, Any]]:
+    """The operations of the pickles that stand one after another in `data`; ends where no further one is whole."""
+    file = io.BytesIO(data)
+    with suppress(Exception):  # of damaged bytes anything may come; whoever reads them says so
+        while file.tell() < len(data):
+            yield from pickletools.genops(file)
 
 
 def _follow(file: IO[bytes]) -> None:

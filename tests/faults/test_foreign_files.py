@@ -100,6 +100,30 @@ except UnsafeError as error:
 
 
 @pytest.mark.fault("H17")
+@pytest.mark.parametrize("form", ["zip", "old"])
+@pytest.mark.parametrize("kind", KEYS)
+def test_tuples_in_one_another_in_a_checkpoint(kind: str, form: str, tmp_path: Path) -> None:
+    path, data = tmp_path / "x.pth", b"\x80\x02" + KEYS[kind]
+    if form == "zip":
+        with zipfile.ZipFile(path, "w") as archive:
+            archive.writestr("x/data.pkl", data)
+            archive.writestr("x/version", "3\n")
+    else:
+        heads = (0x1950A86A20F9469CFC6C, 1001, {"little_endian": True})
+        path.write_bytes(b"".join(pickle.dumps(head, 2) for head in heads) + data)
+    code = """
+import sys, pathlib
+from lavis_ext.common.errors import IntegrityError
+from lavis_ext.common.tensors import read_torch
+try:
+    read_torch(pathlib.Path(sys.argv[1]))
+except IntegrityError as error:
+    sys.exit(error.exit_code)
+"""
+    assert subprocess.run([sys.executable, "-c", code, str(path)], timeout=60, check=False).returncode == 5
+
+
+@pytest.mark.fault("H17")
 def test_a_thousand_arrays_are_read_whose_tuples_are_many() -> None:
     value = {str(n): (np.arange(3), (n, (n, "x"))) for n in range(1000)}
     for protocol in range(6):

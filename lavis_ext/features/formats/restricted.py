@@ -10,12 +10,10 @@ from typing import Any, ClassVar
 import numpy as np
 
 from lavis_ext.common.errors import IntegrityError, LavisExtError, UnsafeError
+from lavis_ext.common.tensors import SAFE_TUPLES, TUPLES, tuple_depth
 from lavis_ext.features.layout import Array
 
 DEPTH = 20
-SAFE_TUPLES = 1000
-"""So many tuples in one another can be hashed: as keys, tens of thousands overflow the C stack and end the process."""
-_TUPLES = {"EMPTY_TUPLE", "TUPLE1", "TUPLE2", "TUPLE3", "TUPLE"}
 _PLAIN = (str, bytes, int, float, bool, type(None))
 
 
@@ -165,12 +163,12 @@ def load_plain(data: bytes, where: str) -> Any:
     try:
         tuples = 0
         for code, argument, _ in pickletools.genops(data):
-            tuples += code.name in _TUPLES
+            tuples += code.name in TUPLES
             # the memo is an array up to its largest number: nine bytes could ask for 4 GiB
             if code.name in ("PUT", "BINPUT", "LONG_BINPUT") and int(argument or 0) > len(data):
                 raise ValueError(f"number {argument} in {len(data)} bytes")
-        if tuples > SAFE_TUPLES:
-            _refuse_deep_tuples(data)
+        if tuples > SAFE_TUPLES and tuple_depth(data) > DEPTH:
+            raise _Refused("values nested too deep")
         return _Builder().build(_Unpickler(io.BytesIO(data), encoding="latin1").load())
     except _Refused as refused:
         raise unsafe(where, str(refused)) from None
@@ -179,40 +177,6 @@ def load_plain(data: bytes, where: str) -> Any:
     except Exception as error:  # a pickle is a program: a wrong one can fail in any way
         way_out = "the file is damaged or was changed; fetch or make it again"
         raise IntegrityError(where, f"is no whole pickle of plain values: {error}", way_out) from error
-
-
-def _refuse_deep_tuples(data: bytes) -> None:
-    """Raise _Refused for tuples nested deeper than DEPTH; the stack and the memo hold depths instead of values."""
-    stack: list[int] = []
-    marks: list[int] = []
-    memo: dict[int, int] = {}
-    for code, argument, _ in pickletools.genops(data):
-        name, taken = code.name, len(code.stack_before)
-        if name == "MARK":
-            marks.append(len(stack))
-            continue
-        if pickletools.markobject in code.stack_before:
-            mark = marks.pop() if marks else 0
-            inner, taken = stack[mark:], code.stack_before.index(pickletools.markobject)
-            del stack[mark:]
-        elif name == "POP" and marks and marks[-1] == len(stack):
-            marks.pop()
-            continue
-        elif "PUT" in name or name == "MEMOIZE":
-            memo[len(memo) if argument is None else int(argument)] = stack[-1] if stack else 0
-            continue
-        else:
-            inner = []
-        inner += stack[len(stack) - taken :] if taken else []
-        del stack[len(stack) - min(taken, len(stack)) :]
-        depth = 1 + max(inner, default=0) if name in _TUPLES else 0
-        if name == "DUP":
-            depth = max(inner, default=0)
-        elif "GET" in name:
-            depth = memo.get(int(argument or 0), 0)
-        if depth > DEPTH:
-            raise _Refused("values nested too deep")
-        stack += [depth] * len(code.stack_after)
 
 
 def unsafe(where: str, what: str) -> UnsafeError:
