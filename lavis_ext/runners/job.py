@@ -82,7 +82,7 @@ class Job:
 
     def end(self, **facts: Any) -> None:
         """Write the last facts, with the seconds spent in all starts of the job, and the report."""
-        spent = round(self.facts.get("seconds", 0) + time.monotonic() - self.began, 1)
+        spent = round(self.facts.get("seconds", 0) + time.monotonic() - self.began, 2)
         self.note(seconds=spent, ended=now(), **facts)
         if self.is_main and self.config.run.report:
             write_report(self.dir)
