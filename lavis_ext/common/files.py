@@ -64,7 +64,10 @@ def read_errors(path: Path, way_out: str = "check that it is there and that you 
 
 def expanded(path: str | Path) -> Path:
     """A path with `~` expanded, as a shell does it: that of a user who is not there stays, and names nothing."""
-    return Path(os.path.expanduser(path))  # noqa: PTH111 (Path.expanduser raises RuntimeError)
+    try:
+        return Path(os.path.expanduser(path))  # noqa: PTH111 (Path.expanduser raises RuntimeError)
+    except ValueError:  # a NUL or half a character in the user's name: whoever opens it says so
+        return Path(path)
 
 
 def checked_path(path: Path) -> Path:

@@ -2,7 +2,7 @@
 
 Each round disturbs some runs of a command (faults of the server, kills, stops and signals, a disk that fills, a second
 process), then lets one end in peace: its files must be those of an undisturbed run byte for byte, its weights and log
-the same. A round prints its seed; `--seed` repeats it as the first.
+the same. A round prints its seed; `--seed` repeats it as the first, and draws those of the following ones from it.
 """
 
 from __future__ import annotations
@@ -231,9 +231,9 @@ def stop_and_continue(run: subprocess.Popen[bytes], seconds: float) -> None:
 
 def rounds(soak: Soak, minutes: float, first: int | None, say: Callable[[str], None]) -> int:
     """Rounds until the time is up, every fourth a training; 1 where one was lost."""
-    end, number = time.monotonic() + 60 * minutes, 0
+    end, number, seeds = time.monotonic() + 60 * minutes, 0, random.Random(first)
     while time.monotonic() < end:
-        seed = first if first is not None and not number else random.randrange(1 << 32)
+        seed = first if first is not None and not number else seeds.randrange(1 << 32)
         chance, kind = random.Random(seed), "training" if number % 4 == 1 else "preparing"
         say(f"round {number + 1}: {kind}, seed {seed}")
         try:

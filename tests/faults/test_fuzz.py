@@ -34,6 +34,7 @@ FOUND: list[tuple[str, Any]] = [
     ("shards", ("00000.tar", b"00000")),
     ("shards", ("00000.manifest.json", b'{"samples": 3000000000}')),
     ("shards", ("00000.manifest.json", DEEP)),
+    ("urls", "~\x00"),
     ("records", ("part", DEEP)),
     ("records", ("manifest", DEEP)),
     ("records", ("record", DEEP)),
