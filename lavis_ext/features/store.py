@@ -375,7 +375,8 @@ class FeatureStore:
 
     def _header(self, offset: int) -> Header:
         header = Header.unpack(self._map[offset : offset + ALIGN])
-        if header is None or offset + header.length > self.index.end:
+        end = self.index.end - offset
+        if header is None or not ALIGN + header.body_bytes(self.about.row_bytes) <= header.length <= end:
             way_out = "`lavis-ext features verify STORE` names every record that is damaged"
             raise IntegrityError(str(self.path / ROWS), f"no record at byte {offset}", way_out)
         return header

@@ -54,6 +54,19 @@ def test_read_into_a_batch_pads_and_cuts(tmp_path: Path, dtype: str) -> None:
     assert not out[1].any() and not out[2, 1:].any()
 
 
+def test_a_record_that_says_more_than_it_holds_is_damage(tmp_path: Path) -> None:
+    images = make_images(3)
+    fill(tmp_path / "s", images)
+    rows = tmp_path / "s" / ROWS
+    data = bytearray(rows.read_bytes())
+    data[16:20] = (1 << 20).to_bytes(4, "little")  # the count in the first header, behind magic, CRC and length
+    rows.write_bytes(data)
+    store = open_store(tmp_path / "s")
+    with pytest.raises(IntegrityError):
+        store.at(0)
+    assert store.at(1).image_id == images[1].image_id
+
+
 def test_records_are_views_that_cannot_be_written(tmp_path: Path) -> None:
     record = fill(tmp_path / "s", make_images(2))["COCO_val2014_000000000001"]
     assert not record.features.flags.owndata
