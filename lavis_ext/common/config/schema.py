@@ -383,6 +383,8 @@ class RunConfig:
         "rank": "the launcher knows it",
         "gpu": "the launcher knows it",
         "iters_per_epoch": "upstream ignores it",
+        # LAVIS' files carry them in runs of classification and retrieval too, whose tasks write nothing
+        **dict.fromkeys(("max_len", "min_len", "num_beams"), "this task writes no text"),
     }
 
     def __post_init__(self) -> None:

@@ -227,7 +227,7 @@ CONSTANT = "lr_sched: constant_lr, lr_layer_decay: 1, save_freq: -1, val_freq: 1
         ("vqa", f"{ANSWERS}, sample_id_key: question_id, ques_files: {{}}, anno_files: {{}}"),
         ("gqa", ANSWERS),
         ("aok_vqa", ANSWERS),
-        ("retrieval", "k_test: 128, use_dist_eval_sampler: False"),
+        ("retrieval", "k_test: 128, use_dist_eval_sampler: False, max_len: 30, min_len: 8, num_beams: 5"),
         ("multimodal_classification", CONSTANT),
         ("image_text_pretrain", "num_beams: 5, max_len: 30, min_len: 8, iters_per_epoch: 5000"),
         ("image_text_pretrain", f"eval_task: captioning, {CAPTIONS}, top_p: 0.9"),
