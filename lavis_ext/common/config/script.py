@@ -6,6 +6,7 @@ import json
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import fields
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
@@ -13,7 +14,6 @@ from omegaconf.errors import OmegaConfBaseException
 
 from lavis_ext.common.config.check import load_checked, rechecked
 from lavis_ext.common.config.schema import Config as RunFile
-from lavis_ext.common.config.schema import RunConfig
 from lavis_ext.common.errors import ConfigError
 from lavis_ext.common.registry import registry
 
@@ -47,8 +47,10 @@ class Config:
     def typed(self) -> RunFile:
         """The run file as the runner takes it, with what the script changed; raises ConfigError as at first."""
         tree = self.to_dict()
-        # what init_distributed_mode of a script writes
-        run = {key: value for key, value in tree["run"].items() if key not in RunConfig.ignored}
+        kind = type(self._file.run)
+        # what init_distributed_mode of a script writes; a task that writes text reads keys that others ignore
+        unread = set(kind.ignored) - {one.name for one in fields(kind)}
+        run = {key: value for key, value in tree["run"].items() if key not in unread}
         return rechecked({**tree, "run": run}, self._file)
 
     @property
