@@ -39,7 +39,10 @@ def config_roots() -> list[Path]:
     """Folders of YAML, first wins: those of `LAVIS_EXT_CONFIGS` (`:`-separated), then the shipped one."""
     own = [expanded(p) for p in os.environ.get("LAVIS_EXT_CONFIGS", "").split(os.pathsep) if p]
     inside = PACKAGE / "configs"
-    return [*own, inside if inside.is_dir() else PACKAGE.parent / "configs"]
+    shipped = inside if inside.is_dir() else PACKAGE.parent / "configs"
+    last = {shipped.resolve(): shipped}
+    once = {path.resolve(): path for path in reversed(own)}  # a folder that is named twice counts once
+    return [*(path for path in own if path.resolve() not in last and once.pop(path.resolve(), None)), shipped]
 
 
 def from_checkout(name: str, where: str) -> ModuleType:
