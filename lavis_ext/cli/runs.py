@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import math
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -10,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from lavis_ext.browse.run_report import AGGREGATE, Record, RunRecords, duration, finite, headline, number, read_run
 from lavis_ext.cli.chat import find_weights, read_setup
-from lavis_ext.cli.verb import REQUIRED, Answer, Options, cache_root_of, examples, flag, to_stderr
+from lavis_ext.cli.verb import REQUIRED, Answer, Options, cache_root_of, examples, flag, to_stderr, to_stdout
 from lavis_ext.common.config.yamlio import read_value
 from lavis_ext.common.errors import ConfigError, UsageError
 from lavis_ext.common.files import expanded
@@ -67,14 +69,24 @@ def _start(args: Run, evaluate_only: bool) -> Answer:
     alternating = bool(options) and "=" not in options[0]  # LAVIS' `a.b c`, which nothing can be added to
     more = ["run.evaluate=true"] if evaluate_only and not alternating else []
     config = load_checked(args.path, [*options, *more])
+    if config.model is not None and os.environ.get("RANK", "0") == "0":  # importing torch takes seconds
+        what = f"{config.run.task} with {config.model.arch}/{config.model.model_type} on {', '.join(config.datasets)}"
+        to_stderr(f"{config.path}: {what}; loading")
     from lavis_ext.runners import evaluate as run_evaluation
     from lavis_ext.runners import train as run_training
+    from lavis_ext.runners.display import Stream, display_for
 
     start = run_evaluation if evaluate_only or config.run.evaluate else run_training
-    job = start(config, _known_of(config))
+    display = Stream(write_record) if args.json else display_for()
+    job = start(config, _known_of(config), display=display)
     report = job / "report.html"
     lines = [f"run: {job}", f"report: {report}"] if report.is_file() else [f"run: {job}"]
     return Answer(lines, [{"job": str(job), "report": str(report)}])
+
+
+def write_record(record: Record) -> None:
+    """One object of a run on standard output, at once."""
+    to_stdout(json.dumps(record, ensure_ascii=False, default=str))
 
 
 def _known_of(config: Config) -> dict[str, Any]:

@@ -409,7 +409,7 @@ def _run_guarded(verbs: Mapping[str, Verb], words: list[str]) -> int:
     except LavisExtError as error:
         return _report(error, as_json, debug)
     except KeyboardInterrupt as stop:
-        to_stderr("interrupted; run the same command again to go on")
+        to_stderr(f"interrupted; {stop.args[0] if stop.args else 'run the same command again to go on'}")
         return _end(as_json, TERMINATED if isinstance(stop, Terminated) else INTERRUPTED, "interrupted")
     except BrokenPipeError:  # `| head`
         _discard_stdout()
