@@ -70,6 +70,9 @@ class VerifyReport:
     def line(self) -> str:
         """`checked 40512 files · 6.6 GB · 1 damaged · exit 5`."""
         shown = f"checked {self.files} files · {human(self.bytes)} · {len(self.findings)} damaged or missing"
+        if self.repaired is not None:
+            failed = sum(outcome.error is not None for outcome in self.repaired)
+            shown += f", {failed} of {len(self.repaired)} artifacts not repaired" if failed else ", all repaired"
         shown += f" · {len(self.unknown)} not prepared" if self.unknown else ""
         return f"{shown}{' · subset' if self.subset else ''} · exit {self.exit_code}"
 
