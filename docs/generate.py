@@ -208,7 +208,13 @@ def kind_of(hint: Any) -> str:
     text = re.sub(r"Annotated\[(int|float), Bound\((.*?)\)\]", bounded, text)
     for name, said in WORDS.items():
         text = re.sub(rf"\b{name}\b", said, text)
-    return re.sub(r"Literal\[(.*?)\]", lambda found: found[1].replace(", ", " or "), text).replace(" | ", " or ")
+    text, before = text.replace(" | ", " or "), ""
+    while text != before:  # from the inside out
+        before = text
+        text = re.sub(r"Literal\[([^\[\]]*)\]", lambda found: re.sub("[\"']", "", found[1]).replace(", ", " or "), text)
+        text = re.sub(r"\blist\[([^\[\]]*)\]", r"list of \1", text)
+        text = re.sub(r"\bdict\[([^\[\],]*), ([^\[\]]*)\]", r"\1 → \2", text)
+    return text
 
 
 def bounded(found: re.Match[str]) -> str:

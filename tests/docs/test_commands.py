@@ -112,7 +112,6 @@ def with_commands(here: Path) -> None:
 SETUP: Mapping[str, Callable[[Path], None]] = {
     "docs/start.md": with_demo,
     "docs/blip2.md": with_run,
-    "docs/many-machines.md": with_run,
     "docs/own-data.md": with_birds,
     "docs/extend/README.md": with_birds,
     "docs/feature-store.md": with_features,
