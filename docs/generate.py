@@ -16,7 +16,8 @@ from dataclasses import MISSING, fields
 from functools import cache
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from types import NoneType, UnionType
+from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from lavis_ext.cli import VERBS
 from lavis_ext.common import errors
@@ -66,20 +67,14 @@ API = {
     "Runs": ["lavis_ext.tasks.base_task.BaseTask", "lavis_ext.runners.runner_base.RunnerBase"],
     "Errors": ["lavis_ext.common.errors.LavisExtError", "lavis_ext.common.errors.Problem"],
 }
-WORDS = {
-    "Count": "int from 1 on",
-    "Natural": "int from 0 on",
-    "Rate": "float from 0 on",
-    "Positive": "float above 0",
-    "Share": "float from 0 to 1",
-    "str": "text",
-    "bool": "true or false",
-    "int": "whole number",
-    "float": "number",
-    "Any": "anything",
-    "None": "null",
+WORDS: Mapping[Any, str] = {
+    str: "text",
+    bool: "true or false",
+    int: "whole number",
+    float: "number",
+    Any: "anything",
+    NoneType: "null",
 }
-"""Name in a type → words."""
 MADE = "*Made from the code when the site is built.*"
 
 
@@ -194,8 +189,9 @@ def own_fields(owner: Any) -> list[Any]:
 def key_table(owner: Any, only: Iterable[str] | None = None) -> str:
     """Key, type, default and meaning of a dataclass."""
     said, wanted = field_docs(owner), set(only) if only is not None else None
+    hints = get_type_hints(owner, include_extras=True)
     rows = [
-        [f"`{one.name}`", kind_of(one.type), default_of(one), said.get(one.name, "")]
+        [f"`{one.name}`", kind_of(hints[one.name]), default_of(one), said.get(one.name, "")]
         for one in own_fields(owner)
         if wanted is None or one.name in wanted
     ]
@@ -204,23 +200,18 @@ def key_table(owner: Any, only: Iterable[str] | None = None) -> str:
 
 def kind_of(hint: Any) -> str:
     """A type as a person writes it."""
-    text = hint if isinstance(hint, str) else getattr(hint, "__name__", str(hint))
-    text = re.sub(r"Annotated\[(int|float), Bound\((.*?)\)\]", bounded, text)
-    for name, said in WORDS.items():
-        text = re.sub(rf"\b{name}\b", said, text)
-    text, before = text.replace(" | ", " or "), ""
-    while text != before:  # from the inside out
-        before = text
-        text = re.sub(r"Literal\[([^\[\]]*)\]", lambda found: re.sub("[\"']", "", found[1]).replace(", ", " or "), text)
-        text = re.sub(r"\blist\[([^\[\]]*)\]", r"list of \1", text)
-        text = re.sub(r"\bdict\[([^\[\],]*), ([^\[\]]*)\]", r"\1 → \2", text)
-    return text
-
-
-def bounded(found: re.Match[str]) -> str:
-    """`number from -90 to 90`."""
-    numbers = [float(one) for one in re.findall(r"-?\d+(?:\.\d+)?", found[2])]
-    return f"{found[1]} {Bound(*numbers, open='open=True' in found[2])}"
+    kind, parts = get_origin(hint), get_args(hint)
+    if kind is Annotated:
+        return " ".join([kind_of(parts[0]), *(str(one) for one in parts[1:] if isinstance(one, Bound))])
+    if kind is Literal:
+        return " or ".join(str(one) for one in parts)
+    if kind in (Union, UnionType):
+        return " or ".join(map(kind_of, parts))
+    if kind is list:
+        return f"list of {kind_of(parts[0])}"
+    if kind is dict:
+        return " → ".join(map(kind_of, parts))
+    return WORDS.get(hint, getattr(hint, "__name__", str(hint)))
 
 
 def default_of(one: Any) -> str:
