@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
-from lavis_ext.common.config.decode import Bound, ConfigDecoder, Count, Natural, Rate, join
+from lavis_ext.common.config.decode import Bound, ConfigDecoder, Count, Natural, Positive, Rate, join
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,6 +119,12 @@ class ShardKeys:
     seed: Natural = 0
     epoch_size: Count | None = None
     """Samples in an epoch; None: all."""
+    cache_gb: Positive = 50.0
+    """Gigabytes (10⁹ bytes) of the cache for shards in an object store; the processes of a machine share it."""
+    cache_dir: str = ""
+    """Its folder, on a disk of this machine; "": `.lavis_ext/shards` below the cache root."""
+    shards_ahead: Count = 2
+    """Shards of an object store that are fetched before they are needed, at a time."""
 
     def examine(self, decoder: ConfigDecoder, key: str) -> None:
         """Note an error if only one of the two keys is given."""
