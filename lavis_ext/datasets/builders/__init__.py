@@ -42,7 +42,10 @@ if TYPE_CHECKING:
 
 
 def load_dataset(
-    name: str, cfg_path: str | Path | None = None, vis_path: str | Path | None = None, data_type: str | None = None
+    name: str | Path,
+    cfg_path: str | Path | None = None,
+    vis_path: str | Path | None = None,
+    data_type: str | None = None,
 ) -> dict[str, Dataset]:
     """LAVIS' function: `load_dataset("coco_caption")["val"][0]`; or of a path, `load_dataset("~/photos")["train"][0]`.
 
@@ -52,6 +55,7 @@ def load_dataset(
     replaces the folder of the pictures; `data_type` can only be `images`. Without processors in that YAML, or in a card
     of the user's own, pictures are PIL images and texts raw. Raises UsageError for an unknown name.
     """
+    name = str(name)
     if data_type not in (None, "images"):
         raise UsageError(f"load_dataset('{name}')", f"data_type '{data_type}' is not read here", "leave it out")
     if isinstance(cfg_path, str) and not Path(cfg_path).suffix and not expanded(cfg_path).exists():

@@ -190,7 +190,7 @@ class BaseDatasetBuilder:
             tree = keep_unknown({"name": type(self).__name__, **tree})
         for split, paths in (shown_paths(self.name, tree.get("type", "default")) if self.name else {}).items():
             held = tree["build_info"]["annotations"].get(split) or {}
-            if held.get("storage") == paths:  # as shown: the card knows more about them
+            if held.get("storage") == paths and held.get("artifact"):  # as shown: the card knows more about them
                 held["storage"] = []
         decoder = ConfigDecoder()
         config = decoder.build(DatasetConfig, tree, f"datasets.{tree['name']}")
