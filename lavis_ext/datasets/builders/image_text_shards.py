@@ -92,6 +92,11 @@ class ImageTextStream(IterableDataset[Sample]):
         declared: int | None = self.args["epoch_size"]
         return len(self.reader) if declared is None else declared
 
+    @property
+    def exact(self) -> bool:
+        """Whether an epoch is one pass, whatever the number of ranks."""
+        return bool(self.args["exact"])
+
     def iterate(
         self, rank: int, world: int, state: Mapping[str, Any] | None = None
     ) -> Iterator[RawSample | SampleError]:

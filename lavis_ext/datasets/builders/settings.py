@@ -81,8 +81,12 @@ class ShardKeys:
     seed: Natural = 0
     epoch_size: Count | None = None
     """Samples in an epoch; None: all."""
+    exact: bool = False
+    """Whether an epoch has each sample once over all processes: without it, up to a batch of each process repeats."""
 
     def examine(self, decoder: ConfigDecoder, key: str) -> None:
-        """Note an error if only one of the two keys is given."""
+        """Note two keys that belong together of which one is given, and two that exclude each other."""
+        if self.exact and self.epoch_size is not None:
+            decoder.note(join(key, "exact"), "goes with whole epochs only", "leave out epoch_size, or exact")
         if (self.captions_key is None) != (self.scores_key is None):
             decoder.note(key, "captions_key and scores_key belong together", "give both, or none")
