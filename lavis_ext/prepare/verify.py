@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lavis_ext.common.config.cards import Cards
+from lavis_ext.common.config.cards import Artifact, Cards
 from lavis_ext.common.errors import ConfigError, IntegrityError, LavisExtError, PartialError
 from lavis_ext.common.wording import human
 from lavis_ext.fetch.ledger import hash_file, mismatch
@@ -70,6 +70,9 @@ class VerifyReport:
     def line(self) -> str:
         """`checked 40512 files · 6.6 GB · 1 damaged · exit 5`."""
         shown = f"checked {self.files} files · {human(self.bytes)} · {len(self.findings)} damaged or missing"
+        if self.repaired is not None:
+            failed = sum(outcome.error is not None for outcome in self.repaired)
+            shown += f", {failed} of {len(self.repaired)} artifacts not repaired" if failed else ", all repaired"
         shown += f" · {len(self.unknown)} not prepared" if self.unknown else ""
         return f"{shown}{' · subset' if self.subset else ''} · exit {self.exit_code}"
 
@@ -111,6 +114,12 @@ def status(
     disks = {request.artifact.file: inspect(root, request.artifact) for request in selection.requests}
     counter = SplitCounter(root, context.cards, selection.requests, disks, options.max_samples, lost)
     return [*counter.states(selection.chosen), *artifact_states(selection, disks)]
+
+
+def bytes_on_disk(root: Path, artifacts: Iterable[Artifact]) -> int:
+    """Bytes of what is there of some artifacts: by their records, else of files and parts of downloads."""
+    found = (inspect(root, artifact) for artifact in {artifact.file: artifact for artifact in artifacts}.values())
+    return sum(disk.record.bytes if disk.record is not None else disk.size or disk.part for disk in found)
 
 
 def verify(
