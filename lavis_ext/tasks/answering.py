@@ -64,8 +64,9 @@ class VqaTask(BaseTask):
     metric: ClassVar[str] = "vqa"
 
     def step(self, batch: Batch) -> dict[str, Tensor]:
-        """Questions with all their answers → the loss of one answer each, drawn by its weight."""
-        return super().step(one_answer_each(batch, self.run.prompt) if "n_answers" in batch else batch)
+        """Questions with all their answers → the loss of one answer each, drawn by its weight unless it is given."""
+        draws = "n_answers" in batch and "text_output" not in batch
+        return super().step(one_answer_each(batch, self.run.prompt) if draws else batch)
 
     def before_evaluation(self, split: str, datasets: Sequence[Any]) -> None:
         """With `inference_method: rank`, take the answers to choose from; raises ConfigError if there are none."""

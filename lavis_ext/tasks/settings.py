@@ -98,6 +98,12 @@ class ClassificationConfig(RunConfig):
     report_metric: bool = True
     metrics: list[MetricConfig] = field(default_factory=lambda: [MetricConfig(name="class_accuracy")])
 
+    ignored: ClassVar[Mapping[str, str]] = {
+        **RunConfig.ignored,
+        # LAVIS' files for InstructBLIP have them
+        **dict.fromkeys(("inference_method", "prompt", "length_penalty"), "the likeliest class is taken"),
+    }
+
 
 @dataclass(frozen=True, kw_only=True)
 class PretrainConfig(RunConfig):
