@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import string
 from collections.abc import Sequence
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -31,8 +31,6 @@ class Instruct(Blip2Language):
     """
 
     ends_itself = True
-    answer_penalty: ClassVar[float]
-    """LAVIS' length penalty of answers."""
     config: Blip2InstructConfig
 
     def __init__(self, config: Blip2InstructConfig, network: Any, tokenizer: Any) -> None:
@@ -274,7 +272,6 @@ class Blip2T5Instruct(Instruct, Blip2T5):
     with `few_shot_prob` the first of them, a number up to `num_few_shot_examples`, drawn by torch's generator.
     """
 
-    answer_penalty = -1.0
     config: Blip2T5InstructConfig
 
     def learning(self, heads: Sequence[str], tails: Sequence[str], frames: int) -> tuple[TextTokens, Tensor]:

@@ -21,7 +21,7 @@ class WritingConfig(RunConfig):
     max_len: Count = 30
     min_len: Natural = 1
     length_penalty: float | None = None
-    """None: 1 for captions, -1 for answers, as in LAVIS."""
+    """None: 1 for captions; for answers the model's, which is LAVIS': 0 of OPT and InstructBLIP's Vicuna, else -1."""
     prompt: str = ""
     report_metric: bool = True
 
