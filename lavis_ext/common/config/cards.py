@@ -16,6 +16,7 @@ from lavis_ext.common.config.resolve import Tree, config_roots, dataset_defaults
 from lavis_ext.common.config.schema import AnnotationConfig, DatasetConfig, examine_url
 from lavis_ext.common.config.yamlio import shown
 from lavis_ext.common.errors import ConfigError, Problem, UsageError, nearest
+from lavis_ext.common.lavis import WAY_OUT, out_of_scope
 
 CARD_FILE = "artifacts.yaml"
 BOOKKEEPING = ".lavis_ext"
@@ -422,11 +423,12 @@ def load_dataset_config(path: str | Path, name: str | None = None) -> DatasetCon
     chosen = name if name in sections else next(iter(sections), None)
     if chosen is None:
         raise ConfigError(str(file), "declares no data set", "write `datasets:` and the name of one under it")
+    if chosen not in (cards := load_cards()).names() and (outside := out_of_scope("dataset", chosen)):
+        raise ConfigError(places.get(f"datasets.{chosen}", str(file)), outside, WAY_OUT)
     body = sections[chosen]
     kind = str(body.get("type", "default"))
     default = dataset_defaults().get(chosen, {}).get(kind, ({}, file, {}))[0]
     decoder = ConfigDecoder(places)
-    cards = load_cards()
     family = str(default.get("family") or (cards.card_of(chosen).family if chosen in cards.names() else chosen))
     dataset = decoder.build(
         DatasetConfig,

@@ -23,12 +23,12 @@ from lavis_ext.datasets.buckets import ShardBucket, is_remote
 from lavis_ext.datasets.builders.context import BuildContext, args_of, not_prepared
 from lavis_ext.datasets.builders.settings import ShardKeys
 from lavis_ext.datasets.collate import collate
-from lavis_ext.datasets.datasets.base_dataset import MAX_TEXT, draw_below
+from lavis_ext.datasets.datasets.base_dataset import MAX_TEXT, draw_below, instruction
 from lavis_ext.datasets.readers.faults import FaultLog, SampleError
 from lavis_ext.datasets.readers.shard_index import fixed_folder, list_shards, refuse_scheme
 from lavis_ext.datasets.readers.shards import RawSample, ShardReader
 from lavis_ext.fetch.cache import ObjectCache
-from lavis_ext.processors import build_processor, uint8_of
+from lavis_ext.processors import build_processor, drawing_from, uint8_of
 
 log = logging.getLogger(__name__)
 SPLIT = "train"
@@ -184,9 +184,14 @@ class ImageTextStream(IterableDataset[Sample]):
     def _finish(self, item: RawSample, rng: torch.Generator | None) -> Sample:
         item.check()
         image = self._image(item.pixels(), rng)
-        caption = self._caption(item, rng)
-        texts: Sample = split_prefix(caption, rng) if self.args["prefix_split"] else {"text_input": caption}
+        with drawing_from(rng):
+            texts: Sample = self._texts(self._caption(item, rng), rng)
         return {"image": image, **texts, "instance_id": item.name}
+
+    def _texts(self, caption: str, rng: torch.Generator | None) -> Sample:
+        if self.args["instruct"]:
+            return {"text_input": instruction(self.text_processor), "text_output": caption}
+        return split_prefix(caption, rng) if self.args["prefix_split"] else {"text_input": caption}
 
     def _image(self, pixels: Any, rng: torch.Generator | None) -> Any:
         """uint8 with randomness from `rng`, else LAVIS' form; a processor without `uint8` is called as it is."""
