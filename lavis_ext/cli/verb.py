@@ -440,7 +440,8 @@ class Terminated(KeyboardInterrupt):
 def _terminable() -> Iterator[None]:
     """Let SIGTERM end a command as Ctrl-C does, with partial files recorded and owner files gone.
 
-    A training has a handler of its own while it runs.
+    A training has a handler of its own while it runs. An error that others made of a stop, as the set-up of a C module
+    does in the middle of an import, is that stop.
     """
 
     def stop(*_: object) -> NoReturn:
@@ -451,6 +452,13 @@ def _terminable() -> Iterator[None]:
         signal.signal(signal.SIGTERM, stop)
     try:
         yield
+    except Exception as error:
+        behind: BaseException | None = error
+        while behind is not None and not isinstance(behind, KeyboardInterrupt):
+            behind = behind.__cause__ or behind.__context__
+        if behind is None:
+            raise
+        raise behind from None
     finally:
         if ours:
             signal.signal(signal.SIGTERM, signal.SIG_DFL)

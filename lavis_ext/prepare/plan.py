@@ -53,6 +53,21 @@ class PrepareContext:
     notice: Callable[[str], None]
     require: Callable[[], None] = lambda: None
     """Raises OwnedError where another process has taken over: called before a name that others use is touched."""
+    requests: tuple[ArtifactRequest, ...] = ()
+    """What this run prepares: files of remote folders are in no card."""
+
+    def require_own(self, artifact: Artifact, paths: Sequence[Path] = ()) -> None:
+        """`require`, and ConfigError where one of these paths, which are to be set aside, is of another artifact."""
+        self.require()
+        if paths:
+            from lavis_ext.prepare.claims import refuse_claimed
+
+            refuse_claimed(self, artifact, paths)
+
+    def artifacts(self) -> list[Artifact]:
+        """Every artifact that has a place below the cache root: those of all cards, and of this run."""
+        declared = [artifact for card in self.cards.families.values() for artifact in card.named_artifacts()]
+        return [*declared, *(request.artifact for request in self.requests)]
 
 
 def make_context(options: PrepareOptions | None, cards: Cards | None) -> PrepareContext:

@@ -79,7 +79,7 @@ def execute_plan(made: Plan, progress: Progress | None = None, notice: Callable[
     context, selection = made.context, made.selection
     if context is None or selection is None:
         raise ValueError("a plan that was made by hand cannot be executed")
-    context = replace(context, progress=progress or Silent(), notice=notice or log.info)
+    context = replace(context, progress=progress or Silent(), notice=notice or log.info, requests=selection.requests)
     if context.options.dry_run:
         errors = [item.transfer for item in made.items if isinstance(item.transfer, LavisExtError)]
         errors += [

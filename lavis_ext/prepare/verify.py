@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lavis_ext.common.config.cards import Artifact, Cards
-from lavis_ext.common.errors import IntegrityError, LavisExtError, PartialError
+from lavis_ext.common.errors import ConfigError, IntegrityError, LavisExtError, PartialError
 from lavis_ext.common.wording import human
 from lavis_ext.fetch.ledger import hash_file, mismatch
 from lavis_ext.fetch.transfer import Figures, Progress, Silent
-from lavis_ext.prepare.plan import make_context, make_plan
+from lavis_ext.prepare.plan import PrepareContext, make_context, make_plan
 from lavis_ext.prepare.records import (
     ArtifactRecord,
     Member,
@@ -159,9 +159,15 @@ def verify(
     context = replace(make_context(chosen, cards), progress=progress or Silent(), notice=notice or log.info)
     with owned(context, selection) as (pulse, _):
         pulse.require()
-        lost = [(check.request, check.set_aside(found[check.request.title])) for check in damaged]
-        context = replace(context, progress=pulse, require=pulse.require)
-        outcomes = repair_items(context, lost) if lost else []
+        context = replace(context, progress=pulse, require=pulse.require, requests=selection.requests)
+        lost, outcomes = [], []
+        for check in damaged:
+            try:
+                lost.append((check.request, check.set_aside(context, found[check.request.title])))
+            except ConfigError as error:  # the file there is another artifact's
+                title, file = check.request.title, check.request.artifact.file
+                outcomes.append(Outcome(title=title, file=file, outcome="failed", error=error))
+        outcomes += repair_items(context, lost) if lost else []
         replanned = plan_lists(make_plan(context, replace(selection, requests=())), damaged_lists, context.options)
         wrong = {list_title(one): [Path(f.path) for f in found[list_title(one)]] for one in damaged_lists}
         wrong = {title: [path for path in paths if path.is_file()] for title, paths in wrong.items()}
@@ -270,8 +276,8 @@ class _Check:
             yield from (self._finding(path, found) for path, found in results if found is not None)
         self.progress.end(label, "reused")
 
-    def set_aside(self, findings: Sequence[Finding]) -> list[int]:
-        """Set aside what failed, so that it is fetched again; raises DiskError.
+    def set_aside(self, context: PrepareContext, findings: Sequence[Finding]) -> list[int]:
+        """Set aside what failed, so that it is fetched again; raises DiskError, ConfigError where it is another's.
 
         Returns the numbers of the members that should be there where only some were fetched, else nothing.
         """
@@ -280,7 +286,9 @@ class _Check:
         if record is None or self.old:
             return []
         table = None if artifact.unpack is None else open_table(self.root, artifact, record)
-        _set_aside(path for path in (Path(finding.path) for finding in findings) if path.is_file())
+        paths = [path for path in (Path(finding.path) for finding in findings) if path.is_file()]
+        context.require_own(artifact, paths)
+        _set_aside(paths)
         # Setting members aside changes the mtime of their folder, so that `inspect` finds them lost. Nothing else is
         # found lost so: there the record is dropped.
         if table is None:

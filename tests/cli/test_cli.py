@@ -7,6 +7,7 @@ import json
 import os
 import pty
 import shlex
+import signal
 import struct
 import subprocess
 import sys
@@ -251,6 +252,25 @@ def test_interrupt_ends_with_130(monkeypatch: pytest.MonkeyPatch, capsys: pytest
     install(monkeypatch, raising(KeyboardInterrupt()))
     assert main(["list"]) == 130
     assert "run the same command again" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("sent", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize("kind", [ImportError, IntegrityError])
+def test_a_stop_of_which_others_made_an_error_is_a_stop(
+    sent: signal.Signals, code: int, kind: type[Exception], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The set-up of a C module in the middle of an import ends with an ImportError of its own, raised from the stop."""
+
+    def importing(_: Options) -> Answer:
+        try:
+            signal.raise_signal(sent)
+        except BaseException as error:
+            made = kind("a module", "no", "again") if kind is IntegrityError else kind("initialization failed")
+            raise made from error
+        raise AssertionError("it went on")
+
+    install(monkeypatch, importing)
+    assert main(["list"]) == code
 
 
 @pytest.mark.fault("U03", "P07")
