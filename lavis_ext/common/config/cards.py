@@ -184,6 +184,8 @@ class Card:
     title: str = ""
     homepage: str = ""
     licence: str = ""
+    terms: Literal["open", "non-commercial", "gated"] = "open"
+    """Beyond open, `prepare` wants the licence accepted before the first byte."""
     citation: str = ""
     success_threshold: Share = 1.0
     """Share of the expected images below which `prepare` ends with exit code 8; 1: the family must be complete."""
