@@ -75,6 +75,8 @@ class ShardKeys:
     captions_key: str | None = None
     scores_key: str | None = None
     """With `captions_key`: the caption that has the highest score (LAION-COCO)."""
+    sample_key: str = ""
+    """The object in a sample's JSON whose keys a sample has beside `image`: `sample` in shards that `pack` made."""
     prefix_split: bool = False
     shuffle_buffer: Natural = 10_000
     """Samples that are shuffled at a time; 0: no shuffling."""
@@ -92,3 +94,5 @@ class ShardKeys:
         """Note an error if only one of the two keys is given."""
         if (self.captions_key is None) != (self.scores_key is None):
             decoder.note(key, "captions_key and scores_key belong together", "give both, or none")
+        if self.sample_key and (self.captions_key or self.prefix_split):
+            decoder.note(key, "sample_key says all that a sample has", "leave out captions_key and prefix_split")
