@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from lavis_ext.cli.verb import REQUIRED, Answer, Options, Quiet, cache_root_of, fill, flag, to_stderr
+from lavis_ext.cli.verb import REQUIRED, Answer, Options, Quiet, cache_root_of, examples, fill, flag, to_stderr
 from lavis_ext.common.errors import UsageError
 from lavis_ext.common.wording import human
 
@@ -27,6 +27,11 @@ class Pack(Quiet, Options):
     deep: bool = flag(False, help="hash shards that are there already")
 
 
+@examples(
+    "pack coco_vqa shards/vqa",
+    "pack coco_caption s3://bucket/coco --samples-per-shard 5000 --jobs 4",
+    "pack vg_caption small --encode jpg --shorter-side 256",
+)
 def pack(args: Pack) -> Answer:
     """Write a data set as tar shards with manifests, which `image_text_shards` reads; go on where a run was stopped."""
     from lavis_ext.common.config.cards import load_cards

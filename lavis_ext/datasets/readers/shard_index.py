@@ -211,17 +211,28 @@ def read_index(path: Path, needs: tuple[str, ...]) -> ShardIndex:
     found: dict[str, dict[str, Extent]] = {}
     faults: dict[str, str] = {}
     unknown: Counter[str] = Counter()
+    longer: dict[str, dict[str, list[tuple[str, Extent]]]] = {}  # `key.input.jpg`, the picture where there is no other
     members, cut = walk(path)
     for name, extent in members:
         match = NAME.fullmatch(name)
         key, kind = match.groups() if match else (name, name.rpartition("/")[2].partition(".")[2])
         kind = check_kind(kind.lower(), path, name)
         if kind not in ("image", *TEXTS):
-            unknown[kind] += 1
+            last = check_kind(kind.rpartition(".")[2], path, name)
+            if last != kind and last in ("image", *TEXTS):
+                longer.setdefault(key, {}).setdefault(last, []).append((kind, extent))
+            else:
+                unknown[kind] += 1
         elif kind in found.setdefault(key, {}):
             faults[key] = f"sample has two members of one kind: {kind}"
         else:
             found[key][kind] = extent
+    for key, kinds in longer.items():
+        for kind, some in kinds.items():
+            if len(some) == 1 and kind not in found.get(key, {}):
+                found.setdefault(key, {})[kind] = some[0][1]
+            else:
+                unknown.update(name for name, _ in some)
     entries = (
         ShardSample(key, members, faults.get(key) or _missing_members(members, needs)) for key, members in found.items()
     )
@@ -244,6 +255,12 @@ def check_kind(kind: str, path: Path, name: str) -> str:
         what = f"member '{name}' is a pickle, which can run code when it is read"
         raise UnsafeError(str(path), what, "do not use this shard: move it out of the folder")
     return "image" if kind in IMAGES else kind
+
+
+def kinds_in(path: Path, most: int = 200) -> set[str]:
+    """The kinds of the first members of a shard: `image`, `json`, `txt`, and others."""
+    kinds = (NAME.fullmatch(name) for name, _ in walk(path)[0][:most])
+    return {check_kind(match[2].lower().rpartition(".")[2], path, match[0]) for match in kinds if match}
 
 
 def _missing_members(members: Mapping[str, Extent], needs: tuple[str, ...]) -> str:
