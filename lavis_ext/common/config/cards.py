@@ -113,6 +113,8 @@ class RemoteFolder:
     files: dict[str, Blob] = field(default_factory=dict)
     complete: bool = False
     """Whether these are known to be all; else a listing is preferred where the token allows one."""
+    only: list[str] = field(default_factory=list)
+    """Patterns of the names that belong to the artifact (`cc3m-train-*.tar`); none: all."""
     nested: dict[str, str] = field(default_factory=dict)
     """Folders inside it that are artifacts of their own: `coco2014test: features_coco2014test`; they are left out."""
 

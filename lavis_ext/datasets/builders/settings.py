@@ -124,6 +124,8 @@ class ShardKeys:
     captions_key: str | None = None
     scores_key: str | None = None
     """With `captions_key`: the caption that has the highest score (LAION-COCO)."""
+    sample_key: str = ""
+    """The object in a sample's JSON whose keys a sample has beside `image`: `sample` in shards that `pack` made."""
     prefix_split: bool = False
     instruct: bool = False
     """The caption is `text_output`, and `text_input` what the text processor makes of "" (InstructBLIP)."""
@@ -147,3 +149,5 @@ class ShardKeys:
             decoder.note(join(key, "exact"), "goes with whole epochs only", "leave out epoch_size, or exact")
         if (self.captions_key is None) != (self.scores_key is None):
             decoder.note(key, "captions_key and scores_key belong together", "give both, or none")
+        if self.sample_key and (self.captions_key or self.prefix_split):
+            decoder.note(key, "sample_key says all that a sample has", "leave out captions_key and prefix_split")
