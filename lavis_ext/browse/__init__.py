@@ -62,9 +62,9 @@ class Pages:
         return DatasetApp(self._subject(), self.seed)
 
     def _subject(self) -> Any:
-        from lavis_ext.browse.subject import joined, read_subject
+        from lavis_ext.browse.subject import joined, read_own, read_subject
 
-        subjects = [read_subject(target, self.cache_root) for target in self.targets]
+        subjects = [(read_subject if is_named(one) else read_own)(one, self.cache_root) for one in self.targets]
         return subjects[0] if len(subjects) == 1 else joined(subjects)
 
 
@@ -90,25 +90,30 @@ def find_pages(targets: Sequence[str], cache_root: Path, seed: int | None = None
 
 
 def kind_of(target: str) -> str:
-    """`runs`, `store` or `data`; raises UsageError for what is no name of a data set and nothing on the disk."""
-    from lavis_ext.common.config.cards import load_cards
-
-    path, cards = expanded(target), load_cards()
+    """`runs`, `store` or `data`: a name, or one's own; raises UsageError for what is none of them."""
+    path = expanded(target)
     if target and (path / "store.json").is_file():
         return "store"
     if target and is_run(path):
         return "runs"
-    if target in cards.families or target.partition("[")[0] in cards.names():
+    if is_named(target):
         return "data"
-    if "/" in target and target.partition("/")[0] in cards.families and not path.exists():
-        return "data"  # `family/artifact`, which holds files only
-    if not target or "/" in target or target in (".", "..") or target.startswith("~") or path.exists():
-        if not target or not path.exists():
-            raise UsageError(
-                target or "browse ''", "no such file or folder", "name a data set, a run, or what is there"
-            )
-        if path.is_dir() and find_runs(path, DEPTH):
-            return "runs"
-        raise UsageError(target, "is not the folder of a run or of a feature store", "name one, or a data set")
-    known = [*cards.families, *cards.names()]
-    raise UsageError(target, "neither a data set nor a family nor a path", nearest(target, known))
+    if target and path.is_dir() and find_runs(path, DEPTH):
+        return "runs"
+    if not target or not (path.exists() or "/" in target):
+        from lavis_ext.common.config.cards import load_cards
+
+        cards = load_cards()
+        what = "is neither a data set nor a family, and there is no such file or folder"
+        raise UsageError(target or "''", what, nearest(target, [*cards.families, *cards.names()]))
+    return "data"
+
+
+def is_named(target: str) -> bool:
+    """Whether a card declares it: a data set, a family, or one of its files."""
+    from lavis_ext.common.config.cards import load_cards
+
+    cards = load_cards()
+    family, slash, _ = target.partition("/")
+    known = target in cards.families or target.partition("[")[0] in cards.names()
+    return known or bool(slash and family in cards.families and not expanded(target).exists())

@@ -91,7 +91,7 @@ def scans_of(subject: Subject) -> list[PictureScan]:
 
 def head_values(subject: Subject) -> dict[str, Any]:
     """Name, state, licence, and one line of figures: what stands before the pictures."""
-    state = worst_state(subject)
+    state = worst_state(subject) if subject.states else ""
     here = [one for one in subject.states if one.samples is not None or one.verified]
     samples = sum(one.samples or 0 for one in here) or sum(map(len, subject.views.values()))
     expected, missing = (sum(getattr(one, name) or 0 for one in here) for name in ("expected", "missing"))
@@ -103,7 +103,7 @@ def head_values(subject: Subject) -> dict[str, Any]:
         "name": subject.name,
         "beside": subject.beside,
         "root": subject.root,
-        "state": (state, STATES[state]),
+        "state": (state, STATES[state]) if state else ("your own data", ""),
         "shapes": list(dict.fromkeys(chapter.config.builder for chapter in subject.chapters)),
         "subset": any(one.subset for one in subject.states),
         "facts": facts,
@@ -111,6 +111,7 @@ def head_values(subject: Subject) -> dict[str, Any]:
         "cards": [(card, split_url(card.homepage).scheme in ("http", "https")) for card in subject.cards],
         "chapters": subject.chapters,
         "absent": subject.absent,
+        "guessed": subject.said,
     }
 
 

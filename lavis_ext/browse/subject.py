@@ -67,6 +67,8 @@ class Subject:
     chapters: tuple[Chapter, ...]
     files: tuple[File, ...]
     beside: bool = False
+    said: tuple[str, ...] = ()
+    """What was guessed of one's own data, in sentences."""
 
     @property
     def views(self) -> dict[str, View]:
@@ -122,6 +124,20 @@ def read_subject(name: str, cache_root: Path) -> Subject:
     return Subject(name, (card,), cache_root, tuple(chapters), files)
 
 
+def read_own(path: str, cache_root: Path) -> Subject:
+    """Data that a person has, as it was guessed what a path holds.
+
+    Raises UsageError for what is not there or of no known form, IntegrityError for files that cannot be read.
+    """
+    from lavis_ext.datasets.own import guess
+
+    found = guess(path)
+    chapter, error = read_chapter(found.config, (), cache_root, load_cards())
+    if error:
+        raise error
+    return Subject(path, (), cache_root, (chapter,), (), said=found.sentences)
+
+
 def joined(subjects: Sequence[Subject]) -> Subject:
     """Several subjects on one page, side by side."""
     chapters = [chapter for subject in subjects for chapter in subject.chapters]
@@ -134,7 +150,8 @@ def joined(subjects: Sequence[Subject]) -> Subject:
     cards = tuple({id(card): card for subject in subjects for card in subject.cards}.values())
     files = {file.artifact.file: file for subject in subjects for file in subject.files}
     name = " and ".join(subject.name for subject in subjects)
-    return Subject(name, cards, subjects[0].root, tuple(chapters), tuple(files.values()), beside=True)
+    said = tuple(f"{one.name}: {sentence}" for one in subjects for sentence in one.said)
+    return Subject(name, cards, subjects[0].root, tuple(chapters), tuple(files.values()), beside=True, said=said)
 
 
 def read_chapter(
@@ -142,7 +159,9 @@ def read_chapter(
 ) -> tuple[Chapter, NotPreparedError | None]:
     """One data set with its splits opened; without views, and the error, where nothing of it is there."""
     title = config.name if config.type == "default" else f"{config.name}[{config.type}]"
-    states = tuple(s for s in status([title], PrepareOptions(cache_root=root), cards) if s.dataset == title)
+    known = config.name in cards.names() and config.family in cards.families
+    found = status([title], PrepareOptions(cache_root=root), cards) if known else []
+    states = tuple(state for state in found if state.dataset == title)
     try:
         built = build_datasets(config, BuildContext(root))
     except NotPreparedError as error:

@@ -25,7 +25,7 @@ from lavis_ext.processors import uint8_of
 
 TEXTS = {"caption": "caption", "question": "question", "sentence": "sentence", "text_input": "text"}
 """Keys that hold what is said about a picture → what it is called."""
-NAMED = {"caption_key": "caption", "text_key": "sentence"}
+NAMED = {"caption_key": "caption", "text_key": "sentence", "question_key": "question"}
 """Arguments of shapes that name such a key."""
 STREAM_SURVEY = 2_000
 MAX_GATHERED = 20
@@ -185,7 +185,7 @@ class RowsView(View):
         row = self.dataset.row(index)
         ids = dict.fromkeys(f"{key} {row[key]}" for key in ID_KEYS if isinstance(row.get(key), (int, str)))
         try:
-            files = tuple(name for name, _ in self._named(index, row))
+            files = tuple(name for name, _ in self._named(index, row) if name)
         except SampleError:
             files = ()  # the place of its picture says why
         return Item(str(index), self._text(index), (index, row), files, tuple(ids), index)

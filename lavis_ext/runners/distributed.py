@@ -2,7 +2,7 @@
 
 FSDP2 shards parameters over the ranks and unshards each block during its forward and backward. It is torch's
 `fully_shard`, not accelerate's (1.15), which leaves ranks on CPUs unsharded and takes no scalar parameter
-(docs/blip2.md). Checkpoints hold full tensors, so that they load under any number of ranks, sharded or not.
+(docs/many-machines.md). Checkpoints hold full tensors, so that they load under any number of ranks, sharded or not.
 """
 
 from __future__ import annotations
