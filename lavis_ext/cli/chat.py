@@ -10,7 +10,7 @@ from io import TextIOWrapper
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lavis_ext.cli.verb import REQUIRED, Answer, Options, flag, to_stdout
+from lavis_ext.cli.verb import REQUIRED, Answer, Options, examples, flag, to_stdout
 from lavis_ext.common.config.decode import ConfigDecoder, read_sections
 from lavis_ext.common.config.resolve import find_config, load_config, merge, model_defaults, parse_options
 from lavis_ext.common.config.schema import ModelConfig, RunConfig
@@ -64,6 +64,10 @@ class Chat(Options):
     json: bool = False
 
 
+@examples(
+    "chat --cfg-path run.yaml --checkpoint output/my-run --image photo.jpg",
+    "chat --cfg-path run.yaml --image photo.jpg --question 'What is it?'",
+)
 def chat(args: Chat) -> Answer:
     """Answer `--question`; without it, caption the picture and answer each line of standard input at once."""
     setup = read_setup(args.cfg_path, list(args.options), args.checkpoint)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from fnmatch import fnmatchcase
 from typing import Any, Literal
 
 from lavis_ext.cli.verb import (
@@ -14,13 +15,25 @@ from lavis_ext.cli.verb import (
     Quiet,
     cache_root_of,
     env_option,
+    examples,
     fill,
     flag,
     progress_of,
     to_stderr,
+    width_of_terminal,
 )
-from lavis_ext.common.errors import UsageError, nearest
-from lavis_ext.common.wording import columns, human, shorten
+from lavis_ext.common.errors import Problem, UsageError, nearest
+from lavis_ext.common.wording import columns, fitted, human, shorten
+
+
+@dataclass(frozen=True, kw_only=True)
+class List(Options):
+    """Flags of `list`."""
+
+    patterns: tuple[str, ...] = flag(
+        (), positional=True, nargs="*", metavar="PATTERN", help="only names or families that match, or hold it"
+    )
+    installed: bool = flag(False, help="only what is on this disk")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,40 +90,96 @@ class Prepare(Quiet, Options):
     )
 
 
-def list_datasets(args: Options) -> Answer:
-    """Every data set: name, shape, splits, size to fetch, state on this disk, licence."""
+@examples("list", "list --installed", "list 'coco_*' vqa", "list --json")
+def list_datasets(args: List) -> Answer:
+    """Every data set: what is here of it, its size, its splits, its licence; those that are here first."""
     from lavis_ext.common.config.cards import load_cards, split_names
-    from lavis_ext.prepare import PrepareOptions, status
+    from lavis_ext.prepare import PrepareOptions, bytes_on_disk, status
 
     root = cache_root_of(args)
     cards = load_cards()
-    found = status(cards.names(), PrepareOptions(cache_root=root), cards, lost=False)
+    names = matching(args.patterns, {name: cards.card_of(name).family for name in cards.names()})
+    found = status(names, PrepareOptions(cache_root=root), cards, lost=False) if names else []
     state_of = {(one.dataset, one.split): one.state for one in found}
     rows: list[dict[str, Any]] = []
-    for name in cards.names():
+    for name in names:
         card = cards.card_of(name)
         types = card.datasets[name]
         dataset = types.get("default") or next(iter(types.values()))
+        artifacts = cards.artifacts_of(dataset)
+        splits = {split: state_of.get((name, split), "missing") for split in split_names(dataset)}
         rows.append(
             {
                 "name": name,
                 "shape": dataset.builder,
                 "types": sorted(types),
-                "splits": {split: state_of.get((name, split), "missing") for split in split_names(dataset)},
-                "bytes": sum(a.size or 0 for a in cards.artifacts_of(dataset)),
+                "splits": splits,
+                "state": state_of_all(splits),
+                "subset": any("subset" in state for state in splits.values()),
+                "bytes": sum(a.size or 0 for a in artifacts),
+                "on_disk": bytes_on_disk(root, artifacts),
                 "licence": card.licence,
             }
         )
-    table = [["name", "shape", "splits on this disk", "download", "licence"]]
-    for row in rows:
-        splits = row["splits"].items()
-        states = " ".join(split if state == "missing" else f"{split}:{state}" for split, state in splits)
-        table.append([row["name"], row["shape"], states, _size(row["bytes"]), shorten(row["licence"], 40)])
+    here = [row for row in rows if row["state"] != "missing"]
+    if args.installed:
+        rows = here
+    lines = list_lines(here, [row for row in rows if row not in here], width_of_terminal())
+    if not rows:
+        lines = ["none is here; `lavis-ext list` shows what there is, `lavis-ext prepare NAME` fetches it"]
     alone = [family for family, card in cards.families.items() if card.artifacts and not card.datasets]
-    more = [f"files without a data set: {', '.join(sorted(alone))} (lavis-ext show {alone[0]})"] if alone else []
-    return Answer([*columns(table), "", *more, f"data lies in {root}"], rows)
+    if alone and not args.patterns and not args.installed:
+        lines += ["", f"files without a data set: {', '.join(sorted(alone))} (lavis-ext show {alone[0]})"]
+    return Answer([*lines, "", f"data lies in {root}"], rows)
 
 
+def matching(patterns: Sequence[str], families: Mapping[str, str]) -> list[str]:
+    """The data sets (name → family) whose name or family a pattern matches, or holds; raises UsageError for none."""
+    if not patterns:
+        return list(families)
+
+    def fits(pattern: str, name: str) -> bool:
+        whole = any(letter in pattern for letter in "*?[")
+        return any(fnmatchcase(one, pattern if whole else f"*{pattern}*") for one in (name, families[name]))
+
+    if unknown := [one for one in patterns if not any(fits(one.lower(), name) for name in families)]:
+        known = {*families, *families.values()}
+        raise UsageError.of(Problem(f"list {one}", "matches no data set", nearest(one, known)) for one in unknown)
+    return [name for name in families if any(fits(one.lower(), name) for one in patterns)]
+
+
+def state_of_all(splits: Mapping[str, str]) -> str:
+    """The state that all splits have, else `partial`; `missing` where nothing is there."""
+    states = set(splits.values())
+    if len(states) == 1:
+        return states.pop()
+    return "missing" if not states else "partial (subset)" if any("subset" in state for state in states) else "partial"
+
+
+def list_lines(here: Sequence[Mapping[str, Any]], other: Sequence[Mapping[str, Any]], width: int | None) -> list[str]:
+    """Two tables in the width of the terminal: what is here, and what is not."""
+    lines = []
+    if here:
+        table = [["here", "on disk", "state", "splits", "licence", "shape"]]
+        for row in here:
+            there = [split for split, state in row["splits"].items() if state != "missing"]
+            lacking = [f"(no {split})" for split, state in row["splits"].items() if state == "missing"]
+            shown = " ".join([*there, *lacking])
+            table.append(
+                [row["name"], _size(row["on_disk"]), row["state"], shown, shorten(row["licence"], 40), row["shape"]]
+            )
+        lines += fitted(table, width)
+    if other:
+        table = [["not here", "download", "splits", "licence", "shape"]]
+        for row in other:
+            table.append(
+                [row["name"], _size(row["bytes"]), " ".join(row["splits"]), shorten(row["licence"], 40), row["shape"]]
+            )
+        lines += [*([""] if lines else []), *fitted(table, width)]
+    return lines
+
+
+@examples("show coco_caption", "show coco")
 def show(args: Show) -> Answer:
     """A data set or family: its card, files, processors, licence, citation, and the command that prepares it."""
     from lavis_ext.common.config.cards import load_cards
@@ -151,6 +220,12 @@ def _artifact_lines(artifacts: Sequence[Any]) -> list[str]:
     ]
 
 
+@examples(
+    "prepare coco_caption --dry-run",
+    "prepare coco_caption --split val --max-samples 100",
+    "prepare coco nocaps --mirror /mnt/mirror",
+    "prepare vinvl/coco_ir",
+)
 def prepare(args: Prepare) -> Answer:
     """Fetch, verify, unpack and record data sets; nothing moves before the plan fits the disk."""
     from lavis_ext.fetch.azure import TOKENS
@@ -171,6 +246,7 @@ def prepare(args: Prepare) -> Answer:
     return Answer(report.lines(), [report.as_dict()], report.exit_code)
 
 
+@examples("status", "status coco_caption nocaps")
 def status(args: Status) -> Answer:
     """Per split: what is expected, present and verified, and whether it is a subset."""
     from lavis_ext.common.config.cards import load_cards
@@ -182,6 +258,7 @@ def status(args: Status) -> Answer:
     return Answer([state.line() for state in states], [state.as_dict() for state in states])
 
 
+@examples("verify coco_caption", "verify coco --deep --repair")
 def verify(args: Verify) -> Answer:
     """Hash again what has hashes and check every member; --deep decodes every image, --repair fetches what fails."""
     from lavis_ext.prepare import PrepareOptions
@@ -193,6 +270,7 @@ def verify(args: Verify) -> Answer:
     return Answer(report.lines(), [report.as_dict()], report.exit_code)
 
 
+@examples("cite coco nocaps")
 def cite(args: Names) -> Answer:
     """The citations of data sets, as BibTeX, each once."""
     from lavis_ext.common.config.cards import load_cards
@@ -220,6 +298,9 @@ def names_of(args: Prepare) -> list[str]:
     if args.names:
         return [f"{args.family}/{name}" for name in args.names] if args.family else list(args.names)
     cards = load_cards()
-    card = cards.families.get(args.family or "")
-    known = list(card.artifacts) if card else [*cards.families, *cards.names()]
-    raise UsageError(f"prepare {args.family or ''}".strip(), "names nothing to prepare", nearest("", known))
+    if card := cards.families.get(args.family or ""):
+        raise UsageError(f"prepare --family {card.family}", "names no artifact", nearest("", card.artifacts))
+    if args.family:
+        raise UsageError(f"--family {args.family}", "there is no such family", nearest(args.family, cards.families))
+    way_out = f"e.g. `lavis-ext prepare coco_caption`; families: {', '.join(sorted(cards.families))}; "
+    raise UsageError("prepare", "names no data set", f"{way_out}`lavis-ext list` shows all data sets")

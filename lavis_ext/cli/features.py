@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from lavis_ext.cli.verb import REQUIRED, Answer, Quiet, fill, flag, progress_of
+from lavis_ext.cli.verb import REQUIRED, Answer, Quiet, Verb, examples, fill, flag, progress_of
 from lavis_ext.common.errors import IntegrityError, PartialError, UsageError, nearest
 from lavis_ext.common.wording import human
 
@@ -18,16 +18,6 @@ if TYPE_CHECKING:
     from lavis_ext.fetch import Progress
 
 SHOWN = 20
-USES = {
-    "import": "features import SRC… STORE [--from FORMAT] [--dtype float16|float32]",
-    "export": "features export STORE DST --to FORMAT",
-    "extract": "features extract IMAGES… STORE|FILE.tsv --detector NAME [--group_id G --total_group N]",
-    "index": "features index STORE, or features index FILE.tsv",
-    "merge": "features merge STORE… STORE, or features merge PART.tsv… WHOLE.tsv",
-    "info": "features info STORE",
-    "verify": "features verify STORE…",
-    "head": "features head STORE [--rows N]",
-}
 FORMATS = (
     *("oscar-tsv", "vinvl-tsv", "oscar-offsets", "butd-tsv", "lxmert-tsv", "volta-tsv"),
     *("volta-lmdb", "tensorpack-lmdb", "oscar-pt", "h5", "npy"),
@@ -38,47 +28,33 @@ FORMATS = (
 class Extraction:
     """Flags of extraction; those that `DetectorOptions` has too fill it, None leaves the detector's own setting."""
 
-    detector: str | None = flag(None, metavar="NAME", help="extract: the network that finds the regions")
-    model_type: str | None = flag(
-        None, metavar="T", help="extract: which of the detector's sizes, `tiny` for trying out"
-    )
-    weights: str | None = flag(None, metavar="F", help="extract: the detector's weights, where not its own")
-    group_id: int | None = flag(
-        None, "--group_id", "--group-id", metavar="G", help="extract: do only this group of the images"
-    )
+    detector: str | None = flag(None, metavar="NAME", help="the network that finds the regions")
+    model_type: str | None = flag(None, metavar="T", help="which of the detector's sizes, `tiny` for trying out")
+    weights: str | None = flag(None, metavar="F", help="the detector's weights, where not its own")
+    group_id: int | None = flag(None, "--group_id", "--group-id", metavar="G", help="do only this group of the images")
     total_group: int | None = flag(
         None, "--total_group", "--total-group", metavar="N", help="how many groups there are"
     )
-    min_boxes: int | None = flag(None, metavar="N", help="extract: at least so many regions an image")
-    max_boxes: int | None = flag(None, metavar="N", help="extract: at most so many regions an image")
-    conf: float | None = flag(None, metavar="C", help="extract: least confidence of a region beyond --min-boxes")
-    geometry: bool = flag(False, help="extract: six columns of the box behind the features (Oscar)")
-    nms: Literal["class", "agnostic"] | None = flag(
-        None, help="extract: boxes suppress each other by class or over all"
-    )
-    precision: Literal["float32", "bfloat16", "float16"] | None = flag(None, help="extract: of the network (float32)")
-    classes: Path | None = flag(None, metavar="F", help="extract: names of the detector's classes, which become labels")
-    attributes: Path | None = flag(None, metavar="F", help="extract: names of the detector's attributes")
-    seed: int | None = flag(None, metavar="N", help="extract: of weights that are drawn (`tiny`)")
-    batch_size: int | None = flag(None, metavar="N", help="extract: images at a time (default: 4)")
-    device: str | None = flag(None, metavar="D", help="extract: cpu, cuda, cuda:1 (default: a GPU if there is one)")
+    min_boxes: int | None = flag(None, metavar="N", help="at least so many regions an image")
+    max_boxes: int | None = flag(None, metavar="N", help="at most so many regions an image")
+    conf: float | None = flag(None, metavar="C", help="least confidence of a region beyond --min-boxes")
+    geometry: bool = flag(False, help="six columns of the box behind the features (Oscar)")
+    nms: Literal["class", "agnostic"] | None = flag(None, help="boxes suppress each other by class or over all")
+    precision: Literal["float32", "bfloat16", "float16"] | None = flag(None, help="of the network (float32)")
+    classes: Path | None = flag(None, metavar="F", help="names of the detector's classes, which become labels")
+    attributes: Path | None = flag(None, metavar="F", help="names of the detector's attributes")
+    seed: int | None = flag(None, metavar="N", help="of weights that are drawn (`tiny`)")
+    batch_size: int | None = flag(None, metavar="N", help="images at a time (default: 4)")
+    device: str | None = flag(None, metavar="D", help="cpu, cuda, cuda:1 (default: a GPU if there is one)")
     tolerance: float | None = flag(None, metavar="S", help="share of images that may be missing (default: 0)")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Features(Extraction, Quiet):
-    """Flags of `features`."""
+class Import(Quiet):
+    """Flags of `features import`."""
 
-    action: str = flag(REQUIRED, positional=True, choices=tuple(USES), metavar="ACTION", help=", ".join(USES))
-    paths: tuple[str, ...] = flag(
-        REQUIRED,
-        positional=True,
-        nargs="+",
-        metavar="PATH",
-        help="sources, then the store; or the store, then what to write",
-    )
+    paths: tuple[str, ...] = flag(REQUIRED, positional=True, nargs="+", metavar="PATH", help="sources, then the store")
     form: str | None = flag(None, "--from", choices=FORMATS, metavar="FORMAT", help=f"one of {', '.join(FORMATS)}")
-    to: str | None = flag(None, choices=FORMATS, metavar="FORMAT", help="what to export to, what a TSV is to be")
     dtype: Literal["float16", "float32"] | None = flag(None, help="precision of a new store (default: float32)")
     labels: Path | None = flag(
         None, metavar="F", help="predictions.tsv or x.label.tsv, where it does not lie beside the source"
@@ -88,32 +64,22 @@ class Features(Extraction, Quiet):
     )
     width: int | None = flag(None, metavar="N", help="columns of a feature row, where it is not 2048 to 2055")
     all_columns: bool = flag(False, help="keep class probabilities too")
-    rows: int = flag(5, metavar="N", help="how many `head` shows (default: 5)")
 
 
-def features(args: Features) -> Answer:
-    """Convert, join, index, check and extract region features.
-
-    Raises what the action raises, UsageError for too few paths.
-    """
-    action, least = ACTIONS[args.action]
-    paths = [Path(path) for path in args.paths]
-    if len(paths) < least or (least == 1 and args.action != "verify" and len(paths) > 1):
-        raise UsageError(f"lavis-ext features {args.action}", f"got {len(paths)} paths", USES[args.action])
-    with progress_of(args) as progress:
-        return action(args, paths, progress)
-
-
-def _import(args: Features, paths: list[Path], progress: Progress) -> Answer:
+@examples(
+    "features import predictions.tsv oscar.store",
+    "features import train2014_obj36.tsv lxmert.store --from lxmert-tsv --dtype float16",
+)
+def import_(args: Import) -> Answer:
+    """Region features of another form into a store; raises IntegrityError for rows that were left out."""
     from lavis_ext.features.imports import import_features, raise_for
     from lavis_ext.features.store import ReadOptions, open_store
     from lavis_ext.features.tools import info
 
-    *sources, store = paths
-    if args.to:
-        raise UsageError("--to", "belongs to export", USES["import"])
+    *sources, store = several(args.paths, "import", "sources, then the store")
     options = fill(ReadOptions, args, columns=args.width or 0, keep_all=args.all_columns)
-    done = import_features(sources, store, args.form, args.dtype, options, progress)
+    with progress_of(args) as progress:
+        done = import_features(sources, store, args.form, args.dtype, options, progress)
     opened = open_store(store)
     lines = [f"{store}: {len(opened)} images, {done.added} added now, {opened.about.dtype}, {opened.columns} columns"]
     if done.repeated:
@@ -125,52 +91,105 @@ def _import(args: Features, paths: list[Path], progress: Progress) -> Answer:
     return Answer(lines, [{**info(opened), "added": done.added, "repeated": done.repeated}])
 
 
-def _export(args: Features, paths: list[Path], progress: Progress) -> Answer:
+@dataclass(frozen=True, kw_only=True)
+class Export(Quiet):
+    """Flags of `features export`."""
+
+    store: Path = flag(REQUIRED, positional=True, metavar="STORE")
+    destination: Path = flag(REQUIRED, positional=True, metavar="DST")
+    to: str = flag(REQUIRED, choices=FORMATS, metavar="FORMAT", help=f"one of {', '.join(FORMATS)}")
+
+
+@examples("features export oscar.store features.tsv --to vinvl-tsv")
+def export(args: Export) -> Answer:
+    """A store as a file of another form."""
     from lavis_ext.features.formats import format_of
     from lavis_ext.features.store import open_store
     from lavis_ext.features.tools import export_store
 
-    if len(paths) != 2:
-        raise UsageError("lavis-ext features export", f"got {len(paths)} paths", USES["export"])
-    store, destination = paths
-    if not args.to:
-        raise UsageError("lavis-ext features export", "needs --to FORMAT", f"one of {', '.join(FORMATS)}")
-    opened = open_store(store)
-    remarks = export_store(opened, destination, format_of(args.to).name)
-    line = f"{destination}: {len(opened)} images as {args.to}"
-    return Answer([line, *remarks], [{"destination": str(destination), "images": len(opened), "format": args.to}])
+    opened = open_store(args.store)
+    remarks = export_store(opened, args.destination, format_of(args.to).name)
+    row = {"destination": str(args.destination), "images": len(opened), "format": args.to}
+    return Answer([f"{args.destination}: {len(opened)} images as {args.to}", *remarks], [row])
 
 
-def _index(args: Features, paths: list[Path], progress: Progress) -> Answer:
-    from lavis_ext.features.tools import index
+@dataclass(frozen=True, kw_only=True)
+class Extract(Extraction, Quiet):
+    """Flags of `features extract`."""
 
-    rows, written = index(paths[0])
-    if rows is not None:
-        return Answer([f"{paths[0]}: index of {rows} images written"], [{"store": str(paths[0]), "images": rows}])
-    lines = [f"written: {path}" for path in written] or [f"{paths[0]}: its side files are there and fit"]
-    return Answer(lines, [{"written": [str(path) for path in written]}])
+    paths: tuple[str, ...] = flag(
+        REQUIRED,
+        positional=True,
+        nargs="+",
+        metavar="PATH",
+        help="folders, archives or pictures, then STORE or FILE.tsv",
+    )
+    to: str | None = flag(None, choices=FORMATS, metavar="FORMAT", help="what a TSV is to be (default: volta-tsv)")
+    dtype: Literal["float16", "float32"] | None = flag(None, help="precision of a new store (default: float32)")
 
 
-def _extract(args: Features, paths: list[Path], progress: Progress) -> Answer:
+@examples(
+    "features extract photos/ regions.store --detector butd",
+    "features extract photos/ rows.tsv --detector butd --group_id 0 --total_group 4",
+)
+def extract(args: Extract) -> Answer:
     """Exit code 8 where more is missing than `--tolerance` allows; UsageError for a format that is not written."""
     from lavis_ext.common.config.resolve import cache_root
     from lavis_ext.features.extraction.extract import STORE
     from lavis_ext.features.formats.tsv import COLUMNS
 
-    *sources, destination = args.paths
-    form = args.to or ("volta-tsv" if Path(destination).suffix == ".tsv" else STORE)
+    destination = several(args.paths, "extract", "pictures, then the store or the TSV")[-1]
+    form = args.to or ("volta-tsv" if destination.suffix == ".tsv" else STORE)
     if form not in (STORE, *COLUMNS):
         raise UsageError(f"--to {form}", "is not what extraction writes", nearest(form, COLUMNS))
-    return extract_regions(args, sources, Path(destination), cache_root(), form, args.dtype, progress)
+    with progress_of(args) as progress:
+        return extract_regions(args, args.paths[:-1], destination, cache_root(), form, args.dtype, progress)
 
 
-def _merge(args: Features, paths: list[Path], progress: Progress) -> Answer:
+@dataclass(frozen=True, kw_only=True)
+class Index(Quiet):
+    """Flags of `features index`."""
+
+    path: Path = flag(REQUIRED, positional=True, metavar="STORE|FILE.tsv")
+
+
+@examples("features index oscar.store", "features index predictions.tsv")
+def index(args: Index) -> Answer:
+    """The index of a store, or the side files of a TSV, anew."""
+    from lavis_ext.features.tools import index as renew
+
+    rows, written = renew(args.path)
+    if rows is not None:
+        return Answer([f"{args.path}: index of {rows} images written"], [{"store": str(args.path), "images": rows}])
+    lines = [f"written: {path}" for path in written] or [f"{args.path}: its side files are there and fit"]
+    return Answer(lines, [{"written": [str(path) for path in written]}])
+
+
+@dataclass(frozen=True, kw_only=True)
+class Merge(Quiet):
+    """Flags of `features merge`."""
+
+    paths: tuple[str, ...] = flag(
+        REQUIRED,
+        positional=True,
+        nargs="+",
+        metavar="PATH",
+        help="stores, then the store of all; or TSVs, then the whole",
+    )
+    tolerance: float | None = flag(None, metavar="S", help="share of images that may be missing (default: 0)")
+
+
+@examples("features merge train.store val.store both.store", "features merge rows.tsv.0 rows.tsv.1 rows.tsv")
+def merge(args: Merge) -> Answer:
+    """Several stores, or the parts of a TSV, as one."""
     from lavis_ext.features.imports import raise_for
     from lavis_ext.features.store import open_store
     from lavis_ext.features.tools import merge_stores
 
+    paths = several(args.paths, "merge", "the parts, then the whole")
     if paths[0].is_file():
-        return merge_tsvs(paths, args.tolerance or 0.0, progress)
+        with progress_of(args) as progress:
+            return merge_tsvs(paths, args.tolerance or 0.0, progress)
     *stores, destination = paths
     _, faults = merge_stores(stores, destination)
     raise_for(faults, str(destination))
@@ -179,35 +198,64 @@ def _merge(args: Features, paths: list[Path], progress: Progress) -> Answer:
     return Answer([line], [{"store": str(destination), "images": total}])
 
 
-def _info(args: Features, paths: list[Path], progress: Progress) -> Answer:
-    from lavis_ext.features.store import open_store
-    from lavis_ext.features.tools import info
+@dataclass(frozen=True, kw_only=True)
+class Info(Quiet):
+    """Flags of `features info`."""
 
-    found = info(open_store(paths[0]))
+    store: Path = flag(REQUIRED, positional=True, metavar="STORE")
+
+
+@examples("features info oscar.store")
+def info(args: Info) -> Answer:
+    """What a store holds, and where it is from."""
+    from lavis_ext.features.store import open_store
+    from lavis_ext.features.tools import info as facts
+
+    found = facts(open_store(args.store))
     shown = {**found, "bytes": human(found["bytes"]), "sources": len(found["sources"])}
     lines = [f"{name.replace('_', ' ')}: {value}" for name, value in shown.items()]
     lines += [f"  {source['format']}: {source['path']}" for source in found["sources"]]
     return Answer(lines, [found])
 
 
-def _verify(args: Features, paths: list[Path], progress: Progress) -> Answer:
+@dataclass(frozen=True, kw_only=True)
+class Verify(Quiet):
+    """Flags of `features verify`."""
+
+    stores: tuple[str, ...] = flag(REQUIRED, positional=True, nargs="+", metavar="STORE")
+
+
+@examples("features verify oscar.store")
+def verify(args: Verify) -> Answer:
+    """Every record of some stores against its checksum; raises IntegrityError."""
     from lavis_ext.features.store import open_store
-    from lavis_ext.features.tools import raise_damaged, verify
+    from lavis_ext.features.tools import raise_damaged
+    from lavis_ext.features.tools import verify as damaged
 
     answer = Answer()
-    for path in paths:
+    for path in map(Path, args.stores):
         store = open_store(path)
-        raise_damaged(verify(store), store)
+        raise_damaged(damaged(store), store)
         answer.lines.append(f"{path}: {len(store)} records, every checksum matches")
         answer.objects.append({"store": str(path), "images": len(store), "damaged": 0})
     return answer
 
 
-def _head(args: Features, paths: list[Path], progress: Progress) -> Answer:
-    from lavis_ext.features.store import open_store
-    from lavis_ext.features.tools import head
+@dataclass(frozen=True, kw_only=True)
+class Head(Quiet):
+    """Flags of `features head`."""
 
-    rows = head(open_store(paths[0]), args.rows)
+    store: Path = flag(REQUIRED, positional=True, metavar="STORE")
+    rows: int = flag(5, metavar="N", help="how many (default: 5)")
+
+
+@examples("features head oscar.store --rows 3")
+def head(args: Head) -> Answer:
+    """The first images of a store."""
+    from lavis_ext.features.store import open_store
+    from lavis_ext.features.tools import head as first
+
+    rows = first(open_store(args.store), args.rows)
     lines = [
         f"{r['image_id']}: {r['boxes']} boxes, {r['height']}x{r['width']}, first {r['first_box']} {r['box_unit']}, "
         f"mean {r['mean']}, {', '.join(r['labels']) or 'no labels'}"
@@ -216,17 +264,23 @@ def _head(args: Features, paths: list[Path], progress: Progress) -> Answer:
     return Answer(lines, rows)
 
 
-ACTIONS: dict[str, tuple[Callable[[Features, list[Path], Progress], Answer], int]] = {
-    "import": (_import, 2),
-    "export": (_export, 2),
-    "extract": (_extract, 2),
-    "index": (_index, 1),
-    "merge": (_merge, 2),
-    "info": (_info, 1),
-    "verify": (_verify, 1),
-    "head": (_head, 1),
+ACTIONS: dict[str, Verb] = {
+    "import": Verb("features of another form into a store", "lavis_ext.cli.features:import_"),
+    "export": Verb("a store as a file of another form", "lavis_ext.cli.features:export"),
+    "extract": Verb("the regions of pictures, by a detector", "lavis_ext.cli.features:extract"),
+    "index": Verb("the index of a store, the side files of a TSV", "lavis_ext.cli.features:index"),
+    "merge": Verb("several stores, or parts of a TSV, as one", "lavis_ext.cli.features:merge"),
+    "info": Verb("what a store holds", "lavis_ext.cli.features:info"),
+    "verify": Verb("every record against its checksum", "lavis_ext.cli.features:verify"),
+    "head": Verb("the first images of a store", "lavis_ext.cli.features:head"),
 }
-"""What each action calls, and the least number of paths that it takes."""
+
+
+def several(paths: Sequence[str], action: str, what: str) -> list[Path]:
+    """At least two paths; raises UsageError."""
+    if len(paths) < 2:
+        raise UsageError(f"lavis-ext features {action}", f"got {len(paths)} path", f"name {what}")
+    return [Path(path) for path in paths]
 
 
 def extract_regions(

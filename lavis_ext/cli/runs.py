@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import math
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -10,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from lavis_ext.browse.run_report import AGGREGATE, Record, RunRecords, duration, finite, headline, number, read_run
 from lavis_ext.cli.chat import find_weights, read_setup
-from lavis_ext.cli.verb import REQUIRED, Answer, Options, cache_root_of, flag, to_stderr
+from lavis_ext.cli.verb import REQUIRED, Answer, Options, cache_root_of, examples, flag, to_stderr, to_stdout
 from lavis_ext.common.config.yamlio import read_value
 from lavis_ext.common.errors import ConfigError, UsageError
 from lavis_ext.common.files import expanded
@@ -30,14 +32,31 @@ WIDTH = 60
 class Run(Options):
     """Flags of `train` and `evaluate`."""
 
-    cfg_path: str = flag(REQUIRED, metavar="F", help="the run file")
+    file: str | None = flag(None, positional=True, nargs="?", metavar="FILE", help="the run file")
+    cfg_path: str | None = flag(None, metavar="F", help="the run file, in LAVIS' manner")
+    json: bool = False
+
+    @property
+    def path(self) -> str:
+        """The run file; raises UsageError where none is named, or two."""
+        if self.file and self.cfg_path:
+            raise UsageError(self.file, f"and --cfg-path {self.cfg_path} are two run files", "name one")
+        if not (found := self.file or self.cfg_path):
+            raise UsageError("the run file", "is not named", "lavis-ext train FILE, or --cfg-path FILE")
+        return found
 
 
+@examples(
+    "train run.yaml",
+    "train run.yaml --options run.max_epoch=5 run.batch_size_train=8",
+    "train run.yaml --json",
+)
 def train(args: Run) -> Answer:
     """Train as the run file says, then evaluate its test splits."""
     return _start(args, evaluate_only=False)
 
 
+@examples("evaluate run.yaml", "evaluate run.yaml --options model.finetuned=output/my-run run.test_splits=[test]")
 def evaluate(args: Run) -> Answer:
     """Evaluate the test splits of a run file, without training."""
     return _start(args, evaluate_only=True)
@@ -49,15 +68,25 @@ def _start(args: Run, evaluate_only: bool) -> Answer:
     options = list(args.options)
     alternating = bool(options) and "=" not in options[0]  # LAVIS' `a.b c`, which nothing can be added to
     more = ["run.evaluate=true"] if evaluate_only and not alternating else []
-    config = load_checked(args.cfg_path, [*options, *more])
+    config = load_checked(args.path, [*options, *more])
+    if config.model is not None and os.environ.get("RANK", "0") == "0":  # importing torch takes seconds
+        what = f"{config.run.task} with {config.model.arch}/{config.model.model_type} on {', '.join(config.datasets)}"
+        to_stderr(f"{config.path}: {what}; loading")
     from lavis_ext.runners import evaluate as run_evaluation
     from lavis_ext.runners import train as run_training
+    from lavis_ext.runners.display import Stream, display_for
 
     start = run_evaluation if evaluate_only or config.run.evaluate else run_training
-    job = start(config, _known_of(config))
+    display = Stream(write_record) if args.json else display_for()
+    job = start(config, _known_of(config), display=display)
     report = job / "report.html"
     lines = [f"run: {job}", f"report: {report}"] if report.is_file() else [f"run: {job}"]
     return Answer(lines, [{"job": str(job), "report": str(report)}])
+
+
+def write_record(record: Record) -> None:
+    """One object of a run on standard output, at once."""
+    to_stdout(json.dumps(record, ensure_ascii=False, default=str))
 
 
 def _known_of(config: Config) -> dict[str, Any]:
@@ -89,6 +118,7 @@ class Browse(Options):
     serve: bool = flag(False, help="show it at an address of this machine until Ctrl-C")
 
 
+@examples("browse coco_caption", "browse output/my-run --serve", "browse oscar.store --out regions.html")
 def browse(args: Browse) -> Answer:
     """Write the HTML page of a run, a data set or a feature store; --serve shows it on loopback until Ctrl-C."""
     from lavis_ext.browse import serve_page, write_page
@@ -115,6 +145,7 @@ class Export(Options):
     )
 
 
+@examples("export output/my-run weights.pth", "export output/my-run folder --form transformers")
 def export(args: Export) -> Answer:
     """Write the weights of a checkpoint under others' names, and list what was written."""
     checkpoint, out = find_weights(args.checkpoint), expanded(args.out)
@@ -159,6 +190,7 @@ class Runs:
     against: Literal["previous", "first"] = flag("previous", help="what to compare with")
 
 
+@examples("runs", "runs output --against first")
 def runs(args: Runs) -> Answer:
     """The runs below a folder: the state of each, its best metric, and the settings in which it differs."""
     found = list_runs(args.folder, args.against)

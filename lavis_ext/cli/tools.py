@@ -6,7 +6,7 @@ import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from lavis_ext.cli.verb import REQUIRED, Answer, Options, cache_root_of, flag
+from lavis_ext.cli.verb import REQUIRED, Answer, Options, cache_root_of, examples, flag
 from lavis_ext.common.errors import Problem, UsageError
 from lavis_ext.common.files import disk_errors, expanded, read_errors, write_atomic
 from lavis_ext.common.secrets import redact
@@ -23,6 +23,7 @@ class Check:
     paths: tuple[str, ...] = flag(REQUIRED, positional=True, nargs="+", metavar="PATH")
 
 
+@examples("check my.yaml", "check configs/")
 def check(args: Check) -> Answer:
     """Every mistake of YAML files, or of all below folders, at once; exit code 3 if there is any."""
     from lavis_ext.common.config.check import check_file
@@ -40,6 +41,7 @@ def check(args: Check) -> Answer:
     return Answer(lines, [asdict(p) for p in found], 3 if found else 0)
 
 
+@examples("doctor")
 def doctor(args: Options) -> Answer:
     """What this machine offers and what would get in the way; secrets are shown as set or unset."""
     from lavis_ext.common.config.doctor import examine
@@ -64,6 +66,10 @@ class ImportArgs:
     out: str | None = flag(None, metavar="FILE", help="write the run file there, instead of on standard output")
 
 
+@examples(
+    "import-args --out run.yaml -- python oscar/run_vqa.py --do_train --data_dir vqa",
+    "import-args --from command.txt",
+)
 def import_args(args: ImportArgs) -> Answer:
     """Turn a command of Oscar's scripts into a run file, on standard output or in a new file; exit 2 for a mistake."""
     from lavis_ext.oscar.import_args import import_command, reasons
@@ -112,6 +118,7 @@ class Completion:
     shell: str = flag(REQUIRED, positional=True, metavar="SHELL")
 
 
+@examples("completion bash > ~/.local/share/bash-completion/completions/lavis-ext", "completion fish | source")
 def completion(args: Completion) -> Answer:
     """The completion script of a shell."""
     from lavis_ext.cli import VERBS
@@ -121,7 +128,8 @@ def completion(args: Completion) -> Answer:
     cards = load_cards()
     words = {name: [word for flags, _ in verb.arguments() for word in flags] for name, verb in VERBS.items()}
     flags = {name: [word for word in some if word.startswith("--")] for name, some in words.items()}
-    named = [name for name, some in words.items() if {"names", "name", "target"} & set(some)]
+    flags = {name: [*VERBS[name].actions(), *some] for name, some in flags.items()}
+    named = [name for name, some in words.items() if {"names", "name", "target", "patterns"} & set(some)]
     script = completion_script(args.shell, flags, sorted({*cards.families, *cards.names()}), named)
     return Answer(script.splitlines(), [{"script": script}])
 
@@ -138,6 +146,7 @@ class Demo:
     jobs: int = flag(2, help="seeds of a study at a time, a core each (default: 2)")
 
 
+@examples("demo", "demo --out world --seed 3", "demo --study blip2")
 def demo(args: Demo) -> Answer:
     """Draw a small world, fetch it, train a tiny BLIP-2 on it, score its captions; or only a study.
 

@@ -12,6 +12,7 @@ import errno
 import json
 import logging
 import os
+import shutil
 import signal
 import sys
 import tempfile
@@ -32,6 +33,7 @@ from lavis_ext.common.errors import DiskError, LavisExtError, Problem, UsageErro
 from lavis_ext.common.registry import load_plugin_file
 from lavis_ext.common.secrets import printable, redact, redact_tree
 
+PROGRAM = "lavis-ext"
 INTERRUPTED, TERMINATED = 130, 143
 EXIT_CODES = """\
 exit codes: 0 done and verified · 1 internal error · 2 usage · 3 config · 4 network · 5 integrity · 6 disk · 7 access
@@ -57,6 +59,16 @@ def flag(default: Any, *names: str, positional: bool = False, **settings: Any) -
     A field without `flag` is filled, by name, from a flag that every verb has (`json: bool = False`).
     """
     return field(default=default, metadata={"names": names, "positional": positional, "settings": settings})
+
+
+def examples(*commands: str) -> Callable[[T], T]:
+    """Commands, without the name of the program, that the help of a verb shows: `@examples("list coco_*")`."""
+
+    def mark(function: T) -> T:
+        function.examples = commands  # type: ignore[attr-defined]
+        return function
+
+    return mark
 
 
 def arguments_of(kind: type) -> list[Argument]:
@@ -158,6 +170,14 @@ def progress_of(args: Any) -> Any:
     return make_progress(to_stderr, quiet=args.quiet)
 
 
+def width_of_terminal() -> int | None:
+    """Columns of the terminal that standard output is; None where it is a file or a pipe, whose lines are not cut."""
+    try:
+        return shutil.get_terminal_size().columns if sys.stdout.isatty() else None
+    except (AttributeError, ValueError):  # closed
+        return None
+
+
 def to_stderr(line: str) -> None:
     """Write one line for a person while the verb runs; stdout is for its answer.
 
@@ -212,45 +232,82 @@ class Parser(ArgumentParser):
         """Raise UsageError instead of exiting."""
         raise UsageError(self.prog, message, f"see `{self.prog} --help`")
 
+    def _check_value(self, action: Any, value: Any) -> None:
+        """As argparse; a value that is no choice is named with the nearest one."""
+        if action.choices is not None and value not in action.choices:
+            what = "/".join(action.option_strings) or action.metavar or action.dest
+            raise UsageError(
+                f"{self.prog} {what} {value}", "is not known", nearest(str(value), map(str, action.choices))
+            )
+
     def _print_message(self, message: str, file: Any = None) -> None:
         """The help and the version, which argparse lets fail without a word; raises DiskError."""
         to_stdout(message.rstrip("\n"))
 
+    siblings: Mapping[str, Sequence[str]] = {}
+    """Flag → the other actions of the same verb that take it."""
+
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> tuple[Namespace, list[str]]:  # type: ignore[override]
-        """As argparse; an unknown flag is named with the nearest one."""
+        """As argparse; an unknown flag is named with the nearest one, or with the action that it is for."""
         known, rest = super().parse_known_args(args, namespace)
-        flags = [flag for action in self._actions for flag in action.option_strings]
-        if unknown := [word for word in rest if word.startswith("-")]:
-            raise UsageError.of(
-                [Problem(self.prog, f"unknown flag '{word}'", nearest(word.split("=")[0], flags)) for word in unknown]
-            )
+        if unknown := [word for word in rest if word.startswith("-") and word.strip("-")]:
+            raise UsageError.of(self._unknown(word.partition("=")[0]) for word in unknown)
+        if rest:
+            raise UsageError(self.prog, f"takes no '{rest[0]}'", f"see `{self.prog} --help`")
         return known, rest
+
+    def _unknown(self, word: str) -> Problem:
+        if word in self.siblings:
+            action = self.prog.rpartition(" ")[2]
+            return Problem(word, f"is not for `{action}`", f"it is for {', '.join(self.siblings[word])}")
+        flags = [flag for action in self._actions for flag in action.option_strings]
+        return Problem(self.prog, f"unknown flag '{word}'", nearest(word, flags))
 
 
 @dataclass(frozen=True)
 class Verb:
-    """One verb: `place` is `module:function`, imported when it is called or its flags are asked for.
+    """One verb: `place` is `module:name`, imported when it is called or its flags are asked for.
 
-    The function takes one argument, the dataclass that its flags fill.
+    The name is a function's, whose one argument is the dataclass that the flags fill, or that of a mapping of verbs:
+    the actions of this one.
     """
 
     help: str
     place: str
 
-    def function(self) -> tuple[Callable[[Any], Answer], Any]:
-        """The function, imported, and the dataclass that it takes."""
+    def imported(self) -> Any:
+        """The function, or the mapping."""
         module, _, name = self.place.partition(":")
-        function = getattr(import_module(module), name)
-        return function, next(iter(get_type_hints(function).values()))
+        return getattr(import_module(module), name)
+
+    def actions(self) -> Mapping[str, Verb]:
+        """The verbs below this one; none for most."""
+        found = self.imported()
+        return found if isinstance(found, Mapping) else {}
 
     def arguments(self) -> list[Argument]:
-        """Its flags, for argparse."""
-        return arguments_of(self.function()[1])
+        """Its flags, for argparse; of all its actions, each flag once."""
+        if actions := self.actions():
+            every = [one for action in actions.values() for one in action.arguments()]
+            return list({names: (names, settings) for names, settings in every}.values())
+        return arguments_of(self._kind())
+
+    def examples(self) -> tuple[str, ...]:
+        """Commands for its help."""
+        found = self.imported()
+        if isinstance(found, Mapping):
+            return tuple(one for action in found.values() for one in action.examples()[:1])
+        return tuple(getattr(found, "examples", ()))
+
+    def _kind(self) -> Any:
+        return next(iter(get_type_hints(self.imported()).values()))
 
     def call(self, args: Namespace) -> Answer:
         """Call the function with what argparse found."""
-        function, kind = self.function()
-        return function(build(kind, args))
+        if actions := self.actions():
+            return actions[args.action].call(args)
+        function: Callable[[Any], Answer] = self.imported()
+        return function(build(self._kind(), args))
 
 
 def build_parser(verbs: Mapping[str, Verb], words: Sequence[str] | None = None) -> Parser:
@@ -258,23 +315,50 @@ def build_parser(verbs: Mapping[str, Verb], words: Sequence[str] | None = None) 
 
     With `words`, the command's, only the verb among them gets its flags: the modules of the others are not imported.
     """
-    parser = Parser(prog="lavis-ext", description="Vision-language data that fetches, checks and builds itself.")
-    parser.formatter_class, parser.epilog = RawDescriptionHelpFormatter, EXIT_CODES
-    parser.add_argument("--version", action="version", version=f"lavis-ext {__version__}")
+    parser = Parser(prog=PROGRAM, description="Vision-language data that fetches, checks and builds itself.")
+    parser.formatter_class, parser.epilog = _help_formatter, EXIT_CODES
+    parser.add_argument("--version", action="version", version=f"{PROGRAM} {__version__}")
     added = parser.add_subparsers(dest="verb", metavar="VERB", parser_class=Parser)
     for name, verb in verbs.items():
         one = added.add_parser(name, help=verb.help, description=verb.help)
         if words is not None and name not in words:
             continue
-        for flags, settings in verb.arguments():
-            one.add_argument(*flags, **settings)
-        one.add_argument("--configs", metavar="DIR", help="a folder of YAML before those of LAVIS_EXT_CONFIGS")
-        one.add_argument(
-            "--plugin", action="append", default=[], metavar="FILE", help="a Python file that registers more"
-        )
-        one.add_argument("--json", action="store_true", help="objects on standard output, text on standard error")
-        one.add_argument("--debug", action="store_true", help="show the traceback of an error")
+        one.formatter_class, one.epilog = _help_formatter, _shown_examples(verb)
+        actions = verb.actions()
+        if not actions:
+            _add_flags(one, verb)
+            continue
+        below = one.add_subparsers(dest="action", metavar="ACTION", parser_class=Parser, required=True)
+        takers: dict[str, list[str]] = {}
+        for label, action in actions.items():
+            for flag_name in (word for words_, _ in action.arguments() for word in words_ if word.startswith("-")):
+                takers.setdefault(flag_name, []).append(label)
+        for label, action in actions.items():
+            leaf = below.add_parser(label, help=action.help, description=action.help)
+            leaf.formatter_class, leaf.epilog = _help_formatter, _shown_examples(action)
+            leaf.siblings = takers
+            _add_flags(leaf, action)
     return parser
+
+
+def _help_formatter(prog: str) -> RawDescriptionHelpFormatter:
+    return RawDescriptionHelpFormatter(prog, max_help_position=28)
+
+
+def _add_flags(parser: Parser, verb: Verb) -> None:
+    for flags, settings in verb.arguments():
+        parser.add_argument(*flags, **settings)
+    parser.add_argument("--configs", metavar="DIR", help="a folder of YAML before those of LAVIS_EXT_CONFIGS")
+    parser.add_argument(
+        "--plugin", action="append", default=[], metavar="FILE", help="a Python file that registers more"
+    )
+    parser.add_argument("--json", action="store_true", help="objects on standard output, text on standard error")
+    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
+
+
+def _shown_examples(verb: Verb) -> str:
+    lines = [f"  {PROGRAM} {command}" for command in verb.examples()]
+    return "\n".join(["examples:", *lines]) if lines else ""
 
 
 class StandardError(logging.Handler):
@@ -325,7 +409,7 @@ def _run_guarded(verbs: Mapping[str, Verb], words: list[str]) -> int:
     except LavisExtError as error:
         return _report(error, as_json, debug)
     except KeyboardInterrupt as stop:
-        to_stderr("interrupted; run the same command again to go on")
+        to_stderr(f"interrupted; {stop.args[0] if stop.args else 'run the same command again to go on'}")
         return _end(as_json, TERMINATED if isinstance(stop, Terminated) else INTERRUPTED, "interrupted")
     except BrokenPipeError:  # `| head`
         _discard_stdout()
@@ -347,7 +431,8 @@ class Terminated(KeyboardInterrupt):
 def _terminable() -> Iterator[None]:
     """Let SIGTERM end a command as Ctrl-C does, with partial files recorded and owner files gone.
 
-    A training has a handler of its own while it runs.
+    A training has a handler of its own while it runs. An error that others made of a stop, as the set-up of a C module
+    does in the middle of an import, is that stop.
     """
 
     def stop(*_: object) -> NoReturn:
@@ -358,6 +443,13 @@ def _terminable() -> Iterator[None]:
         signal.signal(signal.SIGTERM, stop)
     try:
         yield
+    except Exception as error:
+        behind: BaseException | None = error
+        while behind is not None and not isinstance(behind, KeyboardInterrupt):
+            behind = behind.__cause__ or behind.__context__
+        if behind is None:
+            raise
+        raise behind from None
     finally:
         if ours:
             signal.signal(signal.SIGTERM, signal.SIG_DFL)
@@ -365,7 +457,8 @@ def _terminable() -> Iterator[None]:
 
 def _run(verbs: Mapping[str, Verb], words: list[str], as_json: bool) -> int:
     if words and not words[0].startswith("-") and words[0] not in verbs:
-        raise UsageError(f"lavis-ext {words[0]}", "unknown verb", nearest(words[0], verbs))
+        raise UsageError(f"{PROGRAM} {words[0]}", "unknown verb", nearest(words[0], verbs))
+    words = _action_first(verbs, words)
     parser = build_parser(verbs, words)
     arguments = parser.parse_args(words)
     if arguments.verb is None:
@@ -378,6 +471,16 @@ def _run(verbs: Mapping[str, Verb], words: list[str], as_json: bool) -> int:
     if os.environ.get("RANK", "0") == "0":  # of the processes of one run, only rank 0 prints
         _print(answer, as_json)
     return answer.code
+
+
+def _action_first(verbs: Mapping[str, Verb], words: list[str]) -> list[str]:
+    """The command with the action right behind its verb, where flags stand between them."""
+    verb = verbs.get(words[0]) if words else None
+    if verb is None or not words[1:] or not words[1].startswith("-"):
+        return words
+    actions = verb.actions()
+    place = next((number for number, word in enumerate(words) if word in actions), None)
+    return words if place is None else [words[0], words[place], *words[1:place], *words[place + 1 :]]
 
 
 @contextmanager
@@ -412,7 +515,7 @@ def _report(error: LavisExtError, as_json: bool, debug: bool) -> int:
     if debug:
         to_stderr(traceback.format_exc())
     for problem in error.problems:
-        to_stderr(f"lavis-ext: {problem}")
+        to_stderr(f"{problem}" if problem.where.startswith(PROGRAM) else f"{PROGRAM}: {problem}")
     return _end(as_json, error.exit_code, *map(str, error.problems))
 
 

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from lavis_ext.cli.features import Extraction, extract_regions, fault_lines, fault_objects, merge_tsvs, missing_lines
-from lavis_ext.cli.verb import REQUIRED, Answer, Options, Quiet, cache_root_of, fill, flag, progress_of
+from lavis_ext.cli.verb import Answer, Options, Quiet, Verb, cache_root_of, examples, fill, flag, progress_of
 from lavis_ext.common.errors import IntegrityError, PartialError, UsageError, nearest
 from lavis_ext.oscar.volta import coco as names
 
@@ -19,83 +18,97 @@ DETECTOR = "butd_r101_c4"
 WEIGHTS = f"{names.FAMILY}/butd_k36"
 
 
-@dataclass(frozen=True, kw_only=True)
-class Volta(Extraction, Quiet, Options):
-    """Flags of `volta`: upstream's of each script, and what they need to run without caffe."""
+CAFFE = "caffe's; has no effect, as in volta's script"
 
-    step: Literal["download", "extract", "merge", "convert", "captions"] = flag(
-        REQUIRED, positional=True, metavar="STEP", help="download, extract, merge, convert, captions"
+
+@dataclass(frozen=True, kw_only=True)
+class Download(Quiet, Options):
+    """Flags of `volta download`."""
+
+    dry_run: bool = flag(False, help="print the plan; move nothing")
+    jobs: int | None = flag(None, metavar="N", help="files at a time")
+    mirror: str | None = flag(None, metavar="U", help="a mirror in place of LAVIS_EXT_MIRROR")
+    offline: bool = flag(False, help="open no connection")
+    keep_archives: bool = flag(False, help="keep zips after unpacking")
+    no_unpack: bool = flag(False, help="leave zips as they are; they are read as such")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Extract(Extraction, Quiet, Options):
+    """Flags of `volta extract`: upstream's, and what they need to run without caffe."""
+
+    split: str | None = flag(None, metavar="S", help="train, valid or test (default: valid)")
+    imgroot: Path | None = flag(None, metavar="DIR", help="the folder that holds train2014, val2014, test2015")
+    datadir: Path | None = flag(None, metavar="DIR", help="the folder of the rows")
+    gpu: str | None = flag(None, metavar="N", help="the GPU, as --device cuda:N")
+    caffemodel: str | None = flag(None, metavar="F", help="as --weights")
+    out: Path | None = flag(None, metavar="F", help="the file of rows, without .GROUP")
+    prototxt: str | None = flag(None, "--def", metavar="F", help=CAFFE)
+    cfg_file: str | None = flag(None, "--cfg", metavar="F", help=CAFFE)
+    set_cfgs: tuple[str, ...] | None = flag(None, "--set", nargs="+", metavar="K", help=CAFFE)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Merge(Quiet, Options):
+    """Flags of `volta merge`."""
+
+    split: str | None = flag(None, metavar="S", help="train, valid or test (default: valid)")
+    imgroot: Path | None = flag(None, metavar="DIR", help="the folder that holds train2014, val2014, test2015")
+    datadir: Path | None = flag(None, metavar="DIR", help="the folder of the rows")
+    total_group: int | None = flag(
+        None, "--total_group", "--total-group", metavar="N", help="how many groups there are"
     )
-    split: str | None = flag(
-        None,
-        metavar="S",
-        help="train, valid or test; convert: trainval or test; captions: also test1k (default: valid; trainval)",
-    )
-    imgroot: Path | None = flag(None, metavar="DIR", help="extract: the folder that holds train2014, val2014, test2015")
-    datadir: Path | None = flag(None, metavar="DIR", help="extract, merge: the folder of the rows")
-    indir: Path | None = flag(None, metavar="DIR", help="convert: the folder of the merged rows")
-    outdir: Path | None = flag(None, metavar="DIR", help="convert, captions: the folder to write to")
-    infile: Path | None = flag(None, metavar="F", help="captions: dataset_coco.json")
-    ids: Path | None = flag(None, metavar="F", help="captions: the list of test1k, one number a line")
-    to: Literal["lmdb", "store"] | None = flag(None, help="convert: volta's LMDB (default), or a feature store")
-    dtype: Literal["float16", "float32"] | None = flag(None, help="convert: precision of the store (default: float16)")
-    needed_only: bool = flag(False, help="convert: leave out of the LMDB what volta never reads")
-    gpu: str | None = flag(None, metavar="N", help="extract: the GPU, as --device cuda:N")
-    caffemodel: str | None = flag(None, metavar="F", help="extract: as --weights")
-    out: Path | None = flag(None, metavar="F", help="extract: the file of rows, without .GROUP")
-    prototxt: str | None = flag(
-        None, "--def", metavar="F", help="extract: caffe's; has no effect, as in volta's script"
-    )
-    cfg_file: str | None = flag(
-        None, "--cfg", metavar="F", help="extract: caffe's; has no effect, as in volta's script"
-    )
-    set_cfgs: tuple[str, ...] | None = flag(
-        None, "--set", nargs="+", metavar="K", help="extract: caffe's; has no effect"
-    )
-    dry_run: bool = flag(False, help="download: print the plan; move nothing")
-    jobs: int | None = flag(None, metavar="N", help="download: files at a time")
-    mirror: str | None = flag(None, metavar="U", help="download: a mirror in place of LAVIS_EXT_MIRROR")
-    offline: bool = flag(False, help="download: open no connection")
-    keep_archives: bool = flag(False, help="download: keep zips after unpacking")
-    no_unpack: bool = flag(False, help="download: leave zips as they are; they are read as such")
+    min_boxes: int | None = flag(None, metavar="N", help="at least so many regions an image")
+    max_boxes: int | None = flag(None, metavar="N", help="at most so many regions an image")
+    tolerance: float | None = flag(None, metavar="S", help="share of images that may be missing (default: 0)")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Convert(Quiet, Options):
+    """Flags of `volta convert`."""
+
+    split: str | None = flag(None, metavar="S", help="trainval or test (default: trainval)")
+    indir: Path | None = flag(None, metavar="DIR", help="the folder of the merged rows")
+    outdir: Path | None = flag(None, metavar="DIR", help="the folder to write to")
+    to: Literal["lmdb", "store"] | None = flag(None, help="volta's LMDB (default), or a feature store")
+    dtype: Literal["float16", "float32"] | None = flag(None, help="precision of the store (default: float16)")
+    needed_only: bool = flag(False, help="leave out of the LMDB what volta never reads")
+    min_boxes: int | None = flag(None, metavar="N", help="at least so many regions an image")
+    max_boxes: int | None = flag(None, metavar="N", help="at most so many regions an image")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Captions(Quiet, Options):
+    """Flags of `volta captions`."""
+
+    split: str | None = flag(None, metavar="S", help="train, valid, test or test1k (default: valid)")
+    infile: Path | None = flag(None, metavar="F", help="dataset_coco.json")
+    outdir: Path | None = flag(None, metavar="DIR", help="the folder to write to")
+    ids: Path | None = flag(None, metavar="F", help="the list of test1k, one number a line")
 
 
 IGNORED = ("prototxt", "cfg_file", "set_cfgs")
 """Flags of caffe that have no effect in upstream's script either: it sets its own."""
-MEANT = {
-    "download": {"dry_run", "jobs", "mirror", "offline", "keep_archives", "no_unpack"},
-    "extract": {
-        *({one.name for one in fields(Extraction)} - {"geometry"}),
-        *("split", "imgroot", "datadir", "gpu", "caffemodel", "out", *IGNORED),
-    },
-    "merge": {"split", "datadir", "total_group", "min_boxes", "max_boxes", "tolerance", "imgroot"},
-    "convert": {"split", "indir", "outdir", "to", "dtype", "needed_only", "min_boxes", "max_boxes"},
-    "captions": {"split", "infile", "outdir", "ids"},
-}
-"""Which flags each step takes."""
 
 
-def volta(args: Volta) -> Answer:
-    """One step of volta's COCO pipeline; raises UsageError for a flag of another step, and what the step raises."""
-    every = {name for meant in MEANT.values() for name in meant}
-    for name in sorted(every - MEANT[args.step]):
-        if getattr(args, name) not in (None, False):
-            steps = ", ".join(step for step, meant in MEANT.items() if name in meant)
-            raise UsageError(f"--{name.replace('_', '-')}", f"is not for `{args.step}`", f"it is for {steps}")
-    with progress_of(args) as progress:
-        return STEPS[args.step](args, cache_root_of(args), progress)
-
-
-def _download(args: Volta, root: Path, progress: Progress) -> Answer:
-    from lavis_ext.oscar.volta.coco import download
+@examples("volta download --dry-run")
+def download(args: Download) -> Answer:
+    """Annotations and pictures of COCO, where volta's scripts look for them."""
+    from lavis_ext.oscar.volta.coco import download as fetch
     from lavis_ext.prepare import PrepareOptions
 
+    root = cache_root_of(args)
     options = fill(PrepareOptions, args, cache_root=root, offline=args.offline or None)
-    return Answer(*download(options, root, progress))
+    with progress_of(args) as progress:
+        return Answer(*fetch(options, root, progress))
 
 
-def _extract(args: Volta, root: Path, progress: Progress) -> Answer:
-    split = _split(args, names.FOLDERS, "valid")
+@examples("volta extract --split valid --gpu 0 --group_id 0 --total_group 8")
+def extract(args: Extract) -> Answer:
+    """The regions of the pictures of a split, as volta's script writes them."""
+    if args.geometry:
+        raise UsageError("--geometry", "is not for `volta extract`", "it is for `lavis-ext features extract`")
+    root, split = cache_root_of(args), _split("extract", args.split or "valid", names.FOLDERS)
     least, most = boxes = _boxes(args)
     out = args.out or _datadir(args, root) / names.rows_name(split, boxes)
     images = _images(args, root, split)
@@ -108,12 +121,13 @@ def _extract(args: Volta, root: Path, progress: Progress) -> Answer:
         weights=args.weights or args.caffemodel or _weights(args, root),
         device=args.device or (f"cuda:{args.gpu}" if args.gpu else None),
     )
-    answer = extract_regions(meant, [str(images)], out, root, "volta-tsv", None, progress)
+    with progress_of(args) as progress:
+        answer = extract_regions(meant, [str(images)], out, root, "volta-tsv", None, progress)
     lines = [f"--{name}: caffe is not used, it has no effect" for name in IGNORED if getattr(args, name)]
     return replace(answer, lines=[*lines, *answer.lines])
 
 
-def _weights(args: Volta, root: Path) -> str | None:
+def _weights(args: Extract, root: Path) -> str | None:
     """Those of upstream's detector, where they were prepared; raises UsageError where there are none."""
     from lavis_ext.common.config.cards import load_cards
 
@@ -127,10 +141,12 @@ def _weights(args: Volta, root: Path) -> str | None:
     return found
 
 
-def _merge(args: Volta, root: Path, progress: Progress) -> Answer:
+@examples("volta merge --split valid --total_group 8")
+def merge(args: Merge) -> Answer:
+    """The parts of all groups as one file of rows."""
     from lavis_ext.features.extraction.rows import ExtractionLog
 
-    split = _split(args, names.FOLDERS, "valid")
+    root, split = cache_root_of(args), _split("merge", args.split or "valid", names.FOLDERS)
     whole = _datadir(args, root) / names.rows_name(split, _boxes(args))
     total = 1 if args.total_group is None else args.total_group
     parts = [whole.with_name(f"{whole.name}.{group}") for group in range(total)]
@@ -140,12 +156,13 @@ def _merge(args: Volta, root: Path, progress: Progress) -> Answer:
         raise UsageError(str(whole.parent), what, f"{way_out}, or name the folder with --datadir")
     accounted = all(ExtractionLog.read(part) is not None for part in parts)
     expected = [] if accounted else _expected(args, root, split)
-    answer = merge_tsvs([*parts, whole], args.tolerance or 0.0, progress, expected)
+    with progress_of(args) as progress:
+        answer = merge_tsvs([*parts, whole], args.tolerance or 0.0, progress, expected)
     line = names.link_rows(whole, split) if whole.is_file() else ""
     return replace(answer, lines=[*answer.lines, *([line] if line else [])])
 
 
-def _expected(args: Volta, root: Path, split: str) -> list[str]:
+def _expected(args: Merge, root: Path, split: str) -> list[str]:
     """The ids of the pictures, if these are here: rows of volta's own script do not say which images were asked for."""
     from lavis_ext.features.extraction.extract import find_pictures
 
@@ -155,25 +172,28 @@ def _expected(args: Volta, root: Path, split: str) -> list[str]:
         return []
 
 
-def _convert(args: Volta, root: Path, progress: Progress) -> Answer:
+@examples("volta convert --split trainval --to store")
+def convert(args: Convert) -> Answer:
+    """Rows as volta's LMDB, or as a feature store."""
     from lavis_ext.oscar.volta.serialise import serialise
 
-    split = _split(args, names.TOGETHER, "trainval")
-    folder = args.indir or names.feature_folder(root)
+    split = _split("convert", args.split or "trainval", names.TOGETHER)
+    folder = args.indir or names.feature_folder(cache_root_of(args))
     sources = [names.find_rows(folder, one, _boxes(args)) for one in names.TOGETHER[split]]
     outdir = args.outdir or folder / "volta"
-    if args.to == "store":
-        return _to_store(args, sources, outdir / f"{split}_feat.store", progress)
-    if args.dtype:
+    if args.dtype and args.to != "store":
         raise UsageError("--dtype", "volta's LMDB holds float32", "give --to store as well")
-    done = serialise(sources, outdir / f"{split}_feat.lmdb", args.needed_only, progress)
+    with progress_of(args) as progress:
+        if args.to == "store":
+            return _to_store(args, sources, outdir / f"{split}_feat.store", progress)
+        done = serialise(sources, outdir / f"{split}_feat.lmdb", args.needed_only, progress)
     lines = [f"{done.path}: a folder of {done.rows:,} images, {done.added:,} added now"]
     lines += [*fault_lines(done.faults), *missing_lines(done.missing)]
     found = {"path": str(done.path), "images": done.rows, "added": done.added, "faults": fault_objects(done.faults)}
     return Answer(lines, [{**found, "missing": done.missing}], IntegrityError.exit_code if done.faults else 0)
 
 
-def _to_store(args: Volta, sources: list[Path], store: Path, progress: Progress) -> Answer:
+def _to_store(args: Convert, sources: list[Path], store: Path, progress: Progress) -> Answer:
     from lavis_ext.features.imports import import_features, raise_for
     from lavis_ext.features.store import ReadOptions, open_store
 
@@ -185,10 +205,12 @@ def _to_store(args: Volta, sources: list[Path], store: Path, progress: Progress)
     return Answer([line], [{"store": str(store), "images": len(opened), "added": done.added}])
 
 
-def _captions(args: Volta, root: Path, progress: Progress) -> Answer:
+@examples("volta captions --split test1k --ids ids.txt")
+def captions(args: Captions) -> Answer:
+    """The captions of a split of Karpathy's list."""
     from lavis_ext.oscar.volta.coco import SPLITS, build_karpathy, extract_captions
 
-    split = _split(args, (*SPLITS, "test1k"), "valid")
+    root, split = cache_root_of(args), _split("captions", args.split or "valid", (*SPLITS, "test1k"))
     home = root / names.FAMILY
     infile = args.infile or home / "dataset_coco.json"
     lines = []
@@ -202,24 +224,23 @@ def _captions(args: Volta, root: Path, progress: Progress) -> Answer:
     return Answer(lines, [found], PartialError.exit_code if done.unknown else 0)
 
 
-def _split(args: Volta, known: Any, default: str) -> str:
-    split = args.split or default
+def _split(step: str, split: str, known: Any) -> str:
     if split not in known:
-        raise UsageError(f"--split {split}", f"is no split of `{args.step}`", nearest(split, known))
+        raise UsageError(f"--split {split}", f"is no split of `{step}`", nearest(split, known))
     return split
 
 
-def _boxes(args: Volta) -> tuple[int, int]:
+def _boxes(args: Extract | Merge | Convert) -> tuple[int, int]:
     least, most = names.BOXES
     least = least if args.min_boxes is None else args.min_boxes
     return least, max(least, most) if args.max_boxes is None else args.max_boxes
 
 
-def _datadir(args: Volta, root: Path) -> Path:
+def _datadir(args: Extract | Merge, root: Path) -> Path:
     return args.datadir or names.feature_folder(root)
 
 
-def _images(args: Volta, root: Path, split: str) -> Path:
+def _images(args: Extract | Merge, root: Path, split: str) -> Path:
     """`train2014`, a folder or a zip, below `--imgroot`, else where mscoco or coco has it; raises UsageError."""
     folder = names.FOLDERS[split]
     places = [args.imgroot] if args.imgroot else [root / family / "images" for family in (names.FAMILY, "coco")]
@@ -231,10 +252,10 @@ def _images(args: Volta, root: Path, split: str) -> Path:
     return found
 
 
-STEPS: Mapping[str, Callable[[Volta, Path, Progress], Answer]] = {
-    "download": _download,
-    "extract": _extract,
-    "merge": _merge,
-    "convert": _convert,
-    "captions": _captions,
+STEPS: dict[str, Verb] = {
+    "download": Verb("COCO's annotations and pictures", "lavis_ext.cli.volta:download"),
+    "extract": Verb("regions of the pictures of a split", "lavis_ext.cli.volta:extract"),
+    "merge": Verb("the rows of all groups as one file", "lavis_ext.cli.volta:merge"),
+    "convert": Verb("rows as volta's LMDB, or as a store", "lavis_ext.cli.volta:convert"),
+    "captions": Verb("the captions of a split", "lavis_ext.cli.volta:captions"),
 }

@@ -114,10 +114,15 @@ class Preempted(LavisExtError):
     exit_code = 75
 
 
+MOST = 24
+"""Names that a message lists."""
+
+
 def nearest(name: str, known: Iterable[str]) -> str:
     """The way out for a misspelt name: `did you mean …?`, else the names there are."""
-    names = sorted(known)
+    names = sorted(set(known))
     close = get_close_matches(name, names, n=3, cutoff=0.6)
     if close:
         return f"did you mean {' or '.join(repr(c) for c in close)}?"
-    return f"known: {', '.join(names)}" if names else "none is known"
+    more = f" and {len(names) - MOST} more" if len(names) > MOST else ""
+    return f"known: {', '.join(names[:MOST])}{more}" if names else "none is known"

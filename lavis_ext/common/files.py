@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 import threading
+import unicodedata
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -78,6 +79,13 @@ def checked_path(path: Path) -> Path:
     if len(encoded) > 4095 or any(len(name) > 255 for name in encoded.split(b"/")):
         raise ValueError("a name in it is too long")
     return path
+
+
+def folded(name: str) -> str:
+    """A name as file systems see it that know neither case nor Unicode form: NFC and case folded."""
+    if name.isascii():
+        return name.lower()
+    return unicodedata.normalize("NFC", unicodedata.normalize("NFD", name).casefold())
 
 
 @contextmanager

@@ -5,7 +5,10 @@ from __future__ import annotations
 import re
 
 WAY_OUT = "run it in LAVIS"
-SERVED = "BLIP-2 and VPGTrans are served: blip2, blip2_opt, blip2_t5, blip2_llama, blip2_vicuna"
+SERVED = (
+    "BLIP-2, InstructBLIP and VPGTrans are served: blip2, blip2_opt, blip2_t5, blip2_llama, blip2_vicuna, "
+    "blip2_t5_instruct, blip2_vicuna_instruct"
+)
 OUTSIDE: dict[str, dict[str, str]] = {
     "model": {
         "ALBEF": "albef_(classification|feature_extractor|nlvr|pretrain|retrieval|vqa)",
@@ -13,7 +16,6 @@ OUTSIDE: dict[str, dict[str, str]] = {
         "BLIP-Diffusion": "blip_diffusion",
         "BLIP": "blip_(caption|classification|feature_extractor|image_text_matching|nlvr|pretrain|retrieval|vqa)",
         "X-InstructBLIP, for sound, videos and point clouds": "blip2_vicuna_xinstruct",
-        "InstructBLIP": "blip2_(t5|vicuna)_instruct",
         "CLIP": "clip(_feature_extractor)?",
         "GPT for dialogues": "gpt_dialogue",
         "Img2Prompt-VQA": "img2prompt_vqa",

@@ -38,6 +38,8 @@ NAMES: Mapping[str, Mapping[str, Home]] = {
         **_in("lavis_ext.models.language", MODELS, blip2_opt="Blip2OptConfig", blip2_llama="Blip2LlamaConfig"),
         **_in("lavis_ext.models.language", MODELS, blip2_t5="Blip2T5Config"),
         **_in("lavis_ext.models.language", MODELS, blip2_vicuna="Blip2LlamaConfig"),
+        **_in("lavis_ext.models.instruct", MODELS, blip2_t5_instruct="Blip2T5InstructConfig"),
+        **_in("lavis_ext.models.instruct", MODELS, blip2_vicuna_instruct="Blip2VicunaInstructConfig"),
         **_in("lavis_ext.models.projector", MODELS, vpgtrans_projector="ProjectorConfig"),
         **_in("lavis_ext.oscar.model", "lavis_ext.oscar.config", oscar="OscarConfig"),
     },

@@ -24,3 +24,21 @@ def columns(rows: Sequence[Sequence[str]]) -> list[str]:
     """Rows as lines with aligned columns."""
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))] if rows else []
     return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+
+
+LEAST = 12
+"""Characters of a last column below which it is left out rather than cut."""
+
+
+def fitted(rows: Sequence[Sequence[str]], width: int | None) -> list[str]:
+    """Aligned columns in `width` characters (None: as they are): the last columns are cut, then left out."""
+    rows = [list(row) for row in rows]
+    while width is not None and rows and len(rows[0]) > 1:
+        widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+        room = width - sum(widths[:-1]) - 2 * (len(widths) - 1)
+        if widths[-1] <= room or room >= LEAST:
+            rows = [[*row[:-1], shorten(row[-1], max(room, 1))] for row in rows]
+            break
+        rows = [row[:-1] for row in rows]
+    lines = columns(rows)
+    return lines if width is None else [shorten(line, width) for line in lines]

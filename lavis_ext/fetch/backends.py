@@ -142,9 +142,14 @@ class HubOpener:
         self._http = HttpOpener(session)
 
     def open(self, request: Request) -> Reply:
-        """The file's bytes; 401 and 403 become a Failure that says where the licence is accepted."""
+        """The file's bytes, or for `hf:api/…` an answer of the API; 401 and 403 say where the licence is accepted."""
+        parts = urlsplit(request.url)
         path = hub_place(request.url)
-        url = f"{endpoint()}/{quote(hub_path(path))}"
+        if path.startswith("api/"):  # as it is: a revision may hold an encoded slash
+            url = f"{endpoint()}/{parts.netloc}{parts.path}{'?' + parts.query if parts.query else ''}"
+            path = path.removeprefix("api/").removeprefix("models/")
+        else:
+            url = f"{endpoint()}/{quote(hub_path(path))}"
         token = hub_token() if may_carry_token(url) else None
         headers = {"Authorization": f"Bearer {token}"} if token else None
         try:

@@ -22,6 +22,7 @@ from lavis_ext.fetch.part import Part, PartNames, companion, leftovers
 from lavis_ext.fetch.safety import redact_url
 from lavis_ext.fetch.session import Session, scheme_of
 from lavis_ext.fetch.transfer import (
+    OFFLINE,
     PROGRESS_THAT_COUNTS,
     Failure,
     Figures,
@@ -180,7 +181,11 @@ def fetch_in(session: Session, transfer: Transfer) -> Result:
         result = _reuse_or_fetch(session, transfer)
         outcome = result.outcome
         return result
+    except Stopped:
+        outcome = "stopped"
+        raise
     except KeyboardInterrupt:
+        outcome = "stopped"
         session.halt()
         raise
     except OSError as error:
@@ -208,7 +213,7 @@ def _reuse_or_fetch(session: Session, transfer: Transfer) -> Result:
         _sweep(session, transfer.path)
         return found.result
     if session.policy.offline and not any(scheme_of(source.url) == "file" for source in transfer.sources):
-        raise NetworkError(str(transfer.path), f"{found.reason or 'missing'}, and offline", "unset LAVIS_EXT_OFFLINE")
+        raise NetworkError(str(transfer.path), f"{found.reason or 'missing'}, and offline", OFFLINE)
     transfer.path.parent.mkdir(parents=True, exist_ok=True)
     path, watched = companion(transfer.path, ".part.owner"), partial(_part_of, transfer.path)
     with Ownership(path, watched, session.policy, session.pause) as owner:
@@ -318,6 +323,8 @@ class _Fetching:
                 download.run()
                 return self._publish(source, figures, download)
             except Failure as failure:
+                if self._session.stop.is_set():  # what was cut off by us is no failure of the source
+                    raise Stopped from failure
                 self._moved += download.moved
                 if self._give_up(failure, count, download, last):
                     self._failures.append((redact_url(source.url), failure))

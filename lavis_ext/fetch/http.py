@@ -62,6 +62,7 @@ Inside = frozenset[str] | None
 
 _CODE = re.compile(rb"<Code>(\w{1,80})</Code>")
 _CONTENT_RANGE = re.compile(r"bytes\s+(?:(\d+)-(\d+)|\*)/(\d+|\*)$", re.IGNORECASE)
+_NEXT = re.compile(r"<([^<>]{1,4096})>\s*;\s*rel=\"?next")
 
 # Connections. urllib3 bounds each `recv`; here the whole head of an answer, and each read of a body, has an end,
 # however slowly its bytes drip.
@@ -326,6 +327,7 @@ def read_head(request: Request, response: BaseHTTPResponse, patience: float) -> 
         ended=length is not None or "chunked" in headers.get("Transfer-Encoding", "").lower(),
         content_type=headers.get("Content-Type", "").partition(";")[0].strip().lower(),
         encoding=headers.get("Content-Encoding", "").strip().lower().replace("identity", ""),
+        following=next(iter(_NEXT.findall(headers.get("Link", ""))), ""),
     )
 
 

@@ -7,6 +7,7 @@ import re
 import threading
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs
 
@@ -44,7 +45,10 @@ class MirrorMap:
 
     @classmethod
     def from_environment(cls, option: str | None = None, policy: Policy | None = None) -> MirrorMap:
-        """The mirror that `option` names, else `LAVIS_EXT_MIRROR`, else none; raises ConfigError for another scheme."""
+        """The mirror that `option` names, else `LAVIS_EXT_MIRROR`, else none.
+
+        Raises ConfigError for another scheme, and for a folder that is not there.
+        """
         base = option if option is not None else os.environ.get(VARIABLE, "")
         if base and "://" in base and split_url(base).scheme not in ("http", "https", "file"):
             raise ConfigError(
@@ -52,6 +56,9 @@ class MirrorMap:
             )
         if base and "://" not in base:
             base = str(expanded(base).absolute())
+            if not Path(base).is_dir():
+                where = VARIABLE if option is None else f"--mirror {option}"
+                raise ConfigError(where, f"{base} is no folder", "name a folder that is there, or a base URL")
         return cls(base, policy)
 
     def __bool__(self) -> bool:

@@ -241,19 +241,25 @@ def fetch_bytes(source: Source, policy: Policy | None = None, limit: int = 1 << 
     Raises NetworkError, AccessError, UnsafeError, and IntegrityError for more than `limit` bytes.
     """
     with Session(policy) as session:
-        for attempt in range(session.policy.retries + 1):
-            try:
-                return _read(session, source, limit)
-            except Failure as failure:
-                if failure.kind == "absent":
-                    return None
-                if failure.kind != "transient" or attempt == session.policy.retries:
-                    raise to_error(redact_url(source.url), [(redact_url(source.url), failure)]) from failure
-                session.pause(backoff(attempt, session.policy, failure.retry_after))
+        page = fetch_page(session, source, limit)
+    return None if page is None else page[0]
+
+
+def fetch_page(session: Session, source: Source, limit: int) -> tuple[bytes, str] | None:
+    """`fetch_bytes` inside a session, with the address of the next page where the answer names one."""
+    for attempt in range(session.policy.retries + 1):
+        try:
+            return _read(session, source, limit)
+        except Failure as failure:
+            if failure.kind == "absent":
+                return None
+            if failure.kind != "transient" or attempt == session.policy.retries:
+                raise to_error(redact_url(source.url), [(redact_url(source.url), failure)]) from failure
+            session.pause(backoff(attempt, session.policy, failure.retry_after))
     raise NetworkError(redact_url(source.url), "not fetched", "run again")
 
 
-def _read(session: Session, source: Source, limit: int) -> bytes:
+def _read(session: Session, source: Source, limit: int) -> tuple[bytes, str]:
     data, gate = bytearray(), SpeedGate(session.policy)
     with session.open(Request(source.url, trusted=source.trusted)) as reply:
         while piece := reply.body.read(SMALL_CHUNK):
@@ -261,4 +267,4 @@ def _read(session: Session, source: Source, limit: int) -> bytes:
             gate.passed(len(piece))
             if len(data) > limit:
                 raise Failure("integrity", f"more than {limit} bytes came")
-    return bytes(data)
+    return bytes(data), reply.following

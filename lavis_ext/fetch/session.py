@@ -89,6 +89,8 @@ class Reply:
     ended: bool = True
     content_type: str = ""
     encoding: str = ""
+    following: str = ""
+    """The next page of a listing (`Link: <…>; rel="next"`), "" where none is named."""
 
 
 class Opener(Protocol):
@@ -109,6 +111,9 @@ _MODULES = {
     "hf": "lavis_ext.fetch.backends",
     "gdrive": "lavis_ext.fetch.backends",
     "azure": "lavis_ext.fetch.azure",
+    "s3": "lavis_ext.fetch.objects",
+    "gs": "lavis_ext.fetch.objects",
+    "az": "lavis_ext.fetch.objects",
 }
 """Modules of the openers that come with the package, imported on first use."""
 

@@ -313,6 +313,8 @@ def disk_error(error: OSError, path: Path) -> DiskError:
 
 # When to try again, and when a connection is too slow
 
+OFFLINE = "leave out --offline, or unset LAVIS_EXT_OFFLINE"
+"""The way out where no connection may be opened."""
 PROGRESS_THAT_COUNTS = 1 << 16
 """Bytes by which an attempt must go beyond the best so far to start the count of retries again."""
 

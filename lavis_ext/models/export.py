@@ -15,11 +15,19 @@ from lavis_ext.common.config.schema import ModelConfig
 from lavis_ext.common.errors import ConfigError, IntegrityError
 from lavis_ext.common.files import apply_umask, disk_errors
 from lavis_ext.models.lora import merge_adapters
+from lavis_ext.models.network import READER_FOLDER
 from lavis_ext.models.weights import OURS, read_checkpoint, save_upstream, to_upstream, translate
 from lavis_ext.models.zoo import build_model
 
 WAY_OUT = "name another place"
-LANGUAGES = {"blip2_opt": "opt", "blip2_t5": "t5", "blip2_llama": "llama", "blip2_vicuna": "llama"}
+LANGUAGES = {
+    "blip2_opt": "opt",
+    "blip2_t5": "t5",
+    "blip2_llama": "llama",
+    "blip2_vicuna": "llama",
+    "blip2_t5_instruct": "t5",
+    "blip2_vicuna_instruct": "llm",
+}
 VPGTRANS = ("blip2_opt", "blip2_llama", "blip2_vicuna")
 
 
@@ -81,6 +89,8 @@ def export_transformers(config: ModelConfig, out: Path) -> Exported:
     with new_folder(out) as part:
         network.save_pretrained(part)
         getattr(tokenizer, "tokenizer", tokenizer).save_pretrained(part)
+        if reader := getattr(model, "reader", None):
+            reader.save_pretrained(part / READER_FOLDER)
     saved = {name.removeprefix("net."): tensor for name, tensor in model.named_parameters() if name.startswith("net.")}
     left = [name for name, _ in model.named_parameters() if not name.startswith("net.")]
     return Exported(out, "transformers", shapes_of(saved), left)

@@ -141,9 +141,13 @@ class Reading(Protocol):
 
 def read(network: Any, images: Tensor, tokens: TextTokens) -> Reading:
     """Encode `images` [B,3,S,S] and questions by transformers' Blip2ForConditionalGeneration."""
-    embeds = embed(network, images, tokens)
+    return read_embeds(network, embed(network, images, tokens), tokens.attention_mask)
+
+
+def read_embeds(network: Any, embeds: Tensor, mask: Tensor) -> Reading:
+    """Encode questions behind their images, embeddings [B, L, E] with their mask [B, L]."""
     kind = DecoderReading if network.config.use_decoder_only_language_model else EncoderReading
-    return kind(network.language_model, embeds, tokens.attention_mask)
+    return kind(network.language_model, embeds, mask)
 
 
 def embed(network: Any, images: Tensor, tokens: TextTokens) -> Tensor:
@@ -151,6 +155,11 @@ def embed(network: Any, images: Tensor, tokens: TextTokens) -> Tensor:
     seen = network.vision_model(images).last_hidden_state
     queries = network.query_tokens.expand(len(images), -1, -1)
     out = network.qformer(query_embeds=queries, encoder_hidden_states=seen).last_hidden_state
+    return place(network, out, tokens)
+
+
+def place(network: Any, out: Tensor, tokens: TextTokens) -> Tensor:
+    """[B, L, E]: token embeddings, with queries [B, Q, C] projected into the image places."""
     words = network.get_input_embeddings()(tokens.input_ids)
     places = (tokens.input_ids == network.config.image_token_index).unsqueeze(-1)
     placed: Tensor = words.masked_scatter(places, network.language_projection(out).to(words.dtype))

@@ -16,7 +16,7 @@ from lavis_ext.common.registry import models
 from lavis_ext.common.types import Batch
 from lavis_ext.metrics.vqa import lemmatize, load_lemmatizer
 from lavis_ext.models.base_model import BaseModel, Outputs, sum_over_ranks, world
-from lavis_ext.models.generation import Search, StopText, WrittenPenalty, rank, read
+from lavis_ext.models.generation import Reading, Search, StopText, WrittenPenalty, rank, read
 from lavis_ext.models.lora import adapter_parts, add_adapters, release
 from lavis_ext.models.network import DTYPES, add_image_token, assemble, recompute
 from lavis_ext.models.settings import (
@@ -39,7 +39,7 @@ from lavis_ext.models.text import (
     target_texts,
     texts_of,
 )
-from lavis_ext.models.weights import load_over, load_pretrained, parts_of
+from lavis_ext.models.weights import for_reader, load_over, load_pretrained, parts_of
 
 
 class Blip2Language(BaseModel):
@@ -50,6 +50,8 @@ class Blip2Language(BaseModel):
     """
 
     language: ClassVar[str]
+    upstream_prefix: ClassVar[str] = ""
+    """Of `{}_proj` and `{}_model` in LAVIS' checkpoints, where it is not `language`."""
     prompter: ClassVar[type[Prompter]] = Prompter
     shifts_labels: ClassVar[bool] = True
     """Whether labels are shifted by one against the logits (decoder-only) or aligned (encoder–decoder)."""
@@ -97,13 +99,13 @@ class Blip2Language(BaseModel):
     def load_parts(self, config: Blip2LanguageConfig) -> None:
         """Load `pretrained` if it is a checkpoint, `finetuned`, then `qformer_weight_path` and `proj_weight_path`."""
         if config.load_pretrained and config.pretrained and is_checkpoint(config.pretrained):
-            load_pretrained(self, self.language)
+            load_pretrained(self, self.upstream_prefix or self.language)
         if config.load_finetuned and config.finetuned:
             load_over(self, config.finetuned, "model.finetuned")
         for key in ("qformer_weight_path", "proj_weight_path"):
             if path := getattr(config, key):
                 state, prefixes = parts_of(path, f"model.{key}")
-                self.load_part(state, prefixes, f"model.{key} {path}")
+                self.load_part(for_reader(state, self.state_dict()), prefixes, f"model.{key} {path}")
 
     def train(self, mode: bool = True) -> Blip2Language:
         """As in the base class, but adapters of the frozen language model follow `mode`: they have dropout."""
@@ -148,11 +150,14 @@ class Blip2Language(BaseModel):
 
     def _learn(self, batch: Batch) -> tuple[Any, Tensor]:
         """transformers' output for a batch, and its labels [B, L]."""
-        images = self._images(batch)
         tokens, unlearnt = self.learning_tokens(batch)
-        labels = self.text.labels(tokens, unlearnt).to(images.device)
-        tokens = tokens.to(images.device)
-        return self.net(images, tokens.input_ids, tokens.attention_mask, labels=labels, use_cache=False), labels
+        labels = self.text.labels(tokens, unlearnt).to(self.device)
+        return self._predict_tokens(batch, tokens.to(self.device), labels), labels
+
+    def _predict_tokens(self, batch: Batch, tokens: TextTokens, labels: Tensor) -> Any:
+        """transformers' output for pictures and tokens padded on the right."""
+        images = self._images(batch)
+        return self.net(images, tokens.input_ids, tokens.attention_mask, labels=labels, use_cache=False)
 
     def learning_tokens(self, batch: Batch) -> tuple[TextTokens, int | list[int]]:
         """The tokens of a batch, and how many at the start of each text have no loss."""
@@ -216,7 +221,7 @@ class Blip2Language(BaseModel):
         """
         asked = prompts_of({**samples, "prompt": questions_of(samples, prompt)}, "")
         if inference_method == "rank":
-            answers = self._choose(samples, asked, answer_list or (), num_ans_candidates)
+            answers = self._choose(samples, self.asking_tokens(asked), answer_list or (), num_ans_candidates)
         elif inference_method == "generate":
             search = Search(num_beams, max_len, min_len, length_penalty=length_penalty)
             answers = self._continue(samples, self.asking_tokens(asked), search, self.answer_end_id)
@@ -235,28 +240,36 @@ class Blip2Language(BaseModel):
         return [row[len(word) :] for row in self.text.ids([f"a {text}" for text in texts], special=False, cut=False)]
 
     @torch.no_grad()
-    def _choose(self, samples: Batch, prompts: list[str], answers: Sequence[str], count: int) -> list[str]:
+    def _choose(self, samples: Batch, tokens: TextTokens, answers: Sequence[str], count: int) -> list[str]:
         if not answers or count < 1:
             what = f"{count} candidates out of {len(answers)} answers"
             raise ConfigError("run.inference_method", f"rank with {what}", "give an answer_list, or write generate")
-        images = self._images(samples)
-        reading = read(self.net, images, self.asking_tokens(prompts).to(images.device))
+        reading = self._read(samples, tokens.to(self.device))
         return [answers[index] for index in rank(reading, self.answer_ids(answers), count)]
 
     @torch.no_grad()
     def _continue(self, samples: Batch, tokens: TextTokens, search: Search, end_id: int) -> list[str]:
         search.check()
-        images = self._images(samples)
-        tokens = tokens.to(images.device)
+        tokens = tokens.to(self.device)
         written = self.written(tokens)
         settings: dict[str, Any] = replace(search, counted=max(written.shape[1], 1)).arguments()
         if written.shape[1] and (penalty := settings.pop("repetition_penalty")) != 1:
             settings["logits_processor"] = [WrittenPenalty(penalty, written)]
+        ends = {"eos_token_id": end_id, "pad_token_id": self.text.pad_id, **self.endings()}
+        ids = self._write(samples, tokens, {**settings, **ends})
+        return self.said(self.text.tokenizer.batch_decode(ids, skip_special_tokens=True))
+
+    def _read(self, samples: Batch, tokens: TextTokens) -> Reading:
+        """Pictures and prompts as the language model is given them."""
+        return read(self.net, self._images(samples), tokens)
+
+    def _write(self, samples: Batch, tokens: TextTokens, settings: dict[str, Any]) -> Tensor:
+        """The new tokens [B · captions, L] of transformers' `generate`."""
         # with embeddings in place of ids, transformers returns the new tokens only
         embeds = self.net.get_input_embeddings()(tokens.input_ids)
-        ends = {"eos_token_id": end_id, "pad_token_id": self.text.pad_id, **self.endings()}
-        ids = self.net.generate(images, attention_mask=tokens.attention_mask, inputs_embeds=embeds, **settings, **ends)
-        return self.said(self.text.tokenizer.batch_decode(ids, skip_special_tokens=True))
+        images = self._images(samples)
+        ids: Tensor = self.net.generate(images, attention_mask=tokens.attention_mask, inputs_embeds=embeds, **settings)
+        return ids
 
     def endings(self) -> dict[str, Any]:
         """Arguments of transformers' `generate` that end a text otherwise than by the end token."""
@@ -325,7 +338,6 @@ class Blip2T5(Blip2Language):
     ends_itself = True
 
     def _learn(self, batch: Batch) -> tuple[Any, Tensor]:
-        images = self._images(batch)
         texts = texts_of(batch, "text_input")
         if "text_output" in batch:
             heads, tails = texts, texts_of(batch, "text_output")
@@ -333,8 +345,8 @@ class Blip2T5(Blip2Language):
             heads, tails = cut_at_random(texts)
         else:
             heads, tails = [self.prompt] * len(texts), texts
-        tokens, labels = self._inputs(heads, cut=True).to(images.device), self.targets(tails).to(images.device)
-        return self.net(images, tokens.input_ids, tokens.attention_mask, labels=labels, use_cache=False), labels
+        tokens, labels = self._inputs(heads, cut=True).to(self.device), self.targets(tails).to(self.device)
+        return self._predict_tokens(batch, tokens, labels), labels
 
     def asking_tokens(self, prompts: Sequence[str]) -> TextTokens:
         """Image places, the whole prompt, end token; padded on the right, which T5's relative positions allow."""

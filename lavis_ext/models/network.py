@@ -26,6 +26,11 @@ from lavis_ext.models.settings import is_checkpoint
 IMAGE_TOKEN = "<image>"  # noqa: S105
 DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
 RETRIEVER = "Blip2ForImageTextRetrieval"
+BERT = "google-bert/bert-base-uncased"
+DECODE = "[DEC]"
+"""The token that starts a text which the first stage writes; it has a row in every Q-Former that reads."""
+READER_FOLDER = "qformer_tokenizer"
+"""Where transformers' form of InstructBLIP has the Q-Former's tokenizer."""
 
 
 def assemble(config: Any, language: str, language_key: str) -> tuple[Any, Any]:
@@ -39,6 +44,7 @@ def assemble(config: Any, language: str, language_key: str) -> tuple[Any, Any]:
         return own_parts(config, language, language_key)
     if config.load_pretrained and config.pretrained and not is_checkpoint(config.pretrained):
         found = load_config(config.pretrained, "model.pretrained")
+        require_reader(config, found)
         if kind_of(found) == language:
             tokenizer = load_tokenizer(config.tokenizer or config.pretrained, "model.pretrained")
             network = load_network(config.pretrained, "model.pretrained", config)
@@ -50,6 +56,40 @@ def assemble(config: Any, language: str, language_key: str) -> tuple[Any, Any]:
         return build_network(config, tokenizer, language), tokenizer
     way_out = "name a folder or hub model, or give model.sizes and model.tokenizer"
     raise ConfigError("model.pretrained", "no weights to start from", way_out)
+
+
+def reads_text(config: Any) -> bool:
+    """Whether the Q-Former of a model section reads instructions (InstructBLIP)."""
+    return bool(getattr(config, "qformer_text_input", False))
+
+
+def require_reader(config: Any, found: Any) -> None:
+    """Raise ConfigError where one of `pretrained`, in transformers' form, and the section is an InstructBLIP alone."""
+    if reads_text(config) == isinstance(found, transformers.InstructBlipConfig):
+        return
+    what, key = ("is no InstructBLIP", "True") if reads_text(config) else ("is an InstructBLIP", "False")
+    own = "qformer_text_input" in vars(config)
+    named = f"{what}, and model.qformer_text_input is {key}" if own else f"{what}, {config.arch} is a BLIP-2"
+    way_out = "name another, or a checkpoint of LAVIS, which is put over a model of its own parts"
+    raise ConfigError(f"model.pretrained {config.pretrained}", named, way_out)
+
+
+def network_class(settings: Any) -> Any:
+    """transformers' class of the network of a configuration."""
+    instruct = isinstance(settings, transformers.InstructBlipConfig)
+    return transformers.InstructBlipForConditionalGeneration if instruct else transformers.Blip2ForConditionalGeneration
+
+
+def load_reader(config: Any) -> Any:
+    """The Q-Former's tokenizer, with LAVIS' opening token; long instructions lose their beginning."""
+    named, form = config.qformer_tokenizer, config.pretrained
+    if named or not (config.load_pretrained and form) or is_checkpoint(form):
+        reader = load_tokenizer(named or BERT, "model.qformer_tokenizer")
+    else:
+        reader = load_tokenizer(form, "model.pretrained", READER_FOLDER)
+    reader.add_special_tokens({"bos_token": DECODE})
+    reader.truncation_side, reader.padding_side = "left", "right"
+    return reader
 
 
 def kind_of(settings: Any) -> str:
@@ -84,7 +124,7 @@ def own_parts(config: Any, language: str, language_key: str) -> tuple[Any, Any]:
         raise ConfigError(f"model.{language_key}", f"is missing: {what}", "name its folder or hub name")
     tokenizer, model = load_language(config, language, language_key)
     stub = stub_config(blip2_config(config), model.config.hidden_size)
-    return with_language_model(initialised(transformers.Blip2ForConditionalGeneration, stub, config), model), tokenizer
+    return with_language_model(initialised(network_class(stub), stub, config), model), tokenizer
 
 
 def load_language(config: Any, language: str, language_key: str) -> tuple[Any, Any]:
@@ -97,7 +137,7 @@ def with_language_model(network: Any, model: Any) -> Any:
     """The network with another language model, in place."""
     settings = network.config
     network.language_model = model
-    network.config = transformers.Blip2Config(
+    network.config = type(settings)(
         vision_config=settings.vision_config.to_dict(),
         qformer_config=settings.qformer_config.to_dict(),
         text_config=model.config.to_dict(),
@@ -109,9 +149,10 @@ def with_language_model(network: Any, model: Any) -> Any:
 def stub_config(found: Any, width: int) -> Any:
     """The configuration `found` with a language model of this width without layers, which is fast to build."""
     layers = {"num_hidden_layers": 0, "ffn_dim": 8, "num_attention_heads": 1, "vocab_size": 8, "pad_token_id": 1}
-    return transformers.Blip2Config(
+    blip2 = isinstance(found, transformers.Blip2Config)
+    return type(found)(
         vision_config=found.vision_config.to_dict(),
-        qformer_config={**found.qformer_config.to_dict(), "use_qformer_text_input": False},
+        qformer_config=found.qformer_config.to_dict() | ({"use_qformer_text_input": False} if blip2 else {}),
         text_config={"model_type": "opt", "hidden_size": width, "word_embed_proj_dim": width, **layers},
         num_query_tokens=found.num_query_tokens,
     )
@@ -126,7 +167,7 @@ def build_network(config: Any, tokenizer: Any, language: str) -> Any:
     first = {"decoder_start_token_id": ends["pad_token_id"]} if language == "t5" else {}
     own = config.sizes.get("text_config", {})
     settings = blip2_config(config, {"model_type": language, "vocab_size": len(tokenizer), **ends, **first, **own})
-    network = initialised(transformers.Blip2ForConditionalGeneration, settings, config)
+    network = initialised(network_class(settings), settings, config)
     if language == "t5" and own.get("tie_word_embeddings") is False:
         untie_head(network.language_model)
     return network
@@ -151,14 +192,19 @@ def blip2_config(config: Any, text: dict[str, Any] | None = None) -> Any:
     tower = clip_tower.SIZES if config.vit_model == "clip_L" else {}
     given = config.sizes.get("vision_config", {})
     vision = {"image_size": config.image_size, "initializer_range": 0.02, **tower, **given}
+    qformer = dict(config.sizes.get("qformer_config", {}))
+    parts = {
+        "vision_config": vision,
+        "num_query_tokens": config.num_query_token,
+        **({"text_config": text} if text else {}),
+    }
     with size_errors():
-        return transformers.Blip2Config(
-            vision_config=vision,
-            qformer_config=dict(config.sizes.get("qformer_config", {})),
-            **({"text_config": text} if text else {}),
-            num_query_tokens=config.num_query_token,
-            image_text_hidden_size=getattr(config, "embed_dim", 256),  # only the first stage has the key
-        )
+        if reads_text(config):
+            reader = load_reader(config)
+            words = {"vocab_size": len(reader), "pad_token_id": reader.pad_token_id}
+            return transformers.InstructBlipConfig(qformer_config={**words, **qformer}, **parts)
+        width = getattr(config, "embed_dim", 256)  # only the first stage has the key
+        return transformers.Blip2Config(qformer_config=qformer, image_text_hidden_size=width, **parts)
 
 
 def initialised(kind: Any, settings: Any, config: Any) -> Any:
@@ -191,6 +237,22 @@ def add_image_token(network: Any, tokenizer: Any) -> None:
     if network.get_input_embeddings().num_embeddings < len(tokenizer):
         network.resize_token_embeddings(len(tokenizer), mean_resizing=False)
     network.config.image_token_index = tokenizer.convert_tokens_to_ids(IMAGE_TOKEN)
+
+
+def resize_token_embeddings(part: Any, count: int, settings: Any) -> None:
+    """Grow the word embedding of a Q-Former to `count` rows; new rows are random, with the initializer's std.
+
+    `part` is what has the embeddings, `settings` the Q-Former's configuration.
+    """
+    old = part.embeddings.word_embeddings
+    if old.num_embeddings >= count:
+        return
+    new = nn.Embedding(count, old.embedding_dim, padding_idx=old.padding_idx)
+    nn.init.normal_(new.weight, std=settings.initializer_range)
+    with torch.no_grad():
+        new.weight[: old.num_embeddings] = old.weight
+    part.embeddings.word_embeddings = new
+    settings.vocab_size = count
 
 
 def fit_image_size(network: Any, size: int) -> Any:
@@ -246,7 +308,7 @@ def load_config(name: str, key: str) -> Any:
 
 
 def load_network(name: str, key: str, config: Any, settings: Any = None) -> Any:
-    """Blip2ForConditionalGeneration from a folder or hub name; `key` is the config key that names it.
+    """A BLIP-2 or InstructBLIP from a folder or hub name; `key` is the config key that names it.
 
     Frozen towers are loaded in their own precision, so that a large one never takes fp32 memory. With `settings` only
     the weights that fit them are loaded.
@@ -254,7 +316,8 @@ def load_network(name: str, key: str, config: Any, settings: Any = None) -> Any:
     towers = {"vision_config": config.vit_precision, "text_config": config.llm_precision, "": "fp32"}
     dtypes = {name: DTYPES[precision] for name, precision in towers.items()}
     partly = {"config": settings, "ignore_mismatched_sizes": True} if settings is not None else {}
-    return _weights(transformers.Blip2ForConditionalGeneration, name, key, settings is None, dtype=dtypes, **partly)
+    kind = network_class(settings or load_config(name, key))
+    return _weights(kind, name, key, settings is None, dtype=dtypes, **partly)
 
 
 def load_retriever(name: str, key: str) -> Any:
@@ -286,12 +349,12 @@ def load_language_model(name: str, key: str, config: Any, language: str) -> Any:
     return model
 
 
-def load_tokenizer(name: str, key: str) -> Any:
-    """A fast tokenizer from a folder, a folder below `configs/`, or a hub name."""
+def load_tokenizer(name: str, key: str, part: str = "") -> Any:
+    """A fast tokenizer from a folder, a folder below `configs/`, or a hub name, or from a folder `part` below."""
     shipped = [root / name for root in config_roots() if (root / name / "tokenizer.json").is_file()]
     if shipped and not expanded(name).exists():
         name = str(shipped[0])
-    return _guarded(transformers.AutoTokenizer.from_pretrained, name, key)
+    return _guarded(transformers.AutoTokenizer.from_pretrained, name, key, **({"subfolder": part} if part else {}))
 
 
 def _weights(kind: Any, name: str, key: str, whole: bool = True, **kwargs: Any) -> Any:

@@ -198,6 +198,53 @@ class Blip2LlamaConfig(Blip2LanguageConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Blip2InstructConfig(Blip2LanguageConfig):
+    """InstructBLIP, whatever its language model."""
+
+    max_txt_len: Count = 128
+    """Of an instruction: its last tokens, for the Q-Former and for the language model each."""
+    max_output_txt_len: Count = 256
+    qformer_text_input: bool = True
+    """Whether the Q-Former reads the instruction; False: BLIP-2's own."""
+    qformer_tokenizer: str | None = None
+    """Of the Q-Former, a folder or hub name; None: `qformer_tokenizer/` of `pretrained`, for a checkpoint BERT's."""
+
+    def problems(self, where: str = "model") -> Iterator[Problem]:
+        """Those of BLIP-2, and an output that has no place beside the tokens around it."""
+        yield from super().problems(where)
+        if self.max_output_txt_len < 2:
+            what = f"{self.max_output_txt_len} leaves no token to learn: the start token counts as one"
+            yield Problem(f"{where}.max_output_txt_len", what, "at least 2")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Blip2VicunaInstructConfig(Blip2InstructConfig):
+    """With Vicuna."""
+
+    llm_model: str | None = None
+    language_key: ClassVar[str] = "llm_model"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Blip2T5InstructConfig(Blip2InstructConfig):
+    """With Flan-T5."""
+
+    t5_model: str | None = None
+    num_few_shot_examples: Natural = 0
+    """Of `few_shot_samples`, at most so many stand before a sample."""
+    few_shot_prob: Annotated[float, Bound(0, 1)] = 0.0
+    """How often any stand there."""
+    language_key: ClassVar[str] = "t5_model"
+
+    def problems(self, where: str = "model") -> Iterator[Problem]:
+        """Those of InstructBLIP, and examples to draw where there are none."""
+        yield from super().problems(where)
+        if self.few_shot_prob and not self.num_few_shot_examples:
+            what = f"{self.few_shot_prob} with num_few_shot_examples 0"
+            yield Problem(f"{where}.few_shot_prob", what, "set both, or none")
+
+
+@dataclass(frozen=True, kw_only=True)
 class ProjectorConfig(ModelConfig):
     """VPGTrans' map from the words of one language model to those of another."""
 

@@ -22,20 +22,20 @@ from lavis_ext.models.language import fitting_images, halve_tower
 from lavis_ext.models.lora import start_from_bert
 from lavis_ext.models.losses import NONE, draw_negatives, similarities
 from lavis_ext.models.network import (
+    BERT,
+    DECODE,
     blip2_config,
     build_retriever,
     fit_image_size,
     load_retriever,
     load_tokenizer,
     recompute,
+    resize_token_embeddings,
 )
 from lavis_ext.models.settings import Blip2Config, is_checkpoint
 from lavis_ext.models.text import prompts_of, texts_of
 from lavis_ext.models.weights import load_over, load_pretrained
 
-DECODE = "[DEC]"
-"""The token that starts a generated text."""
-BERT = "google-bert/bert-base-uncased"
 FIRST_TEMPERATURE = 0.07
 Mode = Literal["image", "text", "multimodal"]
 
@@ -162,7 +162,7 @@ class Blip2(BaseModel):
         config.require_sound()
         tokenizer.add_special_tokens({"bos_token": DECODE})
         self.config, self.net, self.tokenizer = config, network, tokenizer
-        resize_token_embeddings(network, len(tokenizer))
+        resize_token_embeddings(network, len(tokenizer), network.config.qformer_config)
         self.temp = nn.Parameter(torch.tensor(FIRST_TEMPERATURE))
         self.lm_head = WordHead(network.config.qformer_config, network.embeddings.word_embeddings.num_embeddings)
         self.queries: int = network.config.num_query_tokens
@@ -358,19 +358,6 @@ class Blip2Matching(Blip2):
             raise ConfigError("model.arch", "knows two classes, the samples have more", "name another")
         found = {"predictions": self(samples, match_head="itm")}
         return found if labels is None else {**found, "targets": labels}
-
-
-def resize_token_embeddings(network: Any, count: int) -> None:
-    """Grow the word embedding to `count` rows; new rows are random, with the initializer's std."""
-    old = network.embeddings.word_embeddings
-    if old.num_embeddings >= count:
-        return
-    new = nn.Embedding(count, old.embedding_dim, padding_idx=old.padding_idx)
-    nn.init.normal_(new.weight, std=network.config.qformer_config.initializer_range)
-    with torch.no_grad():
-        new.weight[: old.num_embeddings] = old.weight
-    network.embeddings.word_embeddings = new
-    network.config.qformer_config.vocab_size = count
 
 
 def writing_mask(mask: Tensor, queries: int, dtype: torch.dtype) -> Tensor:

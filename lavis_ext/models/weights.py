@@ -10,8 +10,9 @@
     Qformer.bert.embeddings.LayerNorm.*                         net.qformer.layernorm.*
     Qformer.bert.embeddings.{word,position}_embeddings.*        net.embeddings.*                     (stage 1)
     Qformer.bert.encoder.layer.N.{attention,crossattention}.self.*    net.qformer.encoder.layer.N.….attention.*
-    {opt,t5,llama}_proj.*                                       net.language_projection.*
-    {opt,t5,llama}_model.*                                      net.language_model.*
+    {opt,t5,llama,llm}_proj.*                                   net.language_projection.*
+    {opt,t5,llama,llm}_model.*                                  net.language_model.*
+    Qformer.bert.embeddings.*                                   net.qformer.embeddings.*             (InstructBLIP)
     a CLIP tower                                                see clip_tower
     vision_proj.*, text_proj.*, itm_head.*, temp                net.vision_projection.*, …, temp      (stage 1)
     Qformer.cls.predictions.transform.{dense,LayerNorm}.*, .bias      lm_head.{dense,norm}.*, .bias   (stage 1)
@@ -64,7 +65,7 @@ def load_over(model: BaseModel, path: str, key: str) -> None:
     if random_tower(model) and not any(name.startswith(TOWER) for name in state):
         log.warning("%s holds no vision tower and model.pretrained is not loaded: the tower stays random", path)
     mine = model.state_dict()
-    state = without_copies(model, fit_names(state, mine), where)
+    state = without_copies(model, fit_names(for_reader(state, mine), mine), where)
     model.load_trainable_state({n: t for n, t in state.items() if n in mine or not STAGE1_ONLY.match(n)})
 
 
@@ -105,6 +106,17 @@ def without_copies(model: BaseModel, state: Mapping[str, Tensor], where: str) ->
     return kept
 
 
+READ = (("net.qformer.layernorm.", "net.qformer.embeddings.layernorm."), ("net.embeddings.", "net.qformer.embeddings."))
+"""Names of the first stage → those of InstructBLIP, whose Q-Former holds its embeddings itself."""
+
+
+def for_reader(state: Mapping[str, Tensor], mine: Mapping[str, Tensor]) -> Tensors:
+    """A checkpoint under the names of a Q-Former that reads instructions, where the model has one."""
+    pairs = READ if f"{READ[0][1]}weight" in mine else ()
+    swap = {name: new + name.removeprefix(old) for old, new in pairs for name in state if name.startswith(old)}
+    return {swap.get(name, name): tensor for name, tensor in state.items()}
+
+
 def same_values(one: Tensor, other: Tensor) -> bool:
     """Whether two tensors are equal, or equal in the precision of the coarser one."""
     if one.shape != other.shape:
@@ -124,7 +136,7 @@ def random_tower(model: BaseModel) -> bool:
 TOWERS = "https://storage.googleapis.com/sfr-vision-language-research/LAVIS/models/BLIP2/"
 FETCHED = {"eva_clip_g": f"{TOWERS}eva_vit_g.pth", "clip_L": f"{TOWERS}clip_vit_L.pth"}
 """Where LAVIS fetches the tower of a `vit_model`; its checkpoints of BLIP-2 hold none."""
-FOREIGN = re.compile(r"^(opt|t5|llama)_(proj|model)\.")
+FOREIGN = re.compile(r"^(opt|t5|llama|llm)_(proj|model)\.")
 BLOCK_NUMBER = re.compile(r"\.encoder\.layers\.(\d+)\.")
 
 
@@ -147,7 +159,8 @@ def load_pretrained(model: Any, language: str = "") -> None:
         raise IntegrityError(where, "holds no Q-Former", "name a checkpoint of BLIP-2 that learnt one")
     if not any(name.startswith(TOWER) for name in state):
         log.warning("%s holds no vision tower: the tower stays random", where)
-    state = {name: fitted(name, t, mine) for name, t in without_copies(model, state, where).items() if name in mine}
+    known = without_copies(model, for_reader(state, mine), where)
+    state = {name: fitted(name, t, mine) for name, t in known.items() if name in mine}
     missing = sorted(set(dict(model.named_parameters())) - set(state) - model.frozen_names())
     if missing:
         log.warning("%s lacks %d tensors, which start anew: %s", where, len(missing), listed(missing))
@@ -159,11 +172,11 @@ def translate_for(model: Any, state: Mapping[str, Tensor], where: str) -> Tensor
 
     Raises IntegrityError for copies that differ.
     """
-    own = str(getattr(model, "language", ""))
+    own = str(getattr(model, "upstream_prefix", "") or getattr(model, "language", ""))
     others = {name: tensor for name, tensor in state.items() if (kind := FOREIGN.match(name)) and kind[1] != own}
     mine = model.state_dict()
     found = translate({name: tensor for name, tensor in state.items() if name not in others}, where)
-    known = without_copies(model, fit_names(found, mine), where)
+    known = without_copies(model, fit_names(for_reader(found, mine), mine), where)
     return {**others, **{name: fitted(name, t, mine) if name in mine else t for name, t in known.items()}}
 
 
@@ -328,8 +341,8 @@ TO_OURS = (
         r"net.qformer.encoder.layer.\1.\2.attention.",
     ),
     (r"^Qformer\.bert\.encoder\.layer\.", "net.qformer.encoder.layer."),
-    (r"^(?:opt|t5|llama)_proj\.", "net.language_projection."),
-    (r"^(?:opt|t5|llama)_model\.", "net.language_model."),
+    (r"^(?:opt|t5|llama|llm)_proj\.", "net.language_projection."),
+    (r"^(?:opt|t5|llama|llm)_model\.", "net.language_model."),
     (r"^(vision|text)_proj\.", r"net.\1_projection."),
     (r"^itm_head\.", "net.itm_head."),
     (r"^Qformer\.cls\.predictions\.transform\.dense\.", "lm_head.dense."),
@@ -408,7 +421,8 @@ FROM_OURS = (
     (r"^net\.vision_model\.encoder\.layers\.(\d+)\.mlp\.", r"visual_encoder.blocks.\1.mlp."),
     (r"^net\.vision_model\.post_layernorm\.", "ln_vision."),
     (r"^net\.query_tokens$", "query_tokens"),
-    (r"^net\.qformer\.layernorm\.", "Qformer.bert.embeddings.LayerNorm."),
+    (r"^net\.qformer\.(?:embeddings\.)?layernorm\.", "Qformer.bert.embeddings.LayerNorm."),
+    (r"^net\.qformer\.embeddings\.", "Qformer.bert.embeddings."),
     (r"^net\.embeddings\.", "Qformer.bert.embeddings."),
     (
         r"^net\.qformer\.encoder\.layer\.(\d+)\.(attention|crossattention)\.attention\.",

@@ -7,7 +7,6 @@ import re
 import stat
 import struct
 import tarfile
-import unicodedata
 import zipfile
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
@@ -18,6 +17,7 @@ from pathlib import Path
 from typing import IO, cast
 
 from lavis_ext.common.errors import IntegrityError, Problem, UnsafeError
+from lavis_ext.common.files import folded
 from lavis_ext.datasets.readers.shard_index import BAD_TAR
 from lavis_ext.prepare.records import BOOKKEEPING, DEFLATED, STORED, Member
 
@@ -88,11 +88,6 @@ def _is_unicode(name: str) -> bool:
     except UnicodeEncodeError:
         return False
     return True
-
-
-def folded(name: str) -> str:
-    """NFC and case folded: names that are equal so are one file on some file systems."""
-    return name.lower() if name.isascii() else unicodedata.normalize("NFC", name).casefold()
 
 
 def _problems(members: Sequence[Member], limits: Limits, reserved: str) -> Iterator[str]:

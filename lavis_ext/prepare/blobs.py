@@ -24,7 +24,14 @@ from lavis_ext.fetch.mirrors import MirrorMap, mirror_path
 from lavis_ext.fetch.transfer import Policy
 from lavis_ext.prepare.plan import Plan
 from lavis_ext.prepare.records import UNREADABLE, disk_errors, record_path
-from lavis_ext.prepare.selection import ArtifactRequest, Contents, ContentsOrigin, PrepareOptions, Selection
+from lavis_ext.prepare.selection import (
+    ArtifactRequest,
+    Contents,
+    ContentsOrigin,
+    PrepareOptions,
+    Selection,
+    refuse_places,
+)
 
 if TYPE_CHECKING:
     from lavis_ext.fetch.azure import Sas
@@ -203,7 +210,8 @@ def open_folders(root: Path, selection: Selection, options: PrepareOptions, mirr
 
     A folder whose files are not known stays, with the reason as its `refusal`. Opens no connection except for a
     listing: where it is asked for, or where the card declares no complete one and the token may list. Raises UsageError
-    where the patterns leave nothing, UnsafeError for names that leave the folder.
+    where the patterns leave nothing, UnsafeError for names that leave the folder, ConfigError for those that differ
+    only in case.
     """
     finder = Finder(root, mirrors, options.policy, options.listing)
     requests: list[ArtifactRequest] = []
@@ -224,6 +232,7 @@ def open_folders(root: Path, selection: Selection, options: PrepareOptions, mirr
         requests += as_files(request, found)
         lines += _lines(request, found)
     kept = tuple(_matching(requests, options))
+    refuse_places(kept)
     return replace(selection, requests=kept, passed_over=tuple(lines), contents=tuple(contents))
 
 

@@ -9,6 +9,7 @@ import logging
 import os
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -87,6 +88,10 @@ def _start(context: PrepareContext, item: PlanItem, outcomes: dict[str, Outcome]
         if context.policy.offline and item.action not in ("check", "unpack"):
             place = str(context.root / request.artifact.file)
             raise NetworkError(place, "is not complete, and offline", "run `lavis-ext prepare` with a network first")
+        if item.disk.size is not None and item.disk.record is None:
+            from lavis_ext.prepare.claims import refuse_claimed_file
+
+            refuse_claimed_file(context, request.artifact, transfer)
         _set_old_version_aside(context, item, request.artifact, transfer)
     except LavisExtError as error:
         outcomes[item.title] = _failed(item, error)
@@ -301,14 +306,15 @@ def _place_members(
             drop_record(context.root, artifact)
         if item.action == "unpack" and archive.is_file():
             wanted_ones = list(numbers)
-            aside = unpack(
-                archive, artifact, context.root, table, context.progress, wanted_ones, require=context.require
-            )
+            require = partial(context.require_own, artifact)
+            aside = unpack(archive, artifact, context.root, table, context.progress, wanted_ones, require=require)
         else:
             with Journal(context.root, artifact, table) as journal:
                 place = context.root / artifact.storage
                 label = f"{item.title} members"
-                placement = Placement(place, table, journal, context.progress, label, context.require)
+                placement = Placement(
+                    place, table, journal, context.progress, label, partial(context.require_own, artifact)
+                )
                 todo, aside = placement.pending_members(numbers), placement.set_aside
                 packed = sum(table.members[number].packed for number in todo)
                 if not wanted and not prefer_ranges(packed, transfer.size, 0):
@@ -496,7 +502,8 @@ def _unpack(
         if record is None or record.table is None or record.table[0] != table.digest:
             drop_record(context.root, artifact)  # unpacking changes what it describes
         table.write(context.root, artifact)
-        return table, unpack(result.path, artifact, context.root, table, context.progress, require=context.require)
+        require = partial(context.require_own, artifact)
+        return table, unpack(result.path, artifact, context.root, table, context.progress, require=require)
 
 
 def _remove(context: PrepareContext, artifact: Artifact) -> tuple[str, ...]:

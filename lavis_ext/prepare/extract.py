@@ -60,8 +60,9 @@ def thread_count() -> int:
 class Placement:
     """Writes members of one table below `target` and reports them in the journal.
 
-    `require` raises where another process has taken over: it is called before a file is set aside. Temporary names are
-    of this placement alone, so that one which was taken over and wakes writes into nobody's file.
+    `require` raises where another process has taken over, or where one of the paths that it is given is of another
+    artifact: it is called before a file is set aside. Temporary names are of this placement alone, so that one which
+    was taken over and wakes writes into nobody's file.
     """
 
     def __init__(
@@ -71,7 +72,7 @@ class Placement:
         journal: Journal,
         progress: Progress,
         label: str,
-        require: Callable[[], None] = lambda: None,
+        require: Callable[..., None] = lambda *_: None,
     ) -> None:
         self.target, self.table, self.journal = target, table, journal
         self.progress, self.label, self.require = progress, label, require
@@ -83,7 +84,7 @@ class Placement:
         """The wanted members that are not in place yet, in order.
 
         Files that the journal does not list are compared by size and CRC: an equal one counts, another is renamed
-        aside. Folders are made. Raises DiskError.
+        aside. Folders are made. Raises DiskError, and ConfigError where such a file is of another artifact.
         """
         with disk_errors(self.target):
             there = files_below(self.target, self.table.folders())
@@ -94,10 +95,11 @@ class Placement:
             doubtful = [n for n in present if n not in self.journal.done or not self.journal.trusted]
             with ThreadPoolExecutor(thread_count()) as pool:
                 sound = {n for n, good in zip(doubtful, pool.map(self.is_sound, doubtful), strict=True) if good}
-            for number in doubtful:
-                if number not in sound:
-                    self.require()
-                    self.set_aside.append(set_aside(self.path_of(number)))
+            wrong = [self.path_of(number) for number in doubtful if number not in sound]
+            self.require(wrong)
+            for path in wrong:
+                self.require()
+                self.set_aside.append(set_aside(path))
             self.require()
             self._update_journal(there, sound, set(doubtful) - sound)
             for folder in self.table.folders():
@@ -263,7 +265,7 @@ def unpack(
     progress: Progress,
     wanted: Sequence[int] | None = None,
     threads: int | None = None,
-    require: Callable[[], None] = lambda: None,
+    require: Callable[..., None] = lambda *_: None,
 ) -> list[Path]:
     """Put every member (or the `wanted` numbers) in place below the artifact's storage; what is there already is kept.
 

@@ -19,7 +19,7 @@ from lavis_ext.common.config.schema import DatasetConfig
 from lavis_ext.common.errors import DiskError, LavisExtError
 from lavis_ext.common.wording import columns, human
 from lavis_ext.fetch.mirrors import MirrorMap
-from lavis_ext.fetch.safety import redact_url
+from lavis_ext.fetch.safety import redact_url, split_url
 from lavis_ext.fetch.transfer import Policy, Progress, Silent, Source, Transfer
 from lavis_ext.prepare.records import ArtifactRecord, MemberTable, OnDisk, Origin, inspect, open_table
 from lavis_ext.prepare.selection import ArtifactRequest, PrepareOptions, Selection, user_key
@@ -53,6 +53,21 @@ class PrepareContext:
     notice: Callable[[str], None]
     require: Callable[[], None] = lambda: None
     """Raises OwnedError where another process has taken over: called before a name that others use is touched."""
+    requests: tuple[ArtifactRequest, ...] = ()
+    """What this run prepares: files of remote folders are in no card."""
+
+    def require_own(self, artifact: Artifact, paths: Sequence[Path] = ()) -> None:
+        """`require`, and ConfigError where one of these paths, which are to be set aside, is of another artifact."""
+        self.require()
+        if paths:
+            from lavis_ext.prepare.claims import refuse_claimed
+
+            refuse_claimed(self, artifact, paths)
+
+    def artifacts(self) -> list[Artifact]:
+        """Every artifact that has a place below the cache root: those of all cards, and of this run."""
+        declared = [artifact for card in self.cards.families.values() for artifact in card.named_artifacts()]
+        return [*declared, *(request.artifact for request in self.requests)]
 
 
 def make_context(options: PrepareOptions | None, cards: Cards | None) -> PrepareContext:
@@ -93,6 +108,13 @@ class PlanItem:
     adopt: bool = field(default=False, repr=False)
     """Whether the user may have unpacked the archive already: what is there is compared before it is fetched."""
     transfer: Transfer | LavisExtError | None = field(default=None, repr=False)
+
+    @property
+    def remote(self) -> bool:
+        """Whether bytes are still to come from another machine."""
+        sources = self.transfer.sources if isinstance(self.transfer, Transfer) else ()
+        local = any(split_url(source.url).scheme in ("", "file") for source in sources)
+        return self.action in ("fetch", "ranges") and not local
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values for `--json`."""
@@ -225,13 +247,14 @@ def make_plan(context: PrepareContext, selection: Selection) -> Plan:
 def _plan_of(context: PrepareContext, items: Sequence[PlanItem], selection: Selection | None) -> Plan:
     root = context.root
     folder = next(folder for folder in (root, *root.parents) if folder.is_dir())
-    inodes = os.statvfs(folder)
+    inodes, usage = os.statvfs(folder), shutil.disk_usage(folder)
     return Plan(
         root=str(root),
         items=tuple(items),
-        free=shutil.disk_usage(folder).free,
+        free=usage.free,
         free_files=inodes.f_favail if inodes.f_files else None,
-        writable=os.access(folder, os.W_OK) and (folder == root or not root.exists()),
+        # /proc and /sys let root write, and hold no files: their size is 0
+        writable=usage.total > 0 and os.access(folder, os.W_OK) and (folder == root or not root.exists()),
         keep_archives=context.options.keep_archives,
         reserve_option=context.options.reserve,
         passed_over=selection.passed_over if selection else (),

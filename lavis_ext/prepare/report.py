@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
-from lavis_ext.common.errors import DiskError, LavisExtError
+from lavis_ext.common.errors import DiskError, LavisExtError, NetworkError
 from lavis_ext.common.wording import human
 from lavis_ext.prepare.plan import Plan
 from lavis_ext.prepare.records import ArtifactRecord
@@ -142,7 +142,9 @@ class Report:
     def line(self) -> str:
         """`planned 14 · downloaded 11 · reused 2 · failed 1 · bytes 26.1 GB · 0 unverified · exit 4`."""
         if self.dry_run:
-            fits = "does not fit" if any(isinstance(error, DiskError) for error in self.errors) else "fits"
+            kinds = {type(error) for error in self.errors}
+            offline = self.plan.context is not None and self.plan.context.policy.offline and NetworkError in kinds
+            fits = "does not fit" if DiskError in kinds else "but offline" if offline else "fits"
             download = f"download {human(self.plan.download)}, {fits}"
             return f"planned {len(self.plan.items)} · {download} · nothing was written · exit {self.exit_code}"
         unverified = sum(one.outcome != "failed" and one.verified == "none" for one in self.outcomes)

@@ -11,9 +11,9 @@ from dataclasses import replace
 from pathlib import Path
 
 from lavis_ext.common.config.cards import Cards
-from lavis_ext.common.errors import DiskError, LavisExtError
+from lavis_ext.common.errors import DiskError, LavisExtError, NetworkError
 from lavis_ext.fetch.lock import Ownership, read_owner
-from lavis_ext.fetch.transfer import Progress, Silent
+from lavis_ext.fetch.transfer import OFFLINE, Progress, Silent
 from lavis_ext.prepare.plan import Plan, PlanItem, PrepareContext, make_context, make_plan, plan_item
 from lavis_ext.prepare.records import BOOKKEEPING, OnDisk, disk_errors
 from lavis_ext.prepare.report import Outcome, Report
@@ -79,9 +79,14 @@ def execute_plan(made: Plan, progress: Progress | None = None, notice: Callable[
     context, selection = made.context, made.selection
     if context is None or selection is None:
         raise ValueError("a plan that was made by hand cannot be executed")
-    context = replace(context, progress=progress or Silent(), notice=notice or log.info)
+    context = replace(context, progress=progress or Silent(), notice=notice or log.info, requests=selection.requests)
     if context.options.dry_run:
         errors = [item.transfer for item in made.items if isinstance(item.transfer, LavisExtError)]
+        errors += [
+            NetworkError(str(context.root / item.file), f"{item.state}, and offline", OFFLINE)
+            for item in made.items
+            if context.policy.offline and item.remote
+        ]
         try:
             made.check_disk()
         except DiskError as error:

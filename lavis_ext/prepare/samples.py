@@ -88,26 +88,30 @@ class ImageNames:
     def __init__(
         self, names: Collection[str], layouts: Sequence[str] | None = None, folders: Collection[str] = ()
     ) -> None:
-        self._names = names
+        self._names, self._declared = names, layouts is not None
         self._folders = {name.rpartition("/")[0] for name in names}.union(folders) - {""}
         first = {name.partition("/")[0] for name in names if "/" in name} if layouts is None else set(layouts)
         self._layouts = ["", *sorted(name for name in first if not name.startswith("."))]
 
     def find(self, name: str) -> str | None:
         """The name on disk of `name`, or None. Where its folder exists as written, only that very file counts."""
+        from lavis_ext.datasets.readers.images import candidates
+        from lavis_ext.datasets.readers.packed import PACKED_NAME
+
         if name in self._names:
             return name
+        if packed := PACKED_NAME.match(name):
+            return name if packed[1] in self._names else None
         if name.rpartition("/")[0] in self._folders:
             return None
         parts = [part for part in name.replace("\\", "/").split("/") if part not in ("", ".")]
-        if ".." in parts:
+        if ".." in parts or not parts:
             return None
-        return next((found for found in self._candidates(parts) if found in self._names), None)
-
-    def _candidates(self, parts: list[str]) -> Iterator[str]:
-        for start in range(len(parts)):
-            tail = "/".join(parts[start:])
-            yield from (f"{layout}/{tail}" if layout else tail for layout in self._layouts)
+        for some in candidates(parts, lambda: self._layouts, self._declared):
+            found = [one for one in ([some] if isinstance(some, str) else some) if one in self._names]
+            if found:
+                return found[0] if len(found) == 1 else None
+        return None
 
 
 def relative_name(artifact: Artifact, member: str, storage: str) -> str | None:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Literal
 
-from lavis_ext.common.config.cards import Artifact, Blob, Card, Cards, split_names
+from lavis_ext.common.config.cards import Artifact, Blob, Card, Cards, split_names, storage_fault
 from lavis_ext.common.config.schema import DatasetConfig
-from lavis_ext.common.errors import ConfigError, LavisExtError, NetworkError, UsageError, nearest
+from lavis_ext.common.config.yamlio import shown
+from lavis_ext.common.errors import ConfigError, LavisExtError, NetworkError, Problem, UsageError, nearest
+from lavis_ext.common.files import folded
 from lavis_ext.fetch.mirrors import MirrorMap, mirror_path
 from lavis_ext.fetch.transfer import Policy
 from lavis_ext.prepare.records import family_folder
@@ -160,27 +162,88 @@ def select(
     requests = _requests(cards, chosen)
     there = {request.artifact.file for request in requests}
     requests = [*(request for request in named if request.artifact.file not in there), *requests]
-    for request in requests:
-        family_folder(request.artifact)
-    _refuse_shared(cards, requests)
+    refuse_places(requests, (artifact for card in cards.families.values() for artifact in card.named_artifacts()))
     return Selection(tuple(chosen), tuple(requests), tuple(skipped), tuple(request.title for request in named))
 
 
-def _refuse_shared(cards: Cards, requests: Iterable[ArtifactRequest]) -> None:
-    """Raise ConfigError where two files have one place: one would be fetched, and count as verified for both."""
-    wanted = {request.artifact.file: request.artifact for request in requests if request.artifact.folder is None}
-    for card in cards.families.values():
-        for other in card.artifacts.values():
-            one = wanted.get(other.file)
-            if one is None or other.lists is not None or other.folder is not None:
-                continue
-            pairs: list[tuple[object, object]] = [(one.size, other.size)]
-            pairs += [(a.lower(), b.lower()) for a, b in ((one.sha256, other.sha256), (one.md5, other.md5)) if a and b]
-            if any(None not in pair and pair[0] != pair[1] for pair in pairs) or (
-                len(pairs) == 1 and one.url != other.url
-            ):
-                what = f"'{other.file}' is the place of '{one.family}/{one.name}' too, which is another file"
-                raise ConfigError(f"artifact '{other.family}/{other.name}'", what, "name another `storage`")
+@dataclass(frozen=True)
+class _Place:
+    """A path below the cache root that an artifact takes: its file, or a folder that things are put into."""
+
+    artifact: Artifact
+    parts: tuple[str, ...]
+    is_file: bool = False
+    is_own: bool = False
+    """Whether it is a folder of shards, which are numbered: another list's would have the same names."""
+
+    @classmethod
+    def of(cls, artifact: Artifact) -> Iterator[_Place]:
+        """The file of an artifact, the folder of its members, and the one of the images that it lists."""
+        single = artifact.folder is None and (artifact.lists is None or artifact.lists.parts == 1)
+        yield cls(artifact, PurePosixPath(artifact.file).parts, is_file=single)
+        if artifact.lists is not None:
+            shards = artifact.lists.output == "shards"
+            yield cls(artifact, PurePosixPath(artifact.lists.storage).parts, is_own=shards)
+
+    def steps(self) -> Iterator[tuple[tuple[str, ...], _Place]]:
+        """Each folder on the way and the place itself, by its name where neither case nor Unicode form counts."""
+        names = [folded(part) for part in self.parts]
+        for depth in range(1, len(names)):
+            yield tuple(names[:depth]), _Place(self.artifact, self.parts[:depth])
+        if names:
+            yield tuple(names), self
+
+    def conflict(self, other: _Place) -> str | None:
+        """Why two places that are one where case does not count cannot both be."""
+        path, what = "/".join(self.parts), f"'{other.artifact.family}/{other.artifact.name}'"
+        if self.parts != other.parts:
+            return f"'{path}' differs only in case or Unicode form from '{'/'.join(other.parts)}' of {what}"
+        if self.is_file != other.is_file:
+            return f"'{path}' is a file here and a folder of {what}, or the other way round"
+        if self.is_file and _differ(self.artifact, other.artifact):
+            return f"'{path}' is the place of {what} too, which is another file"
+        if self.is_own and other.is_own and self.artifact != other.artifact:
+            return f"'{path}' is the folder of the shards of {what} too"
+        return None
+
+
+def _differ(one: Artifact, other: Artifact) -> bool:
+    """Whether two declarations cannot be of one file."""
+    pairs: list[tuple[object, object]] = [(one.size, other.size)]
+    pairs += [(a.lower(), b.lower()) for a, b in ((one.sha256, other.sha256), (one.md5, other.md5)) if a and b]
+    unlike = any(None not in pair and pair[0] != pair[1] for pair in pairs)
+    return unlike or (len(pairs) == 1 and one.url != other.url)
+
+
+def refuse_places(requests: Iterable[ArtifactRequest], declared: Iterable[Artifact] = ()) -> None:
+    """Raise ConfigError, with all mistakes, where what is asked for has no place of its own below the cache root.
+
+    A path leads out of it, or nothing may lie there; two files have one place (one would be fetched, and count as
+    verified for both), or one lies where another of those `declared` needs a folder; two paths differ only in case or
+    in Unicode form. The last is refused on every disk: cache roots are shared and copied, and some know no difference.
+    """
+    problems: dict[Problem, None] = {}
+    taken: dict[tuple[str, ...], _Place] = {}
+
+    def note(artifact: Artifact, what: str | None) -> None:
+        if what:
+            where = f"artifact '{artifact.family}/{artifact.name}'"
+            problems[Problem(where, what, "name another `storage` below cache_root")] = None
+
+    for artifact in (request.artifact for request in requests):
+        family_folder(artifact)
+        for place in _Place.of(artifact):
+            if fault := storage_fault("/".join(place.parts)):
+                note(artifact, f"{shown('/'.join(place.parts)[:100])} {fault}")
+            for key, step in place.steps():
+                note(artifact, step.conflict(taken.setdefault(key, step)))
+    for artifact in declared:
+        for place in _Place.of(artifact):
+            for key, step in place.steps():
+                if key in taken:
+                    note(artifact, step.conflict(taken[key]))
+    if problems:
+        raise ConfigError.of(problems)
 
 
 def _named(cards: Cards, names: Iterable[str]) -> list[ArtifactRequest]:

@@ -8,12 +8,12 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lavis_ext.common.config.cards import Cards
-from lavis_ext.common.errors import IntegrityError, LavisExtError, PartialError
+from lavis_ext.common.config.cards import Artifact, Cards
+from lavis_ext.common.errors import ConfigError, IntegrityError, LavisExtError, PartialError
 from lavis_ext.common.wording import human
 from lavis_ext.fetch.ledger import hash_file, mismatch
 from lavis_ext.fetch.transfer import Figures, Progress, Silent
-from lavis_ext.prepare.plan import make_context, make_plan
+from lavis_ext.prepare.plan import PrepareContext, make_context, make_plan
 from lavis_ext.prepare.records import (
     ArtifactRecord,
     Member,
@@ -70,6 +70,9 @@ class VerifyReport:
     def line(self) -> str:
         """`checked 40512 files · 6.6 GB · 1 damaged · exit 5`."""
         shown = f"checked {self.files} files · {human(self.bytes)} · {len(self.findings)} damaged or missing"
+        if self.repaired is not None:
+            failed = sum(outcome.error is not None for outcome in self.repaired)
+            shown += f", {failed} of {len(self.repaired)} artifacts not repaired" if failed else ", all repaired"
         shown += f" · {len(self.unknown)} not prepared" if self.unknown else ""
         return f"{shown}{' · subset' if self.subset else ''} · exit {self.exit_code}"
 
@@ -113,6 +116,12 @@ def status(
     return [*counter.states(selection.chosen), *artifact_states(selection, disks)]
 
 
+def bytes_on_disk(root: Path, artifacts: Iterable[Artifact]) -> int:
+    """Bytes of what is there of some artifacts: by their records, else of files and parts of downloads."""
+    found = (inspect(root, artifact) for artifact in {artifact.file: artifact for artifact in artifacts}.values())
+    return sum(disk.record.bytes if disk.record is not None else disk.size or disk.part for disk in found)
+
+
 def verify(
     names: Iterable[str],
     deep: bool = False,
@@ -150,9 +159,15 @@ def verify(
     context = replace(make_context(chosen, cards), progress=progress or Silent(), notice=notice or log.info)
     with owned(context, selection) as (pulse, _):
         pulse.require()
-        lost = [(check.request, check.set_aside(found[check.request.title])) for check in damaged]
-        context = replace(context, progress=pulse, require=pulse.require)
-        outcomes = repair_items(context, lost) if lost else []
+        context = replace(context, progress=pulse, require=pulse.require, requests=selection.requests)
+        lost, outcomes = [], []
+        for check in damaged:
+            try:
+                lost.append((check.request, check.set_aside(context, found[check.request.title])))
+            except ConfigError as error:  # the file there is another artifact's
+                title, file = check.request.title, check.request.artifact.file
+                outcomes.append(Outcome(title=title, file=file, outcome="failed", error=error))
+        outcomes += repair_items(context, lost) if lost else []
         replanned = plan_lists(make_plan(context, replace(selection, requests=())), damaged_lists, context.options)
         wrong = {list_title(one): [Path(f.path) for f in found[list_title(one)]] for one in damaged_lists}
         wrong = {title: [path for path in paths if path.is_file()] for title, paths in wrong.items()}
@@ -261,8 +276,8 @@ class _Check:
             yield from (self._finding(path, found) for path, found in results if found is not None)
         self.progress.end(label, "reused")
 
-    def set_aside(self, findings: Sequence[Finding]) -> list[int]:
-        """Set aside what failed, so that it is fetched again; raises DiskError.
+    def set_aside(self, context: PrepareContext, findings: Sequence[Finding]) -> list[int]:
+        """Set aside what failed, so that it is fetched again; raises DiskError, ConfigError where it is another's.
 
         Returns the numbers of the members that should be there where only some were fetched, else nothing.
         """
@@ -271,7 +286,9 @@ class _Check:
         if record is None or self.old:
             return []
         table = None if artifact.unpack is None else open_table(self.root, artifact, record)
-        _set_aside(path for path in (Path(finding.path) for finding in findings) if path.is_file())
+        paths = [path for path in (Path(finding.path) for finding in findings) if path.is_file()]
+        context.require_own(artifact, paths)
+        _set_aside(paths)
         # Setting members aside changes the mtime of their folder, so that `inspect` finds them lost. Nothing else is
         # found lost so: there the record is dropped.
         if table is None:

@@ -10,22 +10,23 @@ from typing import TYPE_CHECKING, Any
 from lavis_ext.common.config.schema import Config
 
 if TYPE_CHECKING:
+    from lavis_ext.runners.display import Display
     from lavis_ext.runners.runner_base import RunnerBase
     from lavis_ext.runners.runner_iter import RunnerIter
 
 
-def train(config: Config, data: Mapping[str, Any] | None = None) -> Path:
+def train(config: Config, data: Mapping[str, Any] | None = None, display: Display | None = None) -> Path:
     """Train as `config` says, or go on where the job of that name stopped; returns the job folder."""
     from lavis_ext.runners import run
 
-    return run.train(config, data)
+    return run.train(config, data, display=display)
 
 
-def evaluate(config: Config, data: Mapping[str, Any] | None = None) -> Path:
+def evaluate(config: Config, data: Mapping[str, Any] | None = None, display: Display | None = None) -> Path:
     """Evaluate the splits of `config` without training; returns the job folder."""
     from lavis_ext.runners import run
 
-    return run.evaluate(config, data)
+    return run.evaluate(config, data, display=display)
 
 
 __all__ = ["RunnerBase", "RunnerIter", "evaluate", "train"]

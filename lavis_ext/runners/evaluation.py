@@ -66,6 +66,8 @@ class Evaluator:
     ) -> None:
         self.task, self.feeds, self.job_dir, self.accelerator, self.seed = task, feeds, job_dir, accelerator, seed
         self.gallery = gallery
+        self.watch: Callable[[str, int, int], None] = lambda split, done, total: None
+        """Called after each batch, with how many there are."""
 
     def evaluate(self, split: str, label: str, stop: Callable[[], int]) -> dict[str, Any]:
         """Metrics of `split`; raises EvaluationStopped as soon as `stop`, asked before each batch, names a signal.
@@ -104,7 +106,8 @@ class Evaluator:
             feed.set_epoch(0)  # every evaluation sees the same samples in the same order
             if getattr(type(self.task), "evaluation", BaseTask.evaluation) is not BaseTask.evaluation:
                 return self._by_task(split, stop)
-            for moved in self._moved(feed, stop):
+            for number, moved in enumerate(self._moved(feed, stop)):
+                self.watch(split, number, len(feed))
                 with memory_errors(f"split '{split}'", OOM_HINT), self.accelerator.autocast():
                     rows += self.task.valid_step(moved)
         return rows

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import logging
 import math
 import os
 import resource
@@ -16,11 +15,11 @@ from typing import Any, Protocol
 import torch
 
 from lavis_ext.common.errors import ConfigError
+from lavis_ext.runners.display import Display
 from lavis_ext.runners.files import disk_errors
 from lavis_ext.runners.microbatch import Step
 from lavis_ext.runners.runner_base import Hook, RunnerBase
 
-log = logging.getLogger(__name__)
 Record = dict[str, Any]
 
 
@@ -117,8 +116,8 @@ class LogHook(Hook):
 
     name = "log"
 
-    def __init__(self, file: JsonLog) -> None:
-        self.file = file
+    def __init__(self, file: JsonLog, display: Display | None = None) -> None:
+        self.file, self.display = file, display or Display()
         self.sinks: list[LogSink] = []
         self.offset = 0
         self.sums: dict[str, float] = defaultdict(float)
@@ -143,6 +142,8 @@ class LogHook(Hook):
                 self.counts[name] += 1
         for name, value in (("samples", step.samples), ("wait", step.wait_s), ("spent", step.spent_s)):
             self.costs[name] += value
+        if runner.is_main:
+            self.display.step(runner, step)
         if runner.progress.step % max(runner.run.log_freq, 1) == 0:
             self.flush(runner)
 
@@ -177,13 +178,13 @@ class LogHook(Hook):
         self.write(runner, {**record, "metrics": metrics})
 
     def write(self, runner: RunnerBase, record: Record) -> None:
-        """To the file, the sinks and, as one short line, the terminal; rank 0 only."""
+        """To the file, the sinks and the display; rank 0 only."""
         if not runner.is_main:
             return
         self.file.write(record)
         for sink in self.sinks:
             sink.write(record)
-        log.info("%s", summary(record, runner.plan.epochs))
+        self.display.record(record, runner.plan.epochs)
 
     def state_dict(self) -> Record:
         """The sums of steps not written yet, and the size of the file."""
@@ -195,7 +196,8 @@ class LogHook(Hook):
         self.offset = state["offset"]
 
     def after_train(self, runner: RunnerBase) -> None:
-        """Close the sinks."""
+        """Close the sinks and the display."""
+        self.display.close()
         for sink in self.sinks:
             sink.close()
         self.sinks.clear()
@@ -207,10 +209,3 @@ def peak_memory_mb() -> float:
         return round(torch.cuda.max_memory_allocated() / 2**20, 1)
     unit = 2**20 if sys.platform == "darwin" else 2**10
     return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit, 1)
-
-
-def summary(record: Record, epochs: int) -> str:
-    """A record as one line for the terminal."""
-    values = record.get("metrics") or {k: record[k] for k in ("loss", "lr", "samples_per_s") if k in record}
-    shown = "  ".join(f"{key} {value:.4g}" for key, value in values.items() if isinstance(value, (int, float)))
-    return f"{record.get('split', 'train')}  epoch {record['epoch'] + 1}/{epochs}  step {record['step']}  {shown}"

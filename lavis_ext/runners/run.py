@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -34,12 +34,13 @@ from lavis_ext.runners.data import (
     with_num_labels,
 )
 from lavis_ext.runners.device import build_accelerator, deterministic
+from lavis_ext.runners.display import Display, facts_of
 from lavis_ext.runners.distributed import broadcast_from_main, find_layout, main_first
 from lavis_ext.runners.evaluation import Evaluator
 from lavis_ext.runners.files import write_json
 from lavis_ext.runners.hooks import CheckpointHook, EvaluateHook, ScheduleHook, SignalHook
 from lavis_ext.runners.job import Job, OwnerHook, fingerprint, opened_job, read_json, require_same
-from lavis_ext.runners.logs import JsonLog, LogHook, summary
+from lavis_ext.runners.logs import JsonLog, LogHook
 from lavis_ext.runners.microbatch import no_stop
 from lavis_ext.runners.runner_base import Hook, RunnerBase
 from lavis_ext.runners.schedule import RunLength
@@ -48,22 +49,30 @@ from lavis_ext.tasks.base_task import BaseTask, require_called, setup_task, take
 log = logging.getLogger(__name__)
 
 
-def train(config: Config, data: Mapping[str, Any] | None = None, script: RunnerBase | None = None) -> Path:
+def train(
+    config: Config,
+    data: Mapping[str, Any] | None = None,
+    script: RunnerBase | None = None,
+    display: Display | None = None,
+) -> Path:
     """Train, validate and test as `config` says, or go on where the job of that name stopped; returns the job folder.
 
     `data` is what `prepare` recorded of the data sets (`{"subset": …}`), kept as `data.json` for the report. Raises
     ConfigError before the first step for what cannot be trained, DiskError for a disk that no checkpoint fits on,
     TrainingError for losses that are not finite and for ranks that are gone, Preempted after SIGTERM. `script` is a
-    runner in LAVIS' form, with its task, model and data sets.
+    runner in LAVIS' form, with its task, model and data sets; `display` is where the run shows itself.
     """
     require_model(config)
     require_sizes(config)
-    accelerator = build_accelerator(config.run)
-    with opened_job(config, accelerator) as job, deterministic(accelerator.device):
-        runner = build_runner(job, script)
+    accelerator, display = build_accelerator(config.run), display or Display()
+    with opened_job(config, accelerator) as job, deterministic(accelerator.device), shown(display):
+        runner = build_runner(job, script, display)
         resume(job, runner)
         require_space(job, runner)
         job.begin(data)
+        if job.is_main:
+            feeds = {"train": runner.batches, **runner.evaluator.feeds}
+            display.opened({**facts_of(runner.task, feeds, accelerator, runner), "folder": str(job.dir)})
         try:
             runner.train()
         except BaseException:
@@ -75,7 +84,21 @@ def train(config: Config, data: Mapping[str, Any] | None = None, script: RunnerB
     return job.dir
 
 
-def evaluate(config: Config, data: Mapping[str, Any] | None = None, script: RunnerBase | None = None) -> Path:
+@contextmanager
+def shown(display: Display) -> Iterator[None]:
+    """Close the display at the end of the block, whatever ends it."""
+    try:
+        yield
+    finally:
+        display.close()
+
+
+def evaluate(
+    config: Config,
+    data: Mapping[str, Any] | None = None,
+    script: RunnerBase | None = None,
+    display: Display | None = None,
+) -> Path:
     """Evaluate `test_splits` (else `valid_splits`) with the weights of the model section; returns the job folder.
 
     Metrics go to `evaluate.json`, to `log.jsonl` and to the report. Raises ConfigError if no split is named.
@@ -85,17 +108,20 @@ def evaluate(config: Config, data: Mapping[str, Any] | None = None, script: Runn
     if not splits:
         raise ConfigError("run.test_splits", "names no split to evaluate", "e.g. test_splits: [val]")
     require_sizes(config)
-    accelerator = build_accelerator(config.run)
-    with opened_job(config, accelerator) as job, deterministic(accelerator.device):
+    accelerator, display = build_accelerator(config.run), display or Display()
+    with opened_job(config, accelerator) as job, deterministic(accelerator.device), shown(display):
         given = given_by(job, script)
         opened = given.opened(job, splits)
         task = build_task(job, vocabulary(opened), given)
         task.model.to(accelerator.device)
         evaluator = build_evaluator(job, task, splits, opened, given)
         job.begin(data, evaluation=True)
+        if job.is_main:
+            evaluator.watch = display.evaluating
+            display.opened({**facts_of(task, evaluator.feeds, accelerator), "folder": str(job.dir)})
         found = {split: evaluator.evaluate(split, "test", no_stop) for split in splits}
         if job.is_main:
-            note_metrics(job.dir, found)
+            note_metrics(job.dir, found, display)
             write_json(job.dir / "faults.json", {**read_json(job.dir / "faults.json"), **evaluator.faults()})
         job.end(status="evaluated")
     return job.dir
@@ -183,7 +209,7 @@ def build_evaluator(job: Job, task: BaseTask, splits: list[str], opened: Opened,
     return Evaluator(task, feeds, job.dir, job.accelerator, job.config.run.seed, gallery=job.config.run.report)
 
 
-def build_runner(job: Job, script: RunnerBase | None = None) -> RunnerBase:
+def build_runner(job: Job, script: RunnerBase | None = None, display: Display | None = None) -> RunnerBase:
     """Data, model, task, hooks and loop, in an order that fails on empty data before a model is loaded."""
     run, given = job.config.run, given_by(job, script)
     opened = given.opened(job, run.train_splits)
@@ -193,7 +219,9 @@ def build_runner(job: Job, script: RunnerBase | None = None) -> RunnerBase:
     answers = vocabulary(opened)
     task = build_task(job, answers, given)
     evaluator = build_evaluator(job, task, splits, opened, given)
-    log_hook = LogHook(JsonLog(job.dir / "log.jsonl"))
+    log_hook = LogHook(JsonLog(job.dir / "log.jsonl"), display)
+    if job.is_main:
+        evaluator.watch = log_hook.display.evaluating
     hooks: list[Hook] = [OwnerHook(job), SignalHook(), ScheduleHook(), log_hook, EvaluateHook(), CheckpointHook()]
     seed_everything(run.seed + job.accelerator.process_index)
     parts = (job.config.run, task, batches, evaluator, hooks, job.accelerator)
@@ -271,10 +299,10 @@ def note_progress(job: Job, runner: RunnerBase) -> None:
     job.note(step=at.step, epoch=at.epoch, best=at.best)
 
 
-def note_metrics(folder: Path, found: Mapping[str, Mapping[str, Any]]) -> None:
-    """Write the metrics of each split to `evaluate.json` and to the log."""
+def note_metrics(folder: Path, found: Mapping[str, Mapping[str, Any]], display: Display) -> None:
+    """Write the metrics of each split to `evaluate.json` and to the log, and show them."""
     write_json(folder / "evaluate.json", found)
     for split, metrics in found.items():
         record = {"kind": "eval", "split": split, "label": "test", "step": 0, "epoch": 0, "metrics": metrics}
         JsonLog(folder / "log.jsonl").write(record)
-        log.info("%s", summary(record, 1))
+        display.record(record, 1)

@@ -404,11 +404,12 @@ class RunnerBase:
         """Save the state at this step; raises Preempted, or KeyboardInterrupt after SIGINT."""
         if self.saved_at != self.progress.step:
             self.save(self.progress)
+        way_out = "start the same command again"
+        if not self.run.job_id:  # the next start would be a run of its own
+            way_out += f" with --options run.job_id={self.job_dir.name}"
         if number == signal.SIGINT:
-            raise KeyboardInterrupt
-        raise Preempted(
-            f"step {self.progress.step}", "stopped after a clean checkpoint", "start the same command again"
-        )
+            raise KeyboardInterrupt(way_out)
+        raise Preempted(f"step {self.progress.step}", "stopped after a clean checkpoint", way_out)
 
     def save(self, progress: RunProgress, best: bool = False) -> None:
         """Write a checkpoint that continues from `progress`, then prune; rank 0 writes the state of all ranks."""

@@ -180,6 +180,11 @@ class RunLength:
         return -(-self.total // self.per_epoch)
 
     @property
+    def steps(self) -> int:
+        """Optimizer steps of the whole run."""
+        return (self.epochs - 1) * -(-self.per_epoch // self.window) + -(-self.length(self.epochs - 1) // self.window)
+
+    @property
     def max_epoch(self) -> int:
         """The number that LAVIS' schedules divide by: whole epochs, at least 1."""
         return max(self.total // self.per_epoch, 1)

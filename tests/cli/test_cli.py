@@ -1,9 +1,17 @@
 """The command line answers in lines or in JSON, and ends with the documented exit code whatever happens."""
 
 import argparse
+import contextlib
+import fcntl
 import json
+import os
+import pty
+import shlex
+import signal
+import struct
 import subprocess
 import sys
+import termios
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +19,7 @@ import pytest
 
 from lavis_ext.cli import VERBS, main
 from lavis_ext.cli.verb import Answer, Options, build_parser
+from lavis_ext.common.config.cards import load_cards
 from lavis_ext.common.errors import IntegrityError
 
 
@@ -51,18 +60,62 @@ def described(action: argparse.Action) -> dict[str, Any]:
     return {name: value for name, value in found.items() if value is not None}
 
 
-def test_every_verb_flag_and_default_is_what_it_was() -> None:
-    """`flags.json` is what users' scripts rely on: a change of it is one of the interface."""
-    [verbs] = [a.choices for a in build_parser(VERBS)._actions if isinstance(a, argparse._SubParsersAction)]
-    found = {
+def parsers(parser: argparse.ArgumentParser) -> dict[str, argparse.ArgumentParser]:
+    """The parser of every verb, `verb action` for one that has actions."""
+    [below] = [a.choices for a in parser._actions if isinstance(a, argparse._SubParsersAction)]
+    found: dict[str, argparse.ArgumentParser] = {}
+    for name, one in below.items():
+        actions = any(isinstance(a, argparse._SubParsersAction) for a in one._actions)
+        found |= {f"{name} {action}": leaf for action, leaf in parsers(one).items()} if actions else {name: one}
+    return found
+
+
+def flags_of_all() -> dict[str, Any]:
+    return {
         name: {
             " ".join(action.option_strings) or action.dest: described(action)
             for action in parser._actions
             if not isinstance(action, argparse._HelpAction)
         }
-        for name, parser in verbs.items()
+        for name, parser in parsers(build_parser(VERBS)).items()
     }
-    assert found == json.loads(Path(__file__).with_name("flags.json").read_text())
+
+
+def test_every_verb_flag_and_default_is_what_it_was() -> None:
+    """`flags.json` is what users' scripts rely on: a change of it is one of the interface."""
+    assert flags_of_all() == json.loads(Path(__file__).with_name("flags.json").read_text())
+
+
+@pytest.mark.parametrize("name", parsers(build_parser(VERBS)))
+def test_help_has_examples_that_parse(name: str) -> None:
+    epilog = parsers(build_parser(VERBS))[name].epilog or ""
+    shown = [shlex.split(line) for line in epilog.splitlines()[1:]]
+    assert shown
+    for words in shown:
+        given = words[1 : next((n for n, word in enumerate(words) if word in (">", "|")), None)]
+        assert build_parser(VERBS).parse_args(given).verb == name.split()[0]
+
+
+@pytest.mark.parametrize(
+    ("words", "place"),
+    [
+        (["features", "imprt"], "did you mean 'import'"),
+        (["features"], "ACTION"),
+        (["features", "info", "store", "--geometry"], "--geometry: is not for `info`"),
+        (["volta", "convert", "--gpu", "0"], "it is for extract"),
+        (["volta", "--quiet", "convert", "--split", "vla"], "no split of `convert`"),
+        (["list", "--instaled"], "'--installed'"),
+        (["doctor", "coco"], "takes no 'coco'"),
+        (["export", "a", "b", "--form", "lavi"], "did you mean 'lavis'"),
+        (["train", "a.yaml", "--cfg-path", "b.yaml"], "two run files"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else None,
+)
+def test_words_in_the_wrong_place(words: list[str], place: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(words) == 2
+    said = capsys.readouterr().err
+    assert place in said
+    assert said.count("lavis-ext: lavis-ext") == 0
 
 
 @pytest.mark.parametrize("words", [["--help"], ["list", "--help"], ["--version"], []])
@@ -89,6 +142,69 @@ def test_list_and_show(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> No
     assert "20.2 GB" not in text
     for part in ("13.5 GB", "CC BY 4.0", "lavis-ext prepare coco_caption", "lin2014coco", "566747 samples"):
         assert part in text
+
+
+@pytest.fixture
+def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A cache root in which `birds` of the user's own lies and everything else does not."""
+    own = tmp_path / "own" / "datasets"
+    own.mkdir(parents=True)
+    (own / "birds.yaml").write_text(
+        "datasets: {birds: {builder: image_caption, build_info: {annotations: {train: {storage: birds/train.json},"
+        " val: {storage: birds/val.json}}, images: {storage: birds}}}}"
+    )
+    (tmp_path / "root" / "birds").mkdir(parents=True)
+    (tmp_path / "root" / "birds" / "a.jpg").write_bytes(b"x")
+    (tmp_path / "root" / "birds" / "train.json").write_text('[{"image": "a.jpg", "caption": "a bird"}]')
+    monkeypatch.setenv("LAVIS_EXT_CONFIGS", str(own.parent))
+    monkeypatch.setenv("LAVIS_EXT_CACHE_ROOT", str(tmp_path / "root"))
+    return tmp_path
+
+
+def rows_of(words: list[str], capsys: pytest.CaptureFixture[str]) -> dict[str, dict[str, Any]]:
+    assert main([*words, "--json"]) == 0
+    rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    return {row["name"]: row for row in rows if "name" in row}
+
+
+def test_list_shows_what_is_here_first(world: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    every = rows_of(["list"], capsys)
+    assert (every["birds"]["state"], every["nocaps"]["state"]) == ("partial", "missing")
+    assert list(rows_of(["list", "--installed"], capsys)) == ["birds"]
+    assert list(rows_of(["list", "bird"], capsys)) == ["birds"]
+    assert set(rows_of(["list", "*_vqa"], capsys)) == {"aok_vqa", "coco_vqa", "ok_vqa", "oscar_vqa", "vg_vqa"}
+    assert main(["list"]) == 0
+    text = capsys.readouterr().out
+    assert text.index("\nbirds") < text.index("not here") < text.index("\nnocaps")
+    assert main(["list", "bidrs"]) == 2
+    assert "'birds'" in capsys.readouterr().err
+
+
+def test_list_finds_the_bytes_that_are_here(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "nocaps" / "annotations").mkdir(parents=True)
+    (card,) = (a for a in load_cards().families["nocaps"].artifacts.values() if a.name == "val_captions")
+    (tmp_path / card.file).parent.mkdir(parents=True, exist_ok=True)
+    (tmp_path / card.file).write_bytes(b"[]" * 50)
+    assert rows_of(["list", "nocaps", "--options", f"env.cache_root={tmp_path}"], capsys)["nocaps"]["on_disk"] == 100
+
+
+@pytest.mark.parametrize("width", [40, 80, 200])
+def test_no_line_is_wider_than_the_terminal(width: int, world: Path) -> None:
+    """A real terminal, which a pseudo-terminal is."""
+    primary, other = pty.openpty()
+    fcntl.ioctl(other, termios.TIOCSWINSZ, struct.pack("HHHH", 24, width, 0, 0))
+    environment = {key: value for key, value in os.environ.items() if key != "COLUMNS"}
+    process = subprocess.Popen([sys.executable, "-m", "lavis_ext", "list"], stdout=other, env=environment)
+    os.close(other)
+    shown = b""
+    with contextlib.suppress(OSError):  # EIO is the end of a terminal
+        while data := os.read(primary, 1 << 16):
+            shown += data
+    os.close(primary)
+    assert process.wait(60) == 0
+    table = shown.decode().partition("\r\n\r\nfiles without")[0].split("\r\n")
+    assert max(map(len, table)) <= width
+    assert "\x1b" not in shown.decode()
 
 
 def test_check_lists_all_and_ends_with_3(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -136,6 +252,25 @@ def test_interrupt_ends_with_130(monkeypatch: pytest.MonkeyPatch, capsys: pytest
     install(monkeypatch, raising(KeyboardInterrupt()))
     assert main(["list"]) == 130
     assert "run the same command again" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("sent", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize("kind", [ImportError, IntegrityError])
+def test_a_stop_of_which_others_made_an_error_is_a_stop(
+    sent: signal.Signals, code: int, kind: type[Exception], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The set-up of a C module in the middle of an import ends with an ImportError of its own, raised from the stop."""
+
+    def importing(_: Options) -> Answer:
+        try:
+            signal.raise_signal(sent)
+        except BaseException as error:
+            made = kind("a module", "no", "again") if kind is IntegrityError else kind("initialization failed")
+            raise made from error
+        raise AssertionError("it went on")
+
+    install(monkeypatch, importing)
+    assert main(["list"]) == code
 
 
 @pytest.mark.fault("U03", "P07")

@@ -202,3 +202,25 @@ def test_a_token_that_does_not_read(user: User, azurite: Azurite, what: str) -> 
     code, said = user.get("oscar", "nlvr2")
     assert code == 7 and "LAVIS_EXT_AZURE_SAS_OSCAR" in said, said[-3000:]
     assert user.files("oscar") == {}
+
+
+def test_shards_in_a_container_are_read_as_those_on_the_disk(
+    azurite: Azurite, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("obstore", reason="obstore is not installed")
+    from tests.datasets.test_buckets import build, drawn
+    from tests.support.shards import write_shard
+
+    for number in range(3):
+        write_shard(tmp_path / "local/shards", number, 5, manifest=True)
+    account = sorted(azurite.keys)[0]
+    files = {path.name: path.read_bytes() for path in (tmp_path / "local/shards").iterdir()}
+    azurite.upload({f"/{account}/shards/laion/{name}": data for name, data in files.items()})
+    around = {"ACCOUNT_NAME": account, "ACCOUNT_KEY": azurite.keys[account], "ENDPOINT": f"{azurite.base}/{account}"}
+    for name, value in around.items():
+        monkeypatch.setenv(f"AZURE_STORAGE_{name}", value)
+    monkeypatch.setenv("AZURE_ALLOW_HTTP", "true")
+    there = build(tmp_path / "cache", "az://shards/laion/{00000..00002}.tar")
+    assert drawn(there.iterate(0, 1)) == drawn(build(tmp_path / "local", "shards").iterate(0, 1))
+    written = b"".join(path.read_bytes() for path in (tmp_path / "cache").rglob("*") if path.is_file())
+    assert azurite.keys[account].encode() not in written

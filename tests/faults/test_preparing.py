@@ -18,9 +18,10 @@ from lavis_ext.common.errors import ConfigError, DiskError, OwnedError
 from lavis_ext.fetch.lock import Ownership
 from lavis_ext.prepare import PrepareOptions, prepare
 from lavis_ext.prepare.records import read_record
+from lavis_ext.prepare.verify import status, verify
 from tests.support.fetching import FAST
 from tests.support.server import Fault, Server, payload
-from tests.support.toyfamily import Family, pictures, tar_bytes, zip_bytes
+from tests.support.toyfamily import Family, pictures, tar_bytes, tree, zip_bytes
 
 KINDS = ["zip", "tar", "tar.gz"]
 
@@ -298,6 +299,116 @@ def test_two_files_that_have_one_place_are_refused(server: Server, tmp_path: Pat
     assert server.sent() == 0 and not toy.root.exists()
     artifacts["val_rows"] = replace(artifacts["train_rows"], name="val_rows")  # the same file under two names
     assert toy.prepare(cards).exit_code == 0
+
+
+@pytest.mark.fault("F10")
+@pytest.mark.parametrize(
+    "storage",
+    [
+        "toy/annotations/TRAIN.json",
+        "toy/Annotations/val.json",
+        "toy/annotations/train.json/val.json",
+        "toy/annotations",
+        "toy/annotations/./train.json",
+        "toy/.lavis_ext/val.json",
+        f"toy/{'v' * 250}.json",
+        "toy/val\0.json",
+    ],
+)
+def test_a_place_that_is_none_or_that_another_file_has_is_refused(server: Server, tmp_path: Path, storage: str) -> None:
+    """In cards that are made in Python too; names that differ in case are one file on some disks."""
+    toy = Family(server, tmp_path / "root")
+    cards = toy.cards()
+    artifacts = cards.families["toy"].artifacts
+    artifacts["val_rows"] = replace(artifacts["val_rows"], storage=storage)
+    with pytest.raises(ConfigError):
+        toy.prepare(cards)
+    with pytest.raises(ConfigError):
+        status(["toy"], toy.options(), cards)
+    assert server.sent() == 0 and not toy.root.exists()
+
+
+@pytest.mark.fault("F10")
+def test_names_of_one_letter_in_two_unicode_forms_are_one_place(server: Server, tmp_path: Path) -> None:
+    toy = Family(server, tmp_path / "root")
+    cards = toy.cards()
+    artifacts = cards.families["toy"].artifacts
+    for name, storage in {"train_rows": "toy/caf\u00e9.json", "val_rows": "toy/cafe\u0301.json"}.items():
+        artifacts[name] = replace(artifacts[name], storage=storage)
+    with pytest.raises(ConfigError):
+        toy.prepare(cards)
+
+
+SHARED = "train/000003.jpg"
+
+
+@pytest.mark.fault("H06")
+@pytest.mark.parametrize("declared", [True, False])
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("longer", [0, 1])
+def test_a_member_that_two_archives_have_with_other_bytes_stays_what_it_is(
+    server: Server, tmp_path: Path, kind: str, declared: bool, longer: int
+) -> None:
+    """The second archive set the file of the first aside, both were called verified, and the next run turned it."""
+    train = pictures("train", 6)
+    val = {f"val/{n}.jpg": payload(2000, n) for n in range(4)} | {SHARED: train[SHARED][:-1] + b"!" * (1 + longer)}
+    toy = Family(server, tmp_path / "root", train, val, kind=kind, declared=declared)
+    for _ in range(2):
+        report = toy.prepare()
+        errors = [one.error for one in report.outcomes if one.error is not None]
+        assert report.exit_code == 3 and [type(error) for error in errors] == [ConfigError]
+        assert tree(toy.images) == {**train, f"val.{kind}": toy.blobs[f"val.{kind}"]}
+    states = {state.split: state for state in status(["toy"], toy.options(), toy.cards())}
+    assert states["train"].verified == declared and not states["val"].verified
+    assert states["val"].missing == 4
+    found = verify(["toy"], options=toy.options(), cards=toy.cards())
+    assert not found.findings and found.unknown == ("toy/val",)
+    apart = toy.cards()
+    apart.families["toy"].artifacts["val"] = replace(apart.families["toy"].artifacts["val"], storage="toy/images/more")
+    assert toy.prepare(apart).exit_code == 0 and (toy.images / "more" / SHARED).read_bytes() == val[SHARED]
+
+
+@pytest.mark.fault("H06")
+def test_a_member_that_two_archives_have_with_equal_bytes_is_both_of_theirs(server: Server, tmp_path: Path) -> None:
+    train = pictures("train", 6)
+    toy = Family(server, tmp_path / "root", train, {**pictures("val", 4), SHARED: train[SHARED]})
+    assert toy.prepare().exit_code == 0 and toy.complete()
+
+
+@pytest.mark.fault("H06")
+@pytest.mark.parametrize("first", ["train", "train_rows"])
+def test_a_file_and_a_member_that_have_one_place_stay_what_they_are(server: Server, tmp_path: Path, first: str) -> None:
+    """An archive with a member where a file of the card belongs: whichever comes first stays."""
+    toy = Family(server, tmp_path / "root")
+    toy.archive("train", {**toy.train, "rows.json": b"[]"})
+    cards = toy.cards()
+    artifacts = cards.families["toy"].artifacts
+    artifacts["train_rows"] = replace(artifacts["train_rows"], storage="toy/images/rows.json")
+    assert toy.prepare(cards, names=(f"toy/{first}",)).exit_code == 0
+    there = (toy.images / "rows.json").read_bytes()
+    assert (
+        toy.prepare(cards).exit_code == 3 and toy.prepare(cards, names=("toy/train", "toy/train_rows")).exit_code == 3
+    )
+    assert (toy.images / "rows.json").read_bytes() == there and not list(toy.root.rglob("*.bad-*"))
+
+
+@pytest.mark.fault("H06")
+def test_a_repair_sets_no_file_of_another_archive_aside(server: Server, tmp_path: Path) -> None:
+    """As an earlier version left it: two archives recorded, of which one has the other's bytes."""
+    toy = Family(server, tmp_path / "root")
+    assert toy.prepare().exit_code == 0
+    other = Family(server, tmp_path / "other", toy.train, {**toy.val, SHARED: toy.train[SHARED][:-1] + b"!"})
+    cards = other.cards()
+    assert other.prepare(cards, names=("toy/val",)).exit_code == 0
+    for path in (other.root / "toy").rglob("*"):
+        place = toy.root / "toy" / path.relative_to(other.root / "toy")
+        if path.is_file() and path.name.startswith(("val.zip", Path(SHARED).name)):
+            shutil.copy2(path, place)
+    before = tree(toy.images)
+    cards.families["toy"].artifacts["val_rows"] = toy.cards().families["toy"].artifacts["val_rows"]
+    found = verify(["toy"], repair=True, options=toy.options(), cards=cards)
+    assert found.exit_code == 3 and [Path(one.path).name for one in found.findings] == [Path(SHARED).name]
+    assert tree(toy.images) == before
 
 
 @pytest.mark.fault("U02")

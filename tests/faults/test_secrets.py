@@ -328,3 +328,15 @@ def test_import_args_keeps_no_signed_address(tmp_path: Path, capsys: pytest.Capt
     assert main(["import-args", "--out", str(tmp_path / "run.yaml"), "--", *words.split()]) == 2
     said = capsys.readouterr()
     assert CANARY not in said.out + said.err and not (tmp_path / "run.yaml").exists()
+
+
+@pytest.mark.timeout(60)
+def test_the_search_for_secrets_passes_over_what_is_sparse(tmp_path: Path) -> None:
+    """A file of a terabyte of zeros: a search by lines takes it for one, and all memory for that."""
+    for name in ("a", "z"):
+        planted(tmp_path / name).write_text(f"one\ntwo {MARK}\n")
+    with planted(tmp_path / "huge").open("wb") as file:
+        file.truncate(1 << 40)
+        file.seek(0, 2)
+        file.write(MARK.encode())
+    assert [path.name for path in holding(tmp_path)] == ["a", "huge", "z"]

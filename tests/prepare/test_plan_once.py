@@ -66,6 +66,7 @@ def test_two_artifacts_are_planned_and_inspected_once_each(
     coco: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for run in range(3):
+        (tmp_path / str(run)).mkdir()
         monkeypatch.setenv("LAVIS_EXT_CONFIGS", str(tmp_path / str(run)))  # so that the cards are typed in each run
         with entered() as seen:
             assert main([*coco, *(["--dry-run"] if run == 0 else [])]) == 0

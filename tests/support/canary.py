@@ -31,7 +31,10 @@ def holding(*roots: Path) -> list[Path]:
     folders = [str(root) for root in roots if root.exists()]
     if not folders:
         return []
+    # By --null-data zeros are ends of lines, of which grep skips the empty ones: it passes over the holes of a file
+    # of a terabyte, which by lines it takes for one, and all memory for that.
     command = ["grep", "--recursive", "--files-with-matches", "--binary-files=text", "--fixed-strings", "--null"]
+    command += ["--null-data"]
     done = subprocess.run(
         [*command, "--devices=skip", MARK, *folders], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, check=False
     )

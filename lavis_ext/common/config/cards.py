@@ -190,6 +190,13 @@ class Card:
     datasets: dict[str, dict[str, DatasetConfig]] = field(default_factory=dict)
     path: str = ""
 
+    def named_artifacts(self) -> list[Artifact]:
+        """The artifacts with their names and the family's: those of a card that is made in Python may lack them."""
+        return [
+            one if one.family and one.name else replace(one, family=one.family or self.family, name=one.name or name)
+            for name, one in self.artifacts.items()
+        ]
+
     def examine(self, decoder: ConfigDecoder, key: str) -> None:
         """Note a home page that is none."""
         if "://" in self.homepage:
@@ -254,8 +261,8 @@ class Cards:
         if card is None and slash:
             raise UsageError(name, f"there is no family '{family}'", nearest(family, self.families))
         if card is None or not slash:
-            return list(card.artifacts.values()) if card and not card.datasets else []
-        found = [a for key, a in card.artifacts.items() if fnmatchcase(key.lower(), pattern.lower())]
+            return card.named_artifacts() if card and not card.datasets else []
+        found = [a for a in card.named_artifacts() if fnmatchcase(a.name.lower(), pattern.lower())]
         if not found and (alone := card.artifacts.get(f"model_{pattern.lower()}")):
             found = [alone]  # `vinvl/od_models`, as the documents name the folder
         if not found:

@@ -7,7 +7,7 @@ import os
 import re
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import fields, replace
+from dataclasses import fields, is_dataclass, replace
 from functools import cache
 from importlib import import_module
 from pathlib import Path
@@ -36,8 +36,15 @@ STUDENT_ONLY = ("num_hidden_layers", "layers", "load_finetuned", "finetuned")
 
 
 def config_roots() -> list[Path]:
-    """Folders of YAML, first wins: those of `LAVIS_EXT_CONFIGS` (`:`-separated), then the shipped one."""
+    """Folders of YAML, first wins: those of `LAVIS_EXT_CONFIGS` (`:`-separated), then the shipped one.
+
+    Raises ConfigError for one that is no folder.
+    """
     own = [expanded(p) for p in os.environ.get("LAVIS_EXT_CONFIGS", "").split(os.pathsep) if p]
+    if lost := [path for path in own if not path.is_dir()]:
+        raise ConfigError(
+            "LAVIS_EXT_CONFIGS", f"{lost[0]} is no folder", "name folders that hold datasets/, models/ or projects/"
+        )
     inside = PACKAGE / "configs"
     return [*own, inside if inside.is_dir() else PACKAGE.parent / "configs"]
 
@@ -325,19 +332,47 @@ def draft(path: str | Path, options: Sequence[str] = ()) -> tuple[Config | None,
         places[key] = "--options"
     decoder = ConfigDecoder(places, lenient=(file.parent / "run.json").is_file())
     wanted = modernise(mappings_only(_placed_merge(user, given, decoder), decoder), file)
+    _read_named_weights(user, given, wanted, decoder)
     changed = given.get("datasets")
     taken_out = [k for k, body in changed.items() if body is None] if isinstance(changed, Mapping) else []
     wanted["datasets"] = {k: v for k, v in (wanted.get("datasets") or {}).items() if k not in taken_out}
     wanted["plugins"] = import_plugins(wanted.get("plugins"), file, places.get("plugins", str(file)))
     for section in wanted:
         if section not in SECTIONS:
-            decoder.note(section, "unknown section", nearest(section, SECTIONS))
+            decoder.note(section, "unknown section", _section_of(section, wanted) or nearest(section, SECTIONS))
     hidden = hidden_values(user, given)
     tree, defaults = _with_defaults(wanted, decoder)
     for key, place in defaults.items():
         places.setdefault(key, place)
     config = typed(tree, decoder, file)
     return config and replace(config, hidden=hidden), decoder
+
+
+def _read_named_weights(user: Tree, given: Tree, wanted: Tree, decoder: ConfigDecoder) -> None:
+    """Load the weights that an option names, though `load_finetuned` is off by default; else they would stay unread."""
+    option, file, model = given.get("model"), user.get("model"), wanted.get("model")
+    if not (isinstance(option, Mapping) and isinstance(model, dict) and option.get("finetuned")):
+        return
+    if "load_finetuned" not in model:
+        model["load_finetuned"] = True
+    elif isinstance(file, Mapping) and "load_finetuned" not in option and not model["load_finetuned"]:
+        what = "is named, and model.load_finetuned is false"
+        decoder.note("model.finetuned", what, "add model.load_finetuned=true, or leave it out")
+
+
+def _section_of(key: str, tree: Tree) -> str:
+    """The way out for a key that stands beside the sections and belongs into one: `did you mean run.seed?`, or ""."""
+    task, arch = str((tree.get("run") or {}).get("task")), str((tree.get("model") or {}).get("arch"))
+    homes: dict[str, list[Any]] = {"run": [RunConfig], "model": [ModelConfig]}
+    homes["run"] += [tasks.config(task)] if task in tasks else []
+    homes["model"] += [models.config(arch)] if arch in models else []
+    known = [f"{home}.{name}" for home, kinds in homes.items() for kind in kinds for name in _keys_of(kind)]
+    found = [name for name in dict.fromkeys(known) if name.partition(".")[2] == key]
+    return f"did you mean {' or '.join(map(repr, found))}?" if found else ""
+
+
+def _keys_of(kind: Any) -> list[str]:
+    return [one.name for one in fields(kind)] if is_dataclass(kind) else []
 
 
 def _placed_merge(user: Tree, given: Tree, decoder: ConfigDecoder) -> Tree:

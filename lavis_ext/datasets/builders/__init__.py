@@ -44,7 +44,9 @@ if TYPE_CHECKING:
 def load_dataset(
     name: str, cfg_path: str | Path | None = None, vis_path: str | Path | None = None, data_type: str | None = None
 ) -> dict[str, Dataset]:
-    """LAVIS' function: `load_dataset("coco_caption")["val"][0]`.
+    """LAVIS' function: `load_dataset("coco_caption")["val"][0]`; or of a path, `load_dataset("~/photos")["train"][0]`.
+
+    A file or folder of one's own is taken for what it looks like, and what was guessed is logged (`datasets/own.py`).
 
     `cfg_path` is a YAML with a `datasets:` section (the first in it is taken unless `name` is there), `vis_path`
     replaces the folder of the pictures; `data_type` can only be `images`. Without processors in that YAML, or in a card
@@ -52,6 +54,10 @@ def load_dataset(
     """
     if data_type not in (None, "images"):
         raise UsageError(f"load_dataset('{name}')", f"data_type '{data_type}' is not read here", "leave it out")
+    if cfg_path is None and is_own(name):
+        from lavis_ext.datasets.own import load_own
+
+        return load_own(name, vis_path)
     known = cfg_path is None or name in dataset_zoo.get_names()
     kind = registry.get_builder_class(name) if known else type("Builder", (BaseDatasetBuilder,), {"name": name})
     builder = kind(cfg_path)
@@ -60,6 +66,13 @@ def load_dataset(
         builder.config.build_info.images.storage = str(expanded(vis_path).absolute())
     found: dict[str, Dataset] = builder.build_datasets()
     return found
+
+
+def is_own(name: str) -> bool:
+    """Whether a name is a path of one's own data: what no card has, and is there or is written as a path."""
+    if name in dataset_zoo.get_names():
+        return False
+    return "/" in name or name.startswith("~") or expanded(name).exists()
 
 
 class DatasetZoo:

@@ -10,14 +10,15 @@ from typing import Any
 
 from lavis_ext.common.config.cards import load_cards
 from lavis_ext.common.config.schema import AnnotationConfig, DatasetConfig, own_keys
-from lavis_ext.common.errors import PartialError
+from lavis_ext.common.errors import ConfigError, PartialError, Problem
 from lavis_ext.common.files import expanded
 from lavis_ext.common.registry import builders
 from lavis_ext.common.types import Dataset
 from lavis_ext.datasets.builders.settings import ImageKeys
 from lavis_ext.datasets.readers.annotations import Annotations
+from lavis_ext.datasets.readers.columns import LOOKED_AT, missing_columns
 from lavis_ext.datasets.readers.images import ImageStore
-from lavis_ext.datasets.readers.parse import SplitFiles, sort_files
+from lavis_ext.datasets.readers.parse import SplitFiles, row_options, sort_files
 from lavis_ext.processors import build_processor
 
 log = logging.getLogger(__name__)
@@ -36,6 +37,10 @@ class BuildContext:
     splits: Sequence[str] | None = None
     check_shards: bool = False
     """Compare each sample of a shard with its manifest when it is read."""
+
+    def path(self, storage: str) -> Path:
+        """Where a declared path is: below the cache root unless it is absolute; `~` is the home folder."""
+        return self.cache_root / expanded(storage)
 
     def wants(self, split: str) -> bool:
         """Whether a split is wanted."""
@@ -141,17 +146,35 @@ def args_of(config: DatasetConfig) -> dict[str, Any]:
 
 
 def open_split(config: DatasetConfig, split: str, context: BuildContext, args: Mapping[str, Any]) -> SplitParts:
-    """Rows, pictures and processors of one split; raises NotPreparedError naming what is missing and the command."""
-    images = ImageStore(context.cache_root / config.build_info.images.storage, layouts=args["layouts"])
+    """Rows, pictures and processors of one split.
+
+    Raises NotPreparedError naming what is missing and the command, ConfigError for columns that rows do not have.
+    """
+    folder = context.path(config.build_info.images.storage)
+    images = ImageStore(folder, layouts=args["layouts"])
     if not images.ready:
-        raise not_prepared(config, images.root, "no such image folder")
+        what = "is a file where a folder of images belongs" if folder.is_file() else "no such image folder"
+        raise not_prepared(config, images.root, what)
     paths = annotation_paths(config, split, context)
     for path in paths:
-        if not path.is_file():
+        if not path.exists():
             raise not_prepared(config, path, "no such annotation file")
     vis, text = (build_processor(pair.of(split)) for pair in (config.vis_processor, config.text_processor))
-    files = sort_files(paths)
-    return SplitParts(config, split, Annotations(files.rows), images, vis, text, args, files)
+    files = sort_files(paths, row_options(config, split, context.cache_root))
+    rows = Annotations(files.rows)
+    if problems := column_problems(config, split, rows):
+        raise ConfigError.of(problems)
+    return SplitParts(config, split, rows, images, vis, text, args, files)
+
+
+def column_problems(config: DatasetConfig, split: str, rows: Annotations) -> list[Problem]:
+    """What the shape of a data set reads and none of its rows has, each with the column that may be meant."""
+    keys = own_keys(builders, config.builder, config.args, f"datasets.{config.name}.args")
+    if not hasattr(keys, "columns") or not len(rows):
+        return []
+    known = rows.keys()
+    where = ", ".join(map(str, rows.paths))
+    return missing_columns(f"{where} ({config.name}/{split})", keys.columns(split, known), rows[:LOOKED_AT], known)
 
 
 def annotation_paths(config: DatasetConfig, split: str, context: BuildContext) -> list[Path]:
@@ -164,12 +187,12 @@ def annotation_paths(config: DatasetConfig, split: str, context: BuildContext) -
     plain = replace(annotation, storage=[], url=[])
     without = replace(config, build_info=replace(config.build_info, annotations={split: plain}))
     declared = {path for form in (False, True) for path in cards.annotation_paths(without, split, instead=form)}
-    given = [context.cache_root / path for path in annotation.storage]
+    given = [context.path(path) for path in annotation.storage]
     if annotation.storage and declared.issuperset(annotation.storage) and not all(map(Path.is_file, given)):
         # a YAML of LAVIS repeats where LAVIS puts its own form of the split: the other form is as good
         annotation, config = plain, without
     stored = annotation.storage or cards.annotation_paths(config, split)
-    paths = [context.cache_root / expanded(storage) for storage in stored]
+    paths = [context.path(storage) for storage in stored]
     if annotation.instead and not annotation.storage:
         others = [context.cache_root / path for path in cards.annotation_paths(config, split, instead=True)]
         paths = others if _prefers(others, paths) else paths
@@ -187,7 +210,9 @@ def _prefers(others: Sequence[Path], paths: Sequence[Path]) -> bool:
 
 
 def not_prepared(config: DatasetConfig, path: Path, what: str) -> NotPreparedError:
-    """The error for a missing file or folder of a data set."""
-    return NotPreparedError(
-        str(path), f"{what} ({config.name})", config.manual or f"run `lavis-ext prepare {config.name}`"
-    )
+    """The error for a missing file or folder of a data set; where no command fetches it, to correct the path."""
+    named = [config.build_info.images.storage, *config.build_info.storage]
+    named += [one for annotation in config.build_info.annotations.values() for one in annotation.storage]
+    own = any(expanded(one).is_absolute() for one in named)
+    command = "correct the path, or put it there" if own else f"run `lavis-ext prepare {config.name}`"
+    return NotPreparedError(str(path), f"{what} ({config.name})", config.manual or command)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import logging
+import re
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import PurePosixPath
@@ -11,13 +14,16 @@ import numpy as np
 import torch
 
 from lavis_ext.common.config.schema import DatasetConfig
+from lavis_ext.common.errors import ConfigError
 from lavis_ext.common.registry import builders
 from lavis_ext.common.types import Dataset, Sample
 from lavis_ext.datasets.builders.context import BuildContext, SplitParts, build_splits
 from lavis_ext.datasets.builders.settings import CaptionKeys
-from lavis_ext.datasets.datasets.base_dataset import ImageTextDataset, draw_below, two_ways
+from lavis_ext.datasets.datasets.base_dataset import ImageTextDataset, PictureDataset, draw_below, two_ways
 from lavis_ext.datasets.readers.annotations import ListRows
 from lavis_ext.datasets.readers.parse import Row
+
+log = logging.getLogger(__name__)
 
 
 @builders.register("image_caption", config=CaptionKeys)
@@ -77,6 +83,8 @@ class CaptionDataset(ImageTextDataset):
         if isinstance(caption, list) and caption:
             caption = caption[draw_below(len(caption), rng)]
         raw = self.parts.args["image_id"] == "raw"
+        if raw and "image_id" not in row:
+            raise self.fault(index, "image_id is missing, which `args: {image_id: raw}` keeps")
         ids: Sample = {
             "image_id": row["image_id"] if raw else self.running_id(row, index),
             "instance_id": row["instance_id"],
@@ -94,62 +102,97 @@ class CaptionDataset(ImageTextDataset):
 
 @two_ways
 @dataclass(frozen=True, eq=False)
-class CaptionEvalDataset(ImageTextDataset):
-    """One picture a sample: `image`, `image_id`, `instance_id`; its captions are `references()`.
-
-    Rows hold all captions of a picture (LAVIS) or one each (official COCO, tables); the latter are gathered by picture.
-    """
+class CaptionEvalDataset(PictureDataset):
+    """One picture a sample: `image`, `image_id`, `instance_id`; its captions are `references()`."""
 
     Keys = CaptionKeys
-
-    @property
-    def first_rows(self) -> np.ndarray:
-        """int64 [samples]: the first row of each picture."""
-        # a list may be changed in place: its rows are compared by identity, 1 ms for 25,000 of them
-        now = tuple(map(id, self.rows)) if isinstance(self.rows, ListRows) else ()
-        seen, first = vars(self).get("_first_rows", (None, None))
-        if first is None or seen != now:
-            key = self.parts.args["image_key"]
-            key = key if self.rows.has(key) else "image_id"
-            first = np.unique(self.rows.codes(key), return_index=True)[1]
-            vars(self)["_first_rows"] = (now, first)
-        found: np.ndarray = first
-        return found
-
-    def count(self) -> int:
-        """How many pictures."""
-        return len(self.first_rows)
-
-    def row(self, index: int) -> Row:
-        """The first record of a picture."""
-        row: Row = self.rows[int(self.first_rows[self.position(index)])]
-        return row
 
     def fields(self, row: Row, index: int, rng: torch.Generator | None) -> Sample:
         """The ids."""
         return {"image_id": self.sample_image_id(row), "instance_id": str(self.position(index))}
 
     def sample_image_id(self, row: Row) -> int | str:
-        """LAVIS' id of a sample: NoCaps' `img_id`, else the digits that end the file's name, as text."""
-        stem = PurePosixPath(self.image_name(row)).stem.rpartition("_")[2]
-        numbered = not isinstance(row.get("img_id"), int) and stem.isascii() and stem.isdigit()
-        return stem if numbered else self.image_id(row)
+        """The id of result files; the digits of a file's name where these are its number, as LAVIS has them."""
+        found = self.image_id(row)
+        return digits_of(name) if found == number_of(name := self.image_name(row)) else found
 
     def image_id(self, row: Row) -> int | str:
-        """The id of result files: NoCaps' `img_id`, else the number that ends the file's name, else its stem."""
-        if isinstance(row.get("img_id"), int):
-            return int(row["img_id"])
-        stem = PurePosixPath(self.image_name(row)).stem.rpartition("_")[2]
-        known = row.get("image_id")
-        return int(stem) if stem.isascii() and stem.isdigit() else known if isinstance(known, int) else stem
+        """The id of result files, by the first way of `WAYS` that gives each picture of the split an id of its own."""
+        return self._id(row, self._way)
+
+    def _id(self, row: Row, way: str) -> int | str:
+        found = WAYS[way](row, self.image_name(row))
+        return self.image_name(row) if found is None else found
+
+    @property
+    def _way(self) -> str:
+        """How pictures get their ids; raises ConfigError where two pictures have one id of the file's own."""
+        now = self.first_rows
+        seen, way = vars(self).get("_chosen_way", (None, ""))
+        if seen is not now:
+            way = self._choose_way()
+            vars(self)["_chosen_way"] = (now, way)
+        return way
+
+    def _choose_way(self) -> str:
+        rows = [self.rows[int(number)] for number in self.first_rows]
+        for way, named in WAYS.items():
+            ids: dict[int | str, str] = {}
+            for row in rows:
+                name = self.image_name(row)
+                found = named(row, name)
+                if found is None:
+                    break
+                if (other := ids.setdefault(found, name)) != name:
+                    if way == "own":
+                        where = ", ".join(map(str, self.rows.paths))
+                        what = f"two pictures have the id {found}, {other} and {name}: their results would be one row"
+                        raise ConfigError(where, what, "give each picture an `image_id` of its own, or none")
+                    break
+            else:
+                if way in ("stem", "name"):
+                    log.warning(
+                        "%s/%s: results are named by %s: other ids would stand twice", self.name, self.split, way
+                    )
+                return way
+        return "name"
 
     def references(self) -> dict[int | str, list[str]]:
         """Captions by image id for the pictures in use, as annotated; pictures without any are left out."""
-        used = {self.image_id(self.row(i)) for i in range(len(self))}
+        ids = [self.image_id(self.row(index)) for index in range(len(self))]
         found: dict[int | str, list[str]] = {}
-        for row in self.rows:
+        for row, sample in zip(self.rows, self._pictures[1].tolist(), strict=True):
             value = row.get(self.parts.args["caption_key"])
-            captions = value if isinstance(value, list) else [] if value is None else [str(value)]
-            if captions and (key := self.image_id(row)) in used:
-                found.setdefault(key, []).extend(captions)
+            captions = value if isinstance(value, list) else [] if value is None else [value]
+            if captions and sample < len(ids):
+                found.setdefault(ids[sample], []).extend(map(str, captions))
         return found
+
+
+def own_id(row: Row, name: str) -> int | str | None:
+    """NoCaps' `img_id`, else the `image_id` of a row; None for LAVIS' `coco_42`, whose file has the number too."""
+    given = row.get("img_id") if isinstance(row.get("img_id"), int) else row.get("image_id")
+    if isinstance(given, str):
+        return None if not given.strip() or re.fullmatch(r"[a-z]+_\d+", given) else given
+    return given if isinstance(given, int) and not isinstance(given, bool) else None
+
+
+def digits_of(name: str) -> str:
+    """What stands behind the last `_` of a file's stem."""
+    return PurePosixPath(name).stem.rpartition("_")[2]
+
+
+def number_of(name: str) -> int | None:
+    """The number that ends a file's name: 42 of `COCO_val2014_000000000042.jpg`."""
+    digits = digits_of(name)
+    return int(digits) if digits.isascii() and digits.isdigit() else None
+
+
+WAYS: Mapping[str, Callable[[Row, str], int | str | None]] = {
+    "own": own_id,
+    "digits": lambda row, name: number_of(name),
+    "last": lambda row, name: number_of(name) if number_of(name) is not None else digits_of(name),
+    "stem": lambda row, name: PurePosixPath(name).stem,
+    "name": lambda row, name: name,
+}
+"""How the pictures of a split may be called in results, the first that tells them apart."""

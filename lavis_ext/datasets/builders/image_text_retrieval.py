@@ -13,7 +13,7 @@ from lavis_ext.common.types import Dataset, Sample
 from lavis_ext.datasets.builders.context import BuildContext, SplitParts, build_splits
 from lavis_ext.datasets.builders.image_caption import CaptionDataset
 from lavis_ext.datasets.builders.settings import CaptionKeys
-from lavis_ext.datasets.datasets.base_dataset import ImageTextDataset, two_ways
+from lavis_ext.datasets.datasets.base_dataset import PictureDataset, two_ways
 from lavis_ext.datasets.readers.parse import Row
 
 
@@ -29,7 +29,7 @@ def _make(parts: SplitParts) -> Dataset:
 
 @two_ways
 @dataclass(frozen=True, eq=False)
-class RetrievalEvalDataset(ImageTextDataset):
+class RetrievalEvalDataset(PictureDataset):
     """One picture a sample: `image`, `index`. Captions are in `text`, their pictures in `txt2img` and `img2txt`."""
 
     Keys = CaptionKeys
@@ -42,10 +42,14 @@ class RetrievalEvalDataset(ImageTextDataset):
     @cached_property
     def captions(self) -> list[list[str]]:
         """Processed captions by picture."""
-        key = self.parts.args["caption_key"]
-        values = (self.row(i).get(key) for i in range(len(self)))
-        lists = (value if isinstance(value, list) else [value] for value in values)
-        return [[self.processed(text, "caption", i) for text in texts] for i, texts in enumerate(lists)]
+        key, codes = self.parts.args["caption_key"], self._pictures[1]
+        found: list[list[str]] = [[] for _ in range(len(self))]
+        for row, sample in zip(self.rows, codes.tolist(), strict=True):
+            if sample < len(found):
+                value = row.get(key)
+                texts = value if isinstance(value, list) else [value]
+                found[sample] += [self.processed(text, "caption", sample) for text in texts]
+        return found
 
     @cached_property
     def text(self) -> list[str]:

@@ -7,14 +7,19 @@ import logging
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch.utils.data import IterableDataset, get_worker_info
 
+from lavis_ext.common.config.cards import BOOKKEEPING
 from lavis_ext.common.config.schema import DatasetConfig
+from lavis_ext.common.errors import IntegrityError
+from lavis_ext.common.files import expanded
 from lavis_ext.common.registry import builders
 from lavis_ext.common.types import Batch, Sample
+from lavis_ext.datasets.buckets import ShardBucket, is_remote
 from lavis_ext.datasets.builders.context import BuildContext, args_of, not_prepared
 from lavis_ext.datasets.builders.settings import ShardKeys
 from lavis_ext.datasets.collate import collate
@@ -22,6 +27,7 @@ from lavis_ext.datasets.datasets.base_dataset import MAX_TEXT, draw_below
 from lavis_ext.datasets.readers.faults import FaultLog, SampleError
 from lavis_ext.datasets.readers.shard_index import fixed_folder, list_shards, refuse_scheme
 from lavis_ext.datasets.readers.shards import RawSample, ShardReader
+from lavis_ext.fetch.cache import ObjectCache
 from lavis_ext.processors import build_processor, uint8_of
 
 log = logging.getLogger(__name__)
@@ -36,15 +42,23 @@ def image_text_shards(config: DatasetConfig, context: BuildContext) -> dict[str,
     args = args_of(config)
     storage = config.build_info.storage
     where = f"datasets.{config.name}.build_info.storage"
-    for pattern in storage:
-        refuse_scheme(pattern, where)
-        folder = fixed_folder(pattern, context.cache_root)
-        if not folder.is_dir():
-            raise not_prepared(config, folder, "no such folder of shards")
-    paths = list_shards(storage, context.cache_root, where)
+    bucket = None
+    if any(map(is_remote, storage)):
+        folder = expanded(args["cache_dir"]) if args["cache_dir"] else Path(context.cache_root, BOOKKEEPING, "shards")
+        cache = ObjectCache(folder, int(args["cache_gb"] * 10**9), args["shards_ahead"])
+        bucket = ShardBucket.find(storage, cache, where)
+        paths = bucket.paths
+    else:
+        for pattern in storage:
+            refuse_scheme(pattern, where)
+            folder = fixed_folder(pattern, context.cache_root)
+            if not folder.is_dir():
+                raise not_prepared(config, folder, "no such folder of shards")
+        paths = list_shards(storage, context.cache_root, where)
     needs = ("image", "txt") if args["caption_key"] == ".txt" else ("image", "json")
     limit = config.max_samples.get(SPLIT)
-    reader = ShardReader(paths, needs, args["seed"], args["shuffle_buffer"], limit, context.check_shards)
+    buffer = args["shuffle_buffer"]
+    reader = ShardReader(paths, needs, args["seed"], buffer, limit, context.check_shards, bucket=bucket)
     vis, text = (build_processor(pair.of(SPLIT)) for pair in (config.vis_processor, config.text_processor))
     return {SPLIT: ImageTextStream(config, reader, vis, text, args)}
 
@@ -68,7 +82,7 @@ class ImageTextStream(IterableDataset[Sample]):
 
     def __post_init__(self) -> None:
         self.faults.tolerances.setdefault(self.config.name, self.config.tolerance)
-        self._state = {"lap": 0, "done": 0}  # keys of existing checkpoints
+        self._state: dict[str, Any] = {"lap": 0, "done": 0}  # keys of existing checkpoints
         self._warned = False
 
     @property
@@ -97,12 +111,18 @@ class ImageTextStream(IterableDataset[Sample]):
     ) -> Iterator[RawSample | SampleError]:
         """The rest of one pass of a rank, from a state of `state_dict()` on; parts of ranks are disjoint."""
         pass_index, done = (int(state["lap"]), int(state["done"])) if state else (0, 0)
-        self._state = {"lap": pass_index, "done": done}
+        fixed: dict[str, Any] = {}
+        if self.reader.bucket is not None:
+            fixed["objects"] = self.reader.bucket.identity
+            if state and state.get("objects", fixed["objects"]) != fixed["objects"]:
+                what = "its shards are not those of the checkpoint: objects were replaced, added or removed"
+                raise IntegrityError(f"datasets.{self.name}", what, "start a new run: their order would be another")
+        self._state = {"lap": pass_index, "done": done, **fixed}
         for item in self.reader.iterate(rank, world, pass_index, done):
             done += 1
-            self._state = {"lap": pass_index, "done": done}
+            self._state = {"lap": pass_index, "done": done, **fixed}
             yield item
-        self._state = {"lap": pass_index + 1, "done": 0}
+        self._state = {"lap": pass_index + 1, "done": 0, **fixed}
 
     def state_dict(self) -> dict[str, Any]:
         """Where the last item of `iterate` was: pass, and number in this rank's part of it."""

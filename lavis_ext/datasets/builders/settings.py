@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from lavis_ext.common.config.decode import ConfigDecoder, Count, Natural, Rate, join
+from lavis_ext.common.config.decode import Bound, ConfigDecoder, Count, Natural, Positive, Rate, join
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -15,6 +16,18 @@ class ImageKeys:
     layouts: list[str] | None = None
     image_key: str = "image"
     image_pattern: str | None = None
+    split_key: str | None = None
+    """The key that says to which split a row belongs, where one file holds several."""
+    holdout: Annotated[float, Bound(0, 0.9)] = 0.0
+    """The share of the pictures that `val` has, and `train` has not, where both name the same file."""
+    delimiter: str | None = None
+    """The sign that splits the columns of a CSV, where it is no comma."""
+
+    def columns(self, split: str, known: Sequence[str]) -> dict[str, str]:
+        """What rows of a split must have: argument that names a column → the column; `known` are those they have."""
+        if self.image_pattern is None and self.image_key not in known and "image_id" in known:
+            return {}  # `<image_id>.jpg`
+        return {} if self.image_pattern else {"image_key": self.image_key}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,6 +42,14 @@ class CaptionKeys(ImageKeys):
     raw_caption: bool = False
     """Captions without the text processor (LAVIS' rule for MiniGPT-4's)."""
 
+    def columns(self, split: str, known: Sequence[str]) -> dict[str, str]:
+        """As of all shapes; a caption in training, and an id where that is to be kept."""
+        found = super().columns(split, known)
+        if split == "train":
+            found |= {"caption_key": self.caption_key}
+            found |= {"image_id": "image_id"} if self.image_id == "raw" else {}
+        return found
+
 
 @dataclass(frozen=True, kw_only=True)
 class LabelKeys(ImageKeys):
@@ -38,6 +59,10 @@ class LabelKeys(ImageKeys):
     """The classes by number."""
     text_key: str = "sentence"
     label_key: str = "label"
+
+    def columns(self, split: str, known: Sequence[str]) -> dict[str, str]:
+        """As of all shapes, and a sentence."""
+        return {**super().columns(split, known), "text_key": self.text_key}
 
     def examine(self, decoder: ConfigDecoder, key: str) -> None:
         """Note an error if there are no classes."""
@@ -52,11 +77,18 @@ class PairKeys(LabelKeys):
     swap: bool = True
     """Whether the pictures of a training pair are swapped at random."""
 
+    def columns(self, split: str, known: Sequence[str]) -> dict[str, str]:
+        """As of classes; both pictures are in `images`."""
+        return {key: column for key, column in super().columns(split, known).items() if key != "image_key"}
+
 
 @dataclass(frozen=True, kw_only=True)
 class VqaKeys(ImageKeys):
     """`vqa`."""
 
+    question_key: str = "question"
+    question: str | None = None
+    """What is asked about every picture, where rows have no questions: of classes, `What is this?`"""
     answer_key: str = "answer"
     answer_weight: Rate = 1.0
     """Of a single answer (LAVIS: 0.2 for Visual Genome)."""
@@ -64,6 +96,12 @@ class VqaKeys(ImageKeys):
     """Keys of a row that an evaluation sample has too, None where the row lacks them."""
     image_patterns: list[str] = field(default_factory=list)
     """File names made from a row's `image_id`; the first that exists is used."""
+
+    def columns(self, split: str, known: Sequence[str]) -> dict[str, str]:
+        """As of all shapes, and a question; an answer in training."""
+        found = {} if self.image_patterns else super().columns(split, known)
+        found |= {} if self.question else {"question_key": self.question_key}
+        return {**found, "answer_key": self.answer_key} if split == "train" else found
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,6 +119,12 @@ class ShardKeys:
     seed: Natural = 0
     epoch_size: Count | None = None
     """Samples in an epoch; None: all."""
+    cache_gb: Positive = 50.0
+    """Gigabytes (10⁹ bytes) of the cache for shards in an object store; the processes of a machine share it."""
+    cache_dir: str = ""
+    """Its folder, on a disk of this machine; "": `.lavis_ext/shards` below the cache root."""
+    shards_ahead: Count = 2
+    """Shards of an object store that are fetched before they are needed, at a time."""
 
     def examine(self, decoder: ConfigDecoder, key: str) -> None:
         """Note an error if only one of the two keys is given."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections import Counter, OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,6 +19,8 @@ from lavis_ext.datasets.builders.settings import VqaKeys
 from lavis_ext.datasets.collate import Rule, collate, long_or_list
 from lavis_ext.datasets.datasets.base_dataset import ImageTextDataset, from_parts, two_ways
 from lavis_ext.datasets.readers.parse import Row, parse_json, read_text
+
+log = logging.getLogger(__name__)
 
 
 @builders.register("vqa", config=VqaKeys)
@@ -51,13 +54,31 @@ class QuestionDataset(ImageTextDataset):
     def question(self, row: Row, index: int) -> Sample:
         """`text_input` (the processed question), `question_id` where the row has one, `instance_id`."""
         named: Sample = {"question_id": row["question_id"]} if "question_id" in row else {}
-        return {"text_input": self.row_text(row, "question", index), **named, "instance_id": row["instance_id"]}
+        asked = self.row_text({**row, "question": self.asked(row)}, "question", index)
+        return {"text_input": asked, **named, "instance_id": row["instance_id"]}
+
+    def asked(self, row: Row) -> Any:
+        """The question of a row as it is written: under `question_key`, else the one that all rows have."""
+        return row.get(self.parts.args["question_key"], self.parts.args["question"])
+
+    def given(self, row: Row) -> list[str] | None:
+        """The answers of a row as texts; None where there are none, or something else stands there.
+
+        A number is the answer that it spells; of records, as VQA's and VizWiz' files have them, `answer` counts.
+        """
+        value = row.get(self.parts.args["answer_key"])
+        found = [
+            one.get("answer") if isinstance(one, dict) else one
+            for one in (value if isinstance(value, list) else [value])
+        ]
+        fine = all(isinstance(one, str | int | float) and not isinstance(one, bool) for one in found)
+        return [str(one) for one in found] if found and fine else None
 
     def displ_item(self, index: int) -> OrderedDict[str, Any]:
         """What a browser shows of a sample: file, question, its id, answers, image (LAVIS' method)."""
         row = self.row(index)
         key, choices = self.parts.args["answer_key"], row.get("choices")
-        shown = {"file": self.image_name(row), "question": row.get("question"), "question_id": row.get("question_id")}
+        shown = {"file": self.image_name(row), "question": self.asked(row), "question_id": row.get("question_id")}
         if choices is None:
             answers: dict[str, Any] = {"answers": row.get(key)}
         else:  # A-OKVQA's, whose test has no answers
@@ -74,12 +95,11 @@ class VqaDataset(QuestionDataset):
 
     def fields(self, row: Row, index: int, rng: torch.Generator | None) -> Sample:
         """Each different answer once, in the order in which they were given, with the share of those who gave it."""
-        key = self.parts.args["answer_key"]
-        given = row.get(key)
-        answers = [given] if isinstance(given, str) else given
-        if not isinstance(answers, list) or not answers or not all(isinstance(a, str) for a in answers):
+        key, answers = self.parts.args["answer_key"], self.given(row)
+        if answers is None:
             raise self.fault(index, f"{key} is missing or no text")
-        share = (self.parts.args["answer_weight"] if isinstance(given, str) else 1.0) / len(answers)
+        single = not isinstance(row[key], list)
+        share = (self.parts.args["answer_weight"] if single else 1.0) / len(answers)
         counts = Counter(answers)
         weights = [count * share for count in counts.values()]
         return {**self.question(row, index), "answers": list(counts), "weights": weights}
@@ -94,10 +114,29 @@ class VqaDataset(QuestionDataset):
 class VqaEvalDataset(QuestionDataset):
     """A question to be answered: `image`, `text_input`, `question_id`, `instance_id` and the `eval_keys`."""
 
+    derived = ("_own_ids",)
+
     def fields(self, row: Row, index: int, rng: torch.Generator | None) -> Sample:
         """The question, and None for each of the `eval_keys` that the row lacks."""
         more = {key: row.get(key) for key in self.parts.args["eval_keys"]}
-        return {**self.question(row, index), **more}  # type: ignore[typeddict-item]  # `VqaKeys` allows only these keys
+        named: Sample = {**self.question(row, index), "question_id": self.question_id(row, index)}
+        return {**named, **more}  # type: ignore[typeddict-item]  # `VqaKeys` allows only these keys
+
+    @cached_property
+    def _own_ids(self) -> bool:
+        """Whether each question has an id of its own; says so where that is not so."""
+        ids = self.rows.column("question_id")
+        if all(one is not None for one in ids) and len(set(map(str, ids))) == len(ids):
+            return True
+        if any(one is not None for one in ids):
+            log.warning(
+                "%s/%s: question ids stand twice or are missing: the running number serves", self.name, self.split
+            )
+        return False
+
+    def question_id(self, row: Row, index: int) -> Any:
+        """The id of a question in results: its own, else the running number where ids are missing or stand twice."""
+        return row["question_id"] if self._own_ids else self.position(index)
 
     def collater(self, samples: Sequence[Sample]) -> Batch:
         """Samples → batch: pictures stacked, `question_id` int64 [B] where they are integers, all else lists."""
@@ -121,9 +160,9 @@ class VqaEvalDataset(QuestionDataset):
 
     def references(self) -> dict[int | str, list[str]]:
         """Answers by question id for the questions in use, as annotated; questions without any are left out."""
-        rows = (self.row(index) for index in range(len(self)))
-        found = {row["question_id"]: row.get(self.parts.args["answer_key"]) for row in rows if "question_id" in row}
-        return {key: [a] if isinstance(a, str) else list(a) for key, a in found.items() if a}
+        rows = ((index, self.row(index)) for index in range(len(self)))
+        found = {self.question_id(row, index): self.given(row) for index, row in rows}
+        return {key: answers for key, answers in found.items() if answers}
 
 
 def flat_answers(key: str, values: list[Any]) -> dict[str, Any]:

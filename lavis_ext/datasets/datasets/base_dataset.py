@@ -6,6 +6,7 @@ annotation files (`two_ways`); a subclass may then use LAVIS' attributes, and de
 
 from __future__ import annotations
 
+import math
 import re
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Sequence
@@ -314,6 +315,9 @@ class ImageTextDataset(BaseDataset):
     def pixels(self, row: Row, index: int) -> np.ndarray:
         """The picture of a row, uint8 [H,W,3]; raises SampleError under the id of the sample."""
         name = self.image_name(row)
+        if not name:
+            key = self.parts.args["image_key"]
+            raise self.fault(index, f"image has no name: neither `{key}` nor what `image_pattern` needs is in the row")
         try:
             place, member = self.images.find(name)
             return decode_rgb(place.read(member), path=place.where(member))
@@ -322,11 +326,18 @@ class ImageTextDataset(BaseDataset):
 
     def image_name(self, row: Row) -> str:
         """The name of a row's picture: its `image_key`, else its `image_pattern`, else its `image_id` with `.jpg`."""
-        name = row.get(self.parts.args["image_key"])
+        key, pattern = self.parts.args["image_key"], self.parts.args["image_pattern"]
+        name = row.get(key)
+        if isinstance(name, list) and len(name) == 1:
+            name = name[0]
         if name is not None:
             return str(name)
-        pattern = self.parts.args["image_pattern"] or "{image_id}.jpg"
-        return str(pattern).format_map({**row, "image_id": row.get("image_id", "")})
+        if pattern is None and "image_id" not in row:
+            return ""
+        try:
+            return str(pattern or "{image_id}.jpg").format_map(row)
+        except (KeyError, ValueError, IndexError):
+            return ""
 
     def row_text(self, row: Row, key: str, index: int) -> str:
         """A text of a row through the text processor; raises SampleError where there is none."""
@@ -337,6 +348,8 @@ class ImageTextDataset(BaseDataset):
 
         Raises SampleError for what is no text, empty, or longer than `MAX_TEXT` characters.
         """
+        if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value):
+            value = str(value)  # digits are text too
         if not isinstance(value, str) or not value.strip() or len(value) > MAX_TEXT:
             fault = "is missing or empty" if not isinstance(value, str) or not value.strip() else "is too long"
             raise self.fault(index, f"{key} {fault}")
@@ -348,6 +361,42 @@ class ImageTextDataset(BaseDataset):
 
         image = Image.fromarray(pixels)
         return image if self.vis_processor is None else self.vis_processor(image)
+
+
+@two_ways
+@dataclass(frozen=True, eq=False)
+class PictureDataset(ImageTextDataset):
+    """One picture a sample, of rows that hold all texts of a picture (LAVIS) or one each (official COCO, tables)."""
+
+    @property
+    def first_rows(self) -> np.ndarray:
+        """int64 [samples]: the first row of each picture."""
+        first: np.ndarray = self._pictures[0]
+        return first
+
+    @property
+    def _pictures(self) -> tuple[np.ndarray, np.ndarray]:
+        """int64 [samples], int64 [rows]: the first row of each picture, and the sample that each row belongs to."""
+        # a list may be changed in place: its rows are compared by identity, 1 ms for 25,000 of them
+        now = tuple(map(id, self.rows)) if isinstance(self.rows, ListRows) else ()
+        seen, found = vars(self).get("_by_picture", (None, None))
+        if found is None or seen != now:
+            key = self.parts.args["image_key"]
+            key = key if self.rows.has(key) else "image_id"
+            _, first, codes = np.unique(self.rows.codes(key), return_index=True, return_inverse=True)
+            found = (first, codes)
+            vars(self)["_by_picture"] = (now, found)
+        pictures: tuple[np.ndarray, np.ndarray] = found
+        return pictures
+
+    def count(self) -> int:
+        """How many pictures."""
+        return len(self.first_rows)
+
+    def row(self, index: int) -> Row:
+        """The first record of a picture."""
+        row: Row = self.rows[int(self.first_rows[self.position(index)])]
+        return row
 
 
 class ItemDataset(BaseDataset):

@@ -219,7 +219,7 @@ def open_table(source: Path | RowSource) -> AnnotationTable:
     Raises ConfigError if the file is missing, IntegrityError if it cannot be parsed, DiskError if no copy can be
     written.
     """
-    missing = [file for file in files_of(source) if not file.is_file()]
+    missing = [file for file in files_of(source) if not file.exists()]
     if missing:
         raise ConfigError(
             str(missing[0]), "no such annotation file", "run `lavis-ext prepare` for its data set, or correct the path"
@@ -241,16 +241,19 @@ def open_table(source: Path | RowSource) -> AnnotationTable:
 
 def cache_places(source: Path | RowSource) -> list[Path]:
     """Where the Arrow copy of annotations may lie: beside them under `.lavis_ext/`, in the user's cache, in temp."""
-    absolute = files_of(source)[0].absolute()
-    whole = f"{absolute.parent}/{source.name}"
+    first = files_of(source)[0].absolute()
+    home = first if first.is_dir() else first.parent
+    whole = f"{home}/{source.name}"
     name = f"{hashlib.sha256(whole.encode()).hexdigest()[:16]}-{source.name}.arrow"
     user = expanded(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "lavis_ext" / "annotations"
     spare = Path(tempfile.gettempdir()) / f"lavis_ext-{os.getuid() if hasattr(os, 'getuid') else 0}"
-    return [absolute.parent / FOLDER / f"{source.name}.arrow", user / name, spare / name]
+    return [home / FOLDER / f"{source.name}.arrow", user / name, spare / name]
 
 
 def _file_state(source: Path | RowSource) -> dict[str, int]:
     """Sizes and modification times of the files, and the format: a copy is valid while they are equal."""
+    if (state := getattr(source, "state", None)) is not None:
+        return {"format": FORMAT, **state}
     found = [file.stat() for file in files_of(source)]
     sums = {"size": sum(one.st_size for one in found), "mtime_ns": sum(one.st_mtime_ns for one in found)}
     return {"format": FORMAT, **sums}

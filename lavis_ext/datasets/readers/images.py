@@ -7,13 +7,14 @@ import struct
 import threading
 import zipfile
 import zlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 from lavis_ext.common.errors import IntegrityError
 from lavis_ext.datasets.readers.faults import SampleError
+from lavis_ext.datasets.readers.packed import PACKED_NAME, PackedImages
 
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp"})
 
@@ -21,10 +22,13 @@ SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp"})
 class ImageStore:
     """Pictures below `root`, then in `archives` (default: the zips that lie in `root`, else beside it).
 
-    A name that does not exist as given is looked up by its tails (`a/b/c.jpg`, `b/c.jpg`, `c.jpg`), each below the root
-    and below `layouts` (default: the folders directly below the root): that finds Visual Genome's two folders, and
-    absolute paths of another machine. Where the folder of a name is there as given, only that very file counts: another
-    folder may have another picture of that name. Names never lead out of the root.
+    A name that does not exist as given is looked up below `layouts`, the folders in which a card says that pictures lie
+    (default: those directly below the root, where the name stands in one only); then by its tails (`b/c.jpg`, `c.jpg`),
+    below the root and declared layouts: that finds Visual Genome's two folders, and absolute paths of another machine.
+    Where the folder of a name is there as given, only that very file counts, and no tail is sought in a folder that
+    nobody declared: another folder may have another picture of that name. Names never lead out of the root.
+
+    `FILE.parquet!COLUMN/ROW` is a picture inside a table below the root (`readers/packed.py`).
     """
 
     def __init__(
@@ -96,32 +100,59 @@ class ImageStore:
                     seen.add(name)
                     yield name
 
-    def find(self, name: str) -> tuple[ImageSource, str]:
+    def find(self, name: str) -> tuple[ImageSource | PackedImages, str]:
         """The place that holds a picture and its name there; raises SampleError if none does."""
         parts = self._parts(name)
-        for number, candidate in enumerate(self._candidates(parts)):
-            folder = candidate.rpartition("/")[0]
-            within = [place for place in self.places if place.has_folder(folder)]
-            for place in within:
-                if place.has(candidate):
-                    return place, candidate
-            if number == 0 and folder and within:
+        if packed := PACKED_NAME.match("/".join(parts)):
+            table, _, member = "/".join(parts).rpartition("!")
+            if (self.root / packed[1]).is_file():
+                return self._table(table), member
+            raise SampleError(name, f"{self.root}/{table}", "image is missing")
+        for number, candidate in enumerate(candidates(parts, lambda: self.layouts, self._layouts is not None)):
+            several = [candidate] if isinstance(candidate, str) else candidate
+            found = [(place, one) for one in several for place in self._within(one) if place.has(one)]
+            if len({one for _, one in found}) > 1:
+                what = f"image name stands for several files: {', '.join(one for _, one in found[:3])}"
+                raise SampleError(name, f"{self.root}/{'/'.join(parts)}", what)
+            if found:
+                return found[0]
+            if number == 0 and len(parts) > 1 and self._within("/".join(parts)):
                 break
         raise SampleError(name, f"{self.root}/{'/'.join(parts)}", "image is missing")
+
+    def _within(self, candidate: str) -> list[ImageSource]:
+        """The places in which the folder of a name is."""
+        return [place for place in self.places if place.has_folder(candidate.rpartition("/")[0])]
+
+    def _table(self, name: str) -> PackedImages:
+        if name not in self._tables:
+            self._tables[name] = PackedImages(self.root / name)
+        return self._tables[name]
+
+    @cached_property
+    def _tables(self) -> dict[str, PackedImages]:
+        return {}
 
     def _parts(self, name: str) -> list[str]:
         if not isinstance(name, str) or not name.strip("/") or "\0" in name:
             raise SampleError(str(name), str(self.root), "image name is missing or not a name")
+        name = name.removeprefix(f"{self.root}/")
         parts = [part for part in name.replace("\\", "/").split("/") if part not in ("", ".")]
         if ".." in parts:
             raise SampleError(name, str(self.root), "image name leads out of its folder")
         return parts
 
-    def _candidates(self, parts: list[str]) -> Iterator[str]:
-        yield "/".join(parts)  # before `layouts`: listing a folder of a million files takes a second
-        for start in range(len(parts)):
-            tail = "/".join(parts[start:])
-            yield from (f"{layout}/{tail}" if layout else tail for layout in self.layouts)
+
+def candidates(parts: Sequence[str], layouts: Callable[[], Sequence[str]], declared: bool) -> Iterator[str | list[str]]:
+    """Where a name may stand, in order; a list are places of which only one may hold it. See `ImageStore`."""
+    whole = "/".join(parts)
+    yield whole  # before `layouts`: listing a folder of a million files takes a second
+    below = [f"{layout}/{whole}" for layout in layouts() if layout]
+    yield from below if declared else [below]
+    for start in range(1, len(parts)):
+        tail = "/".join(parts[start:])
+        yield tail
+        yield from (f"{layout}/{tail}" for layout in layouts() if layout and declared)
 
 
 class ImageSource(Protocol):

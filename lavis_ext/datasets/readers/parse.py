@@ -5,22 +5,35 @@ Official forms: GQA, Visual Genome, NLVR2, COCO images, VQA questions and answer
 
 from __future__ import annotations
 
-import csv
+import hashlib
 import json
 import re
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
-from typing import Any, ClassVar, Literal, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
 
 from lavis_ext.common.errors import ConfigError, IntegrityError
-from lavis_ext.common.files import read_errors
+from lavis_ext.common.files import expanded
+from lavis_ext.datasets.readers.folders import FolderRows, PartRows
+from lavis_ext.datasets.readers.packed import packed_rows
+from lavis_ext.datasets.readers.tables import (
+    REFETCH,
+    TABLES,
+    kind_of_name,
+    open_head,
+    read_text,
+    rows_of_columns,
+    table_rows,
+)
+
+if TYPE_CHECKING:
+    from lavis_ext.common.config.schema import DatasetConfig
 
 Row = dict[str, Any]
 ROW_KEYS = ("annotations", "questions", "data")
-REFETCH = "fetch it again with `lavis-ext prepare`, or repair the file"
-_WHOLE = re.compile(r"-?(0|[1-9]\d{0,17})\Z")
-_DECIMAL = re.compile(r"-?(0|[1-9]\d*)\.\d+\Z")
 
 
 def parse_rows(path: Path) -> list[Row]:
@@ -37,23 +50,14 @@ def parse_rows(path: Path) -> list[Row]:
 
 
 def _rows_as_written(path: Path) -> list[Row]:
-    kind = path.suffix.lower()
+    kind = kind_of_name(path)
     if kind in (".jsonl", ".ndjson"):
         return list(_jsonl_rows(path))
-    if kind in (".csv", ".tsv"):
-        return _typed_columns(list(_csv_rows(path, "," if kind == ".csv" else "\t")))
+    if kind in TABLES and not (kind == ".txt" and open_head(path, 64).lstrip()[:1] in (b"[", b"{")):
+        return table_rows(path)
     if kind == ".parquet":
-        return _parquet_rows(path)
+        return packed_rows(path)
     return _json_rows(path, parse_json(read_text(path), path))
-
-
-def read_text(path: Path) -> str:
-    """The text of a UTF-8 file without its byte order mark; raises IntegrityError with the offset of a wrong byte."""
-    try:
-        with read_errors(path):
-            return path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise IntegrityError(f"{path} byte {error.start}", f"not UTF-8 text ({error.reason})", REFETCH) from error
 
 
 def parse_json(text: str, path: Path, line: int = 1) -> Any:
@@ -79,17 +83,66 @@ def _json_rows(path: Path, value: Any) -> list[Row]:
 
 
 def _rows_of_dict(value: Row, path: Path) -> list[Any]:
+    if rows := rows_of_columns(value):
+        return rows
     named = [key for key in (*ROW_KEYS, "images") if value.get(key) is not None]
     for key in named:
         if isinstance(value[key], list):
             rows = value[key]
-            return image_rows(rows) if key == "images" else _join_images(rows, value.get("images"), path)
+            if key == "images":
+                return _image_rows(rows, path)
+            joined = _join_images(rows, value.get("images"), path)
+            return gather_boxes(joined, value["categories"]) if _has_boxes(rows, value) else joined
         if key in ROW_KEYS and not any(isinstance(value[other], list) for other in named if other in ROW_KEYS):
             break
     if named:
         what = f"`{named[0]}` holds {_kind(value[named[0]])} where a list of records belongs"
         raise IntegrityError(str(path), what, REFETCH)
     return [{"sample_id": k, **v} if isinstance(v, dict) else {"sample_id": k, "data": v} for k, v in value.items()]
+
+
+def _image_rows(images: list[Any], path: Path) -> list[Row]:
+    """The rows of a file that holds `images` and no annotations; raises IntegrityError for records that name none."""
+    rows = [row for image in images if isinstance(image, dict) for row in _karpathy(image)] or image_rows(images)
+    if images and not rows:
+        keys = f"the keys {', '.join(map(str, images[0]))}" if isinstance(images[0], dict) else _kind(images[0])
+        what = f"the records of `images` have neither `file_name` nor `filename` and `sentences`, but {keys}"
+        raise IntegrityError(str(path), what, "name the picture `file_name` in each")
+    return rows
+
+
+def _karpathy(image: Row) -> Iterator[Row]:
+    """A record of Karpathy's splits (https://cs.stanford.edu/people/karpathy/deepimagesent): a row a sentence."""
+    name, sentences = image.get("filename"), image.get("sentences")
+    if not isinstance(name, str) or not isinstance(sentences, list):
+        return
+    folder = image.get("filepath")
+    row: Row = {"image": f"{folder}/{name}" if folder else name}
+    row |= {"split": image["split"]} if "split" in image else {}
+    number = image.get("cocoid", image.get("imgid"))
+    row |= {} if number is None else {"image_id": number}
+    for one in sentences:
+        yield {**row, "caption": one.get("raw") or " ".join(one.get("tokens") or ())}
+
+
+def _has_boxes(rows: list[Any], value: Row) -> bool:
+    first = next((row for row in rows if isinstance(row, dict)), {})
+    return isinstance(value.get("categories"), list) and {"bbox", "category_id"} <= first.keys()
+
+
+def gather_boxes(rows: Iterable[Any], categories: Iterable[Any]) -> list[Row]:
+    """COCO's instances as one row a picture: `boxes` (x, y, width, height in pixels), `labels`, and `objects`.
+
+    `objects` says the labels in words, each once: `2 dogs` is `dog`. Pictures without any object are left out.
+    """
+    names = {one["id"]: str(one.get("name", one["id"])) for one in categories}
+    found: dict[Any, Row] = {}
+    for row in rows:
+        kept = {key: row[key] for key in ("image", "image_id") if key in row}
+        picture = found.setdefault(row.get("image", row.get("image_id")), {**kept, "boxes": [], "labels": []})
+        picture["boxes"].append([float(number) for number in row["bbox"]])
+        picture["labels"].append(names.get(row["category_id"], str(row["category_id"])))
+    return [{**row, "objects": ", ".join(dict.fromkeys(row["labels"]))} for row in found.values()]
 
 
 def _join_images(rows: list[Any], images: Any, path: Path) -> list[Any]:
@@ -111,52 +164,6 @@ def _jsonl_rows(path: Path) -> Iterator[Row]:
     for number, line in enumerate(read_text(path).split("\n"), 1):
         if line.strip():
             yield _checked(parse_json(line, path, number), f"{path}:{number}")
-
-
-def _parquet_rows(path: Path) -> list[Row]:
-    import pyarrow as pa
-    from pyarrow import parquet
-
-    try:
-        rows: list[Row] = parquet.read_table(path).to_pylist()
-        json.dumps(rows)
-    except (pa.ArrowException, OSError, ValueError, OverflowError, MemoryError, RecursionError) as error:
-        raise IntegrityError(str(path), f"not a whole Parquet file ({error})", REFETCH) from error
-    except TypeError as error:
-        what = f"has a column that holds neither text, numbers, lists nor records ({error})"
-        raise IntegrityError(str(path), what, "leave the column out") from error
-    return rows
-
-
-def _csv_rows(path: Path, delimiter: str) -> Iterator[Row]:
-    reader = csv.reader(read_text(path).splitlines(keepends=True), delimiter=delimiter, strict=delimiter == ",")
-    try:
-        header = next(reader, [])
-        if not header or len(set(header)) < len(header):
-            raise IntegrityError(f"{path}:1", "the first line must name each column once", REFETCH)
-        for fields in reader:
-            if fields and len(fields) != len(header):
-                what = f"{len(fields)} fields where the header names {len(header)}"
-                raise IntegrityError(f"{path}:{reader.line_num}", what, REFETCH)
-            if fields:
-                yield dict(zip(header, fields, strict=True))
-    except csv.Error as error:
-        raise IntegrityError(f"{path}:{reader.line_num}", f"not readable as a table ({error})", REFETCH) from error
-
-
-def _typed_columns(rows: list[Row]) -> list[Row]:
-    """Columns in which every field is a number become numbers; a column with `007` or an empty field stays text."""
-    for name in rows[0] if rows else ():
-        if all(_WHOLE.match(row[name]) for row in rows):
-            _convert(rows, name, int)
-        elif all(_WHOLE.match(row[name]) or _DECIMAL.match(row[name]) for row in rows):
-            _convert(rows, name, float)
-    return rows
-
-
-def _convert(rows: list[Row], name: str, kind: type) -> None:
-    for row in rows:
-        row[name] = kind(row[name])
 
 
 def _checked(row: Any, where: str) -> Row:
@@ -296,6 +303,11 @@ class Joined:
         rows = [_question(row, subtype, f"{where} record {i}") for i, row in enumerate(parse_rows(self.questions))]
         if self.answers is None:
             return rows
+        asked = Counter(row["question_id"] for row in rows)
+        if len(asked) < len(rows):
+            first = asked.most_common(1)[0][0]
+            what = f"{len(rows) - len(asked)} questions have the id of another, first {first}"
+            raise IntegrityError(where, what, "give each question an id of its own")
         answers = {row.get("question_id"): row for row in parse_rows(self.answers)}
         lacking = [row["question_id"] for row in rows if row["question_id"] not in answers]
         if lacking:
@@ -355,13 +367,43 @@ _ANNOTATIONS = re.compile(rb'"annotations"\s*:\s*\[')
 class SplitFiles:
     """The files of a split: those that rows are made from, and those that only an evaluation reads."""
 
-    rows: tuple[Path | Joined, ...]
+    rows: tuple[Path | RowSource, ...]
     answer_list: Path | None = None
     questions: tuple[Path, ...] = ()
     answers: tuple[Path, ...] = ()
 
 
-def sort_files(paths: Iterable[Path]) -> SplitFiles:
+@dataclass(frozen=True)
+class RowOptions:
+    """How the files of a split are read: what a declaration says of it beside their names."""
+
+    split: str = ""
+    base: Path | None = None
+    """The folder of the pictures."""
+    image_key: str = "image"
+    split_key: str | None = None
+    holdout: float = 0.0
+    delimiter: str | None = None
+    turns: bool = False
+    """Whether conversations are taken apart into questions and answers."""
+
+
+def row_options(config: DatasetConfig, split: str, root: Path) -> RowOptions:
+    """The options of one split of a declaration; `root` is the cache root."""
+    args, files = config.args, config.build_info.annotations
+    shared = {"train", "val"} <= files.keys() and files["train"] == files["val"] and split in ("train", "val")
+    return RowOptions(
+        split,
+        root / expanded(config.build_info.images.storage),
+        str(args.get("image_key", "image")),
+        args.get("split_key"),
+        float(args.get("holdout") or 0.0) if shared else 0.0,
+        args.get("delimiter"),
+        config.builder == "vqa",
+    )
+
+
+def sort_files(paths: Iterable[Path], how: RowOptions = RowOptions()) -> SplitFiles:
     """Sort the files of a split: LAVIS' four of a VQA split, official questions and answers, or plain rows.
 
     Where rows are given, official files serve the evaluation only; else the rows are made from them. Raises ConfigError
@@ -370,7 +412,8 @@ def sort_files(paths: Iterable[Path]) -> SplitFiles:
     kinds: dict[Kind, list[Path]] = {"rows": [], "questions": [], "answers": [], "answer_list": []}
     for path in paths:
         kinds[kind_of(path)].append(path)
-    rows: list[Path | Joined] = [*kinds["rows"]] or [*_joined(kinds["questions"], kinds["answers"])]
+    plain = [_source(path, how) for path in kinds["rows"]]
+    rows: list[Path | RowSource] = plain or [*_joined(kinds["questions"], kinds["answers"])]
     if not rows:
         found = ", ".join(f"{path} ({kind})" for kind, some in kinds.items() for path in some) or "no file"
         raise ConfigError(found, "no rows and no questions among the annotations", "name the file of questions too")
@@ -378,12 +421,92 @@ def sort_files(paths: Iterable[Path]) -> SplitFiles:
     return SplitFiles(tuple(rows), lists[0] if lists else None, tuple(kinds["questions"]), tuple(kinds["answers"]))
 
 
+def _source(path: Path, how: RowOptions) -> Path | RowSource:
+    """A file or folder of rows as it is to be read: split by its sign, taken apart, and only the rows of the split."""
+    source: Path | RowSource = path
+    key, is_json = how.split_key, kind_of_name(path) == ".json"
+    if path.is_dir():
+        source = FolderRows(path, how.base or path)
+    elif how.delimiter is not None and kind_of_name(path) in TABLES:
+        source = SplitBy(path, how.delimiter)
+    elif kind_of_name(path) in (".parquet", ".arrow") and how.base is not None:
+        source = PackedFile(path, how.base)
+    elif is_json and path.is_file():
+        head = open_head(path, HEAD)
+        key = key or ("split" if b'"sentences"' in head and b'"filename"' in head and b'"split"' in head else None)
+    if how.turns and path.is_file() and b'"conversations"' in open_head(path, HEAD):
+        source = Turns(path)
+    if how.split and (key or how.holdout):
+        return PartRows(source, how.split, key, how.holdout, how.image_key)
+    return source
+
+
+@dataclass(frozen=True)
+class SplitBy(OneFile):
+    """A table whose fields are split by another sign than its name says."""
+
+    delimiter: str = ";"
+
+    @property
+    def name(self) -> str:
+        """The file name with the code of the sign."""
+        return f"{self.path.name}.by{ord(self.delimiter[0])}"
+
+    def parse(self) -> list[Row]:
+        """All rows; raises IntegrityError."""
+        return canonical_rows(table_rows(self.path, self.delimiter))
+
+
+@dataclass(frozen=True)
+class PackedFile(OneFile):
+    """A Parquet or Arrow file, whose pictures are named below `base`."""
+
+    base: Path = Path()
+
+    @property
+    def name(self) -> str:
+        """The file name, with a digest of the folder."""
+        return f"{self.path.name}.below-{hashlib.sha256(str(self.base.absolute()).encode()).hexdigest()[:8]}"
+
+    def parse(self) -> list[Row]:
+        """All rows; raises IntegrityError."""
+        return canonical_rows(packed_rows(self.path, self.base))
+
+
+@dataclass(frozen=True)
+class Turns(OneFile):
+    """Conversations in LLaVA's form as questions and answers, a row a turn: what stands before a turn is left out."""
+
+    KIND: ClassVar[str] = "turns"
+
+    def parse(self) -> list[Row]:
+        """Rows with `question`, `answer`, `question_id`, `image`; turns without a picture are left out."""
+        rows: list[Row] = []
+        for number, row in enumerate(parse_rows(self.path)):
+            image = row.get("image")
+            for turn, (asked, said) in enumerate(turns_of(row, f"{self.path} record {number}")):
+                name = f"{row.get('id', number)}_{turn}"
+                more = {"image": image[0] if isinstance(image, list) and image else image}
+                rows += [{"question_id": name, "question": asked, "answer": said, **more}] if more["image"] else []
+        return rows
+
+
+def turns_of(row: Row, where: str) -> list[tuple[str, str]]:
+    """The questions of a conversation, each with its answer, without LLaVA's `<image>`; raises IntegrityError."""
+    said = row.get("conversations")
+    if not isinstance(said, list) or not all(isinstance(one, dict) and "value" in one for one in said):
+        raise IntegrityError(where, "has no list of `from` and `value` under `conversations`", REFETCH)
+    texts = [(one.get("from"), str(one["value"]).replace("<image>", " ").strip()) for one in said]
+    return [
+        (a, b) for (who, a), (other, b) in pairwise(texts) if who in ("human", "user") and other in ("gpt", "assistant")
+    ]
+
+
 def kind_of(path: Path) -> Kind:
     """The kind of a file, by its first 64 KiB; a file that is missing or not recognised is `rows`."""
-    if path.suffix.lower() != ".json" or not path.is_file():
+    if kind_of_name(path) != ".json" or not path.is_file():
         return "rows"
-    with path.open("rb") as file:
-        head = file.read(HEAD).removeprefix(b"\xef\xbb\xbf")
+    head = open_head(path, HEAD).removeprefix(b"\xef\xbb\xbf")
     if _SCALARS.match(head):
         return "answer_list" if path.stat().st_size > len(b"[ ]\n") else "rows"
     if not head.lstrip().startswith(b"{"):

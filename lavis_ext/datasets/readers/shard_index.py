@@ -11,16 +11,16 @@ import zlib
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from itertools import groupby, islice
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any, NamedTuple
+from typing import IO, Any, NamedTuple, Protocol
 
 from lavis_ext.common.errors import ConfigError, IntegrityError, UnsafeError
 from lavis_ext.common.files import expanded, read_object
+from lavis_ext.common.secrets import redact
 from lavis_ext.datasets.readers.faults import SampleError
-
-if TYPE_CHECKING:
-    from lavis_ext.datasets.readers.images import PositionalFile
+from lavis_ext.datasets.readers.images import PositionalFile
 
 log = logging.getLogger(__name__)
 
@@ -57,6 +57,41 @@ class ShardIndex:
     cut: str = ""
 
 
+class Bytes(Protocol):
+    """What bytes are read from: an open file, or a shard."""
+
+    def read_at(self, offset: int, size: int) -> bytes:
+        """`size` bytes from `offset`, fewer at the end."""
+
+
+class Remote(Protocol):
+    """A shard in an object store, whose file comes when it is asked for; see `lavis_ext.fetch.cache.CachedObject`."""
+
+    @property
+    def shown(self) -> str:
+        """Its address, for messages."""
+
+    @property
+    def size(self) -> int:
+        """Its bytes."""
+
+    @property
+    def path(self) -> Path:
+        """Where its file lies, once it is there."""
+
+    def local(self) -> Path:
+        """Its file."""
+
+    def read_at(self, offset: int, size: int) -> bytes:
+        """`size` bytes from `offset`."""
+
+
+@lru_cache(maxsize=64)
+def open_shard(path: Path, changed_ns: int) -> PositionalFile:
+    """A shard open for reading; `changed_ns`, its modification time, is part of the cache key."""
+    return PositionalFile(path)
+
+
 @dataclass(frozen=True)
 class Shard:
     """A shard: its file, its modification time, and how many samples were written to it (None: not declared)."""
@@ -70,34 +105,66 @@ class Shard:
     crcs: str | None = None
     """CRC-32 of each sample (`sample_crc`) in the order of the file, 8 hexadecimal digits each, to be compared."""
 
+    remote: Remote | None = None
+    """The object whose copy `path` is, or will be."""
+
+    @property
+    def where(self) -> str:
+        """Its address or path, for messages."""
+        return str(self.path) if self.remote is None else self.remote.shown
+
+    def read_at(self, offset: int, size: int) -> bytes:
+        """`size` bytes from `offset`, fewer at the end of the file; raises OSError."""
+        if self.remote is not None:
+            return self.remote.read_at(offset, size)
+        return open_shard(self.path, self.changed_ns).read_at(offset, size)
+
     @classmethod
     def open(cls, path: Path, check: bool = False) -> Shard:
-        """Read the count beside the shard: our `NNNNN.manifest.json`, else img2dataset's `NNNNN_stats.json`.
+        """Read the count beside the shard: `NNNNN.manifest.json`, img2dataset's `NNNNN_stats.json`, or `_info.json`.
 
         With `check`, the manifest's CRCs too. Raises ConfigError where it has none to compare with.
         """
-        size, changed_ns = path.stat().st_size, path.stat().st_mtime_ns
-        manifest = read_object(path.with_suffix(".manifest.json"))
+        stat = path.stat()
+        beside = {kind: path.with_name(name) for kind, name in beside_names(path.name).items()}
+        return cls.of(
+            path, stat.st_size, {kind: read_object(file) for kind, file in beside.items()}, check, stat.st_mtime_ns
+        )
+
+    @classmethod
+    def of(
+        cls,
+        path: Path,
+        size: int,
+        beside: Mapping[str, Mapping[str, Any]],
+        check: bool = False,
+        changed_ns: int = 0,
+        remote: Remote | None = None,
+    ) -> Shard:
+        """A shard of `size` bytes by the objects of the files `beside` it (`beside_names`); see `open`."""
+        manifest = beside.get("manifest", {})
         crcs = manifest.get("crcs") if check else None
+        where = str(path) if remote is None else remote.shown
         if check and not isinstance(crcs, str):
             way_out = "prepare it again, or leave out run.check_shards (`lavis-ext verify` compares whole shards)"
-            raise ConfigError(str(path), "its manifest has no CRC of each sample", way_out)
+            raise ConfigError(where, "its manifest has no CRC of each sample", way_out)
         samples: Any = manifest.get("samples")
         fault = ""
         if not _is_count(samples):
-            samples = read_object(path.with_name(f"{path.stem}_stats.json")).get("successes")
+            samples = beside.get("stats", {}).get("successes")
+            samples = samples if _is_count(samples) else _listed_count(beside.get("info", {}), path.name)
         elif _is_count(manifest.get("bytes")) and manifest["bytes"] != size:
             fault = f"has {size:,} bytes, its manifest says {manifest['bytes']:,}"
         if type(samples) is int and samples > max(MOST, size // (2 * BLOCK)):
             samples, fault = None, "cannot hold as many samples as are declared: they are counted again"
-        return cls(path, changed_ns, samples if _is_count(samples) else None, fault, crcs)
+        return cls(path, changed_ns, samples if _is_count(samples) else None, fault, crcs, remote)
 
     def entries(self, needs: tuple[str, ...]) -> tuple[ShardIndex, tuple[ShardSample, ...]]:
         """The index, and exactly `count_entries` entries; samples that the shard lost are entries with a fault.
 
         Raises UnsafeError for a pickled member and IntegrityError for more samples than were declared.
         """
-        index = read_index(self.path, needs)
+        index = read_index(self.path if self.remote is None else self.remote.local(), needs)
         found = index.entries if self.crcs is None else tuple(_with_crcs(index.entries, self.crcs))
         if self.promised is None:
             return index, (*found, ShardSample("end", fault=index.cut)) if index.cut else found
@@ -105,13 +172,34 @@ class Shard:
             found = tuple(entry for entry in found if not entry.fault)
         if len(found) > self.promised:
             what = f"holds {len(found):,} samples, {self.promised:,} were written"
-            raise IntegrityError(str(self.path), what, "its manifest is of another file: prepare it again")
+            raise IntegrityError(self.where, what, "its manifest is of another file: prepare it again")
         why = f"shard lost samples: {index.cut or self.fault or 'they are not in it'}"
         return index, found + (ShardSample("lost", fault=why),) * (self.promised - len(found))
 
     def count_entries(self, needs: tuple[str, ...]) -> int:
         """How many entries there are; the shard is read only where its count is not declared."""
         return len(self.entries(needs)[1]) if self.promised is None else self.promised
+
+
+def beside_names(name: str) -> dict[str, str]:
+    """Kind → name of the files beside a shard that may say how many samples it has.
+
+    `_info.json` is of webdatasets on the hub: `splits: {NAME: {filenames: […], shard_lengths: […]}}`.
+    """
+    stem = name.rpartition(".")[0] or name
+    return {"manifest": f"{stem}.manifest.json", "stats": f"{stem}_stats.json", "info": "_info.json"}
+
+
+def _listed_count(info: Mapping[str, Any], name: str) -> Any:
+    """The count that an `_info.json` has for a shard of this name, None for none."""
+    splits = info.get("splits")
+    for split in splits.values() if isinstance(splits, dict) else ():
+        names, lengths = (
+            (split.get(key) for key in ("filenames", "shard_lengths")) if isinstance(split, dict) else ((), ())
+        )
+        if isinstance(names, list) and isinstance(lengths, list) and len(names) == len(lengths) and name in names:
+            return lengths[names.index(name)]
+    return None
 
 
 def read_index(path: Path, needs: tuple[str, ...]) -> ShardIndex:
@@ -123,17 +211,28 @@ def read_index(path: Path, needs: tuple[str, ...]) -> ShardIndex:
     found: dict[str, dict[str, Extent]] = {}
     faults: dict[str, str] = {}
     unknown: Counter[str] = Counter()
+    longer: dict[str, dict[str, list[tuple[str, Extent]]]] = {}  # `key.input.jpg`, the picture where there is no other
     members, cut = walk(path)
     for name, extent in members:
         match = NAME.fullmatch(name)
         key, kind = match.groups() if match else (name, name.rpartition("/")[2].partition(".")[2])
         kind = check_kind(kind.lower(), path, name)
         if kind not in ("image", *TEXTS):
-            unknown[kind] += 1
+            last = check_kind(kind.rpartition(".")[2], path, name)
+            if last != kind and last in ("image", *TEXTS):
+                longer.setdefault(key, {}).setdefault(last, []).append((kind, extent))
+            else:
+                unknown[kind] += 1
         elif kind in found.setdefault(key, {}):
             faults[key] = f"sample has two members of one kind: {kind}"
         else:
             found[key][kind] = extent
+    for key, kinds in longer.items():
+        for kind, some in kinds.items():
+            if len(some) == 1 and kind not in found.get(key, {}):
+                found.setdefault(key, {})[kind] = some[0][1]
+            else:
+                unknown.update(name for name, _ in some)
     entries = (
         ShardSample(key, members, faults.get(key) or _missing_members(members, needs)) for key, members in found.items()
     )
@@ -158,6 +257,12 @@ def check_kind(kind: str, path: Path, name: str) -> str:
     return "image" if kind in IMAGES else kind
 
 
+def kinds_in(path: Path, most: int = 200) -> set[str]:
+    """The kinds of the first members of a shard: `image`, `json`, `txt`, and others."""
+    kinds = (NAME.fullmatch(name) for name, _ in walk(path)[0][:most])
+    return {check_kind(match[2].lower().rpartition(".")[2], path, match[0]) for match in kinds if match}
+
+
 def _missing_members(members: Mapping[str, Extent], needs: tuple[str, ...]) -> str:
     lacking = [kind for kind in needs if kind not in members]
     return f"sample has no {' and no '.join(lacking)}" if lacking else ""
@@ -167,12 +272,12 @@ def _is_count(value: Any) -> bool:
     return type(value) is int and value >= 0
 
 
-def sample_fault(shard: Path, entry: ShardSample) -> SampleError:
+def sample_fault(shard: Shard, entry: ShardSample) -> SampleError:
     """The error of an entry that is not a sample, named by shard and key."""
-    return SampleError(f"{shard.name}!{entry.key}", str(shard), entry.fault)
+    return SampleError(f"{shard.path.name}!{entry.key}", shard.where, entry.fault)
 
 
-def sample_crc(file: PositionalFile, members: Mapping[str, Extent]) -> str:
+def sample_crc(file: Bytes, members: Mapping[str, Extent]) -> str:
     """CRC-32 of a sample's image, JSON and text, one after the other as in the file; 8 hexadecimal digits."""
     crc = 0
     for offset, size in sorted(members.values()):
@@ -300,7 +405,11 @@ def list_shards(storage: Sequence[str], root: Path, where: str) -> list[Path]:
     for pattern in storage:
         refuse_scheme(pattern, where)
         found |= dict.fromkeys(_expand(pattern, root, where))
-    paths = list(found)
+    return checked_shards(list(found), where)
+
+
+def checked_shards(paths: list[Path], where: str) -> list[Path]:
+    """The shards; raises ConfigError for a compressed one, and logs gaps in their numbers."""
     packed = [path for path in paths if path.suffix.lower() in (".gz", ".tgz", ".bz2", ".xz", ".zst")]
     if packed:
         what = f"'{packed[0].name}' is compressed, and samples are read in place"
@@ -315,8 +424,8 @@ def refuse_scheme(pattern: str, where: str) -> None:
     """Raise UnsafeError for anything but a local path: webdataset's own opener would run `pipe:` as a command."""
     scheme = SCHEME.match(pattern)
     if scheme or "::" in pattern:
-        what = f"'{pattern}' is no local path"
-        raise UnsafeError(where, what, "fetch the shards first, then name the folder they lie in")
+        what = f"'{redact(pattern)}' is no local path, nor in an object store"
+        raise UnsafeError(where, what, "name a folder of shards, or s3://, gs://, az://, hf://, https://")
 
 
 def fixed_folder(pattern: str, root: Path) -> Path:

@@ -10,22 +10,22 @@ pipeline of such samples.
 from __future__ import annotations
 
 import logging
-from collections import Counter
+import os
+from collections import Counter, deque
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from functools import cached_property, lru_cache
-from itertools import accumulate
+from functools import cached_property
+from itertools import accumulate, groupby, islice
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
-from lavis_ext.common.errors import PartialError
+from lavis_ext.common.errors import ConfigError, PartialError
 from lavis_ext.common.files import decode_json
 from lavis_ext.datasets.readers.decode import decode_rgb
 from lavis_ext.datasets.readers.faults import SampleError
-from lavis_ext.datasets.readers.images import PositionalFile
 from lavis_ext.datasets.readers.shard_index import Extent, Shard, ShardSample, sample_crc, sample_fault
 
 log = logging.getLogger(__name__)
@@ -68,6 +68,16 @@ class ShardOrder:
             chosen = np.searchsorted(bounds, positions, side="right") - 1
             yield list(zip(shards[chosen].tolist(), (positions - bounds[chosen]).tolist(), strict=True))
 
+    def parts(self, pass_index: int, rank: int, world: int, start: int = 0) -> list[int]:
+        """The shards that a rank's part lies in from its sample number `start` on, in the order of the pass."""
+        shards = self._shards(pass_index)
+        bounds = np.concatenate([[0], np.cumsum(np.array(self.counts, dtype=np.int64)[shards])])
+        first, last = self.total * rank // world + start, self.total * (rank + 1) // world
+        if first >= last:
+            return []
+        begin, end = np.searchsorted(bounds, first, side="right") - 1, np.searchsorted(bounds, last, side="left")
+        return [int(number) for number in shards[begin:end] if self.counts[number]]
+
     def _shards(self, pass_index: int) -> np.ndarray:
         if not self.shuffle_shards:
             return np.arange(len(self.counts))
@@ -91,7 +101,7 @@ class RawSample(NamedTuple):
 
     def fault(self, why: str) -> SampleError:
         """The error for a sample that cannot be used."""
-        return SampleError(self.name, str(self.shard.path), why)
+        return SampleError(self.name, self.shard.where, why)
 
     def read(self, kind: str) -> bytes:
         """The bytes of its `image`, `json` or `txt`; raises SampleError if they cannot be read."""
@@ -99,7 +109,7 @@ class RawSample(NamedTuple):
         if size > MAX_BYTES[kind]:
             raise self.fault(f"{kind} is too large: {size:,} bytes")
         try:
-            data = open_shard(self.shard.path, self.shard.changed_ns).read_at(offset, size)
+            data = self.shard.read_at(offset, size)
         except OSError as error:
             raise self.fault(f"shard cannot be read: {error.strerror}") from error
         if len(data) != size:
@@ -111,7 +121,7 @@ class RawSample(NamedTuple):
         if self.entry.crc is None:
             return
         try:
-            crc = sample_crc(open_shard(self.shard.path, self.shard.changed_ns), self.entry.members)
+            crc = sample_crc(self.shard, self.entry.members)
         except OSError as error:
             raise self.fault(f"shard cannot be read: {error.strerror}") from error
         if crc != self.entry.crc:
@@ -119,7 +129,7 @@ class RawSample(NamedTuple):
 
     def pixels(self) -> Any:
         """The picture, uint8 [H,W,3]; raises SampleError."""
-        return decode_rgb(self.read("image"), self.name, str(self.shard.path))
+        return decode_rgb(self.read("image"), self.name, self.shard.where)
 
     def record(self) -> dict[str, Any]:
         """The JSON object; raises SampleError."""
@@ -139,10 +149,24 @@ class RawSample(NamedTuple):
             raise self.fault("txt is not UTF-8") from error
 
 
-@lru_cache(maxsize=64)
-def open_shard(path: Path, changed_ns: int) -> PositionalFile:
-    """A shard open for reading; `changed_ns`, its modification time, is part of the cache key."""
-    return PositionalFile(path)
+class Bucket(Protocol):
+    """Shards in an object store: opened with what is declared of them, and fetched before they are needed."""
+
+    limit: int
+    """Bytes of the cache."""
+
+    ahead: int
+    """Shards that are fetched before they are needed."""
+
+    @property
+    def identity(self) -> str:
+        """What names the versions of all shards."""
+
+    def open(self, check: bool) -> Sequence[Shard]:
+        """The shards, in order."""
+
+    def begin(self, shards: Sequence[Shard]) -> None:
+        """Begin to fetch these, in this order, unless enough are on their way."""
 
 
 @dataclass(eq=False)
@@ -154,6 +178,7 @@ class ShardReader:
     """
 
     paths: Sequence[Path]
+    """The shards' files; of a `bucket` where they will lie."""
     needs: tuple[str, ...] = ("image", "json")
     seed: int = 0
     buffer: int = 10_000
@@ -161,15 +186,19 @@ class ShardReader:
     check: bool = False
     unknown: Counter[str] = field(default_factory=Counter)
     """Members of other kinds in the shards read so far, which are skipped: kind → count."""
+    bucket: Bucket | None = None
     _noted: set[Path] = field(default_factory=set)
 
     @cached_property
     def shards(self) -> tuple[Shard, ...]:
         """The shards with their declared counts; one that differs from its manifest is logged."""
-        shards = tuple(Shard.open(path, self.check) for path in self.paths)
+        if self.bucket is None:
+            shards = tuple(Shard.open(path, self.check) for path in self.paths)
+        else:
+            shards = tuple(self.bucket.open(self.check))
         for shard in shards:
             if shard.fault:
-                log.warning("%s %s", shard.path, shard.fault)
+                log.warning("%s %s", shard.where, shard.fault)
         return shards
 
     @cached_property
@@ -178,13 +207,13 @@ class ShardReader:
         with ThreadPoolExecutor(COUNT_THREADS) as pool:
             counts = list(pool.map(lambda shard: shard.count_entries(self.needs), self.shards))
         if not sum(counts):
-            where = str(self.paths[0].parent) if self.paths else "shards"
+            where = self.shards[0].where.rpartition("/")[0] if self.shards else "shards"
             kinds = self.shards[0].entries(self.needs)[0].unknown if self.shards else {}
             others = f", but members that end in {', '.join(f'.{kind}' for kind in sorted(kinds))}" if kinds else ""
             raise PartialError(where, f"not one sample in {len(counts)} shards{others}", "prepare them again")
         for shard, count in zip(self.shards, counts, strict=True):
             if not count:
-                log.warning("%s holds no samples", shard.path)
+                log.warning("%s holds no samples", shard.where)
         if self.limit is None:
             return tuple(counts)
         before = (0, *accumulate(counts))
@@ -207,19 +236,53 @@ class ShardReader:
         Raises UnsafeError for a shard with a pickle in it, IntegrityError for one with more samples than declared.
         """
         opened: dict[int, tuple[ShardSample, ...]] = {}
-        for window in self.order.windows(pass_index, rank, world, start):
+        coming = deque(self.order.parts(pass_index, rank, world, start) if self.bucket else ())
+        for window in self._windows(pass_index, rank, world, start):
             used = {number for number, _ in window}
+            if self.bucket is not None:
+                first = [number for number in coming if number in used]
+                while coming and coming[0] in used:
+                    coming.popleft()
+                self._begin(self.bucket, first, coming or self.order.parts(pass_index + 1, rank, world))
             opened = {number: opened.get(number) or self._open(number) for number in sorted(used)}
             for number, place in window:
                 shard, entry = self.shards[number], opened[number][place]
-                yield sample_fault(shard.path, entry) if entry.fault else RawSample(shard, entry)
+                yield sample_fault(shard, entry) if entry.fault else RawSample(shard, entry)
+
+    def _windows(self, pass_index: int, rank: int, world: int, start: int) -> Iterator[Sequence[Place]]:
+        """The windows of the order; where nothing is shuffled each shard is one, so that no other has to be there."""
+        for window in self.order.windows(pass_index, rank, world, start):
+            if self.buffer > 1:
+                yield window
+            else:
+                yield from (list(places) for _, places in groupby(window, lambda place: place[0]))
+
+    def _begin(self, bucket: Bucket, used: Sequence[int], coming: Sequence[int]) -> None:
+        """Begin to fetch the shards of a window, and those after it as far as the cache holds them all.
+
+        Raises ConfigError where the windows of this machine's processes together are larger than the cache: each sample
+        would have its shard fetched again.
+        """
+        limit = bucket.limit // max(1, int(os.environ.get("LOCAL_WORLD_SIZE") or 1))
+        need = sum(self.shards[number].remote.size for number in used)  # type: ignore[union-attr]
+        if need > limit:
+            what = f"{self.buffer:,} samples lie in {len(used)} shards of {need:,} bytes, and the cache has {limit:,}"
+            raise ConfigError(self.shards[used[0]].where, what, "raise `cache_gb`, or lower `shuffle_buffer`")
+        wanted = list(used)
+        for number in islice(coming, bucket.ahead):
+            need += self.shards[number].remote.size  # type: ignore[union-attr]
+            if need > limit:
+                break
+            wanted.append(number)
+        bucket.begin([self.shards[number] for number in wanted])
 
     def _open(self, number: int) -> tuple[ShardSample, ...]:
         index, entries = self.shards[number].entries(self.needs)
         faults = Counter(entry.fault for entry in entries if entry.fault)
         if faults:
             reasons = ", ".join(f"{why} {count}x" for why, count in faults.most_common(3))
-            log.warning("%s: %d of %d samples are faulty: %s", index.path, faults.total(), len(entries), reasons)
+            where = self.shards[number].where
+            log.warning("%s: %d of %d samples are faulty: %s", where, faults.total(), len(entries), reasons)
         self._note(index.unknown, index.path)
         return entries
 

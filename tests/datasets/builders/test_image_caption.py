@@ -168,7 +168,8 @@ def test_other_words_for_columns(root: Path) -> None:
         (None, "missing or empty"),
         ("", "missing or empty"),
         (" \n", "missing or empty"),
-        (5, "missing or empty"),
+        (True, "missing or empty"),
+        ({"a": 1}, "missing or empty"),
         ("x" * 10**7, "too long"),
     ],
 )

@@ -105,7 +105,7 @@ def test_swapping_twice_gives_the_sentence_back(sentence: str) -> None:
     ],
 )
 def test_a_bad_row_is_one_bad_sample(row: dict[str, Any], why: str, tmp_path: Path) -> None:
-    dataset = own(tmp_path, [row])
+    dataset = own(tmp_path, [row, {"images": ["a.jpg", "b.jpg"], "sentence": "s", "label": "no"}])
     with pytest.raises(SampleError, match=why):
         dataset.load(0, torch.Generator())
 

@@ -177,7 +177,7 @@ def test_pickles(tmp_path: Path) -> None:
 def test_a_question_without_answers_or_text_is_one_bad_sample(tmp_path: Path) -> None:
     rows = [
         {"image": "a.jpg", "question": "q", "answer": []},
-        {"image": "a.jpg", "question": "q", "answer": [1]},
+        {"image": "a.jpg", "question": "q", "answer": [None]},
         {"image": "a.jpg", "question": "", "answer": "x"},
         {"image": "b.jpg", "question": "q", "answer": "x"},
         {"image": "a.jpg", "question": "q", "answer": "x"},

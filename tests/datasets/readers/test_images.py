@@ -46,7 +46,7 @@ def pack(path: Path, files: dict[str, bytes], method: int = zipfile.ZIP_STORED) 
     ],
 )
 def test_names_are_resolved(folder: Path, name: str, found: str) -> None:
-    store = ImageStore(folder)
+    store = ImageStore(folder, layouts=["VG_100K", "VG_100K_2"])
     assert store.read(name) == found.encode()
     assert store.exists(name)
     assert store.where(name) == str(folder / found)
@@ -84,6 +84,20 @@ def test_layouts_can_be_declared(folder: Path) -> None:
     assert not store.exists("image/2.jpg")
 
 
+@pytest.mark.parametrize("name", ["VG/1.jpg", "/elsewhere/dog/1.jpg", "dog/deep/1.jpg"])
+def test_no_picture_of_another_folder_stands_for_a_missing_one(folder: Path, name: str) -> None:
+    with pytest.raises(SampleError, match="image is missing"):
+        ImageStore(folder).read(name)
+
+
+def test_a_name_that_stands_in_two_folders_is_a_fault(folder: Path) -> None:
+    (folder / "VG_100K_2" / "1.jpg").write_bytes(b"another")
+    with pytest.raises(SampleError, match="several files"):
+        ImageStore(folder).read("1.jpg")
+    assert ImageStore(folder, layouts=["VG_100K_2"]).read("1.jpg") == b"another"
+    assert ImageStore(folder).read(f"{folder}/VG_100K/1.jpg") == b"VG_100K/1.jpg"
+
+
 def test_names_lists_pictures_once(folder: Path) -> None:
     pack(folder / "more.zip", {"val2014/a.jpg": b"x", "val2014/z.JPG": b"z", "readme.txt": b"t"})
     assert list(ImageStore(folder).names()) == [
@@ -101,7 +115,8 @@ def test_archives_are_read_in_place(tmp_path: Path, method: int) -> None:
     pack(tmp_path / "coco" / "images" / "train2014.zip", files, method)
     store = pickle.loads(pickle.dumps(ImageStore(tmp_path / "coco" / "images")))
     assert store.ready
-    assert store.read("/elsewhere/7.jpg") == files["train2014/7.jpg"]
+    assert store.read("7.jpg") == files["train2014/7.jpg"]
+    assert store.read("/elsewhere/train2014/7.jpg") == files["train2014/7.jpg"]
     wrong: list[str] = []
 
     def read_all() -> None:

@@ -1,0 +1,367 @@
+"""Data that a person has, as a declaration: what a path holds, which shape that is, and in words what was guessed."""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from lavis_ext.common.config.decode import ConfigDecoder
+from lavis_ext.common.config.schema import DatasetConfig
+from lavis_ext.common.errors import UsageError, nearest
+from lavis_ext.common.files import expanded, read_errors
+from lavis_ext.common.registry import builders
+from lavis_ext.common.types import Dataset
+from lavis_ext.datasets.readers.annotations import Annotations
+from lavis_ext.datasets.readers.columns import LOOKED_AT, Row, find_column
+from lavis_ext.datasets.readers.folders import split_named
+from lavis_ext.datasets.readers.packed import arrow_files
+from lavis_ext.datasets.readers.parse import RowOptions, sort_files
+from lavis_ext.datasets.readers.tables import PICTURE, TABLES, kind_of_name, open_head, sign_of
+
+log = logging.getLogger(__name__)
+ROWS = (".json", ".jsonl", ".ndjson", ".csv", ".tsv", ".parquet", ".arrow", ".token")
+TARS = (".tar", ".tar.gz", ".tgz")
+DEPTH, MOST = 3, 20_000
+"""How deep and among how many entries a folder is searched for files of rows."""
+NOT_ROWS = re.compile(
+    r"dataset_infos?|state|dataset_dict|config|package|licen[cs]e|readme|requirements|_stats|manifest"
+)
+QUESTION = "What is this?"
+"""What is asked about pictures that only have a class: the class is the answer, so that accuracy is measured."""
+
+
+@dataclass(frozen=True)
+class Guess:
+    """What a path was taken for: a declaration, ready to be built, and in sentences what was guessed."""
+
+    config: DatasetConfig
+    section: Mapping[str, Any]
+    """The declaration as it stands in a YAML, below `datasets.<name>`."""
+    sentences: tuple[str, ...]
+    task: str
+    """The task that trains on it."""
+
+    @property
+    def name(self) -> str:
+        """What it is called."""
+        return self.config.name
+
+
+def guess(path: str | Path, name: str | None = None) -> Guess:
+    """What a file, a folder or a name in the cache of `datasets` holds, with all paths absolute.
+
+    Raises UsageError for a path that is not there or holds nothing of the kind, IntegrityError for files of it that
+    cannot be read.
+    """
+    place = expanded(path).absolute()
+    with read_errors(place):
+        if not place.exists():
+            place = _cached(str(path), place)
+    found = _look(place)
+    if found is None:
+        what = "holds no pictures, no rows of a known form and no shards"
+        raise UsageError(str(path), what, "docs/own-data.md lists the forms; or write a YAML for it")
+    chosen = name or re.sub(r"[^A-Za-z0-9_]+", "_", place.name.partition(".")[0]).strip("_").lower() or "mine"
+    section, sentences = found
+    decoder = ConfigDecoder()
+    config = decoder.build(DatasetConfig, {"name": chosen, "family": chosen, **section}, f"datasets.{chosen}")
+    decoder.close()
+    assert config is not None
+    task = {"vqa": "vqa", "conversation": "instruct", "image_text_retrieval": "retrieval"}.get(
+        config.builder, "captioning"
+    )
+    return Guess(config, section, tuple(sentences), task)
+
+
+def load_own(path: str | Path, vis_path: str | Path | None = None) -> dict[str, Dataset]:
+    """The data sets of a path by split, after what was guessed is logged; pictures are PIL images and texts raw."""
+    from lavis_ext.common.config.resolve import cache_root
+    from lavis_ext.datasets.builders.base_dataset_builder import build_datasets
+    from lavis_ext.datasets.builders.context import BuildContext
+
+    found = guess(path)
+    for sentence in found.sentences:
+        log.info("%s: %s", path, sentence)
+    config = found.config
+    if vis_path is not None:
+        images = replace(config.build_info.images, storage=str(expanded(vis_path).absolute()))
+        config = replace(config, build_info=replace(config.build_info, images=images))
+    return build_datasets(config, BuildContext(cache_root()))
+
+
+def _cached(name: str, place: Path) -> Path:
+    """The folder of a data set in the local cache of `datasets` or of the hub; raises UsageError for none."""
+    home = expanded(os.environ.get("HF_HOME") or "~/.cache/huggingface")
+    arrows = expanded(os.environ.get("HF_DATASETS_CACHE") or home / "datasets")
+    hub = expanded(os.environ.get("HF_HUB_CACHE") or home / "hub")
+    if re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name):
+        made = arrows / name.replace("/", "___")
+        versions = sorted({file.parent for file in made.glob("**/*.arrow")}, key=lambda one: one.stat().st_mtime_ns)
+        fetched = sorted((hub / f"datasets--{name.replace('/', '--')}" / "snapshots").glob("*"))
+        if versions or fetched:
+            return (versions or fetched)[-1]
+    beside = sorted(one.name for one in place.parent.iterdir()) if place.parent.is_dir() else []
+    raise UsageError(
+        name, "no such file, folder, or data set in the cache of `datasets`", nearest(place.name, beside[:200])
+    )
+
+
+Found = tuple[dict[str, Any], list[str]]
+
+
+def _look(place: Path) -> Found | None:
+    """The declaration of a path and what is said of it, by what is there."""
+    if place.is_file():
+        if place.name.lower().endswith(TARS):
+            return _shards([place], place)
+        return _of_files({"train": [place]}, place.parent, [])
+    if (place / "dataset_dict.json").is_file():
+        parts = {split_named(one.name) or one.name: [one] for one in sorted(place.iterdir()) if arrow_files(one)}
+        return _of_files(parts, place, ["folders of `datasets.save_to_disk`"]) if parts else None
+    if arrow_files(place):
+        return _of_files({"train": [place]}, place, ["a folder of `datasets.save_to_disk`"])
+    entries = list(islice(_below(place), MOST))
+    if tars := [path for path in entries if path.name.lower().endswith(TARS)]:
+        return _shards(tars, place)
+    pictures = [path for path in entries if PICTURE.search(path.name)]
+    beside = {path.with_suffix("") for path in pictures}
+    files = [path for path in entries if _may_hold_rows(path) and path.with_suffix("") not in beside]
+    if files:
+        files, notes = _chosen(files)
+        found = _of_files(_by_split(files), place, notes)
+        if found:
+            return found
+    return _folder(place, pictures) if pictures else None
+
+
+def _below(folder: Path) -> Iterator[Path]:
+    """The files below a folder, the upper ones first; hidden ones are left out."""
+    level = [folder]
+    for _ in range(DEPTH + 1):
+        inner: list[Path] = []
+        for one in level:
+            with read_errors(one), os.scandir(one) as listed:
+                entries = sorted((e for e in listed if not e.name.startswith(".")), key=lambda e: e.name)
+            yield from (Path(e.path) for e in entries if e.is_file())
+            inner += [Path(e.path) for e in entries if e.is_dir()]
+        level = inner
+
+
+def _may_hold_rows(path: Path) -> bool:
+    """Whether a file is a table or a list of records; of a `.txt` its first line must be one of a list of captions."""
+    kind = kind_of_name(path)
+    if kind in ROWS:
+        return not NOT_ROWS.match(path.name.lower())
+    if kind != ".txt":
+        return False
+    first = open_head(path, 4096).decode("utf-8", "ignore").lstrip("\ufeff\n").partition("\n")[0].lower()
+    names = first.replace("\t", ",").split(",")
+    return bool(re.search(r"\.(jpe?g|png|webp|gif|bmp)\b", first)) or bool(
+        {"image", "file_name", "filename"} & set(names)
+    )
+
+
+def _words(path: Path) -> list[str]:
+    """The words of a file's name and of its folder's, small: `captions_train2017.json` → captions, train."""
+    words = re.findall(r"[a-z]+", path.name.lower().partition(".")[0])
+    return [*words, *re.findall(r"[a-z]+", path.parent.name.lower())]
+
+
+def _chosen(files: list[Path]) -> tuple[list[Path], list[str]]:
+    """Of COCO's several files about the same pictures the captions, else the boxes; and what was left out."""
+    for wanted, others in (
+        ("captions", ("instances", "person", "panoptic", "stuff")),
+        ("instances", ("person", "stuff")),
+    ):
+        if any(wanted in _words(path) for path in files):
+            out = [path for path in files if set(others) & set(_words(path))]
+            kept = [path for path in files if path not in out]
+            named = ", ".join(path.name for path in out)
+            return kept, [f"left out beside the {wanted}: {named}"] if out else []
+    return files, []
+
+
+def _by_split(files: Iterable[Path]) -> dict[str, list[Path]]:
+    """The files by the split that their name says, else their folder's; `train` for those that say none."""
+    found: dict[str, list[Path]] = {}
+    for path in files:
+        split = next((split for word in _words(path) if (split := split_named(word))), "train")
+        found.setdefault(split, []).append(path)
+    return {split: found[split] for split in ("train", "val", "test") if split in found}
+
+
+def _shards(tars: Sequence[Path], place: Path) -> Found:
+    """Tars in webdataset's form; which member holds the caption is seen in the first."""
+    from lavis_ext.datasets.readers.shard_index import kinds_in
+
+    kinds = kinds_in(tars[0])
+    args = {"caption_key": ".txt"} if "json" not in kinds else {}
+    storage = str(place) if place.is_file() else str(tars[0].parent)
+    said = f"{len(tars)} tar{'s' if len(tars) > 1 else ''} of samples, read as a stream: the shape `image_text_shards`"
+    text = "its `.txt`" if args else "`caption` of its `.json`"
+    return {"builder": "image_text_shards", "build_info": {"storage": storage}, "args": args}, [
+        said,
+        f"the caption of a sample is {text} (otherwise: `args: {{caption_key: …}}`)",
+    ]
+
+
+def _folder(place: Path, pictures: Sequence[Path]) -> Found:
+    """A folder of pictures without a file of rows, or folders of pictures by split."""
+    splits = {
+        split: place / name
+        for name in sorted({path.relative_to(place).parts[0] for path in pictures if path.parent != place})
+        if (split := split_named(name))
+    }
+    whole = splits and all(
+        path.relative_to(place).parts[0] in {one.name for one in splits.values()} for path in pictures
+    )
+    parts = {split: [splits[split]] for split in ("train", "val", "test") if split in splits} if whole else {}
+    return _of_files(parts or {"train": [place]}, place, []) or ({}, [])
+
+
+def _of_files(parts: Mapping[str, list[Path]], place: Path, notes: list[str]) -> Found | None:
+    """Files or folders of rows by split: shape, columns and the folder of pictures are seen in the first split."""
+    first = next(iter(parts.values()))
+    delimiter = _sign(first[0])
+    rows, known = _some_rows(first, place, delimiter)
+    if not rows:
+        return None
+    shape, args, said = _shape(rows, known)
+    if delimiter:
+        args["delimiter"] = delimiter
+    if not shape:
+        return None
+    images, found = _images(rows, args, first[0], place)
+    if pattern := found.pop("image_pattern", None):
+        args["image_pattern"] = pattern
+    key = find_column("split_key", rows)
+    if len(parts) == 1 and key and {split_named(str(row.get(key))) for row in rows} - {None}:
+        values = _values(first, place, delimiter, key)
+        parts = {split: first for split in ("train", "val", "test") if split in values}
+        args["split_key"] = key
+        notes = [*notes, f"`{key}` says to which split a row belongs: {', '.join(parts)}"]
+    if shape == "image_caption" and "caption_key" not in args and "caption" not in known:
+        parts = {"test": first} if list(parts) == ["train"] else parts
+    listed = {split: {"storage": [str(one) for one in some]} for split, some in parts.items()}
+    section = {
+        "builder": shape,
+        "build_info": {"annotations": listed, "images": {"storage": str(images)}},
+        "args": args,
+    }
+    kinds = ", ".join(f"{split}: {', '.join(one.name for one in some)}" for split, some in parts.items())
+    return section, [*notes, f"rows of {kinds}", *said, f"the pictures lie below {images}{found.get('note', '')}"]
+
+
+def _sign(path: Path) -> str | None:
+    """The sign that splits a CSV where that is no comma."""
+    if kind_of_name(path) not in TABLES or path.is_dir():
+        return None
+    head = open_head(path, 1 << 16).decode("utf-8", "ignore").lstrip("\ufeff").partition("\n")[0].rstrip("\r")
+    usual = "\t" if kind_of_name(path) == ".tsv" else ","
+    sign = sign_of(head)
+    return sign if sign and usual not in head and kind_of_name(path) != ".txt" else None
+
+
+def _some_rows(files: Sequence[Path], base: Path, delimiter: str | None) -> tuple[list[Row], list[str]]:
+    """The first rows of some files, and the keys of all."""
+    rows = Annotations(sort_files(files, RowOptions(base=base, delimiter=delimiter)).rows)
+    return rows[:LOOKED_AT], rows.keys()
+
+
+def _values(files: Sequence[Path], base: Path, delimiter: str | None, key: str) -> set[str]:
+    rows = Annotations(sort_files(files, RowOptions(base=base, delimiter=delimiter)).rows)
+    return {split_named(str(value)) or str(value) for value in rows.column(key)}
+
+
+def _shape(rows: Sequence[Row], known: Sequence[str]) -> tuple[str, dict[str, Any], list[str]]:
+    """The shape that rows have, its arguments where they differ from the usual, and what to say of it."""
+    image = find_column("image_key", rows)
+    args: dict[str, Any] = {} if image in (None, "image") else {"image_key": image}
+    said = [f"the picture is `{image}`"] if image else []
+    if "conversations" in known:
+        shape = "conversation" if "conversation" in builders else "vqa"
+        how = (
+            "conversations in LLaVA's form"
+            if shape == "conversation"
+            else "conversations, a question and answer a turn"
+        )
+        return shape, args, [*said, f"{how}: the shape `{shape}`"]
+    used = [image] if image else []
+    question = find_column("question_key", rows, used)
+    answer = find_column("answer_key", rows, [*used, question or ""])
+    caption = find_column("caption_key", rows, [*used, question or ""])
+    if question:
+        args |= {} if question == "question" else {"question_key": question}
+        args |= {} if answer in (None, "answer") else {"answer_key": answer}
+        said.append(f"`{question}` is asked and `{answer}` is the answer: the shape `vqa`")
+        return "vqa", args, said
+    label = find_column("label_key", rows, used)
+    if caption:
+        args |= {} if caption == "caption" else {"caption_key": caption}
+        said.append(f"`{caption}` is what is said of it: the shape `image_caption`")
+        return "image_caption", args, said
+    if label:
+        args |= {"question": QUESTION, "answer_key": label}
+        said.append(f"`{label}` is its class, the answer to '{QUESTION}': the shape `vqa`")
+        return "vqa", args, said
+    if image or "image_id" in known:
+        return (
+            "image_caption",
+            args,
+            [*said, "there are no captions: it can be looked at and described, not trained on"],
+        )
+    return "", {}, []
+
+
+PLACES = ("images", "image", "img", "imgs", "photos", "pictures", "pics", "data", "files")
+
+
+def _images(rows: Sequence[Row], args: Mapping[str, Any], file: Path, place: Path) -> tuple[Path, dict[str, str]]:
+    """The folder below which most of the first pictures are found, and how they are named where rows only have ids."""
+    folder = file if file.is_dir() else file.parent
+    values = [row.get(str(args.get("image_key", "image"))) for row in rows]
+    names = [str(one) for value in values if value for one in (value if isinstance(value, list) else [value])]
+    patterns: list[str | None] = [None]
+    if not names:
+        ids = [row["image_id"] for row in rows if "image_id" in row]
+        patterns = ["{image_id}.jpg", "{image_id:012d}.jpg", "{image_id}.png"]
+        names = []
+    if any(Path(name).is_absolute() for name in names):
+        parents = [str(Path(name).parent) for name in names if Path(name).is_absolute() and Path(name).is_file()]
+        if parents:
+            return Path(os.path.commonpath(parents)), {}
+    bases = dict.fromkeys([place, folder, folder.parent])
+    inner = [one for base in bases for one in _folders(base)]
+    candidates = list(dict.fromkeys([*bases, *inner, *(deep for one in inner for deep in _folders(one))]))[:200]
+    best: tuple[int, Path, str | None] = (0, folder, None)
+    for pattern in patterns:
+        wanted = names if pattern is None else [_formatted(pattern, one) for one in ids]
+        for base in candidates:
+            hits = sum((base / name.partition("!")[0]).is_file() for name in wanted if name)
+            if hits > best[0]:
+                best = (hits, base, pattern)
+    found = {} if best[2] in (None, "{image_id}.jpg") else {"image_pattern": best[2]}
+    note = "" if best[0] else " (none of the first was found there: `build_info: {images: {storage: …}}` says where)"
+    return best[1], {**found, "note": note}  # type: ignore[dict-item]
+
+
+def _formatted(pattern: str, number: Any) -> str:
+    try:
+        return pattern.format(image_id=number)
+    except ValueError:
+        return ""
+
+
+def _folders(base: Path) -> list[Path]:
+    """The folders in a folder, those with usual names for pictures first."""
+    try:
+        found = sorted(one for one in base.iterdir() if one.is_dir() and not one.name.startswith("."))
+    except OSError:
+        return []
+    return sorted(found, key=lambda one: one.name.lower() not in PLACES)[:50]

@@ -1,0 +1,227 @@
+"""Tables that hold pictures in themselves: Parquet as the Hugging Face hub writes it, and `datasets`' Arrow files.
+
+Rows name such a picture `FILE!COLUMN/ROW`; the image store reads it out of the file when it is wanted.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import threading
+from collections import OrderedDict
+from collections.abc import Iterator, Mapping
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lavis_ext.common.errors import IntegrityError
+from lavis_ext.common.files import decode_json, read_object
+from lavis_ext.datasets.readers.faults import SampleError
+from lavis_ext.datasets.readers.tables import REFETCH
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+Row = dict[str, Any]
+PACKED_NAME = re.compile(r"(.+\.(?:parquet|arrow))!([^/]+)/(\d+)(?:/(\d+))?\Z")
+GROUPS = 4
+"""Row groups of pictures that are held: the hub writes 100 pictures in one."""
+
+
+def packed_rows(path: Path, base: Path | None = None) -> list[Row]:
+    """The rows of a Parquet file or an Arrow stream; raises IntegrityError.
+
+    A column of encoded pictures becomes their names below `base` (default: the file's folder), and those of files
+    that it only names, their paths. Numbers of classes become the names that `datasets` left in the file.
+    """
+    import pyarrow as pa
+
+    try:
+        schema, length = _shape_of(path)
+        pictures = {field.name: field.type for field in schema if _holds_pictures(field.type)}
+        table = _columns(path, [field.name for field in schema if field.name not in pictures])
+        rows: list[Row] = table.to_pylist() if table.num_columns else [{} for _ in range(length)]
+        json.dumps(rows)
+        names = {name: list(_picture_names(path, name, kind, base)) for name, kind in pictures.items()}
+    except (pa.ArrowException, OSError, ValueError, OverflowError, MemoryError, RecursionError) as error:
+        raise IntegrityError(str(path), f"not a whole {_kind(path)} file ({error})", REFETCH) from error
+    except TypeError as error:
+        what = f"has a column that holds neither text, numbers, lists, records nor pictures ({error})"
+        raise IntegrityError(str(path), what, "leave the column out") from error
+    classes = class_names(schema)
+    order = [field.name for field in schema]
+    for number, row in enumerate(rows):
+        for name in names.keys() | classes.keys():
+            if name in names:
+                row[name] = names[name][number]
+            elif type(row.get(name)) is int and 0 <= row[name] < len(classes[name]):
+                row[name] = classes[name][row[name]]
+        rows[number] = {name: row[name] for name in order}
+    return rows
+
+
+def class_names(schema: pa.Schema) -> dict[str, list[str]]:
+    """The names of the classes of each column that `datasets` declared as classes."""
+    try:
+        told = decode_json((schema.metadata or {}).get(b"huggingface", b"{}"))
+        features = told["info"]["features"]
+        named = {name: one["names"] for name, one in features.items() if isinstance(one, dict) and "names" in one}
+    except (ValueError, KeyError, TypeError):
+        return {}
+    return {name: list(map(str, names)) for name, names in named.items() if isinstance(names, list)}
+
+
+def _kind(path: Path) -> str:
+    return "Parquet" if path.suffix.lower() == ".parquet" else "Arrow"
+
+
+def _shape_of(path: Path) -> tuple[pa.Schema, int]:
+    from pyarrow import parquet
+
+    if path.suffix.lower() == ".parquet":
+        meta = parquet.ParquetFile(path)
+        return meta.schema_arrow, meta.metadata.num_rows
+    table = _arrow(path)
+    return table.schema, table.num_rows
+
+
+def _columns(path: Path, names: list[str]) -> Any:
+    from pyarrow import parquet
+
+    if path.suffix.lower() == ".parquet":
+        return parquet.ParquetFile(path).read(names)
+    return _arrow(path).select(names)
+
+
+def _arrow(path: Path) -> Any:
+    """An Arrow file, mapped: `datasets` writes streams."""
+    import pyarrow as pa
+
+    source = pa.memory_map(str(path))
+    try:
+        return pa.ipc.open_stream(source).read_all()
+    except pa.ArrowInvalid:
+        return pa.ipc.open_file(pa.memory_map(str(path))).read_all()
+
+
+def _holds_pictures(kind: pa.DataType) -> bool:
+    """Bytes, `datasets`' struct of bytes and path, or a list of either."""
+    import pyarrow.types as types
+
+    if types.is_list(kind) or types.is_large_list(kind):
+        return _holds_pictures(kind.value_type)
+    if types.is_struct(kind):
+        return kind.get_field_index("bytes") >= 0 and _holds_pictures(kind.field("bytes").type)
+    return bool(types.is_binary(kind) or types.is_large_binary(kind))
+
+
+def _picture_names(path: Path, column: str, kind: pa.DataType, base: Path | None) -> Iterator[Any]:
+    """What rows call the pictures of a column; None where there is none."""
+    import pyarrow as pa
+
+    where = path.relative_to(base).as_posix() if base is not None and path.is_relative_to(base) else path.name
+    number = 0
+    for batch in _batches(path, column):
+        values = batch.column(0)
+        if not pa.types.is_struct(kind):
+            if pa.types.is_list(kind) or pa.types.is_large_list(kind):
+                for count in pa.compute.list_value_length(values).to_pylist():
+                    yield None if count is None else [f"{where}!{column}/{number}/{k}" for k in range(count)]
+                    number += 1
+            else:
+                _require_pictures(path, column, values)
+                for there in values.is_valid().to_pylist():
+                    yield f"{where}!{column}/{number}" if there else None
+                    number += 1
+            continue
+        held = values.field("bytes").is_valid().to_pylist()
+        paths = values.field("path").to_pylist() if kind.get_field_index("path") >= 0 else [None] * len(held)
+        for there, named in zip(held, paths, strict=True):
+            yield f"{where}!{column}/{number}" if there else named
+            number += 1
+
+
+def _require_pictures(path: Path, column: str, values: Any) -> None:
+    """Raise TypeError for bytes that are no pictures: the first that is there says it of a column."""
+    from lavis_ext.datasets.readers.decode import sniff_fault
+
+    first = next((value.as_py() for value in values if value.is_valid), None)
+    if first is not None and sniff_fault(first):
+        raise TypeError(f"`{column}` of {path.name}: {sniff_fault(first)}")
+
+
+def _batches(path: Path, column: str) -> Iterator[Any]:
+    """One column, a few rows at a time: the pictures of a file need not fit into memory."""
+    from pyarrow import parquet
+
+    if path.suffix.lower() == ".parquet":
+        yield from parquet.ParquetFile(path).iter_batches(batch_size=256, columns=[column])
+    else:
+        yield from _arrow(path).select([column]).to_batches()
+
+
+class PackedImages:
+    """The pictures in one such table by their names; Arrow is mapped, of Parquet the last row groups are held."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._lock = threading.Lock()
+        self._held: OrderedDict[tuple[str, int], Any] = OrderedDict()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return PackedImages, (self.path,)
+
+    def read(self, name: str) -> bytes:
+        """The encoded bytes of `COLUMN/ROW` or `COLUMN/ROW/NUMBER`; raises SampleError."""
+        import pyarrow as pa
+
+        column, row, *rest = name.split("/")
+        try:
+            value = self._value(column, int(row))
+            value = value[int(rest[0])] if rest else value
+        except (pa.ArrowException, OSError, KeyError, IndexError, TypeError) as error:
+            raise SampleError(name, f"{self.path}!{name}", f"image cannot be read: {error}") from error
+        data = value.get("bytes") if isinstance(value, Mapping) else value
+        if not isinstance(data, bytes):
+            raise SampleError(name, f"{self.path}!{name}", "image is missing")
+        return data
+
+    def where(self, name: str) -> str:
+        """Where a picture is, for messages: `train.parquet!image/17`."""
+        return f"{self.path}!{name}"
+
+    @cached_property
+    def _file(self) -> Any:
+        from pyarrow import parquet
+
+        return parquet.ParquetFile(self.path) if self.path.suffix.lower() == ".parquet" else _arrow(self.path)
+
+    @cached_property
+    def _starts(self) -> list[int]:
+        """The first row of each row group."""
+        meta, starts = self._file.metadata, [0]
+        for group in range(meta.num_row_groups):
+            starts.append(starts[-1] + meta.row_group(group).num_rows)
+        return starts
+
+    def _value(self, column: str, row: int) -> Any:
+        if self.path.suffix.lower() != ".parquet":
+            return self._file.column(column)[row].as_py()
+        from bisect import bisect_right
+
+        with self._lock:  # a ParquetFile has one position
+            group = bisect_right(self._starts, row) - 1
+            held = self._held.pop((column, group), None)
+            if held is None:
+                held = self._file.read_row_group(group, columns=[column]).column(0)
+            self._held[column, group] = held
+            if len(self._held) > GROUPS:
+                self._held.popitem(last=False)
+        return held[row - self._starts[group]].as_py()
+
+
+def arrow_files(folder: Path) -> list[Path]:
+    """The Arrow files of a folder that `save_to_disk` wrote, in its order; nothing of another folder."""
+    listed = read_object(folder / "state.json").get("_data_files")
+    names = [one.get("filename") for one in listed if isinstance(one, dict)] if isinstance(listed, list) else []
+    return [folder / name for name in names if isinstance(name, str) and "/" not in name]

@@ -1,0 +1,222 @@
+"""Text files as people and programs write them: packed or not, by commas, tabs or semicolons, by rows or columns."""
+
+from __future__ import annotations
+
+import bz2
+import csv
+import gzip
+import io
+import logging
+import lzma
+import re
+import zlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import IO, Any
+
+from lavis_ext.common.errors import IntegrityError
+from lavis_ext.common.files import read_errors
+
+log = logging.getLogger(__name__)
+Row = dict[str, Any]
+REFETCH = "fetch it again with `lavis-ext prepare`, or repair the file"
+TABLES = (".csv", ".tsv", ".txt", ".token")
+PACKED: Mapping[str, Callable[..., IO[bytes]]] = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}  # type: ignore[dict-item]
+MAGIC = {b"\x1f\x8b": ".gz", b"BZh": ".bz2", b"\xfd7zXZ\0": ".xz"}
+UNPACKED = 1 << 26
+DENSEST = 200
+"""A packed text may be this often as large as its file, and `UNPACKED` bytes beside: JSON packs ten- to fiftyfold."""
+PICTURE = re.compile(r"\.(?:jpe?g|png|webp|gif|bmp)\Z", re.IGNORECASE)
+"""The end of a picture's name."""
+_LISTED = re.compile(r"(\S.*?\.(?:jpe?g|png|webp|gif|bmp))(?:#\d+)?\s*[\t,;|: ]\s*(\S.*)", re.IGNORECASE)
+"""A line of a list of captions: the picture, perhaps Flickr's `#2`, and the caption with all its commas."""
+
+
+def kind_of_name(path: Path) -> str:
+    """The suffix that says what a file holds, in lower case: `.json` of `rows.json.gz`."""
+    suffix = path.suffix.lower()
+    return Path(path.stem).suffix.lower() if suffix in PACKED else suffix
+
+
+def open_head(path: Path, size: int) -> bytes:
+    """The first bytes of a file, unpacked where it is packed; nothing of one that cannot be unpacked."""
+    with path.open("rb") as file:
+        head = file.read(size)
+    kind = _packed_as(head)
+    if not kind:
+        return head
+    try:
+        with PACKED[kind](path, "rb") as unpacked:
+            return unpacked.read(size)
+    except (OSError, EOFError, zlib.error, lzma.LZMAError):
+        return b""
+
+
+def read_text(path: Path) -> str:
+    """The text of a file in UTF-8, or with the mark of UTF-16, without its mark; gzip, bzip2 and xz are unpacked.
+
+    Raises IntegrityError with the offset of a wrong byte, and for a packed file that is cut off or grows too large.
+    """
+    with read_errors(path):
+        data = path.read_bytes()
+    if kind := _packed_as(data):
+        data = _unpacked(path, kind, len(data))
+    wide = data[:2] in (b"\xff\xfe", b"\xfe\xff")
+    try:
+        return data.decode("utf-16" if wide else "utf-8-sig")
+    except UnicodeDecodeError as error:
+        way_out = "save it as UTF-8" if kind_of_name(path) in TABLES else REFETCH
+        raise IntegrityError(f"{path} byte {error.start}", f"not UTF-8 text ({error.reason})", way_out) from error
+
+
+def _packed_as(head: bytes) -> str:
+    return next((kind for magic, kind in MAGIC.items() if head.startswith(magic)), "")
+
+
+def _unpacked(path: Path, kind: str, size: int) -> bytes:
+    most = UNPACKED + DENSEST * size
+    try:
+        with PACKED[kind](path, "rb") as file:
+            data = file.read(most + 1)
+    except (OSError, EOFError, zlib.error, lzma.LZMAError) as error:
+        raise IntegrityError(str(path), f"packed text that cannot be unpacked ({error})", REFETCH) from error
+    if len(data) > most:
+        raise IntegrityError(str(path), f"unpacks to more than {most:,} bytes", "unpack it, if it is what it should be")
+    return data
+
+
+def table_rows(path: Path, delimiter: str | None = None) -> list[Row]:
+    """The rows of a CSV, a TSV or a list of captions; raises IntegrityError with file and line.
+
+    A CSV is quoted. A TSV, and any table by another sign, is taken as it stands where not all of it is quoted as a
+    program would: a single quotation mark is then part of a caption. Only CR and LF end a line. The first line names
+    the columns; where it names a picture instead, the columns are called `image` and `caption`.
+    """
+    text, kind = read_text(path), kind_of_name(path)
+    first = text.lstrip("\n").partition("\n")[0].rstrip("\r")
+    if kind in (".txt", ".token") and delimiter is None:
+        if PICTURE.search(first.partition(",")[0].strip()) or _LISTED.fullmatch(first):
+            return _listed_rows(path, text)
+        delimiter = sign_of(first) or ","
+    if first.lower().startswith("sep=") and len(first) == 5:  # as Excel marks its files
+        delimiter, text = delimiter or first[4], text.partition("\n")[2]
+    sign = delimiter or ("\t" if kind == ".tsv" else ",")
+    return _typed_columns(list(_named_rows(path, list(_records(path, text, sign)))))
+
+
+def sign_of(line: str) -> str:
+    """The sign that splits a header: the most frequent of tab, comma, semicolon and bar; "" for none."""
+    found = max("\t,;|", key=line.count)
+    return found if found in line else ""
+
+
+def _listed_rows(path: Path, text: str) -> list[Row]:
+    rows = []
+    for number, line in enumerate(io.StringIO(text), 1):
+        if not line.strip():
+            continue
+        match = _LISTED.fullmatch(line.strip())
+        if match is None:
+            what = f"{line.strip()[:60]!r} is no picture with its caption"
+            raise IntegrityError(f"{path}:{number}", what, "write NAME.jpg, a comma or tab, and the caption")
+        rows.append({"image": match[1], "caption": match[2].strip()})
+    return rows
+
+
+def _records(path: Path, text: str, sign: str) -> Iterator[tuple[int, list[str]]]:
+    """The fields of each line that is not empty, with the number of the line."""
+    if sign != ",":
+        plain = [line.rstrip("\r\n") for line in io.StringIO(text, newline="")]
+        if not _is_quoted(plain, sign):
+            yield from ((n, line.split(sign)) for n, line in enumerate(plain, 1) if line.strip())
+            return
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=sign, strict=True)
+    try:
+        yield from ((reader.line_num, fields) for fields in reader if fields)
+    except csv.Error as error:
+        raise IntegrityError(f"{path}:{reader.line_num}", f"not readable as a table ({error})", REFETCH) from error
+
+
+def _is_quoted(lines: Sequence[str], sign: str) -> bool:
+    """Whether a table was quoted by a program: a whole header in quotes, doubled quotes, or a sign within quotes."""
+    fields = [field for line in lines for field in line.split(sign) if '"' in field]
+    head = lines[0].split(sign) if lines else []
+    if not fields or not any(field.startswith('"') for field in fields):
+        return False
+    if all(_quoted(field) for field in head):
+        return True
+    whole = all(_quoted(field) for field in fields)
+    if whole:
+        return any('""' in field[1:-1] for field in fields)
+    counts = {len(line.split(sign)) for line in lines if line.strip()}
+    if len(counts) == 1:
+        return False
+    try:  # signs or ends of lines within quotes, where splitting at each does not give even rows
+        rows = [fields for fields in csv.reader(io.StringIO("\n".join(lines)), delimiter=sign, strict=True) if fields]
+    except csv.Error:
+        return False
+    return {len(fields) for fields in rows} == {len(head)}
+
+
+def _quoted(field: str) -> bool:
+    return len(field) > 1 and field[0] == field[-1] == '"' and '"' not in field[1:-1].replace('""', "")
+
+
+def _named_rows(path: Path, records: list[tuple[int, list[str]]]) -> Iterator[Row]:
+    header = [name.strip() for name in records[0][1]] if records else []
+    named = any(PICTURE.search(name) or "://" in name for name in header)
+    if named:
+        header = _names_for(header)
+        log.warning("%s: the first line is no header; its columns are called %s", path, ", ".join(header))
+    elif not header or len(set(header)) < len(header):
+        raise IntegrityError(f"{path}:1", "the first line must name each column once", REFETCH)
+    for number, fields in records if named else records[1:]:
+        if len(fields) != len(header):
+            what = f"{len(fields)} fields where the header names {len(header)}"
+            raise IntegrityError(f"{path}:{number}", what, REFETCH)
+        yield dict(zip(header, fields, strict=True))
+
+
+def _names_for(fields: Sequence[str]) -> list[str]:
+    """Names of the columns of a table without a header: `image` or `url`, `caption`, then `column3` …"""
+    image = next(i for i, field in enumerate(fields) if PICTURE.search(field) or "://" in field)
+    others = [i for i in range(len(fields)) if i != image]
+    caption = max(others, key=lambda i: len(fields[i]), default=None)
+    names = {image: "url" if "://" in fields[image] else "image", caption: "caption"}
+    return [names.get(i, f"column{i + 1}") for i in range(len(fields))]
+
+
+_NUMBER = re.compile(r"-?(?:0|[1-9]\d{0,17})(?:\.\d+)?\Z")
+
+
+def _typed_columns(rows: list[Row]) -> list[Row]:
+    """Columns of numbers become numbers where each would be written so again: `007`, `1.50` and `` stay text."""
+    for name in rows[0] if rows else ():
+        if all(_NUMBER.match(row[name]) and str(_number(row[name])) == row[name] for row in rows):
+            for row in rows:
+                row[name] = _number(row[name])
+    return rows
+
+
+def _number(text: str) -> int | float:
+    return float(text) if "." in text else int(text)
+
+
+def rows_of_columns(value: Mapping[str, Any]) -> list[Row] | None:
+    """The rows of a JSON by columns: pandas' `to_json()`, its `split` form, SBU's lists; None for any other object."""
+    columns, data = value.get("columns"), value.get("data")
+    if isinstance(columns, list) and isinstance(data, list) and all(isinstance(row, list) for row in data):
+        return [dict(zip(map(str, columns), row, strict=False)) for row in data]
+    if any(PICTURE.search(key) for key in value):
+        return [{"image": key, "caption": one} for key, one in value.items() if not isinstance(one, dict)] or None
+    if len(value) < 2 or all(key.isdigit() for key in value):
+        return None
+    parts = list(value.values())
+    if all(isinstance(part, dict) for part in parts):
+        keys = list(parts[0])
+        if not keys or not all(list(part) == keys for part in parts) or not all(key.isdigit() for key in keys):
+            return None
+        return [{name: part[key] for name, part in value.items()} for key in keys]
+    if all(isinstance(part, list) for part in parts) and len({len(part) for part in parts}) == 1:
+        return [dict(zip(value, row, strict=True)) for row in zip(*parts, strict=True)]
+    return None
