@@ -20,6 +20,7 @@ from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from lavis_ext.cli import VERBS
+from lavis_ext.cli.verb import Verb
 from lavis_ext.common import errors
 from lavis_ext.common.config.cards import Artifact, Card, ImageList, RemoteFolder, load_cards, split_names
 from lavis_ext.common.config.decode import Bound
@@ -98,11 +99,21 @@ def commands() -> str:
     parts.append(table(["verb", "what it does"], ([f"[`{n}`](#{n})", verb.help] for n, verb in VERBS.items())))
     for name, verb in VERBS.items():
         parts.append(f"## {name} {{ #{name} }}\n\n{sentence(verb.help)}")
-        rows = [[flag_names(names, settings), flag_values(settings), settings.get("help", "")]
-                for names, settings in verb.arguments()]  # fmt: skip
-        if rows:
-            parts.append(table(["argument", "value", "meaning"], rows))
-    return "\n\n".join(parts) + "\n"
+        parts += [described(name, verb)] if not verb.actions() else []
+        for action, below in verb.actions().items():
+            parts += [f"### {name} {action}\n\n{sentence(below.help)}", described(f"{name} {action}", below)]
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def described(words: str, verb: Verb) -> str:
+    """Examples of a verb or an action, and its flags."""
+    lines = "\n".join(f"lavis-ext {one}" for one in verb.examples())
+    rows = [
+        [flag_names(names, settings), flag_values(settings), settings.get("help", "")]
+        for names, settings in verb.arguments()
+    ]
+    examples = f"```bash\n{lines}\n```\n\n" if lines else ""
+    return examples + (table(["argument", "value; default", "meaning"], rows) if rows else f"`{words}` takes no more.")
 
 
 def flag_names(names: Iterable[str], settings: Mapping[str, Any]) -> str:
