@@ -13,6 +13,7 @@ from lavis_ext.cli.verb import Verb, run
 VERBS: dict[str, Verb] = {
     "list": Verb("data sets, and what of them lies on this disk", "lavis_ext.cli.data:list_datasets"),
     "show": Verb("one data set: files, licence, citation", "lavis_ext.cli.data:show"),
+    "new": Verb("the YAMLs of a data set that you have", "lavis_ext.cli.new:new"),
     "check": Verb("every mistake of YAML files", "lavis_ext.cli.tools:check"),
     "prepare": Verb("fetch, verify and unpack data sets", "lavis_ext.cli.data:prepare"),
     "status": Verb("what is on this disk", "lavis_ext.cli.data:status"),

@@ -12,7 +12,7 @@ from typing import Any, Literal
 from urllib.parse import urlsplit
 
 from lavis_ext.common.config.decode import ConfigDecoder, Count, Natural, Share, join, read_sections
-from lavis_ext.common.config.resolve import Tree, config_roots, dataset_defaults, dataset_files, merge
+from lavis_ext.common.config.resolve import Tree, beside, config_roots, dataset_defaults, dataset_files, merge
 from lavis_ext.common.config.schema import AnnotationConfig, DatasetConfig, examine_url
 from lavis_ext.common.config.yamlio import shown
 from lavis_ext.common.errors import ConfigError, Problem, UsageError, nearest
@@ -406,7 +406,8 @@ def _add_datasets(families: dict[str, Card], folders: dict[Path, str], decoder: 
             decoder.places = places
             home = folders.get(path.parent) or name
             family = str(body.get("family") or home)
-            dataset = decoder.build(DatasetConfig, {"name": name, "family": family, **body}, f"datasets.{name}")
+            whole = {"name": name, "family": family, **merge(body, where=f"datasets.{name}")}
+            dataset = decoder.build(DatasetConfig, whole, f"datasets.{name}")
             if dataset is None:
                 continue
             for owner in dict.fromkeys((family, home)):
@@ -422,7 +423,7 @@ def load_dataset_config(path: str | Path, name: str | None = None) -> DatasetCon
     chosen = name if name in sections else next(iter(sections), None)
     if chosen is None:
         raise ConfigError(str(file), "declares no data set", "write `datasets:` and the name of one under it")
-    body = sections[chosen]
+    body = beside({"datasets": sections}, file.parent)["datasets"][chosen]
     kind = str(body.get("type", "default"))
     default = dataset_defaults().get(chosen, {}).get(kind, ({}, file, {}))[0]
     decoder = ConfigDecoder(places)

@@ -13,7 +13,14 @@ from omegaconf import DictConfig, OmegaConf
 
 from lavis_ext.common.config.cards import load_cards
 from lavis_ext.common.config.decode import ConfigDecoder, read_yaml
-from lavis_ext.common.config.resolve import cache_root, config_roots, dataset_defaults, keep_unknown, merge
+from lavis_ext.common.config.resolve import (
+    beside,
+    cache_root,
+    config_roots,
+    dataset_defaults,
+    keep_unknown,
+    merge,
+)
 from lavis_ext.common.config.schema import DatasetConfig
 from lavis_ext.common.config.script import reading
 from lavis_ext.common.dist_utils import is_main_process
@@ -211,7 +218,7 @@ def declared(name: str, cfg: str | Path | Mapping[str, Any] | None) -> dict[str,
     Processors are those that `cfg` or a card of the user's names: without, pictures are PIL images and texts raw, as
     in LAVIS. What the shipped cards name is for runs.
     """
-    tree, _ = read_yaml(Path(cfg)) if isinstance(cfg, str | Path) else ({}, {})
+    tree = beside(read_yaml(Path(cfg))[0], Path(cfg).parent) if isinstance(cfg, str | Path) else {}
     sections = tree.get("datasets") or {}
     if isinstance(cfg, str | Path) and not sections:
         raise ConfigError(str(cfg), "declares no data set", "write `datasets:` and the name of one under it")

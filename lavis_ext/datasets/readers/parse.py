@@ -83,7 +83,8 @@ def _json_rows(path: Path, value: Any) -> list[Row]:
 
 
 def _rows_of_dict(value: Row, path: Path) -> list[Any]:
-    if rows := rows_of_columns(value):
+    records = [value[key] for key in (*ROW_KEYS, "images") if isinstance(value.get(key), list)]
+    if not any(isinstance(one, dict) for some in records for one in some[:1]) and (rows := rows_of_columns(value)):
         return rows
     named = [key for key in (*ROW_KEYS, "images") if value.get(key) is not None]
     for key in named:
