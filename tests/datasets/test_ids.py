@@ -103,9 +103,8 @@ def test_questions_without_ids_of_their_own_are_numbered(tmp_path: Path, ids: li
     data = built(tmp_path, rows, "vqa")
     assert [data[i]["question_id"] for i in range(2)] == used == data.result_ids()
     assert data.references() == {used[0]: ["0"], used[1]: ["1"]}
-    assert (
-        list(map(int, data.collater([data[0], data[1]])["question_id"])) == used if isinstance(used[0], int) else True
-    )
+    batch = long_or_list("question_id", [data[i]["question_id"] for i in range(2)])["question_id"]
+    assert [type(one)(name) for one, name in zip(used, batch, strict=True)] == used
 
 
 def test_official_questions_with_one_id_are_refused(tmp_path: Path) -> None:
