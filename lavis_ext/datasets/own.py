@@ -87,9 +87,7 @@ def guess(path: str | Path, name: str | None = None) -> Guess:
     config = decoder.build(DatasetConfig, {"name": chosen, "family": chosen, **section}, f"datasets.{chosen}")
     decoder.close()
     assert config is not None
-    task = {"vqa": "vqa", "conversation": "instruct", "image_text_retrieval": "retrieval"}.get(
-        config.builder, "captioning"
-    )
+    task = "vqa" if config.builder == "vqa" else "captioning"
     return Guess(config, section, tuple(sentences), task, count)
 
 
@@ -312,17 +310,11 @@ def _shape(rows: Sequence[Row], known: Sequence[str]) -> tuple[str, dict[str, An
     args: dict[str, Any] = {} if image in (None, "image") else {"image_key": image}
     said = [f"the picture is `{image}`"] if image else []
     if "conversations" in known:
-        shape = "conversation" if "conversation" in builders else "vqa"
-        how = (
-            "conversations in LLaVA's form"
-            if shape == "conversation"
-            else "conversations, a question and answer a turn"
-        )
-        several = sum(isinstance(row.get(image or "image"), list) and len(row[image or "image"]) > 1 for row in rows)
-        note = (
-            [f"{several} of the first {len(rows)} have several pictures, of which the first is read"] if several else []
-        )
-        return shape, args, [*said, f"{how}: the shape `{shape}`", *note]
+        named = [row.get(image or "image") for row in rows]
+        several = sum(isinstance(one, list) and len(one) > 1 for one in named)
+        said.append("conversations, a question and an answer a turn: the shape `vqa`")
+        said += [f"{several} of the first {len(rows)} have several pictures: the first is read"] if several else []
+        return "vqa", args, said
     used = [image] if image else []
     question = find_column("question_key", rows, used)
     answer = find_column("answer_key", rows, [*used, question or ""])
