@@ -60,6 +60,12 @@ class Guess:
         """What it is called."""
         return self.config.name
 
+    @property
+    def otherwise(self) -> str:
+        """How to say it where a guess is wrong."""
+        keys = "{question_key: …, answer_key: …}" if self.task == "vqa" else "{image_key: …, caption_key: …}"
+        return f"if that is wrong: `lavis-ext new NAME PATH` writes it as a YAML, where `args: {keys}` says it"
+
 
 def guess(path: str | Path, name: str | None = None) -> Guess:
     """What a file, a folder or a name in the cache of `datasets` holds, with all paths absolute.
@@ -96,7 +102,7 @@ def load_own(path: str | Path, vis_path: str | Path | None = None) -> dict[str, 
     from lavis_ext.common.config.resolve import cache_root
 
     found = guess(path)
-    for sentence in found.sentences:
+    for sentence in (*found.sentences, found.otherwise):
         log.info("%s: %s", path, sentence)
     config = found.config
     if vis_path is not None:
@@ -291,6 +297,19 @@ def _of_files(parts: Mapping[str, list[Path]], place: Path, notes: list[str]) ->
     }
     kinds = ", ".join(f"{split}: {', '.join(one.name for one in some)}" for split, some in parts.items())
     told = [*notes, f"rows of {kinds}", *said, f"the pictures lie below {images}{found.get('note', '')}"]
+    read = {
+        "image",
+        "caption",
+        "question",
+        "answer",
+        "image_id",
+        "question_id",
+        "split",
+        "conversations",
+        *map(str, args.values()),
+    }
+    if rest := [f"`{name}`" for name in known if name not in read]:
+        told.append(f"not read: {', '.join(rest[:12])}{' …' if len(rest) > 12 else ''}")
     return section, told, count
 
 
@@ -337,11 +356,16 @@ def _shape(rows: Sequence[Row], known: Sequence[str]) -> tuple[str, dict[str, An
         return (
             "image_caption",
             args,
-            [*said, "there are no captions: it can be looked at and described, not trained on"],
+            [
+                *said,
+                "there are no captions: it can be looked at and described; to train on it, write `x.txt` beside `x.jpg`",
+            ],
         )
     return "", {}, []
 
 
+READ = ("image", "caption", "question", "answer", "image_id", "question_id", "split", "conversations", "id")
+"""Columns that are read without being named."""
 PLACES = ("images", "image", "img", "imgs", "photos", "pictures", "pics", "data", "files")
 
 
