@@ -353,14 +353,11 @@ def _shape(rows: Sequence[Row], known: Sequence[str]) -> tuple[str, dict[str, An
         said.append(f"`{label}` is its class, the answer to '{QUESTION}': the shape `vqa`")
         return "vqa", args, said
     if image or "image_id" in known:
-        return (
-            "image_caption",
-            args,
-            [
-                *said,
-                "there are no captions: it can be looked at and described; to train on it, write `x.txt` beside `x.jpg`",
-            ],
-        )
+        said += [
+            "there are no captions: it can be looked at and described",
+            "to train on it, write `x.txt` beside `x.jpg`",
+        ]
+        return "image_caption", args, said
     return "", {}, []
 
 
