@@ -139,7 +139,7 @@ def _look(place: Path) -> Found | None:
     if place.is_file():
         if place.name.lower().endswith(TARS):
             return _shards([place], place)
-        return _of_files({"train": [place]}, place.parent, [])
+        return _of_files({"train": [place]}, place.parent, []) if kind_of_name(place) in (*ROWS, ".txt") else None
     if (place / "dataset_dict.json").is_file():
         parts = {split_named(one.name) or one.name: [one] for one in sorted(place.iterdir()) if arrow_files(one)}
         return _of_files(parts, place, ["folders of `datasets.save_to_disk`"]) if parts else None
