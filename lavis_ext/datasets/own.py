@@ -154,11 +154,11 @@ def _look(place: Path) -> Found | None:
     files = [path for path in files if not PICTURE.search(path.stem)]  # `x.jpg.json`, what a camera's cloud says of x
     if files:
         files, notes = _chosen(files)
-        parts: dict[str, list[Path]] = {}
+        chosen: dict[str, list[Path]] = {}
         for split, some in _by_split(files, place).items():
-            parts[split], left = _alike(some)
-            notes += [f"left out beside {parts[split][0].name}: {', '.join(one.name for one in left)}"] if left else []
-        if found := _of_files(parts, place, notes):
+            chosen[split], left = _alike(some)
+            notes += [f"left out beside {chosen[split][0].name}: {', '.join(one.name for one in left)}"] if left else []
+        if found := _of_files(chosen, place, notes):
             return found
     return _folder(place, pictures) if pictures else None
 

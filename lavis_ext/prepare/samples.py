@@ -183,11 +183,11 @@ class SplitCounter:
             return listed
         if one.dataset.builder == "image_text_shards" and not used:
             try:
-                counts = [len(good) for _, good, _ in own_shards(one.dataset, self._root)]
+                whole = [len(good) for _, good, _ in own_shards(one.dataset, self._root)]
             except LavisExtError as error:
                 self.errors.append(error)
                 return state
-            return replace(state, samples=sum(counts))
+            return replace(state, samples=sum(whole))
         paths = [self._root / expanded(path) for path in self._cards.annotation_paths(one.dataset, split)]
         there = all(path.exists() for path in paths)
         if one.dataset.data_type == "features":

@@ -248,7 +248,8 @@ def _own_pictures(dataset: DatasetConfig, split: str, paths: Sequence[Path], roo
 def _own_shards(dataset: DatasetConfig, root: Path, deep: bool) -> Checked:
     """The samples of tar shards, by their headers, with `deep` decoded; raises for what cannot be listed."""
     from lavis_ext.datasets.readers import SampleError
-    from lavis_ext.datasets.readers.shards import RawSample, Shard
+    from lavis_ext.datasets.readers.shard_index import Shard
+    from lavis_ext.datasets.readers.shards import RawSample
 
     files, size, faults = 0, 0, []
     for path, good, bad in own_shards(dataset, root):

@@ -438,7 +438,7 @@ def _source(path: Path, how: RowOptions) -> Path | RowSource:
     elif is_json and path.is_file():
         head = open_head(path, HEAD)
         key = key or ("split" if b'"sentences"' in head and b'"filename"' in head and b'"split"' in head else None)
-    if source is path and how.base in path.parents[1:]:
+    if source is path and how.base is not None and how.base in path.parents[1:]:
         source = Beside(path, how.base, how.image_key)
     if how.turns and path.is_file() and b'"conversations"' in open_head(path, HEAD):
         source = Turns(path)
@@ -519,8 +519,8 @@ class Turns(OneFile):
             image = row.get("image")
             for turn, (asked, said) in enumerate(turns_of(row, f"{self.path} record {number}")):
                 name = f"{row.get('id', number)}_{turn}"
-                several = isinstance(image, list) and bool(image)
-                more = {"image": image[0], "images": image} if several else {"image": image}
+                listed = image if isinstance(image, list) else []
+                more = {"image": listed[0], "images": listed} if listed else {"image": image}
                 rows += [{"question_id": name, "question": asked, "answer": said, **more}] if more["image"] else []
         return rows
 
