@@ -17,6 +17,7 @@ from lavis_ext.models.zoo import (
 if TYPE_CHECKING:
     from lavis_ext.models.base_model import BaseModel
     from lavis_ext.models.blip2_models import (
+        Blip2Base,
         Blip2ITM,
         Blip2LLaMA,
         Blip2OPT,
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "BaseModel",
+    "Blip2Base",
     "Blip2ITM",
     "Blip2LLaMA",
     "Blip2OPT",

@@ -13,8 +13,9 @@ from lavis_ext.common.errors import ConfigError
 from lavis_ext.common.registry import models
 from lavis_ext.common.types import Batch
 from lavis_ext.metrics.vqa import lemmatize
+from lavis_ext.models.blip2 import fitting_images
 from lavis_ext.models.generation import Reading, Search, place, read_embeds, score
-from lavis_ext.models.language import Blip2Language, Blip2T5, fitting_images
+from lavis_ext.models.language import Blip2Language, Blip2T5
 from lavis_ext.models.network import load_reader, resize_token_embeddings
 from lavis_ext.models.settings import Blip2InstructConfig, Blip2T5InstructConfig, Blip2VicunaInstructConfig
 from lavis_ext.models.text import Ids, TextTokens, prompts_of, texts_of

@@ -172,7 +172,7 @@ def translate_for(model: Any, state: Mapping[str, Tensor], where: str) -> Tensor
 
     Raises IntegrityError for copies that differ.
     """
-    own = str(getattr(model, "upstream_prefix", "") or getattr(model, "language", ""))
+    own = str(getattr(model, "upstream_prefix", ""))
     others = {name: tensor for name, tensor in state.items() if (kind := FOREIGN.match(name)) and kind[1] != own}
     mine = model.state_dict()
     found = translate({name: tensor for name, tensor in state.items() if name not in others}, where)

@@ -364,14 +364,71 @@ with pytest.raises(Exception, match="by name"):
 
 # %% blip2-base
 import pytest
+import torch
+from lavis.models import load_model
+from lavis.models.blip2_models.blip2 import Blip2Base
 
-with pytest.raises(ImportError):
-    from lavis.models.blip2_models.blip2 import Blip2Base
+for arch in ("blip2", "blip2_opt", "blip2_vicuna_instruct"):
+    model = load_model(arch, "tiny")
+    assert isinstance(model, Blip2Base) and model.query_tokens.shape == (1, 16, 96)
+    with model.maybe_autocast():
+        assert model.ln_vision(torch.rand(1, 2, 96)).dtype == torch.float32
+model = load_model("blip2_opt", "tiny")
+assert model.opt_model is model.net.language_model and model.opt_tokenizer("a")["input_ids"]
+assert load_model("blip2_vicuna_instruct", "tiny").llm_proj.out_features == 96
+assert not hasattr(model, "t5_model") and not hasattr(model, "itm_head")
+
+
+class Mine(Blip2Base):
+    def __init__(self):
+        super().__init__()
+        self.query_tokens = torch.nn.Parameter(torch.zeros(1, 2, 3))
+
+
+assert Mine().query_tokens.shape == (1, 2, 3) and not hasattr(Mine(), "ln_vision")
+
+# %% blip2-base-parts
+import pytest
+from lavis.models.blip2_models.blip2 import Blip2Base
+
+with pytest.raises(AttributeError):  # parts come from a config
+    Blip2Base.init_Qformer(32, 1408)
 
 # %% compute-sim-matrix
+import numpy as np
+import torch
+from lavis.datasets.builders import load_dataset
+from lavis.models import load_model
+from lavis.models.blip2_models.blip2 import compute_sim_matrix
+from lavis.processors import load_processor
+from omegaconf import OmegaConf
+from torch.utils.data import DataLoader
+
+model = load_model("blip2", "tiny", is_eval=True)
+data = load_dataset("coco_retrieval")["val"]
+data.set_processors(load_processor("blip_image_eval").build(image_size=64), load_processor("blip_caption").build())
+loader = DataLoader(data, batch_size=2, collate_fn=data.collater)
+i2t, t2i = model.compute_sim_matrix(loader, task_cfg=OmegaConf.create({"k_test": 2}))
+assert i2t.shape == (len(data.image), len(data.text)) == t2i.T.shape
+assert ((i2t > -100).sum(1) == 2).all() and ((t2i > -100).sum(1) == 2).all()
+again = compute_sim_matrix(model, loader, k_test=2)
+assert np.array_equal(i2t, again[0]) and np.array_equal(t2i, again[1])
+
+# %% first-stage-parts
+import torch
+import torch.nn.functional as F
 from lavis.models import load_model
 
-assert not hasattr(load_model("blip2", "tiny"), "compute_sim_matrix")  # the task `retrieval` ranks
+model = load_model("blip2", "tiny", is_eval=True)
+images, texts = torch.rand(2, 3, 64, 64), ["a dog", "two cats"]
+tokens = model.tokenizer(texts, padding="max_length", truncation=True, max_length=24, return_tensors="pt")
+with torch.no_grad():
+    feats, vit_feats = model.forward_image(images)
+    image_embeds = F.normalize(model.vision_proj(feats), dim=-1)
+    text_embeds = F.normalize(model.text_proj(model.forward_text(tokens)), dim=-1)
+    scores = model.compute_itm(image_inputs=vit_feats, text_ids=tokens.input_ids, text_atts=tokens.attention_mask)
+    known = model.extract_features({"image": images, "text_input": texts}, mode="image").image_embeds_proj
+assert torch.allclose(image_embeds, known) and text_embeds.shape == (2, 64) and scores.shape == (2,)
 
 # %% instruct-load
 import torch
