@@ -3,29 +3,25 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
 
-from lavis_ext.common.config.decode import Count
+import torch
+
 from lavis_ext.common.registry import processors
 from lavis_ext.processors import current_rng
 from lavis_ext.processors.base_processor import settable
+from lavis_ext.processors.settings import InstructionKeys
 from lavis_ext.processors.text import BlipCaption
 
 
-@processors.register("blip_instruction")
+@processors.register("blip_instruction", config=InstructionKeys)
 @settable
 @dataclass(frozen=True)
-class BlipInstruction(BlipCaption):
+class BlipInstruction(InstructionKeys, BlipCaption):
     """A question in a drawn instruction (`qa`), or an instruction alone where the text is empty (`caption`).
 
     Any other text becomes a clean caption. Drawn from the generator of the sample. LAVIS has instructions for sound,
     videos and point clouds too, and for classes, none of whose data sets are served.
     """
-
-    prompt: str = ""
-    max_words: Count = 50
-    modality: Literal["image"] = "image"
-    task: Literal["caption", "qa", "eval"] = "caption"
 
     def __call__(self, text: str) -> str:
         """The instruction or the clean text, in lower case; with `eval` the prompt stands for an empty text."""
@@ -36,8 +32,6 @@ class BlipInstruction(BlipCaption):
         return self._drawn(CAPTIONS).lower().strip() if not text else self.pre_caption(text)
 
     def _drawn(self, instructions: tuple[str, ...]) -> str:
-        import torch  # keys are read without it
-
         number = int(torch.randint(len(instructions), (), generator=current_rng()))
         return self.prompt + instructions[number]
 
