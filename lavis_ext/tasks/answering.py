@@ -19,6 +19,7 @@ from lavis_ext.common.registry import tasks
 from lavis_ext.common.types import Batch
 from lavis_ext.metrics import measure
 from lavis_ext.metrics.vqa import (
+    AGREEING,
     breakdown,
     direct_answer_score,
     lemmatize,
@@ -131,6 +132,12 @@ class VqaTask(BaseTask):
     def _metrics(self, answers: Answers, raw: Answers, truth: Truth) -> dict[str, float]:
         if len(answers) < len(truth.answers):
             log.warning("%d of %d questions were answered; the metrics are theirs", len(answers), len(truth.answers))
+        few = sum(len(given) <= AGREEING for given in truth.answers.values())
+        if few and self.metric == "vqa" and not self.run.metrics:
+            what = (
+                "have at most three answers: they score by exact match, where VQA's rule asks that three people agree"
+            )
+            log.warning("%d of %d questions %s", few, len(truth.answers), what)
         found = self._score(answers, truth)
         if self.lemmatizes:
             found |= {f"{name}_raw": value for name, value in self._score(raw, truth).items()}

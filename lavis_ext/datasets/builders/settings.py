@@ -124,6 +124,8 @@ class ShardKeys:
     captions_key: str | None = None
     scores_key: str | None = None
     """With `captions_key`: the caption that has the highest score (LAION-COCO)."""
+    sample_key: str = ""
+    """The object in a sample's JSON whose keys a sample has beside `image`: `sample` in shards that `pack` made."""
     prefix_split: bool = False
     instruct: bool = False
     """The caption is `text_output`, and `text_input` what the text processor makes of "" (InstructBLIP)."""
@@ -132,6 +134,8 @@ class ShardKeys:
     seed: Natural = 0
     epoch_size: Count | None = None
     """Samples in an epoch; None: all."""
+    exact: bool = False
+    """Whether an epoch has each sample once over all processes: without it, up to a batch of each process repeats."""
     cache_gb: Positive = 50.0
     """Gigabytes (10⁹ bytes) of the cache for shards in an object store; the processes of a machine share it."""
     cache_dir: str = ""
@@ -140,6 +144,10 @@ class ShardKeys:
     """Shards of an object store that are fetched before they are needed, at a time."""
 
     def examine(self, decoder: ConfigDecoder, key: str) -> None:
-        """Note an error if only one of the two keys is given."""
+        """Note two keys that belong together of which one is given, and two that exclude each other."""
+        if self.exact and self.epoch_size is not None:
+            decoder.note(join(key, "exact"), "goes with whole epochs only", "leave out epoch_size, or exact")
         if (self.captions_key is None) != (self.scores_key is None):
             decoder.note(key, "captions_key and scores_key belong together", "give both, or none")
+        if self.sample_key and (self.captions_key or self.prefix_split):
+            decoder.note(key, "sample_key says all that a sample has", "leave out captions_key and prefix_split")
