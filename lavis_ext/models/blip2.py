@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from contextlib import nullcontext
+from dataclasses import replace
 from operator import attrgetter
 from typing import Any, ClassVar
 
@@ -11,8 +13,10 @@ from torch import Tensor, nn
 
 from lavis_ext.common.errors import ConfigError
 from lavis_ext.common.types import Batch
+from lavis_ext.metrics.vqa import lemmatize
 from lavis_ext.models.base_model import BaseModel
 from lavis_ext.models.network import DTYPES, load_bert_tokenizer
+from lavis_ext.models.weights import named_as_upstream, translate_for
 
 PARTS = {
     "ln_vision": "net.vision_model.post_layernorm",
@@ -26,6 +30,30 @@ LANGUAGE_PARTS = {"model": "net.language_model", "proj": "net.language_projectio
 """The same after the prefix of the language model: `opt_model`, `t5_proj`, `llm_tokenizer`."""
 
 
+class ConfigKey:
+    """A key of the model's section as an attribute that LAVIS' scripts read and set; plain in a model without one."""
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        self.name = name
+
+    def __get__(self, model: Any, kind: type | None = None) -> Any:
+        if model is None:
+            return self
+        held = vars(model)
+        if "config" not in held and self.name in held:
+            return held[self.name]
+        return getattr(held.get("config"), self.name)
+
+    def __set__(self, model: Any, value: Any) -> None:
+        held = vars(model)
+        if "config" not in held:
+            held[self.name] = value
+            return
+        held["config"] = replace(held["config"], **{self.name: value})
+        if hasattr(held.get("text"), self.name):
+            setattr(held["text"], self.name, value)
+
+
 class Blip2Base(BaseModel):
     """The base of BLIP-2's models; `net` is transformers' network, `config` their section.
 
@@ -34,6 +62,8 @@ class Blip2Base(BaseModel):
 
     upstream_prefix: ClassVar[str] = ""
     """Of `{}_proj` and `{}_model` in LAVIS: `opt`, `t5`, `llama` or `llm`; "" without a language model."""
+
+    max_txt_len = ConfigKey()
 
     def __getattr__(self, name: str) -> Any:
         """What torch has, else a part by LAVIS' name."""
@@ -46,6 +76,16 @@ class Blip2Base(BaseModel):
             if place is None or "net" not in self._modules:
                 raise
             return attrgetter(place)(self)
+
+    def load_state_dict(self, state_dict: Mapping[str, Any], *args: Any, **kwargs: Any) -> Any:
+        """As in torch; tensors under LAVIS' names are translated first. Raises IntegrityError for names of neither."""
+        if "net" in self._modules and named_as_upstream(state_dict):
+            state_dict = translate_for(self, state_dict, "load_state_dict")
+        return super().load_state_dict(state_dict, *args, **kwargs)
+
+    def _lemmatize(self, answers: list[str]) -> list[str]:
+        """Nouns and verbs in their base form (LAVIS' method); raises ConfigError without spaCy."""
+        return lemmatize(answers)
 
     @classmethod
     def init_tokenizer(cls, truncation_side: str = "right") -> Any:

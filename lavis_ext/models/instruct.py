@@ -13,7 +13,7 @@ from lavis_ext.common.errors import ConfigError
 from lavis_ext.common.registry import models
 from lavis_ext.common.types import Batch
 from lavis_ext.metrics.vqa import lemmatize
-from lavis_ext.models.blip2 import fitting_images
+from lavis_ext.models.blip2 import ConfigKey, fitting_images
 from lavis_ext.models.generation import Reading, Search, place, read_embeds, score
 from lavis_ext.models.language import Blip2Language, Blip2T5
 from lavis_ext.models.network import load_reader, resize_token_embeddings
@@ -33,6 +33,7 @@ class Instruct(Blip2Language):
 
     ends_itself = True
     config: Blip2InstructConfig
+    max_output_txt_len, qformer_text_input = ConfigKey(), ConfigKey()
 
     def __init__(self, config: Blip2InstructConfig, network: Any, tokenizer: Any) -> None:
         super().__init__(config, network, tokenizer)
@@ -84,7 +85,8 @@ class Instruct(Blip2Language):
             ids, mask = (text[key].repeat_interleave(frames, dim=0) for key in ("input_ids", "attention_mask"))
             mask = torch.cat([mask.new_ones(queries.shape[:2]), mask], dim=1)
             out = net.qformer(ids, mask, query_embeds=queries, encoder_hidden_states=embeds).last_hidden_state
-        return out[:, : queries.shape[1]].reshape(len(embeds) // frames, -1, out.shape[-1])
+        found: Tensor = out[:, : queries.shape[1]].reshape(len(embeds) // frames, -1, out.shape[-1])
+        return found
 
     def embed(self, samples: Batch, instructions: Sequence[str], tokens: TextTokens) -> Tensor:
         """[B, L, E]: the tokens' embeddings, with the projected queries in the image places."""
@@ -274,6 +276,7 @@ class Blip2T5Instruct(Instruct, Blip2T5):
     """
 
     config: Blip2T5InstructConfig
+    few_shot_prob, num_few_shot_examples = ConfigKey(), ConfigKey()
 
     def learning(self, heads: Sequence[str], tails: Sequence[str], frames: int) -> tuple[TextTokens, Tensor]:
         """Of an instruction the last `max_txt_len` tokens, of an output the first `max_output_txt_len`."""

@@ -213,6 +213,7 @@ class Blip2Language(Blip2Base):
         answer_list: Sequence[str] | None = None,
         prompt: str = "",
         length_penalty: float | None = None,
+        **kwargs: Any,
     ) -> list[str]:
         """Answers to `text_input` (questions, each put into `{}` of `prompt`) about `image` [B,3,S,S].
 

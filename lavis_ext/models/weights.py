@@ -360,6 +360,11 @@ TIED = {
 BIASES = re.compile(r"^visual_encoder\.blocks\.(\d+)\.attn\.([qv])_bias$")
 
 
+def named_as_upstream(state: Mapping[str, Tensor]) -> bool:
+    """Whether tensors have LAVIS' names, not ours."""
+    return not any(name.startswith("net.") for name in state) and any(_ours(name) for name in state)
+
+
 def translate(state: Mapping[str, Tensor], where: str = "checkpoint") -> Tensors:
     """A checkpoint of LAVIS or VPGTrans under our names; one of ours unchanged.
 

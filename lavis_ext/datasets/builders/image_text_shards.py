@@ -193,7 +193,9 @@ class ImageTextStream(IterableDataset[Sample]):
     def _texts(self, caption: str, rng: torch.Generator | None) -> Sample:
         if self.args["instruct"]:
             return {"text_input": instruction(self.text_processor), "text_output": caption}
-        return split_prefix(caption, rng) if self.args["prefix_split"] else {"text_input": caption}
+        if self.args["prefix_split"]:
+            return split_prefix(caption, rng)
+        return {"text_input": caption}
 
     def _packed(self, item: RawSample) -> Sample:
         """What a packed sample has beside its picture; raises SampleError where that is no object."""

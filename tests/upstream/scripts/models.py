@@ -552,3 +552,32 @@ message = model.load_from_pretrained("instruct_blip_trimmed.pth")
 assert message.unexpected_keys == [] and message.missing_keys
 assert torch.equal(model.net.language_projection.bias, torch.ones(hidden))
 assert torch.equal(model.net.qformer.embeddings.layernorm.bias, torch.ones(hidden))
+
+# %% keys-as-attributes
+import torch
+from lavis.models import load_model
+
+model = load_model("blip2_t5_instruct", "tiny")
+assert (model.max_txt_len, model.max_output_txt_len, model.qformer_text_input, model.few_shot_prob) == (32, 32, True, 0)
+batch = {"image": torch.rand(1, 3, 64, 64), "text_input": ["a b c d e f g h"], "text_output": ["x"]}
+whole, model.max_txt_len = model(batch).loss, 4
+assert model(batch).loss != whole and model.config.max_txt_len == 4
+plain = load_model("blip2_opt", "tiny")
+plain.max_txt_len, plain.prompt = 2, "a photo of"
+assert plain({"image": batch["image"], "text_input": ["a b c d e f g h"]}).loss == plain({"image": batch["image"], "text_input": ["a b c"]}).loss
+
+# %% load-state-dict
+import pytest
+import torch
+from lavis.models import load_model
+
+torch.manual_seed(1)
+model, other = load_model("blip2_opt", "tiny"), load_model("blip2_opt", "tiny")
+theirs = {"query_tokens": model.query_tokens.detach(), "opt_proj.bias": torch.ones(96)}
+message = other.load_state_dict(theirs, strict=False)
+assert torch.equal(other.query_tokens, model.query_tokens) and other.opt_proj.bias.sum() == 96
+assert message.missing_keys and not message.unexpected_keys
+other.load_state_dict(model.state_dict())
+assert torch.equal(other.opt_proj.bias, model.opt_proj.bias)
+with pytest.raises(Exception, match="strange"):
+    other.load_state_dict({**theirs, "strange": torch.zeros(1)}, strict=False)
