@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -31,9 +32,17 @@ class BlipInstruction(InstructionKeys, BlipCaption):
             return self._drawn(QUESTIONS).replace("{}", text).replace("??", "?").lower().strip()
         return self._drawn(CAPTIONS).lower().strip() if not text else self.pre_caption(text)
 
+    def pre_caption(self, text: str | list[str]) -> str:
+        """The cleaned caption; of several one, drawn (LAVIS)."""
+        return super().pre_caption(text if isinstance(text, str) else drawn(text))
+
     def _drawn(self, instructions: tuple[str, ...]) -> str:
-        number = int(torch.randint(len(instructions), (), generator=current_rng()))
-        return self.prompt + instructions[number]
+        return self.prompt + drawn(instructions)
+
+
+def drawn(texts: Sequence[str]) -> str:
+    """One of some texts, from the generator of the sample."""
+    return texts[int(torch.randint(len(texts), (), generator=current_rng()))]
 
 
 QUESTIONS = (

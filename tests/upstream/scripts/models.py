@@ -581,3 +581,42 @@ other.load_state_dict(model.state_dict())
 assert torch.equal(other.opt_proj.bias, model.opt_proj.bias)
 with pytest.raises(Exception, match="strange"):
     other.load_state_dict({**theirs, "strange": torch.zeros(1)}, strict=False)
+
+# %% model-subclass
+import torch
+from lavis.common.registry import registry
+from lavis.models import load_model
+from lavis.models.blip2_models.blip2_t5_instruct import Blip2T5Instruct
+
+
+@registry.register_model("twice_instruct")
+class Twice(Blip2T5Instruct):
+    PRETRAINED_MODEL_CONFIG_DICT = {"tiny": Blip2T5Instruct.default_config_path("tiny")}
+
+    def forward(self, samples):
+        return {"loss": 2 * super().forward(samples)["loss"]}
+
+
+batch = {"image": torch.rand(1, 3, 64, 64), "text_input": ["a"], "text_output": ["b"]}
+model = load_model("twice_instruct", "tiny")
+assert type(model) is Twice and model(batch).loss == 2 * Blip2T5Instruct.forward(model, batch)["loss"]
+
+# %% notebook-of-blip2
+import torch
+from lavis.models import load_model_and_preprocess
+from PIL import Image
+
+raw_image = Image.new("RGB", (80, 60), "blue")
+for name in ("blip2_t5", "blip2_opt"):
+    model, vis_processors, _ = load_model_and_preprocess(name=name, model_type="tiny", is_eval=True, device=torch.device("cpu"))
+    assert [*vis_processors.keys()] == ["train", "eval"]
+    image = vis_processors["eval"](raw_image).unsqueeze(0)
+    assert len(model.generate({"image": image})) == 1
+    assert len(model.generate({"image": image}, use_nucleus_sampling=True, num_captions=3)) == 3
+    context = [("which city is this?", "singapore"), ("why?", "it has a statue of a merlion")]
+    prompt = " ".join("Question: {} Answer: {}.".format(*turn) for turn in context) + " Question: where? Answer:"
+    assert len(model.generate({"image": image, "prompt": prompt}, use_nucleus_sampling=False)) == 1
+model, vis_processors, text_processors = load_model_and_preprocess("blip2_image_text_matching", "tiny", is_eval=True)
+pair = {"image": vis_processors["eval"](raw_image).unsqueeze(0), "text_input": text_processors["eval"]("merlion in Singapore")}
+scores = torch.nn.functional.softmax(model(pair, match_head="itm"), dim=1)
+assert f"{scores[:, 1].item():.3%}".endswith("%") and "%.4f" % model(pair, match_head="itc")
