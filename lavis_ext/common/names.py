@@ -6,8 +6,20 @@ seconds. `tests/architecture/test_names.py` compares the table with what the mod
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import NamedTuple
+from collections.abc import Callable, Mapping
+from importlib import import_module
+from typing import Any, NamedTuple
+
+
+def imported_on_use(package: str, homes: Mapping[str, str]) -> Callable[[str], Any]:
+    """A package's `__getattr__`: names from the modules that `homes` says, which need torch, numpy or the like."""
+
+    def find(name: str) -> Any:
+        if name not in homes:
+            raise AttributeError(f"module {package!r} has no attribute {name!r}")
+        return getattr(import_module(f"{package}.{homes[name]}"), name)
+
+    return find
 
 
 class Home(NamedTuple):
@@ -73,9 +85,7 @@ NAMES: Mapping[str, Mapping[str, Home]] = {
     "processor": {
         **_in("lavis_ext.processors.text", "lavis_ext.processors.text", blip_caption="BlipCaption"),
         **_in("lavis_ext.processors.text", "lavis_ext.processors.text", blip_question="BlipQuestion"),
-        **_in(
-            "lavis_ext.processors.instructions", "lavis_ext.processors.instructions", blip_instruction="BlipInstruction"
-        ),
+        **_in("lavis_ext.processors.instructions", PICTURES, blip_instruction="InstructionKeys"),
         **_in("lavis_ext.processors.image", PICTURES, blip2_image_train="Blip2TrainKeys"),
         **_in("lavis_ext.processors.image", PICTURES, blip_image_train="BlipTrainKeys"),
         **_in("lavis_ext.processors.image", PICTURES, blip_image_eval="BlipEvalKeys"),

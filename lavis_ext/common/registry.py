@@ -20,6 +20,8 @@ from typing import Any, ClassVar, Generic, TypeVar
 
 from lavis_ext.common.errors import ConfigError, UsageError, nearest
 from lavis_ext.common.files import checked_path, expanded
+from lavis_ext.common.lavis import WAY_OUT as IN_LAVIS
+from lavis_ext.common.lavis import out_of_scope
 from lavis_ext.common.names import NAMES, Home
 
 log = logging.getLogger(__name__)
@@ -76,6 +78,8 @@ class Registry(Generic[T]):
         if name not in self._items:
             load_all_plugins()
         if name not in self._items:
+            if outside := out_of_scope(self.kind, name):
+                raise RegistryError(f"{self.kind} '{name}'", outside, IN_LAVIS)
             raise RegistryError(f"{self.kind} '{name}'", "not registered", nearest(name, self.names()))
         return self._items[name]
 
@@ -383,6 +387,8 @@ class Facade:
         try:
             return builders.get(name)
         except RegistryError as error:
+            if outside := out_of_scope("dataset", name):
+                raise UsageError(f"data set '{name}'", outside, IN_LAVIS) from error
             known = [*datasets.names(), *builders.names()]
             raise UsageError(f"data set '{name}'", "not known", nearest(name, known)) from error
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from lavis_ext.common.names import imported_on_use
 
 if TYPE_CHECKING:
     from lavis_ext.features.imports import import_features
@@ -44,10 +45,4 @@ __all__ = [
     "merge_stores",
     "open_store",
 ]
-
-
-def __getattr__(name: str) -> Any:
-    """The public names, loaded at the first use: the arguments of the verb are read without numpy."""
-    if name not in _HOME:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{_HOME[name]}"), name)
+__getattr__ = imported_on_use(__name__, _HOME)

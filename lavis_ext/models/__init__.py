@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from lavis_ext.common.names import imported_on_use
 from lavis_ext.models.zoo import (
     build_model,
     default_config,
@@ -17,6 +17,7 @@ from lavis_ext.models.zoo import (
 if TYPE_CHECKING:
     from lavis_ext.models.base_model import BaseModel
     from lavis_ext.models.blip2_models import (
+        Blip2Base,
         Blip2ITM,
         Blip2LLaMA,
         Blip2OPT,
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "BaseModel",
+    "Blip2Base",
     "Blip2ITM",
     "Blip2LLaMA",
     "Blip2OPT",
@@ -45,9 +47,8 @@ __all__ = [
     "model_zoo",
 ]
 
-
-def __getattr__(name: str) -> Any:
-    """Import the classes on first use: they need torch."""
-    if name not in __all__:
-        raise AttributeError(f"module 'lavis_ext.models' has no attribute '{name}'")
-    return getattr(import_module(f"lavis_ext.models.{'base_model' if name == 'BaseModel' else 'blip2_models'}"), name)
+_HOME = {
+    "BaseModel": "base_model",
+    **dict.fromkeys((name for name in __all__ if name.startswith("Blip2")), "blip2_models"),
+}
+__getattr__ = imported_on_use(__name__, _HOME)

@@ -13,11 +13,12 @@ from lavis_ext.common.errors import ConfigError
 from lavis_ext.common.registry import models
 from lavis_ext.common.types import Batch
 from lavis_ext.metrics.vqa import lemmatize
+from lavis_ext.models.blip2 import ConfigKey, fitting_images
 from lavis_ext.models.generation import Reading, Search, place, read_embeds, score
-from lavis_ext.models.language import Blip2Language, Blip2T5, fitting_images
+from lavis_ext.models.language import Blip2Language, Blip2T5
 from lavis_ext.models.network import load_reader, resize_token_embeddings
 from lavis_ext.models.settings import Blip2InstructConfig, Blip2T5InstructConfig, Blip2VicunaInstructConfig
-from lavis_ext.models.text import Ids, TextTokens, prompts_of, texts_of
+from lavis_ext.models.text import Ids, TextTokens, each, filled, prompts_of, questions_of, texts_of
 
 OCR_TOKENS = 30
 """How many words that were read in a picture LAVIS puts into a prompt."""
@@ -32,6 +33,7 @@ class Instruct(Blip2Language):
 
     ends_itself = True
     config: Blip2InstructConfig
+    max_output_txt_len, qformer_text_input = ConfigKey(), ConfigKey()
 
     def __init__(self, config: Blip2InstructConfig, network: Any, tokenizer: Any) -> None:
         super().__init__(config, network, tokenizer)
@@ -83,7 +85,8 @@ class Instruct(Blip2Language):
             ids, mask = (text[key].repeat_interleave(frames, dim=0) for key in ("input_ids", "attention_mask"))
             mask = torch.cat([mask.new_ones(queries.shape[:2]), mask], dim=1)
             out = net.qformer(ids, mask, query_embeds=queries, encoder_hidden_states=embeds).last_hidden_state
-        return out[:, : queries.shape[1]].reshape(len(embeds) // frames, -1, out.shape[-1])
+        found: Tensor = out[:, : queries.shape[1]].reshape(len(embeds) // frames, -1, out.shape[-1])
+        return found
 
     def embed(self, samples: Batch, instructions: Sequence[str], tokens: TextTokens) -> Tensor:
         """[B, L, E]: the tokens' embeddings, with the projected queries in the image places."""
@@ -108,8 +111,7 @@ class Instruct(Blip2Language):
         """
         prompts = prompts_of(samples, self.prompt)
         if "ocr_tokens" in samples and "{}" in prompts[0]:
-            words = [", ".join(row[:OCR_TOKENS]) for row in samples["ocr_tokens"]]
-            prompts = [prompt.format(seen) for prompt, seen in zip(prompts, words, strict=True)]
+            prompts = [filled(prompt, seen) for prompt, seen in zip(prompts, words_read(samples), strict=True)]
         lengths = (num_beams, max_length, min_length)
         penalties = (repetition_penalty, length_penalty)
         search = Search(
@@ -160,8 +162,12 @@ class Instruct(Blip2Language):
         `prompt` of the samples takes their `text_input` in `{}`; `context`, `history` and `caption` go before it.
         """
         prompts = prompts_of(samples, self.prompt)
-        own = not isinstance(candidates[0], str)
-        rows: list[list[str]] = [list(some) for some in candidates] if own else [list(candidates)] * len(prompts)  # type: ignore[arg-type]
+        own = bool(candidates) and not isinstance(candidates[0], str)
+        rows: list[Any] = (
+            each({**samples, "candidates": candidates}, "candidates") if own else [candidates] * len(prompts)
+        )
+        if not all(rows) or not all(text for row in rows for text in row):
+            raise ConfigError("candidates", "none, or an empty one", "give at least one text to choose from")
         asked = [instruction(samples, row, prompt) for row, prompt in enumerate(prompts)]
         tokens = self.asked(asked, frames_of(samples)).to(self.device)
         reading = self._read({**samples, "prompt": asked}, tokens)
@@ -273,6 +279,7 @@ class Blip2T5Instruct(Instruct, Blip2T5):
     """
 
     config: Blip2T5InstructConfig
+    few_shot_prob, num_few_shot_examples = ConfigKey(), ConfigKey()
 
     def learning(self, heads: Sequence[str], tails: Sequence[str], frames: int) -> tuple[TextTokens, Tensor]:
         """Of an instruction the last `max_txt_len` tokens, of an output the first `max_output_txt_len`."""
@@ -311,6 +318,9 @@ class Blip2T5Instruct(Instruct, Blip2T5):
 
     def _examples(self, samples: Sequence[Any], count: int) -> tuple[Tensor, Tensor]:
         """Embeddings and mask of the first `count` examples of each sample, in a row with their pads, as in LAVIS."""
+        if any(min(len(sample["image"]), len(sample["text_input"])) < count for sample in samples):
+            what = f"fewer than {count} examples in a sample"
+            raise ConfigError("few_shot_samples", what, f"give model.num_few_shot_examples={count} each, or lower it")
         images = torch.stack([sample["image"][number] for sample in samples for number in range(count)])
         texts = [sample["text_input"][number] for sample in samples for number in range(count)]
         tokens = self._encoded(texts, 1, cut=True).to(self.device)
@@ -339,28 +349,31 @@ def asked_of(samples: Batch, prompt: str) -> list[str]:
     """The questions of `text_input` in LAVIS' prompts: one `{}`, or two with `ocr_tokens` or `choices`."""
     questions = texts_of(samples, "text_input")
     if prompt.count("{}") != 2:
-        return [prompt.format(question) if prompt else question for question in questions]
+        return questions_of(samples, prompt)
     if "ocr_tokens" in samples:
-        words = [", ".join(row[:OCR_TOKENS]) for row in samples["ocr_tokens"]]
-        return [prompt.format(seen, question) for seen, question in zip(words, questions, strict=True)]
+        return [filled(prompt, seen, one) for seen, one in zip(words_read(samples), questions, strict=True)]
     if "choices" in samples:
-        lettered = [
-            " ".join(f"({string.ascii_lowercase[n]}) {one}" for n, one in enumerate(row)) for row in samples["choices"]
-        ]
-        return [prompt.format(question, row) for question, row in zip(questions, lettered, strict=True)]
+        rows = [zip(string.ascii_lowercase, row, strict=False) for row in each(samples, "choices")]
+        lettered = [" ".join(f"({letter}) {choice}" for letter, choice in row) for row in rows]
+        return [filled(prompt, one, row) for one, row in zip(questions, lettered, strict=True)]
     what = f"{prompt!r} has two {{}}, and the samples have no ocr_tokens or choices"
     raise ConfigError("run.prompt", what, "write one {}, for the question")
+
+
+def words_read(samples: Batch) -> list[str]:
+    """The first `ocr_tokens` of each sample, as LAVIS joins them."""
+    return [", ".join(row[:OCR_TOKENS]) for row in each(samples, "ocr_tokens")]
 
 
 def instruction(samples: Batch, row: int, prompt: str) -> str:
     """The prompt of a sample to be classed, with its `text_input` in `{}`, after its context, history and caption."""
     if "text_input" in samples:
-        text = [samples["text_input"]][row] if isinstance(samples["text_input"], str) else samples["text_input"][row]
-        prompt = prompt.format(text) if isinstance(text, str) else prompt.format(*text)
+        text = each(samples, "text_input")[row]
+        prompt = filled(prompt, *([text] if isinstance(text, str) else text))
     if samples.get("context", "") != "":
-        prompt = f"context: {samples['context'][row]}. {prompt}"
+        prompt = f"context: {each(samples, 'context')[row]}. {prompt}"
     if samples.get("history") and samples["history"][0] != "":
-        prompt = f"dialog history: {samples['history'][row]}\n{prompt}"
+        prompt = f"dialog history: {each(samples, 'history')[row]}\n{prompt}"
     if samples.get("caption") and samples["caption"][0] != "":
-        prompt = f'This image has the caption "{samples["caption"][row]}". {prompt}'
+        prompt = f'This image has the caption "{each(samples, "caption")[row]}". {prompt}'
     return prompt

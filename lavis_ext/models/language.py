@@ -15,7 +15,8 @@ from lavis_ext.common.errors import ConfigError
 from lavis_ext.common.registry import models
 from lavis_ext.common.types import Batch
 from lavis_ext.metrics.vqa import lemmatize, load_lemmatizer
-from lavis_ext.models.base_model import BaseModel, Outputs, sum_over_ranks, world
+from lavis_ext.models.base_model import Outputs, sum_over_ranks, world
+from lavis_ext.models.blip2 import Blip2Base, fitting_images
 from lavis_ext.models.generation import Reading, Search, StopText, WrittenPenalty, rank, read
 from lavis_ext.models.lora import adapter_parts, add_adapters, release
 from lavis_ext.models.network import DTYPES, add_image_token, assemble, recompute
@@ -42,7 +43,7 @@ from lavis_ext.models.text import (
 from lavis_ext.models.weights import for_reader, load_over, load_pretrained, parts_of
 
 
-class Blip2Language(BaseModel):
+class Blip2Language(Blip2Base):
     """BLIP-2 (Li et al., arXiv:2301.12597) with a decoder: the text is continued from query embeddings of the image.
 
     `net` is transformers' Blip2ForConditionalGeneration, `text` its tokenizer with the image places. A subclass sets
@@ -50,8 +51,6 @@ class Blip2Language(BaseModel):
     """
 
     language: ClassVar[str]
-    upstream_prefix: ClassVar[str] = ""
-    """Of `{}_proj` and `{}_model` in LAVIS' checkpoints, where it is not `language`."""
     prompter: ClassVar[type[Prompter]] = Prompter
     shifts_labels: ClassVar[bool] = True
     """Whether labels are shifted by one against the logits (decoder-only) or aligned (encoder–decoder)."""
@@ -78,7 +77,6 @@ class Blip2Language(BaseModel):
         if config.lora:
             add_adapters(network.language_model, config.lora, self.language)
         self._freeze_parts()
-        self._set_precision()
         if config.lora:
             release(network.language_model)
         if config.use_grad_checkpoint:
@@ -101,7 +99,7 @@ class Blip2Language(BaseModel):
     def load_parts(self, config: Blip2LanguageConfig) -> None:
         """Load `pretrained` if it is a checkpoint, `finetuned`, then `qformer_weight_path` and `proj_weight_path`."""
         if config.load_pretrained and config.pretrained and is_checkpoint(config.pretrained):
-            load_pretrained(self, self.upstream_prefix or self.language)
+            load_pretrained(self, self.upstream_prefix)
         if config.load_finetuned and config.finetuned:
             load_over(self, config.finetuned, "model.finetuned")
         for key in ("qformer_weight_path", "proj_weight_path"):
@@ -215,6 +213,7 @@ class Blip2Language(BaseModel):
         answer_list: Sequence[str] | None = None,
         prompt: str = "",
         length_penalty: float | None = None,
+        **kwargs: Any,
     ) -> list[str]:
         """Answers to `text_input` (questions, each put into `{}` of `prompt`) about `image` [B,3,S,S].
 
@@ -287,30 +286,25 @@ class Blip2Language(BaseModel):
         return fitting_images(batch, self.device, self.net.config.vision_config.image_size)
 
     def _freeze_parts(self) -> None:
-        """Apply `freeze_vit`, `freeze_llm` and `only_proj`; the tower's last norm trains with the Q-Former."""
-        net, norm = self.net, self.net.vision_model.post_layernorm
-        if self.config.freeze_vit:
-            self.freeze(net.vision_model)
-            norm.requires_grad_(True)
-        if self.config.freeze_llm:
-            self.freeze(net.language_model)
-        if self.config.only_proj:
-            for part in (norm, net.qformer, net.query_tokens):
-                self.freeze(part)
+        """Apply `freeze_vit`, `freeze_llm` and `only_proj`, and half precision to frozen towers only.
 
-    def _set_precision(self) -> None:
-        """Half precision for frozen towers only: trained parts, and the input of the Q-Former, stay in fp32."""
-        if self.config.freeze_llm:
-            self.net.language_model.to(DTYPES[self.config.llm_precision])
-        if self.config.freeze_vit:
-            halve_tower(self.net.vision_model, self.config.vit_precision)
+        Trained parts, and the input of the Q-Former, stay in fp32.
+        """
+        net, config = self.net, self.config
+        if config.freeze_vit:
+            self.freeze_tower(net.vision_model, config.vit_precision)
+        if config.freeze_llm:
+            self.freeze(net.language_model.to(DTYPES[config.llm_precision]))
+        if config.only_proj:
+            for part in (net.vision_model.post_layernorm, net.qformer, net.query_tokens):
+                self.freeze(part)
 
 
 @models.register("blip2_opt", config=Blip2OptConfig)
 class Blip2Opt(Blip2Language):
     """BLIP-2 with OPT: the caption and a line break are learnt after the image places."""
 
-    language = "opt"
+    language = upstream_prefix = "opt"
     opening = 1
     answer_penalty = 0.0
 
@@ -325,7 +319,7 @@ class Blip2Opt(Blip2Language):
 class Blip2Llama(Blip2Language):
     """BLIP-2 with LLaMA (VPGTrans, Zhang et al., arXiv:2305.01278): as with OPT; the pad token is the end token."""
 
-    language = "llama"
+    language = upstream_prefix = "llama"
     cuts_prompts = False
 
 
@@ -337,7 +331,7 @@ class Blip2T5(Blip2Language):
     `prompt` each caption is cut at a random word of its first half, as VPGTrans cuts them.
     """
 
-    language = "t5"
+    language = upstream_prefix = "t5"
     shifts_labels = False
     ends_itself = True
 
@@ -401,7 +395,7 @@ class Blip2Vicuna(Blip2Language):
     follow the image without a frame, in training as well (VPGTrans). A text ends with `end_sym`.
     """
 
-    language = "llama"
+    language = upstream_prefix = "llama"
     prompter: type[Prompter] = ChatPrompter  # type: ignore[misc]  # a subclass narrows the class variable
     ends_itself = True  # and at the text of `end_sym`: see `endings`
     cuts_prompts = False
@@ -431,27 +425,6 @@ class Blip2Vicuna(Blip2Language):
     def answer_ids(self, answers: Sequence[str]) -> list[list[int]]:
         """The tokens of each answer as they follow a question in training, with those of `end_sym`."""
         return self._after_word([answer + self.config.end_sym for answer in answers])
-
-
-def halve_tower(tower: Any, precision: str) -> None:
-    """Convert a frozen vision tower to `precision`; its last norm, and so its output, stays in fp32."""
-    tower.to(DTYPES[precision])
-
-    def as_float(_: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        return tuple(item.float() for item in inputs)
-
-    tower.post_layernorm.float().register_forward_pre_hook(as_float)
-
-
-def fitting_images(batch: Batch, device: torch.device, size: int) -> Tensor:
-    """`image` [B,3,S,S] on `device`; raises ConfigError if S is not the model's."""
-    images: Tensor = batch["image"].to(device)
-    if tuple(images.shape[1:]) != (3, size, size):
-        found = "×".join(map(str, images.shape[1:]))
-        raise ConfigError(
-            "vis_processor.image_size", f"images of {found} for a model of 3×{size}×{size}", f"set it to {size}"
-        )
-    return images
 
 
 def require_usable(config: Blip2LanguageConfig) -> None:

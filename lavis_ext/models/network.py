@@ -84,12 +84,18 @@ def load_reader(config: Any) -> Any:
     """The Q-Former's tokenizer, with LAVIS' opening token; long instructions lose their beginning."""
     named, form = config.qformer_tokenizer, config.pretrained
     if named or not (config.load_pretrained and form) or is_checkpoint(form):
-        reader = load_tokenizer(named or BERT, "model.qformer_tokenizer")
-    else:
-        reader = load_tokenizer(form, "model.pretrained", READER_FOLDER)
-    reader.add_special_tokens({"bos_token": DECODE})
-    reader.truncation_side, reader.padding_side = "left", "right"
-    return reader
+        return load_bert_tokenizer(named or BERT, truncation_side="left")
+    return load_bert_tokenizer(form, "model.pretrained", READER_FOLDER, truncation_side="left")
+
+
+def load_bert_tokenizer(
+    name: str = BERT, key: str = "model.qformer_tokenizer", part: str = "", truncation_side: str = "right"
+) -> Any:
+    """A Q-Former's tokenizer, with LAVIS' opening token; see `load_tokenizer`."""
+    tokenizer = load_tokenizer(name, key, part)
+    tokenizer.add_special_tokens({"bos_token": DECODE})
+    tokenizer.truncation_side, tokenizer.padding_side = truncation_side, "right"
+    return tokenizer
 
 
 def kind_of(settings: Any) -> str:

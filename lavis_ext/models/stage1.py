@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Literal
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -16,11 +17,12 @@ from lavis_ext.common.config.schema import own_keys
 from lavis_ext.common.errors import ConfigError
 from lavis_ext.common.registry import models, objectives
 from lavis_ext.common.types import Batch
-from lavis_ext.models.base_model import BaseModel, gather_rows, world
+from lavis_ext.models.base_model import gather_rows, world
+from lavis_ext.models.blip2 import Blip2Base, fitting_images
 from lavis_ext.models.generation import Search, write
-from lavis_ext.models.language import fitting_images, halve_tower
 from lavis_ext.models.lora import start_from_bert
 from lavis_ext.models.losses import NONE, draw_negatives, similarities
+from lavis_ext.models.matching import compute_sim_matrix
 from lavis_ext.models.network import (
     BERT,
     DECODE,
@@ -147,7 +149,7 @@ class WordHead(nn.Module):
 
 @models.register("blip2_feature_extractor", config=Blip2Config)
 @models.register("blip2", config=Blip2Config)
-class Blip2(BaseModel):
+class Blip2(Blip2Base):
     """BLIP-2's first stage (Li et al., arXiv:2301.12597): ITC + ITM + LM losses, features, matching scores.
 
     `net` is transformers' Blip2ForImageTextRetrieval, which has no losses and no word head: `temp` and `lm_head` are
@@ -171,9 +173,7 @@ class Blip2(BaseModel):
             for term in config.losses
         ]
         if config.freeze_vit:
-            self.freeze(network.vision_model)
-            network.vision_model.post_layernorm.requires_grad_(True)
-            halve_tower(network.vision_model, config.vit_precision)
+            self.freeze_tower(network.vision_model, config.vit_precision)
         if config.use_grad_checkpoint:
             recompute(network)
 
@@ -300,6 +300,23 @@ class Blip2(BaseModel):
             *lengths, *penalties, num_captions, use_nucleus_sampling, top_p, temperature, opening=1, counted=1
         )
         return write(self, self.encode_image(samples), search)
+
+    def forward_image(self, image: Tensor) -> tuple[Tensor, Tensor]:
+        """[B,3,S,S] → queries [B, Q, C] that saw the picture, and the tower's output [B, P, W] (LAVIS' method)."""
+        embeds = self.encode_image({"image": image})
+        return self.query_image(embeds), embeds
+
+    def forward_text(self, text_tokens: Any) -> Tensor:
+        """`input_ids`, `attention_mask` [B, L] → the first token's [B, C] (LAVIS' method)."""
+        return self.encode_text(Texts(text_tokens.input_ids, text_tokens.attention_mask))[:, 0]
+
+    def compute_itm(self, image_inputs: Tensor, text_ids: Tensor, text_atts: Tensor) -> Tensor:
+        """The logit [B] of a match of pictures [B, P, W] and texts [B, L] (LAVIS' method)."""
+        return self.match(image_inputs, Texts(text_ids, text_atts))[:, 1]
+
+    def compute_sim_matrix(self, data_loader: Any, task_cfg: Any) -> tuple[np.ndarray, np.ndarray]:
+        """Scores [I, T] and [T, I] of a loader's pictures and of its data set's texts (LAVIS' method)."""
+        return compute_sim_matrix(self, data_loader, k_test=int(task_cfg.k_test))
 
     @torch.no_grad()
     def extract_features(self, samples: Batch, mode: Mode = "multimodal") -> Blip2Features:

@@ -152,4 +152,22 @@ def prompts_of(samples: Batch, default: str) -> list[str]:
 
 def questions_of(samples: Batch, prompt: str) -> list[str]:
     """`text_input` as a list, each put into `{}` of `prompt`."""
-    return [prompt.format(question) if prompt else question for question in texts_of(samples, "text_input")]
+    return [filled(prompt, question) if prompt else question for question in texts_of(samples, "text_input")]
+
+
+def filled(prompt: str, *texts: str) -> str:
+    """A prompt with texts in the places of `{}`; raises ConfigError where it has other braces, or more places."""
+    try:
+        return prompt.format(*texts)
+    except (ValueError, LookupError, AttributeError) as error:
+        what = f"{prompt!r} does not take {len(texts)} text{'s' * (len(texts) != 1)} ({error})"
+        raise ConfigError("prompt", what, "write {} where a text goes, and {{ }} for braces") from error
+
+
+def each(samples: Batch, key: str) -> list[Any]:
+    """One value an image of a key of the samples; a single text is one. Raises ConfigError for another number."""
+    value = samples[key]
+    found, count = [value] if isinstance(value, str) else list(value), len(samples["image"])
+    if len(found) != count:
+        raise ConfigError(key, f"{len(found)} for {count} images", "give one for each image")
+    return found

@@ -172,7 +172,7 @@ def translate_for(model: Any, state: Mapping[str, Tensor], where: str) -> Tensor
 
     Raises IntegrityError for copies that differ.
     """
-    own = str(getattr(model, "upstream_prefix", "") or getattr(model, "language", ""))
+    own = str(getattr(model, "upstream_prefix", ""))
     others = {name: tensor for name, tensor in state.items() if (kind := FOREIGN.match(name)) and kind[1] != own}
     mine = model.state_dict()
     found = translate({name: tensor for name, tensor in state.items() if name not in others}, where)
@@ -358,6 +358,11 @@ TIED = {
 }
 """Second names of the word head's tensors."""
 BIASES = re.compile(r"^visual_encoder\.blocks\.(\d+)\.attn\.([qv])_bias$")
+
+
+def named_as_upstream(state: Mapping[str, Tensor]) -> bool:
+    """Whether tensors have LAVIS' names, not ours."""
+    return not any(name.startswith("net.") for name in state) and any(_ours(name) for name in state)
 
 
 def translate(state: Mapping[str, Tensor], where: str = "checkpoint") -> Tensors:

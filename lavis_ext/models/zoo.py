@@ -28,9 +28,9 @@ def default_config(name: str, model_type: str) -> ModelConfig:
     """The ModelConfig of `configs/models/<name>/<model_type>.yaml`; raises ConfigError with the nearest names."""
     tree, _ = model_defaults(name, model_type)
     decoder = ConfigDecoder()
-    config = decoder.build(
-        ModelConfig, {"arch": name, "model_type": model_type, **tree}, f"models/{name}/{model_type}.yaml"
-    )
+    # a class in LAVIS' manner may name the YAML of another
+    section = {"model_type": model_type, **tree, "arch": name}
+    config = decoder.build(ModelConfig, section, f"models/{name}/{model_type}.yaml")
     decoder.close()
     assert config is not None
     return config

@@ -6,13 +6,13 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import is_dataclass
-from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from omegaconf import OmegaConf
 
 from lavis_ext.common.config.schema import ProcessorConfig
 from lavis_ext.common.errors import ConfigError
+from lavis_ext.common.names import imported_on_use
 from lavis_ext.common.registry import processors
 
 if TYPE_CHECKING:
@@ -115,10 +115,4 @@ __all__ = [
     "load_processor",
     "uint8_of",
 ]
-
-
-def __getattr__(name: str) -> Any:
-    """Import the classes only on use: those of pictures need torch."""
-    if name not in _HOME:
-        raise AttributeError(f"module 'lavis_ext.processors' has no attribute '{name}'")
-    return getattr(import_module(f"lavis_ext.processors.{_HOME[name]}"), name)
+__getattr__ = imported_on_use(__name__, _HOME)

@@ -1,5 +1,8 @@
-"""LAVIS' module name: InstructBLIP's processor of texts, under LAVIS' class name."""
+"""LAVIS' module name: InstructBLIP's processor of texts, under LAVIS' class name, and its instructions."""
 
+from lavis_ext.processors.instructions import CAPTIONS, QUESTIONS
 from lavis_ext.processors.instructions import BlipInstruction as BlipInstructionProcessor
 
-__all__ = ["BlipInstructionProcessor"]
+TEMPLATES = {"image": {"qa": list(QUESTIONS), "caption": list(CAPTIONS)}}
+
+__all__ = ["TEMPLATES", "BlipInstructionProcessor"]

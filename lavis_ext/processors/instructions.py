@@ -2,30 +2,27 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
 
-from lavis_ext.common.config.decode import Count
+import torch
+
 from lavis_ext.common.registry import processors
 from lavis_ext.processors import current_rng
 from lavis_ext.processors.base_processor import settable
+from lavis_ext.processors.settings import InstructionKeys
 from lavis_ext.processors.text import BlipCaption
 
 
-@processors.register("blip_instruction")
+@processors.register("blip_instruction", config=InstructionKeys)
 @settable
 @dataclass(frozen=True)
-class BlipInstruction(BlipCaption):
+class BlipInstruction(InstructionKeys, BlipCaption):
     """A question in a drawn instruction (`qa`), or an instruction alone where the text is empty (`caption`).
 
     Any other text becomes a clean caption. Drawn from the generator of the sample. LAVIS has instructions for sound,
     videos and point clouds too, and for classes, none of whose data sets are served.
     """
-
-    prompt: str = ""
-    max_words: Count = 50
-    modality: Literal["image"] = "image"
-    task: Literal["caption", "qa", "eval"] = "caption"
 
     def __call__(self, text: str) -> str:
         """The instruction or the clean text, in lower case; with `eval` the prompt stands for an empty text."""
@@ -35,11 +32,17 @@ class BlipInstruction(BlipCaption):
             return self._drawn(QUESTIONS).replace("{}", text).replace("??", "?").lower().strip()
         return self._drawn(CAPTIONS).lower().strip() if not text else self.pre_caption(text)
 
-    def _drawn(self, instructions: tuple[str, ...]) -> str:
-        import torch  # keys are read without it
+    def pre_caption(self, text: str | list[str]) -> str:
+        """The cleaned caption; of several one, drawn (LAVIS)."""
+        return super().pre_caption(text if isinstance(text, str) else drawn(text))
 
-        number = int(torch.randint(len(instructions), (), generator=current_rng()))
-        return self.prompt + instructions[number]
+    def _drawn(self, instructions: tuple[str, ...]) -> str:
+        return self.prompt + drawn(instructions)
+
+
+def drawn(texts: Sequence[str]) -> str:
+    """One of some texts, from the generator of the sample."""
+    return texts[int(torch.randint(len(texts), (), generator=current_rng()))]
 
 
 QUESTIONS = (

@@ -1,9 +1,9 @@
-"""The arguments of image processors, under LAVIS' names and with its defaults."""
+"""The arguments of image processors and of instructions, under LAVIS' names and with its defaults."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from lavis_ext.common.config.decode import Count, Positive, Share
 from lavis_ext.common.errors import ConfigError
@@ -68,3 +68,13 @@ class ClipTrainKeys(CropKeys):
     """`clip_image_train`."""
 
     min_scale: Positive = 0.9
+
+
+@dataclass(frozen=True)
+class InstructionKeys:
+    """`blip_instruction`."""
+
+    prompt: str = ""
+    max_words: Count = 50
+    modality: Literal["image"] = "image"
+    task: Literal["caption", "qa", "eval"] = "caption"

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lavis_ext.common.config.schema import Config
+from lavis_ext.common.names import imported_on_use
 
 if TYPE_CHECKING:
     from lavis_ext.runners.display import Display
@@ -31,10 +31,4 @@ def evaluate(config: Config, data: Mapping[str, Any] | None = None, display: Dis
 
 __all__ = ["RunnerBase", "RunnerIter", "evaluate", "train"]
 
-
-def __getattr__(name: str) -> Any:
-    """Import the loop on first use: it needs torch."""
-    homes = {"RunnerBase": "runner_base", "RunnerIter": "runner_iter"}
-    if name not in homes:
-        raise AttributeError(f"module 'lavis_ext.runners' has no attribute '{name}'")
-    return getattr(import_module(f"lavis_ext.runners.{homes[name]}"), name)
+__getattr__ = imported_on_use(__name__, {"RunnerBase": "runner_base", "RunnerIter": "runner_iter"})

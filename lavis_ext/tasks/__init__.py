@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from lavis_ext.common.names import imported_on_use
 
 if TYPE_CHECKING:
     from lavis_ext.tasks.base_task import BaseTask, setup_task
@@ -35,10 +36,4 @@ __all__ = [
     "VQATask",
     "setup_task",
 ]
-
-
-def __getattr__(name: str) -> Any:
-    """Import the task classes on first use: they need torch."""
-    if name not in _HOME:
-        raise AttributeError(f"module 'lavis_ext.tasks' has no attribute '{name}'")
-    return getattr(import_module(f"lavis_ext.tasks.{_HOME[name]}"), name)
+__getattr__ = imported_on_use(__name__, _HOME)

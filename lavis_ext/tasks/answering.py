@@ -29,6 +29,7 @@ from lavis_ext.metrics.vqa import (
     vqa_accuracy,
     vqa_score,
 )
+from lavis_ext.models.text import filled
 from lavis_ext.tasks.base_task import BaseTask, Row, require_distinct, write_result
 from lavis_ext.tasks.settings import GqaConfig, VqaConfig
 
@@ -277,7 +278,7 @@ def one_answer_each(batch: Batch, prompt: str) -> Batch:
     spans = [(stop - count, stop) for count, stop in zip(counts, stops, strict=True)]
     weights = batch["weight"].float().cpu()
     chosen = [a + int(torch.multinomial(weights[a:b], 1)) for a, b in spans]
-    asked = [prompt.format(question) if prompt else question for question in batch["text_input"]]
+    asked = [filled(prompt, question) if prompt else question for question in batch["text_input"]]
     kept = {key: value for key, value in batch.items() if key not in ("answer", "weight", "n_answers")}
     answers = [batch["answer"][index] for index in chosen]
     return {**kept, "text_input": asked, "text_output": answers, "learn": "text_output"}

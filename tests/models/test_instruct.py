@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 
 from lavis_ext.common.errors import ConfigError, IntegrityError
 from lavis_ext.models.export import export_transformers, export_upstream
-from lavis_ext.models.settings import Blip2T5InstructConfig
+from lavis_ext.models.settings import Blip2T5InstructConfig, LoraConfig
 from lavis_ext.models.weights import load_over, to_upstream
 from lavis_ext.models.zoo import build_model
 from tests.support.blip2 import CONFIG, TEXT_SIZES, of_arch, small_batch, small_of, small_stage1
@@ -104,6 +104,26 @@ def test_prompts_and_classes_that_cannot_be_are_refused() -> None:
         model.predict({**batch(), "prompt": "what?"})
     found = model.predict({**batch(), "prompt": "what?", "label": ["a", "b", "a"]}, candidates=["a", "b"])
     assert set(found["predictions"]) <= {"a", "b"} and found["targets"] == ["a", "b", "a"]
+    asked = {**batch(), "prompt": "is it {}?"}
+    wrong: list[tuple[dict[str, Any], list[Any]]] = [
+        (asked, []),
+        (asked, ["a", ""]),
+        (asked, [["a"], ["b"]]),
+        ({**asked, "prompt": "{x}"}, ["a"]),
+        ({**asked, "prompt": "{} {}"}, ["a"]),
+        ({**asked, "history": ["one"]}, ["a"]),
+    ]
+    for samples, candidates in wrong:
+        with pytest.raises(ConfigError):
+            model.predict_class(samples, candidates)
+    for samples, prompt in (
+        ({"choices": [["a"]]}, "{} {}"),
+        ({"ocr_tokens": [["a"]]}, "{} {}"),
+        ({}, "{"),
+        ({}, "{} {} {}"),
+    ):
+        with pytest.raises(ConfigError):
+            model.predict_answers({**batch(), **samples}, prompt=prompt)
     where = [problem.where for problem in of_arch("blip2_t5_instruct", few_shot_prob=0.5).problems()]
     assert where == ["model.few_shot_prob"]
 
@@ -114,6 +134,25 @@ def test_examples_are_drawn_as_often_as_they_are_asked_for() -> None:
     counts = torch.tensor([model._shots() for _ in range(2000)]).bincount(minlength=3) / 2000
     assert counts.tolist() == pytest.approx([0.4, 0.3, 0.3], abs=0.04)
     assert type(model.config) is Blip2T5InstructConfig
+    shots = [{"image": torch.zeros(1, 3, 16, 16), "text_input": ["a"]}] * 3
+    with pytest.raises(ConfigError, match="few_shot_samples"):
+        for _ in range(50):
+            model({**batch(), "few_shot_samples": shots})
+
+
+@pytest.mark.parametrize("arch", ARCHS)
+def test_activations_that_are_recomputed_and_adapters(arch: str) -> None:
+    plain, thrifty = small_of(arch).train(), small_of(arch, use_grad_checkpoint=True).train()
+    grads = []
+    for model in (plain, thrifty):
+        torch.manual_seed(4)
+        model(batch())["loss"].backward()
+        grads.append(model.net.qformer.embeddings.word_embeddings.weight.grad)
+    assert torch.allclose(*grads, atol=1e-6)
+    pytest.importorskip("peft")
+    adapted = small_of(arch, freeze_llm=True, lora=LoraConfig(r=2)).train()
+    adapted(batch())["loss"].backward()
+    assert any("lora_" in name and p.grad is not None for name, p in adapted.named_parameters())
 
 
 @pytest.mark.parametrize("arch", ARCHS)

@@ -19,7 +19,8 @@ from lavis_ext.runners import evaluate, train
 from tests.world.export import export_world, place_by_hand
 
 PROJECTS = Path(__file__).parents[2] / "configs" / "projects"
-FILES = sorted(path for name in ("blip2", "instructblip", "vpgtrans") for path in PROJECTS.glob(f"{name}/*/*.yaml"))
+GROUPS = ("blip2/*/*", "demo/train/instruct", "instructblip/*/*", "vpgtrans/*/*")
+FILES = sorted(path for group in GROUPS for path in PROJECTS.glob(f"{group}.yaml"))
 NAMES = [f"{path.parts[-3]}/{path.stem}" for path in FILES]
 FAMILIES = [
     "coco",

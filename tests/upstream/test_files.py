@@ -42,6 +42,7 @@ def section(arch: str, **keys: Any) -> Any:
 def mirror(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("LAVIS_EXT_MIRROR", str(tmp_path / "mirror"))
     monkeypatch.setenv("LAVIS_EXT_CACHE_ROOT", str(tmp_path / "cache"))
+    (tmp_path / "mirror").mkdir()
     return tmp_path / "mirror"
 
 

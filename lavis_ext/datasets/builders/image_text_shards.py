@@ -184,16 +184,18 @@ class ImageTextStream(IterableDataset[Sample]):
     def _finish(self, item: RawSample, rng: torch.Generator | None) -> Sample:
         item.check()
         image = self._image(item.pixels(), rng)
-        if self.args["sample_key"]:
-            return {"image": image, "instance_id": item.name, **self._packed(item)}
         with drawing_from(rng):
+            if self.args["sample_key"]:
+                return {"image": image, "instance_id": item.name, **self._packed(item)}
             texts: Sample = self._texts(self._caption(item, rng), rng)
         return {"image": image, **texts, "instance_id": item.name}
 
     def _texts(self, caption: str, rng: torch.Generator | None) -> Sample:
         if self.args["instruct"]:
             return {"text_input": instruction(self.text_processor), "text_output": caption}
-        return split_prefix(caption, rng) if self.args["prefix_split"] else {"text_input": caption}
+        if self.args["prefix_split"]:
+            return split_prefix(caption, rng)
+        return {"text_input": caption}
 
     def _packed(self, item: RawSample) -> Sample:
         """What a packed sample has beside its picture; raises SampleError where that is no object."""
@@ -201,6 +203,9 @@ class ImageTextStream(IterableDataset[Sample]):
         if not isinstance(found, dict) or "image" in found:
             raise item.fault(f"json has no object {self.args['sample_key']}")
         text = found.get("text_input")
+        if text == "" and "text_output" in found:  # an instruction, which the text processor makes
+            learnt = self._clean(item, found["text_output"])
+            return {**found, "text_input": instruction(self.text_processor), "text_output": learnt}  # type: ignore[typeddict-item]
         return {**found, "text_input": self._clean(item, text)} if text is not None else found
 
     def _image(self, pixels: Any, rng: torch.Generator | None) -> Any:

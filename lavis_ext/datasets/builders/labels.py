@@ -44,9 +44,11 @@ class LabelDataset(ImageTextDataset):
     def asked(self, row: Row, index: int) -> Sample:
         """LAVIS' sample of instructions: `prompt`, `answer` and `label` as text, `question_id` as `instance_id`."""
         prompt, known = self.processed(self.parts.args["prompt"], "prompt", index), self.label(row, index)
-        name = self.classnames[known["label"]] if known else None
-        answer: Any = {"answer": name, "label": name} if known else {}
-        return {"prompt": prompt, **answer, "question_id": str(row["instance_id"])}
+        sample: Sample = {"prompt": prompt, "question_id": str(row["instance_id"])}
+        if known:
+            name: Any = self.classnames[known["label"]]
+            sample["answer"] = sample["label"] = name
+        return sample
 
     def displ_item(self, index: int) -> OrderedDict[str, Any]:
         """What a browser shows of a sample: file, sentence, label, image (LAVIS' method)."""

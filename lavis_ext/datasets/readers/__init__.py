@@ -1,9 +1,9 @@
 """Readers: annotation files, image folders, archives and shards become rows and pictures; faults are counted."""
 
 # No `from __future__ import annotations` here: the name would hide the module `annotations`.
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from lavis_ext.common.names import imported_on_use
 from lavis_ext.datasets.readers.faults import FaultLog, SampleError
 
 if TYPE_CHECKING:
@@ -14,10 +14,4 @@ if TYPE_CHECKING:
 _LAZY = {"Annotations": "annotations", "ImageStore": "images", "decode_rgb": "decode"}
 
 __all__ = ["Annotations", "FaultLog", "ImageStore", "SampleError", "decode_rgb"]
-
-
-def __getattr__(name: str) -> Any:
-    """The readers that need pyarrow, numpy or Pillow, imported on first use."""
-    if name not in _LAZY:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{_LAZY[name]}"), name)
+__getattr__ = imported_on_use(__name__, _LAZY)

@@ -88,6 +88,7 @@ def _decode_jpeg(data: bytes) -> np.ndarray | None:
         array: np.ndarray = simplejpeg.decode_jpeg(data, "RGB", strict=True)
     except ValueError as error:
         if (
+            # libjpeg-turbo's text: simplejpeg raises ValueError for everything, without a code
             "premature end" in str(error).lower()
         ):  # Pillow would fill the missing part with grey if an end marker follows
             raise

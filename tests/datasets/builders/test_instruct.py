@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,11 +10,14 @@ import pytest
 import torch
 
 from lavis_ext.common.config.cards import load_cards
+from lavis_ext.common.config.schema import BuildInfo
 from lavis_ext.common.errors import ConfigError
 from lavis_ext.datasets.builders import BuildContext, build_datasets, load_dataset
+from lavis_ext.datasets.pack import PackOptions, pack
 from lavis_ext.processors import load_processor
 from lavis_ext.processors.instructions import CAPTIONS, QUESTIONS
 from tests.support.families import FORMS
+from tests.support.shards import write_shard
 
 
 def train(name: str, root: Path) -> Any:
@@ -60,6 +64,29 @@ def test_load_dataset_keeps_the_processors_of_instructions(tmp_path: Path, monke
     FORMS["coco_caption"][0](tmp_path)
     sample = load_dataset("coco_caption_instruct")["train"][0]
     assert sample["text_input"] in {one.lower() for one in CAPTIONS} and sample["image"].shape == (3, 224, 224)
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_shards_of_instructions(packed: bool, tmp_path: Path) -> None:
+    known = {one.lower() for one in CAPTIONS}
+    if packed:
+        data = train("coco_caption_instruct", tmp_path)
+        config = load_cards().dataset("coco_caption_instruct")
+        pack(config, str(tmp_path / "out"), tmp_path, PackOptions(), lambda _: None)
+        info, args = BuildInfo(storage=[str(tmp_path / "out")]), {"sample_key": "sample", "shuffle_buffer": 0}
+        config = replace(config, builder="image_text_shards", build_info=info, args=args)
+        wanted = [loaded(data, index, 0)["text_output"] for index in range(len(data))]
+    else:
+        config = load_cards().dataset("laion400M_instruct")
+        write_shard(tmp_path / config.build_info.storage[0], 0, 1, caption="One dog.")
+        wanted = ["one dog"]
+    stream: Any = build_datasets(config, BuildContext(tmp_path))["train"]
+    items = list(stream.iterate(0, 1))
+    found = [stream.load(item, torch.Generator().manual_seed(n)) for n, item in enumerate(items)]
+    assert [sample["text_output"] for sample in found] == wanted
+    drawn = [stream.load(items[0], torch.Generator().manual_seed(n))["text_input"] for n in range(20)]
+    assert set(drawn) <= known and len(set(drawn)) > 5
+    assert drawn == [stream.load(items[0], torch.Generator().manual_seed(n))["text_input"] for n in range(20)]
 
 
 def test_the_processor() -> None:

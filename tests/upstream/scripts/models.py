@@ -364,14 +364,71 @@ with pytest.raises(Exception, match="by name"):
 
 # %% blip2-base
 import pytest
+import torch
+from lavis.models import load_model
+from lavis.models.blip2_models.blip2 import Blip2Base
 
-with pytest.raises(ImportError):
-    from lavis.models.blip2_models.blip2 import Blip2Base
+for arch in ("blip2", "blip2_opt", "blip2_vicuna_instruct"):
+    model = load_model(arch, "tiny")
+    assert isinstance(model, Blip2Base) and model.query_tokens.shape == (1, 16, 96)
+    with model.maybe_autocast():
+        assert model.ln_vision(torch.rand(1, 2, 96)).dtype == torch.float32
+model = load_model("blip2_opt", "tiny")
+assert model.opt_model is model.net.language_model and model.opt_tokenizer("a")["input_ids"]
+assert load_model("blip2_vicuna_instruct", "tiny").llm_proj.out_features == 96
+assert not hasattr(model, "t5_model") and not hasattr(model, "itm_head")
+
+
+class Mine(Blip2Base):
+    def __init__(self):
+        super().__init__()
+        self.query_tokens = torch.nn.Parameter(torch.zeros(1, 2, 3))
+
+
+assert Mine().query_tokens.shape == (1, 2, 3) and not hasattr(Mine(), "ln_vision")
+
+# %% blip2-base-parts
+import pytest
+from lavis.models.blip2_models.blip2 import Blip2Base
+
+with pytest.raises(AttributeError):  # parts come from a config
+    Blip2Base.init_Qformer(32, 1408)
 
 # %% compute-sim-matrix
+import numpy as np
+import torch
+from lavis.datasets.builders import load_dataset
+from lavis.models import load_model
+from lavis.models.blip2_models.blip2 import compute_sim_matrix
+from lavis.processors import load_processor
+from omegaconf import OmegaConf
+from torch.utils.data import DataLoader
+
+model = load_model("blip2", "tiny", is_eval=True)
+data = load_dataset("coco_retrieval")["val"]
+data.set_processors(load_processor("blip_image_eval").build(image_size=64), load_processor("blip_caption").build())
+loader = DataLoader(data, batch_size=2, collate_fn=data.collater)
+i2t, t2i = model.compute_sim_matrix(loader, task_cfg=OmegaConf.create({"k_test": 2}))
+assert i2t.shape == (len(data.image), len(data.text)) == t2i.T.shape
+assert ((i2t > -100).sum(1) == 2).all() and ((t2i > -100).sum(1) == 2).all()
+again = compute_sim_matrix(model, loader, k_test=2)
+assert np.array_equal(i2t, again[0]) and np.array_equal(t2i, again[1])
+
+# %% first-stage-parts
+import torch
+import torch.nn.functional as F
 from lavis.models import load_model
 
-assert not hasattr(load_model("blip2", "tiny"), "compute_sim_matrix")  # the task `retrieval` ranks
+model = load_model("blip2", "tiny", is_eval=True)
+images, texts = torch.rand(2, 3, 64, 64), ["a dog", "two cats"]
+tokens = model.tokenizer(texts, padding="max_length", truncation=True, max_length=24, return_tensors="pt")
+with torch.no_grad():
+    feats, vit_feats = model.forward_image(images)
+    image_embeds = F.normalize(model.vision_proj(feats), dim=-1)
+    text_embeds = F.normalize(model.text_proj(model.forward_text(tokens)), dim=-1)
+    scores = model.compute_itm(image_inputs=vit_feats, text_ids=tokens.input_ids, text_atts=tokens.attention_mask)
+    known = model.extract_features({"image": images, "text_input": texts}, mode="image").image_embeds_proj
+assert torch.allclose(image_embeds, known) and text_embeds.shape == (2, 64) and scores.shape == (2,)
 
 # %% instruct-load
 import torch
@@ -495,3 +552,71 @@ message = model.load_from_pretrained("instruct_blip_trimmed.pth")
 assert message.unexpected_keys == [] and message.missing_keys
 assert torch.equal(model.net.language_projection.bias, torch.ones(hidden))
 assert torch.equal(model.net.qformer.embeddings.layernorm.bias, torch.ones(hidden))
+
+# %% keys-as-attributes
+import torch
+from lavis.models import load_model
+
+model = load_model("blip2_t5_instruct", "tiny")
+assert (model.max_txt_len, model.max_output_txt_len, model.qformer_text_input, model.few_shot_prob) == (32, 32, True, 0)
+batch = {"image": torch.rand(1, 3, 64, 64), "text_input": ["a b c d e f g h"], "text_output": ["x"]}
+whole, model.max_txt_len = model(batch).loss, 4
+assert model(batch).loss != whole and model.config.max_txt_len == 4
+plain = load_model("blip2_opt", "tiny")
+plain.max_txt_len, plain.prompt = 2, "a photo of"
+assert plain({"image": batch["image"], "text_input": ["a b c d e f g h"]}).loss == plain({"image": batch["image"], "text_input": ["a b c"]}).loss
+
+# %% load-state-dict
+import pytest
+import torch
+from lavis.models import load_model
+
+torch.manual_seed(1)
+model, other = load_model("blip2_opt", "tiny"), load_model("blip2_opt", "tiny")
+theirs = {"query_tokens": model.query_tokens.detach(), "opt_proj.bias": torch.ones(96)}
+message = other.load_state_dict(theirs, strict=False)
+assert torch.equal(other.query_tokens, model.query_tokens) and other.opt_proj.bias.sum() == 96
+assert message.missing_keys and not message.unexpected_keys
+other.load_state_dict(model.state_dict())
+assert torch.equal(other.opt_proj.bias, model.opt_proj.bias)
+with pytest.raises(Exception, match="strange"):
+    other.load_state_dict({**theirs, "strange": torch.zeros(1)}, strict=False)
+
+# %% model-subclass
+import torch
+from lavis.common.registry import registry
+from lavis.models import load_model
+from lavis.models.blip2_models.blip2_t5_instruct import Blip2T5Instruct
+
+
+@registry.register_model("twice_instruct")
+class Twice(Blip2T5Instruct):
+    PRETRAINED_MODEL_CONFIG_DICT = {"tiny": Blip2T5Instruct.default_config_path("tiny")}
+
+    def forward(self, samples):
+        return {"loss": 2 * super().forward(samples)["loss"]}
+
+
+batch = {"image": torch.rand(1, 3, 64, 64), "text_input": ["a"], "text_output": ["b"]}
+model = load_model("twice_instruct", "tiny")
+assert type(model) is Twice and model(batch).loss == 2 * Blip2T5Instruct.forward(model, batch)["loss"]
+
+# %% notebook-of-blip2
+import torch
+from lavis.models import load_model_and_preprocess
+from PIL import Image
+
+raw_image = Image.new("RGB", (80, 60), "blue")
+for name in ("blip2_t5", "blip2_opt"):
+    model, vis_processors, _ = load_model_and_preprocess(name=name, model_type="tiny", is_eval=True, device=torch.device("cpu"))
+    assert [*vis_processors.keys()] == ["train", "eval"]
+    image = vis_processors["eval"](raw_image).unsqueeze(0)
+    assert len(model.generate({"image": image})) == 1
+    assert len(model.generate({"image": image}, use_nucleus_sampling=True, num_captions=3)) == 3
+    context = [("which city is this?", "singapore"), ("why?", "it has a statue of a merlion")]
+    prompt = " ".join("Question: {} Answer: {}.".format(*turn) for turn in context) + " Question: where? Answer:"
+    assert len(model.generate({"image": image, "prompt": prompt}, use_nucleus_sampling=False)) == 1
+model, vis_processors, text_processors = load_model_and_preprocess("blip2_image_text_matching", "tiny", is_eval=True)
+pair = {"image": vis_processors["eval"](raw_image).unsqueeze(0), "text_input": text_processors["eval"]("merlion in Singapore")}
+scores = torch.nn.functional.softmax(model(pair, match_head="itm"), dim=1)
+assert f"{scores[:, 1].item():.3%}".endswith("%") and "%.4f" % model(pair, match_head="itc")

@@ -308,3 +308,22 @@ import pytest
 for name in ("download_url", "cache_url", "download_and_extract_archive"):
     with pytest.raises(ImportError):
         exec(f"from lavis.common.utils import {name}")
+
+# %% registry-not-served
+import pytest
+from lavis.common.registry import registry
+from lavis.datasets.builders import load_dataset
+from lavis.models import load_model
+from lavis.processors import load_processor
+
+for call, name in (
+    (registry.get_builder_class, "iconqa_instruct"),
+    (load_dataset, "msrvtt_caption_instruct"),
+    (registry.get_processor_class, "alpro_video_eval"),
+    (load_processor, "beats_audio"),
+    (registry.get_task_class, "dialogue"),
+    (registry.get_model_class, "blip2_vicuna_xinstruct"),
+    (lambda name: load_model(name, "base"), "blip_vqa"),
+):
+    with pytest.raises(Exception, match="LAVIS' .*not served here"):
+        call(name)
