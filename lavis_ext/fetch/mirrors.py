@@ -89,6 +89,12 @@ class MirrorMap:
         relative = safe_relative(mirror_path(url)) if self._is_folder else mirror_path(url)
         return f"{self.base}/{relative}"
 
+    def digest(self, url: str) -> str | None:
+        """The SHA-256 that the manifest gives of what the mirror keeps at its URL, None where it gives none."""
+        manifest = self.manifest if self.base else None
+        figures = manifest.files.get(url.removeprefix(f"{self.base}/")) if manifest else None
+        return figures.sha256 if figures else None
+
     def apply(self, transfer: Transfer) -> Transfer:
         """The same transfer from the mirror alone, with its figures if it is a subset.
 

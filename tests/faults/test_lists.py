@@ -28,9 +28,10 @@ from lavis_ext.common.config.cards import Cards, load_cards
 from lavis_ext.common.errors import ConfigError, DiskError, NetworkError, PartialError
 from lavis_ext.datasets.readers.faults import SampleError
 from lavis_ext.datasets.readers.images import ImageStore
-from lavis_ext.fetch import Policy
+from lavis_ext.fetch import MirrorMap, Policy
 from lavis_ext.prepare import PrepareOptions, prepare, status, verify
 from lavis_ext.prepare.urls import ListAccount, ListJob, fetch_hosted, fetch_list, run
+from lavis_ext.prepare.urls.job import Passing
 from lavis_ext.prepare.urls.shards import ShardManifest
 from lavis_ext.prepare.urls.worker import PassOrder, run_pass, run_processes
 from tests.prepare.urls.conftest import orders  # noqa: F401 - a fixture
@@ -817,6 +818,37 @@ def test_the_rows_of_a_shard_that_was_lost_are_asked_for_again(
 
     monkeypatch.setattr(run, "run_worker", dies)
     assert fetch_list(job).present == 40 and len(server.log) == 40 and len(orders) == deaths + 1
+
+
+@pytest.mark.parametrize("output", ["files", "shards"])
+@pytest.mark.parametrize("fault", [Fault(flip_at=900), Fault(extra=b"x" * 20), Fault(lengthless=True, cut_at=600)])
+def test_an_image_that_is_not_what_the_mirror_s_manifest_says_is_asked_for_again(
+    output: str, fault: Fault, server: Server, tmp_path: Path, orders: Orders
+) -> None:
+    """Each of them can be decoded, or might have been so at the host."""
+    bodies, rows = [picture(number) for number in range(4)], []
+    for number, body in enumerate(bodies):
+        rows.append({"image": f"{number}.jpg", "caption": "x", "url": f"https://h.example/{number}.jpg"})
+        server.put(f"/h.example/{number}.jpg", body)
+    server.script("/h.example/1.jpg", replace(fault, times=1))
+    server.script("/h.example/2.jpg", fault)
+    files = {f"h.example/{n}.jpg": {"size": len(b), "sha256": sha(b)} for n, b in enumerate(bodies)}
+    server.put("/manifest.json", json.dumps({"format": 1, "equivalence": "subset", "files": files}).encode())
+    (tmp_path / "l.json").write_text(json.dumps(rows))
+    spec = {"output": output, "image_size": 48, "samples_per_shard": 2}
+    job = make_job(tmp_path, tmp_path / "l.json", spec=spec, mirrors=MirrorMap(server.base, QUICK))
+    account = fetch_list(job)
+    assert (account.present, account.reasons, account.passing) == (3, {Passing.ALTERED.value: 1}, True)
+    server.faults.clear()
+    assert fetch_list(job).present == 4
+    if output == "files":
+        assert [(job.target / f"{n}.jpg").read_bytes() for n in range(4)] == bodies
+    else:
+        assert sorted(record["sha256"] for record in records(job.target)) == sorted(sha(body) for body in bodies)
+
+
+def sha(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
 
 
 @pytest.mark.slow

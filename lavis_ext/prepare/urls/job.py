@@ -219,6 +219,7 @@ class Passing(Enum):
     NAME_SERVER = "name server"
     UNFINISHED = "unfinished"
     GONE = "gone from the disk"
+    ALTERED = "not the bytes of the mirror's manifest"
 
 
 PLACEHOLDER = "placeholder"

@@ -180,6 +180,7 @@ class ListRun:
             skip=sorted(self._held(one, set(one.shards) - done)),
             keep=[*spec.keep, *([LISTED] if listed else [])],
             placeholders=list(spec.placeholders),
+            digests=self._digests(one, set(one.shards) - done),
             image_size=spec.image_size,
             samples_per_shard=spec.samples_per_shard,
             distributor=job.distributor,
@@ -192,6 +193,13 @@ class ListRun:
             owner=str(self._owner.path),
             token=self._owner.token,
         )
+
+    def _digests(self, one: Pass, shards: set[int]) -> dict[str, str]:
+        mirrors = self._job.mirrors
+        if not mirrors or mirrors.manifest is None:
+            return {}
+        urls = (mirrors.locate(row.url) for shard in shards for row in read_table(one.table(shard)))
+        return {url: digest for url in urls if (digest := mirrors.digest(url)) is not None}
 
 
 def fetch_list(job: ListJob, progress: Progress | None = None) -> ListAccount:

@@ -8,8 +8,8 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-from collections.abc import Collection, Iterator
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import asdict, dataclass, field, fields
 from itertools import count
 from pathlib import Path
 from typing import Any, Literal
@@ -185,6 +185,8 @@ def classify_failure(status: str | None, message: str | None) -> RowOutcome:
         return RowOutcome("corrupt", rest[:80])
     if head == "cut":
         return RowOutcome("corrupt", "body cut short", True)
+    if text == ALTERED:
+        return RowOutcome("corrupt", Passing.ALTERED.value, True)
     if head in ("refused", "placeholder"):
         return RowOutcome("missing", text[:80])
     if status == "failed_to_resize":
@@ -208,8 +210,11 @@ def _network_failure(text: str) -> RowOutcome:
 # The check of bodies: placeholders of hosts, pages, cut and damaged files are no images
 
 
+ALTERED = "altered"
+
+
 class Unwanted(Exception):
-    """A body that is not the image; the text begins with `placeholder` or `corrupt`."""
+    """A body that is not the image; the text begins with `placeholder`, ALTERED or `corrupt`."""
 
 
 @dataclass(frozen=True)
@@ -217,16 +222,21 @@ class Inspector:
     """Called with a body and the URL it came from at last; raises Unwanted. Picklable.
 
     `placeholders` are sha256 digests of bodies, and parts of URLs to which hosts redirect requests for lost images.
+    `digests` are those of the bodies at some URLs.
     """
 
     placeholders: Collection[str] = ()
+    digests: Mapping[str, str] = field(default_factory=dict)
 
     def __call__(self, body: bytes, url: str) -> None:
         """Accept a body that the readers can decode whole."""
         from lavis_ext.datasets.readers.decode import decode_rgb  # numpy and Pillow, which no plan needs
         from lavis_ext.datasets.readers.faults import SampleError
 
-        if hashlib.sha256(body).hexdigest() in self.placeholders or any(p in url for p in self.placeholders):
+        digest = hashlib.sha256(body).hexdigest()
+        if self.digests.get(url, digest) != digest:
+            raise Unwanted(ALTERED)
+        if digest in self.placeholders or any(p in url for p in self.placeholders):
             raise Unwanted("placeholder")
         try:
             decode_rgb(body)

@@ -50,6 +50,8 @@ class PassOrder:
     """Rows that are not to be asked for."""
     keep: list[str]
     placeholders: list[str]
+    digests: dict[str, str]
+    """Of the bodies at URLs of a mirror, by its manifest."""
     image_size: int
     samples_per_shard: int
     distributor: str
@@ -148,7 +150,7 @@ def make_downloader(order: PassOrder, columns: list[str]) -> Any:
         allow_private=order.allow_private,
         max_bytes=order.max_bytes,
         deadline=order.deadline,
-        inspect=Inspector(tuple(order.placeholders)),
+        inspect=Inspector(tuple(order.placeholders), order.digests),
     )
     return GuardedDownloader(
         limits,

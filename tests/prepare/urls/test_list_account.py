@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lavis_ext.common.errors import NetworkError, PartialError
@@ -58,6 +58,7 @@ def test_what_may_pass_and_what_it_covers(tmp_path: Path) -> None:
     assert every.covers(None) and every.covers(5)
 
 
+@settings(deadline=None)
 @given(st.integers(0, 50), st.lists(st.booleans(), max_size=30))
 def test_everything_adds_up(present: int, corrupt: list[bool]) -> None:
     import tempfile
