@@ -14,6 +14,7 @@ VERBS: dict[str, Verb] = {
     "list": Verb("data sets, and what of them lies on this disk", "lavis_ext.cli.data:list_datasets"),
     "show": Verb("one data set: files, licence, citation", "lavis_ext.cli.data:show"),
     "check": Verb("every mistake of YAML files", "lavis_ext.cli.tools:check"),
+    "config": Verb("what settings come to, and where each value comes from", "lavis_ext.cli.config:ACTIONS"),
     "prepare": Verb("fetch, verify and unpack data sets", "lavis_ext.cli.data:prepare"),
     "status": Verb("what is on this disk", "lavis_ext.cli.data:status"),
     "verify": Verb("check what is on this disk again", "lavis_ext.cli.data:verify"),
