@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 
 DEFAULT = "default"
 VARIABLES = ("LAVIS_EXT_CONFIGS", "LAVIS_EXT_MIRROR", "LAVIS_EXT_OFFLINE", "LAVIS_EXT_ALLOW_PRIVATE")
-LEAST = 16
-"""Characters of a value that are always shown."""
+LEAST = 14
+"""Characters of a value, and of an origin, that are shown at least."""
 ENVIRONMENT = re.compile(r"\$\{\s*oc\.env\s*:\s*([^\s,}]+)")
 
 
@@ -49,21 +49,28 @@ def show(args: Show) -> Answer:
 
 def lines_of(rows: Sequence[Mapping[str, Any]], width: int | None) -> list[str]:
     """A table below the name of each section, in the width of the terminal; defaults that are empty are left out."""
-    shown = [row for row in rows if row["origin"] != DEFAULT or row["value"] not in (None, "", [], {})]
-    cells = [[*split_key(row["key"]), text_of(row["value"]), shortened(row["origin"])] for row in shown]
-    if width is not None and cells:
-        room = width - max(len(key) for _, key, _, _ in cells) - 6
-        most = max(room - LEAST, LEAST)  # of an origin, whose end says more than its beginning
-        cells = [[*one[:3], one[3] if len(one[3]) <= most else f"…{one[3][1 - most :]}"] for one in cells]
-        room -= max(len(origin) for *_, origin in cells)
-        cells = [[section, key, shorten(text, max(room, LEAST)), origin] for section, key, text, origin in cells]
-    table = columns([[f"  {key}", text, origin] for _, key, text, origin in cells])
+    sections: dict[str, list[list[str]]] = {}
+    for row in rows:
+        if row["origin"] != DEFAULT or row["value"] not in (None, "", [], {}):
+            section, key = split_key(row["key"])
+            sections.setdefault(section, []).append([key, text_of(row["value"]), shortened(row["origin"])])
     lines: list[str] = []
-    for (section, *_), line in zip(cells, table, strict=True):
-        if section and f"{section}:" not in lines:
-            lines.append(f"{section}:")
-        lines.append(line if section else line.removeprefix("  "))
+    for section, cells in sections.items():
+        indent = "  " if section else ""
+        lines += [f"{section}:"] if section else []
+        lines += [indent + line for line in columns(cut(cells, None if width is None else width - len(indent) - 4))]
     return lines
+
+
+def cut(cells: Sequence[Sequence[str]], width: int | None) -> list[list[str]]:
+    """Rows of key, value and origin with all three in `width`: values lose their ends, origins their beginnings."""
+    if width is None:
+        return [list(row) for row in cells]
+    room = width - max(len(key) for key, *_ in cells)
+    most = max(room - LEAST, LEAST)
+    ends = [origin if len(origin) <= most else f"…{origin[1 - most :]}" for *_, origin in cells]
+    room = max(room - max(map(len, ends)), LEAST)
+    return [[key, shorten(text, room), end] for (key, text, _), end in zip(cells, ends, strict=True)]
 
 
 def split_key(key: str) -> tuple[str, str]:
