@@ -521,8 +521,8 @@ def _verb_first(verbs: Mapping[str, Verb], words: list[str]) -> list[str]:
     if verb is None or not words[1:] or not words[1].startswith("-"):
         return words
     actions = verb.actions()
-    place = next((number for number, word in enumerate(words) if word in actions), None)
-    return words if place is None else [words[0], words[place], *words[1:place], *words[place + 1 :]]
+    found = next((number for number, word in enumerate(words) if word in actions), None)
+    return words if found is None else [words[0], words[found], *words[1:found], *words[found + 1 :]]
 
 
 def folder_beside(arguments: Namespace) -> str | None:

@@ -87,6 +87,9 @@ class Shown:
 class Subset(Shown):
     """Some samples of a data set, by number; everything else is that of the data set."""
 
+    whole: Any
+    numbers: list[int]
+
     def __init__(self, whole: Any, numbers: Sequence[int]) -> None:
         if isinstance(whole, Subset):
             whole, numbers = whole.whole, [whole.numbers[number] for number in numbers]

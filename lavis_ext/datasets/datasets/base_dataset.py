@@ -104,10 +104,11 @@ class BaseDataset(Shown):
     def __init_subclass__(cls, **kwargs: Any) -> None:
         """A subclass with its own `__getitem__` and no `load` is read through it."""
         super().__init_subclass__(**kwargs)
+        own: Any = cls
         if "__repr__" not in vars(cls):  # else `dataclass` would write one with all parts
-            cls.__repr__ = Shown.__repr__  # type: ignore[method-assign]
+            own.__repr__ = Shown.__repr__
         if "__getitem__" in vars(cls):
-            cls.__getitem__ = sliced(vars(cls)["__getitem__"])  # type: ignore[attr-defined]
+            own.__getitem__ = sliced(vars(cls)["__getitem__"])
         definer = next(base for base in cls.__mro__ if "load" in vars(base))
         # a shape without LAVIS' manner gives the other form of a sample by each of the two
         if "__getitem__" in vars(cls) and definer is not cls and "two_ways" in vars(definer):
