@@ -40,6 +40,7 @@ def section(arch: str, **keys: Any) -> Any:
 
 @pytest.fixture
 def mirror(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    (tmp_path / "mirror").mkdir()
     monkeypatch.setenv("LAVIS_EXT_MIRROR", str(tmp_path / "mirror"))
     monkeypatch.setenv("LAVIS_EXT_CACHE_ROOT", str(tmp_path / "cache"))
     (tmp_path / "mirror").mkdir()

@@ -6,17 +6,18 @@ import json
 import os
 import re
 import shutil
-import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from lavis_ext.cli import main
 from lavis_ext.common.registry import Facade, registry
 from tests.support.families import coco_captions, vqav2_lavis
-from tests.support.killing import ROOT, require_killed_is_left_alone
+from tests.support.killing import require_killed_is_left_alone
+from tests.support.processes import start_command
 
 SCRIPTS = Path(__file__).parent / "scripts"
 DOC = (Path(__file__).parents[2] / "docs" / "from-lavis.md").read_text("utf-8")
@@ -151,18 +152,17 @@ def test_own_files_train_by_name(world: Path) -> None:
 def test_own_files_that_are_killed_go_on_to_the_same_end(world: Path) -> None:
     """kill -9 soon after a checkpoint, twice, of a run whose data set, model and task are all in LAVIS' manner."""
     own_files(world)
-    plugins = [word for name in ("data", "model", "task") for word in ("--plugin", f"own_{name}.py")]
+    plugins = [word for name in ("data", "model", "task") for word in ("--plugin", str(world / f"own_{name}.py"))]
     options = [
         "run.max_epoch=150",
         "run.val_freq=50",
-        "run.output_dir=out",
+        f"run.output_dir={world / 'out'}",
         "run.report=False",
         "run.keep_checkpoints=2",
     ]
 
-    def start(job: str) -> subprocess.Popen[bytes]:
-        words = ["train", "--cfg-path", "own_run.yaml", *plugins, "--options", *options, f"run.job_id={job}"]
-        command = [sys.executable, "-m", "lavis_ext", *words]
-        return subprocess.Popen(command, cwd=world, env={**os.environ, "PYTHONPATH": str(ROOT)})
+    def start(job: str) -> Any:
+        words = ["train", "--cfg-path", str(world / "own_run.yaml"), *plugins]
+        return start_command([*words, "--options", *options, f"run.job_id={job}"], os.environ)
 
     require_killed_is_left_alone(start, world / "out", 2)
