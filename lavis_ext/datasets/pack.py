@@ -261,7 +261,7 @@ def members_of(dataset: ImageTextDataset, index: int, options: PackOptions) -> I
     """Names and bytes of a sample's picture and JSON; raises SampleError for one that a reader could not use."""
     row = dataset.row(index)
     rng = torch.Generator().manual_seed((options.seed * 1_000_003 + index) % (1 << 63))
-    sample = {key: value for key, value in dataset.fields(row, index, rng).items() if key != "image"}
+    sample = {key: value for key, value in dataset.texts(row, index, rng).items() if key != "image"}
     name = dataset.image_name(row)
     try:
         place, member = dataset.images.find(name)
