@@ -32,7 +32,7 @@ def checksum(args: Checksum) -> Answer:
     parted = [one for one, _ in items if "{part" in one.url]
     with ThreadPoolExecutor(8) as pool:
         known = [pair for pair in items if pair[0] not in parted]
-        found = list(pool.map(lambda pair: compare(*pair, lock, options.policy), known))
+        found = list(pool.map(lambda pair: compare(pair[0], pair[1], lock, options.policy), known))
     lines = columns([["artifact", "state", "locked", "declared", "on disk", "at the source"], *map(_row, found)])
     lines += [f"{one.key}: {one.error}" for one in found if one.error]
     lines += [f"{one.family}/{one.name}: a list in parts is not pinned" for one in parted]

@@ -191,7 +191,9 @@ class ImageTextStream(IterableDataset[Sample]):
         if not isinstance(found, dict) or "image" in found:
             raise item.fault(f"json has no object {self.args['sample_key']}")
         text = found.get("text_input")
-        return {**found, "text_input": self._clean(item, text)} if text is not None else found
+        packed: Any = {**found, "text_input": self._clean(item, text)} if text is not None else found
+        sample: Sample = packed
+        return sample
 
     def _image(self, pixels: Any, rng: torch.Generator | None) -> Any:
         """uint8 with randomness from `rng`, else LAVIS' form; a processor without `uint8` is called as it is."""

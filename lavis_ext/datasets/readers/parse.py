@@ -234,7 +234,7 @@ def _scienceqa(row: Row) -> Iterator[Row]:
     if "sample_id" in row:
         name = f"{row['split']}/{row['sample_id']}/{name}"
     named = {"question_id": str(row["sample_id"])} if "sample_id" in row else {}
-    kept = {key: row[key] for key in ("split", "hint") if key in row}
+    kept: Row = {key: row[key] for key in ("split", "hint") if key in row}
     yield {
         **{"image": name, "question": row["question"], "choices": choices, **named, **kept},
         **{"answer": choices[right], "correct_choice_idx": right},
