@@ -13,6 +13,7 @@ from lavis_ext.cli.verb import Verb, run
 VERBS: dict[str, Verb] = {
     "list": Verb("data sets, and what of them lies on this disk", "lavis_ext.cli.data:list_datasets"),
     "show": Verb("one data set: files, licence, citation", "lavis_ext.cli.data:show"),
+    "new": Verb("the YAMLs of a data set that you have", "lavis_ext.cli.new:new"),
     "check": Verb("every mistake of YAML files", "lavis_ext.cli.tools:check"),
     "prepare": Verb("fetch, verify and unpack data sets", "lavis_ext.cli.data:prepare"),
     "status": Verb("what is on this disk", "lavis_ext.cli.data:status"),
@@ -25,7 +26,8 @@ VERBS: dict[str, Verb] = {
     "import-args": Verb("a command line of Oscar's scripts as a run file", "lavis_ext.cli.tools:import_args"),
     "features": Verb("region features: convert, join, index, check", "lavis_ext.cli.features:ACTIONS"),
     "volta": Verb("volta's COCO pipeline: pictures to regions to LMDB", "lavis_ext.cli.volta:STEPS"),
-    "browse": Verb("the HTML page of a data set or a run", "lavis_ext.cli.runs:browse"),
+    "browse": Verb("the HTML page of data sets, your own data or runs", "lavis_ext.cli.runs:browse"),
+    "watch": Verb("a run that goes on, in the terminal", "lavis_ext.cli.watch:watch"),
     "runs": Verb("runs, their best metric, and in what they differ", "lavis_ext.cli.runs:runs"),
     "chat": Verb("captions a picture and answers questions about it", "lavis_ext.cli.chat:chat"),
     "export": Verb("weights for LAVIS, VPGTrans or transformers", "lavis_ext.cli.runs:export"),

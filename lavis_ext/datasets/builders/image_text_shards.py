@@ -23,12 +23,12 @@ from lavis_ext.datasets.buckets import ShardBucket, is_remote
 from lavis_ext.datasets.builders.context import BuildContext, args_of, not_prepared
 from lavis_ext.datasets.builders.settings import ShardKeys
 from lavis_ext.datasets.collate import collate
-from lavis_ext.datasets.datasets.base_dataset import MAX_TEXT, draw_below
+from lavis_ext.datasets.datasets.base_dataset import MAX_TEXT, draw_below, instruction
 from lavis_ext.datasets.readers.faults import FaultLog, SampleError
 from lavis_ext.datasets.readers.shard_index import fixed_folder, list_shards, refuse_scheme
 from lavis_ext.datasets.readers.shards import RawSample, ShardReader
 from lavis_ext.fetch.cache import ObjectCache
-from lavis_ext.processors import build_processor, uint8_of
+from lavis_ext.processors import build_processor, drawing_from, uint8_of
 
 log = logging.getLogger(__name__)
 SPLIT = "train"
@@ -106,6 +106,11 @@ class ImageTextStream(IterableDataset[Sample]):
         declared: int | None = self.args["epoch_size"]
         return len(self.reader) if declared is None else declared
 
+    @property
+    def exact(self) -> bool:
+        """Whether an epoch is one pass, whatever the number of ranks."""
+        return bool(self.args["exact"])
+
     def iterate(
         self, rank: int, world: int, state: Mapping[str, Any] | None = None
     ) -> Iterator[RawSample | SampleError]:
@@ -181,9 +186,14 @@ class ImageTextStream(IterableDataset[Sample]):
         image = self._image(item.pixels(), rng)
         if self.args["sample_key"]:
             return {"image": image, "instance_id": item.name, **self._packed(item)}
-        caption = self._caption(item, rng)
-        texts: Sample = split_prefix(caption, rng) if self.args["prefix_split"] else {"text_input": caption}
+        with drawing_from(rng):
+            texts: Sample = self._texts(self._caption(item, rng), rng)
         return {"image": image, **texts, "instance_id": item.name}
+
+    def _texts(self, caption: str, rng: torch.Generator | None) -> Sample:
+        if self.args["instruct"]:
+            return {"text_input": instruction(self.text_processor), "text_output": caption}
+        return split_prefix(caption, rng) if self.args["prefix_split"] else {"text_input": caption}
 
     def _packed(self, item: RawSample) -> Sample:
         """What a packed sample has beside its picture; raises SampleError where that is no object."""
