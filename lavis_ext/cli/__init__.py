@@ -19,6 +19,7 @@ VERBS: dict[str, Verb] = {
     "prepare": Verb("fetch, verify and unpack data sets", "lavis_ext.cli.data:prepare"),
     "status": Verb("what is on this disk", "lavis_ext.cli.data:status"),
     "verify": Verb("check what is on this disk again", "lavis_ext.cli.data:verify"),
+    "checksum": Verb("what sources offer now, and a lock file of it", "lavis_ext.cli.lock:checksum"),
     "pack": Verb("a data set as tar shards, on a disk or in a bucket", "lavis_ext.cli.pack:pack"),
     "doctor": Verb("what this machine offers, and what gets in the way", "lavis_ext.cli.tools:doctor"),
     "train": Verb("train as a run file says", "lavis_ext.cli.runs:train"),

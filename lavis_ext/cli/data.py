@@ -88,6 +88,7 @@ class Prepare(Quiet, Options):
     family: str | None = flag(None, metavar="F", help="NAMEs are artifacts of this family: F/NAME")
     include: tuple[str, ...] = flag((), nargs="+", metavar="P", help="only files that match (`features.*`)")
     exclude: tuple[str, ...] = flag((), nargs="+", metavar="P", help="no files that match")
+    locked: bool = flag(False, help="only what ./lavis-ext.lock pins (see `checksum`)")
     listing: bool = flag(False, "--list", help="ask the host what folders hold, and keep the answer")
     sas_file: str | None = flag(
         None, metavar="F", help="Azure tokens: a file that only you may read, or - for standard input"
@@ -213,6 +214,9 @@ def show(args: Show) -> Answer:
     used = {artifact.file for dataset in datasets for artifact in cards.artifacts_of(dataset)}
     others = card.artifacts.values() if args.name in cards.families else cards.named_artifacts(args.name)
     lines += _artifact_lines([artifact for artifact in others if artifact.file not in used])
+    if card.sources:
+        rows = [[s.url, s.now.replace("_", " "), s.since, s.why, s.instead] for s in card.sources]
+        lines += [*columns([["where it was offered", "now", "since", "", "use instead"], *rows]), ""]
     lines += [f"cache root: {root} (from {origin})", "", card.citation.strip()]
     return Answer(lines, [{"card": {**asdict(card), "datasets": None}, "datasets": [asdict(d) for d in datasets]}])
 

@@ -38,6 +38,7 @@ from lavis_ext.fetch.safety import redact_url
 from lavis_ext.fetch.session import scheme_of
 from lavis_ext.fetch.transfer import Policy, Source
 from lavis_ext.prepare.urls.shards import ShardManifest, describe, is_published, publish, shard_fault, shard_path
+from lavis_ext.processors import drawing_from
 
 FORMAT = 1
 FIRST_FAULTS = 20
@@ -261,7 +262,8 @@ def members_of(dataset: ImageTextDataset, index: int, options: PackOptions) -> I
     """Names and bytes of a sample's picture and JSON; raises SampleError for one that a reader could not use."""
     row = dataset.row(index)
     rng = torch.Generator().manual_seed((options.seed * 1_000_003 + index) % (1 << 63))
-    sample = {key: value for key, value in dataset.fields(row, index, rng).items() if key != "image"}
+    with drawing_from(rng):
+        sample = {key: value for key, value in dataset.texts(row, index, rng).items() if key != "image"}
     name = dataset.image_name(row)
     try:
         place, member = dataset.images.find(name)

@@ -207,7 +207,7 @@ def _profile() -> dict[str, Any]:
     if any(os.environ.get(name) for name in named):
         return {}
     try:
-        import boto3  # type: ignore[import-not-found, unused-ignore]
+        import boto3
         from obstore.auth.boto3 import Boto3CredentialProvider
 
         session = boto3.Session()

@@ -53,6 +53,8 @@ class Finder:
     mirrors: MirrorMap
     policy: Policy
     listing: bool = False
+    locked: bool = False
+    """Whether the cards have the files of a lock, which nothing else may replace."""
 
     def find(self, artifact: Artifact) -> Contents:
         """The files, from the first place that knows them; raises AccessError, NetworkError, UnsafeError."""
@@ -65,6 +67,9 @@ class Finder:
 
     def _lookups(self, artifact: Artifact, folder: RemoteFolder) -> Iterator[Lookup]:
         """The places to ask, best first. The SAS that Oscar publishes may read, but not list."""
+        if self.locked:
+            yield partial(Contents, folder.files, "card")
+            return
         direct = not self.policy.offline and not self.mirrors
         if self.mirrors:
             yield partial(from_mirror, artifact, folder, self.mirrors)
@@ -236,7 +241,7 @@ def open_folders(root: Path, selection: Selection, options: PrepareOptions, mirr
     where the patterns leave nothing, UnsafeError for names that leave the folder, ConfigError for those that differ
     only in case.
     """
-    finder = Finder(root, mirrors, options.policy, options.listing)
+    finder = Finder(root, mirrors, options.policy, options.listing, options.locked)
     requests: list[ArtifactRequest] = []
     lines = list(selection.passed_over)
     contents: list[tuple[Artifact, Contents]] = []

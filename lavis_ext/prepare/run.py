@@ -31,8 +31,17 @@ def plan(names: Iterable[str], options: PrepareOptions | None = None, cards: Car
     UsageError, ConfigError, NetworkError; whether it fits the disk is for `Plan.check_disk` to say.
     """
     context = make_context(options, cards)
+    lock = None
+    if context.options.locked:
+        from lavis_ext.prepare.lockfile import Lock
+
+        lock = Lock.read(must=True)
+        context = replace(context, cards=lock.applied(context.cards))
     selection = select(context.cards, names, context.options.splits, context.mirrors, context.root)
-    return _plan(context, opened(context, selection))
+    selection = opened(context, selection)
+    if lock is not None:
+        lock.require(selection.requests)
+    return _plan(context, selection)
 
 
 def opened(context: PrepareContext, selection: Selection) -> Selection:

@@ -199,7 +199,9 @@ class SplitCounter:
         storage = str(expanded(one.dataset.build_info.images.storage))
         found = self._counts(one, split, paths, storage, used) if there and paths else None
         if found is None:
-            return state if one.dataset.build_info.annotations else replace(state, samples=counts.samples)
+            here = bool(disks) and all(disk.state in ("recorded", "present") for disk in disks)
+            alone = here and not one.dataset.build_info.annotations  # shards, which say themselves what they hold
+            return replace(state, samples=counts.samples) if alone else state
         # As many samples as pictures: one of each, though an official list has a row for every caption.
         single = bool(found.named) and counts.samples is not None and counts.samples == counts.images
         declared = None if subset or self._limit else counts.samples

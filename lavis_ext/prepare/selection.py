@@ -57,6 +57,9 @@ class PrepareOptions:
     listing: bool = False
     """Ask hosts to list folders, and keep the answer as their manifest, also where one is declared."""
 
+    locked: bool = False
+    """Take only what `lavis-ext.lock` of the working directory pins, by its figures."""
+
     def check(self) -> None:
         """Raise UsageError for values that are out of range or exclude each other."""
         if self.max_samples is not None and self.max_samples <= 0:

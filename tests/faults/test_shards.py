@@ -278,8 +278,8 @@ def test_gaps_are_named_and_nothing_is_an_error(tmp_path: Path, caplog: pytest.L
 
 
 def test_what_is_in_shards_without_samples_is_named(tmp_path: Path) -> None:
-    write_tar(tmp_path / "00000.tar", [("s0.input.jpg", b"x"), ("s0.outputs.txt", b"y")])
-    with pytest.raises(PartialError, match=r"\.input\.jpg, \.outputs\.txt"):
+    write_tar(tmp_path / "00000.tar", [("s0.input.npy", b"x"), ("s0.outputs.cls", b"y")])
+    with pytest.raises(PartialError, match=r"\.input\.npy, \.outputs\.cls"):
         len(stream_of(tmp_path).reader)
 
 

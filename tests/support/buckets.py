@@ -46,7 +46,7 @@ def aim(monkeypatch: pytest.MonkeyPatch, endpoint: str) -> None:
 
 def fill_bucket(endpoint: str, bucket: str, files: Mapping[str, bytes]) -> None:
     """Make a bucket of these objects by boto3, as others write them."""
-    import boto3  # type: ignore[import-untyped]
+    import boto3
 
     client = boto3.client("s3", endpoint_url=endpoint, region_name="us-east-1")
     client.create_bucket(Bucket=bucket)

@@ -329,6 +329,125 @@ def snli_ve(root: Path) -> None:
         write_json(root / f"snli/annotations/ve_{split}.json", rows)
 
 
+def turns(root: Path, name: str, images: Iterable[str]) -> None:
+    """Conversations in LLaVA's form, of two turns; the last has no picture."""
+    said = [
+        {"from": "human", "value": "<image>\nWhat is it?"},
+        {"from": "gpt", "value": "A thing."},
+        {"from": "human", "value": "Where?"},
+        {"from": "gpt", "value": "Here."},
+    ]
+    rows: list[dict[str, Any]] = [
+        {"id": f"{i:06d}", "image": one, "conversations": said[:2]} for i, one in enumerate(images)
+    ]
+    rows[0]["conversations"] = said
+    write_json(root / name, [*rows, {"id": "text", "conversations": said[2:]}])
+
+
+def llava(root: Path) -> None:
+    """The authors' three files; of the mixture each picture lies in another data set's folder."""
+    pictures(root / "llava/pretrain", ["00000/000000010.jpg", "00001/000000020.jpg"])
+    turns(root, "llava/annotations/blip_laion_cc_sbu_558k.json", ["00000/000000010.jpg", "00001/000000020.jpg"])
+    pictures(root, [*(f"coco/images/train2017/{i:012d}.jpg" for i in range(2)), "gqa/images/7.jpg"])
+    pictures(root, ["vg/images/VG_100K/1.jpg", "textvqa/images/train_images/a.jpg", "sam/images/sa_1.jpg"])
+    turns(root, "llava/annotations/llava_instruct_150k.json", [f"{i:012d}.jpg" for i in range(2)])
+    names = ["coco/train2017/000000000000.jpg", "vg/VG_100K/1.jpg", "textvqa/train_images/a.jpg", "gqa/images/7.jpg"]
+    turns(root, "llava/annotations/llava_v1_5_mix665k.json", names)
+    long = ["coco/train2017/000000000000.jpg", "llava/llava_pretrain/images/00000/000000010.jpg", "sam/images/sa_1.jpg"]
+    for name in (
+        "sharegpt4v_instruct_gpt4-vision_cap100k",
+        "share-captioner_coco_lcs_sam_1246k_1107",
+        "sharegpt4v_mix665k_cap23k_coco-ap9k_lcs3k_sam9k_div2k",
+    ):
+        turns(root, f"sharegpt4v/annotations/{name}.json", long)
+
+
+def textvqa(root: Path) -> None:
+    """The authors' form, TextCaps' too: their pictures are the same."""
+    pictures(
+        root / "textvqa/images",
+        [*(f"train_images/{i}a.jpg" for i in range(3)), *(f"test_images/{i}b.jpg" for i in range(3))],
+    )
+    for split, mark in (("train", "a"), ("val", "a"), ("test", "b")):
+        asked = [{"question_id": i, "question": "What does it say?", "image_id": f"{i}{mark}"} for i in range(3)]
+        told = asked if split == "test" else [{**row, "answers": ["stop"] * 7 + ["top"] * 3} for row in asked]
+        about = {"dataset_name": "textvqa", "dataset_type": split}
+        write_json(root / f"textvqa/annotations/TextVQA_0.5.1_{split}.json", {**about, "data": told})
+        named = [{"image_id": f"{i}{mark}", "caption_id": i, "image_path": f"x/{i}{mark}.jpg"} for i in range(3)]
+        more = {} if split == "test" else {"caption_str": "A sign.", "reference_strs": ["A sign.", "It."]}
+        write_json(
+            root / f"textcaps/annotations/TextCaps_0.1_{split}.json", {"data": [{**row, **more} for row in named]}
+        )
+
+
+def vizwiz(root: Path) -> None:
+    """The authors' form: answers are records, and there are no ids."""
+    for split in ("train", "val", "test"):
+        names = [f"VizWiz_{split}_{i:08d}.jpg" for i in range(3)]
+        pictures(root / "vizwiz/images", [f"{split}/{name}" for name in names])
+        given = [{"answer": "stop", "answer_confidence": "yes"}, {"answer": "unanswerable", "answer_confidence": "no"}]
+        told = {} if split == "test" else {"answers": given, "answer_type": "other", "answerable": 1}
+        write_json(
+            root / f"vizwiz/annotations/{split}.json", [{"image": n, "question": "What is it?", **told} for n in names]
+        )
+
+
+def scienceqa(root: Path) -> None:
+    """The authors' form: all splits in one file, by id, half of them without a picture."""
+    problems = {}
+    for number, split in enumerate(["train", "val", "test"] * 6):
+        image = "image.png" if number < 9 else None
+        if image:
+            picture(root / "scienceqa/images", f"{split}/{number}/{image}", number)
+        problems[str(number)] = {
+            "question": "Which is it?", "choices": ["ice", "fire"], "answer": number % 2, "hint": "", "image": image,
+            "task": "closed choice", "grade": "grade2", "split": split,
+        }  # fmt: skip
+    write_json(root / "scienceqa/annotations/problems.json", problems)
+
+
+def docci(root: Path) -> None:
+    """The authors' form: all splits in one file."""
+    import json
+
+    rows = [
+        {
+            "split": split,
+            "image_file": f"{split}_{i:05d}.jpg",
+            "description": "A long one.",
+            "example_id": f"{split}_{i}",
+        }
+        for split in ("train", "test", "qual_dev", "qual_test")
+        for i in range(3)
+    ]
+    pictures(root / "docci/images", [str(row["image_file"]) for row in rows])
+    path = root / "docci/annotations/docci_descriptions.jsonl"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("\n".join(map(json.dumps, rows)))
+
+
+def refcoco(root: Path) -> None:
+    """Rows as the card asks for them."""
+    pictures(root / "coco/images", names := [coco_name("train2014", i) for i in range(3)])
+    rows = [{"image": name, "caption": ["left dog", "the dog"], "bbox": [1.5, 2.0, 3.0, 4.0]} for name in names]
+    for name, splits in {"refcoco": "A B", "refcoco+": "A B", "refcocog": ""}.items():
+        for split in ("train", "val", *([f"test{letter}" for letter in splits.split()] or ["test"])):
+            write_json(root / f"refcoco/annotations/{name}_{split}.json", rows)
+
+
+def coco_instances(root: Path) -> None:
+    """The official form."""
+    for split in ("train2017", "val2017"):
+        pictures(root / "coco/images", [f"{split}/{i:012d}.jpg" for i in range(3)])
+        images = [{"id": i, "file_name": f"{i:012d}.jpg", "width": 32, "height": 24} for i in range(3)]
+        boxes = [{"id": i, "image_id": i // 2, "category_id": 18, "bbox": [i, 1, 2, 3], "iscrowd": 0} for i in range(6)]
+        kinds = [{"id": 18, "name": "dog"}]
+        write_json(
+            root / f"coco/annotations/instances_{split}.json",
+            {"info": {}, "images": images, "annotations": boxes, "categories": kinds},
+        )
+
+
 FORMS: dict[str, list[Write]] = {
     "coco_caption": [coco_captions],
     "coco_retrieval": [coco_captions],
@@ -348,6 +467,15 @@ FORMS: dict[str, list[Write]] = {
     "flickr30k": [flickr30k],
     "flickr30k_caption": [flickr30k],
     "snli_ve": [snli_ve],
+    **{name: [llava] for name in ("llava_pretrain", "llava_instruct_150k", "llava_mix665k")},
+    **{name: [llava] for name in ("sharegpt4v", "sharegpt4v_pretrain", "sharegpt4v_mix665k")},
+    "textvqa": [textvqa],
+    "textcaps": [textvqa],
+    "vizwiz": [vizwiz],
+    "scienceqa": [scienceqa],
+    "docci": [docci],
+    **{name: [refcoco] for name in ("refcoco", "refcoco_plus", "refcocog")},
+    "coco_instances": [coco_instances],
 }
 INSTRUCTED = (
     *(

@@ -179,6 +179,25 @@ def examine_digests(decoder: ConfigDecoder, source: Artifact | Mirror, key: str)
 
 
 @dataclass(frozen=True, kw_only=True)
+class SourceStatus:
+    """What became of a place that offers, or offered, a family's data, as far as it is known."""
+
+    url: str
+    now: Literal["ok_seen", "flaky", "dead", "gated", "rehosted", "unknown"]
+    """ok_seen: recent references use it; it was not fetched from here."""
+    since: str = ""
+    """Year and month, `2023-09`; "": not known."""
+    why: str = ""
+    instead: str = ""
+    """What to use: a data set, an address, or what to do."""
+
+    def examine(self, decoder: ConfigDecoder, key: str) -> None:
+        """Note a date that is none."""
+        if self.since and not re.fullmatch(r"\d{4}(-(0[1-9]|1[0-2]))?", self.since):
+            decoder.note(join(key, "since"), f"{shown(self.since)} is no month", "write '2023-09', or leave it out")
+
+
+@dataclass(frozen=True, kw_only=True)
 class Card:
     """A family of data sets: its artifacts, its licence and citation, and its data sets by name and config type."""
 
@@ -193,6 +212,8 @@ class Card:
     """Share of the expected images below which `prepare` ends with exit code 8; 1: the family must be complete."""
     artifacts: dict[str, Artifact] = field(default_factory=dict)
     datasets: dict[str, dict[str, DatasetConfig]] = field(default_factory=dict)
+    sources: list[SourceStatus] = field(default_factory=list)
+    """What became of each place; `show` tells it."""
     path: str = ""
 
     def named_artifacts(self) -> list[Artifact]:

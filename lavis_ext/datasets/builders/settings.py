@@ -20,6 +20,8 @@ class ImageKeys:
     """The key that says to which split a row belongs, where one file holds several."""
     holdout: Annotated[float, Bound(0, 0.9)] = 0.0
     """The share of the pictures that `val` has, and `train` has not, where both name the same file."""
+    keep: list[str] = field(default_factory=list)
+    """Keys of a row that its sample has too, as they stand: `boxes` (x, y, width, height in pixels of the file)."""
     delimiter: str | None = None
     """The sign that splits the columns of a CSV, where it is no comma."""
 

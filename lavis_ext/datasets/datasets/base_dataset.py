@@ -299,7 +299,7 @@ class ImageTextDataset(BaseDataset):
         row = self.row(index)
         pixels = self.pixels(row, index)
         image = self._other(pixels) if uint8_of(self.vis_processor) is None else self.vis_processor(pixels)
-        return {"image": image, **self.fields(row, index, None)}
+        return {"image": image, **self.texts(row, index, None)}
 
     def load(self, index: int, rng: torch.Generator) -> Sample:
         """The sample with `image` uint8 [3,H,W] and all randomness from `rng`. Raises SampleError.
@@ -311,7 +311,12 @@ class ImageTextDataset(BaseDataset):
         uint8 = uint8_of(self.vis_processor)
         with drawing_from(rng):
             image = self._other(pixels) if uint8 is None else uint8(pixels, rng)
-            return {"image": image, **self.fields(row, index, rng)}
+            return {"image": image, **self.texts(row, index, rng)}
+
+    def texts(self, row: Row, index: int, rng: torch.Generator | None) -> Sample:
+        """`fields`, and the keys of the row that `args: {keep: […]}` names, None where it lacks one."""
+        kept: Any = {key: row.get(key) for key in self.parts.args["keep"]}
+        return {**self.fields(row, index, rng), **kept}
 
     def displ_item(self, index: int) -> OrderedDict[str, Any]:
         """What a browser shows of a sample: file, caption, image (LAVIS' method)."""

@@ -229,7 +229,24 @@ def _nlvr2(row: Row) -> Iterator[Row]:
     yield {"images": images, "sentence": row["sentence"], **label, "identifier": row["identifier"]}
 
 
+def _scienceqa(row: Row) -> Iterator[Row]:
+    """ScienceQA's problem (https://github.com/lupantech/ScienceQA, or Parquet of the hub), where it has a picture."""
+    if row.get("image") is None:
+        return
+    choices, right = row["choices"], row["answer"]
+    name = str(row["image"])
+    if "sample_id" in row:
+        name = f"{row['split']}/{row['sample_id']}/{name}"
+    named = {"question_id": str(row["sample_id"])} if "sample_id" in row else {}
+    kept: Row = {key: row[key] for key in ("split", "hint") if key in row}
+    yield {
+        **{"image": name, "question": row["question"], "choices": choices, **named, **kept},
+        **{"answer": choices[right], "correct_choice_idx": right},
+    }
+
+
 FORMS: list[tuple[frozenset[str], Form]] = [
+    (frozenset({"question", "choices", "answer", "hint"}), _scienceqa),
     (frozenset({"imageId", "question"}), _gqa),
     (frozenset({"qas"}), _genome_questions),
     (frozenset({"regions"}), _genome_regions),

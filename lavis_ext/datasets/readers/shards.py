@@ -152,11 +152,13 @@ class RawSample(NamedTuple):
 class Bucket(Protocol):
     """Shards in an object store: opened with what is declared of them, and fetched before they are needed."""
 
-    limit: int
-    """Bytes of the cache."""
+    @property
+    def limit(self) -> int:
+        """Bytes of the cache."""
 
-    ahead: int
-    """Shards that are fetched before they are needed."""
+    @property
+    def ahead(self) -> int:
+        """Shards that are fetched before they are needed."""
 
     @property
     def identity(self) -> str:
@@ -264,13 +266,14 @@ class ShardReader:
         would have its shard fetched again.
         """
         limit = bucket.limit // max(1, int(os.environ.get("LOCAL_WORLD_SIZE") or 1))
-        need = sum(self.shards[number].remote.size for number in used)  # type: ignore[union-attr]
+        sizes = {number: shard.remote.size for number, shard in enumerate(self.shards) if shard.remote is not None}
+        need = sum(sizes[number] for number in used)
         if need > limit:
             what = f"{self.buffer:,} samples lie in {len(used)} shards of {need:,} bytes, and the cache has {limit:,}"
             raise ConfigError(self.shards[used[0]].where, what, "raise `cache_gb`, or lower `shuffle_buffer`")
         wanted = list(used)
         for number in islice(coming, bucket.ahead):
-            need += self.shards[number].remote.size  # type: ignore[union-attr]
+            need += sizes[number]
             if need > limit:
                 break
             wanted.append(number)

@@ -1,9 +1,11 @@
 """How a data set names its files: artifacts, members of archives, artifacts of other cards, paths, a second form."""
 
+import json
 from pathlib import Path
 
 import pytest
 
+from lavis_ext.cli import main
 from lavis_ext.common.config.cards import Cards, is_path, load_cards, split_names
 from lavis_ext.common.errors import ConfigError, UsageError
 
@@ -101,3 +103,26 @@ def test_every_shipped_data_set_is_documented(name: str) -> None:
         page = (Path(__file__).parents[3] / file).read_text()
         assert f"\n## {heading}\n" in page, heading
     assert cards.card_of(name).licence and cards.card_of(name).citation.startswith("@")
+
+
+def test_a_source_that_is_dead_says_what_to_use_instead(capsys: pytest.CaptureFixture[str]) -> None:
+    told = {(name, one.url): one for name, card in load_cards().families.items() for one in card.sources}
+    dead = {key: one for key, one in told.items() if one.now == "dead"}
+    assert len(dead) >= 7 and all(one.instead for one in dead.values())
+    assert main(["show", "conceptual_caption_3m"]) == 0
+    line = next(line for line in capsys.readouterr().out.splitlines() if "gcc-data" in line)
+    assert [word for word in ("dead", "2026-03", "403", "cc3m_wds") if word not in line] == []
+    assert main(["show", "refcoco", "--json"]) == 0
+    shown = json.loads(capsys.readouterr().out.splitlines()[0])["card"]["sources"][0]
+    assert (shown["now"], shown["since"]) == ("dead", "2022-09")
+
+
+@pytest.mark.parametrize("since", ["'last year'", "2023-13", "'1'"])
+def test_a_date_that_is_none_is_noted(since: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    card = tmp_path / "datasets/x/artifacts.yaml"
+    card.parent.mkdir(parents=True)
+    card.write_text(f"family: x\nsources: [{{url: 'https://h/x', now: dead, since: {since}}}]\nartifacts: {{}}\n")
+    monkeypatch.setenv("LAVIS_EXT_CONFIGS", str(tmp_path))
+    with pytest.raises(ConfigError) as error:
+        load_cards()
+    assert any("since" in problem.where for problem in error.value.problems)

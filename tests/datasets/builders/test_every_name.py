@@ -35,6 +35,15 @@ KEYS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "gqa": (VQA | TEXT_ID, EVAL_VQA | TEXT_ID | {"answer": (str, type(None))}),
     "nlvr": (PAIR, PAIR),
     "snli_ve": (LABEL, LABEL),
+    **dict.fromkeys(("llava_pretrain", "llava_instruct_150k", "llava_mix665k"), (VQA | TEXT_ID, {})),
+    **dict.fromkeys(("sharegpt4v", "sharegpt4v_pretrain", "sharegpt4v_mix665k"), (VQA | TEXT_ID, {})),
+    "textvqa": (VQA, EVAL_VQA),
+    "textcaps": (CAPTION, EVAL_CAPTION),
+    "vizwiz": ({key: kind for key, kind in VQA.items() if key != "question_id"}, EVAL_VQA),
+    "scienceqa": (VQA | TEXT_ID, EVAL_VQA | TEXT_ID | {"choices": list, "correct_choice_idx": int, "answer": str}),
+    "docci": (CAPTION, EVAL_CAPTION),
+    **dict.fromkeys(("refcoco", "refcoco_plus", "refcocog"), (CAPTION | {"bbox": list}, EVAL_CAPTION | {"bbox": list})),
+    "coco_instances": tuple(keys | {"boxes": list, "labels": list} for keys in (CAPTION, EVAL_CAPTION)),
 }
 KEYS |= {f"{name}_instruct": ({**KEYS[name][0], "text_output": str}, KEYS[name][1]) for name in INSTRUCTED}
 ASKED = {**LABEL, "label": str, "answer": str, "prompt": str, "question_id": str}
@@ -48,6 +57,8 @@ SAMPLES = {
     ("coco_retrieval", "train"): 6,
     ("coco_vqa", "default", "train"): 6,
     ("gqa", "all", "train"): 6,
+    ("llava_mix665k", "train"): 5,
+    **{(name, "train"): 4 for name in ("sharegpt4v", "sharegpt4v_pretrain", "sharegpt4v_mix665k")},
     ("gqa_instruct", "all", "train"): 6,
 }
 """How many samples a split has where they are not three."""
