@@ -98,22 +98,24 @@ def commands() -> str:
     parts[-1] += " `--plugin FILE` and `--debug`. What a command ends with: [exit codes](exit-codes.md)."
     parts.append(table(["verb", "what it does"], ([f"[`{n}`](#{n})", verb.help] for n, verb in VERBS.items())))
     for name, verb in VERBS.items():
-        parts.append(f"## {name} {{ #{name} }}\n\n{sentence(verb.help)}")
-        parts += [described(name, verb)] if not verb.actions() else []
-        for action, below in verb.actions().items():
-            parts += [f"### {name} {action}\n\n{sentence(below.help)}", described(f"{name} {action}", below)]
-    return "\n\n".join(part for part in parts if part) + "\n"
+        parts += command(f"## {name} {{ #{name} }}", verb)
+        for action, one in verb.actions().items():
+            parts += command(f"### {name} {action} {{ #{name}-{action} }}", one)
+    return "\n\n".join(parts) + "\n"
 
 
-def described(words: str, verb: Verb) -> str:
-    """Examples of a verb or an action, and its flags."""
-    lines = "\n".join(f"lavis-ext {one}" for one in verb.examples())
+def command(head: str, verb: Verb) -> list[str]:
+    """One verb, or one action of a verb: what it does, examples, and its flags."""
+    parts = [f"{head}\n\n{sentence(verb.help)}"]
+    if verb.actions():
+        return parts
+    if shown := verb.examples():
+        parts.append("\n".join(["```bash", *(f"lavis-ext {one}" for one in shown), "```"]))
     rows = [
         [flag_names(names, settings), flag_values(settings), settings.get("help", "")]
         for names, settings in verb.arguments()
     ]
-    examples = f"```bash\n{lines}\n```\n\n" if lines else ""
-    return examples + (table(["argument", "value; default", "meaning"], rows) if rows else f"`{words}` takes no more.")
+    return [*parts, table(["argument", "value; default", "meaning"], rows)] if rows else parts
 
 
 def flag_names(names: Iterable[str], settings: Mapping[str, Any]) -> str:
@@ -269,7 +271,11 @@ def cards() -> str:
     parts.append(table(["family", "title", "data sets"], rows))
     for family, card in sorted(found.items()):
         parts.append(f"## {family} {{ #{family} }}\n\n{card.title}")
-        facts = {"licence": card.licence, "home page": f"<{card.homepage}>" if "://" in card.homepage else ""}
+        facts = {
+            "licence": card.licence,
+            "terms": card.terms,
+            "home page": f"<{card.homepage}>" if "://" in card.homepage else "",
+        }
         parts.append("\n".join(f"- {name}: {value}" for name, value in facts.items() if value))
         if sets := [data_row(one) for types in card.datasets.values() for one in types.values()]:
             parts.append(table(["data set", "type", "shape", "splits (samples)", "by hand"], sets))

@@ -12,6 +12,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from lavis_ext.browse.html import write_document
 from lavis_ext.browse.pictures import MISSING, PictureScan
 from lavis_ext.browse.samples import Shot, charts, sample_grid, scope_note, shot_of, survey, thumbnail, vocabulary_rows
@@ -27,7 +29,7 @@ from lavis_ext.browse.subject import (
     read_subject,
     worst_state,
 )
-from lavis_ext.browse.views import View
+from lavis_ext.browse.views import Item, View, choose
 from lavis_ext.common.wording import human
 from lavis_ext.datasets.readers.faults import SampleError
 from lavis_ext.fetch.safety import split_url
@@ -170,7 +172,7 @@ def look(
     for split, view in chapter.views.items():
         key = f"{chapter.title} {split}" if several else split
         scan = next(scan for scan in scans if key in scan.views)
-        items = view.items(samples, seed)
+        items = view.items(samples, seed) if seed is not None else spread(view, scan, key, samples)
         grid = sample_grid(view, items)
         shots = [marked(shot, scan, key, item.index) for shot, item in zip(grid.shots, items, strict=True)]
         chosen = f"drawn by seed {seed}" if seed is not None else view.chosen
@@ -180,6 +182,18 @@ def look(
         drawn += augmented(view, seed or 0)[: AUGMENTED - len(drawn)]
     of = f" of {chapter.title}" if several else ""
     return {"anchor": chapter.anchor, "title": chapter.title, "of": of, "grids": grids, "drawn": drawn}
+
+
+def spread(view: View, scan: PictureScan, split: str, wanted: int) -> list[Item]:
+    """Samples evenly over the pictures, where several share one: each picture once before any comes again."""
+    look = scan.look(split)
+    if len(look) in (0, view.reach) or wanted >= view.reach:
+        return view.items(wanted, None)
+    firsts = np.sort(look.first // look.codes.shape[1])
+    chosen = firsts[choose(len(firsts), wanted)]
+    others = np.setdiff1d(np.arange(view.reach), chosen)
+    more = others[choose(len(others), wanted - len(chosen))]
+    return [view.at(int(index)) for index in np.sort(np.concatenate([chosen, more]))]
 
 
 def augmented(view: View, seed: int) -> list[Shot]:
@@ -249,7 +263,7 @@ def gap_rows(subject: Subject, scans: Sequence[PictureScan]) -> list[list[str]]:
             elif state.missing:
                 told.add(key)
                 folder = chapter.config.build_info.images.storage
-                rows.append([key, f"{state.missing:,} pictures", f"no such file below {folder}", way_out])
+                rows.append([key, pictures_of(state.missing), f"no such file below {folder}", way_out])
     for scan in scans:
         for split in scan.views:
             look = scan.look(split)
@@ -259,5 +273,10 @@ def gap_rows(subject: Subject, scans: Sequence[PictureScan]) -> list[list[str]]:
                 if split in told and gone and look.state[gone[0]] == MISSING:
                     continue
                 first = f"first: {look.name(gone[0])}" if gone else ""
-                rows.append([split, f"{count:,} pictures{part}", why, first])
+                rows.append([split, f"{pictures_of(count)}{part}", why, first])
     return rows
+
+
+def pictures_of(count: int) -> str:
+    """`1 picture`, `1,200 pictures`."""
+    return f"{count:,} picture{'s' if count != 1 else ''}"

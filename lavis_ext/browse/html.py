@@ -43,6 +43,7 @@ def environment() -> Environment:
         lstrip_blocks=True,
     )
     found.filters |= {"px": lambda value: f"{value:.1f}", "shown": shown, "percent": lambda share: f"{share:.1%}"}
+    found.filters |= {"figure": figure}
     found.globals |= {"WIDTH": WIDTH, "HEIGHT": HEIGHT, "LEFT": LEFT, "EDGE": WIDTH - RIGHT, "BASE": HEIGHT - BOTTOM}
     found.globals |= {"served": False, "live": "", "back": False, "policy": policy}
     found.globals |= {name.partition(".")[0]: inlined(name) for name in ("style.css", "script.js")}
@@ -91,6 +92,10 @@ def write_document(path: Path, template: str, **values: Any) -> None:
     page = rendered(template, **values)
     with disk_errors(path, "name another file with --out"):
         write_atomic(path, page)
+
+
+class Link(str):
+    """An address of a served page: the query of any other is taken for a secret, and left out."""
 
 
 class Tile(NamedTuple):

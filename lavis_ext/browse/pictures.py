@@ -1,6 +1,6 @@
 """Looks at each distinct picture of splits once: is it there, is it whole, how large is it, and which are the same.
 
-Two pictures count as the same where their difference hashes agree but for `BITS` of 64, and their 8 × 8 miniatures in
+Two pictures count as the same where their difference hashes agree but for `BITS` of 64, and their 12 × 12 miniatures in
 each cell and colour but for `LEVELS` of 255: another compression or size of a picture is found, a crop is not, nor is a
 mirrored one.
 """
@@ -24,7 +24,9 @@ from lavis_ext.datasets.readers.faults import SampleError
 UNKNOWN, WHOLE, MISSING, CORRUPT = range(4)
 BITS, LEVELS = 6, 20
 """Of 80 photographs beside themselves at quality 60 and half the size, and at quality 75 and 0.37 of it, the worst
-differed by 3 bits and 13 levels; of two different ones the nearest by 15 bits and 71 levels."""
+differed by 3 bits and 11 levels; of two different ones the nearest by 15 bits and 105 levels."""
+EDGE = 12
+MINI = 3 * EDGE * EDGE
 FLAT = 3
 """Neighbours in a row of the miniature that differ by less than this have the bit 0: noise decides nothing."""
 WINDOW = 32
@@ -47,7 +49,7 @@ class Look:
     mark: np.ndarray
     """uint64 [pictures]: the difference hash."""
     mini: np.ndarray
-    """uint8 [pictures, 192]: the miniature."""
+    """uint8 [pictures, 432]: the miniature."""
     reasons: dict[int, str] = field(default_factory=dict)
     why: Counter[str] = field(default_factory=Counter)
 
@@ -60,7 +62,7 @@ class Look:
         first = first[known >= 0]
         count = len(first)
         arrays = (np.zeros(count, np.uint8), np.zeros((count, 2), np.int32), np.zeros(count, np.uint64))
-        return cls(view, codes, first, *arrays, np.zeros((count, 192), np.uint8))
+        return cls(view, codes, first, *arrays, np.zeros((count, MINI), np.uint8))
 
     def __len__(self) -> int:
         return len(self.first)
@@ -117,12 +119,12 @@ class Look:
 
 
 def fingerprint(pixels: Any) -> tuple[np.uint64, np.ndarray]:
-    """uint8 [H,W,3] → the difference hash of its 9 × 8 grey miniature, and its 8 × 8 colour miniature [192]."""
+    """uint8 [H,W,3] → the difference hash of its 9 × 8 grey miniature, and its 12 × 12 colour miniature [MINI]."""
     image = Image.fromarray(pixels)
     grey = np.asarray(image.resize((9, 8), Image.Resampling.HAMMING, reducing_gap=3.0).convert("L"), np.int16)
     rises = (grey[:, 1:] - grey[:, :-1] > FLAT).reshape(-1)
     mark = np.packbits(rises).view(">u8")[0].astype(np.uint64)
-    mini = np.asarray(image.resize((8, 8), Image.Resampling.HAMMING, reducing_gap=3.0)).reshape(-1)
+    mini = np.asarray(image.resize((EDGE, EDGE), Image.Resampling.HAMMING, reducing_gap=3.0)).reshape(-1)
     return mark, mini
 
 
@@ -248,7 +250,7 @@ class PictureScan:
         names = [split for split, numbers in usable.items() for _ in range(len(numbers))]
         numbers = np.concatenate([np.zeros(0, np.int64), *usable.values()])
         mark = np.concatenate([np.zeros(0, np.uint64), *(looks[split].mark[some] for split, some in usable.items())])
-        mini = np.concatenate([np.zeros((0, 192), np.uint8), *(looks[s].mini[some] for s, some in usable.items())])
+        mini = np.concatenate([np.zeros((0, MINI), np.uint8), *(looks[s].mini[some] for s, some in usable.items())])
         groups = same_pictures(mark, mini)
         order = np.argsort(groups, kind="stable")
         edges = np.flatnonzero(np.diff(groups[order], prepend=-1, append=-1))

@@ -11,7 +11,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from lavis_ext.browse.html import Series, Tile, figure, figures, line_chart, shown, write_document
+from lavis_ext.browse.html import Series, Tile, figure, figures, line_chart, write_document
 from lavis_ext.common.files import decode_json, read_errors
 from lavis_ext.fetch.lock import is_abandoned
 from lavis_ext.metrics.vqa import KINDS
@@ -211,7 +211,9 @@ def tiles(run: RunRecords) -> list[Tile]:
         where = f"{record.get('split')}, {label(record)}"
         found.append(Tile(f"best {name}" if best_record(run) else name, figure(value), where))
     if last:
-        found.append(Tile("loss", shown(number(last.get("loss"))), f"first {shown(number(run.steps[0].get('loss')))}"))
+        found.append(
+            Tile("loss", figure(number(last.get("loss"))), f"first {figure(number(run.steps[0].get('loss')))}")
+        )
         epochs = 1 + int(finite(last.get("epoch")) or 0)
         found.append(Tile("steps", count(last.get("step")), f"{epochs} epochs" if epochs > 1 else "1 epoch"))
         found += speed_tiles(run.steps)
@@ -238,7 +240,7 @@ def speed_tiles(steps: list[Record]) -> list[Tile]:
     )
     memory = max(peaks, default=0)
     found = (
-        [Tile("samples / s", shown(median(speeds)), f"{median(waits):.0%} of it waiting for data")]
+        [Tile("samples / s", figure(median(speeds)), f"{median(waits):.0%} of it waiting for data")]
         if speeds and waits
         else []
     )

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import math
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlencode
 
-from lavis_ext.browse.html import Series, figures, line_chart, rendered, shown, write_document
+from lavis_ext.browse.html import Link, Series, figure, figures, line_chart, rendered, write_document
 from lavis_ext.browse.run_report import (
     AGGREGATE,
     STATES,
@@ -38,8 +40,9 @@ RUN_FILES = ("log.jsonl", "run.json")
 """A folder that holds one of these is the folder of a run."""
 ALWAYS_DIFFERENT = ("run.job_id", "run.output_dir", "cache_root")
 """Settings that differ between any two runs, and are left out of the comparison."""
-CHARTS = 8
-CHANGES = 12
+CHARTS = 7
+CHANGES = 40
+HEADLINES = ("CIDEr", "overall", AGGREGATE)
 WATCHED = (*RUN_FILES, "config.yaml", "faults.json", "result/gallery", "result/breakdown")
 
 
@@ -73,8 +76,28 @@ def find_runs(root: Path, depth: int | None = None) -> list[Path]:
         raise UsageError(str(root), "is not a folder", "name the output folder of runs (run.output_dir)")
     if depth is None:
         return sorted({file.parent for name in RUN_FILES for file in root.rglob(name)})
-    levels = ["*/" * level for level in range(depth + 1)]
-    return sorted({file.parent for name in RUN_FILES for level in levels for file in root.glob(f"{level}{name}")})
+    found, level = [], [root]
+    for _ in range(depth + 1):
+        found += [folder for folder in level if any(is_file(folder / name) for name in RUN_FILES)]
+        level = [Path(inner) for folder in level for inner in folders_in(folder)]
+    return sorted(found)
+
+
+def is_file(path: Path) -> bool:
+    """Whether it is a file; what may not be looked at is none."""
+    try:
+        return path.is_file()
+    except OSError:
+        return False
+
+
+def folders_in(folder: Path) -> list[str]:
+    """The folders in a folder, without links; none of what may not be read."""
+    try:
+        with os.scandir(folder) as entries:
+            return [entry.path for entry in entries if entry.is_dir(follow_symlinks=False)]
+    except OSError:
+        return []
 
 
 def list_runs(root: Path, against: str = "previous") -> list[RunSummary]:
@@ -195,15 +218,16 @@ def runs_values(targets: Sequence[Path]) -> dict[str, Any]:
         {
             "number": colours[run.folder],
             "name": run.folder,
+            "link": Link("?" + urlencode({"run": run.folder})),
             "state": (run.state, STATES.get(run.state, "")),
             "error": run.error,
             "cells": [
                 run.model or "–",
                 ", ".join(run.datasets) or "–",
-                f"{run.metric} {figure}" if run.best is not None else "–",
+                f"{run.metric} {value}" if run.best is not None else "–",
                 run.split or "–",
                 f"{run.step:,}",
-                "–" if run.loss is None else shown(run.loss),
+                "–" if run.loss is None else figure(run.loss),
                 "–" if run.seconds is None else duration(run.seconds),
                 start.strftime("%-d %b %Y, %H:%M") if (start := moment(run.started)) else run.started or "–",
             ],
@@ -212,9 +236,9 @@ def runs_values(targets: Sequence[Path]) -> dict[str, Any]:
                 f"{name}: {short(before)} → {short(after)}"
                 for name, (before, after) in list(run.differs.items())[:CHANGES]
             ],
-            "more": max(len(run.differs) - CHANGES, 0),
+            "changed": len(run.differs),
         }
-        for run, figure in zip(runs, best, strict=True)
+        for run, value in zip(runs, best, strict=True)
     ]
     return {
         "places": ", ".join(map(str, targets)),
@@ -248,7 +272,8 @@ def overlays(runs: Mapping[str, RunRecords]) -> list[str]:
     splits = dict.fromkeys(str(r.get("split")) for run in runs.values() for r in curve_records(run))
     for split in splits:
         records = {n: [r for r in curve_records(run) if str(r.get("split")) == split] for n, run in runs.items()}
-        for metric in metric_names([r for some in records.values() for r in some]):
+        names = metric_names([r for some in records.values() for r in some])
+        for metric in sorted(names, key=lambda name: name not in HEADLINES):
             points = {
                 name: [(number(r.get("step")), number(r["metrics"][metric])) for r in some if metric in r["metrics"]]
                 for name, some in records.items()

@@ -15,6 +15,7 @@ from urllib.parse import urlencode
 
 import numpy as np
 
+from lavis_ext.browse.html import Link
 from lavis_ext.browse.pictures import CORRUPT, MISSING, PictureScan
 from lavis_ext.browse.views import View
 
@@ -73,11 +74,11 @@ class Query:
         """Whether it leaves any sample out."""
         return bool(self.words or self.answer or self.least or self.most or self.state)
 
-    def link(self, **changes: object) -> str:
+    def link(self, **changes: object) -> Link:
         """The address of this page with some fields changed; another question begins at the first page."""
         asked = {**asdict(self), "page": 1, **changes}
         defaults = asdict(Query())
-        return "?" + urlencode({k: v for k, v in asked.items() if v != defaults[k]})
+        return Link("?" + urlencode({k: v for k, v in asked.items() if v != defaults[k]}))
 
 
 class Searcher:

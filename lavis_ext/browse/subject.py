@@ -15,6 +15,7 @@ from lavis_ext.browse.views import View, view_of
 from lavis_ext.common.config.cards import Artifact, Card, Cards, load_cards
 from lavis_ext.common.config.schema import DatasetConfig
 from lavis_ext.common.errors import UsageError
+from lavis_ext.common.files import expanded
 from lavis_ext.common.wording import human
 from lavis_ext.datasets.builders import BuildContext, NotPreparedError, build_datasets
 from lavis_ext.fetch.safety import redact_url
@@ -135,7 +136,9 @@ def read_own(path: str, cache_root: Path) -> Subject:
     chapter, error = read_chapter(found.config, (), cache_root, load_cards())
     if error:
         raise error
-    return Subject(path, (), cache_root, (chapter,), (), said=found.sentences)
+    place = expanded(path)
+    name = place.resolve().name if place.exists() else path
+    return Subject(name or path, (), place.absolute(), (chapter,), (), said=(f"from {path}", *found.sentences))
 
 
 def joined(subjects: Sequence[Subject]) -> Subject:

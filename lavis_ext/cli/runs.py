@@ -104,7 +104,7 @@ class Browse(Options):
         positional=True,
         nargs="+",
         metavar="NAME|PATH|RUN_DIR|STORE",
-        help="data sets, families, your own data (a file or folder); runs, or a folder that holds runs; a feature store",
+        help="data sets, families, your own data (a file or folder); runs, or a folder of runs; a feature store",
     )
     out: Path | None = flag(
         None, metavar="FILE.html", help="default: NAME.html or runs.html here, or report.html of the run"

@@ -188,6 +188,15 @@ def to_stderr(line: str) -> None:
         sys.stderr.flush()
 
 
+def confirm(question: str) -> bool | None:
+    """Ask the person at the terminal; None where there is none to ask."""
+    if not (sys.stdin.isatty() and sys.stderr.isatty()):
+        return None
+    sys.stderr.write(f"{question} [y/N] ")
+    sys.stderr.flush()
+    return sys.stdin.readline().strip().lower() in ("y", "yes")
+
+
 def to_stdout(line: str) -> None:
     """Write one line of the answer at once; raises DiskError where standard output takes nothing (closed, full)."""
     try:

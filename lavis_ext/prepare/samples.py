@@ -363,6 +363,8 @@ def list_tree(root: Path) -> tuple[set[str], dict[str, int]]:
             times[folder] = stat.st_mtime_ns
             with os.scandir(root / folder) as entries:
                 for entry in entries:
+                    if entry.is_symlink() and not os.path.exists(entry.path):  # noqa: PTH110 - a loop is no error
+                        continue
                     if not entry.is_dir():
                         names.add(prefix + entry.name)
                     elif not entry.name.startswith("."):

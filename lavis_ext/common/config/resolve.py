@@ -75,9 +75,14 @@ def named_folders() -> dict[str, Path]:
     return {"cache_root": cache_root(), "library_root": config_roots()[-1].parent, "repo_root": PACKAGE.parent}
 
 
+def user_folder() -> Path:
+    """The folder of the user's own settings: `$XDG_CONFIG_HOME/lavis_ext`, else `~/.config/lavis_ext`."""
+    return home_of(os.environ.get("XDG_CONFIG_HOME") or "~/.config") / "lavis_ext"
+
+
 def cache_root_origin(option: str | Path | None = None) -> tuple[str, str]:
     """The cache root and where the value came from."""
-    user_file = home_of(os.environ.get("XDG_CONFIG_HOME") or "~/.config") / "lavis_ext" / "config.yaml"
+    user_file = user_folder() / "config.yaml"
     shipped = config_roots()[-1] / "default.yaml"
     candidates = [
         (str(option) if option else "", "option"),

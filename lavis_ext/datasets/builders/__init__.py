@@ -42,7 +42,10 @@ if TYPE_CHECKING:
 
 
 def load_dataset(
-    name: str, cfg_path: str | Path | None = None, vis_path: str | Path | None = None, data_type: str | None = None
+    name: str | Path,
+    cfg_path: str | Path | None = None,
+    vis_path: str | Path | None = None,
+    data_type: str | None = None,
 ) -> dict[str, Dataset]:
     """LAVIS' function: `load_dataset("coco_caption")["val"][0]`; or of a path, `load_dataset("~/photos")["train"][0]`.
 
@@ -52,6 +55,7 @@ def load_dataset(
     replaces the folder of the pictures; `data_type` can only be `images`. Without processors in that YAML, or in a card
     of the user's own, pictures are PIL images and texts raw. Raises UsageError for an unknown name.
     """
+    name = str(name)
     if data_type not in (None, "images"):
         raise UsageError(f"load_dataset('{name}')", f"data_type '{data_type}' is not read here", "leave it out")
     if isinstance(cfg_path, str) and not Path(cfg_path).suffix and not expanded(cfg_path).exists():
@@ -105,47 +109,73 @@ def names() -> list[str]:
 
 LAVIS_BUILDERS = {
     "AOKVQABuilder": "aok_vqa",
+    "AOKVQAInstructBuilder": "aok_vqa_instruct",
     "COCOCapBuilder": "coco_caption",
+    "COCOCapInstructBuilder": "coco_caption_instruct",
     "COCORetrievalBuilder": "coco_retrieval",
     "COCOVQABuilder": "coco_vqa",
+    "COCOVQAInstructBuilder": "coco_vqa_instruct",
     "ConceptualCaption12MBuilder": "conceptual_caption_12m",
+    "ConceptualCaption12MInstructBuilder": "conceptual_caption_12m_instruct",
     "ConceptualCaption3MBuilder": "conceptual_caption_3m",
+    "ConceptualCaption3MInstructBuilder": "conceptual_caption_3m_instruct",
     "Flickr30kBuilder": "flickr30k",
     "Flickr30kCapBuilder": "flickr30k_caption",
+    "Flickr30kCapInstructBuilder": "flickr30k_caption_instruct",
     "GQABuilder": "gqa",
+    "GQAInstructBuilder": "gqa_instruct",
     "Laion2BMultiBuilder": "laion2B_multi",
     "Laion400MBuilder": "laion400M",
+    "Laion400MInstructBuilder": "laion400M_instruct",
     "NLVRBuilder": "nlvr",
     "NoCapsBuilder": "nocaps",
     "OKVQABuilder": "ok_vqa",
+    "OKVQAInstructBuilder": "ok_vqa_instruct",
     "SBUCaptionBuilder": "sbu_caption",
+    "SBUCaptionInstructBuilder": "sbu_caption_instruct",
     "SNLIVisualEntailmentBuilder": "snli_ve",
+    "SNLIVisualEntailmentInstructBuilder": "snli_ve_instruct",
     "VGCaptionBuilder": "vg_caption",
+    "VGCaptionInstructBuilder": "vg_caption_instruct",
     "VGVQABuilder": "vg_vqa",
+    "VGVQAInstructBuilder": "vg_vqa_instruct",
 }
 """LAVIS' class names → the data sets that they build."""
 __all__ = [
     "AOKVQABuilder",
+    "AOKVQAInstructBuilder",
     "BaseDatasetBuilder",
     "BuildContext",
     "COCOCapBuilder",
+    "COCOCapInstructBuilder",
     "COCORetrievalBuilder",
     "COCOVQABuilder",
+    "COCOVQAInstructBuilder",
     "ConceptualCaption3MBuilder",
+    "ConceptualCaption3MInstructBuilder",
     "ConceptualCaption12MBuilder",
+    "ConceptualCaption12MInstructBuilder",
     "Flickr30kBuilder",
     "Flickr30kCapBuilder",
+    "Flickr30kCapInstructBuilder",
     "GQABuilder",
+    "GQAInstructBuilder",
     "Laion2BMultiBuilder",
     "Laion400MBuilder",
+    "Laion400MInstructBuilder",
     "NLVRBuilder",
     "NoCapsBuilder",
     "NotPreparedError",
     "OKVQABuilder",
+    "OKVQAInstructBuilder",
     "SBUCaptionBuilder",
+    "SBUCaptionInstructBuilder",
     "SNLIVisualEntailmentBuilder",
+    "SNLIVisualEntailmentInstructBuilder",
     "VGCaptionBuilder",
+    "VGCaptionInstructBuilder",
     "VGVQABuilder",
+    "VGVQAInstructBuilder",
     "build_datasets",
     "builder_class",
     "dataset_zoo",

@@ -190,7 +190,7 @@ class BaseDatasetBuilder:
             tree = keep_unknown({"name": type(self).__name__, **tree})
         for split, paths in (shown_paths(self.name, tree.get("type", "default")) if self.name else {}).items():
             held = tree["build_info"]["annotations"].get(split) or {}
-            if held.get("storage") == paths:  # as shown: the card knows more about them
+            if held.get("storage") == paths and held.get("artifact"):  # as shown: the card knows more about them
                 held["storage"] = []
         decoder = ConfigDecoder()
         config = decoder.build(DatasetConfig, tree, f"datasets.{tree['name']}")
@@ -216,7 +216,7 @@ def declared(name: str, cfg: str | Path | Mapping[str, Any] | None) -> dict[str,
     """The section of a declared data set, with the paths of its annotations under `storage`.
 
     Processors are those that `cfg` or a card of the user's names: without, pictures are PIL images and texts raw, as
-    in LAVIS. What the shipped cards name is for runs.
+    in LAVIS. What the shipped cards name is for runs, but for data sets of instructions.
     """
     tree = beside(read_yaml(Path(cfg))[0], Path(cfg).parent) if isinstance(cfg, str | Path) else {}
     sections = tree.get("datasets") or {}
@@ -232,7 +232,8 @@ def declared(name: str, cfg: str | Path | Mapping[str, Any] | None) -> dict[str,
     if types and kind not in types:
         raise ConfigError(f"data set '{chosen}'", f"has no type '{kind}'", nearest(kind, types))
     shipped = file.is_relative_to(config_roots()[-1])
-    kept = {key: value for key, value in default.items() if not (shipped and key in PROCESSORS)}
+    asks = any(key in default.get("args", {}) for key in ("instruct", "prompt"))  # its processor makes the instruction
+    kept = {key: value for key, value in default.items() if not (shipped and key in PROCESSORS and not asks)}
     section = {"name": chosen, **merge(kept, given)}
     if types:
         section.setdefault("family", load_cards().card_of(chosen).family)
