@@ -38,7 +38,7 @@ BASE: Mapping[str, Any] = {
 def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A mirror of the families that pages prepare, drawn, and a cache root with COCO prepared."""
     base = tmp_path_factory.mktemp("documents")
-    export_world(WORLD, base / "mirror", ["coco", "oscar", "vinvl"])
+    export_world(WORLD, base / "mirror", ["coco", "vqav2", "oscar", "vinvl"])
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("LAVIS_EXT_CACHE_ROOT", str(base / "cache"))
         assert main(["prepare", "coco", "--quiet", "--mirror", str(base / "mirror")]) == 0
@@ -110,6 +110,11 @@ def with_commands(here: Path) -> None:
         (here / f"{name}.sh").write_text(written(command))
 
 
+def with_questions(here: Path) -> None:
+    """VQA's questions about COCO's pictures."""
+    assert main(["prepare", "coco_vqa", "--quiet"]) == 0
+
+
 SETUP: Mapping[str, Callable[[Path], None]] = {
     "docs/start.md": with_demo,
     "docs/blip2.md": with_run,
@@ -118,6 +123,7 @@ SETUP: Mapping[str, Callable[[Path], None]] = {
     "docs/feature-store.md": with_features,
     "docs/region-extraction.md": with_features,
     "docs/from-oscar.md": with_commands,
+    "docs/shards.md": with_questions,
 }
 """Page → what lies in the folder where its commands are given."""
 
