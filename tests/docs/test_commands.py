@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import yaml
 
-from lavis_ext.cli import main
+from lavis_ext.cli import VERBS, main
 from lavis_ext.common.config.check import check_file
 from lavis_ext.common.registry import Facade
 from lavis_ext.demo.world import World
@@ -168,6 +168,19 @@ def test_what_does_not_run_says_why() -> None:
     without = [block for block in left if block.mark == "not run"]
     assert len(code) >= 50
     assert len(without) <= len(code) / 4, [f"{block.place}: {block.reason}" for block in without]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_commands_between_the_words_have_verbs_and_flags_that_exist(page: Path) -> None:
+    common = {"--help", "--json", "--debug", "--configs", "--plugin", "--version"}
+    for command in re.findall(r"`lavis-ext ([^`]+)`", page.read_text("utf-8").replace("\n", " ")):
+        verb, *words = command.split()
+        if verb.isupper() or verb.startswith("-"):
+            continue
+        assert verb in VERBS, command
+        known = {name for names, _ in VERBS[verb].arguments() for name in names} | common
+        flags = {word.strip("[]").partition("=")[0] for word in words if word.strip("[]").startswith("--")}
+        assert flags <= known, command
 
 
 def test_every_block_has_a_language() -> None:
