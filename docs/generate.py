@@ -115,7 +115,7 @@ def command(head: str, verb: Verb) -> list[str]:
         [flag_names(names, settings), flag_values(settings), settings.get("help", "")]
         for names, settings in verb.arguments()
     ]
-    return [*parts, table(["argument", "value", "meaning"], rows)] if rows else parts
+    return [*parts, table(["argument", "value; default", "meaning"], rows)] if rows else parts
 
 
 def flag_names(names: Iterable[str], settings: Mapping[str, Any]) -> str:
@@ -200,15 +200,15 @@ def own_fields(owner: Any) -> list[Any]:
 
 
 def key_table(owner: Any, only: Iterable[str] | None = None) -> str:
-    """Key, type, default and meaning of a dataclass."""
+    """Key, type and default, and meaning, of a dataclass."""
     said, wanted = field_docs(owner), set(only) if only is not None else None
     hints = get_type_hints(owner, include_extras=True)
     rows = [
-        [f"`{one.name}`", kind_of(hints[one.name]), default_of(one), said.get(one.name, "")]
+        [f"`{one.name}`", f"{kind_of(hints[one.name])}; {default_of(one)}".rstrip("; "), said.get(one.name, "")]
         for one in own_fields(owner)
         if wanted is None or one.name in wanted
     ]
-    return table(["key", "type", "default", "meaning"], rows)
+    return table(["key", "value; default", "meaning"], rows)
 
 
 def kind_of(hint: Any) -> str:

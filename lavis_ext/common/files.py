@@ -21,10 +21,15 @@ CHUNK = 1 << 20
 def to_disk_error(error: Exception, path: Path, way_out: str) -> DiskError:
     """The DiskError of a failed write; it says whether space, inodes or the quota are used up.
 
-    `way_out` names another place; freeing space is added where that would help.
+    `way_out` names another place; freeing space is added where that would help. Of a link to nothing on the way it says
+    where that leads: a disk that is not mounted, most often.
     """
     number = getattr(error, "errno", None)
     reason, first = str(getattr(error, "strerror", None) or error), ""
+    link = next((one for one in (path, *path.parents) if is_dangling(one)), None)
+    if link is not None:
+        what = f"is a link to {os.readlink(link)}, which is not there"  # noqa: PTH115 - as it is written
+        return DiskError(str(link), what, f"mount or make that, or remove the link; or {way_out}")
     if number == errno.EDQUOT:
         reason, first = "quota exceeded", "free space, or "
     elif number == errno.ENOSPC:
@@ -79,6 +84,19 @@ def checked_path(path: Path) -> Path:
     if len(encoded) > 4095 or any(len(name) > 255 for name in encoded.split(b"/")):
         raise ValueError("a name in it is too long")
     return path
+
+
+def is_dangling(path: Path) -> bool:
+    """Whether it is a link to nothing, or to itself."""
+    return os.path.islink(path) and not os.path.exists(path)  # noqa: PTH110, PTH114 - of any text, without an error
+
+
+def size_of(entry: os.DirEntry[str]) -> int | None:
+    """The size of a regular file, links followed; None of anything else, as of a link to nothing or to itself."""
+    try:
+        return entry.stat().st_size if entry.is_file() else None
+    except OSError:
+        return None
 
 
 def folded(name: str) -> str:

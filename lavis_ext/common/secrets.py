@@ -42,6 +42,34 @@ _NAMED = re.compile(  # but not `num_query_token=32`
 _HEADER = re.compile(
     r"((?:authorization|cookie|x-api-key|api-key)\\?[\"']?\s?[:=]\s?)" + rf"(?:{_QUOTED}|[^\r\n]+)", re.IGNORECASE
 )
+# `token: X` as YAML has it, which prose has too: what follows decides, see `_is_secret`. Not a language model's tokens.
+_MODEL = r"pad|bos|eos|unk|sep|cls|mask|special|query|image|img|text|prompt|begin|end|first|last|next|new|num|max|min"
+_NEWLINE = r"(?:\r?\n|(?:\\r)?\\n)"  # JSON writes it as two characters
+_YAML = re.compile(
+    rf"(?:(?<![\w-])|(?<=\\n))(?!(?:\w{{1,32}}_)?(?:{_MODEL})[_-]token)"
+    r"(?P<key>(?:[\w-]{1,40}[_.-])?(?:token|secret|password|passwd|passphrase|pwd|credentials?|signature|sas|sig"
+    r"|(?:api|account|access|shared|storage|private|secret|resource)[_-]?key))"
+    rf"(?P<colon>\\?[\"']?[ \t]?:(?:[ \t]+|[ \t]*{_NEWLINE}[ \t]+(?:-[ \t]+)?(?=[^\s\\]+[ \t\"'>]*(?:{_NEWLINE}|$)))"
+    r"(?:!\S{0,40}[ \t]+|&\w{1,40}[ \t]+)?)"
+    rf"(?:(?P<text>{_QUOTED})|(?P<block>[|>][+-]?\d?[ \t]*(?:{_NEWLINE}[ \t]+(?:(?!{_NEWLINE})[^\n])*)+)"
+    r"|(?P<plain>[^\s\"'<>]+))",
+    re.IGNORECASE,
+)
+_PASSWORD_LINE = re.compile(  # which may have blanks
+    r"(?:^|(?<=\\n)|(?<=[\"']))([ \t\-#|<\"']{0,80}(?:[\w-]{1,40}[_.-])?pass(?:word|wd|phrase)\\?[\"']?[ \t]?:[ \t]+)"
+    r"(?P<first>[^\s\"'<>{\[|&!][^\s]*)[ \t]+\S[^\r\n\"]*",
+    re.IGNORECASE | re.MULTILINE,
+)
+_SECRET_WORD = re.compile(r"token|secret|pass|pwd|credential|signature|sas|sig|key", re.IGNORECASE)
+_STATES = re.compile(
+    r"a|an|and|are|as|at|be|been|bad|but|by|can|could|declared|does|each|empty|ended|expected|expires|"
+    r"expired|false|for|from|given|had|has|have|here|hidden|if|in|instead|into|invalid|is|it|its|left|"
+    r"missing|must|needed|neither|no|none|not|null|of|off|on|one|only|optional|or|over|read|refused|"
+    r"rejected|required|set|should|shown|some|taken|that|the|there|this|to|too|true|two|unknown|unset|"
+    r"until|used|using|was|were|what|when|where|which|who|will|with|without|wrong|you|your|~",
+    re.IGNORECASE,
+)
+"""Words that prose has behind a colon, and no secret is."""
 _BEARER = re.compile(r"\b(bearer\s+)[\w+/.~=-]{8,}|\b(hf_)(?=[a-z]*\d)[a-z0-9]{8,}", re.IGNORECASE)
 
 
@@ -81,6 +109,9 @@ def redact(text: str) -> str:
     if "?" in text:
         text = _BARE_QUERY.sub(lambda found: "" if "=" in found[1] or len(found[1]) > 11 else found[0], text)
     text = _NAMED.sub(_masked, _HEADER.sub(_masked, text))
+    if ":" in text and _SECRET_WORD.search(text):
+        text = _PASSWORD_LINE.sub(_masked_line, text)
+        text = _YAML.sub(_masked_yaml, text)
     if "&" in text:
         text = _PAIRS.sub("***", text)
     return _BEARER.sub(lambda found: f"{found[1] or found[2]}***", text)
@@ -89,6 +120,37 @@ def redact(text: str) -> str:
 def _masked(found: re.Match[str]) -> str:
     quote = found["quote"] or ""
     return f"{found[1]}{quote}***{quote}"
+
+
+def _masked_line(found: re.Match[str]) -> str:
+    first = found["first"].rstrip(",;.:!?)")
+    return found[0] if first.isdigit() or _STATES.fullmatch(first) or "***" in found[0] else f"{found[1]}***"
+
+
+def _masked_yaml(found: re.Match[str]) -> str:
+    head = f"{found['key']}{found['colon']}"
+    if found["plain"] is None:
+        quote = found["quote"] or ""
+        return f"{head}{quote}***{quote}" if found["text"] else f"{head}***"
+    value = found["plain"].rstrip(",;.:!?)]}")
+    return f"{head}***{found['plain'][len(value) :]}" if value and _is_secret(found, value) else found[0]
+
+
+def _is_secret(found: re.Match[str], value: str) -> bool:
+    """Whether a plain word behind `token:` is a value: it looks like none of a language, or stands as YAML has it.
+
+    That is alone on the rest of a line that begins with the key, or in braces.
+    """
+    if _STATES.fullmatch(value) or "***" in value or "://" in value:
+        return False
+    before = re.split(r"\n|\\n", found.string[max(0, found.start() - 80) : found.start()])[-1]
+    after = found.string[found.end() : found.end() + 80]
+    braces = "{" in before and before.rstrip()[-1:] in "{,"
+    alone = not before.strip(" \t-#>|\"'\\<") and not after.partition("\n")[0].strip(" \t\r\"'>\\")
+    if value.isdigit():  # `query_token: 32`, `password: 3 tries are left`
+        return (alone or braces) and "token" not in found["key"].lower()
+    strange = len(value) >= 20 or re.search(r"\d|[+/=%_$@#*]|[^\W\d_][A-Z]", value) is not None
+    return braces or alone or (strange and not value.isupper())
 
 
 def redact_tree(value: Any, key: str = "", hidden: Mapping[str, str] | None = None) -> Any:

@@ -144,6 +144,7 @@ class Mixture:
             "world": order.parts,
             "shuffle": order.shuffle,
             "drop_last": order.drop_last,
+            "exact": [source.name for source in order.sources if source.exact] or None,
             "group_by_length": {"window": order.window, "lengths": lengths} if lengths else None,
         }
 
@@ -197,7 +198,8 @@ def _sources(datasets: Mapping[str, Any], grouped: bool) -> tuple[MixtureSource,
 def _source(name: str, dataset: Any, grouped: bool) -> MixtureSource:
     streamed = hasattr(dataset, "iterate")
     size = dataset.epoch_size if streamed else len(dataset)
-    return MixtureSource(name, size, streamed, lengths_of(name, dataset) if grouped else None)
+    exact = streamed and bool(getattr(dataset, "exact", False))
+    return MixtureSource(name, size, streamed, lengths_of(name, dataset) if grouped else None, exact)
 
 
 def _shares(weights: Weights | None, names: list[str]) -> tuple[float, ...] | None:

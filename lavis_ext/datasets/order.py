@@ -31,13 +31,15 @@ LIMIT = 1 << 31
 class MixtureSource:
     """A data set (or stream) of a plan: its name and how many samples one pass over it has.
 
-    `lengths`, whole numbers [size, axes], are given where samples of similar length share a batch.
+    `lengths`, whole numbers [size, axes], are given where samples of similar length share a batch. An `exact` stream
+    gives each sample once a pass, over all ranks.
     """
 
     name: str
     size: int
     stream: bool = False
     lengths: np.ndarray | None = field(default=None, compare=False, repr=False)
+    exact: bool = False
 
     @cached_property
     def digest(self) -> str:
@@ -73,7 +75,8 @@ class BatchPlan:
     The rest of a source (fewer than `batch_size * world` samples) is a smaller global batch, divided over the ranks as
     evenly as possible. `exact` (evaluation) keeps it whatever its size, so that each sample comes exactly once on one
     rank and ranks may differ by one batch. Otherwise all ranks get equally many batches: a rest smaller than `world` is
-    left out, with `drop_last` every rest is, unless the source has nothing else.
+    left out, with `drop_last` every rest is, unless the source has nothing else. A stream has whole batches only, the
+    last of which goes on into the next pass; an exact one ends its pass with smaller ones, equally many on every rank.
 
     A resume with fewer ranks keeps the order if each rank takes `parts_per_rank` parts of a global batch, in turn; one
     with more ranks keeps it if `concurrent` global batches are taken at once, by different ranks.
@@ -104,6 +107,9 @@ class BatchPlan:
             if batches == 0:
                 what = f"has {source.size} samples for {self.parts} ranks"
                 raise ConfigError(f"data set '{source.name}'", what, "use fewer ranks, or leave the data set out")
+            if source.exact and self.batch_size == 1 and source.size % self.parts and not self.exact:
+                what = f"{source.size} samples do not divide by {self.parts} ranks, and no batch can be smaller than 1"
+                raise ConfigError(f"data set '{source.name}'", what, "use batches of 2, or leave out exact")
 
     @property
     def parts(self) -> int:
@@ -155,6 +161,8 @@ class BatchPlan:
         full, rest = divmod(source.size, self.batch_size * self.parts)
         if self.exact:
             return full + (rest > 0)
+        if source.exact:
+            return full + (rest > 0) if source.size >= self.parts else 0
         return full + (rest >= self.parts and (full == 0 or not self.drop_last))
 
     def _epoch_order(self, epoch: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -194,12 +202,21 @@ class BatchPlan:
         """Indices of one part of global batch `place` of a pass; for a stream only their count has a meaning."""
         source, span = self.sources[number], self.batch_size * self.parts
         if source.stream:
-            return np.arange(self.batch_size)
+            return np.arange(self._exact_size(source, place, part) if source.exact else self.batch_size)
         first, last = place * span, min((place + 1) * span, source.size)
         base, extra = divmod(last - first, self.parts)
         begin = first + part * base + min(part, extra)
         end = begin + base + (part < extra)
         return self._pass_order(number, pass_index)[begin:end] if self.shuffle else np.arange(begin, end)
+
+    def _exact_size(self, source: MixtureSource, place: int, part: int) -> int:
+        """Samples in batch `place` of a rank's pass over an exact stream: whole ones, then what is left of its part.
+
+        Where other ranks have one sample more, and with it one batch, the last but one of this rank gives a sample.
+        """
+        share = source.size * (part + 1) // self.parts - source.size * part // self.parts
+        left, after = share - place * self.batch_size, self._batches_of(source) - place - 1
+        return min(self.batch_size, left - after) if left > after else 1
 
     def _pass_order(self, number: int, pass_index: int) -> np.ndarray:
         """The order of a source's samples in one pass, int64 [size]; the last one of each source is cached."""

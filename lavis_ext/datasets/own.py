@@ -7,22 +7,27 @@ import os
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from difflib import get_close_matches
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from lavis_ext.common.config.decode import ConfigDecoder
+from lavis_ext.common.config.decode import ConfigDecoder, read_sections
 from lavis_ext.common.config.schema import DatasetConfig
-from lavis_ext.common.errors import UsageError, nearest
+from lavis_ext.common.errors import LavisExtError, Problem, UsageError, nearest
 from lavis_ext.common.files import expanded, read_errors
 from lavis_ext.common.registry import builders
 from lavis_ext.common.types import Dataset
+from lavis_ext.datasets.builders.base_dataset_builder import build_datasets
+from lavis_ext.datasets.builders.context import BuildContext, annotation_paths, column_problems, with_storage_root
 from lavis_ext.datasets.readers.annotations import Annotations
 from lavis_ext.datasets.readers.columns import LOOKED_AT, Row, find_column
-from lavis_ext.datasets.readers.folders import split_named
+from lavis_ext.datasets.readers.folders import SPLITS, split_named
+from lavis_ext.datasets.readers.images import ImageStore
 from lavis_ext.datasets.readers.packed import arrow_files
-from lavis_ext.datasets.readers.parse import RowOptions, sort_files
+from lavis_ext.datasets.readers.parse import RowOptions, row_options, sort_files
 from lavis_ext.datasets.readers.tables import PICTURE, TABLES, kind_of_name, open_head, sign_of
+from lavis_ext.prepare.samples import image_names
 
 log = logging.getLogger(__name__)
 ROWS = (".json", ".jsonl", ".ndjson", ".csv", ".tsv", ".parquet", ".arrow", ".token")
@@ -82,8 +87,6 @@ def guess(path: str | Path, name: str | None = None) -> Guess:
 def load_own(path: str | Path, vis_path: str | Path | None = None) -> dict[str, Dataset]:
     """The data sets of a path by split, after what was guessed is logged; pictures are PIL images and texts raw."""
     from lavis_ext.common.config.resolve import cache_root
-    from lavis_ext.datasets.builders.base_dataset_builder import build_datasets
-    from lavis_ext.datasets.builders.context import BuildContext
 
     found = guess(path)
     for sentence in found.sentences:
@@ -248,7 +251,8 @@ def _of_files(parts: Mapping[str, list[Path]], place: Path, notes: list[str]) ->
         notes = [*notes, f"`{key}` says to which split a row belongs: {', '.join(parts)}"]
     if shape == "image_caption" and "caption_key" not in args and "caption" not in known:
         parts = {"test": first} if list(parts) == ["train"] else parts
-    listed = {split: {"storage": [str(one) for one in some]} for split, some in parts.items()}
+    paths = {split: [str(one) for one in some] for split, some in parts.items()}
+    listed = {split: {"storage": some[0] if len(some) == 1 else some} for split, some in paths.items()}
     section = {
         "builder": shape,
         "build_info": {"annotations": listed, "images": {"storage": str(images)}},
@@ -365,3 +369,87 @@ def _folders(base: Path) -> list[Path]:
     except OSError:
         return []
     return sorted(found, key=lambda one: one.name.lower() not in PLACES)[:50]
+
+
+NAMED = 1_000
+"""How many pictures of a split `check` looks for; `verify` looks for all."""
+
+
+def data_problems(path: Path) -> list[Problem]:
+    """What is wrong with the data that a YAML declares and that no command fetches, each with its place.
+
+    Files that are not there, folders in their place, columns and pictures that rows lack, words that name no split.
+    """
+    from lavis_ext.common.config.cards import load_cards, load_dataset_config
+    from lavis_ext.common.config.check import load_checked
+    from lavis_ext.common.config.resolve import cache_root, config_roots
+
+    tree, places = read_sections(path)
+    if not tree.get("datasets") or path.resolve().is_relative_to(config_roots()[-1].resolve()):
+        return []
+    if "run" in tree:
+        config = load_checked(path)
+        configs, root = list(config.datasets.values()), Path(config.cache_root)
+        decoder = ConfigDecoder(config.places)
+    else:
+        configs, root = [load_dataset_config(path, name) for name in tree["datasets"]], cache_root()
+        decoder = ConfigDecoder(places)
+    cards = load_cards()
+    own = [config for config in configs if config.build_info.annotations and not cards.artifacts_of(config)]
+    found = [problem for config in own for problem in _data_problems(config, BuildContext(root))]
+    return [Problem(decoder.place(p.where), p.what, p.way_out) if p.where.startswith("datasets.") else p for p in found]
+
+
+def _data_problems(config: DatasetConfig, context: BuildContext) -> Iterator[Problem]:
+    where = f"datasets.{config.name}.build_info"
+    config = with_storage_root(config)
+    images = context.path(config.build_info.images.storage)
+    store = ImageStore(images, layouts=config.args.get("layouts"))
+    needs_folder = config.data_type == "images" and hasattr(builders.config(config.builder), "columns")
+    if needs_folder and not store.ready:
+        what = "is a file where a folder of pictures belongs" if images.is_file() else "is no folder"
+        yield Problem(f"{where}.images.storage", f"{images} {what}", SOUGHT)
+    for split in config.build_info.annotations:
+        place = f"{where}.annotations.{split}"
+        if meant := _meant_split(split):
+            yield Problem(place, f"'{split}' is no split that is trained on", f"did you mean '{meant}'?")
+        paths = annotation_paths(config, split, context)
+        lost = [path for path in paths if not path.exists()]
+        yield from (Problem(f"{place}.storage", f"{path} is not there", SOUGHT) for path in lost)
+        if lost or not paths or not needs_folder:
+            continue
+        try:
+            rows = Annotations(sort_files(paths, row_options(config, split, context.cache_root)).rows)
+        except LavisExtError as error:
+            yield from error.problems
+            continue
+        if not len(rows):
+            what = f"{', '.join(map(str, paths))} holds no rows" + (" and no pictures" if paths[0].is_dir() else "")
+            yield Problem(f"{place}.storage", what, "name a file of rows, or a folder of pictures")
+            continue
+        problems = column_problems(config, split, rows)
+        yield from problems
+        if not problems and store.ready:
+            yield from _picture_problems(config, split, rows, store)
+
+
+SOUGHT = "correct the path: it is sought beside this YAML, then below the cache root; `~` and `${oc.env:NAME}` are read"
+
+
+def _meant_split(word: str) -> str | None:
+    """`train` for another word for it, or for a slip of the pen; None for every word that may be a split's name."""
+    if word.lower() != "restval" and word != "train" and split_named(word) == "train":
+        return "train"
+    known = [split for split in SPLITS if sorted(split) == sorted(word) or get_close_matches(word, [split], cutoff=0.8)]
+    return known[0] if known and word not in SPLITS and split_named(word) is None else None
+
+
+def _picture_problems(config: DatasetConfig, split: str, rows: Annotations, store: ImageStore) -> Iterator[Problem]:
+    """One problem for all pictures of the first rows that are not there, at the file that names them."""
+    names = image_names(rows.head(NAMED), config)
+    lost = [name for name in names if not store.exists(name)]
+    if lost:
+        where = f"{', '.join(map(str, rows.paths))} ({config.name}/{split})"
+        named = f"pictures of `{config.args.get('image_key', 'image')}`"
+        what = f"{len(lost)} of the first {len(names)} {named} are not below {store.root}, first {lost[0]}"
+        yield Problem(where, what, "correct `build_info: {images: {storage: …}}`, or leave these rows out")

@@ -15,6 +15,7 @@ from functools import partial
 from pathlib import Path
 
 from lavis_ext.common.errors import ConfigError, DiskError, NetworkError, OwnedError
+from lavis_ext.common.files import is_dangling
 from lavis_ext.fetch.download import Download
 from lavis_ext.fetch.ledger import LedgerEntry, hash_file, hash_open, mismatch
 from lavis_ext.fetch.lock import Ownership
@@ -62,8 +63,12 @@ def check_existing(session: Session, transfer: Transfer) -> ExistingFile:
     """Look at the target: size first, then the ledger, then the hash; raises OSError where it cannot be read."""
     try:
         stat = transfer.path.stat()
-    except FileNotFoundError:  # a link to nothing takes the name too
-        return ExistingFile(reason="a link to nothing" if transfer.path.is_symlink() else "")
+    except OSError as error:
+        if is_dangling(transfer.path):  # it takes the name too
+            return ExistingFile(reason="a link to nothing")
+        if isinstance(error, FileNotFoundError):
+            return ExistingFile()
+        raise
     if not transfer.path.is_file():
         return ExistingFile(reason="not a regular file")
     entry = None if session.policy.deep else session.ledger_for(transfer.path).find(transfer.path, stat)
@@ -134,12 +139,12 @@ def note(
     equivalence: str,
     fetched: os.stat_result | None = None,
 ) -> None:
-    """Record a verified file in its ledger: as it is on disk, or as it was `fetched` and is about to be renamed.
+    """Record a verified file in its ledger: as it is on disk, or as it was `fetched` and published.
 
     A ledger that cannot be written only means that the file is hashed again next time.
     """
     try:
-        session.ledger_for(path).record(path, sha256, md5, figures.declared, equivalence, fetched)
+        session.ledger_for(path).record(path, sha256, md5, figures.declared, equivalence, fetched, fetched is not None)
     except OSError as error:
         log.warning("%s: not recorded: %s", path.name, error.strerror)
 
@@ -353,7 +358,7 @@ class _Fetching:
         return False
 
     def _publish(self, source: Source, figures: Figures, download: Download) -> Result:
-        """Flush, verify what lies on the disk, record it, give it its name, in this order.
+        """Flush, verify what lies on the disk, give it its name, record it, in this order.
 
         Raises Failure where the bytes do not match, OwnedError where another process has taken over.
         """
@@ -372,9 +377,9 @@ class _Fetching:
         if wrong:
             raise Failure("integrity", wrong)
         self._owner.require()
-        # Recorded before it gets its name, which keeps inode and mtime: killed in between, it is not hashed again.
-        note(self._session, path, sha256, md5, figures, source.equivalence, after)
-        part.publish(flusher)
+        # Names change the ctime, by which the file is known to be ours; killed in between, it is hashed once more.
+        published = part.publish(flusher)
+        note(self._session, path, sha256, md5, figures, source.equivalence, published)
         validator = part.validators.etag or part.validators.last_modified or ""
         moved = self._moved + download.moved
         notes = tuple(f"{url}: {failure.reason}" for url, failure in self._failures)

@@ -30,10 +30,22 @@ class LedgerEntry:
     equivalence: str = "byte_exact"
     fetched: bool = False
     """Whether the engine fetched it; else it was there before, and belongs to the user."""
+    ctime_ns: int = 0
+    """When the inode was last touched, which nobody can set, as they can the mtime; 0 in older ledgers."""
 
     def unchanged(self, stat: os.stat_result) -> bool:
-        """Whether the file is still the one that was verified, by size, mtime and inode."""
-        return (self.size, self.mtime_ns, self.inode) == (stat.st_size, stat.st_mtime_ns, stat.st_ino)
+        """Whether the file is still the one that was verified: by size, mtime, ctime and inode.
+
+        A file that was written or copied into its place has another ctime, whatever else it shares. So has one that was
+        linked or whose mode changed, which is hashed once more.
+        """
+        same = (self.size, self.mtime_ns, self.inode) == (stat.st_size, stat.st_mtime_ns, stat.st_ino)
+        return same and self.ctime_ns in (0, stat.st_ctime_ns)
+
+    @property
+    def is_ours(self) -> bool:
+        """Whether it is proven that the engine fetched this very file, so that it may be removed."""
+        return self.fetched and self.ctime_ns != 0
 
     def proves(self, figures: Figures) -> bool:
         """Whether the recorded digests are the declared ones: sha256 where it is declared, else md5."""
@@ -70,12 +82,13 @@ class Ledger:
         md5: str | None = None,
         verified: bool = True,
         equivalence: str = "byte_exact",
-        fetched: os.stat_result | None = None,
+        stat: os.stat_result | None = None,
+        fetched: bool = False,
     ) -> None:
-        """Note that `path`, as it is now or as it will be (`fetched`), has these digests; raises OSError."""
-        stat = fetched or path.stat()
+        """Note that `path`, as it is now or was (`stat`), has these digests; raises OSError."""
+        stat = stat or path.stat()
         version = (stat.st_size, stat.st_mtime_ns, stat.st_ino)
-        entry = LedgerEntry(*version, sha256, md5, verified, equivalence, fetched is not None)
+        entry = LedgerEntry(*version, sha256, md5, verified, equivalence, fetched, stat.st_ctime_ns)
         line = json.dumps({"name": self._key(path), **vars(entry)}, ensure_ascii=False) + "\n"
         with self._lock:
             self._entries[self._key(path)] = entry

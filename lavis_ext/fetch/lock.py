@@ -15,6 +15,7 @@ import hashlib
 import json
 import logging
 import os
+import re
 import secrets
 import socket
 import stat
@@ -261,6 +262,7 @@ class Ownership:
         except OSError as error:
             raise disk_error(error, self.path) from error
         _HEARTBEAT.add(self._file)
+        _sweep_asides(self.path.parent, again=bool(self.replaced))
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -405,7 +407,7 @@ class Ownership:
         """Seconds since the last heartbeat, by the file system's clock, which both sides share."""
         probe = self.path.with_name(f"{self.path.name}.{self._mine.token}")
         try:
-            probe.touch()
+            probe.write_bytes(self._written)  # whose it is, should this process be killed now
             return (probe.stat().st_mtime_ns - seen.beat) / 1e9
         finally:
             probe.unlink(missing_ok=True)
@@ -415,6 +417,25 @@ class Ownership:
         who = f"process {owner.pid} on {owner.host.partition('/')[0]}" if owner else "another process"
         way_out = f"wait for it, or stop it and run again; if there is no such process, delete {self.path}"
         return OwnedError(str(self.path), f"{who} works on this file", way_out)
+
+
+_ASIDE = re.compile(r"(?:.+\.|\.)?owner(?:\.json)?\.[0-9a-f]{16}")
+_SWEPT: set[Path] = set()
+"""Folders that this process has looked through: one may hold a hundred thousand files."""
+
+
+def _sweep_asides(folder: Path, again: bool) -> None:
+    """Remove owner files that were renamed to be removed, by processes that were killed then; once a folder.
+
+    Only those that name an owner, who is gone or whose heartbeat stands still: a live one's may be put back.
+    """
+    if folder in _SWEPT and not again:
+        return
+    _SWEPT.add(folder)
+    with contextlib.suppress(OSError):
+        for path in [Path(entry.path) for entry in os.scandir(folder) if _ASIDE.fullmatch(entry.name)]:
+            if read_owner(path) is not None and is_abandoned(path):
+                path.unlink(missing_ok=True)
 
 
 def part_bytes(target: Path) -> int:

@@ -15,6 +15,7 @@ from typing import Any
 
 from lavis_ext.common.config.cards import Artifact
 from lavis_ext.common.errors import ConfigError, IntegrityError, LavisExtError, NetworkError
+from lavis_ext.common.files import is_dangling
 from lavis_ext.fetch.engine import fetch
 from lavis_ext.fetch.ledger import Ledger, hash_file
 from lavis_ext.fetch.pool import fetch_all
@@ -196,7 +197,7 @@ def _members_of_samples(
         sought = ImageNames(homes, dataset.args.get("layouts"))
         try:
             paths = [context.root / path for path in context.cards.annotation_paths(dataset, split)]
-            names = image_names(open_rows(paths, count), dataset, sought)
+            names = image_names(open_rows(paths, dataset, split, context.root, count), dataset, sought)
         except (ConfigError, IntegrityError) as error:
             log.warning("%s: its pictures are not known: %s", key, error)
             continue
@@ -328,7 +329,7 @@ def _place_members(
         record = replace(record, fetched_from=str(table.about.get("source", "")))
     record = replace(record, validator=str(table.about.get("validator", "")), wanted={**record.wanted, **wanted})
     record = _finish_members(context, artifact, table, record)
-    notes = tuple(f"another file was there, kept as {path.name}" for path in aside)
+    notes = tuple(map(_aside_note, aside))
     return _outcome(item, moved, record, notes)
 
 
@@ -414,6 +415,10 @@ def _outcome(item: PlanItem, moved: int, record: ArtifactRecord, notes: tuple[st
     )
 
 
+def _aside_note(path: Path) -> str:
+    return f"{'a link to nothing' if is_dangling(path) else 'another file'} was there, kept as {path.name}"
+
+
 def _finish_file(
     context: PrepareContext, item: PlanItem, artifact: Artifact, transfer: Transfer, result: Result
 ) -> Outcome:
@@ -478,7 +483,7 @@ def _finish_archive(
         against=against,
     )
     record = _finish_members(context, artifact, table, record)
-    notes = (*result.notes, *(f"another file was there, kept as {path.name}" for path in aside))
+    notes = (*result.notes, *map(_aside_note, aside))
     return _outcome(item, result.bytes_moved, record, (*notes, *_remove(context, artifact)))
 
 
@@ -513,7 +518,7 @@ def _remove(context: PrepareContext, artifact: Artifact) -> tuple[str, ...]:
         if context.options.keep_archives or not archive.exists():
             return ()
         entry = Ledger(bookkeeping(context.root, artifact) / "ledger.jsonl").find(archive, archive.stat())
-        if entry is None or not entry.fetched:
+        if entry is None or not entry.is_ours:
             return ("the archive stays, it was there before",)
         context.require()
         archive.unlink()

@@ -30,7 +30,7 @@ from typing import Any, Literal, NamedTuple, get_args
 from lavis_ext import __version__
 from lavis_ext.common.config.cards import Artifact
 from lavis_ext.common.errors import ConfigError, LavisExtError
-from lavis_ext.common.files import decode_json, write_atomic
+from lavis_ext.common.files import decode_json, size_of, write_atomic
 from lavis_ext.common.secrets import identity
 from lavis_ext.fetch.lock import part_bytes
 from lavis_ext.fetch.part import boot_id
@@ -345,7 +345,8 @@ def sizes_below(target: Path, folders: Iterable[str]) -> dict[str, int]:
         prefix = f"{folder}/" if folder else ""
         try:
             with os.scandir(target / folder) as entries:
-                sizes.update({prefix + entry.name: entry.stat().st_size for entry in entries if entry.is_file()})
+                found = ((prefix + entry.name, size_of(entry)) for entry in entries)
+                sizes.update((name, size) for name, size in found if size is not None)
         except (FileNotFoundError, NotADirectoryError):
             continue
     return sizes

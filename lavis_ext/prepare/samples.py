@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from lavis_ext.common.config.cards import Artifact, Cards
 from lavis_ext.common.config.schema import DatasetConfig, SplitCounts
 from lavis_ext.common.errors import AccessError, ConfigError, IntegrityError, LavisExtError, PartialError
-from lavis_ext.common.files import decode_json, write_atomic
+from lavis_ext.common.files import decode_json, expanded, write_atomic
 from lavis_ext.prepare.records import (
     BOOKKEEPING,
     UNREADABLE,
@@ -30,6 +30,7 @@ from lavis_ext.prepare.selection import ArtifactRequest, Chosen, Selection
 
 if TYPE_CHECKING:
     from lavis_ext.datasets.readers.annotations import Annotations
+    from lavis_ext.datasets.readers.parse import RowOptions
 
 MISSING_FILE, COUNTS_FILE = "missing.tsv", "counts.json"
 CLOCK_STEP_NS = 2_000_000_000
@@ -37,15 +38,17 @@ CLOCK_STEP_NS = 2_000_000_000
 PATTERN = "{image_id}.jpg"
 
 
-def open_rows(paths: Sequence[Path], limit: int | None = None) -> Annotations:
+def open_rows(
+    paths: Sequence[Path], dataset: DatasetConfig, split: str, root: Path, limit: int | None = None
+) -> Annotations:
     """The records of a split, converted to Arrow once; files that only an evaluation reads are left out.
 
     Raises ConfigError, IntegrityError, DiskError.
     """
     from lavis_ext.datasets.readers.annotations import Annotations
-    from lavis_ext.datasets.readers.parse import sort_files
+    from lavis_ext.datasets.readers.parse import row_options, sort_files
 
-    return Annotations(sort_files(paths).rows, limit)
+    return Annotations(sort_files(paths, row_options(dataset, split, root)).rows, limit)
 
 
 def image_names(rows: Annotations, dataset: DatasetConfig, there: ImageNames | None = None) -> list[str]:
@@ -153,7 +156,7 @@ class SplitCounter:
         self._root, self._cards, self._requests, self._disks = root, cards, requests, disks
         self._limit, self._lost = limit, lost
         self._listed: dict[str, tuple[set[str], dict[str, int]]] = {}
-        self._opened: dict[tuple[Path, ...], Annotations] = {}
+        self._opened: dict[tuple[tuple[Path, ...], RowOptions], Annotations] = {}
         self._kept: dict[Path, dict[str, Any]] = {}
         self._changed: set[Path] = set()
         self._times: dict[tuple[Path, str], bool] = {}
@@ -177,15 +180,15 @@ class SplitCounter:
         lists = [artifact for artifact in used if artifact.lists and artifact.lists.output == "shards"]
         if lists and (listed := _list_state(state, self._root, lists[0])):
             return listed
-        paths = [self._root / path for path in self._cards.annotation_paths(one.dataset, split)]
-        there = all(path.is_file() for path in paths)
+        paths = [self._root / expanded(path) for path in self._cards.annotation_paths(one.dataset, split)]
+        there = all(path.exists() for path in paths)
         if one.dataset.data_type == "features":
             # records where they are JSON, else what the card counts
             readable = there and bool(paths) and all(path.suffix in (".json", ".jsonl") for path in paths)
             found = self._counts(one, split, paths, "", used) if readable else None
             declared = None if subset or not there else counts.samples
             return replace(state, samples=found.rows if found else declared)
-        storage = one.dataset.build_info.images.storage
+        storage = str(expanded(one.dataset.build_info.images.storage))
         found = self._counts(one, split, paths, storage, used) if there and paths else None
         if found is None:
             return state if one.dataset.build_info.annotations else replace(state, samples=counts.samples)
@@ -218,7 +221,7 @@ class SplitCounter:
             fresh = kept[0] == _mark(about, self._keeper(home)["folders"].get(storage))
             if fresh and (counts.present == counts.named or not self._lost):
                 return counts
-        rows = self._rows(tuple(paths))
+        rows = self._rows(one.dataset, split, tuple(paths))
         if rows is None:
             return None
         counts = Counts(len(rows))
@@ -260,19 +263,22 @@ class SplitCounter:
         times += self._list(storage)[1].values() if storage else []
         return max(times, default=0) < time.time_ns() - CLOCK_STEP_NS
 
-    def _rows(self, paths: tuple[Path, ...]) -> Annotations | None:
-        """The rows of files up to the limit, None where they cannot be read."""
-        if paths not in self._opened:
+    def _rows(self, dataset: DatasetConfig, split: str, paths: tuple[Path, ...]) -> Annotations | None:
+        """The rows of a split up to the limit, None where they cannot be read."""
+        from lavis_ext.datasets.readers.parse import row_options
+
+        key = paths, row_options(dataset, split, self._root)
+        if key not in self._opened:
             try:
-                self._opened[paths] = open_rows(paths, self._limit)
+                self._opened[key] = open_rows(paths, dataset, split, self._root, self._limit)
             except (IntegrityError, ConfigError) as error:
                 self.errors.append(error)
                 return None
-        return self._opened[paths]
+        return self._opened[key]
 
     def _names_of(self, dataset: DatasetConfig) -> ImageNames:
         """The pictures below a data set's folder: files, and members of archives that were left packed."""
-        names, times = self._list(dataset.build_info.images.storage)
+        names, times = self._list(str(expanded(dataset.build_info.images.storage)))
         return ImageNames(names, dataset.args.get("layouts"), times)
 
     def _list(self, storage: str) -> tuple[set[str], dict[str, int]]:
@@ -357,6 +363,8 @@ def list_tree(root: Path) -> tuple[set[str], dict[str, int]]:
             times[folder] = stat.st_mtime_ns
             with os.scandir(root / folder) as entries:
                 for entry in entries:
+                    if entry.is_symlink() and not os.path.exists(entry.path):  # noqa: PTH110 - a loop is no error
+                        continue
                     if not entry.is_dir():
                         names.add(prefix + entry.name)
                     elif not entry.name.startswith("."):

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from lavis_ext.common.config.cards import Artifact, Cards
 from lavis_ext.common.errors import ConfigError, IntegrityError, LavisExtError, PartialError
+from lavis_ext.common.files import expanded
 from lavis_ext.common.wording import human
 from lavis_ext.fetch.ledger import hash_file, mismatch
 from lavis_ext.fetch.transfer import Figures, Progress, Silent
@@ -26,8 +27,8 @@ from lavis_ext.prepare.records import (
 )
 from lavis_ext.prepare.report import Outcome, SplitState, worst
 from lavis_ext.prepare.run import opened, owned
-from lavis_ext.prepare.samples import SplitCounter, artifact_states
-from lavis_ext.prepare.selection import ArtifactRequest, PrepareOptions, select
+from lavis_ext.prepare.samples import SplitCounter, artifact_states, image_names, open_rows
+from lavis_ext.prepare.selection import ArtifactRequest, Chosen, PrepareOptions, select
 
 if TYPE_CHECKING:
     from lavis_ext.prepare.lists import ListCheck
@@ -152,6 +153,10 @@ def verify(
     lists = [request for request in selection.requests if request.artifact.lists is not None]
     for request in lists:
         report = _add_list(report, check_list(root, request.artifact, deep), list_title(request), found)
+    for one in selection.chosen:
+        if not offline.cards.artifacts_of(one.dataset):
+            for split in one.splits:
+                report = _add_own(report, root, offline.cards, one, split, deep)
     damaged = [check for check in checks if found.get(check.request.title)]
     damaged_lists = [request for request in lists if found.get(list_title(request))]
     if not repair or not (damaged or damaged_lists):
@@ -173,6 +178,59 @@ def verify(
         wrong = {title: [path for path in paths if path.is_file()] for title, paths in wrong.items()}
         listed = execute_lists(context, replanned.items, {}, wrong)
     return replace(report, repaired=(*outcomes, *listed.values()))
+
+
+def _add_own(report: VerifyReport, root: Path, cards: Cards, one: Chosen, split: str, deep: bool) -> VerifyReport:
+    """The report with a split of one's own, which no command fetches: its rows are read and its pictures looked for."""
+    from concurrent.futures import ThreadPoolExecutor
+
+    from lavis_ext.datasets.readers import ImageStore
+    from lavis_ext.prepare.extract import thread_count
+
+    title, dataset = f"{one.title}/{split}", one.dataset
+    paths = [root / expanded(path) for path in cards.annotation_paths(dataset, split)]
+    if not paths:
+        return report
+    absent = [Finding(title=title, path=str(path), fault="missing") for path in paths if not path.exists()]
+    images = root / expanded(dataset.build_info.images.storage)
+    store = ImageStore(images, layouts=dataset.args.get("layouts"))
+    names: list[str] = []
+    if not absent:
+        try:
+            names = image_names(open_rows(paths, dataset, split, root), dataset) if store.ready else []
+        except LavisExtError as error:
+            absent = [Finding(title=title, path=p.where, fault=p.what) for p in error.problems]
+        if dataset.build_info.images.storage and not store.ready:
+            absent.append(Finding(title=title, path=str(images), fault="is no folder of pictures"))
+
+    def look(name: str) -> tuple[int, str, str]:
+        """How many bytes were decoded, where the picture should be, and its fault or nothing."""
+        size, where = 0, name
+        try:
+            place, member = store.find(name)
+            where = place.where(member)
+            if deep:
+                data = place.read(member)
+                size = len(data)
+                decode_rgb(data, path=where)
+        except SampleError as error:
+            return size, error.path if where == name else where, str(error.why)
+        return size, where, ""
+
+    from lavis_ext.datasets.readers import SampleError, decode_rgb
+
+    with ThreadPoolExecutor(thread_count()) as pool:
+        looked = list(pool.map(look, names))
+    findings = [*absent, *(Finding(title=title, path=path, fault=fault) for _, path, fault in looked if fault)]
+    column = dataset.args.get("image_key", "image")
+    way_out = f"put it there, or leave out the rows whose `{column}` names it"
+    return replace(
+        report,
+        files=report.files + len(paths) + len(names),
+        bytes=report.bytes + sum(path.stat().st_size for path in paths if path.is_file()) + sum(n for n, *_ in looked),
+        findings=(*report.findings, *findings),
+        errors=(*report.errors, *(IntegrityError(one.path, one.fault, way_out) for one in findings)),
+    )
 
 
 def _set_aside(paths: Iterable[Path]) -> None:

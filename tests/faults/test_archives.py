@@ -171,8 +171,16 @@ def by_copy(path: Path, mine: Path) -> None:
     beside.replace(path)
 
 
+def by_writing(path: Path, mine: Path) -> None:
+    """Into the file that is there: inode, size and time stay what they were."""
+    kept = path.stat() if path.exists() else mine.stat()
+    with path.open("r+b" if path.exists() else "wb") as file:
+        file.write(mine.read_bytes())
+    os.utime(path, ns=(kept.st_atime_ns, kept.st_mtime_ns))
+
+
 @pytest.mark.fault("H05")
-@pytest.mark.parametrize("put", [by_link, by_hard_link, by_copy])
+@pytest.mark.parametrize("put", [by_link, by_hard_link, by_copy, by_writing])
 @pytest.mark.parametrize("when", ["download", "unpacking"])
 @pytest.mark.parametrize("kind", ["zip", "tar.gz"])
 def test_a_users_archive_stays_after_an_interrupted_run(
@@ -246,6 +254,11 @@ def dangling(path: Path) -> None:
     path.symlink_to("nowhere")
 
 
+def looping(path: Path) -> None:
+    path.unlink()
+    path.symlink_to(path.name)
+
+
 def longer(path: Path) -> None:
     path.write_bytes(path.read_bytes() + b"x")
 
@@ -267,7 +280,7 @@ PARTS = {"file": "toy/annotations/train.json", "member": "toy/images/train/00000
     [
         (part, harm)
         for part in PARTS
-        for harm in (emptied, Path.unlink, a_folder, dangling, longer, linked_away)
+        for harm in (emptied, Path.unlink, a_folder, dangling, looping, longer, linked_away)
         if (part, harm) != ("file", linked_away)  # a folder of annotations holds others too
     ],
 )
@@ -279,12 +292,45 @@ def test_what_is_gone_is_not_called_verified(mode: str, part: str, harm: Callabl
     assert "verified" not in states(toy, cards)[0]
     report = verify(["toy"], options=toy.options(), cards=cards)
     assert report.exit_code == 5 and {one.title for one in report.findings} <= {"toy/train", "toy/train_rows"}
-    if harm is dangling and part == "file":
-        return  # whether a link of the user's gives way is for the engine to say
-    assert toy.prepare(**MODES[mode]).exit_code == 0
+    again = toy.prepare(**MODES[mode])
+    assert again.exit_code == 0
+    if harm is dangling:
+        assert any("link to nothing" in note for one in again.outcomes for note in one.notes)
     if mode == "unpacked":
         assert states(toy, cards) == ["verified", "verified"]
     assert verify(["toy"], options=toy.options(), cards=cards).exit_code == 0
+
+
+@pytest.mark.fault("I07")
+@pytest.mark.parametrize("link", ["nowhere", "000003.jpg", "train"])
+def test_a_users_picture_that_is_a_link_to_nothing_is_missing(toy: Family, link: str) -> None:
+    """Pictures that the user has put there, one of which leads nowhere, to itself, or has a loop beside it."""
+    cards = toy.cards()
+    assert toy.prepare(cards, names=("toy/train_rows", "toy/val_rows")).exit_code == 0
+    for name, data in {**toy.train, **toy.val}.items():
+        (toy.images / name).parent.mkdir(parents=True, exist_ok=True)
+        (toy.images / name).write_bytes(data)
+    place = toy.images / ("loop" if link == "train" else "train/000003.jpg")
+    place.unlink(missing_ok=True)
+    place.symlink_to("loop" if link == "train" else link)
+    found = {state.split: state.missing for state in status(["toy"], toy.options(), cards)}
+    assert found == {"train": int(link != "train"), "val": 0}
+    assert ImageStore(toy.images).find("train/000004.jpg") is not None
+
+
+@pytest.mark.fault("F13")
+@pytest.mark.parametrize("place", ["toy", "toy/images", "toy/annotations", "toy/images/train"])
+def test_a_folder_that_is_a_link_to_nothing_is_named(toy: Family, place: str) -> None:
+    """A disk that is not mounted: nothing is made in its place."""
+    (toy.root / place).parent.mkdir(parents=True)
+    (toy.root / place).symlink_to("/nowhere/disk")
+    try:
+        errors = toy.prepare().failures
+    except DiskError as error:
+        errors = [error]
+    assert errors and {error.exit_code for error in errors} == {6}
+    assert {problem.where for error in errors for problem in error.problems} == {str(toy.root / place)}
+    assert (toy.root / place).is_symlink()
 
 
 @pytest.mark.fault("H06")

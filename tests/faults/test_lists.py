@@ -99,6 +99,38 @@ def bad_rows(good: str) -> list[dict[str, Any]]:
     ]
 
 
+@pytest.mark.fault("F13")
+@pytest.mark.parametrize("engine", [fetch_list, fetch_hosted])
+@pytest.mark.parametrize("kind", ["link to nothing", "link to itself", "folder"])
+def test_what_stands_where_an_image_belongs_is_kept_and_told(
+    engine: Fetch, kind: str, server: Server, tmp_path: Path, orders: Orders
+) -> None:
+    web = WebList(server)
+    web.fill(3)
+    job = make_job(tmp_path, web.write(tmp_path / "l.json"), passes=0)
+    place, aside = job.target / "img_0001.jpg", job.target / ".lavis_ext/set_aside/img_0001.jpg"
+    place.parent.mkdir(parents=True)
+    if kind == "folder":
+        (place / "mine").mkdir(parents=True)
+    else:
+        place.symlink_to("/nowhere/disk" if kind == "link to nothing" else place.name)
+    account = engine(job)
+    assert account.present == 3 and place.is_file() and not place.is_symlink()
+    assert (aside / "mine").is_dir() if kind == "folder" else aside.is_symlink()
+    assert any(note.startswith("1 ") and "set aside" in note for note in account.notes)
+
+
+@pytest.mark.fault("F13")
+def test_a_link_to_nothing_where_a_shard_belongs_is_kept(server: Server, tmp_path: Path, orders: Orders) -> None:
+    web = WebList(server)
+    web.fill(3)
+    job = shards_job(tmp_path, web.write(tmp_path / "l.json"), passes=0)
+    job.target.mkdir(parents=True)
+    (job.target / "00000.tar").symlink_to("/nowhere/disk")
+    assert fetch_list(job).present == 3 and not (job.target / "00000.tar").is_symlink()
+    assert (job.target / ".lavis_ext/set_aside/00000.0.tar").is_symlink()
+
+
 @pytest.mark.fault("H20")
 @pytest.mark.parametrize("engine", [fetch_list, fetch_hosted])
 @pytest.mark.parametrize("first", [False, True])

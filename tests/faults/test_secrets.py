@@ -251,6 +251,17 @@ TEXTS = [
     "ftp://u:{}@h/x",
     "HTTPS://U:{}@H/X?SIG={}",
     "https://user:{}@[2001:db8::1]:443/x",
+    "token: {}",
+    "a: 1\nhub_token: {}\nb: 2",
+    "  - api_key: {}  ",
+    "password: 'x {} y'",
+    "passphrase: &a {}",
+    "secret: !!str {}",
+    "{{hub_token: {}, b: 1}",
+    "{a: 1, client_secret: {}}",
+    "signature : {}; and more",
+    'the card says "sas": {}',
+    "run.yaml:3 run.hub_token: {} is no key",
 ]
 
 
@@ -271,6 +282,25 @@ def test_no_secret_stays_in_a_text(text: str) -> None:
     assert CANARY not in identity(text) or "://" not in text
 
 
+LINES = [
+    "db_password: pale words {}",
+    "token: |\n  first\n  {}\n",
+    "token: >-\r\n    {}",
+    "account_key:\n  {}",
+    "- sas:\n   - {}",
+]
+
+
+@pytest.mark.fault("H09")
+@pytest.mark.parametrize("text", LINES)
+def test_no_secret_stays_in_lines_of_yaml(text: str) -> None:
+    text = text.replace("{}", CANARY)
+    for made in (text, f"line: 1\n{text}\nline: 2", f"  {text}"):
+        for shown in (made, json.dumps(made), json.dumps({"a": made})):
+            assert CANARY not in redact(shown), redact(shown)
+            assert redact(redact(shown)) == redact(shown)
+
+
 @pytest.mark.fault("H09")
 @pytest.mark.parametrize(
     "text",
@@ -280,6 +310,15 @@ def test_no_secret_stays_in_a_text(text: str) -> None:
         "model.num_query_token=32 is out of its range",
         "toy/0000?.tar, {train,val}.tar",
         "see https://[::1]:80/x, or 12:30 on a@b.example",
+        "model.num_query_token: 32 is out of its range; query_token: 8",
+        "pad_token: '<pad>', eos_token: </s>, cls_token: [CLS]",
+        "token: expired; the signature: two files differ",
+        "the SAS: is missing, its password: none",
+        "password: 3 tries are left\npassword: wrong for this user",
+        "error in the token:\n  expired",
+        "token: 12 of 30 (signature: SHA)",
+        "a credential: whoever has it may read",
+        "secret: a word that nobody else knows",
     ],
 )
 def test_what_is_no_secret_stays(text: str) -> None:
@@ -300,7 +339,56 @@ def test_no_password_and_no_query_stays_whatever_is_around_it(scheme: str, user:
     assert redact_url(url) == f"{scheme}://h.example/p"
 
 
-PARTS = ["a", "/", "a.b+", "://", "a:b@", "?a=", "sig=", "a=b&", '"', "http://u:", "hf_", "a:", "\\'"]
+@pytest.mark.fault("H09")
+@settings(max_examples=300, deadline=None)
+@given(
+    st.sampled_from(
+        ["token", "hub_token", "password", "db-password", "api_key", "secret", "sas", "x.sig", "CREDENTIAL"]
+    ),
+    st.sampled_from([": ", " : ", ":\t", ":  ", ":\n  ", ": !!str ", ": |\n   "]),
+    st.sampled_from(["", "- ", "  ", "{a: 1, ", "{", "a: b\n", "\n"]),
+    st.text(st.characters(categories=["L", "Nd"], include_characters="._-+/="), min_size=1, max_size=9),
+)
+def test_what_yaml_has_under_the_name_of_a_secret_goes(key: str, colon: str, before: str, value: str) -> None:
+    secret = f"{value}{CANARY}{value}"
+    for text in (f"{before}{key}{colon}{secret}", f"{before}{key}{colon}{secret}\nb: 1", f"{before}{key}: '{secret}'"):
+        assert CANARY not in redact(text), redact(text)
+        assert redact(redact(text)) == redact(text)
+
+
+PROSE = ["the", "token", "is", "here", "and", "we", "read", "two", "files", "of", "your", "own", "data", "again", "on"]
+WORDS = st.sampled_from(PROSE)
+
+
+@pytest.mark.fault("H09")
+@settings(max_examples=300, deadline=None)
+@given(st.lists(WORDS, min_size=1, max_size=6), st.lists(WORDS, min_size=2, max_size=6))
+def test_prose_about_secrets_stays(before: list[str], after: list[str]) -> None:
+    for word in ("token", "signature", "secret", "sas"):
+        text = f"so {' '.join(before)} {word}: {' '.join(after)}"
+        assert redact(text) == text
+
+
+PARTS = [
+    "token: ",
+    "password: a ",
+    "a_token: |\n ",
+    "token:\n ",
+    "- ",
+    "a",
+    "/",
+    "a.b+",
+    "://",
+    "a:b@",
+    "?a=",
+    "sig=",
+    "a=b&",
+    '"',
+    "http://u:",
+    "hf_",
+    "a:",
+    "\\'",
+]
 
 
 @pytest.mark.fault("H09")

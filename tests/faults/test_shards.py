@@ -12,6 +12,7 @@ import tarfile
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import asdict, replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ import pytest
 import torch
 
 from lavis_ext.common.config.cards import load_cards
+from lavis_ext.common.config.check import check_file
 from lavis_ext.common.config.schema import BuildInfo, Config, DatasetConfig, ProcessorConfig, ProcessorPair, run_config
 from lavis_ext.common.errors import ConfigError, IntegrityError, LavisExtError, PartialError
 from lavis_ext.datasets.builders import BuildContext, build_datasets
@@ -359,6 +361,56 @@ def test_an_epoch_repeats_less_than_a_batch_of_each_rank(world: int, batch: int,
         assert (repeated == 0) if drop_last else (left < world)
     rows = (ROOT / "docs" / "datasets.md").read_text(encoding="utf-8")
     assert "less than one batch of each process" in rows
+
+
+@pytest.mark.fault("H48")
+@pytest.mark.parametrize("weights", [None, {"p": 1.0}])
+@pytest.mark.parametrize(
+    ("world", "batch", "total"),
+    [(2, 50, 602), (4, 16, 130), (3, 7, 100), (1, 8, 20), (2, 5, 21), (3, 2, 19), (2, 1, 8)],
+)
+def test_an_exact_epoch_has_each_sample_once(
+    world: int, batch: int, total: int, weights: dict[str, float] | None, tmp_path: Path
+) -> None:
+    """With equally many batches on every rank, epoch after epoch, and also where it is resumed in between."""
+    write_shard(tmp_path, 0, total)
+    write_manifest(tmp_path / "00000.tar", total)
+    made = []
+    for rank in range(world):
+        share = {"batch_size": batch, "rank": rank, "world": world, "num_workers": 0, "drop_last": True}
+
+        def feed(share: dict[str, Any] = share) -> Mixture:
+            return Mixture({"p": stream_of(tmp_path, exact=True)}, weights, **share)
+
+        whole = feed()
+        batches = [[given["instance_id"] for given in whole] for _ in range(2)]
+        assert all(0 < len(ids) <= batch for epoch in batches for ids in epoch) and len(whole) == len(batches[0])
+        half = feed()
+        taken = [given["instance_id"] for given in islice(half, len(half) - 1)]
+        rest = feed()
+        rest.load_state_dict(json.loads(json.dumps(half.state_dict())))
+        assert [taken + [given["instance_id"] for given in rest], [given["instance_id"] for given in rest]] == batches
+        made.append(batches)
+    for epoch in range(2):
+        assert len({len(batches[epoch]) for batches in made}) == 1
+        seen = Counter(one for batches in made for ids in batches[epoch] for one in ids)
+        assert len(seen) == total and set(seen.values()) == {1}
+
+
+@pytest.mark.fault("H48")
+def test_an_exact_epoch_that_cannot_be_is_refused(tmp_path: Path) -> None:
+    write_shard(tmp_path, 0, 9)
+    with pytest.raises(ConfigError):
+        Mixture({"p": stream_of(tmp_path, exact=True)}, batch_size=1, world=2, num_workers=0)
+    with pytest.raises(ConfigError):
+        feed = Mixture({"p": stream_of(tmp_path)}, batch_size=2, num_workers=0)
+        feed.load_state_dict(Mixture({"p": stream_of(tmp_path, exact=True)}, batch_size=2).state_dict())
+    card = tmp_path / "c.yaml"
+    body = (
+        "datasets:\n  laion_coco:\n    builder: image_text_shards\n    args:\n      exact: true\n      epoch_size: 5\n"
+    )
+    card.write_text(body)
+    assert [problem.where.rpartition(" ")[2] for problem in check_file(card)] == ["datasets.laion_coco.args.exact"]
 
 
 @pytest.mark.fault("H49")

@@ -19,7 +19,13 @@ from lavis_ext.common.registry import builders
 from lavis_ext.common.types import Dataset, Sample
 from lavis_ext.datasets.builders.context import BuildContext, SplitParts, build_splits
 from lavis_ext.datasets.builders.settings import CaptionKeys
-from lavis_ext.datasets.datasets.base_dataset import ImageTextDataset, PictureDataset, draw_below, two_ways
+from lavis_ext.datasets.datasets.base_dataset import (
+    ImageTextDataset,
+    PictureDataset,
+    draw_below,
+    instruction,
+    two_ways,
+)
 from lavis_ext.datasets.readers.annotations import ListRows
 from lavis_ext.datasets.readers.parse import Row
 
@@ -92,7 +98,12 @@ class CaptionDataset(ImageTextDataset):
         return {**self._texts(self.processed(caption, "caption", index), rng), **ids}
 
     def _texts(self, caption: str, rng: torch.Generator | None) -> Sample:
-        """The caption, or its two parts: cut before a word of the first half (VPGTrans); the prefix may be empty."""
+        """The caption, or its two parts: cut before a word of the first half (VPGTrans); the prefix may be empty.
+
+        With `instruct` it is learnt after an instruction, which the text processor makes.
+        """
+        if self.parts.args["instruct"]:
+            return {"text_input": instruction(self.text_processor), "text_output": caption}
         if not self.parts.args["prefix_split"]:
             return {"text_input": caption}
         words = caption.split(" ")

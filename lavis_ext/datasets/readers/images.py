@@ -65,7 +65,7 @@ class ImageStore:
         """Folders in which the tails of a name are looked up, the root first."""
         if self._layouts is not None:
             return "", *self._layouts
-        below = {entry.name for entry in os.scandir(self.root) if entry.is_dir()} if self.root.is_dir() else set()
+        below = {path.name for path in self.root.iterdir() if path.is_dir()} if self.root.is_dir() else set()
         for place in self.places:
             below |= {folder.partition("/")[0] for folder in place.folders} if isinstance(place, ZipArchive) else set()
         return "", *sorted(name for name in below if name and not name.startswith("."))

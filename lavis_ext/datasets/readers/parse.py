@@ -83,7 +83,8 @@ def _json_rows(path: Path, value: Any) -> list[Row]:
 
 
 def _rows_of_dict(value: Row, path: Path) -> list[Any]:
-    if rows := rows_of_columns(value):
+    records = [value[key] for key in (*ROW_KEYS, "images") if isinstance(value.get(key), list)]
+    if not any(isinstance(one, dict) for some in records for one in some[:1]) and (rows := rows_of_columns(value)):
         return rows
     named = [key for key in (*ROW_KEYS, "images") if value.get(key) is not None]
     for key in named:
@@ -413,7 +414,7 @@ def sort_files(paths: Iterable[Path], how: RowOptions = RowOptions()) -> SplitFi
     for path in paths:
         kinds[kind_of(path)].append(path)
     plain = [_source(path, how) for path in kinds["rows"]]
-    rows: list[Path | RowSource] = plain or [*_joined(kinds["questions"], kinds["answers"])]
+    rows = plain or [_part(one, how, how.split_key) for one in _joined(kinds["questions"], kinds["answers"])]
     if not rows:
         found = ", ".join(f"{path} ({kind})" for kind, some in kinds.items() for path in some) or "no file"
         raise ConfigError(found, "no rows and no questions among the annotations", "name the file of questions too")
@@ -436,6 +437,11 @@ def _source(path: Path, how: RowOptions) -> Path | RowSource:
         key = key or ("split" if b'"sentences"' in head and b'"filename"' in head and b'"split"' in head else None)
     if how.turns and path.is_file() and b'"conversations"' in open_head(path, HEAD):
         source = Turns(path)
+    return _part(source, how, key)
+
+
+def _part(source: Path | RowSource, how: RowOptions, key: str | None) -> Path | RowSource:
+    """The rows of the split alone, where the source holds those of others too."""
     if how.split and (key or how.holdout):
         return PartRows(source, how.split, key, how.holdout, how.image_key)
     return source

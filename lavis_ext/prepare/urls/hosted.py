@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
 
 from lavis_ext.common.config.cards import ImageList
 from lavis_ext.common.errors import DiskError, NetworkError
+from lavis_ext.common.files import is_dangling, size_of
 from lavis_ext.fetch import MirrorMap, Progress, Result, Source, Transfer, fetch_all
 from lavis_ext.prepare.records import disk_errors
-from lavis_ext.prepare.urls.job import PLACEHOLDER, ListAccount, ListJob, LostImage, origin_of
+from lavis_ext.prepare.urls.job import ASIDE, PLACEHOLDER, ListAccount, ListJob, LostImage, origin_of
 from lavis_ext.prepare.urls.rows import ListedImage, checked_sources, distinct_rows, set_file_aside
 
 HEAD = 64
@@ -21,15 +23,20 @@ HEAD = 64
 
 def find_images(target: Path, paths: Collection[str]) -> set[str]:
     """Those of the relative paths that are files with content; temporary files of a killed run are removed."""
-    found: set[str] = set()
+    return {path for path, is_image in _listed(target, paths).items() if is_image}
+
+
+def _listed(target: Path, paths: Collection[str]) -> dict[str, bool]:
+    """Those of the relative paths at which something lies, and whether it is a file with content."""
+    found: dict[str, bool] = {}
     for folder in {str(PurePosixPath(path).parent) for path in paths}:
         prefix = "" if folder == "." else f"{folder}/"
         try:
             with os.scandir(target / folder) as entries:
-                found.update(prefix + entry.name for entry in entries if _is_image(entry))
+                found.update((prefix + entry.name, _is_image(entry)) for entry in entries)
         except (FileNotFoundError, NotADirectoryError):
             continue
-    return found.intersection(paths)
+    return {path: found[path] for path in found.keys() & paths}
 
 
 def _is_image(entry: os.DirEntry[str]) -> bool:
@@ -37,7 +44,7 @@ def _is_image(entry: os.DirEntry[str]) -> bool:
     if entry.name.startswith(".") and entry.name.endswith(".part"):
         os.unlink(entry.path)  # noqa: PTH108 - a listing of a million
         return False
-    return entry.is_file() and entry.stat().st_size > 0
+    return bool(size_of(entry))
 
 
 def walk_files(target: Path) -> Iterator[str]:
@@ -64,15 +71,17 @@ def image_fault(path: Path, deep: bool = False) -> str:
     return ""
 
 
-def set_aside_foreign(target: Path, paths: Collection[str]) -> int:
-    """Move files that are no images by their first bytes (error pages) to ASIDE; returns how many."""
-    count = 0
-    for path in paths:
-        if not image_fault(target / path):
-            continue
-        set_file_aside(target, path)
-        count += 1
-    return count
+def set_aside_foreign(target: Path, paths: Collection[str]) -> list[str]:
+    """Move what has the names of images and is none to ASIDE: error pages, links to nothing, folders, empty files.
+
+    Returns notes that say how many there were.
+    """
+    moved = Counter[str]()
+    for path, is_file in sorted(_listed(target, paths).items()):
+        if not is_file or image_fault(target / path):
+            moved["links to nothing" if is_dangling(target / path) else "files that are no images"] += 1
+            set_file_aside(target, path)
+    return [f"{count} {what} were set aside in {ASIDE}" for what, count in moved.items()]
 
 
 # Fetching
@@ -127,14 +136,14 @@ def _fetch(job: ListJob, progress: Progress | None) -> ListAccount:
     paths = {row.path for row, transfer in wanted if transfer}
     for path in job.damaged:
         set_file_aside(job.target, path.relative_to(job.target).as_posix())
-    moved = set_aside_foreign(job.target, find_images(job.target, paths))
+    notes = set_aside_foreign(job.target, paths)
     there = find_images(job.target, paths)
     missing = [transfer for row, transfer in wanted if transfer and row.path not in there]
     ledger = job.policy.ledger or job.work / "ledger.jsonl"
     policy = replace(job.policy, ledger=ledger, public_only=not job.allow_private)
     results = fetch_all(missing, policy, progress, collect=True)
     account = ListAccount(name=job.name, expected=len(wanted), threshold=job.threshold, asked=job.max_samples)
-    account.notes += [f"{moved} files that are no images were set aside"] if moved else []
+    account.notes += notes
     account.bytes_moved = sum(result.bytes_moved for result in results)
     refused = (LostImage(row.id, row.url, row.refusal) for row, transfer in wanted if transfer is None)
     losses = [*refused, *_failed(wanted, results), *_no_images(job, wanted, results)]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import hashlib
 import ipaddress
+import os
 import string
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -167,7 +168,7 @@ def checked_sources(rows: Iterator[ListedImage], job: ListJob) -> Iterator[Liste
 def set_file_aside(target: Path, path: str) -> None:
     """Move a file below `target` to the same path below ASIDE, over none that lies there."""
     place, count = target / ASIDE / path, 0
-    while place.exists():
+    while os.path.lexists(place):
         count += 1
         place = (target / ASIDE / path).with_name(f"{PurePosixPath(path).name[:240]}.{count}")
     place.parent.mkdir(parents=True, exist_ok=True)

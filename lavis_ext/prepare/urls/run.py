@@ -395,9 +395,7 @@ class _Run:
         """Rows whose file is not there; files that are no images are set aside before."""
         while block := list(islice(rows, self._job.spec.samples_per_shard)):
             paths = {row.path for row in block}
-            moved = set_aside_foreign(self._job.target, find_images(self._job.target, paths))
-            if moved:
-                self._notes.append(f"{moved} files that are no images were set aside")
+            self._notes += set_aside_foreign(self._job.target, paths)
             there = find_images(self._job.target, paths)
             yield from (row for row in block if row.path not in there)
 

@@ -130,12 +130,12 @@ def shard_fault(tar: Path) -> str:
 
 def set_aside(tar: Path) -> Path | None:
     """Move a shard and its manifest to ASIDE; returns its new path, None where there was none."""
-    if not tar.exists():
+    if not os.path.lexists(tar):
         manifest_path(tar).unlink(missing_ok=True)
         return None
     folder = tar.parent / ASIDE
     folder.mkdir(parents=True, exist_ok=True)
-    place = next(place for n in count() if not (place := folder / f"{tar.stem}.{n}.tar").exists())
+    place = next(place for n in count() if not os.path.lexists(place := folder / f"{tar.stem}.{n}.tar"))
     manifest = manifest_path(tar)
     if manifest.exists():
         manifest.replace(manifest_path(place))
