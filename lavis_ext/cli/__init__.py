@@ -15,6 +15,7 @@ VERBS: dict[str, Verb] = {
     "show": Verb("one data set: files, licence, citation", "lavis_ext.cli.data:show"),
     "new": Verb("the YAMLs of a data set that you have", "lavis_ext.cli.new:new"),
     "check": Verb("every mistake of YAML files", "lavis_ext.cli.tools:check"),
+    "config": Verb("what settings come to, and where each value comes from", "lavis_ext.cli.config:ACTIONS"),
     "prepare": Verb("fetch, verify and unpack data sets", "lavis_ext.cli.data:prepare"),
     "status": Verb("what is on this disk", "lavis_ext.cli.data:status"),
     "verify": Verb("check what is on this disk again", "lavis_ext.cli.data:verify"),

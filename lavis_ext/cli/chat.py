@@ -144,7 +144,17 @@ def find_weights(path: str) -> Path:
         raise UsageError(f"--checkpoint {path}", "no such file or folder", "name a checkpoint or the folder of a run")
     from lavis_ext.runners.checkpoint import pointed
 
-    return pointed(folder, "best") or pointed(folder, "latest") or folder
+    if found := pointed(folder, "best") or pointed(folder, "latest"):
+        return found
+    if folder.is_dir() and not any(folder.glob("*.safetensors")):
+        runs = sorted(one.parent for one in folder.glob("*/run.json"))
+        what = f"is a folder of {len(runs)} runs" if runs else "holds no checkpoint"
+        raise UsageError(
+            path, what, f"name one of them, {runs[-1]}" if runs else "name a checkpoint, or a run's folder"
+        )
+    if folder.suffix in (".yaml", ".yml"):
+        raise UsageError(path, "is a YAML, and no checkpoint", "name a checkpoint, or the folder of a run")
+    return folder
 
 
 def read_image(path: str) -> Any:

@@ -322,8 +322,15 @@ def _hash(artifact: Any) -> str:
 
 def names_of(args: Prepare) -> list[str]:
     """The NAMEs, as `family/NAME` with `--family`; without any, raises UsageError that lists the known ones."""
-    from lavis_ext.common.config.cards import load_cards
+    from lavis_ext.common.config.cards import load_cards, split_names
 
+    if args.names and args.splits is None and not args.family:
+        cards = load_cards()
+        known = {*cards.families, *cards.names()}
+        named = [one for name in args.names if name in known for one in cards.resolve(name)[1]]
+        splits = {split for one in named for split in split_names(one)}
+        if wrong := [name for name in args.names if name not in known and name in splits]:
+            raise UsageError(wrong[0], "is a split, not a data set", f"write --split {' '.join(wrong)}")
     if args.names:
         return [f"{args.family}/{name}" for name in args.names] if args.family else list(args.names)
     cards = load_cards()
@@ -331,5 +338,9 @@ def names_of(args: Prepare) -> list[str]:
         raise UsageError(f"prepare --family {card.family}", "names no artifact", nearest("", card.artifacts))
     if args.family:
         raise UsageError(f"--family {args.family}", "there is no such family", nearest(args.family, cards.families))
+    for several, flag_name in ((args.splits, "--split"), (args.include, "--include"), (args.exclude, "--exclude")):
+        if taken := [one for one in several or () if one in {*cards.families, *cards.names()}]:
+            what = f"names no data set: {flag_name} takes all that follows, {taken[0]} too"
+            raise UsageError("prepare", what, f"name it first: `lavis-ext prepare {taken[0]} {flag_name} …`")
     way_out = f"e.g. `lavis-ext prepare coco_caption`; families: {', '.join(sorted(cards.families))}; "
     raise UsageError("prepare", "names no data set", f"{way_out}`lavis-ext list` shows all data sets")

@@ -34,6 +34,25 @@ from lavis_ext.common.registry import load_plugin_file
 from lavis_ext.common.secrets import printable, redact, redact_tree
 
 PROGRAM = "lavis-ext"
+OTHER_WORDS = {
+    **dict.fromkeys(("download", "fetch", "get", "install", "pull"), "prepare"),
+    **dict.fromkeys(("info", "describe"), "show"),
+    **dict.fromkeys(("validate", "lint"), "check"),
+    **dict.fromkeys(("test", "eval"), "evaluate"),
+    **dict.fromkeys(("view", "open", "page", "report"), "browse"),
+    **dict.fromkeys(("ls", "search"), "list"),
+    **{"settings": "config", "finetune": "train", "version": "--version"},
+}
+"""What other programs call a verb → ours."""
+OTHER_KEYS = {
+    **dict.fromkeys(("epochs", "num_epochs", "num_train_epochs"), "max_epoch"),
+    **dict.fromkeys(("lr", "learning_rate"), "init_lr"),
+    **dict.fromkeys(("batch_size", "bs"), "batch_size_train"),
+    **dict.fromkeys(("gpu", "gpus", "cuda"), "device"),
+    **dict.fromkeys(("out", "output", "save_dir"), "output_dir"),
+    **{"resume": "job_id", "name": "job_id", "workers": "num_workers"},
+}
+"""Flags of other programs → keys of `run:`."""
 INTERRUPTED, TERMINATED = 130, 143
 EXIT_CODES = """\
 exit codes: 0 done and verified · 1 internal error · 2 usage · 3 config · 4 network · 5 integrity · 6 disk · 7 access
@@ -262,7 +281,9 @@ class Parser(ArgumentParser):
         if unknown := [word for word in rest if word.startswith("-") and word.strip("-")]:
             raise UsageError.of(self._unknown(word.partition("=")[0]) for word in unknown)
         if rest:
-            raise UsageError(self.prog, f"takes no '{rest[0]}'", f"see `{self.prog} --help`")
+            setting = "=" in rest[0] and "--options" in self._option_string_actions
+            way_out = f"write --options {rest[0]}" if setting else f"see `{self.prog} --help`"
+            raise UsageError(self.prog, f"takes no '{rest[0]}'", way_out)
         return known, rest
 
     def _unknown(self, word: str) -> Problem:
@@ -270,6 +291,10 @@ class Parser(ArgumentParser):
             action = self.prog.rpartition(" ")[2]
             return Problem(word, f"is not for `{action}`", f"it is for {', '.join(self.siblings[word])}")
         flags = [flag for action in self._actions for flag in action.option_strings]
+        key = word.strip("-").replace("-", "_")
+        if "--cfg-path" in flags and ("." in key or key in OTHER_KEYS):
+            named = key if "." in key else f"run.{OTHER_KEYS[key]}"
+            return Problem(self.prog, f"unknown flag '{word}'", f"settings of a run: --options {named}=VALUE")
         return Problem(self.prog, f"unknown flag '{word}'", nearest(word, flags))
 
 
@@ -465,9 +490,14 @@ def _terminable() -> Iterator[None]:
 
 
 def _run(verbs: Mapping[str, Verb], words: list[str], as_json: bool) -> int:
+    if words[:1] == ["help"]:
+        words = [*words[1:], "--help"]
+    words = _verb_first(verbs, words)
     if words and not words[0].startswith("-") and words[0] not in verbs:
-        raise UsageError(f"{PROGRAM} {words[0]}", "unknown verb", nearest(words[0], verbs))
-    words = _action_first(verbs, words)
+        other = OTHER_WORDS.get(words[0])
+        raise UsageError(
+            f"{PROGRAM} {words[0]}", "unknown verb", f"did you mean '{other}'?" if other else nearest(words[0], verbs)
+        )
     parser = build_parser(verbs, words)
     arguments = parser.parse_args(words)
     if arguments.verb is None:
@@ -482,8 +512,11 @@ def _run(verbs: Mapping[str, Verb], words: list[str], as_json: bool) -> int:
     return answer.code
 
 
-def _action_first(verbs: Mapping[str, Verb], words: list[str]) -> list[str]:
-    """The command with the action right behind its verb, where flags stand between them."""
+def _verb_first(verbs: Mapping[str, Verb], words: list[str]) -> list[str]:
+    """The command with the verb first and an action right behind it, where flags stand before them."""
+    if words and words[0].startswith("-"):
+        place = next((number for number, word in enumerate(words) if word in verbs), 0)
+        words = [words[place], *words[:place], *words[place + 1 :]]
     verb = verbs.get(words[0]) if words else None
     if verb is None or not words[1:] or not words[1].startswith("-"):
         return words
@@ -505,12 +538,19 @@ def folder_beside(arguments: Namespace) -> str | None:
 def configs_first(folder: str | None) -> Iterator[None]:
     """Search a folder of YAML before all others, in this process and in those that it starts."""
     if folder and not Path(folder).is_dir():
-        raise UsageError(
-            f"--configs {folder}", "is not a folder", "name one that holds datasets/, models/ or projects/"
-        )
+        way_out = "name one that holds datasets/, models/ or projects/"
+        if Path(folder).is_file():
+            way_out += f"; a run file is named alone, or by --cfg-path {folder}"
+        raise UsageError(f"--configs {folder}", "is not a folder", way_out)
     before = os.environ.get("LAVIS_EXT_CONFIGS", "")
     if folder:
         os.environ["LAVIS_EXT_CONFIGS"] = os.pathsep.join(filter(None, [str(Path(folder).absolute()), before]))
+    for root in filter(None, os.environ.get("LAVIS_EXT_CONFIGS", "").split(os.pathsep)):
+        known, place = ("datasets", "models", "projects"), Path(root)
+        with suppress(RuntimeError):  # of an unknown user
+            place = place.expanduser()
+        if place.is_dir() and not any((place / one).is_dir() for one in known) and not any(place.glob("*.y*ml")):
+            to_stderr(f"LAVIS_EXT_CONFIGS: {root} holds no datasets/, models/ or projects/: nothing is read from it")
     try:
         yield
     finally:

@@ -121,7 +121,8 @@ MOST = 24
 def nearest(name: str, known: Iterable[str]) -> str:
     """The way out for a misspelt name: `did you mean …?`, else the names there are."""
     names = sorted(set(known))
-    close = get_close_matches(name, names, n=3, cutoff=0.6)
+    same = [one for one in names if one.casefold() == name.casefold()]
+    close = same or get_close_matches(name, names, n=3, cutoff=0.6)
     if close:
         return f"did you mean {' or '.join(repr(c) for c in close)}?"
     more = f" and {len(names) - MOST} more" if len(names) > MOST else ""

@@ -144,7 +144,11 @@ def read_private(path: Path) -> str:
                 raise AccessError(str(path), "others may read it, and it holds a secret", f"chmod 600 {path}")
             return file.read()
     except (OSError, UnicodeDecodeError) as error:
-        raise AccessError(str(path), f"cannot be read: {type(error).__name__}", "name a file with tokens") from error
+        raise AccessError(
+            str(path),
+            f"cannot be read: {getattr(error, 'strerror', None) or type(error).__name__}",
+            "name a file with tokens",
+        ) from error
 
 
 # Addresses and the opener

@@ -58,7 +58,9 @@ class MirrorMap:
             base = str(expanded(base).absolute())
             if not Path(base).is_dir():
                 where = VARIABLE if option is None else f"--mirror {option}"
-                raise ConfigError(where, f"{base} is no folder", "name a folder that is there, or a base URL")
+                raise ConfigError(
+                    where, f"{base} is no folder", "name a folder that is there, or a URL with its https://"
+                )
         return cls(base, policy)
 
     def __bool__(self) -> bool:

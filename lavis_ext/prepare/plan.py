@@ -75,8 +75,11 @@ def make_context(options: PrepareOptions | None, cards: Cards | None) -> Prepare
     options = options or PrepareOptions()
     options.check()
     root = cache_root(options.cache_root)
-    if root.exists() and not root.is_dir():
-        raise DiskError(str(root), "is a file, not a folder", "name a folder in LAVIS_EXT_CACHE_ROOT or env.cache_root")
+    there = next(folder for folder in (root, *root.parents) if folder.exists())
+    if not there.is_dir():
+        raise DiskError(
+            str(there), "is a file, not a folder", "name a folder in LAVIS_EXT_CACHE_ROOT or env.cache_root"
+        )
     policy = options.policy if options.jobs is None else replace(options.policy, jobs=options.jobs)
     policy = policy if options.offline is None else replace(policy, offline=options.offline)
     # Offline, no mirror is asked: what is recorded counts as it is, and the rest is named as missing.

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from lavis_ext.cli import main
-from lavis_ext.common.config.resolve import load_config
+from lavis_ext.common.config.resolve import load_config, parse_options
 from lavis_ext.common.errors import ConfigError
 from tests.support.server import Fault, Server
 from tests.support.toyfamily import Family, pictures
@@ -133,3 +133,88 @@ def test_ctrl_c_is_no_failure_of_the_source(tmp_path: Path, server: Server) -> N
     assert process.returncode == 130
     assert "ended early" not in err and "failed" not in err
     assert json.loads(out.splitlines()[-1])["exit_code"] == 130
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A working directory with a run file, a folder of runs, and a folder of settings with the data set `birds`."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "run.yaml").write_text(RUN % "")
+    (tmp_path / "output" / "first").mkdir(parents=True)
+    (tmp_path / "output" / "first" / "run.json").write_text("{}")
+    (tmp_path / "output" / "first" / "config.yaml").write_text(RUN % "")
+    (tmp_path / "mine" / "datasets").mkdir(parents=True)
+    (tmp_path / "mine" / "datasets" / "birds.yaml").write_text(
+        "datasets: {birds: {builder: image_caption, build_info: {annotations: {train: {storage: a.json}}}}}"
+    )
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "parts"),
+    [
+        ("help", 0, ["usage:"]),
+        ("help list", 0, ["--installed"]),
+        ("download coco", 2, ["'prepare'"]),
+        ("info coco", 2, ["'show'"]),
+        ("validate run.yaml", 2, ["'check'"]),
+        ("version", 2, ["'--version'"]),
+        ("prepare COCO_Caption", 2, ["'coco_caption'"]),
+        ("prepare --split val coco_caption", 2, ["prepare coco_caption --split"]),
+        ("prepare coco_caption val", 2, ["val: is a split", "--split val"]),
+        ("prepare coco_caption --splits val", 2, ["'--split'"]),
+        ("show coco_caption/val", 2, ["no family 'coco_caption'"]),
+        ("show nocaps/val", 2, ["--split"]),
+        ("train", 2, ["not named", "lavis-ext train FILE"]),
+        ("train run.yml", 2, ["run.yml: ", "'run.yaml'"]),
+        ("train coco_caption", 2, ["is a data set"]),
+        ("train output", 2, ["output: is a folder"]),
+        ("evaluate output/first", 2, ["folder of a run", "output/first/config.yaml"]),
+        ("train run.yaml run.max_epoch=5", 2, ["--options run.max_epoch=5"]),
+        ("train run.yaml --run.max_epoch=5", 2, ["--options run.max_epoch="]),
+        ("train run.yaml --epochs 5", 2, ["--options run.max_epoch="]),
+        ("train run.yaml --lr 1e-4", 2, ["--options run.init_lr="]),
+        ("train run.yaml --resume", 2, ["--options run.job_id="]),
+        ("train run.yaml --options run.max_epoch = 5", 2, ["write run.max_epoch=5"]),
+        ("train run.yaml --options run.max_epoch =5", 2, ["write run.max_epoch=5"]),
+        ("train run.yaml --options run.max_epoch= 5", 2, ["write run.max_epoch=5"]),
+        ("train run.yaml --options run.max_epoch: 5", 2, ["write run.max_epoch=5"]),
+        ("train run.yaml --options run.train_splits=train,val", 3, ["--options run.train_splits", "[train,val]"]),
+        ("train --config run.yaml", 2, ["--configs run.yaml", "--cfg-path run.yaml"]),
+        ("export run.yaml x.pth", 2, ["run.yaml: ", "no checkpoint"]),
+        ("export output x.pth", 2, ["1 runs", "output/first"]),
+        ("export output/first x.pth", 2, ["holds no checkpoint"]),
+        ("check run.yml", 2, ["'run.yaml'"]),
+        ("list nothing", 2, ["list nothing: matches no data set"]),
+    ],
+)
+def test_what_a_newcomer_types(folder: Path, words: str, code: int, parts: list[str], capsys: Capture) -> None:
+    said = said_of(words.split(), code, capsys)
+    assert [part for part in parts if part not in said] == [], said
+    assert len(said) < 1500 or code == 0, "no list of everything"
+
+
+def test_flags_may_stand_before_the_verb(folder: Path, capsys: Capture) -> None:
+    assert "birds" in said_of(["--configs", "mine", "list", "birds"], 0, capsys)
+    said_of(["--json", "list", "nocaps"], 0, capsys)
+    assert said_of(["--version"], 0, capsys).startswith("lavis-ext ")
+
+
+def test_an_empty_option_and_colons_in_values_stay_as_they_are() -> None:
+    assert parse_options(["run.a=", "run.b=2"]) == {"run": {"a": None, "b": 2}}
+    assert parse_options(["run.prompt", "'Question:'"]) == {"run": {"prompt": "Question:"}}
+    assert parse_options(["run.prompt='a: b ='", "run.x=1"])["run"]["prompt"] == "a: b ="
+
+
+def test_a_folder_of_settings_that_holds_none_is_named(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
+) -> None:
+    monkeypatch.setenv("LAVIS_EXT_CONFIGS", str(folder / "output"))
+    assert "output holds no datasets/" in said_of(["list", "nocaps"], 0, capsys)
+    monkeypatch.setenv("LAVIS_EXT_CONFIGS", str(folder / "mine"))
+    assert "holds no" not in said_of(["list", "nocaps"], 0, capsys)
+
+
+def test_a_cache_root_below_a_file(folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture) -> None:
+    monkeypatch.setenv("LAVIS_EXT_CACHE_ROOT", str(folder / "run.yaml" / "x"))
+    assert f"{folder / 'run.yaml'}: is a file" in said_of(["prepare", "nocaps", "--dry-run"], 6, capsys)

@@ -271,7 +271,9 @@ class Cards:
         if not found and (alone := card.artifacts.get(f"model_{pattern.lower()}")):
             found = [alone]  # `vinvl/od_models`, as the documents name the folder
         if not found:
-            raise UsageError(name, f"'{family}' has no such artifact", nearest(pattern, card.artifacts))
+            splits = {split for types in card.datasets.values() for one in types.values() for split in split_names(one)}
+            way_out = "leave the split out; `prepare` takes it by --split" if pattern in splits else ""
+            raise UsageError(name, f"'{family}' has no such artifact", way_out or nearest(pattern, card.artifacts))
         return found
 
     def artifacts_of(self, dataset: DatasetConfig, splits: Iterable[str] | None = None) -> list[Artifact]:

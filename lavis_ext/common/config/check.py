@@ -123,7 +123,8 @@ def _split_problems(config: Config) -> Iterator[Problem]:
             having = [name for name, dataset in config.datasets.items() if split in split_names(dataset)]
             known = {split for dataset in config.datasets.values() for split in split_names(dataset)}
             if not having and known:
-                yield Problem(f"run.{key}", f"no data set of this run has a split '{split}'", nearest(split, known))
+                way_out = f"write {key}=[{split}]" if set(split.split(",")) <= known else nearest(split, known)
+                yield Problem(f"run.{key}", f"no data set of this run has a split '{split}'", way_out)
 
 
 def _check_datasets(path: Path, names: list[str]) -> list[Problem]:

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import fields, is_dataclass, replace
 from functools import cache
 from importlib import import_module
+from itertools import pairwise
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -134,8 +135,18 @@ def find_config(path: str | Path) -> Path:
     for root in config_roots():
         if not given.is_absolute() and (root / below).is_file():
             return root / below
+    if given.is_dir():
+        whose = [name for name in ("config.yaml",) if (given / "run.json").is_file() and (given / name).is_file()]
+        beside = whose or sorted(one.name for one in given.glob("*.y*ml"))
+        way_out = f"name the run file in it, {given / beside[0]}" if beside else "name a YAML with `run:`"
+        raise UsageError(str(path), "is the folder of a run" if whose else "is a folder", way_out)
     known = [f"configs/{p.relative_to(root)}" for root in config_roots() for p in root.glob("projects/**/*.yaml")]
-    raise UsageError(str(path), "no such run file", nearest(str(path), known))
+    near = [str(one) for one in given.parent.glob("*.y*ml")] if given.parent.is_dir() else []
+    found = nearest(str(given), [*known, *near])
+    if not found.startswith("did"):
+        found = f"name a YAML with `run:`; {len(known)} are shipped: configs/projects/*/*/*.yaml"
+    what = "is a data set, not a run file" if str(path) in dataset_defaults() else "no such run file"
+    raise UsageError(str(path), what, found)
 
 
 def dataset_files() -> Iterable[tuple[Path, Tree, dict[str, str]]]:
@@ -308,6 +319,12 @@ def parse_options(options: Sequence[str]) -> Tree:
 def option_items(options: Sequence[str]) -> list[tuple[str, str]]:
     """Dotted key and text of each option; raises UsageError for what is no `key=value`."""
     items = list(options)
+    for number, (item, after) in enumerate(pairwise(items)):
+        spaced = after.startswith("=") or (item.endswith("=") and "=" not in after)
+        if spaced or (item.endswith(":") and "=" not in item and number % 2 == 0):
+            rest = "".join(items[number + 1 : number + 3]) if after == "=" else after
+            what = f"write {item.rstrip(':=')}={rest.lstrip('=')}, without spaces"
+            raise UsageError(f"--options {item} {after}", "is not key=value", what)
     if items and "=" not in items[0]:
         if len(items) % 2:
             raise UsageError(f"--options {items[-1]}", "has no value", "write key=value")

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Container, Mapping
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, overload
 
 from lavis_ext.common.config.cards import load_cards
 from lavis_ext.common.errors import UsageError, nearest
@@ -41,15 +42,40 @@ if TYPE_CHECKING:
     VGVQABuilder: type[BaseDatasetBuilder]
 
 
+@overload
+def load_dataset(
+    name: str | Path,
+    cfg_path: str | Path | None = ...,
+    vis_path: str | Path | None = ...,
+    data_type: str | None = ...,
+    *,
+    split: None = ...,
+) -> dict[str, Dataset]: ...
+
+
+@overload
+def load_dataset(
+    name: str | Path,
+    cfg_path: str | Path | None = ...,
+    vis_path: str | Path | None = ...,
+    data_type: str | None = ...,
+    *,
+    split: str,
+) -> Dataset: ...
+
+
 def load_dataset(
     name: str | Path,
     cfg_path: str | Path | None = None,
     vis_path: str | Path | None = None,
     data_type: str | None = None,
-) -> dict[str, Dataset]:
+    *,
+    split: str | None = None,
+) -> dict[str, Dataset] | Dataset:
     """LAVIS' function: `load_dataset("coco_caption")["val"][0]`; or of a path, `load_dataset("~/photos")["train"][0]`.
 
-    A file or folder of one's own is taken for what it looks like, and what was guessed is logged (`datasets/own.py`).
+    It gives a dict of splits, which prints as a table; with `split="val"` that one. A file or folder of one's own is
+    taken for what it looks like, and what was guessed is logged (`datasets/own.py`).
 
     `cfg_path` is a YAML with a `datasets:` section (the first in it is taken unless `name` is there), `vis_path`
     replaces the folder of the pictures; `data_type` can only be `images`. Without processors in that YAML, or in a card
@@ -67,15 +93,31 @@ def load_dataset(
     if cfg_path is None and is_own(name):
         from lavis_ext.datasets.own import load_own
 
-        return load_own(name, vis_path)
+        return of_split(name, load_own(name, vis_path), split)
     declared = cfg_path is None or name in dataset_zoo.get_names()
     kind = registry.get_builder_class(name) if declared else type("Builder", (BaseDatasetBuilder,), {"name": name})
     builder = kind(cfg_path)
     if vis_path is not None:
         builder.config.build_info.setdefault("images", {})
         builder.config.build_info.images.storage = str(expanded(vis_path).absolute())
-    found: dict[str, Dataset] = builder.build_datasets()
-    return found
+    return of_split(name, builder.build_datasets(), split, builder.config.build_info.get("annotations") or ())
+
+
+def of_split(
+    name: str, found: Mapping[str, Dataset], split: str | None, declared: Container[str] = ()
+) -> dict[str, Dataset] | Dataset:
+    """All splits, as a dict that prints as a table, or one of them.
+
+    Raises NoSplit with the nearest names, NotPreparedError for one that is declared and not here.
+    """
+    from lavis_ext.datasets.builders.context import NotPreparedError
+    from lavis_ext.datasets.view import Splits
+
+    splits = Splits(name, found)
+    if split is not None and split not in splits and split in declared:
+        raise NotPreparedError(f"{name}/{split}", "its files are not here", f"run `lavis-ext prepare {name}`")
+    one: Dataset = splits if split is None else splits[split]  # type: ignore[assignment]
+    return one
 
 
 def is_own(name: str) -> bool:

@@ -30,6 +30,7 @@ from lavis_ext.datasets.readers.decode import decode_rgb
 from lavis_ext.datasets.readers.faults import SampleError
 from lavis_ext.datasets.readers.images import ImageStore
 from lavis_ext.datasets.readers.parse import Row, sort_files
+from lavis_ext.datasets.view import Shown, sliced
 from lavis_ext.processors import current_rng, drawing_from, uint8_of
 from lavis_ext.processors.base_processor import settable
 
@@ -87,7 +88,7 @@ def opened_parts(
 
 @two_ways
 @dataclass(frozen=True, eq=False)
-class BaseDataset:
+class BaseDataset(Shown):
     """Rows of one split. Picklable.
 
     `BaseDataset(vis_processor, text_processor, vis_root, ann_paths)` is LAVIS' form, for subclasses in its manner.
@@ -98,10 +99,15 @@ class BaseDataset:
     card: ClassVar[str] = ""
     """The declared data set whose arguments a class of LAVIS' name has; "": those of the shape."""
     parts: Parts
+    __repr__ = Shown.__repr__
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         """A subclass with its own `__getitem__` and no `load` is read through it."""
         super().__init_subclass__(**kwargs)
+        if "__repr__" not in vars(cls):  # else `dataclass` would write one with all parts
+            cls.__repr__ = Shown.__repr__  # type: ignore[method-assign]
+        if "__getitem__" in vars(cls):
+            cls.__getitem__ = sliced(vars(cls)["__getitem__"])  # type: ignore[attr-defined]
         definer = next(base for base in cls.__mro__ if "load" in vars(base))
         # a shape without LAVIS' manner gives the other form of a sample by each of the two
         if "__getitem__" in vars(cls) and definer is not cls and "two_ways" in vars(definer):
