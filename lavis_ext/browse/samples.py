@@ -15,7 +15,7 @@ from PIL import Image
 from lavis_ext.browse.html import histogram, ranked_list
 from lavis_ext.browse.views import Item, SampleText, View, counted, first
 from lavis_ext.common.wording import shorten
-from lavis_ext.datasets.readers.decode import FORMATS, MAX_PIXELS
+from lavis_ext.datasets.readers.decode import FORMATS, MAX_PIXELS, without_texts
 from lavis_ext.datasets.readers.faults import SampleError
 
 EDGE_PIXELS = 400
@@ -186,7 +186,7 @@ def size_of(view: View, item: Item) -> tuple[int, int] | None:
     except SampleError:
         return None
     try:
-        with Image.open(BytesIO(data), formats=FORMATS) as image:
+        with Image.open(BytesIO(without_texts(data)), formats=FORMATS) as image:
             width, height = image.size
     except Exception:  # decoders of damaged data raise whatever their libraries do; the grid counts them
         return None

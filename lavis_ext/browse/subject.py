@@ -5,6 +5,7 @@ What `prepare` knows of the disk is asked for here, and nowhere else in this fol
 
 from __future__ import annotations
 
+import logging
 import re
 from collections import Counter
 from collections.abc import Sequence
@@ -22,6 +23,7 @@ from lavis_ext.fetch.safety import redact_url
 from lavis_ext.prepare import PrepareOptions, SplitState, status
 from lavis_ext.prepare.records import OnDisk, inspect
 
+log = logging.getLogger(__name__)
 STATES = {"verified": "good", "present": "", "partial": "warn", "missing": "bad"}
 """From the best to the worst, and how each is set off."""
 
@@ -138,7 +140,10 @@ def read_own(path: str, cache_root: Path) -> Subject:
         raise error
     place = expanded(path)
     name = place.resolve().name if place.exists() else path
-    return Subject(name or path, (), place.absolute(), (chapter,), (), said=(f"from {path}", *found.sentences))
+    said = (f"from {path}", *found.sentences, found.otherwise)
+    for sentence in said[1:]:
+        log.info("%s: %s", path, sentence)
+    return Subject(name or path, (), place.absolute(), (chapter,), (), said=said)
 
 
 def joined(subjects: Sequence[Subject]) -> Subject:

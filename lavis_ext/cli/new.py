@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 HOLDOUT = 0.1
 """The share of the pictures that is set aside to evaluate on, where nothing else is."""
-STEPS, BATCH = 120, 16
+STEPS, BATCH, MOST_EPOCHS = 120, 16, 40
 """About a minute of the tiny model on one core."""
 
 
@@ -50,7 +50,10 @@ def new(args: New) -> Answer:
     splits = list(section["build_info"].get("annotations", {"train": None}))
     if "train" in splits:
         texts[out / "train.yaml"] = _run(args.name, found, splits, evaluate=False)
-    texts[out / "eval.yaml"] = _run(args.name, found, splits, evaluate=True)
+    if found.rows is None:
+        notes.append("a stream of shards is trained on and not evaluated on: there is no eval.yaml")
+    else:
+        texts[out / "eval.yaml"] = _run(args.name, found, splits, evaluate=True)
     if there := [path for path in texts if path.exists()]:
         raise UsageError(str(there[0]), "is there already", "name another folder with --out, or remove it")
     for path, text in texts.items():
@@ -108,8 +111,12 @@ def _run(name: str, found: Guess, splits: list[str], evaluate: bool) -> str:
     else:
         run |= {"train_splits": ["train"], "valid_splits": held[:1], "test_splits": [s for s in held if s == "test"]}
         run |= {"lr_sched": "linear_warmup_cosine_lr", "init_lr": 1.2e-3, "min_lr": 1e-5, "warmup_lr": 1e-5}
-        run |= {"warmup_steps": 10, "weight_decay": 0.01, "clip_grad_norm": 1.0, "max_iters": STEPS}
-        run |= {"iters_per_inner_epoch": STEPS // 2, "log_freq": 20}
+        run |= {"warmup_steps": 10, "weight_decay": 0.01, "clip_grad_norm": 1.0, "log_freq": 20}
+        if found.rows is None:
+            run |= {"max_iters": STEPS, "iters_per_inner_epoch": STEPS // 2}
+        else:
+            epochs = min(MOST_EPOCHS, max(1, round(STEPS * BATCH / found.rows)))
+            run |= {"max_epoch": epochs, "val_freq": max(1, epochs // 3), "save_freq": 0}
     run |= {
         "batch_size_train": BATCH,
         "batch_size_eval": 32,

@@ -31,6 +31,7 @@ from lavis_ext.prepare.selection import ArtifactRequest, Chosen, Selection
 if TYPE_CHECKING:
     from lavis_ext.datasets.readers.annotations import Annotations
     from lavis_ext.datasets.readers.parse import RowOptions
+    from lavis_ext.datasets.readers.shard_index import ShardSample
 
 MISSING_FILE, COUNTS_FILE = "missing.tsv", "counts.json"
 CLOCK_STEP_NS = 2_000_000_000
@@ -180,6 +181,13 @@ class SplitCounter:
         lists = [artifact for artifact in used if artifact.lists and artifact.lists.output == "shards"]
         if lists and (listed := _list_state(state, self._root, lists[0])):
             return listed
+        if one.dataset.builder == "image_text_shards" and not used:
+            try:
+                counts = [len(good) for _, good, _ in own_shards(one.dataset, self._root)]
+            except LavisExtError as error:
+                self.errors.append(error)
+                return state
+            return replace(state, samples=sum(counts))
         paths = [self._root / expanded(path) for path in self._cards.annotation_paths(one.dataset, split)]
         there = all(path.exists() for path in paths)
         if one.dataset.data_type == "features":
@@ -319,6 +327,16 @@ def _list_state(state: SplitState, root: Path, artifact: Artifact) -> SplitState
     whole = sum(path.stat().st_size > 0 for path in (root / spec.storage).glob("*.tar")) >= account.shards
     state = replace(state, samples=account.samples, expected=account.expected, present=account.present)
     return replace(state, verified=account.error is None and whole)
+
+
+def own_shards(dataset: DatasetConfig, root: Path) -> Iterator[tuple[Path, list[ShardSample], list[ShardSample]]]:
+    """Each shard of one's own with its samples, and those that lack something; raises as the reader of shards does."""
+    from lavis_ext.datasets.readers.shard_index import Shard, list_shards
+
+    needs = ("image", "txt" if dataset.args.get("caption_key") == ".txt" else "json")
+    for path in list_shards(dataset.build_info.storage, root, f"datasets.{dataset.name}.build_info.storage"):
+        entries = Shard.open(path).entries(needs)[1]
+        yield path, [one for one in entries if not one.fault], [one for one in entries if one.fault]
 
 
 def artifact_states(selection: Selection, disks: Mapping[str, OnDisk]) -> list[ArtifactState]:

@@ -29,7 +29,7 @@ from lavis_ext.metrics.vqa import (
     vqa_accuracy,
     vqa_score,
 )
-from lavis_ext.tasks.base_task import BaseTask, Row, write_result
+from lavis_ext.tasks.base_task import BaseTask, Row, require_distinct, write_result
 from lavis_ext.tasks.settings import GqaConfig, VqaConfig
 
 log = logging.getLogger(__name__)
@@ -70,7 +70,11 @@ class VqaTask(BaseTask):
         return super().step(one_answer_each(batch, self.run.prompt) if draws else batch)
 
     def before_evaluation(self, split: str, datasets: Sequence[Any]) -> None:
-        """With `inference_method: rank`, take the answers to choose from; raises ConfigError if there are none."""
+        """Refuse data sets whose questions have the same ids, and take the answers to choose from by `rank`.
+
+        Raises ConfigError for those, and where there are no such answers.
+        """
+        require_distinct(split, datasets)
         if self.run.inference_method == "rank":
             self.answer_list = merged_answers(split, datasets)
 

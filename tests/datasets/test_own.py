@@ -66,6 +66,20 @@ def splits_of_lines(root: Path) -> None:
     write(root / "validation.jsonl", "\n".join(map(json.dumps, rows[4:])))
 
 
+def metadata_of_splits(root: Path) -> None:
+    """Hugging Face's imagefolder with a table for each split, whose names are of its own folder."""
+    for split, some in (("train", [0, 1, 2, 3]), ("test", [4, 5])):
+        photos(root / split, NAMES[: len(some)])
+        lines = [f"{NAMES[k]},{TEXTS[number]}\n" for k, number in enumerate(some)]
+        write(root / split / "metadata.csv", "file_name,text\n" + "".join(lines))
+
+
+def splits_of_a_json(root: Path) -> None:
+    photos(root / "images")
+    rows = [{"image": n, "caption": t} for n, t in zip(NAMES, TEXTS, strict=True)]
+    write(root / "all.json", {"train": rows[:4], "val": rows[4:]})
+
+
 def table() -> pa.Table:
     pictures = [{"bytes": encoded(pixels(n)), "path": name} for n, name in enumerate(NAMES)]
     return pa.table({"image": pa.array(pictures, PICTURE), "text": TEXTS})
@@ -178,6 +192,8 @@ FORMS: list[tuple[Callable[[Path], None], str, dict[str, int]]] = [
     (captions_txt, "image_caption", {"train": 6}),
     (semicolons, "image_caption", {"train": 6}),
     (splits_of_lines, "image_caption", {"train": 4, "val": 2}),
+    (metadata_of_splits, "image_caption", {"train": 4, "test": 2}),
+    (splits_of_a_json, "image_caption", {"train": 4, "val": 2}),
     (hub_parquet, "image_caption", {"train": 4, "test": 2}),
     (saved, "image_caption", {"train": 4, "val": 2}),
     (coco, "image_caption", {"train": 6}),
@@ -195,7 +211,12 @@ FORMS: list[tuple[Callable[[Path], None], str, dict[str, int]]] = [
 
 @pytest.mark.parametrize(("make", "shape", "splits"), FORMS, ids=[form[0].__name__ for form in FORMS])
 def test_every_form(
-    make: Callable[[Path], None], shape: str, splits: dict[str, int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    make: Callable[[Path], None],
+    shape: str,
+    splits: dict[str, int],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     make(tmp_path / "mine")
     found = guess(tmp_path / "mine")
@@ -216,8 +237,9 @@ def test_every_form(
     assert main(["new", "things", "mine", "--out", "out"]) == 0
     assert main(["check", "out"]) == 0
     assert main(["new", "things", "mine", "--out", "out"]) == 2, "what is there is not replaced"
-    if shape != "image_text_shards":
-        assert main(["verify", "things", "--deep", "--configs", "out"]) == 0
+    assert main(["verify", "things", "--deep", "--configs", "out"]) == 0
+    assert main(["status", "things", "--configs", "out"]) == 0
+    assert ", present" in capsys.readouterr().out
     monkeypatch.setenv("LAVIS_EXT_CONFIGS", "out")
     again = load_dataset("things")
     assert set(again) >= set(splits)
@@ -240,12 +262,23 @@ def test_a_data_set_in_the_cache_of_datasets(tmp_path: Path, monkeypatch: pytest
     monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
     hub_parquet(tmp_path / "hf" / "hub" / "datasets--owner--birds" / "snapshots" / "abc")
     assert {split: len(data) for split, data in load_dataset("owner/birds").items()} == {"train": 4, "test": 2}
-    with pytest.raises(UsageError, match="owner/bards"):
-        load_dataset("owner/bards")
+    made = tmp_path / "hf" / "datasets" / "beans" / "default" / "0.0.0" / "abc"
+    made.mkdir(parents=True)
+    for name in ("beans-train.arrow", "cache-123.arrow"):
+        with pa.ipc.new_stream(str(made / name), table().schema) as out:
+            out.write_table(table())
+    assert {split: len(data) for split, data in load_dataset("beans").items()} == {"train": COUNT}
+    for name in ("owner/bards", "bards"):
+        with pytest.raises(UsageError, match="bards"):
+            load_dataset(name)
 
 
 def test_what_is_nothing_of_the_kind(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
+    (tmp_path / "phone").mkdir()
+    (tmp_path / "phone" / "IMG_1.HEIC").write_bytes(b"ftypheic")
+    with pytest.raises(UsageError, match=r"\.heic"):
+        guess(tmp_path / "phone")
     for place in ("empty", "photoos"):
         with pytest.raises(UsageError) as error:
             guess(tmp_path / place)
@@ -380,6 +413,6 @@ def test_new_then_train(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
     beside(tmp_path / "mine")
     monkeypatch.chdir(tmp_path)
     assert main(["new", "things", "mine"]) == 0
-    few = ["--options", "run.max_iters=2", "run.iters_per_inner_epoch=2", "run.job_id=a", "run.num_workers=0"]
+    few = ["--options", "run.max_epoch=1", "run.job_id=a", "run.num_workers=0"]
     assert main(["train", "--cfg-path", "things/train.yaml", *few]) == 0
     assert (tmp_path / "output" / "things" / "a" / "report.html").is_file()

@@ -345,8 +345,9 @@ def is_path(reference: str) -> bool:
 
 
 def split_names(dataset: DatasetConfig) -> list[str]:
-    """The splits that a data set declares, in order."""
-    return list(dict.fromkeys([*dataset.build_info.annotations, *dataset.build_info.images.artifacts]))
+    """The splits that a data set declares, in order; of shards that is `train`."""
+    named = [*dataset.build_info.annotations, *dataset.build_info.images.artifacts]
+    return list(dict.fromkeys(named)) or (["train"] if dataset.builder == "image_text_shards" else [])
 
 
 def _listed_artifacts(annotation: AnnotationConfig, card: Card | None, where: str) -> list[Artifact]:

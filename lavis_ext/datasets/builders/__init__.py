@@ -90,10 +90,11 @@ def load_dataset(
         raise UsageError(
             f"load_dataset('{name}', '{cfg_path}')", what, way_out or nearest(name, dataset_zoo.get_names())
         )
-    if cfg_path is None and is_own(name):
-        from lavis_ext.datasets.own import load_own
+    if cfg_path is None and name not in dataset_zoo.get_names():
+        from lavis_ext.datasets.own import load_own, place_of
 
-        return of_split(name, load_own(name, vis_path), split)
+        if "/" in name or place_of(name):
+            return of_split(name, load_own(name, vis_path), split)
     declared = cfg_path is None or name in dataset_zoo.get_names()
     kind = registry.get_builder_class(name) if declared else type("Builder", (BaseDatasetBuilder,), {"name": name})
     builder = kind(cfg_path)
@@ -118,13 +119,6 @@ def of_split(
         raise NotPreparedError(f"{name}/{split}", "its files are not here", f"run `lavis-ext prepare {name}`")
     one: Dataset = splits if split is None else splits[split]  # type: ignore[assignment]
     return one
-
-
-def is_own(name: str) -> bool:
-    """Whether a name is a path of one's own data: what no card has, and is there or is written as a path."""
-    if name in dataset_zoo.get_names():
-        return False
-    return "/" in name or name.startswith("~") or expanded(name).exists()
 
 
 class DatasetZoo:

@@ -168,9 +168,13 @@ class CaptionEvalDataset(PictureDataset):
                 return way
         return "name"
 
+    def result_ids(self) -> list[int | str]:
+        """What the pictures in use are called in result files, in their order."""
+        return [self.image_id(self.row(index)) for index in range(len(self))]
+
     def references(self) -> dict[int | str, list[str]]:
         """Captions by image id for the pictures in use, as annotated; pictures without any are left out."""
-        ids = [self.image_id(self.row(index)) for index in range(len(self))]
+        ids = self.result_ids()
         found: dict[int | str, list[str]] = {}
         for row, sample in zip(self.rows, self._pictures[1].tolist(), strict=True):
             value = row.get(self.parts.args["caption_key"])

@@ -161,6 +161,10 @@ class VqaEvalDataset(QuestionDataset):
         """The official file of answers, where there is one (LAVIS' name)."""
         return _first(self.parts.files.answers)
 
+    def result_ids(self) -> list[Any]:
+        """What the questions in use are called in result files, in their order."""
+        return [self.question_id(self.row(index), index) for index in range(len(self))]
+
     def references(self) -> dict[int | str, list[str]]:
         """Answers by question id for the questions in use, as annotated; questions without any are left out."""
         rows = ((index, self.row(index)) for index in range(len(self)))
