@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import yaml
 
-from lavis_ext.cli import main
+from lavis_ext.cli import VERBS, main
 from lavis_ext.common.config.check import check_file
 from lavis_ext.common.registry import Facade
 from lavis_ext.demo.world import World
@@ -38,7 +38,7 @@ BASE: Mapping[str, Any] = {
 def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A mirror of the families that pages prepare, drawn, and a cache root with COCO prepared."""
     base = tmp_path_factory.mktemp("documents")
-    export_world(WORLD, base / "mirror", ["coco", "oscar", "vinvl"])
+    export_world(WORLD, base / "mirror", ["coco", "vqav2", "oscar", "vinvl"])
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("LAVIS_EXT_CACHE_ROOT", str(base / "cache"))
         assert main(["prepare", "coco", "--quiet", "--mirror", str(base / "mirror")]) == 0
@@ -110,6 +110,11 @@ def with_commands(here: Path) -> None:
         (here / f"{name}.sh").write_text(written(command))
 
 
+def with_questions(here: Path) -> None:
+    """VQA's questions about COCO's pictures."""
+    assert main(["prepare", "coco_vqa", "--quiet"]) == 0
+
+
 SETUP: Mapping[str, Callable[[Path], None]] = {
     "docs/start.md": with_demo,
     "docs/blip2.md": with_run,
@@ -118,6 +123,7 @@ SETUP: Mapping[str, Callable[[Path], None]] = {
     "docs/feature-store.md": with_features,
     "docs/region-extraction.md": with_features,
     "docs/from-oscar.md": with_commands,
+    "docs/shards.md": with_questions,
 }
 """Page → what lies in the folder where its commands are given."""
 
@@ -162,6 +168,19 @@ def test_what_does_not_run_says_why() -> None:
     without = [block for block in left if block.mark == "not run"]
     assert len(code) >= 50
     assert len(without) <= len(code) / 4, [f"{block.place}: {block.reason}" for block in without]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_commands_between_the_words_have_verbs_and_flags_that_exist(page: Path) -> None:
+    common = {"--help", "--json", "--debug", "--configs", "--plugin", "--version"}
+    for command in re.findall(r"`lavis-ext ([^`]+)`", page.read_text("utf-8").replace("\n", " ")):
+        verb, *words = command.split()
+        if verb.isupper() or verb.startswith("-"):
+            continue
+        assert verb in VERBS, command
+        known = {name for names, _ in VERBS[verb].arguments() for name in names} | common
+        flags = {word.strip("[]").partition("=")[0] for word in words if word.strip("[]").startswith("--")}
+        assert flags <= known, command
 
 
 def test_every_block_has_a_language() -> None:
