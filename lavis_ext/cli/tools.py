@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import sys
+from contextlib import suppress
 from dataclasses import asdict, dataclass
+from fnmatch import fnmatchcase
 from pathlib import Path
 
 from lavis_ext.cli.verb import REQUIRED, Answer, Options, cache_root_of, examples, flag
@@ -14,6 +17,8 @@ from lavis_ext.common.wording import columns
 
 LONGEST = 1 << 20
 """Characters of a command at which reading stops."""
+MOST_ENTRIES, MOST_FILES = 200_000, 2000
+"""Of a folder that `check` looks through: a second."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,7 +38,7 @@ def check(args: Check) -> Answer:
         with read_errors(path):
             if not path.exists():
                 raise UsageError(str(path), "no such file or folder", "name YAML files, or folders that hold some")
-        files += sorted(path.rglob("*.y*ml")) if path.is_dir() else [path]
+        files += yaml_files(path) if path.is_dir() else [path]
     if not files:
         raise UsageError(" ".join(args.paths), "holds no YAML", "name YAML files, or folders that hold some")
     found: list[Problem] = [problem for file in files for problem in check_file(file)]
@@ -42,6 +47,27 @@ def check(args: Check) -> Answer:
 
 
 @examples("doctor")
+def yaml_files(folder: Path) -> list[Path]:
+    """The YAML files below a folder, sorted; links and other file systems (`/proc` in `/`) are left out.
+
+    Raises UsageError where so much is below it that it is no folder of settings: `/`, a home, a disk of pictures.
+    """
+    found: list[Path] = []
+    todo, seen, disk = [folder], 0, folder.stat().st_dev
+    while todo:
+        with suppress(OSError), os.scandir(todo.pop()) as entries:  # one that may not be read holds nothing for us
+            for entry in entries:
+                seen += 1
+                if seen > MOST_ENTRIES or len(found) > MOST_FILES:
+                    what = f"holds more than {MOST_ENTRIES:,} files, or {MOST_FILES:,} of YAML"
+                    raise UsageError(str(folder), what, "name the folders that hold your settings")
+                if fnmatchcase(entry.name, "*.y*ml") and entry.is_file():
+                    found.append(Path(entry.path))
+                elif entry.is_dir(follow_symlinks=False) and entry.stat(follow_symlinks=False).st_dev == disk:
+                    todo.append(Path(entry.path))
+    return sorted(found)
+
+
 def doctor(args: Options) -> Answer:
     """What this machine offers and what would get in the way; secrets are shown as set or unset."""
     from lavis_ext.common.config.doctor import examine
