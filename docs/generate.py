@@ -20,6 +20,7 @@ from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from lavis_ext.cli import VERBS
+from lavis_ext.cli.verb import Verb
 from lavis_ext.common import errors
 from lavis_ext.common.config.cards import Artifact, Card, ImageList, RemoteFolder, load_cards, split_names
 from lavis_ext.common.config.decode import Bound
@@ -97,12 +98,24 @@ def commands() -> str:
     parts[-1] += " `--plugin FILE` and `--debug`. What a command ends with: [exit codes](exit-codes.md)."
     parts.append(table(["verb", "what it does"], ([f"[`{n}`](#{n})", verb.help] for n, verb in VERBS.items())))
     for name, verb in VERBS.items():
-        parts.append(f"## {name} {{ #{name} }}\n\n{sentence(verb.help)}")
-        rows = [[flag_names(names, settings), flag_values(settings), settings.get("help", "")]
-                for names, settings in verb.arguments()]  # fmt: skip
-        if rows:
-            parts.append(table(["argument", "value", "meaning"], rows))
+        parts += command(f"## {name} {{ #{name} }}", verb)
+        for action, one in verb.actions().items():
+            parts += command(f"### {name} {action} {{ #{name}-{action} }}", one)
     return "\n\n".join(parts) + "\n"
+
+
+def command(head: str, verb: Verb) -> list[str]:
+    """One verb, or one action of a verb: what it does, examples, and its flags."""
+    parts = [f"{head}\n\n{sentence(verb.help)}"]
+    if verb.actions():
+        return parts
+    if shown := verb.examples():
+        parts.append("\n".join(["```bash", *(f"lavis-ext {one}" for one in shown), "```"]))
+    rows = [
+        [flag_names(names, settings), flag_values(settings), settings.get("help", "")]
+        for names, settings in verb.arguments()
+    ]
+    return [*parts, table(["argument", "value; default", "meaning"], rows)] if rows else parts
 
 
 def flag_names(names: Iterable[str], settings: Mapping[str, Any]) -> str:
@@ -187,15 +200,15 @@ def own_fields(owner: Any) -> list[Any]:
 
 
 def key_table(owner: Any, only: Iterable[str] | None = None) -> str:
-    """Key, type, default and meaning of a dataclass."""
+    """Key, type and default, and meaning, of a dataclass."""
     said, wanted = field_docs(owner), set(only) if only is not None else None
     hints = get_type_hints(owner, include_extras=True)
     rows = [
-        [f"`{one.name}`", kind_of(hints[one.name]), default_of(one), said.get(one.name, "")]
+        [f"`{one.name}`", f"{kind_of(hints[one.name])}; {default_of(one)}".rstrip("; "), said.get(one.name, "")]
         for one in own_fields(owner)
         if wanted is None or one.name in wanted
     ]
-    return table(["key", "type", "default", "meaning"], rows)
+    return table(["key", "value; default", "meaning"], rows)
 
 
 def kind_of(hint: Any) -> str:
@@ -258,7 +271,11 @@ def cards() -> str:
     parts.append(table(["family", "title", "data sets"], rows))
     for family, card in sorted(found.items()):
         parts.append(f"## {family} {{ #{family} }}\n\n{card.title}")
-        facts = {"licence": card.licence, "home page": f"<{card.homepage}>" if "://" in card.homepage else ""}
+        facts = {
+            "licence": card.licence,
+            "terms": card.terms,
+            "home page": f"<{card.homepage}>" if "://" in card.homepage else "",
+        }
         parts.append("\n".join(f"- {name}: {value}" for name, value in facts.items() if value))
         if sets := [data_row(one) for types in card.datasets.values() for one in types.values()]:
             parts.append(table(["data set", "type", "shape", "splits (samples)", "by hand"], sets))

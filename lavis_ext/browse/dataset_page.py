@@ -1,266 +1,282 @@
-"""The page of a data set: declaration, state on this disk, samples and figures, and the source of each file.
+"""The page of data sets: their samples, what is missing and what is there twice, figures, and the source of each file.
 
-What `prepare` knows of the disk is asked for in `read_subject` and `read_chapter`, and nowhere else in this folder.
+One file that holds a sample and says so. `explorer.py` serves all of it by the same templates.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from lavis_ext.browse.html import Tile, write_document
-from lavis_ext.browse.samples import charts, sample_grid, scope_note, survey
-from lavis_ext.browse.views import View, view_of
-from lavis_ext.common.config.cards import Artifact, Card, Cards, load_cards
-from lavis_ext.common.config.schema import DatasetConfig
-from lavis_ext.common.errors import UsageError
+import numpy as np
+
+from lavis_ext.browse.html import write_document
+from lavis_ext.browse.pictures import MISSING, PictureScan
+from lavis_ext.browse.samples import Shot, charts, sample_grid, scope_note, shot_of, survey, thumbnail, vocabulary_rows
+from lavis_ext.browse.search import SORTS
+from lavis_ext.browse.search import STATES as FILTERS
+from lavis_ext.browse.subject import (
+    STATES,
+    Chapter,
+    Subject,
+    file_details,
+    file_row,
+    processor_rows,
+    read_subject,
+    worst_state,
+)
+from lavis_ext.browse.views import Item, View, choose
 from lavis_ext.common.wording import human
-from lavis_ext.datasets.builders import BuildContext, NotPreparedError, build_datasets
-from lavis_ext.fetch.safety import redact_url, split_url
-from lavis_ext.prepare import PrepareOptions, SplitState, status
-from lavis_ext.prepare.records import OnDisk, inspect
+from lavis_ext.datasets.readers.faults import SampleError
+from lavis_ext.fetch.safety import split_url
 
-SAMPLES = 24
+SAMPLES, OF_MANY = 60, 24
+"""Samples that a page shows of each split of one data set, and of a family's."""
+SCANNED = 500
+"""Pictures of a split that a page looks at, to find damaged ones and such as occur twice; `--serve` looks at all."""
+AUGMENTED = 6
 MAX_MISSING = 200
-STATES = {"verified": "good", "present": "", "partial": "warn", "missing": "bad"}
-"""From the best to the worst, and how each is set off."""
-
-
-@dataclass(frozen=True)
-class Chapter:
-    """One data set of a page; `views` are those of its splits that can be read, `fault` why there are none."""
-
-    config: DatasetConfig
-    title: str
-    states: tuple[SplitState, ...] = ()
-    views: dict[str, View] = field(default_factory=dict)
-    types: tuple[str, ...] = ()
-    """Its other config types."""
-    fault: str = ""
-
-    @property
-    def anchor(self) -> str:
-        """The id of its heading."""
-        return re.sub(r"[^A-Za-z0-9_-]+", "-", f"data-{self.title}")
-
-
-@dataclass(frozen=True)
-class File:
-    """An artifact, and what is there of it by the record that `prepare` left."""
-
-    artifact: Artifact
-    disk: OnDisk
-
-    @property
-    def bytes(self) -> int:
-        """How much it holds, unpacked where it is an archive."""
-        record = self.disk.record
-        return (record.bytes or record.size or 0) if record else 0
-
-
-@dataclass(frozen=True)
-class Subject:
-    """Everything that the page of a family or a data set is about."""
-
-    name: str
-    card: Card
-    root: Path
-    chapters: tuple[Chapter, ...]
-    files: tuple[File, ...]
-
-    @property
-    def states(self) -> list[SplitState]:
-        """The splits of all chapters."""
-        return [state for chapter in self.chapters for state in chapter.states]
-
-
-def read_subject(name: str, cache_root: Path) -> Subject:
-    """The declarations, states and opened splits of a family or a data set.
-
-    Raises UsageError for an unknown name, or one that holds files only; NotPreparedError where nothing is there.
-    """
-    cards = load_cards()
-    card, datasets = cards.resolve(name)
-    kept: dict[str, DatasetConfig] = {}  # the default type of each, else its first
-    for config in datasets:
-        if config.builder and (config.name not in kept or config.type == "default"):
-            kept[config.name] = config
-    if not kept:
-        raise UsageError(name, "holds files, and no data set to look at", f"see `lavis-ext show {name}`")
-    chapters, errors = [], []
-    for config in kept.values():
-        types = tuple(d.type for d in datasets if d.name == config.name and d.type != config.type)
-        chapter, error = read_chapter(config, types, cache_root, cards)
-        chapters.append(chapter)
-        errors += [error] if error else []
-    if len(errors) == len(chapters):
-        way_out = f"run `lavis-ext prepare {name}`"
-        raise errors[0] if len(errors) == 1 else NotPreparedError(name, "no data set of it is prepared", way_out)
-    used = {artifact.file: artifact for chapter in chapters for artifact in cards.artifacts_of(chapter.config)}
-    files = tuple(File(artifact, inspect(cache_root, artifact)) for artifact in used.values())
-    return Subject(name, card, cache_root, tuple(chapters), files)
-
-
-def read_chapter(
-    config: DatasetConfig, types: tuple[str, ...], root: Path, cards: Cards
-) -> tuple[Chapter, NotPreparedError | None]:
-    """One data set with its splits opened; without views, and the error, where nothing of it is there."""
-    title = config.name if config.type == "default" else f"{config.name}[{config.type}]"
-    states = tuple(s for s in status([title], PrepareOptions(cache_root=root), cards) if s.dataset == title)
-    try:
-        built = build_datasets(config, BuildContext(root))
-    except NotPreparedError as error:
-        return Chapter(config, title, states, types=types, fault=str(error.problems[0])), error
-    views = {split: view for split, dataset in built.items() if (view := view_of(dataset))}
-    fault = "" if views else "its shape keeps no rows that could be shown"
-    return Chapter(config, title, states, views, types, fault), None
+MAX_TWINS = 24
 
 
 def write_dataset_page(
-    name: str, out: Path | None, cache_root: Path, samples: int = SAMPLES, seed: int | None = None
+    name: str, out: Path | None, cache_root: Path, samples: int | None = None, seed: int | None = None
 ) -> Path:
-    """Write the page of a family, a data set or `name[type]` to `out` (default: `<name>.html` here); returns its path.
+    """The page of a data set or a family by its name, see `write_subject_page`.
 
-    `samples` of each split are shown, evenly chosen or drawn by `seed`. Raises UsageError for an unknown name,
-    NotPreparedError (exit code 8) where nothing of it is on the disk, DiskError where the page cannot be written.
+    Raises UsageError for an unknown name, NotPreparedError (exit code 8) where nothing of it is on the disk.
     """
-    target = out or Path(f"{re.sub(r'[^A-Za-z0-9._-]+', '-', name).strip('-.')}.html")
-    values = page_values(read_subject(name, cache_root), samples, seed)
-    write_document(target, "dataset.html", **values)
+    return write_subject_page(read_subject(name, cache_root), out, samples, seed)
+
+
+def write_subject_page(subject: Subject, out: Path | None, samples: int | None = None, seed: int | None = None) -> Path:
+    """Write the page of data sets to `out` (default: `<name>.html` here); returns its path.
+
+    `samples` of each split are shown, evenly chosen or drawn by `seed`. Raises DiskError where it cannot be written.
+    """
+    target = out or Path(f"{re.sub(r'[^A-Za-z0-9._-]+', '-', subject.name).strip('-.') or 'page'}.html")
+    write_document(target, "dataset.html", **page_values(subject, samples, seed))
     return target
 
 
-def page_values(subject: Subject, samples: int, seed: int | None) -> dict[str, Any]:
-    """The values for `dataset.html`."""
-    card, several = subject.card, len(subject.chapters) > 1
-    state = worst_state(subject)
-    missing = [f"{one.split}  {name}" for one in subject.states for name in one.names]
-    more = [f"and {len(missing) - MAX_MISSING:,} more"] if len(missing) > MAX_MISSING else []
+def page_values(subject: Subject, samples: int | None, seed: int | None) -> dict[str, Any]:
+    """The values for `dataset.html`: a sample of each split, and what was found in some of its pictures."""
+    wanted = samples if samples is not None else SAMPLES if len(subject.chapters) == 1 else OF_MANY
+    scans = scans_of(subject)
+    for scan in scans:
+        scan.some(SCANNED)
+    looks = [look(subject, chapter, wanted, seed, scans) for chapter in subject.chapters if chapter.views]
+    answers = {answer for one in looks for grid in one["grids"] for shot in grid["shots"] for answer in shot.answers}
+    return {
+        **head_values(subject),
+        **about_values(subject),
+        **figure_values(subject),
+        "looks": looks,
+        "filters": {"splits": list(subject.views), "answers": sorted(answers)[:200], "states": FILTERS, "sorts": SORTS},
+        "twins": twin_values(subject, scans),
+        "gaps": gap_rows(subject, scans),
+    }
+
+
+def scans_of(subject: Subject) -> list[PictureScan]:
+    """Pictures that are compared with each other: of each data set's splits; of all, where they stand side by side."""
+    views = subject.views
+    if subject.beside or len(subject.chapters) == 1:
+        return [PictureScan(views)]
+    several = [{f"{one.title} {split}": view for split, view in one.views.items()} for one in subject.chapters]
+    return [PictureScan(one) for one in several if one]
+
+
+def head_values(subject: Subject) -> dict[str, Any]:
+    """Name, state, licence, and one line of figures: what stands before the pictures."""
+    state = worst_state(subject) if subject.states else ""
+    here = [one for one in subject.states if one.samples is not None or one.verified]
+    samples = sum(one.samples or 0 for one in here) or sum(map(len, subject.views.values()))
+    expected, missing = (sum(getattr(one, name) or 0 for one in here) for name in ("expected", "missing"))
+    facts = [f"{samples:,} samples", f"{len(subject.views)} of {max(len(subject.states), len(subject.views))} splits"]
+    facts += [f"{expected:,} images", f"{missing:,} missing" if missing else "none missing"] if expected else []
+    fetched = [file for file in subject.files if file.disk.record]
+    facts += [f"{human(sum(file.bytes for file in fetched))} fetched"] if fetched else []
     return {
         "name": subject.name,
-        "card": card,
+        "beside": subject.beside,
         "root": subject.root,
-        "state": (state, STATES[state]),
+        "state": (state, STATES[state]) if state else ("your own data", ""),
         "shapes": list(dict.fromkeys(chapter.config.builder for chapter in subject.chapters)),
         "subset": any(one.subset for one in subject.states),
+        "facts": facts,
         # a link that a person may follow; nothing is loaded from it, and any other scheme stays text
-        "linked": split_url(card.homepage).scheme in ("http", "https"),
-        "tiles": tiles(subject),
+        "cards": [(card, split_url(card.homepage).scheme in ("http", "https")) for card in subject.cards],
         "chapters": subject.chapters,
-        "splits": split_rows(subject),
+        "absent": subject.absent,
+        "guessed": subject.said,
+    }
+
+
+def about_values(subject: Subject) -> dict[str, Any]:
+    """Splits, processors and files."""
+    missing = [f"{one.split}  {name}" for one in subject.states for name in one.names]
+    more = [f"and {len(missing) - MAX_MISSING:,} more"] if len(missing) > MAX_MISSING else []
+    several = len(subject.chapters) > 1
+    return {
+        "splits": [
+            [
+                f"{state.dataset} / {state.split}" if several else state.split,
+                *(
+                    "–" if n is None else f"{n:,}"
+                    for n in (state.samples, state.expected, state.present, state.missing)
+                ),
+                state.state,
+            ]
+            for state in subject.states
+        ],
         "missing": missing,
         "missing_lines": "\n".join([*missing[:MAX_MISSING], *more]),
-        "looks": [look(chapter, samples, seed, several) for chapter in subject.chapters if chapter.views],
         "processors": processor_rows(subject),
         "files": [file_row(file) for file in subject.files],
         "details": "\n\n".join(file_details(file) for file in subject.files),
+        "citations": [card.citation.strip() for card in subject.cards if card.citation.strip()],
     }
 
 
-def worst_state(subject: Subject) -> str:
-    """The state of the least of the splits; partial where some are there and some are not."""
-    words = [state.state.partition(" ")[0] for state in subject.states]
-    there = [word for word in words if word != "missing"]
-    if there and len(there) < len(words):
-        return "partial"
-    return max(there, key=list(STATES).index, default="missing")
+def figure_values(subject: Subject) -> dict[str, Any]:
+    """Charts and vocabulary of each data set; of several side by side in the same charts."""
+    parts = [(f" of {one.title}", one, one.views) for one in subject.chapters if one.views]
+    if subject.beside or len(parts) == 1:
+        parts = [("", one, subject.views) for _, one, _ in parts[:1]]
+    found = []
+    for of, chapter, views in parts:
+        surveys = {split: survey(view) for split, view in views.items()}
+        types = f" Config types beside this one: {', '.join(chapter.types)}." if chapter.types else ""
+        found.append(
+            {
+                "of": of,
+                "charts": charts(surveys),
+                "note": scope_note(surveys) + types,
+                "vocabulary": vocabulary_rows(surveys),
+            }
+        )
+    return {"figures": found}
 
 
-def tiles(subject: Subject) -> list[Tile]:
-    """Samples, images and what is missing of the splits that are here, and the bytes that `prepare` fetched."""
-    here = [state for state in subject.states if state.samples is not None or state.verified]
-    samples, expected, present, missing = (
-        sum(getattr(state, name) or 0 for state in here) for name in ("samples", "expected", "present", "missing")
-    )
-    found = [Tile("samples", f"{samples:,}", f"{len(here)} of {len(subject.states)} splits are here")]
-    if expected:
-        found.append(Tile("images", f"{present:,}", f"of {expected:,}, each split for itself"))
-        found.append(Tile("missing images", f"{missing:,}", f"{missing / expected:.2%}" if missing else "none"))
-    fetched = [file for file in subject.files if file.disk.record]
-    if fetched:
-        size = human(sum(file.bytes for file in fetched))
-        found.append(Tile("fetched", size, f"{len(fetched)} of {len(subject.files)} files"))
-    return found
-
-
-def split_rows(subject: Subject) -> list[list[str]]:
-    """A row for each split: what is expected, what is here, and how it was proven."""
-    return [
-        [
-            state.split if len(subject.chapters) == 1 else f"{state.dataset} / {state.split}",
-            *("–" if n is None else f"{n:,}" for n in (state.samples, state.expected, state.present, state.missing)),
-            state.state,
-        ]
-        for state in subject.states
-    ]
-
-
-def look(chapter: Chapter, samples: int, seed: int | None, several: bool) -> Mapping[str, Any]:
-    """The figures and the samples of one data set, under its name where the page has several."""
-    surveys = {split: survey(view) for split, view in chapter.views.items()}
-    types = f" Config types beside this one: {', '.join(chapter.types)}." if chapter.types else ""
-    grids = []
+def look(
+    subject: Subject, chapter: Chapter, samples: int, seed: int | None, scans: Sequence[PictureScan]
+) -> Mapping[str, Any]:
+    """The samples of one data set, under its name where the page has several, and some as training draws them."""
+    several = len(subject.chapters) > 1
+    grids, drawn = [], []
     for split, view in chapter.views.items():
-        grid = sample_grid(view, samples, seed)
+        key = f"{chapter.title} {split}" if several else split
+        scan = next(scan for scan in scans if key in scan.views)
+        items = view.items(samples, seed) if seed is not None else spread(view, scan, key, samples)
+        grid = sample_grid(view, items)
+        shots = [marked(shot, scan, key, item.index) for shot, item in zip(grid.shots, items, strict=True)]
         chosen = f"drawn by seed {seed}" if seed is not None else view.chosen
         grids.append(
-            {"split": split, "note": grid.note(len(view), chosen), "shots": grid.shots, "wide": hasattr(view, "edge")}
+            {"split": split, "key": key, "note": grid.note(len(view), chosen), "shots": shots, "wide": view.edge}
         )
+        drawn += augmented(view, seed or 0)[: AUGMENTED - len(drawn)]
+    of = f" of {chapter.title}" if several else ""
+    return {"anchor": chapter.anchor, "title": chapter.title, "of": of, "grids": grids, "drawn": drawn}
+
+
+def spread(view: View, scan: PictureScan, split: str, wanted: int) -> list[Item]:
+    """Samples evenly over the pictures, where several share one: each picture once before any comes again."""
+    look = scan.look(split)
+    if len(look) in (0, view.reach) or wanted >= view.reach:
+        return view.items(wanted, None)
+    firsts = np.sort(look.first // look.codes.shape[1])
+    chosen = firsts[choose(len(firsts), wanted)]
+    others = np.setdiff1d(np.arange(view.reach), chosen)
+    more = others[choose(len(others), wanted - len(chosen))]
+    return [view.at(int(index)) for index in np.sort(np.concatenate([chosen, more]))]
+
+
+def augmented(view: View, seed: int) -> list[Shot]:
+    """Some samples beside what training makes of them."""
+    if not view.reach or not _drawn_at_all(view, seed):
+        return []
+    shots = [shot_of(view, item, Counter(), seed) for item in view.items(AUGMENTED, None)]
+    return [shot for shot in shots if shot.drawn]
+
+
+def _drawn_at_all(view: View, seed: int) -> bool:
+    try:
+        return bool(view.augmented(0, seed))
+    except SampleError:
+        return True  # of the others some may be
+
+
+def marked(shot: Shot, scan: PictureScan, split: str, index: int) -> Shot:
+    """A sample with what is known of its pictures: whether they occur again."""
+    if not scan.ready:
+        return shot
+    look = scan.look(split)
+    pictures = [number for number in look.codes[index] if number >= 0]
+    found = [
+        name for leaks, name in enumerate(("duplicate", "leak")) if scan.repeated(split, bool(leaks))[pictures].any()
+    ]
+    return replace(shot, marks=(*shot.marks, *found)) if found else shot
+
+
+def twin_values(subject: Subject, scans: Sequence[PictureScan], most: int = MAX_TWINS) -> dict[str, Any]:
+    """Pictures that occur more than once: how many were compared, and the first groups of them."""
+    known, total = (sum(getattr(scan, name) for scan in scans) for name in ("known", "total"))
+    found = [(scan, group) for scan in scans for group in scan.twins()]
+    groups = []
+    for scan, group in found[:most]:
+        shots = []
+        for split, number in group.members[:4]:
+            look = scan.look(split)
+            item, which = look.item(number)
+            try:
+                sources = [thumbnail(look.view.pictures(item)[which])]
+            except (SampleError, IndexError):
+                sources = []
+            shots.append({"split": split, "file": look.name(number), "sources": sources})
+        groups.append({"leak": group.leak, "shots": shots, "more": max(len(group.members) - 4, 0)})
     return {
-        "anchor": chapter.anchor,
-        "title": chapter.title,
-        "of": f" of {chapter.title}" if several else "",
-        "charts": charts(surveys),
-        "note": scope_note(surveys) + types,
-        "grids": grids,
+        "compared": known,
+        "total": total,
+        "groups": groups,
+        "found": len(found),
+        "leaks": sum(group.leak for _, group in found),
+        "places": "data sets and splits" if subject.beside else "splits",
     }
 
 
-def processor_rows(subject: Subject) -> list[list[str]]:
-    """What becomes of pictures and texts, per data set."""
-    return [
-        [
-            chapter.title,
-            f"{kind} {side}",
-            processor.name,
-            ", ".join(f"{key}: {value}" for key, value in processor.args.items()) or "–",
-        ]
-        for chapter in subject.chapters
-        for kind, pair in (("vis", chapter.config.vis_processor), ("text", chapter.config.text_processor))
-        for side, processor in (("train", pair.train), ("eval", pair.eval))
-        if processor
-    ]
+def gap_rows(subject: Subject, scans: Sequence[PictureScan]) -> list[list[str]]:
+    """What is missing and why: split, how many, the reason, and what can be done."""
+    rows = []
+    several = len(subject.chapters) > 1
+    told = set()
+    for chapter in subject.chapters:
+        for state in chapter.states:
+            key = f"{chapter.title} {state.split}" if several else state.split
+            way_out = chapter.config.manual or f"lavis-ext prepare {chapter.config.name} --split {state.split}"
+            if chapter.views and state.split not in chapter.views:
+                rows.append([key, "the split", "its annotations or pictures are not here", way_out])
+            elif state.missing:
+                told.add(key)
+                folder = chapter.config.build_info.images.storage
+                rows.append([key, pictures_of(state.missing), f"no such file below {folder}", way_out])
+    for scan in scans:
+        for split in scan.views:
+            look = scan.look(split)
+            part = f" of {look.known:,} looked at" if look.known < len(look) else ""
+            for why, count in look.why.most_common():
+                gone = [n for n, one in look.reasons.items() if one.startswith(why)]
+                if split in told and gone and look.state[gone[0]] == MISSING:
+                    continue
+                first = f"first: {look.name(gone[0])}" if gone else ""
+                rows.append([split, f"{pictures_of(count)}{part}", why, first])
+    return rows
 
 
-def file_row(file: File) -> list[str]:
-    """Size and hash of a file as its card declares them, and what `prepare` proved of it."""
-    artifact, record = file.artifact, file.disk.record
-    kind, value = declared_hash(artifact)
-    size = artifact.size or artifact.about
-    declared = [artifact.file, human(size) if size else "–", f"{kind} {value[:12]}…" if value else "–"]
-    if record is None:  # lists of images are accounted for by their splits
-        return [*declared, "–" if artifact.lists else "not prepared", "–"]
-    word = record.state if file.disk.state == "recorded" else file.disk.word
-    return [*declared, f"{word}{' (subset)' if record.subset else ''}", record.verified if file.disk.verified else "–"]
-
-
-def declared_hash(artifact: Artifact) -> tuple[str, str]:
-    """The strongest hash of the card and its kind; empty where it declares none."""
-    return ("sha256", artifact.sha256) if artifact.sha256 else ("md5", artifact.md5) if artifact.md5 else ("", "")
-
-
-def file_details(file: File) -> str:
-    """Where a file comes from and what it hashes to, in lines; nothing that could be a token."""
-    artifact, record = file.artifact, file.disk.record
-    kind, value = declared_hash(artifact)
-    lines = [artifact.file, f"  {redact_url(artifact.url)}"]
-    lines += [f"  {redact_url(mirror.url)} ({mirror.equivalence})" for mirror in artifact.mirrors]
-    lines += [f"  {kind} {value} (declared)"] if value else []
-    if record:
-        lines += [f"  sha256 {record.sha256} (here)"] if record.sha256 else []
-        when = record.when[:19].replace("T", " ")
-        lines.append(f"  prepared {when}, {record.equivalence}, {human(file.bytes)}")
-    return "\n".join(lines)
+def pictures_of(count: int) -> str:
+    """`1 picture`, `1,200 pictures`."""
+    return f"{count:,} picture{'s' if count != 1 else ''}"

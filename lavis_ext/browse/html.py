@@ -1,10 +1,15 @@
-"""Offline HTML documents from templates, with charts as inline SVG; a page loads nothing from elsewhere."""
+"""HTML documents from templates, with charts as inline SVG; a page loads nothing from elsewhere, and runs one script.
+
+The style sheet and the script are inlined, and allowed by their hashes: nothing that a caption says can be either.
+"""
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -38,15 +43,59 @@ def environment() -> Environment:
         lstrip_blocks=True,
     )
     found.filters |= {"px": lambda value: f"{value:.1f}", "shown": shown, "percent": lambda share: f"{share:.1%}"}
+    found.filters |= {"figure": figure}
     found.globals |= {"WIDTH": WIDTH, "HEIGHT": HEIGHT, "LEFT": LEFT, "EDGE": WIDTH - RIGHT, "BASE": HEIGHT - BOTTOM}
+    found.globals |= {"served": False, "live": "", "back": False, "policy": policy}
+    found.globals |= {name.partition(".")[0]: inlined(name) for name in ("style.css", "script.js")}
     return found
 
 
+@cache
+def inlined(name: str) -> str:
+    """The style sheet or the script, as it stands between its tags."""
+    text = (Path(__file__).parent / "templates" / name).read_text(encoding="utf-8")
+    if name.endswith(".css"):  # the width of a bar behind a figure, in steps of 5 %: pages have no `style` attributes
+        text += "".join(f".h{share} {{ --h: {share}%; }}\n" for share in range(0, 101, 5))
+    return f"\n{text}"
+
+
+@cache
+def policy(served: bool = False) -> str:
+    """The Content-Security-Policy of a page: our style sheet and script by their hashes, pictures out of the page.
+
+    A served page also loads pictures from, asks, and sends its form to where it came from.
+    """
+    style, script = (
+        base64.b64encode(hashlib.sha256(inlined(name).encode()).digest()).decode()
+        for name in ("style.css", "script.js")
+    )
+    own = "'self'" if served else "'none'"
+    parts = [
+        "default-src 'none'",
+        f"img-src data:{' ' + own if served else ''}",
+        f"style-src 'sha256-{style}'",
+        f"script-src 'sha256-{script}'",
+        f"connect-src {own}",
+        f"form-action {own}",
+        "base-uri 'none'",
+    ]
+    return "; ".join(parts)
+
+
+def rendered(template: str, **values: Any) -> bytes:
+    """A page. A lone surrogate, which UTF-8 cannot encode, becomes `?`."""
+    return environment().get_template(template).render(values).encode("utf-8", "replace")
+
+
 def write_document(path: Path, template: str, **values: Any) -> None:
-    """Write a page atomically; raises DiskError. A lone surrogate, which UTF-8 cannot encode, becomes `?`."""
-    text = environment().get_template(template).render(values)
+    """Write a page atomically; raises DiskError."""
+    page = rendered(template, **values)
     with disk_errors(path, "name another file with --out"):
-        write_atomic(path, text.encode("utf-8", "replace"))
+        write_atomic(path, page)
+
+
+class Link(str):
+    """An address of a served page: the query of any other is taken for a secret, and left out."""
 
 
 class Tile(NamedTuple):
@@ -59,10 +108,12 @@ class Tile(NamedTuple):
 
 @dataclass(frozen=True)
 class Series:
-    """A named line of (x, y) points in the order of x."""
+    """A named line of (x, y) points in the order of x, with the number of its colour and of its run, where it has."""
 
     name: str
     points: Sequence[Point]
+    colour: int = -1
+    run: int = -1
 
 
 @dataclass(frozen=True)
@@ -90,7 +141,7 @@ def round_step(span: float, wanted: int) -> float:
 def scale(values: Sequence[float], start: float, stop: float, wanted: int = 5, whole: bool = False) -> Scale:
     """A scale that holds all values and begins and ends at its first and last tick; `whole` keeps ticks integers."""
     low, high = min(values), max(values)
-    if low == high:
+    if high - low <= 1e-12 * max(abs(low), abs(high)):  # also what differs by rounding alone
         pad = 0.5 if whole else abs(low) * 0.1 or 1.0
         low, high = low - pad, high + pad
     step = round_step(high - low, wanted)
@@ -112,6 +163,26 @@ def shown(value: float) -> str:
     return f"{value:.4g}"
 
 
+def figure(value: float) -> str:
+    """A result as a person writes it, to three digits: `0.873`, `63.3`, `1,234`."""
+    if not math.isfinite(value) or value == 0:
+        return f"{value:g}"
+    if abs(value) < 1e-3 or abs(value) >= 1e7:
+        return shown(float(f"{value:.3g}"))
+    decimals = max(2 - math.floor(math.log10(abs(value))), 0)
+    return f"{value:,.{decimals}f}" if decimals < 3 else f"{value:.3f}"
+
+
+def figures(values: Sequence[float | None]) -> list[str]:
+    """A column of results with as many decimals each as the largest needs; `–` for what is none."""
+    known = [abs(v) for v in values if v is not None and math.isfinite(v)]
+    top = max(known, default=0.0)
+    decimals = 3 if top < 10 else 2 if top < 1000 else 0
+    if top and top < 1e-2:
+        return ["–" if v is None else shown(float(f"{v:.3g}")) for v in values]
+    return ["–" if v is None else f"{v:,.{decimals}f}" for v in values]
+
+
 def thinned(points: Sequence[Point]) -> list[Point]:
     """At most about `MAX_POINTS` finite points, evenly chosen; the last one is always there."""
     finite = [(x, y) for x, y in points if math.isfinite(x) and math.isfinite(y)]
@@ -121,7 +192,7 @@ def thinned(points: Sequence[Point]) -> list[Point]:
 
 def line_chart(title: str, series: Sequence[Series], x_name: str = "step") -> str:
     """A `<figure>` with a legend if there are several lines; "" if no series has a finite point."""
-    drawn = [Series(s.name, kept) for s in series if (kept := thinned(s.points))]
+    drawn = [replace(s, points=kept) for s in series if (kept := thinned(s.points))]
     if not drawn:
         return ""
     points = [point for s in drawn for point in s.points]

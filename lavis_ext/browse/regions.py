@@ -5,54 +5,33 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image
 
+from lavis_ext.browse.boxes import EDGE, Region, drawn
 from lavis_ext.browse.html import Tile, histogram, ranked_list, write_document
 from lavis_ext.browse.samples import sample_grid
-from lavis_ext.browse.views import Item, Pixels, SampleText, choose
+from lavis_ext.browse.views import Item, Pixels, SampleText, View, choose
 from lavis_ext.common.wording import human
 from lavis_ext.datasets.readers.decode import decode_rgb
-from lavis_ext.datasets.readers.faults import SampleError
 from lavis_ext.datasets.readers.images import ImageStore
 from lavis_ext.features.layout import FRACTIONS, NO_BOXES, UNITS, key_of
 from lavis_ext.features.store import FeatureStore, Record, open_store
 from lavis_ext.features.tools import info
 
-EDGE = 760
-"""The longer edge of a drawn picture: a page shows it at two thirds, where `FONT` is still read."""
-FONT = 20
-NAMED = 12
-"""Regions whose label stands on the picture, the most certain ones; all are in the line below it."""
 LISTED = 20
 CANVAS = (640, 480)
 GREY = (236, 236, 240)
-COLOURS = ("#c2410c", "#1d4ed8", "#15803d", "#7e22ce", "#b91c1c", "#0e7490")
 NAMES = ("{id}", "{id}.jpg", "{id}.png", "{bare}.jpg", "{bare}.png")
 COCO = (*(f"COCO_{folder}_{{number:012d}}.jpg" for folder in ("train2014", "val2014", "test2015")), "{number:012d}.jpg")
 """Names of COCO's pictures, of 2014 and of 2017."""
 SAMPLES = 24
 MOST = 5_000
 TOP = 20
-
-
-@dataclass(frozen=True)
-class Region:
-    """A box (x1, y1, x2, y2 as shares of the picture), what is seen there, and how certain that is (None: not said)."""
-
-    box: tuple[float, float, float, float]
-    name: str = ""
-    conf: float | None = None
-
-    @property
-    def label(self) -> str:
-        """`dog 0.98`."""
-        return f"{self.name} {self.conf:.2f}".strip() if self.conf is not None else self.name
 
 
 def regions_of(record: Record) -> list[Region]:
@@ -109,49 +88,9 @@ def _extent(record: Record, labels: list[dict[str, Any]]) -> np.ndarray:
 
 
 def draw_regions(record: Record, picture: Image.Image | None) -> Pixels:
-    """The regions on the picture, or on grey of its size, uint8 [H,W,3]; its longer edge is `EDGE`.
-
-    The most certain ones have their label on it, none over another.
-    """
+    """The regions on the picture, or on grey of its size, uint8 [H,W,3]; its longer edge is `EDGE`."""
     size = (record.width, record.height) if record.width and record.height else CANVAS
-    canvas = picture.copy() if picture else Image.new("RGB", size, GREY)
-    ratio = EDGE / max(canvas.size)
-    canvas = canvas.resize((max(1, round(canvas.width * ratio)), max(1, round(canvas.height * ratio))))
-    draw, font = ImageDraw.Draw(canvas), ImageFont.load_default(FONT)
-    regions = regions_of(record)
-    scale = (canvas.width - 1, canvas.height - 1) * 2
-    named = [number for number, one in enumerate(regions) if one.name][:NAMED]
-    for number in reversed(range(len(regions))):  # the most certain ones last, so that none lies over them
-        corners = [share * edge for share, edge in zip(regions[number].box, scale, strict=True)]
-        draw.rectangle(corners, outline=COLOURS[number % len(COLOURS)], width=3 if number in named or not named else 1)
-    taken: list[tuple[float, float, float, float]] = []
-    for number in named:
-        x, y = regions[number].box[0] * scale[0], regions[number].box[1] * scale[1]
-        _write(draw, font, (x, y), regions[number].label, COLOURS[number % len(COLOURS)], canvas.size, taken)
-    return np.asarray(canvas)
-
-
-def _write(
-    draw: ImageDraw.ImageDraw,
-    font: Any,
-    corner: tuple[float, float],
-    text: str,
-    colour: str,
-    size: tuple[int, int],
-    taken: list[tuple[float, float, float, float]],
-) -> None:
-    """A label above the corner of its box, or below one that stands there already; within the picture."""
-    left, top, right, bottom = draw.textbbox((0, 0), text, font=font)
-    width, height = right - left + 8, bottom - top + 8
-    x = max(0.0, min(corner[0], size[0] - width))
-    places = [corner[1] - height, *(corner[1] + step * height for step in range(5))]
-    for y in (max(0.0, min(place, size[1] - height)) for place in places):
-        spot = (x, y, x + width, y + height)
-        if all(spot[2] <= a or c <= spot[0] or spot[3] <= b or d <= spot[1] for a, b, c, d in taken):
-            taken.append(spot)
-            draw.rectangle(spot, fill=colour)
-            draw.text((x + 4 - left, y + 4 - top), text, fill="white", font=font)
-            return
+    return drawn(picture or Image.new("RGB", size, GREY), regions_of(record))
 
 
 def region_line(record: Record) -> str:
@@ -179,10 +118,9 @@ def names_of(image_id: str) -> list[str]:
     return [pattern.format(id=image_id, bare=bare, number=int(number or 0)) for pattern in patterns]
 
 
-class StoreView:
+class StoreView(View):
     """The records of a feature store as the samples of a page."""
 
-    chosen = "evenly chosen"
     pictured = False
     edge = EDGE
 
@@ -190,12 +128,9 @@ class StoreView:
         self.store, self.images = store, images
         self.scope, self.total = "images", len(store)
 
-    def __len__(self) -> int:
-        return self.total
-
-    def items(self, wanted: int, seed: int | None) -> list[Item]:
-        """Records in the order of the store."""
-        return [Item(str(row), self._text(row), row) for row in choose(self.total, wanted, seed)]
+    def at(self, index: int) -> Item:
+        """A record by its number in the store."""
+        return Item(str(index), self._text(index), index, index=index)
 
     def survey(self, most: int) -> Iterator[SampleText]:
         """The texts of at most `most` records."""
@@ -205,10 +140,6 @@ class StoreView:
         """The regions of a record."""
         record = self.store.at(item.handle)
         return [draw_regions(record, find_picture(self.images, record.image_id))]
-
-    def data(self, item: Item) -> bytes:
-        """Nothing: a store has no pictures. Raises SampleError."""
-        raise SampleError(item.name, str(self.store.path), "no picture belongs to region features")
 
     def _text(self, row: int) -> SampleText:
         record = self.store.at(row)
@@ -236,7 +167,7 @@ def write_store_page(
     facts = info(store)
     counts = [int(count) for count in np.asarray(store.index.count)]
     target = out or Path(f"{path.resolve().name}.html")
-    grid = sample_grid(view, SAMPLES, seed)
+    grid = sample_grid(view, view.items(SAMPLES, seed))
     sources = "\n".join(json.dumps(source, ensure_ascii=False) for source in facts["sources"])
     least, mean, most = facts["boxes_per_image"] or (0, 0, 0)
     tiles = [
@@ -245,9 +176,9 @@ def write_store_page(
         Tile("numbers a region", f"{facts['columns']:,}", facts["dtype"]),
         Tile("size", human(facts["bytes"]), "of the rows"),
     ]
-    drawn = [histogram("Regions of an image", {"store": counts}, "regions", whole=True)]
-    drawn += [ranked_list("Labels", dict(view.labels.most_common(TOP)), view.labels.total(), "")]
+    figures = [histogram("Regions of an image", {"store": counts}, "regions", whole=True)]
+    figures += [ranked_list("Labels", dict(view.labels.most_common(TOP)), view.labels.total(), "")]
     note = grid.note(len(view), f"drawn by seed {seed}" if seed is not None else view.chosen)
-    values = {"store": str(path), "tiles": tiles, "charts": [chart for chart in drawn if chart], "note": note}
+    values = {"store": str(path), "tiles": tiles, "charts": [chart for chart in figures if chart], "note": note}
     write_document(target, "store.html", **values, shots=grid.shots, sources=sources)
     return target

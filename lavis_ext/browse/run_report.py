@@ -11,7 +11,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from lavis_ext.browse.html import Series, Tile, line_chart, shown, write_document
+from lavis_ext.browse.html import Series, Tile, figure, figures, line_chart, write_document
 from lavis_ext.common.files import decode_json, read_errors
 from lavis_ext.fetch.lock import is_abandoned
 from lavis_ext.metrics.vqa import KINDS
@@ -21,6 +21,8 @@ STATES = {"finished": "good", "evaluated": "good", "stopped": "bad", "killed": "
 KILLED = {"status": "killed", "error": "its process is gone; the same command resumes"}
 """What is true of a run that could not write its own end."""
 AGGREGATE = "agg_metrics"
+AFTERWARDS = ("best", "test")
+"""Labels of evaluations that are made with a checkpoint when the training is over."""
 CLOCKED = ("samples_per_s", "data_wait", "peak_memory_mb")
 NO_LOSS = {"kind", "step", "epoch", "lr", "grad_norm", "skipped", *CLOCKED}
 MAX_SHOTS = 48
@@ -67,12 +69,9 @@ def read_run(folder: Path, data: Mapping[str, Any] | None = None) -> RunRecords:
     """All that the report needs; `data` replaces the folder's `data.json`."""
     lines = read_lines(folder / "log.jsonl")
     config = folder / "config.yaml"
-    facts = read_object(folder / "run.json")
-    if facts.get("status") == "running" and is_abandoned(folder / "owner.json"):
-        facts |= KILLED
     return RunRecords(
         folder=folder,
-        facts=facts,
+        facts=read_facts(folder),
         data=dict(data) if data is not None else read_object(folder / "data.json"),
         faults=read_object(folder / "faults.json"),
         steps=[line for line in lines if line.get("kind") == "train"],
@@ -84,6 +83,14 @@ def read_run(folder: Path, data: Mapping[str, Any] | None = None) -> RunRecords:
         answers=[read_object(file) for file in sorted(folder.glob("result/breakdown/*.json"))],
         config=config.read_text(encoding="utf-8", errors="replace") if config.is_file() else "",
     )
+
+
+def read_facts(folder: Path) -> Record:
+    """What `run.json` says; of a run whose process is gone without a word, that it was killed."""
+    facts = read_object(folder / "run.json")
+    if facts.get("status") == "running" and is_abandoned(folder / "owner.json"):
+        facts |= KILLED
+    return facts
 
 
 def read_lines(path: Path) -> list[Record]:
@@ -201,11 +208,12 @@ def tiles(run: RunRecords) -> list[Tile]:
     record = best_record(run) or (run.evaluations[-1] if run.evaluations else {})
     if record:
         name, value = headline(record["metrics"])
-        found.append(
-            Tile(f"best {name}" if run.best else name, fixed(value), f"{record.get('split')}, {label(record)}")
-        )
+        where = f"{record.get('split')}, {label(record)}"
+        found.append(Tile(f"best {name}" if best_record(run) else name, figure(value), where))
     if last:
-        found.append(Tile("loss", shown(number(last.get("loss"))), f"first {shown(number(run.steps[0].get('loss')))}"))
+        found.append(
+            Tile("loss", figure(number(last.get("loss"))), f"first {figure(number(run.steps[0].get('loss')))}")
+        )
         epochs = 1 + int(finite(last.get("epoch")) or 0)
         found.append(Tile("steps", count(last.get("step")), f"{epochs} epochs" if epochs > 1 else "1 epoch"))
         found += speed_tiles(run.steps)
@@ -213,14 +221,16 @@ def tiles(run: RunRecords) -> list[Tile]:
 
 
 def best_record(run: RunRecords) -> Record:
-    """The evaluation that `run.json` names as the best; {} if there is none."""
+    """The evaluation that `run.json` names as the best; {} if there is none, or none of its split was above zero."""
     wanted = run.best.get("split"), run.best.get("step")
-    return next((r for r in run.evaluations if run.best and (r.get("split"), r.get("step")) == wanted), {})
+    found = next((r for r in run.evaluations if run.best and (r.get("split"), r.get("step")) == wanted), {})
+    metrics = found.get("metrics", {})
+    return found if any(finite(metrics.get(name)) for name in (headline(metrics)[0], AGGREGATE)) else {}
 
 
-def fixed(value: float) -> str:
-    """A metric with as many decimals as its neighbours."""
-    return f"{value:.3f}" if abs(value) < 10 else f"{value:.2f}" if abs(value) < 1000 else shown(value)
+def curve_records(run: RunRecords) -> list[Record]:
+    """The evaluations while it trained: that of the best checkpoint, made afterwards, is no point of a curve."""
+    return [record for record in run.evaluations if record.get("label") not in AFTERWARDS]
 
 
 def speed_tiles(steps: list[Record]) -> list[Tile]:
@@ -230,7 +240,7 @@ def speed_tiles(steps: list[Record]) -> list[Tile]:
     )
     memory = max(peaks, default=0)
     found = (
-        [Tile("samples / s", shown(median(speeds)), f"{median(waits):.0%} of it waiting for data")]
+        [Tile("samples / s", figure(median(speeds)), f"{median(waits):.0%} of it waiting for data")]
         if speeds and waits
         else []
     )
@@ -250,8 +260,9 @@ def curves(run: RunRecords) -> list[str]:
         line_chart("Loss", [series(run.steps, name) for name in run.loss_names[:6]]),
         line_chart("Learning rate", [series(run.steps, "lr")]),
     ]
-    for split in dict.fromkeys(str(record.get("split")) for record in run.evaluations):
-        records = [record for record in run.evaluations if str(record.get("split")) == split]
+    trained = curve_records(run)
+    for split in dict.fromkeys(str(record.get("split")) for record in trained):
+        records = [record for record in trained if str(record.get("split")) == split]
         if len(records) > 1:
             measured = [{"step": r.get("step"), **r["metrics"]} for r in records]
             lines = [series(measured, name) for name in metric_names(records)[:6]]
@@ -278,15 +289,12 @@ def metric_names(records: list[Record]) -> list[str]:
 def metric_table(run: RunRecords) -> dict[str, Any]:
     """A row for each evaluation; `marked` is that of the best, -1 without one."""
     names, best = metric_names(run.evaluations), best_record(run)
+    columns = [figures([finite(record["metrics"].get(name)) for record in run.evaluations]) for name in names]
     return {
         "head": ["evaluation", "step", *names],
         "rows": [
-            [
-                f"{r.get('split')}, {label(r)}",
-                str(r.get("step", "")),
-                *(fixed(float(v)) if isinstance(v := r["metrics"].get(n), (int, float)) else "–" for n in names),
-            ]
-            for r in run.evaluations
+            [f"{r.get('split')}, {label(r)}", count(r.get("step")), *(column[row] for column in columns)]
+            for row, r in enumerate(run.evaluations)
         ],
         "marked": next((index for index, record in enumerate(run.evaluations) if record is best), -1),
     }
@@ -295,6 +303,7 @@ def metric_table(run: RunRecords) -> dict[str, Any]:
 def label(record: Record) -> str:
     """`epoch 3`, or what the evaluation was called."""
     name = str(record.get("label", ""))
+    name = "best checkpoint" if name == "best" else name
     return f"epoch {int(name) + 1}" if name.isascii() and name.isdigit() else name
 
 
@@ -326,8 +335,7 @@ def answer_tables(found: Mapping[str, Any]) -> dict[str, Any]:
 
 def _accuracy(row: Mapping[str, Any]) -> tuple[str, str, str, str]:
     accuracy = finite(row.get("accuracy")) or 0.0
-    width = f"{min(max(accuracy, 0), 100):.0f}"
-    return str(row.get("name", "")), count(row.get("questions")), f"{accuracy:.2f}", width
+    return str(row.get("name", "")), count(row.get("questions")), f"{accuracy:.2f}", step_of(accuracy)
 
 
 def _confusion(confusion: Any) -> dict[str, Any]:
@@ -340,8 +348,14 @@ def _confusion(confusion: Any) -> dict[str, Any]:
     for name, row in counted.items():
         counts = [finite(row.get(column)) or 0.0 for column in columns]
         total = sum(counts) or 1.0
-        rows.append((name, [(f"{given:,.0f}" if given else "", f"{given / total:.0%}") for given in counts]))
+        cells = [(f"{n:,.0f}" if n else "", f"{n / total:.0%}", step_of(100 * n / total)) for n in counts]
+        rows.append((name, cells))
     return {"columns": columns, "rows": rows}
+
+
+def step_of(share: float) -> int:
+    """A share in percent as one of the widths that the style sheet has for a bar behind a figure."""
+    return 5 * round(min(max(share, 0.0), 100.0) / 5)
 
 
 def _objects(found: Mapping[str, Any], key: str) -> list[Mapping[str, Any]]:

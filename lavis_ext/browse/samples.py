@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import re
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from io import BytesIO
 from typing import Any
@@ -15,16 +15,17 @@ from PIL import Image
 from lavis_ext.browse.html import histogram, ranked_list
 from lavis_ext.browse.views import Item, SampleText, View, counted, first
 from lavis_ext.common.wording import shorten
-from lavis_ext.datasets.readers.decode import FORMATS, MAX_PIXELS
+from lavis_ext.datasets.readers.decode import FORMATS, MAX_PIXELS, without_texts
 from lavis_ext.datasets.readers.faults import SampleError
 
-EDGE_PIXELS = 360
+EDGE_PIXELS = 400
 QUALITY = 78
 MAX_TRUTHS = 4
 MAX_CHARACTERS = 400
 MAX_ROWS = 50_000
 MAX_SIZES = 300
 TOP = 20
+WORD = re.compile(r"[^\W\d_][\w'’-]*")
 _UNSHOWN = re.compile("[\0-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]")
 
 
@@ -38,6 +39,21 @@ class Shot:
     label: str = ""
     sources: list[str] = field(default_factory=list)
     lost: str = ""
+    files: tuple[str, ...] = ()
+    ids: tuple[str, ...] = ()
+    answers: tuple[str, ...] = ()
+    words: int = 0
+    marks: tuple[str, ...] = ()
+    """What a filter asks for: `missing`, `corrupt`, `duplicate`, `leak`, `textless`."""
+    drawn: list[str] = field(default_factory=list)
+    """The pictures as training draws them, as data URIs."""
+    large: str = ""
+    """Where a larger picture is, on a served page."""
+
+    @property
+    def alt(self) -> str:
+        """What stands for its picture where it is not seen."""
+        return self.said or " ".join(self.files) or f"sample {self.name}"
 
 
 @dataclass(frozen=True)
@@ -55,25 +71,42 @@ class Grid:
         return f"{len(self.shots):,} of {total:,} samples{how}{lost}."
 
 
-def sample_grid(view: View, wanted: int, seed: int | None) -> Grid:
-    """Read some samples of a split, evenly chosen or drawn by a seed."""
-    faults: Counter[str] = Counter()
-    return Grid([_shot(view, item, faults) for item in view.items(wanted, seed)], faults)
+def sample_grid(view: View, items: Sequence[Item], faults: Counter[str] | None = None) -> Grid:
+    """Samples with their pictures."""
+    counted: Counter[str] = Counter() if faults is None else faults
+    return Grid([shot_of(view, item, counted) for item in items], counted)
 
 
-def _shot(view: View, item: Item, faults: Counter[str]) -> Shot:
+def shot_of(view: View, item: Item, faults: Counter[str], augment: int | None = None) -> Shot:
+    """A sample with its pictures, also as training draws them by the seed `augment`; a fault is counted."""
     text: SampleText = item.text
     said, *others = text.texts or ("",)
     under = [*text.more, *first(others, MAX_TRUTHS), *counted(text.answers)]
     under += [f"choices: {', '.join(text.choices)}"] if text.choices else []
-    sources, lost = [], ""
+    sources, drawn, lost, edge = [], [], "", view.edge or EDGE_PIXELS
+    marks = [] if any(text.texts) else ["textless"]
     try:
-        edge = getattr(view, "edge", EDGE_PIXELS)
         sources = [thumbnail(pixels, edge) for pixels in view.pictures(item)]
+        drawn = [] if augment is None else [thumbnail(one, edge) for one in view.augmented(item.index, augment)]
     except SampleError as error:
         faults[error.reason] += 1
         lost = shorten(error.why, 120)
-    return Shot(item.name, printable(said), [printable(one) for one in under], printable(text.label), sources, lost)
+        marks.append("missing" if "missing" in error.reason else "corrupt")
+    words = [len(one.split()) for one in text.texts]
+    return Shot(
+        name=item.name,
+        said=printable(said),
+        under=[printable(one) for one in under],
+        label=printable(text.label),
+        sources=sources,
+        lost=lost,
+        files=tuple(printable(one) for one in item.files),
+        ids=tuple(printable(one) for one in item.ids),
+        answers=tuple(printable(one) for one in dict.fromkeys([*text.answers, *([text.label] if text.label else [])])),
+        words=round(sum(words) / len(words)) if words else 0,
+        marks=tuple(marks),
+        drawn=drawn,
+    )
 
 
 def printable(text: str) -> str:
@@ -83,11 +116,16 @@ def printable(text: str) -> str:
 
 def thumbnail(pixels: Any, edge: int = EDGE_PIXELS) -> str:
     """uint8 [H,W,3] → a small JPEG as a data URI, its longer edge at most `edge`."""
+    return f"data:image/jpeg;base64,{base64.b64encode(small_jpeg(pixels, edge)).decode('ascii')}"
+
+
+def small_jpeg(pixels: Any, edge: int) -> bytes:
+    """uint8 [H,W,3] → a JPEG, its longer edge at most `edge`."""
     image = Image.fromarray(pixels)
     image.thumbnail((edge, edge))
     buffer = BytesIO()
     image.save(buffer, "JPEG", quality=QUALITY)
-    return f"data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode('ascii')}"
+    return buffer.getvalue()
 
 
 @dataclass
@@ -104,6 +142,9 @@ class Survey:
     sizes: list[tuple[int, int]] = field(default_factory=list)
     sized: int = 0
     """Pictures of which the header was asked for."""
+    vocabulary: Counter[str] = field(default_factory=Counter)
+    textless: int = 0
+    """Rows without a text."""
 
 
 def survey(view: View, max_rows: int = MAX_ROWS, max_sizes: int = MAX_SIZES) -> Survey:
@@ -112,12 +153,23 @@ def survey(view: View, max_rows: int = MAX_ROWS, max_sizes: int = MAX_SIZES) -> 
     for text in view.survey(max_rows):
         found.rows += 1
         found.words += [len(one.split()) for one in text.texts]
+        found.vocabulary.update(word for one in text.texts for word in WORD.findall(one.lower()))
+        found.textless += not any(text.texts)
         found.answers.update(text.answers)
         found.labels.update([text.label] if text.label else [])
         found.kind = text.kind if text.texts else found.kind
-    items = view.items(max_sizes, None) if getattr(view, "pictured", True) else []
+    items = view.items(max_sizes, None) if view.pictured else []
     found.sized = len(items)
     found.sizes = [size for item in items if (size := size_of(view, item))]
+    return found
+
+
+def counted_answers(views: Iterable[View], most: int) -> Counter[str]:
+    """Answers and labels in at most `most` rows of each split."""
+    found: Counter[str] = Counter()
+    for view in views:
+        for text in view.survey(most):
+            found.update([*text.answers, *([text.label] if text.label else [])])
     return found
 
 
@@ -128,7 +180,7 @@ def size_of(view: View, item: Item) -> tuple[int, int] | None:
     except SampleError:
         return None
     try:
-        with Image.open(BytesIO(data), formats=FORMATS) as image:
+        with Image.open(BytesIO(without_texts(data)), formats=FORMATS) as image:
             width, height = image.size
     except Exception:  # decoders of damaged data raise whatever their libraries do; the grid counts them
         return None
@@ -143,6 +195,7 @@ def charts(surveys: Mapping[str, Survey]) -> list[str]:
     shapes = {split: [round(w / h, 2) for w, h in one.sizes] for split, one in surveys.items()}
     drawn = [
         histogram(f"Words in a {kind}", words, "words", whole=True),
+        _ranks("Words used most", sum((one.vocabulary for one in surveys.values()), Counter())),
         _ranks("Answers given most", sum((one.answers for one in surveys.values()), Counter())),
         _ranks("Labels", sum((one.labels for one in surveys.values()), Counter())),
         histogram("Longer side of a picture", longer, "pixels"),
@@ -154,6 +207,19 @@ def charts(surveys: Mapping[str, Survey]) -> list[str]:
 def _ranks(title: str, counts: Counter[str]) -> str:
     note = f"{len(counts):,} different" if len(counts) > TOP else ""
     return ranked_list(title, dict(counts.most_common(TOP)), counts.total(), note)
+
+
+def vocabulary_rows(surveys: Mapping[str, Survey]) -> list[list[str]]:
+    """For each split with texts: words, different ones, those used once, and the share that training never shows."""
+    rows = []
+    trained = next((one.vocabulary for split, one in surveys.items() if split.rpartition(" ")[2] == "train"), None)
+    for split, one in surveys.items():
+        if total := one.vocabulary.total():
+            once = sum(count == 1 for count in one.vocabulary.values())
+            new = None if trained is None else sum(n for word, n in one.vocabulary.items() if word not in trained)
+            unseen = "–" if new is None or one.vocabulary is trained else f"{new / total:.1%}"
+            rows.append([split, f"{total:,}", f"{len(one.vocabulary):,}", f"{once:,}", unseen, f"{one.textless:,}"])
+    return rows
 
 
 def scope_note(surveys: Mapping[str, Survey]) -> str:

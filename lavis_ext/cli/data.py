@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from fnmatch import fnmatchcase
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from lavis_ext.cli.verb import (
     REQUIRED,
@@ -14,6 +14,7 @@ from lavis_ext.cli.verb import (
     Options,
     Quiet,
     cache_root_of,
+    confirm,
     env_option,
     examples,
     fill,
@@ -24,6 +25,9 @@ from lavis_ext.cli.verb import (
 )
 from lavis_ext.common.errors import Problem, UsageError, nearest
 from lavis_ext.common.wording import columns, fitted, human, shorten
+
+if TYPE_CHECKING:
+    from lavis_ext.common.config.cards import Card
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,6 +92,8 @@ class Prepare(Quiet, Options):
     sas_file: str | None = flag(
         None, metavar="F", help="Azure tokens: a file that only you may read, or - for standard input"
     )
+    accept_licence: bool = flag(False, help="accept licences that are gated or non-commercial; it is remembered")
+    json: bool = False
 
 
 @examples("list", "list --installed", "list 'coco_*' vqa", "list --json")
@@ -119,6 +125,7 @@ def list_datasets(args: List) -> Answer:
                 "bytes": sum(a.size or 0 for a in artifacts),
                 "on_disk": bytes_on_disk(root, artifacts),
                 "licence": card.licence,
+                "terms": card.terms,
             }
         )
     here = [row for row in rows if row["state"] != "missing"]
@@ -188,7 +195,9 @@ def show(args: Show) -> Answer:
     cards = load_cards()
     card, datasets = cards.resolve(args.name)
     root, origin = cache_root_origin(env_option(args))
-    lines = [card.title or card.family, card.homepage, f"licence: {card.licence or 'not stated'}", ""]
+    lines = [card.title or card.family, card.homepage, f"licence: {card.licence or 'not stated'}"]
+    lines += [f"terms: {card.terms}; `prepare` wants them accepted"] if card.terms != "open" else []
+    lines.append("")
     for dataset in datasets:
         files = cards.artifacts_of(dataset)
         lines += [f"{dataset.name} (type {dataset.type}, shape {dataset.builder})", f"  from {card.path}"]
@@ -238,12 +247,32 @@ def prepare(args: Prepare) -> Answer:
     made = plan(names, options)
     if args.dry_run:
         report = execute_plan(made)
-        return Answer([*made.table().splitlines(), report.line()], [report.as_dict()], report.exit_code)
+        asked = [f"{card.family}, {card.terms}: {card.licence}" for card in made.restricted]
+        errors = [str(error) for error in report.errors]
+        return Answer(
+            [*made.table().splitlines(), *asked, *errors, report.line()], [report.as_dict()], report.exit_code
+        )
     if not args.quiet:
         to_stderr(made.table())
+    if made.restricted:
+        accept_licences(made.restricted, args.accept_licence, asking=not args.json)
     with progress_of(args) as progress:
         report = execute_plan(made, progress)
     return Answer(report.lines(), [report.as_dict()], report.exit_code)
+
+
+def accept_licences(restricted: Sequence[Card], given: bool, asking: bool) -> None:
+    """Have the licences of some cards accepted: by flag, or by the person at the terminal; raises AccessError."""
+    from lavis_ext.prepare.licences import file_of_accepted, refused, remember, waiting
+
+    if not (cards := waiting(restricted)):
+        return
+    for card in cards:
+        to_stderr(f"{card.title or card.family} ({card.terms}): {card.licence}; {card.homepage}")
+    if not (given or (asking and confirm("do you accept?"))):
+        raise refused(cards)
+    remember(cards)
+    to_stderr(f"accepted: {', '.join(card.family for card in cards)}; remembered in {file_of_accepted()}")
 
 
 @examples("status", "status coco_caption nocaps")

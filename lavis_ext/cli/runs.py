@@ -3,28 +3,23 @@
 from __future__ import annotations
 
 import json
-import math
 import os
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from lavis_ext.browse.run_report import AGGREGATE, Record, RunRecords, duration, finite, headline, number, read_run
+from lavis_ext.browse.run_report import Record, duration
+from lavis_ext.browse.runs_page import RunSummary, list_runs, short
 from lavis_ext.cli.chat import find_weights, read_setup
 from lavis_ext.cli.verb import REQUIRED, Answer, Options, cache_root_of, examples, flag, to_stderr, to_stdout
-from lavis_ext.common.config.yamlio import read_value
-from lavis_ext.common.errors import ConfigError, UsageError
+from lavis_ext.common.errors import PartialError, UsageError
 from lavis_ext.common.files import expanded
 from lavis_ext.common.wording import columns, shorten
 
 if TYPE_CHECKING:
     from lavis_ext.common.config.schema import Config, ModelConfig
 
-RUN_FILES = ("log.jsonl", "run.json")
-"""A folder that holds one of these is the folder of a run."""
-ALWAYS_DIFFERENT = ("run.job_id", "run.output_dir", "cache_root")
-"""Settings that differ between any two runs, and are left out of the comparison."""
 WIDTH = 60
 
 
@@ -104,29 +99,45 @@ def _known_of(config: Config) -> dict[str, Any]:
 class Browse(Options):
     """Flags of `browse`."""
 
-    target: str = flag(
+    target: tuple[str, ...] = flag(
         REQUIRED,
         positional=True,
-        metavar="NAME|RUN_DIR|STORE",
-        help="a data set, a family, the folder of a run, or a feature store",
+        nargs="+",
+        metavar="NAME|PATH|RUN_DIR|STORE",
+        help="data sets, families, your own data (a file or folder); runs, or a folder of runs; a feature store",
     )
-    out: Path | None = flag(None, metavar="FILE.html", help="default: NAME.html here, or report.html of the run")
+    out: Path | None = flag(
+        None, metavar="FILE.html", help="default: NAME.html or runs.html here, or report.html of the run"
+    )
     seed: int | None = flag(
         None, metavar="N", help="draw the samples shown by this number, instead of taking them evenly"
     )
     images: Path | None = flag(None, metavar="DIR", help="where the pictures of a feature store are (default: COCO's)")
-    serve: bool = flag(False, help="show it at an address of this machine until Ctrl-C")
+    serve: bool = flag(False, help="show all of it at an address of this machine until Ctrl-C; runs as they go on")
+    port: int | None = flag(None, metavar="N", help="the port of --serve (default: any free one)")
 
 
-@examples("browse coco_caption", "browse output/my-run --serve", "browse oscar.store --out regions.html")
+@examples("browse coco_caption --serve", "browse output/run-1 output/run-2", "browse oscar.store --out regions.html")
 def browse(args: Browse) -> Answer:
-    """Write the HTML page of a run, a data set or a feature store; --serve shows it on loopback until Ctrl-C."""
-    from lavis_ext.browse import serve_page, write_page
+    """Write the HTML page of data sets, runs or a feature store; --serve shows all of it on loopback until Ctrl-C.
 
-    page = write_page(args.target, args.out, cache_root_of(args), args.seed, args.images)
+    With exit code 8 where a split that is declared is not on the page.
+    """
+    from lavis_ext.browse import find_pages
+    from lavis_ext.browse.serve import PageApp, serve
+
+    if args.port is not None and not args.serve:
+        raise UsageError("--port", "is the port of --serve", "give both, or none")
+    pages = find_pages(args.target, cache_root_of(args), args.seed, args.images)
+    app = pages.app() if args.serve and args.out is None else None
+    if app is not None:
+        serve(app, to_stderr, args.port or 0)
+    page, absent = pages.write(args.out)
     if args.serve:
-        serve_page(page, to_stderr)
-    return Answer([f"report: {page}"], [{"report": str(page)}])
+        serve(PageApp(page), to_stderr, args.port or 0)
+    lines = [*(f"not on the page: {line}" for line in absent), f"report: {page}"]
+    row = {"report": str(page), **({"absent": absent} if absent else {})}
+    return Answer(lines, [row], PartialError.exit_code if absent else 0)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -197,105 +208,6 @@ def runs(args: Runs) -> Answer:
     return Answer(run_lines(found, args.against), [run.as_dict() for run in found])
 
 
-@dataclass(frozen=True)
-class RunSummary:
-    """One run: `best` is the headline metric of its best evaluation; `differs` maps a setting to (before, here)."""
-
-    folder: str
-    state: str
-    metric: str = ""
-    best: float | None = None
-    split: str = ""
-    step: int = 0
-    loss: float | None = None
-    seconds: float | None = None
-    started: str = ""
-    error: str = ""
-    settings: dict[str, Any] = field(default_factory=dict)
-    differs: dict[str, tuple[Any, Any]] = field(default_factory=dict)
-
-    def as_dict(self) -> dict[str, Any]:
-        """For a program: all of it but the full configuration."""
-        return {key: value for key, value in asdict(self).items() if key != "settings"}
-
-
-def find_runs(root: Path) -> list[Path]:
-    """The folders of runs at or below `root`, sorted; raises UsageError if it is no folder."""
-    if not root.is_dir():
-        raise UsageError(str(root), "is not a folder", "name the output folder of runs (run.output_dir)")
-    return sorted({file.parent for name in RUN_FILES for file in root.rglob(name)})
-
-
-def list_runs(root: Path, against: str = "previous") -> list[RunSummary]:
-    """The runs by their start, each with its difference to the `previous` or the `first` one."""
-    found = sorted((summarise(folder, root) for folder in find_runs(root)), key=lambda run: (run.started, run.folder))
-    runs: list[RunSummary] = []
-    for run in found:
-        base = (runs[0] if against == "first" else runs[-1]).settings if runs else run.settings
-        runs.append(RunSummary(**{**vars(run), "differs": difference(base, run.settings)}))
-    return runs
-
-
-def summarise(folder: Path, root: Path) -> RunSummary:
-    """One run from the files of its folder; torn or missing files leave blanks."""
-    records = read_run(folder)
-    facts = records.facts
-    best = best_of(records)
-    metric, value = headline(best["metrics"]) if best else ("", math.nan)
-    last: Record = records.steps[-1] if records.steps else {}
-    steps = [record.get("step") for record in (*records.steps, *records.evaluations)]
-    return RunSummary(
-        folder=folder.relative_to(root).as_posix(),
-        state=str(facts.get("status", "unknown")),
-        metric=metric,
-        best=finite(value),
-        split=str(best.get("split", "")),
-        step=max((step for step in steps if isinstance(step, int)), default=0),
-        loss=finite(last.get("loss")),
-        seconds=finite(facts.get("seconds")),
-        started=str(facts.get("started", "")),
-        error=str(facts.get("error") or ""),
-        settings=flat(parsed(records.config)),
-    )
-
-
-def best_of(records: RunRecords) -> Record:
-    """The evaluation that the run recorded as best, else that with the highest aggregate, else the last; {} if none."""
-    wanted = records.best.get("split"), records.best.get("step")
-    evaluations = records.evaluations
-    chosen = [r for r in evaluations if records.best and (r.get("split"), r.get("step")) == wanted]
-    if chosen:
-        return chosen[0]
-    if scored := [r for r in evaluations if finite(r["metrics"].get(AGGREGATE)) is not None]:
-        return max(scored, key=lambda r: number(r["metrics"][AGGREGATE]))
-    return evaluations[-1] if evaluations else {}
-
-
-def parsed(text: str) -> Mapping[str, Any]:
-    """A configuration; {} where it is torn."""
-    try:
-        tree = read_value(text, "config.yaml")
-    except ConfigError:
-        return {}
-    return tree if isinstance(tree, Mapping) else {}
-
-
-def flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """`{"run": {"seed": 1}}` → `{"run.seed": 1}`; lists stay whole."""
-    found: dict[str, Any] = {}
-    for key, value in tree.items():
-        name = f"{prefix}{key}"
-        found |= flat(value, f"{name}.") if isinstance(value, Mapping) and value else {name: value}
-    return found
-
-
-def difference(before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
-    """Settings that are not the same, by name; None for a setting that is not there."""
-    names = sorted(name for name in {*before, *after} if name not in ALWAYS_DIFFERENT)
-    pairs = {name: (before.get(name), after.get(name)) for name in names}
-    return {name: pair for name, pair in pairs.items() if pair[0] != pair[1]}
-
-
 def run_lines(runs: Sequence[RunSummary], against: str = "previous") -> list[str]:
     """A table of the runs, and below it what each changed against the `previous` or the `first`."""
     if not runs:
@@ -304,7 +216,7 @@ def run_lines(runs: Sequence[RunSummary], against: str = "previous") -> list[str
     lines = columns([head, *map(_cells, runs)])
     for run in runs:
         more = [f"  {shorten(run.error, 2 * WIDTH)}"] if run.error else []
-        more += [f"  {name}: {_short(a)} → {_short(b)}" for name, (a, b) in run.differs.items()]
+        more += [f"  {name}: {short(a)} → {short(b)}" for name, (a, b) in run.differs.items()]
         if more:
             lines += ["", f"{run.folder}, against the {against}" if run.differs else run.folder, *more]
     return lines
@@ -315,7 +227,3 @@ def _cells(run: RunSummary) -> list[str]:
     loss = f"{run.loss:.4g}" if run.loss is not None else "–"
     took = duration(run.seconds) if run.seconds is not None else "–"
     return [run.folder, run.state, best, run.split or "–", str(run.step), loss, took, run.started or "–"]
-
-
-def _short(value: Any) -> str:
-    return "(not set)" if value is None else shorten(str(value), WIDTH)

@@ -32,6 +32,7 @@ class Check:
 def check(args: Check) -> Answer:
     """Every mistake of YAML files, or of all below folders, at once; exit code 3 if there is any."""
     from lavis_ext.common.config.check import check_file
+    from lavis_ext.datasets.own import data_problems
 
     files: list[Path] = []
     for path in map(Path, args.paths):
@@ -41,7 +42,11 @@ def check(args: Check) -> Answer:
         files += yaml_files(path) if path.is_dir() else [path]
     if not files:
         raise UsageError(" ".join(args.paths), "holds no YAML", "name YAML files, or folders that hold some")
-    found: list[Problem] = [problem for file in files for problem in check_file(file)]
+    found: list[Problem] = []
+    for file in files:
+        # the data is looked at once the YAML can be read
+        problems = check_file(file) or data_problems(file)
+        found += [problem for problem in problems if problem not in found]
     lines = [*map(str, found), f"{len(files)} files, {len(found)} problems"]
     return Answer(lines, [asdict(p) for p in found], 3 if found else 0)
 

@@ -188,6 +188,15 @@ def to_stderr(line: str) -> None:
         sys.stderr.flush()
 
 
+def confirm(question: str) -> bool | None:
+    """Ask the person at the terminal; None where there is none to ask."""
+    if not (sys.stdin.isatty() and sys.stderr.isatty()):
+        return None
+    sys.stderr.write(f"{question} [y/N] ")
+    sys.stderr.flush()
+    return sys.stdin.readline().strip().lower() in ("y", "yes")
+
+
 def to_stdout(line: str) -> None:
     """Write one line of the answer at once; raises DiskError where standard output takes nothing (closed, full)."""
     try:
@@ -469,7 +478,7 @@ def _run(verbs: Mapping[str, Verb], words: list[str], as_json: bool) -> int:
     if arguments.verb is None:
         parser.print_help()
         return 0
-    with _configs_first(arguments.configs):
+    with configs_first(arguments.configs or folder_beside(arguments)):
         for file in arguments.plugin:
             load_plugin_file(Path(file), f"--plugin {file}")
         answer = verbs[arguments.verb].call(arguments)
@@ -488,8 +497,17 @@ def _action_first(verbs: Mapping[str, Verb], words: list[str]) -> list[str]:
     return words if place is None else [words[0], words[place], *words[1:place], *words[place + 1 :]]
 
 
+def folder_beside(arguments: Namespace) -> str | None:
+    """The folder of YAML in which a run file lies, or which is checked: it is searched without being named again."""
+    for name in (getattr(arguments, "cfg_path", None), *(getattr(arguments, "paths", None) or ())):
+        folder = None if name is None else Path(name) if os.path.isdir(name) else Path(name).parent  # noqa: PTH112
+        if folder is not None and next(folder.glob("datasets/*/defaults.yaml"), None) is not None:
+            return str(folder)
+    return None
+
+
 @contextmanager
-def _configs_first(folder: str | None) -> Iterator[None]:
+def configs_first(folder: str | None) -> Iterator[None]:
     """Search a folder of YAML before all others, in this process and in those that it starts."""
     if folder and not Path(folder).is_dir():
         raise UsageError(

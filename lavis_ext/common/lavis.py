@@ -40,7 +40,8 @@ OUTSIDE: dict[str, dict[str, str]] = {
         "sound and videos": r"audio_video_discrn|avsd_(mm_)?dialogue(_instruct)?|musicavqa_mm(_instruct)?|"
         r"valor_mm_caption(_instruct)?",
         "point clouds": r"image_pc_discrn|modelnet40_cls|(objaverse|shapenet)_mm_(caption|qa)(_instruct)?",
-        "videos": r"(charade|coin|msrvtt|msvd|vatex|violin|vlep|webvid2m|youcook)_(caption|entailment|qa)(_instruct)?|"
+        "videos": r"(charade|coin|msrvtt|msvd|vatex|violin|vlep|webvid2m|youcook)_"
+        r"(cap|caption|entailment|qa)(_instruct)?|"
         r"(didemo|msrvtt)_retrieval|yt8m_mm_dialogue",
         "dialogues": r"llava150k_dialogue_instruct|visdial(_instruct)?",
         "BLIP-Diffusion": "blip_diffusion_finetune",

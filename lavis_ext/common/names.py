@@ -73,6 +73,9 @@ NAMES: Mapping[str, Mapping[str, Home]] = {
     "processor": {
         **_in("lavis_ext.processors.text", "lavis_ext.processors.text", blip_caption="BlipCaption"),
         **_in("lavis_ext.processors.text", "lavis_ext.processors.text", blip_question="BlipQuestion"),
+        **_in(
+            "lavis_ext.processors.instructions", "lavis_ext.processors.instructions", blip_instruction="BlipInstruction"
+        ),
         **_in("lavis_ext.processors.image", PICTURES, blip2_image_train="Blip2TrainKeys"),
         **_in("lavis_ext.processors.image", PICTURES, blip_image_train="BlipTrainKeys"),
         **_in("lavis_ext.processors.image", PICTURES, blip_image_eval="BlipEvalKeys"),

@@ -53,8 +53,8 @@ def stack_images(key: str, values: list[Any]) -> dict[str, Any]:
 
 
 def long_or_list(key: str, values: list[Any]) -> dict[str, Any]:
-    """Integers as int64 [B], anything else as a list."""
-    if all(type(value) is int for value in values):
+    """Integers as int64 [B], anything else as a list; so are numbers beyond 64 bits."""
+    if all(type(value) is int and -(2**63) <= value < 2**63 for value in values):
         return {key: torch.tensor(values, dtype=torch.int64)}
     return {key: values}
 

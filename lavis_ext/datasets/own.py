@@ -7,22 +7,27 @@ import os
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from difflib import get_close_matches
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from lavis_ext.common.config.decode import ConfigDecoder
+from lavis_ext.common.config.decode import ConfigDecoder, read_sections
 from lavis_ext.common.config.schema import DatasetConfig
-from lavis_ext.common.errors import UsageError, nearest
+from lavis_ext.common.errors import LavisExtError, Problem, UsageError, nearest
 from lavis_ext.common.files import expanded, read_errors
 from lavis_ext.common.registry import builders
 from lavis_ext.common.types import Dataset
+from lavis_ext.datasets.builders.base_dataset_builder import build_datasets
+from lavis_ext.datasets.builders.context import BuildContext, annotation_paths, column_problems, with_storage_root
 from lavis_ext.datasets.readers.annotations import Annotations
 from lavis_ext.datasets.readers.columns import LOOKED_AT, Row, find_column
-from lavis_ext.datasets.readers.folders import split_named
+from lavis_ext.datasets.readers.folders import SPLITS, split_named
+from lavis_ext.datasets.readers.images import ImageStore
 from lavis_ext.datasets.readers.packed import arrow_files
-from lavis_ext.datasets.readers.parse import RowOptions, sort_files
+from lavis_ext.datasets.readers.parse import RowOptions, kind_of, row_options, sort_files
 from lavis_ext.datasets.readers.tables import PICTURE, TABLES, kind_of_name, open_head, sign_of
+from lavis_ext.prepare.samples import image_names
 
 log = logging.getLogger(__name__)
 ROWS = (".json", ".jsonl", ".ndjson", ".csv", ".tsv", ".parquet", ".arrow", ".token")
@@ -30,8 +35,9 @@ TARS = (".tar", ".tar.gz", ".tgz")
 DEPTH, MOST = 3, 20_000
 """How deep and among how many entries a folder is searched for files of rows."""
 NOT_ROWS = re.compile(
-    r"dataset_infos?|state|dataset_dict|config|package|licen[cs]e|readme|requirements|_stats|manifest"
+    r"cache-|dataset_infos?|state|dataset_dict|config|package|licen[cs]e|readme|requirements|_stats|manifest"
 )
+UNREAD = {".heic", ".heif", ".avif", ".tif", ".tiff", ".svg", ".raw", ".cr2", ".nef", ".dng"}
 QUESTION = "What is this?"
 """What is asked about pictures that only have a class: the class is the answer, so that accuracy is measured."""
 
@@ -46,11 +52,19 @@ class Guess:
     sentences: tuple[str, ...]
     task: str
     """The task that trains on it."""
+    rows: int | None = None
+    """How many rows the first split has; None for shards, which are not counted."""
 
     @property
     def name(self) -> str:
         """What it is called."""
         return self.config.name
+
+    @property
+    def otherwise(self) -> str:
+        """How to say it where a guess is wrong."""
+        keys = "{question_key: …, answer_key: …}" if self.task == "vqa" else "{image_key: …, caption_key: …}"
+        return f"if that is wrong: `lavis-ext new NAME PATH` writes it as a YAML, where `args: {keys}` says it"
 
 
 def guess(path: str | Path, name: str | None = None) -> Guess:
@@ -59,34 +73,36 @@ def guess(path: str | Path, name: str | None = None) -> Guess:
     Raises UsageError for a path that is not there or holds nothing of the kind, IntegrityError for files of it that
     cannot be read.
     """
-    place = expanded(path).absolute()
-    with read_errors(place):
-        if not place.exists():
-            place = _cached(str(path), place)
+    place = place_of(path)
+    if place is None:
+        beside = expanded(path).absolute().parent
+        names = sorted(one.name for one in beside.iterdir())[:200] if beside.is_dir() else []
+        what = "no such file or folder, and no data set of that name in the cache of `datasets`"
+        raise UsageError(str(path), what, nearest(expanded(path).name, names))
     found = _look(place)
     if found is None:
         what = "holds no pictures, no rows of a known form and no shards"
+        kinds = {one.suffix.lower() for one in islice(_below(place), MOST)} & UNREAD if place.is_dir() else set()
+        if kinds:
+            what = f"holds pictures that are not read here: {', '.join(sorted(kinds))}"
+            raise UsageError(str(path), what, "save them as JPEG or PNG")
         raise UsageError(str(path), what, "docs/own-data.md lists the forms; or write a YAML for it")
     chosen = name or re.sub(r"[^A-Za-z0-9_]+", "_", place.name.partition(".")[0]).strip("_").lower() or "mine"
-    section, sentences = found
+    section, sentences, count = found
     decoder = ConfigDecoder()
     config = decoder.build(DatasetConfig, {"name": chosen, "family": chosen, **section}, f"datasets.{chosen}")
     decoder.close()
     assert config is not None
-    task = {"vqa": "vqa", "conversation": "instruct", "image_text_retrieval": "retrieval"}.get(
-        config.builder, "captioning"
-    )
-    return Guess(config, section, tuple(sentences), task)
+    task = "vqa" if config.builder == "vqa" else "captioning"
+    return Guess(config, section, tuple(sentences), task, count)
 
 
 def load_own(path: str | Path, vis_path: str | Path | None = None) -> dict[str, Dataset]:
     """The data sets of a path by split, after what was guessed is logged; pictures are PIL images and texts raw."""
     from lavis_ext.common.config.resolve import cache_root
-    from lavis_ext.datasets.builders.base_dataset_builder import build_datasets
-    from lavis_ext.datasets.builders.context import BuildContext
 
     found = guess(path)
-    for sentence in found.sentences:
+    for sentence in (*found.sentences, found.otherwise):
         log.info("%s: %s", path, sentence)
     config = found.config
     if vis_path is not None:
@@ -95,24 +111,27 @@ def load_own(path: str | Path, vis_path: str | Path | None = None) -> dict[str, 
     return build_datasets(config, BuildContext(cache_root()))
 
 
-def _cached(name: str, place: Path) -> Path:
-    """The folder of a data set in the local cache of `datasets` or of the hub; raises UsageError for none."""
+def place_of(path: str | Path) -> Path | None:
+    """Where a path is, or the data set of that name in the local cache of `datasets` or of the hub; None for neither.
+
+    Raises DiskError for what may not be looked at.
+    """
+    place, name = expanded(path).absolute(), str(path)
+    with read_errors(place):
+        if place.exists():
+            return place
+    if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name):
+        return None
     home = expanded(os.environ.get("HF_HOME") or "~/.cache/huggingface")
-    arrows = expanded(os.environ.get("HF_DATASETS_CACHE") or home / "datasets")
+    arrows = expanded(os.environ.get("HF_DATASETS_CACHE") or home / "datasets") / name.replace("/", "___")
     hub = expanded(os.environ.get("HF_HUB_CACHE") or home / "hub")
-    if re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name):
-        made = arrows / name.replace("/", "___")
-        versions = sorted({file.parent for file in made.glob("**/*.arrow")}, key=lambda one: one.stat().st_mtime_ns)
-        fetched = sorted((hub / f"datasets--{name.replace('/', '--')}" / "snapshots").glob("*"))
-        if versions or fetched:
-            return (versions or fetched)[-1]
-    beside = sorted(one.name for one in place.parent.iterdir()) if place.parent.is_dir() else []
-    raise UsageError(
-        name, "no such file, folder, or data set in the cache of `datasets`", nearest(place.name, beside[:200])
-    )
+    made = {file.parent for file in arrows.glob("**/*.arrow") if not file.name.startswith("cache-")}
+    fetched = set((hub / f"datasets--{name.replace('/', '--')}" / "snapshots").glob("*"))
+    return max(made or fetched, key=lambda one: one.stat().st_mtime_ns, default=None)
 
 
-Found = tuple[dict[str, Any], list[str]]
+Found = tuple[dict[str, Any], list[str], int | None]
+"""A declaration, what is to be said of it, and how many rows there are."""
 
 
 def _look(place: Path) -> Found | None:
@@ -120,7 +139,7 @@ def _look(place: Path) -> Found | None:
     if place.is_file():
         if place.name.lower().endswith(TARS):
             return _shards([place], place)
-        return _of_files({"train": [place]}, place.parent, [])
+        return _of_files({"train": [place]}, place.parent, []) if kind_of_name(place) in (*ROWS, ".txt") else None
     if (place / "dataset_dict.json").is_file():
         parts = {split_named(one.name) or one.name: [one] for one in sorted(place.iterdir()) if arrow_files(one)}
         return _of_files(parts, place, ["folders of `datasets.save_to_disk`"]) if parts else None
@@ -132,10 +151,14 @@ def _look(place: Path) -> Found | None:
     pictures = [path for path in entries if PICTURE.search(path.name)]
     beside = {path.with_suffix("") for path in pictures}
     files = [path for path in entries if _may_hold_rows(path) and path.with_suffix("") not in beside]
+    files = [path for path in files if not PICTURE.search(path.stem)]  # `x.jpg.json`, what a camera's cloud says of x
     if files:
         files, notes = _chosen(files)
-        found = _of_files(_by_split(files), place, notes)
-        if found:
+        chosen: dict[str, list[Path]] = {}
+        for split, some in _by_split(files, place).items():
+            chosen[split], left = _alike(some)
+            notes += [f"left out beside {chosen[split][0].name}: {', '.join(one.name for one in left)}"] if left else []
+        if found := _of_files(chosen, place, notes):
             return found
     return _folder(place, pictures) if pictures else None
 
@@ -167,10 +190,11 @@ def _may_hold_rows(path: Path) -> bool:
     )
 
 
-def _words(path: Path) -> list[str]:
-    """The words of a file's name and of its folder's, small: `captions_train2017.json` → captions, train."""
+def _words(path: Path, place: Path | None = None) -> list[str]:
+    """The words of a file's name and of its folder's below `place`: captions, train of `captions_train2017.json`."""
     words = re.findall(r"[a-z]+", path.name.lower().partition(".")[0])
-    return [*words, *re.findall(r"[a-z]+", path.parent.name.lower())]
+    inside = place is not None and path.parent != place
+    return [*words, *(re.findall(r"[a-z]+", path.parent.name.lower()) if inside else ())]
 
 
 def _chosen(files: list[Path]) -> tuple[list[Path], list[str]]:
@@ -187,13 +211,29 @@ def _chosen(files: list[Path]) -> tuple[list[Path], list[str]]:
     return files, []
 
 
-def _by_split(files: Iterable[Path]) -> dict[str, list[Path]]:
+def _by_split(files: Iterable[Path], place: Path) -> dict[str, list[Path]]:
     """The files by the split that their name says, else their folder's; `train` for those that say none."""
     found: dict[str, list[Path]] = {}
     for path in files:
-        split = next((split for word in _words(path) if (split := split_named(word))), "train")
+        split = next((split for word in _words(path, place) if (split := split_named(word))), "train")
         found.setdefault(split, []).append(path)
     return {split: found[split] for split in ("train", "val", "test") if split in found}
+
+
+def _alike(files: Sequence[Path]) -> tuple[list[Path], list[Path]]:
+    """Files of one split that go together, as official questions and answers, or parts by number; and the others."""
+    official = [path for path in files if kind_of(path) in ("questions", "answers")]
+    if official and len({kind_of(path) for path in official}) == 2:
+        return official, [path for path in files if path not in official]
+    groups: dict[tuple[str, str], list[Path]] = {}
+    for path in files:
+        groups.setdefault((path.suffix, re.sub(r"[\d_-]+", "", path.name)), []).append(path)
+    first = max(groups.values(), key=lambda some: (bool(TELLING & set(_words(some[0]))), len(some)))
+    return first, [path for path in files if path not in first]
+
+
+TELLING = {"metadata", "captions", "caption", "annotations", "train", "val", "test", "labels", "data", "dataset"}
+"""Words in the names of files that hold rows."""
 
 
 def _shards(tars: Sequence[Path], place: Path) -> Found:
@@ -202,16 +242,15 @@ def _shards(tars: Sequence[Path], place: Path) -> Found:
 
     kinds = kinds_in(tars[0])
     args = {"caption_key": ".txt"} if "json" not in kinds else {}
-    storage = str(place) if place.is_file() else str(tars[0].parent)
+    folders = list(dict.fromkeys(str(path.parent) for path in tars))
+    storage = str(place) if place.is_file() else folders[0] if len(folders) == 1 else folders
     said = f"{len(tars)} tar{'s' if len(tars) > 1 else ''} of samples, read as a stream: the shape `image_text_shards`"
     text = "its `.txt`" if args else "`caption` of its `.json`"
-    return {"builder": "image_text_shards", "build_info": {"storage": storage}, "args": args}, [
-        said,
-        f"the caption of a sample is {text} (otherwise: `args: {{caption_key: …}}`)",
-    ]
+    told = [said, f"the caption of a sample is {text} (otherwise: `args: {{caption_key: …}}`)"]
+    return {"builder": "image_text_shards", "build_info": {"storage": storage}, "args": args}, told, None
 
 
-def _folder(place: Path, pictures: Sequence[Path]) -> Found:
+def _folder(place: Path, pictures: Sequence[Path]) -> Found | None:
     """A folder of pictures without a file of rows, or folders of pictures by split."""
     splits = {
         split: place / name
@@ -222,14 +261,15 @@ def _folder(place: Path, pictures: Sequence[Path]) -> Found:
         path.relative_to(place).parts[0] in {one.name for one in splits.values()} for path in pictures
     )
     parts = {split: [splits[split]] for split in ("train", "val", "test") if split in splits} if whole else {}
-    return _of_files(parts or {"train": [place]}, place, []) or ({}, [])
+    return _of_files(parts or {"train": [place]}, place, [])
 
 
 def _of_files(parts: Mapping[str, list[Path]], place: Path, notes: list[str]) -> Found | None:
     """Files or folders of rows by split: shape, columns and the folder of pictures are seen in the first split."""
     first = next(iter(parts.values()))
     delimiter = _sign(first[0])
-    rows, known = _some_rows(first, place, delimiter)
+    table = Annotations(sort_files(first, RowOptions(base=place, delimiter=delimiter)).rows)
+    rows, known, count = table[:LOOKED_AT], table.keys(), len(table)
     if not rows:
         return None
     shape, args, said = _shape(rows, known)
@@ -242,20 +282,35 @@ def _of_files(parts: Mapping[str, list[Path]], place: Path, notes: list[str]) ->
         args["image_pattern"] = pattern
     key = find_column("split_key", rows)
     if len(parts) == 1 and key and {split_named(str(row.get(key))) for row in rows} - {None}:
-        values = _values(first, place, delimiter, key)
+        values = {split_named(str(value)) for value in table.column(key)}
         parts = {split: first for split in ("train", "val", "test") if split in values}
         args["split_key"] = key
         notes = [*notes, f"`{key}` says to which split a row belongs: {', '.join(parts)}"]
     if shape == "image_caption" and "caption_key" not in args and "caption" not in known:
         parts = {"test": first} if list(parts) == ["train"] else parts
-    listed = {split: {"storage": [str(one) for one in some]} for split, some in parts.items()}
+    paths = {split: [str(one) for one in some] for split, some in parts.items()}
+    listed = {split: {"storage": some[0] if len(some) == 1 else some} for split, some in paths.items()}
     section = {
         "builder": shape,
         "build_info": {"annotations": listed, "images": {"storage": str(images)}},
         "args": args,
     }
     kinds = ", ".join(f"{split}: {', '.join(one.name for one in some)}" for split, some in parts.items())
-    return section, [*notes, f"rows of {kinds}", *said, f"the pictures lie below {images}{found.get('note', '')}"]
+    told = [*notes, f"rows of {kinds}", *said, f"the pictures lie below {images}{found.get('note', '')}"]
+    read = {
+        "image",
+        "caption",
+        "question",
+        "answer",
+        "image_id",
+        "question_id",
+        "split",
+        "conversations",
+        *map(str, args.values()),
+    }
+    if rest := [f"`{name}`" for name in known if name not in read]:
+        told.append(f"not read: {', '.join(rest[:12])}{' …' if len(rest) > 12 else ''}")
+    return section, told, count
 
 
 def _sign(path: Path) -> str | None:
@@ -268,30 +323,17 @@ def _sign(path: Path) -> str | None:
     return sign if sign and usual not in head and kind_of_name(path) != ".txt" else None
 
 
-def _some_rows(files: Sequence[Path], base: Path, delimiter: str | None) -> tuple[list[Row], list[str]]:
-    """The first rows of some files, and the keys of all."""
-    rows = Annotations(sort_files(files, RowOptions(base=base, delimiter=delimiter)).rows)
-    return rows[:LOOKED_AT], rows.keys()
-
-
-def _values(files: Sequence[Path], base: Path, delimiter: str | None, key: str) -> set[str]:
-    rows = Annotations(sort_files(files, RowOptions(base=base, delimiter=delimiter)).rows)
-    return {split_named(str(value)) or str(value) for value in rows.column(key)}
-
-
 def _shape(rows: Sequence[Row], known: Sequence[str]) -> tuple[str, dict[str, Any], list[str]]:
     """The shape that rows have, its arguments where they differ from the usual, and what to say of it."""
     image = find_column("image_key", rows)
     args: dict[str, Any] = {} if image in (None, "image") else {"image_key": image}
     said = [f"the picture is `{image}`"] if image else []
     if "conversations" in known:
-        shape = "conversation" if "conversation" in builders else "vqa"
-        how = (
-            "conversations in LLaVA's form"
-            if shape == "conversation"
-            else "conversations, a question and answer a turn"
-        )
-        return shape, args, [*said, f"{how}: the shape `{shape}`"]
+        named = [row.get(image or "image") for row in rows]
+        several = sum(isinstance(one, list) and len(one) > 1 for one in named)
+        said.append("conversations, a question and an answer a turn: the shape `vqa`")
+        said += [f"{several} of the first {len(rows)} have several pictures: the first is read"] if several else []
+        return "vqa", args, said
     used = [image] if image else []
     question = find_column("question_key", rows, used)
     answer = find_column("answer_key", rows, [*used, question or ""])
@@ -311,14 +353,16 @@ def _shape(rows: Sequence[Row], known: Sequence[str]) -> tuple[str, dict[str, An
         said.append(f"`{label}` is its class, the answer to '{QUESTION}': the shape `vqa`")
         return "vqa", args, said
     if image or "image_id" in known:
-        return (
-            "image_caption",
-            args,
-            [*said, "there are no captions: it can be looked at and described, not trained on"],
-        )
+        said += [
+            "there are no captions: it can be looked at and described",
+            "to train on it, write `x.txt` beside `x.jpg`",
+        ]
+        return "image_caption", args, said
     return "", {}, []
 
 
+READ = ("image", "caption", "question", "answer", "image_id", "question_id", "split", "conversations", "id")
+"""Columns that are read without being named."""
 PLACES = ("images", "image", "img", "imgs", "photos", "pictures", "pics", "data", "files")
 
 
@@ -333,7 +377,8 @@ def _images(rows: Sequence[Row], args: Mapping[str, Any], file: Path, place: Pat
         patterns = ["{image_id}.jpg", "{image_id:012d}.jpg", "{image_id}.png"]
         names = []
     if any(Path(name).is_absolute() for name in names):
-        parents = [str(Path(name).parent) for name in names if Path(name).is_absolute() and Path(name).is_file()]
+        there = [name for name in names if Path(name).is_absolute() and os.path.isfile(name)]  # noqa: PTH113
+        parents = [str(Path(name).parent) for name in there]
         if parents:
             return Path(os.path.commonpath(parents)), {}
     bases = dict.fromkeys([place, folder, folder.parent])
@@ -343,10 +388,13 @@ def _images(rows: Sequence[Row], args: Mapping[str, Any], file: Path, place: Pat
     for pattern in patterns:
         wanted = names if pattern is None else [_formatted(pattern, one) for one in ids]
         for base in candidates:
-            hits = sum((base / name.partition("!")[0]).is_file() for name in wanted if name)
+            hits = sum(os.path.isfile(f"{base}/{name.partition('!')[0]}") for name in wanted if name)  # noqa: PTH113
             if hits > best[0]:
                 best = (hits, base, pattern)
     found = {} if best[2] in (None, "{image_id}.jpg") else {"image_pattern": best[2]}
+    if any("://" in name for name in names[:1]):
+        note = " (rows name addresses, which are not fetched: docs/image-lists.md)"
+        return best[1], {"note": note}
     note = "" if best[0] else " (none of the first was found there: `build_info: {images: {storage: …}}` says where)"
     return best[1], {**found, "note": note}  # type: ignore[dict-item]
 
@@ -365,3 +413,87 @@ def _folders(base: Path) -> list[Path]:
     except OSError:
         return []
     return sorted(found, key=lambda one: one.name.lower() not in PLACES)[:50]
+
+
+NAMED = 1_000
+"""How many pictures of a split `check` looks for; `verify` looks for all."""
+
+
+def data_problems(path: Path) -> list[Problem]:
+    """What is wrong with the data that a YAML declares and that no command fetches, each with its place.
+
+    Files that are not there, folders in their place, columns and pictures that rows lack, words that name no split.
+    """
+    from lavis_ext.common.config.cards import load_cards, load_dataset_config
+    from lavis_ext.common.config.check import load_checked
+    from lavis_ext.common.config.resolve import cache_root, config_roots
+
+    tree, places = read_sections(path)
+    if not tree.get("datasets") or path.resolve().is_relative_to(config_roots()[-1].resolve()):
+        return []
+    if "run" in tree:
+        config = load_checked(path)
+        configs, root = list(config.datasets.values()), Path(config.cache_root)
+        decoder = ConfigDecoder(config.places)
+    else:
+        configs, root = [load_dataset_config(path, name) for name in tree["datasets"]], cache_root()
+        decoder = ConfigDecoder(places)
+    cards = load_cards()
+    own = [config for config in configs if config.build_info.annotations and not cards.artifacts_of(config)]
+    found = [problem for config in own for problem in _data_problems(config, BuildContext(root))]
+    return [Problem(decoder.place(p.where), p.what, p.way_out) if p.where.startswith("datasets.") else p for p in found]
+
+
+def _data_problems(config: DatasetConfig, context: BuildContext) -> Iterator[Problem]:
+    where = f"datasets.{config.name}.build_info"
+    config = with_storage_root(config)
+    images = context.path(config.build_info.images.storage)
+    store = ImageStore(images, layouts=config.args.get("layouts"))
+    needs_folder = config.data_type == "images" and hasattr(builders.config(config.builder), "columns")
+    if needs_folder and not store.ready:
+        what = "is a file where a folder of pictures belongs" if images.is_file() else "is no folder"
+        yield Problem(f"{where}.images.storage", f"{images} {what}", SOUGHT)
+    for split in config.build_info.annotations:
+        place = f"{where}.annotations.{split}"
+        if meant := _meant_split(split):
+            yield Problem(place, f"'{split}' is no split that is trained on", f"did you mean '{meant}'?")
+        paths = annotation_paths(config, split, context)
+        lost = [path for path in paths if not path.exists()]
+        yield from (Problem(f"{place}.storage", f"{path} is not there", SOUGHT) for path in lost)
+        if lost or not paths or not needs_folder:
+            continue
+        try:
+            rows = Annotations(sort_files(paths, row_options(config, split, context.cache_root)).rows)
+        except LavisExtError as error:
+            yield from error.problems
+            continue
+        if not len(rows):
+            what = f"{', '.join(map(str, paths))} holds no rows" + (" and no pictures" if paths[0].is_dir() else "")
+            yield Problem(f"{place}.storage", what, "name a file of rows, or a folder of pictures")
+            continue
+        problems = column_problems(config, split, rows)
+        yield from problems
+        if not problems and store.ready:
+            yield from _picture_problems(config, split, rows, store)
+
+
+SOUGHT = "correct the path: it is sought beside this YAML, then below the cache root; `~` and `${oc.env:NAME}` are read"
+
+
+def _meant_split(word: str) -> str | None:
+    """`train` for another word for it, or for a slip of the pen; None for every word that may be a split's name."""
+    if word.lower() != "restval" and word != "train" and split_named(word) == "train":
+        return "train"
+    known = [split for split in SPLITS if sorted(split) == sorted(word) or get_close_matches(word, [split], cutoff=0.8)]
+    return known[0] if known and word not in SPLITS and split_named(word) is None else None
+
+
+def _picture_problems(config: DatasetConfig, split: str, rows: Annotations, store: ImageStore) -> Iterator[Problem]:
+    """One problem for all pictures of the first rows that are not there, at the file that names them."""
+    names = image_names(rows.head(NAMED), config)
+    lost = [name for name in names if not store.exists(name)]
+    if lost:
+        where = f"{', '.join(map(str, rows.paths))} ({config.name}/{split})"
+        named = f"pictures of `{config.args.get('image_key', 'image')}`"
+        what = f"{len(lost)} of the first {len(names)} {named} are not below {store.root}, first {lost[0]}"
+        yield Problem(where, what, "correct `build_info: {images: {storage: …}}`, or leave these rows out")

@@ -100,6 +100,7 @@ def environment_for(cache_root: Path, mirror: str = "") -> dict[str, str]:
         # The mirror is on this machine: a user who works offline can run the demo too.
         "LAVIS_EXT_OFFLINE": "" if mirror else os.environ.get("LAVIS_EXT_OFFLINE", ""),
         "HF_HUB_OFFLINE": "1",
+        "LAVIS_EXT_ACCEPT_LICENCE": "all",  # of a drawn world
         "NO_PROXY": direct,
         "no_proxy": direct,
         "PYTHONPATH": os.pathsep.join(search),

@@ -280,8 +280,8 @@ class Part:
     def publish(self, flusher: Flusher | None, note: Callable[[os.stat_result], None]) -> None:
         """Make the part the target: give it the name, flush the folder if asked, forget the sidecar; raises OSError.
 
-        `note` is told how it lies there, by its descriptor: the name may mean a file of the user's a moment later. A file
-        that has appeared at the target is never replaced: FileExistsError.
+        `note` is told how it lies there, by its descriptor: the name may mean a file of the user's a moment later. A
+        file that has appeared at the target is never replaced: FileExistsError.
         """
         if not self.intact():
             raise Failure("integrity", "the partial file was replaced by another file while it was fetched")

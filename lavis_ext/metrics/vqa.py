@@ -63,15 +63,22 @@ def strip_punctuation(text: str) -> str:
     return _PERIOD.sub("", stripped, count=_MOST_PERIODS)
 
 
+AGREEING = 3
+"""Annotators who must agree for an answer to score 1."""
+
+
 def vqa_score(prediction: str, answers: Sequence[str]) -> float:
     """Accuracy in [0, 1]: for each annotator, min(1, matches among the others / 3); the mean over annotators.
 
-    The annotators' answers lose their punctuation only where they differ, as in the official evaluation.
+    With at most three annotators, of whom no three others can agree, it is 1 for an answer that any of them gave. The
+    annotators' answers lose their punctuation only where they differ, as in the official evaluation.
     """
     if not answers:
         return 0.0
-    given = [strip_punctuation(answer) for answer in answers] if len(set(answers)) > 1 else list(answers)
     predicted = normalize_vqa_answer(prediction)
+    if len(answers) <= AGREEING:
+        return float(any(normalize_vqa_answer(answer) == predicted for answer in answers))
+    given = [strip_punctuation(answer) for answer in answers] if len(set(answers)) > 1 else list(answers)
     matches = sum(answer == predicted for answer in given)
     return sum(min(1.0, (matches - (answer == predicted)) / 3) for answer in given) / len(given)
 
@@ -81,8 +88,6 @@ def vqa_score(prediction: str, answers: Sequence[str]) -> float:
 Id = int | str
 Predictions = Mapping[Id, str]
 References = Mapping[Id, Sequence[str]]
-AGREEING = 3
-"""Annotators who must agree for an answer to score 1."""
 
 
 def vqa_accuracy(

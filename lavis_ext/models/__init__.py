@@ -16,7 +16,16 @@ from lavis_ext.models.zoo import (
 
 if TYPE_CHECKING:
     from lavis_ext.models.base_model import BaseModel
-    from lavis_ext.models.blip2_models import Blip2ITM, Blip2LLaMA, Blip2OPT, Blip2Qformer, Blip2T5, Blip2Vicuna
+    from lavis_ext.models.blip2_models import (
+        Blip2ITM,
+        Blip2LLaMA,
+        Blip2OPT,
+        Blip2Qformer,
+        Blip2T5,
+        Blip2T5Instruct,
+        Blip2Vicuna,
+        Blip2VicunaInstruct,
+    )
 
 __all__ = [
     "BaseModel",
@@ -25,7 +34,9 @@ __all__ = [
     "Blip2OPT",
     "Blip2Qformer",
     "Blip2T5",
+    "Blip2T5Instruct",
     "Blip2Vicuna",
+    "Blip2VicunaInstruct",
     "build_model",
     "default_config",
     "load_model",

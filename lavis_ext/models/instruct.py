@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import string
 from collections.abc import Sequence
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -31,12 +31,11 @@ class Instruct(Blip2Language):
     """
 
     ends_itself = True
-    answer_penalty: ClassVar[float]
-    """LAVIS' length penalty of answers."""
     config: Blip2InstructConfig
 
     def __init__(self, config: Blip2InstructConfig, network: Any, tokenizer: Any) -> None:
         super().__init__(config, network, tokenizer)
+        self.candidates: list[str] = []
         self.reader = load_reader(config) if config.qformer_text_input else None
         if self.reader is not None:
             resize_token_embeddings(network.qformer, len(self.reader), network.config.qformer_config)
@@ -176,6 +175,25 @@ class Instruct(Blip2Language):
         alike = len({len(ranks) for ranks in found}) == 1
         return torch.stack(found) if alike else [ranks.tolist() for ranks in found]
 
+    def before_evaluation(self, **kwargs: Any) -> None:
+        """Take the `classnames` of the data set for the candidates of `predict`."""
+        self.candidates = list(getattr(kwargs.get("dataset"), "classnames", None) or self.candidates)
+
+    def predict(
+        self, samples: Batch, candidates: Sequence[str] | None = None, n_segments: int = 1
+    ) -> dict[str, list[str]]:
+        """`predictions`, the likeliest candidate of each sample, and `targets`, their `label`, as texts.
+
+        As X-InstructBLIP has it in LAVIS, whose InstructBLIP lacks it. Raises ConfigError without candidates.
+        """
+        self.candidates = list(candidates or self.candidates)
+        if not self.candidates:
+            way_out = "give candidates, or a data set with classnames, as snli_ve_instruct"
+            raise ConfigError("predict", "has no candidates to choose from", way_out)
+        ranks = self.predict_class(samples, self.candidates, n_segments)
+        found = {"predictions": [self.candidates[int(row[0])] for row in ranks]}
+        return {**found, "targets": list(samples["label"])} if "label" in samples else found
+
     def _learn(self, batch: Batch) -> tuple[Any, Tensor]:
         heads, tails = self.instructed(batch)
         tokens, labels = self.learning(heads, tails, frames_of(batch))
@@ -254,7 +272,6 @@ class Blip2T5Instruct(Instruct, Blip2T5):
     with `few_shot_prob` the first of them, a number up to `num_few_shot_examples`, drawn by torch's generator.
     """
 
-    answer_penalty = -1.0
     config: Blip2T5InstructConfig
 
     def learning(self, heads: Sequence[str], tails: Sequence[str], frames: int) -> tuple[TextTokens, Tensor]:

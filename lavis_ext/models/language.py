@@ -59,6 +59,8 @@ class Blip2Language(BaseModel):
     """Whether the language model's own token ends a text, not the last one of `end_sym`."""
     opening: ClassVar[int] = 0
     """Start tokens that upstream's `max_length` of `generate` counts."""
+    answer_penalty: ClassVar[float] = -1.0
+    """LAVIS' length penalty of answers, where none is given."""
     cuts_prompts: ClassVar[bool] = True
     """Whether prompts and questions are cut to `max_txt_len` tokens, as texts to learn always are."""
 
@@ -212,7 +214,7 @@ class Blip2Language(BaseModel):
         num_ans_candidates: int = 128,
         answer_list: Sequence[str] | None = None,
         prompt: str = "",
-        length_penalty: float = -1.0,
+        length_penalty: float | None = None,
     ) -> list[str]:
         """Answers to `text_input` (questions, each put into `{}` of `prompt`) about `image` [B,3,S,S].
 
@@ -223,7 +225,8 @@ class Blip2Language(BaseModel):
         if inference_method == "rank":
             answers = self._choose(samples, self.asking_tokens(asked), answer_list or (), num_ans_candidates)
         elif inference_method == "generate":
-            search = Search(num_beams, max_len, min_len, length_penalty=length_penalty)
+            penalty = self.answer_penalty if length_penalty is None else length_penalty
+            search = Search(num_beams, max_len, min_len, length_penalty=penalty)
             answers = self._continue(samples, self.asking_tokens(asked), search, self.answer_end_id)
         else:
             raise ConfigError("run.inference_method", f"'{inference_method}' is not offered", "write generate or rank")
@@ -309,6 +312,7 @@ class Blip2Opt(Blip2Language):
 
     language = "opt"
     opening = 1
+    answer_penalty = 0.0
 
     def written(self, tokens: TextTokens) -> Tensor:
         """The start token alone, from which transformers starts where it is given embeddings."""

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from fnmatch import fnmatchcase
@@ -112,8 +113,15 @@ def from_mirror(artifact: Artifact, folder: RemoteFolder, mirrors: MirrorMap) ->
 def from_host(artifact: Artifact, policy: Policy) -> Contents:
     """By a listing of its host; raises AccessError where the token may not list, NetworkError, IntegrityError."""
     from lavis_ext.fetch.azure import list_blobs
+    from lavis_ext.fetch.objects import BUCKETS, listed
 
-    if split_url(artifact.url).scheme != "azure":
+    scheme = split_url(artifact.url).scheme
+    if scheme in ("hf", *BUCKETS):
+        base = artifact.url.rstrip("/") + "/"
+        found = listed(base, policy)
+        prefix = len(_in_commit(base, found[0].url if found else base))
+        return Contents({unquote(one.url[prefix:]): Blob(size=one.size, sha256=one.sha256) for one in found}, "listing")
+    if scheme != "azure":
         raise NetworkError(artifact.name, "its host cannot be asked what it holds", "leave out --list")
     declared = artifact.folder.files if artifact.folder else {}
     blobs = {
@@ -121,6 +129,17 @@ def from_host(artifact: Artifact, policy: Policy) -> Contents:
         for blob in list_blobs(artifact.url, policy)
     }
     return Contents(blobs, "listing")
+
+
+def _in_commit(base: str, first: str) -> str:
+    """The address of a folder as the hub's listing writes it: with the commit that the revision meant."""
+    from lavis_ext.fetch.hub import repository_of
+
+    if not base.startswith("hf:"):
+        return base
+    folder = repository_of(base)[-1]
+    root = re.match(r"hf:(?:datasets/)?[^/]+/[^/]+/", first)
+    return f"{root[0] if root else base}{quote(folder)}{'/' if folder else ''}"
 
 
 def _try_host(artifact: Artifact, policy: Policy) -> Contents | None:
@@ -132,7 +151,9 @@ def _try_host(artifact: Artifact, policy: Policy) -> Contents | None:
 
 
 def may_list(artifact: Artifact) -> bool:
-    """Whether the token of the folder's container says that it lists; False without one."""
+    """Whether the hub is asked, or the token of the folder's container says that it lists; False without one."""
+    if split_url(artifact.url).scheme in ("hf", "s3", "gs", "az"):
+        return True
     sas = token_of(artifact)
     return sas is not None and sas.may_list
 
@@ -164,6 +185,8 @@ def checked(artifact: Artifact, folder: RemoteFolder, contents: Contents) -> Con
 
     inner = tuple(f"{place.strip('/')}/" for place in folder.nested)
     files = {name: blob for name, blob in contents.files.items() if not name.startswith(inner)}
+    if folder.only:
+        files = {name: blob for name, blob in files.items() if any(fnmatchcase(name, one) for one in folder.only)}
     for name in files:
         fault = name_fault(name)
         if fault:

@@ -197,7 +197,7 @@ def _members_of_samples(
         sought = ImageNames(homes, dataset.args.get("layouts"))
         try:
             paths = [context.root / path for path in context.cards.annotation_paths(dataset, split)]
-            names = image_names(open_rows(paths, count), dataset, sought)
+            names = image_names(open_rows(paths, dataset, split, context.root, count), dataset, sought)
         except (ConfigError, IntegrityError) as error:
             log.warning("%s: its pictures are not known: %s", key, error)
             continue

@@ -186,7 +186,8 @@ def _named(context: PrepareContext, request: ArtifactRequest) -> frozenset[str] 
     for dataset, split in request.users:
         try:
             paths = [context.root / path for path in context.cards.annotation_paths(dataset, split)]
-            found = image_names(open_rows(paths, context.options.max_samples), dataset)
+            rows = open_rows(paths, dataset, split, context.root, context.options.max_samples)
+            found = image_names(rows, dataset)
         except (ConfigError, IntegrityError) as error:
             log.warning("%s: its images are not known: %s", request.title, error)
             return None

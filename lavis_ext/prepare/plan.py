@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from lavis_ext.common.config.cards import Artifact, Cards, load_cards
+from lavis_ext.common.config.cards import Artifact, Card, Cards, load_cards
 from lavis_ext.common.config.resolve import cache_root
 from lavis_ext.common.config.schema import DatasetConfig
 from lavis_ext.common.errors import DiskError, LavisExtError
@@ -186,6 +186,13 @@ class Plan:
     def done(self) -> bool:
         """Whether nothing is left to do."""
         return all(item.action == "keep" for item in self.items)
+
+    @property
+    def restricted(self) -> list[Card]:
+        """The cards, of those that bytes are fetched of, whose licence a person accepts before (`licences.py`)."""
+        fetched = {item.title.partition("/")[0] for item in self.items if item.action in ("fetch", "ranges")}
+        known = self.context.cards.families if self.context else {}
+        return [card for family, card in sorted(known.items()) if family in fetched and card.terms != "open"]
 
     def check_disk(self) -> None:
         """Raise DiskError (exit code 6) with both numbers where it does not fit, or where nothing can be written."""

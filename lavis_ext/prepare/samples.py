@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from lavis_ext.common.config.cards import Artifact, Cards
 from lavis_ext.common.config.schema import DatasetConfig, SplitCounts
 from lavis_ext.common.errors import AccessError, ConfigError, IntegrityError, LavisExtError, PartialError
-from lavis_ext.common.files import decode_json, write_atomic
+from lavis_ext.common.files import decode_json, expanded, write_atomic
 from lavis_ext.prepare.records import (
     BOOKKEEPING,
     UNREADABLE,
@@ -30,6 +30,8 @@ from lavis_ext.prepare.selection import ArtifactRequest, Chosen, Selection
 
 if TYPE_CHECKING:
     from lavis_ext.datasets.readers.annotations import Annotations
+    from lavis_ext.datasets.readers.parse import RowOptions
+    from lavis_ext.datasets.readers.shard_index import ShardSample
 
 MISSING_FILE, COUNTS_FILE = "missing.tsv", "counts.json"
 CLOCK_STEP_NS = 2_000_000_000
@@ -37,15 +39,17 @@ CLOCK_STEP_NS = 2_000_000_000
 PATTERN = "{image_id}.jpg"
 
 
-def open_rows(paths: Sequence[Path], limit: int | None = None) -> Annotations:
+def open_rows(
+    paths: Sequence[Path], dataset: DatasetConfig, split: str, root: Path, limit: int | None = None
+) -> Annotations:
     """The records of a split, converted to Arrow once; files that only an evaluation reads are left out.
 
     Raises ConfigError, IntegrityError, DiskError.
     """
     from lavis_ext.datasets.readers.annotations import Annotations
-    from lavis_ext.datasets.readers.parse import sort_files
+    from lavis_ext.datasets.readers.parse import row_options, sort_files
 
-    return Annotations(sort_files(paths).rows, limit)
+    return Annotations(sort_files(paths, row_options(dataset, split, root)).rows, limit)
 
 
 def image_names(rows: Annotations, dataset: DatasetConfig, there: ImageNames | None = None) -> list[str]:
@@ -153,7 +157,7 @@ class SplitCounter:
         self._root, self._cards, self._requests, self._disks = root, cards, requests, disks
         self._limit, self._lost = limit, lost
         self._listed: dict[str, tuple[set[str], dict[str, int]]] = {}
-        self._opened: dict[tuple[Path, ...], Annotations] = {}
+        self._opened: dict[tuple[tuple[Path, ...], RowOptions], Annotations] = {}
         self._kept: dict[Path, dict[str, Any]] = {}
         self._changed: set[Path] = set()
         self._times: dict[tuple[Path, str], bool] = {}
@@ -177,15 +181,22 @@ class SplitCounter:
         lists = [artifact for artifact in used if artifact.lists and artifact.lists.output == "shards"]
         if lists and (listed := _list_state(state, self._root, lists[0])):
             return listed
-        paths = [self._root / path for path in self._cards.annotation_paths(one.dataset, split)]
-        there = all(path.is_file() for path in paths)
+        if one.dataset.builder == "image_text_shards" and not used:
+            try:
+                whole = [len(good) for _, good, _ in own_shards(one.dataset, self._root)]
+            except LavisExtError as error:
+                self.errors.append(error)
+                return state
+            return replace(state, samples=sum(whole))
+        paths = [self._root / expanded(path) for path in self._cards.annotation_paths(one.dataset, split)]
+        there = all(path.exists() for path in paths)
         if one.dataset.data_type == "features":
             # records where they are JSON, else what the card counts
             readable = there and bool(paths) and all(path.suffix in (".json", ".jsonl") for path in paths)
             found = self._counts(one, split, paths, "", used) if readable else None
             declared = None if subset or not there else counts.samples
             return replace(state, samples=found.rows if found else declared)
-        storage = one.dataset.build_info.images.storage
+        storage = str(expanded(one.dataset.build_info.images.storage))
         found = self._counts(one, split, paths, storage, used) if there and paths else None
         if found is None:
             return state if one.dataset.build_info.annotations else replace(state, samples=counts.samples)
@@ -218,7 +229,7 @@ class SplitCounter:
             fresh = kept[0] == _mark(about, self._keeper(home)["folders"].get(storage))
             if fresh and (counts.present == counts.named or not self._lost):
                 return counts
-        rows = self._rows(tuple(paths))
+        rows = self._rows(one.dataset, split, tuple(paths))
         if rows is None:
             return None
         counts = Counts(len(rows))
@@ -260,19 +271,22 @@ class SplitCounter:
         times += self._list(storage)[1].values() if storage else []
         return max(times, default=0) < time.time_ns() - CLOCK_STEP_NS
 
-    def _rows(self, paths: tuple[Path, ...]) -> Annotations | None:
-        """The rows of files up to the limit, None where they cannot be read."""
-        if paths not in self._opened:
+    def _rows(self, dataset: DatasetConfig, split: str, paths: tuple[Path, ...]) -> Annotations | None:
+        """The rows of a split up to the limit, None where they cannot be read."""
+        from lavis_ext.datasets.readers.parse import row_options
+
+        key = paths, row_options(dataset, split, self._root)
+        if key not in self._opened:
             try:
-                self._opened[paths] = open_rows(paths, self._limit)
+                self._opened[key] = open_rows(paths, dataset, split, self._root, self._limit)
             except (IntegrityError, ConfigError) as error:
                 self.errors.append(error)
                 return None
-        return self._opened[paths]
+        return self._opened[key]
 
     def _names_of(self, dataset: DatasetConfig) -> ImageNames:
         """The pictures below a data set's folder: files, and members of archives that were left packed."""
-        names, times = self._list(dataset.build_info.images.storage)
+        names, times = self._list(str(expanded(dataset.build_info.images.storage)))
         return ImageNames(names, dataset.args.get("layouts"), times)
 
     def _list(self, storage: str) -> tuple[set[str], dict[str, int]]:
@@ -313,6 +327,16 @@ def _list_state(state: SplitState, root: Path, artifact: Artifact) -> SplitState
     whole = sum(path.stat().st_size > 0 for path in (root / spec.storage).glob("*.tar")) >= account.shards
     state = replace(state, samples=account.samples, expected=account.expected, present=account.present)
     return replace(state, verified=account.error is None and whole)
+
+
+def own_shards(dataset: DatasetConfig, root: Path) -> Iterator[tuple[Path, list[ShardSample], list[ShardSample]]]:
+    """Each shard of one's own with its samples, and those that lack something; raises as the reader of shards does."""
+    from lavis_ext.datasets.readers.shard_index import Shard, list_shards
+
+    needs = ("image", "txt" if dataset.args.get("caption_key") == ".txt" else "json")
+    for path in list_shards(dataset.build_info.storage, root, f"datasets.{dataset.name}.build_info.storage"):
+        entries = Shard.open(path).entries(needs)[1]
+        yield path, [one for one in entries if not one.fault], [one for one in entries if one.fault]
 
 
 def artifact_states(selection: Selection, disks: Mapping[str, OnDisk]) -> list[ArtifactState]:

@@ -9,7 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lavis_ext.common.config.cards import Artifact, Cards
+from lavis_ext.common.config.schema import DatasetConfig
 from lavis_ext.common.errors import ConfigError, IntegrityError, LavisExtError, PartialError
+from lavis_ext.common.files import expanded
 from lavis_ext.common.wording import human
 from lavis_ext.fetch.ledger import hash_file, mismatch
 from lavis_ext.fetch.transfer import Figures, Progress, Silent
@@ -26,8 +28,8 @@ from lavis_ext.prepare.records import (
 )
 from lavis_ext.prepare.report import Outcome, SplitState, worst
 from lavis_ext.prepare.run import opened, owned
-from lavis_ext.prepare.samples import SplitCounter, artifact_states
-from lavis_ext.prepare.selection import ArtifactRequest, PrepareOptions, select
+from lavis_ext.prepare.samples import SplitCounter, artifact_states, image_names, open_rows, own_shards
+from lavis_ext.prepare.selection import ArtifactRequest, Chosen, PrepareOptions, select
 
 if TYPE_CHECKING:
     from lavis_ext.prepare.lists import ListCheck
@@ -152,6 +154,10 @@ def verify(
     lists = [request for request in selection.requests if request.artifact.lists is not None]
     for request in lists:
         report = _add_list(report, check_list(root, request.artifact, deep), list_title(request), found)
+    for one in selection.chosen:
+        if not offline.cards.artifacts_of(one.dataset):
+            for split in one.splits:
+                report = _add_own(report, root, offline.cards, one, split, deep)
     damaged = [check for check in checks if found.get(check.request.title)]
     damaged_lists = [request for request in lists if found.get(list_title(request))]
     if not repair or not (damaged or damaged_lists):
@@ -173,6 +179,88 @@ def verify(
         wrong = {title: [path for path in paths if path.is_file()] for title, paths in wrong.items()}
         listed = execute_lists(context, replanned.items, {}, wrong)
     return replace(report, repaired=(*outcomes, *listed.values()))
+
+
+def _add_own(report: VerifyReport, root: Path, cards: Cards, one: Chosen, split: str, deep: bool) -> VerifyReport:
+    """The report with a split of one's own, which no command fetches: its files are read, its pictures looked for."""
+    title, dataset = f"{one.title}/{split}", one.dataset
+    paths = [root / expanded(path) for path in cards.annotation_paths(dataset, split)]
+    column = dataset.args.get("image_key", "image")
+    way_out = f"put it there, or leave out the rows whose `{column}` names it"
+    try:
+        if not paths:
+            files, size, faults = _own_shards(dataset, root, deep)
+            way_out = "make this shard again"
+        elif absent := [(str(path), "missing") for path in paths if not path.exists()]:
+            files, size, faults = len(paths), 0, absent
+        else:
+            files, size, faults = _own_pictures(dataset, split, paths, root, deep)
+    except LavisExtError as error:
+        files, size, faults = len(paths) or 1, 0, [(problem.where, problem.what) for problem in error.problems]
+    findings = [Finding(title=title, path=path, fault=fault) for path, fault in faults]
+    return replace(
+        report,
+        files=report.files + files,
+        bytes=report.bytes + size,
+        findings=(*report.findings, *findings),
+        errors=(*report.errors, *(IntegrityError(one.path, one.fault, way_out) for one in findings)),
+    )
+
+
+Checked = tuple[int, int, list[tuple[str, str]]]
+"""How many files, how many bytes of them were read, and paths with their faults."""
+
+
+def _own_pictures(dataset: DatasetConfig, split: str, paths: Sequence[Path], root: Path, deep: bool) -> Checked:
+    """The pictures that the rows of a split name, each looked for, with `deep` decoded; raises for rows."""
+    from concurrent.futures import ThreadPoolExecutor
+
+    from lavis_ext.datasets.readers import ImageStore, SampleError, decode_rgb
+    from lavis_ext.prepare.extract import thread_count
+
+    size = sum(path.stat().st_size for path in paths if path.is_file())
+    folder = dataset.build_info.images.storage
+    rows = open_rows(paths, dataset, split, root)
+    if dataset.data_type == "features" or not folder:
+        return len(paths), size, []
+    store = ImageStore(root / expanded(folder), layouts=dataset.args.get("layouts"))
+    if not store.ready:
+        return len(paths), size, [(str(store.root), "is no folder of pictures")]
+
+    def look(name: str) -> tuple[int, str, str]:
+        where = ""
+        try:
+            place, member = store.find(name)
+            where = place.where(member)
+            data = place.read(member) if deep else b""
+            if deep:
+                decode_rgb(data, path=where)
+        except SampleError as error:
+            return 0, where or error.path, str(error.why)
+        return len(data), where, ""
+
+    with ThreadPoolExecutor(thread_count()) as pool:
+        looked = list(pool.map(look, names := image_names(rows, dataset)))
+    faults = [(path, fault) for _, path, fault in looked if fault]
+    return len(paths) + len(names), size + sum(count for count, *_ in looked), faults
+
+
+def _own_shards(dataset: DatasetConfig, root: Path, deep: bool) -> Checked:
+    """The samples of tar shards, by their headers, with `deep` decoded; raises for what cannot be listed."""
+    from lavis_ext.datasets.readers import SampleError
+    from lavis_ext.datasets.readers.shard_index import Shard
+    from lavis_ext.datasets.readers.shards import RawSample
+
+    files, size, faults = 0, 0, []
+    for path, good, bad in own_shards(dataset, root):
+        files, size = files + 1, size + path.stat().st_size
+        faults += [(f"{path}!{one.key}", one.fault) for one in bad]
+        for one in good if deep else ():
+            try:
+                RawSample(Shard.open(path), one).pixels()
+            except SampleError as error:
+                faults.append((f"{path}!{one.key}", error.why))
+    return files, size, faults
 
 
 def _set_aside(paths: Iterable[Path]) -> None:

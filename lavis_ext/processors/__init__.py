@@ -27,12 +27,13 @@ if TYPE_CHECKING:
         BlipQuestionProcessor,
     )
     from lavis_ext.processors.clip_processors import ClipImageEvalProcessor, ClipImageTrainProcessor
+    from lavis_ext.processors.instruction_text_processors import BlipInstructionProcessor
 
 _drawing: ContextVar[torch.Generator | None] = ContextVar("drawing", default=None)
 
 
 @contextmanager
-def drawing_from(rng: torch.Generator) -> Iterator[None]:
+def drawing_from(rng: torch.Generator | None) -> Iterator[None]:
     """Processors of ours that are called without a generator in this block, and thread, draw from `rng`."""
     token = _drawing.set(rng)
     try:
@@ -93,6 +94,7 @@ _HOME = {
     "BlipCaptionProcessor": "blip_processors",
     "BlipImageEvalProcessor": "blip_processors",
     "BlipImageTrainProcessor": "blip_processors",
+    "BlipInstructionProcessor": "instruction_text_processors",
     "BlipQuestionProcessor": "blip_processors",
     "ClipImageEvalProcessor": "clip_processors",
     "ClipImageTrainProcessor": "clip_processors",
@@ -103,6 +105,7 @@ __all__ = [
     "BlipCaptionProcessor",
     "BlipImageEvalProcessor",
     "BlipImageTrainProcessor",
+    "BlipInstructionProcessor",
     "BlipQuestionProcessor",
     "ClipImageEvalProcessor",
     "ClipImageTrainProcessor",

@@ -19,6 +19,7 @@ from lavis_ext.common.registry import tasks
 from lavis_ext.common.types import Batch
 from lavis_ext.metrics import measure
 from lavis_ext.metrics.vqa import (
+    AGREEING,
     breakdown,
     direct_answer_score,
     lemmatize,
@@ -28,13 +29,13 @@ from lavis_ext.metrics.vqa import (
     vqa_accuracy,
     vqa_score,
 )
-from lavis_ext.tasks.base_task import BaseTask, Row, write_result
+from lavis_ext.tasks.base_task import BaseTask, Row, require_distinct, write_result
 from lavis_ext.tasks.settings import GqaConfig, VqaConfig
 
 log = logging.getLogger(__name__)
 RECIPE = ("prompt", "num_beams", "max_len", "min_len", "inference_method", "num_ans_candidates")
 ANSWER_LENGTH_PENALTY = -1.0
-"""LAVIS' value for answers: shorter ones are preferred."""
+"""Shorter answers are preferred: LAVIS' value for most models, and ours for one that says nothing."""
 Id = int | str
 Answers = dict[Id, str]
 References = dict[Id, list[str]]
@@ -64,11 +65,16 @@ class VqaTask(BaseTask):
     metric: ClassVar[str] = "vqa"
 
     def step(self, batch: Batch) -> dict[str, Tensor]:
-        """Questions with all their answers → the loss of one answer each, drawn by its weight."""
-        return super().step(one_answer_each(batch, self.run.prompt) if "n_answers" in batch else batch)
+        """Questions with all their answers → the loss of one answer each, drawn by its weight unless it is given."""
+        draws = "n_answers" in batch and "text_output" not in batch
+        return super().step(one_answer_each(batch, self.run.prompt) if draws else batch)
 
     def before_evaluation(self, split: str, datasets: Sequence[Any]) -> None:
-        """With `inference_method: rank`, take the answers to choose from; raises ConfigError if there are none."""
+        """Refuse data sets whose questions have the same ids, and take the answers to choose from by `rank`.
+
+        Raises ConfigError for those, and where there are no such answers.
+        """
+        require_distinct(split, datasets)
         if self.run.inference_method == "rank":
             self.answer_list = merged_answers(split, datasets)
 
@@ -118,9 +124,9 @@ class VqaTask(BaseTask):
 
     @property
     def length_penalty(self) -> float:
-        """`run.length_penalty`, else LAVIS' value for answers."""
-        given = self.run.length_penalty
-        return ANSWER_LENGTH_PENALTY if given is None else given
+        """`run.length_penalty`, else the model's own for answers."""
+        given, own = self.run.length_penalty, getattr(self.network, "answer_penalty", ANSWER_LENGTH_PENALTY)
+        return float(own if given is None else given)
 
     @property
     def lemmatizes(self) -> bool:
@@ -130,6 +136,12 @@ class VqaTask(BaseTask):
     def _metrics(self, answers: Answers, raw: Answers, truth: Truth) -> dict[str, float]:
         if len(answers) < len(truth.answers):
             log.warning("%d of %d questions were answered; the metrics are theirs", len(answers), len(truth.answers))
+        few = sum(len(given) <= AGREEING for given in truth.answers.values())
+        if few and self.metric == "vqa" and not self.run.metrics:
+            what = (
+                "have at most three answers: they score by exact match, where VQA's rule asks that three people agree"
+            )
+            log.warning("%d of %d questions %s", few, len(truth.answers), what)
         found = self._score(answers, truth)
         if self.lemmatizes:
             found |= {f"{name}_raw": value for name, value in self._score(raw, truth).items()}

@@ -350,6 +350,22 @@ def plain_id(value: Any) -> int | str:
     return int(text) if text.isascii() and text.isdigit() else text
 
 
+def require_distinct(split: str, datasets: Sequence[Any]) -> None:
+    """Raise ConfigError where two data sets of a split call samples by one id: their results would be one row.
+
+    A sample that both have, with the same texts to compare with, is one.
+    """
+    seen: dict[int | str, Any] = {}
+    known = [dataset for dataset in datasets if hasattr(dataset, "result_ids")]
+    for dataset in known if len(known) > 1 else ():
+        texts = dataset.references()
+        for one in dataset.result_ids():
+            other, said = seen.setdefault(plain_id(one), (dataset.name, texts.get(one)))
+            if other != dataset.name and (not said or said != texts.get(one)):
+                what = f"the id {one} of '{split}' is one of '{other}' too: their results would be one row"
+                raise ConfigError(f"datasets.{dataset.name}", what, "evaluate them in separate runs")
+
+
 def first_by_id(rows: Iterable[Row], key: str) -> list[Row]:
     """Rows with plain ids in `key`, the first of each: a sampler may repeat samples to fill its ranks."""
     kept: dict[int | str, Row] = {}

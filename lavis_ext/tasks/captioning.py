@@ -17,7 +17,15 @@ from lavis_ext.common.files import decode_json, expanded
 from lavis_ext.common.registry import tasks
 from lavis_ext.common.types import Batch
 from lavis_ext.metrics import measure
-from lavis_ext.tasks.base_task import BaseTask, Row, first_by_id, merged_references, plain_id, write_result
+from lavis_ext.tasks.base_task import (
+    BaseTask,
+    Row,
+    first_by_id,
+    merged_references,
+    plain_id,
+    require_distinct,
+    write_result,
+)
 from lavis_ext.tasks.settings import CaptioningConfig
 
 log = logging.getLogger(__name__)
@@ -36,6 +44,11 @@ class Captioning(BaseTask):
 
     evaluates = True
     needs: tuple[str, ...] = ("generate",)
+
+    def before_evaluation(self, split: str, datasets: Sequence[Any]) -> None:
+        """Refuse data sets whose pictures have the same ids; raises ConfigError."""
+        require_distinct(split, datasets)
+        super().before_evaluation(split, datasets)
 
     def valid_step(self, batch: Batch) -> list[Row]:
         """`image` [B,3,H,W] and `image_id` → one {caption, image_id} an image."""

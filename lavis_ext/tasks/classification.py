@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from lavis_ext.common.registry import tasks
 from lavis_ext.common.types import Batch
 from lavis_ext.metrics import measure
@@ -20,6 +22,8 @@ log = logging.getLogger(__name__)
 class MultimodalClassification(BaseTask):
     """The class with the highest of `model.predict(samples)["predictions"]` [B, C], against `label` [B].
 
+    InstructBLIP predicts texts, and the labels are texts too.
+
     `acc` and `agg_metrics` are in [0, 1], as in LAVIS; `{class}_acc` is the recall of a class.
     """
 
@@ -28,18 +32,19 @@ class MultimodalClassification(BaseTask):
 
     def valid_step(self, batch: Batch) -> list[Row]:
         """A batch → one {instance_id, prediction, target} a sample; `target` is None where the class is not known."""
-        chosen = self.network.predict(batch)["predictions"].argmax(-1).tolist()
+        found = self.network.predict(batch)["predictions"]
+        chosen = found.argmax(-1).tolist() if isinstance(found, Tensor) else list(found)
         targets = self.targets(batch, len(chosen))
         rows = zip(batch["instance_id"], chosen, targets, strict=True)
         return [{"instance_id": str(name), "prediction": found, "target": label} for name, found, label in rows]
 
     @staticmethod
-    def targets(batch: Batch, count: int) -> list[int | None]:
+    def targets(batch: Batch, count: int) -> list[int | str | None]:
         """The classes of a batch, as a tensor or a list with gaps."""
         labels: Any = batch.get("label")
         if labels is None:
             return [None] * count
-        return [None if label is None else int(label) for label in labels]
+        return [label if label is None or isinstance(label, str) else int(label) for label in labels]
 
     def after_evaluation(
         self, rows: Sequence[Row], split: str, datasets: Sequence[Any], out_dir: Path, epoch: int | str
@@ -55,9 +60,12 @@ class MultimodalClassification(BaseTask):
             log.warning("split '%s' is not scored: the predictions are written", split)
             return {}
         classes = next((list(d.classes) for d in datasets if hasattr(d, "classes")), [])
-        return measure(
-            self.run.metrics, [row["prediction"] for row in scored], [row["target"] for row in scored], classes
-        )
+        pairs = [[row["prediction"] for row in scored], [row["target"] for row in scored]]
+        if isinstance(scored[0]["target"], str):
+            names = next((list(d.classnames) for d in datasets if hasattr(d, "classnames")), sorted(set(pairs[1])))
+            pairs = [[names.index(name) if name in names else len(names) for name in side] for side in pairs]
+            classes = names
+        return measure(self.run.metrics, *pairs, classes)
 
 
 @tasks.register("image_text_pretrain", config=PretrainConfig)

@@ -21,7 +21,7 @@ class WritingConfig(RunConfig):
     max_len: Count = 30
     min_len: Natural = 1
     length_penalty: float | None = None
-    """None: 1 for captions, -1 for answers, as in LAVIS."""
+    """None: 1 for captions; for answers the model's, which is LAVIS': 0 of OPT and InstructBLIP's Vicuna, else -1."""
     prompt: str = ""
     report_metric: bool = True
 
@@ -97,6 +97,12 @@ class ClassificationConfig(RunConfig):
 
     report_metric: bool = True
     metrics: list[MetricConfig] = field(default_factory=lambda: [MetricConfig(name="class_accuracy")])
+
+    ignored: ClassVar[Mapping[str, str]] = {
+        **RunConfig.ignored,
+        # LAVIS' files for InstructBLIP have them
+        **dict.fromkeys(("inference_method", "prompt", "length_penalty"), "the likeliest class is taken"),
+    }
 
 
 @dataclass(frozen=True, kw_only=True)

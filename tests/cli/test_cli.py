@@ -36,7 +36,8 @@ from lavis_ext.common.errors import IntegrityError
         (["check", "absent.yaml"], 2, "absent.yaml: no such file or folder"),
         (["train", "--cfg-path", "absent.yaml"], 2, "absent.yaml: no such run file"),
         (["train"], 2, "--cfg-path"),
-        (["browse", "."], 2, "is not the folder of a run"),
+        (["browse", "/no/such/place"], 2, "/no/such/place: no such file"),
+        (["browse", ""], 2, "neither a data set nor a family"),
         (["list", "--options", "oops"], 2, "--options oops: has no value"),
     ],
 )

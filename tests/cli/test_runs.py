@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 import yaml
 
+from lavis_ext.browse.runs_page import difference, flat, list_runs
 from lavis_ext.cli import main
-from lavis_ext.cli.runs import difference, flat, list_runs
 
 
 def leave(folder: Path, config: dict[str, Any], metrics: list[float], **facts: Any) -> Path:

@@ -32,7 +32,8 @@ BLOCK = re.compile(
 LANGUAGES = {"bash", "python", "yaml", "ini", "text"}
 SHELL_WORDS = {"cp", "rm", "mkdir", "cat", "cd", "git"}
 """Ordinary commands that a page may show between ours."""
-SIZES = ["run.max_epoch=1", "run.batch_size_train=4", "run.batch_size_eval=8", "run.num_workers=0", "run.device=cpu"]
+SIZES = ["run.max_epoch=null", "run.max_iters=2", "run.iters_per_inner_epoch=2"]
+SIZES += ["run.batch_size_train=4", "run.batch_size_eval=8", "run.num_workers=0", "run.device=cpu"]
 SIZES += ["run.tensorboard=False", "run.warmup_steps=0", "run.save_steps=null"]
 """What the tests add to a run: sizes only."""
 

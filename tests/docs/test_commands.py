@@ -87,6 +87,7 @@ def with_birds(here: Path) -> None:
         for place in (here / "photos", here / "cache" / "birds" / "photos"):
             place.mkdir(parents=True, exist_ok=True)
             (place / f"{number}.png").write_bytes(encoded(pixels(number), "PNG"))
+            (place / f"{number}.txt").write_text(f"a bird number {number}")
         rows.append({"image": f"{number}.png", "caption": f"a bird number {number}", "species": "red", "place": "lake"})
     for name in ("train", "val"):
         write_json(here / "cache" / "birds" / f"{name}.json", rows)

@@ -1,15 +1,15 @@
 """A BLIP-2 whose training is killed and started again ends with the weights, to the bit, of one that was left alone."""
 
 import os
-import subprocess
-import sys
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from lavis_ext.demo.world import World
 from tests.support.killing import require_killed_is_left_alone
+from tests.support.processes import start_command
 from tests.world.export import export_world
 
 pytestmark = pytest.mark.slow
@@ -24,18 +24,18 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     export_world(World(seed=3, train=48, val=2, test=2, hidden=1), mirror, ["coco"])
     own = {"LAVIS_EXT_MIRROR": str(mirror), "LAVIS_EXT_CACHE_ROOT": str(base / "data"), "BASE": str(base)}
     environment = {**os.environ, **own, "HF_HUB_OFFLINE": "1"}
-    prepare = [sys.executable, "-m", "lavis_ext", "prepare", "coco_caption", "--quiet"]
-    subprocess.run(prepare, env=environment, check=True, capture_output=True, timeout=120)
+    prepared = start_command(["prepare", "coco_caption", "--quiet"], environment)
+    prepared.join(120)
+    assert prepared.exitcode == 0
     return environment
 
 
-def start(world: dict[str, str], job: str) -> subprocess.Popen[bytes]:
+def start(world: dict[str, str], job: str) -> Any:
     """One training of some sixty steps that saves every second one."""
     options = ["run.max_epoch=2", "run.batch_size_train=8", "run.save_steps=2", "run.valid_splits=[]"]
     options += ["run.test_splits=[]", "run.report=false", f"run.output_dir={world['BASE']}/runs", f"run.job_id={job}"]
     words = ["train", "--cfg-path", "configs/projects/demo/train/caption.yaml", "--options", *options]
-    command = [sys.executable, "-m", "lavis_ext", *words]
-    return subprocess.Popen(command, env=world, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    return start_command(words, world)
 
 
 @pytest.mark.fault("K06")

@@ -327,7 +327,7 @@ def shards() -> tuple[Callable[[Any, Path], object], st.SearchStrategy[Any]]:
 def records() -> tuple[Callable[[Any, Path], object], st.SearchStrategy[Any]]:
     """What earlier runs, and other programs, left beside the data and in the folders of runs."""
     from lavis_ext.browse.run_report import write_run_report
-    from lavis_ext.cli.runs import list_runs
+    from lavis_ext.browse.runs_page import list_runs
     from lavis_ext.common.config.cards import Artifact
     from lavis_ext.fetch.mirrors import parse_manifest
     from lavis_ext.fetch.part import Part

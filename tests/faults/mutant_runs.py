@@ -15,6 +15,7 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cache
+from itertools import accumulate
 from pathlib import Path
 from types import CodeType, FrameType
 from typing import Any
@@ -37,6 +38,8 @@ LIMIT_S = 1200
 """For all tests of a mutant, a net below TEST_S."""
 TEST_S = 100
 """For one test, which then has killed the mutant: several times what the slowest takes on two busy cores."""
+QUICK_S = 15
+"""For the quick tests of a mutant, by what they took when the map was made; what survives them is for `--again`."""
 NEIGHBOURS = {"lavis_ext.metrics": "tasks", "lavis_ext.processors": "datasets"}
 """Packages whose members others find in the registry → the folder of tests that does."""
 KILLED, SURVIVED, TIMED_OUT, UNTESTED = "killed", "survived", "timeout", "no test"
@@ -107,7 +110,20 @@ def direct_imports(path: Path) -> frozenset[str]:
 # Which tests call a function
 
 
-class Calls:
+class Ends:
+    """Pytest's plugin that leaves as soon as the last test has ended: nothing of the session is looked at."""
+
+    @pytest.hookimpl(wrapper=True, tryfirst=True)
+    def pytest_sessionfinish(self, exitstatus: int) -> Iterator[None]:
+        self.last()
+        os._exit(int(exitstatus))
+        yield
+
+    def last(self) -> None:
+        """What is kept of the session."""
+
+
+class Calls(Ends):
     """Pytest's plugin that notes which functions of the package each test calls, in this process and its threads."""
 
     def __init__(self, package: Path, out: Path) -> None:
@@ -137,8 +153,8 @@ class Calls:
         if not report.passed:
             self.tests.setdefault(report.nodeid, {})["bad"] = True
 
-    def pytest_sessionfinish(self) -> None:
-        """Leave what was found."""
+    def last(self) -> None:
+        """What was found."""
         self.out.write_text(json.dumps(self.tests))
 
 
@@ -148,6 +164,8 @@ class CallMap:
 
     copy: Path
     folder: Path
+    wide: bool = False
+    """All tests that call a function, not only QUICK_S of those that are nearest to it."""
     known: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     def of_file(self, name: str) -> dict[str, Any]:
@@ -165,15 +183,21 @@ class CallMap:
     def tests(self, path: str, function: str) -> list[str]:
         """The tests that call a function of a file, the likeliest and quickest first; for a module's body all."""
         mirror = f"tests/{Path(path).relative_to('lavis_ext').parent.as_posix()}/"
-        files = [(number, name) for number, name in tests_of(path) if number <= 1 or name.startswith(mirror)]
+        files = [
+            (number, name)
+            for number, name in tests_of(path)
+            if number <= (4 if self.wide else 1) or name.startswith(mirror)
+        ]
         wanted = f"{path.removeprefix('lavis_ext/')}::{function}"
-        found = [
+        found = sorted(
             (number, one["seconds"], node)
             for number, name in files
             for node, one in self.of_file(name).items()
             if (wanted in one["calls"] if function else number <= 1)
-        ]
-        return [node for _, _, node in sorted(found)]
+        )
+        spent = accumulate(seconds for _, seconds, _ in found)
+        near = sum(1 for until in spent if until < QUICK_S)
+        return [node for _, _, node in (found if self.wide else found[: max(near, 1)])]
 
 
 # Running them
@@ -218,8 +242,7 @@ def forked_pytest(copy: Path, names: Sequence[str], marks: str, limit: float, ca
     if not child:
         os.setsid()
         os.chdir(copy)
-        os.environ |= {"PYTHONPATH": str(copy), "PYTHONDONTWRITEBYTECODE": "1", "HF_HUB_OFFLINE": "1"}
-        sys.dont_write_bytecode = True
+        os.environ |= {"PYTHONPATH": str(copy), "HF_HUB_OFFLINE": "1"}
         sys.path[:] = [str(copy), *(path for path in sys.path if path not in ("", str(ROOT)))]
         for name in [name for name in sys.modules if name.partition(".")[0] in ("tests", "lavis_ext")]:
             del sys.modules[name]
@@ -228,7 +251,8 @@ def forked_pytest(copy: Path, names: Sequence[str], marks: str, limit: float, ca
         os.dup2(said, 2)
         words = ["-q", "-p", "no:cacheprovider", "-m", marks, "--rootdir", str(copy), "--tb=line"]
         words += ["-o", f"timeout={TEST_S}", *([] if calls else ["-x"])]
-        os._exit(int(pytest.main([*words, *names], plugins=[Calls(copy / "lavis_ext", calls)] if calls else [])))
+        words += ["--basetemp", str(copy.with_name("tmp"))]
+        os._exit(int(pytest.main([*words, *names], plugins=[Calls(copy / "lavis_ext", calls) if calls else Ends()])))
     deadline = time.monotonic() + limit
     try:
         while time.monotonic() < deadline:

@@ -5,18 +5,20 @@ is tried, one after the other, in a copy of the checkout: the tests of the modul
 printed with its place and its change, and at the end the score. Outcomes are kept, so that the same command goes on
 where it was stopped. Mutants that no test can kill are listed, with the reason, in equivalent.tsv, and do not count.
 
-`--only metrics runner` takes some of the groups, `--list` shows a sample without running it. `--quick` runs only the
-quick tests of the module's own folder that call the function which is mutated, by a map that is made once; `--again`
-tries the survivors with all.
+`--only metrics runner` takes some of the groups, `--list` shows a sample without running it. `--quick` runs only tests
+that call the function which is mutated, by a map that is made once: a few seconds of those of the module's own folder;
+with `--again`, the survivors meet all that call it, those of faults too. `--again` alone tries them with everything.
 """
 
 from __future__ import annotations
 
 import argparse
 import ast
+import compileall
 import csv
 import hashlib
 import json
+import py_compile
 import re
 import shutil
 import signal
@@ -284,13 +286,15 @@ def sample(only: Sequence[str], count: int, seed: int, root: Path = ROOT) -> lis
 
 
 def copied(folder: Path) -> Path:
-    """A fresh copy of the checkout, without caches and history."""
+    """A fresh copy of the checkout, compiled, without caches and history."""
     target = folder / "checkout"
     shutil.rmtree(target, ignore_errors=True)
     skipped = shutil.ignore_patterns(
         ".git", "__pycache__", "*.pyc", ".mypy_cache", ".ruff_cache", "*.egg-info", "output"
     )
     shutil.copytree(ROOT, target, ignore=skipped, symlinks=True)
+    # By hash: a mutant may have the size of the original, and be put back within the second.
+    compileall.compile_dir(target / "lavis_ext", quiet=1, invalidation_mode=py_compile.PycInvalidationMode.CHECKED_HASH)
     return target
 
 
@@ -330,7 +334,7 @@ def main(words: Sequence[str] | None = None) -> int:
     parser.add_argument("--folder", type=Path, default=Path(tempfile.gettempdir()) / "lavis_ext-mutants")
     parser.add_argument("--least", type=float, default=0.0, help="the score in per cent that is asked for")
     parser.add_argument("--list", action="store_true", help="show the sample, run nothing")
-    parser.add_argument("--quick", action="store_true", help="only quick tests that call the mutated function")
+    parser.add_argument("--quick", action="store_true", help="only tests that call the mutated function")
     parser.add_argument("--again", action="store_true", help="try survivors again")
     given = parser.parse_args(words)
     chosen, same = sample(given.only, given.count, given.seed), equivalents()
@@ -374,7 +378,7 @@ def outcomes(
                 return
             if copy is None:
                 copy = copied(given.folder)
-                calls = CallMap(copy, given.folder / "calls") if given.quick else None
+                calls = CallMap(copy, given.folder / "calls", wide=given.again) if given.quick else None
                 warm()
             source = (copy / mutant.path).read_bytes()
             mutated = source[: mutant.begin] + mutant.new.encode() + source[mutant.end :]

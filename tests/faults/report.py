@@ -4,8 +4,8 @@ The tests carry `@pytest.mark.fault("T01", …)`. A fault counts as survived onl
 of them was skipped, or none injects it, it was not run, and the reason is printed. `--write` puts the figures of this
 run into docs/guarantees.md and keeps them in outcomes.json, against which a test holds both.
 
-A session of all tests writes what it gave to the file that LAVIS_EXT_FAULT_OUTCOMES names, and `--read FILE` reports
-that, so that no test runs twice.
+A session of all tests writes what it gave to the file that LAVIS_EXT_FAULT_OUTCOMES names (also one of several
+workers), and `--read FILE` reports that, so that no test runs twice.
 """
 
 from __future__ import annotations
@@ -109,12 +109,16 @@ def marks(tests: Path = ROOT / "tests") -> tuple[dict[str, list[str]], set[str]]
 class Collector:
     """Pytest's plugin that keeps the outcome of every marked test, by the ids that it injects.
 
-    With `target` the other tests run too, and the session's outcomes are written to that file at its end.
+    With `target` the other tests run too, and the session's outcomes are written to that file at its end. Of pytest's
+    workers (`-n`) each, given as `worker`, tells the main process which ids its tests have.
     """
 
-    def __init__(self, only: Iterable[str] = (), target: Path | None = None) -> None:
+    def __init__(
+        self, only: Iterable[str] = (), target: Path | None = None, worker: pytest.Config | None = None
+    ) -> None:
         self.only = set(only)
         self.target = target
+        self.worker: Any = worker
         self.begun = time.monotonic()
         self.ids: dict[str, set[str]] = {}
         self.reports: dict[str, list[tuple[str, str]]] = defaultdict(list)
@@ -130,7 +134,7 @@ class Collector:
                 kept.append(item)
             else:
                 left.append(item)
-        if self.target is None:
+        if self.target is None and self.worker is None:
             config.hook.pytest_deselected(items=left)
             items[:] = kept
 
@@ -139,10 +143,13 @@ class Collector:
         if report.failed:
             self.broken.append(report.nodeid)
 
+    @pytest.hookimpl(optionalhook=True)
+    def pytest_testnodedown(self, node: Any) -> None:
+        """Take what a worker tells at its end; its reports came as they were made."""
+        self.ids |= {name: set(ids) for name, ids in getattr(node, "workeroutput", {}).get("fault ids", {}).items()}
+
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         """Set-up, call and tear-down each count; a failure that was expected is a failure."""
-        if report.nodeid not in self.ids:
-            return
         if hasattr(report, "wasxfail"):
             self.reports[report.nodeid].append((LOST, f"expected to fail: {report.wasxfail}"))
         elif report.failed:
@@ -155,6 +162,8 @@ class Collector:
 
     def pytest_sessionfinish(self) -> None:
         """Write what a session of all tests gave."""
+        if self.worker is not None:
+            self.worker.workeroutput["fault ids"] = {node: sorted(ids) for node, ids in self.ids.items()}
         if self.target is not None:
             self.result(catalogue()).save(self.target)
 
@@ -164,7 +173,7 @@ class Collector:
         today = datetime.now(timezone.utc).date().isoformat()
         return Run(
             outcomes=self.outcomes(entries),
-            tests=len(self.reports),
+            tests=len(self.reports.keys() & self.ids.keys()),
             seconds=round(time.monotonic() - self.begun),
             where=f"{today}, {where}",
             broken=self.broken,

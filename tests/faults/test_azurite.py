@@ -23,7 +23,7 @@ import pytest
 from lavis_ext.fetch.azure import TOKENS
 from tests.support.azure import traces
 from tests.support.azure_world import CONTAINERS, Trees, draw_trees
-from tests.support.fetching import closed_port
+from tests.support.processes import free_port
 from tests.support.server import wait_until
 from tests.support.toyfamily import ROOT, tree
 
@@ -88,7 +88,7 @@ def azurite(trees: Trees, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
         pytest.skip("azurite-blob is not on the PATH (npm install azurite)")
     names = {path.lstrip("/").split("/")[0] for files in trees.blobs.values() for path in files}
     keys = {name: base64.b64encode(os.urandom(48)).decode() for name in sorted(names)}
-    running = Azurite(closed_port(), keys)
+    running = Azurite(free_port(), keys)
     command = [program, "--blobHost", "127.0.0.1", "--blobPort", str(running.port), "--silent", "--skipApiVersionCheck"]
     folder = tmp_path_factory.mktemp("blobs")
     around = {**os.environ, "AZURITE_ACCOUNTS": ";".join(f"{name}:{key}" for name, key in keys.items())}

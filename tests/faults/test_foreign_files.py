@@ -24,6 +24,7 @@ from safetensors.torch import save_file
 from lavis_ext.cli import main, tools
 from lavis_ext.common.errors import IntegrityError, LavisExtError, UnsafeError
 from lavis_ext.common.files import decode_json
+from lavis_ext.common.tensors import read_torch
 from lavis_ext.datasets.readers.annotations import Annotations
 from lavis_ext.datasets.readers.images import ImageStore
 from lavis_ext.features.detectors.weights import read_weights
@@ -34,6 +35,7 @@ from lavis_ext.models.weights import read_checkpoint
 from lavis_ext.prepare import status, verify
 from tests.faults.fuzz import Slow, alarm
 from tests.support.features import b64, make_images, oscar_tsv, volta_lmdb
+from tests.support.processes import exit_code
 from tests.support.server import Server
 from tests.support.toyfamily import Family, pictures, tree, zip_bytes
 
@@ -84,19 +86,8 @@ KEYS = {
 
 @pytest.mark.fault("H17")
 @pytest.mark.parametrize("kind", KEYS)
-def test_tuples_in_one_another_do_not_end_the_process(kind: str, tmp_path: Path) -> None:
-    (tmp_path / "x.pkl").write_bytes(b"\x80\x04" + KEYS[kind])
-    code = """
-import sys, pathlib
-from lavis_ext.common.errors import UnsafeError
-from lavis_ext.features.formats.restricted import load_plain
-try:
-    load_plain(pathlib.Path(sys.argv[1]).read_bytes(), "x")
-except UnsafeError as error:
-    sys.exit(error.exit_code)
-"""
-    words = [sys.executable, "-c", code, str(tmp_path / "x.pkl")]
-    assert subprocess.run(words, capture_output=True, timeout=60, check=False).returncode == 10
+def test_tuples_in_one_another_do_not_end_the_process(kind: str) -> None:
+    assert exit_code(load_plain, b"\x80\x04" + KEYS[kind], "x") == 10
 
 
 @pytest.mark.fault("H17")
@@ -111,16 +102,7 @@ def test_tuples_in_one_another_in_a_checkpoint(kind: str, form: str, tmp_path: P
     else:
         heads = (0x1950A86A20F9469CFC6C, 1001, {"little_endian": True})
         path.write_bytes(b"".join(pickle.dumps(head, 2) for head in heads) + data)
-    code = """
-import sys, pathlib
-from lavis_ext.common.errors import IntegrityError
-from lavis_ext.common.tensors import read_torch
-try:
-    read_torch(pathlib.Path(sys.argv[1]))
-except IntegrityError as error:
-    sys.exit(error.exit_code)
-"""
-    assert subprocess.run([sys.executable, "-c", code, str(path)], timeout=60, check=False).returncode == 5
+    assert exit_code(read_torch, path) == 5
 
 
 @pytest.mark.fault("H17")
@@ -343,9 +325,6 @@ ROWS: list[tuple[str, bytes]] = [
 @pytest.mark.parametrize(("name", "data"), ROWS, ids=[str(n) for n in range(len(ROWS))])
 def test_annotations_of_another_form_are_refused(tmp_path: Path, name: str, data: bytes) -> None:
     path = written(tmp_path / name, data)
-    if data == b'{"images": [{"id": []}]}':  # a picture without a name is no row
-        assert len(Annotations([path])) == 0
-        return
     with pytest.raises(IntegrityError) as caught:
         Annotations([path])
     assert str(path) in caught.value.problems[0].where

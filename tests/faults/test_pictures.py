@@ -255,7 +255,7 @@ def test_minigpt4s_two_forms(wrapped: bool, tmp_path: Path, monkeypatch: pytest.
     assert len(train) == 3 and all(train[n]["image"].mode == "RGB" for n in range(3))
 
 
-CAPTIONS: list[Any] = ["", None, " \n", "x" * (10 << 20), [], 7]
+CAPTIONS: list[Any] = ["", None, " \n", "x" * (10 << 20), [], True]
 
 
 @pytest.mark.fault("I09")

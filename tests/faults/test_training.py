@@ -19,8 +19,8 @@ import pytest
 import torch
 from accelerate.optimizer import AcceleratedOptimizer
 
+from lavis_ext.browse.runs_page import list_runs
 from lavis_ext.cli import main
-from lavis_ext.cli.runs import list_runs
 from lavis_ext.common.errors import ConfigError, DiskError, TrainingError
 from lavis_ext.common.files import to_disk_error
 from lavis_ext.common.registry import lr_schedulers

@@ -15,7 +15,8 @@ import pytest
 
 from lavis_ext.common.errors import AccessError, IntegrityError, NetworkError
 from lavis_ext.fetch import Transfer, fetch
-from tests.support.fetching import CANARY, SIZE, World, certificate, closed_port
+from tests.support.fetching import CANARY, SIZE, World, certificate
+from tests.support.processes import free_port
 from tests.support.server import Fault, Server
 
 HTML = b"<!DOCTYPE html><html><title>Google Drive - Quota exceeded</title></html>"
@@ -23,7 +24,7 @@ HTML = b"<!DOCTYPE html><html><title>Google Drive - Quota exceeded</title></html
 
 @pytest.mark.fault("T01")
 def test_connection_refused_then_mirror(world: World) -> None:
-    dead = f"http://127.0.0.1:{closed_port()}/f.bin"
+    dead = f"http://127.0.0.1:{free_port()}/f.bin"
     assert world.get(dead, world.second_url).source == world.second_url
     world.target.unlink()
     message = world.fails(NetworkError, "refused", dead, "http://name.invalid/f.bin")
@@ -205,7 +206,7 @@ def test_proxy_that_refuses(world: World) -> None:
     for name in ("NO_PROXY", "no_proxy", "ALL_PROXY", "all_proxy"):
         world.patch.delenv(name, raising=False)
     for name in ("http_proxy", "HTTP_PROXY"):
-        world.patch.setenv(name, f"http://user:{CANARY}@127.0.0.1:{closed_port()}")
+        world.patch.setenv(name, f"http://user:{CANARY}@127.0.0.1:{free_port()}")
     message = world.fails(NetworkError, "(?i)proxy|refused")
     assert CANARY not in message + world.log.text
     world.patch.setenv("no_proxy", "127.0.0.1")
@@ -248,7 +249,7 @@ def test_first_address_is_dead(world: World) -> None:
         stream = (socket.AF_INET, socket.SOCK_STREAM, 6, "")
         return [(*stream, ("127.0.0.2", closed)), (*stream, ("127.0.0.1", port))]
 
-    closed = closed_port()
+    closed = free_port()
     world.patch.setattr(socket, "getaddrinfo", two)
     world.get(f"http://two.localhost:{port}/f.bin")
 

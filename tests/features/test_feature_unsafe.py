@@ -113,7 +113,7 @@ class Plain:
         slice(1),
         range(3),
     ],
-    ids=repr,
+    ids=lambda value: type(value).__name__,
 )
 @pytest.mark.parametrize("protocol", [2, 4, 5])
 def test_everything_else_is_refused(value: Any, protocol: int) -> None:

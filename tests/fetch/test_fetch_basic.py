@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import hashlib
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from lavis_ext.common.errors import IntegrityError, NetworkError
 from lavis_ext.fetch import Policy, Source, Transfer, fetch, fetch_all
-from tests.support.server import Fault, Server, payload
+from tests.support.server import Fault, Object, Server, payload, wait_until
 
 FAST = Policy(backoff=0.01, retries=3, stall_timeout=0.5, connect_timeout=2, fsync=False)
 
@@ -36,6 +40,29 @@ def test_large_file_in_segments_moves_each_byte_once(server: Server, tmp_path: P
     assert fetch(transfer, policy).bytes_moved == len(data)
     assert transfer.path.read_bytes() == data
     assert len(server.log) > 4 and server.sent() == len(data)
+
+
+@pytest.mark.parametrize("segments", [2, 3])
+def test_as_many_connections_at_once_as_segments_are_asked_for(server: Server, tmp_path: Path, segments: int) -> None:
+    """All but the first request are held, until no more come."""
+    data = payload(1 << 20)
+    url, find, held, go = server.put("/b.bin", data), server.find, [], threading.Event()
+
+    def holding(path: str) -> Object | None:
+        if len(server.log) > 1:
+            held.append(path)
+            go.wait(10)
+        return find(path)
+
+    server.find = holding  # type: ignore[method-assign]
+    policy = replace(FAST, parallel_from=1, segment_bytes=1 << 17, segments=segments, stall_timeout=20.0)
+    with ThreadPoolExecutor(1) as beside:
+        done = beside.submit(fetch, transfer_of(tmp_path / "b.bin", url, data), policy)
+        assert wait_until(lambda: len(held) == segments)
+        time.sleep(0.1)
+        found = len(held)
+        go.set()
+        assert done.result().verified and found == segments
 
 
 def test_truncated_once_is_continued(server: Server, tmp_path: Path) -> None:

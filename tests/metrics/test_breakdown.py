@@ -47,7 +47,7 @@ def test_the_truth_is_what_most_people_said() -> None:
     given = {1: ["two", "2", "2"], 2: ["red"], 3: []}
     found = score_answers({1: "3", 2: "red", 3: "x", 4: "y"}, given, {2: "colour"}, {1: "how many"}, vqa_score)
     assert [(one.truth, one.kind, one.opening) for one in found] == [("2", "number", "how many"), ("red", "colour", "")]
-    assert [one.score for one in found] == [0.0, 0.0]
+    assert [one.score for one in found] == [0.0, 1.0]
 
 
 def test_tables() -> None:

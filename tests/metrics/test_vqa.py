@@ -65,3 +65,10 @@ def test_annotators_lose_their_punctuation_only_where_they_differ() -> None:
     assert vqa_score("left hand", ["left-hand"] * 10) == 0
     assert vqa_score("left hand", ["left-hand"] * 9 + ["right"]) == 1
     assert vqa_score("anything", []) == 0
+
+
+@pytest.mark.parametrize("count", [1, 2, 3])
+def test_few_annotators_score_by_exact_match(count: int) -> None:
+    assert vqa_score("two", ["2"] * count) == vqa_score("A cat.", ["cat", *["dog"] * (count - 1)]) == 1
+    assert vqa_score("red", ["2"] * count) == 0
+    assert vqa_score("2", ["2", "other 1", "other 2", "other 3"]) < 0.5

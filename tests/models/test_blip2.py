@@ -145,7 +145,7 @@ def test_answers_follow_the_prompt_with_the_question_in_it() -> None:
     asked = {**batch, "text_input": ["what colour is it?", "how many?"]}
     answers = model.predict_answers(asked, prompt="Question: {} Answer:", num_beams=2, max_len=5)
     prompts = ["Question: what colour is it? Answer:", "Question: how many? Answer:"]
-    assert answers == model.generate({**batch, "prompt": prompts}, num_beams=2, max_length=6, length_penalty=-1.0)
+    assert answers == model.generate({**batch, "prompt": prompts}, num_beams=2, max_length=6, length_penalty=0.0)
     one = {"image": batch["image"][:1], "text_input": "how many?"}
     assert model.predict_answers(one) == model.predict_answers({**one, "text_input": ["how many?"]})
     with pytest.raises(ConfigError, match="rank"):

@@ -10,9 +10,11 @@ import torch
 from torch.nn.functional import log_softmax
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from lavis_ext.common.config.schema import run_config
 from lavis_ext.common.errors import ConfigError
 from lavis_ext.models.language import INSTRUCTIONS
 from lavis_ext.models.text import IGNORED
+from lavis_ext.tasks import setup_task
 from tests.support.blip2 import CAPTIONS, TEXT_SIZES, small_batch, small_model, small_of, small_stage1
 
 FAMILIES = ["blip2_opt", "blip2_llama", "blip2_vicuna", "blip2_t5"]
@@ -60,6 +62,21 @@ def cross_entropy(logits: torch.Tensor, targets: torch.Tensor) -> float:
     wanted = targets != IGNORED
     picked = log_softmax(logits.double(), dim=-1).gather(2, targets.clamp(min=0)[..., None])[..., 0]
     return -float(picked[wanted].mean())
+
+
+@pytest.mark.parametrize(
+    ("arch", "penalty"),
+    [("blip2_opt", 0.0), ("blip2_t5", -1.0), ("blip2_vicuna_instruct", 0.0), ("blip2_t5_instruct", -1.0)],
+)
+def test_the_length_penalty_of_answers_is_that_of_the_model(
+    arch: str, penalty: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, batch, searches = small_of(arch), small_batch(1, text_input=["what?"]), []
+    monkeypatch.setattr(model, "_continue", lambda samples, tokens, search, end: searches.append(search) or ["a"])
+    model.predict_answers(batch)
+    model.predict_answers(batch, length_penalty=0.5)
+    assert [search.length_penalty for search in searches] == [penalty, 0.5]
+    assert setup_task(run_config(task="vqa"), model).length_penalty == penalty
 
 
 def test_the_loss_of_t5_in_float64() -> None:

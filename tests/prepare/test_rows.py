@@ -21,7 +21,8 @@ def put(folder: Path, name: str, value: Any) -> Path:
 
 
 def names(paths: list[Path], limit: int | None = None, **args: Any) -> list[str]:
-    return image_names(open_rows(paths, limit), DatasetConfig(name="toy", builder="x", args=args))
+    toy = DatasetConfig(name="toy", builder="x", args=args)
+    return image_names(open_rows(paths, toy, "train", paths[0].parent, limit), toy)
 
 
 def test_distinct_names_of_the_first_rows_in_order(tmp_path: Path) -> None:
@@ -73,7 +74,12 @@ def test_a_damaged_second_file_is_reported(tmp_path: Path) -> None:
 )
 def test_names_are_sought_as_the_image_store_seeks_them(asked: str, found: str | None) -> None:
     there = {"VG_100K/1.jpg", "VG_100K/2.jpg", "VG_100K_2/3.jpg", "flat.jpg"}
-    assert ImageNames(there).find(asked) == found
+    assert ImageNames(there, ["VG_100K", "VG_100K_2"]).find(asked) == found
+
+
+@pytest.mark.parametrize("asked", ["image/1.jpg", "/export/share/image/3.jpg", "2.jpg"])
+def test_no_name_of_another_folder_is_found_where_none_is_declared(asked: str) -> None:
+    assert ImageNames({"VG_100K/1.jpg", "VG_100K/2.jpg", "VG_100K_2/2.jpg", "VG_100K_2/3.jpg"}).find(asked) is None
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import gzip
 import tarfile
 import zlib
@@ -34,6 +35,17 @@ def test_members_have_names_sizes_crcs_and_content(tmp_path: Path, gzipped: bool
     assert all((m.offset < 0) == gzipped for m in members)
     contents = {members[n].name: b"".join(pieces) for n, pieces in read_tar(path, gzipped)}
     assert contents == FILES
+
+
+def test_members_that_were_passed_are_not_kept(tmp_path: Path) -> None:
+    """An archive may have millions of them."""
+    path = put(tmp_path, tar_bytes({f"{number}.jpg": b"x" for number in range(200)}))
+    kept = []
+    for number, pieces in read_tar(path, False):
+        assert b"".join(pieces) == b"x"
+        if number % 50 == 49:
+            kept.append(sum(isinstance(one, tarfile.TarInfo) for one in gc.get_objects()))
+    assert kept[-1] <= kept[0] < 50
 
 
 def test_offsets_lead_to_the_data(tmp_path: Path) -> None:

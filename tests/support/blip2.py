@@ -84,7 +84,8 @@ TEXT_SIZES: dict[str, dict[str, Any]] = {
         "initializer_factor": 2.0,
     },
 }
-TEXT_SIZES["blip2_vicuna"] = TEXT_SIZES["blip2_llama"]
+TEXT_SIZES["blip2_vicuna"] = TEXT_SIZES["blip2_vicuna_instruct"] = TEXT_SIZES["blip2_llama"]
+TEXT_SIZES["blip2_t5_instruct"] = TEXT_SIZES["blip2_t5"]
 
 
 def of_arch(arch: str, **changes: Any) -> Any:
@@ -98,7 +99,8 @@ def small_of(arch: str, seed: int = 0, **changes: Any) -> Any:
     """The model of CONFIG with another language model."""
     torch.manual_seed(seed)
     sizes = {**SIZES, "text_config": TEXT_SIZES[arch]}
-    keys = {"sizes": sizes, **({"end_sym": "###"} if arch == "blip2_vicuna" else {}), **changes}
+    reader = {"qformer_tokenizer": CONFIG.tokenizer} if arch.endswith("_instruct") else {}
+    keys = {"sizes": sizes, **({"end_sym": "###"} if arch == "blip2_vicuna" else {}), **reader, **changes}
     return models.get(arch).from_config(of_arch(arch, **keys)).eval()
 
 

@@ -1,7 +1,8 @@
 """A plugin that searches all that a session of tests wrote and printed for the secrets that its tests use.
 
 Tests take secrets that begin with `MARK`. A file that a test itself makes with one in it (a file of tokens, a card with
-a signed address) is named with `planted`; everything else that holds one has leaked, and fails the session.
+a signed address) is named with `planted`; everything else that holds one has leaked, and fails the session. Of
+pytest's workers (`-n`) the main process searches the folders, which are below its own, once all have ended.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -48,9 +50,19 @@ def pytest_runtest_logreport(report: pytest.TestReport) -> None:
         _leaks.append(f"printed by {report.nodeid}")
 
 
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any) -> None:
+    """Take what a worker's tests planted."""
+    _planted.update(Path(name) for name in getattr(node, "workeroutput", {}).get("planted", []))
+
+
 @pytest.hookimpl(wrapper=True)
 def pytest_sessionfinish(session: pytest.Session) -> Iterator[None]:
     """Look through what is left of the tests' folders, before they are cleared, and logs of internal errors."""
+    if hasattr(session.config, "workeroutput"):
+        session.config.workeroutput["planted"] = [str(path) for path in _planted]
+        yield
+        return
     factory = getattr(session.config, "_tmp_path_factory", None)
     base = getattr(factory, "_basetemp", None)  # None where no test asked for a folder
     logs = [path for path in Path(tempfile.gettempdir()).glob("lavis-ext-*.log") if path.stat().st_mtime >= _began]

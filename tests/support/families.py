@@ -349,4 +349,17 @@ FORMS: dict[str, list[Write]] = {
     "flickr30k_caption": [flickr30k],
     "snli_ve": [snli_ve],
 }
+INSTRUCTED = (
+    *(
+        "coco_caption",
+        "flickr30k_caption",
+        "vg_caption",
+        "sbu_caption",
+        "conceptual_caption_3m",
+        "conceptual_caption_12m",
+    ),
+    *("coco_vqa", "ok_vqa", "aok_vqa", "vg_vqa", "gqa", "snli_ve"),
+)
+"""Data sets that have a twin for instructions, from the same files."""
+FORMS |= {f"{name}_instruct": FORMS[name] for name in INSTRUCTED}
 """Data set → the forms in which its annotations are published."""

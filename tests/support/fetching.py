@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
-import socket
 import subprocess
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -117,13 +116,6 @@ class World:
             return real(fd, data, at)
 
         self.patch.setattr(os, "pwrite", limited)
-
-
-def closed_port() -> int:
-    """A port of loopback on which nobody listens."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def certificate(folder: Path) -> Path:

@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).parents[2]
 
@@ -19,14 +20,14 @@ def checkpoints(folder: Path) -> list[Path]:
     return sorted(folder.glob("checkpoint_[0-9]*"), key=lambda path: int(path.name.rpartition("_")[2]))
 
 
-def wait_for_progress(process: subprocess.Popen[bytes], folder: Path, before: list[Path]) -> None:
+def wait_for_progress(process: Any, folder: Path, before: list[Path]) -> None:
     """Until there is a checkpoint that was not there before, or the process has ended."""
     deadline = time.monotonic() + 120
-    while process.poll() is None and checkpoints(folder) in ([], before) and time.monotonic() < deadline:
+    while process.is_alive() and checkpoints(folder) in ([], before) and time.monotonic() < deadline:
         time.sleep(0.01)
 
 
-def kill_often(start: Callable[[], subprocess.Popen[bytes]], folder: Path, times: int, chance: random.Random) -> int:
+def kill_often(start: Callable[[], Any], folder: Path, times: int, chance: random.Random) -> int:
     """Start `times` times and kill -9 soon after a new checkpoint; how often there was something left to kill."""
     killed = 0
     for _ in range(times):
@@ -34,20 +35,26 @@ def kill_often(start: Callable[[], subprocess.Popen[bytes]], folder: Path, times
         process = start()
         wait_for_progress(process, folder, before)
         time.sleep(chance.random() * 0.3)
-        if process.poll() is None:
-            process.send_signal(signal.SIGKILL)
-            killed += 1
-        process.wait()
+        process.kill()
+        process.join()
+        killed += process.exitcode == -signal.SIGKILL
     return killed
 
 
-def require_killed_is_left_alone(start: Callable[[str], subprocess.Popen[bytes]], runs: Path, times: int) -> None:
-    """Fail unless a run that is killed and started again ends as one that is left alone, which goes beside it."""
-    with start("whole") as whole:
+def require_killed_is_left_alone(start: Callable[[str], Any], runs: Path, times: int) -> None:
+    """Fail unless a run that is killed and started again ends as one that is left alone, which goes beside it.
+
+    `start(job)` starts the process of a run.
+    """
+    whole = start("whole")
+    try:
         killed = kill_often(lambda: start("cut"), runs / "cut", times, random.Random(5))
         assert killed >= min(times, 2), "the run was too short to be killed"
-        assert start("cut").wait(timeout=250) == 0
-        assert whole.wait(timeout=250) == 0
+        for last in (start("cut"), whole):
+            last.join(250)
+            assert last.exitcode == 0
+    finally:
+        whole.kill()
     require_same_end(runs / "whole", runs / "cut")
 
 

@@ -1,13 +1,14 @@
-"""Ranks of a run as quick as a blink: processes forked from one that has torch loaded, under torchrun's variables."""
+"""Ranks of a run, and commands, as quick as a blink: processes forked from one that has torch loaded."""
 
 from __future__ import annotations
 
 import multiprocessing
 import os
+import random
 import socket
 import sys
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -67,6 +68,43 @@ def one_rank(work: Callable[..., None], rank: int, count: int, port: int, args: 
     leave()
 
 
+def start_command(words: Sequence[str], environment: Mapping[str, str]) -> Any:
+    """The process of `lavis-ext WORDS`, silent, with exactly this environment."""
+    process = forked().Process(target=command, args=(list(words), dict(environment)))
+    process.start()
+    return process
+
+
+def command(words: list[str], environment: dict[str, str]) -> None:
+    """What the process of a command does."""
+    from lavis_ext.cli import main
+
+    os.environ.clear()
+    os.environ.update(environment, OMP_NUM_THREADS="1")
+    with open(os.devnull, "w") as sys.stdout, open(os.devnull, "w") as sys.stderr:  # noqa: PTH123
+        os._exit(main(words))
+
+
+def exit_code(work: Callable[..., object], *args: Any) -> int:
+    """How a process ends that calls `work(*args)`: 0, the code of an error of ours, or minus the signal."""
+    process = forked().Process(target=coded, args=(work, args))
+    process.start()
+    process.join(LIMIT_S)
+    process.kill()
+    process.join()
+    return int(process.exitcode)
+
+
+def coded(work: Callable[..., object], args: Sequence[Any]) -> None:
+    """Call it in a process of its own, whose exit code says how that ended."""
+    from lavis_ext.common.errors import LavisExtError
+
+    try:
+        work(*args)
+    except LavisExtError as error:
+        os._exit(error.exit_code)
+
+
 def leave() -> None:
     """Leave the group, as a script's end would."""
     from lavis_ext.runners.device import leave_group
@@ -75,7 +113,10 @@ def leave() -> None:
 
 
 def free_port() -> int:
-    """A port that nobody listens at."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    """A port that nobody listens at, below those that the system gives to whoever asks for any: until it is used, other
+    tests may ask."""
+    while True:
+        port = random.randrange(20_000, 32_000)
+        with socket.socket() as probe:
+            if probe.connect_ex(("127.0.0.1", port)):
+                return port

@@ -315,7 +315,7 @@ def payload(size: int, seed: int = 0) -> bytes:
     return bytes(out[:size])
 
 
-def wait_until(holds: Callable[[], bool], seconds: float = 5.0) -> bool:
+def wait_until(holds: Callable[[], bool], seconds: float = 20.0) -> bool:
     """Whether a condition comes true in time."""
     end = time.monotonic() + seconds
     while time.monotonic() < end:

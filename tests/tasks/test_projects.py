@@ -1,4 +1,4 @@
-"""Every shipped run file of BLIP-2 and VPGTrans, with the tiny twin of its model, on a small drawn world."""
+"""Every shipped run file of BLIP-2, InstructBLIP and VPGTrans, with its model's tiny twin, on a small drawn world."""
 
 from __future__ import annotations
 
@@ -19,14 +19,29 @@ from lavis_ext.runners import evaluate, train
 from tests.world.export import export_world, place_by_hand
 
 PROJECTS = Path(__file__).parents[2] / "configs" / "projects"
-FILES = sorted([*PROJECTS.glob("blip2/*/*.yaml"), *PROJECTS.glob("vpgtrans/*/*.yaml")])
+FILES = sorted(path for name in ("blip2", "instructblip", "vpgtrans") for path in PROJECTS.glob(f"{name}/*/*.yaml"))
 NAMES = [f"{path.parts[-3]}/{path.stem}" for path in FILES]
-FAMILIES = ["coco", "vqav2", "okvqa", "aokvqa", "gqa", "vg", "nocaps", "sbu_caption", "laion", "minigpt4", "flickr30k"]
+FAMILIES = [
+    "coco",
+    "vqav2",
+    "okvqa",
+    "aokvqa",
+    "gqa",
+    "vg",
+    "nocaps",
+    "sbu_caption",
+    "laion",
+    "minigpt4",
+    "flickr30k",
+    "snli_ve",
+]
 WORLD = World(seed=5, train=32, val=8, test=8, hidden=4)
 SMALL = ["run.batch_size_train=4", "run.batch_size_eval=4", "run.num_workers=1", "run.amp=False"]
 SHORT = ["run.accum_grad_iters=1", "run.num_beams=2", "run.max_len=4", "run.min_len=1", "run.report=False"]
 WHOLE = "model.freeze_vit=False model.freeze_llm=False model.vit_precision=fp32 model.llm_precision=fp32"
-FROM_NOTHING = "model.load_pretrained=False model.opt_model=null model.t5_model=null model.llama_model=null"
+FROM_NOTHING = (
+    "model.load_pretrained=False model.opt_model=null model.t5_model=null model.llama_model=null model.llm_model=null"
+)
 
 
 @pytest.mark.parametrize("path", FILES, ids=NAMES)

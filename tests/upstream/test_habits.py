@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,6 +16,7 @@ import pytest
 from lavis_ext.cli import main
 from lavis_ext.common.registry import Facade, registry
 from tests.support.families import coco_captions, vqav2_lavis
+from tests.support.killing import ROOT, require_killed_is_left_alone
 
 SCRIPTS = Path(__file__).parent / "scripts"
 DOC = (Path(__file__).parents[2] / "docs" / "from-lavis.md").read_text("utf-8")
@@ -142,3 +145,24 @@ def test_own_files_train_by_name(world: Path) -> None:
         assert [line["loss"] for line in again if "loss" in line] == losses
     finally:
         forget()
+
+
+@pytest.mark.slow
+def test_own_files_that_are_killed_go_on_to_the_same_end(world: Path) -> None:
+    """kill -9 soon after a checkpoint, twice, of a run whose data set, model and task are all in LAVIS' manner."""
+    own_files(world)
+    plugins = [word for name in ("data", "model", "task") for word in ("--plugin", f"own_{name}.py")]
+    options = [
+        "run.max_epoch=150",
+        "run.val_freq=50",
+        "run.output_dir=out",
+        "run.report=False",
+        "run.keep_checkpoints=2",
+    ]
+
+    def start(job: str) -> subprocess.Popen[bytes]:
+        words = ["train", "--cfg-path", "own_run.yaml", *plugins, "--options", *options, f"run.job_id={job}"]
+        command = [sys.executable, "-m", "lavis_ext", *words]
+        return subprocess.Popen(command, cwd=world, env={**os.environ, "PYTHONPATH": str(ROOT)})
+
+    require_killed_is_left_alone(start, world / "out", 2)

@@ -26,8 +26,9 @@ OVERRIDDEN = {
 
 
 def run_files() -> list[Path]:
-    """The run files of BLIP-2 and VPGTrans."""
-    found = sorted(path for folder in CODE for path in folder.glob("**/projects/blip2/**/*.yaml"))
+    """The run files of BLIP-2, InstructBLIP and VPGTrans."""
+    projects = ("blip2", "instructblip")
+    found = sorted(p for folder in CODE for name in projects for p in folder.glob(f"**/projects/{name}/**/*.yaml"))
     return [path for path in found if path.stat().st_size]  # LAVIS has one that is empty
 
 
@@ -46,7 +47,7 @@ run.batch_size_train=4 run.batch_size_eval=4 run.num_workers=1 run.amp=False run
 run.max_len=4 run.min_len=1 run.report=False run.k_test=3 run.job_id=job run.max_epoch=1 run.device=cpu
 model.model_type=tiny model.image_size=64 model.freeze_vit=False model.freeze_llm=False model.vit_precision=fp32
 model.llm_precision=fp32 model.use_grad_checkpoint=False model.opt_model=null model.t5_model=null model.llama_model=null
-model.apply_lemmatizer=False
+model.llm_model=null model.apply_lemmatizer=False
 """.split()  # noqa: SIM905
 COUNTS = {"train": 8, "val": 4, "test": 4}
 

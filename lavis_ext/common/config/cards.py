@@ -12,10 +12,11 @@ from typing import Any, Literal
 from urllib.parse import urlsplit
 
 from lavis_ext.common.config.decode import ConfigDecoder, Count, Natural, Share, join, read_sections
-from lavis_ext.common.config.resolve import Tree, config_roots, dataset_defaults, dataset_files, merge
+from lavis_ext.common.config.resolve import Tree, beside, config_roots, dataset_defaults, dataset_files, merge
 from lavis_ext.common.config.schema import AnnotationConfig, DatasetConfig, examine_url
 from lavis_ext.common.config.yamlio import shown
 from lavis_ext.common.errors import ConfigError, Problem, UsageError, nearest
+from lavis_ext.common.lavis import WAY_OUT, out_of_scope
 
 CARD_FILE = "artifacts.yaml"
 BOOKKEEPING = ".lavis_ext"
@@ -112,6 +113,8 @@ class RemoteFolder:
     files: dict[str, Blob] = field(default_factory=dict)
     complete: bool = False
     """Whether these are known to be all; else a listing is preferred where the token allows one."""
+    only: list[str] = field(default_factory=list)
+    """Patterns of the names that belong to the artifact (`cc3m-train-*.tar`); none: all."""
     nested: dict[str, str] = field(default_factory=dict)
     """Folders inside it that are artifacts of their own: `coco2014test: features_coco2014test`; they are left out."""
 
@@ -183,6 +186,8 @@ class Card:
     title: str = ""
     homepage: str = ""
     licence: str = ""
+    terms: Literal["open", "non-commercial", "gated"] = "open"
+    """Beyond open, `prepare` wants the licence accepted before the first byte."""
     citation: str = ""
     success_threshold: Share = 1.0
     """Share of the expected images below which `prepare` ends with exit code 8; 1: the family must be complete."""
@@ -338,8 +343,9 @@ def is_path(reference: str) -> bool:
 
 
 def split_names(dataset: DatasetConfig) -> list[str]:
-    """The splits that a data set declares, in order."""
-    return list(dict.fromkeys([*dataset.build_info.annotations, *dataset.build_info.images.artifacts]))
+    """The splits that a data set declares, in order; of shards that is `train`."""
+    named = [*dataset.build_info.annotations, *dataset.build_info.images.artifacts]
+    return list(dict.fromkeys(named)) or (["train"] if dataset.builder == "image_text_shards" else [])
 
 
 def _listed_artifacts(annotation: AnnotationConfig, card: Card | None, where: str) -> list[Artifact]:
@@ -406,7 +412,8 @@ def _add_datasets(families: dict[str, Card], folders: dict[Path, str], decoder: 
             decoder.places = places
             home = folders.get(path.parent) or name
             family = str(body.get("family") or home)
-            dataset = decoder.build(DatasetConfig, {"name": name, "family": family, **body}, f"datasets.{name}")
+            whole = {"name": name, "family": family, **merge(body, where=f"datasets.{name}")}
+            dataset = decoder.build(DatasetConfig, whole, f"datasets.{name}")
             if dataset is None:
                 continue
             for owner in dict.fromkeys((family, home)):
@@ -422,11 +429,12 @@ def load_dataset_config(path: str | Path, name: str | None = None) -> DatasetCon
     chosen = name if name in sections else next(iter(sections), None)
     if chosen is None:
         raise ConfigError(str(file), "declares no data set", "write `datasets:` and the name of one under it")
-    body = sections[chosen]
+    if chosen not in (cards := load_cards()).names() and (outside := out_of_scope("dataset", chosen)):
+        raise ConfigError(places.get(f"datasets.{chosen}", str(file)), outside, WAY_OUT)
+    body = beside({"datasets": sections}, file.parent)["datasets"][chosen]
     kind = str(body.get("type", "default"))
     default = dataset_defaults().get(chosen, {}).get(kind, ({}, file, {}))[0]
     decoder = ConfigDecoder(places)
-    cards = load_cards()
     family = str(default.get("family") or (cards.card_of(chosen).family if chosen in cards.names() else chosen))
     dataset = decoder.build(
         DatasetConfig,

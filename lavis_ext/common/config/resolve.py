@@ -46,7 +46,10 @@ def config_roots() -> list[Path]:
             "LAVIS_EXT_CONFIGS", f"{lost[0]} is no folder", "name folders that hold datasets/, models/ or projects/"
         )
     inside = PACKAGE / "configs"
-    return [*own, inside if inside.is_dir() else PACKAGE.parent / "configs"]
+    shipped = inside if inside.is_dir() else PACKAGE.parent / "configs"
+    last = {shipped.resolve(): shipped}
+    once = {path.resolve(): path for path in reversed(own)}  # a folder that is named twice counts once
+    return [*(path for path in own if path.resolve() not in last and once.pop(path.resolve(), None)), shipped]
 
 
 def from_checkout(name: str, where: str) -> ModuleType:
@@ -72,9 +75,14 @@ def named_folders() -> dict[str, Path]:
     return {"cache_root": cache_root(), "library_root": config_roots()[-1].parent, "repo_root": PACKAGE.parent}
 
 
+def user_folder() -> Path:
+    """The folder of the user's own settings: `$XDG_CONFIG_HOME/lavis_ext`, else `~/.config/lavis_ext`."""
+    return home_of(os.environ.get("XDG_CONFIG_HOME") or "~/.config") / "lavis_ext"
+
+
 def cache_root_origin(option: str | Path | None = None) -> tuple[str, str]:
     """The cache root and where the value came from."""
-    user_file = home_of(os.environ.get("XDG_CONFIG_HOME") or "~/.config") / "lavis_ext" / "config.yaml"
+    user_file = user_folder() / "config.yaml"
     shipped = config_roots()[-1] / "default.yaml"
     candidates = [
         (str(option) if option else "", "option"),
@@ -131,10 +139,55 @@ def find_config(path: str | Path) -> Path:
 
 
 def dataset_files() -> Iterable[tuple[Path, Tree, dict[str, str]]]:
-    """Each YAML below `datasets/` of every configs folder: path, content, places."""
-    for root in config_roots():
+    """Each YAML below `datasets/` of every configs folder: path, content, places.
+
+    Paths of the user's own that lie beside their YAML are absolute.
+    """
+    *own, shipped = config_roots()
+    for root in (*own, shipped):
         for path in sorted(root.glob("datasets/**/*.yaml")):
-            yield path, *_read_cached(path, path.stat().st_mtime_ns)
+            tree, places = _read_cached(path, path.stat().st_mtime_ns)
+            yield path, (tree if root == shipped else beside(tree, path.parent)), places
+
+
+def beside(tree: Tree, folder: Path) -> Tree:
+    """A YAML's data sets with absolute paths where what they name lies below `folder`, the YAML's; `~` expanded.
+
+    Everything else stays: LAVIS' paths are below the cache root.
+    """
+    sections = tree.get("datasets")
+    if not isinstance(sections, Mapping):
+        return tree
+    return {**tree, "datasets": {name: _beside(body, folder) for name, body in sections.items()}}
+
+
+def _beside(body: Any, folder: Path) -> Any:
+    info = body.get("build_info") if isinstance(body, Mapping) else None
+    if not isinstance(info, Mapping):
+        return body
+
+    def placed(value: Any) -> Any:
+        if isinstance(value, list):
+            return [placed(one) for one in value]
+        if not isinstance(value, str) or not value or "://" in value or value.startswith(("~", "/", "$")):
+            return value
+        fixed = re.split(r"[*?\[{]", value)[0]
+        known = fixed if fixed == value else fixed.rpartition("/")[0]
+        try:
+            return str((folder / value).absolute()) if known and (folder / known).exists() else value
+        except (OSError, ValueError):  # no path at all: whoever opens it says so
+            return value
+
+    def section(value: Any) -> Any:
+        held = isinstance(value, Mapping) and "storage" in value
+        return {**value, "storage": placed(value["storage"])} if held else value
+
+    changed = {key: section(value) for key, value in info.items() if key in ("images", "videos", "features")}
+    if isinstance(info.get("annotations"), Mapping):
+        changed["annotations"] = {split: section(one) for split, one in info["annotations"].items()}
+    if "storage" in info:
+        changed["storage"] = placed(info["storage"])
+    return {**body, "build_info": {**info, **changed}}
 
 
 @cache
@@ -327,6 +380,7 @@ def draft(path: str | Path, options: Sequence[str] = ()) -> tuple[Config | None,
     """
     file = find_config(path)
     user, places = read_sections(file)
+    user = beside(user, file.parent) if not file.is_relative_to(config_roots()[-1]) else user
     given = parse_options(options)
     for key in (*_leaves(given), *(key for key, _ in option_items(options))):
         places[key] = "--options"

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lavis_ext.common.config.cards import load_cards
-from lavis_ext.common.errors import UsageError
+from lavis_ext.common.errors import UsageError, nearest
 from lavis_ext.common.files import expanded
 from lavis_ext.common.registry import registry
 from lavis_ext.common.types import Dataset
@@ -42,7 +42,10 @@ if TYPE_CHECKING:
 
 
 def load_dataset(
-    name: str, cfg_path: str | Path | None = None, vis_path: str | Path | None = None, data_type: str | None = None
+    name: str | Path,
+    cfg_path: str | Path | None = None,
+    vis_path: str | Path | None = None,
+    data_type: str | None = None,
 ) -> dict[str, Dataset]:
     """LAVIS' function: `load_dataset("coco_caption")["val"][0]`; or of a path, `load_dataset("~/photos")["train"][0]`.
 
@@ -52,27 +55,28 @@ def load_dataset(
     replaces the folder of the pictures; `data_type` can only be `images`. Without processors in that YAML, or in a card
     of the user's own, pictures are PIL images and texts raw. Raises UsageError for an unknown name.
     """
+    name = str(name)
     if data_type not in (None, "images"):
         raise UsageError(f"load_dataset('{name}')", f"data_type '{data_type}' is not read here", "leave it out")
-    if cfg_path is None and is_own(name):
-        from lavis_ext.datasets.own import load_own
+    if isinstance(cfg_path, str) and not Path(cfg_path).suffix and not expanded(cfg_path).exists():
+        what = f"'{cfg_path}' is no YAML, which the second argument names"
+        way_out = f"write load_dataset('{name}')['{cfg_path}'] for a split" if name in dataset_zoo.get_names() else ""
+        raise UsageError(
+            f"load_dataset('{name}', '{cfg_path}')", what, way_out or nearest(name, dataset_zoo.get_names())
+        )
+    if cfg_path is None and name not in dataset_zoo.get_names():
+        from lavis_ext.datasets.own import load_own, place_of
 
-        return load_own(name, vis_path)
-    known = cfg_path is None or name in dataset_zoo.get_names()
-    kind = registry.get_builder_class(name) if known else type("Builder", (BaseDatasetBuilder,), {"name": name})
+        if "/" in name or place_of(name):
+            return load_own(name, vis_path)
+    declared = cfg_path is None or name in dataset_zoo.get_names()
+    kind = registry.get_builder_class(name) if declared else type("Builder", (BaseDatasetBuilder,), {"name": name})
     builder = kind(cfg_path)
     if vis_path is not None:
         builder.config.build_info.setdefault("images", {})
         builder.config.build_info.images.storage = str(expanded(vis_path).absolute())
     found: dict[str, Dataset] = builder.build_datasets()
     return found
-
-
-def is_own(name: str) -> bool:
-    """Whether a name is a path of one's own data: what no card has, and is there or is written as a path."""
-    if name in dataset_zoo.get_names():
-        return False
-    return "/" in name or name.startswith("~") or expanded(name).exists()
 
 
 class DatasetZoo:
@@ -99,47 +103,73 @@ def names() -> list[str]:
 
 LAVIS_BUILDERS = {
     "AOKVQABuilder": "aok_vqa",
+    "AOKVQAInstructBuilder": "aok_vqa_instruct",
     "COCOCapBuilder": "coco_caption",
+    "COCOCapInstructBuilder": "coco_caption_instruct",
     "COCORetrievalBuilder": "coco_retrieval",
     "COCOVQABuilder": "coco_vqa",
+    "COCOVQAInstructBuilder": "coco_vqa_instruct",
     "ConceptualCaption12MBuilder": "conceptual_caption_12m",
+    "ConceptualCaption12MInstructBuilder": "conceptual_caption_12m_instruct",
     "ConceptualCaption3MBuilder": "conceptual_caption_3m",
+    "ConceptualCaption3MInstructBuilder": "conceptual_caption_3m_instruct",
     "Flickr30kBuilder": "flickr30k",
     "Flickr30kCapBuilder": "flickr30k_caption",
+    "Flickr30kCapInstructBuilder": "flickr30k_caption_instruct",
     "GQABuilder": "gqa",
+    "GQAInstructBuilder": "gqa_instruct",
     "Laion2BMultiBuilder": "laion2B_multi",
     "Laion400MBuilder": "laion400M",
+    "Laion400MInstructBuilder": "laion400M_instruct",
     "NLVRBuilder": "nlvr",
     "NoCapsBuilder": "nocaps",
     "OKVQABuilder": "ok_vqa",
+    "OKVQAInstructBuilder": "ok_vqa_instruct",
     "SBUCaptionBuilder": "sbu_caption",
+    "SBUCaptionInstructBuilder": "sbu_caption_instruct",
     "SNLIVisualEntailmentBuilder": "snli_ve",
+    "SNLIVisualEntailmentInstructBuilder": "snli_ve_instruct",
     "VGCaptionBuilder": "vg_caption",
+    "VGCaptionInstructBuilder": "vg_caption_instruct",
     "VGVQABuilder": "vg_vqa",
+    "VGVQAInstructBuilder": "vg_vqa_instruct",
 }
 """LAVIS' class names → the data sets that they build."""
 __all__ = [
     "AOKVQABuilder",
+    "AOKVQAInstructBuilder",
     "BaseDatasetBuilder",
     "BuildContext",
     "COCOCapBuilder",
+    "COCOCapInstructBuilder",
     "COCORetrievalBuilder",
     "COCOVQABuilder",
+    "COCOVQAInstructBuilder",
     "ConceptualCaption3MBuilder",
+    "ConceptualCaption3MInstructBuilder",
     "ConceptualCaption12MBuilder",
+    "ConceptualCaption12MInstructBuilder",
     "Flickr30kBuilder",
     "Flickr30kCapBuilder",
+    "Flickr30kCapInstructBuilder",
     "GQABuilder",
+    "GQAInstructBuilder",
     "Laion2BMultiBuilder",
     "Laion400MBuilder",
+    "Laion400MInstructBuilder",
     "NLVRBuilder",
     "NoCapsBuilder",
     "NotPreparedError",
     "OKVQABuilder",
+    "OKVQAInstructBuilder",
     "SBUCaptionBuilder",
+    "SBUCaptionInstructBuilder",
     "SNLIVisualEntailmentBuilder",
+    "SNLIVisualEntailmentInstructBuilder",
     "VGCaptionBuilder",
+    "VGCaptionInstructBuilder",
     "VGVQABuilder",
+    "VGVQAInstructBuilder",
     "build_datasets",
     "builder_class",
     "dataset_zoo",

@@ -13,7 +13,14 @@ from omegaconf import DictConfig, OmegaConf
 
 from lavis_ext.common.config.cards import load_cards
 from lavis_ext.common.config.decode import ConfigDecoder, read_yaml
-from lavis_ext.common.config.resolve import cache_root, config_roots, dataset_defaults, keep_unknown, merge
+from lavis_ext.common.config.resolve import (
+    beside,
+    cache_root,
+    config_roots,
+    dataset_defaults,
+    keep_unknown,
+    merge,
+)
 from lavis_ext.common.config.schema import DatasetConfig
 from lavis_ext.common.config.script import reading
 from lavis_ext.common.dist_utils import is_main_process
@@ -183,7 +190,7 @@ class BaseDatasetBuilder:
             tree = keep_unknown({"name": type(self).__name__, **tree})
         for split, paths in (shown_paths(self.name, tree.get("type", "default")) if self.name else {}).items():
             held = tree["build_info"]["annotations"].get(split) or {}
-            if held.get("storage") == paths:  # as shown: the card knows more about them
+            if held.get("storage") == paths and held.get("artifact"):  # as shown: the card knows more about them
                 held["storage"] = []
         decoder = ConfigDecoder()
         config = decoder.build(DatasetConfig, tree, f"datasets.{tree['name']}")
@@ -209,9 +216,9 @@ def declared(name: str, cfg: str | Path | Mapping[str, Any] | None) -> dict[str,
     """The section of a declared data set, with the paths of its annotations under `storage`.
 
     Processors are those that `cfg` or a card of the user's names: without, pictures are PIL images and texts raw, as
-    in LAVIS. What the shipped cards name is for runs.
+    in LAVIS. What the shipped cards name is for runs, but for data sets of instructions.
     """
-    tree, _ = read_yaml(Path(cfg)) if isinstance(cfg, str | Path) else ({}, {})
+    tree = beside(read_yaml(Path(cfg))[0], Path(cfg).parent) if isinstance(cfg, str | Path) else {}
     sections = tree.get("datasets") or {}
     if isinstance(cfg, str | Path) and not sections:
         raise ConfigError(str(cfg), "declares no data set", "write `datasets:` and the name of one under it")
@@ -225,7 +232,8 @@ def declared(name: str, cfg: str | Path | Mapping[str, Any] | None) -> dict[str,
     if types and kind not in types:
         raise ConfigError(f"data set '{chosen}'", f"has no type '{kind}'", nearest(kind, types))
     shipped = file.is_relative_to(config_roots()[-1])
-    kept = {key: value for key, value in default.items() if not (shipped and key in PROCESSORS)}
+    asks = any(key in default.get("args", {}) for key in ("instruct", "prompt"))  # its processor makes the instruction
+    kept = {key: value for key, value in default.items() if not (shipped and key in PROCESSORS and not asks)}
     section = {"name": chosen, **merge(kept, given)}
     if types:
         section.setdefault("family", load_cards().card_of(chosen).family)

@@ -16,7 +16,6 @@ from lavis_ext.common.registry import builders
 from lavis_ext.common.types import Dataset
 from lavis_ext.datasets.builders.settings import ImageKeys
 from lavis_ext.datasets.readers.annotations import Annotations
-from lavis_ext.datasets.readers.columns import LOOKED_AT, missing_columns
 from lavis_ext.datasets.readers.images import ImageStore
 from lavis_ext.datasets.readers.parse import SplitFiles, row_options, sort_files
 from lavis_ext.processors import build_processor
@@ -173,8 +172,13 @@ def column_problems(config: DatasetConfig, split: str, rows: Annotations) -> lis
     if not hasattr(keys, "columns") or not len(rows):
         return []
     known = rows.keys()
+    wanted = keys.columns(split, known)
+    if set(wanted.values()) <= set(known):
+        return []
+    from lavis_ext.datasets.readers.columns import LOOKED_AT, missing_columns
+
     where = ", ".join(map(str, rows.paths))
-    return missing_columns(f"{where} ({config.name}/{split})", keys.columns(split, known), rows[:LOOKED_AT], known)
+    return missing_columns(f"{where} ({config.name}/{split})", wanted, rows[:LOOKED_AT], known)
 
 
 def annotation_paths(config: DatasetConfig, split: str, context: BuildContext) -> list[Path]:

@@ -19,7 +19,13 @@ from lavis_ext.common.registry import builders
 from lavis_ext.common.types import Dataset, Sample
 from lavis_ext.datasets.builders.context import BuildContext, SplitParts, build_splits
 from lavis_ext.datasets.builders.settings import CaptionKeys
-from lavis_ext.datasets.datasets.base_dataset import ImageTextDataset, PictureDataset, draw_below, two_ways
+from lavis_ext.datasets.datasets.base_dataset import (
+    ImageTextDataset,
+    PictureDataset,
+    draw_below,
+    instruction,
+    two_ways,
+)
 from lavis_ext.datasets.readers.annotations import ListRows
 from lavis_ext.datasets.readers.parse import Row
 
@@ -92,7 +98,12 @@ class CaptionDataset(ImageTextDataset):
         return {**self._texts(self.processed(caption, "caption", index), rng), **ids}
 
     def _texts(self, caption: str, rng: torch.Generator | None) -> Sample:
-        """The caption, or its two parts: cut before a word of the first half (VPGTrans); the prefix may be empty."""
+        """The caption, or its two parts: cut before a word of the first half (VPGTrans); the prefix may be empty.
+
+        With `instruct` it is learnt after an instruction, which the text processor makes.
+        """
+        if self.parts.args["instruct"]:
+            return {"text_input": instruction(self.text_processor), "text_output": caption}
         if not self.parts.args["prefix_split"]:
             return {"text_input": caption}
         words = caption.split(" ")
@@ -157,9 +168,13 @@ class CaptionEvalDataset(PictureDataset):
                 return way
         return "name"
 
+    def result_ids(self) -> list[int | str]:
+        """What the pictures in use are called in result files, in their order."""
+        return [self.image_id(self.row(index)) for index in range(len(self))]
+
     def references(self) -> dict[int | str, list[str]]:
         """Captions by image id for the pictures in use, as annotated; pictures without any are left out."""
-        ids = [self.image_id(self.row(index)) for index in range(len(self))]
+        ids = self.result_ids()
         found: dict[int | str, list[str]] = {}
         for row, sample in zip(self.rows, self._pictures[1].tolist(), strict=True):
             value = row.get(self.parts.args["caption_key"])

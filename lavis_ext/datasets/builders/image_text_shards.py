@@ -23,12 +23,12 @@ from lavis_ext.datasets.buckets import ShardBucket, is_remote
 from lavis_ext.datasets.builders.context import BuildContext, args_of, not_prepared
 from lavis_ext.datasets.builders.settings import ShardKeys
 from lavis_ext.datasets.collate import collate
-from lavis_ext.datasets.datasets.base_dataset import MAX_TEXT, draw_below
+from lavis_ext.datasets.datasets.base_dataset import MAX_TEXT, draw_below, instruction
 from lavis_ext.datasets.readers.faults import FaultLog, SampleError
 from lavis_ext.datasets.readers.shard_index import fixed_folder, list_shards, refuse_scheme
 from lavis_ext.datasets.readers.shards import RawSample, ShardReader
 from lavis_ext.fetch.cache import ObjectCache
-from lavis_ext.processors import build_processor, uint8_of
+from lavis_ext.processors import build_processor, drawing_from, uint8_of
 
 log = logging.getLogger(__name__)
 SPLIT = "train"
@@ -184,9 +184,24 @@ class ImageTextStream(IterableDataset[Sample]):
     def _finish(self, item: RawSample, rng: torch.Generator | None) -> Sample:
         item.check()
         image = self._image(item.pixels(), rng)
-        caption = self._caption(item, rng)
-        texts: Sample = split_prefix(caption, rng) if self.args["prefix_split"] else {"text_input": caption}
+        if self.args["sample_key"]:
+            return {"image": image, "instance_id": item.name, **self._packed(item)}
+        with drawing_from(rng):
+            texts: Sample = self._texts(self._caption(item, rng), rng)
         return {"image": image, **texts, "instance_id": item.name}
+
+    def _texts(self, caption: str, rng: torch.Generator | None) -> Sample:
+        if self.args["instruct"]:
+            return {"text_input": instruction(self.text_processor), "text_output": caption}
+        return split_prefix(caption, rng) if self.args["prefix_split"] else {"text_input": caption}
+
+    def _packed(self, item: RawSample) -> Sample:
+        """What a packed sample has beside its picture; raises SampleError where that is no object."""
+        found = item.record().get(self.args["sample_key"])
+        if not isinstance(found, dict) or "image" in found:
+            raise item.fault(f"json has no object {self.args['sample_key']}")
+        text = found.get("text_input")
+        return {**found, "text_input": self._clean(item, text)} if text is not None else found
 
     def _image(self, pixels: Any, rng: torch.Generator | None) -> Any:
         """uint8 with randomness from `rng`, else LAVIS' form; a processor without `uint8` is called as it is."""
@@ -206,6 +221,10 @@ class ImageTextStream(IterableDataset[Sample]):
             raise item.fault(f"json has no {error.args[0]}") from error
         except ValueError as error:
             raise item.fault(str(error)) from error
+        return self._clean(item, caption)
+
+    def _clean(self, item: RawSample, caption: Any) -> str:
+        """A text through the text processor; raises SampleError for what is none."""
         if not isinstance(caption, str) or not caption.strip() or len(caption) > MAX_TEXT:
             raise item.fault("caption is empty, too long or no text")
         clean = caption.replace("\0", "").encode("utf-8", "ignore").decode("utf-8")

@@ -38,7 +38,15 @@ class LabelDataset(ImageTextDataset):
         """Sentence, class and ids; a row without a class has no `label`."""
         named: Sample = {"image_id": row[key]} if (key := self.id_key(row)) else {}
         text = self.row_text(row, self.parts.args["text_key"], index)
-        return {"text_input": text, **self.label(row, index), **named, "instance_id": row["instance_id"]}
+        asked = self.asked(row, index) if self.parts.args["prompt"] else self.label(row, index)
+        return {"text_input": text, **asked, **named, "instance_id": row["instance_id"]}
+
+    def asked(self, row: Row, index: int) -> Sample:
+        """LAVIS' sample of instructions: `prompt`, `answer` and `label` as text, `question_id` as `instance_id`."""
+        prompt, known = self.processed(self.parts.args["prompt"], "prompt", index), self.label(row, index)
+        name = self.classnames[known["label"]] if known else None
+        answer: Any = {"answer": name, "label": name} if known else {}
+        return {"prompt": prompt, **answer, "question_id": str(row["instance_id"])}
 
     def displ_item(self, index: int) -> OrderedDict[str, Any]:
         """What a browser shows of a sample: file, sentence, label, image (LAVIS' method)."""
@@ -65,6 +73,11 @@ class LabelDataset(ImageTextDataset):
     def classes(self) -> list[str]:
         """The names of the classes by number."""
         return [str(name) for name in self.parts.args["labels"]]
+
+    @from_parts
+    def classnames(self) -> list[str]:
+        """What a model answers for each class (LAVIS' attribute)."""
+        return [str(name) for name in self.parts.args["answers"]] or self.classes
 
     @from_parts
     def class_labels(self) -> dict[str, int]:

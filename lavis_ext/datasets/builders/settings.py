@@ -39,6 +39,8 @@ class CaptionKeys(ImageKeys):
     """Cut a training caption at a random word into `text_input` and `text_output` (VPGTrans)."""
     image_id: Literal["running", "raw"] = "running"
     """LAVIS' running number in training, or the record's own id."""
+    instruct: bool = False
+    """A training caption is `text_output`, and `text_input` what the text processor makes of "" (InstructBLIP)."""
     raw_caption: bool = False
     """Captions without the text processor (LAVIS' rule for MiniGPT-4's)."""
 
@@ -59,6 +61,10 @@ class LabelKeys(ImageKeys):
     """The classes by number."""
     text_key: str = "sentence"
     label_key: str = "label"
+    prompt: str = ""
+    """A question about the sentence, through the text processor: `prompt`, beside which `label` is a text (LAVIS)."""
+    answers: list[Any] = field(default_factory=list)
+    """The answers to it, in the order of `labels`."""
 
     def columns(self, split: str, known: Sequence[str]) -> dict[str, str]:
         """As of all shapes, and a sentence."""
@@ -68,6 +74,9 @@ class LabelKeys(ImageKeys):
         """Note an error if there are no classes."""
         if not self.labels:
             decoder.note(join(key, "labels"), "names no classes", "write for example `labels: ['False', 'True']`")
+        if bool(self.prompt) != bool(self.answers) or len(self.answers) not in (0, len(self.labels)):
+            what = f"{len(self.answers)} answers to {len(self.labels)} labels, with prompt '{self.prompt}'"
+            decoder.note(join(key, "answers"), what, "give a prompt and one answer for each label, or neither")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,6 +101,8 @@ class VqaKeys(ImageKeys):
     answer_key: str = "answer"
     answer_weight: Rate = 1.0
     """Of a single answer (LAVIS: 0.2 for Visual Genome)."""
+    instruct: bool = False
+    """A training sample has one of its answers, drawn, as `text_output` (InstructBLIP)."""
     eval_keys: list[Literal["answer", "choices", "correct_choice_idx", "direct_answers"]] = field(default_factory=list)
     """Keys of a row that an evaluation sample has too, None where the row lacks them."""
     image_patterns: list[str] = field(default_factory=list)
@@ -113,7 +124,11 @@ class ShardKeys:
     captions_key: str | None = None
     scores_key: str | None = None
     """With `captions_key`: the caption that has the highest score (LAION-COCO)."""
+    sample_key: str = ""
+    """The object in a sample's JSON whose keys a sample has beside `image`: `sample` in shards that `pack` made."""
     prefix_split: bool = False
+    instruct: bool = False
+    """The caption is `text_output`, and `text_input` what the text processor makes of "" (InstructBLIP)."""
     shuffle_buffer: Natural = 10_000
     """Samples that are shuffled at a time; 0: no shuffling."""
     seed: Natural = 0
@@ -134,3 +149,5 @@ class ShardKeys:
             decoder.note(join(key, "exact"), "goes with whole epochs only", "leave out epoch_size, or exact")
         if (self.captions_key is None) != (self.scores_key is None):
             decoder.note(key, "captions_key and scores_key belong together", "give both, or none")
+        if self.sample_key and (self.captions_key or self.prefix_split):
+            decoder.note(key, "sample_key says all that a sample has", "leave out captions_key and prefix_split")

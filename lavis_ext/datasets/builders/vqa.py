@@ -17,7 +17,7 @@ from lavis_ext.common.types import Batch, Dataset, Sample
 from lavis_ext.datasets.builders.context import BuildContext, SplitParts, build_splits
 from lavis_ext.datasets.builders.settings import VqaKeys
 from lavis_ext.datasets.collate import Rule, collate, long_or_list
-from lavis_ext.datasets.datasets.base_dataset import ImageTextDataset, from_parts, two_ways
+from lavis_ext.datasets.datasets.base_dataset import ImageTextDataset, draw_below, from_parts, two_ways
 from lavis_ext.datasets.readers.parse import Row, parse_json, read_text
 
 log = logging.getLogger(__name__)
@@ -102,7 +102,10 @@ class VqaDataset(QuestionDataset):
         share = (self.parts.args["answer_weight"] if single else 1.0) / len(answers)
         counts = Counter(answers)
         weights = [count * share for count in counts.values()]
-        return {**self.question(row, index), "answers": list(counts), "weights": weights}
+        one: Sample = {}
+        if self.parts.args["instruct"]:
+            one = {"text_output": list(counts)[draw_below(len(counts), rng)]}  # each as likely, as in LAVIS
+        return {**self.question(row, index), "answers": list(counts), "weights": weights, **one}
 
     def collater(self, samples: Sequence[Sample]) -> Batch:
         """LAVIS' batch: `answer` all answers in a row, `weight` float32 of the same length, `n_answers` int64 [B]."""
@@ -157,6 +160,10 @@ class VqaEvalDataset(QuestionDataset):
     def coco_fmt_anno_file(self) -> str | None:
         """The official file of answers, where there is one (LAVIS' name)."""
         return _first(self.parts.files.answers)
+
+    def result_ids(self) -> list[Any]:
+        """What the questions in use are called in result files, in their order."""
+        return [self.question_id(self.row(index), index) for index in range(len(self))]
 
     def references(self) -> dict[int | str, list[str]]:
         """Answers by question id for the questions in use, as annotated; questions without any are left out."""

@@ -15,4 +15,10 @@ class AOKVQAEvalDataset(VqaEvalDataset):
     card = "aok_vqa"
 
 
-__all__ = ["AOKVQADataset", "AOKVQAEvalDataset"]
+class AOKVQAInstructDataset(VqaDataset):
+    """Questions in instructions, with a drawn answer."""
+
+    card = "aok_vqa_instruct"
+
+
+__all__ = ["AOKVQADataset", "AOKVQAEvalDataset", "AOKVQAInstructDataset"]

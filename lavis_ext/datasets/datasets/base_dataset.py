@@ -304,7 +304,7 @@ class ImageTextDataset(BaseDataset):
         uint8 = uint8_of(self.vis_processor)
         with drawing_from(rng):
             image = self._other(pixels) if uint8 is None else uint8(pixels, rng)
-        return {"image": image, **self.fields(row, index, rng)}
+            return {"image": image, **self.fields(row, index, rng)}
 
     def displ_item(self, index: int) -> OrderedDict[str, Any]:
         """What a browser shows of a sample: file, caption, image (LAVIS' method)."""
@@ -433,6 +433,11 @@ class ConcatDataset(torch.utils.data.ConcatDataset[Sample]):
         first: Any = self.datasets[0]
         batch: Batch = first.collater(kept)
         return batch
+
+
+def instruction(text_processor: Any) -> str:
+    """What a text processor makes of an empty text: an instruction of InstructBLIP's; "" without one."""
+    return "" if text_processor is None else str(text_processor(""))
 
 
 def draw_below(stop: int, rng: torch.Generator | None) -> int:

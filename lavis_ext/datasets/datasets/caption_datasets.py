@@ -2,4 +2,11 @@
 
 from lavis_ext.datasets.builders.image_caption import CaptionDataset, CaptionEvalDataset
 
-__all__ = ["CaptionDataset", "CaptionEvalDataset"]
+
+class CaptionInstructDataset(CaptionDataset):
+    """Captions to learn after an instruction."""
+
+    card = "coco_caption_instruct"
+
+
+__all__ = ["CaptionDataset", "CaptionEvalDataset", "CaptionInstructDataset"]

@@ -15,4 +15,10 @@ class COCOVQAEvalDataset(VqaEvalDataset):
     card = "coco_vqa"
 
 
-__all__ = ["COCOVQADataset", "COCOVQAEvalDataset"]
+class COCOVQAInstructDataset(VqaDataset):
+    """Questions in instructions, with a drawn answer."""
+
+    card = "coco_vqa_instruct"
+
+
+__all__ = ["COCOVQADataset", "COCOVQAEvalDataset", "COCOVQAInstructDataset"]

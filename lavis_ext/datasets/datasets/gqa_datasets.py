@@ -15,4 +15,10 @@ class GQAEvalDataset(VqaEvalDataset):
     card = "gqa"
 
 
-__all__ = ["GQADataset", "GQAEvalDataset"]
+class GQAInstructDataset(VqaDataset):
+    """Questions in instructions, with their answer."""
+
+    card = "gqa_instruct"
+
+
+__all__ = ["GQADataset", "GQAEvalDataset", "GQAInstructDataset"]

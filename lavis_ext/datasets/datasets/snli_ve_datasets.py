@@ -11,4 +11,11 @@ class SNLIVisualEntialmentDataset(LabelDataset):
 
 SNLIVisualEntialmentEvalDataset = SNLIVisualEntialmentDataset
 
-__all__ = ["SNLIVisualEntialmentDataset", "SNLIVisualEntialmentEvalDataset"]
+
+class SNLIVisualEntialmentInstructDataset(LabelDataset):
+    """A sentence with a question about it, whose answer is the class."""
+
+    card = "snli_ve_instruct"
+
+
+__all__ = ["SNLIVisualEntialmentDataset", "SNLIVisualEntialmentEvalDataset", "SNLIVisualEntialmentInstructDataset"]

@@ -9,4 +9,10 @@ class VGVQADataset(VqaDataset):
     card = "vg_vqa"
 
 
-__all__ = ["VGVQADataset"]
+class VGVQAInstructDataset(VqaDataset):
+    """Questions in instructions, with their answer."""
+
+    card = "vg_vqa_instruct"
+
+
+__all__ = ["VGVQADataset", "VGVQAInstructDataset"]

@@ -109,6 +109,10 @@ class Annotations(Rows):
             values += [v if v is None else decode_json(v) for v in parts] if mark == "json" else parts
         return values[: len(self)]
 
+    def batches(self) -> Iterator[tuple[pa.RecordBatch, dict[str, str]]]:
+        """The mapped record batches in order, whole, with the marks of their columns; `limit` may end within one."""
+        return ((batch, table.marks) for table in self._tables for batch in table.batches)
+
     def lengths(self, name: str) -> np.ndarray:
         """int64 [len]: how many items the list under one key has in each row, 0 where there is none."""
         import numpy as np

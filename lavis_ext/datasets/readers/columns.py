@@ -13,7 +13,7 @@ Row = Mapping[str, Any]
 NAMES: Mapping[str, tuple[str, ...]] = {
     "image_key": (
         *("image", "image_path", "img", "img_path", "image_file", "image_name", "file_name", "filename", "filepath"),
-        *("file", "path", "picture", "photo", "pic", "images", "image_url", "url", "jpg", "png"),
+        *("file", "path", "picture", "photo", "pic", "images", "image_url", "url", "jpg", "png", "image_urls"),
     ),
     "caption_key": (
         *("caption", "captions", "text", "description", "sentence", "sentences", "title", "alt_text", "alt", "raw"),

@@ -95,9 +95,32 @@ def _decode_jpeg(data: bytes) -> np.ndarray | None:
     return array
 
 
+PNG = b"\x89PNG\r\n\x1a\n"
+UNREAD_CHUNKS = (b"tEXt", b"zTXt", b"iTXt", b"iCCP")
+
+
+def without_texts(data: bytes) -> bytes:
+    """A PNG without its texts and its colour profile: megabytes there, at which Pillow stops, change no pixel.
+
+    Anything else, and a PNG whose chunks do not follow one another, is given back as it is.
+    """
+    if not data.startswith(PNG) or not any(kind in data for kind in UNREAD_CHUNKS):
+        return data
+    kept, at = [PNG], len(PNG)
+    while at + 12 <= len(data):
+        length = int.from_bytes(data[at : at + 4], "big")
+        kind, stop = data[at + 4 : at + 8], at + 12 + length
+        if kind not in UNREAD_CHUNKS:
+            kept.append(data[at:stop])
+        elif stop > len(data):
+            return data
+        at = stop
+    return b"".join((*kept, data[at:]))
+
+
 def _decode_pillow(data: bytes) -> np.ndarray:
     try:
-        image = Image.open(BytesIO(data), formats=FORMATS)
+        image = Image.open(BytesIO(without_texts(data)), formats=FORMATS)
     except Image.DecompressionBombError as error:
         raise SizeError(str(error)) from error
     with image:

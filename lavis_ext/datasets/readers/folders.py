@@ -144,8 +144,9 @@ class PartRows:
 
         rows = parse_rows(self.source) if isinstance(self.source, Path) else self.source.parse()
         if self.key is None:
-            held = held_out({str(row.get(self.image_key)) for row in rows}, self.holdout)
-            return [row for row in rows if (str(row.get(self.image_key)) in held) == (self.split != "train")]
+            pictures = [str(row.get(self.image_key, row.get("image_id", n))) for n, row in enumerate(rows)]
+            held = held_out(set(pictures), self.holdout)
+            return [row for row, one in zip(rows, pictures, strict=True) if (one in held) == (self.split != "train")]
         names = {str(row.get(self.key)) for row in rows}
         wanted = {name for name in names if name == self.split or (split_named(name) or name) == self.split}
         if rows and not wanted:

@@ -82,6 +82,7 @@ def _shape_of(path: Path) -> tuple[pa.Schema, int]:
         meta = parquet.ParquetFile(path)
         return meta.schema_arrow, meta.metadata.num_rows
     table = _arrow(path)
+    table.validate(full=True)  # offsets of a damaged file would lead outside it
     return table.schema, table.num_rows
 
 

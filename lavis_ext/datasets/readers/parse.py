@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -17,7 +18,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
 
 from lavis_ext.common.errors import ConfigError, IntegrityError
 from lavis_ext.common.files import expanded
-from lavis_ext.datasets.readers.folders import FolderRows, PartRows
+from lavis_ext.datasets.readers.folders import FolderRows, PartRows, split_named
 from lavis_ext.datasets.readers.packed import packed_rows
 from lavis_ext.datasets.readers.tables import (
     REFETCH,
@@ -45,7 +46,7 @@ def parse_rows(path: Path) -> list[Row]:
     """
     try:
         return canonical_rows(_rows_as_written(path))
-    except (KeyError, TypeError, AttributeError) as error:
+    except (KeyError, TypeError, AttributeError, ValueError, OverflowError) as error:
         raise IntegrityError(str(path), f"a record has not the form of its file ({error})", REFETCH) from error
 
 
@@ -83,7 +84,10 @@ def _json_rows(path: Path, value: Any) -> list[Row]:
 
 
 def _rows_of_dict(value: Row, path: Path) -> list[Any]:
-    if rows := rows_of_columns(value):
+    if all(split_named(key) and isinstance(some, list) for key, some in value.items()):
+        return [{**row, "split": key} for key, some in value.items() for row in some if isinstance(row, dict)]
+    records = [value[key] for key in (*ROW_KEYS, "images") if isinstance(value.get(key), list)]
+    if not any(isinstance(one, dict) for some in records for one in some[:1]) and (rows := rows_of_columns(value)):
         return rows
     named = [key for key in (*ROW_KEYS, "images") if value.get(key) is not None]
     for key in named:
@@ -413,7 +417,7 @@ def sort_files(paths: Iterable[Path], how: RowOptions = RowOptions()) -> SplitFi
     for path in paths:
         kinds[kind_of(path)].append(path)
     plain = [_source(path, how) for path in kinds["rows"]]
-    rows: list[Path | RowSource] = plain or [*_joined(kinds["questions"], kinds["answers"])]
+    rows = plain or [_part(one, how, how.split_key) for one in _joined(kinds["questions"], kinds["answers"])]
     if not rows:
         found = ", ".join(f"{path} ({kind})" for kind, some in kinds.items() for path in some) or "no file"
         raise ConfigError(found, "no rows and no questions among the annotations", "name the file of questions too")
@@ -434,8 +438,15 @@ def _source(path: Path, how: RowOptions) -> Path | RowSource:
     elif is_json and path.is_file():
         head = open_head(path, HEAD)
         key = key or ("split" if b'"sentences"' in head and b'"filename"' in head and b'"split"' in head else None)
+    if source is path and how.base is not None and how.base in path.parents[1:]:
+        source = Beside(path, how.base, how.image_key)
     if how.turns and path.is_file() and b'"conversations"' in open_head(path, HEAD):
         source = Turns(path)
+    return _part(source, how, key)
+
+
+def _part(source: Path | RowSource, how: RowOptions, key: str | None) -> Path | RowSource:
+    """The rows of the split alone, where the source holds those of others too."""
     if how.split and (key or how.holdout):
         return PartRows(source, how.split, key, how.holdout, how.image_key)
     return source
@@ -455,6 +466,28 @@ class SplitBy(OneFile):
     def parse(self) -> list[Row]:
         """All rows; raises IntegrityError."""
         return canonical_rows(table_rows(self.path, self.delimiter))
+
+
+@dataclass(frozen=True)
+class Beside(OneFile):
+    """A file of rows in a folder below that of the pictures, as a `metadata.jsonl` for each split.
+
+    Names are of its own folder where the first picture lies there, and not below the folder of the pictures.
+    """
+
+    base: Path = Path()
+    image_key: str = "image"
+    KIND: ClassVar[str] = "beside"
+
+    def parse(self) -> list[Row]:
+        """All rows, the pictures named below `base`; raises IntegrityError."""
+        rows = parse_rows(self.path)
+        first = next((row[self.image_key] for row in rows if isinstance(row.get(self.image_key), str)), None)
+        here, there = (os.path.isfile(f"{folder}/{first}") for folder in (self.base, self.path.parent))  # noqa: PTH113
+        if first is None or here or not there:
+            return rows
+        folder, key = self.path.parent.relative_to(self.base).as_posix(), self.image_key
+        return [{**row, key: f"{folder}/{row[key]}"} if isinstance(row.get(key), str) else row for row in rows]
 
 
 @dataclass(frozen=True)
@@ -486,7 +519,8 @@ class Turns(OneFile):
             image = row.get("image")
             for turn, (asked, said) in enumerate(turns_of(row, f"{self.path} record {number}")):
                 name = f"{row.get('id', number)}_{turn}"
-                more = {"image": image[0] if isinstance(image, list) and image else image}
+                listed = image if isinstance(image, list) else []
+                more = {"image": listed[0], "images": listed} if listed else {"image": image}
                 rows += [{"question_id": name, "question": asked, "answer": said, **more}] if more["image"] else []
         return rows
 

@@ -28,7 +28,7 @@ BLOCK = 512
 MOST = 1_000_000
 """Shards that one pattern may name, and samples that are believed of a shard that is too small to hold them (cut off,
 it may lack many): a declared 3,000,000,000 would take gigabytes."""
-IMAGES = frozenset({"jpg", "jpeg", "png", "webp"})
+IMAGES = frozenset({"jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff"})
 TEXTS = frozenset({"json", "txt"})
 PICKLED = frozenset({"pyd", "pkl", "pickle", "pth", "pt"})
 NAME = re.compile(r"((?:.*/)?[^./]+)\.([^/]*)")

@@ -57,8 +57,12 @@ def read_text(path: Path) -> str:
 
     Raises IntegrityError with the offset of a wrong byte, and for a packed file that is cut off or grows too large.
     """
-    with read_errors(path):
-        data = path.read_bytes()
+    try:
+        with read_errors(path):
+            data = path.read_bytes()
+    except MemoryError as error:
+        what = f"has {path.stat().st_size:,} bytes, which the memory does not hold"
+        raise IntegrityError(str(path), what, "split it, or write it as Parquet") from error
     if kind := _packed_as(data):
         data = _unpacked(path, kind, len(data))
     wide = data[:2] in (b"\xff\xfe", b"\xfe\xff")

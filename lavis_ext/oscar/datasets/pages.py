@@ -8,8 +8,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from lavis_ext.browse.regions import EDGE, draw_regions, find_picture, region_line
-from lavis_ext.browse.views import Item, Pixels, SampleText, choose
+from lavis_ext.browse.boxes import EDGE
+from lavis_ext.browse.regions import draw_regions, find_picture, region_line
+from lavis_ext.browse.views import Item, Pixels, SampleText, View, choose
 from lavis_ext.datasets.readers.faults import SampleError
 from lavis_ext.datasets.readers.images import ImageStore
 from lavis_ext.oscar.datasets.base import RegionDataset
@@ -18,10 +19,9 @@ from lavis_ext.oscar.datasets.regions import RegionPlace, tag_text
 TEXTS = {"q": "question", "caption": "caption", "captions": "caption"}
 
 
-class RegionView:
+class RegionView(View):
     """Samples of one split; `args.images` is where pictures are, if they are anywhere."""
 
-    chosen = "evenly chosen"
     edge = EDGE
     pictured = False
     """The data has no pictures of its own; boxes are drawn on those of `args.images`, or on grey."""
@@ -30,12 +30,9 @@ class RegionView:
         self.dataset = dataset
         self.scope, self.total = "samples", len(dataset)
 
-    def __len__(self) -> int:
-        return self.total
-
-    def items(self, wanted: int, seed: int | None) -> list[Item]:
-        """Samples as the data set numbers them."""
-        return [Item(str(index), self._with_regions(index), index) for index in choose(self.total, wanted, seed)]
+    def at(self, index: int) -> Item:
+        """A sample as the data set numbers it."""
+        return Item(str(index), self._with_regions(index), index, index=index)
 
     def survey(self, most: int) -> Iterator[SampleText]:
         """The texts of at most `most` samples."""
@@ -45,10 +42,6 @@ class RegionView:
         """The regions of a sample, of two images for a pair; raises SampleError where there are no features."""
         found = self.dataset.images_of(self.dataset.row(item.handle), item.handle)
         return [self._drawn(image_id, place) for image_id, place in found]
-
-    def data(self, item: Item) -> bytes:
-        """Nothing: there are no encoded pictures. Raises SampleError."""
-        raise SampleError(self.dataset.sample_id(item.handle), "", "no picture belongs to region features")
 
     def _with_regions(self, index: int) -> SampleText:
         """The texts of a sample and what its regions are called, of two images for a pair."""

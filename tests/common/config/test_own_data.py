@@ -69,6 +69,12 @@ def test_configs_flag_goes_before_the_environment(tmp_path: Path, monkeypatch: p
     folder = tmp_path / "datasets" / "birds"
     folder.mkdir(parents=True)
     (folder / "defaults.yaml").write_text(YAML.format(base=tmp_path, suffix=".json"))
+    assert main(["check", str(tmp_path), "--configs", str(tmp_path)]) == 3  # none of its files is there
+    (tmp_path / "photos").mkdir()
+    for row in ROWS:
+        Image.new("RGB", (40, 30), "red").save(tmp_path / "photos" / row["image"])
+    write(tmp_path / "train.json")
+    write(tmp_path / "val.json")
     assert main(["check", str(tmp_path), "--configs", str(tmp_path)]) == 0
     assert main(["show", "birds", "--configs", str(tmp_path)]) == 0
     assert main(["list", "--configs", str(tmp_path / "absent")]) == 2

@@ -11,7 +11,7 @@ from lavis_ext.common.config.cards import load_cards, split_names
 from lavis_ext.common.config.schema import DatasetConfig
 from lavis_ext.datasets.builders import BuildContext, build_datasets
 from lavis_ext.datasets.mixture import Mixture
-from tests.support.families import FORMS, Write
+from tests.support.families import FORMS, INSTRUCTED, Write
 
 CAPTION = {"image": Tensor, "text_input": str, "image_id": int, "instance_id": str}
 EVAL_CAPTION = {"image": Tensor, "image_id": (int, str), "instance_id": str}  # LAVIS: text of COCO, a number of NoCaps
@@ -36,13 +36,19 @@ KEYS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "nlvr": (PAIR, PAIR),
     "snli_ve": (LABEL, LABEL),
 }
+KEYS |= {f"{name}_instruct": ({**KEYS[name][0], "text_output": str}, KEYS[name][1]) for name in INSTRUCTED}
+ASKED = {**LABEL, "label": str, "answer": str, "prompt": str, "question_id": str}
+KEYS["snli_ve_instruct"] = (ASKED, ASKED)
 """Data set → keys and types of a training sample, and of one of the other splits (LAVIS' datasets)."""
 
 SAMPLES = {
     ("coco_caption", "train"): 6,
+    ("coco_caption_instruct", "train"): 6,
+    ("coco_vqa_instruct", "train"): 6,
     ("coco_retrieval", "train"): 6,
     ("coco_vqa", "default", "train"): 6,
     ("gqa", "all", "train"): 6,
+    ("gqa_instruct", "all", "train"): 6,
 }
 """How many samples a split has where they are not three."""
 OTHERS = ("image_text_shards", "region_", "volta_")

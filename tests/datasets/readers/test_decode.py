@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image
+from PIL import Image, PngImagePlugin
 
 from lavis_ext.datasets.readers import SampleError, decode, decode_rgb
 from tests.support.pictures import PHOTOS, encoded, needs_photos, pixels
@@ -136,3 +136,16 @@ def test_no_bytes_raise_anything_else(data: st.DataObject) -> None:
 def test_extra_bytes_do_no_harm(tmp_path: Path) -> None:
     data = encoded(pixels(9))
     assert np.array_equal(decode_rgb(data + b"trailing junk" * 9), decode_rgb(data))
+
+
+@pytest.mark.parametrize("kind", ["zTXt", "tEXt", "iTXt"])
+def test_a_png_with_megabytes_of_text_is_whole(kind: str) -> None:
+    info = PngImagePlugin.PngInfo()
+    text = "x" * (3 << 20)
+    info.add_itxt("prompt", text, zip=True) if kind == "iTXt" else info.add_text("prompt", text, zip=kind == "zTXt")
+    buffer = BytesIO()
+    Image.fromarray(pixels(4)).save(buffer, "PNG", pnginfo=info)
+    assert kind.encode() in buffer.getvalue()
+    assert np.array_equal(decode_rgb(buffer.getvalue()), pixels(4))
+    with pytest.raises(SampleError, match="damaged or cut off"):
+        decode_rgb(buffer.getvalue()[:-40])

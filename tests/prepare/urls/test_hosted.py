@@ -56,6 +56,17 @@ def test_images_come_as_they_are_and_once(server: Server, tmp_path: Path) -> Non
     assert fetch_hosted(job).present == 30 and len(server.log) == asked
 
 
+def test_only_the_images_that_are_asked_for_are_fetched(server: Server, tmp_path: Path) -> None:
+    """By their names; the limit on samples then has been applied by who asks."""
+    urls = [server.put(f"/v/{n}.jpg", picture(n)) for n in range(5)]
+    wanted = frozenset({"1.jpg", "4.jpg"})
+    job = make_job(tmp_path, annotation(tmp_path, urls), spec=NOCAPS, only=wanted, max_samples=1, threshold=1.0)
+    account = fetch_hosted(job)
+    assert (account.expected, account.present) == (2, 2)
+    assert {path.name for path in (job.target / "val").iterdir() if path.is_file()} == wanted
+    assert {seen.path for seen in server.log} == {"/v/1.jpg", "/v/4.jpg"}
+
+
 def test_what_lacks_is_named(server: Server, tmp_path: Path) -> None:
     urls = [server.put(f"/v/{n}.jpg", picture(n)) for n in range(4)]
     server.script("/v/1.jpg", Fault(status=404))

@@ -552,3 +552,31 @@ part.annotation = part.annotation[:2]
 assert (len(part), len(train)) == (2, 6) and len(pickle.loads(pickle.dumps(part))) == 2
 assert len(torch.utils.data.Subset(train, [0, 1])) == 2 and len(torch.utils.data.ConcatDataset([train, train])) == 12
 assert len([sample for sample in train]) == 6
+
+# %% load-dataset-instruct
+from lavis.datasets.builders import load_dataset
+
+train = load_dataset("coco_caption_instruct")["train"]
+sample = train[0]
+assert sample["image"].shape == (3, 224, 224) and sample["text_input"] == sample["text_input"].lower().strip()
+assert sample["text_output"] and set(train.collater([train[0], train[1]])) >= {"image", "text_input", "text_output"}
+
+# %% batches-of-instructions
+from lavis.datasets.builders.vqa_builder import COCOVQAInstructBuilder
+from lavis.datasets.datasets.coco_vqa_datasets import COCOVQAInstructDataset
+
+builder = COCOVQAInstructBuilder()
+train = builder.build_datasets()["train"]
+batch = train.collater([train[i] for i in range(3)])
+assert len(batch["text_output"]) == len(batch["text_input"]) == 3  # LAVIS: as many as there are answers
+assert all(one in train[i]["answers"] for i, one in enumerate(batch["text_output"]))
+assert COCOVQAInstructDataset.card == "coco_vqa_instruct"
+
+# %% blip-instruction
+from lavis.processors import load_processor
+from lavis.processors.instruction_text_processors import BlipInstructionProcessor
+from omegaconf import OmegaConf
+
+asked = BlipInstructionProcessor.from_config(OmegaConf.create({"modality": "image", "task": "qa"}))("Is it red?")
+assert "is it red?" in asked and asked == asked.lower()
+assert load_processor("blip_instruction").build(task="caption")("A dog.") == "a dog"

@@ -372,3 +372,126 @@ with pytest.raises(ImportError):
 from lavis.models import load_model
 
 assert not hasattr(load_model("blip2", "tiny"), "compute_sim_matrix")  # the task `retrieval` ranks
+
+# %% instruct-load
+import torch
+from lavis.models import load_model, load_model_and_preprocess, model_zoo
+from lavis.models.blip2_models.blip2_t5_instruct import Blip2T5Instruct
+from lavis.models.blip2_models.blip2_vicuna_instruct import Blip2VicunaInstruct
+
+assert {"vicuna7b", "vicuna13b"} <= set(dict(model_zoo)["blip2_vicuna_instruct"])
+assert {"flant5xl", "flant5xxl"} <= set(Blip2T5Instruct.PRETRAINED_MODEL_CONFIG_DICT)
+model, vis_processors, txt_processors = load_model_and_preprocess("blip2_vicuna_instruct", "tiny", is_eval=True, device="cpu")
+assert type(model) is Blip2VicunaInstruct and vis_processors["eval"].image_size == 64
+assert isinstance(load_model(name="blip2_t5_instruct", model_type="tiny"), Blip2T5Instruct)
+
+# %% instruct-generate
+import torch
+from lavis.models import load_model_and_preprocess
+from PIL import Image
+
+model, vis_processors, _ = load_model_and_preprocess(name="blip2_vicuna_instruct", model_type="tiny", is_eval=True, device="cpu")
+image = vis_processors["eval"](Image.new("RGB", (50, 40), "red")).unsqueeze(0)
+samples = {"image": image, "prompt": "What is unusual about this image?"}
+short = model.generate(samples, num_beams=1, max_length=4)
+assert len(short) == 1 and isinstance(short[0], str) and samples["prompt"].startswith("What")
+torch.manual_seed(0)
+some = model.generate(
+    samples,
+    use_nucleus_sampling=True,
+    num_beams=1,
+    max_length=6,
+    min_length=1,
+    top_p=0.9,
+    repetition_penalty=1.5,
+    length_penalty=1.0,
+    num_captions=3,
+    temperature=1.0,
+)
+assert len(some) == 3
+video = image.unsqueeze(2).repeat(1, 1, 4, 1, 1)
+assert len(model.generate({"image": video, "prompt": "describe the video"}, num_beams=1, max_length=3)) == 1
+
+# %% instruct-answers
+import torch
+from lavis.models import load_model
+
+model = load_model("blip2_t5_instruct", "tiny", is_eval=True)
+samples = {"image": torch.rand(2, 3, 64, 64), "text_input": ["is it red?", "how many?"]}
+answers = model.predict_answers(
+    samples=samples,
+    answer_list=None,
+    inference_method="generate",
+    num_beams=2,
+    max_len=4,
+    min_len=1,
+    num_ans_candidates=128,
+    prompt="Question: {} Short answer:",
+)
+assert len(answers) == 2 and samples["text_input"][0] == "is it red?"
+choices = {**samples, "choices": [["yes", "no"], ["one", "two", "three"]]}
+assert len(model.predict_answers(choices, prompt="Question: {} Options: {}. Short answer:", num_beams=1, max_len=3)) == 2
+words = {**samples, "ocr_tokens": [["stop"], ["exit", "left"]]}
+assert len(model.predict_answers(words, prompt="OCR tokens: {}. Question: {} Short answer:", num_beams=1, max_len=3)) == 2
+
+# %% instruct-rank
+import torch
+from lavis.models import load_model
+
+model = load_model("blip2_t5_instruct", "tiny", is_eval=True)
+samples = {"image": torch.rand(2, 3, 64, 64), "text_input": ["is it red?", "how many?"]}
+# LAVIS takes `rank` for `generate`
+assert set(model.predict_answers(samples, inference_method="rank", answer_list=["yes", "no", "two"])) <= {"yes", "no", "two"}
+
+# %% instruct-classes
+import torch
+from lavis.models import load_model
+
+for arch in ("blip2_vicuna_instruct", "blip2_t5_instruct"):
+    model = load_model(arch, "tiny", is_eval=True)
+    samples = {"image": torch.rand(2, 3, 64, 64), "prompt": "what is it?"}
+    ranks = model.predict_class(samples, candidates=["a dog", "a cat", "a ball"])
+    assert ranks.shape == (2, 3) and sorted(ranks[0].tolist()) == [0, 1, 2]
+    best = model.predict_class(samples=samples, candidates=["a dog", "a cat", "a ball"], n_segments=3)[:, 0]
+    assert best.shape == (2,)
+    own = model.predict_class({**samples, "text_input": ["x", "y"], "prompt": "{}?"}, [["yes", "no"], ["one", "two", "three"]])
+    assert [len(row) for row in own] == [2, 3]
+
+# %% instruct-forward
+import torch
+from lavis.models import load_model
+
+model = load_model("blip2_vicuna_instruct", "tiny").train()
+samples = {"image": torch.rand(2, 3, 64, 64), "text_input": ["what is it?", "how many?"], "text_output": ["a dog", "two"]}
+output = model(samples)
+output["loss"].backward()
+assert output.loss is output["loss"] and model.net.qformer.embeddings.word_embeddings.weight.grad.abs().sum() > 0
+
+# %% instruct-few-shots
+import torch
+from lavis.common.registry import registry
+from omegaconf import OmegaConf
+
+cls = registry.get_model_class("blip2_t5_instruct")
+cfg = OmegaConf.load(cls.default_config_path("tiny")).model
+cfg.num_few_shot_examples, cfg.few_shot_prob = 2, 1.0
+model = cls.from_config(cfg).train()
+shots = [{"image": torch.rand(2, 3, 64, 64), "text_input": ["a", "b"]} for _ in range(2)]
+batch = {"image": torch.rand(2, 3, 64, 64), "text_input": ["what?", "who?"], "text_output": ["a dog", "two"]}
+assert model({**batch, "few_shot_samples": shots}).loss != model(batch).loss
+
+# %% instruct-trimmed-checkpoint
+import torch
+from lavis.models import load_model
+from lavis.models.blip2_models.blip2_vicuna_instruct import Blip2VicunaInstruct
+from omegaconf import OmegaConf
+
+hidden = 96
+state = {"llm_proj.bias": torch.ones(hidden), "query_tokens": torch.zeros(1, 16, hidden), "Qformer.bert.embeddings.LayerNorm.bias": torch.ones(hidden)}
+torch.save({"model": state}, "instruct_blip_trimmed.pth")
+cfg = OmegaConf.load(Blip2VicunaInstruct.default_config_path("tiny")).model
+model = Blip2VicunaInstruct.from_config(cfg)
+message = model.load_from_pretrained("instruct_blip_trimmed.pth")
+assert message.unexpected_keys == [] and message.missing_keys
+assert torch.equal(model.net.language_projection.bias, torch.ones(hidden))
+assert torch.equal(model.net.qformer.embeddings.layernorm.bias, torch.ones(hidden))

@@ -17,6 +17,7 @@ class Counter(BaseModel):
         self.visual_encoder = nn.Linear(3 * image_size * image_size, width)
         for parameter in self.visual_encoder.parameters():
             parameter.requires_grad = False
+        self.drop = nn.Dropout(0.2)
         self.head = nn.Linear(width, 1)
         self.began = 0
 
@@ -26,7 +27,7 @@ class Counter(BaseModel):
     def forward(self, samples):
         hidden = self.visual_encoder(samples["image"].flatten(1)).tanh()
         lengths = torch.tensor([[len(text) / 10.0] for text in samples["text_input"]])
-        loss = nn.functional.mse_loss(self.head(hidden), lengths.to(hidden.device))
+        loss = nn.functional.mse_loss(self.head(self.drop(hidden)), lengths.to(hidden.device))
         return {"loss": loss, "loss_length": loss.detach(), "hidden": hidden}
 
     def generate(self, samples, **kwargs):

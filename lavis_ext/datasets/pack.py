@@ -1,0 +1,306 @@
+"""Any data set of pictures and texts as tar shards with manifests, on a disk or in a bucket.
+
+A shard is a function of its rows, their pictures and the options: it is made again to the same bytes wherever a process
+was killed. Pictures are copied as they lie; a sample's JSON holds its text under `caption` and everything else that a
+sample of the data set has under `sample`; the shape `image_text_shards` reads it.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import tarfile
+from collections import Counter
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass, field, replace
+from functools import cached_property
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from lavis_ext.common.config.cards import BOOKKEEPING
+from lavis_ext.common.config.schema import DatasetConfig, ProcessorPair
+from lavis_ext.common.errors import ConfigError, IntegrityError, PartialError, UsageError
+from lavis_ext.common.files import decode_json, disk_errors, expanded, write_json
+from lavis_ext.datasets.buckets import is_remote
+from lavis_ext.datasets.builders import BuildContext, build_datasets
+from lavis_ext.datasets.datasets.base_dataset import ImageTextDataset
+from lavis_ext.datasets.readers.decode import decode_rgb
+from lavis_ext.datasets.readers.faults import SampleError
+from lavis_ext.fetch.lock import Ownership
+from lavis_ext.fetch.objects import BUCKETS, put, upload
+from lavis_ext.fetch.remote import RemoteFile, fetch_bytes
+from lavis_ext.fetch.safety import redact_url
+from lavis_ext.fetch.session import scheme_of
+from lavis_ext.fetch.transfer import Policy, Source
+from lavis_ext.prepare.urls.shards import ShardManifest, describe, is_published, publish, shard_fault, shard_path
+
+FORMAT = 1
+FIRST_FAULTS = 20
+READ = 1 << 22
+STALE = (".[0-9]*.tar.tmp", ".[0-9]*.manifest.json.*.tmp", ".pack.json.*.tmp")
+MAGIC = {
+    **{"jpg": b"\xff\xd8\xff", "png": b"\x89PNG", "webp": b"RIFF", "gif": b"GIF8", "bmp": b"BM"},
+    **{"tif": b"II*\0", "tiff": b"MM\0*"},
+}  # fmt: skip
+"""Suffix → first bytes."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PackOptions:
+    """How `pack` writes; a picture is re-encoded only where `encode` or `shorter_side` asks for it."""
+
+    split: str = "train"
+    samples_per_shard: int = 10_000
+    max_samples: int | None = None
+    encode: str = ""
+    """jpg, png or webp; "": bytes as they lie."""
+    quality: int = 90
+    shorter_side: int | None = None
+    """Pixels to which larger pictures are made smaller."""
+    seed: int = 0
+    """Of what a data set draws at random for a sample: a caption of several."""
+    jobs: int = 1
+    """Shards that are made at a time."""
+    deep: bool = False
+    """Hash shards that are there already, too."""
+
+    def check(self) -> None:
+        """Raise UsageError for values out of range."""
+        counts = {"samples-per-shard": self.samples_per_shard, "jobs": self.jobs, "quality": self.quality}
+        more = {"max-samples": self.max_samples, "shorter-side": self.shorter_side}
+        for name, value in (counts | {name: value for name, value in more.items() if value is not None}).items():
+            if value < 1:
+                raise UsageError(f"--{name} {value}", "must be at least 1", "leave it out for the default")
+
+    @cached_property
+    def identity(self) -> dict[str, Any]:
+        """What of it the bytes depend on."""
+        names = ("encode", "quality", "shorter_side", "seed") if self.encode or self.shorter_side else ("seed",)
+        return {"format": FORMAT, **{name: getattr(self, name) for name in names}}
+
+
+@dataclass
+class PackReport:
+    """What lies at `out`: samples and shards, `made` of them now, and the samples that could not be packed."""
+
+    dataset: str
+    split: str
+    out: str
+    samples: int = 0
+    shards: int = 0
+    made: int = 0
+    bytes: int = 0
+    lost: int = 0
+    """Samples that are in no shard; `faults` and `first` are of the shards that were made now."""
+    faults: Counter[str] = field(default_factory=Counter)
+    first: list[dict[str, str]] = field(default_factory=list)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values."""
+        return {**asdict(self), "faults": dict(self.faults)}
+
+
+def pack(config: DatasetConfig, out: str, root: Path, options: PackOptions, told: Callable[[str], None]) -> PackReport:
+    """Write one split of a data set to `out`, a folder or `s3://BUCKET/FOLDER`; whole shards are not made again.
+
+    Raises ConfigError for a data set whose samples have not one picture, NotPreparedError, PartialError where more
+    samples fail than the data set tolerates, IntegrityError where what was written is not what lies there, OwnedError.
+    """
+    options.check()
+    remote = is_remote(out)
+    if remote and scheme_of(out) not in BUCKETS:
+        raise UsageError(redact_url(out), "cannot be written to", f"name a folder, or {'://…, '.join(BUCKETS)}://…")
+    dataset = opened(config, root, options)
+    target = Target.of(out.rstrip("/") if remote else str(expanded(out)), root)
+    report = PackReport(config.name, options.split, redact_url(out) if remote else str(expanded(out)))
+    count = -(-len(dataset) // options.samples_per_shard)
+    with disk_errors(target.folder), ExitStack() as stack:
+        target.folder.mkdir(parents=True, exist_ok=True)
+        stack.enter_context(Ownership(target.folder / "pack.owner", target.folder, Policy(owner_wait=0, owner_stall=0)))
+        for stale in (path for form in STALE for path in target.folder.glob(form)):
+            stale.unlink()  # half-written by a process that was killed
+        pool = stack.enter_context(ThreadPoolExecutor(options.jobs))
+        work = pool.map(lambda number: pack_shard(dataset, number, target, options), range(count))
+        for number, (manifest, faults, made) in enumerate(work):
+            report.samples, report.bytes = report.samples + manifest.samples, report.bytes + manifest.bytes
+            report.shards, report.made = report.shards + 1, report.made + made
+            report.faults.update(fault.reason for fault in faults)
+            report.first += [{"id": one.sample_id, "path": one.path, "why": one.why} for one in faults]
+            del report.first[FIRST_FAULTS:]
+            told(f"{number + 1} of {count} shards, {report.samples:,} samples")
+        report.lost = len(dataset) - report.samples
+        whole = {name: getattr(report, name) for name in ("dataset", "split", "samples", "lost", "shards", "bytes")}
+        target.write("pack.json", {"format": FORMAT, **whole, **options.identity})
+    if report.lost > config.tolerance * len(dataset) or not report.samples:
+        why = "".join(f", {reason} {count}x" for reason, count in report.faults.most_common(3))
+        what = f"{report.lost} of {len(dataset)} samples could not be packed{why}"
+        way_out = f"run `lavis-ext verify {config.name} --repair`, or raise `datasets.{config.name}.tolerance`"
+        raise PartialError(f"{config.name}/{options.split}", what, way_out)
+    return report
+
+
+def opened(config: DatasetConfig, root: Path, options: PackOptions) -> ImageTextDataset:
+    """The split without processors, and without what is drawn anew at each reading; raises ConfigError."""
+    args = {name: value for name, value in config.args.items() if name not in ("prefix_split", "swap")}
+    limits = config.max_samples if options.max_samples is None else {options.split: options.max_samples}
+    plain = replace(
+        config, args=args, vis_processor=ProcessorPair(), text_processor=ProcessorPair(), max_samples=limits
+    )
+    built = build_datasets(plain, BuildContext(root, [options.split]))
+    dataset = built.get(options.split)
+    if not isinstance(dataset, ImageTextDataset) or type(dataset).load is not ImageTextDataset.load:
+        what = (
+            f"a sample of the shape '{config.builder}' is not one picture with its texts"
+            if dataset
+            else "no such split"
+        )
+        raise ConfigError(f"{config.name}/{options.split}", what, "pack another data set")
+    return dataset
+
+
+@dataclass(frozen=True)
+class Target:
+    """Where shards go: a folder, or a bucket by way of a folder in which each waits until it is uploaded."""
+
+    folder: Path
+    url: str = ""
+
+    @classmethod
+    def of(cls, out: str, root: Path) -> Target:
+        """The target of an address or a path."""
+        if not is_remote(out):
+            return cls(Path(out))
+        return cls(Path(root, BOOKKEEPING, "pack", sha256(out.encode()).hexdigest()[:16]), out)
+
+    def manifest(self, number: int, input_hash: str, deep: bool) -> ShardManifest | None:
+        """The manifest of a shard that is there, made of these rows, None where it has to be made (again)."""
+        tar = shard_path(self.folder, number)
+        if not self.url:
+            if not is_published(tar, input_hash) or (deep and shard_fault(tar)):
+                return None
+            return ShardManifest.read(tar)
+        try:
+            found = ShardManifest(**decode_json(fetch_bytes(Source(f"{self.url}/{tar.stem}.manifest.json")) or b"null"))
+        except (TypeError, ValueError):
+            return None
+        if found.input_hash != input_hash or (deep and self._hash(tar.name) != found.sha256):
+            return None
+        return found if self._size(tar.name) == found.bytes else None
+
+    def publish(self, finished: Path, number: int, manifest: ShardManifest) -> None:
+        """Give a finished shard its place, its manifest last; raises IntegrityError where it is not as written."""
+        tar = shard_path(self.folder, number)
+        if not self.url:
+            publish(finished, tar, manifest)
+            return
+        upload(f"{self.url}/{tar.name}", finished)
+        if self._hash(tar.name) != manifest.sha256:
+            raise IntegrityError(redact_url(f"{self.url}/{tar.name}"), "is not what was uploaded", "run again")
+        put(f"{self.url}/{tar.stem}.manifest.json", json.dumps(asdict(manifest)).encode())
+        finished.unlink()
+
+    def write(self, name: str, value: dict[str, Any]) -> None:
+        """A small JSON beside the shards."""
+        if self.url:
+            put(f"{self.url}/{name}", json.dumps(value).encode())
+        else:
+            write_json(self.folder / name, value)
+
+    def _size(self, name: str) -> int:
+        try:
+            with RemoteFile(f"{self.url}/{name}", ahead=1) as file:
+                return file.size
+        except IntegrityError:
+            return -1
+
+    def _hash(self, name: str) -> str:
+        digest = sha256()
+        with RemoteFile(f"{self.url}/{name}", ahead=1) as file:
+            for start in range(0, file.size, READ):
+                digest.update(file.read_ranges([(start, min(file.size, start + READ))])[0])
+        return digest.hexdigest()
+
+
+def pack_shard(
+    dataset: ImageTextDataset, number: int, target: Target, options: PackOptions
+) -> tuple[ShardManifest, list[SampleError], bool]:
+    """One shard: its manifest, the samples that could not be packed, and whether it was made now."""
+    first = number * options.samples_per_shard
+    rows = range(first, min(len(dataset), first + options.samples_per_shard))
+    digest = sha256(json.dumps([options.identity, dataset.parts.config.builder, dataset.split]).encode())
+    for index in rows:
+        digest.update(_json(dataset.row(index)))
+    input_hash = digest.hexdigest()
+    there = target.manifest(number, input_hash, options.deep)
+    if there is not None:
+        return there, [], False
+    temporary = target.folder / f".{number:05d}.tar.tmp"
+    faults: list[SampleError] = []
+    with temporary.open("wb") as file, tarfile.open(fileobj=file, mode="w", format=tarfile.USTAR_FORMAT) as archive:
+        for index in rows:
+            try:
+                members = list(members_of(dataset, index, options))
+            except SampleError as error:
+                faults.append(error)
+                continue
+            for name, data in members:
+                info = tarfile.TarInfo(name)
+                info.size = len(data)
+                archive.addfile(info, io.BytesIO(data))
+    manifest = replace(describe(temporary, input_hash), shard=f"{number:05d}")
+    target.publish(temporary, number, manifest)
+    return manifest, faults, True
+
+
+def members_of(dataset: ImageTextDataset, index: int, options: PackOptions) -> Iterator[tuple[str, bytes]]:
+    """Names and bytes of a sample's picture and JSON; raises SampleError for one that a reader could not use."""
+    row = dataset.row(index)
+    rng = torch.Generator().manual_seed((options.seed * 1_000_003 + index) % (1 << 63))
+    sample = {key: value for key, value in dataset.fields(row, index, rng).items() if key != "image"}
+    name = dataset.image_name(row)
+    try:
+        place, member = dataset.images.find(name)
+        data = place.read(member)
+        if options.encode or options.shorter_side:  # else nothing is decoded: a reader counts what is damaged
+            pixels = decode_rgb(data, path=place.where(member))
+            if options.encode or min(pixels.shape[:2]) > (options.shorter_side or 0):
+                data = _encoded(pixels, options)
+    except SampleError as error:
+        raise SampleError(dataset.sample_id(index), error.path, error.why) from error
+    kind = next((kind for kind, magic in MAGIC.items() if data.startswith(magic)), None)
+    if kind is None:
+        raise dataset.fault(index, "image is of a form that shards do not hold")
+    text = sample.get("text_input")
+    record = {
+        "key": f"{index:09d}",
+        "image": name,
+        **({"caption": text} if isinstance(text, str) else {}),
+        "sample": sample,
+    }
+    yield f"{index:09d}.{kind}", data
+    yield f"{index:09d}.json", _json(record)
+
+
+def _encoded(pixels: Any, options: PackOptions) -> bytes:
+    from PIL import Image
+
+    image, side = Image.fromarray(pixels), options.shorter_side
+    if side and min(image.size) > side:
+        scale = side / min(image.size)
+        image = image.resize((round(image.width * scale), round(image.height * scale)), Image.Resampling.BICUBIC)
+    buffer = io.BytesIO()
+    form = {"": "JPEG", "jpg": "JPEG"}.get(options.encode, options.encode.upper())
+    image.save(buffer, form, **({} if form == "PNG" else {"quality": options.quality}))
+    return buffer.getvalue()
+
+
+def _json(value: Any) -> bytes:
+    """JSON in one spelling; tensors and arrays as lists."""
+    return json.dumps(value, ensure_ascii=False, sort_keys=True, default=lambda one: one.tolist()).encode(
+        "utf-8", "surrogatepass"
+    )

@@ -1,0 +1,418 @@
+"""What people have is taken for what it is: every form by its path alone, then by the YAML that `new` writes for it."""
+
+import io
+import json
+import tarfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pytest
+from pyarrow import parquet
+
+from lavis_ext import load_dataset
+from lavis_ext.cli import main
+from lavis_ext.common.errors import ConfigError, UsageError
+from lavis_ext.datasets.own import guess
+from tests.support.pictures import encoded, pixels
+
+COUNT = 6
+NAMES = [f"p{number}.jpg" for number in range(COUNT)]
+TEXTS = [f"a thing number {number}" for number in range(COUNT)]
+PICTURE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+
+
+def photos(folder: Path, names: list[str] = NAMES) -> Path:
+    for number, name in enumerate(names):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(encoded(pixels(number)))
+    return folder
+
+
+def write(path: Path, value: Any) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(value if isinstance(value, str) else json.dumps(value))
+
+
+def beside(root: Path) -> None:
+    photos(root)
+    for name, text in zip(NAMES, TEXTS, strict=True):
+        write(root / Path(name).with_suffix(".txt"), text + "\n")
+
+
+def metadata(root: Path) -> None:
+    photos(root)
+    rows = ({"file_name": name, "text": text} for name, text in zip(NAMES, TEXTS, strict=True))
+    write(root / "metadata.jsonl", "\n".join(map(json.dumps, rows)))
+
+
+def captions_txt(root: Path) -> None:
+    photos(root)
+    write(root / "captions.txt", "".join(f"{n}, {t}\n" for n, t in zip(NAMES, TEXTS, strict=True)))
+
+
+def semicolons(root: Path) -> None:
+    photos(root / "pics")
+    write(
+        root / "mine.csv", "filename;description\n" + "".join(f"{n};{t}\n" for n, t in zip(NAMES, TEXTS, strict=True))
+    )
+
+
+def splits_of_lines(root: Path) -> None:
+    photos(root / "img")
+    rows = [{"img_path": f"img/{n}", "caption": [t, t]} for n, t in zip(NAMES, TEXTS, strict=True)]
+    write(root / "train.jsonl", "\n".join(map(json.dumps, rows[:4])))
+    write(root / "validation.jsonl", "\n".join(map(json.dumps, rows[4:])))
+
+
+def metadata_of_splits(root: Path) -> None:
+    """Hugging Face's imagefolder with a table for each split, whose names are of its own folder."""
+    for split, some in (("train", [0, 1, 2, 3]), ("test", [4, 5])):
+        photos(root / split, NAMES[: len(some)])
+        lines = [f"{NAMES[k]},{TEXTS[number]}\n" for k, number in enumerate(some)]
+        write(root / split / "metadata.csv", "file_name,text\n" + "".join(lines))
+
+
+def splits_of_a_json(root: Path) -> None:
+    photos(root / "images")
+    rows = [{"image": n, "caption": t} for n, t in zip(NAMES, TEXTS, strict=True)]
+    write(root / "all.json", {"train": rows[:4], "val": rows[4:]})
+
+
+def table() -> pa.Table:
+    pictures = [{"bytes": encoded(pixels(n)), "path": name} for n, name in enumerate(NAMES)]
+    return pa.table({"image": pa.array(pictures, PICTURE), "text": TEXTS})
+
+
+def hub_parquet(root: Path) -> None:
+    (root / "data").mkdir(parents=True)
+    parquet.write_table(table().slice(0, 4), root / "data" / "train-00000-of-00001.parquet", row_group_size=2)
+    parquet.write_table(table().slice(4), root / "data" / "test-00000-of-00001.parquet")
+
+
+def saved(root: Path) -> None:
+    for split, rows in (("train", table().slice(0, 4)), ("validation", table().slice(4))):
+        (root / split).mkdir(parents=True)
+        with pa.ipc.new_stream(str(root / split / "data-00000-of-00001.arrow"), rows.schema) as out:
+            out.write_table(rows)
+        write(root / split / "state.json", {"_data_files": [{"filename": "data-00000-of-00001.arrow"}]})
+        write(root / split / "dataset_info.json", {})
+    write(root / "dataset_dict.json", {"splits": ["train", "validation"]})
+
+
+def coco(root: Path) -> None:
+    photos(root / "images")
+    images = [{"id": 900 + n, "file_name": name} for n, name in enumerate(NAMES)]
+    said = [{"id": n, "image_id": 900 + n, "caption": text} for n, text in enumerate(TEXTS)]
+    write(root / "annotations" / "captions_train2017.json", {"images": images, "annotations": said})
+    boxes = [{"id": n, "image_id": 900 + n, "category_id": 1, "bbox": [1, 2, 3, 4]} for n in range(COUNT)]
+    kinds = [{"id": 1, "name": "thing"}]
+    write(
+        root / "annotations" / "instances_train2017.json",
+        {"images": images, "annotations": boxes, "categories": kinds},
+    )
+
+
+def detection(root: Path) -> None:
+    coco(root)
+    (root / "annotations" / "captions_train2017.json").unlink()
+
+
+def karpathy(root: Path) -> None:
+    photos(root / "images")
+    words = ["train", "restval", "val", "test", "train", "train"]
+    images = [
+        {"filename": name, "imgid": n, "split": words[n], "sentences": [{"raw": TEXTS[n]}]}
+        for n, name in enumerate(NAMES)
+    ]
+    write(root / "dataset_mine.json", {"dataset": "mine", "images": images})
+
+
+def vizwiz(root: Path) -> None:
+    photos(root / "train")
+    answers = [{"answer": "soup", "answer_confidence": "yes"}] * 10
+    rows = [{"image": n, "question": "what is this?", "answers": answers, "answerable": 1} for n in NAMES]
+    write(root / "train.json", rows)
+
+
+def official_vqa(root: Path) -> None:
+    photos(root / "images", [f"{number:012d}.jpg" for number in range(COUNT)])
+    asked = [{"question_id": n, "image_id": n, "question": "what?"} for n in range(COUNT)]
+    given = [{"question_id": n, "image_id": n, "answers": [{"answer": "soup"}] * 10} for n in range(COUNT)]
+    write(root / "questions.json", {"questions": asked})
+    write(root / "annotations.json", {"annotations": given})
+
+
+def llava(root: Path) -> None:
+    photos(root / "images")
+    rows = [
+        {
+            "id": f"r{n}",
+            "image": name,
+            "conversations": [
+                {"from": "human", "value": "<image>\nwhat?"},
+                {"from": "gpt", "value": "soup"},
+                {"from": "human", "value": "really?"},
+                {"from": "gpt", "value": "yes"},
+            ],
+        }
+        for n, name in enumerate(NAMES)
+    ]
+    write(root / "llava.json", rows)
+
+
+def classes(root: Path) -> None:
+    photos(root, [f"{'cat' if n % 2 else 'dog'}/{name}" for n, name in enumerate(NAMES)])
+
+
+def classes_by_split(root: Path) -> None:
+    kind = ["cat", "dog"]
+    photos(root, [f"{'train' if n < 4 else 'val'}/{kind[n % 2]}/{name}" for n, name in enumerate(NAMES)])
+
+
+def tars(root: Path, image: str = "jpg", text: str = "json") -> None:
+    root.mkdir(parents=True)
+    with tarfile.open(root / "00000.tar", "w") as out:
+        for number, said in enumerate(TEXTS):
+            body = json.dumps({"caption": said}).encode() if text == "json" else said.encode()
+            for kind, data in ((image, encoded(pixels(number))), (text, body)):
+                member = tarfile.TarInfo(f"s{number}.{kind}")
+                member.size = len(data)
+                out.addfile(member, io.BytesIO(data))
+
+
+def long_kinds(root: Path) -> None:
+    tars(root, "input.jpg", "outputs.txt")
+
+
+FORMS: list[tuple[Callable[[Path], None], str, dict[str, int]]] = [
+    (beside, "image_caption", {"train": 6}),
+    (metadata, "image_caption", {"train": 6}),
+    (captions_txt, "image_caption", {"train": 6}),
+    (semicolons, "image_caption", {"train": 6}),
+    (splits_of_lines, "image_caption", {"train": 4, "val": 2}),
+    (metadata_of_splits, "image_caption", {"train": 4, "test": 2}),
+    (splits_of_a_json, "image_caption", {"train": 4, "val": 2}),
+    (hub_parquet, "image_caption", {"train": 4, "test": 2}),
+    (saved, "image_caption", {"train": 4, "val": 2}),
+    (coco, "image_caption", {"train": 6}),
+    (detection, "image_caption", {"train": 6}),
+    (karpathy, "image_caption", {"train": 4, "val": 1, "test": 1}),
+    (vizwiz, "vqa", {"train": 6}),
+    (official_vqa, "vqa", {"train": 6}),
+    (llava, "vqa", {"train": 12}),
+    (classes, "vqa", {"train": 6}),
+    (classes_by_split, "vqa", {"train": 4, "val": 2}),
+    (tars, "image_text_shards", {"train": 6}),
+    (long_kinds, "image_text_shards", {"train": 6}),
+]
+
+
+@pytest.mark.parametrize(("make", "shape", "splits"), FORMS, ids=[form[0].__name__ for form in FORMS])
+def test_every_form(
+    make: Callable[[Path], None],
+    shape: str,
+    splits: dict[str, int],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    make(tmp_path / "mine")
+    found = guess(tmp_path / "mine")
+    assert (found.name, found.config.builder, bool(found.sentences)) == ("mine", shape, True)
+    built = load_dataset(str(tmp_path / "mine"))
+    samples = {
+        split: list(data) if shape == "image_text_shards" else [data[i] for i in range(len(data))]
+        for split, data in built.items()
+    }
+    assert {split: len(some) for split, some in samples.items()} == splits
+    assert all(sample["image"].size == (64, 48) for some in samples.values() for sample in some)
+    said = {str(sample["text_input"]) for sample in samples["train"]}
+    assert said <= {*TEXTS, "thing", "what is this?", "what?", "really?", "What is this?"} and said
+    if shape == "vqa":
+        assert {answer for sample in samples["train"] for answer in sample["answers"]} <= {"soup", "yes", "cat", "dog"}
+
+    monkeypatch.chdir(tmp_path)
+    assert main(["new", "things", "mine", "--out", "out"]) == 0
+    assert main(["check", "out"]) == 0
+    assert main(["new", "things", "mine", "--out", "out"]) == 2, "what is there is not replaced"
+    assert main(["verify", "things", "--deep", "--configs", "out"]) == 0
+    assert main(["status", "things", "--configs", "out"]) == 0
+    assert ", present" in capsys.readouterr().out
+    monkeypatch.setenv("LAVIS_EXT_CONFIGS", "out")
+    again = load_dataset("things")
+    assert set(again) >= set(splits)
+    if not {"val", "test"} & set(splits) and shape != "image_text_shards":
+        assert len(again["val"]) >= 1 and {*names_of(again["train"])}.isdisjoint(names_of(again["val"]))
+
+
+def names_of(data: Any) -> list[str]:
+    return [data.image_name(data.row(index)) for index in range(len(data))]
+
+
+def test_pictures_without_a_word_can_be_looked_at(tmp_path: Path) -> None:
+    photos(tmp_path / "bare")
+    built = load_dataset(tmp_path / "bare")
+    assert {split: len(data) for split, data in built.items()} == {"test": 6}
+    assert [data[0]["image"].size for data in built.values()] == [(64, 48)]
+
+
+def test_a_data_set_in_the_cache_of_datasets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
+    hub_parquet(tmp_path / "hf" / "hub" / "datasets--owner--birds" / "snapshots" / "abc")
+    assert {split: len(data) for split, data in load_dataset("owner/birds").items()} == {"train": 4, "test": 2}
+    made = tmp_path / "hf" / "datasets" / "beans" / "default" / "0.0.0" / "abc"
+    made.mkdir(parents=True)
+    for name in ("beans-train.arrow", "cache-123.arrow"):
+        with pa.ipc.new_stream(str(made / name), table().schema) as out:
+            out.write_table(table())
+    assert {split: len(data) for split, data in load_dataset("beans").items()} == {"train": COUNT}
+    for name in ("owner/bards", "bards"):
+        with pytest.raises(UsageError, match="bards"):
+            load_dataset(name)
+
+
+def test_what_is_nothing_of_the_kind(tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "phone").mkdir()
+    (tmp_path / "phone" / "IMG_1.HEIC").write_bytes(b"ftypheic")
+    with pytest.raises(UsageError, match=r"\.heic"):
+        guess(tmp_path / "phone")
+    for place in ("empty", "photoos"):
+        with pytest.raises(UsageError) as error:
+            guess(tmp_path / place)
+        assert place in error.value.problems[0].where
+
+
+def test_a_split_as_second_argument() -> None:
+    with pytest.raises(UsageError, match=r"load_dataset\('coco_caption'\)\['train'\]"):
+        load_dataset("coco_caption", "train")
+
+
+def test_rows_of_karpathys_file_are_those_of_the_split(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    karpathy(tmp_path / "mine")
+    write(tmp_path / "cfg" / "datasets" / "k" / "defaults.yaml", declaration(tmp_path / "mine", "dataset_mine.json"))
+    monkeypatch.setenv("LAVIS_EXT_CONFIGS", str(tmp_path / "cfg"))
+    assert {split: len(data) for split, data in load_dataset("k").items()} == {"train": 4, "val": 1}
+
+
+def declaration(root: Path, file: str, images: str = "images", args: str = "", train: str = "train") -> str:
+    return (
+        "datasets:\n  k:\n    builder: image_caption\n"
+        f"    build_info:\n      annotations:\n        {train}: {{storage: '{root / file}'}}\n"
+        f"        val: {{storage: '{root / file}'}}\n      images: {{storage: '{root / images}'}}\n" + args
+    )
+
+
+@pytest.fixture
+def checked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Any:
+    splits_of_lines(tmp_path / "mine")
+    monkeypatch.setenv("LAVIS_EXT_CACHE_ROOT", str(tmp_path / "cache"))
+
+    def run(text: str, *verb: str) -> tuple[int, str]:
+        write(tmp_path / "cfg" / "datasets" / "k" / "defaults.yaml", text)
+        code = main([*(verb or ["check", str(tmp_path / "cfg")]), "--configs", str(tmp_path / "cfg")])
+        said = capsys.readouterr()
+        return code, said.out + said.err
+
+    return run
+
+
+KEY = "    args: {image_key: img_path}\n"
+
+
+@pytest.mark.parametrize(
+    ("change", "code", "named"),
+    [
+        (lambda text: text, 0, ("0 problems",)),
+        (lambda text: text.replace("train.jsonl", "trian.jsonl", 1), 3, ("trian.jsonl", "defaults.yaml:6")),
+        (lambda text: text.replace("train.jsonl", "img", 1), 3, ("mine/img", "caption")),
+        (lambda text: text.replace("mine'", "mine/pics'"), 3, ("pics", "defaults.yaml:8")),
+        (lambda text: text.replace("mine'", "mine/train.jsonl'"), 3, ("is a file", "defaults.yaml:8")),
+        (lambda text: text.replace("mine'", "mine/img'"), 0, ()),
+        (lambda text: text.replace(KEY, ""), 3, ("no column `image`", "image_key: img_path")),
+        (lambda text: text.replace("image_key", "image_kye"), 3, ("image_kye", "image_key")),
+        (lambda text: text.replace("        train:", "        trian:"), 3, ("trian", "did you mean 'train'")),
+        (lambda text: text.replace("        train:", "        training:"), 3, ("training", "did you mean 'train'")),
+        (lambda text: text.replace("img_path}", "img_path, caption_key: text}"), 3, ("`text`", "caption_key: caption")),
+    ],
+)
+def test_check_opens_what_a_yaml_points_to(
+    checked: Any, change: Callable[[str], str], code: int, named: tuple[str, ...], tmp_path: Path
+) -> None:
+    found, said = checked(change(declaration(tmp_path / "mine", "train.jsonl", "", KEY)))
+    assert found == code, said
+    assert all(word in said for word in named), said
+
+
+@pytest.mark.parametrize("way", ["home", "variable", "beside"])
+def test_paths_are_read_in_every_way(checked: Any, way: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    base = str(tmp_path / "mine")
+    if way == "beside":
+        (tmp_path / "cfg" / "datasets" / "k").mkdir(parents=True)
+        (tmp_path / "cfg" / "datasets" / "k" / "mine").symlink_to(base)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("MINE", base)
+    text = declaration(tmp_path / "mine", "train.jsonl", "", KEY)
+    text = text.replace(base, {"home": "~/mine", "variable": "${oc.env:MINE}", "beside": "mine"}[way])
+    assert checked(text)[0] == 0
+    code, said = checked(text, "status", "k")
+    assert (code, said.count("4 of 4 images, present")) == (0, 2)
+    code, said = checked(text, "verify", "k", "--deep")
+    assert code == 0, said
+    monkeypatch.setenv("LAVIS_EXT_CONFIGS", str(tmp_path / "cfg"))
+    assert load_dataset("k")["train"][3]["image"].size == (64, 48)
+    assert load_dataset("k", tmp_path / "cfg" / "datasets" / "k" / "defaults.yaml")["train"][0]["image"].size == (
+        64,
+        48,
+    )
+
+
+def test_verify_names_what_is_lost_and_what_is_damaged(checked: Any, tmp_path: Path) -> None:
+    text = declaration(tmp_path / "mine", "train.jsonl", "", KEY)
+    (tmp_path / "mine" / "img" / "p1.jpg").write_bytes(encoded(pixels(1))[:300])
+    assert checked(text, "verify", "k")[0] == 0
+    code, said = checked(text, "verify", "k", "--deep")
+    assert code == 5 and f"{tmp_path}/mine/img/p1.jpg" in said
+    (tmp_path / "mine" / "img" / "p1.jpg").unlink()
+    code, said = checked(text, "verify", "k", "--repair")
+    assert code == 5 and f"{tmp_path}/mine/img/p1.jpg" in said
+    code, said = checked(text, "status", "k")
+    assert code == 0 and said.count("3 of 4 images, partial") == 2
+    code, said = checked(text)
+    assert code == 3 and "1 of the first 4" in said and "img/p1.jpg" in said
+    assert "k" in checked(text, "list", "k")[1]
+
+
+def test_a_column_that_is_not_there_stops_a_load(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    semicolons(tmp_path / "mine")
+    write(tmp_path / "cfg" / "datasets" / "k" / "defaults.yaml", declaration(tmp_path / "mine", "mine.csv", "pics"))
+    monkeypatch.setenv("LAVIS_EXT_CONFIGS", str(tmp_path / "cfg"))
+    with pytest.raises(ConfigError, match="delimiter: ';'"):
+        load_dataset("k")
+    args = "    args: {delimiter: ';', image_key: filename, caption_key: description}\n"
+    text = declaration(tmp_path / "mine", "mine.csv", "pics", args)
+    write(tmp_path / "cfg" / "datasets" / "k" / "defaults.yaml", text)
+    assert len(load_dataset("k")["train"]) == COUNT
+
+
+def test_a_folder_named_twice_counts_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    splits_of_lines(tmp_path / "mine")
+    write(
+        tmp_path / "cfg" / "datasets" / "k" / "defaults.yaml",
+        declaration(tmp_path / "mine", "train.jsonl", "", KEY),
+    )
+    (tmp_path / "link").symlink_to(tmp_path / "cfg")
+    monkeypatch.setenv("LAVIS_EXT_CONFIGS", f"{tmp_path}/cfg:{tmp_path}/cfg/../cfg")
+    for name in ("cfg", "link"):
+        assert main(["check", str(tmp_path / name), "--configs", str(tmp_path / name)]) == 0
+
+
+def test_new_then_train(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    beside(tmp_path / "mine")
+    monkeypatch.chdir(tmp_path)
+    assert main(["new", "things", "mine"]) == 0
+    few = ["--options", "run.max_epoch=1", "run.job_id=a", "run.num_workers=0"]
+    assert main(["train", "--cfg-path", "things/train.yaml", *few]) == 0
+    assert (tmp_path / "output" / "things" / "a" / "report.html").is_file()
