@@ -51,7 +51,6 @@ def check(args: Check) -> Answer:
     return Answer(lines, [asdict(p) for p in found], 3 if found else 0)
 
 
-@examples("doctor")
 def yaml_files(folder: Path) -> list[Path]:
     """The YAML files below a folder, sorted; links and other file systems (`/proc` in `/`) are left out.
 
@@ -73,6 +72,7 @@ def yaml_files(folder: Path) -> list[Path]:
     return sorted(found)
 
 
+@examples("doctor")
 def doctor(args: Options) -> Answer:
     """What this machine offers and what would get in the way; secrets are shown as set or unset."""
     from lavis_ext.common.config.doctor import examine
