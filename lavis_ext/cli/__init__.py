@@ -5,8 +5,10 @@ A verb's module is imported when the verb is called or its help is shown; heavy 
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 from lavis_ext.cli.verb import Verb, run
 
@@ -42,4 +44,19 @@ __all__ = ["VERBS", "main"]
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns its exit code and never raises."""
+    if sys.getfilesystemencoding() != "utf-8":
+        _restart_in_utf8(argv is None)
     return run(VERBS, list(sys.argv[1:] if argv is None else argv))
+
+
+def _restart_in_utf8(alone: bool) -> None:
+    """Start this program again so that names of files are UTF-8.
+
+    In LANG=C, with Python's own remedies switched off, no name outside ASCII can be opened. Where a program of others'
+    calls us nothing is done, and such a name is an error.
+    """
+    script = getattr(sys.modules.get("__main__"), "__file__", None)
+    ours = alone or (script is not None and Path(script).absolute().is_relative_to(Path(__file__).parents[2]))
+    if ours and os.environ.get("PYTHONUTF8") != "1":
+        words = [sys.executable, "-X", "utf8", *sys.orig_argv[1:]]
+        os.execve(sys.executable, words, {**os.environ, "PYTHONUTF8": "1"})  # noqa: S606 - this very program

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import sys
+from contextlib import suppress
 from dataclasses import asdict, dataclass
+from fnmatch import fnmatchcase
 from pathlib import Path
 
 from lavis_ext.cli.verb import REQUIRED, Answer, Options, cache_root_of, examples, flag
@@ -14,6 +17,8 @@ from lavis_ext.common.wording import columns
 
 LONGEST = 1 << 20
 """Characters of a command at which reading stops."""
+MOST_ENTRIES, MOST_FILES = 200_000, 2000
+"""Of a folder that `check` looks through: a second."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,7 +41,7 @@ def check(args: Check) -> Answer:
                 near = nearest(path.name, (one.name for one in path.parent.glob("*.y*ml")))
                 way_out = near if near.startswith("did") else "name YAML files, or folders that hold some"
                 raise UsageError(str(path), "no such file or folder", way_out)
-        files += sorted(path.rglob("*.y*ml")) if path.is_dir() else [path]
+        files += yaml_files(path) if path.is_dir() else [path]
     if not files:
         raise UsageError(" ".join(args.paths), "holds no YAML", "name YAML files, or folders that hold some")
     found: list[Problem] = []
@@ -46,6 +51,27 @@ def check(args: Check) -> Answer:
         found += [problem for problem in problems if problem not in found]
     lines = [*map(str, found), f"{len(files)} files, {len(found)} problems"]
     return Answer(lines, [asdict(p) for p in found], 3 if found else 0)
+
+
+def yaml_files(folder: Path) -> list[Path]:
+    """The YAML files below a folder, sorted; links and other file systems (`/proc` in `/`) are left out.
+
+    Raises UsageError where so much is below it that it is no folder of settings: `/`, a home, a disk of pictures.
+    """
+    found: list[Path] = []
+    todo, seen, disk = [folder], 0, folder.stat().st_dev
+    while todo:
+        with suppress(OSError), os.scandir(todo.pop()) as entries:  # one that may not be read holds nothing for us
+            for entry in entries:
+                seen += 1
+                if seen > MOST_ENTRIES or len(found) > MOST_FILES:
+                    what = f"holds more than {MOST_ENTRIES:,} files, or {MOST_FILES:,} of YAML"
+                    raise UsageError(str(folder), what, "name the folders that hold your settings")
+                if fnmatchcase(entry.name, "*.y*ml") and entry.is_file():
+                    found.append(Path(entry.path))
+                elif entry.is_dir(follow_symlinks=False) and entry.stat(follow_symlinks=False).st_dev == disk:
+                    todo.append(Path(entry.path))
+    return sorted(found)
 
 
 @examples("doctor")

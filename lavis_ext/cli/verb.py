@@ -29,7 +29,7 @@ from types import NoneType, UnionType
 from typing import Any, Literal, NoReturn, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from lavis_ext import __version__
-from lavis_ext.common.errors import DiskError, LavisExtError, Problem, UsageError, nearest
+from lavis_ext.common.errors import ConfigError, DiskError, LavisExtError, Problem, UsageError, nearest
 from lavis_ext.common.registry import load_plugin_file
 from lavis_ext.common.secrets import printable, redact, redact_tree
 
@@ -454,6 +454,11 @@ def _run_guarded(verbs: Mapping[str, Verb], words: list[str]) -> int:
         if isinstance(error, OSError) and isinstance(error.filename, str):  # a file that nobody expected to fail
             disk = DiskError(error.filename, error.strerror or str(error), "check its permissions and the free space")
             return _report(disk, as_json, debug)
+        if isinstance(error, UnicodeEncodeError) and sys.getfilesystemencoding() != "utf-8":
+            where = f"the locale's encoding, {sys.getfilesystemencoding()},"
+            name = ascii(error.object[error.start : error.end])
+            way_out = "set PYTHONUTF8=1, or a locale with UTF-8 (LANG=C.UTF-8)"
+            return _report(ConfigError(where, f"has no {name}, which is in a name", way_out), as_json, debug)
         return _report_internal(error, as_json, debug)
 
 

@@ -6,6 +6,7 @@ import errno
 import hashlib
 import json
 import os
+import stat
 import threading
 import unicodedata
 from collections.abc import Iterator
@@ -89,6 +90,24 @@ def checked_path(path: Path) -> Path:
 def is_dangling(path: Path) -> bool:
     """Whether it is a link to nothing, or to itself."""
     return os.path.islink(path) and not os.path.exists(path)  # noqa: PTH110, PTH114 - of any text, without an error
+
+
+def read_bounded(path: Path, most: int) -> bytes:
+    """The first `most` bytes of a file; raises OSError, and ValueError of what gives none and has no end: a pipe, a
+    device, a log of the kernel (`/proc/kmsg`, which says that it is a file)."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | getattr(os, "O_CLOEXEC", 0))
+    with open(descriptor, "rb", buffering=0) as file:  # noqa: PTH123 - a descriptor
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            raise ValueError("is not a file")
+        data = bytearray()
+        while len(data) < most:
+            piece = file.read(min(CHUNK, most - len(data)))
+            if piece is None:
+                raise ValueError("is not a file: it has no end")
+            if not piece:
+                break
+            data += piece
+        return bytes(data)
 
 
 def size_of(entry: os.DirEntry[str]) -> int | None:

@@ -73,14 +73,21 @@ class LogitStore:
         self.folder, self.about = root / about.key(), about
         self.files: dict[str, np.memmap[Any, Any]] = {}
         self.ids: list[Any] = []
+        self._owner: Ownership | None = None
 
     @contextmanager
     def owned(self) -> Iterator[None]:
-        """Lock the folder; waits for another live process."""
+        """Lock the folder; waits for another live process. Inside it, what writes raises OwnedError once another has
+        taken over."""
         with disk_errors(self.folder):
             self.folder.mkdir(parents=True, exist_ok=True)
-        with Ownership(self.folder / "owner.json", self.folder / PROGRESS, WAIT):
+        with Ownership(self.folder / "owner.json", self.folder / PROGRESS, WAIT) as self._owner:
             yield
+        self._owner = None
+
+    def _require(self, now: bool = True) -> None:
+        if self._owner is not None:
+            self._owner.require(now)
 
     def complete(self) -> bool:
         """Whether all files are there and match the manifest; a damaged store is emptied."""
@@ -99,6 +106,7 @@ class LogitStore:
 
     def empty(self) -> None:
         """Delete all files of the folder but the lock."""
+        self._require()
         self.files, self.ids = {}, []
         for path in self.folder.glob("*"):
             if path.name != "owner.json":
@@ -147,6 +155,7 @@ class LogitStore:
             if free < need:
                 what = f"the teacher's logits take {human(need)}, {human(free)} are free"
                 raise DiskError(str(self.folder), what, "free some space, set run.distill.cache: none or float16")
+        self._require()
         self.open(sizes, "w+" if fresh else "r+")
 
     def open(self, sizes: Mapping[str, tuple[str, tuple[int, ...]]], mode: Any) -> None:
@@ -165,6 +174,7 @@ class LogitStore:
 
     def write(self, rows: Sequence[int], values: Mapping[str, np.ndarray]) -> None:
         """Write values of some rows; raises ConfigError for logits that overflow the type."""
+        self._require(now=False)
         for name, value in values.items():
             with np.errstate(over="ignore"):
                 cast = value.astype(self.files[name].dtype)
@@ -175,9 +185,11 @@ class LogitStore:
 
     def keep(self) -> None:
         """Flush the files, and then record how far they are written."""
+        self._require()
         with disk_errors(self.folder):
             for file in self.files.values():
                 file.flush()
+            self._require()
             write_json(self.folder / PROGRESS, {"ids": self.ids})
 
     def finish(self, classes: int) -> None:
@@ -189,6 +201,7 @@ class LogitStore:
             names = [*self.files, IDS, ABOUT]
             for name in names:
                 flush_file(self.folder / name)
+            self._require()
             write_json(self.folder / MANIFEST, {"files": {name: sha256_of(self.folder / name) for name in names}})
             (self.folder / PROGRESS).unlink()
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import mmap
 import os
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, closing
 from dataclasses import replace
@@ -50,11 +50,13 @@ class AppendFile:
     """Appends to a file from byte `end` on, which it truncates there, in a thread, so that decoding does not wait.
 
     At most two batches of 1 MiB wait to be written; every 64 MiB are flushed to the disk. An OSError of a batch is
-    raised by a later call.
+    raised by a later call. `require` raises where another process has taken over: it is called before each write.
     """
 
-    def __init__(self, path: Path, end: int) -> None:
+    def __init__(self, path: Path, end: int, require: Callable[[], None] = lambda: None) -> None:
+        self._require = require
         self._file = path.open("r+b", buffering=0)
+        require()
         self._file.truncate(end)
         self._file.seek(end)
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="feature-store")
@@ -79,6 +81,7 @@ class AppendFile:
     def _put(self, pieces: list[Piece]) -> None:
         for begin in range(0, len(pieces), PIECES):
             some = pieces[begin : begin + PIECES]
+            self._require()
             written = os.writev(self._file.fileno(), some)  # without a copy, and without the interpreter's lock
             self._unsynced += written
             if written < sum(map(len, some)):
@@ -110,7 +113,7 @@ class StoreWriter:
     """Appends rows to a store, as a context manager; the index is written when the block ends without an error.
 
     A new store gets `dtype`; one that exists keeps its own, and another `dtype` raises UsageError. Whole records of a
-    run that was killed are kept. Raises OwnedError while another process writes here.
+    run that was killed are kept. Raises OwnedError while another process writes here, and where one has taken over.
     """
 
     def __init__(self, path: str | Path, dtype: str | None = None) -> None:
@@ -131,12 +134,13 @@ class StoreWriter:
         with disk_errors(self.path):
             self.path.mkdir(parents=True, exist_ok=True)
             owner = self.path / ".owner"
-            self._stack.enter_context(Ownership(owner, self.path / ROWS, Policy(owner_wait=0, owner_stall=0)))
+            policy = Policy(owner_wait=0, owner_stall=0)
+            self._owner = self._stack.enter_context(Ownership(owner, self.path / ROWS, policy))
             self.about = self._about()
             (self.path / ROWS).touch()
             self.entries = list(scan(self.path, self.about))
             self.end = self.entries[-1].offset + self.entries[-1].header.length if self.entries else 0
-            self._sink = AppendFile(self.path / ROWS, self.end)
+            self._sink = AppendFile(self.path / ROWS, self.end, self._owner.require)
         self._rows = {entry.image_id: row for row, entry in enumerate(self.entries)}
 
     def _about(self) -> StoreInfo:
@@ -160,6 +164,7 @@ class StoreWriter:
         """Make everything that was appended visible to readers that open the store from now on."""
         with disk_errors(self.path):
             self._sink.flush(to_disk=True)
+        self._owner.require()
         write_index(self.path, self.entries, self.end)
 
     def __contains__(self, image_id: str) -> bool:
@@ -193,6 +198,7 @@ class StoreWriter:
         columns = row.features.shape[1]
         if columns and not self.about.columns:
             self.about.columns = columns
+            self._owner.require()
             self.about.save(self.path)
         if columns != self.about.columns and (n or columns):
             raise BadRow(f"expected {self.about.columns} columns as in the rows before, got {columns}")

@@ -378,8 +378,7 @@ class _Fetching:
             raise Failure("integrity", wrong)
         self._owner.require()
         # Names change the ctime, by which the file is known to be ours; killed in between, it is hashed once more.
-        published = part.publish(flusher)
-        note(self._session, path, sha256, md5, figures, source.equivalence, published)
+        part.publish(flusher, partial(note, self._session, path, sha256, md5, figures, source.equivalence))
         validator = part.validators.etag or part.validators.last_modified or ""
         moved = self._moved + download.moved
         notes = tuple(f"{url}: {failure.reason}" for url, failure in self._failures)

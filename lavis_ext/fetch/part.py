@@ -16,6 +16,7 @@ import os
 import re
 import threading
 import zlib
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -276,22 +277,21 @@ class Part:
         pieces = (self._sums or {}).items()
         return any(zlib.crc32(os.pread(self.fd, size, at)) != crc for at, (size, crc) in pieces)
 
-    def publish(self, flusher: Flusher | None) -> os.stat_result:
+    def publish(self, flusher: Flusher | None, note: Callable[[os.stat_result], None]) -> None:
         """Make the part the target: give it the name, flush the folder if asked, forget the sidecar; raises OSError.
 
-        Returns how it lies there, by its descriptor: the name may mean a file of the user's a moment later. A file that
-        has appeared at the target is never replaced: FileExistsError.
+        `note` is told how it lies there, by its descriptor: the name may mean a file of the user's a moment later. A
+        file that has appeared at the target is never replaced: FileExistsError.
         """
         if not self.intact():
             raise Failure("integrity", "the partial file was replaced by another file while it was fetched")
         give_name(self.path, self.target)
         self.path.unlink(missing_ok=True)
-        status = os.fstat(self.fd)
+        note(os.fstat(self.fd))
         self._forget()
         if flusher is not None:
             flusher.flush(self.target.parent)
         self.sidecar.unlink(missing_ok=True)
-        return status
 
     def reset(self) -> int:
         """Discard the bytes; returns how many there were. The sidecar that lists them is removed first."""

@@ -108,7 +108,7 @@ def _keep(context: PrepareContext, item: PlanItem, record: ArtifactRecord) -> Ou
             table = item.disk.table or (MemberTable.read(context.root, artifact) if record.table else None)
             if artifact.unpack is not None and record.state != "packed":
                 place = context.root / artifact.storage
-                listed = listed_bytes(place, record.folders, record.files)
+                listed = listed_bytes(place, record.folders)
                 record = replace(record, folders=folder_times(place, record.folders), listed=listed)
             record = write_record(context.root, artifact, record, table)
         except OSError as error:  # a root that cannot be written to can still be used
@@ -352,7 +352,7 @@ def _finish_members(
             files=len(table.held),
             bytes=sum(table.members[number].size for number in table.held),
             folders=folder_times(target, table.folders()),
-            listed=listed_bytes(target, table.folders(), len(table.held)),
+            listed=listed_bytes(target, table.folders()),
             wanted={} if complete else record.wanted,
         )
         return write_record(context.root, artifact, record, table)

@@ -16,6 +16,8 @@ from lavis_ext.fetch.mirrors import MirrorMap, mirror_path
 from lavis_ext.fetch.transfer import Policy
 from lavis_ext.prepare.records import family_folder
 
+LONGEST = 255
+"""Bytes of a name, of a card that is made in Python: our own files beside one of them have shorter names."""
 Preference = Callable[[DatasetConfig, DatasetConfig, str], bool]
 """(data set in its other form, in the first form, split) → whether the other form is to be used."""
 ContentsOrigin = Literal["mirror", "listing", "card", "disk"]
@@ -236,7 +238,7 @@ def refuse_places(requests: Iterable[ArtifactRequest], declared: Iterable[Artifa
     for artifact in (request.artifact for request in requests):
         family_folder(artifact)
         for place in _Place.of(artifact):
-            if fault := storage_fault("/".join(place.parts)):
+            if fault := storage_fault("/".join(place.parts), LONGEST):
                 note(artifact, f"{shown('/'.join(place.parts)[:100])} {fault}")
             for key, step in place.steps():
                 note(artifact, step.conflict(taken.setdefault(key, step)))

@@ -318,6 +318,14 @@ def test_a_users_picture_that_is_a_link_to_nothing_is_missing(toy: Family, link:
     assert ImageStore(toy.images).find("train/000004.jpg") is not None
 
 
+@pytest.mark.fault("H06")
+def test_one_emptied_member_of_very_many_is_seen_by_status(server: Server, tmp_path: Path) -> None:
+    toy = Family(server, tmp_path / "root", train={f"train/{n}.jpg": b"%d" % n for n in range(10_050)})
+    toy.prepare()
+    emptied(toy.images / "train/7777.jpg")
+    assert states(toy, toy.cards()) == ["present", "verified"]
+
+
 @pytest.mark.fault("F13")
 @pytest.mark.parametrize("place", ["toy", "toy/images", "toy/annotations", "toy/images/train"])
 def test_a_folder_that_is_a_link_to_nothing_is_named(toy: Family, place: str) -> None:

@@ -24,7 +24,7 @@ from lavis_ext.fetch.transfer import Failure
 from lavis_ext.prepare.urls import fetch_list
 from tests.support.canary import planted
 from tests.support.fetching import CANARY, FAST, SIZE, World
-from tests.support.server import Fault, Server
+from tests.support.server import Fault, Server, payload
 from tests.support.toyfamily import ROOT, Family, pictures, rows_of, tree, zip_bytes
 from tests.support.weblist import WebList, make_job
 
@@ -93,6 +93,25 @@ def test_a_package_that_is_not_there_is_named(server: Server, tmp_path: Path, mo
 
 
 # What it prints, and to whom
+
+
+@pytest.mark.fault("U03", "F10")
+@pytest.mark.parametrize("words", [["-m", "lavis_ext", "prepare"], ["-c", "{}", "prepare"]], ids=["command", "called"])
+def test_names_outside_ascii_in_a_locale_that_has_none(server: Server, tmp_path: Path, words: list[str]) -> None:
+    """The command works; where a program of others' calls it, it says what to set, before a file is touched."""
+    train = {f"bälle/{name}.jpg": payload(500, n) for n, name in enumerate(["☃", "日本", "ä", "a"])}
+    toy = Family(server, tmp_path / "röot", train)
+    card = toy.write_card(tmp_path / "configs")
+    off = {"PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "LANG": "C", "LC_ALL": "C"}
+    program = "import sys; from lavis_ext.cli import main; sys.exit(main(sys.argv[1:]))"
+    command = [sys.executable, *(word.format(program) for word in words), "toy", "--json"]
+    done = subprocess.run(command, env=toy.environment(card, **off), capture_output=True, timeout=60)
+    assert b"Traceback" not in done.stderr and b"internal error" not in done.stderr
+    answer = json.loads(done.stdout.splitlines()[-1])
+    if words[0] == "-m":
+        assert done.returncode == 0 and toy.complete()
+    else:
+        assert done.returncode == answer["exit_code"] == 3 and b"PYTHONUTF8" in done.stderr + done.stdout
 
 
 @pytest.mark.fault("U03")

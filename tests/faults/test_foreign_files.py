@@ -21,7 +21,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from lavis_ext.cli import main
+from lavis_ext.cli import main, tools
 from lavis_ext.common.errors import IntegrityError, LavisExtError, UnsafeError
 from lavis_ext.common.files import decode_json
 from lavis_ext.common.tensors import read_torch
@@ -138,6 +138,7 @@ def test_a_pickle_in_an_lmdb_a_detector_and_a_label_file(tmp_path: Path, capsys:
 
 SPECIAL = {
     "zero": lambda folder: Path("/dev/zero"),
+    "kmsg": lambda folder: Path("/proc/kmsg"),  # says that it is a file, and waits for the kernel
     "random": lambda folder: Path("/dev/urandom"),
     "pipe": lambda folder: made_pipe(folder / "pipe.yaml"),
     "folder": lambda folder: folder,
@@ -173,6 +174,23 @@ def test_what_has_no_end_is_refused_at_once(tmp_path: Path, capsys: pytest.Captu
     said = capsys.readouterr()
     assert code == {"folder": 2}.get(kind, 3) and "internal error" not in said.err and str(path) in said.out + said.err
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 500 << 10  # KiB
+
+
+@pytest.mark.fault("H19")
+def test_a_folder_that_is_none_of_settings_is_refused_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """`check /` walked through every disk, and what the kernel shows as files."""
+    with alarm(20):
+        assert main(["check", "/"]) in (2, 3)
+    monkeypatch.setattr(tools, "MOST_ENTRIES", 50)
+    written(tmp_path / "a.yaml", b"run: {task: vqa}")
+    (tmp_path / "link").symlink_to(tmp_path)
+    (tmp_path / "closed").mkdir(mode=0)
+    assert main(["check", str(tmp_path)]) == 3
+    for number in range(60):
+        written(tmp_path / f"{number}.jpg", b"")
+    assert main(["check", str(tmp_path)]) == 2 and str(tmp_path) in capsys.readouterr().err
 
 
 @pytest.mark.fault("H19")

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import csv
+import errno
 import hashlib
 import io
 import json
@@ -15,8 +16,12 @@ import sys
 import tarfile
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
+from importlib.util import find_spec
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +38,15 @@ from lavis_ext.prepare import PrepareOptions, prepare, status, verify
 from lavis_ext.prepare.urls import ListAccount, ListJob, fetch_hosted, fetch_list, run
 from lavis_ext.prepare.urls.job import Passing
 from lavis_ext.prepare.urls.shards import ShardManifest
-from lavis_ext.prepare.urls.worker import PassOrder, run_pass, run_processes
+from lavis_ext.prepare.urls.tables import ID, PATH, ROW
+from lavis_ext.prepare.urls.worker import (
+    PassOrder,
+    make_downloader,
+    read_shards,
+    run_elsewhere,
+    run_pass,
+    run_processes,
+)
 from tests.prepare.urls.conftest import orders  # noqa: F401 - a fixture
 from tests.support.disks import small_disk
 from tests.support.server import Fault, Server, wait_until
@@ -732,15 +745,22 @@ def test_a_known_placeholder_is_no_image_of_a_hosts_list_either(server: Server, 
 
 @pytest.mark.slow
 @pytest.mark.fault("H41")
-@pytest.mark.parametrize("kind", ["files", "shards", "hosted", "inodes"])
+@pytest.mark.parametrize("kind", ["files", "shards", "hosted", "inodes", "pyspark"])
 def test_a_full_disk_ends_with_its_code_and_goes_on(kind: str, server: Server, tmp_path: Path) -> None:
+    if kind == "pyspark" and find_spec(kind) is None:
+        pytest.skip("pyspark is not installed")
     web = WebList(server)
     for number in range(60):
         web.add(picture(number, 160))
     annotation = web.write(tmp_path / "l.json")
     with small_disk(tmp_path / "disk", 4 << 20, inodes=400) as disk:
-        spec = {"output": "shards" if kind == "shards" else "files", "samples_per_shard": 30, "image_size": 160}
-        job = make_job(disk.path / "family", annotation, spec=spec, passes=0)
+        spec = {
+            "output": "shards" if kind in ("shards", "pyspark") else "files",
+            "samples_per_shard": 30,
+            "image_size": 160,
+        }
+        how = {"distributor": kind, "processes": 2} if kind == "pyspark" else {}
+        job = make_job(disk.path / "family", annotation, spec=spec, passes=0, **how)
         engine: Fetch = fetch_hosted if kind in ("hosted", "inodes") else fetch_list
         if kind == "inodes":
             disk.use_up_inodes(leave=35)
@@ -749,11 +769,11 @@ def test_a_full_disk_ends_with_its_code_and_goes_on(kind: str, server: Server, t
         begun = time.monotonic()
         with pytest.raises(DiskError) as caught:
             engine(job)
-        assert caught.value.exit_code == 6 and time.monotonic() - begun < 30
+        assert caught.value.exit_code == 6 and time.monotonic() - begun < (120 if how else 30)
         disk.relieve()
         account = engine(job)
         assert (account.present, account.error) == (60, None)
-        if kind == "shards":
+        if kind in ("shards", "pyspark"):
             assert ids(job.target) == sorted(web.good)
         else:
             assert all((job.target / Path(id).name).read_bytes() == web.bodies[id] for id in web.good)
@@ -773,6 +793,34 @@ def test_a_disk_that_is_full_from_the_start(leave: int, server: Server, tmp_path
                 engine(make_job(disk.path / "family", annotation, spec={"output": "files"}))
             assert caught.value.exit_code == 6
             shutil.rmtree(disk.path / "family", ignore_errors=True)
+
+
+def deaf() -> None:
+    """As on another machine: nothing that is written to standard error reaches who watches."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
+
+
+@pytest.mark.fault("H41")
+@pytest.mark.parametrize("full", [True, False])
+def test_a_full_disk_on_another_machine_is_told_by_what_the_work_gives(
+    full: bool, server: Server, tmp_path: Path, orders: Orders
+) -> None:
+    web = WebList(server)
+    for number in range(20):
+        web.add(picture(number, 160))
+    with small_disk(tmp_path / "disk", 8 << 20) as disk:
+        job = shards_job(disk.path / "family", web.write(tmp_path / "l.json"), passes=0)
+        fetch_list(job)  # for its tables
+        order = replace(orders[0], done=[], out=str(disk.path / "out"))
+        Path(order.out).mkdir()
+        columns = [ROW, ID, PATH, *order.keep, "caption", "url"]
+        shards = list(read_shards(order, columns))
+        disk.fill(leave=0 if full else 2 << 20)
+        with ProcessPoolExecutor(1, get_context("spawn"), deaf) as pool:
+            work = partial(run_elsewhere, pool.map, make_downloader(order, columns), iter(shards))
+            with pytest.raises(OSError) if full else nullcontext() as caught:
+                work()
+    assert caught is None or (caught.value.errno == errno.ENOSPC and str(disk.path) in caught.value.filename)
 
 
 # Processes that die or hang

@@ -311,7 +311,7 @@ def test_two_files_that_have_one_place_are_refused(server: Server, tmp_path: Pat
         "toy/annotations",
         "toy/annotations/./train.json",
         "toy/.lavis_ext/val.json",
-        f"toy/{'v' * 250}.json",
+        f"toy/{'v' * 251}.json",
         "toy/val\0.json",
     ],
 )

@@ -1,9 +1,11 @@
+# ruff: noqa: F811 - the fixture `orders` is imported
 """A password, a signature or a token that a user gives is in nothing that is written, printed, logged or recorded."""
 
 from __future__ import annotations
 
 import json
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from hashlib import sha256
 from pathlib import Path
@@ -24,14 +26,18 @@ from lavis_ext.common.registry import models, tasks
 from lavis_ext.common.secrets import identity, printable, redact, redact_tree, redact_url
 from lavis_ext.prepare import records
 from lavis_ext.prepare.records import read_record, record_path
+from lavis_ext.prepare.urls import ListAccount, ListJob, fetch_hosted, fetch_list
+from lavis_ext.prepare.urls.worker import PassOrder
 from lavis_ext.runners import run as jobs
 from lavis_ext.runners.job import fingerprint, redact_config, require_same
+from tests.prepare.urls.conftest import orders  # noqa: F401 - a fixture
 from tests.support.canary import MARK, holding, planted
 from tests.support.fetching import CANARY
 from tests.support.runs import EvaluationFeed
 from tests.support.server import Fault, Server
 from tests.support.toyfamily import pictures, rows_of, zip_bytes
 from tests.support.toys import ToyDataset, ToyFeed, ToyModel, ToyTask, toy_run
+from tests.support.weblist import WebList, make_job
 
 SIGNED = f"https://user:{CANARY}@host.example/w.pth?sv=2023&sig={CANARY}%3D&id=7"
 
@@ -207,6 +213,27 @@ def test_a_record_of_before_that_holds_the_address_is_still_of_its_artifact(
     renewed = replace(artifact, url=artifact.url.replace(CANARY, "renewed"))
     now = replace(found, origin=records.Origin.of(artifact))
     assert now.is_of(renewed) and CANARY not in repr(now)
+
+
+@pytest.mark.fault("H08")
+@pytest.mark.parametrize("engine", [fetch_list, fetch_hosted])
+def test_the_account_of_a_list_holds_no_query(
+    engine: Callable[[ListJob], ListAccount], server: Server, tmp_path: Path, orders: list[PassOrder]
+) -> None:
+    """Of rows that are refused, dead or fine; the number of the row says which it was."""
+    web = WebList(server)
+    web.fill(1)
+    bad = ["http://u:{}@h.example:99999/x", "ftp://u:{}@h.example/y", f"{server.base}/none.jpg?sig={{}}"]
+    web.rows += [{"image": f"{n}.jpg", "url": url.format(CANARY)} for n, url in enumerate(bad)]
+    web.rows[0]["url"] += f"?token={CANARY}"
+    job = make_job(tmp_path, web.write(tmp_path / "l.json"), threshold=0.1, passes=0)
+    account = engine(job)
+    assert account.present == 1 and account.lost is not None
+    lines = [line.split("\t") for line in account.lost.read_text().splitlines()]
+    assert lines[0][-1] == "row" and sorted(line[-1] for line in lines[1:]) == ["1", "2", "3"]
+    texts = [path for path in job.work.rglob("*") if path.suffix in (".json", ".tsv", ".log", ".jsonl")]
+    assert {path.name for path in texts} >= {"account.json", "missing.tsv"}
+    assert [path.name for path in texts if CANARY.encode() in path.read_bytes() and path.name != "order.json"] == []
 
 
 # Texts

@@ -16,10 +16,15 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from lavis_ext import runners
 from lavis_ext.common.errors import OwnedError
+from lavis_ext.distill.cache import CacheIdentity, LogitStore
+from lavis_ext.features.extraction.rows import RowFile
+from lavis_ext.features.store import FeatureRow
+from lavis_ext.features.writer import StoreWriter
 from lavis_ext.fetch import lock
 from lavis_ext.fetch.lock import Ownership, own_identity
 from lavis_ext.prepare import execute, extract, records
@@ -122,6 +127,61 @@ def test_a_training_that_was_superseded_ends_and_writes_nothing(
         runners.train(config(tmp_path))
     assert done == [1] and caught.value.exit_code == 9
     assert {str(path): path.read_bytes() for path in job.rglob("*") if path.is_file()} == left
+
+
+def regions(name: str) -> FeatureRow:
+    return FeatureRow(name, np.ones((2, 2048), np.float32), np.ones((2, 4), np.float32), 1, 9, 9)
+
+
+def add_to_store(folder: Path) -> Iterator[None]:
+    with StoreWriter(folder) as writer:
+        for number in range(300):  # megabytes: more than waits for the disk
+            writer.append(regions(f"a{number}"))
+            if number == 1:
+                writer.commit()
+                yield
+
+
+def add_rows(folder: Path) -> Iterator[None]:
+    with RowFile(folder / "rows.tsv", "butd-tsv") as rows:
+        for number in range(300):
+            rows.append(regions(f"a{number}"))
+            if number == 1:
+                rows.flush()
+                yield
+
+
+def add_logits(folder: Path) -> Iterator[None]:
+    store = LogitStore(folder, CacheIdentity("t", "d", "train", 6, ("v",), "float32"))
+    with store.owned():
+        store.create(3)
+        for row in range(6):
+            marks = np.full(1, row, np.int64)
+            store.write([row], {"logits_v": np.full((1, 3), row), "valid_v": np.ones(1), "marks": marks})
+            store.ids.append(row)
+            if row == 1:
+                store.keep()
+                yield
+        store.finish(3)
+
+
+@pytest.mark.fault("H02")
+@pytest.mark.parametrize("work", [add_to_store, add_rows, add_logits])
+def test_features_and_logits_of_one_that_was_superseded_are_not_added(
+    work: Callable[[Path], Iterator[None]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The other one cuts off, appends and finishes what the first then goes on with."""
+    monkeypatch.setattr(lock._HEARTBEAT, "add", lambda descriptor: None)  # it stands still
+    running = work(tmp_path)
+    next(running)
+    (owner,) = [path for path in tmp_path.rglob("*") if path.name.endswith("owner") or path.name == "owner.json"]
+    owner.write_text(json.dumps(vars(own_identity())))
+    left = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    time.sleep(2 * lock.CHECKED)
+    with pytest.raises(OwnedError):
+        for _ in running:
+            pass
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == left
 
 
 @pytest.mark.fault("H02")

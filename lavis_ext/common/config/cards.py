@@ -24,18 +24,18 @@ LONGEST_NAME = 240
 """Bytes: file systems take 255, and our own files beside one have up to 15 more."""
 
 
-def storage_fault(path: str) -> str | None:
+def storage_fault(path: str, longest: int = LONGEST_NAME) -> str | None:
     """Why nothing may be stored at a path below the cache root (bookkeeping, names that no disk takes), or None."""
     parts = path.replace("\\", "/").split("/")
     if any(part.strip(" .").casefold() == BOOKKEEPING[1:] and part.strip().startswith(".") for part in parts):
         return f"lies in {BOOKKEEPING}, where the bookkeeping is"
     try:
-        long = any(len(part.encode()) > LONGEST_NAME for part in parts)
+        long = any(len(part.encode()) > longest for part in parts)
     except UnicodeEncodeError:
         return "has characters that no file name can have"
     if "\0" in path:
         return "has characters that no file name can have"
-    return f"has a name of more than {LONGEST_NAME} bytes" if long else None
+    return f"has a name of more than {longest} bytes" if long else None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import reprlib
-import stat
 from collections.abc import Hashable
 from pathlib import Path
 from typing import Any, NoReturn
@@ -11,6 +10,7 @@ from typing import Any, NoReturn
 import yaml
 
 from lavis_ext.common.errors import ConfigError
+from lavis_ext.common.files import read_bounded
 
 MAX_BYTES = 8 * 2**20
 MAX_ALIASES = 64
@@ -52,10 +52,7 @@ def read_value(text: str, where: str) -> Any:
 
 def _read_text(path: Path) -> str:
     try:
-        if not stat.S_ISREG(path.stat().st_mode):  # a pipe or a device may have no end
-            raise ConfigError(str(path), "is not a file", "name a YAML file")
-        with path.open("rb") as file:
-            data = file.read(MAX_BYTES + 1)
+        data = read_bounded(path, MAX_BYTES + 1)
         if len(data) > MAX_BYTES:
             raise ConfigError(
                 str(path), f"{MAX_BYTES:,} bytes are too many for a YAML of settings", "write the data to another file"

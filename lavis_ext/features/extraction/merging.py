@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
-from typing import BinaryIO
 
 from lavis_ext.common.errors import UsageError
 from lavis_ext.common.files import disk_errors, flush_file, flush_folder
 from lavis_ext.features.extraction.rows import ExtractionLog, Scan, columns_of, hash_of, id_of, owned, scan
 from lavis_ext.features.files import part_of
-from lavis_ext.features.formats.lines import BUFFER, lines_of
+from lavis_ext.features.formats.lines import lines_of
 from lavis_ext.features.formats.tsv import COLUMNS, Butd
 from lavis_ext.features.imports import recognise
 from lavis_ext.features.store import BadRow, Fault, ReadOptions
+from lavis_ext.features.writer import AppendFile
 from lavis_ext.fetch.transfer import Progress, Silent
 
 
@@ -50,11 +50,11 @@ def merge_rows(
     """
     form = _form_of(parts, destination)
     part = part_of(destination)
-    with owned(destination):
+    with owned(destination) as owner:
         if destination.is_file() and part.is_file():
             raise UsageError(str(part), f"is a part of {destination.name}, which is there too", "move one of them away")
         grown = part if part.is_file() else destination
-        merge = _Merge(grown, destination, form, progress or Silent())
+        merge = _Merge(grown, destination, form, progress or Silent(), owner.require)
         with merge:
             for source in parts:
                 merge.take(source)
@@ -84,12 +84,14 @@ def _recognised(path: Path) -> str:
 class _Merge:
     """A merge into one file, as a context manager that renames the file at the end."""
 
-    def __init__(self, grown: Path, destination: Path, form: Butd, progress: Progress) -> None:
-        self.form, self.progress = form, progress
+    def __init__(
+        self, grown: Path, destination: Path, form: Butd, progress: Progress, require: Callable[[], None]
+    ) -> None:
+        self.form, self.progress, self.require = form, progress, require
         self.grown, self.destination = grown, destination
         self.there: Scan = scan(grown, form, whole=True)
         self.done = Merged(destination, faults=[(destination, fault) for fault in self.there.faults])
-        self._file: BinaryIO | None = None
+        self._sink: AppendFile | None = None
 
     def __enter__(self) -> _Merge:
         if self.grown.is_file() and self.grown.stat().st_size > self.there.end:
@@ -102,10 +104,11 @@ class _Merge:
         """Flush and rename the file, unless something failed."""
         part = part_of(self.destination)
         with disk_errors(self.destination):
-            if self._file is not None:
-                self._file.close()
+            if self._sink is not None:
+                self._sink.close()
             if kind is None and part.is_file():
                 flush_file(part)
+                self.require()
                 part.rename(self.destination)
                 flush_folder(self.destination.parent)
 
@@ -140,20 +143,21 @@ class _Merge:
             head = line[:64].partition(b"\t")[0].decode("utf-8", "replace")
             self.done.faults.append((source, Fault(head, number, str(error))))
             return
-        file = self._file or self._open()
+        sink = self._sink or self._open()
         with disk_errors(self.destination):
-            file.write(b"\t".join(cells.values()) + b"\r\n")
+            sink.write([b"\t".join(cells.values()) + b"\r\n"])
         self.there.rows[image_id] = value
         self.done.added += 1
 
-    def _open(self) -> BinaryIO:
+    def _open(self) -> AppendFile:
         part = part_of(self.destination)
         with disk_errors(part):
+            self.require()
             if self.grown != part and self.grown.is_file():
                 self.grown.rename(part)
-            self._file = part.open("ab", buffering=BUFFER)
-            self._file.truncate(self.there.end)
-        return self._file
+            part.touch()
+            self._sink = AppendFile(part, self.there.end, self.require)
+        return self._sink
 
     def account(self, parts: Sequence[Path], expected: Sequence[str]) -> Merged:
         """The result, from the rows and the logs of the parts; writes the merged log beside the file."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import asdict, dataclass, field
 from hashlib import blake2b
 from pathlib import Path
@@ -13,10 +13,11 @@ from types import TracebackType
 from typing import Any
 
 from lavis_ext.common.errors import UsageError
-from lavis_ext.common.files import decode_json, disk_errors, flush_file, write_atomic
-from lavis_ext.features.formats.lines import BUFFER, lines_of
+from lavis_ext.common.files import decode_json, disk_errors, write_atomic
+from lavis_ext.features.formats.lines import lines_of
 from lavis_ext.features.formats.tsv import Butd, unquote
 from lavis_ext.features.store import BadRow, Fault, FeatureRow, ReadOptions
+from lavis_ext.features.writer import AppendFile
 from lavis_ext.fetch.lock import Ownership
 from lavis_ext.fetch.transfer import Policy
 
@@ -24,14 +25,14 @@ log = logging.getLogger(__name__)
 
 
 @contextmanager
-def owned(path: Path) -> Iterator[None]:
+def owned(path: Path) -> Iterator[Ownership]:
     """Lock a file for writing; raises OwnedError at once where another process holds it, DiskError."""
     with disk_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         owner = Ownership(path.with_name(f".{path.name}.owner"), path, Policy(owner_wait=0, owner_stall=0))
         owner.__enter__()
     try:
-        yield
+        yield owner
     finally:
         owner.__exit__()
 
@@ -92,7 +93,10 @@ def hash_of(cells: dict[str, bytes]) -> bytes:
 
 
 class RowFile:
-    """A TSV that is appended to, as a context manager; an incomplete last row is cut off first."""
+    """A TSV that is appended to, as a context manager; an incomplete last row is cut off first.
+
+    Raises OwnedError, before anything more is written, where another process has taken over.
+    """
 
     def __init__(self, path: Path, form: str) -> None:
         self.path, self.form = path, Butd(form)
@@ -100,22 +104,21 @@ class RowFile:
 
     def __enter__(self) -> RowFile:
         with self._stack:
-            self._stack.enter_context(owned(self.path))
+            owner = self._stack.enter_context(owned(self.path))
             found = scan(self.path, self.form)
             self.ids = set(found.rows)
             self.faults = found.faults
             with disk_errors(self.path):
-                self._file = self._stack.enter_context(self.path.open("ab", buffering=BUFFER))
-                self._file.truncate(found.end)
+                self.path.touch()
+                self._sink = self._stack.enter_context(closing(AppendFile(self.path, found.end, owner.require)))
             self._stack = self._stack.pop_all()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        with disk_errors(self.path), self._stack:  # closing the file writes what a full disk left in its buffer
-            self._file.flush()
-            flush_file(self.path)
+        with disk_errors(self.path), self._stack:
+            self._sink.flush(to_disk=True)
 
     def __contains__(self, image_id: object) -> bool:
         return image_id in self.ids
@@ -129,13 +132,13 @@ class RowFile:
             raise BadRow("its name holds a tab or a new line, which a row cannot")
         line = b"\t".join(self.form.cells(row)) + b"\r\n"
         with disk_errors(self.path):
-            self._file.write(line)
+            self._sink.write([line])
         self.ids.add(row.image_id)
 
     def flush(self) -> None:
         """Hand what was appended to the system: a kill of this process does not lose it."""
         with disk_errors(self.path):
-            self._file.flush()
+            self._sink.flush()
 
 
 FORMAT = 1

@@ -145,7 +145,7 @@ def _fetch(job: ListJob, progress: Progress | None) -> ListAccount:
     account = ListAccount(name=job.name, expected=len(wanted), threshold=job.threshold, asked=job.max_samples)
     account.notes += notes
     account.bytes_moved = sum(result.bytes_moved for result in results)
-    refused = (LostImage(row.id, row.url, row.refusal) for row, transfer in wanted if transfer is None)
+    refused = (LostImage.of(row, row.refusal) for row, transfer in wanted if transfer is None)
     losses = [*refused, *_failed(wanted, results), *_no_images(job, wanted, results)]
     account.present = account.expected - len(losses)
     account.origin = origin_of(job)
@@ -161,7 +161,7 @@ def _failed(wanted: Sequence[tuple[ListedImage, Transfer | None]], results: Sequ
         if result.error is not None:
             row = rows[result.path]
             corrupt = result.error.exit_code == 5
-            yield LostImage(row.id, row.url, reason_of(str(result.error.problems[0].what)), corrupt)
+            yield LostImage.of(row, reason_of(str(result.error.problems[0].what)), corrupt)
 
 
 def _no_images(
@@ -175,7 +175,7 @@ def _no_images(
             row = rows[result.path]
             if fault:
                 set_file_aside(job.target, row.path)
-                yield LostImage(row.id, row.url, fault, fault != PLACEHOLDER)
+                yield LostImage.of(row, fault, fault != PLACEHOLDER)
 
 
 def reason_of(message: str) -> str:

@@ -7,17 +7,21 @@ import json
 import os
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from enum import Enum
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from lavis_ext.common.config.cards import ImageList
 from lavis_ext.common.errors import LavisExtError, NetworkError, PartialError
 from lavis_ext.common.files import read_object, replacing, sha256_of, write_json
+from lavis_ext.common.secrets import redact, redact_url
 from lavis_ext.fetch import MirrorMap, Policy
 from lavis_ext.fetch.safety import identity
+
+if TYPE_CHECKING:
+    from lavis_ext.prepare.urls.rows import ListedImage
 
 Distributor = Literal["multiprocessing", "pyspark", "ray"]
 MOST_PROCESSES = 16
@@ -242,6 +246,17 @@ class LostImage:
     url: str
     reason: str
     corrupt: bool = False
+    row: int = -1
+    """Number of its record in the list, from 0; -1 in the index of an older version, which does not say."""
+
+    @classmethod
+    def of(cls, row: ListedImage, reason: str, corrupt: bool = False) -> LostImage:
+        """A row whose image is lost."""
+        return cls(row.id, row.url, reason, corrupt, row.number)
+
+    def fields(self) -> Iterator[str]:
+        """Its line of `missing.tsv`: the query and the password of an address are in the list, and nowhere else."""
+        yield from (redact(self.id), redact_url(self.url), redact(self.reason), str(self.row) if self.row >= 0 else "")
 
 
 @dataclass(kw_only=True)
@@ -325,17 +340,13 @@ class ListAccount:
         """Count losses, write them to `missing.tsv`, then the account to `account.json`; both atomically."""
         self.lost = folder / "missing.tsv"
         with replacing(self.lost) as part, part.open("w", encoding="utf-8", errors="replace", newline="") as file:
-            file.write("id\turl\treason\n")
+            file.write("id\turl\treason\trow\n")
             for loss in losses:
                 self.reasons[loss.reason] += 1
                 self.corrupt += loss.corrupt
                 self.missing += not loss.corrupt
-                file.write("\t".join(_field(value) for value in (loss.id, loss.url, loss.reason)) + "\n")
+                file.write("\t".join(" ".join(value.split()) for value in loss.fields()) + "\n")
         write_json(folder / "account.json", self.as_dict())
-
-
-def _field(value: str) -> str:
-    return " ".join(value.split())
 
 
 def read_account(folder: Path) -> ListAccount | None:

@@ -415,7 +415,7 @@ class _Run:
                 self._lost.pop(row.number, None)
                 self._passing.discard(row.number)
                 if outcome.kind != "present":
-                    self._lost[row.number] = LostImage(row.id, row.url, outcome.reason, outcome.kind == "corrupt")
+                    self._lost[row.number] = LostImage.of(row, outcome.reason, outcome.kind == "corrupt")
                     if outcome.passing:
                         self._passing.add(row.number)
                     if row.path and outcome.reason == PLACEHOLDER and (self._job.target / row.path).is_file():
@@ -436,7 +436,7 @@ class _Run:
                     self._lost.pop(row.number, None)
                     self._passing.discard(row.number)
                 elif row.number not in self._lost:
-                    self._lost[row.number] = LostImage(row.id, row.url, Passing.GONE.value)
+                    self._lost[row.number] = LostImage.of(row, Passing.GONE.value)
                     self._passing.add(row.number)
 
     def _account(self, index: TableIndex) -> ListAccount:

@@ -105,12 +105,18 @@ class Output(threading.Thread):
                 self.trouble = disk_error(OSError(raw["errno"], os.strerror(raw["errno"])), Path(raw["path"]))
 
 
+TROUBLES: list[tuple[int, str, str]] = []
+"""Number, text and path of each write that failed in this process, for those whose standard error goes elsewhere."""
+
+
 def report_trouble(error: OSError, path: str) -> None:
     """Tell the process that watches of a write that failed: img2dataset itself goes on after it.
 
-    By standard error, which needs no disk, and which processes of every distributor on this machine inherit.
+    By standard error, which needs no disk, and which processes on this machine inherit; from another machine it comes
+    as the result of the work (`worker.attempt`).
     """
     name = error.filename if isinstance(error.filename, str) else path
+    TROUBLES.append((error.errno or errno.EIO, error.strerror or str(error), name))
     told = json.dumps({"errno": error.errno or errno.EIO, "path": name}).encode()
     with suppress(OSError):
         os.write(2, b"\n" + MARK + told + b"\n")

@@ -13,6 +13,7 @@ from typing import Any
 
 from lavis_ext.common.errors import ConfigError
 from lavis_ext.common.files import read_object, write_json
+from lavis_ext.common.secrets import redact, redact_url
 from lavis_ext.prepare.urls.job import ListJob, LostImage
 from lavis_ext.prepare.urls.rows import ListedImage, checked_sources, distinct_rows
 
@@ -28,7 +29,8 @@ class TableIndex:
     fingerprint: str
     expected: int
     hashes: tuple[str, ...]
-    refused: tuple[tuple[str, str, str], ...] = ()
+    refused: tuple[tuple[str, str, str, int], ...] = ()
+    """Id, address without what may be a secret, reason, number of the row."""
     repeated: int = 0
     limit: int | None = -1
     """How many samples were wanted, None: all; -1 in the index of an older version, which does not say."""
@@ -37,14 +39,14 @@ class TableIndex:
 
     def losses(self) -> Iterator[LostImage]:
         """The refused rows."""
-        return (LostImage(*entry) for entry in self.refused)
+        return (LostImage(id, url, reason, row=row) for id, url, reason, row in self.refused)
 
     @classmethod
     def read(cls, folder: Path) -> TableIndex | None:
         """The index of a folder of tables, None where there is none yet, or where a table cannot be read."""
         raw = read_object(folder / MARKER)
         try:
-            refused = tuple((id, url, reason) for id, url, reason in raw["refused"])
+            refused = tuple((id, url, reason, row[0] if row else -1) for id, url, reason, *row in raw["refused"])
             found = cls(**{**raw, "hashes": tuple(raw["hashes"]), "refused": refused})
         except (ValueError, TypeError, KeyError):
             return None
@@ -68,7 +70,7 @@ def write_tables(job: ListJob, folder: Path) -> TableIndex:
 
     Of rows that want the same path the first one counts.
     """
-    refused: list[tuple[str, str, str]] = []
+    refused: list[tuple[str, str, str, int]] = []
     repeated = [0]
     rows = distinct_rows(job.annotations, job.spec, job.max_samples, job.allow_private, job.target)
     good = _wanted(checked_sources(rows, job), refused, repeated)
@@ -90,11 +92,11 @@ def write_tables(job: ListJob, folder: Path) -> TableIndex:
 
 
 def _wanted(
-    rows: Iterable[ListedImage], refused: list[tuple[str, str, str]], repeated: list[int]
+    rows: Iterable[ListedImage], refused: list[tuple[str, str, str, int]], repeated: list[int]
 ) -> Iterator[ListedImage]:
     for row in rows:
         if row.refusal:
-            refused.append((row.id, row.url, row.refusal))
+            refused.append((redact(row.id), redact_url(row.url), redact(row.refusal), row.number))
         elif row.repeats:
             repeated[0] += 1
         else:

@@ -77,9 +77,9 @@ def test_what_lacks_is_named(server: Server, tmp_path: Path) -> None:
     with pytest.raises(PartialError, match="2 of 5"):
         account.check()
     assert account.lost is not None and account.lost.read_text().splitlines()[1:] == [
-        "4\tftp://a/b.jpg\trefused: scheme 'ftp' is refused",
-        f"1\t{urls[1]}\tHTTP 404 Not Found",
-        f"2\t{urls[2]}\tthe server sent an HTML page instead of 2.jpg (login, quota or error page)",
+        "4\tftp://a/b.jpg\trefused: scheme 'ftp' is refused\t4",
+        f"1\t{urls[1]}\tHTTP 404 Not Found\t1",
+        f"2\t{urls[2]}\tthe server sent an HTML page instead of 2.jpg (login, quota or error page)\t2",
     ]
 
 

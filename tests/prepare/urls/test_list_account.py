@@ -23,7 +23,7 @@ def account(
 def test_saved_and_read_again(tmp_path: Path) -> None:
     made = account(2, ["HTTP 404", "a\ttab\nand line"], tmp_path)
     assert read_account(tmp_path) == made and (made.missing, made.corrupt) == (2, 0)
-    assert (tmp_path / "missing.tsv").read_text().splitlines()[2] == "1\thttp://h/1\ta tab and line"
+    assert (tmp_path / "missing.tsv").read_text().splitlines()[2] == "1\thttp://h/1\ta tab and line\t"
     assert not list(tmp_path.glob("*.part"))
     assert read_account(tmp_path / "other") is None
     (tmp_path / "account.json").write_text('{"name": "x", "what": 1}')
