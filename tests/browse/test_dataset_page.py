@@ -89,9 +89,9 @@ def test_shards_show_the_first_samples_of_the_first(tmp_path: Path) -> None:
 @pytest.mark.fault("S10", "U09")
 @pytest.mark.parametrize("place", ["caption", "answer", "choice", "label", "picture", "title"])
 def test_hostile_text_stays_text(place: str, tmp_path: Path) -> None:
-    row = {"image": HOSTILE if place == "picture" else coco_name("train2014", 1), "question": "What?"}
+    row = {"image": HOSTILE if place == "picture" else coco_name("train2014", 1), "caption": "fine"}
     row |= {"caption": {"caption": HOSTILE}, "answer": {"answer": [HOSTILE]}, "choice": {"choices": [HOSTILE]}}.get(
-        place, {"caption": "fine"}
+        place, {}
     )
     row |= {"label": {"label": HOSTILE}}.get(place, {})
     write_mine(tmp_path, [row], title=HOSTILE if place == "title" else "Mine")

@@ -173,7 +173,7 @@ def test_every_sample_is_on_one_page(tmp_path: Path) -> None:
         assert [int(one) for some in seen for one in some] == list(range(len(rows)))
         assert "page=2" in ask(running, "/").text and "page=4" not in ask(running, "/?page=3").text
         kept = ask(running, "/?q=text&sort=longest&page=2").text
-        assert "q=text&amp;sort=longest&amp;page=3" in kept
+        assert "q=text&amp;split=train&amp;sort=longest&amp;page=3" in kept
 
 
 def test_training_is_shown_as_it_draws(tmp_path: Path) -> None:
