@@ -198,17 +198,10 @@ def spread(view: View, scan: PictureScan, split: str, wanted: int) -> list[Item]
 
 def augmented(view: View, seed: int) -> list[Shot]:
     """Some samples beside what training makes of them."""
-    if not view.reach or not _drawn_at_all(view, seed):
+    if not view.draws:
         return []
     shots = [shot_of(view, item, Counter(), seed) for item in view.items(AUGMENTED, None)]
     return [shot for shot in shots if shot.drawn]
-
-
-def _drawn_at_all(view: View, seed: int) -> bool:
-    try:
-        return bool(view.augmented(0, seed))
-    except SampleError:
-        return True  # of the others some may be
 
 
 def marked(shot: Shot, scan: PictureScan, split: str, index: int) -> Shot:

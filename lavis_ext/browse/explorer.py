@@ -24,12 +24,13 @@ from lavis_ext.browse.dataset_page import (
     scans_of,
     twin_values,
 )
-from lavis_ext.browse.html import rendered
+from lavis_ext.browse.html import Link, rendered
 from lavis_ext.browse.pictures import PictureScan
-from lavis_ext.browse.samples import counted_answers, shot_of, small_jpeg
+from lavis_ext.browse.samples import EDGE_PIXELS, Shot, counted_answers, shot_of, small_jpeg, texts_of, without_picture
 from lavis_ext.browse.search import PER_PAGE, SORTS, STATES, Query, Searcher
 from lavis_ext.browse.serve import Reply
 from lavis_ext.browse.subject import Subject
+from lavis_ext.browse.views import Item, View
 from lavis_ext.datasets.readers.faults import SampleError
 
 PARTS = {"": "Samples", "twice": "Twice", "missing": "Missing", "figures": "Figures", "about": "Splits and files"}
@@ -110,18 +111,15 @@ class DatasetApp:
         augment = self.seed if query.augment else None
         place = list(self.views).index(query.split)
         scan = next(one for one in self.scans if query.split in one.views)
-        shots = []
-        for number in map(int, numbers):
-            shot = shot_of(view, view.at(number), Counter(), augment)
-            large = "" if shot.lost else f"picture/{place}/{number}/0"
-            shots.append(marked(replace(shot, large=large), scan, query.split, number))
+        items = [view.at(number) for number in map(int, numbers)]
+        shots = [marked(self._shot(view, item, place, scan, augment), scan, query.split, item.index) for item in items]
         return {
             "query": query,
             "counts": counts,
             "shots": shots,
             "pages": pages,
             "wide": view.edge,
-            "augment": hasattr(view, "dataset") and getattr(view.dataset.parts, "training", False),
+            "augment": view.draws,
             "answers": self._answers,
             "filters": {"states": STATES, "sorts": SORTS},
             "fields": [(key, value) for key, value in asdict(query).items() if value and key != "page"],
@@ -140,6 +138,23 @@ class DatasetApp:
             parts.append(f"{scan.known:,} of {scan.total:,} pictures were looked at so far.")
         return " ".join(parts)
 
+    def _shot(self, view: View, item: Item, place: int, scan: PictureScan, augment: int | None) -> Shot:
+        """A sample whose pictures the browser asks for as it shows them; those that a view draws are drawn at once."""
+        base = f"picture/{place}/{item.index}"
+        if view.edge or not item.files:
+            shot = shot_of(view, item, Counter())
+            return shot if shot.lost else replace(shot, large=f"{base}/0")
+        lost = [view.lost(item, number) for number in range(len(item.files))]
+        if scan.ready:
+            look = scan.look(list(self.views)[place])
+            lost += [look.reasons.get(int(code), "") for code in look.codes[item.index] if code >= 0]
+        if why := next(filter(None, lost), ""):
+            return without_picture(texts_of(item), why)
+        small = [Link(f"{base}/{number}?small=1") for number in range(len(item.files))]
+        drawn = augment is not None and view.draws
+        more = [Link(f"{base}/{number}?small=1&drawn={augment}") for number in range(len(small))] if drawn else []
+        return replace(texts_of(item), sources=small, drawn=more, large=f"{base}/0")
+
     def _picture(self, numbers: list[str], asked: Mapping[str, str]) -> Reply | None:
         if len(numbers) != 3 or not all(one.isascii() and one.isdigit() and len(one) < 12 for one in numbers):
             return None
@@ -147,8 +162,13 @@ class DatasetApp:
         views = list(self.views.values())
         if place >= len(views) or index >= views[place].reach:
             return None
+        view, seed = views[place], asked.get("drawn", "")
         try:
-            pictures = views[place].pictures(views[place].at(index))
-        except SampleError:
-            return None
-        return Reply(small_jpeg(pictures[which], LARGE), "image/jpeg", lasting=True) if which < len(pictures) else None
+            if seed.isascii() and seed.isdigit() and len(seed) < 10:
+                pictures = view.augmented(index, int(seed))
+            else:
+                pictures = view.pictures(view.at(index))
+        except SampleError as error:
+            return Reply(error.why.encode("utf-8", "replace"), "text/plain; charset=utf-8", found=False)
+        edge = EDGE_PIXELS if asked.get("small") else LARGE
+        return Reply(small_jpeg(pictures[which], edge), "image/jpeg", lasting=True) if which < len(pictures) else None

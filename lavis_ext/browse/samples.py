@@ -6,7 +6,7 @@ import base64
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from io import BytesIO
 from typing import Any
 
@@ -79,33 +79,39 @@ def sample_grid(view: View, items: Sequence[Item], faults: Counter[str] | None =
 
 def shot_of(view: View, item: Item, faults: Counter[str], augment: int | None = None) -> Shot:
     """A sample with its pictures, also as training draws them by the seed `augment`; a fault is counted."""
-    text: SampleText = item.text
-    said, *others = text.texts or ("",)
-    under = [*text.more, *first(others, MAX_TRUTHS), *counted(text.answers)]
-    under += [f"choices: {', '.join(text.choices)}"] if text.choices else []
-    sources, drawn, lost, edge = [], [], "", view.edge or EDGE_PIXELS
-    marks = [] if any(text.texts) else ["textless"]
+    shot, edge = texts_of(item), view.edge or EDGE_PIXELS
     try:
         sources = [thumbnail(pixels, edge) for pixels in view.pictures(item)]
         drawn = [] if augment is None else [thumbnail(one, edge) for one in view.augmented(item.index, augment)]
     except SampleError as error:
         faults[error.reason] += 1
-        lost = shorten(error.why, 120)
-        marks.append("missing" if "missing" in error.reason else "corrupt")
+        return without_picture(shot, error.why)
+    return replace(shot, sources=sources, drawn=drawn)
+
+
+def without_picture(shot: Shot, why: str) -> Shot:
+    """A sample whose picture cannot be shown."""
+    mark = "missing" if "missing" in why.partition(":")[0] else "corrupt"
+    return replace(shot, lost=shorten(why, 120), marks=(*shot.marks, mark))
+
+
+def texts_of(item: Item) -> Shot:
+    """A sample without its pictures."""
+    text: SampleText = item.text
+    said, *others = text.texts or ("",)
+    under = [*text.more, *first(others, MAX_TRUTHS), *counted(text.answers)]
+    under += [f"choices: {', '.join(text.choices)}"] if text.choices else []
     words = [len(one.split()) for one in text.texts]
     return Shot(
         name=item.name,
         said=printable(said),
         under=[printable(one) for one in under],
         label=printable(text.label),
-        sources=sources,
-        lost=lost,
         files=tuple(printable(one) for one in item.files),
         ids=tuple(printable(one) for one in item.ids),
         answers=tuple(printable(one) for one in dict.fromkeys([*text.answers, *([text.label] if text.label else [])])),
         words=round(sum(words) / len(words)) if words else 0,
-        marks=tuple(marks),
-        drawn=drawn,
+        marks=() if any(text.texts) else ("textless",),
     )
 
 

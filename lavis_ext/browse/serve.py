@@ -32,11 +32,12 @@ DENIED = b"""<!doctype html><html lang="en"><meta charset="utf-8"><title>lavis-e
 
 @dataclass(frozen=True)
 class Reply:
-    """A body and its type; `lasting`: it stays the same while this server lives."""
+    """A body and its type; `lasting`: it stays the same while this server lives; not `found`: the body says why."""
 
     body: bytes
     kind: str = HTML
     lasting: bool = False
+    found: bool = True
 
 
 class App(Protocol):
@@ -151,7 +152,7 @@ class PageHandler(BaseHTTPRequestHandler):
             return HTTPStatus.INTERNAL_SERVER_ERROR, Reply(b"this page failed", "text/plain")
         if reply is None:
             return HTTPStatus.NOT_FOUND, Reply(b"not here", "text/plain")
-        return HTTPStatus.OK, reply
+        return HTTPStatus.OK if reply.found else HTTPStatus.NOT_FOUND, reply
 
     def _is_token(self, given: str) -> bool:
         return hmac.compare_digest(given.encode("utf-8", "replace"), self.server.token.encode())

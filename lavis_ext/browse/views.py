@@ -115,6 +115,11 @@ class View:
         """Why a picture is not there, as far as a look without reading tells; "" where it may be."""
         return ""
 
+    @property
+    def draws(self) -> bool:
+        """Whether training draws its pictures, so that `augmented` has any."""
+        return False
+
     def augmented(self, index: int, seed: int) -> list[Pixels]:
         """The pictures as training would draw them by a seed, uint8 [h,w,3]; none where nothing is drawn."""
         return []
@@ -215,12 +220,17 @@ class RowsView(View):
             return error.why
         return ""
 
+    @property
+    def draws(self) -> bool:
+        """Of a training split whose vis_processor is one of ours."""
+        data = self.dataset
+        return bool(getattr(data.parts, "training", False)) and uint8_of(data.vis_processor) is not None
+
     def augmented(self, index: int, seed: int) -> list[Pixels]:
         """What the vis_processor of training makes of the sample."""
-        data = self.dataset
-        if not data.parts.training or uint8_of(data.vis_processor) is None:
+        if not self.draws:
             return []
-        sample = data.load(index, torch.Generator().manual_seed(seed))
+        sample = self.dataset.load(index, torch.Generator().manual_seed(seed))
         drawn = [sample[key] for key in AUGMENTED if key in sample]
         return [one.permute(1, 2, 0).numpy() for one in drawn if one.dtype == torch.uint8 and one.ndim == 3]
 

@@ -112,6 +112,18 @@
     }
   }
 
+  // A picture of a served page that cannot be read: its place says why.
+  async function explained(img) {
+    const answer = await fetch(img.getAttribute("src")).catch(() => null);
+    const lost = make("div", { class: "lost" });
+    lost.append(make("span", {}, answer && answer.status === 404 ? await answer.text() : "the picture did not come"));
+    (img.closest(".open") ?? img).replaceWith(lost);
+  }
+  function watched(img) {
+    if (img.complete && !img.naturalWidth) explained(img);
+    else img.addEventListener("error", () => explained(img), { once: true });
+  }
+
   // Tables: a click on a head orders the rows by it, by number where the cells are numbers.
   const remembered = new Map();
   function sortable(table, number) {
@@ -152,6 +164,7 @@
     all("form[data-filter]", where).forEach(filterable);
     all("form.bar:not([data-filter]) select, form.bar:not([data-filter]) [type=checkbox]", where).forEach((one) => one.addEventListener("change", () => one.form.requestSubmit()));
     enlargeable(where);
+    all('.shot img[src^="picture/"]', where).forEach(watched);
     all("table.sorted", where).forEach(sortable);
     all("tr[data-run]", where).forEach(choosable);
   }
