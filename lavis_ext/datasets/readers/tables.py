@@ -57,8 +57,13 @@ def read_text(path: Path) -> str:
 
     Raises IntegrityError with the offset of a wrong byte, and for a packed file that is cut off or grows too large.
     """
-    with read_errors(path):
-        data = path.read_bytes()
+    try:
+        with read_errors(path):
+            data = path.read_bytes()
+    except MemoryError as error:
+        raise IntegrityError(
+            str(path), "does not fit into memory", "write it as JSON lines, a record a line"
+        ) from error
     if kind := _packed_as(data):
         data = _unpacked(path, kind, len(data))
     wide = data[:2] in (b"\xff\xfe", b"\xfe\xff")
