@@ -43,8 +43,8 @@ def boxes_of(row: Mapping[str, Any]) -> list[tuple[tuple[float, ...], str]]:
     holders = [one for one in (inner if isinstance(inner, list) else [inner]) if isinstance(one, Mapping)]
     found: list[tuple[tuple[float, ...], str]] = []
     for holder in (row, *holders):
-        boxes = next((holder[key] for key in BOX_KEYS if isinstance(holder.get(key), list)), [])
-        names = next((holder[key] for key in NAME_KEYS if holder.get(key) is not None), [])
+        boxes: list[Any] = next((holder[key] for key in BOX_KEYS if isinstance(holder.get(key), list)), [])
+        names: Any = next((holder[key] for key in NAME_KEYS if holder.get(key) is not None), [])
         boxes = [boxes] if _is_box(boxes) else boxes
         names = names if isinstance(names, list) else [names] * len(boxes)
         for number, box in enumerate(boxes[:MAX_BOXES]):

@@ -168,7 +168,8 @@ def look(
 ) -> Mapping[str, Any]:
     """The samples of one data set, under its name where the page has several, and some as training draws them."""
     several = len(subject.chapters) > 1
-    grids, drawn = [], []
+    grids: list[dict[str, Any]] = []
+    drawn: list[Shot] = []
     for split, view in chapter.views.items():
         key = f"{chapter.title} {split}" if several else split
         scan = next(scan for scan in scans if key in scan.views)

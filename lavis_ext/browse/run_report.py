@@ -333,7 +333,7 @@ def answer_tables(found: Mapping[str, Any]) -> dict[str, Any]:
     return {"split": str(found.get("split", "")), **tables} if any(tables.values()) else {}
 
 
-def _accuracy(row: Mapping[str, Any]) -> tuple[str, str, str, str]:
+def _accuracy(row: Mapping[str, Any]) -> tuple[str, str, str, int]:
     accuracy = finite(row.get("accuracy")) or 0.0
     return str(row.get("name", "")), count(row.get("questions")), f"{accuracy:.2f}", step_of(accuracy)
 

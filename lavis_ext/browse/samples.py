@@ -37,7 +37,7 @@ class Shot:
     said: str
     under: list[str]
     label: str = ""
-    sources: list[str] = field(default_factory=list)
+    sources: Sequence[str] = ()
     lost: str = ""
     files: tuple[str, ...] = ()
     ids: tuple[str, ...] = ()
@@ -45,7 +45,7 @@ class Shot:
     words: int = 0
     marks: tuple[str, ...] = ()
     """What a filter asks for: `missing`, `corrupt`, `duplicate`, `leak`, `textless`."""
-    drawn: list[str] = field(default_factory=list)
+    drawn: Sequence[str] = ()
     """The pictures as training draws them, as data URIs."""
     large: str = ""
     """Where a larger picture is, on a served page."""

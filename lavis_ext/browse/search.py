@@ -128,7 +128,8 @@ class Searcher:
         numbers: np.ndarray = np.flatnonzero(mask)
         if query.sort == "text":
             order = self._kept(split, "alphabetical")
-            return order[mask[order]]
+            ordered: np.ndarray = order[mask[order]]
+            return ordered
         if query.sort in ("shortest", "longest"):
             counts = self._kept(split, "words")[numbers]
             return numbers[np.argsort(counts if query.sort == "shortest" else -counts, kind="stable")]

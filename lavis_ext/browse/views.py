@@ -243,7 +243,8 @@ class RowsView(View):
         codes = data.rows.codes(key)
         first = getattr(data, "first_rows", None)
         codes = codes if first is None else codes[first]
-        return codes[: len(self)].astype(np.int32)[:, None]
+        found: np.ndarray = codes[: len(self)].astype(np.int32)[:, None]
+        return found
 
     def matches(self, words: Sequence[str], answer: str = "") -> np.ndarray:
         """By columns of the mapped table; nothing of it is copied."""
@@ -266,7 +267,7 @@ class RowsView(View):
         counts = np.concatenate([np.zeros(0), *parts])[: len(rows)]
         if self._codes is None:
             return counts[: len(self)]
-        shared = np.bincount(self._codes, counts) / np.bincount(self._codes).clip(1)
+        shared: np.ndarray = np.bincount(self._codes, counts) / np.bincount(self._codes).clip(1)
         return shared[: len(self)]
 
     def alphabetical(self) -> np.ndarray:
@@ -279,7 +280,8 @@ class RowsView(View):
         if not plain or sum(map(len, found)) < len(rows):
             return super().alphabetical()
         order = pc.sort_indices(pa.chunked_array(found)).to_numpy().astype(np.int64)
-        return order[order < len(self)]
+        kept: np.ndarray = order[order < len(self)]
+        return kept
 
     def _by_sample(self, rows: np.ndarray) -> np.ndarray:
         """A mask of rows as one of samples: of a picture, whether any of its rows."""
@@ -334,15 +336,16 @@ def batch_matches(
     batch: pa.RecordBatch, marks: Mapping[str, str], words: Sequence[str], answer_keys: Sequence[str], answer: str
 ) -> np.ndarray:
     """bool [rows of the batch]: whether any column holds each word, and one of `answer_keys` is or has `answer`."""
-    found = np.ones(batch.num_rows, bool)
-    columns = [(batch.column(name), mark) for name, mark in marks.items()]
-    for word in words:
-        found &= np.any([_holds(column, mark, word) for column, mark in columns] or [np.zeros_like(found)], axis=0)
-    if answer:
-        given = [(batch.column(name), marks[name]) for name in answer_keys if name in marks]
-        found &= np.any(
-            [_holds(column, mark, answer, True) for column, mark in given] or [np.zeros_like(found)], axis=0
-        )
+    rows = batch.num_rows
+    asked = [(word, list(marks), False) for word in sorted(words, key=len, reverse=True)]
+    asked += [(answer, [key for key in answer_keys if key in marks], True)] if answer else []
+    left = np.arange(rows)
+    for word, keys, whole in asked:  # the longest first: the rest is looked for in what it has left
+        columns = [_holds(batch.column(key), marks[key], word, whole) for key in keys]
+        mask = np.any(columns, axis=0) if columns else np.zeros(len(left), bool)
+        left, batch = left[mask], batch.filter(pa.array(mask))
+    found = np.zeros(rows, bool)
+    found[left] = True
     return found
 
 
@@ -351,7 +354,8 @@ def word_counts(column: pa.Array) -> np.ndarray:
     if pa.types.is_list(column.type):
         sizes = pc.fill_null(pc.list_value_length(column), 0).to_numpy(zero_copy_only=False).astype(np.int64)
         upto, ends = np.concatenate([[0], np.cumsum(word_counts(pc.list_flatten(column)))]), np.cumsum(sizes)
-        return (upto[ends] - upto[ends - sizes]) / sizes.clip(1)
+        means: np.ndarray = (upto[ends] - upto[ends - sizes]) / sizes.clip(1)
+        return means
     if not pa.types.is_string(column.type):
         return np.zeros(len(column))
     counts: np.ndarray = pc.fill_null(pc.count_substring_regex(column, r"\S+"), 0).to_numpy(zero_copy_only=False)
@@ -364,7 +368,8 @@ def _holds(column: pa.Array, mark: str, word: str, whole: bool = False) -> np.nd
     if pa.types.is_list(kind):
         inner = np.concatenate([[0], np.cumsum(_holds(pc.list_flatten(column), mark, word, whole))])
         ends = np.cumsum(pc.fill_null(pc.list_value_length(column), 0).to_numpy(zero_copy_only=False))
-        return np.diff(inner[np.concatenate([[0], ends])]) > 0
+        any_item: np.ndarray = np.diff(inner[np.concatenate([[0], ends])]) > 0
+        return any_item
     if pa.types.is_integer(kind):
         given = pc.equal(column, int(word)) if word.isascii() and word.isdigit() and len(word) < 19 else None
     elif not pa.types.is_string(kind):

@@ -105,7 +105,7 @@ class Seen:
     @property
     def running(self) -> bool:
         """Whether the run says so, and its process is there."""
-        return read_facts(self.folder).get("status", "running") == "running"
+        return str(read_facts(self.folder).get("status", "running")) == "running"
 
     def more(self) -> list[Record]:
         """The whole lines that the log has got; from its beginning where a resume has cut it."""

@@ -142,3 +142,4 @@ def test_a_store_has_a_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     assert page.count("data:image/jpeg;base64,") == 1
     (tmp_path / "nothing").mkdir()
     assert main(["browse", str(tmp_path / "nothing")]) == 2
+    assert main(["browse", str(tmp_path / "mine")]) == 0  # a folder of pictures is data of one's own

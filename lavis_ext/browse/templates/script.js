@@ -152,7 +152,7 @@
   const hidden = new Set();
   function choosable(row) {
     const head = row.cells[0], run = row.dataset.run;
-    const box = make("input", { type: "checkbox", "aria-label": `Show ${head.textContent.trim()} in the charts` });
+    const box = make("input", { type: "checkbox", "aria-label": `Show ${(head.querySelector(".key") ?? head).textContent.trim()} in the charts` });
     const apply = () => all(`svg [data-run="${run}"]`).forEach((line) => line.toggleAttribute("hidden", hidden.has(run)));
     box.checked = !hidden.has(run);
     box.addEventListener("change", () => { hidden[box.checked ? "delete" : "add"](run); apply(); });
