@@ -103,7 +103,7 @@ def _declaration(args: New, found: Guess, section: Mapping[str, Any]) -> str:
 
 def _run(name: str, found: Guess, splits: list[str], evaluate: bool) -> str:
     """A run file of the tiny model: what a larger one needs stands in configs/projects/blip2/."""
-    held = [split for split in ("val", "test") if split in splits]
+    held: list[str] = [split for split in ("val", "test") if split in splits]
     run: dict[str, Any] = {"runner": "runner_base", "task": found.task}
     length = {"max_len": 10, "min_len": 1, "length_penalty": -1, "prompt": "Question: {} Answer:"}
     if evaluate:

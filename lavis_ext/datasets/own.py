@@ -260,7 +260,9 @@ def _folder(place: Path, pictures: Sequence[Path]) -> Found | None:
     whole = splits and all(
         path.relative_to(place).parts[0] in {one.name for one in splits.values()} for path in pictures
     )
-    parts = {split: [splits[split]] for split in ("train", "val", "test") if split in splits} if whole else {}
+    parts: dict[str, list[Path]] = (
+        {split: [splits[split]] for split in ("train", "val", "test") if split in splits} if whole else {}
+    )
     return _of_files(parts or {"train": [place]}, place, [])
 
 
@@ -396,7 +398,7 @@ def _images(rows: Sequence[Row], args: Mapping[str, Any], file: Path, place: Pat
         note = " (rows name addresses, which are not fetched: docs/image-lists.md)"
         return best[1], {"note": note}
     note = "" if best[0] else " (none of the first was found there: `build_info: {images: {storage: …}}` says where)"
-    return best[1], {**found, "note": note}  # type: ignore[dict-item]
+    return best[1], {**found, "note": note}
 
 
 def _formatted(pattern: str, number: Any) -> str:

@@ -49,7 +49,9 @@ def config_roots() -> list[Path]:
     inside = PACKAGE / "configs"
     shipped = inside if inside.is_dir() else PACKAGE.parent / "configs"
     last = {shipped.resolve(): shipped}
-    once = {path.resolve(): path for path in reversed(own)}  # a folder that is named twice counts once
+    once: dict[Path, Path | None] = {
+        path.resolve(): path for path in reversed(own)
+    }  # a folder that is named twice counts once
     return [*(path for path in own if path.resolve() not in last and once.pop(path.resolve(), None)), shipped]
 
 

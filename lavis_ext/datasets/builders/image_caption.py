@@ -139,6 +139,7 @@ class CaptionEvalDataset(PictureDataset):
     def _way(self) -> str:
         """How pictures get their ids; raises ConfigError where two pictures have one id of the file's own."""
         now = self.first_rows
+        way: str
         seen, way = vars(self).get("_chosen_way", (None, ""))
         if seen is not now:
             way = self._choose_way()

@@ -199,14 +199,17 @@ class ImageTextStream(IterableDataset[Sample]):
 
     def _packed(self, item: RawSample) -> Sample:
         """What a packed sample has beside its picture; raises SampleError where that is no object."""
-        found = item.record().get(self.args["sample_key"])
+        found: Any = item.record().get(self.args["sample_key"])
         if not isinstance(found, dict) or "image" in found:
             raise item.fault(f"json has no object {self.args['sample_key']}")
         text = found.get("text_input")
         if text == "" and "text_output" in found:  # an instruction, which the text processor makes
             learnt = self._clean(item, found["text_output"])
-            return {**found, "text_input": instruction(self.text_processor), "text_output": learnt}  # type: ignore[typeddict-item]
-        return {**found, "text_input": self._clean(item, text)} if text is not None else found
+            found = {**found, "text_input": instruction(self.text_processor), "text_output": learnt}
+        elif text is not None:
+            found = {**found, "text_input": self._clean(item, text)}
+        packed: Sample = found
+        return packed
 
     def _image(self, pixels: Any, rng: torch.Generator | None) -> Any:
         """uint8 with randomness from `rng`, else LAVIS' form; a processor without `uint8` is called as it is."""

@@ -18,7 +18,8 @@ from lavis_ext.datasets.builders.context import BuildContext, SplitParts, build_
 from lavis_ext.datasets.builders.settings import VqaKeys
 from lavis_ext.datasets.collate import Rule, collate, long_or_list
 from lavis_ext.datasets.datasets.base_dataset import ImageTextDataset, draw_below, from_parts, two_ways
-from lavis_ext.datasets.readers.parse import Row, parse_json, read_text
+from lavis_ext.datasets.readers.parse import Row, parse_json
+from lavis_ext.datasets.readers.tables import read_text
 
 log = logging.getLogger(__name__)
 

@@ -25,7 +25,8 @@ from lavis_ext.common.types import Batch, Dataset, Sample
 from lavis_ext.datasets.builders.context import BuildContext
 from lavis_ext.datasets.datasets.base_dataset import draw_below
 from lavis_ext.datasets.readers.annotations import Annotations
-from lavis_ext.datasets.readers.parse import OneFile, Row, parse_json, parse_rows, read_text
+from lavis_ext.datasets.readers.parse import OneFile, Row, parse_json, parse_rows
+from lavis_ext.datasets.readers.tables import read_text
 from lavis_ext.features.formats.arrays import load_tensors
 from lavis_ext.features.layout import key_of
 from lavis_ext.features.store import ReadOptions

@@ -24,7 +24,8 @@ from lavis_ext.datasets.builders.context import (
     rebase,
     with_storage_root,
 )
-from lavis_ext.datasets.readers.parse import parse_json, read_text
+from lavis_ext.datasets.readers.parse import parse_json
+from lavis_ext.datasets.readers.tables import read_text
 from lavis_ext.features.formats.lines import lines_of
 from lavis_ext.features.imports import place_of, store_of
 from lavis_ext.features.layout import ABOUT, INDEX, key_of

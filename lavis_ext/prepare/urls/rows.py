@@ -19,7 +19,8 @@ from lavis_ext.common.config.cards import ImageList
 from lavis_ext.common.errors import ConfigError, IntegrityError, LavisExtError, UnsafeError
 from lavis_ext.common.files import read_object, write_json
 from lavis_ext.common.secrets import identity
-from lavis_ext.datasets.readers.parse import parse_json, parse_rows, read_text
+from lavis_ext.datasets.readers.parse import parse_json, parse_rows
+from lavis_ext.datasets.readers.tables import read_text
 from lavis_ext.fetch import refuse_unless_remote
 from lavis_ext.fetch.safety import is_loopback, is_private, safe_relative
 from lavis_ext.prepare.archive_formats import name_fault
