@@ -43,7 +43,6 @@ def mirror(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / "mirror").mkdir()
     monkeypatch.setenv("LAVIS_EXT_MIRROR", str(tmp_path / "mirror"))
     monkeypatch.setenv("LAVIS_EXT_CACHE_ROOT", str(tmp_path / "cache"))
-    (tmp_path / "mirror").mkdir()
     return tmp_path / "mirror"
 
 
