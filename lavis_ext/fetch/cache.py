@@ -236,9 +236,16 @@ class ObjectCache:
         return found
 
     def _is_coming(self, digest: str) -> bool:
-        """Whether a living process fetches it."""
-        owners = list((self.folder / digest).glob("*.part.owner"))
-        return any(not is_abandoned(owner) for owner in owners)
+        """Whether a living process fetches it; this one also between the reservation and the first byte."""
+        with self._lock:
+            job = self._jobs.get(digest)
+        if job is not None and not job.done():
+            return True
+        try:
+            paths = list((self.folder / digest).iterdir())
+        except OSError:
+            return False
+        return any(not is_abandoned(path) for path in paths if path.name.endswith(".part.owner"))
 
     def _remove(self, digest: str) -> None:
         """Remove an object of this cache, and what there is of one that did not come whole.

@@ -141,13 +141,21 @@ def test_an_object_that_changes_is_told_and_never_mixed(bucket: str, local: Path
 
 
 def bytes_below(folder: Path) -> int:
-    """Bytes of all shards and their parts, while other threads remove some."""
-    found = 0
-    for place, _, names in os.walk(folder):
-        for name in names:
-            with contextlib.suppress(FileNotFoundError):
-                found += Path(place, name).stat().st_size if ".tar" in name else 0
-    return found
+    """Bytes of all shards and of their parts, while other threads fetch and remove some.
+
+    Read until two readings agree: one alone may count a shard that went and the one that came for it.
+    """
+    last: dict[Path, int] = {}
+    while True:
+        found: dict[Path, int] = {}
+        for place, _, names in os.walk(folder):
+            for path in (Path(place, name) for name in names):
+                with contextlib.suppress(FileNotFoundError):
+                    if path.name.endswith((".tar", ".part")):  # what an owner writes about a part is not the shard's
+                        found[path] = path.stat().st_size
+        if found == last:
+            return sum(found.values())
+        last = found
 
 
 def test_the_cache_is_bounded_and_its_oldest_go(bucket: str, local: Path, tmp_path: Path) -> None:
