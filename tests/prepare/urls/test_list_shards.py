@@ -18,6 +18,7 @@ from lavis_ext.prepare.urls.shards import (
     manifest_path,
     publish,
     set_aside,
+    shard_fault,
     shard_path,
 )
 
@@ -90,3 +91,12 @@ def test_set_aside_keeps_every_version(tmp_path: Path) -> None:
     assert [place and place.name for place in places] == ["00000.0.tar", "00000.1.tar"]
     assert all(place and ShardManifest.read(place) for place in places)
     assert list(tmp_path.glob("*.tar")) == [] and list(tmp_path.glob("*.json")) == []
+
+
+def test_a_shard_that_is_gone_differs_from_its_manifest(tmp_path: Path) -> None:
+    tar = make_tar(tmp_path / "00000.tar", sample("0"))
+    assert shard_fault(tar) == "has no manifest"
+    publish(tmp_path / "gone.tar", tar, describe(tar, "abc"))
+    assert shard_fault(tar) == ""
+    tar.unlink()
+    assert "No such file" in shard_fault(tar)
