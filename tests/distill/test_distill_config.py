@@ -272,3 +272,10 @@ def test_a_teacher_of_fewer_layers_is_told(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="5 layers and its teacher 2"):
         setup_task(run_section(teacher=str(job), teacher_update="reptile"), oscar(5, 1))
     assert LABELS == 4
+
+
+@pytest.mark.parametrize(("own", "labels"), [(None, 7), (3, 3)])
+def test_a_teacher_that_names_no_labels_has_its_students(own: int | None, labels: int) -> None:
+    teacher = OscarConfig(arch="oscar", model_type="base", num_labels=own)
+    student = OscarConfig(arch="oscar", model_type="base", num_labels=7)
+    assert teacher_section(teacher, student).num_labels == labels  # type: ignore[attr-defined]
