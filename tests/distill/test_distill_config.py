@@ -227,7 +227,8 @@ def test_the_student_starts_from_layers_of_the_pretrained(start: str, layers: ra
             img_feature_dim=14,
         )
     )
-    setup_task(run_section(teacher=str(folder), student_init=start), student)
+    teacher = write_checkpoint(tmp_path / "teacher", oscar_state(SMALL, seed=5), SMALL)
+    setup_task(run_section(teacher=str(teacher), student_init=start), student)
     for number, layer in enumerate(layers):
         mine = student.state_dict()[f"network.bert.encoder.layer.{number}.output.dense.weight"]
         assert torch.equal(mine, state[f"bert.encoder.layer.{layer}.output.dense.weight"])

@@ -94,4 +94,4 @@ def test_headers_that_were_passed_are_not_kept(tmp_path: Path) -> None:
         most = tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()
-    assert len(members) == 2000 and most < 1000 * len(members)
+    assert len(members) == 2000 and most < 500 * len(members)
