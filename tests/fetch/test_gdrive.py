@@ -14,7 +14,7 @@ from lavis_ext.fetch.transfer import Failure
 from tests.support.server import Fault, Server, payload
 
 pytest.importorskip("gdown")
-FAST = Policy(backoff=0.01, retries=1, stall_timeout=0.5, connect_timeout=2, fsync=False)
+FAST = Policy(backoff=0.01, retries=1, stall_timeout=20.0, connect_timeout=20.0, fsync=False)
 FORM = """<!DOCTYPE html><html><body><p class="uc-warning-caption">Google Drive can't scan this file for viruses.</p>
 <form id="download-form" action="{action}" method="get"><input type="hidden" name="id" value="ID7"><input type="hidden"
 name="export" value="download"><input type="hidden" name="confirm" value="t"></form></body></html>"""

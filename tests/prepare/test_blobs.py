@@ -378,7 +378,7 @@ def test_scripts_fetch_a_tree_killed_and_resumed_and_the_token_shows_up_nowhere(
         given = azure.offer(family, SCRIPTS[family], "rl")
         azure.script(path, Fault(rate=400_000.0))
         first = start(family, azure, given, tmp_path)
-        assert wait_until(lambda: azure.sent(path) > 100_000, 20)
+        assert wait_until(lambda: azure.sent(path) > 100_000, 60)
         seen = Path(f"/proc/{first.pid}/cmdline").read_text()
         first.send_signal(signal.SIGKILL)
         outputs = [seen, *first.communicate()]

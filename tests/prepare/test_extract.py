@@ -255,9 +255,9 @@ def test_a13_many_small_members_take_linear_time(tmp_path: Path) -> None:
     for count in (5_000, 20_000):
         root = tmp_path / str(count)
         path, artifact = archive_of(root, "zip", {f"{n % 100}/{n}": b"x" for n in range(count)})
-        begun = time.perf_counter()
+        begun = time.process_time()  # what others do on the machine does not count
         unpack(path, artifact, root, list_archive(path, artifact), Silent())
-        took.append((time.perf_counter() - begun) / count)
+        took.append((time.process_time() - begun) / count)
     assert took[1] < 3 * took[0]
 
 

@@ -6,7 +6,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -15,6 +14,7 @@ import pytest
 from lavis_ext.common.errors import DiskError, PartialError
 from lavis_ext.prepare.urls import fetch_list, supervise
 from lavis_ext.prepare.urls.supervise import run_worker, worker_environment
+from tests.support.processes import all_ended, descendants
 from tests.support.server import Fault, Server, wait_until
 from tests.support.weblist import WebList, make_job, picture
 
@@ -93,18 +93,18 @@ def test_secrets_stay_at_home(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_killed_in_the_middle_and_run_again(server: Server, tmp_path: Path) -> None:
     web = WebList(server)
     for number in range(40):
-        web.add(picture(number), Fault(latency=0.1))
+        web.add(picture(number), *[Fault(latency=250.0)] * (number >= 25))
     annotation = web.write(tmp_path / "sbu.json")
     command = [sys.executable, "-c", FETCH, str(tmp_path), str(annotation), "files"]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    assert wait_until(lambda: len(server.log) >= 25, 60)
+    assert wait_until(lambda: len(server.log) >= 26, 120)
+    below = descendants(process.pid)
     process.send_signal(signal.SIGKILL)
     process.wait()
-    time.sleep(0.3)
+    assert wait_until(lambda: all_ended(below)), "the process that downloads outlived the one that started it"
     asked = len(server.log)
-    time.sleep(0.5)
-    assert len(server.log) == asked, "the process that downloads outlived the one that started it"
+    server.faults.clear()
     spec = {"samples_per_shard": 10}
     account = fetch_list(make_job(tmp_path, annotation, spec=spec, threads=8))
     assert (account.present, account.expected) == (40, 40)
