@@ -36,7 +36,8 @@ from lavis_ext.fetch import (
 )
 from lavis_ext.fetch import session as flush
 from lavis_ext.fetch.http import TimedStream
-from lavis_ext.fetch.lock import Ownership
+from lavis_ext.fetch.ledger import LedgerEntry
+from lavis_ext.fetch.lock import Ownership, own_identity
 from lavis_ext.fetch.safety import identity, is_loopback, is_private, redirect_reason, safe_relative
 from lavis_ext.fetch.session import Validators
 from lavis_ext.fetch.transfer import Failure, Figures, SpeedGate, backoff, parse_retry_after
@@ -354,3 +355,29 @@ def test_a_large_file_of_a_server_without_ranges_comes_in_one_piece(server: Serv
     policy = replace(FAST, parallel_from=1, segment_bytes=1 << 17, segments=4)
     assert fetch(transfer, policy).bytes_moved == len(data)
     assert len(server.log) == 1
+
+
+def test_a_file_is_the_one_that_was_verified_by_all_that_nobody_can_set(tmp_path: Path) -> None:
+    path = tmp_path / "a"
+    path.write_bytes(b"data")
+    stat = path.stat()
+    entry = LedgerEntry(stat.st_size, stat.st_mtime_ns, stat.st_ino, "ab", ctime_ns=stat.st_ctime_ns)
+    assert entry.unchanged(stat) and replace(entry, ctime_ns=0).unchanged(stat), "older ledgers do not say"
+    for other in ({"ctime_ns": 1}, {"mtime_ns": 1}, {"size": 1}, {"inode": 1}):
+        assert not replace(entry, **other).unchanged(stat)
+
+
+@pytest.mark.parametrize("target", ["https://a.example:99999/x", "http://[::1/x", "https://a b.example/\x00"])
+def test_a_redirect_to_no_url_is_told_as_that(target: str) -> None:
+    with pytest.raises(Failure) as caught:
+        http.redirect_target("https://x.example/a", target)
+    assert caught.value.kind == "final"
+
+
+def test_owner_files_that_killed_processes_renamed_go_with_the_next_look(tmp_path: Path) -> None:
+    gone = json.dumps(vars(own_identity()) | {"pid": 2**22 + 1})
+    for name, text in (("list.owner.0123456789abcdef", gone), ("list.owner.0123456789abcdee", "who?")):
+        (tmp_path / name).write_text(text)
+    with Ownership(tmp_path / "list.owner", tmp_path / "list.pulse", FAST):
+        left = {path.name for path in tmp_path.iterdir()}
+    assert left == {"list.owner", "list.owner.0123456789abcdee"}, "what names nobody may be anything"

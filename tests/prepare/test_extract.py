@@ -276,3 +276,21 @@ def test_a_failure_wakes_the_tasks_that_wait_for_bytes() -> None:
     with ThreadPoolExecutor(2) as pool, pytest.raises(IntegrityError):
         run_bounded(pool, (pool.submit(one) for one in (waits, fails)), 2, woken.set)
     assert seen == [True]
+
+
+def test_progress_tells_how_much_there_is_to_unpack_and_ends_there(tmp_path: Path) -> None:
+    class Told(Silent):
+        def __init__(self) -> None:
+            self.totals: list[int | None] = []
+            self.done = 0
+
+        def begin(self, label: str, total: int | None) -> None:
+            self.totals.append(total)
+
+        def advance(self, label: str, count: int) -> None:
+            self.done += count
+
+    path, artifact = archive_of(tmp_path)
+    unpack(path, artifact, tmp_path, list_archive(path, artifact), told := Told(), threads=1)
+    whole = sum(map(len, FILES.values()))
+    assert told.totals == [whole] and told.done == whole

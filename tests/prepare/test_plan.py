@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from lavis_ext.common.errors import DiskError, UsageError
+from lavis_ext.fetch import Source, Transfer
 from lavis_ext.prepare import plan
 from lavis_ext.prepare.plan import GIB, Plan, PlanItem, prefer_ranges
 from tests.support.server import Fault, Server
@@ -154,3 +155,17 @@ def test_an_archive_named_for_itself_is_estimated_by_its_files(toy: Family, file
 def test_a_packed_archive_that_is_to_be_unpacked_is_called_verified(toy: Family) -> None:
     toy.prepare(toy.cards(unpacked_bytes=100_000, unpacked_files=12), no_unpack=True)
     assert actions(planned(toy))["toy/train"] == ("verified", "unpack")
+
+
+@pytest.mark.parametrize(
+    ("action", "urls", "remote"),
+    [
+        ("fetch", ["https://x.org/a"], True),
+        ("ranges", ["https://x.org/a"], True),
+        ("fetch", ["file:///mirror/a"], False),
+        ("unpack", ["https://x.org/a"], False),
+    ],
+)
+def test_what_comes_from_another_machine(action: str, urls: list[str], remote: bool) -> None:
+    transfer = Transfer(Path("a"), tuple(Source(url) for url in urls))
+    assert PlanItem(title="a", file="a", action=action, state="missing", transfer=transfer).remote is remote  # type: ignore[arg-type]
