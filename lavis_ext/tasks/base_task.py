@@ -309,6 +309,9 @@ for _name, _both in BOTH_WAYS.items():  # the base's own methods, for calls by s
 def setup_task(run: Any, model: Any = None) -> BaseTask:
     """The task of `run.task`, or LAVIS' `setup_task(cfg)`; raises RegistryError for an unknown name."""
     if isinstance(run, RunConfig):
+        keys = tasks.config(run.task) if type(run) is RunConfig else None
+        if keys is not None:  # made in a script, where the task's own keys have their defaults
+            run = keys(**{one.name: getattr(run, one.name) for one in fields(run) if one.init})
         task: BaseTask = tasks.get(run.task).from_config(run, model)
         return task
     with reading("run"):
