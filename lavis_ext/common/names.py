@@ -69,6 +69,7 @@ NAMES: Mapping[str, Mapping[str, Home]] = {
         **_in("lavis_ext.distill.task", "lavis_ext.distill.settings", distill="DistillRunConfig"),
     },
     "builder": {
+        **_in("lavis_ext.datasets.builders.conversation", SHAPES, conversation="ConversationKeys"),
         **_in("lavis_ext.datasets.builders.image_caption", SHAPES, image_caption="CaptionKeys"),
         **_in("lavis_ext.datasets.builders.image_text_retrieval", SHAPES, image_text_retrieval="CaptionKeys"),
         **_in("lavis_ext.datasets.builders.image_text_shards", SHAPES, image_text_shards="ShardKeys"),
