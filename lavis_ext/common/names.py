@@ -58,6 +58,7 @@ NAMES: Mapping[str, Mapping[str, Home]] = {
     "task": {
         **_in("lavis_ext.tasks.captioning", TASKS, captioning="CaptioningConfig", nocaps="CaptioningConfig"),
         **_in("lavis_ext.tasks.answering", TASKS, vqa="VqaConfig", gqa="GqaConfig", aok_vqa="VqaConfig"),
+        **_in("lavis_ext.tasks.instruct", TASKS, instruct="InstructConfig"),
         **_in("lavis_ext.tasks.retrieval", TASKS, retrieval="RetrievalConfig"),
         **_in("lavis_ext.tasks.classification", TASKS, multimodal_classification="ClassificationConfig"),
         **_in("lavis_ext.tasks.classification", TASKS, image_text_pretrain="PretrainConfig"),
