@@ -52,6 +52,7 @@ NAMES: Mapping[str, Mapping[str, Home]] = {
         **_in("lavis_ext.models.language", MODELS, blip2_vicuna="Blip2LlamaConfig"),
         **_in("lavis_ext.models.instruct", MODELS, blip2_t5_instruct="Blip2T5InstructConfig"),
         **_in("lavis_ext.models.instruct", MODELS, blip2_vicuna_instruct="Blip2VicunaInstructConfig"),
+        **_in("lavis_ext.models.causal", MODELS, blip2_causal="Blip2AnyConfig", blip2_seq2seq="Blip2AnyConfig"),
         **_in("lavis_ext.models.projector", MODELS, vpgtrans_projector="ProjectorConfig"),
         **_in("lavis_ext.oscar.model", "lavis_ext.oscar.config", oscar="OscarConfig"),
     },

@@ -27,6 +27,8 @@ LANGUAGES = {
     "blip2_vicuna": "llama",
     "blip2_t5_instruct": "t5",
     "blip2_vicuna_instruct": "llm",
+    "blip2_causal": "llm",
+    "blip2_seq2seq": "llm",
 }
 VPGTRANS = ("blip2_opt", "blip2_llama", "blip2_vicuna")
 

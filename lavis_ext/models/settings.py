@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
-from lavis_ext.common.config.decode import Bound, ConfigDecoder, Count, Natural, join
+from lavis_ext.common.config.decode import LARGEST, Bound, ConfigDecoder, Count, Natural, join
 from lavis_ext.common.config.schema import ModelConfig, TermConfig
 from lavis_ext.common.errors import Problem, nearest
 from lavis_ext.common.files import expanded
@@ -96,6 +96,17 @@ class VisionConfig(ModelConfig):
 
     image_size: Count = 224
     vit_model: Literal["eva_clip_g", "clip_L"] = "eva_clip_g"
+    vision: str | dict[str, Any] | None = None
+    """Another vision tower: a folder or hub name, or transformers' configuration for a random one; None, or
+    `eva_clip_g`: that of `vit_model`."""
+    vision_layer: Annotated[int, Bound(-LARGEST, -1)] = -1
+    """Which of the hidden states of `vision` the Q-Former sees; -1: the tower's output."""
+    vision_interpolate: bool = False
+    """Whether `vision` may see pictures of another size than its own: its positions are interpolated."""
+    attention: Literal["eager", "sdpa", "flash_attention_2"] | None = None
+    """How tower and language model attend; None: as transformers chooses."""
+    compile: bool = False
+    """Whether tower, Q-Former and language model go through torch.compile."""
     vit_precision: Precision = "fp32"
     vit_weights: str | None = None
     """The tower's where `pretrained` is a checkpoint without them: a path or URL; None: what LAVIS fetches."""
@@ -107,13 +118,27 @@ class VisionConfig(ModelConfig):
     max_txt_len: Count = 32
 
     def problems(self, where: str = "model") -> Iterator[Problem]:
-        """Problems of a trained tower in half precision, and of CLIP's tower with `pretrained`."""
+        """Problems of a trained tower in half precision, of CLIP's tower with `pretrained`, and of two towers."""
         yield from precision_problems(self.vit_precision, self.freeze_vit, "vit", where)
         loads = bool(self.load_pretrained and self.pretrained)
+        if isinstance(self.vision, dict) and not self.vision.get("model_type"):
+            yield Problem(f"{where}.vision.model_type", "is missing", "name transformers' kind of tower, as dinov2")
+        if self.tower and (self.vit_model == "clip_L" or self.vit_weights):
+            key = "vit_weights" if self.vit_weights else "vit_model"
+            yield Problem(f"{where}.{key}", "names a tower, and so does model.vision", "remove one")
+        if self.tower and loads and not is_checkpoint(str(self.pretrained)):
+            what = f"is put before a Q-Former of {self.pretrained}, which comes with its own tower"
+            way_out = "remove model.vision, or start from a checkpoint (qformer_weight_path, finetuned)"
+            yield Problem(f"{where}.vision", what, way_out)
         if self.vit_model == "clip_L" and loads and not is_checkpoint(str(self.pretrained)):
             what = "clip_L is not published in transformers' form"
             way_out = "name a checkpoint of LAVIS, as blip2_pretrained_vitL.pth"
             yield Problem(f"{where}.vit_model", what, way_out)
+
+    @property
+    def tower(self) -> str | dict[str, Any]:
+        """The tower that `vision` names in the place of BLIP-2's own; "" for that."""
+        return "" if self.vision in (None, "eva_clip_g") else self.vision or ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -242,6 +267,36 @@ class Blip2T5InstructConfig(Blip2InstructConfig):
         if self.few_shot_prob and not self.num_few_shot_examples:
             what = f"{self.few_shot_prob} with num_few_shot_examples 0"
             yield Problem(f"{where}.few_shot_prob", what, "set both, or none")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Blip2AnyConfig(Blip2LanguageConfig):
+    """With any language model of transformers'."""
+
+    llm: str | dict[str, Any] | None = None
+    """A folder or hub name, or transformers' configuration for a random one: `{model_type: qwen3, hidden_size: 64}`."""
+    end_sym: str = ""
+    """Not read: a text ends with the tokenizer's own end token, a turn as its chat template ends it."""
+    chat: bool = False
+    """Whether captions and questions are turns of the tokenizer's chat template too, not bare texts."""
+    max_chat_len: Count = 2048
+    """Of a conversation with its image places, in tokens."""
+    language_key: ClassVar[str] = "llm"
+
+    def problems(self, where: str = "model") -> Iterator[Problem]:
+        """Those of BLIP-2, no language model, and a random one without a tokenizer."""
+        yield from super().problems(where)
+        if not self.llm:
+            yield Problem(f"{where}.llm", "is missing", "name a folder, a hub name, or {model_type: …} and its sizes")
+        elif isinstance(self.llm, dict):
+            if not self.llm.get("model_type"):
+                yield Problem(f"{where}.llm.model_type", "is missing", "name transformers' kind of model, as qwen3")
+            if not self.tokenizer:
+                way_out = "name a folder or hub name"
+                yield Problem(f"{where}.tokenizer", "is missing: a random language model has none", way_out)
+        if self.end_sym:
+            way_out = "remove it: the tokenizer's own end token ends a text"
+            yield Problem(f"{where}.end_sym", f"is not read by {self.arch}", way_out)
 
 
 @dataclass(frozen=True, kw_only=True)
