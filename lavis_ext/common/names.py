@@ -59,6 +59,7 @@ NAMES: Mapping[str, Mapping[str, Home]] = {
     "task": {
         **_in("lavis_ext.tasks.captioning", TASKS, captioning="CaptioningConfig", nocaps="CaptioningConfig"),
         **_in("lavis_ext.tasks.answering", TASKS, vqa="VqaConfig", gqa="GqaConfig", aok_vqa="VqaConfig"),
+        **_in("lavis_ext.tasks.instruct", TASKS, instruct="InstructConfig"),
         **_in("lavis_ext.tasks.retrieval", TASKS, retrieval="RetrievalConfig"),
         **_in("lavis_ext.tasks.classification", TASKS, multimodal_classification="ClassificationConfig"),
         **_in("lavis_ext.tasks.classification", TASKS, image_text_pretrain="PretrainConfig"),
@@ -70,6 +71,7 @@ NAMES: Mapping[str, Mapping[str, Home]] = {
         **_in("lavis_ext.distill.task", "lavis_ext.distill.settings", distill="DistillRunConfig"),
     },
     "builder": {
+        **_in("lavis_ext.datasets.builders.conversation", SHAPES, conversation="ConversationKeys"),
         **_in("lavis_ext.datasets.builders.image_caption", SHAPES, image_caption="CaptionKeys"),
         **_in("lavis_ext.datasets.builders.image_text_retrieval", SHAPES, image_text_retrieval="CaptionKeys"),
         **_in("lavis_ext.datasets.builders.image_text_shards", SHAPES, image_text_shards="ShardKeys"),
