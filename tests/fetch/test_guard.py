@@ -133,3 +133,12 @@ def test_whole_body_and_last_address_are_inspected(server: Server) -> None:
 def test_error_statuses_stay_errors(server: Server, tmp_path: Path) -> None:
     with pytest.raises(URLError, match="404"):
         read(server.url("/nothing"))
+
+
+def test_a_host_that_is_not_there_is_an_error_of_the_connection(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(guard, "is_private", lambda _: False)
+    with pytest.raises(ConnectionRefusedError):
+        guard.connect_public(("127.0.0.1", 1), 2.0)
+    monkeypatch.setattr(guard.socket, "getaddrinfo", answer_with([]))
+    with pytest.raises(OSError, match="no address"):
+        guard.connect_public(("photos.example", 80), 2.0)

@@ -124,3 +124,27 @@ def test_distributors(distributor: str, server: Server, tmp_path: Path) -> None:
     job = make_job(tmp_path, web.write(tmp_path / "l.json"), spec=spec, distributor=distributor, processes=2, passes=0)
     account = fetch_list(job)
     assert (account.present, account.samples, account.shards) == (26, 26, 2)
+
+
+def test_what_a_process_prints_is_no_write_that_failed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    code = """
+import sys, time
+print('{"errno": 5, "path": "no/report"}', flush=True)
+time.sleep(0.2)
+print('lavis_ext disk trouble: {"errno": 28, "path": "images/1.jpg"}', flush=True)
+sys.stdin.readline()
+"""
+    as_worker(monkeypatch, code)
+    with pytest.raises(DiskError) as caught:
+        run_worker(tmp_path / "order.json", 60, nothing)
+    assert caught.value.problems[0].where == "images/1.jpg"
+
+
+def test_an_order_without_an_owner_is_followed_to_its_end() -> None:
+    code = (
+        "import time; from types import SimpleNamespace; from lavis_ext.prepare.urls import worker\n"
+        "worker.FENCE = 0.01; worker.follow_owner(SimpleNamespace(owner='', token=''))\n"
+        "time.sleep(0.3); print('done')"
+    )
+    child = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, start_new_session=True)
+    assert (child.returncode, child.stdout) == (0, "done\n")
