@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from lavis_ext.cli import main
-from lavis_ext.cli.watch import Seen, curve, line_of
+from lavis_ext.cli.watch import Seen, curve, line_of, newest
 from lavis_ext.common.files import write_atomic
 from lavis_ext.runners.job import owned
 
@@ -86,6 +86,15 @@ def test_mistakes_are_told(words: list[str], tmp_path: Path, monkeypatch: pytest
     if words[0] == "run":
         leave(tmp_path / "run")
     assert main(["watch", *words]) == 2
+
+
+def test_the_newest_of_runs_one_of_which_is_just_writing(tmp_path: Path) -> None:
+    leave(tmp_path / "a")
+    (tmp_path / "a" / "run.json.tmp").symlink_to("nothing")  # listed, and gone when it is looked at
+    os.utime(tmp_path / "a" / "run.json", (1, 1))
+    os.utime(tmp_path / "a", (1, 1))
+    leave(tmp_path / "b")
+    assert newest(tmp_path) == tmp_path / "b"
 
 
 def test_a_log_that_a_resume_has_cut_is_read_again(tmp_path: Path) -> None:

@@ -20,6 +20,8 @@ import pytest
 
 from lavis_ext.fetch import Source, Transfer, fetch, lock
 from lavis_ext.fetch.lock import Ownership, part_bytes
+from lavis_ext.fetch.part import Part
+from lavis_ext.fetch.session import Validators
 from tests.support.fetchers import Fetcher
 from tests.support.fetching import FAST
 from tests.support.processes import all_ended, descendants
@@ -172,6 +174,37 @@ def test_killed_before_each_operation_on_files(
         assert kept == [b"my own"] * there, number
         left = {path.name for path in transfer.path.parent.iterdir() if ".bad-" not in path.name}
         assert left == {"f.bin", ".lavis_ext"}, (number, left)
+    assert number > 15
+
+
+@pytest.mark.fault("R13", "F07")
+def test_killed_in_a_takeover_what_the_one_before_left_is_continued(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lock, "UNWRITTEN", 0.05)
+    data = payload(150_000)
+    url = server.put("/f.bin", data)
+    gone = subprocess.Popen([sys.executable, "-c", ""])
+    gone.wait()
+    dead = replace(lock.own_identity(), pid=gone.pid)
+    number, killed = 0, True
+    while killed:
+        number += 1
+        target = tmp_path / str(number) / "f.bin"
+        target.parent.mkdir()
+        transfer = Transfer(target, (Source(url),), len(data), hashlib.sha256(data).hexdigest())
+        part = Part(target, 1 << 16)
+        part.record_validators(transfer.sources[0], Validators(f'"{hashlib.md5(data).hexdigest()}"'), len(data))
+        part.write(0, data[:100_000])
+        part.close()
+        for suffix in ("", ".json"):
+            target.with_name(f"f.bin.part{suffix}").rename(target.with_name(f"f.bin.part.{dead.token}{suffix}"))
+        target.with_name("f.bin.part.owner").write_text(json.dumps(vars(dead)))
+        killed = killed_before(number, lambda transfer=transfer: fetch(transfer, FAST))
+        sent = server.sent()
+        assert fetch(transfer, FAST).verified and target.read_bytes() == data, number
+        assert server.sent() - sent <= 50_000, number
+        assert {path.name for path in target.parent.iterdir()} == {"f.bin", ".lavis_ext"}, number
     assert number > 15
 
 

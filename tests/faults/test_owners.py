@@ -23,6 +23,7 @@ from lavis_ext.fetch.lock import Identity, Ownership, own_identity, part_bytes
 from lavis_ext.runners.job import owned
 from tests.support.fetchers import Fetcher, elsewhere
 from tests.support.fetching import FAST
+from tests.support.killing import own_until_killed
 from tests.support.server import Fault, Server, payload, wait_until
 
 SIZE = 1_500_000
@@ -179,22 +180,19 @@ def test_a_live_owner_elsewhere_is_not_taken_over(change: dict[str, str], server
 
 
 @pytest.mark.fault("H03")
-def test_two_trainings_do_not_share_a_folder(far: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_two_trainings_do_not_share_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The other runs on a machine of the same name; a clock that jumped makes its heartbeat look old."""
-    program = "import sys, time; from lavis_ext.fetch import lock; lock.HEARTBEAT = 0.05\n"
-    program += "from pathlib import Path; from lavis_ext.runners.job import owned\n"
-    program += f"with owned(Path({str(tmp_path)!r})): print('mine', flush=True); time.sleep(30)"
-    child = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True)
+    pid = own_until_killed(tmp_path, heartbeat=0.05)
+    monkeypatch.setattr(lock, "_host", lambda: "vm/pid:[1]/feedfacefeed")
     try:
-        assert child.stdout is not None and child.stdout.readline() == "mine\n"
         for stamp in (None, LONG_AGO):
             os.utime(tmp_path / "owner.json", stamp)
             with pytest.raises(OwnedError) as caught, owned(tmp_path):
                 pass
             assert str(tmp_path / "owner.json") in str(caught.value)
     finally:
-        child.kill()
-        child.wait()
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
 
 
 @pytest.mark.fault("H03", "F07")
