@@ -131,6 +131,8 @@ class Blip2Causal(Blip2AnyLanguage):
     without one `USER: … ASSISTANT: …</s>`.
     """
 
+    converses = True
+
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """`conversations`, or `image` [B,3,S,S] and `text_input`[, `text_output`] → `loss`: mean cross entropy.
 
