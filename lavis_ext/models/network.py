@@ -355,7 +355,8 @@ def load_tower(named: str | dict[str, Any], config: Any) -> Any:
     settings = load_vision_config(named, config.image_size)
     if isinstance(named, str):
         dtype = DTYPES[config.vit_precision]
-        tower = _weights(transformers.AutoModel, named, "model.vision", config=settings, dtype=dtype)
+        unused = towers.unused_parts(settings)
+        tower = _weights(transformers.AutoModel, named, "model.vision", unused=unused, config=settings, dtype=dtype)
     else:
         with size_errors("model.vision"):
             tower = transformers.AutoModel.from_config(settings)
@@ -371,33 +372,39 @@ def config_of(given: dict[str, Any], key: str, **defaults: Any) -> Any:
         return transformers.AutoConfig.for_model(kind, **{**known, **sizes})
 
 
-def load_any_language(config: Any, causal: bool) -> tuple[Any, Any]:
-    """Tokenizer and language model of `model.llm`, decoder-only if `causal`, else with an encoder.
+def load_llm(
+    named: str | dict[str, Any],
+    tokenizer_name: str | None,
+    causal: bool | None,
+    key: str,
+    precision: str,
+    arch: str = "",
+) -> tuple[Any, Any]:
+    """Tokenizer and language model of a folder, a hub name or a configuration that the config key `key` names.
 
-    A random one gets the vocabulary and the special tokens of `model.tokenizer`. Raises ConfigError for another kind.
+    Decoder-only if `causal`, with an encoder if not, either if None. A random one gets the vocabulary and the special
+    tokens of its tokenizer. Raises ConfigError for another kind.
     """
-    auto = transformers.AutoModelForCausalLM if causal else transformers.AutoModelForSeq2SeqLM
-    if isinstance(config.llm, str):
-        tokenizer = load_tokenizer(config.tokenizer or config.llm, "model.llm")
-        settings = load_config(config.llm, "model.llm")
+    if isinstance(named, str):
+        tokenizer = load_tokenizer(tokenizer_name or named, key)
+        settings = load_config(named, key)
     else:
-        tokenizer = load_tokenizer(config.tokenizer, "model.tokenizer")
+        tokenizer = load_tokenizer(str(tokenizer_name), "model.tokenizer")
         ids = {f"{kind}_token_id": getattr(tokenizer, f"{kind}_token_id") for kind in ("bos", "eos", "pad")}
         ids["pad_token_id"] = ids["eos_token_id"] if ids["pad_token_id"] is None else ids["pad_token_id"]
-        settings = config_of(config.llm, "model.llm", vocab_size=len(tokenizer), **ids)
-        if not causal and "decoder_start_token_id" not in config.llm:
+        settings = config_of(named, key, vocab_size=len(tokenizer), **ids)
+        if settings.is_encoder_decoder and "decoder_start_token_id" not in named:
             settings.decoder_start_token_id = ids["pad_token_id"]
     encoding = bool(getattr(settings, "is_encoder_decoder", False))
+    auto = transformers.AutoModelForSeq2SeqLM if encoding else transformers.AutoModelForCausalLM
     if type(settings) not in auto._model_mapping or encoding is causal:
-        other = "blip2_seq2seq" if causal else "blip2_causal"
-        way_out = f"name another, or model.arch={other}"
-        raise ConfigError("model.llm", f"is a '{settings.model_type}', which {config.arch} cannot speak with", way_out)
-    if isinstance(config.llm, str):
-        model = _weights(auto, config.llm, "model.llm", dtype=DTYPES[config.llm_precision], config=settings)
-    else:
-        with size_errors("model.llm"):
-            model = auto.from_config(settings)
-    return tokenizer, model
+        way_out = "name another" + (f", or model.arch={'blip2_seq2seq' if causal else 'blip2_causal'}" if arch else "")
+        what = f"is a '{settings.model_type}', with which {arch or 'nothing here'} can speak"
+        raise ConfigError(key, what, way_out)
+    if isinstance(named, str):
+        return tokenizer, _weights(auto, named, key, dtype=DTYPES[precision], config=settings)
+    with size_errors(key):
+        return tokenizer, auto.from_config(settings)
 
 
 def assemble_any(config: Any, causal: bool) -> tuple[Any, Any]:
@@ -405,7 +412,7 @@ def assemble_any(config: Any, causal: bool) -> tuple[Any, Any]:
 
     The visual parts are those of `pretrained` in transformers' form, else random ones by `sizes` before `vision`.
     """
-    tokenizer, model = load_any_language(config, causal)
+    tokenizer, model = load_llm(config.llm, config.tokenizer, causal, "model.llm", config.llm_precision, config.arch)
     width = model.get_input_embeddings().embedding_dim
     if config.load_pretrained and config.pretrained and not is_checkpoint(config.pretrained):
         found = load_config(config.pretrained, "model.pretrained")
@@ -468,13 +475,13 @@ def load_tokenizer(name: str, key: str, part: str = "") -> Any:
     return _guarded(transformers.AutoTokenizer.from_pretrained, name, key, **({"subfolder": part} if part else {}))
 
 
-def _weights(kind: Any, name: str, key: str, whole: bool = True, **kwargs: Any) -> Any:
-    """A model of transformers' class `kind`; with `whole` raises IntegrityError if weights are missing.
+def _weights(kind: Any, name: str, key: str, whole: bool = True, unused: tuple[str, ...] = (), **kwargs: Any) -> Any:
+    """A model of transformers' class `kind`; with `whole` raises IntegrityError if weights but of `unused` are missing.
 
     transformers itself initialises missing weights at random, with a warning.
     """
     model, found = _guarded(partial(kind.from_pretrained, output_loading_info=True), name, key, **kwargs)
-    missing = sorted(found["missing_keys"])
+    missing = sorted(one for one in found["missing_keys"] if not set(unused) & set(one.split(".")))
     if whole and missing:
         what = f"lacks {len(missing)} weights of a {type(model).__name__}: {listed(missing)}"
         raise IntegrityError(f"{key} {name}", what, "name a model of this kind, or fetch it again")

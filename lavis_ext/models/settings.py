@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
 from lavis_ext.common.config.decode import LARGEST, Bound, ConfigDecoder, Count, Natural, join
 from lavis_ext.common.config.schema import ModelConfig, TermConfig
 from lavis_ext.common.errors import Problem, nearest
-from lavis_ext.common.files import expanded
+from lavis_ext.common.files import decode_json, expanded
 from lavis_ext.common.registry import objectives
+
+log = logging.getLogger(__name__)
 
 # Keys of losses and of distillation terms, beside `name` and `weight`.
 
@@ -139,6 +143,13 @@ class VisionConfig(ModelConfig):
     def tower(self) -> str | dict[str, Any]:
         """The tower that `vision` names in the place of BLIP-2's own; "" for that."""
         return "" if self.vision in (None, "eva_clip_g") else self.vision or ""
+
+    def tower_pictures(self, fetch: bool = False) -> PictureForm | None:
+        """How the tower that `vision` names was given its pictures; None where nothing says it.
+
+        Of a hub name only what the local cache has is read, unless `fetch`.
+        """
+        return picture_form(self.tower, fetch) if self.tower and isinstance(self.tower, str) else None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -307,9 +318,85 @@ class ProjectorConfig(ModelConfig):
     """Size of the pictures that come with the captions; they are not used."""
     opt_model: str | None = None
     llama_model: str | None = None
+    source_llm: str | dict[str, Any] | None = None
+    """Any language model whose projection is to move: a folder, a hub name, or a configuration as `llm` takes it."""
+    target_llm: str | dict[str, Any] | None = None
+    """The one that it is to speak to."""
+    source_tokenizer: str | None = None
+    target_tokenizer: str | None = None
+    """Where it is not `source_llm`'s or `target_llm`'s own."""
+    source_weights: str | None = None
+    target_weights: str | None = None
+    """A checkpoint of ours whose words are taken: of a run in which that language model learnt."""
+    word_map: Literal["captions", "shared"] = "captions"
+    """Which words are pairs: those of captions that both tokenizers split into equally many tokens (upstream); or each
+    token of a caption that both vocabularies spell alike."""
     proj_weight_path: str | None = None
     vit_precision: Precision = "fp32"
     llm_precision: Precision = "fp32"
+
+    def problems(self, where: str = "model") -> Iterator[Problem]:
+        """One of two language models without the other, and two names for one."""
+        for one, other in (("source_llm", "target_llm"), ("target_llm", "source_llm")):
+            if getattr(self, one) and not getattr(self, other):
+                yield Problem(f"{where}.{other}", f"is missing beside {one}", "name both")
+        if self.source_llm and (self.opt_model or self.llama_model):
+            key = "opt_model" if self.opt_model else "llama_model"
+            yield Problem(f"{where}.{key}", "is named beside source_llm and target_llm", "remove it")
+        for side in ("source", "target"):
+            if isinstance(getattr(self, f"{side}_llm"), dict) and not getattr(self, f"{side}_tokenizer"):
+                way_out = "name a folder or hub name"
+                yield Problem(f"{where}.{side}_tokenizer", "is missing: a random model has none", way_out)
+        if self.source_llm and not self.proj_weight_path:
+            what = "is missing: it holds the projection of source_llm"
+            yield Problem(f"{where}.proj_weight_path", what, "name a checkpoint of the run that trained it")
+
+
+@dataclass(frozen=True)
+class PictureForm:
+    """Pixels a side, mean and std of a tower's own processor; None: it does not say."""
+
+    image_size: int | None
+    mean: tuple[float, ...] | None
+    std: tuple[float, ...] | None
+
+
+def picture_form(name: str, fetch: bool = False) -> PictureForm | None:
+    """What `preprocessor_config.json` of a folder or hub name says of its pictures; None where there is none."""
+    file, held = "preprocessor_config.json", expanded(name)
+    if held.is_dir():
+        path: Any = held / file
+    else:
+        from huggingface_hub import hf_hub_download, try_to_load_from_cache
+
+        if name.count("/") != 1:
+            return None
+        path = try_to_load_from_cache(name, file)
+        if not isinstance(path, str) and fetch:
+            try:
+                path = hf_hub_download(name, file)
+            except Exception as error:  # no such file, no network: the weights' own error says it better
+                log.warning("model.vision %s: its processor cannot be read, nothing is compared: %s", name, error)
+        if not isinstance(path, str):
+            return None
+    try:
+        given = decode_json(Path(path).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    if not isinstance(given, dict):
+        return None
+    crop = given.get("crop_size") if given.get("do_center_crop", "crop_size" in given) else None
+    size = crop or given.get("size")
+    sides = [size.get(key) for key in ("height", "width", "shortest_edge")] if isinstance(size, dict) else [size]
+    normal = given.get("do_normalize", True)
+    side = next((one for one in sides if isinstance(one, int)), None)
+    return PictureForm(side, *(numbers(given.get(f"image_{key}")) if normal else None for key in ("mean", "std")))
+
+
+def numbers(value: Any) -> tuple[float, ...] | None:
+    """Three numbers, or None."""
+    three = isinstance(value, list) and len(value) == 3 and all(isinstance(one, int | float) for one in value)
+    return tuple(float(one) for one in value) if three else None
 
 
 def is_loss(name: str) -> bool:

@@ -14,8 +14,17 @@ from lavis_ext.common.errors import ConfigError
 ANY_SIZE = ("dinov2", "dinov2_with_registers", "dinov3_vit", "siglip2_vision_model")
 """Kinds that fit their positions to a picture without being asked."""
 POOLING = ("head", "pooler", "attention_pooling")
-"""What some towers compute from their output, which the Q-Former does not see."""
+"""What some towers compute from their output. The Q-Former does not see it, so it is left out: in a trained tower its
+weights would have no gradient, which DDP refuses."""
 NORM_EPS = 1e-6
+
+
+class Unused(nn.Module):
+    """In the place of a part whose output nobody reads."""
+
+    def forward(self, hidden: Tensor, *_: Any) -> Tensor:
+        """What it is given."""
+        return hidden
 
 
 class VisionTower(nn.Module):
@@ -31,9 +40,10 @@ class VisionTower(nn.Module):
         settings = tower.config
         self.tower, self.layer, self.config = tower, layer, settings
         self.post_layernorm = nn.LayerNorm(width_of(settings), eps=NORM_EPS)
-        for name in (*POOLING, *(("post_layernorm",) if settings.model_type == "clip_vision_model" else ())):
-            if isinstance(part := getattr(getattr(tower, "vision_model", tower), name, None), nn.Module):
-                part.requires_grad_(False)
+        for name in unused_parts(settings):
+            inner = getattr(tower, "vision_model", tower)
+            if isinstance(getattr(inner, name, None), nn.Module):
+                setattr(inner, name, Unused())
         takes = inspect.signature(type(tower).forward).parameters
         own, kind = getattr(settings, "image_size", size), settings.model_type
         self.fits: dict[str, Any] = {}
@@ -59,6 +69,11 @@ class VisionTower(nn.Module):
         seen = out.last_hidden_state if self.layer == -1 else out.hidden_states[self.layer]
         seen = seen.flatten(2).transpose(1, 2) if seen.dim() == 4 else seen
         return BaseModelOutputWithPooling(last_hidden_state=self.post_layernorm(seen))
+
+
+def unused_parts(settings: Any) -> tuple[str, ...]:
+    """The parts of a tower behind its output; CLIP's last norm is one, as it sees the pooled output alone."""
+    return (*POOLING, *(("post_layernorm",) if settings.model_type == "clip_vision_model" else ()))
 
 
 def as_patches(images: Tensor, side: int) -> dict[str, Tensor]:

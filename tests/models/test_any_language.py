@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import transformers
+from safetensors.torch import save_file
 from torch.nn.functional import log_softmax
 
+from lavis_ext.common.config.decode import ConfigDecoder, read_sections
+from lavis_ext.common.config.schema import ModelConfig
 from lavis_ext.common.errors import ConfigError
+from lavis_ext.models import build_model
 from lavis_ext.models.chat import PLACE
+from lavis_ext.models.export import export_transformers, export_upstream
+from lavis_ext.models.lora import adapter_parts
+from lavis_ext.models.settings import LoraConfig
 from lavis_ext.models.text import IGNORED
 from tests.support.blip2 import small_batch
 from tests.support.speakers import DECODERS, FAMILIES, speaker
@@ -244,3 +253,73 @@ def test_questions_may_be_turns_of_the_template(folder: Path) -> None:
     answered = {**batch, "text_output": ["two"], "learn": "text_output"}
     assert model(answered)["loss"].item() == pytest.approx(model(said)["loss"].item(), abs=1e-6)
     assert model.predict_answers(batch, num_beams=1, max_len=4) == model.generate(said, num_beams=1, max_length=4)
+
+
+SIGLIP = {"model_type": "siglip_vision_model", "hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1,
+          "num_attention_heads": 2, "patch_size": 8}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", [*DECODERS, "t5", "bart"])
+def test_adapters_learn_and_leave_merged(name: str, folder: Path, tmp_path: Path) -> None:
+    model = speaker(name, folder, freeze_llm=True, lora=LoraConfig(r=2), vision=SIGLIP).train()
+    batch = {**small_batch(2), "text_output": ["a red circle", "two"]}
+    optimizer = torch.optim.AdamW([one for one in model.parameters() if one.requires_grad], lr=5e-2)
+    for _ in range(2):
+        model(batch)["loss"].backward()
+        optimizer.step()
+    model.eval()
+    assert all(one.abs().sum() > 0 for part in adapter_parts(model.net.language_model) for one in part.parameters())
+    names = set(model.trainable_state())
+    assert not any(one.startswith("net.language_model.") and "lora_" not in one for one in names)
+    save_file({one: part.clone() for one, part in model.trainable_state().items()}, tmp_path / "a.safetensors")
+    config = replace(model.config, load_finetuned=True, finetuned=str(tmp_path / "a.safetensors"))
+    torch.manual_seed(0)  # the random language model of the run
+    done = export_transformers(config, tmp_path / "out")
+    assert (tmp_path / "out" / "llm" / "config.json").is_file()
+    assert done.left == []
+    torch.manual_seed(5)
+    found = build_model(section(tmp_path / "out" / "model.yaml")).eval()
+    assert found(batch)["loss"].item() == pytest.approx(model(batch)["loss"].item(), abs=1e-5)
+    auto = transformers.AutoModelForCausalLM if name in DECODERS else transformers.AutoModelForSeq2SeqLM
+    auto.from_pretrained(tmp_path / "out" / "llm")
+    transformers.AutoModel.from_pretrained(tmp_path / "out" / "vision")
+
+
+def section(path: Path) -> Any:
+    """The model section of a YAML."""
+    decoder = ConfigDecoder()
+    found = decoder.build(ModelConfig, read_sections(path)[0]["model"])
+    decoder.close()
+    return found
+
+
+def test_a_run_of_before_there_were_adapters_and_upstreams_names(folder: Path, tmp_path: Path) -> None:
+    model, batch = speaker("qwen3", folder, 3), small_batch(2)
+    save_file({one: part.clone() for one, part in model.trainable_state().items()}, tmp_path / "a.safetensors")
+    done = export_upstream(str(tmp_path / "a.safetensors"), tmp_path / "out.pth", "blip2_causal", "lavis")
+    assert "llm_proj" in done.parts
+    for path in ("a.safetensors", "out.pth"):
+        other = speaker("qwen3", folder, 4, load_finetuned=True, finetuned=str(tmp_path / path))
+        assert other(batch)["loss"].item() == pytest.approx(model(batch)["loss"].item(), abs=1e-6)
+
+
+@pytest.mark.parametrize("name", ["qwen3", "t5", "opt"])
+def test_attention_by_one_key_changes_no_number(name: str, folder: Path) -> None:
+    found = {}
+    for kind in ("eager", "sdpa"):
+        model = speaker(name, folder, attention=kind, vision=SIGLIP)
+        assert model.net.language_model.config._attn_implementation == kind
+        assert model.net.vision_model.tower.config._attn_implementation == kind
+        found[kind] = model(small_batch(2))["loss"].item()
+    assert found["eager"] == pytest.approx(found["sdpa"], abs=1e-5)
+    with pytest.raises(ConfigError):
+        speaker(name, folder, attention="flash_attention_2")  # the package is not installed here
+
+
+def test_compile_by_one_key(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    compiled: list[Any] = []
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda part, *_, **__: compiled.append(type(part).__name__))
+    names = set(speaker("qwen3", folder).state_dict())
+    assert not compiled
+    assert set(speaker("qwen3", folder, compile=True).state_dict()) == names
+    assert compiled == ["Blip2VisionModel", "Blip2QFormerModel", "Qwen3ForCausalLM"]

@@ -23,6 +23,8 @@ from lavis_ext.datasets.readers.packed import packed_rows
 from lavis_ext.datasets.readers.tables import (
     REFETCH,
     TABLES,
+    Unstreamed,
+    json_blocks,
     kind_of_name,
     open_head,
     read_text,
@@ -48,6 +50,25 @@ def parse_rows(path: Path) -> list[Row]:
         return canonical_rows(_rows_as_written(path))
     except (KeyError, TypeError, AttributeError, ValueError, OverflowError) as error:
         raise IntegrityError(str(path), f"a record has not the form of its file ({error})", REFETCH) from error
+
+
+def row_blocks(path: Path) -> Iterator[list[Row]]:
+    """The rows of `parse_rows`, a few megabytes at a time: of a JSON list and of JSON Lines.
+
+    Raises Unstreamed, perhaps after some blocks, where only `parse_rows` can read the file or say what is wrong.
+    """
+    kind = kind_of_name(path)
+    if kind in (*TABLES, ".parquet"):
+        raise Unstreamed
+    form: Form | None = None
+    first = True
+    for block in json_blocks(path, kind in (".jsonl", ".ndjson")):
+        if first and block:
+            form, first = _form_of(block[0]), False
+        try:
+            yield block if form is None else [made for row in block for made in form(row)]
+        except (KeyError, TypeError, AttributeError, ValueError, OverflowError) as error:
+            raise Unstreamed from error
 
 
 def _rows_as_written(path: Path) -> list[Row]:
@@ -185,8 +206,12 @@ Form = Callable[[Row], Iterator[Row]]
 
 def canonical_rows(rows: list[Row]) -> list[Row]:
     """The rows in LAVIS' form; rows of an unknown form, or already in LAVIS' form, unchanged."""
-    form = next((form for keys, form in FORMS if rows and keys <= rows[0].keys()), None)
+    form = _form_of(rows[0]) if rows else None
     return rows if form is None else [made for row in rows for made in form(row)]
+
+
+def _form_of(first: Row) -> Form | None:
+    return next((form for keys, form in FORMS if keys <= first.keys()), None)
 
 
 def image_rows(images: list[Any]) -> list[Row]:
