@@ -114,7 +114,7 @@ def status(
     Without `lost`, the names of missing pictures are not listed, which is quicker. `disks` is given what is on the disk
     of each artifact, by its file. Raises UsageError for an unknown name.
     """
-    context = make_context(replace(options or PrepareOptions(), offline=True), cards)
+    context = make_context(replace(options or PrepareOptions(), offline=True, mirror=""), cards)
     root, options = context.root, context.options
     wanted = list(names) or list(context.cards.families)
     selection = opened(context, select(context.cards, wanted, options.splits, root=root))
@@ -156,7 +156,7 @@ def verify(
     from lavis_ext.prepare.lists import check_list, execute_lists, list_title, plan_lists
 
     chosen, names = options or PrepareOptions(), list(names)
-    offline = make_context(replace(chosen, offline=True), cards)
+    offline = make_context(replace(chosen, offline=True, mirror=""), cards)
     root = offline.root
     selection = opened(offline, select(offline.cards, names, offline.options.splits, root=root))
     report = VerifyReport()

@@ -117,6 +117,8 @@ def test_codes_number_values_in_order_of_appearance(tmp_path: Path) -> None:
     assert Annotations([path]).codes("mixed").tolist() == [0, 1, 2, 3, 1]
     assert Annotations([path], limit=3).codes("id").tolist() == [0, 1, 0]
     assert Annotations([path]).codes("nowhere").tolist() == [0] * 5
+    numbers = write_json(tmp_path / "b.json", [{"id": n} for n in (7, 8, 7)])
+    assert Annotations([path, numbers]).codes("id").tolist() == [0, 1, 0, 2, 1, 3, 4, 3], "texts and numbers"
 
 
 def test_head_and_pickle(tmp_path: Path) -> None:

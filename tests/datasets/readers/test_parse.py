@@ -112,3 +112,15 @@ def test_no_bytes_raise_anything_else(tmp_path_factory: pytest.TempPathFactory, 
     except IntegrityError:
         return
     assert all(isinstance(row, dict) for row in rows)
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        {"annotations": {"a": 1}, "images": [{"id": 1, "file_name": "a.jpg"}]},
+        {"annotations": [{"image_id": 1, "caption": "a"}], "images": [{"id": [], "file_name": "a.jpg"}]},
+    ],
+)
+def test_what_is_no_list_of_records_is_not_passed_over(tmp_path: Path, value: Any) -> None:
+    with pytest.raises(IntegrityError):
+        read(tmp_path, json.dumps(value))
