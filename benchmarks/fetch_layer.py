@@ -1,11 +1,12 @@
 """The fetch engine beside the layers and tools it could stand on: many small files, and one large one with its hash.
 
     python benchmarks/fetch_layer.py [--runs 3] [--files 600] [--large-mb 512] [--only small,latency,large]
-        [--clients 'NAME;…'] [--before CHECKOUT]
+        [--clients 'NAME;…'] [--before CHECKOUT] [--cgroup FOLDER]
 
 `--before` adds ours as it is in another checkout, say of the parent commit, to the same runs. Every client runs in its
 own process against a server in another (nginx where installed; our own asyncio server adds the latency). Runs are
-interleaved, figures are medians, the table gives speed relative to ours; absent peers are passed over.
+interleaved, figures are medians, the table gives speed relative to ours; absent peers are passed over. `--cgroup` names
+a control group with little memory, which the clients alone enter: what they write does not stay in the page cache.
 """
 
 from __future__ import annotations
@@ -369,12 +370,14 @@ def cpu() -> float:
     return sum(usage.ru_utime + usage.ru_stime for usage in both)
 
 
-def measure(scene: str, name: str, job: Job, before: Path | None) -> tuple[float, float]:
+def measure(scene: str, name: str, job: Job, asked: argparse.Namespace) -> tuple[float, float]:
     shutil.rmtree(job["out"], ignore_errors=True)
     Path(job["out"]).mkdir()
     os.sync()
     command = [sys.executable, __file__, "--client", scene, name.removeprefix(BEFORE)]
-    path = {"PYTHONPATH": str(before)} if name.startswith(BEFORE) else {}
+    if asked.cgroup:
+        command = ["sh", "-c", 'echo $$ > "$0/cgroup.procs" && exec "$@"', str(asked.cgroup), *command]
+    path = {"PYTHONPATH": str(asked.before)} if name.startswith(BEFORE) else {}
     done = subprocess.run(
         command, input=json.dumps(job), text=True, stdout=subprocess.PIPE, check=True, env={**os.environ, **path}
     )
@@ -404,12 +407,15 @@ def compare(scene: str, base: str, files: list[tuple[str, int, str]], out: Path,
     clients += [f"{BEFORE}{name}" for name in clients if name.startswith("ours") and asked.before]
     taken: dict[str, list[tuple[float, float]]] = {name: [] for name in clients}
     job: Job = {"base": base, "files": files, "out": str(out)}
+    load = []
     for _ in range(asked.runs):
+        load.append(os.getloadavg()[0])
         for name in clients:
-            taken[name].append(measure(scene, name, job, asked.before))
+            taken[name].append(measure(scene, name, job, asked))
     amount = sum(size for _, size, _ in files) / 1e6
     reference = statistics.median(seconds for seconds, _ in taken["ours"])
     unit = "MB/s" if scene == "large" else "files/s"
+    print(f"\nload {min(load):.1f} to {max(load):.1f}")
     print(f"\n| {scene} | speed, ours = 1 | {unit} | CPU s |\n|---|---|---|---|", flush=True)
     for name, figures in sorted(taken.items(), key=lambda item: statistics.median(s for s, _ in item[1])):
         seconds = statistics.median(second for second, _ in figures)
@@ -425,6 +431,7 @@ def main() -> None:
     parser.add_argument("--only", default="small,latency,large")
     parser.add_argument("--clients", default="", help="only these, by the names of the tables, separated by semicolons")
     parser.add_argument("--before", type=Path, help="a checkout whose ours is measured too")
+    parser.add_argument("--cgroup", type=Path, help="a control group that the clients run in")
     parser.add_argument("--folder", type=Path, help="where to work (default: a temporary folder)")
     parser.add_argument("--client", nargs=2, help=argparse.SUPPRESS)
     parser.add_argument("--serve", nargs=3, help=argparse.SUPPRESS)
