@@ -45,16 +45,16 @@ def kill_often(start: Callable[[], Any], folder: Path, times: int, chance: rando
     return killed
 
 
-def require_killed_is_left_alone(start: Callable[[str], Any], runs: Path, times: int) -> None:
+def require_killed_is_left_alone(start: Callable[[str, int], Any], runs: Path, times: int, held: int = 2) -> None:
     """Fail unless a run that is killed and started again ends as one that is left alone, which goes beside it.
 
-    `start(job)` starts the process of a run.
+    `start(job, held)` starts the process of a run that is `held` behind so many checkpoints, to be killed until then.
     """
-    whole = start("whole")
+    whole = start("whole", 0)
     try:
-        killed = kill_often(lambda: start("cut"), runs / "cut", times, random.Random(5))
+        killed = kill_often(lambda: start("cut", held), runs / "cut", times, random.Random(5))
         assert killed >= min(times, 2), "the run was too short to be killed"
-        for last in (start("cut"), whole):
+        for last in (start("cut", 0), whole):
             last.join(250)
             assert last.exitcode == 0
     finally:
