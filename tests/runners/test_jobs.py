@@ -405,3 +405,12 @@ def test_what_a_script_brings_is_what_runs(tmp_path: Path) -> None:
     assert given.task is script.task and given.model is script.model
     assert set(given.opened(job, ["train"])["toy"]) == {"train"} and given.opened(job, []) == {}
     assert jobs.given_by(job, None) == jobs.Given()
+
+
+def test_a_script_s_task_without_a_model_gets_that_of_the_run(tmp_path: Path) -> None:
+    made = config(tmp_path)
+    job = job_module.Job(made, tmp_path, build_accelerator(made.run))
+    other = torch.nn.Linear(1, 1)
+    for model, kind in ((None, ToyModel), (other, torch.nn.Linear)):
+        task = jobs.build_task(job, given=jobs.Given(ToyTask(torch.nn.Linear(2, 2), made.run), model))
+        assert type(task.model) is kind and (model is None or task.model is other)
