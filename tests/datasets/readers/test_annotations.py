@@ -336,7 +336,7 @@ def test_columns_that_no_row_has_are_told_with_the_way_out() -> None:
     rows = [{"text": "a cat", "file": "a.jpg"}]
     [problem] = missing_columns("datasets.a", {"caption_key": "caption"}, rows, ["text", "file"])
     assert problem.where == "datasets.a" and "caption_key: text" in problem.way_out
-    [problem] = missing_columns("datasets.a", {"caption_key": "caption"}, [{"n": True}], ["n"])
+    [problem] = missing_columns("datasets.a", {"caption_key": "caption"}, [{"text": True}], ["text"])
     assert "caption_key: …" in problem.way_out, "true is no text"
     joined = "file;text"
     found = missing_columns("datasets.a", {"image_key": "image", "caption_key": "text"}, [{joined: "a;b"}], [joined])
