@@ -386,3 +386,13 @@ def test_a_script_s_evaluation_loads_the_best_weights_unless_it_is_told_not_to(
     monkeypatch.setattr(jobs, "evaluate", lambda *_: tmp_path)
     assert runner.evaluate(skip_reload=skip) == {"val": {"agg_metrics": 1}}
     assert weights(runner) == (zeros if skip else trained) and zeros != trained
+
+
+def test_metrics_are_written_and_shown_split_by_split(tmp_path: Path) -> None:
+    shown: list[tuple[str, float, int]] = []
+    display: Any = SimpleNamespace(
+        record=lambda record, count: shown.append((record["split"], record["metrics"]["agg_metrics"], count))
+    )
+    jobs.note_metrics(tmp_path, {"val": {"agg_metrics": 0.5}, "test": {"agg_metrics": 0.25}}, display)
+    assert shown == [("val", 0.5, 1), ("test", 0.25, 1)]
+    assert read(tmp_path / "evaluate.json")["test"] == {"agg_metrics": 0.25}
