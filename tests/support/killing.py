@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -120,3 +121,24 @@ def own_until_killed(job: Path, heartbeat: float = lock.HEARTBEAT) -> int:
 def size(path: Path) -> int:
     """Bytes of a file, 0 where there is none."""
     return path.stat().st_size if path.exists() else 0
+
+
+def descendants(pid: int) -> list[int]:
+    """The processes below one, the nearest first."""
+    below: dict[int, list[int]] = {}
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            with suppress(OSError):  # it has ended meanwhile
+                parent = int((entry / "stat").read_text().rpartition(")")[2].split()[1])
+                below.setdefault(parent, []).append(int(entry.name))
+    found = list(below.get(pid, []))
+    for one in found:
+        found += below.get(one, [])
+    return found
+
+
+def kill_tree(pid: int) -> None:
+    """Kill a process and all below it."""
+    for one in [pid, *descendants(pid)]:
+        with suppress(ProcessLookupError):
+            os.kill(one, signal.SIGKILL)

@@ -19,6 +19,7 @@ from lavis_ext.common.errors import ConfigError
 from lavis_ext.models.base_model import Outputs
 from lavis_ext.processors import load_processor
 from lavis_ext.runners.evaluation import write_gallery
+from lavis_ext.runners.microbatch import batch_size
 from lavis_ext.tasks import setup_task
 from tests.datasets.builders.test_conversation import FILES, VIS, opened
 from tests.support.blip2 import small_model
@@ -87,6 +88,11 @@ def test_the_first_are_answered_with_their_own_pictures(held_out: Any, tmp_path:
     own = [image for index in range(5) for image in held_out.load(index, torch.Generator())["image"]]
     assert torch.equal(torch.cat(pictures), torch.stack(own))
     assert model.asked[0][1] == {"num_beams": 2, "max_length": 7, "min_length": 1}
+
+
+def test_a_batch_has_as_many_samples_as_conversations(held_out: Any) -> None:
+    batch = held_out.collater([held_out.load(index, torch.Generator()) for index in range(5)])
+    assert batch_size(batch) == 5 != len(batch["image"])
 
 
 def test_none_are_answered_where_none_are_asked_for(held_out: Any, tmp_path: Path) -> None:
