@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from lavis_ext.cli.verb import REQUIRED, Answer, configs_first, examples, flag
 from lavis_ext.common.errors import ConfigError, Problem, UsageError
-from lavis_ext.common.files import disk_errors, expanded, write_atomic
+from lavis_ext.common.files import disk_errors, expanded, is_encodable, write_atomic
 from lavis_ext.common.secrets import CONTROL, printable
 
 if TYPE_CHECKING:
@@ -57,13 +57,11 @@ def new(args: New) -> Answer:
         texts[out / "eval.yaml"] = _run(args.name, found, splits, evaluate=True)
     if there := [path for path in texts if path.exists()]:
         raise UsageError(str(there[0]), "is there already", "name another folder with --out, or remove it")
-    try:
-        encoded = {path: text.encode() for path, text in texts.items()}
-    except UnicodeEncodeError as error:
-        raise UsageError(args.path, "has a name that is not UTF-8, which no YAML can hold", "rename it") from error
-    for path, data in encoded.items():
+    if not all(map(is_encodable, texts.values())):
+        raise UsageError(args.path, "has a name that is not UTF-8, which no YAML can hold", "rename it")
+    for path, text in texts.items():
         with disk_errors(path):
-            write_atomic(path, data)
+            write_atomic(path, text)
     if problems := _problems(list(texts), out):
         raise ConfigError.of(problems)
     start = "train" if "train" in splits else "eval"

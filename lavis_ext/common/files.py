@@ -88,6 +88,15 @@ def checked_path(path: Path) -> Path:
     return path
 
 
+def is_encodable(text: str) -> bool:
+    """Whether a text can be written as UTF-8: it holds no half of a character."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def is_dangling(path: Path) -> bool:
     """Whether it is a link to nothing, or to itself."""
     return os.path.islink(path) and not os.path.exists(path)  # noqa: PTH110, PTH114 - of any text, without an error
