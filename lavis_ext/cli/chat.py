@@ -18,7 +18,7 @@ from lavis_ext.common.config.decode import ConfigDecoder, read_sections
 from lavis_ext.common.config.resolve import find_config, load_config, merge, model_defaults, parse_options
 from lavis_ext.common.config.schema import ModelConfig, RunConfig
 from lavis_ext.common.errors import ConfigError, IntegrityError, UsageError, nearest
-from lavis_ext.common.files import expanded
+from lavis_ext.common.files import expanded, read_file
 from lavis_ext.common.secrets import printable
 from lavis_ext.tasks.settings import InstructConfig, VqaConfig, WritingConfig
 
@@ -172,7 +172,7 @@ def read_image(path: str, said: str = "--image") -> Any:
     from lavis_ext.datasets.readers.faults import SampleError
 
     try:
-        data = expanded(path).read_bytes()
+        data = read_file(expanded(path))
     except OSError as error:
         why = (error.strerror or str(error)).lower()
         raise UsageError(f"{said} {path}", why, "name a picture that can be read") from error

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from lavis_ext.cli.verb import REQUIRED, Answer, configs_first, examples, flag
 from lavis_ext.common.errors import ConfigError, Problem, UsageError
-from lavis_ext.common.files import disk_errors, expanded, write_atomic
+from lavis_ext.common.files import disk_errors, expanded, is_encodable, write_atomic
+from lavis_ext.common.secrets import CONTROL, printable
 
 if TYPE_CHECKING:
     from lavis_ext.datasets.own import Guess
@@ -56,6 +57,8 @@ def new(args: New) -> Answer:
         texts[out / "eval.yaml"] = _run(args.name, found, splits, evaluate=True)
     if there := [path for path in texts if path.exists()]:
         raise UsageError(str(there[0]), "is there already", "name another folder with --out, or remove it")
+    if not all(map(is_encodable, texts.values())):
+        raise UsageError(args.path, "has a name that is not UTF-8, which no YAML can hold", "rename it")
     for path, text in texts.items():
         with disk_errors(path):
             write_atomic(path, text)
@@ -98,8 +101,12 @@ def _trainable(found: Guess) -> tuple[dict[str, Any], list[str]]:
 
 
 def _declaration(args: New, found: Guess, section: Mapping[str, Any]) -> str:
-    said = "".join(f"# - {sentence}\n" for sentence in found.sentences)
-    head = f"# Written by `lavis-ext new {args.name} {args.path}`, which guessed:\n{said}"
+    lines = [
+        f"Written by `lavis-ext new {args.name} {args.path}`, which guessed:",
+        *(f"- {s}" for s in found.sentences),
+    ]
+    # names of files may hold ends of lines, also YAML's own (U+2028, U+0085): a comment would end there
+    head = "".join(f"# {printable(line, kept='')}\n" for line in lines)
     body = _dumped({"datasets": {args.name: dict(section)}})
     return f"{head}# Mend what is wrong; docs/own-data.md says how.\n{body}"
 
@@ -142,6 +149,11 @@ def _dumped(tree: Mapping[str, Any]) -> str:
         def ignore_aliases(self, data: Any) -> bool:
             return True
 
+    def quoted(dumper: Any, text: str) -> Any:
+        # PyYAML folds a U+0085 as an end of line: in double quotes it is escaped
+        return dumper.represent_scalar("tag:yaml.org,2002:str", text, style='"' if CONTROL.search(text) else None)
+
+    Dumper.add_representer(str, quoted)
     return yaml.dump(tree, Dumper=Dumper, sort_keys=False, allow_unicode=True, width=110, default_flow_style=None)
 
 

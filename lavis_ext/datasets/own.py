@@ -15,7 +15,7 @@ from typing import Any
 from lavis_ext.common.config.decode import ConfigDecoder, read_sections
 from lavis_ext.common.config.schema import DatasetConfig
 from lavis_ext.common.errors import LavisExtError, Problem, UsageError, nearest
-from lavis_ext.common.files import expanded, read_errors
+from lavis_ext.common.files import expanded, read_errors, size_of
 from lavis_ext.common.registry import builders
 from lavis_ext.common.types import Dataset
 from lavis_ext.datasets.builders.base_dataset_builder import build_datasets
@@ -174,8 +174,8 @@ def _below(folder: Path) -> Iterator[Path]:
         for one in level:
             with read_errors(one), os.scandir(one) as listed:
                 entries = sorted((e for e in listed if not e.name.startswith(".")), key=lambda e: e.name)
-            yield from (Path(e.path) for e in entries if e.is_file())
-            inner += [Path(e.path) for e in entries if e.is_dir()]
+            yield from (Path(e.path) for e in entries if size_of(e) is not None)
+            inner += [Path(e.path) for e in entries if os.path.isdir(e.path)]  # noqa: PTH112 - False of a loop of links
         level = inner
 
 

@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import tarfile
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field, replace
@@ -26,14 +27,14 @@ import torch
 from lavis_ext.common.config.cards import BOOKKEEPING
 from lavis_ext.common.config.schema import DatasetConfig, ProcessorPair
 from lavis_ext.common.errors import ConfigError, IntegrityError, LavisExtError, PartialError, UsageError
-from lavis_ext.common.files import decode_json, disk_errors, expanded, write_json
+from lavis_ext.common.files import decode_json, disk_errors, expanded, read_object, write_json
 from lavis_ext.datasets.buckets import is_remote
 from lavis_ext.datasets.builders import BuildContext, build_datasets
 from lavis_ext.datasets.datasets.base_dataset import ImageTextDataset
 from lavis_ext.datasets.readers.decode import decode_rgb
 from lavis_ext.datasets.readers.faults import SampleError
 from lavis_ext.fetch.lock import Ownership
-from lavis_ext.fetch.objects import BUCKETS, put, upload
+from lavis_ext.fetch.objects import BUCKETS, listed, put, upload
 from lavis_ext.fetch.remote import RemoteFile, fetch_bytes
 from lavis_ext.fetch.safety import redact_url
 from lavis_ext.fetch.session import scheme_of
@@ -130,6 +131,7 @@ def pack(config: DatasetConfig, out: str, root: Path, options: PackOptions, told
         target.folder.mkdir(parents=True, exist_ok=True)
         stack.enter_context(Ownership(target.folder / "pack.owner", target.folder, Policy(owner_wait=0, owner_stall=0)))
         target.clean()
+        _own_shards(target, config, options, count)
         if options.distributor == "multiprocessing":
             apply: Apply = stack.enter_context(ThreadPoolExecutor(options.jobs)).map
         else:
@@ -152,6 +154,25 @@ def pack(config: DatasetConfig, out: str, root: Path, options: PackOptions, told
         way_out = f"run `lavis-ext verify {config.name} --repair`, or raise `datasets.{config.name}.tolerance`"
         raise PartialError(f"{config.name}/{options.split}", what, way_out)
     return report
+
+
+def _own_shards(target: Target, config: DatasetConfig, options: PackOptions, count: int) -> None:
+    """Before shards are made: raise UsageError where those of somebody else would be replaced by them.
+
+    `pack.json` says from the first moment whose they are, so that a pack that was killed knows its own again.
+    """
+    said = target.read("pack.json")
+    whose = {"dataset": config.name, "split": options.split}
+    if said.get("format") == FORMAT and "dataset" in said:
+        if {name: said.get(name) for name in whose} != whose:
+            what = f"holds the shards of {said['dataset']}/{said.get('split')}"
+            raise UsageError(target.shown, what, "name another place, or remove them")
+        return
+    there = target.files({shard_path(target.folder, number).name for number in range(count)} | {"pack.json"})
+    if there:
+        what = f"has {there[0]} already, which `pack` did not write"
+        raise UsageError(target.shown, what, "name another place: nothing there is replaced")
+    target.write("pack.json", {"format": FORMAT, **whose})
 
 
 def opened(config: DatasetConfig, root: Path, options: PackOptions) -> ImageTextDataset:
@@ -191,6 +212,28 @@ class Target:
         """Remove what processes that were killed have half written."""
         for stale in (path for form in STALE for path in self.folder.glob(form)):
             stale.unlink(missing_ok=True)
+
+    @property
+    def shown(self) -> str:
+        """The place without secrets, for messages."""
+        return redact_url(self.url) if self.url else str(self.folder)
+
+    def read(self, name: str) -> dict[str, Any]:
+        """A small JSON beside the shards; empty where there is none."""
+        if not self.url:
+            return read_object(self.folder / name)
+        try:
+            found = decode_json(fetch_bytes(Source(f"{self.url}/{name}")) or b"null")
+        except ValueError:
+            return {}
+        return found if isinstance(found, dict) else {}
+
+    def files(self, names: Iterable[str]) -> list[str]:
+        """Those of some names that are there, sorted."""
+        if not self.url:
+            return sorted(name for name in names if os.path.lexists(self.folder / name))
+        there = {one.name for one in listed(f"{self.url}/")}
+        return sorted(there & set(names))
 
     def manifest(self, number: int, input_hash: str, deep: bool) -> ShardManifest | None:
         """The manifest of a shard that is there, made of these rows, None where it has to be made (again)."""

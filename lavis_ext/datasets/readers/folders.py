@@ -49,14 +49,14 @@ class FolderRows:
     @property
     def name(self) -> str:
         """The file name of the Arrow copy, without its suffix."""
-        return f"{self.folder.name}.folder-{hashlib.sha256(str(self.base.absolute()).encode()).hexdigest()[:8]}"
+        return f"{self.folder.name}.folder-{hashlib.sha256(os.fsencode(self.base.absolute())).hexdigest()[:8]}"
 
     @property
     def state(self) -> dict[str, int]:
         """What changes with any picture or text that comes, goes or is written anew."""
         count = size = newest = 0
         for path in _walk(self.folder):
-            stat = path.stat()
+            stat = path.stat() if path.exists() else path.lstat()  # a link to nothing is a picture that is missing
             count, size, newest = count + 1, size + stat.st_size, max(newest, stat.st_mtime_ns)
         return {"size": size, "mtime_ns": newest, "count": count}
 

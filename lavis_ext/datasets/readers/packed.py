@@ -26,6 +26,7 @@ Row = dict[str, Any]
 PACKED_NAME = re.compile(r"(.+\.(?:parquet|arrow))!([^/]+)/(\d+)(?:/(\d+))?\Z")
 GROUPS = 4
 """Row groups of pictures that are held: the hub writes 100 pictures in one."""
+ROWS_OF_ANY, ROWS_A_BYTE = 1_000_000, 10
 
 
 def packed_rows(path: Path, base: Path | None = None) -> list[Row]:
@@ -38,6 +39,9 @@ def packed_rows(path: Path, base: Path | None = None) -> list[Row]:
 
     try:
         schema, length = _shape_of(path)
+        most = ROWS_OF_ANY + ROWS_A_BYTE * path.stat().st_size
+        if length > most:  # empty columns take no bytes, and rows of them gigabytes of memory
+            raise IntegrityError(str(path), f"claims {length:,} rows, of which its bytes can hold {most:,}", REFETCH)
         pictures = {field.name: field.type for field in schema if _holds_pictures(field.type)}
         table = _columns(path, [field.name for field in schema if field.name not in pictures])
         rows: list[Row] = table.to_pylist() if table.num_columns else [{} for _ in range(length)]
@@ -66,7 +70,7 @@ def class_names(schema: pa.Schema) -> dict[str, list[str]]:
         told = decode_json((schema.metadata or {}).get(b"huggingface", b"{}"))
         features = told["info"]["features"]
         named = {name: one["names"] for name, one in features.items() if isinstance(one, dict) and "names" in one}
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, LookupError, TypeError, AttributeError):
         return {}
     return {name: list(map(str, names)) for name, names in named.items() if isinstance(names, list)}
 

@@ -505,7 +505,7 @@ class SplitBy(OneFile):
     @property
     def name(self) -> str:
         """The file name with the code of the sign."""
-        return f"{self.path.name}.by{ord(self.delimiter[0])}"
+        return f"{self.path.name}.by{'-'.join(str(ord(sign)) for sign in self.delimiter)}"
 
     def parse(self) -> list[Row]:
         """All rows; raises IntegrityError."""
@@ -543,7 +543,7 @@ class PackedFile(OneFile):
     @property
     def name(self) -> str:
         """The file name, with a digest of the folder."""
-        return f"{self.path.name}.below-{hashlib.sha256(str(self.base.absolute()).encode()).hexdigest()[:8]}"
+        return f"{self.path.name}.below-{hashlib.sha256(os.fsencode(self.base.absolute())).hexdigest()[:8]}"
 
     def parse(self) -> list[Row]:
         """All rows; raises IntegrityError."""

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from lavis_ext.common.errors import IntegrityError
-from lavis_ext.common.files import read_errors
+from lavis_ext.common.files import read_bounded, read_errors, read_file
 
 log = logging.getLogger(__name__)
 Row = dict[str, Any]
@@ -44,8 +44,7 @@ def kind_of_name(path: Path) -> str:
 
 def open_head(path: Path, size: int) -> bytes:
     """The first bytes of a file, unpacked where it is packed; nothing of one that cannot be unpacked."""
-    with path.open("rb") as file:
-        head = file.read(size)
+    head = read_bounded(path, size)
     kind = _packed_as(head)
     if not kind:
         return head
@@ -63,7 +62,7 @@ def read_text(path: Path) -> str:
     """
     try:
         with read_errors(path):
-            data = path.read_bytes()
+            data = read_file(path)
     except MemoryError as error:
         what = f"has {path.stat().st_size:,} bytes, which the memory does not hold"
         raise IntegrityError(str(path), what, "split it, or write it as Parquet") from error

@@ -23,7 +23,7 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
-from lavis_ext.common.files import decode_json
+from lavis_ext.common.files import decode_json, read_file
 from lavis_ext.fetch.lock import read_owner
 from lavis_ext.prepare.urls.cluster import Apply, cluster
 from lavis_ext.prepare.urls.supervise import TROUBLES, reporting
@@ -72,7 +72,7 @@ class PassOrder:
     @classmethod
     def read(cls, path: Path) -> PassOrder:
         """Read it in the process."""
-        return cls(**decode_json(path.read_text("utf-8")))
+        return cls(**decode_json(read_file(path)))
 
 
 def run_pass(order: PassOrder) -> None:
