@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
 
 from lavis_ext.common.errors import ConfigError, IntegrityError
 from lavis_ext.common.files import expanded
-from lavis_ext.datasets.readers.conversations import Conversations
 from lavis_ext.datasets.readers.folders import FolderRows, PartRows, split_named
 from lavis_ext.datasets.readers.packed import packed_rows
 from lavis_ext.datasets.readers.tables import (
@@ -501,10 +500,11 @@ def _source(path: Path, how: RowOptions) -> Path | RowSource:
         key = key or ("split" if b'"sentences"' in head and b'"filename"' in head and b'"split"' in head else None)
     if source is path and how.base is not None and how.base in path.parents[1:]:
         source = Beside(path, how.base, how.image_key)
-    if how.conversations == "whole":
-        source = Conversations(source, "whole", how.image_key)
-    elif how.conversations and path.is_file() and b'"conversations"' in open_head(path, HEAD):
-        source = Conversations(path, "turns")
+    apart = how.conversations == "turns" and path.is_file() and b'"conversations"' in open_head(path, HEAD)
+    if apart or how.conversations == "whole":
+        from lavis_ext.datasets.readers.conversations import Conversations  # captions are read without it
+
+        source = Conversations(path, "turns") if apart else Conversations(source, "whole", how.image_key)
     return _part(source, how, key)
 
 
