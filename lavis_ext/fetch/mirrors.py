@@ -88,7 +88,7 @@ class MirrorMap:
         """Where the mirror keeps an original; a URL below the base stays as it is."""
         if not self.base or url == self.base or url.startswith(f"{self.base}/"):
             return url
-        relative = safe_relative(mirror_path(url)) if self._is_folder else mirror_path(url)
+        relative = safe_relative(mirror_path(url)) if self.is_folder else mirror_path(url)
         return f"{self.base}/{relative}"
 
     def digest(self, url: str) -> str | None:
@@ -116,8 +116,9 @@ class MirrorMap:
         return replace(transfer, sources=kept)
 
     @property
-    def _is_folder(self) -> bool:
-        return split_url(self.base).scheme not in ("http", "https")
+    def is_folder(self) -> bool:
+        """Whether it lies on a disk, so that no connection is opened for it."""
+        return bool(self.base) and split_url(self.base).scheme not in ("http", "https")
 
     def _source(self, source: Source) -> Source:
         moved = replace(source, url=self.locate(source.url), trusted=True)

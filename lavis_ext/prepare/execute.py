@@ -86,7 +86,7 @@ def _start(context: PrepareContext, item: PlanItem, outcomes: dict[str, Outcome]
         return False
     try:
         request, transfer = _parts(item)
-        if context.policy.offline and item.action not in ("check", "unpack"):
+        if context.policy.offline and item.remote:
             place = str(context.root / request.artifact.file)
             raise NetworkError(place, "is not complete, and offline", "run `lavis-ext prepare` with a network first")
         if item.disk.size is not None and item.disk.record is None:

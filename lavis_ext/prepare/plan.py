@@ -82,8 +82,9 @@ def make_context(options: PrepareOptions | None, cards: Cards | None) -> Prepare
         )
     policy = options.policy if options.jobs is None else replace(options.policy, jobs=options.jobs)
     policy = policy if options.offline is None else replace(policy, offline=options.offline)
-    # Offline, no mirror is asked: what is recorded counts as it is, and the rest is named as missing.
-    mirrors = MirrorMap() if policy.offline else MirrorMap.from_environment(options.mirror, policy)
+    mirrors = MirrorMap.from_environment(options.mirror, policy)
+    if policy.offline and not mirrors.is_folder:  # what is recorded counts as it is, and the rest is named as missing
+        mirrors = MirrorMap()
     options = replace(options, policy=policy)
     return PrepareContext(root, options, policy, mirrors, cards or load_cards(), Silent(), log.info)
 
@@ -289,6 +290,8 @@ def plan_item(context: PrepareContext, request: ArtifactRequest, renewed: Collec
             transfer=request.refusal,
         )
     transfer = offered(root, artifact, context.mirrors, request.title)
+    if context.policy.offline and isinstance(transfer, LavisExtError):  # a file that lies there needs no mirror
+        transfer = offered(root, artifact, MirrorMap(), request.title)
     disk = inspect(root, artifact, transfer, context.policy.offline)
     named: dict[str, Any] = {"title": request.title, "file": artifact.file, "request": request, "disk": disk}
     if _finished(disk, request, options, renewed):

@@ -12,7 +12,7 @@ PACKAGE = ROOT / "lavis_ext"
 # registry finds their modules by name; neither imports the other.
 LAYERS = [
     ["common"],
-    ["fetch", "processors", "metrics", "datasets/readers"],
+    ["fetch", "processors", "metrics", "datasets/readers", "schema"],
     ["prepare"],
     ["datasets", "features"],
     ["models"],

@@ -157,6 +157,23 @@ def test_a_subset_is_recorded_reported_and_replaced_by_the_real_thing(toy: Famil
         assert not replace(toy, server=other).prepare(cards, offline=True).subset
 
 
+def test_a_folder_as_the_mirror_serves_a_subset_offline(toy: Family, tmp_path: Path) -> None:
+    small, folder, cards = subset(toy), tmp_path / "stick", toy.cards()
+    manifest = toy.server.find("/manifest.json")
+    assert manifest is not None
+    for name, data in {**{f"{HOST}/{n}": b for n, b in small.blobs.items()}, "manifest.json": manifest.data}.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(data)
+    toy.server.log.clear()
+    report = toy.prepare(cards, mirror=str(folder), offline=True)
+    assert report.exit_code == 0 and report.subset and report.bytes_moved
+    assert all(split.state == "verified (subset)" for split in report.splits)
+    assert toy.prepare(cards, mirror=str(tmp_path), offline=True).exit_code == 0, "what is there needs no mirror"
+    (toy.root / "toy/annotations/val.json").unlink()
+    assert toy.prepare(cards, mirror=str(tmp_path), offline=True).exit_code == 4
+    assert toy.server.log == []
+
+
 def test_members_of_a_subset_that_came_by_ranges_are_partial_in_the_plan(server: Server, tmp_path: Path) -> None:
     toy = Family(server, tmp_path / "root")
     cards = toy.cards()

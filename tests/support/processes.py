@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import multiprocessing
 import os
-import random
 import socket
 import sys
+import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 LIMIT_S = 120
+_RESERVED: list[socket.socket] = []
 
 
 @dataclass(frozen=True)
@@ -68,17 +69,29 @@ def one_rank(work: Callable[..., None], rank: int, count: int, port: int, args: 
     leave()
 
 
-def start_command(words: Sequence[str], environment: Mapping[str, str]) -> Any:
-    """The process of `lavis-ext WORDS`, silent, with exactly this environment."""
-    process = forked().Process(target=command, args=(list(words), dict(environment)))
+def start_command(words: Sequence[str], environment: Mapping[str, str], held: int = 0) -> Any:
+    """The process of `lavis-ext WORDS`, silent, with exactly this environment.
+
+    A training stands still for good behind the `held`-th checkpoint that it writes, unless that is 0.
+    """
+    process = forked().Process(target=command, args=(list(words), dict(environment), held))
     process.start()
     return process
 
 
-def command(words: list[str], environment: dict[str, str]) -> None:
+def command(words: list[str], environment: dict[str, str], held: int) -> None:
     """What the process of a command does."""
     from lavis_ext.cli import main
+    from lavis_ext.runners import checkpoint
 
+    point, left = checkpoint._point, iter(range(held, 0, -1))
+
+    def pointing(pointer: Path, *given: Any) -> None:
+        point(pointer, *given)
+        if pointer.name == "latest.json" and next(left, 0) == 1:
+            time.sleep(LIMIT_S)
+
+    checkpoint._point = pointing
     os.environ.clear()
     os.environ.update(environment, OMP_NUM_THREADS="1")
     with open(os.devnull, "w") as sys.stdout, open(os.devnull, "w") as sys.stderr:  # noqa: PTH123
@@ -113,10 +126,35 @@ def leave() -> None:
 
 
 def free_port() -> int:
-    """A port that nobody listens at, below those that the system gives to whoever asks for any: until it is used, other
-    tests may ask."""
-    while True:
-        port = random.randrange(20_000, 32_000)
-        with socket.socket() as probe:
-            if probe.connect_ex(("127.0.0.1", port)):
-                return port
+    """A port that nobody else is given while this process lives, and at which connections are refused.
+
+    It is bound and not listened at: who sets SO_REUSEADDR, as torch's store and Node do, may listen there all the same.
+    """
+    held = socket.socket()
+    held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    held.bind(("127.0.0.1", 0))
+    _RESERVED.append(held)
+    return int(held.getsockname()[1])
+
+
+def descendants(pid: int) -> dict[int, str]:
+    """The processes below one that lives, and when each began, by which a reused pid is told."""
+    found: dict[int, str] = {}
+    for task in Path(f"/proc/{pid}/task").iterdir():
+        for child in map(int, (task / "children").read_text().split()):
+            found |= {child: began(child), **descendants(child)}
+    return found
+
+
+def began(pid: int) -> str:
+    """The start of a process in ticks since boot; nothing where it has ended."""
+    try:
+        state, *numbers = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return ""
+    return "" if state in "ZX" else numbers[18]
+
+
+def all_ended(processes: Mapping[int, str]) -> bool:
+    """Whether none of these is left."""
+    return not any(start and began(pid) == start for pid, start in processes.items())

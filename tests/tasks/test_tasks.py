@@ -226,3 +226,12 @@ def test_a_model_that_cannot_do_the_task_is_told_at_once() -> None:
             setup_task(run_config(task=name), model)
     with pytest.raises(ConfigError, match=r"VqaTask .*`predict_answers`.* Blip2 "):
         setup_task(run_config(task="image_text_pretrain", eval_task="vqa"), small_stage1())
+
+
+def test_scripts_import_from_the_first_places_and_a_plain_section_has_the_defaults_of_its_task() -> None:
+    from lavis_ext import schema
+    from lavis_ext.tasks import base
+    from lavis_ext.tasks.settings import VqaConfig
+
+    task = base.setup_task(schema.RunConfig(task="vqa", max_epoch=3))
+    assert task.run == VqaConfig(task="vqa", max_epoch=3)

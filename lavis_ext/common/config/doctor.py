@@ -49,7 +49,7 @@ def examine(root: Path) -> list[MachineCheck]:
 
 
 def _python() -> MachineCheck:
-    good = sys.version_info >= (3, 10)
+    good = sys.version_info >= (3, 11)
     return MachineCheck("python", "ok" if good else "bad", f"{platform.python_version()} at {sys.executable}")
 
 
