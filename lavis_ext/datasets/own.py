@@ -163,7 +163,9 @@ def _look(place: Path) -> Found | None:
             notes += [f"left out beside {chosen[split][0].name}: {', '.join(one.name for one in left)}"] if left else []
         if found := _of_files(chosen, place, notes):
             return found
-    return _folder(place, pictures) if pictures else None
+        kept = ", ".join(one.name for some in chosen.values() for one in some)
+        unread = [f"no column of {kept} is a picture or what is said of one: they are left out"]
+    return _folder(place, pictures, unread if files else []) if pictures else None
 
 
 def _below(folder: Path) -> Iterator[Path]:
@@ -187,7 +189,7 @@ def _may_hold_rows(path: Path) -> bool:
     if kind != ".txt":
         return False
     first = open_head(path, 4096).decode("utf-8", "ignore").lstrip("\ufeff\n").partition("\n")[0].lower()
-    names = first.replace("\t", ",").split(",")
+    names = [name.strip() for name in re.split(r"[\t,;|]", first)]
     return bool(re.search(r"\.(jpe?g|png|webp|gif|bmp)\b", first)) or bool(
         {"image", "file_name", "filename"} & set(names)
     )
@@ -253,7 +255,7 @@ def _shards(tars: Sequence[Path], place: Path) -> Found:
     return {"builder": "image_text_shards", "build_info": {"storage": storage}, "args": args}, told, None
 
 
-def _folder(place: Path, pictures: Sequence[Path]) -> Found | None:
+def _folder(place: Path, pictures: Sequence[Path], notes: list[str]) -> Found | None:
     """A folder of pictures without a file of rows, or folders of pictures by split."""
     splits = {
         split: place / name
@@ -266,7 +268,7 @@ def _folder(place: Path, pictures: Sequence[Path]) -> Found | None:
     parts: dict[str, list[Path]] = (
         {split: [splits[split]] for split in ("train", "val", "test") if split in splits} if whole else {}
     )
-    return _of_files(parts or {"train": [place]}, place, [])
+    return _of_files(parts or {"train": [place]}, place, notes)
 
 
 def _of_files(parts: Mapping[str, list[Path]], place: Path, notes: list[str]) -> Found | None:
@@ -305,17 +307,7 @@ def _of_files(parts: Mapping[str, list[Path]], place: Path, notes: list[str]) ->
     }
     kinds = ", ".join(f"{split}: {', '.join(one.name for one in some)}" for split, some in parts.items())
     told = [*notes, f"rows of {kinds}", *said, f"the pictures lie below {images}{found.get('note', '')}"]
-    read = {
-        "image",
-        "caption",
-        "question",
-        "answer",
-        "image_id",
-        "question_id",
-        "split",
-        *HELD,
-        *map(str, args.values()),
-    }
+    read = {*READ, *HELD, *map(str, args.values())}
     if rest := [f"`{name}`" for name in known if name not in read]:
         told.append(f"not read: {', '.join(rest[:12])}{' …' if len(rest) > 12 else ''}")
     return section, told, count
@@ -328,7 +320,7 @@ def _sign(path: Path) -> str | None:
     head = open_head(path, 1 << 16).decode("utf-8", "ignore").lstrip("\ufeff").partition("\n")[0].rstrip("\r")
     usual = "\t" if kind_of_name(path) == ".tsv" else ","
     sign = sign_of(head)
-    return sign if sign and usual not in head and kind_of_name(path) != ".txt" else None
+    return sign if sign and usual not in head and kind_of_name(path) not in (".txt", ".token") else None
 
 
 def _shape(rows: Sequence[Row], known: Sequence[str]) -> tuple[str, dict[str, Any], list[str]]:
@@ -378,6 +370,10 @@ def _goes_on(row: Row, pictures: Any) -> bool:
 
 READ = ("image", "caption", "question", "answer", "image_id", "question_id", "split", "conversations", "id")
 """Columns that are read without being named."""
+IDS = ("image_id", "id", "sample_id", "img_id", "key", "name")
+"""Columns that may name a picture without its suffix, where none is a picture."""
+ENCODED = ("/9j/", "iVBORw0KGgo", "data:image/", "R0lGOD", "UklGR")
+"""How JPEG, PNG, GIF and WebP begin in base64."""
 PLACES = ("images", "image", "img", "imgs", "photos", "pictures", "pics", "data", "files")
 
 
@@ -387,10 +383,13 @@ def _images(rows: Sequence[Row], args: Mapping[str, Any], file: Path, place: Pat
     values = [row.get(str(args.get("image_key", "image"))) for row in rows]
     names = [str(one) for value in values if value for one in (value if isinstance(value, list) else [value])]
     patterns: list[str | None] = [None]
+    if names and names[0].startswith(ENCODED):
+        what = f"`{args.get('image_key', 'image')}` holds pictures as base64"
+        raise UsageError(str(file), what, "write them as files, or as a column of bytes in Parquet")
     if not names:
-        ids = [row["image_id"] for row in rows if "image_id" in row]
-        patterns = ["{image_id}.jpg", "{image_id:012d}.jpg", "{image_id}.png"]
-        names = []
+        key = next((key for key in IDS if any(key in row for row in rows)), "image_id")
+        ids = [{key: row[key]} for row in rows if key in row]
+        patterns = [f"{{{key}{how}}}.{end}" for end in ("jpg", "png", "jpeg", "webp") for how in ("", ":012d")]
     if any(Path(name).is_absolute() for name in names):
         there = [name for name in names if Path(name).is_absolute() and os.path.isfile(name)]  # noqa: PTH113
         parents = [str(Path(name).parent) for name in there]
@@ -414,9 +413,9 @@ def _images(rows: Sequence[Row], args: Mapping[str, Any], file: Path, place: Pat
     return best[1], {**found, "note": note}
 
 
-def _formatted(pattern: str, number: Any) -> str:
+def _formatted(pattern: str, row: Row) -> str:
     try:
-        return pattern.format(image_id=number)
+        return pattern.format(**row)
     except ValueError:
         return ""
 

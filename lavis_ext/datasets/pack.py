@@ -208,6 +208,11 @@ class Target:
             return cls(Path(out))
         return cls(Path(root, BOOKKEEPING, "pack", sha256(out.encode()).hexdigest()[:16]), out)
 
+    def clean(self) -> None:
+        """Remove what processes that were killed have half written."""
+        for stale in (path for form in STALE for path in self.folder.glob(form)):
+            stale.unlink(missing_ok=True)
+
     @property
     def shown(self) -> str:
         """The place without secrets, for messages."""
@@ -229,11 +234,6 @@ class Target:
             return sorted(name for name in names if os.path.lexists(self.folder / name))
         there = {one.name for one in listed(f"{self.url}/")}
         return sorted(there & set(names))
-
-    def clean(self) -> None:
-        """Remove what processes that were killed have half written."""
-        for stale in (path for form in STALE for path in self.folder.glob(form)):
-            stale.unlink(missing_ok=True)
 
     def manifest(self, number: int, input_hash: str, deep: bool) -> ShardManifest | None:
         """The manifest of a shard that is there, made of these rows, None where it has to be made (again)."""

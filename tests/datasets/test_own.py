@@ -4,6 +4,8 @@ import io
 import json
 import tarfile
 from collections.abc import Callable
+from datetime import datetime, timezone
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -444,3 +446,57 @@ def test_new_then_train(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
     few = ["--options", "run.max_epoch=1", "run.job_id=a", "run.num_workers=0"]
     assert main(["train", "--cfg-path", "things/train.yaml", *few]) == 0
     assert (tmp_path / "output" / "things" / "a" / "report.html").is_file()
+
+
+def in_lines(of: Callable[[str, str], str], head: str = "") -> str:
+    return head + "".join(of(name, text) for name, text in zip(NAMES, TEXTS, strict=True))
+
+
+OTHERWISE: dict[str, dict[str, Any]] = {
+    "bars": {"captions.txt": in_lines(lambda n, t: f"{n}|{t}\n", "image|caption\n")},
+    "flickr": {"results.token": in_lines(lambda n, t: f"{n}#0\t{t}\n")},
+    "a header in another language": {"liste.csv": in_lines(lambda n, t: f"{n},{t}\n", "Bild,Beschreibung\n")},
+    "UTF-16 without its mark": {"c.csv": in_lines(lambda n, t: f"{n},{t}\n", "image,caption\n").encode("utf-16-le")},
+    "rows of a spreadsheet that are empty": {"c.csv": in_lines(lambda n, t: f"{n},{t}\n", "image,caption\n") + ",\n"},
+    "lines named json": {"c.json": in_lines(lambda n, t: json.dumps({"image": n, "caption": t}) + "\n")},
+    "a list named jsonl": {"c.jsonl": [{"image": n, "caption": t} for n, t in zip(NAMES, TEXTS, strict=True)]},
+    "below a key of its own": {"c.json": {"info": {}, "samples": [{"image": NAMES[0], "caption": TEXTS[0]}] * COUNT}},
+    "by the name without suffix": {"c.json": {n[:-4]: t for n, t in zip(NAMES, TEXTS, strict=True)}},
+    "records by it": {"m.json": {n[:-4]: {"caption": t, "tags": "x"} for n, t in zip(NAMES, TEXTS, strict=True)}},
+    "texts in a folder beside": {f"texts/{n[:-4]}.txt": t for n, t in zip(NAMES, TEXTS, strict=True)},
+    "texts after the whole name": {f"images/{n}.txt": t for n, t in zip(NAMES, TEXTS, strict=True)},
+}
+
+
+@pytest.mark.parametrize("files", OTHERWISE.values(), ids=OTHERWISE)
+def test_texts_are_found_in_other_spellings_too(files: dict[str, Any], tmp_path: Path) -> None:
+    photos(tmp_path / "images")
+    for name, value in files.items():
+        if isinstance(value, bytes):
+            (tmp_path / name).write_bytes(value)
+        else:
+            write(tmp_path / name, value)
+    made = load_dataset(tmp_path)["train"]
+    assert len(made) == COUNT and made[0]["text_input"] == TEXTS[0] and made[0]["image"].size[0] > 0
+
+
+def test_columns_that_nobody_reads_do_not_stop_a_table(tmp_path: Path) -> None:
+    photos(tmp_path)
+    when, price = datetime(2020, 1, 2, tzinfo=timezone.utc), Decimal("1.50")
+    more = {"when": [when, None] * 3, "price": [price] * COUNT, "hash": [b"\x01\x02"] * COUNT}
+    parquet.write_table(pa.table({"image": NAMES, "caption": TEXTS, **more}), tmp_path / "rows.parquet")
+    rows = list(load_dataset(tmp_path)["train"].annotation)
+    assert rows[0]["caption"] == TEXTS[0] and rows[0]["price"] == "1.50" and "hash" not in rows[0]
+    assert rows[0]["when"].startswith("2020-01-02") and rows[1]["when"] is None
+
+
+def test_what_is_left_out_is_said_and_one_folder_is_no_class(tmp_path: Path) -> None:
+    photos(tmp_path / "images")
+    write(tmp_path / "labels.json", [{"weight": 1.5}])
+    for name in NAMES:
+        write(tmp_path / "labels" / f"{name[:-4]}.txt", "0 0.5 0.5 0.2 0.2")  # YOLO's boxes
+    found = guess(tmp_path)
+    assert found.config.builder == "image_caption" and any("labels.json" in one for one in found.sentences)
+    write(tmp_path / "c.jsonl", json.dumps({"image": "/9j/4AAQSkZJRgABAQ", "caption": "x"}))
+    with pytest.raises(UsageError, match="base64"):
+        guess(tmp_path / "c.jsonl")

@@ -73,13 +73,28 @@ def row_blocks(path: Path) -> Iterator[list[Row]]:
 
 def _rows_as_written(path: Path) -> list[Row]:
     kind = kind_of_name(path)
-    if kind in (".jsonl", ".ndjson"):
-        return list(_jsonl_rows(path))
+    if kind in LINES and open_head(path, 64).lstrip(b"\xef\xbb\xbf \t\r\n")[:1] != b"[":
+        return list(_jsonl_rows(path, read_text(path)))
     if kind in TABLES and not (kind == ".txt" and open_head(path, 64).lstrip()[:1] in (b"[", b"{")):
         return table_rows(path)
     if kind == ".parquet":
         return packed_rows(path)
-    return _json_rows(path, parse_json(read_text(path), path))
+    text = read_text(path)
+    return list(_jsonl_rows(path, text)) if _has_records_in_lines(text) else _json_rows(path, parse_json(text, path))
+
+
+LINES = (".jsonl", ".ndjson")
+
+
+def _has_records_in_lines(text: str) -> bool:
+    """Whether the first line is a whole record and more follows: JSON Lines under another name."""
+    first, _, rest = text.strip().partition("\n")
+    if not first.startswith("{") or not rest.lstrip().startswith("{"):
+        return False
+    try:
+        return isinstance(json.loads(first), dict)
+    except (ValueError, RecursionError):
+        return False
 
 
 def parse_json(text: str, path: Path, line: int = 1) -> Any:
@@ -90,7 +105,8 @@ def parse_json(text: str, path: Path, line: int = 1) -> Any:
         where = f"{path}:{line + error.lineno - 1}:{error.colno}"
         cut = error.pos >= len(text.rstrip()) or error.msg.startswith("Unterminated string")
         what = f"JSON ends early after {len(text)} characters ({error.msg})" if cut else f"not JSON ({error.msg})"
-        way_out = "name it .jsonl if it holds one record a line" if error.msg == "Extra data" else REFETCH
+        lines = error.msg == "Extra data" and kind_of_name(path) not in LINES
+        way_out = "write one record a line, and name it .jsonl" if lines else REFETCH
         raise IntegrityError(where, what, way_out) from error
     except (RecursionError, ValueError) as error:
         raise IntegrityError(f"{path}:{line}", f"JSON that cannot be read ({error})", REFETCH) from error
@@ -123,6 +139,9 @@ def _rows_of_dict(value: Row, path: Path) -> list[Any]:
     if named:
         what = f"`{named[0]}` holds {_kind(value[named[0]])} where a list of records belongs"
         raise IntegrityError(str(path), what, REFETCH)
+    lists = {key: some for key, some in value.items() if isinstance(some, list) and isinstance((some or [0])[0], dict)}
+    if len(lists) == 1 and not any(key.isdigit() for key in lists):  # under a name of their own: `samples`, `rows`
+        return list(*lists.values())
     return [{"sample_id": k, **v} if isinstance(v, dict) else {"sample_id": k, "data": v} for k, v in value.items()]
 
 
@@ -185,8 +204,8 @@ def _join_images(rows: list[Any], images: Any, path: Path) -> list[Any]:
     return [row if more is None else {**row, **more} for row, more in zip(rows, found, strict=True)]
 
 
-def _jsonl_rows(path: Path) -> Iterator[Row]:
-    for number, line in enumerate(read_text(path).split("\n"), 1):
+def _jsonl_rows(path: Path, text: str) -> Iterator[Row]:
+    for number, line in enumerate(text.split("\n"), 1):
         if line.strip():
             yield _checked(parse_json(line, path, number), f"{path}:{number}")
 

@@ -50,6 +50,8 @@ def test_official_coco_rows_get_their_image(tmp_path: Path) -> None:
 
 def test_lines_tables_and_parquet(tmp_path: Path) -> None:
     assert read(tmp_path, "\n".join(map(json.dumps, ROWS)) + "\n\n", "a.jsonl") == ROWS
+    assert read(tmp_path, "\n".join(map(json.dumps, ROWS)) + "\n", "a.json") == ROWS
+    assert read(tmp_path, json.dumps(ROWS), "b.jsonl") == ROWS
     assert read(tmp_path, '\ufeffimage,caption\na.jpg,"one, ""1""\nand"\n\nb.jpg,\n', "a.csv") == [
         {"image": "a.jpg", "caption": 'one, "1"\nand'},
         {"image": "b.jpg", "caption": ""},
@@ -69,7 +71,7 @@ def test_lines_tables_and_parquet(tmp_path: Path) -> None:
         ('[{"a": "tex', "a.json", "a.json:1:8", "ends early"),
         ("", "a.json", "a.json:1:1", "ends early"),
         ("<html>", "a.json", "a.json:1:1", "not JSON"),
-        ('{"a": 1}\n{"a": 2}', "a.json", "a.json:2:1", "jsonl"),
+        ("[1] [2]", "a.json", "a.json:1:5", "jsonl"),
         ('"text"', "a.json", "a.json:1:1", "list of records"),
         ("[1]", "a.json", "record 0", "int"),
         ("[null]", "a.json", "record 0", "nothing"),
