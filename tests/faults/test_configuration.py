@@ -148,6 +148,8 @@ def test_a_secret_of_the_environment_is_in_nothing_that_is_written(
     path = tmp_path / "run.yaml"
     path.write_text(RUN.replace("model_type: tiny", f"model_type: tiny, {key}"))
     main(["check", str(path)])
+    for more in ([], ["--json"]):
+        assert main(["config", "show", str(path), *more]) in (0, 3)
     main(["train", "--cfg-path", str(path), "--options", f"run.output_dir={tmp_path}/out", "run.max_epoch=-1"])
     said = capsys.readouterr()
     assert CANARY not in said.out + said.err

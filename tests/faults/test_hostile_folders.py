@@ -103,6 +103,18 @@ def test_a_table_says_odd_things_of_its_columns(tmp_path: Path, said: bytes) -> 
     assert packed_rows(tmp_path / "rows.parquet") == [{"image": "a.jpg", "label": 7}]
 
 
+@pytest.mark.fault("H19")
+@pytest.mark.parametrize("name", ["rows.json", "rows.jsonl", "rows.csv", "rows.parquet", "rows.arrow"])
+def test_a_pipe_that_a_yaml_names_as_rows(tmp_path: Path, name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    os.mkfifo(tmp_path / name)
+    places = {"annotations": {"train": {"storage": str(tmp_path / name)}}, "images": {"storage": str(tmp_path)}}
+    mine = {"builder": "image_caption", "build_info": places}
+    (tmp_path / "x.yaml").write_text(json.dumps({"datasets": {"mine": mine}}))
+    with alarm(30):
+        assert main(["check", str(tmp_path / "x.yaml")]) == 3
+    assert name in capsys.readouterr().out
+
+
 @pytest.mark.fault("H16")
 def test_a_table_that_claims_more_rows_than_its_bytes_can_hold(tmp_path: Path) -> None:
     pq.write_table(pa.table({"caption": pa.nulls(20_000_000, pa.string())}), tmp_path / "rows.parquet")

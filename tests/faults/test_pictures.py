@@ -154,6 +154,24 @@ def test_deep_verification_finds_every_picture_that_cannot_be_decoded(server: Se
     assert report.exit_code == 5
 
 
+@pytest.mark.fault("I04")
+@pytest.mark.parametrize("engine", [fetch_list, fetch_hosted])
+def test_an_empty_picture_of_an_earlier_tool_is_fetched_again(
+    engine: Callable[..., Any],
+    server: Server,
+    tmp_path: Path,
+    orders: list[PassOrder],  # noqa: F811
+) -> None:
+    web = WebList(server)
+    for _ in range(2):
+        web.add(GOOD)
+    job = make_job(tmp_path, web.write(tmp_path / "l.json"), passes=0)
+    job.target.mkdir(parents=True)
+    (job.target / "img_0001.jpg").touch()
+    assert engine(job).present == 2
+    assert (job.target / "img_0001.jpg").stat().st_size > 0
+
+
 FORMS: dict[str, Callable[[], bytes]] = {
     "CMYK": lambda: encoded(pixels(1), "JPEG", "CMYK"),
     "grey": lambda: encoded(pixels(1), "JPEG", "L"),

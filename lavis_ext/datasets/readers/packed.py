@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lavis_ext.common.errors import IntegrityError
-from lavis_ext.common.files import decode_json, read_object
+from lavis_ext.common.files import decode_json, open_file, read_object
 from lavis_ext.datasets.readers.decode import sniff_fault
 from lavis_ext.datasets.readers.faults import SampleError
 from lavis_ext.datasets.readers.tables import REFETCH
@@ -41,6 +41,7 @@ def packed_rows(path: Path, base: Path | None = None) -> list[Row]:
     import pyarrow as pa
 
     try:
+        open_file(path).close()  # Arrow would wait for a pipe
         schema, length = _shape_of(path)
         most = ROWS_OF_ANY + ROWS_A_BYTE * path.stat().st_size
         if length > most:  # empty columns take no bytes, and rows of them gigabytes of memory

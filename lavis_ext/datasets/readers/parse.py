@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
 
 from lavis_ext.common.errors import ConfigError, IntegrityError
-from lavis_ext.common.files import expanded
+from lavis_ext.common.files import expanded, open_file
 from lavis_ext.datasets.readers.folders import FolderRows, PartRows, split_named
 from lavis_ext.datasets.readers.packed import packed_rows
 from lavis_ext.datasets.readers.tables import (
@@ -388,7 +388,7 @@ def files_of(source: Path | RowSource) -> tuple[Path, ...]:
 def subtype_of(path: Path) -> str | None:
     """The COCO images of an official file (`val2014`): its `data_subtype`, else from its name; None if neither says."""
     size = path.stat().st_size
-    with path.open("rb") as file:
+    with open_file(path) as file:
         head = file.read(HEAD)
         file.seek(max(0, size - HEAD))
         found = _SUBTYPE.search(head) or _SUBTYPE.search(file.read())

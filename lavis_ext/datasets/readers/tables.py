@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from lavis_ext.common.errors import IntegrityError
-from lavis_ext.common.files import read_bounded, read_errors, read_file
+from lavis_ext.common.files import open_file, read_bounded, read_errors, read_file
 
 log = logging.getLogger(__name__)
 Row = dict[str, Any]
@@ -94,7 +94,7 @@ def json_blocks(path: Path, lines: bool = False) -> Iterator[list[Row]]:
     Together they are those of the whole text, each a dict; what was given before a fault counts for nothing.
     """
     try:
-        with path.open("rb") as file:
+        with open_file(path) as file:
             head = file.read(PIECE).removeprefix(b"\xef\xbb\xbf")
             if not lines:
                 head = head.lstrip(SPACES.encode())
@@ -131,7 +131,8 @@ def _list_blocks(pieces: Iterable[bytes]) -> Iterator[list[Any]]:
     for piece in pieces:
         held += piece
         cut = held.rfind(b"},")
-        block, end = [], 0
+        block: list[Any] = []
+        end = 0
         if cut >= 0:
             text = held[: cut + 1].decode()
             try:
