@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING, Any
 
 from lavis_ext.common.errors import IntegrityError
 from lavis_ext.common.files import decode_json, open_file, read_object
-from lavis_ext.datasets.readers.decode import sniff_fault
 from lavis_ext.datasets.readers.faults import SampleError
 from lavis_ext.datasets.readers.tables import REFETCH
 
@@ -79,6 +78,7 @@ def _without_other_bytes(path: Path, schema: pa.Schema, pictures: Mapping[str, p
     import pyarrow.types as types
 
     from lavis_ext.datasets.readers.columns import NAMES
+    from lavis_ext.datasets.readers.decode import sniff_fault
 
     for name, kind in pictures.items():
         if (types.is_binary(kind) or types.is_large_binary(kind)) and name.lower() not in NAMES["image_key"]:
@@ -174,6 +174,8 @@ def _picture_names(path: Path, column: str, kind: pa.DataType, base: Path | None
 def _require_pictures(path: Path, column: str, values: Any) -> None:
     """Raise TypeError for bytes that are no pictures: the first that is there says it of a column."""
     first = next((value.as_py() for value in values if value.is_valid), None)
+    from lavis_ext.datasets.readers.decode import sniff_fault
+
     if first is not None and sniff_fault(first):
         raise TypeError(f"`{column}` of {path.name}: {sniff_fault(first)}")
 
