@@ -100,7 +100,7 @@ def test_what_is_published_is_what_lies_on_the_disk(
 
     thread = threading.Thread(target=work)
     thread.start()
-    assert wait_until(lambda: bool(parts(target)) and parts(target)[0].stat().st_size > 250_000)
+    assert wait_until(lambda: part_bytes(target) > 250_000 and parts(target)[0].stat().st_size > 250_000)
     time.sleep(0.03)
     injure(parts(target)[0])
     hold.set()
