@@ -283,3 +283,10 @@ def test_a_local_header_that_is_longer_than_the_directory_says(toy: Family) -> N
     assert report.exit_code == 0, report.lines()
     assert tree(toy.images) == {name: toy.train[name]}
     assert toy.server.sent(toy.path("train.zip")) < len(data) / 4
+
+
+def test_declared_layouts_are_those_that_are_looked_into() -> None:
+    names = {"VG_100K/1.jpg", "VG_100K_2/1.jpg", "VG_100K_2/2.jpg"}
+    assert ImageNames(names, ["VG_100K"]).find("1.jpg") == "VG_100K/1.jpg"
+    assert ImageNames(names, ["VG_100K"]).find("2.jpg") is None
+    assert ImageNames(names).find("2.jpg") == "VG_100K_2/2.jpg"
