@@ -11,6 +11,7 @@ import pytest
 
 from lavis_ext.common.errors import ConfigError, NetworkError, UnsafeError
 from lavis_ext.fetch import MirrorMap, Source, Transfer, fetch
+from lavis_ext.fetch.backends import local_path
 from lavis_ext.fetch.mirrors import mirror_path, parse_manifest
 from tests.support.fetching import FAST
 from tests.support.server import Server, payload
@@ -132,3 +133,8 @@ def test_a_mirror_that_is_no_folder_is_told_where_it_was_named(tmp_path: Path, m
         with pytest.raises(ConfigError) as caught:
             MirrorMap.from_environment(option)
         assert caught.value.problems[0].where == where
+
+
+def test_a_path_is_taken_as_it_is_and_a_file_url_is_decoded() -> None:
+    assert local_path("/data/a%20b#c?d") == Path("/data/a%20b#c?d")
+    assert local_path("file:///data/a%20b") == local_path("file://localhost/data/a%20b") == Path("/data/a b")

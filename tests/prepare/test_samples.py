@@ -268,3 +268,25 @@ def test_a_picture_in_a_packed_file_is_there_where_the_file_is() -> None:
     names = ImageNames({"data/train-0.parquet"})
     assert names.find("data/train-0.parquet!image/7") == "data/train-0.parquet!image/7"
     assert names.find("data/train-1.parquet!image/7") is None
+
+
+def test_a_local_header_that_is_longer_than_the_directory_says(toy: Family) -> None:
+    """By more than is fetched with a member: the rest of its bytes is asked for."""
+    data, name, more = zip_bytes(toy.train), max(toy.train), 3 * 4096
+    start, directory = data.rindex(b"PK\3\4"), data.index(b"PK\1\2")
+    header = data[start : start + 28] + more.to_bytes(2, "little") + name.encode()
+    extra = b"\xfe\xca" + (more - 4).to_bytes(2, "little") + bytes(more - 4)
+    end = data[:-6] + (directory + more).to_bytes(4, "little") + data[-2:]
+    toy.offer("train.zip", data[:start] + header + extra + data[start + len(header) : directory] + end[directory:])
+    toy.offer("train.json", rows_of([name, *sorted(toy.train)]))
+    report = toy.prepare(max_samples=1, splits=["train"])
+    assert report.exit_code == 0, report.lines()
+    assert tree(toy.images) == {name: toy.train[name]}
+    assert toy.server.sent(toy.path("train.zip")) < len(data) / 4
+
+
+def test_declared_layouts_are_those_that_are_looked_into() -> None:
+    names = {"VG_100K/1.jpg", "VG_100K_2/1.jpg", "VG_100K_2/2.jpg"}
+    assert ImageNames(names, ["VG_100K"]).find("1.jpg") == "VG_100K/1.jpg"
+    assert ImageNames(names, ["VG_100K"]).find("2.jpg") is None
+    assert ImageNames(names).find("2.jpg") == "VG_100K_2/2.jpg"

@@ -14,7 +14,7 @@ from PIL import Image
 
 from lavis_ext.browse import write_run_report
 from lavis_ext.datasets.readers.faults import SampleError
-from lavis_ext.runners.evaluation import write_gallery
+from lavis_ext.runners.evaluation import talked, write_gallery
 from tests.support.runs import toy_runner
 
 
@@ -134,3 +134,7 @@ def test_answers_are_shown_with_their_questions(tmp_path: Path) -> None:
 def test_nothing_said_leaves_no_gallery(tmp_path: Path) -> None:
     write_gallery([], [Questions(6)], tmp_path / "gallery", "val")
     assert not (tmp_path / "gallery").exists()
+
+
+def test_without_an_answer_no_conversation_is_looked_for(tmp_path: Path) -> None:
+    assert talked([{"sample_id": "1", "answer": "no turns"}], [range(3)], tmp_path) == []
