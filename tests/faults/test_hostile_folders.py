@@ -31,7 +31,6 @@ def picture(path: Path) -> Path:
     return path
 
 
-@pytest.mark.fault("H19")
 @pytest.mark.parametrize("name", ["state.json", "dataset_dict.json", "a.txt", "a.json", "rows.csv", "b.jpg"])
 @pytest.mark.parametrize("verb", ["browse", "new"])
 def test_a_pipe_in_a_folder_of_pictures_does_not_hold_up(
@@ -51,7 +50,6 @@ def test_a_pipe_in_a_folder_of_pictures_does_not_hold_up(
         assert code == 0
 
 
-@pytest.mark.fault("H19")
 @pytest.mark.parametrize("verb", [["prepare", "coco", "--locked", "--offline"], ["checksum", "coco"]])
 @pytest.mark.parametrize("kind", ["pipe", "device"])
 def test_a_lock_that_is_no_file(
@@ -103,7 +101,6 @@ def test_a_table_says_odd_things_of_its_columns(tmp_path: Path, said: bytes) -> 
     assert packed_rows(tmp_path / "rows.parquet") == [{"image": "a.jpg", "label": 7}]
 
 
-@pytest.mark.fault("H19")
 @pytest.mark.parametrize("name", ["rows.json", "rows.jsonl", "rows.csv", "rows.parquet", "rows.arrow"])
 def test_a_pipe_that_a_yaml_names_as_rows(tmp_path: Path, name: str, capsys: pytest.CaptureFixture[str]) -> None:
     os.mkfifo(tmp_path / name)
@@ -111,11 +108,11 @@ def test_a_pipe_that_a_yaml_names_as_rows(tmp_path: Path, name: str, capsys: pyt
     mine = {"builder": "image_caption", "build_info": places}
     (tmp_path / "x.yaml").write_text(json.dumps({"datasets": {"mine": mine}}))
     with alarm(30):
-        assert main(["check", str(tmp_path / "x.yaml")]) == 3
-    assert name in capsys.readouterr().out
+        assert main(["check", str(tmp_path / "x.yaml")]) in (3, 6)  # 6 where its first bytes say what it is
+    said = capsys.readouterr()
+    assert name in said.out + said.err and "internal error" not in said.err
 
 
-@pytest.mark.fault("H16")
 def test_a_table_that_claims_more_rows_than_its_bytes_can_hold(tmp_path: Path) -> None:
     pq.write_table(pa.table({"caption": pa.nulls(20_000_000, pa.string())}), tmp_path / "rows.parquet")
     with alarm(20), pytest.raises(IntegrityError) as caught:
