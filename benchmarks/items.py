@@ -81,7 +81,9 @@ def rows(scene: Scene, count: int) -> Contenders:
 def fetching(scene: Scene, kind: str, count: int, size: int, delay: float, clients: Sequence[str]) -> Contenders:
     """P4 and P5: files from a server on loopback in another process."""
     folder = scene.folder / f"{kind}-{delay}"
-    files = fetch_layer.make_files(folder, max(1, count // 40 if scene.quick else count), size)
+    if scene.quick:
+        count, size = (count // 40, size) if count > 1 else (1, size // 40)
+    files = fetch_layer.make_files(folder, count, size)
     out = scene.folder / "out"
     with fetch_layer.server(folder, delay) as base:
         job = {"base": base, "files": files, "out": str(out)}

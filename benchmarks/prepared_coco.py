@@ -1,7 +1,7 @@
 """COCO at its real size, with thumbnails: what P10 and P12 of `python -m benchmarks` ask for again and unpack.
 
 123,287 pictures in two zips and 566,435 captions to train on come from a folder mirror, as `prepare coco_caption` takes
-them. Nothing in them is decoded, so the size of a picture does not matter.
+them. Only `verify --deep` decodes them.
 """
 
 from __future__ import annotations
@@ -18,7 +18,6 @@ from lavis_ext.demo.mirror import MirrorWriter
 
 ROOT = Path(__file__).parents[1]
 PICTURES, TRAIN2014, HELD_OUT = 123_287, 82_783, 5_000
-PICTURE = b"\xff\xd8\xff\xe0" + bytes(200) + b"\xff\xd9"
 LOAD = "import lavis_ext; print({k: len(v) for k, v in lavis_ext.load_dataset('coco_caption').items()})"
 COMMANDS = {
     "prepare again": ["-m", "lavis_ext", "prepare", "coco_caption", "--quiet"],
@@ -36,8 +35,13 @@ def names(count: int) -> list[str]:
 
 
 def members(chosen: list[str]) -> Iterator[tuple[str, bytes]]:
-    """Each picture with bytes of its own."""
-    return ((name, PICTURE + name.encode()) for name in chosen)
+    """Each picture with bytes of its own: a small grey JPEG that has its name in a comment."""
+    import numpy as np
+    from simplejpeg import encode_jpeg
+
+    data = encode_jpeg(np.full((16, 16, 3), 128, np.uint8))
+    texts = ((name, name.encode()) for name in chosen)
+    return ((n, data[:2] + b"\xff\xfe" + (len(t) + 2).to_bytes(2, "big") + t + data[2:]) for n, t in texts)
 
 
 def make_mirror(folder: Path, count: int) -> None:
