@@ -1,10 +1,11 @@
 """The fetch engine beside the layers and tools it could stand on: P4 and P5 of `python -m benchmarks`.
 
     python benchmarks/fetch_layer.py --before CHECKOUT [--runs 5] [--files 600] [--large-mb 512]
-        [--only small,latency,large]
+        [--only small,latency,large] [--cgroup FOLDER] [--folder FOLDER]
 
-compares ours with ours of another checkout, say of the parent commit. Every client runs in its own process against a
-server in another (nginx where installed; our own asyncio server adds the latency).
+compares ours with ours of another checkout, say of the parent commit. `--cgroup` names a control group with little
+memory, which the clients alone enter: what they write does not stay in the page cache. Every client runs in its own
+process against a server in another (nginx where installed; our own asyncio server adds the latency).
 """
 
 from __future__ import annotations
@@ -363,12 +364,22 @@ def cpu() -> float:
     return sum(usage.ru_utime + usage.ru_stime for usage in both)
 
 
-def measure(scene: str, name: str, job: Job, python: str = sys.executable, path: str = "", before: str = "") -> Figures:
+def measure(
+    scene: str,
+    name: str,
+    job: Job,
+    python: str = sys.executable,
+    path: str = "",
+    before: str = "",
+    cgroup: Path | None = None,
+) -> Figures:
     """One run of a client in a process of its own, by a Python and a PATH that have it."""
     shutil.rmtree(job["out"], ignore_errors=True)
     Path(job["out"]).mkdir()
     os.sync()
     command = [python, __file__, "--client", scene, name]
+    if cgroup:
+        command = ["sh", "-c", 'echo $$ > "$0/cgroup.procs" && exec "$@"', str(cgroup), *command]
     sources = os.pathsep.join(filter(None, [before or str(ROOT), os.environ.get("PYTHONPATH", "")]))
     environment = {**os.environ, "PATH": path or os.environ["PATH"], "PYTHONPATH": sources}
     done = subprocess.run(
@@ -395,14 +406,18 @@ def make_files(folder: Path, count: int, size: int) -> list[tuple[str, int, str]
 
 def compare(scene: str, job: Job, asked: argparse.Namespace) -> None:
     """Ours as it is here beside ours of another checkout, in turns."""
-    taken: dict[str, list[Figures]] = {"before": [], "ours": []}
+    names = ["ours", "ours, one connection"] if scene == "large" else ["ours"]
+    taken: dict[tuple[str, str], list[Figures]] = {(name, who): [] for name in names for who in ("before", "now")}
+    load = []
     for _ in range(asked.runs):
-        for name, found in taken.items():
-            found.append(measure(scene, "ours", job, before=str(asked.before) if name == "before" else ""))
-    print(f"| {scene} | seconds | CPU s |\n|---|---|---|")
-    for name, found in taken.items():
+        load.append(os.getloadavg()[0])
+        for (name, who), found in taken.items():
+            before = str(asked.before) if who == "before" else ""
+            found.append(measure(scene, name, job, before=before, cgroup=asked.cgroup))
+    print(f"\nload {min(load):.1f} to {max(load):.1f}\n\n| {scene} | seconds | CPU s |\n|---|---|---|")
+    for (name, who), found in taken.items():
         wall, used = (statistics.median(one[key] for one in found) for key in ("wall", "cpu"))
-        print(f"| {name} | {wall:.3f} | {used:.3f} |", flush=True)
+        print(f"| {who}: {name} | {wall:.3f} | {used:.3f} |", flush=True)
 
 
 def main() -> None:
@@ -413,6 +428,8 @@ def main() -> None:
     parser.add_argument("--files", type=int, default=600)
     parser.add_argument("--large-mb", type=int, default=512)
     parser.add_argument("--only", default="small,latency,large")
+    parser.add_argument("--cgroup", type=Path, help="a control group that the clients run in")
+    parser.add_argument("--folder", type=Path, help="where to work (default: a temporary folder)")
     parser.add_argument("--client", nargs=2, help=argparse.SUPPRESS)
     parser.add_argument("--serve", nargs=3, help=argparse.SUPPRESS)
     asked = parser.parse_args()
@@ -422,7 +439,7 @@ def main() -> None:
         return run_client(*asked.client)
     if asked.before is None:
         parser.error("name a checkout with --before; beside other clients it is `python -m benchmarks --only P4,P5`")
-    with tempfile.TemporaryDirectory() as work:
+    with tempfile.TemporaryDirectory(dir=asked.folder) as work:
         folder = Path(work)
         folder.chmod(0o755)
         for scene, delay, count, size in (

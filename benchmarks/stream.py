@@ -1,10 +1,11 @@
-"""Reading shards over https, beside reading them from the disk, the warm cache, and webdataset through curl.
+"""Reading shards over http, beside the disk, the warm cache, webdataset through curl, and mosaicml-streaming.
 
     python benchmarks/stream.py [--shards N] [--megabytes M] [--latency S] [--rate BYTES]
 
 A loopback server in a process of its own answers each request after `latency` seconds and sends at most `rate` bytes a
 second a connection. Prints samples a second after the first shard, and the largest resident memory of this process so
-far, for a quarter of the shards and for all.
+far, for a quarter of the shards and for all. curl and mosaicml-streaming (its own MDS shards of the same samples) are
+left out where they are not installed.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -72,6 +74,25 @@ def read_webdataset(pattern: str, work: float) -> float:
     return rate_of((sample["jpg"] for sample in webdataset.WebDataset(names, shardshuffle=False)), work)
 
 
+def write_mds(folder: Path, count: int, megabytes: int) -> None:
+    """The same samples in mosaicml-streaming's form, as many a shard."""
+    from streaming import MDSWriter
+
+    size = megabytes * 1_000_000 // PER_SHARD
+    columns = {"jpg": "bytes", "json": "json"}
+    with MDSWriter(out=str(folder), columns=columns, size_limit=megabytes * 1_000_000) as out:
+        for number in range(count * PER_SHARD):
+            out.write({"jpg": os.urandom(size), "json": {"caption": f"{number:09d}"}})
+
+
+def read_mds(remote: str, local: Path, work: float) -> float:
+    """The same through mosaicml-streaming, in order."""
+    from streaming import StreamingDataset
+
+    data = StreamingDataset(remote=remote, local=str(local), shuffle=False, batch_size=1)
+    return rate_of((sample["jpg"] for sample in data), work)
+
+
 def rate_of(items: Iterator[bytes], work: float) -> float:
     """Samples a second from the second shard on."""
     begun, count = 0.0, 0
@@ -87,8 +108,8 @@ def rate_of(items: Iterator[bytes], work: float) -> float:
 
 def _serve(folder: Path, latency: float, rate: float, addresses: Any, stop: Any) -> None:
     with Server(folder) as server:
-        for path in (folder / "shards").iterdir():
-            server.script(f"/shards/{path.name}", Fault(latency=latency, rate=rate))
+        for path in (one for one in folder.rglob("*") if one.is_file()):
+            server.script(f"/{path.relative_to(folder)}", Fault(latency=latency, rate=rate))
         addresses.put(server.base)
         stop.wait()
 
@@ -119,8 +140,12 @@ def main() -> None:
     folder = Path(tempfile.mkdtemp(prefix="stream-"))
     try:
         write_shards(folder / "disk/shards", args.shards, args.megabytes)
+        counts = (max(2, args.shards // 4), args.shards)
+        mosaic = find_spec("streaming") is not None
+        for count in counts if mosaic else ():
+            write_mds(folder / f"disk/mds{count}", count, args.megabytes)
         with serving(folder / "disk", args.latency, args.rate) as base:
-            for shards in (max(2, args.shards // 4), args.shards):
+            for shards in counts:
                 names = f"{{00000..{shards - 1:05d}}}.tar"
                 rates = {
                     "disk": read(f"shards/{names}", folder / "disk", args.work),
@@ -129,6 +154,9 @@ def main() -> None:
                 rates["https, cached"] = read(f"{base}/shards/{names}", folder / f"cache{shards}", args.work)
                 if shutil.which("curl"):
                     rates["webdataset, curl"] = read_webdataset(f"{base}/shards/{names}", args.work)
+                if mosaic:
+                    local = folder / f"mosaic{shards}"
+                    rates["mosaicml-streaming"] = read_mds(f"{base}/mds{shards}", local, args.work)
                 memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
                 for name, rate in rates.items():
                     share = rate / rates["disk"]

@@ -76,6 +76,7 @@ def page_values(subject: Subject, samples: int | None, seed: int | None) -> dict
         **about_values(subject),
         **figure_values(subject),
         "looks": looks,
+        "partly": any(len(grid["shots"]) < len(subject.views[grid["key"]]) for one in looks for grid in one["grids"]),
         "filters": {"splits": list(subject.views), "answers": sorted(answers)[:200], "states": FILTERS, "sorts": SORTS},
         "twins": twin_values(subject, scans),
         "gaps": gap_rows(subject, scans),
@@ -97,7 +98,9 @@ def head_values(subject: Subject) -> dict[str, Any]:
     here = [one for one in subject.states if one.samples is not None or one.verified]
     samples = sum(one.samples or 0 for one in here) or sum(map(len, subject.views.values()))
     expected, missing = (sum(getattr(one, name) or 0 for one in here) for name in ("expected", "missing"))
-    facts = [f"{samples:,} samples", f"{len(subject.views)} of {max(len(subject.states), len(subject.views))} splits"]
+    shown, known = len(subject.views), max(len(subject.states), len(subject.views))
+    splits = f"{shown} of {known} splits" if shown < known else "1 split" if known == 1 else f"{known} splits"
+    facts = [f"{samples:,} sample{'s' if samples != 1 else ''}", splits]
     facts += [f"{expected:,} images", f"{missing:,} missing" if missing else "none missing"] if expected else []
     fetched = [file for file in subject.files if file.disk.record]
     facts += [f"{human(sum(file.bytes for file in fetched))} fetched"] if fetched else []

@@ -8,6 +8,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
@@ -43,11 +44,18 @@ def environment() -> Environment:
         lstrip_blocks=True,
     )
     found.filters |= {"px": lambda value: f"{value:.1f}", "shown": shown, "percent": lambda share: f"{share:.1%}"}
-    found.filters |= {"figure": figure}
+    found.filters |= {"figure": figure, "code": with_code}
     found.globals |= {"WIDTH": WIDTH, "HEIGHT": HEIGHT, "LEFT": LEFT, "EDGE": WIDTH - RIGHT, "BASE": HEIGHT - BOTTOM}
     found.globals |= {"served": False, "live": "", "back": False, "policy": policy}
     found.globals |= {name.partition(".")[0]: inlined(name) for name in ("style.css", "script.js")}
     return found
+
+
+def with_code(text: str) -> Any:
+    """A sentence as HTML, redacted and escaped; what stands `so` is set as code."""
+    from markupsafe import Markup, escape
+
+    return Markup(re.sub(r"`([^`]+)`", r"<code>\1</code>", str(escape(redact(text)))))  # noqa: S704  escaped above
 
 
 @cache

@@ -12,7 +12,7 @@ from statistics import median
 from typing import Any
 
 from lavis_ext.browse.html import Series, Tile, figure, figures, line_chart, write_document
-from lavis_ext.common.files import decode_json, read_errors
+from lavis_ext.common.files import decode_json, read_errors, read_file
 from lavis_ext.fetch.lock import is_abandoned
 from lavis_ext.metrics.vqa import KINDS
 
@@ -83,7 +83,7 @@ def read_run(folder: Path, data: Mapping[str, Any] | None = None) -> RunRecords:
             for file in sorted(folder.glob("result/gallery/*/index.json"))
         ],
         answers=[read_object(file) for file in sorted(folder.glob("result/breakdown/*.json"))],
-        config=config.read_text(encoding="utf-8", errors="replace") if config.is_file() else "",
+        config=read_file(config).decode("utf-8", "replace") if config.is_file() else "",
     )
 
 
@@ -99,13 +99,13 @@ def read_lines(path: Path) -> list[Record]:
     """The JSON objects of a file of lines; torn lines are left out."""
     if not path.is_file():
         return []
-    found = (parse(line) for line in path.read_text(encoding="utf-8", errors="replace").split("\n"))
+    found = (parse(line) for line in read_file(path).decode("utf-8", "replace").split("\n"))
     return [line for line in found if line]
 
 
 def read_object(path: Path) -> Record:
     """A JSON object; {} if there is none."""
-    return parse(path.read_text(encoding="utf-8", errors="replace")) if path.is_file() else {}
+    return parse(read_file(path).decode("utf-8", "replace")) if path.is_file() else {}
 
 
 def parse(text: str) -> Record:

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from lavis_ext.cli.verb import REQUIRED, Answer, configs_first, examples, flag
 from lavis_ext.common.errors import ConfigError, Problem, UsageError
-from lavis_ext.common.files import disk_errors, expanded, write_atomic
+from lavis_ext.common.files import disk_errors, expanded, is_encodable, write_atomic
+from lavis_ext.common.secrets import CONTROL, printable
 
 if TYPE_CHECKING:
     from lavis_ext.datasets.own import Guess
@@ -56,6 +57,8 @@ def new(args: New) -> Answer:
         texts[out / "eval.yaml"] = _run(args.name, found, splits, evaluate=True)
     if there := [path for path in texts if path.exists()]:
         raise UsageError(str(there[0]), "is there already", "name another folder with --out, or remove it")
+    if not all(map(is_encodable, texts.values())):
+        raise UsageError(args.path, "has a name that is not UTF-8, which no YAML can hold", "rename it")
     for path, text in texts.items():
         with disk_errors(path):
             write_atomic(path, text)
@@ -78,9 +81,12 @@ def _trainable(found: Guess) -> tuple[dict[str, Any], list[str]]:
     """The declaration with the small model's processors, and with a `val` out of `train` where there is none."""
     section = {key: dict(value) if isinstance(value, Mapping) else value for key, value in found.section.items()}
     text = "blip_question" if found.task == "vqa" else "blip_caption"
-    picture = {"name": "blip_image_eval", "image_size": 64}
+    picture: dict[str, Any] = {"name": "blip_image_eval", "image_size": 64}
+    if found.task == "instruct":  # the model's tower is a SigLIP, and turns stay as they are written
+        picture |= {"mean": [0.5] * 3, "std": [0.5] * 3}
+    else:
+        section["text_processor"] = {"train": {"name": text}, "eval": {"name": text}}
     section["vis_processor"] = {"train": dict(picture), "eval": dict(picture)}
-    section["text_processor"] = {"train": {"name": text}, "eval": {"name": text}}
     files = section["build_info"].get("annotations")
     notes = []
     if files and "train" in files and not {"val", "test"} & set(files):
@@ -95,8 +101,12 @@ def _trainable(found: Guess) -> tuple[dict[str, Any], list[str]]:
 
 
 def _declaration(args: New, found: Guess, section: Mapping[str, Any]) -> str:
-    said = "".join(f"# - {sentence}\n" for sentence in found.sentences)
-    head = f"# Written by `lavis-ext new {args.name} {args.path}`, which guessed:\n{said}"
+    lines = [
+        f"Written by `lavis-ext new {args.name} {args.path}`, which guessed:",
+        *(f"- {s}" for s in found.sentences),
+    ]
+    # names of files may hold ends of lines, also YAML's own (U+2028, U+0085): a comment would end there
+    head = "".join(f"# {printable(line, kept='')}\n" for line in lines)
     body = _dumped({"datasets": {args.name: dict(section)}})
     return f"{head}# Mend what is wrong; docs/own-data.md says how.\n{body}"
 
@@ -125,7 +135,8 @@ def _run(name: str, found: Guess, splits: list[str], evaluate: bool) -> str:
         "output_dir": f"output/{name}",
     }
     run |= {"num_beams": 3, **(length if found.task == "vqa" else {"max_len": 30, "min_len": 3})}
-    body = {"model": {"arch": "blip2_opt", "model_type": "tiny"}, "datasets": {name: {}}, "run": run}
+    arch = "blip2_causal" if found.task == "instruct" else "blip2_opt"
+    body = {"model": {"arch": arch, "model_type": "tiny"}, "datasets": {name: {}}, "run": run}
     what = "Evaluates" if evaluate else "Trains"
     return f"# {what} a tiny BLIP-2 on `{name}`: a first look, on a CPU.\n{_dumped(body)}"
 
@@ -138,6 +149,11 @@ def _dumped(tree: Mapping[str, Any]) -> str:
         def ignore_aliases(self, data: Any) -> bool:
             return True
 
+    def quoted(dumper: Any, text: str) -> Any:
+        # PyYAML folds a U+0085 as an end of line: in double quotes it is escaped
+        return dumper.represent_scalar("tag:yaml.org,2002:str", text, style='"' if CONTROL.search(text) else None)
+
+    Dumper.add_representer(str, quoted)
     return yaml.dump(tree, Dumper=Dumper, sort_keys=False, allow_unicode=True, width=110, default_flow_style=None)
 
 

@@ -24,6 +24,9 @@ class Pack(Quiet, Options):
     shorter_side: int | None = flag(None, metavar="PIXELS", help="make larger pictures smaller")
     seed: int = flag(0, help="of a caption that is drawn out of several")
     jobs: int = flag(1, metavar="N", help="shards at a time")
+    distributor: Literal["multiprocessing", "pyspark", "ray"] = flag(
+        "multiprocessing", help="who makes them: this process, or a cluster"
+    )
     deep: bool = flag(False, help="hash shards that are there already")
 
 

@@ -11,6 +11,7 @@ import threading
 import unicodedata
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from io import FileIO
 from pathlib import Path
 from typing import Any
 
@@ -87,23 +88,48 @@ def checked_path(path: Path) -> Path:
     return path
 
 
+def is_encodable(text: str) -> bool:
+    """Whether a text can be written as UTF-8: it holds no half of a character."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def is_dangling(path: Path) -> bool:
     """Whether it is a link to nothing, or to itself."""
     return os.path.islink(path) and not os.path.exists(path)  # noqa: PTH110, PTH114 - of any text, without an error
 
 
-def read_bounded(path: Path, most: int) -> bytes:
-    """The first `most` bytes of a file; raises OSError, and ValueError of what gives none and has no end: a pipe, a
-    device, a log of the kernel (`/proc/kmsg`, which says that it is a file)."""
+def open_file(path: str | Path) -> FileIO:
+    """A file, open for reading, unbuffered; raises OSError, also of what may have no end: a pipe, a device."""
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | getattr(os, "O_CLOEXEC", 0))
-    with open(descriptor, "rb", buffering=0) as file:  # noqa: PTH123 - a descriptor
-        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-            raise ValueError("is not a file")
+    kind = os.fstat(descriptor).st_mode
+    if stat.S_ISREG(kind):
+        return FileIO(descriptor)
+    os.close(descriptor)
+    number = errno.EISDIR if stat.S_ISDIR(kind) else errno.EINVAL
+    raise OSError(number, os.strerror(number) if number == errno.EISDIR else "is not a file", str(path))
+
+
+def read_file(path: str | Path) -> bytes:
+    """All bytes of a file; raises OSError, as `open_file`, and of a log of the kernel, which says that it is a file."""
+    with open_file(path) as file:
+        data = file.read()
+    if data is None:
+        raise OSError(errno.EINVAL, "is not a file: it has no end", str(path))
+    return data
+
+
+def read_bounded(path: str | Path, most: int) -> bytes:
+    """The first `most` bytes of a file; raises OSError, as `read_file`."""
+    with open_file(path) as file:
         data = bytearray()
         while len(data) < most:
             piece = file.read(min(CHUNK, most - len(data)))
             if piece is None:
-                raise ValueError("is not a file: it has no end")
+                raise OSError(errno.EINVAL, "is not a file: it has no end", str(path))
             if not piece:
                 break
             data += piece
@@ -168,7 +194,7 @@ def write_json(path: Path, value: Any) -> None:
 def read_object(path: Path) -> dict[str, Any]:
     """The JSON object in a file; empty where none can be read: absent, cut off, other bytes, nested too deep."""
     try:
-        value = decode_json(path.read_bytes())
+        value = decode_json(read_file(path))
     except (OSError, ValueError):
         return {}
     return value if isinstance(value, dict) else {}

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from lavis_ext.common.config.resolve import config_roots
-from lavis_ext.common.files import decode_json, disk_errors, expanded
+from lavis_ext.common.files import decode_json, disk_errors, expanded, read_file
 from lavis_ext.common.registry import registry
 from lavis_ext.common.secrets import split_url
 
@@ -43,7 +43,7 @@ def find_yaml(path: str | Path) -> str:
 
 def load_json(filename: str | Path) -> Any:
     """The value of a JSON file."""
-    return decode_json(Path(filename).read_text(encoding="utf-8"))
+    return decode_json(read_file(Path(filename)))
 
 
 def makedir(dir_path: str | Path) -> bool:

@@ -15,13 +15,14 @@ from typing import Any
 from lavis_ext.common.config.decode import ConfigDecoder, read_sections
 from lavis_ext.common.config.schema import DatasetConfig
 from lavis_ext.common.errors import LavisExtError, Problem, UsageError, nearest
-from lavis_ext.common.files import expanded, read_errors
+from lavis_ext.common.files import expanded, read_errors, size_of
 from lavis_ext.common.registry import builders
 from lavis_ext.common.types import Dataset
 from lavis_ext.datasets.builders.base_dataset_builder import build_datasets
 from lavis_ext.datasets.builders.context import BuildContext, annotation_paths, column_problems, with_storage_root
 from lavis_ext.datasets.readers.annotations import Annotations
 from lavis_ext.datasets.readers.columns import LOOKED_AT, Row, find_column
+from lavis_ext.datasets.readers.conversations import HELD
 from lavis_ext.datasets.readers.folders import SPLITS, split_named
 from lavis_ext.datasets.readers.images import ImageStore
 from lavis_ext.datasets.readers.packed import arrow_files
@@ -63,6 +64,8 @@ class Guess:
     @property
     def otherwise(self) -> str:
         """How to say it where a guess is wrong."""
+        if self.task == "instruct":
+            return "if that is wrong: `lavis-ext new NAME PATH` writes it as a YAML, where `builder:` names the shape"
         keys = "{question_key: …, answer_key: …}" if self.task == "vqa" else "{image_key: …, caption_key: …}"
         return f"if that is wrong: `lavis-ext new NAME PATH` writes it as a YAML, where `args: {keys}` says it"
 
@@ -93,7 +96,7 @@ def guess(path: str | Path, name: str | None = None) -> Guess:
     config = decoder.build(DatasetConfig, {"name": chosen, "family": chosen, **section}, f"datasets.{chosen}")
     decoder.close()
     assert config is not None
-    task = "vqa" if config.builder == "vqa" else "captioning"
+    task = {"vqa": "vqa", "conversation": "instruct"}.get(config.builder, "captioning")
     return Guess(config, section, tuple(sentences), task, count)
 
 
@@ -160,7 +163,9 @@ def _look(place: Path) -> Found | None:
             notes += [f"left out beside {chosen[split][0].name}: {', '.join(one.name for one in left)}"] if left else []
         if found := _of_files(chosen, place, notes):
             return found
-    return _folder(place, pictures) if pictures else None
+        kept = ", ".join(one.name for some in chosen.values() for one in some)
+        unread = [f"no column of {kept} is a picture or what is said of one: they are left out"]
+    return _folder(place, pictures, unread if files else []) if pictures else None
 
 
 def _below(folder: Path) -> Iterator[Path]:
@@ -171,8 +176,8 @@ def _below(folder: Path) -> Iterator[Path]:
         for one in level:
             with read_errors(one), os.scandir(one) as listed:
                 entries = sorted((e for e in listed if not e.name.startswith(".")), key=lambda e: e.name)
-            yield from (Path(e.path) for e in entries if e.is_file())
-            inner += [Path(e.path) for e in entries if e.is_dir()]
+            yield from (Path(e.path) for e in entries if size_of(e) is not None)
+            inner += [Path(e.path) for e in entries if os.path.isdir(e.path)]  # noqa: PTH112 - False of a loop of links
         level = inner
 
 
@@ -184,7 +189,7 @@ def _may_hold_rows(path: Path) -> bool:
     if kind != ".txt":
         return False
     first = open_head(path, 4096).decode("utf-8", "ignore").lstrip("\ufeff\n").partition("\n")[0].lower()
-    names = first.replace("\t", ",").split(",")
+    names = [name.strip() for name in re.split(r"[\t,;|]", first)]
     return bool(re.search(r"\.(jpe?g|png|webp|gif|bmp)\b", first)) or bool(
         {"image", "file_name", "filename"} & set(names)
     )
@@ -250,7 +255,7 @@ def _shards(tars: Sequence[Path], place: Path) -> Found:
     return {"builder": "image_text_shards", "build_info": {"storage": storage}, "args": args}, told, None
 
 
-def _folder(place: Path, pictures: Sequence[Path]) -> Found | None:
+def _folder(place: Path, pictures: Sequence[Path], notes: list[str]) -> Found | None:
     """A folder of pictures without a file of rows, or folders of pictures by split."""
     splits = {
         split: place / name
@@ -263,7 +268,7 @@ def _folder(place: Path, pictures: Sequence[Path]) -> Found | None:
     parts: dict[str, list[Path]] = (
         {split: [splits[split]] for split in ("train", "val", "test") if split in splits} if whole else {}
     )
-    return _of_files(parts or {"train": [place]}, place, [])
+    return _of_files(parts or {"train": [place]}, place, notes)
 
 
 def _of_files(parts: Mapping[str, list[Path]], place: Path, notes: list[str]) -> Found | None:
@@ -279,6 +284,9 @@ def _of_files(parts: Mapping[str, list[Path]], place: Path, notes: list[str]) ->
         args["delimiter"] = delimiter
     if not shape:
         return None
+    if shape == "conversation":
+        how = RowOptions(base=place, image_key=str(args.get("image_key", "image")), conversations="whole")
+        rows = Annotations(sort_files(first, how).rows)[:LOOKED_AT]
     images, found = _images(rows, args, first[0], place)
     if pattern := found.pop("image_pattern", None):
         args["image_pattern"] = pattern
@@ -299,17 +307,7 @@ def _of_files(parts: Mapping[str, list[Path]], place: Path, notes: list[str]) ->
     }
     kinds = ", ".join(f"{split}: {', '.join(one.name for one in some)}" for split, some in parts.items())
     told = [*notes, f"rows of {kinds}", *said, f"the pictures lie below {images}{found.get('note', '')}"]
-    read = {
-        "image",
-        "caption",
-        "question",
-        "answer",
-        "image_id",
-        "question_id",
-        "split",
-        "conversations",
-        *map(str, args.values()),
-    }
+    read = {*READ, *HELD, *map(str, args.values())}
     if rest := [f"`{name}`" for name in known if name not in read]:
         told.append(f"not read: {', '.join(rest[:12])}{' …' if len(rest) > 12 else ''}")
     return section, told, count
@@ -322,7 +320,7 @@ def _sign(path: Path) -> str | None:
     head = open_head(path, 1 << 16).decode("utf-8", "ignore").lstrip("\ufeff").partition("\n")[0].rstrip("\r")
     usual = "\t" if kind_of_name(path) == ".tsv" else ","
     sign = sign_of(head)
-    return sign if sign and usual not in head and kind_of_name(path) != ".txt" else None
+    return sign if sign and usual not in head and kind_of_name(path) not in (".txt", ".token") else None
 
 
 def _shape(rows: Sequence[Row], known: Sequence[str]) -> tuple[str, dict[str, Any], list[str]]:
@@ -330,12 +328,12 @@ def _shape(rows: Sequence[Row], known: Sequence[str]) -> tuple[str, dict[str, An
     image = find_column("image_key", rows)
     args: dict[str, Any] = {} if image in (None, "image") else {"image_key": image}
     said = [f"the picture is `{image}`"] if image else []
-    if "conversations" in known:
-        named = [row.get(image or "image") for row in rows]
-        several = sum(isinstance(one, list) and len(one) > 1 for one in named)
-        said.append("conversations, a question and an answer a turn: the shape `vqa`")
-        said += [f"{several} of the first {len(rows)} have several pictures: the first is read"] if several else []
-        return "vqa", args, said
+    held = next((key for key in HELD if key in known and any(isinstance(row.get(key), list) for row in rows)), None)
+    if held:
+        if held == "conversations" and not any(_goes_on(row, row.get(image or "image")) for row in rows):
+            said.append("conversations of one question and its answer: the shape `vqa`")
+            return "vqa", args, said
+        return "conversation", args, [*said, f"`{held}` are turns: the shape `conversation`"]
     used = [image] if image else []
     question = find_column("question_key", rows, used)
     answer = find_column("answer_key", rows, [*used, question or ""])
@@ -363,8 +361,19 @@ def _shape(rows: Sequence[Row], known: Sequence[str]) -> tuple[str, dict[str, An
     return "", {}, []
 
 
+def _goes_on(row: Row, pictures: Any) -> bool:
+    """Whether a conversation has more than a question and its answer about one picture."""
+    turns = row.get("conversations")
+    several = isinstance(pictures, list) and len(pictures) > 1
+    return several or not pictures or not isinstance(turns, list) or len(turns) > 2
+
+
 READ = ("image", "caption", "question", "answer", "image_id", "question_id", "split", "conversations", "id")
 """Columns that are read without being named."""
+IDS = ("image_id", "id", "sample_id", "img_id", "key", "name")
+"""Columns that may name a picture without its suffix, where none is a picture."""
+ENCODED = ("/9j/", "iVBORw0KGgo", "data:image/", "R0lGOD", "UklGR")
+"""How JPEG, PNG, GIF and WebP begin in base64."""
 PLACES = ("images", "image", "img", "imgs", "photos", "pictures", "pics", "data", "files")
 
 
@@ -374,10 +383,13 @@ def _images(rows: Sequence[Row], args: Mapping[str, Any], file: Path, place: Pat
     values = [row.get(str(args.get("image_key", "image"))) for row in rows]
     names = [str(one) for value in values if value for one in (value if isinstance(value, list) else [value])]
     patterns: list[str | None] = [None]
+    if names and names[0].startswith(ENCODED):
+        what = f"`{args.get('image_key', 'image')}` holds pictures as base64"
+        raise UsageError(str(file), what, "write them as files, or as a column of bytes in Parquet")
     if not names:
-        ids = [row["image_id"] for row in rows if "image_id" in row]
-        patterns = ["{image_id}.jpg", "{image_id:012d}.jpg", "{image_id}.png"]
-        names = []
+        key = next((key for key in IDS if any(key in row for row in rows)), "image_id")
+        ids = [{key: row[key]} for row in rows if key in row]
+        patterns = [f"{{{key}{how}}}.{end}" for end in ("jpg", "png", "jpeg", "webp") for how in ("", ":012d")]
     if any(Path(name).is_absolute() for name in names):
         there = [name for name in names if Path(name).is_absolute() and os.path.isfile(name)]  # noqa: PTH113
         parents = [str(Path(name).parent) for name in there]
@@ -401,9 +413,9 @@ def _images(rows: Sequence[Row], args: Mapping[str, Any], file: Path, place: Pat
     return best[1], {**found, "note": note}
 
 
-def _formatted(pattern: str, number: Any) -> str:
+def _formatted(pattern: str, row: Row) -> str:
     try:
-        return pattern.format(image_id=number)
+        return pattern.format(**row)
     except ValueError:
         return ""
 

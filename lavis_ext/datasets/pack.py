@@ -9,34 +9,38 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import tarfile
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, partial
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import torch
 
 from lavis_ext.common.config.cards import BOOKKEEPING
 from lavis_ext.common.config.schema import DatasetConfig, ProcessorPair
-from lavis_ext.common.errors import ConfigError, IntegrityError, PartialError, UsageError
-from lavis_ext.common.files import decode_json, disk_errors, expanded, write_json
+from lavis_ext.common.errors import ConfigError, IntegrityError, LavisExtError, PartialError, UsageError
+from lavis_ext.common.files import decode_json, disk_errors, expanded, read_object, write_json
 from lavis_ext.datasets.buckets import is_remote
 from lavis_ext.datasets.builders import BuildContext, build_datasets
 from lavis_ext.datasets.datasets.base_dataset import ImageTextDataset
 from lavis_ext.datasets.readers.decode import decode_rgb
 from lavis_ext.datasets.readers.faults import SampleError
 from lavis_ext.fetch.lock import Ownership
-from lavis_ext.fetch.objects import BUCKETS, put, upload
+from lavis_ext.fetch.objects import BUCKETS, listed, put, upload
 from lavis_ext.fetch.remote import RemoteFile, fetch_bytes
 from lavis_ext.fetch.safety import redact_url
 from lavis_ext.fetch.session import scheme_of
 from lavis_ext.fetch.transfer import Policy, Source
+from lavis_ext.prepare.urls.cluster import Apply, cluster, require_installed
+from lavis_ext.prepare.urls.job import Distributor
 from lavis_ext.prepare.urls.shards import ShardManifest, describe, is_published, publish, shard_fault, shard_path
 from lavis_ext.processors import drawing_from
 
@@ -67,11 +71,14 @@ class PackOptions:
     """Of what a data set draws at random for a sample: a caption of several."""
     jobs: int = 1
     """Shards that are made at a time."""
+    distributor: Distributor = "multiprocessing"
+    """Threads of this process, or Spark's or Ray's processes, perhaps on other machines that have the same folders."""
     deep: bool = False
     """Hash shards that are there already, too."""
 
     def check(self) -> None:
-        """Raise UsageError for values out of range."""
+        """Raise UsageError for values out of range, and for a distributor that is not installed."""
+        require_installed(self.distributor)
         counts = {"samples-per-shard": self.samples_per_shard, "jobs": self.jobs, "quality": self.quality}
         more = {"max-samples": self.max_samples, "shorter-side": self.shorter_side}
         for name, value in (counts | {name: value for name, value in more.items() if value is not None}).items():
@@ -123,17 +130,21 @@ def pack(config: DatasetConfig, out: str, root: Path, options: PackOptions, told
     with disk_errors(target.folder), ExitStack() as stack:
         target.folder.mkdir(parents=True, exist_ok=True)
         stack.enter_context(Ownership(target.folder / "pack.owner", target.folder, Policy(owner_wait=0, owner_stall=0)))
-        for stale in (path for form in STALE for path in target.folder.glob(form)):
-            stale.unlink()  # half-written by a process that was killed
-        pool = stack.enter_context(ThreadPoolExecutor(options.jobs))
-        work = pool.map(lambda number: pack_shard(dataset, number, target, options), range(count))
-        for number, (manifest, faults, made) in enumerate(work):
+        target.clean()
+        _own_shards(target, config, options, count)
+        if options.distributor == "multiprocessing":
+            apply: Apply = stack.enter_context(ThreadPoolExecutor(options.jobs)).map
+        else:
+            apply = stack.enter_context(cluster(options.distributor, options.jobs))
+        work = apply(partial(attempt, dataset, target, options), range(count))
+        for number, (manifest, faults, made) in enumerate(map(done, work)):
             report.samples, report.bytes = report.samples + manifest.samples, report.bytes + manifest.bytes
             report.shards, report.made = report.shards + 1, report.made + made
             report.faults.update(fault.reason for fault in faults)
             report.first += [{"id": one.sample_id, "path": one.path, "why": one.why} for one in faults]
             del report.first[FIRST_FAULTS:]
             told(f"{number + 1} of {count} shards, {report.samples:,} samples")
+        target.clean()
         report.lost = len(dataset) - report.samples
         whole = {name: getattr(report, name) for name in ("dataset", "split", "samples", "lost", "shards", "bytes")}
         target.write("pack.json", {"format": FORMAT, **whole, **options.identity})
@@ -143,6 +154,25 @@ def pack(config: DatasetConfig, out: str, root: Path, options: PackOptions, told
         way_out = f"run `lavis-ext verify {config.name} --repair`, or raise `datasets.{config.name}.tolerance`"
         raise PartialError(f"{config.name}/{options.split}", what, way_out)
     return report
+
+
+def _own_shards(target: Target, config: DatasetConfig, options: PackOptions, count: int) -> None:
+    """Before shards are made: raise UsageError where those of somebody else would be replaced by them.
+
+    `pack.json` says from the first moment whose they are, so that a pack that was killed knows its own again.
+    """
+    said = target.read("pack.json")
+    whose = {"dataset": config.name, "split": options.split}
+    if said.get("format") == FORMAT and "dataset" in said:
+        if {name: said.get(name) for name in whose} != whose:
+            what = f"holds the shards of {said['dataset']}/{said.get('split')}"
+            raise UsageError(target.shown, what, "name another place, or remove them")
+        return
+    there = target.files({shard_path(target.folder, number).name for number in range(count)} | {"pack.json"})
+    if there:
+        what = f"has {there[0]} already, which `pack` did not write"
+        raise UsageError(target.shown, what, "name another place: nothing there is replaced")
+    target.write("pack.json", {"format": FORMAT, **whose})
 
 
 def opened(config: DatasetConfig, root: Path, options: PackOptions) -> ImageTextDataset:
@@ -177,6 +207,33 @@ class Target:
         if not is_remote(out):
             return cls(Path(out))
         return cls(Path(root, BOOKKEEPING, "pack", sha256(out.encode()).hexdigest()[:16]), out)
+
+    def clean(self) -> None:
+        """Remove what processes that were killed have half written."""
+        for stale in (path for form in STALE for path in self.folder.glob(form)):
+            stale.unlink(missing_ok=True)
+
+    @property
+    def shown(self) -> str:
+        """The place without secrets, for messages."""
+        return redact_url(self.url) if self.url else str(self.folder)
+
+    def read(self, name: str) -> dict[str, Any]:
+        """A small JSON beside the shards; empty where there is none."""
+        if not self.url:
+            return read_object(self.folder / name)
+        try:
+            found = decode_json(fetch_bytes(Source(f"{self.url}/{name}")) or b"null")
+        except ValueError:
+            return {}
+        return found if isinstance(found, dict) else {}
+
+    def files(self, names: Iterable[str]) -> list[str]:
+        """Those of some names that are there, sorted."""
+        if not self.url:
+            return sorted(name for name in names if os.path.lexists(self.folder / name))
+        there = {one.name for one in listed(f"{self.url}/")}
+        return sorted(there & set(names))
 
     def manifest(self, number: int, input_hash: str, deep: bool) -> ShardManifest | None:
         """The manifest of a shard that is there, made of these rows, None where it has to be made (again)."""
@@ -227,9 +284,27 @@ class Target:
         return digest.hexdigest()
 
 
-def pack_shard(
-    dataset: ImageTextDataset, number: int, target: Target, options: PackOptions
-) -> tuple[ShardManifest, list[SampleError], bool]:
+Packed = tuple[ShardManifest, list[SampleError], bool]
+
+
+def attempt(dataset: ImageTextDataset, target: Target, options: PackOptions, number: int) -> Packed | Exception:
+    """`pack_shard` on whatever machine; its error is a value, which a cluster hands on as it is."""
+    try:
+        with disk_errors(target.folder):
+            target.folder.mkdir(parents=True, exist_ok=True)  # of a bucket, on another machine
+            return pack_shard(dataset, number, target, options)
+    except LavisExtError as error:
+        return error
+
+
+def done(made: Packed | Exception) -> Packed:
+    """What `attempt` gave; raises its error."""
+    if isinstance(made, Exception):
+        raise made
+    return made
+
+
+def pack_shard(dataset: ImageTextDataset, number: int, target: Target, options: PackOptions) -> Packed:
     """One shard: its manifest, the samples that could not be packed, and whether it was made now."""
     first = number * options.samples_per_shard
     rows = range(first, min(len(dataset), first + options.samples_per_shard))
@@ -240,7 +315,8 @@ def pack_shard(
     there = target.manifest(number, input_hash, options.deep)
     if there is not None:
         return there, [], False
-    temporary = target.folder / f".{number:05d}.tar.tmp"
+    # a name of its own: a machine that a cluster has given up may still be writing
+    temporary = target.folder / f".{number:05d}.{uuid4().hex[:12]}.tar.tmp"
     faults: list[SampleError] = []
     with temporary.open("wb") as file, tarfile.open(fileobj=file, mode="w", format=tarfile.USTAR_FORMAT) as archive:
         for index in rows:

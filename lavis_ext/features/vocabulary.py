@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from lavis_ext.common.errors import IntegrityError
-from lavis_ext.common.files import decode_json, read_errors, write_atomic
+from lavis_ext.common.files import decode_json, read_errors, read_file, write_atomic
 from lavis_ext.features.formats.restricted import load_plain
 
 log = logging.getLogger(__name__)
@@ -92,7 +92,7 @@ def _of_records(value: Any, path: Path) -> LabelVocabulary:
 
 def _json(path: Path) -> Any:
     with read_errors(path):
-        data = path.read_bytes()
+        data = read_file(path)
     try:
         return decode_json(data)
     except ValueError as error:
@@ -101,7 +101,7 @@ def _json(path: Path) -> Any:
 
 def _plain(path: Path) -> Any:
     with read_errors(path):
-        data = path.read_bytes()
+        data = read_file(path)
     return load_plain(data, str(path))
 
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import re
 import shutil
 import threading
 import time
@@ -38,6 +39,9 @@ TOUCHED = 1.0
 """Seconds for which a use is not noted again."""
 LOST = 5
 """How often an object may be removed by other processes between its arrival and its use."""
+
+
+DIGEST = re.compile(r"[0-9a-f]{32}")
 
 
 class _Entry(NamedTuple):
@@ -229,10 +233,12 @@ class ObjectCache:
         """Last use, bytes and digest of each object that is there or to come."""
         found = []
         for note in self.folder.glob("*.json"):
+            if not DIGEST.fullmatch(note.stem):
+                continue  # of whoever else uses this folder: nothing of it is counted, or removed
             with suppress(OSError):
                 size = read_object(note).get("size")
                 used = note.stat().st_mtime_ns
-                found.append(_Entry(used, size if isinstance(size, int) else 0, note.stem))
+                found.append(_Entry(used, size if type(size) is int and size > 0 else 0, note.stem))
         return found
 
     def _is_coming(self, digest: str) -> bool:

@@ -8,7 +8,7 @@ from typing import Any
 from urllib.parse import quote, unquote
 
 from lavis_ext.common.errors import IntegrityError, NetworkError
-from lavis_ext.common.files import decode_json
+from lavis_ext.common.files import decode_json, is_encodable
 from lavis_ext.fetch.objects import Pinned
 from lavis_ext.fetch.remote import fetch_page
 from lavis_ext.fetch.safety import redact_url, safe_relative, split_url
@@ -41,7 +41,7 @@ def list_repository(url: str, policy: Policy | None = None) -> list[Pinned]:
         entries = [entry for page in _pages(session, place, url) for entry in page]
     found = [_pinned(f"hf:{kind}{owner}/{name}@{commit}", entry) for entry in entries if entry.get("type") == "file"]
     if None in found:
-        raise IntegrityError(redact_url(url), "the hub lists a file without name or size", "try again later")
+        raise IntegrityError(redact_url(url), "the hub lists a file without a name or a size", "try again later")
     return [one for one in found if one is not None]
 
 
@@ -54,7 +54,7 @@ def repository_of(url: str) -> tuple[str, str, str, str, str]:
     owner, name, *rest = [*names[1 if kind else 0 :], "", ""]
     name, _, revision = name.partition("@")
     folder = "/".join(part for part in rest if part)
-    if not owner or not name:
+    if not owner or not name or not is_encodable(url):
         raise NetworkError(redact_url(url), "names no repository", "write hf:datasets/OWNER/NAME[@REVISION]/…")
     return kind, owner, name, revision or "main", folder
 
@@ -84,7 +84,7 @@ def _read(session: Session, place: str, url: str) -> tuple[Any, str]:
 
 def _pinned(base: str, entry: dict[str, Any]) -> Pinned | None:
     path, size, lfs = entry.get("path"), entry.get("size"), entry.get("lfs")
-    if not isinstance(path, str) or type(size) is not int or size < 0:
+    if not isinstance(path, str) or "\0" in path or not is_encodable(path) or type(size) is not int or size < 0:
         return None
     digest = lfs.get("oid") if isinstance(lfs, dict) else None
     sha256 = digest if isinstance(digest, str) and SHA256.fullmatch(digest) else None

@@ -21,6 +21,7 @@ from typing import Any
 from urllib.parse import quote, unquote
 
 from lavis_ext.common.errors import ConfigError, IntegrityError, NetworkError
+from lavis_ext.common.files import is_encodable
 from lavis_ext.fetch.remote import RemoteFile
 from lavis_ext.fetch.safety import redact, redact_url, split_url
 from lavis_ext.fetch.session import Reply, Request, Session, Validators, register_opener, scheme_of
@@ -155,7 +156,7 @@ def _first_words(error: Exception) -> str:
 def place_of(url: str) -> tuple[str, str, str]:
     """Scheme, bucket and decoded key of an address; raises Failure for one without a bucket."""
     parts = split_url(url)
-    if not parts.netloc or "@" in parts.netloc:
+    if not parts.netloc or "@" in parts.netloc or not is_encodable(url):
         raise Failure(
             "final", f"not an object's address: expected {parts.scheme}://BUCKET/KEY, credentials are not in it"
         )

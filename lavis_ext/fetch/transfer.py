@@ -274,8 +274,8 @@ class Stopped(Exception):
 
 _WAYS_OUT: dict[type[LavisExtError], str] = {
     AccessError: "sign in, accept the licence, or set the token that this host asks for (run `lavis-ext doctor`)",
-    IntegrityError: "the host may have replaced the file: compare with its homepage, then correct the declared figures "
-    "or name another mirror",
+    IntegrityError: "the host may have replaced the file: compare with its homepage, then correct the figures, "
+    "accept it (`lavis-ext checksum NAME --accept`, then `prepare --locked`), or name another mirror",
     UnsafeError: "name a source that is safe",
     ConfigError: "install it (`lavis-ext doctor` lists what is missing), or name another mirror",
     NetworkError: "try again later, or name another mirror (LAVIS_EXT_MIRROR)",

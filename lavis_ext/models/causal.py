@@ -84,7 +84,7 @@ class Blip2AnyLanguage(Blip2Language):
 
     def _untouched(self) -> Tensor:
         """0, of all visual parts that learn: a batch without pictures must not leave a rank without their gradients."""
-        found = self.net.query_tokens.new_zeros(())
+        found: Tensor = self.net.query_tokens.new_zeros(())
         parts = (self.net.vision_model, self.net.qformer, self.net.language_projection)
         held = [self.net.query_tokens, *(one for part in parts for one in part.parameters())]
         for one in held if self.training and torch.is_grad_enabled() else ():

@@ -36,7 +36,7 @@ class TurnPrompter(Prompter):
 
     def __init__(self, tokenizer: Any, num_query: int, max_txt_len: int, max_chat_len: int, end_id: int) -> None:
         super().__init__(tokenizer, PLACE, num_query, max_txt_len)
-        self.max_chat_len, self.end_id = max_chat_len, end_id
+        self.max_chat_len, self.closer = max_chat_len, end_id
         self.reader = copy.deepcopy(tokenizer)
         self.reader.add_tokens([AddedToken(IMAGE, special=True, normalized=False)], special_tokens=True)
         self.image_id = int(self.reader.convert_tokens_to_ids(IMAGE))
@@ -53,7 +53,7 @@ class TurnPrompter(Prompter):
     def pad_id(self) -> int:
         """The pad token, else the end token; the mask distinguishes pads from text."""
         pad = self.tokenizer.pad_token_id
-        return self.end_id if pad is None else int(pad)
+        return self.closer if pad is None else int(pad)
 
     # Bare texts.
 
@@ -77,7 +77,7 @@ class TurnPrompter(Prompter):
 
     def ended(self, ids: Ids, longest: int) -> Ids:
         """A text to learn with its end token; one that is cut has none, as it does not end there."""
-        return [*ids, self.end_id][:longest]
+        return [*ids, self.closer][:longest]
 
     def asked(self, prompt: str) -> Ids:
         """A picture and a prompt, after which the language model writes."""
@@ -88,7 +88,8 @@ class TurnPrompter(Prompter):
         asked = self.plain([prompt.rstrip(" ")])[0]
         head = [*self.opening, *self.places, *asked[max(len(asked) - self.max_txt_len, 0) :]]
         tail = self.ended(self.following(prompt, [text])[0], self.max_txt_len)
-        return head + tail, [IGNORED] * len(head) + tail
+        longest = self.max_chat_len  # never more than the language model has positions
+        return (head + tail)[:longest], ([IGNORED] * len(head) + tail)[:longest]
 
     def padded(self, rows: Sequence[Row], side: Side) -> tuple[TextTokens, Tensor]:
         """Rows padded to the longest, with their labels [B, L]."""
@@ -211,7 +212,7 @@ class TurnPrompter(Prompter):
     @property
     def end_text(self) -> str:
         """The text of the end token."""
-        return str(self.tokenizer.convert_ids_to_tokens(self.end_id))
+        return str(self.tokenizer.convert_ids_to_tokens(self.closer))
 
     def _default(self, roles: Sequence[str], marks: Sequence[str]) -> str:
         """`SYSTEM USER: … ASSISTANT: …</s>USER: …`, as Vicuna and LLaVA have it."""

@@ -195,11 +195,12 @@ def build_retriever(settings: Any, words: int, pad: int | None, config: Any) -> 
 
 def blip2_config(config: Any, text: dict[str, Any] | None = None) -> Any:
     """transformers' configuration by `sizes`; raises ConfigError for sizes that it refuses."""
-    tower = clip_tower.SIZES if config.vit_model == "clip_L" else {}
+    sizes = clip_tower.SIZES if config.vit_model == "clip_L" else {}
     given = config.sizes.get("vision_config", {})
-    vision = {"image_size": config.image_size, "initializer_range": 0.02, **tower, **given}
+    vision = {"image_size": config.image_size, "initializer_range": 0.02, **sizes, **given}
     qformer = dict(config.sizes.get("qformer_config", {}))
-    if tower := getattr(config, "tower", ""):
+    tower = getattr(config, "tower", "")
+    if tower:
         vision = towers.stub_of(load_vision_config(tower, config.image_size), config.image_size)
     parts = {
         "vision_config": vision,

@@ -44,7 +44,7 @@ def spellings(tokenizer: Any) -> dict[str, int]:
 
     `Ġred` of a byte-level vocabulary and `▁red` of SentencePiece are the same text.
     """
-    special, found = set(tokenizer.all_special_ids), {}
+    special, found = set(tokenizer.all_special_ids), dict[str, int]()
     for token, number in tokenizer.get_vocab().items():
         text = token.replace("▁", " ")
         if all(letter in BYTES for letter in token):

@@ -291,7 +291,7 @@ class Blip2AnyConfig(Blip2LanguageConfig):
     chat: bool = False
     """Whether captions and questions are turns of the tokenizer's chat template too, not bare texts."""
     max_chat_len: Count = 2048
-    """Of a conversation with its image places, in tokens."""
+    """Of a conversation, or a prompt and its text, with the image places, in tokens."""
     language_key: ClassVar[str] = "llm"
 
     def problems(self, where: str = "model") -> Iterator[Problem]:

@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lavis_ext.common.errors import ConfigError, IntegrityError
+from lavis_ext.common.files import read_file
 from lavis_ext.oscar.generation import CaptionState, Choice, Ends, GeneratedCaptions, pick
 
 Ids = tuple[int, ...]
@@ -278,7 +279,7 @@ def words_for(name: str, pieces: Mapping[str, Sequence[str]], forms: Mapping[str
 def read_forms(path: Path) -> dict[str, list[str]]:
     """The rows of a TSV: a word, and the words for it, separated by commas; raises IntegrityError."""
     try:
-        rows = [line.split("\t") for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+        rows = [line.split("\t") for line in read_file(path).decode("utf-8").splitlines() if line.strip()]
         return {name.strip(): [word.strip() for word in words.split(",") if word.strip()] for name, words in rows}
     except (OSError, ValueError) as error:
         raise IntegrityError(str(path), f"is no table of names and words: {error}", "fetch it again") from error

@@ -10,7 +10,7 @@ from typing import Any
 
 from lavis_ext.common.config import resolve as config
 from lavis_ext.common.errors import ConfigError, IntegrityError
-from lavis_ext.common.files import expanded
+from lavis_ext.common.files import expanded, read_file
 
 SPECIALS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 FILE = "vocab.txt"
@@ -92,7 +92,7 @@ def find_vocab(name: str, root: str | Path | None = None, key: str = "vocab") ->
 @cache
 def _load(path: Path, _mtime_ns: int, lower_case: bool) -> WordPiece:
     try:
-        text = path.read_bytes().decode("utf-8")
+        text = read_file(path).decode("utf-8")
     except UnicodeDecodeError as error:
         raise IntegrityError(str(path), f"is no text in UTF-8: {error}", "fetch it again") from error
     # not splitlines(): a vocabulary may hold other characters that Python takes for the end of a line

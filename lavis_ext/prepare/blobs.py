@@ -18,7 +18,7 @@ from urllib.parse import quote, unquote
 
 from lavis_ext.common.config.cards import Artifact, Blob, RemoteFolder
 from lavis_ext.common.errors import AccessError, LavisExtError, NetworkError, UnsafeError, UsageError, nearest
-from lavis_ext.common.files import decode_json, write_atomic
+from lavis_ext.common.files import decode_json, read_file, write_atomic
 from lavis_ext.common.secrets import identity, split_url
 from lavis_ext.common.wording import human
 from lavis_ext.fetch.mirrors import MirrorMap, mirror_path
@@ -222,7 +222,7 @@ def read_contents(root: Path, artifact: Artifact, origin: ContentsOrigin | None 
     """The manifest that is kept of a folder (of this origin); None without one, or where it cannot be read."""
     path = contents_path(root, artifact)
     try:
-        tree = decode_json(path.read_text("utf-8"))
+        tree = decode_json(read_file(path))
         contents = Contents({str(name): Blob(**blob) for name, blob in tree["files"].items()}, tree["origin"])
         same = tree["format"] == FORMAT and tree["url"] in (identity(artifact.url), artifact.url)
     except FileNotFoundError:

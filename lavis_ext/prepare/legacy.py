@@ -11,7 +11,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from lavis_ext.common.config.cards import Artifact
-from lavis_ext.common.files import decode_json
+from lavis_ext.common.files import decode_json, read_file
 from lavis_ext.prepare.records import UNREADABLE, ArtifactRecord, Member, MemberTable, Origin, Proof, record_path
 
 log = logging.getLogger(__name__)
@@ -21,7 +21,7 @@ def old_record(root: Path, artifact: Artifact) -> ArtifactRecord | None:
     """`stamps/<file>.json` as a record, `legacy` set; None where there is none that can be read."""
     path = record_path(root, artifact, "stamps")
     try:
-        old = decode_json(path.read_bytes())
+        old = decode_json(read_file(path))
         if old.pop("format") != 1:
             return None
         declared, listing = old.pop("declared"), record_path(root, artifact, "members", ".tsv")
@@ -66,7 +66,7 @@ def old_table(root: Path, artifact: Artifact) -> MemberTable | None:
     if record is None:
         return None  # nothing says of which version it is
     try:
-        head, _, body = path.read_bytes().decode().partition("\n")
+        head, _, body = read_file(path).decode().partition("\n")
         about = decode_json(head)
         members = [_member(line) for line in body.split("\n")[:-1]]
         if about.pop("members") != len(members):

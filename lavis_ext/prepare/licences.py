@@ -18,7 +18,7 @@ from typing import Any
 from lavis_ext.common.config.cards import Card
 from lavis_ext.common.config.resolve import user_folder
 from lavis_ext.common.errors import AccessError, DiskError, Problem
-from lavis_ext.common.files import decode_json, disk_errors, write_atomic
+from lavis_ext.common.files import decode_json, disk_errors, read_file, write_atomic
 
 log = logging.getLogger(__name__)
 VARIABLE = "LAVIS_EXT_ACCEPT_LICENCE"
@@ -40,7 +40,7 @@ def file_of_accepted() -> Path:
 def accepted() -> dict[str, Mapping[str, Any]]:
     """Family → the licence's words and the day; what cannot be read counts as nothing."""
     with suppress(OSError, ValueError, AttributeError):
-        tree = decode_json(file_of_accepted().read_bytes())["accepted"]
+        tree = decode_json(read_file(file_of_accepted()))["accepted"]
         return {family: one for family, one in tree.items() if isinstance(one, dict)}
     return {}
 

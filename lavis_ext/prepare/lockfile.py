@@ -16,7 +16,7 @@ from typing import Any
 
 from lavis_ext.common.config.cards import Artifact, Blob, Cards, RemoteFolder
 from lavis_ext.common.errors import ConfigError, LavisExtError, Problem
-from lavis_ext.common.files import decode_json, disk_errors, read_errors, write_atomic
+from lavis_ext.common.files import decode_json, disk_errors, read_errors, read_file, write_atomic
 from lavis_ext.common.secrets import identity
 from lavis_ext.fetch.engine import fetch
 from lavis_ext.fetch.objects import pinned
@@ -54,7 +54,7 @@ class Lock:
                 if must:
                     raise ConfigError(str(path), "is not there", "write it: `lavis-ext checksum NAME --accept`")
                 return cls(path)
-            data = path.read_bytes()
+            data = read_file(path)
         try:
             tree = decode_json(data)
             known, entries = tree["format"] == FORMAT, dict(tree["artifacts"])

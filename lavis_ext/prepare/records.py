@@ -32,7 +32,7 @@ from typing import Any, Literal, NamedTuple, get_args
 from lavis_ext import __version__
 from lavis_ext.common.config.cards import Artifact
 from lavis_ext.common.errors import ConfigError, LavisExtError
-from lavis_ext.common.files import decode_json, size_of, write_atomic
+from lavis_ext.common.files import decode_json, read_file, size_of, write_atomic
 from lavis_ext.common.secrets import identity
 from lavis_ext.fetch.lock import part_bytes
 from lavis_ext.fetch.part import boot_id
@@ -190,7 +190,7 @@ def read_record(root: Path, artifact: Artifact) -> ArtifactRecord | None:
     """The record of an artifact, of whatever version; None where there is none that can be read."""
     path = record_path(root, artifact)
     try:
-        tree = decode_json(path.read_bytes())
+        tree = decode_json(read_file(path))
         if tree.pop("format") != FORMAT:
             return None
         table = tree.pop("table", None)
@@ -271,7 +271,7 @@ class MemberTable:
         """The table on disk, or None where there is none that can be read."""
         path = record_path(root, artifact, suffix=".members")
         try:
-            head, _, body = path.read_bytes().partition(b"\n")
+            head, _, body = read_file(path).partition(b"\n")
             about = decode_json(head)
             count, digest = about.pop("members"), about.pop("digest")
             columns, held = body[: len(body) - count], body[len(body) - count :]
@@ -430,7 +430,7 @@ class Journal:
 
     def _load(self) -> None:
         try:
-            head, *lines = self.path.read_bytes().split(b"\n")
+            head, *lines = read_file(self.path).split(b"\n")
             kept = decode_json(head)
         except UNREADABLE:
             return

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from lavis_ext.common.config.cards import Artifact, Cards
 from lavis_ext.common.config.schema import DatasetConfig, SplitCounts
 from lavis_ext.common.errors import AccessError, ConfigError, IntegrityError, LavisExtError, PartialError
-from lavis_ext.common.files import decode_json, expanded, write_atomic
+from lavis_ext.common.files import decode_json, expanded, read_file, write_atomic
 from lavis_ext.prepare.records import (
     BOOKKEEPING,
     UNREADABLE,
@@ -254,7 +254,7 @@ class SplitCounter:
         if path not in self._kept:
             self._kept[path] = {"format": 1, "splits": {}, "folders": {}}
             with suppress(*UNREADABLE):
-                tree = decode_json(path.read_bytes())
+                tree = decode_json(read_file(path))
                 if tree["format"] == 1 and isinstance(tree["splits"], dict) and isinstance(tree["folders"], dict):
                     self._kept[path] = tree
         return self._kept[path]

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from lavis_ext.common.config.cards import Artifact, Cards
 from lavis_ext.common.config.schema import DatasetConfig
 from lavis_ext.common.errors import ConfigError, IntegrityError, LavisExtError, PartialError
-from lavis_ext.common.files import expanded
+from lavis_ext.common.files import expanded, read_file
 from lavis_ext.common.wording import human
 from lavis_ext.fetch.ledger import hash_file, mismatch
 from lavis_ext.fetch.transfer import Figures, Progress, Silent
@@ -416,7 +416,7 @@ def picture_fault(path: Path) -> str | None:
     from lavis_ext.datasets.readers import SampleError, decode_rgb
 
     try:
-        decode_rgb(path.read_bytes(), path=str(path))
+        decode_rgb(read_file(path), path=str(path))
     except SampleError as error:
         return str(error.why)
     return None

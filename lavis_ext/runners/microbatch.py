@@ -56,7 +56,9 @@ def sample_ids(batch: Batch) -> list[str]:
 
 
 def batch_size(batch: Batch) -> int:
-    """Samples in a batch: its pictures, else the length of its first list or tensor."""
+    """Samples in a batch: its pictures, of conversations those who share them, else its first list or tensor."""
+    if "image_counts" in batch:
+        return len(batch["image_counts"])
     if isinstance(batch.get("image"), Tensor):
         return len(batch["image"])
     return next((len(value) for value in batch.values() if isinstance(value, (list, Tensor)) and len(value)), 0)

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from lavis_ext.common.config.schema import MetricConfig
 from lavis_ext.common.errors import ConfigError
-from lavis_ext.common.files import decode_json, expanded
+from lavis_ext.common.files import decode_json, expanded, read_file
 from lavis_ext.common.registry import tasks
 from lavis_ext.common.types import Batch
 from lavis_ext.metrics import measure
@@ -294,7 +294,7 @@ def one_answer_each(batch: Batch, prompt: str) -> Batch:
 def read_official(path: Path) -> list[Mapping[str, Any]]:
     """The `annotations` of an official VQA file; raises ConfigError for another form."""
     try:
-        rows: list[Mapping[str, Any]] = decode_json(path.read_text(encoding="utf-8"))["annotations"]
+        rows: list[Mapping[str, Any]] = decode_json(read_file(path))["annotations"]
         if not all("question_id" in row and "answers" in row for row in rows):
             raise KeyError("question_id and answers")
     except (OSError, ValueError, KeyError, TypeError) as error:

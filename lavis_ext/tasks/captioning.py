@@ -13,7 +13,7 @@ from typing import Any
 
 from lavis_ext.common.config.cards import load_cards
 from lavis_ext.common.errors import ConfigError
-from lavis_ext.common.files import decode_json, expanded
+from lavis_ext.common.files import decode_json, expanded, read_file
 from lavis_ext.common.registry import tasks
 from lavis_ext.common.types import Batch
 from lavis_ext.metrics import measure
@@ -169,7 +169,7 @@ def read_references(path: Path, id_key: str, caption_key: str) -> References:
     """Captions by id from COCO's annotation form (`{"annotations": [{image_id, caption}]}`) or a list of such rows."""
     references: References = {}
     try:
-        tree = decode_json(expanded(path).read_text(encoding="utf-8"))
+        tree = decode_json(read_file(expanded(path)))
         for row in tree["annotations"] if isinstance(tree, dict) else tree:
             texts = row[caption_key]
             references.setdefault(plain_id(row[id_key]), []).extend([texts] if isinstance(texts, str) else texts)

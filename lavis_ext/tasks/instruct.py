@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import fsum
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
+from torch.nn.functional import cross_entropy
 
 from lavis_ext.common.errors import ConfigError
 from lavis_ext.common.registry import tasks
@@ -26,7 +28,7 @@ class Instruct(BaseTask):
     """
 
     evaluates = True
-    needs: tuple[str, ...] = ("generate",)
+    needs: tuple[str, ...] = ("generate", "outputs")
 
     def bind(self, model: Any) -> None:
         """Use this model; raises ConfigError for one that reads no conversations."""
@@ -44,16 +46,15 @@ class Instruct(BaseTask):
         super().before_evaluation(split, datasets)
 
     def valid_step(self, batch: Batch) -> list[Row]:
-        """One row a sample: `sample_id`, the `loss` of its batch and the `tokens` that it is the mean of.
+        """One row a sample, with its `sample_id`; of the first, `loss` is the sum over the `tokens` of the batch.
 
         The first `max_generated` samples of each data set have `conversations` (what was asked), `answer`, `reference`.
         """
-        output, ids = self.model(batch), batch["sample_id"]
-        # one row of a batch carries its loss, weighed by its tokens; a model that does not count them weighs samples
-        tokens = float(output["tokens"]) if "tokens" in output else float(len(ids))
-        rows: list[Row] = [{"sample_id": name} for name in ids]
-        if rows:
-            rows[0] |= {"loss": float(output["loss"]), "tokens": tokens}
+        found = self.network.outputs(batch)  # not `forward`: with `loss_mean: all` ranks wait for each other there
+        labels = found.extra["labels"]
+        loss = cross_entropy(found.logits.float(), labels, reduction="sum")
+        rows: list[Row] = [{"sample_id": name} for name in batch["sample_id"]]
+        rows[0] |= {"loss": float(loss), "tokens": len(labels)}
         chosen = [i for i, number in enumerate(batch["instance_id"]) if int(number) < self.run.max_generated]
         if chosen:
             part, references = self.asked(batch, chosen)
@@ -87,11 +88,10 @@ class Instruct(BaseTask):
     ) -> dict[str, float]:
         """Write `{split}_epoch{epoch}.json`, the conversations that were answered; the loss of the split."""
         write_result(out_dir / f"{split}_epoch{epoch}.json", answered(rows))
-        weighed = [(row["loss"], row["tokens"]) for row in rows if "loss" in row]
-        total = sum(tokens for _, tokens in weighed)
+        total = sum(row.get("tokens", 0) for row in rows)
         if not total:
             return {}
-        loss = sum(value * tokens for value, tokens in weighed) / total
+        loss = fsum(row.get("loss", 0.0) for row in rows) / total
         return {"loss": loss, "agg_metrics": -loss}
 
 

@@ -172,7 +172,7 @@ def test_a_family_tells_of_what_is_not_there(tmp_path: Path) -> None:
     coco_captions(tmp_path)
     _, page = look("coco", tmp_path)
     assert "Samples of coco_retrieval" in page.words and "Samples of coco_vqa" not in page.words
-    assert "run `lavis-ext prepare coco_vqa`" in page.words
+    assert "run lavis-ext prepare coco_vqa" in page.words
     ids = {a["id"] for _, a in page.tags if "id" in a}
     assert {f"#{name}" for name in ids} == {a["href"] for tag, a in page.tags if str(a.get("href")).startswith("#")}
 

@@ -23,6 +23,7 @@ from lavis_ext.browse.html import (
     scale,
     shown,
     thinned,
+    with_code,
 )
 
 COUNTS = st.lists(st.integers(0, 100_000), min_size=1, max_size=60)
@@ -109,3 +110,7 @@ def test_lines_stay_in_the_frame(points: list[tuple[int, float]]) -> None:
     for x, y in re.findall(r'cx="([-\d.]+)" cy="([-\d.]+)"', svg):
         assert 0 <= float(x) <= WIDTH
         assert 0 <= float(y) <= HEIGHT
+
+
+def test_a_sentence_keeps_its_code_and_nothing_else_of_html() -> None:
+    assert with_code("`a<b>` and <i> `c") == "<code>a&lt;b&gt;</code> and &lt;i&gt; `c"

@@ -4,6 +4,8 @@ import io
 import json
 import tarfile
 from collections.abc import Callable
+from datetime import datetime, timezone
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -162,6 +164,26 @@ def llava(root: Path) -> None:
     write(root / "llava.json", rows)
 
 
+def llava_captions(root: Path) -> None:
+    llava(root)
+    rows = json.loads((root / "llava.json").read_text())
+    write(root / "llava.json", [{**row, "conversations": row["conversations"][:2]} for row in rows])
+
+
+def messages(root: Path) -> None:
+    photos(root / "images")
+    rows = [
+        {
+            "messages": [
+                {"role": "user", "content": [{"type": "image", "image": name}, {"type": "text", "text": "what?"}]},
+                {"role": "assistant", "content": "soup"},
+            ]
+        }
+        for name in NAMES
+    ]
+    write(root / "chats.json", rows)
+
+
 def classes(root: Path) -> None:
     photos(root, [f"{'cat' if n % 2 else 'dog'}/{name}" for n, name in enumerate(NAMES)])
 
@@ -201,7 +223,9 @@ FORMS: list[tuple[Callable[[Path], None], str, dict[str, int]]] = [
     (karpathy, "image_caption", {"train": 4, "val": 1, "test": 1}),
     (vizwiz, "vqa", {"train": 6}),
     (official_vqa, "vqa", {"train": 6}),
-    (llava, "vqa", {"train": 12}),
+    (llava, "conversation", {"train": 6}),
+    (llava_captions, "vqa", {"train": 6}),
+    (messages, "conversation", {"train": 6}),
     (classes, "vqa", {"train": 6}),
     (classes_by_split, "vqa", {"train": 4, "val": 2}),
     (tars, "image_text_shards", {"train": 6}),
@@ -227,8 +251,14 @@ def test_every_form(
         for split, data in built.items()
     }
     assert {split: len(some) for split, some in samples.items()} == splits
-    assert all(sample["image"].size == (64, 48) for some in samples.values() for sample in some)
-    said = {str(sample["text_input"]) for sample in samples["train"]}
+    whole = shape == "conversation"
+    pictures = [
+        image for some in samples.values() for one in some for image in (one["image"] if whole else [one["image"]])
+    ]
+    assert len(pictures) == sum(splits.values()) and all(image.size == (64, 48) for image in pictures)
+    turns = [turn for sample in samples["train"] for turn in sample.get("conversations", [])]
+    asked = [turn["content"].removeprefix("<image>\n") for turn in turns if turn["role"] == "user"]
+    said = set(asked) if whole else {str(sample["text_input"]) for sample in samples["train"]}
     assert said <= {*TEXTS, "thing", "what is this?", "what?", "really?", "What is this?"} and said
     if shape == "vqa":
         assert {answer for sample in samples["train"] for answer in sample["answers"]} <= {"soup", "yes", "cat", "dog"}
@@ -416,3 +446,57 @@ def test_new_then_train(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
     few = ["--options", "run.max_epoch=1", "run.job_id=a", "run.num_workers=0"]
     assert main(["train", "--cfg-path", "things/train.yaml", *few]) == 0
     assert (tmp_path / "output" / "things" / "a" / "report.html").is_file()
+
+
+def in_lines(of: Callable[[str, str], str], head: str = "") -> str:
+    return head + "".join(of(name, text) for name, text in zip(NAMES, TEXTS, strict=True))
+
+
+OTHERWISE: dict[str, dict[str, Any]] = {
+    "bars": {"captions.txt": in_lines(lambda n, t: f"{n}|{t}\n", "image|caption\n")},
+    "flickr": {"results.token": in_lines(lambda n, t: f"{n}#0\t{t}\n")},
+    "a header in another language": {"liste.csv": in_lines(lambda n, t: f"{n},{t}\n", "Bild,Beschreibung\n")},
+    "UTF-16 without its mark": {"c.csv": in_lines(lambda n, t: f"{n},{t}\n", "image,caption\n").encode("utf-16-le")},
+    "rows of a spreadsheet that are empty": {"c.csv": in_lines(lambda n, t: f"{n},{t}\n", "image,caption\n") + ",\n"},
+    "lines named json": {"c.json": in_lines(lambda n, t: json.dumps({"image": n, "caption": t}) + "\n")},
+    "a list named jsonl": {"c.jsonl": [{"image": n, "caption": t} for n, t in zip(NAMES, TEXTS, strict=True)]},
+    "below a key of its own": {"c.json": {"info": {}, "samples": [{"image": NAMES[0], "caption": TEXTS[0]}] * COUNT}},
+    "by the name without suffix": {"c.json": {n[:-4]: t for n, t in zip(NAMES, TEXTS, strict=True)}},
+    "records by it": {"m.json": {n[:-4]: {"caption": t, "tags": "x"} for n, t in zip(NAMES, TEXTS, strict=True)}},
+    "texts in a folder beside": {f"texts/{n[:-4]}.txt": t for n, t in zip(NAMES, TEXTS, strict=True)},
+    "texts after the whole name": {f"images/{n}.txt": t for n, t in zip(NAMES, TEXTS, strict=True)},
+}
+
+
+@pytest.mark.parametrize("files", OTHERWISE.values(), ids=OTHERWISE)
+def test_texts_are_found_in_other_spellings_too(files: dict[str, Any], tmp_path: Path) -> None:
+    photos(tmp_path / "images")
+    for name, value in files.items():
+        if isinstance(value, bytes):
+            (tmp_path / name).write_bytes(value)
+        else:
+            write(tmp_path / name, value)
+    made = load_dataset(tmp_path)["train"]
+    assert len(made) == COUNT and made[0]["text_input"] == TEXTS[0] and made[0]["image"].size[0] > 0
+
+
+def test_columns_that_nobody_reads_do_not_stop_a_table(tmp_path: Path) -> None:
+    photos(tmp_path)
+    when, price = datetime(2020, 1, 2, tzinfo=timezone.utc), Decimal("1.50")
+    more = {"when": [when, None] * 3, "price": [price] * COUNT, "hash": [b"\x01\x02"] * COUNT}
+    parquet.write_table(pa.table({"image": NAMES, "caption": TEXTS, **more}), tmp_path / "rows.parquet")
+    rows = list(load_dataset(tmp_path)["train"].annotation)
+    assert rows[0]["caption"] == TEXTS[0] and rows[0]["price"] == "1.50" and "hash" not in rows[0]
+    assert rows[0]["when"].startswith("2020-01-02") and rows[1]["when"] is None
+
+
+def test_what_is_left_out_is_said_and_one_folder_is_no_class(tmp_path: Path) -> None:
+    photos(tmp_path / "images")
+    write(tmp_path / "labels.json", [{"weight": 1.5}])
+    for name in NAMES:
+        write(tmp_path / "labels" / f"{name[:-4]}.txt", "0 0.5 0.5 0.2 0.2")  # YOLO's boxes
+    found = guess(tmp_path)
+    assert found.config.builder == "image_caption" and any("labels.json" in one for one in found.sentences)
+    write(tmp_path / "c.jsonl", json.dumps({"image": "/9j/4AAQSkZJRgABAQ", "caption": "x"}))
+    with pytest.raises(UsageError, match="base64"):
+        guess(tmp_path / "c.jsonl")

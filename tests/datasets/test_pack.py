@@ -98,6 +98,24 @@ def test_what_cannot_be_packed_is_counted(tmp_path: Path, capsys: pytest.Capture
     assert main(["pack", "coco_caption", str(tmp_path / "o"), "--samples-per-shard", "0"]) == 2
 
 
+def test_shards_of_others_are_not_replaced(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """`pack` had put its own in the place of a folder's `00000.tar`, whoever had made that."""
+    families.coco_captions(tmp_path)
+    families.vqav2(tmp_path)
+    out = tmp_path / "out"
+    words = ["pack", "coco_caption", str(out), "--options", f"env.cache_root={tmp_path}"]
+    for name in ("00000.tar", "pack.json"):
+        out.mkdir(exist_ok=True)
+        (out / name).write_bytes(b"somebody's")
+        assert main(words) == 2 and name in capsys.readouterr().err
+        assert (out / name).read_bytes() == b"somebody's"
+        (out / name).unlink()
+    assert main(words) == 0
+    whole = files_of(out)
+    assert main(["pack", "coco_vqa", *words[2:]]) == 2 and files_of(out) == whole
+    assert main(words) == 0
+
+
 def test_a_row_or_a_byte_that_changed_makes_its_shard_anew(tmp_path: Path) -> None:
     families.coco_captions(tmp_path)
     config, options = declared("coco_caption"), PackOptions(samples_per_shard=2)

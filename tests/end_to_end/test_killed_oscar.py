@@ -31,13 +31,13 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     return environment
 
 
-def start(world: dict[str, str], job: str) -> Any:
+def start(world: dict[str, str], job: str, held: int) -> Any:
     """One fine-tuning of some twenty steps, with dropout, that saves every second one."""
     options = ["model.model_type=tiny", "model.load_pretrained=false", "model.pretrained=null", "model.drop_out=0.1"]
     options += ["run.max_epoch=2", "run.batch_size_train=4", "run.save_steps=2", "run.valid_splits=[]"]
     options += ["run.test_splits=[]", "run.report=false", f"run.output_dir={world['BASE']}/runs", f"run.job_id={job}"]
     words = ["train", "--cfg-path", "configs/projects/oscar/finetune/vqa.yaml", "--options", *options]
-    return start_command(words, world)
+    return start_command(words, world, held)
 
 
 def test_killed_and_resumed_is_left_alone(world: dict[str, str]) -> None:

@@ -30,12 +30,12 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     return environment
 
 
-def start(world: dict[str, str], job: str) -> Any:
-    """One training of some sixty steps that saves every second one."""
-    options = ["run.max_epoch=2", "run.batch_size_train=8", "run.save_steps=2", "run.valid_splits=[]"]
+def start(world: dict[str, str], job: str, held: int) -> Any:
+    """One training of thirty steps that saves every second one."""
+    options = ["run.max_epoch=1", "run.batch_size_train=8", "run.save_steps=2", "run.valid_splits=[]"]
     options += ["run.test_splits=[]", "run.report=false", f"run.output_dir={world['BASE']}/runs", f"run.job_id={job}"]
     words = ["train", "--cfg-path", "configs/projects/demo/train/caption.yaml", "--options", *options]
-    return start_command(words, world)
+    return start_command(words, world, held)
 
 
 @pytest.mark.fault("K06")

@@ -25,9 +25,11 @@ import signal
 import sys
 import tempfile
 import time
+from bisect import bisect_right
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -116,14 +118,11 @@ class Mutator(ast.NodeVisitor):
         return self.at(node.lineno, node.col_offset), self.at(node.end_lineno, node.end_col_offset)
 
     def add(self, begin: int, end: int, new: str) -> None:
-        """A mutant, if Python still reads it as another program."""
-        mutated = self.source[:begin] + new.encode() + self.source[end:]
-        try:
-            compile(mutated, self.path, "exec")
-        except (SyntaxError, ValueError):
-            return
-        line = self.source.count(b"\n", 0, begin) + 1
-        old, now = (text.splitlines()[line - 1].decode().strip() for text in (self.source, mutated))
+        """A mutant, which may be no program."""
+        line = bisect_right(self.starts, begin)
+        start, rest = self.starts[line - 1], self.source[end:].partition(b"\n")[0]
+        now = (self.source[start:begin] + new.encode() + rest).partition(b"\n")[0].decode().strip()
+        old = self.source[start : self.starts[line]].decode().strip()
         self.found.append(Mutant(self.path, line, begin, end, new, old, now, self.function))
 
     def between(self, left: Any, right: Any, operator: ast.AST) -> None:
@@ -259,7 +258,7 @@ def is_log(node: ast.Call) -> bool:
 
 
 def mutants_of(path: Path, root: Path = ROOT) -> list[Mutant]:
-    """All mutants of a file, each once, in the order of their places."""
+    """All mutants of a file, each once, in the order of their places; some are no programs."""
     source = path.read_bytes()
     mutator = Mutator(path.relative_to(root).as_posix(), source)
     mutator.visit(ast.parse(source))
@@ -279,7 +278,18 @@ def sample(only: Sequence[str], count: int, seed: int, root: Path = ROOT) -> lis
     globs = [glob for name in only or GROUPS for glob in GROUPS[name]]
     files = sorted({file for glob in globs for file in (root / "lavis_ext").glob(glob)})
     found = [mutant for file in files for mutant in mutants_of(file, root)]
-    return sorted(found, key=lambda one: hashlib.blake2b(f"{seed}|{one.key}".encode()).digest())[:count]
+    found.sort(key=lambda one: hashlib.blake2b(f"{seed}|{one.key}".encode()).digest())
+    return list(islice((mutant for mutant in found if is_program(mutant, root)), count))
+
+
+def is_program(mutant: Mutant, root: Path) -> bool:
+    """Whether Python reads it: ten thousand mutants would take a minute, those of a sample take a second."""
+    source = (root / mutant.path).read_bytes()
+    try:
+        compile(source[: mutant.begin] + mutant.new.encode() + source[mutant.end :], mutant.path, "exec")
+    except (SyntaxError, ValueError):
+        return False
+    return True
 
 
 # Running them

@@ -74,6 +74,21 @@ def bomb(_: Family) -> bytes:
     return zip_bytes({"train/zeros": bytes(200 << 20)}, zipfile.ZIP_DEFLATED)
 
 
+def nested_bomb(toy: Family) -> bytes:
+    """A member that is an archive stays one: nobody looks into it."""
+    inner = zip_bytes({f"evil{n}": bytes(20 << 20) for n in range(10)}, zipfile.ZIP_DEFLATED)
+    return zip_bytes({**toy.train, "train/inner.zip": inner})
+
+
+def many_small(_: Family) -> bytes:
+    """Each below every cap by itself, together a thousand times their archive."""
+    return zip_bytes({f"train/{n}": bytes(4 << 20) for n in range(40)}, zipfile.ZIP_DEFLATED)
+
+
+def deep(toy: Family) -> bytes:
+    return zip_bytes({**toy.train, "train/" + "d/" * 300 + "evil.txt": b"x"})
+
+
 def overlapping(toy: Family) -> bytes:
     """Every entry of the directory leads to the bytes of the first member."""
     data = bytearray(zip_bytes(dict.fromkeys(toy.train, payload(5000))))
@@ -104,6 +119,8 @@ def cut(toy: Family) -> bytes:
         pytest.param(with_mode(0o010666), 10, marks=pytest.mark.fault("A05")),
         pytest.param(with_mode(0o104755), 10, marks=pytest.mark.fault("A05")),
         pytest.param(bomb, 10, marks=pytest.mark.fault("A06")),
+        pytest.param(many_small, 10, marks=pytest.mark.fault("A06")),
+        pytest.param(deep, 10, marks=pytest.mark.fault("A13")),
         pytest.param(overlapping, 10, marks=pytest.mark.fault("A06")),
         pytest.param(cut, 5, marks=pytest.mark.fault("A08")),
         pytest.param(twice, 10, marks=pytest.mark.fault("A10")),
@@ -125,6 +142,22 @@ def test_a_zip_that_is_refused(server: Server, tmp_path: Path, build: Callable[[
         archive.unlink()
     toy.offer("train.zip", healthy)
     assert toy.prepare().exit_code == 0 and toy.complete()
+
+
+@pytest.mark.fault("A06")
+def test_an_archive_in_an_archive_stays_packed(server: Server, tmp_path: Path) -> None:
+    toy = Family(server, tmp_path / "root", declared=False)
+    toy.offer("train.zip", nested_bomb(toy))
+    assert toy.prepare(splits=["train"]).exit_code == 0
+    assert (toy.images / "train/inner.zip").is_file() and not list(tmp_path.rglob("evil*"))
+
+
+@pytest.mark.fault("A06")
+def test_more_files_than_are_declared_are_refused(server: Server, tmp_path: Path) -> None:
+    toy = Family(server, tmp_path / "root", declared=False)
+    toy.offer("train.zip", zip_bytes(toy.train | {f"train/evil{n}": b"x" for n in range(3)}))
+    assert toy.prepare(toy.cards(unpacked_files=len(toy.train)), splits=["train"]).exit_code == 10
+    assert not list(tmp_path.rglob("evil*"))
 
 
 @pytest.mark.fault("H32")

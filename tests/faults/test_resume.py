@@ -127,7 +127,7 @@ def test_declared_md5_is_honoured(world: World) -> None:
 def test_republished_under_a_new_hash(world: World) -> None:
     world.server.put("/f.bin", payload(SIZE, seed=9))
     message = world.fails(IntegrityError, "expected sha256")
-    assert hashlib.sha256(payload(SIZE, seed=9)).hexdigest() in message and "replaced the file" in message
+    assert hashlib.sha256(payload(SIZE, seed=9)).hexdigest() in message and "checksum NAME --accept" in message
     world.server.put("/f.bin", world.data)
     world.heals()
 

@@ -22,14 +22,17 @@ import pytest
 from lavis_ext import runners
 from lavis_ext.common.errors import OwnedError
 from lavis_ext.distill.cache import CacheIdentity, LogitStore
+from lavis_ext.features.extraction.merging import merge_rows
 from lavis_ext.features.extraction.rows import RowFile
 from lavis_ext.features.store import FeatureRow
 from lavis_ext.features.writer import StoreWriter
 from lavis_ext.fetch import lock
 from lavis_ext.fetch.lock import Ownership, own_identity
+from lavis_ext.fetch.transfer import Silent
 from lavis_ext.prepare import execute, extract, records
 from lavis_ext.runners import microbatch
 from tests.runners.test_jobs import config, toys  # noqa: F401 - a fixture
+from tests.support.features import VOLTA, csv_tsv, make_image
 from tests.support.fetching import FAST
 from tests.support.server import Server
 from tests.support.toyfamily import Family, tree
@@ -182,6 +185,33 @@ def test_features_and_logits_of_one_that_was_superseded_are_not_added(
         for _ in running:
             pass
     assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == left
+
+
+class TakenOver(Silent):
+    """Progress of a merge that another process takes over after a row."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.left: dict[Path, bytes] = {}
+
+    def advance(self, label: str, count: int) -> None:
+        if not self.left:
+            (owner,) = self.folder.glob(".*.owner")
+            owner.write_text(json.dumps(vars(own_identity())))
+            self.left = {path: path.read_bytes() for path in self.folder.rglob("*") if path.is_file()}
+            time.sleep(2 * lock.CHECKED)
+
+
+@pytest.mark.fault("H02")
+@pytest.mark.parametrize("rows", [1, 2, 40])
+def test_a_merge_that_was_superseded_adds_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rows: int) -> None:
+    monkeypatch.setattr(lock._HEARTBEAT, "add", lambda descriptor: None)
+    part = csv_tsv(tmp_path / "parts.tsv", [make_image(f"a{n}", 2, seed=n) for n in range(rows)], VOLTA)
+    (tmp_path / "out").mkdir()
+    taken = TakenOver(tmp_path / "out")
+    with pytest.raises(OwnedError):
+        merge_rows([part], tmp_path / "out/merged.tsv", progress=taken)
+    assert {path: path.read_bytes() for path in (tmp_path / "out").rglob("*") if path.is_file()} == taken.left
 
 
 @pytest.mark.fault("H02")

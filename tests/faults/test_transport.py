@@ -80,23 +80,24 @@ def test_access_denied_names_the_cause(world: World) -> None:
 
 @pytest.mark.fault("T07")
 def test_unavailable_twice_waits_as_told(world: World) -> None:
-    world.server.script("/f.bin", Fault(times=2, status=503, headers={"Retry-After": "100"}))
-    world.policy = replace(world.policy, retry_after_cap=0.2)
+    world.server.script("/f.bin", Fault(times=2, status=503, headers={"Retry-After": "1"}))
     begun = time.monotonic()
     world.get()
-    assert 0.4 <= time.monotonic() - begun < 100 and len(world.server.log) == 3
+    assert time.monotonic() - begun >= 2.0 and len(world.server.log) == 3
 
 
 @pytest.mark.fault("T08")
 def test_too_many_requests(world: World) -> None:
-    soon = format_datetime(datetime.now(timezone.utc) + timedelta(seconds=0.4), usegmt=True)
-    world.server.script("/f.bin", Fault(times=1, status=429, headers={"Retry-After": soon}))
+    later = format_datetime(datetime.now(timezone.utc) + timedelta(days=1), usegmt=True)
+    world.server.script("/f.bin", Fault(times=1, status=429, headers={"Retry-After": later}))
+    begun = time.monotonic()
     world.get()
+    assert time.monotonic() - begun >= world.policy.retry_after_cap
     world.target.unlink()
     world.server.script("/f.bin", Fault(status=429, headers={"Retry-After": "1000000000"}))
     asked = len(world.server.log)
     assert world.get(world.first_url, world.second_url).source == world.second_url
-    assert len(world.server.log) == asked + 1
+    assert len(world.server.log) == asked + 1  # nobody waits that long while there is another
 
 
 @pytest.mark.fault("T09")
@@ -125,13 +126,12 @@ def test_stall_then_reconnect(world: World) -> None:
 
 
 @pytest.mark.fault("T11")
-def test_slow_drip_leaves_for_the_next(world: World) -> None:
-    world.server.script("/f.bin", Fault(rate=200.0))
+@pytest.mark.parametrize("rate", [20.0, 200.0])
+def test_slow_drip_leaves_for_the_next(world: World, rate: float) -> None:
+    world.server.script("/f.bin", Fault(rate=rate))
     world.policy = replace(IMPATIENT, stall_timeout=20.0)
-    begun = time.monotonic()
     result = world.get(world.first_url, world.second_url)
     assert result.source == world.second_url and "too slow" in result.notes[0]
-    assert time.monotonic() - begun < 60  # all of it would take 25 minutes
 
 
 @pytest.mark.fault("T12")

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from pathlib import Path
 
 import pytest
 
-from lavis_ext.common.errors import AccessError, NetworkError
+from lavis_ext.common.errors import AccessError, IntegrityError, NetworkError
 from lavis_ext.fetch import MirrorMap, Policy, Source, Transfer, fetch
 from lavis_ext.fetch.backends import hub_page, hub_place, may_carry_token
+from lavis_ext.fetch.hub import list_repository
+from lavis_ext.fetch.objects import listed
 from lavis_ext.fetch.transfer import Failure
 from tests.support.server import Fault, Server, payload
 
@@ -96,3 +99,18 @@ def test_mirror_goes_before_the_hub(server: Server, second: Server, tmp_path: Pa
     transfer = Transfer(tmp_path / "x.bin", (Source("hf:datasets/owner/set@v1/x.bin"),), len(data))
     fetch(MirrorMap(second.base, FAST).apply(transfer), FAST)
     assert server.log == [] and all("Authorization" not in seen.headers for seen in second.log)
+
+
+@pytest.mark.parametrize("path", ["\ud800.tar", "a\0.tar", 5, None])
+def test_a_listing_with_names_that_are_none(server: Server, path: object) -> None:
+    server.put("/api/datasets/o/n/revision/main", json.dumps({"sha": "a" * 40}).encode())
+    entries = [{"type": "file", "path": path, "size": 10}]
+    server.put(f"/api/datasets/o/n/tree/{'a' * 40}", json.dumps(entries).encode())
+    with pytest.raises(IntegrityError):
+        list_repository("hf:datasets/o/n", FAST)
+
+
+@pytest.mark.parametrize("url", ["hf:datasets/o/n@\ud800/", "s3://bucket/\ud800/", "s3://\udcff/x"])
+def test_an_address_with_half_a_character(url: str) -> None:
+    with pytest.raises(NetworkError):
+        listed(url, FAST)

@@ -16,7 +16,7 @@ from types import SimpleNamespace
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from urllib3.exceptions import NewConnectionError
+from urllib3.exceptions import IncompleteRead, MaxRetryError, NewConnectionError
 from urllib3.util import Timeout
 
 from lavis_ext.common.errors import NetworkError, OwnedError, UnsafeError
@@ -381,3 +381,10 @@ def test_owner_files_that_killed_processes_renamed_go_with_the_next_look(tmp_pat
     with Ownership(tmp_path / "list.owner", tmp_path / "list.pulse", FAST):
         left = {path.name for path in tmp_path.iterdir()}
     assert left == {"list.owner", "list.owner.0123456789abcdee"}, "what names nobody may be anything"
+
+
+def test_what_went_wrong_is_told_without_addresses_of_objects() -> None:
+    inner = NewConnectionError(None, "no route")  # type: ignore[arg-type]
+    assert "no route" in http.explain(MaxRetryError(None, "/a", inner))  # type: ignore[arg-type]
+    assert http.explain(ValueError("<Thing object at 0x12ab>: odd")) == "ValueError: odd"
+    assert http.explain(IncompleteRead(3, 7)) == "the body ended 7 bytes early"

@@ -6,15 +6,13 @@ import errno
 import os
 import random
 import signal
-import subprocess
-import sys
-import textwrap
 import threading
 import time
 import zipfile
 import zlib
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -193,18 +191,6 @@ def test_an_table_is_what_it_was(tmp_path: Path) -> None:
     assert MemberTable.read(tmp_path, artifact) is None
 
 
-CHILD = """
-import sys
-from pathlib import Path
-from lavis_ext.fetch import Silent
-from lavis_ext.prepare.extract import list_archive, unpack
-from tests.prepare.test_extract import archive_of, BIG
-root = Path(sys.argv[1])
-path, artifact = archive_of(root, "zip", BIG)
-print("ready", flush=True)
-unpack(path, artifact, root, list_archive(path, artifact), Silent(), threads=2)
-print("done", flush=True)
-"""
 BIG = {f"f/{n:05d}.jpg": payload(400, n % 50) + str(n).encode() for n in range(3000)}
 
 
@@ -212,25 +198,34 @@ BIG = {f"f/{n:05d}.jpg": payload(400, n % 50) + str(n).encode() for n in range(3
 @pytest.mark.slow
 def test_a11_killed_at_ten_moments_it_ends_with_the_same_tree(tmp_path: Path) -> None:
     rng = random.Random(7)
-    code = textwrap.dedent(CHILD).replace("archive_of(root", "prepared(root")
-    setup = "def prepared(root, *_):\n    return root / 'toy/images/toy.zip', ARTIFACT\n"
-    code = (
-        setup
-        + "from lavis_ext.common.config.cards import Artifact\n"
-        + code.replace("import archive_of, BIG", "import BIG, ARTIFACT")
-    )
-    archive_of(tmp_path, "zip", BIG)
+    path, artifact = archive_of(tmp_path, "zip", BIG)
     kills = 0
     for _ in range(10):
-        child = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], stdout=subprocess.PIPE, text=True)
-        assert child.stdout is not None and child.stdout.readline() == "ready\n"
-        time.sleep(rng.uniform(0.0, 0.12))
-        child.send_signal(signal.SIGKILL)
-        kills += child.wait() == -signal.SIGKILL
+        pid = os.fork()
+        if not pid:
+            try:
+                end_soon(rng.randrange(1, 250), rng.uniform(0.0, 0.002))
+                unpack(path, artifact, tmp_path, list_archive(path, artifact), Silent(), threads=2)
+            finally:
+                os._exit(0)
+        rng.randrange(1, 250), rng.uniform(0.0, 0.002)  # the fork has taken the same ones
+        kills += os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == -signal.SIGKILL
     assert kills >= 5
-    end = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, check=True)
-    assert end.stdout.endswith("done\n")
+    unpack(path, artifact, tmp_path, list_archive(path, artifact), Silent(), threads=2)
     assert unpacked(tmp_path) == BIG
+
+
+def end_soon(members: int, seconds: float) -> None:
+    """Let this process be killed so many seconds after it has begun to write so many members."""
+    write = Placement._write_one
+    left = iter(range(members, 0, -1))
+
+    def counting(self: Placement, *given: Any) -> Any:
+        if next(left, 0) == 1:
+            threading.Timer(seconds, os.kill, (os.getpid(), signal.SIGKILL)).start()
+        return write(self, *given)
+
+    Placement._write_one = counting  # type: ignore[method-assign]
 
 
 ARTIFACT = Artifact(url="https://x.org/toy.zip", storage="toy/images", name="toy", unpack="zip")

@@ -141,7 +141,7 @@ def test_laion_coco_metadata_then_shards(server: Server, tmp_path: Path, orders:
     [state] = status(["laion_coco"], options(server, tmp_path))
     assert (state.samples, state.present, state.expected, state.state) == (10, 10, 10, "verified")
     copy = tmp_path / "copy"
-    shutil.copytree(tmp_path / "laion_coco", copy / "laion_coco", ignore=shutil.ignore_patterns(".lavis_ext"))
+    shutil.copytree(tmp_path / "laion_coco", copy / "laion_coco", ignore=shutil.ignore_patterns("lists"))
     [state] = status(["laion_coco"], options(server, copy))
     assert (state.samples, state.state) == (10, "present"), "what manifests say was compared with nothing here"
     assert len(server.requests(f"/huggingface.co/datasets/laion/relaion-coco/resolve/main/{PART}")) == 1

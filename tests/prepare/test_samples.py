@@ -19,6 +19,7 @@ from lavis_ext.prepare.archive_formats import list_zip
 from lavis_ext.prepare.extract import GAP, make_runs, range_sources
 from lavis_ext.prepare.plan import covers
 from lavis_ext.prepare.records import Member, read_record
+from lavis_ext.prepare.samples import ImageNames
 from lavis_ext.prepare.selection import select
 from tests.support.server import Fault, Server
 from tests.support.toyfamily import Family, pictures, rows_of, tree, zip_bytes
@@ -261,3 +262,9 @@ def test_a_split_that_was_never_taken_is_not_covered_by_anothers_samples(toy: Fa
     record = read_record(toy.root, request.artifact)
     assert record is not None and covers(record, request, 1) and not covers(record, request, 2)
     assert not covers(replace(record, wanted={"other/train": 1}), request, 1)
+
+
+def test_a_picture_in_a_packed_file_is_there_where_the_file_is() -> None:
+    names = ImageNames({"data/train-0.parquet"})
+    assert names.find("data/train-0.parquet!image/7") == "data/train-0.parquet!image/7"
+    assert names.find("data/train-1.parquet!image/7") is None

@@ -386,3 +386,31 @@ def test_a_script_s_evaluation_loads_the_best_weights_unless_it_is_told_not_to(
     monkeypatch.setattr(jobs, "evaluate", lambda *_: tmp_path)
     assert runner.evaluate(skip_reload=skip) == {"val": {"agg_metrics": 1}}
     assert weights(runner) == (zeros if skip else trained) and zeros != trained
+
+
+def test_metrics_are_written_and_shown_split_by_split(tmp_path: Path) -> None:
+    shown: list[tuple[str, float, int]] = []
+    display: Any = SimpleNamespace(
+        record=lambda record, count: shown.append((record["split"], record["metrics"]["agg_metrics"], count))
+    )
+    jobs.note_metrics(tmp_path, {"val": {"agg_metrics": 0.5}, "test": {"agg_metrics": 0.25}}, display)
+    assert shown == [("val", 0.5, 1), ("test", 0.25, 1)]
+    assert read(tmp_path / "evaluate.json")["test"] == {"agg_metrics": 0.25}
+
+
+def test_what_a_script_brings_is_what_runs(tmp_path: Path) -> None:
+    script: Any = SimpleNamespace(task=object(), model=object(), datasets={"toy": {"train": ToyDataset(2)}})
+    job = job_module.Job(config(tmp_path), tmp_path, build_accelerator(config(tmp_path).run))
+    given = jobs.given_by(job, script)
+    assert given.task is script.task and given.model is script.model
+    assert set(given.opened(job, ["train"])["toy"]) == {"train"} and given.opened(job, []) == {}
+    assert jobs.given_by(job, None) == jobs.Given()
+
+
+def test_a_script_s_task_without_a_model_gets_that_of_the_run(tmp_path: Path) -> None:
+    made = config(tmp_path)
+    job = job_module.Job(made, tmp_path, build_accelerator(made.run))
+    other = torch.nn.Linear(1, 1)
+    for model, kind in ((None, ToyModel), (other, torch.nn.Linear)):
+        task = jobs.build_task(job, given=jobs.Given(ToyTask(torch.nn.Linear(2, 2), made.run), model))
+        assert type(task.model) is kind and (model is None or task.model is other)

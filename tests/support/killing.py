@@ -9,12 +9,15 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from lavis_ext.fetch import lock
+from tests.support.server import wait_until
 
 ROOT = Path(__file__).parents[2]
+LEAVE = "LAVIS_EXT_TEST_LEAVE"
 
 
 def checkpoints(folder: Path) -> list[Path]:
@@ -43,16 +46,16 @@ def kill_often(start: Callable[[], Any], folder: Path, times: int, chance: rando
     return killed
 
 
-def require_killed_is_left_alone(start: Callable[[str], Any], runs: Path, times: int) -> None:
+def require_killed_is_left_alone(start: Callable[[str, int], Any], runs: Path, times: int, held: int = 2) -> None:
     """Fail unless a run that is killed and started again ends as one that is left alone, which goes beside it.
 
-    `start(job)` starts the process of a run.
+    `start(job, held)` starts the process of a run that is `held` behind so many checkpoints, to be killed until then.
     """
-    whole = start("whole")
+    whole = start("whole", 0)
     try:
-        killed = kill_often(lambda: start("cut"), runs / "cut", times, random.Random(5))
+        killed = kill_often(lambda: start("cut", held), runs / "cut", times, random.Random(5))
         assert killed >= min(times, 2), "the run was too short to be killed"
-        for last in (start("cut"), whole):
+        for last in (start("cut", 0), whole):
             last.join(250)
             assert last.exitcode == 0
     finally:
@@ -71,18 +74,31 @@ def require_same_end(whole: Path, cut: Path) -> None:
 
 
 def kill_when(ready: Callable[[], bool], module: str, *words: str) -> None:
-    """Start a slow process of `tests.support` and kill it as soon as `ready`; fails where it ended by itself."""
+    """Start a process of `tests.support`, which asks for leave before each piece of its work, and kill it when `ready`.
+
+    Fails where it ended by itself.
+    """
+    (asked, asks), (allowed, allows) = os.pipe(), os.pipe()
     command = [sys.executable, "-m", f"tests.support.{module}", *words]
-    process = subprocess.Popen(command, cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)})
-    try:
-        deadline = time.monotonic() + 60
-        while not ready():
-            assert process.poll() is None and time.monotonic() < deadline
-            time.sleep(0.003)
-    finally:
-        process.send_signal(signal.SIGKILL)
-        process.wait()
-    assert process.returncode == -signal.SIGKILL
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), LEAVE: f"{asks} {allowed}"}
+    with subprocess.Popen(command, cwd=ROOT, env=environment, pass_fds=(asks, allowed)) as process:
+        os.close(asks)
+        try:
+            while os.read(asked, 1) and not wait_until(ready, 0.005):
+                os.write(allows, b".")
+        finally:
+            process.kill()
+            for descriptor in (asked, allowed, allows):
+                os.close(descriptor)
+    assert process.returncode == -signal.SIGKILL and ready()
+
+
+def ask_for_leave() -> None:
+    """Wait until who wants to kill this process lets it go on; at once where nobody does."""
+    if given := os.environ.get(LEAVE):
+        asks, allowed = map(int, given.split())
+        os.write(asks, b"?")
+        os.read(allowed, 1)
 
 
 def own_until_killed(job: Path, heartbeat: float = lock.HEARTBEAT) -> int:
@@ -105,3 +121,24 @@ def own_until_killed(job: Path, heartbeat: float = lock.HEARTBEAT) -> int:
 def size(path: Path) -> int:
     """Bytes of a file, 0 where there is none."""
     return path.stat().st_size if path.exists() else 0
+
+
+def descendants(pid: int) -> list[int]:
+    """The processes below one, the nearest first."""
+    below: dict[int, list[int]] = {}
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            with suppress(OSError):  # it has ended meanwhile
+                parent = int((entry / "stat").read_text().rpartition(")")[2].split()[1])
+                below.setdefault(parent, []).append(int(entry.name))
+    found = list(below.get(pid, []))
+    for one in found:
+        found += below.get(one, [])
+    return found
+
+
+def kill_tree(pid: int) -> None:
+    """Kill a process and all below it."""
+    for one in [pid, *descendants(pid)]:
+        with suppress(ProcessLookupError):
+            os.kill(one, signal.SIGKILL)

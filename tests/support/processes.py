@@ -6,6 +6,7 @@ import multiprocessing
 import os
 import socket
 import sys
+import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -68,17 +69,29 @@ def one_rank(work: Callable[..., None], rank: int, count: int, port: int, args: 
     leave()
 
 
-def start_command(words: Sequence[str], environment: Mapping[str, str]) -> Any:
-    """The process of `lavis-ext WORDS`, silent, with exactly this environment."""
-    process = forked().Process(target=command, args=(list(words), dict(environment)))
+def start_command(words: Sequence[str], environment: Mapping[str, str], held: int = 0) -> Any:
+    """The process of `lavis-ext WORDS`, silent, with exactly this environment.
+
+    A training stands still for good behind the `held`-th checkpoint that it writes, unless that is 0.
+    """
+    process = forked().Process(target=command, args=(list(words), dict(environment), held))
     process.start()
     return process
 
 
-def command(words: list[str], environment: dict[str, str]) -> None:
+def command(words: list[str], environment: dict[str, str], held: int) -> None:
     """What the process of a command does."""
     from lavis_ext.cli import main
+    from lavis_ext.runners import checkpoint
 
+    point, left = checkpoint._point, iter(range(held, 0, -1))
+
+    def pointing(pointer: Path, *given: Any) -> None:
+        point(pointer, *given)
+        if pointer.name == "latest.json" and next(left, 0) == 1:
+            time.sleep(LIMIT_S)
+
+    checkpoint._point = pointing
     os.environ.clear()
     os.environ.update(environment, OMP_NUM_THREADS="1")
     with open(os.devnull, "w") as sys.stdout, open(os.devnull, "w") as sys.stderr:  # noqa: PTH123

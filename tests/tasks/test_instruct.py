@@ -3,39 +3,42 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from lavis_ext.browse import write_run_report
 from lavis_ext.browse.samples import sample_grid
 from lavis_ext.browse.views import view_of
 from lavis_ext.common.config.schema import run_config
 from lavis_ext.common.errors import ConfigError
+from lavis_ext.models.base_model import Outputs
 from lavis_ext.processors import load_processor
 from lavis_ext.runners.evaluation import write_gallery
+from lavis_ext.runners.microbatch import batch_size
 from lavis_ext.tasks import setup_task
 from tests.datasets.builders.test_conversation import FILES, VIS, opened
 from tests.support.blip2 import small_model
 
 
 class Parrot(nn.Module):
-    """Says how many turns and pictures it was asked about; its loss is the number of its turns."""
+    """Says how many turns and pictures it was asked about; each turn is a token that costs as its sample has turns."""
 
     converses = True
 
     def __init__(self) -> None:
         super().__init__()
         self.asked: list[Any] = []
-        self.register_buffer("one", torch.ones(()))
 
-    def forward(self, batch: dict[str, Any]) -> dict[str, Tensor]:
+    def outputs(self, batch: dict[str, Any]) -> Outputs:
         said = [sum(turn["role"] == "assistant" for turn in turns) for turns in batch["conversations"]]
-        total = float(sum(said))
-        return {"loss": self.one * total / len(said), "tokens": self.one * total}
+        # of two words the second is right, whose cost is log(1 + e^n)
+        logits = torch.tensor([[float(n), 0.0] for n in said for _ in range(n)])
+        return Outputs(logits, extra={"labels": torch.ones(len(logits), dtype=torch.int64)})
 
     def generate(self, samples: dict[str, Any], **lengths: Any) -> list[str]:
         self.asked.append((samples, lengths))
@@ -61,10 +64,11 @@ def rows_of(task: Any, data: Any, size: int) -> list[dict[str, Any]]:
 
 def test_the_loss_is_of_all_tokens_however_they_are_batched(held_out: Any, tmp_path: Path) -> None:
     said = [sum(role == "assistant" for role, _ in turns) for _, turns, _ in FILES.values()]
-    expected = sum(n * n for n in said) / sum(said)  # of single samples: each token costs the turns of its sample
+    expected = sum(n * math.log1p(math.exp(n)) for n in said) / sum(said)
     task = setup_task(run_config(task="instruct"), Parrot())
-    metrics = task.after_evaluation(rows_of(task, held_out, 1), "val", [held_out], tmp_path, 0)
-    assert metrics == {"loss": pytest.approx(expected), "agg_metrics": pytest.approx(-expected)}
+    for size in (1, 3, 10):
+        metrics = task.after_evaluation(rows_of(task, held_out, size), "val", [held_out], tmp_path, 0)
+        assert metrics == {"loss": pytest.approx(expected), "agg_metrics": pytest.approx(-expected)}
 
 
 def test_the_first_are_answered_with_their_own_pictures(held_out: Any, tmp_path: Path) -> None:
@@ -84,6 +88,11 @@ def test_the_first_are_answered_with_their_own_pictures(held_out: Any, tmp_path:
     own = [image for index in range(5) for image in held_out.load(index, torch.Generator())["image"]]
     assert torch.equal(torch.cat(pictures), torch.stack(own))
     assert model.asked[0][1] == {"num_beams": 2, "max_length": 7, "min_length": 1}
+
+
+def test_a_batch_has_as_many_samples_as_conversations(held_out: Any) -> None:
+    batch = held_out.collater([held_out.load(index, torch.Generator()) for index in range(5)])
+    assert batch_size(batch) == 5 != len(batch["image"])
 
 
 def test_none_are_answered_where_none_are_asked_for(held_out: Any, tmp_path: Path) -> None:

@@ -155,15 +155,15 @@ def test_own_files_that_are_killed_go_on_to_the_same_end(world: Path) -> None:
     plugins = [word for name in ("data", "model", "task") for word in ("--plugin", str(world / f"own_{name}.py"))]
     options = [
         "run.task=lavis_lengths_looped",
-        "run.max_epoch=150",
-        "run.val_freq=50",
+        "run.max_epoch=9",
+        "run.val_freq=3",
         f"run.output_dir={world / 'out'}",
         "run.report=False",
         "run.keep_checkpoints=2",
     ]
 
-    def start(job: str) -> Any:
+    def start(job: str, held: int) -> Any:
         words = ["train", "--cfg-path", str(world / "own_run.yaml"), *plugins]
-        return start_command([*words, "--options", *options, f"run.job_id={job}"], os.environ)
+        return start_command([*words, "--options", *options, f"run.job_id={job}"], os.environ, held)
 
-    require_killed_is_left_alone(start, world / "out", 2)
+    require_killed_is_left_alone(start, world / "out", 2, held=1)

@@ -231,23 +231,26 @@ def _used_processors(config: Config) -> Iterator[tuple[str, ProcessorConfig]]:
 
 
 def _argument(processor: ProcessorConfig, key: str) -> Any:
-    return processor.args.get(key, getattr(processors.config(processor.name), key, None))
+    given = processor.args.get(key)
+    return getattr(processors.config(processor.name), key, None) if given is None or given == "" else given
 
 
 def _tower_problems(config: Config, fetch: bool = False) -> Iterator[Problem]:
     """Pictures that are not given to the tower of `model.vision` as its own processor gives them."""
-    form = config.model.tower_pictures(fetch) if hasattr(config.model, "tower_pictures") else None
-    if config.model is None or form is None:
+    model: Any = config.model
+    form = model.tower_pictures(fetch) if hasattr(model, "tower_pictures") else None
+    if form is None:
         return
-    size, model = form.image_size, config.model
-    if size and getattr(model, "image_size", size) != size and not getattr(model, "vision_interpolate", False):
-        what = f"{getattr(model, 'image_size', 0)}, and the tower's own processor makes pictures of {size}"
+    size = form.image_size
+    if size and model.image_size != size and not model.vision_interpolate:
+        what = f"{model.image_size}, and the tower's own processor makes pictures of {size}"
         yield Problem("model.image_size", what, f"set it to {size}, or model.vision_interpolate: True")
     for where, processor in _used_processors(config):
         for key in ("mean", "std"):
             wanted, given = getattr(form, key), _argument(processor, key)
-            three = [given] * 3 if isinstance(given, int | float) else given
-            if wanted and three and any(abs(a - b) > CLOSE for a, b in zip(three, wanted, strict=True)):
+            three = given if isinstance(given, list | tuple) else []
+            whole = len(three) == 3 and all(isinstance(one, int | float) for one in three)
+            if wanted and whole and any(abs(a - b) > CLOSE for a, b in zip(three, wanted, strict=True)):
                 what = f"{list(three)}, and the tower's own processor has {list(wanted)}"
                 yield Problem(f"{where}.{key}", what, f"set it to {list(wanted)}")
 

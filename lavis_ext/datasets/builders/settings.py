@@ -31,6 +31,11 @@ class ImageKeys:
             return {}  # `<image_id>.jpg`
         return {} if self.image_pattern else {"image_key": self.image_key}
 
+    def examine(self, decoder: ConfigDecoder, key: str) -> None:
+        """Note a sign that can split nothing: the copy of a table is kept under the one sign that splits it."""
+        if self.delimiter is not None and (len(self.delimiter) != 1 or self.delimiter in '"\r\n\0'):
+            decoder.note(join(key, "delimiter"), f"{self.delimiter!r} splits no columns", "write one sign: `';'`")
+
 
 @dataclass(frozen=True, kw_only=True)
 class CaptionKeys(ImageKeys):
@@ -74,6 +79,7 @@ class LabelKeys(ImageKeys):
 
     def examine(self, decoder: ConfigDecoder, key: str) -> None:
         """Note an error if there are no classes."""
+        super().examine(decoder, key)
         if not self.labels:
             decoder.note(join(key, "labels"), "names no classes", "write for example `labels: ['False', 'True']`")
         if bool(self.prompt) != bool(self.answers) or len(self.answers) not in (0, len(self.labels)):

@@ -255,7 +255,7 @@ def cache_places(source: Path | RowSource) -> list[Path]:
     first = files_of(source)[0].absolute()
     home = first if first.is_dir() else first.parent
     whole = f"{home}/{source.name}"
-    name = f"{hashlib.sha256(whole.encode()).hexdigest()[:16]}-{source.name}.arrow"
+    name = f"{hashlib.sha256(os.fsencode(whole)).hexdigest()[:16]}-{source.name}.arrow"
     user = expanded(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "lavis_ext" / "annotations"
     spare = Path(tempfile.gettempdir()) / f"lavis_ext-{os.getuid() if hasattr(os, 'getuid') else 0}"
     return [home / FOLDER / f"{source.name}.arrow", user / name, spare / name]

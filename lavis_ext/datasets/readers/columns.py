@@ -17,7 +17,7 @@ NAMES: Mapping[str, tuple[str, ...]] = {
     ),
     "caption_key": (
         *("caption", "captions", "text", "description", "sentence", "sentences", "title", "alt_text", "alt", "raw"),
-        *("comment", "prompt", "blip_caption", "top_caption", "text_input", "output", "objects"),
+        *("comment", "prompt", "blip_caption", "top_caption", "text_input", "output", "objects", "data"),
     ),
     "question_key": ("question", "questions", "query", "q", "question_text", "instruction"),
     "answer_key": ("answer", "answers", "a", "response", "multiple_choice_answer", "direct_answers", "label"),
@@ -42,6 +42,10 @@ def find_column(argument: str, rows: Sequence[Row], used: Sequence[str] = ()) ->
     if argument == "image_key":
         pictures = [name for name in good if any(_is_picture(row.get(name)) for row in some)]
         return found if found in pictures or not pictures else pictures[0]
+    if argument == "caption_key" and found is None:
+        words = {name: sum(str(row.get(name, "")).count(" ") for row in some) for name in good}
+        words = {name: count for name, count in words.items() if count >= 2 * len(some)}
+        return max(words, key=words.__getitem__, default=None)
     return found
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from io import BytesIO
 from typing import Any
 
@@ -44,7 +45,8 @@ def decode_rgb(data: bytes, sample_id: str = "?", path: str = "?") -> np.ndarray
     except SizeError as error:
         raise SampleError(sample_id, path, f"image is too large: {error}") from error
     except Exception as error:  # decoders of damaged data raise whatever their libraries do
-        raise SampleError(sample_id, path, f"image is damaged or cut off: {error}") from error
+        what = re.sub(r" ?<[^<>]* object at 0x\w+>", "", str(error))  # Pillow names the object that it was given
+        raise SampleError(sample_id, path, f"image is damaged or cut off: {what}") from error
 
 
 class SizeError(ValueError):

@@ -22,6 +22,8 @@ SPLITS: Mapping[str, tuple[str, ...]] = {
 }
 """What files, folders and rows call a split; `restval` is what Karpathy's splits add to the training."""
 TEXTS = (".txt", ".caption")
+TEXT_FOLDERS = ("texts", "text", "captions", "caption", "txt", "prompts", "descriptions")
+"""Folders whose texts belong to the pictures of the same name in the folder beside; `labels` holds YOLO's numbers."""
 
 
 def split_named(name: str) -> str | None:
@@ -33,9 +35,9 @@ def split_named(name: str) -> str | None:
 class FolderRows:
     """A folder of pictures, one row each: `image` below `base`, and what stands beside it.
 
-    Beside `x.jpg` that is `x.txt` or `x.caption` (`caption`; of several lines a list) and `x.json` (its keys). Where no
-    picture has a text and all lie in folders, `label` is the name of the folder. A folder of `datasets.save_to_disk` is
-    the rows of its Arrow files.
+    Beside `x.jpg` that is `x.txt`, `x.jpg.txt` or `x.caption` (`caption`; of several lines a list) and `x.json` (its
+    keys); `texts/x.txt` is beside `images/x.jpg`. Where no picture has a text and all lie in several folders, `label`
+    is the name of the folder. A folder of `datasets.save_to_disk` is the rows of its Arrow files.
     """
 
     folder: Path
@@ -49,14 +51,14 @@ class FolderRows:
     @property
     def name(self) -> str:
         """The file name of the Arrow copy, without its suffix."""
-        return f"{self.folder.name}.folder-{hashlib.sha256(str(self.base.absolute()).encode()).hexdigest()[:8]}"
+        return f"{self.folder.name}.folder-{hashlib.sha256(os.fsencode(self.base.absolute())).hexdigest()[:8]}"
 
     @property
     def state(self) -> dict[str, int]:
         """What changes with any picture or text that comes, goes or is written anew."""
         count = size = newest = 0
         for path in _walk(self.folder):
-            stat = path.stat()
+            stat = path.stat() if path.exists() else path.lstat()  # a link to nothing is a picture that is missing
             count, size, newest = count + 1, size + stat.st_size, max(newest, stat.st_mtime_ns)
         return {"size": size, "mtime_ns": newest, "count": count}
 
@@ -74,10 +76,20 @@ class FolderRows:
                 pictures.append(path)
             elif path.suffix.lower() in (*TEXTS, ".json"):
                 beside.setdefault(path.with_suffix(""), []).append(path)
-        rows = [(path, self._row(path, beside.get(path.with_suffix(""), ()))) for path in pictures]
-        if not any("caption" in row for _, row in rows) and all(path.parent != self.folder for path, _ in rows):
-            return [{**row, "label": path.relative_to(self.folder).parts[0]} for path, row in rows]
+        rows = [(path, self._row(path, self._texts_of(path, beside))) for path in pictures]
+        tops = [path.relative_to(self.folder).parts[0] for path in pictures if path.parent != self.folder]
+        apart = len(tops) == len(pictures) and len(set(tops)) > 1  # one folder that holds all pictures is no class
+        if apart and not any("caption" in row for _, row in rows):
+            return [{**row, "label": top} for top, (_, row) in zip(tops, rows, strict=True)]
         return [row for _, row in rows]
+
+    def _texts_of(self, path: Path, beside: Mapping[Path, list[Path]]) -> list[Path]:
+        stem = path.with_suffix("")
+        found = beside.get(stem, []) + [text for text in beside.get(path, []) if text.suffix.lower() in TEXTS]
+        if not found and path.parent != self.folder:
+            inner = Path(*stem.relative_to(self.folder).parts[1:])
+            return next((some for top in TEXT_FOLDERS if (some := beside.get(self.folder / top / inner))), [])
+        return found
 
     def _row(self, path: Path, texts: Iterable[Path]) -> Row:
         inside = self.base if path.is_relative_to(self.base) else self.folder

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 from lavis_ext.common.errors import IntegrityError
+from lavis_ext.common.files import open_file, read_file
 from lavis_ext.datasets.readers.faults import SampleError
 from lavis_ext.datasets.readers.packed import PACKED_NAME, PackedImages
 
@@ -194,8 +195,7 @@ class ImageFolder:
     def read(self, name: str) -> bytes:
         """The bytes of the file; raises SampleError if it cannot be read."""
         try:
-            with open(f"{self.root}/{name}", "rb", buffering=0) as file:  # noqa: PTH123 (see has)
-                return file.read()
+            return read_file(f"{self.root}/{name}")
         except OSError as error:
             raise SampleError(name, self.where(name), f"image cannot be read: {error.strerror}") from error
 
@@ -314,7 +314,7 @@ class PositionalFile:
     """
 
     def __init__(self, path: Path) -> None:
-        self._stream = path.open("rb", buffering=0)
+        self._stream = open_file(path)
         self._lock = threading.Lock()
 
     def read_at(self, offset: int, size: int) -> bytes:

@@ -6,6 +6,7 @@ Rows name such a picture `FILE!COLUMN/ROW`; the image store reads it out of the 
 from __future__ import annotations
 
 import json
+import logging
 import re
 import threading
 from collections import OrderedDict
@@ -16,16 +17,19 @@ from typing import TYPE_CHECKING, Any
 
 from lavis_ext.common.errors import IntegrityError
 from lavis_ext.common.files import decode_json, read_object
+from lavis_ext.datasets.readers.decode import sniff_fault
 from lavis_ext.datasets.readers.faults import SampleError
 from lavis_ext.datasets.readers.tables import REFETCH
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
+log = logging.getLogger(__name__)
 Row = dict[str, Any]
 PACKED_NAME = re.compile(r"(.+\.(?:parquet|arrow))!([^/]+)/(\d+)(?:/(\d+))?\Z")
 GROUPS = 4
 """Row groups of pictures that are held: the hub writes 100 pictures in one."""
+ROWS_OF_ANY, ROWS_A_BYTE = 1_000_000, 10
 
 
 def packed_rows(path: Path, base: Path | None = None) -> list[Row]:
@@ -38,9 +42,18 @@ def packed_rows(path: Path, base: Path | None = None) -> list[Row]:
 
     try:
         schema, length = _shape_of(path)
+        most = ROWS_OF_ANY + ROWS_A_BYTE * path.stat().st_size
+        if length > most:  # empty columns take no bytes, and rows of them gigabytes of memory
+            raise IntegrityError(str(path), f"claims {length:,} rows, of which its bytes can hold {most:,}", REFETCH)
         pictures = {field.name: field.type for field in schema if _holds_pictures(field.type)}
+        schema = _without_other_bytes(path, schema, pictures)
+        pictures = {name: kind for name, kind in pictures.items() if name in schema.names}
         table = _columns(path, [field.name for field in schema if field.name not in pictures])
         rows: list[Row] = table.to_pylist() if table.num_columns else [{} for _ in range(length)]
+        for field in table.schema:
+            if pa.types.is_temporal(field.type) or pa.types.is_decimal(field.type):
+                for row in rows:
+                    row[field.name] = None if row[field.name] is None else str(row[field.name])
         json.dumps(rows)
         names = {name: list(_picture_names(path, name, kind, base)) for name, kind in pictures.items()}
     except (pa.ArrowException, OSError, ValueError, OverflowError, MemoryError, RecursionError) as error:
@@ -60,13 +73,28 @@ def packed_rows(path: Path, base: Path | None = None) -> list[Row]:
     return rows
 
 
+def _without_other_bytes(path: Path, schema: pa.Schema, pictures: Mapping[str, pa.DataType]) -> pa.Schema:
+    """The schema without columns of bytes that are no pictures, of which the log tells; what is named as one stays."""
+    import pyarrow.types as types
+
+    from lavis_ext.datasets.readers.columns import NAMES
+
+    for name, kind in pictures.items():
+        if (types.is_binary(kind) or types.is_large_binary(kind)) and name.lower() not in NAMES["image_key"]:
+            first = next((one for batch in _batches(path, name) for one in batch.column(0) if one.is_valid), None)
+            if first is None or sniff_fault(first.as_py()):
+                log.warning("%s: column `%s` holds bytes that are no pictures, and is left out", path, name)
+                schema = schema.remove(schema.get_field_index(name))
+    return schema
+
+
 def class_names(schema: pa.Schema) -> dict[str, list[str]]:
     """The names of the classes of each column that `datasets` declared as classes."""
     try:
         told = decode_json((schema.metadata or {}).get(b"huggingface", b"{}"))
         features = told["info"]["features"]
         named = {name: one["names"] for name, one in features.items() if isinstance(one, dict) and "names" in one}
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, LookupError, TypeError, AttributeError):
         return {}
     return {name: list(map(str, names)) for name, names in named.items() if isinstance(names, list)}
 
@@ -144,8 +172,6 @@ def _picture_names(path: Path, column: str, kind: pa.DataType, base: Path | None
 
 def _require_pictures(path: Path, column: str, values: Any) -> None:
     """Raise TypeError for bytes that are no pictures: the first that is there says it of a column."""
-    from lavis_ext.datasets.readers.decode import sniff_fault
-
     first = next((value.as_py() for value in values if value.is_valid), None)
     if first is not None and sniff_fault(first):
         raise TypeError(f"`{column}` of {path.name}: {sniff_fault(first)}")

@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
 
 from lavis_ext.common.errors import ConfigError, IntegrityError
 from lavis_ext.common.files import expanded
-from lavis_ext.datasets.readers.conversations import Conversations
 from lavis_ext.datasets.readers.folders import FolderRows, PartRows, split_named
 from lavis_ext.datasets.readers.packed import packed_rows
 from lavis_ext.datasets.readers.tables import (
@@ -73,13 +72,28 @@ def row_blocks(path: Path) -> Iterator[list[Row]]:
 
 def _rows_as_written(path: Path) -> list[Row]:
     kind = kind_of_name(path)
-    if kind in (".jsonl", ".ndjson"):
-        return list(_jsonl_rows(path))
+    if kind in LINES and open_head(path, 64).lstrip(b"\xef\xbb\xbf \t\r\n")[:1] != b"[":
+        return list(_jsonl_rows(path, read_text(path)))
     if kind in TABLES and not (kind == ".txt" and open_head(path, 64).lstrip()[:1] in (b"[", b"{")):
         return table_rows(path)
     if kind == ".parquet":
         return packed_rows(path)
-    return _json_rows(path, parse_json(read_text(path), path))
+    text = read_text(path)
+    return list(_jsonl_rows(path, text)) if _has_records_in_lines(text) else _json_rows(path, parse_json(text, path))
+
+
+LINES = (".jsonl", ".ndjson")
+
+
+def _has_records_in_lines(text: str) -> bool:
+    """Whether the first line is a whole record and more follows: JSON Lines under another name."""
+    first, _, rest = text.strip().partition("\n")
+    if not first.startswith("{") or not rest.lstrip().startswith("{"):
+        return False
+    try:
+        return isinstance(json.loads(first), dict)
+    except (ValueError, RecursionError):
+        return False
 
 
 def parse_json(text: str, path: Path, line: int = 1) -> Any:
@@ -90,7 +104,8 @@ def parse_json(text: str, path: Path, line: int = 1) -> Any:
         where = f"{path}:{line + error.lineno - 1}:{error.colno}"
         cut = error.pos >= len(text.rstrip()) or error.msg.startswith("Unterminated string")
         what = f"JSON ends early after {len(text)} characters ({error.msg})" if cut else f"not JSON ({error.msg})"
-        way_out = "name it .jsonl if it holds one record a line" if error.msg == "Extra data" else REFETCH
+        lines = error.msg == "Extra data" and kind_of_name(path) not in LINES
+        way_out = "write one record a line, and name it .jsonl" if lines else REFETCH
         raise IntegrityError(where, what, way_out) from error
     except (RecursionError, ValueError) as error:
         raise IntegrityError(f"{path}:{line}", f"JSON that cannot be read ({error})", REFETCH) from error
@@ -123,6 +138,9 @@ def _rows_of_dict(value: Row, path: Path) -> list[Any]:
     if named:
         what = f"`{named[0]}` holds {_kind(value[named[0]])} where a list of records belongs"
         raise IntegrityError(str(path), what, REFETCH)
+    lists = {key: some for key, some in value.items() if isinstance(some, list) and isinstance((some or [0])[0], dict)}
+    if len(lists) == 1 and not any(key.isdigit() for key in lists):  # under a name of their own: `samples`, `rows`
+        return list(*lists.values())
     return [{"sample_id": k, **v} if isinstance(v, dict) else {"sample_id": k, "data": v} for k, v in value.items()]
 
 
@@ -185,8 +203,8 @@ def _join_images(rows: list[Any], images: Any, path: Path) -> list[Any]:
     return [row if more is None else {**row, **more} for row, more in zip(rows, found, strict=True)]
 
 
-def _jsonl_rows(path: Path) -> Iterator[Row]:
-    for number, line in enumerate(read_text(path).split("\n"), 1):
+def _jsonl_rows(path: Path, text: str) -> Iterator[Row]:
+    for number, line in enumerate(text.split("\n"), 1):
         if line.strip():
             yield _checked(parse_json(line, path, number), f"{path}:{number}")
 
@@ -482,10 +500,11 @@ def _source(path: Path, how: RowOptions) -> Path | RowSource:
         key = key or ("split" if b'"sentences"' in head and b'"filename"' in head and b'"split"' in head else None)
     if source is path and how.base is not None and how.base in path.parents[1:]:
         source = Beside(path, how.base, how.image_key)
-    if how.conversations == "whole":
-        source = Conversations(source, "whole", how.image_key)
-    elif how.conversations and path.is_file() and b'"conversations"' in open_head(path, HEAD):
-        source = Conversations(path, "turns")
+    apart = how.conversations == "turns" and path.is_file() and b'"conversations"' in open_head(path, HEAD)
+    if apart or how.conversations == "whole":
+        from lavis_ext.datasets.readers.conversations import Conversations  # captions are read without it
+
+        source = Conversations(path, "turns") if apart else Conversations(source, "whole", how.image_key)
     return _part(source, how, key)
 
 
@@ -505,7 +524,7 @@ class SplitBy(OneFile):
     @property
     def name(self) -> str:
         """The file name with the code of the sign."""
-        return f"{self.path.name}.by{ord(self.delimiter[0])}"
+        return f"{self.path.name}.by{'-'.join(str(ord(sign)) for sign in self.delimiter)}"
 
     def parse(self) -> list[Row]:
         """All rows; raises IntegrityError."""
@@ -543,7 +562,7 @@ class PackedFile(OneFile):
     @property
     def name(self) -> str:
         """The file name, with a digest of the folder."""
-        return f"{self.path.name}.below-{hashlib.sha256(str(self.base.absolute()).encode()).hexdigest()[:8]}"
+        return f"{self.path.name}.below-{hashlib.sha256(os.fsencode(self.base.absolute())).hexdigest()[:8]}"
 
     def parse(self) -> list[Row]:
         """All rows; raises IntegrityError."""

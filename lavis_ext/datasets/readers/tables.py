@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from lavis_ext.common.errors import IntegrityError
-from lavis_ext.common.files import read_errors
+from lavis_ext.common.files import read_bounded, read_errors, read_file
 
 log = logging.getLogger(__name__)
 Row = dict[str, Any]
@@ -44,8 +44,7 @@ def kind_of_name(path: Path) -> str:
 
 def open_head(path: Path, size: int) -> bytes:
     """The first bytes of a file, unpacked where it is packed; nothing of one that cannot be unpacked."""
-    with path.open("rb") as file:
-        head = file.read(size)
+    head = read_bounded(path, size)
     kind = _packed_as(head)
     if not kind:
         return head
@@ -63,15 +62,14 @@ def read_text(path: Path) -> str:
     """
     try:
         with read_errors(path):
-            data = path.read_bytes()
+            data = read_file(path)
     except MemoryError as error:
         what = f"has {path.stat().st_size:,} bytes, which the memory does not hold"
         raise IntegrityError(str(path), what, "split it, or write it as Parquet") from error
     if kind := _packed_as(data):
         data = _unpacked(path, kind, len(data))
-    wide = data[:2] in (b"\xff\xfe", b"\xfe\xff")
     try:
-        return data.decode("utf-16" if wide else "utf-8-sig")
+        return data.decode(_encoding(data))
     except UnicodeDecodeError as error:
         way_out = "save it as UTF-8" if kind_of_name(path) in TABLES else REFETCH
         raise IntegrityError(f"{path} byte {error.start}", f"not UTF-8 text ({error.reason})", way_out) from error
@@ -169,6 +167,18 @@ def _records_of(text: str) -> tuple[list[Any], int]:
 def _require_small(held: bytes) -> None:
     if len(held) > UNPACKED:
         raise Unstreamed
+
+
+def _encoding(data: bytes) -> str:
+    """UTF-16 by its mark, or where every other byte of the beginning is 0, as Windows' tools write it; else UTF-8."""
+    if data[:2] in (b"\xff\xfe", b"\xfe\xff"):
+        return "utf-16"
+    head = data[:200]
+    if len(head) > 3 and not len(data) % 2:
+        for odd, name in ((1, "utf-16-le"), (0, "utf-16-be")):
+            if head[odd::2].count(0) > 0.8 * len(head[odd::2]) and not head[1 - odd :: 2].count(0):
+                return name
+    return "utf-8-sig"
 
 
 def _packed_as(head: bytes) -> str:
@@ -273,9 +283,12 @@ def _named_rows(path: Path, records: list[tuple[int, list[str]]]) -> Iterator[Ro
     elif not header or len(set(header)) < len(header):
         raise IntegrityError(f"{path}:1", "the first line must name each column once", REFETCH)
     for number, fields in records if named else records[1:]:
+        if not any(fields):  # a spreadsheet's empty row
+            continue
         if len(fields) != len(header):
             what = f"{len(fields)} fields where the header names {len(header)}"
-            raise IntegrityError(f"{path}:{number}", what, REFETCH)
+            way_out = "put quotes around a field that holds the sign between fields, or fetch the file again"
+            raise IntegrityError(f"{path}:{number}", what, way_out)
         yield dict(zip(header, fields, strict=True))
 
 

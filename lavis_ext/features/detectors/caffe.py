@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from lavis_ext.common.errors import IntegrityError
-from lavis_ext.common.files import read_errors
+from lavis_ext.common.files import read_errors, read_file
 from lavis_ext.features.detectors.weights import RATIOS, TensorNames, Tensors, check_there
 
 LAYER, LAYER_NAME, LAYER_BLOBS = 100, 1, 7
@@ -34,7 +34,7 @@ def read_caffemodel(path: Path) -> Tensors:
     """Blobs of all layers as `<layer>.<number>`; raises IntegrityError for what is no caffemodel."""
     check_there(path)
     with read_errors(path):
-        data = path.read_bytes()
+        data = read_file(path)
     found: Tensors = {}
     try:
         for number, value in _fields(memoryview(data)):

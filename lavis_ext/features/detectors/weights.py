@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from lavis_ext.common.errors import IntegrityError, UsageError
-from lavis_ext.common.files import read_errors
+from lavis_ext.common.files import read_errors, read_file
 from lavis_ext.common.tensors import read_safetensors
 from lavis_ext.features.detectors.c4 import C4Network
 from lavis_ext.features.detectors.ops import cell_anchors
@@ -146,7 +146,7 @@ def check_there(path: Path) -> None:
 def _read(path: Path) -> dict[Any, Any]:
     if path.suffix == ".pkl":
         with read_errors(path):
-            content = load_plain(path.read_bytes(), str(path))
+            content = load_plain(read_file(path), str(path))
         if not isinstance(content, dict):
             raise IntegrityError(str(path), f"expected a dict, got a {type(content).__name__}", "name another file")
         return content

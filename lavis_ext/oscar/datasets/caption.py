@@ -19,7 +19,7 @@ from torch import Tensor
 from lavis_ext.common.config.decode import read_yaml
 from lavis_ext.common.config.schema import DatasetConfig
 from lavis_ext.common.errors import ConfigError, IntegrityError
-from lavis_ext.common.files import decode_json, read_errors
+from lavis_ext.common.files import decode_json, read_errors, read_file
 from lavis_ext.common.registry import builders
 from lavis_ext.common.types import Batch, Dataset, Sample
 from lavis_ext.datasets.builders.context import BuildContext
@@ -366,7 +366,7 @@ def _loads(text: str, where: str) -> Any:
 def read_keys(path: Path) -> list[str]:
     """The image ids of `test_img_keys.tsv`, one a line; raises IntegrityError where there is none."""
     with read_errors(path):
-        lines = path.read_text("utf-8").splitlines()
+        lines = read_file(path).decode("utf-8").splitlines()
     keys = [line.split("\t")[0].strip() for line in lines if line.strip()]
     if not keys:
         raise IntegrityError(str(path), "names no image", WAY_OUT)

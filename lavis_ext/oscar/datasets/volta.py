@@ -14,7 +14,7 @@ from torch import Tensor
 
 from lavis_ext.common.config.schema import DatasetConfig
 from lavis_ext.common.errors import IntegrityError, UsageError
-from lavis_ext.common.files import read_errors
+from lavis_ext.common.files import read_errors, read_file
 from lavis_ext.common.registry import builders
 from lavis_ext.common.types import Batch, Dataset, Sample
 from lavis_ext.datasets.builders.context import BuildContext, not_prepared
@@ -101,7 +101,7 @@ class Pool:
 def read_pool(path: Path) -> Pool:
     """The pickle, by the restricted reader; raises UnsafeError, IntegrityError."""
     with read_errors(path):
-        data = path.read_bytes()
+        data = read_file(path)
     value = load_plain(data, str(path))
     found = value if isinstance(value, dict) else {}
     ids, near = found.get("train_image_list"), found.get("train_hard_pool")

@@ -18,7 +18,7 @@ from typing import Any
 
 from lavis_ext.common.config.cards import Cards, load_cards
 from lavis_ext.common.errors import IntegrityError, NetworkError, UsageError
-from lavis_ext.common.files import decode_json, disk_errors, read_errors, write_atomic
+from lavis_ext.common.files import decode_json, disk_errors, read_errors, read_file, write_atomic
 from lavis_ext.features.layout import key_of
 from lavis_ext.fetch.transfer import Progress
 from lavis_ext.prepare import PrepareOptions, prepare
@@ -105,7 +105,7 @@ def _numbered(images: Iterable[tuple[tuple[str, int], dict[str, Any]]]) -> list[
 
 def _load(path: Path) -> Any:
     with read_errors(path):
-        text = path.read_bytes()
+        text = read_file(path)
     try:
         return decode_json(text)
     except ValueError as error:
@@ -228,7 +228,7 @@ def find_ids(root: Path, near: Path) -> Path:
 def read_ids(path: Path) -> set[int]:
     """COCO's numbers, one a line, first column; raises IntegrityError."""
     with read_errors(path):
-        lines = path.read_text("utf-8").splitlines()
+        lines = read_file(path).decode("utf-8").splitlines()
     try:
         return {int(key_of(line.split("\t")[0].strip())) for line in lines if line.strip()}
     except ValueError as error:

@@ -10,7 +10,7 @@ from pathlib import Path, PurePosixPath
 
 from lavis_ext.common.config.cards import ImageList
 from lavis_ext.common.errors import DiskError, NetworkError
-from lavis_ext.common.files import is_dangling, size_of
+from lavis_ext.common.files import is_dangling, read_bounded, read_file, size_of
 from lavis_ext.fetch import MirrorMap, Progress, Result, Source, Transfer, fetch_all
 from lavis_ext.prepare.records import disk_errors
 from lavis_ext.prepare.urls.job import ASIDE, PLACEHOLDER, ListAccount, ListJob, LostImage, origin_of
@@ -60,12 +60,11 @@ def image_fault(path: Path, deep: bool = False) -> str:
     from lavis_ext.datasets.readers.decode import decode_rgb, sniff_fault
     from lavis_ext.datasets.readers.faults import SampleError
 
-    with path.open("rb") as file:
-        fault = sniff_fault(file.read(HEAD))
+    fault = sniff_fault(read_bounded(path, HEAD))
     if fault or not deep:
         return fault
     try:
-        decode_rgb(path.read_bytes(), path=str(path))
+        decode_rgb(read_file(path), path=str(path))
     except SampleError as error:
         return error.why
     return ""

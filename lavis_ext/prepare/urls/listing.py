@@ -14,6 +14,7 @@ from urllib.parse import unquote
 
 from lavis_ext.common.config.cards import Artifact, ImageList
 from lavis_ext.common.errors import ConfigError, UsageError
+from lavis_ext.common.files import read_file
 from lavis_ext.fetch import MirrorMap, Policy, Progress, Source, Transfer, fetch_all
 from lavis_ext.fetch.safety import identity, split_url
 from lavis_ext.prepare.extract import set_aside
@@ -226,7 +227,7 @@ def _local_tables(path: Path) -> list[Path]:
 
 def _read_urls(path: Path) -> list[str]:
     try:
-        lines = path.read_text("utf-8").split("\n")
+        lines = read_file(path).decode("utf-8").split("\n")
     except UnicodeDecodeError as error:
         raise ConfigError(str(path), f"is neither a table nor a text of addresses ({error})", "name one") from error
     urls = [line.strip() for line in lines if line.strip() and line[0] != "#"]

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from pathlib import Path
 
-from lavis_ext.common.files import read_object, replacing, write_json
+from lavis_ext.common.files import read_file, read_object, replacing, write_json
 from lavis_ext.prepare.urls.job import PLACEHOLDER, REPEATS, ListJob, Pass
 from lavis_ext.prepare.urls.rows import ListedImage
 from lavis_ext.prepare.urls.shards import RowOutcome, classify_failure, is_published, sample_records, shard_path
@@ -122,7 +122,7 @@ class Meter:
 def read_pulse(path: Path) -> tuple[int, int]:
     """Rows and bytes of a shard so far."""
     try:
-        rows, size = path.read_text("ascii").split()
+        rows, size = read_file(path).decode("ascii").split()
         return int(rows), int(size)
     except (OSError, ValueError):
         return 0, 0

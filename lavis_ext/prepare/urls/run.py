@@ -19,6 +19,7 @@ from lavis_ext.common.errors import ConfigError, IntegrityError, PartialError
 from lavis_ext.fetch import Progress, Silent
 from lavis_ext.fetch.lock import Ownership
 from lavis_ext.prepare.records import disk_errors
+from lavis_ext.prepare.urls.cluster import require_installed
 from lavis_ext.prepare.urls.hosted import find_images, set_aside_foreign
 from lavis_ext.prepare.urls.job import PLACEHOLDER, ListAccount, ListJob, LostImage, Pass, Passing, origin_of
 from lavis_ext.prepare.urls.passes import (
@@ -207,11 +208,12 @@ def fetch_list(job: ListJob, progress: Progress | None = None) -> ListAccount:
 
     A second call continues where a killed one stopped: finished shards are kept, rows that failed for reasons that may
     pass are tried again, dead links are not. A changed list is noticed by the hashes of its rows. Raises ConfigError
-    (keys that cannot be mapped, img2dataset not installed), DamagedList, DiskError, OwnedError, PartialError (the
-    process that downloads died).
+    (keys that cannot be mapped, img2dataset not installed), UsageError (a distributor that is not), DamagedList,
+    DiskError, OwnedError, PartialError (the process that downloads died).
     """
     if find_spec("img2dataset") is None:
         raise ConfigError("img2dataset", "is not installed", "pip install -c constraints.txt img2dataset")
+    require_installed(job.distributor)
     progress = progress or Silent()
     with disk_errors(job.work), ExitStack() as stack:
         job.work.mkdir(parents=True, exist_ok=True)

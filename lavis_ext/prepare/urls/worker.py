@@ -14,23 +14,21 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import partial
-from itertools import islice
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
-from lavis_ext.common.files import decode_json
+from lavis_ext.common.files import decode_json, read_file
 from lavis_ext.fetch.lock import read_owner
+from lavis_ext.prepare.urls.cluster import Apply, cluster
 from lavis_ext.prepare.urls.supervise import TROUBLES, reporting
 
 KEY_DIGITS = 5
-SUBJOB = 1000
 FENCE = 0.5
 """Seconds between two looks at the owner file."""
 SHARDS_PER_PROCESS = 5
@@ -74,7 +72,7 @@ class PassOrder:
     @classmethod
     def read(cls, path: Path) -> PassOrder:
         """Read it in the process."""
-        return cls(**decode_json(path.read_text("utf-8")))
+        return cls(**decode_json(read_file(path)))
 
 
 def run_pass(order: PassOrder) -> None:
@@ -137,29 +135,6 @@ def run_processes(count: int, downloader: Callable[[Shard], object], shards: Ite
             done.result()
 
 
-Attempt = Callable[[Shard], Any]
-Apply = Callable[[Attempt, Sequence[Shard]], Iterable[Any]]
-"""Does a piece of work for each shard somewhere, and brings back what each gave."""
-
-
-@contextmanager
-def cluster(name: str, processes: int) -> Iterator[Apply]:
-    """Spark's or Ray's way to do work on many machines."""
-    if name == "pyspark":
-        from img2dataset.distributor import _spark_session
-
-        with _spark_session(processes) as spark:
-            yield lambda work, batch: spark.sparkContext.parallelize(batch, len(batch)).map(work).collect()
-        return
-    import ray  # type: ignore[import-not-found]
-
-    def on_ray(work: Attempt, batch: Sequence[Shard]) -> Iterable[Any]:
-        remote = ray.remote(lambda shard: work(shard))
-        return ray.get([remote.remote(shard) for shard in batch])  # type: ignore[no-any-return]
-
-    yield on_ray
-
-
 def attempt(downloader: Callable[[Shard], object], shard: Shard) -> tuple[int, str, str] | None:
     """Download a shard, on whatever machine; what of a full disk there was to tell."""
     TROUBLES.clear()
@@ -169,10 +144,9 @@ def attempt(downloader: Callable[[Shard], object], shard: Shard) -> tuple[int, s
 
 def run_elsewhere(apply: Apply, downloader: Callable[[Shard], object], shards: Iterator[Shard]) -> None:
     """Download shards on many machines; raises OSError where a write failed on any of them."""
-    while batch := list(islice(shards, SUBJOB)):
-        for trouble in apply(partial(attempt, downloader), batch):
-            if trouble is not None:
-                raise OSError(*trouble)
+    for trouble in apply(partial(attempt, downloader), shards):
+        if trouble is not None:
+            raise OSError(*trouble)
 
 
 def make_downloader(order: PassOrder, columns: list[str]) -> Any:

@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from lavis_ext.common.errors import ConfigError, DiskError, IntegrityError
 from lavis_ext.datasets.readers import annotations, tables
 from lavis_ext.datasets.readers.annotations import Annotations, cache_places
+from lavis_ext.datasets.readers.columns import missing_columns
 from lavis_ext.datasets.readers.encoding import BATCH_ROWS, columns_of, decode_row, write_rows
 from lavis_ext.datasets.readers.parse import parse_rows, row_blocks
 from lavis_ext.datasets.readers.tables import Unstreamed
@@ -329,3 +330,14 @@ def test_a_source_of_rows_is_copied_as_a_file_is(tmp_path: Path) -> None:
     assert (tmp_path / ".lavis_ext/counted.arrow").is_file()
     path.write_text("wxyz")
     assert len(Annotations([Counted(path)])) == 4
+
+
+def test_columns_that_no_row_has_are_told_with_the_way_out() -> None:
+    rows = [{"text": "a cat", "file": "a.jpg"}]
+    [problem] = missing_columns("datasets.a", {"caption_key": "caption"}, rows, ["text", "file"])
+    assert problem.where == "datasets.a" and "caption_key: text" in problem.way_out
+    [problem] = missing_columns("datasets.a", {"caption_key": "caption"}, [{"text": True}], ["text"])
+    assert "caption_key: …" in problem.way_out, "true is no text"
+    joined = "file;text"
+    found = missing_columns("datasets.a", {"image_key": "image", "caption_key": "text"}, [{joined: "a;b"}], [joined])
+    assert len(found) == 1 and "delimiter: ';'" in found[0].way_out, "the others may be there"

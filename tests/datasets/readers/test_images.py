@@ -5,11 +5,14 @@ import threading
 import zipfile
 from pathlib import Path
 
+import pyarrow as pa
 import pytest
+from pyarrow import parquet
 
 from lavis_ext.common.errors import IntegrityError
 from lavis_ext.datasets.readers import ImageStore, SampleError
 from lavis_ext.datasets.readers.images import ZipArchive
+from lavis_ext.datasets.readers.packed import PackedImages, packed_rows
 
 
 @pytest.fixture
@@ -172,3 +175,25 @@ def test_a_wrong_crc_is_seen(tmp_path: Path) -> None:
 def test_a_folder_in_the_place_of_a_picture(folder: Path) -> None:
     (folder / "val2014" / "c.jpg").mkdir()
     assert not ImageStore(folder).exists("val2014/c.jpg")
+
+
+def test_a_picture_that_a_packed_file_does_not_have_is_a_fault_of_its_sample(tmp_path: Path) -> None:
+    jpeg = b"\xff\xd8\xff\xe0" + bytes(20)
+    pictures = {"image": [jpeg, None], "several": [[jpeg], []]}
+    parquet.write_table(pa.table(pictures), tmp_path / "a.parquet")
+    assert packed_rows(tmp_path / "a.parquet")[0] == {
+        "image": "a.parquet!image/0",
+        "several": ["a.parquet!several/0/0"],
+    }
+    packed = PackedImages(tmp_path / "a.parquet")
+    assert packed.read("image/0") == packed.read("several/0/0") == jpeg
+    for name in ("image/1", "image/2", "nowhere/0", "several/0/1"):
+        with pytest.raises(SampleError) as caught:
+            packed.read(name)
+        assert caught.value.path.endswith(f"a.parquet!{name}")
+
+
+def test_bytes_that_are_no_pictures_are_no_column_of_them(tmp_path: Path) -> None:
+    parquet.write_table(pa.table({"image": [None, b"plain text"]}), tmp_path / "a.parquet")
+    with pytest.raises(IntegrityError):
+        packed_rows(tmp_path / "a.parquet")

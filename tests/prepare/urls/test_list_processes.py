@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from lavis_ext.common.errors import DiskError, PartialError
-from lavis_ext.prepare.urls import fetch_list, supervise
+from lavis_ext.prepare.urls import fetch_list, supervise, worker
 from lavis_ext.prepare.urls.supervise import run_worker, worker_environment
 from tests.support.processes import all_ended, descendants
 from tests.support.server import Fault, Server, wait_until
@@ -148,3 +148,22 @@ def test_an_order_without_an_owner_is_followed_to_its_end() -> None:
     )
     child = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, start_new_session=True)
     assert (child.returncode, child.stdout) == (0, "done\n")
+
+
+def test_a_write_that_failed_on_another_machine_comes_back_with_its_shard() -> None:
+    def full(shard: object) -> None:
+        supervise.report_trouble(OSError(28, "No space left on device"), f"/there/{shard}")
+
+    assert worker.attempt(full, (7, "tables/7.parquet")) == (
+        28,
+        "No space left on device",
+        "/there/(7, 'tables/7.parquet')",
+    )
+    assert worker.attempt(lambda _: None, (8, "tables/8.parquet")) is None
+    one = [(number, f"{number}") for number in range(3)]
+    with pytest.raises(OSError) as caught:
+        worker.run_elsewhere(
+            lambda work, batch: map(work, batch), lambda shard: full(shard) if shard[0] else None, iter(one)
+        )
+    assert (caught.value.errno, caught.value.filename) == (28, "/there/(1, '1')")
+    supervise.TROUBLES.clear()
