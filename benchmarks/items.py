@@ -170,7 +170,7 @@ def command(
     """A process as a user starts it: seconds, those of the processor, resident memory."""
 
     def run() -> Figures:
-        place = shutil.which(program)
+        place = shutil.which(program, path=f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
         if place is None:
             raise MissingPeer(f"{program} is not installed")
         wall, cpu, memory = prepared_coco.measure(words, {**os.environ, **environment}, place, expected)
@@ -203,7 +203,7 @@ def missing(name: str, what: str) -> Contender:
     """A contender that is not here."""
 
     def run() -> Figures:
-        raise MissingPeer(f"{what} is not installed: no version of it installs beside these packages")
+        raise MissingPeer(f"{what} is not installed")
 
     return Contender(name, run)
 
