@@ -26,6 +26,8 @@ HERE = Path(__file__).parent
 ROOT = HERE.parent
 QUIET_LOAD, QUIET_SHARE = 0.7, 0.1
 """Load of the last minute, and share of the cores in others' hands, from which on a machine is busy."""
+PATIENCE = 300
+"""Seconds for the packages of a peer: where versions cannot be brought together pip tries them all for hours."""
 Figures = dict[str, float]
 Runs = dict[str, list[Figures]]
 
@@ -187,9 +189,12 @@ def peer_python(name: str) -> str:
         steps = [[sys.executable, "-m", "venv", "--clear", str(folder)]]
         steps += [[str(python), "-m", "pip", "install", "-q", "--disable-pip-version-check", "-r", str(pins)]]
         for number, words in enumerate(steps):
-            done = subprocess.run(words, capture_output=True, text=True)
-            if done.returncode:
+            try:
+                done = subprocess.run(words, capture_output=True, text=True, timeout=PATIENCE)
                 said = [line for line in done.stderr.splitlines() if "ERROR" in line] or ["it cannot be installed"]
+            except subprocess.TimeoutExpired:
+                done, said = None, [f"not installed within {PATIENCE} seconds"]
+            if done is None or done.returncode:
                 folder.mkdir(parents=True, exist_ok=True)
                 failed.write_text(f"{pins.name}: {said[-1]}")
                 raise MissingPeer(failed.read_text())

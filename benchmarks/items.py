@@ -81,7 +81,9 @@ def rows(scene: Scene, count: int) -> Contenders:
 def fetching(scene: Scene, kind: str, count: int, size: int, delay: float, clients: Sequence[str]) -> Contenders:
     """P4 and P5: files from a server on loopback in another process."""
     folder = scene.folder / f"{kind}-{delay}"
-    files = fetch_layer.make_files(folder, max(1, count // 40 if scene.quick else count), size)
+    if scene.quick:
+        count, size = (count // 40, size) if count > 1 else (1, size // 40)
+    files = fetch_layer.make_files(folder, count, size)
     out = scene.folder / "out"
     with fetch_layer.server(folder, delay) as base:
         job = {"base": base, "files": files, "out": str(out)}
@@ -168,7 +170,7 @@ def command(
     """A process as a user starts it: seconds, those of the processor, resident memory."""
 
     def run() -> Figures:
-        place = shutil.which(program)
+        place = shutil.which(program, path=f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
         if place is None:
             raise MissingPeer(f"{program} is not installed")
         wall, cpu, memory = prepared_coco.measure(words, {**os.environ, **environment}, place, expected)
@@ -201,7 +203,7 @@ def missing(name: str, what: str) -> Contender:
     """A contender that is not here."""
 
     def run() -> Figures:
-        raise MissingPeer(f"{what} is not installed: no version of it installs beside these packages")
+        raise MissingPeer(f"{what} is not installed")
 
     return Contender(name, run)
 

@@ -65,6 +65,7 @@ def write_world(root: Path, pictures: int, source: Path | None, small: bool) -> 
                 assert shard is not None
                 add_member(shard, f"{flat}.jpg", data)
                 add_member(shard, f"{flat}.txt", caption.encode())
+                add_member(shard, f"{flat}.json", json.dumps({"caption": caption, "key": flat}).encode())
     assert shard is not None
     shard.close()
     (root / "flat" / "metadata.jsonl").write_text("\n".join(lines))
@@ -282,7 +283,7 @@ def our_shards(root: Path, workers: int) -> Any:
     config = schema.DatasetConfig(
         name="shards",
         builder="image_text_shards",
-        build_info=schema.BuildInfo(storage=str(root / "tars" / "*.tar")),
+        build_info=schema.BuildInfo(storage=[str(root / "tars" / "*.tar")]),
         vis_processor=schema.ProcessorPair(
             train=schema.ProcessorConfig(name="blip2_image_train", args={"image_size": SIZE})
         ),

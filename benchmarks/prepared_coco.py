@@ -1,15 +1,16 @@
 """COCO at its real size, with thumbnails: what P10 and P12 of `python -m benchmarks` ask for again and unpack.
 
 123,287 pictures in two zips and 566,435 captions to train on come from a folder mirror, as `prepare coco_caption` takes
-them. Nothing in them is decoded, so the size of a picture does not matter.
+them. Only `verify --deep` decodes them.
 """
 
 from __future__ import annotations
 
+import json
 import multiprocessing
 import os
+import subprocess
 import sys
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -18,7 +19,6 @@ from lavis_ext.demo.mirror import MirrorWriter
 
 ROOT = Path(__file__).parents[1]
 PICTURES, TRAIN2014, HELD_OUT = 123_287, 82_783, 5_000
-PICTURE = b"\xff\xd8\xff\xe0" + bytes(200) + b"\xff\xd9"
 LOAD = "import lavis_ext; print({k: len(v) for k, v in lavis_ext.load_dataset('coco_caption').items()})"
 COMMANDS = {
     "prepare again": ["-m", "lavis_ext", "prepare", "coco_caption", "--quiet"],
@@ -36,8 +36,13 @@ def names(count: int) -> list[str]:
 
 
 def members(chosen: list[str]) -> Iterator[tuple[str, bytes]]:
-    """Each picture with bytes of its own."""
-    return ((name, PICTURE + name.encode()) for name in chosen)
+    """Each picture with bytes of its own: a small grey JPEG that has its name in a comment."""
+    import numpy as np
+    from simplejpeg import encode_jpeg
+
+    data = encode_jpeg(np.full((16, 16, 3), 128, np.uint8))
+    texts = ((name, name.encode()) for name in chosen)
+    return ((n, data[:2] + b"\xff\xfe" + (len(t) + 2).to_bytes(2, "big") + t + data[2:]) for n, t in texts)
 
 
 def make_mirror(folder: Path, count: int) -> None:
@@ -59,26 +64,37 @@ def make_mirror(folder: Path, count: int) -> None:
     mirror.finish()
 
 
+SPAWN = """
+import json, os, sys, time
+begun = time.perf_counter()
+quiet = os.open(os.devnull, os.O_WRONLY)
+actions = [(os.POSIX_SPAWN_DUP2, quiet, 1), (os.POSIX_SPAWN_DUP2, quiet, 2)]
+child = os.posix_spawn(sys.argv[1], sys.argv[1:], os.environ, file_actions=actions)
+_, status, usage = os.wait4(child, 0)
+wall, cpu = time.perf_counter() - begun, usage.ru_utime + usage.ru_stime
+print(json.dumps([os.waitstatus_to_exitcode(status), wall, cpu, usage.ru_maxrss / 1024]))
+"""
+
+
 def measure(
     words: Sequence[str], environment: Mapping[str, str], program: str = sys.executable, expected: Sequence[int] = (0,)
 ) -> tuple[float, float, float]:
-    """(seconds, those of the CPU, MB of resident memory) of one process; raises RuntimeError where it fails."""
-    begun = time.perf_counter()
-    quiet = os.open(os.devnull, os.O_WRONLY)
-    actions = [(os.POSIX_SPAWN_DUP2, quiet, 1), (os.POSIX_SPAWN_DUP2, quiet, 2)]
-    child = os.posix_spawn(program, [program, *words], environment, file_actions=actions)
-    os.close(quiet)
-    _, status, usage = os.wait4(child, 0)
-    if os.waitstatus_to_exitcode(status) not in expected:
-        raise RuntimeError(f"{program} {' '.join(words)}: status {status}")
-    return time.perf_counter() - begun, usage.ru_utime + usage.ru_stime, usage.ru_maxrss / 1024
+    """(seconds, those of the CPU, MB of resident memory) of one process; raises RuntimeError where it fails.
+
+    A small process starts it: what a child has resident counts from what its parent had.
+    """
+    starter = [sys.executable, "-I", "-S", "-c", SPAWN, program, *words]
+    done = subprocess.run(starter, env=dict(environment), capture_output=True, text=True, check=True)
+    status, wall, cpu, memory = json.loads(done.stdout)
+    if status not in expected:
+        raise RuntimeError(f"{program} {' '.join(words)}: exit code {status}")
+    return wall, cpu, memory
 
 
 def prepared(base: Path, count: int) -> dict[str, str]:
     """The environment of a COCO that is finished below `base`; made where it is not there."""
     own = {"LAVIS_EXT_MIRROR": str(base / "mirror"), "LAVIS_EXT_CACHE_ROOT": str(base / "data")}
     if not (base / "mirror/manifest.json").exists():
-        # in a process of its own: what a child has resident counts from what its parent had
         maker = multiprocessing.get_context("spawn").Process(target=make_mirror, args=(base / "mirror", count))
         maker.start()
         maker.join()
