@@ -11,6 +11,7 @@ which other load on the machine disturbs least. Writes `distill.md`.
 from __future__ import annotations
 
 import argparse
+import json
 import platform
 import sys
 import tempfile
@@ -166,6 +167,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=0)
     parser.add_argument("--device", default="cpu")
+    parser.add_argument("--json", action="store_true", help="print the rates of each round, and leave the page alone")
     parser.add_argument("--no-report", action="store_true")
     args = parser.parse_args()
     if args.threads:
@@ -176,6 +178,9 @@ def main() -> None:
         for _ in range(args.rounds):
             for name, measure in measures.items():
                 rates[name].append(measure())
+    if args.json:
+        print(json.dumps(rates))
+        return
     report = table(rates, args)
     print(report)
     if not args.no_report:

@@ -301,6 +301,7 @@ def main() -> None:
     parser.add_argument("--reads", type=int, default=3000)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--quick", action="store_true", help="300 images; prints, and leaves the page alone")
+    parser.add_argument("--json", action="store_true", help="print the figures, and leave the page alone")
     parser.add_argument("--folder", type=Path, help="where the files go (default: a temporary folder)")
     args = parser.parse_args()
     if args.quick:
@@ -309,6 +310,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory(dir=args.folder) as folder:
         found = measure(Path(folder), args.images, args.reads, args.rounds)
     print(json.dumps(found))
+    if args.json:
+        return
     page = report(found, args)
     print(page)
     if not args.quick:

@@ -1,11 +1,11 @@
-"""The fetch engine beside the layers and tools it could stand on: many small files, and one large one with its hash.
+"""The fetch engine beside the layers and tools it could stand on: P4 and P5 of `python -m benchmarks`.
 
-    python benchmarks/fetch_layer.py [--runs 3] [--files 600] [--large-mb 512] [--only small,latency,large]
-        [--clients 'NAME;…'] [--before CHECKOUT]
+    python benchmarks/fetch_layer.py --before CHECKOUT [--runs 5] [--files 600] [--large-mb 512]
+        [--only small,latency,large] [--cgroup FOLDER] [--folder FOLDER]
 
-`--before` adds ours as it is in another checkout, say of the parent commit, to the same runs. Every client runs in its
-own process against a server in another (nginx where installed; our own asyncio server adds the latency). Runs are
-interleaved, figures are medians, the table gives speed relative to ours; absent peers are passed over.
+compares ours with ours of another checkout, say of the parent commit. `--cgroup` names a control group with little
+memory, which the clients alone enter: what they write does not stay in the page cache. Every client runs in its own
+process against a server in another (nginx where installed; our own asyncio server adds the latency).
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import argparse
 import asyncio
 import contextlib
 import hashlib
-import importlib.util
+import importlib
 import json
 import os
 import random
@@ -33,12 +33,13 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+ROOT = Path(__file__).parents[1]
 Job = dict[str, Any]
+Figures = dict[str, float]
 Client = Callable[[Job], None]
 CHUNK = 1 << 18
 TOGETHER = 32
 SEGMENT = 32 << 20
-BEFORE = "before: "
 
 
 # --- servers ---------------------------------------------------------------------------------------------------------
@@ -342,12 +343,6 @@ LARGE: dict[str, tuple[Client, str]] = {
 }
 
 
-def present(need: str) -> bool:
-    return (
-        shutil.which(need[1:]) is not None if need.startswith("$") else not need or bool(importlib.util.find_spec(need))
-    )
-
-
 # --- measuring -------------------------------------------------------------------------------------------------------
 
 
@@ -361,7 +356,7 @@ def run_client(scene: str, name: str) -> None:
                 importlib.import_module(module)
     begun, used = time.perf_counter(), cpu()
     client(job)
-    print(json.dumps([time.perf_counter() - begun, cpu() - used]))
+    print(json.dumps({"wall": time.perf_counter() - begun, "cpu": cpu() - used}))
 
 
 def cpu() -> float:
@@ -369,24 +364,36 @@ def cpu() -> float:
     return sum(usage.ru_utime + usage.ru_stime for usage in both)
 
 
-def measure(scene: str, name: str, job: Job, before: Path | None) -> tuple[float, float]:
+def measure(
+    scene: str,
+    name: str,
+    job: Job,
+    python: str = sys.executable,
+    path: str = "",
+    before: str = "",
+    cgroup: Path | None = None,
+) -> Figures:
+    """One run of a client in a process of its own, by a Python and a PATH that have it."""
     shutil.rmtree(job["out"], ignore_errors=True)
     Path(job["out"]).mkdir()
     os.sync()
-    command = [sys.executable, __file__, "--client", scene, name.removeprefix(BEFORE)]
-    path = {"PYTHONPATH": str(before)} if name.startswith(BEFORE) else {}
+    command = [python, __file__, "--client", scene, name]
+    if cgroup:
+        command = ["sh", "-c", 'echo $$ > "$0/cgroup.procs" && exec "$@"', str(cgroup), *command]
+    sources = os.pathsep.join(filter(None, [before or str(ROOT), os.environ.get("PYTHONPATH", "")]))
+    environment = {**os.environ, "PATH": path or os.environ["PATH"], "PYTHONPATH": sources}
     done = subprocess.run(
-        command, input=json.dumps(job), text=True, stdout=subprocess.PIPE, check=True, env={**os.environ, **path}
+        command, input=json.dumps(job), text=True, stdout=subprocess.PIPE, check=True, env=environment
     )
     for file, size, _ in job["files"]:
         if (Path(job["out"]) / file).stat().st_size != size:
-            raise SystemExit(f"{name}: {file} is not complete")
-    seconds, used = json.loads(done.stdout.splitlines()[-1])
-    return seconds, used
+            raise RuntimeError(f"{name}: {file} is not complete")
+    figures: Figures = json.loads(done.stdout.splitlines()[-1])
+    return figures
 
 
 def make_files(folder: Path, count: int, size: int) -> list[tuple[str, int, str]]:
-    folder.mkdir(exist_ok=True)
+    folder.mkdir(parents=True, exist_ok=True)
     chance, made = random.Random(7), []
     for n in range(count):
         length = size if count == 1 else chance.randrange(size // 2, size * 3 // 2)
@@ -397,34 +404,31 @@ def make_files(folder: Path, count: int, size: int) -> list[tuple[str, int, str]
     return made
 
 
-def compare(scene: str, base: str, files: list[tuple[str, int, str]], out: Path, asked: argparse.Namespace) -> None:
-    all_of_them = LARGE if scene == "large" else SMALL
-    chosen = asked.clients.split(";") if asked.clients else all_of_them
-    clients = [name for name in all_of_them if name in chosen and present(all_of_them[name][1])]
-    clients += [f"{BEFORE}{name}" for name in clients if name.startswith("ours") and asked.before]
-    taken: dict[str, list[tuple[float, float]]] = {name: [] for name in clients}
-    job: Job = {"base": base, "files": files, "out": str(out)}
+def compare(scene: str, job: Job, asked: argparse.Namespace) -> None:
+    """Ours as it is here beside ours of another checkout, in turns."""
+    names = ["ours", "ours, one connection"] if scene == "large" else ["ours"]
+    taken: dict[tuple[str, str], list[Figures]] = {(name, who): [] for name in names for who in ("before", "now")}
+    load = []
     for _ in range(asked.runs):
-        for name in clients:
-            taken[name].append(measure(scene, name, job, asked.before))
-    amount = sum(size for _, size, _ in files) / 1e6
-    reference = statistics.median(seconds for seconds, _ in taken["ours"])
-    unit = "MB/s" if scene == "large" else "files/s"
-    print(f"\n| {scene} | speed, ours = 1 | {unit} | CPU s |\n|---|---|---|---|", flush=True)
-    for name, figures in sorted(taken.items(), key=lambda item: statistics.median(s for s, _ in item[1])):
-        seconds = statistics.median(second for second, _ in figures)
-        rate = (amount if scene == "large" else len(files)) / seconds
-        print(f"| {name} | {reference / seconds:.2f} | {rate:.0f} | {statistics.median(c for _, c in figures):.2f} |")
+        load.append(os.getloadavg()[0])
+        for (name, who), found in taken.items():
+            before = str(asked.before) if who == "before" else ""
+            found.append(measure(scene, name, job, before=before, cgroup=asked.cgroup))
+    print(f"\nload {min(load):.1f} to {max(load):.1f}\n\n| {scene} | seconds | CPU s |\n|---|---|---|")
+    for (name, who), found in taken.items():
+        wall, used = (statistics.median(one[key] for one in found) for key in ("wall", "cpu"))
+        print(f"| {who}: {name} | {wall:.3f} | {used:.3f} |", flush=True)
 
 
 def main() -> None:
+    """Be the server or a client, or compare two checkouts."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--runs", type=int, default=3)
+    parser.add_argument("--before", type=Path, help="the checkout to compare with")
+    parser.add_argument("--runs", type=int, default=5)
     parser.add_argument("--files", type=int, default=600)
     parser.add_argument("--large-mb", type=int, default=512)
     parser.add_argument("--only", default="small,latency,large")
-    parser.add_argument("--clients", default="", help="only these, by the names of the tables, separated by semicolons")
-    parser.add_argument("--before", type=Path, help="a checkout whose ours is measured too")
+    parser.add_argument("--cgroup", type=Path, help="a control group that the clients run in")
     parser.add_argument("--folder", type=Path, help="where to work (default: a temporary folder)")
     parser.add_argument("--client", nargs=2, help=argparse.SUPPRESS)
     parser.add_argument("--serve", nargs=3, help=argparse.SUPPRESS)
@@ -433,6 +437,8 @@ def main() -> None:
         asyncio.run(serve(Path(asked.serve[0]), int(asked.serve[1]), float(asked.serve[2])))
     if asked.client:
         return run_client(*asked.client)
+    if asked.before is None:
+        parser.error("name a checkout with --before; beside other clients it is `python -m benchmarks --only P4,P5`")
     with tempfile.TemporaryDirectory(dir=asked.folder) as work:
         folder = Path(work)
         folder.chmod(0o755)
@@ -444,7 +450,7 @@ def main() -> None:
             if scene in asked.only.split(","):
                 files = make_files(folder / scene, count, size)
                 with server(folder / scene, delay) as base:
-                    compare(scene, base, files, folder / "out", asked)
+                    compare(scene, {"base": base, "files": files, "out": str(folder / "out")}, asked)
                 shutil.rmtree(folder / scene)
     return None
 

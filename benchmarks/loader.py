@@ -1,30 +1,28 @@
-"""Pictures and captions from disk to batches: our mixture beside LAVIS' loader and webdataset, ratios in one table.
+"""Pictures and captions from disk to batches, as files and as shards: P1 and P2 of `python -m benchmarks`.
 
-    python benchmarks/loader.py [--images FOLDER] [--pictures 1024] [--rounds 3] [--workers 2]
+    python benchmarks/loader.py write raw|shards PLACE COUNT [PICTURES]
+    python benchmarks/loader.py measure raw|shards PLACE WORKERS CONTENDER
 
-Every contender reads the same 640 x 480 JPEGs of quality 90, crops and flips at random to 224 pixels and gives batches
-of 64 with captions. Each runs in a process of its own; rounds are interleaved and medians compared. Writes `loader.md`.
+Every contender reads the same JPEGs of quality 90, of 640 x 480 or with a shorter side of 256, crops and flips at
+random to 224 pixels and gives batches of 64 with captions. Each runs in a process of its own, whose last line is its
+figures.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
 import math
-import os
-import platform
 import random
 import resource
-import subprocess
 import sys
 import tarfile
-import tempfile
 import time
 import zipfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from io import BytesIO
+from itertools import islice
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 import numpy as np
@@ -35,42 +33,52 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 SIZE, BATCH, CAPTIONS = 224, 64, 2
 MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
-REPORT = Path(__file__).with_suffix(".md")
+PER_SHARD = 512
 
 
 # --- what is read --------------------------------------------------------------------------------------------------
 
 
-def write_world(root: Path, pictures: int, source: Path | None) -> None:
-    """The same pictures as a folder, a zip and a tar, and their annotations as LAVIS writes them."""
+def write_world(root: Path, pictures: int, source: Path | None, small: bool) -> None:
+    """The same pictures as a flat folder, COCO's folder, a zip and tars, and their captions as each form has them."""
     folder = root / "coco" / "images" / "val2014"
-    folder.mkdir(parents=True)
-    (root / "coco" / "annotations").mkdir()
+    for made in (folder, root / "coco" / "annotations", root / "zipped", root / "flat", root / "tars"):
+        made.mkdir(parents=True)
     rows: list[dict[str, str]] = []
-    (root / "zipped").mkdir()
-    with (
-        zipfile.ZipFile(root / "zipped" / "val2014.zip", "w") as packed,
-        tarfile.open(root / "00000.tar", "w") as shard,
-    ):
-        for number, data in enumerate(jpegs(pictures, source)):
+    lines: list[str] = []
+    shard: tarfile.TarFile | None = None
+    with zipfile.ZipFile(root / "zipped" / "val2014.zip", "w") as packed:
+        for number, data in enumerate(jpegs(pictures, source, (341, 256) if small else (640, 480))):
             name = f"val2014/COCO_val2014_{number:012d}.jpg"
             (folder.parent / name).write_bytes(data)
             packed.writestr(name, data)
-            captions = [f"A picture of number {number}, told for the {k}th time." for k in range(CAPTIONS)]
-            rows += [{"caption": c, "image": name, "image_id": f"coco_{number}"} for c in captions]
-            for k, caption in enumerate(captions):
-                add_member(shard, f"{number:06d}-{k}.jpg", data)
-                add_member(shard, f"{number:06d}-{k}.txt", caption.encode())
+            if number % PER_SHARD == 0:
+                if shard is not None:
+                    shard.close()
+                shard = tarfile.open(root / "tars" / f"{number // PER_SHARD:05d}.tar", "w")  # noqa: SIM115
+            for k in range(1 if small else CAPTIONS):
+                caption = f"A picture of number {number}, told for the {k}th time."
+                rows.append({"caption": caption, "image": name, "image_id": f"coco_{number}"})
+                flat = f"{number:06d}-{k}"
+                (root / "flat" / f"{flat}.jpg").hardlink_to(folder.parent / name)
+                lines.append(json.dumps({"file_name": f"{flat}.jpg", "text": caption}))
+                assert shard is not None
+                add_member(shard, f"{flat}.jpg", data)
+                add_member(shard, f"{flat}.txt", caption.encode())
+    assert shard is not None
+    shard.close()
+    (root / "flat" / "metadata.jsonl").write_text("\n".join(lines))
     (root / "coco" / "annotations" / "train.json").write_text(json.dumps(rows))
 
 
-def jpegs(count: int, source: Path | None) -> Iterator[bytes]:
-    """640 x 480 JPEGs of quality 90: parts of the pictures in `source`, else drawn."""
+def jpegs(count: int, source: Path | None, size: tuple[int, int]) -> Iterator[bytes]:
+    """JPEGs of quality 90 and one size: parts of the pictures in `source`, else drawn."""
     files = sorted(source.glob("*.jpg")) if source else []
     for number in range(count):
         rng = np.random.default_rng(number)
         image = part_of(Image.open(files[number % len(files)]).convert("RGB"), rng) if files else drawn(rng)
         buffer = BytesIO()
+        image = image if image.size == size else image.resize(size, Image.BICUBIC)
         image.save(buffer, "JPEG", quality=90)
         yield buffer.getvalue()
 
@@ -161,12 +169,87 @@ def web_sample(sample: tuple[Image.Image, str]) -> tuple[torch.Tensor, str]:
 
 
 def web(root: Path, workers: int) -> Iterable[Any]:
-    """webdataset as LAVIS uses it for Laion: tar, shuffle buffer, Pillow, DataLoader."""
+    """webdataset as LAVIS uses it for Laion: tars, shuffle buffer, Pillow, DataLoader."""
     import webdataset as wds
 
-    data = wds.WebDataset([str(root / "00000.tar")] * workers, shardshuffle=False).shuffle(1000).decode("pilrgb")
+    shards = [str(path) for path in sorted(root.glob("tars/*.tar"))]
+    shards = shards if len(shards) >= workers else shards * workers
+    data = wds.WebDataset(shards, shardshuffle=False).shuffle(1000).decode("pilrgb")
     samples = data.to_tuple("jpg", "txt").map(web_sample).with_epoch(len_of(root) // workers)
     return torch.utils.data.DataLoader(samples, BATCH, num_workers=workers, drop_last=True)
+
+
+def collated(samples: list[dict[str, Any]]) -> dict[str, Any]:
+    """Samples of a peer's format, decoded by it or encoded still, as a batch."""
+    pictures = [one["image"] for one in samples]
+    opened = [one if isinstance(one, Image.Image) else Image.open(BytesIO(one)) for one in pictures]
+    stacked = torch.stack([lavis_picture(one.convert("RGB")) for one in opened])
+    return {"image": stacked, "text_input": [lavis_caption(one["text"]) for one in samples]}
+
+
+def hugging_face(root: Path, workers: int, form: str) -> Iterable[Any]:
+    """HF datasets: a folder of pictures with `metadata.jsonl`, or the same as Arrow."""
+    from datasets import load_dataset, load_from_disk
+
+    data: Any
+    if form == "folder":
+        data = load_dataset("imagefolder", data_dir=str(root / "flat"), split="train", cache_dir=str(root / "hf"))
+    else:
+        if not (root / "hf-arrow").is_dir():
+            hugging_face(root, workers, "folder").dataset.save_to_disk(str(root / "hf-arrow"))  # type: ignore[attr-defined]
+        data = load_from_disk(str(root / "hf-arrow"))
+    return torch.utils.data.DataLoader(
+        data, BATCH, shuffle=True, num_workers=workers, drop_last=True, collate_fn=collated
+    )
+
+
+def mosaic(root: Path, workers: int) -> Iterable[Any]:
+    """mosaicml-streaming over shards of its own form, on the disk."""
+    from streaming import MDSWriter, StreamingDataset
+
+    if not (root / "mds").is_dir():
+        with MDSWriter(out=str(root / "mds"), columns={"image": "bytes", "text": "str"}) as out:
+            for data, text in samples_of(root):
+                out.write({"image": data, "text": text})
+    data = StreamingDataset(local=str(root / "mds"), shuffle=True, batch_size=BATCH)
+    return torch.utils.data.DataLoader(data, BATCH, num_workers=workers, drop_last=True, collate_fn=collated)
+
+
+def lit(root: Path, workers: int) -> Iterable[Any]:
+    """litdata over chunks of its own form, on the disk."""
+    from litdata import StreamingDataLoader, StreamingDataset
+    from litdata.streaming.cache import Cache
+
+    if not (root / "lit").is_dir():
+        cache = Cache(str(root / "lit"), chunk_bytes="64MB")
+        for number, (data, text) in enumerate(samples_of(root)):
+            cache[number] = {"image": data, "text": text}
+        cache.done()
+        cache.merge()
+    data = StreamingDataset(str(root / "lit"), shuffle=True, drop_last=True)
+    loaded: Iterable[Any] = StreamingDataLoader(
+        data, batch_size=BATCH, num_workers=workers, drop_last=True, collate_fn=collated
+    )
+    return loaded
+
+
+def samples_of(root: Path) -> Iterator[tuple[bytes, str]]:
+    """Each caption with the bytes of its picture."""
+    for line in (root / "flat/metadata.jsonl").read_text().splitlines():
+        row = json.loads(line)
+        yield (root / "flat" / row["file_name"]).read_bytes(), row["text"]
+
+
+def bare(root: Path, workers: int) -> Iterator[None]:
+    """libjpeg-turbo alone: every picture decoded whole, in as many threads, and thrown away."""
+    import simplejpeg
+
+    held = [data for data, _ in samples_of(root)]
+    with ThreadPoolExecutor(workers) as pool:
+        for start in range(0, len(held) - BATCH + 1, BATCH):
+            for _ in pool.map(simplejpeg.decode_jpeg, held[start : start + BATCH]):
+                pass
+            yield
 
 
 def ours(root: Path, workers: int, images: str = "coco/images", normalise: bool = False) -> Any:
@@ -190,39 +273,67 @@ def ours(root: Path, workers: int, images: str = "coco/images", normalise: bool 
     return (to_device(batch, "cpu", mix.normalizer) for batch in mix) if normalise else mix
 
 
+def our_shards(root: Path, workers: int) -> Any:
+    """Our mixture over shards."""
+    from lavis_ext.common.config import schema
+    from lavis_ext.datasets.builders import BuildContext, build_datasets
+    from lavis_ext.datasets.mixture import Mixture
+
+    config = schema.DatasetConfig(
+        name="shards",
+        builder="image_text_shards",
+        build_info=schema.BuildInfo(storage=str(root / "tars" / "*.tar")),
+        vis_processor=schema.ProcessorPair(
+            train=schema.ProcessorConfig(name="blip2_image_train", args={"image_size": SIZE})
+        ),
+        text_processor=schema.ProcessorPair(train=schema.ProcessorConfig(name="blip_caption")),
+    )
+    built = build_datasets(config, BuildContext(root))
+    mix = Mixture({"shards": built["train"]}, batch_size=BATCH, num_workers=workers)
+    return islice(mix, len_of(root) // BATCH)
+
+
 def len_of(root: Path) -> int:
     """Samples in the world."""
-    return len(json.loads((root / "coco" / "annotations" / "train.json").read_text()))
+    return sum(1 for _ in (root / "flat/metadata.jsonl").open())
 
 
-CONTENDERS = {
-    "LAVIS' loader (Pillow, worker processes, float32)": lavis,
-    "webdataset (Pillow, worker processes, float32)": web,
-    "ours: threads, uint8 batches": ours,
-    "ours: threads, uint8, from a kept zip": lambda root, n: ours(root, n, images="zipped"),
-    "ours: threads, normalised to float32 in the main thread": lambda root, n: ours(root, n, normalise=True),
+CONTENDERS: dict[str, Callable[[Path, int], Iterable[Any]]] = {
+    "ours": ours,
+    "ours, from a kept zip": lambda root, n: ours(root, n, images="zipped"),
+    "LAVIS": lavis,
+    "LAVIS' Laion pipeline": web,
+    "webdataset 0.2": web,
+    "webdataset 1.0": web,
+    "HF datasets, folder": lambda root, n: hugging_face(root, n, "folder"),
+    "HF datasets, arrow": lambda root, n: hugging_face(root, n, "arrow"),
+    "mosaicml-streaming": mosaic,
+    "litdata": lit,
+    "libjpeg-turbo, decoding alone": bare,
 }
 
 
 # --- measuring -----------------------------------------------------------------------------------------------------
 
 
-def measure(name: str, root: Path, workers: int) -> dict[str, float]:
-    """One epoch of a contender: samples a second after the first batch, seconds to it, CPU seconds, private memory."""
+def measure(kind: str, name: str, root: Path, workers: int) -> dict[str, float]:
+    """One epoch of a contender: samples a second after the first batch, seconds to it, CPU seconds a sample."""
     import lavis_ext.datasets.builders  # imports are not what is measured
 
     assert lavis_ext.datasets.builders
     torch.set_num_threads(1)
-    before = cpu_seconds()
-    start = time.perf_counter()
-    batches = iter(CONTENDERS[name](root, workers))
+    contender = our_shards if (kind, name) == ("shards", "ours") else CONTENDERS[name]
+    made = contender(root, workers)  # a peer's own form is written here, once
+    before, start = cpu_seconds(), time.perf_counter()
+    if name.startswith("ours"):
+        made = contender(root, workers)  # ours opens its files anew, as a peer's loader does with its iterator
+    batches = iter(made)
     next(batches)
     first = time.perf_counter()
     count = sum(BATCH for _ in batches)
     seconds = time.perf_counter() - first
     del batches
-    cpu = cpu_seconds() - before
-    return {"rate": count / seconds, "first": first - start, "cpu_ms": 1000 * cpu / (count + BATCH)}
+    return {"rate": count / seconds, "first": first - start, "cpu": (cpu_seconds() - before) / (count + BATCH)}
 
 
 def cpu_seconds() -> float:
@@ -231,144 +342,15 @@ def cpu_seconds() -> float:
     return sum(u.ru_utime + u.ru_stime for u in used)
 
 
-def annotations(kind: str, path: Path) -> dict[str, float]:
-    """Seconds until 566,747 rows can be read, rows a second, and private memory once all were read."""
-    from lavis_ext.datasets.readers.annotations import Annotations
-
-    before = private_mb()
-    start = time.perf_counter()
-    if kind == "json":
-        rows: Any = json.loads(path.read_text())
-        for number, row in enumerate(rows):
-            row["instance_id"] = str(number)
+def main(action: str, kind: str, place: str, number: str, last: str = "") -> None:
+    """Write a world, or measure one contender and print its figures."""
+    found: dict[str, float] = {}
+    if action == "measure":
+        found = measure(kind, last, Path(place), int(number))
     else:
-        rows = Annotations([path])
-    ready = time.perf_counter()
-    letters = sum(len(rows[i]["caption"]) for i in range(len(rows)))
-    assert letters
-    return {"ready": ready - start, "rate": len(rows) / (time.perf_counter() - ready), "private": private_mb() - before}
-
-
-def private_mb() -> float:
-    """Memory of this process that no other can share."""
-    lines = Path("/proc/self/smaps_rollup").read_text().splitlines()
-    return sum(int(line.split()[1]) for line in lines if line.startswith("Private_")) / 1024
-
-
-def write_rows(path: Path) -> None:
-    """Rows in the number and shape of the Karpathy training file."""
-    names = [f"val2014/COCO_val2014_{n:012d}.jpg" for n in range(113_350)]
-    rows = [
-        {"caption": f"A man number {n} rides a horse.", "image": names[n // 5], "image_id": f"coco_{n // 5}"}
-        for n in range(566_747)
-    ]
-    path.write_text(json.dumps(rows))
-
-
-def child(*words: str) -> dict[str, float]:
-    """Run this file as a process of its own and take its JSON."""
-    done = subprocess.run([sys.executable, __file__, *words], capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise SystemExit(done.stderr)
-    found: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
-    return found
-
-
-def medians(runs: list[dict[str, float]]) -> dict[str, float]:
-    """The median of each figure."""
-    return {key: median(run[key] for run in runs) for key in runs[0]}
-
-
-def ratios(runs: list[dict[str, float]], base: list[dict[str, float]]) -> dict[str, float]:
-    """How much faster, and cheaper in CPU time, than the base of the same round: medians over the rounds."""
-    pairs = list(zip(runs, base, strict=True))
-    faster = median(run["rate"] / other["rate"] for run, other in pairs)
-    return {"faster": faster, "cheaper": median(other["cpu_ms"] / run["cpu_ms"] for run, other in pairs)}
-
-
-def loader_table(root: Path, rounds: int, workers: int) -> list[str]:
-    """Every contender in turn, `rounds` times; a Markdown table of medians."""
-    names = [name for name in CONTENDERS if "webdataset" not in name or has_webdataset()]
-    runs: dict[str, list[dict[str, float]]] = {name: [] for name in names}
-    for number in range(rounds):
-        for name in names:
-            runs[name].append(child("--measure", name, "--root", str(root), "--workers", str(workers)))
-            print(f"round {number + 1}: {name}: {runs[name][-1]['rate']:.0f} samples/s", file=sys.stderr)
-    results = {name: medians(found) | ratios(found, runs[names[0]]) for name, found in runs.items()}
-    lines = ["| loader | samples/s | ratio | CPU ms a sample | ratio | first batch s |", "|---|---|---|---|---|---|"]
-    for name, r in results.items():
-        speed = f"{r['rate']:.0f} | {r['faster']:.2f}"
-        cpu = f"{r['cpu_ms']:.2f} | {r['cheaper']:.2f}"
-        lines.append(f"| {name} | {speed} | {cpu} | {r['first']:.2f} |")
-    return lines
-
-
-def annotation_table(folder: Path, rounds: int) -> list[str]:
-    """json.load beside the mapped copy, interleaved; a Markdown table of medians."""
-    path = folder / "rows.json"
-    write_rows(path)
-    once = child("--annotations", "arrow", "--root", str(path))
-    runs: dict[str, list[dict[str, float]]] = {"json": [], "arrow": []}
-    for _ in range(rounds):
-        for kind, found in runs.items():
-            found.append(child("--annotations", kind, "--root", str(path)))
-    lines = ["| 566,747 rows | ready s | rows/s, one process | private MB after reading all |", "|---|---|---|---|"]
-    named = {"json.load, list of dicts (LAVIS)": medians(runs["json"]), "mapped copy": medians(runs["arrow"])}
-    for name, r in {**named, "mapped copy, first time (written then)": once}.items():
-        lines.append(f"| {name} | {r['ready']:.4f} | {r['rate']:,.0f} | {r['private']:.0f} |")
-    return lines
-
-
-def has_webdataset() -> bool:
-    """Whether webdataset is installed."""
-    from importlib.util import find_spec
-
-    return find_spec("webdataset") is not None
-
-
-def main() -> None:
-    """Measure all and write the report, or be one of the measured processes."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--images", type=Path, help="folder of JPEGs to take parts of; default: drawn pictures")
-    parser.add_argument("--pictures", type=int, default=1024)
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--workers", type=int, default=2)
-    for hidden in ("--measure", "--annotations", "--root"):
-        parser.add_argument(hidden, help=argparse.SUPPRESS)
-    args = parser.parse_args()
-    if args.measure:
-        print(json.dumps(measure(args.measure, Path(args.root), args.workers)))
-    elif args.annotations:
-        print(json.dumps(annotations(args.annotations, Path(args.root))))
-    else:
-        report(args)
-
-
-def report(args: argparse.Namespace) -> None:
-    """Write `loader.md`."""
-    with tempfile.TemporaryDirectory() as folder:
-        root = Path(folder) / "world"
-        write_world(root, args.pictures, args.images)
-        loaders = loader_table(root, args.rounds, args.workers)
-        rows = annotation_table(Path(folder), args.rounds)
-    what = f"{args.pictures} {'photographs' if args.images else 'drawn pictures'}, 640 x 480, quality 90"
-    load = f"load of the machine {os.getloadavg()[1]:.1f}"
-    where = f"{os.cpu_count()} cores ({platform.machine()}), {load}, torch {torch.__version__}"
-    text = [
-        "# Loader",
-        "",
-        f"`python benchmarks/loader.py`: {what}, {CAPTIONS} captions each, batches of {BATCH}, {args.workers} workers,",
-        f"medians of {args.rounds} interleaved runs; {where}.",
-        "Ratios are to LAVIS' way in the same round: times the samples a second, and times less CPU a sample.",
-        "",
-        *loaders,
-        "",
-        *rows,
-        "",
-    ]
-    REPORT.write_text("\n".join(text))
-    print("\n".join(text))
+        write_world(Path(place), int(number), Path(last) if last else None, kind == "shards")
+    print(json.dumps(found))
 
 
 if __name__ == "__main__":
-    main()
+    main(*sys.argv[1:])

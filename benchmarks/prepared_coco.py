@@ -1,26 +1,22 @@
-"""COCO at its real size, with thumbnails: what a second `prepare`, `status`, `list` and `load_dataset` of it cost.
-
-    python -m benchmarks.prepared_coco [--pictures 123287] [--keep DIR]
+"""COCO at its real size, with thumbnails: what P10 and P12 of `python -m benchmarks` ask for again and unpack.
 
 123,287 pictures in two zips and 566,435 captions to train on come from a folder mirror, as `prepare coco_caption` takes
-them; then each command runs in a process of its own, and its seconds and largest resident memory are printed (the best
-of three). Nothing in them is decoded, so the size of a picture does not matter.
+them. Nothing in them is decoded, so the size of a picture does not matter.
 """
 
 from __future__ import annotations
 
-import argparse
 import multiprocessing
 import os
 import sys
-import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from lavis_ext.common.config.cards import load_cards
 from lavis_ext.demo.mirror import MirrorWriter
 
+ROOT = Path(__file__).parents[1]
 PICTURES, TRAIN2014, HELD_OUT = 123_287, 82_783, 5_000
 PICTURE = b"\xff\xd8\xff\xe0" + bytes(200) + b"\xff\xd9"
 LOAD = "import lavis_ext; print({k: len(v) for k, v in lavis_ext.load_dataset('coco_caption').items()})"
@@ -63,49 +59,29 @@ def make_mirror(folder: Path, count: int) -> None:
     mirror.finish()
 
 
-def measure(words: list[str], environment: dict[str, str]) -> tuple[float, float, float]:
+def measure(
+    words: Sequence[str], environment: Mapping[str, str], program: str = sys.executable, expected: Sequence[int] = (0,)
+) -> tuple[float, float, float]:
     """(seconds, those of the CPU, MB of resident memory) of one process; raises RuntimeError where it fails."""
     begun = time.perf_counter()
     quiet = os.open(os.devnull, os.O_WRONLY)
     actions = [(os.POSIX_SPAWN_DUP2, quiet, 1), (os.POSIX_SPAWN_DUP2, quiet, 2)]
-    child = os.posix_spawn(sys.executable, [sys.executable, *words], environment, file_actions=actions)
+    child = os.posix_spawn(program, [program, *words], environment, file_actions=actions)
     os.close(quiet)
     _, status, usage = os.wait4(child, 0)
-    if status:
-        raise RuntimeError(f"{' '.join(words)}: status {status}")
-    cpu = usage.ru_utime + usage.ru_stime
-    return time.perf_counter() - begun, cpu, usage.ru_maxrss / 1024
+    if os.waitstatus_to_exitcode(status) not in expected:
+        raise RuntimeError(f"{program} {' '.join(words)}: status {status}")
+    return time.perf_counter() - begun, usage.ru_utime + usage.ru_stime, usage.ru_maxrss / 1024
 
 
-def main() -> None:
-    """Make the mirror, prepare it, measure, and print a line a command."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--pictures", type=int, default=PICTURES)
-    parser.add_argument("--keep", type=Path, help="a folder that is left, and used again")
-    args = parser.parse_args()
-    with tempfile.TemporaryDirectory() as place:
-        base = args.keep or Path(place)
-        own = {"LAVIS_EXT_MIRROR": str(base / "mirror"), "LAVIS_EXT_CACHE_ROOT": str(base / "data")}
-        environment = {**os.environ, **own}
-        if not (base / "mirror/manifest.json").exists():
-            # in a process of its own: what a child has resident counts from what its parent had
-            maker = multiprocessing.get_context("spawn").Process(
-                target=make_mirror, args=(base / "mirror", args.pictures)
-            )
-            maker.start()
-            maker.join()
-        tell("prepare", [measure(COMMANDS["prepare again"], environment)])
-        for words in COMMANDS.values():
-            measure(words, environment)  # what is converted or counted once
-        for name, words in COMMANDS.items():
-            tell(name, [measure(words, environment) for _ in range(3)])
-
-
-def tell(name: str, found: list[tuple[float, float, float]]) -> None:
-    """Print the least of each figure."""
-    wall, cpu, memory = (min(column) for column in zip(*found, strict=True))
-    print(f"{name:14} {wall:6.2f} s  {cpu:6.2f} s of CPU  {memory:5.0f} MB", flush=True)
-
-
-if __name__ == "__main__":
-    main()
+def prepared(base: Path, count: int) -> dict[str, str]:
+    """The environment of a COCO that is finished below `base`; made where it is not there."""
+    own = {"LAVIS_EXT_MIRROR": str(base / "mirror"), "LAVIS_EXT_CACHE_ROOT": str(base / "data")}
+    if not (base / "mirror/manifest.json").exists():
+        # in a process of its own: what a child has resident counts from what its parent had
+        maker = multiprocessing.get_context("spawn").Process(target=make_mirror, args=(base / "mirror", count))
+        maker.start()
+        maker.join()
+    for words in COMMANDS.values():
+        measure(words, {**os.environ, **own})  # what is fetched, converted or counted once
+    return own

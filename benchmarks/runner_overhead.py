@@ -11,6 +11,7 @@ The target is 2 % at most. Prints a table with the machine's name, and writes no
 from __future__ import annotations
 
 import argparse
+import json
 import platform
 import sys
 import tempfile
@@ -175,10 +176,12 @@ def main() -> None:
     parser.add_argument("--device", default="auto")
     parser.add_argument("--precision", default="no", choices=("no", "bf16"))
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--json", action="store_true", help="print the seconds of each step")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     with tempfile.TemporaryDirectory() as folder:
-        print("\n".join(table(measure(args, Path(folder)), args)))
+        found = measure(args, Path(folder))
+    print(json.dumps(found) if args.json else "\n".join(table(found, args)))
 
 
 if __name__ == "__main__":

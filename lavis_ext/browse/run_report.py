@@ -24,6 +24,7 @@ AGGREGATE = "agg_metrics"
 AFTERWARDS = ("best", "test")
 """Labels of evaluations that are made with a checkpoint when the training is over."""
 CLOCKED = ("samples_per_s", "data_wait", "peak_memory_mb")
+ROLES = ("user", "assistant", "system")
 NO_LOSS = {"kind", "step", "epoch", "lr", "grad_norm", "skipped", *CLOCKED}
 MAX_SHOTS = 48
 EDGE = 4
@@ -31,6 +32,7 @@ MAX_TRUTHS = 3
 MAX_BYTES = 200_000
 DESCRIBED = ("Closest to what people wrote", "Furthest from it", "A cross-section")
 ANSWERED = ("Right", "Wrong", "A cross-section")
+TALKED = ("", "", "The first conversations")
 
 
 @dataclass(frozen=True)
@@ -367,26 +369,37 @@ def examples(gallery: Mapping[str, Any]) -> dict[str, Any]:
     shots = [shot for shot in as_list(gallery.get("shots")) if isinstance(shot, dict)][:MAX_SHOTS]
     folder = Path(str(gallery.get("folder", ".")))
     asked = any(shot.get("asked") for shot in shots)
-    groups = zip(("best", "worst", "others"), ANSWERED if asked else DESCRIBED, strict=True)
+    talked = any(shot.get("turns") for shot in shots)
+    titles = TALKED if talked else ANSWERED if asked else DESCRIBED
+    groups = zip(("best", "worst", "others"), titles, strict=True)
     found = [(title, [_example(s, folder) for s in shots if s.get("group") == name]) for name, title in groups]
     figure = "what the answer is worth" if asked else "the share of words in common with the closest of theirs (F1)"
+    figure = "" if talked else figure
     return {"split": str(gallery.get("split", "")), "figure": figure, "groups": [one for one in found if one[1]]}
 
 
 def _example(shot: Mapping[str, Any], folder: Path) -> dict[str, Any]:
-    """Its picture as a data URI: only a small JPEG in the gallery's own folder."""
-    file = folder / Path(str(shot.get("image", ""))).name
-    embedded = file.suffix == ".jpg" and file.is_file() and file.stat().st_size <= MAX_BYTES
-    encoded = [base64.b64encode(file.read_bytes()).decode("ascii")] if embedded else []
+    """Its pictures as data URIs: only small JPEGs in the gallery's own folder."""
+    named = as_list(shot.get("images")) or [shot.get("image", "")]
+    files = [folder / Path(str(name)).name for name in named]
+    small = [file for file in files if file.suffix == ".jpg" and file.is_file() and file.stat().st_size <= MAX_BYTES]
+    encoded = [base64.b64encode(file.read_bytes()).decode("ascii") for file in small]
+    turns = [turn for turn in as_list(shot.get("turns")) if isinstance(turn, dict)]
     score = shot.get("score")
     return {
         "name": str(shot.get("id", "")),
         "asked": str(shot.get("asked") or ""),
+        "turns": [(role_of(turn), str(turn.get("content", ""))) for turn in turns],
         "said": str(shot.get("said", "")),
         "truths": list(dict.fromkeys(str(text) for text in as_list(shot.get("truths"))))[:MAX_TRUTHS],
         "score": f"{score:.2f}" if isinstance(score, (int, float)) else "",
         "sources": [f"data:image/jpeg;base64,{text}" for text in encoded],
     }
+
+
+def role_of(turn: Mapping[str, Any]) -> str:
+    """The role of a turn, one that the style sheet knows."""
+    return next((role for role in ROLES if turn.get("role") == role), "user")
 
 
 def choose(scores: Sequence[float], wanted: int = MAX_SHOTS, edge: int = EDGE) -> dict[int, str]:

@@ -74,12 +74,11 @@ def find_runs(root: Path, depth: int | None = None) -> list[Path]:
     """The folders of runs at or below `root`, at most `depth` levels, sorted; raises UsageError if it is no folder."""
     if not root.is_dir():
         raise UsageError(str(root), "is not a folder", "name the output folder of runs (run.output_dir)")
-    if depth is None:
-        return sorted({file.parent for name in RUN_FILES for file in root.rglob(name)})
     found, level = [], [root]
-    for _ in range(depth + 1):
+    while level and depth != -1:
         found += [folder for folder in level if any(is_file(folder / name) for name in RUN_FILES)]
         level = [Path(inner) for folder in level for inner in folders_in(folder)]
+        depth = depth if depth is None else depth - 1
     return sorted(found)
 
 

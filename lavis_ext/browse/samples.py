@@ -21,6 +21,7 @@ from lavis_ext.datasets.readers.faults import SampleError
 EDGE_PIXELS = 400
 QUALITY = 78
 MAX_TRUTHS = 4
+MAX_TURNS = 12
 MAX_CHARACTERS = 400
 MAX_ROWS = 50_000
 MAX_SIZES = 300
@@ -42,6 +43,8 @@ class Shot:
     files: tuple[str, ...] = ()
     ids: tuple[str, ...] = ()
     answers: tuple[str, ...] = ()
+    turns: tuple[tuple[str, str], ...] = ()
+    """Role and text of the first turns of a conversation, which are shown in place of `said`."""
     words: int = 0
     marks: tuple[str, ...] = ()
     """What a filter asks for: `missing`, `corrupt`, `duplicate`, `leak`, `textless`."""
@@ -100,6 +103,7 @@ def texts_of(item: Item) -> Shot:
     text: SampleText = item.text
     said, *others = text.texts or ("",)
     under = [*text.more, *first(others, MAX_TRUTHS), *counted(text.answers)]
+    under += [f"and {len(text.turns) - MAX_TURNS} more turns"] if len(text.turns) > MAX_TURNS else []
     under += [f"choices: {', '.join(text.choices)}"] if text.choices else []
     words = [len(one.split()) for one in text.texts]
     return Shot(
@@ -110,6 +114,7 @@ def texts_of(item: Item) -> Shot:
         files=tuple(printable(one) for one in item.files),
         ids=tuple(printable(one) for one in item.ids),
         answers=tuple(printable(one) for one in dict.fromkeys([*text.answers, *([text.label] if text.label else [])])),
+        turns=tuple((role, printable(said)) for role, said in text.turns[:MAX_TURNS]),
         words=round(sum(words) / len(words)) if words else 0,
         marks=() if any(text.texts) else ("textless",),
     )

@@ -19,6 +19,7 @@ import torch
 from lavis_ext.browse.boxes import boxes_of, draw_boxes
 from lavis_ext.datasets.builders.image_text_shards import ImageTextStream, best_caption
 from lavis_ext.datasets.readers.annotations import Annotations, ListRows
+from lavis_ext.datasets.readers.conversations import FAULT
 from lavis_ext.datasets.readers.faults import SampleError
 from lavis_ext.datasets.readers.shards import RawSample
 from lavis_ext.processors import uint8_of
@@ -45,6 +46,8 @@ class SampleText:
     choices: tuple[str, ...] = ()
     more: tuple[str, ...] = ()
     """Lines that are shown and not counted: object tags."""
+    turns: tuple[tuple[str, str], ...] = ()
+    """Role and text of each turn of a conversation."""
 
 
 @dataclass(frozen=True)
@@ -203,6 +206,8 @@ class RowsView(View):
     def pictures(self, item: Item) -> list[Pixels]:
         """One picture with the boxes of its row, or the two of a pair."""
         index, row = item.handle
+        if FAULT in row:
+            raise self.dataset.fault(index, str(row[FAULT]))
         found = [self.dataset.pixels(one, index) for _, one in self._named(index, row)]
         boxes = boxes_of(row) if len(found) == 1 else []
         return [draw_boxes(found[0], boxes)] if boxes else found
@@ -326,7 +331,8 @@ class RowsView(View):
         pair = getattr(self.dataset, "pair", None)
         try:
             if pair:
-                return [(name, {**row, "image": name}) for name in pair(row, index)]
+                key = str(self.dataset.parts.args["image_key"])
+                return [(name, {**row, key: name, "image": name}) for name in pair(row, index)]
             return [(self.dataset.image_name(row), row)]
         except (KeyError, ValueError, IndexError, AttributeError) as error:  # of a pattern that does not fit the row
             raise self.dataset.fault(index, f"image_pattern does not fit the row: {error}") from error
@@ -467,6 +473,9 @@ def text_kinds(args: Mapping[str, Any]) -> dict[str, str]:
 
 def text_of(row: Mapping[str, Any], args: Mapping[str, Any]) -> SampleText:
     """The texts of a row, by the arguments of its shape: caption(s), question and answers, sentence and label."""
+    turns = tuple((turn["role"], turn["content"]) for turn in row.get("conversations") or [] if isinstance(turn, dict))
+    if turns:
+        return SampleText("conversation", ("\n".join(text for _, text in turns),), turns=turns)
     kinds = text_kinds(args)
     key = next((key for key in kinds if row.get(key)), "")
     answers = row.get(args.get("answer_key", "answer")) or row.get("direct_answers")

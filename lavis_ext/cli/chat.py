@@ -1,4 +1,7 @@
-"""`lavis-ext chat`: a model captions a picture and answers questions about it, line by line; nothing is written."""
+"""`lavis-ext chat`: a model answers line by line, about pictures; nothing is written.
+
+One that reads conversations has all turns before it; others caption the picture, and answer each question by itself.
+"""
 
 from __future__ import annotations
 
@@ -10,14 +13,14 @@ from io import TextIOWrapper
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lavis_ext.cli.verb import REQUIRED, Answer, Options, examples, flag, to_stdout
+from lavis_ext.cli.verb import REQUIRED, Answer, Options, examples, flag, to_stderr, to_stdout
 from lavis_ext.common.config.decode import ConfigDecoder, read_sections
 from lavis_ext.common.config.resolve import find_config, load_config, merge, model_defaults, parse_options
 from lavis_ext.common.config.schema import ModelConfig, RunConfig
-from lavis_ext.common.errors import ConfigError, IntegrityError, UsageError
+from lavis_ext.common.errors import ConfigError, IntegrityError, UsageError, nearest
 from lavis_ext.common.files import expanded
 from lavis_ext.common.secrets import printable
-from lavis_ext.tasks.settings import VqaConfig, WritingConfig
+from lavis_ext.tasks.settings import InstructConfig, VqaConfig, WritingConfig
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -44,7 +47,7 @@ class Setup:
 
 @dataclass(frozen=True)
 class Turn:
-    """One output of the model; `question` is empty for the caption."""
+    """One output of the model; `question` is empty for the caption, `image` names the pictures so far."""
 
     image: str
     question: str
@@ -56,7 +59,7 @@ class Chat(Options):
     """Flags of `chat`."""
 
     cfg_path: str = flag(REQUIRED, metavar="F", help="a run file, or the YAML of a model")
-    image: str = flag(REQUIRED, metavar="F", help="the picture")
+    image: str | None = flag(None, metavar="F", help="the picture; a model of conversations needs none")
     checkpoint: str | None = flag(None, metavar="DIR", help="weights: a checkpoint, or the folder of a run (its best)")
     question: str | None = flag(
         None, metavar="TEXT", help="ask this and end; without it, questions are read line by line"
@@ -69,9 +72,14 @@ class Chat(Options):
     "chat --cfg-path run.yaml --image photo.jpg --question 'What is it?'",
 )
 def chat(args: Chat) -> Answer:
-    """Answer `--question`; without it, caption the picture and answer each line of standard input at once."""
+    """Answer `--question`; without it, each line of standard input at once, and caption the picture first.
+
+    A model of conversations has what was said before, and writes no caption. The line `/image PATH` adds a picture to
+    the next question (for other models it takes the place of the first), `/reset` begins anew.
+    """
     setup = read_setup(args.cfg_path, list(args.options), args.checkpoint)
-    talk = Conversation(setup, args.image, read_image(args.image))
+    picture = None if args.image is None else (args.image, read_image(args.image))
+    talk = Conversation(setup, picture)
     if args.question is not None:
         turn = talk.answer(args.question)
         return Answer([turn.answer], [asdict(turn)])
@@ -134,7 +142,8 @@ def searches(run: RunConfig) -> tuple[dict[str, Any], dict[str, Any]]:
     if isinstance(run, VqaConfig):
         return {}, {**{name: getattr(run, name) for name in LENGTHS}, **penalty, "prompt": run.prompt}
     named = {"num_beams": run.num_beams, "max_length": run.max_len, "min_length": run.min_len, **penalty}
-    return (named if (getattr(run, "eval_task", None) or run.task) == "captioning" else {}), {}
+    writes = isinstance(run, InstructConfig) or (getattr(run, "eval_task", None) or run.task) == "captioning"
+    return (named if writes else {}), {}
 
 
 def find_weights(path: str) -> Path:
@@ -157,7 +166,7 @@ def find_weights(path: str) -> Path:
     return folder
 
 
-def read_image(path: str) -> Any:
+def read_image(path: str, said: str = "--image") -> Any:
     """A picture as uint8 [H,W,3]; raises UsageError if it cannot be read, IntegrityError if it is no picture."""
     from lavis_ext.datasets.readers.decode import decode_rgb
     from lavis_ext.datasets.readers.faults import SampleError
@@ -166,44 +175,88 @@ def read_image(path: str) -> Any:
         data = expanded(path).read_bytes()
     except OSError as error:
         why = (error.strerror or str(error)).lower()
-        raise UsageError(f"--image {path}", why, "name a picture that can be read") from error
+        raise UsageError(f"{said} {path}", why, "name a picture that can be read") from error
     try:
         return decode_rgb(data, path, path)
     except SampleError as error:
-        raise IntegrityError(f"--image {path}", error.why, "name a JPEG, PNG, WebP, GIF or BMP") from error
+        raise IntegrityError(f"{said} {path}", error.why, "name a JPEG, PNG, WebP, GIF or BMP") from error
 
 
 class Conversation:
-    """A model on one picture; raises ConfigError if the model generates no text."""
+    """A model, the pictures and what was said so far; raises ConfigError if the model generates no text."""
 
-    def __init__(self, setup: Setup, name: str, image: Any) -> None:
+    def __init__(self, setup: Setup, picture: tuple[str, Any] | None) -> None:
         from lavis_ext.models import load_preprocess
 
-        vis, text = load_preprocess({"vis_processor": {"eval": setup.vis}, "text_processor": {"eval": setup.text}})
         if not setup.vis:
             raise ConfigError("preprocess.vis_processor.eval", "is not named", "name the processor of the pictures")
-        self.setup, self.name, self.text = setup, name, text["eval"]
+        vis, text = load_preprocess({"vis_processor": {"eval": setup.vis}, "text_processor": {"eval": setup.text}})
+        self.setup, self.vis, self.text = setup, vis["eval"], text["eval"]
         self.model: Any = load_speaker(setup)
-        self.image: Tensor = vis["eval"](image).unsqueeze(0).to(self.model.device)
+        self.converses = bool(getattr(self.model, "converses", False))
+        if picture is None and not self.converses:
+            raise UsageError("--image", f"{setup.model.arch} talks about a picture", "name one: --image FILE")
+        self.begun_with = picture
+        self.turns: list[dict[str, str]] = []
+        self.names: list[str] = []
+        self.images: list[Tensor] = []
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget all that was said, and all pictures but that of the beginning."""
+        self.turns, self.names, self.images = [], [], []
+        if self.begun_with is not None:
+            self.add(*self.begun_with)
+
+    def add(self, name: str, image: Any) -> None:
+        """A picture (uint8 [H,W,3]) for the next question; the only one for a model of single questions."""
+        if not self.converses:
+            self.names, self.images = [], []
+        self.names.append(name)
+        self.images.append(self.vis(image).to(self.model.device))
+
+    def said(self, question: str, answer: str) -> Turn:
+        """A turn for the answer, with the names of the pictures."""
+        return Turn(", ".join(self.names), question, answer)
 
     def caption(self) -> Turn:
         """The caption of the picture."""
-        said = self.model.generate({"image": self.image}, **self.setup.captions)
-        return Turn(self.name, "", said[0])
+        return self.said("", self.model.generate({"image": self.images[0].unsqueeze(0)}, **self.setup.captions)[0])
 
     def answer(self, question: str) -> Turn:
         """The answer to a question; raises UsageError for an empty one."""
         from lavis_ext.models.text import ChatPrompter
 
-        if not question.strip():
+        question = question.strip()
+        if not question:
             raise UsageError("--question", "is empty", "write a question")
-        asked = self.text(question.strip())
+        if self.converses:
+            return self.said(question, self._go_on(question))
+        image, asked = self.images[0].unsqueeze(0), self.text(question)
         if self.setup.model.arch in CHATTED:
-            turn = {"image": self.image, "prompt": f"{asked}{ChatPrompter.turn}"}
-            return Turn(self.name, question.strip(), self.model.generate(turn, **self.setup.captions)[0])
-        samples = {"image": self.image, "text_input": [asked]}
-        said = self.model.predict_answers(samples, **{"prompt": QUESTION, **self.setup.answers})
-        return Turn(self.name, question.strip(), said[0])
+            turn = {"image": image, "prompt": f"{asked}{ChatPrompter.turn}"}
+            return self.said(question, self.model.generate(turn, **self.setup.captions)[0])
+        samples = {"image": image, "text_input": [asked]}
+        return self.said(question, self.model.predict_answers(samples, **{"prompt": QUESTION, **self.setup.answers})[0])
+
+    def _go_on(self, question: str) -> str:
+        """The answer after all turns so far, which are kept; new pictures stand where the question marks them."""
+        import torch
+
+        from lavis_ext.datasets.readers.conversations import IMAGE
+
+        new = len(self.images) - sum(turn["content"].count(IMAGE) for turn in self.turns)
+        if question.count(IMAGE) not in (0, new):
+            what = f"{new} new pictures, and {question.count(IMAGE)} {IMAGE} in the question"
+            raise UsageError("the question", what, f"write none, or one {IMAGE} for each")
+        content = question if IMAGE in question else f"{IMAGE}\n" * new + question
+        turns = [*self.turns, {"role": "user", "content": content}]
+        samples: dict[str, Any] = {"conversations": [turns], "image_counts": [len(self.images)]}
+        if self.images:
+            samples["image"] = torch.stack(self.images)
+        said: str = self.model.generate(samples, **self.setup.captions)[0]
+        self.turns = [*turns, {"role": "assistant", "content": said.replace(IMAGE, " ")}]
+        return said
 
 
 def load_speaker(setup: Setup) -> BaseModel:
@@ -221,12 +274,46 @@ def load_speaker(setup: Setup) -> BaseModel:
     return build_model(setup.model).eval().to(device)
 
 
-def converse(talk: Conversation, questions: Iterable[str], write: Callable[[Turn], None]) -> None:
-    """Caption first, then an answer to every line that is not blank."""
-    write(talk.caption())
-    for line in questions:
-        if line.strip():
-            write(talk.answer(line))
+COMMANDS = ("/image", "/reset")
+
+
+def converse(talk: Conversation, lines: Iterable[str], write: Callable[[Turn], None]) -> None:
+    """Caption first, then an answer to every line that is not blank, nor one of `COMMANDS`.
+
+    A line that cannot be done is an error, which a person at a terminal sees and goes on from.
+    """
+    if not talk.converses:
+        write(talk.caption())
+    for line in filter(str.strip, lines):
+        try:
+            if not obeyed(talk, line.strip(), write):
+                write(talk.answer(line))
+        except (UsageError, IntegrityError) as error:
+            if not sys.stdin.isatty():
+                raise
+            to_stderr(str(error))
+
+
+def obeyed(talk: Conversation, line: str, write: Callable[[Turn], None]) -> bool:
+    """Whether a line was a command, which is then done. Raises UsageError, IntegrityError."""
+    word, _, rest = line.partition(" ")
+    if word not in COMMANDS:
+        if word == line and word.startswith("/") and word[1:].isalpha():
+            raise UsageError(word, "no such command", nearest(word, COMMANDS))
+        return False
+    if word == "/reset":
+        talk.reset()
+        to_stderr("all that was said is forgotten")
+        return True
+    name = rest.strip().strip("'\"")
+    if not name:
+        raise UsageError(word, "names no picture", "write /image FILE")
+    talk.add(name, read_image(name, word))
+    if talk.converses:
+        to_stderr(f"{name} goes with the next question")
+    else:
+        write(talk.caption())
+    return True
 
 
 def asked_lines() -> Iterable[str]:

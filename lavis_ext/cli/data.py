@@ -28,6 +28,7 @@ from lavis_ext.common.wording import columns, fitted, human, shorten
 
 if TYPE_CHECKING:
     from lavis_ext.common.config.cards import Card
+    from lavis_ext.prepare.records import OnDisk
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,7 +107,8 @@ def list_datasets(args: List) -> Answer:
     root = cache_root_of(args)
     cards = load_cards()
     names = matching(args.patterns, {name: cards.card_of(name).family for name in cards.names()})
-    found = status(names, PrepareOptions(cache_root=root), cards, lost=False) if names else []
+    disks: dict[str, OnDisk] = {}
+    found = status(names, PrepareOptions(cache_root=root), cards, lost=False, disks=disks) if names else []
     state_of = {(one.dataset, one.split): one.state for one in found}
     rows: list[dict[str, Any]] = []
     for name in names:
@@ -124,7 +126,7 @@ def list_datasets(args: List) -> Answer:
                 "state": state_of_all(splits),
                 "subset": any("subset" in state for state in splits.values()),
                 "bytes": sum(a.size or 0 for a in artifacts),
-                "on_disk": bytes_on_disk(root, artifacts),
+                "on_disk": bytes_on_disk(root, artifacts, disks),
                 "licence": card.licence,
                 "terms": card.terms,
             }

@@ -78,9 +78,12 @@ def _trainable(found: Guess) -> tuple[dict[str, Any], list[str]]:
     """The declaration with the small model's processors, and with a `val` out of `train` where there is none."""
     section = {key: dict(value) if isinstance(value, Mapping) else value for key, value in found.section.items()}
     text = "blip_question" if found.task == "vqa" else "blip_caption"
-    picture = {"name": "blip_image_eval", "image_size": 64}
+    picture: dict[str, Any] = {"name": "blip_image_eval", "image_size": 64}
+    if found.task == "instruct":  # the model's tower is a SigLIP, and turns stay as they are written
+        picture |= {"mean": [0.5] * 3, "std": [0.5] * 3}
+    else:
+        section["text_processor"] = {"train": {"name": text}, "eval": {"name": text}}
     section["vis_processor"] = {"train": dict(picture), "eval": dict(picture)}
-    section["text_processor"] = {"train": {"name": text}, "eval": {"name": text}}
     files = section["build_info"].get("annotations")
     notes = []
     if files and "train" in files and not {"val", "test"} & set(files):
@@ -125,7 +128,8 @@ def _run(name: str, found: Guess, splits: list[str], evaluate: bool) -> str:
         "output_dir": f"output/{name}",
     }
     run |= {"num_beams": 3, **(length if found.task == "vqa" else {"max_len": 30, "min_len": 3})}
-    body = {"model": {"arch": "blip2_opt", "model_type": "tiny"}, "datasets": {name: {}}, "run": run}
+    arch = "blip2_causal" if found.task == "instruct" else "blip2_opt"
+    body = {"model": {"arch": arch, "model_type": "tiny"}, "datasets": {name: {}}, "run": run}
     what = "Evaluates" if evaluate else "Trains"
     return f"# {what} a tiny BLIP-2 on `{name}`: a first look, on a CPU.\n{_dumped(body)}"
 

@@ -8,6 +8,7 @@ import sys
 import time
 from collections import deque
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -80,7 +81,16 @@ def newest(path: Path) -> Path:
     found = [one for one in find_runs(folder) if (one / "log.jsonl").is_file() or (one / "run.json").is_file()]
     if not found:
         raise UsageError(str(path), "holds no run", "name the folder of a run, or the one that holds runs")
-    return max(found, key=lambda one: max(file.stat().st_mtime for file in one.iterdir()))
+    return max(found, key=changed)
+
+
+def changed(run: Path) -> float:
+    """When a file of a run was last written; those that are just being given their name are passed over."""
+    times = [run.stat().st_mtime]
+    for file in run.iterdir():
+        with suppress(OSError):
+            times.append(file.stat().st_mtime)
+    return max(times)
 
 
 @dataclass

@@ -92,7 +92,7 @@ class MetricLogger:
     def update(self, **kwargs: Any) -> None:
         """Add one number to each named meter; a tensor of one number is one."""
         for name, value in kwargs.items():
-            self.meters[name].update(float(value))
+            self.meters[name].update(float(value.detach() if hasattr(value, "detach") else value))
 
     def __getattr__(self, name: str) -> SmoothedValue:
         meters: dict[str, SmoothedValue] = self.__dict__.get("meters", {})

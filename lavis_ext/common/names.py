@@ -52,12 +52,14 @@ NAMES: Mapping[str, Mapping[str, Home]] = {
         **_in("lavis_ext.models.language", MODELS, blip2_vicuna="Blip2LlamaConfig"),
         **_in("lavis_ext.models.instruct", MODELS, blip2_t5_instruct="Blip2T5InstructConfig"),
         **_in("lavis_ext.models.instruct", MODELS, blip2_vicuna_instruct="Blip2VicunaInstructConfig"),
+        **_in("lavis_ext.models.causal", MODELS, blip2_causal="Blip2AnyConfig", blip2_seq2seq="Blip2AnyConfig"),
         **_in("lavis_ext.models.projector", MODELS, vpgtrans_projector="ProjectorConfig"),
         **_in("lavis_ext.oscar.model", "lavis_ext.oscar.config", oscar="OscarConfig"),
     },
     "task": {
         **_in("lavis_ext.tasks.captioning", TASKS, captioning="CaptioningConfig", nocaps="CaptioningConfig"),
         **_in("lavis_ext.tasks.answering", TASKS, vqa="VqaConfig", gqa="GqaConfig", aok_vqa="VqaConfig"),
+        **_in("lavis_ext.tasks.instruct", TASKS, instruct="InstructConfig"),
         **_in("lavis_ext.tasks.retrieval", TASKS, retrieval="RetrievalConfig"),
         **_in("lavis_ext.tasks.classification", TASKS, multimodal_classification="ClassificationConfig"),
         **_in("lavis_ext.tasks.classification", TASKS, image_text_pretrain="PretrainConfig"),
@@ -69,6 +71,7 @@ NAMES: Mapping[str, Mapping[str, Home]] = {
         **_in("lavis_ext.distill.task", "lavis_ext.distill.settings", distill="DistillRunConfig"),
     },
     "builder": {
+        **_in("lavis_ext.datasets.builders.conversation", SHAPES, conversation="ConversationKeys"),
         **_in("lavis_ext.datasets.builders.image_caption", SHAPES, image_caption="CaptionKeys"),
         **_in("lavis_ext.datasets.builders.image_text_retrieval", SHAPES, image_text_retrieval="CaptionKeys"),
         **_in("lavis_ext.datasets.builders.image_text_shards", SHAPES, image_text_shards="ShardKeys"),

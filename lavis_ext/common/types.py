@@ -32,6 +32,10 @@ class Sample(TypedDict, total=False):
     label: int
     index: int
 
+    # of conversations, whose `image` is a list
+    conversations: list[dict[str, str]]
+    sample_id: str
+
     # of data sets on region features; of two inputs in one sample, lists of two
     input_ids: Any  # list[int]
     token_type_ids: Any  # list[int]

@@ -22,6 +22,7 @@ from lavis_ext.datasets.builders.base_dataset_builder import build_datasets
 from lavis_ext.datasets.builders.context import BuildContext, annotation_paths, column_problems, with_storage_root
 from lavis_ext.datasets.readers.annotations import Annotations
 from lavis_ext.datasets.readers.columns import LOOKED_AT, Row, find_column
+from lavis_ext.datasets.readers.conversations import HELD
 from lavis_ext.datasets.readers.folders import SPLITS, split_named
 from lavis_ext.datasets.readers.images import ImageStore
 from lavis_ext.datasets.readers.packed import arrow_files
@@ -63,6 +64,8 @@ class Guess:
     @property
     def otherwise(self) -> str:
         """How to say it where a guess is wrong."""
+        if self.task == "instruct":
+            return "if that is wrong: `lavis-ext new NAME PATH` writes it as a YAML, where `builder:` names the shape"
         keys = "{question_key: …, answer_key: …}" if self.task == "vqa" else "{image_key: …, caption_key: …}"
         return f"if that is wrong: `lavis-ext new NAME PATH` writes it as a YAML, where `args: {keys}` says it"
 
@@ -93,7 +96,7 @@ def guess(path: str | Path, name: str | None = None) -> Guess:
     config = decoder.build(DatasetConfig, {"name": chosen, "family": chosen, **section}, f"datasets.{chosen}")
     decoder.close()
     assert config is not None
-    task = "vqa" if config.builder == "vqa" else "captioning"
+    task = {"vqa": "vqa", "conversation": "instruct"}.get(config.builder, "captioning")
     return Guess(config, section, tuple(sentences), task, count)
 
 
@@ -281,6 +284,9 @@ def _of_files(parts: Mapping[str, list[Path]], place: Path, notes: list[str]) ->
         args["delimiter"] = delimiter
     if not shape:
         return None
+    if shape == "conversation":
+        how = RowOptions(base=place, image_key=str(args.get("image_key", "image")), conversations="whole")
+        rows = Annotations(sort_files(first, how).rows)[:LOOKED_AT]
     images, found = _images(rows, args, first[0], place)
     if pattern := found.pop("image_pattern", None):
         args["image_pattern"] = pattern
@@ -301,7 +307,7 @@ def _of_files(parts: Mapping[str, list[Path]], place: Path, notes: list[str]) ->
     }
     kinds = ", ".join(f"{split}: {', '.join(one.name for one in some)}" for split, some in parts.items())
     told = [*notes, f"rows of {kinds}", *said, f"the pictures lie below {images}{found.get('note', '')}"]
-    read = {*READ, *map(str, args.values())}
+    read = {*READ, *HELD, *map(str, args.values())}
     if rest := [f"`{name}`" for name in known if name not in read]:
         told.append(f"not read: {', '.join(rest[:12])}{' …' if len(rest) > 12 else ''}")
     return section, told, count
@@ -322,12 +328,12 @@ def _shape(rows: Sequence[Row], known: Sequence[str]) -> tuple[str, dict[str, An
     image = find_column("image_key", rows)
     args: dict[str, Any] = {} if image in (None, "image") else {"image_key": image}
     said = [f"the picture is `{image}`"] if image else []
-    if "conversations" in known:
-        named = [row.get(image or "image") for row in rows]
-        several = sum(isinstance(one, list) and len(one) > 1 for one in named)
-        said.append("conversations, a question and an answer a turn: the shape `vqa`")
-        said += [f"{several} of the first {len(rows)} have several pictures: the first is read"] if several else []
-        return "vqa", args, said
+    held = next((key for key in HELD if key in known and any(isinstance(row.get(key), list) for row in rows)), None)
+    if held:
+        if held == "conversations" and not any(_goes_on(row, row.get(image or "image")) for row in rows):
+            said.append("conversations of one question and its answer: the shape `vqa`")
+            return "vqa", args, said
+        return "conversation", args, [*said, f"`{held}` are turns: the shape `conversation`"]
     used = [image] if image else []
     question = find_column("question_key", rows, used)
     answer = find_column("answer_key", rows, [*used, question or ""])
@@ -353,6 +359,13 @@ def _shape(rows: Sequence[Row], known: Sequence[str]) -> tuple[str, dict[str, An
         ]
         return "image_caption", args, said
     return "", {}, []
+
+
+def _goes_on(row: Row, pictures: Any) -> bool:
+    """Whether a conversation has more than a question and its answer about one picture."""
+    turns = row.get("conversations")
+    several = isinstance(pictures, list) and len(pictures) > 1
+    return several or not pictures or not isinstance(turns, list) or len(turns) > 2
 
 
 READ = ("image", "caption", "question", "answer", "image_id", "question_id", "split", "conversations", "id")

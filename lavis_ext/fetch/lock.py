@@ -262,7 +262,8 @@ class Ownership:
         except OSError as error:
             raise disk_error(error, self.path) from error
         _HEARTBEAT.add(self._file)
-        _sweep_asides(self.path.parent, again=bool(self.replaced))
+        _look_through(self.path.parent, again=bool(self.replaced))
+        self.replaced += sorted(_LEFT.pop(self.path, set()) - {*self.replaced, self.token})
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -420,21 +421,27 @@ class Ownership:
 
 
 _ASIDE = re.compile(r"(?:.+\.|\.)?owner(?:\.json)?\.[0-9a-f]{16}")
-_SWEPT: set[Path] = set()
+_PART = re.compile(r"(.+\.part)\.([0-9a-f]{16})(?:\.json)?(?:\.tmp)?")
+_SEEN: set[Path] = set()
 """Folders that this process has looked through: one may hold a hundred thousand files."""
+_LEFT: dict[Path, set[str]] = {}
+"""Owner file → tokens of partial files that were there then. One that takes over and is killed before it has an owner
+file of its own leaves no other trace of them."""
 
 
-def _sweep_asides(folder: Path, again: bool) -> None:
+def _look_through(folder: Path, again: bool) -> None:
     """Remove owner files that were renamed to be removed, by processes that were killed then; once a folder.
 
     Only those that name an owner, who is gone or whose heartbeat stands still: a live one's may be put back.
     """
-    if folder in _SWEPT and not again:
+    if folder in _SEEN and not again:
         return
-    _SWEPT.add(folder)
+    _SEEN.add(folder)
     with contextlib.suppress(OSError):
-        for path in [Path(entry.path) for entry in os.scandir(folder) if _ASIDE.fullmatch(entry.name)]:
-            if read_owner(path) is not None and is_abandoned(path):
+        for path in [Path(entry.path) for entry in os.scandir(folder)]:
+            if found := _PART.fullmatch(path.name):
+                _LEFT.setdefault(path.with_name(f"{found[1]}.owner"), set()).add(found[2])
+            elif _ASIDE.fullmatch(path.name) and read_owner(path) is not None and is_abandoned(path):
                 path.unlink(missing_ok=True)
 
 

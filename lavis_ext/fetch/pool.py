@@ -95,8 +95,6 @@ def _run(session: Session, transfers: Sequence[Transfer]) -> list[Result]:
         while len(results) < len(transfers):
             index, outcome = done.get()
             results[index] = _as_result(transfers[index], outcome)
-            if _stops_all(results[index].error):
-                session.halt()  # every other file would fail in the same way
     except BaseException:
         session.halt()
         for thread in threads:
@@ -107,9 +105,9 @@ def _run(session: Session, transfers: Sequence[Transfer]) -> list[Result]:
     return [results[index] for index in range(len(transfers))]
 
 
-def _stops_all(error: LavisExtError | None) -> bool:
+def _stops_all(error: BaseException) -> bool:
     """Whether it is the disk that fails, and not one folder that may not be written or is none."""
-    cause = error.__cause__ if error is not None else None
+    cause = error.__cause__
     local = isinstance(cause, OSError) and cause.errno in ONE_PATH
     return isinstance(error, DiskError) and not local
 
@@ -130,6 +128,8 @@ def _work(
                 raise Stopped
             done.put((index, fetch_in(session, transfers[index])))
         except BaseException as error:  # `_as_result` raises it in the calling thread, if it is to be raised
+            if _stops_all(error):
+                session.halt()  # before the next is begun: every other file would fail in the same way
             done.put((index, error))
 
 

@@ -161,7 +161,7 @@ class BaseModel(nn.Module):
         if hasattr(self, "net"):
             load_over(self, path, key)
             return LoadedKeys([], [])
-        state = read_checkpoint(path, key)
+        state = self.own_names(read_checkpoint(path, key), f"{key} {path}")
         self.load_trainable_state(state)
         return LoadedKeys(sorted(set(self._persistent()) - set(state)), [])
 
@@ -176,6 +176,8 @@ class BaseModel(nn.Module):
         state, mine = read_checkpoint(path, key), self._persistent()
         if hasattr(self, "net"):
             state = translate_for(self, state, f"{key} {path}")
+        else:
+            state = self.own_names(state, f"{key} {path}")
         shared = {name: tensor for name, tensor in state.items() if name in mine}
         if not shared:
             what = f"has no name of this {type(self).__name__}: {listed(state)}"
@@ -184,6 +186,15 @@ class BaseModel(nn.Module):
         left = LoadedKeys(sorted(set(mine) - set(shared)), sorted(set(state) - set(shared)))
         log.info("%s: %d tensors; not in it: %s", path, len(shared), listed(left.missing_keys))
         return left
+
+    def own_names(self, state: Mapping[str, Tensor], where: str) -> dict[str, Tensor]:
+        """A checkpoint of a model without `net`: tied tensors once, under their first name.
+
+        Raises IntegrityError for copies that differ.
+        """
+        from lavis_ext.models.weights import without_copies
+
+        return without_copies(self, state, where)
 
     def load_checkpoint_from_config(self, cfg: Any, **kwargs: Any) -> None:
         """`finetuned` with `load_finetuned` (which is on unless it is given), else `pretrained`, as in LAVIS."""

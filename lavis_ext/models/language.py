@@ -19,7 +19,7 @@ from lavis_ext.models.base_model import Outputs, sum_over_ranks, world
 from lavis_ext.models.blip2 import Blip2Base, fitting_images
 from lavis_ext.models.generation import Reading, Search, StopText, WrittenPenalty, rank, read
 from lavis_ext.models.lora import adapter_parts, add_adapters, release
-from lavis_ext.models.network import DTYPES, add_image_token, assemble, recompute
+from lavis_ext.models.network import DTYPES, add_image_token, assemble, recompute, set_execution
 from lavis_ext.models.settings import (
     Blip2LanguageConfig,
     Blip2LlamaConfig,
@@ -74,13 +74,19 @@ class Blip2Language(Blip2Base):
         self.prompt_length = self.text.length(config.prompt) if config.prompt else 0
         self.end_id = int(tokenizer.eos_token_id) if self.ends_itself else self.text.end_id(config.end_sym)
         self.answer_end_id = self.end_id
+        self._prepare_parts(self.language)
+
+    def _prepare_parts(self, kind: str) -> None:
+        """Adapters, what is frozen, and how the parts run; `kind` is transformers' name of the language model."""
+        network, config = self.net, self.config
         if config.lora:
-            add_adapters(network.language_model, config.lora, self.language)
+            add_adapters(network.language_model, config.lora, kind)
         self._freeze_parts()
         if config.lora:
             release(network.language_model)
         if config.use_grad_checkpoint:
             recompute(network)
+        set_execution(network, config)
 
     @classmethod
     def from_config(cls, config: Blip2LanguageConfig) -> Blip2Language:
@@ -174,6 +180,10 @@ class Blip2Language(Blip2Base):
         """The tokens after which `generate` writes, padded on the left."""
         return self.asking_tokens(prompts)
 
+    def opened_tokens(self, samples: Batch) -> TextTokens:
+        """What stands before the texts that `generate` writes about samples."""
+        return self.caption_tokens(prompts_of(samples, self.prompt))
+
     def written(self, tokens: TextTokens) -> Tensor:
         """[B, n]: ids beside new ones that upstream's `min_length` and repetition penalty count; here the prompts'."""
         return tokens.input_ids[:, tokens.starts[0] :]
@@ -200,7 +210,7 @@ class Blip2Language(Blip2Base):
         search = Search(
             *lengths, *penalties, num_captions, use_nucleus_sampling, top_p, temperature, opening=self.opening
         )
-        return self._continue(samples, self.caption_tokens(prompts_of(samples, self.prompt)), search, self.end_id)
+        return self._continue(samples, self.opened_tokens(samples), search, self.end_id)
 
     def predict_answers(
         self,

@@ -17,6 +17,9 @@ MARK = "lora_"
 BASE = ".base_layer."
 TARGETS = {"t5": ["q", "v"], "opt": ["q_proj", "v_proj"], "llama": ["q_proj", "v_proj"]}
 
+PROJECTIONS = (("q_proj", "v_proj"), ("query", "value"), ("qkv_proj",), ("query_key_value",), ("q", "v"), ("c_attn",))
+"""Names of the projections of queries and values, alone or with that of the keys, in models that peft's table lacks."""
+
 
 def add_adapters(language_model: Any, settings: LoraConfig, kind: str) -> None:
     """Add adapters to the layers that `settings` name, in place; initially they change no output.
@@ -28,7 +31,7 @@ def add_adapters(language_model: Any, settings: LoraConfig, kind: str) -> None:
         raise ConfigError("model.lora", "the package peft is not installed", "pip install 'lavis_ext[lora]'")
     import peft
 
-    names = list(settings.target_modules) or TARGETS[kind]
+    names = list(settings.target_modules) or targets_of(language_model, kind)
     wanted = peft.LoraConfig(
         r=settings.r, lora_alpha=settings.alpha, lora_dropout=settings.dropout, target_modules=names
     )
@@ -37,6 +40,20 @@ def add_adapters(language_model: Any, settings: LoraConfig, kind: str) -> None:
     except ValueError as error:
         what = " ".join(str(error).split())
         raise ConfigError("model.lora.target_modules", what, "name linear layers of the language model") from error
+
+
+def targets_of(language_model: nn.Module, kind: str) -> list[str]:
+    """The projections of queries and values, by peft's table where it has the kind, else by the layers' own names."""
+    from peft.utils.constants import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING as KNOWN
+
+    if found := TARGETS.get(kind) or KNOWN.get(kind):
+        return list(found)
+    held = {name.rpartition(".")[2] for name, part in language_model.named_modules() if isinstance(part, nn.Linear)}
+    for names in PROJECTIONS:
+        if set(names) <= held:
+            return list(names)
+    what = f"nothing is known of the layers of a '{kind}'"
+    raise ConfigError("model.lora.target_modules", what, f"name some of {', '.join(sorted(held))}")
 
 
 def adapter_parts(language_model: nn.Module) -> Iterator[nn.Module]:

@@ -19,7 +19,7 @@ from lavis_ext.common.config.resolve import config_roots
 from lavis_ext.common.errors import ConfigError, IntegrityError, LavisExtError, NetworkError
 from lavis_ext.common.files import expanded
 from lavis_ext.fetch.transfer import offline_from_environment
-from lavis_ext.models import clip_tower
+from lavis_ext.models import clip_tower, towers
 from lavis_ext.models.base_model import listed
 from lavis_ext.models.settings import is_checkpoint
 
@@ -195,10 +195,13 @@ def build_retriever(settings: Any, words: int, pad: int | None, config: Any) -> 
 
 def blip2_config(config: Any, text: dict[str, Any] | None = None) -> Any:
     """transformers' configuration by `sizes`; raises ConfigError for sizes that it refuses."""
-    tower = clip_tower.SIZES if config.vit_model == "clip_L" else {}
+    sizes = clip_tower.SIZES if config.vit_model == "clip_L" else {}
     given = config.sizes.get("vision_config", {})
-    vision = {"image_size": config.image_size, "initializer_range": 0.02, **tower, **given}
+    vision = {"image_size": config.image_size, "initializer_range": 0.02, **sizes, **given}
     qformer = dict(config.sizes.get("qformer_config", {}))
+    tower = getattr(config, "tower", "")
+    if tower:
+        vision = towers.stub_of(load_vision_config(tower, config.image_size), config.image_size)
     parts = {
         "vision_config": vision,
         "num_query_tokens": config.num_query_token,
@@ -219,21 +222,24 @@ def initialised(kind: Any, settings: Any, config: Any) -> Any:
         network = kind(settings)
     # transformers leaves the queries at zero, where all would get the same gradient and stay equal
     nn.init.normal_(network.query_tokens, std=settings.qformer_config.initializer_range)
+    if tower := getattr(config, "tower", ""):
+        network.vision_model = load_tower(tower, config)
     return clip_tower.add_pre_norm(network) if config.vit_model == "clip_L" else network
 
 
 @contextmanager
-def size_errors() -> Iterator[None]:
+def size_errors(key: str = "model.sizes") -> Iterator[None]:
     """Turn an error of transformers about sizes into a ConfigError."""
+    way_out = f"see transformers' {'Blip2Config' if key == 'model.sizes' else 'configuration of that model'}"
     try:
         yield
     except (ValueError, TypeError, KeyError) as error:
-        raise ConfigError("model.sizes", " ".join(str(error).split()), "see transformers' Blip2Config") from error
+        raise ConfigError(key, " ".join(str(error).split()), way_out) from error
     except Exception as error:
         # the hub client's validation of configuration classes has its own exception classes
         if "Validation" not in type(error).__name__:
             raise
-        raise ConfigError("model.sizes", " ".join(str(error).split()), "see transformers' Blip2Config") from error
+        raise ConfigError(key, " ".join(str(error).split()), way_out) from error
 
 
 def add_image_token(network: Any, tokenizer: Any) -> None:
@@ -336,6 +342,113 @@ def load_masked_language_model(name: str, key: str) -> Any:
     return _weights(transformers.BertForMaskedLM, name, key, dtype=DTYPES["fp32"])
 
 
+def load_vision_config(named: str | dict[str, Any], size: int) -> Any:
+    """transformers' configuration of the tower `model.vision`, for pictures of `size` where it is made here."""
+    if isinstance(named, str):
+        found = load_config(named, "model.vision")
+    else:
+        found = config_of(named, "model.vision", image_size=size)
+    return getattr(found, "vision_config", found)
+
+
+def load_tower(named: str | dict[str, Any], config: Any) -> Any:
+    """The tower `model.vision` with BLIP-2's norm behind it; see `towers.VisionTower`."""
+    settings = load_vision_config(named, config.image_size)
+    if isinstance(named, str):
+        dtype = DTYPES[config.vit_precision]
+        unused = towers.unused_parts(settings)
+        tower = _weights(transformers.AutoModel, named, "model.vision", unused=unused, config=settings, dtype=dtype)
+    else:
+        with size_errors("model.vision"):
+            tower = transformers.AutoModel.from_config(settings)
+    return towers.VisionTower(tower, config.image_size, config.vision_layer, config.vision_interpolate)
+
+
+def config_of(given: dict[str, Any], key: str, **defaults: Any) -> Any:
+    """transformers' configuration of `{model_type: …, …}`; `defaults` where it has such a key and none is given."""
+    kind, sizes = str(given["model_type"]), {name: value for name, value in given.items() if name != "model_type"}
+    with size_errors(key):
+        blank = transformers.AutoConfig.for_model(kind)
+        known = {name: value for name, value in defaults.items() if hasattr(blank, name)}
+        return transformers.AutoConfig.for_model(kind, **{**known, **sizes})
+
+
+def load_llm(
+    named: str | dict[str, Any],
+    tokenizer_name: str | None,
+    causal: bool | None,
+    key: str,
+    precision: str,
+    arch: str = "",
+) -> tuple[Any, Any]:
+    """Tokenizer and language model of a folder, a hub name or a configuration that the config key `key` names.
+
+    Decoder-only if `causal`, with an encoder if not, either if None. A random one gets the vocabulary and the special
+    tokens of its tokenizer. Raises ConfigError for another kind.
+    """
+    if isinstance(named, str):
+        tokenizer = load_tokenizer(tokenizer_name or named, key)
+        settings = load_config(named, key)
+    else:
+        tokenizer = load_tokenizer(str(tokenizer_name), "model.tokenizer")
+        ids = {f"{kind}_token_id": getattr(tokenizer, f"{kind}_token_id") for kind in ("bos", "eos", "pad")}
+        ids["pad_token_id"] = ids["eos_token_id"] if ids["pad_token_id"] is None else ids["pad_token_id"]
+        settings = config_of(named, key, vocab_size=len(tokenizer), **ids)
+        if settings.is_encoder_decoder and "decoder_start_token_id" not in named:
+            settings.decoder_start_token_id = ids["pad_token_id"]
+    encoding = bool(getattr(settings, "is_encoder_decoder", False))
+    auto = transformers.AutoModelForSeq2SeqLM if encoding else transformers.AutoModelForCausalLM
+    if type(settings) not in auto._model_mapping or encoding is causal:
+        way_out = "name another" + (f", or model.arch={'blip2_seq2seq' if causal else 'blip2_causal'}" if arch else "")
+        what = f"is a '{settings.model_type}', with which {arch or 'nothing here'} can speak"
+        raise ConfigError(key, what, way_out)
+    if isinstance(named, str):
+        return tokenizer, _weights(auto, named, key, dtype=DTYPES[precision], config=settings)
+    with size_errors(key):
+        return tokenizer, auto.from_config(settings)
+
+
+def assemble_any(config: Any, causal: bool) -> tuple[Any, Any]:
+    """Network and tokenizer of a second stage over any language model and tower.
+
+    The visual parts are those of `pretrained` in transformers' form, else random ones by `sizes` before `vision`.
+    """
+    tokenizer, model = load_llm(config.llm, config.tokenizer, causal, "model.llm", config.llm_precision, config.arch)
+    width = model.get_input_embeddings().embedding_dim
+    if config.load_pretrained and config.pretrained and not is_checkpoint(config.pretrained):
+        found = load_config(config.pretrained, "model.pretrained")
+        require_reader(config, found)
+        network = load_network(config.pretrained, "model.pretrained", config, stub_config(found, width))
+        network = fit_image_size(network, config.image_size)
+    else:
+        stub = stub_config(blip2_config(config), width)
+        network = initialised(network_class(stub), stub, config)
+    network = with_language_model(network, model)
+    network.config.use_decoder_only_language_model = causal  # transformers goes by the name, and BART has both forms
+    network.config.is_encoder_decoder = not causal
+    return network, tokenizer
+
+
+def set_execution(network: Any, config: Any) -> None:
+    """Apply `attention` and `compile`; raises ConfigError for an attention that a part, or this machine, has not."""
+    tower = network.vision_model
+    parts = {"tower": getattr(tower, "tower", tower), "language model": getattr(network, "language_model", None)}
+    for name, part in parts.items():
+        if config.attention and part is not None:
+            where, way_out = "model.attention", "write sdpa or eager, or leave the key out"
+            try:
+                part.set_attn_implementation(config.attention)
+            except (ValueError, ImportError, NotImplementedError) as error:
+                raise ConfigError(where, f"{config.attention} of the {name}: {first_line(error)}", way_out) from error
+            if part.config._attn_implementation != config.attention:
+                raise ConfigError(where, f"a {type(part).__name__} has no {config.attention}", way_out)
+    if config.compile:
+        # in place, so that no name in a checkpoint changes
+        for part in (tower, network.qformer, parts["language model"]):
+            if part is not None:
+                part.compile()
+
+
 def load_embedding(name: str, key: str) -> Any:
     """The word embedding of a decoder from a folder or hub name, in fp16."""
     model = _weights(transformers.AutoModelForCausalLM, name, key, dtype=DTYPES["fp16"])
@@ -363,13 +476,13 @@ def load_tokenizer(name: str, key: str, part: str = "") -> Any:
     return _guarded(transformers.AutoTokenizer.from_pretrained, name, key, **({"subfolder": part} if part else {}))
 
 
-def _weights(kind: Any, name: str, key: str, whole: bool = True, **kwargs: Any) -> Any:
-    """A model of transformers' class `kind`; with `whole` raises IntegrityError if weights are missing.
+def _weights(kind: Any, name: str, key: str, whole: bool = True, unused: tuple[str, ...] = (), **kwargs: Any) -> Any:
+    """A model of transformers' class `kind`; with `whole` raises IntegrityError if weights but of `unused` are missing.
 
     transformers itself initialises missing weights at random, with a warning.
     """
     model, found = _guarded(partial(kind.from_pretrained, output_loading_info=True), name, key, **kwargs)
-    missing = sorted(found["missing_keys"])
+    missing = sorted(one for one in found["missing_keys"] if not set(unused) & set(one.split(".")))
     if whole and missing:
         what = f"lacks {len(missing)} weights of a {type(model).__name__}: {listed(missing)}"
         raise IntegrityError(f"{key} {name}", what, "name a model of this kind, or fetch it again")

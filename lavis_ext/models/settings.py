@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Annotated, ClassVar, Literal
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Literal
 
-from lavis_ext.common.config.decode import Bound, ConfigDecoder, Count, Natural, join
+from lavis_ext.common.config.decode import LARGEST, Bound, ConfigDecoder, Count, Natural, join
 from lavis_ext.common.config.schema import ModelConfig, TermConfig
 from lavis_ext.common.errors import Problem, nearest
-from lavis_ext.common.files import expanded
+from lavis_ext.common.files import decode_json, expanded
 from lavis_ext.common.registry import objectives
+
+log = logging.getLogger(__name__)
 
 # Keys of losses and of distillation terms, beside `name` and `weight`.
 
@@ -96,6 +100,17 @@ class VisionConfig(ModelConfig):
 
     image_size: Count = 224
     vit_model: Literal["eva_clip_g", "clip_L"] = "eva_clip_g"
+    vision: str | dict[str, Any] | None = None
+    """Another vision tower: a folder or hub name, or transformers' configuration for a random one; None, or
+    `eva_clip_g`: that of `vit_model`."""
+    vision_layer: Annotated[int, Bound(-LARGEST, -1)] = -1
+    """Which of the hidden states of `vision` the Q-Former sees; -1: the tower's output."""
+    vision_interpolate: bool = False
+    """Whether `vision` may see pictures of another size than its own: its positions are interpolated."""
+    attention: Literal["eager", "sdpa", "flash_attention_2"] | None = None
+    """How tower and language model attend; None: as transformers chooses."""
+    compile: bool = False
+    """Whether tower, Q-Former and language model go through torch.compile."""
     vit_precision: Precision = "fp32"
     vit_weights: str | None = None
     """The tower's where `pretrained` is a checkpoint without them: a path or URL; None: what LAVIS fetches."""
@@ -107,13 +122,34 @@ class VisionConfig(ModelConfig):
     max_txt_len: Count = 32
 
     def problems(self, where: str = "model") -> Iterator[Problem]:
-        """Problems of a trained tower in half precision, and of CLIP's tower with `pretrained`."""
+        """Problems of a trained tower in half precision, of CLIP's tower with `pretrained`, and of two towers."""
         yield from precision_problems(self.vit_precision, self.freeze_vit, "vit", where)
         loads = bool(self.load_pretrained and self.pretrained)
+        if isinstance(self.vision, dict) and not self.vision.get("model_type"):
+            yield Problem(f"{where}.vision.model_type", "is missing", "name transformers' kind of tower, as dinov2")
+        if self.tower and (self.vit_model == "clip_L" or self.vit_weights):
+            key = "vit_weights" if self.vit_weights else "vit_model"
+            yield Problem(f"{where}.{key}", "names a tower, and so does model.vision", "remove one")
+        if self.tower and loads and not is_checkpoint(str(self.pretrained)):
+            what = f"is put before a Q-Former of {self.pretrained}, which comes with its own tower"
+            way_out = "remove model.vision, or start from a checkpoint (qformer_weight_path, finetuned)"
+            yield Problem(f"{where}.vision", what, way_out)
         if self.vit_model == "clip_L" and loads and not is_checkpoint(str(self.pretrained)):
             what = "clip_L is not published in transformers' form"
             way_out = "name a checkpoint of LAVIS, as blip2_pretrained_vitL.pth"
             yield Problem(f"{where}.vit_model", what, way_out)
+
+    @property
+    def tower(self) -> str | dict[str, Any]:
+        """The tower that `vision` names in the place of BLIP-2's own; "" for that."""
+        return "" if self.vision in (None, "eva_clip_g") else self.vision or ""
+
+    def tower_pictures(self, fetch: bool = False) -> PictureForm | None:
+        """How the tower that `vision` names was given its pictures; None where nothing says it.
+
+        Of a hub name only what the local cache has is read, unless `fetch`.
+        """
+        return picture_form(self.tower, fetch) if self.tower and isinstance(self.tower, str) else None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -245,6 +281,36 @@ class Blip2T5InstructConfig(Blip2InstructConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Blip2AnyConfig(Blip2LanguageConfig):
+    """With any language model of transformers'."""
+
+    llm: str | dict[str, Any] | None = None
+    """A folder or hub name, or transformers' configuration for a random one: `{model_type: qwen3, hidden_size: 64}`."""
+    end_sym: str = ""
+    """Not read: a text ends with the tokenizer's own end token, a turn as its chat template ends it."""
+    chat: bool = False
+    """Whether captions and questions are turns of the tokenizer's chat template too, not bare texts."""
+    max_chat_len: Count = 2048
+    """Of a conversation, or a prompt and its text, with the image places, in tokens."""
+    language_key: ClassVar[str] = "llm"
+
+    def problems(self, where: str = "model") -> Iterator[Problem]:
+        """Those of BLIP-2, no language model, and a random one without a tokenizer."""
+        yield from super().problems(where)
+        if not self.llm:
+            yield Problem(f"{where}.llm", "is missing", "name a folder, a hub name, or {model_type: …} and its sizes")
+        elif isinstance(self.llm, dict):
+            if not self.llm.get("model_type"):
+                yield Problem(f"{where}.llm.model_type", "is missing", "name transformers' kind of model, as qwen3")
+            if not self.tokenizer:
+                way_out = "name a folder or hub name"
+                yield Problem(f"{where}.tokenizer", "is missing: a random language model has none", way_out)
+        if self.end_sym:
+            way_out = "remove it: the tokenizer's own end token ends a text"
+            yield Problem(f"{where}.end_sym", f"is not read by {self.arch}", way_out)
+
+
+@dataclass(frozen=True, kw_only=True)
 class ProjectorConfig(ModelConfig):
     """VPGTrans' map from the words of one language model to those of another."""
 
@@ -252,9 +318,85 @@ class ProjectorConfig(ModelConfig):
     """Size of the pictures that come with the captions; they are not used."""
     opt_model: str | None = None
     llama_model: str | None = None
+    source_llm: str | dict[str, Any] | None = None
+    """Any language model whose projection is to move: a folder, a hub name, or a configuration as `llm` takes it."""
+    target_llm: str | dict[str, Any] | None = None
+    """The one that it is to speak to."""
+    source_tokenizer: str | None = None
+    target_tokenizer: str | None = None
+    """Where it is not `source_llm`'s or `target_llm`'s own."""
+    source_weights: str | None = None
+    target_weights: str | None = None
+    """A checkpoint of ours whose words are taken: of a run in which that language model learnt."""
+    word_map: Literal["captions", "shared"] = "captions"
+    """Which words are pairs: those of captions that both tokenizers split into equally many tokens (upstream); or each
+    token of a caption that both vocabularies spell alike."""
     proj_weight_path: str | None = None
     vit_precision: Precision = "fp32"
     llm_precision: Precision = "fp32"
+
+    def problems(self, where: str = "model") -> Iterator[Problem]:
+        """One of two language models without the other, and two names for one."""
+        for one, other in (("source_llm", "target_llm"), ("target_llm", "source_llm")):
+            if getattr(self, one) and not getattr(self, other):
+                yield Problem(f"{where}.{other}", f"is missing beside {one}", "name both")
+        if self.source_llm and (self.opt_model or self.llama_model):
+            key = "opt_model" if self.opt_model else "llama_model"
+            yield Problem(f"{where}.{key}", "is named beside source_llm and target_llm", "remove it")
+        for side in ("source", "target"):
+            if isinstance(getattr(self, f"{side}_llm"), dict) and not getattr(self, f"{side}_tokenizer"):
+                way_out = "name a folder or hub name"
+                yield Problem(f"{where}.{side}_tokenizer", "is missing: a random model has none", way_out)
+        if self.source_llm and not self.proj_weight_path:
+            what = "is missing: it holds the projection of source_llm"
+            yield Problem(f"{where}.proj_weight_path", what, "name a checkpoint of the run that trained it")
+
+
+@dataclass(frozen=True)
+class PictureForm:
+    """Pixels a side, mean and std of a tower's own processor; None: it does not say."""
+
+    image_size: int | None
+    mean: tuple[float, ...] | None
+    std: tuple[float, ...] | None
+
+
+def picture_form(name: str, fetch: bool = False) -> PictureForm | None:
+    """What `preprocessor_config.json` of a folder or hub name says of its pictures; None where there is none."""
+    file, held = "preprocessor_config.json", expanded(name)
+    if held.is_dir():
+        path: Any = held / file
+    else:
+        from huggingface_hub import hf_hub_download, try_to_load_from_cache
+
+        if name.count("/") != 1:
+            return None
+        path = try_to_load_from_cache(name, file)
+        if not isinstance(path, str) and fetch:
+            try:
+                path = hf_hub_download(name, file)
+            except Exception as error:  # no such file, no network: the weights' own error says it better
+                log.warning("model.vision %s: its processor cannot be read, nothing is compared: %s", name, error)
+        if not isinstance(path, str):
+            return None
+    try:
+        given = decode_json(Path(path).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    if not isinstance(given, dict):
+        return None
+    crop = given.get("crop_size") if given.get("do_center_crop", "crop_size" in given) else None
+    size = crop or given.get("size")
+    sides = [size.get(key) for key in ("height", "width", "shortest_edge")] if isinstance(size, dict) else [size]
+    normal = given.get("do_normalize", True)
+    side = next((one for one in sides if isinstance(one, int)), None)
+    return PictureForm(side, *(numbers(given.get(f"image_{key}")) if normal else None for key in ("mean", "std")))
+
+
+def numbers(value: Any) -> tuple[float, ...] | None:
+    """Three numbers, or None."""
+    three = isinstance(value, list) and len(value) == 3 and all(isinstance(one, int | float) for one in value)
+    return tuple(float(one) for one in value) if three else None
 
 
 def is_loss(name: str) -> bool:

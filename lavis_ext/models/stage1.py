@@ -33,6 +33,7 @@ from lavis_ext.models.network import (
     load_tokenizer,
     recompute,
     resize_token_embeddings,
+    set_execution,
 )
 from lavis_ext.models.settings import Blip2Config, is_checkpoint
 from lavis_ext.models.text import prompts_of, texts_of
@@ -176,6 +177,7 @@ class Blip2(Blip2Base):
             self.freeze_tower(network.vision_model, config.vit_precision)
         if config.use_grad_checkpoint:
             recompute(network)
+        set_execution(network, config)
 
     @classmethod
     def from_config(cls, config: Blip2Config) -> Blip2:

@@ -47,7 +47,7 @@ OURS = ("net.", "lm_head.", "temp")
 QFORMER_PARTS = ("net.query_tokens", "net.vision_model.post_layernorm.", "net.qformer.")
 PROJECTION = ("net.language_projection.",)
 PREFIX = "visual_encoder."
-TOWER = ("net.vision_model.embeddings.", "net.vision_model.encoder.")
+TOWER = ("net.vision_model.embeddings.", "net.vision_model.encoder.", "net.vision_model.tower.")
 STAGE1_ONLY = re.compile(
     r"^(net\.(embeddings|vision_projection|text_projection|itm_head)\.|temp$|lm_head\."
     r"|net\.qformer\.encoder\.layer\.\d+\.(intermediate|output)\.)"

@@ -20,6 +20,7 @@ from lavis_ext.prepare.records import (
     ArtifactRecord,
     Member,
     MemberTable,
+    OnDisk,
     disk_errors,
     drop_record,
     inspect,
@@ -102,26 +103,38 @@ class VerifyReport:
 
 
 def status(
-    names: Iterable[str] = (), options: PrepareOptions | None = None, cards: Cards | None = None, lost: bool = True
+    names: Iterable[str] = (),
+    options: PrepareOptions | None = None,
+    cards: Cards | None = None,
+    lost: bool = True,
+    disks: dict[str, OnDisk] | None = None,
 ) -> list[SplitState]:
     """The state of every split of some families or data sets (default: all); nothing is hashed or fetched.
 
-    Without `lost`, the names of missing pictures are not listed, which is quicker. Raises UsageError for an unknown
-    name.
+    Without `lost`, the names of missing pictures are not listed, which is quicker. `disks` is given what is on the disk
+    of each artifact, by its file. Raises UsageError for an unknown name.
     """
     context = make_context(replace(options or PrepareOptions(), offline=True, mirror=""), cards)
     root, options = context.root, context.options
     wanted = list(names) or list(context.cards.families)
     selection = opened(context, select(context.cards, wanted, options.splits, root=root))
-    disks = {request.artifact.file: inspect(root, request.artifact) for request in selection.requests}
+    disks = {} if disks is None else disks
+    disks |= {request.artifact.file: inspect(root, request.artifact) for request in selection.requests}
     counter = SplitCounter(root, context.cards, selection.requests, disks, options.max_samples, lost)
     return [*counter.states(selection.chosen), *artifact_states(selection, disks)]
 
 
-def bytes_on_disk(root: Path, artifacts: Iterable[Artifact]) -> int:
-    """Bytes of what is there of some artifacts: by their records, else of files and parts of downloads."""
-    found = (inspect(root, artifact) for artifact in {artifact.file: artifact for artifact in artifacts}.values())
-    return sum(disk.record.bytes if disk.record is not None else disk.size or disk.part for disk in found)
+def bytes_on_disk(root: Path, artifacts: Iterable[Artifact], disks: dict[str, OnDisk]) -> int:
+    """Bytes of what is there of some artifacts: by their records, else of files and parts of downloads.
+
+    Each is inspected once for all calls, as `disks` has it: that can be a look at a hundred thousand files.
+    """
+    total = 0
+    for artifact in {artifact.file: artifact for artifact in artifacts}.values():
+        if (disk := disks.get(artifact.file)) is None:
+            disk = disks[artifact.file] = inspect(root, artifact)
+        total += disk.record.bytes if disk.record is not None else disk.size or disk.part
+    return total
 
 
 def verify(

@@ -17,7 +17,7 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 from PIL import Image
 
-from lavis_ext.browse.run_report import choose, overlap
+from lavis_ext.browse.run_report import MAX_SHOTS, choose, overlap
 from lavis_ext.common.errors import ConfigError, LavisExtError, PartialError, UsageError, nearest
 from lavis_ext.datasets.collate import to_device
 from lavis_ext.metrics.vqa import vqa_score
@@ -172,6 +172,9 @@ def write_gallery(
     Only for rows with captions or answers and data sets that have pictures and references (`named` is a file of
     answers); a picture that cannot be read is left out.
     """
+    if any("conversations" in row for row in rows):
+        write_shots(talked(rows, datasets, fresh(folder)), folder, split)
+        return
     answered = all("answer" in row and "question_id" in row for row in rows)
     needed = ("pixels", "row", "references", *(() if answered else ("image_id",)))
     known = [dataset for dataset in datasets if all(hasattr(dataset, name) for name in needed)]
@@ -182,13 +185,42 @@ def write_gallery(
     names = sorted(said, key=str)
     groups = choose([said[name].score for name in names])
     wanted = {names[index]: group for index, group in groups.items()}
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
     shots = [
         {"id": name, "group": wanted[name], "image": file, **asked, **asdict(said[name])}
-        for name, asked, file in pictures(known, wanted, folder, answered)
+        for name, asked, file in pictures(known, wanted, fresh(folder), answered)
     ]
-    write_json(folder / "index.json", {"split": split, "shots": sorted(shots, key=rank)})
+    write_shots(sorted(shots, key=rank), folder, split)
+
+
+def fresh(folder: Path) -> Path:
+    """The folder, empty."""
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    return folder
+
+
+def write_shots(shots: Sequence[Shot], folder: Path, split: str) -> None:
+    """The index that the report reads."""
+    write_json(folder / "index.json", {"split": split, "shots": list(shots)})
+
+
+def talked(rows: Sequence[Mapping[str, Any]], datasets: Sequence[Any], folder: Path) -> list[Shot]:
+    """Conversations that were answered, in order: their turns, pictures, what the model said and the reference."""
+    said = {row["sample_id"]: row for row in reversed(rows) if "conversations" in row}
+    shots: list[Shot] = []
+    for dataset in datasets:
+        for index in range(len(dataset)):
+            if len(shots) == MAX_SHOTS or not said:
+                return shots
+            if (row := said.pop(dataset.sample_id(index), None)) is None:
+                continue
+            held, key = dataset.row(index), dataset.parts.args["image_key"]
+            named = [{**held, key: name} for name in dataset.pair(held, index)]
+            files = [thumbnail(dataset, one, index, folder, f"_{n}") for n, one in enumerate(named)]
+            texts = {"said": row["answer"], "truths": [row["reference"]] if row["reference"] else [], "score": None}
+            turns = {"turns": row["conversations"], "images": [file for file in files if file]}
+            shots.append({"id": row["sample_id"], "group": "others", **turns, **texts})
+    return shots
 
 
 def captions_said(rows: Sequence[Mapping[str, Any]], datasets: Sequence[Any]) -> dict[Any, Said]:
@@ -226,9 +258,9 @@ def pictures(
                 yield name, {"asked": str(row.get("question", ""))} if answered else {}, file
 
 
-def thumbnail(dataset: Any, row: Mapping[str, Any], index: int, folder: Path) -> str:
+def thumbnail(dataset: Any, row: Mapping[str, Any], index: int, folder: Path, more: str = "") -> str:
     """The file name of a small JPEG of a sample; "" if the picture cannot be read."""
-    file = f"{dataset.name}_{index}.jpg"
+    file = f"{dataset.name}_{index}{more}.jpg"
     try:
         pixels: np.ndarray = dataset.pixels(row, index)
         image = Image.fromarray(pixels)

@@ -32,15 +32,16 @@ class ScheduleHook(Hook):
         self.schedule: Schedule = (stepped if stepping else made)(runner.run, plan.max_epoch)
         for epoch in (*range(0, plan.epochs, max(plan.epochs // 1000, 1)), plan.epochs - 1):
             for batch in (1, plan.length(epoch)):
-                self._rate(runner, RunProgress(epoch=epoch, batch=batch))
-        runner.rate = self._rate(runner, runner.progress)
+                self.rate(runner, RunProgress(epoch=epoch, batch=batch))
+        runner.rate = self.rate(runner, runner.progress)
 
     def before_step(self, runner: RunnerBase) -> None:
         """The rate at the last micro-batch of the step."""
-        runner.rate = self._rate(runner, runner.progress)
+        runner.rate = self.rate(runner, runner.progress)
         set_learning_rate(runner.optimizer, runner.rate)
 
-    def _rate(self, runner: RunnerBase, progress: RunProgress) -> float:
+    def rate(self, runner: RunnerBase, progress: RunProgress) -> float:
+        """The rate at a position of the run; raises ConfigError for one that cannot be."""
         try:
             rate = float(self.schedule(runner.plan.position(progress)))
         except ArithmeticError:

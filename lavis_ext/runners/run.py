@@ -44,7 +44,9 @@ from lavis_ext.runners.logs import JsonLog, LogHook
 from lavis_ext.runners.microbatch import no_stop
 from lavis_ext.runners.runner_base import Hook, RunnerBase
 from lavis_ext.runners.schedule import RunLength
+from lavis_ext.runners.task_loop import run_epoch_of_task
 from lavis_ext.tasks.base_task import BaseTask, require_called, setup_task, taken
+from lavis_ext.tasks.loop import has_own_loop
 
 log = logging.getLogger(__name__)
 
@@ -230,6 +232,8 @@ def build_runner(job: Job, script: RunnerBase | None = None, display: Display | 
     else:
         runner = script
         runner.assemble(*parts)
+    if has_own_loop(task):
+        runner.epoch_of_task = run_epoch_of_task
     runner.settings, runner.beside = fingerprint(job.config), beside(answers)
     return runner
 

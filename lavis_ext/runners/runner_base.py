@@ -166,6 +166,8 @@ class RunnerBase:
         """The values that decide the numbers of the run, flat; a checkpoint keeps them."""
         self.beside: dict[str, Any] = {}
         self.stop_requested: Callable[[], int] = no_stop
+        self.epoch_of_task: Callable[[RunnerBase], None] | None = None
+        """Runs an epoch where the task has a loop of its own."""
         self.feed: Iterator[Batch] = cycle(batches)
         # models and tasks in LAVIS' manner find the position in their samples
         self.counted = getattr(task, "lavis", False) or getattr(self.model, "Keys", None) is OpenModelConfig
@@ -244,6 +246,9 @@ class RunnerBase:
     def run_epoch(self) -> None:
         """All steps that are left of this epoch."""
         self.task.model.train()
+        if self.epoch_of_task is not None:
+            self.epoch_of_task(self)
+            return
         while size := self.plan.next_window(self.progress):
             step = self.run_step(size)
             self.notify("after_step", step)

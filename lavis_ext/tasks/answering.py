@@ -30,7 +30,7 @@ from lavis_ext.metrics.vqa import (
     vqa_score,
 )
 from lavis_ext.models.text import filled
-from lavis_ext.tasks.base_task import BaseTask, Row, require_distinct, write_result
+from lavis_ext.tasks.base_task import BaseTask, Row, as_metrics, require_distinct, write_result
 from lavis_ext.tasks.settings import GqaConfig, VqaConfig
 
 log = logging.getLogger(__name__)
@@ -60,6 +60,7 @@ class VqaTask(BaseTask):
     """
 
     evaluates = True
+    reports = True
     needs = ("predict_answers",)
     answer_list: list[str] | None = None
     """The candidates of `inference_method: rank`."""
@@ -108,13 +109,15 @@ class VqaTask(BaseTask):
         if self.lemmatizes:
             answers = dict(zip(raw, lemmatize(list(raw.values())), strict=True))
             self._write(raw, truth.answers, out_dir / f"{split}_vqa_result_raw.json")
-        self._write(answers, truth.answers, out_dir / f"{split}_vqa_result.json")
+        file = out_dir / f"{split}_vqa_result.json"
+        self._write(answers, truth.answers, file)
         if not truth.answers:
             log.warning("split '%s' has no answers: the submission is written, nothing is scored", split)
             self._submit(answers, out_dir, split)
-        scored = self.run.report_metric and truth.answers
-        metrics = self._metrics(answers, raw, truth) if scored else {}
-        if scored:
+        self._written = answers, raw, truth
+        scored = self.run.report_metric and (truth.answers or type(self)._report_metrics is not VqaTask._report_metrics)
+        metrics = as_metrics(self._report_metrics(result_file=str(file), split=split)) if scored else {}
+        if scored and truth.answers:
             openings = truth.openings or asked_openings(datasets)
             scored_answers = score_answers(answers, truth.answers, truth.types, openings, self._answer_score)
             write_result(breakdown_file(out_dir, split), {"split": split, **breakdown(scored_answers)})
@@ -133,6 +136,10 @@ class VqaTask(BaseTask):
     def lemmatizes(self) -> bool:
         """Whether `model.apply_lemmatizer` is set."""
         return bool(getattr(getattr(self.network, "config", None), "apply_lemmatizer", False))
+
+    def _report_metrics(self, result_file: str, split: str) -> dict[str, float]:
+        """The scores of a result file that was just written (LAVIS' method)."""
+        return self._metrics(*self._written)
 
     def _metrics(self, answers: Answers, raw: Answers, truth: Truth) -> dict[str, float]:
         if len(answers) < len(truth.answers):

@@ -18,7 +18,6 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, ClassVar
 
-import torch
 from omegaconf import OmegaConf
 from torch import Tensor, nn
 
@@ -30,14 +29,11 @@ from lavis_ext.common.registry import registry, tasks
 from lavis_ext.common.types import Batch
 from lavis_ext.datasets.builders import BuildContext, build_datasets
 from lavis_ext.models.zoo import build_model
+from lavis_ext.tasks.loop import LOOP, TrainingLoop, losses_of_step
 
 log = logging.getLogger(__name__)
 Row = dict[str, Any]
 """One result: plain values that JSON can hold."""
-LOOP = ("train_epoch", "train_iters", "_train_inner_loop")
-"""Methods of LAVIS' tasks that are the loop, which is the runner's here."""
-
-
 ONLY_LAVIS = ("setup_task", "train_step", "evaluation", "build_model", "build_datasets", *LOOP)
 
 
@@ -98,9 +94,10 @@ def after_both_ways(method: Any) -> Any:
         ours = ("rows", "split", "datasets", "out_dir", "epoch")
         asked = len(args) <= len(theirs) and not set(kwargs) & {"rows", "split", "datasets", "out_dir"}
         given = dict(zip(theirs if asked else ours, args, strict=False)) | kwargs
-        if lavis and not asked:
+        if not asked:
             folder = Path(given["out_dir"])
             registry.paths.update(result_dir=str(folder), output_dir=str(folder.parent))
+        if lavis and not asked:
             given = {"val_result": given["rows"], "split_name": given["split"], "epoch": given["epoch"]}
             return as_metrics(method(self, **{k: value for k, value in given.items() if more or k in names}))
         if lavis or not asked:
@@ -131,7 +128,7 @@ def as_metrics(found: Any) -> dict[str, float]:
     return {str(k): float(v) for k, v in items if isinstance(v, Real | Tensor) and not isinstance(v, bool)}
 
 
-class BaseTask:
+class BaseTask(TrainingLoop):
     """Model + loss + metric. `model` may be replaced by a wrapped one (DDP); `network` is always the model itself."""
 
     Keys: ClassVar[type[RunConfig]] = RunConfig
@@ -141,6 +138,8 @@ class BaseTask:
     """Whether the task keeps a state that every micro-batch changes, so that a resume needs as many ranks."""
     needs: tuple[str, ...] = ()
     """Methods that the model must have."""
+    reports: ClassVar[bool] = False
+    """Whether `after_evaluation` scores by LAVIS' `_report_metrics`, which a subclass may define."""
     lavis: ClassVar[bool] = False
     """Whether the class, or one that it extends, is in LAVIS' manner: then it takes any key of `run:`."""
     inst_id_key = "instance_id"
@@ -205,7 +204,7 @@ class BaseTask:
     @classmethod
     def setup_task(cls, cfg: Any = None, **kwargs: Any) -> BaseTask:
         """LAVIS' constructor: the task of a `Config(args)`, without a model until a runner or a call gives one."""
-        return cls() if cls.lavis else cls.from_config(cfg.typed().run, None)
+        return cls() if cls.lavis or cfg is None else cls.from_config(cfg.typed().run, None)
 
     def build_model(self, cfg: Any) -> Any:
         """The model of a `Config(args)` (LAVIS' method)."""
@@ -307,13 +306,6 @@ for _name, _both in BOTH_WAYS.items():  # the base's own methods, for calls by s
     setattr(BaseTask, _name, _both(vars(BaseTask)[_name]))
 
 
-def losses_of_step(found: Any) -> dict[str, Tensor]:
-    """What `train_step` in LAVIS' manner gives, a loss or a loss and a dict of losses, as named scalars."""
-    loss, others = found if isinstance(found, tuple) else (found, {})
-    named = {name: torch.as_tensor(value, device=loss.device) for name, value in others.items()}
-    return {**named, "loss": loss}
-
-
 def setup_task(run: Any, model: Any = None) -> BaseTask:
     """The task of `run.task`, or LAVIS' `setup_task(cfg)`; raises RegistryError for an unknown name."""
     if isinstance(run, RunConfig):
@@ -336,12 +328,9 @@ def taken(task: BaseTask, run: RunConfig, model: Any) -> BaseTask:
 
 
 def require_called(task: Any) -> None:
-    """Raise ConfigError for a task that defines the loop, or another method of LAVIS', that is never called here."""
+    """Raise ConfigError for a task with a `_report_metrics` that nothing calls."""
     kind = type(task)
-    if own := [name for name in LOOP if hasattr(kind, name)]:
-        what = f"{kind.__name__} defines {own[0]}, but the loop is the runner's"
-        raise ConfigError("run.task", what, "define train_step(self, model, samples), or a runner")
-    if hasattr(kind, "_report_metrics") and not getattr(kind.after_evaluation, "lavis", False):
+    if hasattr(kind, "_report_metrics") and not (kind.reports or getattr(kind.after_evaluation, "lavis", False)):
         what = f"{kind.__name__} defines _report_metrics, which nothing calls"
         raise ConfigError("run.task", what, "define after_evaluation(self, val_result, split_name, epoch)")
 

@@ -20,6 +20,7 @@ from lavis_ext.metrics import measure
 from lavis_ext.tasks.base_task import (
     BaseTask,
     Row,
+    as_metrics,
     first_by_id,
     merged_references,
     plain_id,
@@ -43,6 +44,7 @@ class Captioning(BaseTask):
     """Generate with the `run:` section's beams and lengths; `agg_metrics` = CIDEr + Bleu_4, as in LAVIS."""
 
     evaluates = True
+    reports = True
     needs: tuple[str, ...] = ("generate",)
 
     def before_evaluation(self, split: str, datasets: Sequence[Any]) -> None:
@@ -79,7 +81,10 @@ class Captioning(BaseTask):
         groups = {domain: group for domain, group in groups.items() if group}
         for domain, group in groups.items():
             write_result(out_dir / f"{name}_{domain}.json", group)
-        metrics = self._score(results, groups, datasets) if self.run.report_metric else {}
+        metrics: dict[str, float] = {}
+        if self.run.report_metric:
+            self._written = results, groups, datasets
+            metrics = as_metrics(self._report_metrics(eval_result_file=str(out_dir / f"{name}.json"), split_name=split))
         recipe = {key: getattr(self.run, key) for key in RECIPE} | {"images": len(results), "metrics": metrics}
         recipe["prompt"] = self.run.prompt or getattr(self.network, "prompt", "")
         recipe["length_penalty"] = self.length_penalty
@@ -90,6 +95,10 @@ class Captioning(BaseTask):
     def length_penalty(self) -> float:
         """`run.length_penalty`, else LAVIS' value for captions."""
         return CAPTION_LENGTH_PENALTY if self.run.length_penalty is None else self.run.length_penalty
+
+    def _report_metrics(self, eval_result_file: str, split_name: str) -> dict[str, float]:
+        """The scores of a result file that was just written (LAVIS' method)."""
+        return self._score(*self._written)
 
     def _score(
         self, results: Sequence[Row], groups: Mapping[str, Sequence[Row]], datasets: Sequence[Any]

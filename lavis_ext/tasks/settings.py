@@ -83,6 +83,21 @@ class GqaConfig(VqaConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
+class InstructConfig(WritingConfig):
+    """`instruct`."""
+
+    max_len: Count = 128
+    max_generated: Natural = 24
+    """Of each data set of a split the first samples that are answered, for the report; 0: none."""
+
+    ignored: ClassVar[Mapping[str, str]] = {
+        **RunConfig.ignored,
+        "prompt": "the conversation is all that the model reads",
+        "report_metric": "the loss is measured always",
+    }
+
+
+@dataclass(frozen=True, kw_only=True)
 class RetrievalConfig(RunConfig):
     """`retrieval`."""
 

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
-import time
+import os
 from collections.abc import Iterator
 from pathlib import Path
-from threading import Thread
+from threading import Semaphore, Thread
 from typing import Any
 
 import pytest
@@ -16,7 +16,7 @@ from lavis_ext import runners as public
 from lavis_ext.browse import find_pages, write_page, write_run_report
 from lavis_ext.browse.html import figure, figures
 from lavis_ext.browse.run_report import page_values, read_run
-from lavis_ext.browse.runs_page import RunsApp, runs_values, write_runs_page
+from lavis_ext.browse.runs_page import RunsApp, find_runs, runs_values, write_runs_page
 from lavis_ext.cli import main
 from lavis_ext.common.config.schema import Config, DatasetConfig, ModelConfig
 from lavis_ext.common.errors import UsageError
@@ -24,6 +24,7 @@ from lavis_ext.common.registry import models, tasks
 from lavis_ext.runners import run as jobs
 from tests.support.html import HOSTILE, Page
 from tests.support.runs import EvaluationFeed
+from tests.support.server import wait_until
 from tests.support.serving import ask, served
 from tests.support.toys import ToyDataset, ToyFeed, ToyModel, ToyTask, toy_run
 
@@ -142,13 +143,29 @@ def test_each_run_has_its_page_and_nothing_else(output: Path) -> None:
         assert ask(server, "/state").text != before and "4 runs" in ask(server, "/").text
 
 
+def test_a_folder_that_goes_while_runs_are_looked_for(output: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A training writes a checkpoint under another name first, and deletes old ones."""
+    going, real = output / "deep" / "b" / ".checkpoint_7.tmp", os.scandir
+    going.mkdir()
+    before = find_runs(output)
+
+    def scandir(path: Any = ".") -> Any:
+        if Path(path) == going:
+            going.rmdir()
+        return real(path)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    assert find_runs(output) == before and before and not going.exists()
+
+
 @pytest.fixture
-def toys(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """A toy training under its names, slow enough to be watched."""
+def steps(monkeypatch: pytest.MonkeyPatch) -> Iterator[Semaphore]:
+    """A toy training under its names, of which each step takes one of these."""
+    allowed = Semaphore(0)
 
     class Slow(ToyTask):
         def step(self, *args: Any, **kwargs: Any) -> Any:
-            time.sleep(0.05)
+            assert allowed.acquire(timeout=60)
             return super().step(*args, **kwargs)
 
     for registry, item in ((models, ToyModel), (tasks, Slow)):
@@ -161,10 +178,10 @@ def toys(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         "eval_feeds",
         lambda config, opened, splits, accelerator: {s: EvaluationFeed(ToyDataset(4, split=s)) for s in splits},
     )
-    yield
+    yield allowed
 
 
-def test_a_run_that_goes_on_is_shown_as_it_is(tmp_path: Path, toys: None) -> None:
+def test_a_run_that_goes_on_is_shown_as_it_is(tmp_path: Path, steps: Semaphore) -> None:
     run = toy_run(tmp_path, valid_splits=["val"], report=False)
     config = Config(
         run=run,
@@ -176,14 +193,15 @@ def test_a_run_that_goes_on_is_shown_as_it_is(tmp_path: Path, toys: None) -> Non
     with served(RunsApp([tmp_path])) as server:
         assert "No run is here yet" in ask(server, "/").text
         training.start()
-        marks, running, end = set(), 0, time.monotonic() + 60
-        while training.is_alive() and time.monotonic() < end:
-            marks.add(ask(server, "/state").text)
+        marks, running = [ask(server, "/state").text], 0
+        while training.is_alive():
+            steps.release(3)
+            assert wait_until(lambda: not training.is_alive() or ask(server, "/state").text != marks[-1], 60)
+            marks.append(ask(server, "/state").text)
             running += "1 running" in ask(server, "/").text
-            time.sleep(0.1)
-        training.join(1)
-        assert len(marks) >= 4 and running
+        training.join(60)
+        assert len({*marks}) >= 4 and running
         last = ask(server, "/?run=job").text
-        assert ask(server, "/state").text not in list(marks)[:1]
+        assert ask(server, "/state").text != marks[0]
     assert "finished" in last and "18" in Page(last).words
     assert write_page(str(tmp_path / "job"), tmp_path / "report.html", tmp_path).is_file()

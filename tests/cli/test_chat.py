@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -16,6 +17,7 @@ from lavis_ext.cli import main
 from lavis_ext.cli.chat import Setup, find_weights, read_setup, searches
 from lavis_ext.common.config.schema import run_config
 from lavis_ext.models import build_model, default_config
+from lavis_ext.models.causal import Blip2Causal
 
 TINY = "models/blip2_opt/tiny.yaml"
 
@@ -60,6 +62,77 @@ def test_lines_for_a_person(picture: str, capsys: pytest.CaptureFixture[str], mo
     monkeypatch.setattr("sys.stdin", io.StringIO("what colour?\n"))
     assert chat("--image", picture) == 0
     assert len(capsys.readouterr().out.split("\n")) >= 3
+
+
+TALKER = "models/blip2_causal/tiny.yaml"
+
+
+def talk(*words: str) -> int:
+    return main(["chat", "--cfg-path", TALKER, *words])
+
+
+def test_a_conversation_goes_on_and_begins_anew(
+    picture: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[dict[str, Any]] = []
+    answer = Blip2Causal.generate
+
+    def watched(self: Any, samples: dict[str, Any], **more: Any) -> list[str]:
+        seen.append(samples)
+        return answer(self, samples, **more)
+
+    monkeypatch.setattr(Blip2Causal, "generate", watched)
+    other = tmp_path / "other.png"
+    Image.new("RGB", (30, 40), (0, 0, 250)).save(other)
+    lines = f"red?\nwhy?\n\n/image {other}\nand <image> here?\n/reset\nagain\n"
+    monkeypatch.setattr("sys.stdin", io.StringIO(lines))
+    assert talk("--image", picture, "--json") == 0
+    turns = objects(capsys)
+    assert [turn.get("question") for turn in turns] == ["red?", "why?", "and <image> here?", "again", None]
+    assert [turn.get("image") for turn in turns[:4]] == [picture, picture, f"{picture}, {other}", picture]
+    asked = [[turn["content"] for turn in one["conversations"][0] if turn["role"] == "user"] for one in seen]
+    first = "<image>\nred?"
+    assert asked == [[first], [first, "why?"], [first, "why?", "and <image> here?"], ["<image>\nagain"]]
+    assert [one["image_counts"] for one in seen] == [[1], [1], [2], [1]]
+    assert torch.equal(seen[2]["image"][0], seen[0]["image"][0]) and not torch.equal(*seen[2]["image"])
+    said = [turn["content"] for turn in seen[2]["conversations"][0] if turn["role"] == "assistant"]
+    assert said == [str(turn["answer"]).replace("<image>", " ") for turn in turns[:2]]
+
+
+def test_a_conversation_needs_no_picture(capsys: pytest.CaptureFixture[str]) -> None:
+    assert talk("--question", "what?", "--json") == 0
+    assert objects(capsys)[0]["image"] == ""
+    assert chat("--question", "what?") == 2  # this model talks about a picture
+
+
+@pytest.mark.parametrize(
+    ("line", "code"),
+    [("/image", 2), ("/image nowhere.png", 2), ("/image {text}", 5), ("/rest", 2), ("which <image>?", 2)],
+)
+def test_a_line_that_cannot_be_done(
+    line: str,
+    code: int,
+    picture: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    (tmp_path / "a.txt").write_text("no picture")
+    monkeypatch.setattr("sys.stdin", io.StringIO(f"{line.format(text=tmp_path / 'a.txt')}\nwhat?\n"))
+    assert talk("--json") == code
+    assert all("answer" not in one for one in objects(capsys)), "what stands behind a mistake is not asked"
+
+
+def test_another_picture_for_a_model_of_single_questions(
+    picture: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = tmp_path / "other.png"
+    Image.new("RGB", (30, 40), (0, 0, 250)).save(other)
+    monkeypatch.setattr("sys.stdin", io.StringIO(f"what?\n/image '{other}'\n/etc is what?\n"))
+    assert chat("--image", picture, "--json") == 0
+    turns = objects(capsys)[:-1]
+    told = [(turn["image"], turn["question"]) for turn in turns]
+    assert told == [(picture, ""), (picture, "what?"), (str(other), ""), (str(other), "/etc is what?")]
 
 
 def test_a_checkpoint_goes_over_the_weights(picture: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

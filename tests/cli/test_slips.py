@@ -7,7 +7,6 @@ import re
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -15,7 +14,7 @@ import pytest
 from lavis_ext.cli import main
 from lavis_ext.common.config.resolve import load_config, parse_options
 from lavis_ext.common.errors import ConfigError
-from tests.support.server import Fault, Server
+from tests.support.server import Fault, Server, wait_until
 from tests.support.toyfamily import Family, pictures
 
 Capture = pytest.CaptureFixture[str]
@@ -125,9 +124,7 @@ def test_ctrl_c_is_no_failure_of_the_source(tmp_path: Path, server: Server) -> N
     process = subprocess.Popen(
         command, env=family.environment(configs), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
-    end = time.monotonic() + 60
-    while not list(tmp_path.rglob("train.zip.part*")) and time.monotonic() < end:
-        time.sleep(0.05)
+    assert wait_until(lambda: any(family.images.glob("train.zip.part*")), 60)
     process.send_signal(signal.SIGINT)
     out, err = process.communicate(timeout=60)
     assert process.returncode == 130

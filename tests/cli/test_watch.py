@@ -15,13 +15,14 @@ from typing import Any
 import pytest
 
 from lavis_ext.cli import main
-from lavis_ext.cli.watch import Seen, curve, line_of
+from lavis_ext.cli.watch import Seen, curve, line_of, newest
+from lavis_ext.common.files import write_atomic
 from lavis_ext.runners.job import owned
 
 
 def leave(folder: Path, status: str = "finished", **facts: Any) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "run.json").write_text(json.dumps({"job": folder.name, "status": status, **facts}))
+    write_atomic(folder / "run.json", json.dumps({"job": folder.name, "status": status, **facts}))
     return folder
 
 
@@ -38,15 +39,15 @@ def test_lines_come_as_they_are_written(tmp_path: Path, capfd: pytest.CaptureFix
 
     def go_on() -> None:
         time.sleep(0.3)
-        (run / "log.jsonl").write_text(step(1) + step(2, 0.123456))
-        leave(run, best={"split": "val", "step": 2})
         with (run / "log.jsonl").open("a") as file:
+            file.write(step(2, 0.123456).removeprefix('{"kind": "tr'))
             file.write(
                 json.dumps(
                     {"kind": "eval", "split": "val", "label": "0", "step": 2, "epoch": 0, "metrics": {"CIDEr": 0.5}}
                 )
                 + "\n"
             )
+        leave(run, best={"split": "val", "step": 2})
 
     writer = Thread(target=go_on)
     writer.start()
@@ -85,6 +86,15 @@ def test_mistakes_are_told(words: list[str], tmp_path: Path, monkeypatch: pytest
     if words[0] == "run":
         leave(tmp_path / "run")
     assert main(["watch", *words]) == 2
+
+
+def test_the_newest_of_runs_one_of_which_is_just_writing(tmp_path: Path) -> None:
+    leave(tmp_path / "a")
+    (tmp_path / "a" / "run.json.tmp").symlink_to("nothing")  # listed, and gone when it is looked at
+    os.utime(tmp_path / "a" / "run.json", (1, 1))
+    os.utime(tmp_path / "a", (1, 1))
+    leave(tmp_path / "b")
+    assert newest(tmp_path) == tmp_path / "b"
 
 
 def test_a_log_that_a_resume_has_cut_is_read_again(tmp_path: Path) -> None:

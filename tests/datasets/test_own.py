@@ -164,6 +164,26 @@ def llava(root: Path) -> None:
     write(root / "llava.json", rows)
 
 
+def llava_captions(root: Path) -> None:
+    llava(root)
+    rows = json.loads((root / "llava.json").read_text())
+    write(root / "llava.json", [{**row, "conversations": row["conversations"][:2]} for row in rows])
+
+
+def messages(root: Path) -> None:
+    photos(root / "images")
+    rows = [
+        {
+            "messages": [
+                {"role": "user", "content": [{"type": "image", "image": name}, {"type": "text", "text": "what?"}]},
+                {"role": "assistant", "content": "soup"},
+            ]
+        }
+        for name in NAMES
+    ]
+    write(root / "chats.json", rows)
+
+
 def classes(root: Path) -> None:
     photos(root, [f"{'cat' if n % 2 else 'dog'}/{name}" for n, name in enumerate(NAMES)])
 
@@ -203,7 +223,9 @@ FORMS: list[tuple[Callable[[Path], None], str, dict[str, int]]] = [
     (karpathy, "image_caption", {"train": 4, "val": 1, "test": 1}),
     (vizwiz, "vqa", {"train": 6}),
     (official_vqa, "vqa", {"train": 6}),
-    (llava, "vqa", {"train": 12}),
+    (llava, "conversation", {"train": 6}),
+    (llava_captions, "vqa", {"train": 6}),
+    (messages, "conversation", {"train": 6}),
     (classes, "vqa", {"train": 6}),
     (classes_by_split, "vqa", {"train": 4, "val": 2}),
     (tars, "image_text_shards", {"train": 6}),
@@ -229,8 +251,14 @@ def test_every_form(
         for split, data in built.items()
     }
     assert {split: len(some) for split, some in samples.items()} == splits
-    assert all(sample["image"].size == (64, 48) for some in samples.values() for sample in some)
-    said = {str(sample["text_input"]) for sample in samples["train"]}
+    whole = shape == "conversation"
+    pictures = [
+        image for some in samples.values() for one in some for image in (one["image"] if whole else [one["image"]])
+    ]
+    assert len(pictures) == sum(splits.values()) and all(image.size == (64, 48) for image in pictures)
+    turns = [turn for sample in samples["train"] for turn in sample.get("conversations", [])]
+    asked = [turn["content"].removeprefix("<image>\n") for turn in turns if turn["role"] == "user"]
+    said = set(asked) if whole else {str(sample["text_input"]) for sample in samples["train"]}
     assert said <= {*TEXTS, "thing", "what is this?", "what?", "really?", "What is this?"} and said
     if shape == "vqa":
         assert {answer for sample in samples["train"] for answer in sample["answers"]} <= {"soup", "yes", "cat", "dog"}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -245,6 +246,14 @@ def test_the_way_to_the_student_can_be_clipped() -> None:
     assert float(gone) == pytest.approx(0.5, rel=1e-4)
 
 
+def test_a_teacher_that_has_arrived_has_no_way_to_clip() -> None:
+    keys = {"teacher_update": "reptile", "strategy": "first", "meta_lr": 1.0, "inner_lr": 0.0, "meta_clip": 0.5}
+    task = distilled(oscar(2, 1), oscar(2, 1), **keys)
+    before = values(task.teacher)
+    task.step(batch())
+    assert same(before, values(task.teacher))
+
+
 def test_adamw_takes_the_gap_for_a_gradient() -> None:
     keys = {"teacher_update": "reptile_adamw", "strategy": "first", "teacher_lr": 0.002, "inner_lr": 0.0}
     task = distilled(oscar(2, 1), oscar(2, 2), weight_decay=0.0, **keys)
@@ -414,6 +423,17 @@ def test_the_loss_of_the_teacher_is_told_where_it_looked() -> None:
     assert told["teacher_loss"].item() == pytest.approx(theirs(batch())["loss"].item(), rel=1e-5)
     assert "teacher_moved" not in told, "it stands still"
     assert "teacher_loss" not in distilled(oscar(2, 1), oscar(4, 2), terms=["ft"]).step(batch())
+
+
+def test_the_state_of_the_task_that_is_wrapped_is_kept() -> None:
+    """A script's own task may have one."""
+    first, second = (distilled(oscar(2, 1), oscar(4, 2)) for _ in range(2))
+    told: dict[str, Any] = {}
+    first.wrapped = SimpleNamespace(state_dict=lambda: {"seen": 3}, rank_state=lambda: {"drawn": 4})
+    second.wrapped = SimpleNamespace(load_state_dict=told.update, load_rank_state=told.update)
+    second.load_state_dict(first.state_dict())
+    second.load_rank_state(first.rank_state())
+    assert told == {"seen": 3, "drawn": 4}
 
 
 def test_the_way_of_a_teacher_is_measured_from_its_start_after_a_resume() -> None:

@@ -15,7 +15,7 @@ import torch
 from lavis_ext.common.errors import ConfigError, DiskError, IntegrityError
 from lavis_ext.datasets.readers.faults import SampleError
 from lavis_ext.distill import cache as stores
-from lavis_ext.distill.cache import factors, fingerprints
+from lavis_ext.distill.cache import WAIT, factors, fingerprints
 from lavis_ext.processors.image import Normalizer
 from tests.support.distilling import Regions, distill_runner, distilled, moved, oscar
 from tests.support.runs import log_lines
@@ -247,6 +247,13 @@ def test_answers_and_masks_do_not_count_and_texts_do() -> None:
     same = {**batch, "labels": torch.tensor([2]), "attention_mask": torch.ones(1, 9)}
     assert fingerprints(batch, 1).tolist() == fingerprints(same, 1).tolist()
     assert fingerprints(batch, 1).tolist() != fingerprints({**batch, "text_input": ["b"]}, 1).tolist()
+    texts = [f"text {number}" for number in range(64)]
+    assert len(set(fingerprints({"text_input": texts}, 64).tolist())) == 64
+
+
+def test_others_wait_a_day_for_the_one_that_fills() -> None:
+    """A large teacher needs hours for a million samples; one that does not move for an hour is not waited for."""
+    assert (WAIT.owner_wait, WAIT.owner_stall) == (86_400.0, 3_600.0)
 
 
 def test_factors_are_odd_and_go_on() -> None:

@@ -227,7 +227,8 @@ def test_the_student_starts_from_layers_of_the_pretrained(start: str, layers: ra
             img_feature_dim=14,
         )
     )
-    setup_task(run_section(teacher=str(folder), student_init=start), student)
+    teacher = write_checkpoint(tmp_path / "teacher", oscar_state(SMALL, seed=5), SMALL)
+    setup_task(run_section(teacher=str(teacher), student_init=start), student)
     for number, layer in enumerate(layers):
         mine = student.state_dict()[f"network.bert.encoder.layer.{number}.output.dense.weight"]
         assert torch.equal(mine, state[f"bert.encoder.layer.{layer}.output.dense.weight"])
@@ -272,3 +273,10 @@ def test_a_teacher_of_fewer_layers_is_told(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="5 layers and its teacher 2"):
         setup_task(run_section(teacher=str(job), teacher_update="reptile"), oscar(5, 1))
     assert LABELS == 4
+
+
+@pytest.mark.parametrize(("own", "labels"), [(None, 7), (3, 3)])
+def test_a_teacher_that_names_no_labels_has_its_students(own: int | None, labels: int) -> None:
+    teacher = OscarConfig(arch="oscar", model_type="base", num_labels=own)
+    student = OscarConfig(arch="oscar", model_type="base", num_labels=7)
+    assert teacher_section(teacher, student).num_labels == labels  # type: ignore[attr-defined]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -386,3 +387,15 @@ def test_nothing_is_taught_by_ft() -> None:
     term = registry.get_objective_class("ft")(Common())
     assert term.over(0.0)
     assert term.views == ()
+
+
+def test_mgskd_makes_nothing_on_another_device_than_the_states() -> None:
+    """On torch's device without memory, as on a card: a mask on the processor cannot be mixed in."""
+
+    def away(found: Outputs) -> Outputs:
+        assert found.hidden is not None
+        return replace(found, hidden=tuple(state.to("meta") for state in found.hidden), mask=None)
+
+    term = StructuredKd(Common(), MgskdKeys(heads=4, central=3, near=3, token_layers=1))
+    loss = term({"full": away(outputs(2, 1))}, {"full": away(outputs(4, 2))}, NOW)
+    assert loss.device.type == "meta"

@@ -73,7 +73,7 @@ def start(azure: Azure, family: str, folder: Path, *words: str) -> subprocess.Po
 
 def kill(process: subprocess.Popen[str], when: Callable[[], bool]) -> str:
     """SIGKILL at a moment; returns what could be seen of the process: its command line and all that it said."""
-    assert wait_until(when, 30), process.communicate(timeout=5)
+    assert wait_until(when, 60), process.communicate(timeout=5)
     seen = Path(f"/proc/{process.pid}/cmdline").read_text()
     process.kill()
     return "".join([seen, *process.communicate()])

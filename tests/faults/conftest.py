@@ -14,5 +14,5 @@ from tests.support.server import Server
 def world(
     server: Server, second: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> World:
-    """Two healthy servers, a declared file, and a policy without patience."""
+    """Two healthy servers, a declared file, and a policy."""
     return World(server, second, tmp_path, monkeypatch, caplog)

@@ -251,6 +251,8 @@ def main(words: Sequence[str] | None = None) -> int:
     parser.add_argument("--minutes", type=float, default=3.0)
     parser.add_argument("--seed", type=int, help="of the first round")
     given = parser.parse_args(words)
+    if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # as in a shell's background job, whose children inherit it
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     base = Path(tempfile.mkdtemp(prefix="soak-"))
     export_world(WORLD, base / "mirror", FAMILIES)
     begun = time.monotonic()

@@ -47,12 +47,13 @@ def test_disk_full_half_way(world: World) -> None:
 def test_another_program_fills_the_disk_meanwhile(world: World, disk: Callable[..., SmallDisk]) -> None:
     small = disk(1 << 20)
     world.target = small.path / "data" / "f.bin"
-    world.server.script("/f.bin", Fault(rate=600_000.0))
+    hold = threading.Event()
+    world.server.script("/f.bin", Fault(stall_at=200_000, hold=hold))
 
     def fill() -> None:
-        parts = world.target.parent.glob
-        wait_until(lambda: any(part.stat().st_size > 150_000 for part in parts("f.bin.part*") if part.exists()))
+        wait_until(lambda: world.server.sent() >= 200_000)
         small.fill()
+        hold.set()
 
     other = threading.Thread(target=fill)
     other.start()
@@ -137,6 +138,7 @@ def test_a_read_only_disk_is_reported_before_the_network(server: Server, disk: C
 @pytest.mark.fault("F06")
 def test_four_at_once_fetch_once(world: World) -> None:
     world.server.script("/f.bin", Fault(rate=1_000_000.0))
+    world.policy = replace(world.policy, owner_stall=60.0)
     results = []
     threads = [threading.Thread(target=lambda: results.append(world.get())) for _ in range(4)]
     for thread in threads:

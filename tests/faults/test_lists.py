@@ -49,6 +49,7 @@ from lavis_ext.prepare.urls.worker import (
 )
 from tests.prepare.urls.conftest import orders  # noqa: F401 - a fixture
 from tests.support.disks import small_disk
+from tests.support.processes import all_ended, descendants
 from tests.support.server import Fault, Server, wait_until
 from tests.support.weblist import PLACEHOLDER, WebList, make_job, picture
 
@@ -775,7 +776,7 @@ def test_a_full_disk_ends_with_its_code_and_goes_on(kind: str, server: Server, t
         begun = time.monotonic()
         with pytest.raises(DiskError) as caught:
             engine(job)
-        assert caught.value.exit_code == 6 and time.monotonic() - begun < (120 if how else 30)
+        assert caught.value.exit_code == 6 and time.monotonic() - begun < 150  # rows are not waited for
         disk.relieve()
         account = engine(job)
         assert (account.present, account.error) == (60, None)
@@ -846,7 +847,7 @@ def test_a_killed_child_costs_its_shard_and_no_wait(tmp_path: Path) -> None:
     begun = time.monotonic()
     run_processes(2, partial(light_work, tmp_path), iter([(n, "") for n in range(5)]))
     assert sorted(path.stem for path in tmp_path.glob("*.done")) == ["0", "1", "3", "4"]
-    assert time.monotonic() - begun < 30
+    assert time.monotonic() - begun < 120
 
 
 @pytest.mark.fault("H51")
@@ -972,7 +973,7 @@ def test_ended_while_packing_finished_shards_stay(
     server.put("/lists.example/rows.json", json.dumps(rows).encode())
     for n in range(40):
         server.put(f"/photos.example/{n}.jpg", picture(n))
-        server.script(f"/photos.example/{n}.jpg", Fault(latency=0.4 if n > 20 else 0.0, times=1))
+        server.script(f"/photos.example/{n}.jpg", *[Fault(latency=250.0)] * (n > 20))
     (tmp_path / "cfg/datasets/pairs").mkdir(parents=True)
     (tmp_path / "cfg/datasets/pairs/artifacts.yaml").write_text(CARD)
     (tmp_path / "cfg/datasets/pairs/defaults.yaml").write_text(DATASET)
@@ -980,15 +981,15 @@ def test_ended_while_packing_finished_shards_stay(
     environment |= {"LAVIS_EXT_MIRROR": server.base, "LAVIS_EXT_CACHE_ROOT": str(tmp_path / "root")}
     command = [sys.executable, "-m", "lavis_ext", "prepare", "pairs", "--processes", "1"]
     process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    assert wait_until(lambda: sum(path.startswith("/photos") for path in asked(server)) >= 21, 60)
-    time.sleep(0.2)
-    process.send_signal(how)
-    assert process.wait(20) in codes
-    time.sleep(0.3)
-    since = len(server.log)
-    time.sleep(0.7)
-    assert len(server.log) == since, "a process that downloads is left"
     place = tmp_path / "root/pairs"
+    begun = [f"/photos.example/{n}.jpg" for n in range(21)]
+    assert wait_until(lambda: {*begun} <= {*asked(server)} and "00000.tar" in tars(place), 120)
+    below = descendants(process.pid)
+    process.send_signal(how)
+    assert process.wait(60) in codes
+    assert wait_until(lambda: all_ended(below)), "a process that downloads is left"
+    since = len(server.log)
+    server.faults.clear()
     assert set(tars(place)) <= {"00000.tar", "00001.tar"} and not list(place.glob("*.part"))
     done = subprocess.run(command, env=environment, check=False, capture_output=True, timeout=100)
     assert done.returncode == 0, done.stderr[-1000:]

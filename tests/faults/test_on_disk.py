@@ -27,7 +27,6 @@ SIZE = 1_500_000
 DATA = payload(SIZE)
 OTHER = payload(SIZE, seed=5)
 SHA256 = hashlib.sha256(DATA).hexdigest()
-CALM = replace(FAST, stall_timeout=5.0, min_speed=1.0)
 
 
 def parts(target: Path) -> list[Path]:
@@ -88,8 +87,9 @@ def test_what_is_published_is_what_lies_on_the_disk(
 ) -> None:
     target = tmp_path / "d" / "f.bin"
     transfer = Transfer(target, (Source(server.put("/f.bin", DATA)),), SIZE, SHA256 if hashed else None)
-    server.script("/f.bin", Fault(times=1, stall_at=131_072 * 8 if segments == 1 else 131_072 * 3, stall=0.15))
-    policy = replace(CALM, segments=segments, parallel_from=1, segment_bytes=600_000, retries=1)
+    hold = threading.Event()
+    server.script("/f.bin", Fault(times=1, stall_at=131_072 * 8 if segments == 1 else 131_072 * 3, hold=hold))
+    policy = replace(FAST, segments=segments, parallel_from=1, segment_bytes=600_000, retries=1)
     outcome: list[Result | BaseException] = []
 
     def work() -> None:
@@ -100,9 +100,10 @@ def test_what_is_published_is_what_lies_on_the_disk(
 
     thread = threading.Thread(target=work)
     thread.start()
-    assert wait_until(lambda: bool(parts(target)) and parts(target)[0].stat().st_size > 250_000, 3.0)
+    assert wait_until(lambda: bool(parts(target)) and parts(target)[0].stat().st_size > 250_000)
     time.sleep(0.03)
     injure(parts(target)[0])
+    hold.set()
     thread.join()
     if isinstance(outcome[0], Result):
         assert target.read_bytes() == DATA and outcome[0].verified
@@ -134,7 +135,7 @@ def test_a_change_after_the_last_byte_is_seen(
 
     monkeypatch.setattr(engine, "hash_open", meanwhile)
     transfer = Transfer(target, (Source(server.put("/f.bin", DATA)),), SIZE, SHA256)
-    assert fetch(transfer, replace(CALM, fsync=True)).bytes_moved == 2 * SIZE
+    assert fetch(transfer, replace(FAST, fsync=True)).bytes_moved == 2 * SIZE
     assert target.read_bytes() == DATA
 
 
@@ -155,7 +156,7 @@ def test_a_file_that_appears_meanwhile_is_not_replaced(
     for mine, code in ((DATA, 0), (OTHER, 9)):
         (tmp_path / "mine").write_bytes(mine)
         try:
-            assert fetch(transfer, CALM).verified and code == 0
+            assert fetch(transfer, FAST).verified and code == 0
         except LavisExtError as error:
             assert error.exit_code == code
         assert target.read_bytes() == mine
@@ -174,16 +175,16 @@ def test_a_file_system_without_hard_links_will_do(
     transfer = Transfer(tmp_path / "f.bin", (Source(server.put("/f.bin", DATA)),), SIZE, SHA256)
     server.script("/f.bin", Fault(times=1, cut_at=900_000), Fault(times=1, status=404), Fault())
     with pytest.raises(LavisExtError):
-        fetch(transfer, CALM)
+        fetch(transfer, FAST)
     assert part_bytes(transfer.path) == 900_000
-    assert fetch(transfer, CALM).bytes_moved == SIZE - 900_000 and transfer.path.read_bytes() == DATA
+    assert fetch(transfer, FAST).bytes_moved == SIZE - 900_000 and transfer.path.read_bytes() == DATA
     assert sorted(path.name for path in tmp_path.iterdir()) == [".lavis_ext", "f.bin"]
 
 
 # Left by a kill
 
 KILLS = 20
-BLOCK = CALM.checkpoint_bytes
+BLOCK = FAST.checkpoint_bytes
 PAGE = 4096
 LARGE = payload(1_000_003) * 32  # no page of it is like another
 
@@ -263,7 +264,7 @@ def test_a_kill_between_two_steps_loses_no_more(moment: str, fetcher: Fetcher, s
     fetcher.signal(signal.SIGKILL)
     fetcher.wait()
     server.faults.clear()
-    moved = fetch(Transfer(target, (Source(url),), SIZE, SHA256), CALM).bytes_moved
+    moved = fetch(Transfer(target, (Source(url),), SIZE, SHA256), FAST).bytes_moved
     assert moved <= SIZE - 900_000 and target.read_bytes() == DATA
     assert sorted(path.name for path in target.parent.iterdir()) == [".lavis_ext", "f.bin"]
 
@@ -281,7 +282,7 @@ def test_what_an_earlier_version_left_is_continued(server: Server, tmp_path: Pat
     (tmp_path / "f.bin.part.owner").write_text(json.dumps(owner))
     os.utime(tmp_path / "f.bin.part.owner", (1, 1))
     assert part_bytes(target) == 1_000_000
-    assert fetch(Transfer(target, (Source(url),), SIZE, SHA256), CALM).bytes_moved == SIZE - 1_000_000
+    assert fetch(Transfer(target, (Source(url),), SIZE, SHA256), FAST).bytes_moved == SIZE - 1_000_000
     assert sorted(path.name for path in tmp_path.iterdir()) == [".lavis_ext", "f.bin"]
 
 
@@ -294,7 +295,7 @@ def test_a_partial_file_is_not_continued_from_a_source_of_another_form(
     exact = Source(second.put("/f.bin", DATA, etag='"same"'))
     sources = (subset, exact) if first == "subset" else (exact, subset)
     (server if first == "subset" else second).script("/f.bin", Fault(times=1, cut_at=900_000), Fault(status=503))
-    result = fetch(Transfer(tmp_path / "f.bin", sources, SIZE, SHA256), CALM)
+    result = fetch(Transfer(tmp_path / "f.bin", sources, SIZE, SHA256), FAST)
     other = second if first == "subset" else server
     assert other.log[0].range is None and result.equivalence == sources[1].equivalence
     assert (tmp_path / "f.bin").read_bytes() == (DATA if first == "subset" else OTHER)
@@ -310,11 +311,11 @@ def test_the_longest_names_are_fetched_resumed_and_set_aside(name: str, server: 
     transfer = Transfer(target, (Source(url),), SIZE, SHA256)
     server.script("/f.bin", Fault(times=1, cut_at=900_000), Fault(status=503))
     with pytest.raises(LavisExtError):
-        fetch(transfer, CALM)
+        fetch(transfer, FAST)
     server.faults.clear()
-    assert fetch(transfer, CALM).bytes_moved == SIZE - 900_000
+    assert fetch(transfer, FAST).bytes_moved == SIZE - 900_000
     target.write_bytes(OTHER)
-    assert "kept as" in fetch(transfer, CALM).notes[0] and target.read_bytes() == DATA
+    assert "kept as" in fetch(transfer, FAST).notes[0] and target.read_bytes() == DATA
     assert len([path for path in target.parent.iterdir() if path.is_file()]) == 2
 
 
@@ -324,6 +325,6 @@ def test_names_that_no_file_system_takes_are_refused_before_the_first_byte(
     name: str, server: Server, tmp_path: Path
 ) -> None:
     good = Transfer(tmp_path / "good", (Source(server.put("/f.bin", DATA)),), SIZE, SHA256)
-    results = fetch_all([replace(good, path=tmp_path / name), good], CALM, collect=True)
+    results = fetch_all([replace(good, path=tmp_path / name), good], FAST, collect=True)
     assert isinstance(results[0].error, ConfigError) and results[1].verified
     assert len(server.log) == 1

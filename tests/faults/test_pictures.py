@@ -68,10 +68,10 @@ BAD: dict[str, bytes] = {
 def test_a_bomb_is_refused_by_its_header(bomb: bytes) -> None:
     import resource
 
-    before, begun = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.monotonic()
+    before, begun = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.process_time()
     with pytest.raises(SampleError, match="too large"):
         decode_rgb(bomb)
-    assert time.monotonic() - begun < 1
+    assert time.process_time() - begun < 1
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 50_000, "kB"
 
 

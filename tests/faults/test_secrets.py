@@ -423,9 +423,9 @@ PARTS = [
 @pytest.mark.fault("H09")
 @pytest.mark.parametrize("part", PARTS)
 def test_a_megabyte_takes_no_time(part: str) -> None:
-    began = time.monotonic()
+    began = time.process_time()
     redact(part * (2**20 // len(part)))
-    assert time.monotonic() - began < 5  # milliseconds; the bound is against squares
+    assert time.process_time() - began < 5  # milliseconds; the bound is against squares
 
 
 @pytest.mark.fault("H09", "S10")

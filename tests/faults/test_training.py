@@ -9,7 +9,6 @@ import os
 import re
 import signal
 import subprocess
-import time
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -25,13 +24,13 @@ from lavis_ext.common.errors import ConfigError, DiskError, TrainingError
 from lavis_ext.common.files import to_disk_error
 from lavis_ext.common.registry import lr_schedulers
 from lavis_ext.datasets.mixture import Mixture
-from lavis_ext.fetch.lock import own_identity, read_owner
+from lavis_ext.fetch.lock import own_identity
 from lavis_ext.models.export import new_folder
 from lavis_ext.runners import checkpoint
 from lavis_ext.runners.checkpoint import seed_everything
-from lavis_ext.runners.job import owned
 from lavis_ext.runners.runner_base import Hook, RunnerBase
 from tests.support.deaths import PLACES, ended, require_same_end, start, write_birds, write_run
+from tests.support.killing import own_until_killed
 from tests.support.mixing import RawShards
 from tests.support.runs import log_lines, resumed, toy_runner, weights
 from tests.support.toys import ToyDataset
@@ -72,20 +71,6 @@ def test_killed_in_each_of_twelve_steps_it_ends_as_if_left_alone(ranks: int, bir
     assert ended(start(birds, job, ranks, options=options)) == [0] * ranks
     require_same_end(birds / "runs" / whole, birds / "runs" / job)
     assert json.loads((birds / "runs" / job / "run.json").read_text())["step"] == STEPS
-
-
-def own_until_killed(job: Path) -> int:
-    """The process id of a fork that owns a job; it says so by the owner file."""
-    if pid := os.fork():
-        deadline = time.monotonic() + 60
-        while read_owner(job / "owner.json") is None and time.monotonic() < deadline:
-            time.sleep(0.01)
-        return pid
-    try:
-        with owned(job):
-            time.sleep(60)
-    finally:
-        os._exit(0)
 
 
 @pytest.mark.fault("H37")

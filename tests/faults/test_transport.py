@@ -15,7 +15,7 @@ import pytest
 
 from lavis_ext.common.errors import AccessError, IntegrityError, NetworkError
 from lavis_ext.fetch import Transfer, fetch
-from tests.support.fetching import CANARY, SIZE, World, certificate
+from tests.support.fetching import CANARY, IMPATIENT, SIZE, World, certificate
 from tests.support.processes import free_port
 from tests.support.server import Fault, Server
 
@@ -80,11 +80,11 @@ def test_access_denied_names_the_cause(world: World) -> None:
 
 @pytest.mark.fault("T07")
 def test_unavailable_twice_waits_as_told(world: World) -> None:
-    world.server.script("/f.bin", Fault(times=2, status=503, headers={"Retry-After": "1"}))
+    world.server.script("/f.bin", Fault(times=2, status=503, headers={"Retry-After": "100"}))
     world.policy = replace(world.policy, retry_after_cap=0.2)
     begun = time.monotonic()
     world.get()
-    assert 0.4 <= time.monotonic() - begun < 2.0 and len(world.server.log) == 3
+    assert 0.4 <= time.monotonic() - begun < 100 and len(world.server.log) == 3
 
 
 @pytest.mark.fault("T08")
@@ -94,9 +94,9 @@ def test_too_many_requests(world: World) -> None:
     world.get()
     world.target.unlink()
     world.server.script("/f.bin", Fault(status=429, headers={"Retry-After": "1000000000"}))
-    begun = time.monotonic()
+    asked = len(world.server.log)
     assert world.get(world.first_url, world.second_url).source == world.second_url
-    assert time.monotonic() - begun < 1.0
+    assert len(world.server.log) == asked + 1
 
 
 @pytest.mark.fault("T09")
@@ -116,20 +116,22 @@ def test_html_instead_of_the_file(world: World) -> None:
 
 @pytest.mark.fault("T10")
 def test_stall_then_reconnect(world: World) -> None:
-    world.server.script("/f.bin", Fault(times=1, stall_at=131_072, stall=3.0))
+    world.server.script("/f.bin", Fault(times=1, stall_at=131_072, stall=60.0))
+    world.policy = IMPATIENT
     begun = time.monotonic()
     assert world.get().bytes_moved == SIZE
-    assert time.monotonic() - begun < 2.0
+    assert time.monotonic() - begun < 60
     assert world.server.log[1].range == "bytes=131072-"
 
 
 @pytest.mark.fault("T11")
 def test_slow_drip_leaves_for_the_next(world: World) -> None:
     world.server.script("/f.bin", Fault(rate=200.0))
+    world.policy = replace(IMPATIENT, stall_timeout=20.0)
     begun = time.monotonic()
     result = world.get(world.first_url, world.second_url)
     assert result.source == world.second_url and "too slow" in result.notes[0]
-    assert time.monotonic() - begun < 3.0
+    assert time.monotonic() - begun < 60  # all of it would take 25 minutes
 
 
 @pytest.mark.fault("T12")
@@ -236,7 +238,7 @@ def test_first_address_answers_nothing(world: World) -> None:
         world.policy = replace(world.policy, connect_timeout=0.3)
         begun = time.monotonic()
         world.get(f"http://two.localhost:{port}/f.bin")
-        assert time.monotonic() - begun < 2.0
+        assert time.monotonic() - begun < 60  # the kernel tries for two minutes
 
 
 @pytest.mark.fault("T20")

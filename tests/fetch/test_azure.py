@@ -213,6 +213,9 @@ def test_no_token_over_plain_http(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setenv(VARIABLE, token("oscar"))
     monkeypatch.setenv("LAVIS_EXT_AZURE_ENDPOINT", "http://{account}.blob.example.org")
     assert isinstance(refused(tmp_path), UnsafeError)
+    known = Transfer(tmp_path / "known", (Source(URL),), len(DATA), hashlib.sha256(DATA).hexdigest())
+    with pytest.raises(UnsafeError):  # bytes with a declared digest may come by plain http, a token never
+        fetch(known, FAST)
 
 
 @pytest.mark.fault("S04")

@@ -15,7 +15,7 @@ from lavis_ext.common.errors import IntegrityError, NetworkError
 from lavis_ext.fetch import Policy, Source, Transfer, fetch, fetch_all
 from tests.support.server import Fault, Object, Server, payload, wait_until
 
-FAST = Policy(backoff=0.01, retries=3, stall_timeout=0.5, connect_timeout=2, fsync=False)
+FAST = Policy(backoff=0.01, retries=3, stall_timeout=20.0, connect_timeout=20.0, fsync=False)
 
 
 def transfer_of(path: Path, url: str, data: bytes) -> Transfer:

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+from io import BytesIO
 from pathlib import Path
 
 import pytest
 
 from lavis_ext.common.errors import AccessError, UnsafeError
-from lavis_ext.fetch import Policy, Source, Transfer, fetch
+from lavis_ext.fetch import Policy, Reply, Source, Transfer, fetch
 from lavis_ext.fetch import backends as gdrive
 from lavis_ext.fetch.transfer import Failure
 from tests.support.server import Fault, Server, payload
 
 pytest.importorskip("gdown")
-FAST = Policy(backoff=0.01, retries=1, stall_timeout=0.5, connect_timeout=2, fsync=False)
+FAST = Policy(backoff=0.01, retries=1, stall_timeout=20.0, connect_timeout=20.0, fsync=False)
 FORM = """<!DOCTYPE html><html><body><p class="uc-warning-caption">Google Drive can't scan this file for viruses.</p>
 <form id="download-form" action="{action}" method="get"><input type="hidden" name="id" value="ID7"><input type="hidden"
 name="export" value="download"><input type="hidden" name="confirm" value="t"></form></body></html>"""
@@ -114,3 +115,10 @@ def test_drive_hosts() -> None:
     assert gdrive.belongs_to_drive("https://drive.usercontent.google.com/download?id=1")
     assert not gdrive.belongs_to_drive("http://drive.usercontent.google.com/download")
     assert not gdrive.belongs_to_drive("https://drive.google.com.evil.example/download")
+
+
+def test_no_more_of_a_page_is_read_than_a_mebibyte() -> None:
+    body = BytesIO(b"x" * (3 << 20))
+    read: list[int] = []
+    body.close = lambda: read.append(body.tell())  # type: ignore[method-assign]
+    assert len(gdrive.read_page(Reply(0, None, body), FAST)) == 1 << 20 and read == [1 << 20]

@@ -14,7 +14,7 @@ from lavis_ext.fetch.transfer import Failure
 from tests.support.server import Fault, Server, payload
 
 CANARY = "hf_canary0123456789"
-FAST = Policy(backoff=0.01, retries=1, stall_timeout=0.5, connect_timeout=2, fsync=False)
+FAST = Policy(backoff=0.01, retries=1, stall_timeout=20.0, connect_timeout=20.0, fsync=False)
 URL = "hf:datasets/owner/set@v1/data/part 0.bin"
 PATH = "/datasets/owner/set/resolve/v1/data/part%200.bin"
 

@@ -118,3 +118,17 @@ def test_mirror_of_another_scheme_is_refused() -> None:
     with pytest.raises(ConfigError, match="neither http"):
         MirrorMap.from_environment("ftp://user:secret@host/x")
     assert not MirrorMap.from_environment("")
+
+
+def test_a_mirror_without_a_manifest_gives_no_digest(tmp_path: Path) -> None:
+    mirror = MirrorMap(str(tmp_path))
+    assert mirror.digest(mirror.locate("https://h.example/a.jpg")) is None and MirrorMap().digest("https://h/a") is None
+
+
+def test_a_mirror_that_is_no_folder_is_told_where_it_was_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    missing = str(tmp_path / "none")
+    monkeypatch.setenv("LAVIS_EXT_MIRROR", missing)
+    for option, where in ((None, "LAVIS_EXT_MIRROR"), (missing, f"--mirror {missing}")):
+        with pytest.raises(ConfigError) as caught:
+            MirrorMap.from_environment(option)
+        assert caught.value.problems[0].where == where

@@ -2,27 +2,47 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import socket
 import threading
 import time
 from dataclasses import replace
 from datetime import datetime, timedelta, timezone
 from email.utils import format_datetime
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from urllib3.exceptions import NewConnectionError
+from urllib3.util import Timeout
 
-from lavis_ext.common.errors import OwnedError, UnsafeError
-from lavis_ext.fetch import Policy, Reply, Request, Session, redact, redact_url, register_opener
+from lavis_ext.common.errors import NetworkError, OwnedError, UnsafeError
+from lavis_ext.fetch import (
+    Policy,
+    Reply,
+    Request,
+    Session,
+    Source,
+    Transfer,
+    fetch,
+    http,
+    lock,
+    redact,
+    redact_url,
+    register_opener,
+)
 from lavis_ext.fetch import session as flush
-from lavis_ext.fetch.lock import Ownership
+from lavis_ext.fetch.http import TimedStream
+from lavis_ext.fetch.ledger import LedgerEntry
+from lavis_ext.fetch.lock import Ownership, own_identity
 from lavis_ext.fetch.safety import identity, is_loopback, is_private, redirect_reason, safe_relative
 from lavis_ext.fetch.session import Validators
-from lavis_ext.fetch.transfer import Failure, SpeedGate, backoff, parse_retry_after
+from lavis_ext.fetch.transfer import Failure, Figures, SpeedGate, backoff, parse_retry_after
 from tests.support.fetching import CANARY, FAST
-from tests.support.server import wait_until
+from tests.support.server import Fault, Server, payload, wait_until
 
 SECRETS = [
     f"GET https://a.blob.core.windows.net/c/b?sv=1&sig={CANARY}%3D failed",
@@ -98,21 +118,25 @@ def test_redirects_between_schemes() -> None:
 def test_folder_flushes_are_shared_and_errors_are_not_swallowed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    count, real = [0], flush.flush_folder
+    count, real, asked = [0], flush.flush_folder, threading.Barrier(20)
 
     def slow(folder: Path) -> None:
         count[0] += 1
         time.sleep(0.05)
         real(folder)
 
+    def ask() -> None:
+        asked.wait(60)
+        flusher.flush(tmp_path)
+
     monkeypatch.setattr(flush, "flush_folder", slow)
     flusher = flush.Flusher()
-    threads = [threading.Thread(target=flusher.flush, args=(tmp_path,)) for _ in range(20)]
+    threads = [threading.Thread(target=ask) for _ in range(20)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    assert 1 < count[0] < 6
+    assert 1 < count[0] < 12
     with pytest.raises(FileNotFoundError):
         flusher.flush(tmp_path / "none")
     with pytest.raises(FileNotFoundError):
@@ -138,27 +162,28 @@ def test_validators() -> None:
     assert Validators(None, "Mon").disagrees(Validators(None, "Tue")) and not Validators().disagrees(dated)
 
 
-def test_live_owner_that_makes_progress_is_waited_for(tmp_path: Path) -> None:
+def test_live_owner_that_makes_progress_is_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     part, path = tmp_path / "f.part", tmp_path / "f.part.owner"
-    policy = replace(FAST, owner_stall=0.4)
-    first = Ownership(path, part, policy)
-    first.__enter__()
+    """By a clock of its own: nine tenths of the patience pass at each look, and as much has come by the next."""
+    now, policy = [0.0], replace(FAST, owner_stall=1.0)
+    monkeypatch.setattr(lock, "time", SimpleNamespace(monotonic=lambda: now[0], sleep=time.sleep, time=time.time))
+    first = Ownership(path, part, policy).__enter__()
 
-    def work() -> None:
-        for n in range(6):
-            part.write_bytes(b"x" * 5000 * (n + 1))
-            time.sleep(0.15)
-        first.__exit__()
+    def pause(_: float) -> None:
+        now[0] += 0.9
+        part.write_bytes(b"x" * int(now[0] * 5000))
+        if now[0] > 5:
+            first.__exit__()
 
-    thread = threading.Thread(target=work)
-    thread.start()
-    with Ownership(path, part, policy) as second:
+    def idle(_: float) -> None:
+        now[0] += 0.9
+
+    with Ownership(path, part, policy, pause) as second:
         assert second.waited and second.holds()
-        begun = time.monotonic()
+        begun = now[0]
         with pytest.raises(OwnedError, match="works on this file"):
-            Ownership(path, part, policy).__enter__()
-        assert time.monotonic() - begun < 2.0
-    thread.join()
+            Ownership(path, part, policy, idle).__enter__()
+        assert now[0] - begun < 2.0
     assert not path.exists()
 
 
@@ -226,9 +251,133 @@ def test_halt_wakes_a_blocked_reader(tmp_path: Path) -> None:
 
         thread = threading.Thread(target=work)
         thread.start()
-        assert wait_until(lambda: server.sent() >= 131_072)
-        time.sleep(0.05)
+        part = "f.bin.part.????????????????"
+        assert wait_until(lambda: any(one.stat().st_size >= 131_072 for one in tmp_path.glob(part)))
         session.halt()
-        thread.join(3.0)
+        thread.join(60)
         assert not thread.is_alive() and isinstance(caught[0], Stopped)
         assert json.loads((tmp_path / "f.bin.part.json").read_text())["done"] == [[0, 131_072]]
+
+
+def test_a_source_of_the_same_bytes_is_held_to_all_that_is_declared() -> None:
+    source = Source("https://x.example/a", size=7)
+    declared = Transfer(Path("a"), (source,), 5, "AB" * 32, "CD" * 16)
+    assert declared.figures(source) == Figures(7, "ab" * 32, "cd" * 16)
+    own = replace(source, sha256="12" * 32, md5="34" * 16)
+    assert declared.figures(own) == Figures(7, "12" * 32, "34" * 16)
+    assert declared.figures(replace(own, equivalence="reencoded", md5=None)) == Figures(7, "12" * 32, None)
+
+
+def test_reasons_of_failures_are_one_line() -> None:
+    assert Failure("final", "gone\nERROR\tall is\x1b[31m lost").reason == "gone\\nERROR\\tall is\\x1b[31m lost"
+
+
+def test_a_stream_has_one_end_for_all_of_its_reads() -> None:
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        ours.settimeout(20.0)
+        raw = ours.makefile("rb", buffering=0)
+        stream = TimedStream(raw, ours)
+        theirs.sendall(b"abc")
+        assert stream.read(3) == b"abc"
+        theirs.sendall(b"def")
+        stream.until = time.monotonic()
+        with pytest.raises(TimeoutError):
+            stream.read(3)
+        stream.close()
+        assert raw.closed
+
+
+def test_a_name_with_many_dead_addresses_is_given_up_after_a_few(monkeypatch: pytest.MonkeyPatch) -> None:
+    entries = [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (f"10.0.0.{n}", 80)) for n in range(50)]
+    dialled: list[object] = []
+
+    def dead(address: object, *_: object) -> socket.socket:
+        dialled.append(address)
+        time.sleep(0.02)
+        raise ConnectionRefusedError
+
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: entries)
+    monkeypatch.setattr(http, "create_connection", dead)
+    pool = http.make_pools(None)["http"]("photos.example", timeout=Timeout(connect=0.02, read=0.02), retries=False)
+    with pytest.raises(NewConnectionError):
+        pool.urlopen("GET", "/")
+    assert 1 <= len(dialled) < 10
+
+
+@pytest.mark.parametrize(
+    ("proxy", "url", "found"),
+    [
+        ("proxy.example:3128", "http://x.example/a", "http://proxy.example:3128"),
+        ("https://proxy.example", "http://x.example/a", "https://proxy.example"),
+        ("proxy.example:3128", "http://user:pw@inside.example/a", ""),
+        ("", "http://x.example/a", ""),
+    ],
+)
+def test_proxies_of_the_environment(proxy: str, url: str, found: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("HTTP_PROXY", "ALL_PROXY", "all_proxy", "NO_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("http_proxy", proxy)
+    monkeypatch.setenv("no_proxy", "inside.example")
+    assert http.proxy_for(url) == found
+
+
+@pytest.mark.parametrize("count", [0, 2, 3])
+def test_as_many_redirects_are_followed_as_the_policy_says(count: int, server: Server, tmp_path: Path) -> None:
+    server.put(f"/{count}", b"here")
+    for n in range(count):
+        server.script(f"/{n}", Fault(redirect=f"/{n + 1}"))
+    transfer = Transfer(tmp_path / "a", (Source(server.url("/0")),), 4)
+    policy = replace(FAST, redirects=2, retries=0)
+    if count <= 2:
+        assert fetch(transfer, policy).bytes_moved == 4
+    else:
+        with pytest.raises(NetworkError):
+            fetch(transfer, policy)
+
+
+@pytest.mark.parametrize("told", ["bytes */300000", "bytes 5-", "all of them", ""])
+def test_a_part_that_does_not_say_where_it_lies_is_asked_for_again(told: str, server: Server, tmp_path: Path) -> None:
+    data = payload(300_000)
+    url = server.put("/a", data)
+    odd = Fault(times=1, status=206, headers={"Content-Range": told} if told else {}, body=b"x")
+    server.script("/a", Fault(times=1, cut_at=100_000), odd)
+    transfer = Transfer(tmp_path / "a", (Source(url),), len(data), hashlib.sha256(data).hexdigest())
+    assert fetch(transfer, replace(FAST, checkpoint_bytes=1000)).verified and transfer.path.read_bytes() == data
+    assert len(server.log) == 3
+
+
+def test_a_large_file_of_a_server_without_ranges_comes_in_one_piece(server: Server, tmp_path: Path) -> None:
+    data = payload(1 << 20)
+    url = server.put("/a", data)
+    server.script("/a", Fault(ignore_range=True))
+    transfer = Transfer(tmp_path / "a", (Source(url),), len(data), hashlib.sha256(data).hexdigest())
+    policy = replace(FAST, parallel_from=1, segment_bytes=1 << 17, segments=4)
+    assert fetch(transfer, policy).bytes_moved == len(data)
+    assert len(server.log) == 1
+
+
+def test_a_file_is_the_one_that_was_verified_by_all_that_nobody_can_set(tmp_path: Path) -> None:
+    path = tmp_path / "a"
+    path.write_bytes(b"data")
+    stat = path.stat()
+    entry = LedgerEntry(stat.st_size, stat.st_mtime_ns, stat.st_ino, "ab", ctime_ns=stat.st_ctime_ns)
+    assert entry.unchanged(stat) and replace(entry, ctime_ns=0).unchanged(stat), "older ledgers do not say"
+    for other in ({"ctime_ns": 1}, {"mtime_ns": 1}, {"size": 1}, {"inode": 1}):
+        assert not replace(entry, **other).unchanged(stat)
+
+
+@pytest.mark.parametrize("target", ["https://a.example:99999/x", "http://[::1/x", "https://a b.example/\x00"])
+def test_a_redirect_to_no_url_is_told_as_that(target: str) -> None:
+    with pytest.raises(Failure) as caught:
+        http.redirect_target("https://x.example/a", target)
+    assert caught.value.kind == "final"
+
+
+def test_owner_files_that_killed_processes_renamed_go_with_the_next_look(tmp_path: Path) -> None:
+    gone = json.dumps(vars(own_identity()) | {"pid": 2**22 + 1})
+    for name, text in (("list.owner.0123456789abcdef", gone), ("list.owner.0123456789abcdee", "who?")):
+        (tmp_path / name).write_text(text)
+    with Ownership(tmp_path / "list.owner", tmp_path / "list.pulse", FAST):
+        left = {path.name for path in tmp_path.iterdir()}
+    assert left == {"list.owner", "list.owner.0123456789abcdee"}, "what names nobody may be anything"

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import io
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from lavis_ext.common.errors import IntegrityError, NetworkError
-from lavis_ext.fetch import RemoteFile, Source
+from lavis_ext.common.errors import IntegrityError, NetworkError, OwnedError
+from lavis_ext.fetch import RemoteFile, Source, cache, objects
+from lavis_ext.fetch.transfer import Failure
 from tests.support.fetching import FAST
-from tests.support.server import Fault, Server, payload
+from tests.support.server import Fault, Server, payload, wait_until
 
 
 def archive(count: int = 50) -> bytes:
@@ -85,3 +87,52 @@ def test_server_without_ranges_and_missing_object(server: Server) -> None:
 def test_empty_object(server: Server) -> None:
     with RemoteFile(server.put("/e.bin", b""), FAST) as remote:
         assert remote.read() == b"" and remote.size == 0
+
+
+def test_an_object_of_a_bucket_must_hold_something(server: Server) -> None:
+    found = objects.pinned(server.put("/a.tar", b"x"), FAST)
+    assert (found.size, found.name) == (1, "a.tar")
+    with pytest.raises(IntegrityError):
+        objects.pinned(server.put("/empty.tar", b""), FAST)
+
+
+def test_errors_of_a_store_are_told_by_their_type() -> None:
+    known = pytest.importorskip("obstore.exceptions")
+    for error, kind, reason in (
+        (known.InvalidPathError("no path"), "final", "no path"),
+        (OSError("no route to it"), "transient", "no route to it"),
+        (known.GenericError("refused <Error>key=secret</Error>"), "transient", "refused"),
+        (FileNotFoundError("gone"), "absent", "no such object or bucket"),
+    ):
+        with pytest.raises(Failure) as caught, objects._failures():
+            raise error
+        assert (caught.value.kind, caught.value.reason) == (kind, reason)
+
+
+def test_what_is_wanted_next_comes_unasked(server: Server, tmp_path: Path) -> None:
+    ones = [objects.pinned(server.put(f"/{n}.tar", payload(5000, n)), FAST) for n in range(3)]
+    held = cache.ObjectCache(tmp_path / "cache", 1 << 20, policy=FAST)
+    held.prefetch(ones)
+    assert wait_until(lambda: held.fetched == 3)
+    assert (
+        sorted(path.stat().st_size for path in (tmp_path / "cache").rglob("*") if path.stat().st_size == 5000)
+        == [5000] * 3
+    )
+
+
+def test_a_cache_that_others_fill_is_waited_for_so_long(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one = objects.pinned(server.put("/a.tar", payload(5000)), FAST)
+    looks: list[int] = []
+
+    def full(self: cache.ObjectCache, one: objects.Pinned) -> bool:
+        looks.append(1)
+        return len(looks) > 3
+
+    monkeypatch.setattr(cache, "WAIT", 0.01)
+    monkeypatch.setattr(cache.ObjectCache, "_make_room", full)
+    held = cache.ObjectCache(tmp_path / "cache", 1 << 20, policy=replace(FAST, owner_wait=0.0))
+    with pytest.raises(OwnedError):
+        held.get(one)
+    assert len(looks) == 1

@@ -15,6 +15,7 @@ from lavis_ext.common.errors import ConfigError, IntegrityError
 from lavis_ext.models.projector import Projector
 from lavis_ext.models.settings import ProjectorConfig
 from tests.support.blip2 import TEXT_SIZES, small_batch, small_model, small_of
+from tests.support.speakers import speaker
 
 SIZES: dict[str, dict[str, Any]] = {"source": {"hidden_size": 32}, "target": {"hidden_size": 32}}
 SIZES["queries"] = {"hidden_size": 32}
@@ -109,3 +110,40 @@ def test_from_models_in_folders(tmp_path: Path) -> None:
     assert torch.isfinite(found(small_batch(2))["loss"])
     with pytest.raises(ConfigError, match="between which models"):
         projector(sizes={})
+
+
+def test_between_any_two_by_the_words_that_both_have(tmp_path: Path) -> None:
+    source, target = speaker("qwen3", tmp_path, 3), speaker("t5", tmp_path, 4)
+    for name, model in (("source", source), ("target", target)):
+        torch.save({"model": model.trainable_state()}, tmp_path / f"{name}.pth")
+    keys: dict[str, Any] = {"proj_weight_path": str(tmp_path / "source.pth"), "word_map": "shared", "sizes": {}}
+    for name, model in (("source", source), ("target", target)):
+        sides = {"llm": model.config.llm, "tokenizer": model.config.tokenizer, "weights": str(tmp_path / f"{name}.pth")}
+        keys |= {f"{name}_{key}": value for key, value in sides.items()}
+    model = projector(5, tokenizer=None, **keys)
+    words = [one.net.language_model.get_input_embeddings().weight for one in (source, target)]
+    assert torch.equal(model.source.weight, words[0])
+    assert torch.equal(model.target.weight, words[1])
+    # one vocabulary writes the space before a word as Ġ, the other as ▁
+    bytes_of, pieces = (one.text.tokenizer for one in (source, target))
+    assert model.shared[bytes_of.convert_tokens_to_ids("Ġa")] == pieces.convert_tokens_to_ids("▁a")
+    assert not set(bytes_of.all_special_ids) & set(model.shared)
+    loss = model(small_batch(2))["loss"]
+    loss.backward()
+    assert torch.isfinite(loss)
+    torch.save({"model": model.trainable_state()}, tmp_path / "step0.pth")
+    moved = speaker("t5", tmp_path, 6, qformer_weight_path=str(tmp_path / "source.pth"), only_proj=True,
+                    proj_weight_path=str(tmp_path / "step0.pth"), freeze_llm=True, freeze_vit=True)  # fmt: skip
+    queries = torch.randn(3, 32)
+    wanted = model.map(source.net.language_projection(queries))
+    torch.testing.assert_close(moved.net.language_projection(queries), wanted, rtol=1e-4, atol=1e-4)
+    assert {name for name, one in moved.named_parameters() if one.requires_grad} == {
+        "net.language_projection.weight", "net.language_projection.bias"}  # fmt: skip
+
+
+@pytest.mark.parametrize("change", [{"target_llm": None}, {"proj_weight_path": None}, {"source_tokenizer": None}])
+def test_half_a_transfer_is_refused(change: dict[str, Any]) -> None:
+    keys: dict[str, Any] = {"source_llm": {"model_type": "qwen3"}, "target_llm": {"model_type": "t5"}}
+    keys |= {"proj_weight_path": "x", "source_tokenizer": "y", "target_tokenizer": "y", **change}
+    with pytest.raises(ConfigError):
+        projector(**keys)

@@ -18,7 +18,7 @@ from lavis_ext.common.config.decode import ConfigDecoder
 from lavis_ext.common.config.schema import ModelConfig, RunConfig, TermConfig
 from lavis_ext.common.errors import ConfigError, IntegrityError
 from lavis_ext.common.registry import registry
-from lavis_ext.models.losses import draw_negatives
+from lavis_ext.models.losses import contrast_targets, draw_negatives
 from lavis_ext.models.stage1 import identities, writing_mask
 from lavis_ext.models.weights import to_upstream
 from lavis_ext.runners.schedule import build_optimizer, parameter_groups, regrouped
@@ -382,3 +382,10 @@ def test_the_temperature_decays_and_states_of_earlier_versions_are_regrouped() -
     kept = {names[id(p)]: (g["weight_decay"], g["lr_scale"]) for g in optimizer.param_groups for p in g["params"]}
     assert kept["temp"] == (0.0, 1.0)
     assert {kept[name] for name in kept if ".layers.1." in name} == {(0.1, 1.0), (0.0, 1.0)}
+
+
+def test_candidates_of_one_picture_share_what_is_sought() -> None:
+    """Two rows of three candidates: 0.9 for the row's picture, shared by its texts, and 0.1 over all."""
+    found = contrast_targets(torch.tensor([4, 7]), torch.tensor([4, 7, 4]))
+    expected = [[0.45 + 0.1 / 3, 0.1 / 3, 0.45 + 0.1 / 3], [0.1 / 3, 0.9 + 0.1 / 3, 0.1 / 3]]
+    assert torch.allclose(found, torch.tensor(expected))

@@ -23,7 +23,8 @@ def test_every_model_yaml_is_typed_and_its_names_resolve(arch: str, kind: str) -
     config = default_config(arch, kind)
     assert (config.arch, config.model_type) == (arch, kind)
     assert arch in models
-    assert bool(config.pretrained) or bool(config.sizes and config.tokenizer)
+    named = config.get("llm") or config.get("source_llm")
+    assert bool(config.pretrained) or bool(config.sizes and config.tokenizer) or bool(named)
     preprocess = model_defaults(arch, kind)[1]
     if arch == "oscar":  # its data sets encode texts and have features for images
         assert not preprocess

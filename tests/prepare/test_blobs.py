@@ -149,6 +149,8 @@ def test_a_listing_is_taken_where_the_token_allows_and_kept(box: Box) -> None:
     assert kept is not None and kept.files["features.tsv"] == Blob(
         size=90_000, md5=hashlib.md5(FILES["features.tsv"]).hexdigest()
     )
+    assert read_contents(box.root, artifact) == kept and read_contents(box.root, artifact, "disk") is None
+    assert read_contents(box.root, replace(artifact, url=f"{artifact.url}2")) is None, "of another folder"
     box.rights("r")
     asked = len(box.azure.queries)
     assert box.get("toy/feats", known=cards()).bytes_moved == 0 and len(box.azure.queries) == asked
@@ -156,7 +158,11 @@ def test_a_listing_is_taken_where_the_token_allows_and_kept(box: Box) -> None:
 
 def test_a_listing_on_request_goes_before_what_is_declared(box: Box) -> None:
     known = cards(files=known_files("features.lineidx"), complete=True)
+    box.rights("rl")
     assert len(box.get("toy/feats", known=known).outcomes) == 1
+    assert verify(["toy/feats"], options=box.options(), cards=cards()).exit_code == 0
+    assert not any("comp=list" in query for query in box.azure.queries)
+    box.rights("r")
     with_list = box.get("toy/feats", known=known, listing=True)
     assert with_list.exit_code == 7 and "no right to list" in str(with_list.failures[0])
     box.rights("rl")
@@ -372,7 +378,7 @@ def test_scripts_fetch_a_tree_killed_and_resumed_and_the_token_shows_up_nowhere(
         given = azure.offer(family, SCRIPTS[family], "rl")
         azure.script(path, Fault(rate=400_000.0))
         first = start(family, azure, given, tmp_path)
-        assert wait_until(lambda: azure.sent(path) > 100_000, 20)
+        assert wait_until(lambda: azure.sent(path) > 100_000, 60)
         seen = Path(f"/proc/{first.pid}/cmdline").read_text()
         first.send_signal(signal.SIGKILL)
         outputs = [seen, *first.communicate()]

@@ -166,3 +166,14 @@ def test_a_lock_pins_each_file_of_a_repository(
     name = "drawn-train-0002.tar"
     server.put(f"/datasets/o/n/resolve/main/{name}", files[name][:-1] + b"x")
     assert get(tmp_path / "wrong", locked=True).exit_code == 5
+
+
+@pytest.mark.parametrize("entry", [{"path": 7, "size": 5}, {"path": "a", "size": "5"}, {"path": "a", "size": -1}, {}])
+def test_a_listing_with_a_file_that_has_no_name_or_size_is_refused(
+    entry: dict[str, object], server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_ENDPOINT", server.base)
+    server.put("/api/datasets/o/n/revision/main", json.dumps({"sha": COMMIT}).encode())
+    server.put(TREE, json.dumps([{"type": "file", "oid": "x", **entry}]).encode())
+    with pytest.raises(IntegrityError):
+        list_repository("hf:datasets/o/n/", FAST)

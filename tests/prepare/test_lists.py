@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -131,12 +132,18 @@ def test_laion_coco_metadata_then_shards(server: Server, tmp_path: Path, orders:
     laion(server, 12)
     step1 = prepare(["laion_coco"], options(server, tmp_path, max_samples=10, metadata_only=True))
     assert step1.exit_code == 0 and (tmp_path / "laion_coco/meta" / PART).is_file() and orders == []
+    assert prepare(["laion_coco"], options(server, tmp_path, max_samples=10, offline=True)).exit_code == 4
+    assert orders == [], "img2dataset knows nothing of offline"
     step2 = prepare(["laion_coco"], options(server, tmp_path, max_samples=10))
     assert step2.exit_code == 0, step2.lines()
     manifest = json.loads((tmp_path / "laion_coco/00000.manifest.json").read_text())
     assert manifest["samples"] == 10 and (tmp_path / "laion_coco/00000.tar").stat().st_size == manifest["bytes"]
     [state] = status(["laion_coco"], options(server, tmp_path))
     assert (state.samples, state.present, state.expected, state.state) == (10, 10, 10, "verified")
+    copy = tmp_path / "copy"
+    shutil.copytree(tmp_path / "laion_coco", copy / "laion_coco", ignore=shutil.ignore_patterns("lists"))
+    [state] = status(["laion_coco"], options(server, copy))
+    assert (state.samples, state.state) == (10, "present"), "what manifests say was compared with nothing here"
     assert len(server.requests(f"/huggingface.co/datasets/laion/relaion-coco/resolve/main/{PART}")) == 1
 
 

@@ -113,3 +113,12 @@ def test_a_source_that_is_gone_is_told(birds: Server, capsys: pytest.CaptureFixt
     assert code == 4 and rows["birds/songs"]["state"] == "unreachable" and rows["birds/known"]["state"] == "unpinned"
     assert run(capsys, "checksum", "birds/*", "--accept")[0] == 4
     assert set(pins()) == {"birds/known"}
+
+
+def test_a_file_of_which_the_card_knows_the_size_alone_is_hashed(
+    birds: Server, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    card = tmp_path / "configs/datasets/birds/artifacts.yaml"
+    card.write_text(card.read_text() + f"  sized: {{url: {birds.url('/songs')}, storage: birds/s.bin, size: 30000}}\n")
+    assert run(capsys, "checksum", "birds/sized", "--accept")[0] == 0
+    assert pins()["birds/sized"]["sha256"] == hashlib.sha256(OLD).hexdigest()

@@ -21,6 +21,7 @@ import pytest
 from lavis_ext.common.config.cards import Artifact, Cards
 from lavis_ext.fetch.session import Flusher
 from lavis_ext.prepare import prepare, status, verify
+from lavis_ext.prepare.legacy import old_record
 from lavis_ext.prepare.records import MemberTable
 from tests.support.server import Fault, Server
 from tests.support.toyfamily import HOST, Family, pictures, rows_of, tree, zip_bytes
@@ -435,6 +436,19 @@ def test_stamps_of_the_version_before_are_converted_without_a_byte(
     assert len(list((home / "records").rglob("*.json"))) == 4
     assert here(toy) == files and splits(toy, cards) == before and not findings(toy, cards)
     assert verify(["toy"], options=toy.options(), cards=cards).files == len(files)
+
+
+@pytest.mark.parametrize(("verified", "kept"), [("sha256", True), ("crc32", False)])
+def test_a_stamp_keeps_a_digest_that_was_compared_and_no_other(toy: Family, verified: str, kept: bool) -> None:
+    """Where single members were fetched, format 1 wrote down the digest that the card declares."""
+    toy.prepare()
+    cards = toy.cards()
+    as_stamps(toy, cards)
+    artifact = cards.families["toy"].artifacts["train"]
+    path = toy.root / "toy/.lavis_ext/stamps/images/train.zip.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"verified": verified, "sha256": artifact.sha256}))
+    record = old_record(toy.root, artifact)
+    assert record is not None and record.sha256 == (artifact.sha256 if kept else None)
 
 
 def test_a_stamp_of_another_version_is_no_record(toy: Family) -> None:

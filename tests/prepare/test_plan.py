@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from lavis_ext.common.errors import DiskError, UsageError
+from lavis_ext.fetch import Source, Transfer
 from lavis_ext.prepare import plan
 from lavis_ext.prepare.plan import GIB, Plan, PlanItem, prefer_ranges
 from tests.support.server import Fault, Server
@@ -78,6 +79,9 @@ def test_an_archive_that_is_there_is_only_unpacked(toy: Family) -> None:
     (toy.images / "train.zip").write_bytes(toy.blobs["train.zip"])
     item = next(item for item in planned(toy).items if item.title == "toy/train")
     assert (item.state, item.action, item.download, item.unpacked) == ("archive", "unpack", 0, 100_000)
+    assert not item.estimated
+    some = next(item for item in planned(toy, max_samples=2).items if item.title == "toy/train")
+    assert (some.action, some.download, some.estimated) == ("unpack", 0, True), "a part of it is unpacked"
 
 
 def test_a_lost_file_costs_itself(server: Server, tmp_path: Path) -> None:
@@ -146,3 +150,22 @@ def test_an_archive_named_for_itself_is_estimated_by_its_files(toy: Family, file
     """A million captions unpack to many times their size, pictures to hardly more: `prepare coco/val2014` knows."""
     made = plan(["toy/val"], toy.options(), toy.cards(unpacked_files=files, family="toy"))
     assert [item.unpacked for item in made.items] == [int(made.items[0].archive * times)]
+
+
+def test_a_packed_archive_that_is_to_be_unpacked_is_called_verified(toy: Family) -> None:
+    toy.prepare(toy.cards(unpacked_bytes=100_000, unpacked_files=12), no_unpack=True)
+    assert actions(planned(toy))["toy/train"] == ("verified", "unpack")
+
+
+@pytest.mark.parametrize(
+    ("action", "urls", "remote"),
+    [
+        ("fetch", ["https://x.org/a"], True),
+        ("ranges", ["https://x.org/a"], True),
+        ("fetch", ["file:///mirror/a"], False),
+        ("unpack", ["https://x.org/a"], False),
+    ],
+)
+def test_what_comes_from_another_machine(action: str, urls: list[str], remote: bool) -> None:
+    transfer = Transfer(Path("a"), tuple(Source(url) for url in urls))
+    assert PlanItem(title="a", file="a", action=action, state="missing", transfer=transfer).remote is remote  # type: ignore[arg-type]

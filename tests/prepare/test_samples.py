@@ -17,6 +17,10 @@ from lavis_ext.common.errors import UsageError
 from lavis_ext.fetch import Source, Transfer
 from lavis_ext.prepare.archive_formats import list_zip
 from lavis_ext.prepare.extract import GAP, make_runs, range_sources
+from lavis_ext.prepare.plan import covers
+from lavis_ext.prepare.records import Member, read_record
+from lavis_ext.prepare.samples import ImageNames
+from lavis_ext.prepare.selection import select
 from tests.support.server import Fault, Server
 from tests.support.toyfamily import Family, pictures, rows_of, tree, zip_bytes
 
@@ -226,3 +230,41 @@ def test_a_hundred_samples_of_a_large_archive_move_a_hundred_pictures(server: Se
     directory = count * (46 + 2 * len("train/000000.jpg"))
     assert report.bytes_moved <= 1.1 * 100 * size + directory
     assert report.bytes_moved < (folder / "train.zip").stat().st_size / 40
+
+
+MIB = 1 << 20
+
+
+def packed(*places: tuple[int, int]) -> list[Member]:
+    """Members of a tar at these offsets, of these sizes."""
+    return [Member(f"{n}.jpg", size, 0, offset, size, 0) for n, (offset, size) in enumerate(places)]
+
+
+@pytest.mark.parametrize(
+    ("places", "runs"),
+    [
+        ([(512, 50), (567, 50)], [(512, 617, [0, 1])]),  # 5 bytes for 100
+        ([(512, 50), (568, 50)], [(512, 562, [0]), (568, 618, [1])]),
+        ([(0, 8 * MIB), (8 * MIB, 8 * MIB)], [(0, 16 * MIB, [0, 1])]),
+        ([(0, 8 * MIB), (8 * MIB, 8 * MIB + 1)], [(0, 8 * MIB, [0]), (8 * MIB, 16 * MIB + 1, [1])]),
+    ],
+)
+def test_neighbours_share_a_request_up_to_a_twentieth_and_16_mib(
+    places: list[tuple[int, int]], runs: list[tuple[int, int, list[int]]]
+) -> None:
+    members = packed(*places)
+    assert list(make_runs(members, range(len(members)), 64 * MIB, zipped=False)) == runs
+
+
+def test_a_split_that_was_never_taken_is_not_covered_by_anothers_samples(toy: Family) -> None:
+    toy.prepare(max_samples=1, splits=["train"])
+    [request] = [one for one in select(toy.cards(), ["toy"], ["train"]).requests if one.images]
+    record = read_record(toy.root, request.artifact)
+    assert record is not None and covers(record, request, 1) and not covers(record, request, 2)
+    assert not covers(replace(record, wanted={"other/train": 1}), request, 1)
+
+
+def test_a_picture_in_a_packed_file_is_there_where_the_file_is() -> None:
+    names = ImageNames({"data/train-0.parquet"})
+    assert names.find("data/train-0.parquet!image/7") == "data/train-0.parquet!image/7"
+    assert names.find("data/train-1.parquet!image/7") is None

@@ -34,6 +34,17 @@ def test_what_is_sound_is_sound(toy: Family) -> None:
     report = check(toy)
     assert report.exit_code == 0 and report.files == 40 and not report.findings
     assert "checked 40 files" in report.line() and states(toy) == ["verified", "verified"]
+    assert report.lines() == [report.line()]
+
+
+def test_nothing_is_asked_of_a_host(toy: Family) -> None:
+    asked = len(toy.server.log)
+    path = toy.root / "toy/annotations/val.json"
+    path.unlink()
+    report = check(toy)
+    assert [(Path(one.path), one.fault) for one in report.findings] == [(path, "missing")]
+    assert report.exit_code == 5 and len(toy.server.log) == asked
+    assert report.lines() == [f"{path}: missing", report.line()]
 
 
 def test_nothing_prepared_is_reported(server: Server, tmp_path: Path) -> None:
@@ -85,6 +96,18 @@ def test_members_that_were_taken_singly_are_checked_and_repaired(server: Server,
     assert (toy.images / "train/000002.jpg").read_bytes() == toy.train["train/000002.jpg"]
 
 
+def test_a_member_that_has_no_place_does_not_fetch_the_whole_archive(server: Server, tmp_path: Path) -> None:
+    toy = Family(server, tmp_path / "root", train={**pictures("train", 30, 5000), "extra/1.jpg": b"one"})
+    toy.prepare()
+    (toy.images / "extra/1.jpg").unlink()
+    (toy.images / "extra").rmdir()
+    (toy.images / "extra").write_bytes(b"mine")
+    sent = server.sent()
+    report = toy.prepare()
+    assert report.exit_code == 6 and server.sent() - sent < 5000
+    assert (toy.images / "extra").read_bytes() == b"mine"
+
+
 def test_a_lost_table_of_members_is_made_again(toy: Family) -> None:
     (toy.root / "toy/.lavis_ext/records/images/train.zip.members").unlink()
     assert check(toy).exit_code == 5
@@ -127,6 +150,8 @@ def test_a_subset_is_named_in_reports_and_states(server: Server, tmp_path: Path)
     assert report.exit_code == 0 and len(report.subset) == 4 and "subset" in report.line()
     states = status(["toy"], toy.options(), cards)
     assert all(one.subset and "(subset)" in one.line() for one in states)
+    again = small.prepare(cards)
+    assert {(one.outcome, one.equivalence) for one in again.outcomes} == {("reused", "subset")}
 
 
 def test_what_was_not_asked_for_is_not_missed(server: Server, tmp_path: Path) -> None:

@@ -127,11 +127,12 @@ def test_a_bar_on_a_terminal_and_ctrl_c_says_how_to_go_on(birds: Path) -> None:
     assert f"run.job_id={job.name}".encode() in rest.replace(b"\r\n", b"")
 
 
-def test_no_bar_where_the_terminal_cannot_draw_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    class Terminal(io.StringIO):
-        def isatty(self) -> bool:
-            return True
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
 
+
+def test_no_bar_where_the_terminal_cannot_draw_one(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TERM", "xterm")
     assert isinstance(display_for(Terminal()), Bar)
     assert type(display_for(io.StringIO())) is Display
@@ -168,3 +169,25 @@ def test_first_lines() -> None:
     for part in ("107.1M", "3.6B", "x 1,000,000, y ?", "1 epoch, 5,000 steps of 128 samples, 20", "4 × cuda:0, bf16"):
         assert part in text
     assert [short(n) for n in (0, 999, 1_000, 999_999)] == ["0", "999", "1.0k", "1.0M"]
+
+
+def test_a_bar_says_where_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("COLUMNS", "150")
+    alone, beside = Terminal(), Terminal()
+    bar = Bar(alone, colour=False)
+    bar.evaluating("val", 0, 3)
+    bar.close()
+    assert "evaluate val" in alone.getvalue()
+    bar = Bar(beside, colour=False)
+    bar.step(toy_runner(tmp_path, max_epoch=3), Step({"loss": 2.0}, 1.0, 4, 0.0, 0.1))
+    bar.close()
+    assert "epoch 1/3" in beside.getvalue() and "loss 2" in beside.getvalue()
+
+
+def test_the_bar_is_that_of_the_first_rank_on_standard_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setattr(sys, "stderr", Terminal())
+    assert isinstance(display_for(), Bar)
+    monkeypatch.setenv("RANK", "1")
+    assert type(display_for()) is Display

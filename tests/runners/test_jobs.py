@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -17,16 +19,33 @@ import torch
 from lavis_ext import runners as public
 from lavis_ext.browse.run_report import moment
 from lavis_ext.common.config.decode import ConfigDecoder, read_yaml
-from lavis_ext.common.config.schema import Config, DatasetConfig, ModelConfig, RunConfig, run_config
-from lavis_ext.common.errors import ConfigError, OwnedError, PartialError, Preempted, TrainingError, UsageError
+from lavis_ext.common.config.schema import (
+    Config,
+    DatasetConfig,
+    ModelConfig,
+    ProcessorConfig,
+    ProcessorPair,
+    RunConfig,
+    run_config,
+)
+from lavis_ext.common.errors import (
+    ConfigError,
+    DiskError,
+    OwnedError,
+    PartialError,
+    Preempted,
+    TrainingError,
+    UsageError,
+)
 from lavis_ext.common.registry import models, runners, tasks
 from lavis_ext.features.vocabulary import LabelVocabulary
 from lavis_ext.runners import job as job_module
 from lavis_ext.runners import run as jobs
 from lavis_ext.runners.device import build_accelerator, choose_cpu, choose_precision, deterministic
+from lavis_ext.runners.distributed import is_rank_gone
 from lavis_ext.runners.job import owned, redact_config
 from lavis_ext.runners.runner_base import RunnerBase
-from tests.support.runs import EvaluationFeed, log_lines
+from tests.support.runs import EvaluationFeed, log_lines, toy_runner, weights
 from tests.support.toys import ToyDataset, ToyFeed, ToyModel, ToyTask, toy_run
 
 
@@ -297,3 +316,83 @@ def test_a_configuration_made_in_code_is_written_and_read_again(tmp_path: Path) 
     assert door.build(RunConfig, tree["run"], "run") == run
     assert door.build(ModelConfig, tree["model"], "model") == made.model
     assert door.problems == []
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sized(ModelConfig):
+    """Of a model that takes pictures of one size."""
+
+    vit_model: str = "small"
+    image_size: int = 224
+
+
+def test_pictures_of_another_size_than_the_models_are_found_before_it_is_built(tmp_path: Path) -> None:
+    made = config(tmp_path)
+    small = ProcessorPair(train=ProcessorConfig(name="blip_image_train", args={"image_size": 96}))
+    data = {"toy": DatasetConfig(name="toy", vis_processor=small)}
+    with pytest.raises(ConfigError) as caught:
+        public.train(replace(made, model=Sized(arch="toy", model_type="tiny"), datasets=data))
+    assert "image_size" in caught.value.problems[0].where and not (tmp_path / "job").exists()
+
+
+def test_a_disk_that_no_checkpoint_fits_on_is_found_before_the_first_step(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr("shutil.disk_usage", lambda _: usage._replace(free=10))
+    with pytest.raises(DiskError):
+        public.train(config(tmp_path))
+    assert not (tmp_path / "job" / "log.jsonl").exists() and not (tmp_path / "job" / "run.json").exists()
+
+
+@pytest.mark.parametrize("evaluation", [False, True])
+@pytest.mark.parametrize("trained", [False, True])
+def test_what_a_job_says_of_itself_when_it_begins(evaluation: bool, trained: bool, tmp_path: Path) -> None:
+    """An evaluation beside a training leaves that run's configuration and facts; only rank 0 writes."""
+    before = {"started": "then", "seconds": 7.0, "best": {"step": 3}, "error": "full", "exit_code": 6, "command": "old"}
+    (tmp_path / "run.json").write_text(json.dumps(before))
+    if trained:
+        (tmp_path / "latest.json").write_text("{}")
+    beside = evaluation and trained
+    for main in (False, True):
+        made: Any = SimpleNamespace(is_main_process=main)
+        job = job_module.Job(config(tmp_path), tmp_path, made)
+        job.begin(None, evaluation)
+        written = {path.name for path in tmp_path.iterdir()} - {"run.json", "latest.json"}
+        assert written == ({"evaluate.yaml" if beside else "config.yaml", "data.json"} if main else set())
+    facts = read(tmp_path / "run.json")
+    assert (facts["started"], facts["seconds"], facts["status"]) == ("then", 7.0, "running")
+    assert "error" not in facts and "exit_code" not in facts
+    assert (facts.get("command") == "old") == beside
+
+
+def test_no_rank_is_gone_before_they_have_met() -> None:
+    assert not is_rank_gone()
+
+
+@pytest.mark.parametrize("skip", [False, True])
+def test_a_script_s_evaluation_loads_the_best_weights_unless_it_is_told_not_to(
+    skip: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runner = toy_runner(tmp_path, metrics=[0.5], valid_splits=["val"], max_epoch=1)
+    runner.train()
+    trained = weights(runner)
+    with torch.no_grad():
+        for parameter in runner.model.parameters():
+            parameter.mul_(not parameter.requires_grad)
+    zeros = weights(runner)
+    (tmp_path / "evaluate.json").write_text('{"val": {"agg_metrics": 1}}')
+    monkeypatch.setattr(jobs, "file_of", lambda *_, **__: None)
+    monkeypatch.setattr(jobs, "evaluate", lambda *_: tmp_path)
+    assert runner.evaluate(skip_reload=skip) == {"val": {"agg_metrics": 1}}
+    assert weights(runner) == (zeros if skip else trained) and zeros != trained
+
+
+def test_metrics_are_written_and_shown_split_by_split(tmp_path: Path) -> None:
+    shown: list[tuple[str, float, int]] = []
+    display: Any = SimpleNamespace(
+        record=lambda record, count: shown.append((record["split"], record["metrics"]["agg_metrics"], count))
+    )
+    jobs.note_metrics(tmp_path, {"val": {"agg_metrics": 0.5}, "test": {"agg_metrics": 0.25}}, display)
+    assert shown == [("val", 0.5, 1), ("test", 0.25, 1)]
+    assert read(tmp_path / "evaluate.json")["test"] == {"agg_metrics": 0.25}

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
-import sys
+import signal
 from pathlib import Path
 
 import pytest
 
 from lavis_ext.common.errors import OwnedError
 from lavis_ext.runners.job import owned
+from tests.support.killing import own_until_killed
 
 
 def test_a_live_owner_is_respected(tmp_path: Path) -> None:
@@ -22,17 +22,13 @@ def test_a_live_owner_is_respected(tmp_path: Path) -> None:
 
 
 def test_a_live_owner_in_another_process_is_respected(tmp_path: Path) -> None:
-    program = "import sys, time; from pathlib import Path; from lavis_ext.runners.job import owned\n"
-    program += f"with owned(Path({str(tmp_path)!r})): print('mine', flush=True); time.sleep(30)"
-    child = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True)
+    pid = own_until_killed(tmp_path)
     try:
-        assert child.stdout is not None
-        assert child.stdout.readline() == "mine\n"
-        with pytest.raises(OwnedError, match=str(child.pid)), owned(tmp_path):
+        with pytest.raises(OwnedError, match=str(pid)), owned(tmp_path):
             pass
     finally:
-        child.kill()
-        child.wait()
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
     with owned(tmp_path):  # killed without a chance to clean up
         assert json.loads((tmp_path / "owner.json").read_text())["pid"] == os.getpid()
 

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from lavis_ext.common.config.schema import RunConfig
 from lavis_ext.common.errors import ConfigError
+from lavis_ext.runners.hooks import due
 from lavis_ext.runners.schedule import RunLength, RunProgress
 
 
@@ -66,3 +67,9 @@ def test_every_micro_batch_is_in_one_window(per_epoch: int, total: int, window: 
     found = windows(RunLength(per_epoch, total, window))
     assert sum(map(sum, found)) == total
     assert all(0 < size <= window for epoch in found for size in epoch)
+
+
+@pytest.mark.parametrize(("every", "epochs"), [(0, []), (1, [0, 1, 2, 3, 4]), (2, [1, 3, 4]), (3, [2, 4]), (9, [4])])
+def test_something_of_every_few_epochs_happens_at_their_ends_and_at_the_last(every: int, epochs: list[int]) -> None:
+    length = plan(max_epoch=5)
+    assert [epoch for epoch in range(5) if due(epoch, every, length)] == epochs

@@ -126,3 +126,15 @@ def test_iterations_that_are_no_whole_epochs_end_at_zero(tmp_path: Path) -> None
     runner.train()
     rates = [line["lr"] for line in log_lines(tmp_path) if line["kind"] == "train"]
     assert rates == pytest.approx([0.01 * (8 - step) / 8 for step in range(8)])
+
+
+def test_a_rate_that_cannot_be_at_the_end_of_an_epoch_is_found_before_the_first_step(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lr_schedulers.names()
+    falling = lambda run, epochs: lambda at: 0.1 - 0.1 * at.batch  # noqa: E731 - below zero after a batch
+    monkeypatch.setitem(lr_schedulers._items, "falling", falling)
+    runner = toy_runner(tmp_path, max_epoch=1, lr_sched="falling")
+    with pytest.raises(ConfigError) as caught:
+        runner.train()
+    assert caught.value.problems[0].where == "run.lr_sched" and runner.progress.step == 0

@@ -5,9 +5,11 @@ from __future__ import annotations
 import os
 import signal
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 
 from lavis_ext.common.errors import Preempted
 from lavis_ext.runners.runner_base import Hook, RunnerBase
@@ -59,6 +61,29 @@ def test_a_second_sigint_does_not_wait_for_the_step(tmp_path: Path) -> None:
     assert runner.progress.step == 1  # of the step that was hit, nothing is counted
     assert not list((tmp_path / "job").glob("checkpoint_*"))
     assert not list((tmp_path / "job").glob(".checkpoint_*"))
+
+
+def test_after_a_run_signals_do_what_they_did(tmp_path: Path) -> None:
+    mine = [signal.signal(number, lambda *_: None) for number in (signal.SIGTERM, signal.SIGINT)]
+    before = [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)]
+    try:
+        toy_runner(tmp_path, max_epoch=1).train()
+        assert [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)] == before
+    finally:
+        for number, handler in zip((signal.SIGTERM, signal.SIGINT), mine, strict=True):
+            signal.signal(number, handler)
+
+
+@pytest.mark.parametrize(("ranks", "stop"), [(1, 15), (2, 0)])
+def test_several_ranks_do_not_leave_an_evaluation_one_by_one(ranks: int, stop: int) -> None:
+    """Only between steps do all of them learn of a signal: a rank that left would be waited for."""
+    runner: Any = SimpleNamespace(
+        accelerator=SimpleNamespace(num_processes=ranks),
+        wrapped=torch.nn.Linear(1, 1),
+        evaluator=SimpleNamespace(evaluate=lambda split, label, stop: {"stop": stop()}),
+        stop_requested=lambda: 15,
+    )
+    assert RunnerBase.evaluate_split(runner, "val", "0") == {"stop": stop}
 
 
 @pytest.mark.fault("K09")

@@ -58,7 +58,7 @@ def test_all_is_every_family_and_every_study(tmp_path: Path, monkeypatch: pytest
     monkeypatch.setattr(studies, "prepare_every", lambda out, seed: asked.append((out, seed)) or states)
     monkeypatch.setattr(studies, "run_studies", lambda names, *how: asked.append([*names]) or (["a table"], [{}], 0))
     lines, objects, code = studies.run_all(tmp_path, 1, 1, 2)
-    assert asked == [(tmp_path / "families", 2), ["blip2", "oscar"]]
+    assert asked == [(tmp_path / "families", 2), ["blip2", "oscar", "transfer"]]
     assert code == 4 and lines[-1] == "a table"
     assert any("vg_vqa" in line and "2 of 2" in line for line in lines)
     assert json.loads(json.dumps(objects))[0]["families"][1]["family"] == "gqa"

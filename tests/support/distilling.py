@@ -66,6 +66,8 @@ class Regions:
         return self.size
 
     def load(self, index: int, rng: torch.Generator) -> dict[str, Any]:
+        if not 0 <= index < self.size:
+            raise IndexError(index)
         generator = torch.Generator().manual_seed(index)
         words = torch.randint(5, WORDS, (3 + index % 2,), generator=generator)
         regions = torch.randn(0 if index in self.bare else 2 + index % 3, WIDTH, generator=generator)

@@ -1,4 +1,4 @@
-"""The world in which fetch tests inject faults: two servers, a folder, a declared file, a policy without patience."""
+"""The world in which fetch tests inject faults: two servers, a folder, a declared file, and a policy."""
 
 from __future__ import annotations
 
@@ -21,15 +21,18 @@ FAST = Policy(
     backoff=0.01,
     backoff_cap=0.05,
     retry_after_cap=1.0,
-    connect_timeout=2.0,
-    stall_timeout=0.3,
-    min_speed=2000.0,
-    speed_window=0.4,
+    connect_timeout=20.0,
+    stall_timeout=20.0,
+    min_speed=1.0,
+    speed_window=20.0,
     owner_stall=1.0,
     owner_watch=0.1,
     fsync=False,
     offline=False,
 )
+"""Waits for no attempt, and long for a server: on a busy machine this one's, too, says nothing for a second."""
+IMPATIENT = replace(FAST, stall_timeout=0.5, min_speed=2000.0, speed_window=0.4)
+"""For a server that is meant to be slow."""
 
 
 @dataclass

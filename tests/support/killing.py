@@ -12,7 +12,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from lavis_ext.fetch import lock
+from tests.support.server import wait_until
+
 ROOT = Path(__file__).parents[2]
+LEAVE = "LAVIS_EXT_TEST_LEAVE"
 
 
 def checkpoints(folder: Path) -> list[Path]:
@@ -69,18 +73,48 @@ def require_same_end(whole: Path, cut: Path) -> None:
 
 
 def kill_when(ready: Callable[[], bool], module: str, *words: str) -> None:
-    """Start a slow process of `tests.support` and kill it as soon as `ready`; fails where it ended by itself."""
+    """Start a process of `tests.support`, which asks for leave before each piece of its work, and kill it when `ready`.
+
+    Fails where it ended by itself.
+    """
+    (asked, asks), (allowed, allows) = os.pipe(), os.pipe()
     command = [sys.executable, "-m", f"tests.support.{module}", *words]
-    process = subprocess.Popen(command, cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)})
-    try:
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), LEAVE: f"{asks} {allowed}"}
+    with subprocess.Popen(command, cwd=ROOT, env=environment, pass_fds=(asks, allowed)) as process:
+        os.close(asks)
+        try:
+            while os.read(asked, 1) and not wait_until(ready, 0.005):
+                os.write(allows, b".")
+        finally:
+            process.kill()
+            for descriptor in (asked, allowed, allows):
+                os.close(descriptor)
+    assert process.returncode == -signal.SIGKILL and ready()
+
+
+def ask_for_leave() -> None:
+    """Wait until who wants to kill this process lets it go on; at once where nobody does."""
+    if given := os.environ.get(LEAVE):
+        asks, allowed = map(int, given.split())
+        os.write(asks, b"?")
+        os.read(allowed, 1)
+
+
+def own_until_killed(job: Path, heartbeat: float = lock.HEARTBEAT) -> int:
+    """The process id of a fork that owns a job; it says so by the owner file."""
+    if pid := os.fork():
         deadline = time.monotonic() + 60
-        while not ready():
-            assert process.poll() is None and time.monotonic() < deadline
-            time.sleep(0.003)
+        while lock.read_owner(job / "owner.json") is None and time.monotonic() < deadline:
+            time.sleep(0.01)
+        return pid
+    from lavis_ext.runners.job import owned
+
+    lock.HEARTBEAT = heartbeat
+    try:
+        with owned(job):
+            time.sleep(300)
     finally:
-        process.send_signal(signal.SIGKILL)
-        process.wait()
-    assert process.returncode == -signal.SIGKILL
+        os._exit(0)
 
 
 def size(path: Path) -> int:

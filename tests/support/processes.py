@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import multiprocessing
 import os
-import random
 import socket
 import sys
 import traceback
@@ -14,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 LIMIT_S = 120
+_RESERVED: list[socket.socket] = []
 
 
 @dataclass(frozen=True)
@@ -113,10 +113,35 @@ def leave() -> None:
 
 
 def free_port() -> int:
-    """A port that nobody listens at, below those that the system gives to whoever asks for any: until it is used, other
-    tests may ask."""
-    while True:
-        port = random.randrange(20_000, 32_000)
-        with socket.socket() as probe:
-            if probe.connect_ex(("127.0.0.1", port)):
-                return port
+    """A port that nobody else is given while this process lives, and at which connections are refused.
+
+    It is bound and not listened at: who sets SO_REUSEADDR, as torch's store and Node do, may listen there all the same.
+    """
+    held = socket.socket()
+    held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    held.bind(("127.0.0.1", 0))
+    _RESERVED.append(held)
+    return int(held.getsockname()[1])
+
+
+def descendants(pid: int) -> dict[int, str]:
+    """The processes below one that lives, and when each began, by which a reused pid is told."""
+    found: dict[int, str] = {}
+    for task in Path(f"/proc/{pid}/task").iterdir():
+        for child in map(int, (task / "children").read_text().split()):
+            found |= {child: began(child), **descendants(child)}
+    return found
+
+
+def began(pid: int) -> str:
+    """The start of a process in ticks since boot; nothing where it has ended."""
+    try:
+        state, *numbers = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return ""
+    return "" if state in "ZX" else numbers[18]
+
+
+def all_ended(processes: Mapping[int, str]) -> bool:
+    """Whether none of these is left."""
+    return not any(start and began(pid) == start for pid, start in processes.items())

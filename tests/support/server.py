@@ -35,11 +35,12 @@ class Fault:
     """What goes wrong with the next `times` answers for a path (None: with all of them); offsets are the object's.
 
     `status` + `headers` + `body`: that answer instead · `redirect`: 302 to there · `cut_at`: the connection ends before
-    that byte · `cut_after`: after so many bytes of the body · `stall_at`: silence of `stall` seconds there · `rate`:
-    bytes per second · `ignore_range`: 200 and everything · `range_shift`: a Content-Range that is off · `extra`: bytes
-    after the end, promised by Content-Length · `flip_at`: one bit there is wrong · `instead`: other bytes ·
-    `lengthless`: no Content-Length, the connection's end is the body's · `chunked`: chunked coding · `latency`:
-    seconds before the answer · `then`: called when the answer was sent · `only_range`: applies to ranged requests only.
+    that byte · `cut_after`: after so many bytes of the body · `stall_at`: silence of `stall` seconds there, or until
+    `hold` is set · `rate`: bytes per second · `ignore_range`: 200 and everything · `range_shift`: a Content-Range that
+    is off · `extra`: bytes after the end, promised by Content-Length · `flip_at`: one bit there is wrong · `instead`:
+    other bytes · `lengthless`: no Content-Length, the connection's end is the body's · `chunked`: chunked coding ·
+    `latency`: seconds before the answer · `then`: called when the answer was sent · `only_range`: applies to ranged
+    requests only.
     """
 
     times: int | None = None
@@ -51,6 +52,7 @@ class Fault:
     cut_after: int | None = None
     stall_at: int | None = None
     stall: float = 30.0
+    hold: threading.Event | None = None
     rate: float = 0.0
     ignore_range: bool = False
     range_shift: int = 0
@@ -282,7 +284,11 @@ class _Handler(BaseHTTPRequestHandler):
         if fault.rate:
             closing.wait(0.05)
         if fault.stall_at == at and at > start:
-            closing.wait(fault.stall)
+            hold = fault.hold
+            if hold is None:
+                closing.wait(fault.stall)
+            else:
+                wait_until(lambda: hold.is_set() or closing.is_set(), fault.stall)
 
     def _head(self, seen: Seen, status: int, headers: dict[str, str]) -> None:
         seen.status = status

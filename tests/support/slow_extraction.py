@@ -1,24 +1,23 @@
-"""An extraction or a conversion in a process of its own, slow enough to be killed in the middle."""
+"""An extraction or a conversion in a process of its own, that can be killed in the middle."""
 
 from __future__ import annotations
 
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
-PAUSE = 0.02
+from tests.support.killing import ask_for_leave
 
 
 def run_extract(pictures: str, destination: str, form: str) -> None:
-    """Extract, a pause before each batch of two."""
+    """Extract, asking before each batch of two."""
     from lavis_ext.features.detectors import DetectorOptions
     from lavis_ext.features.extraction.extract import ExtractionRequest, extract
     from tests.support.regions import FakeDetector
 
     class Slow(FakeDetector):
         def detect(self, images: Any) -> Any:
-            time.sleep(PAUSE)
+            ask_for_leave()
             return super().detect(images)
 
     options = DetectorOptions(min_boxes=36, probabilities=form == "volta-tsv")
@@ -27,13 +26,13 @@ def run_extract(pictures: str, destination: str, form: str) -> None:
 
 
 def run_serialise(source: str, destination: str) -> None:
-    """Convert, a pause after each row, a commit every three."""
+    """Convert, asking after each row, a commit every three."""
     from lavis_ext.fetch.transfer import Silent
     from lavis_ext.oscar.volta import serialise
 
     class Slow(Silent):
         def advance(self, label: str, count: int) -> None:
-            time.sleep(PAUSE)
+            ask_for_leave()
 
     serialise.COMMIT_ROWS = 3
     serialise.serialise([Path(source)], Path(destination), progress=Slow())

@@ -1,29 +1,28 @@
-"""An import or an export in a process of its own, slow enough to be killed in the middle."""
+"""An import or an export in a process of its own, that can be killed in the middle."""
 
 from __future__ import annotations
 
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
-PAUSE = 0.02
+from tests.support.killing import ask_for_leave
 
 
 def run_import(source: str, store: str) -> None:
-    """Import, a pause after each row."""
+    """Import, asking after each row."""
     from lavis_ext.features import import_features
     from lavis_ext.fetch.transfer import Silent
 
     class Slow(Silent):
         def advance(self, label: str, count: int) -> None:
-            time.sleep(PAUSE)
+            ask_for_leave()
 
     import_features([source], store, progress=Slow())
 
 
 def run_export(store: str, destination: str, form: str) -> None:
-    """Export, a pause before each row."""
+    """Export, asking before each row."""
     from lavis_ext.features import FeatureStore, export_store, open_store
     from lavis_ext.features.formats import lmdb as volta_lmdb
 
@@ -31,7 +30,7 @@ def run_export(store: str, destination: str, form: str) -> None:
     at = FeatureStore.at
 
     def slow(self: Any, row: int) -> Any:
-        time.sleep(PAUSE)
+        ask_for_leave()
         return at(self, row)
 
     FeatureStore.at = slow  # type: ignore[method-assign]

@@ -17,7 +17,7 @@ from lavis_ext.fetch import Policy
 from lavis_ext.prepare.urls import ListJob
 from tests.support.server import Fault, Server
 
-QUICK = Policy(backoff=0.01, retries=1, stall_timeout=0.5, connect_timeout=2, fsync=False, allow_private=True)
+QUICK = Policy(backoff=0.01, retries=1, stall_timeout=20.0, connect_timeout=20.0, fsync=False, allow_private=True)
 
 
 def picture(seed: int, size: int = 48, kind: str = "JPEG") -> bytes:

@@ -150,10 +150,11 @@ def test_own_files_train_by_name(world: Path) -> None:
 
 @pytest.mark.slow
 def test_own_files_that_are_killed_go_on_to_the_same_end(world: Path) -> None:
-    """kill -9 soon after a checkpoint, twice, of a run whose data set, model and task are all in LAVIS' manner."""
+    """kill -9 soon after a checkpoint, twice, of a run whose data set, model and loop are in LAVIS' manner."""
     own_files(world)
     plugins = [word for name in ("data", "model", "task") for word in ("--plugin", str(world / f"own_{name}.py"))]
     options = [
+        "run.task=lavis_lengths_looped",
         "run.max_epoch=150",
         "run.val_freq=50",
         f"run.output_dir={world / 'out'}",

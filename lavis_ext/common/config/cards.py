@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 from urllib.parse import urlsplit
@@ -151,7 +151,7 @@ class Artifact:
     """The publisher's round figure for its bytes, where the exact one is not known: for plans only."""
     note: str = ""
 
-    @property
+    @cached_property
     def file(self) -> str:
         """Path of the fetched file, relative to cache_root."""
         if not self.unpack:

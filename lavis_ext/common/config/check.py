@@ -93,6 +93,7 @@ def _run_problems(config: Config, cards: Cards) -> Iterator[Problem]:
     for name, dataset in config.datasets.items():
         yield from dataset_problems(dataset, cards, f"datasets.{name}")
     yield from _split_problems(config)
+    yield from _tower_problems(config)
 
 
 def dataset_problems(dataset: DatasetConfig, cards: Cards, where: str) -> Iterator[Problem]:
@@ -200,21 +201,59 @@ def _unread(arch: str, section: Mapping[str, Any]) -> set[str]:
 
 
 def require_sizes(config: Config) -> None:
-    """Raise ConfigError, by data set and line, for pictures of another size than the model takes, in used splits."""
-    run = config.run
+    """Raise ConfigError, by data set and line, for pictures in used splits that are not as the model takes them.
+
+    That is their size; and their mean and std where `model.vision` comes with a processor.
+    """
     wanted = getattr(config.model, "image_size", None) if hasattr(config.model, "vit_model") else None
+    decoder, found = ConfigDecoder(config.places), []
+    for key, processor in _used_processors(config):
+        given = _argument(processor, "image_size")
+        if wanted is not None and isinstance(given, int) and given != wanted:
+            what = f"pictures of {given} pixels for a model of {wanted} (model.image_size)"
+            way_out = f"set it to {wanted}, or model.image_size to {given}"
+            found.append(Problem(decoder.place(f"{key}.image_size"), what, way_out))
+    found += [Problem(decoder.place(p.where), p.what, p.way_out) for p in _tower_problems(config, fetch=True)]
+    if found:
+        raise ConfigError.of(found)
+
+
+def _used_processors(config: Config) -> Iterator[tuple[str, ProcessorConfig]]:
+    """The image processors of the splits that a run uses, each with its key."""
+    run = config.run
     sides = (("train", run.train_splits), ("eval", run.valid_splits or run.test_splits))
     used = [side for side, splits in sides if splits]
-    decoder, found = ConfigDecoder(config.places), []
     for name, dataset in config.datasets.items():
         for side in used[-1:] if run.evaluate else used:
             processor = getattr(dataset.vis_processor, side)
-            if wanted is None or processor is None or processor.name not in processors:
-                continue
-            given = processor.args.get("image_size", getattr(processors.config(processor.name), "image_size", None))
-            if isinstance(given, int) and given != wanted:
-                where = decoder.place(f"datasets.{name}.vis_processor.{side}.image_size")
-                what = f"pictures of {given} pixels for a model of {wanted} (model.image_size)"
-                found.append(Problem(where, what, f"set it to {wanted}, or model.image_size to {given}"))
-    if found:
-        raise ConfigError.of(found)
+            if processor is not None and processor.name in processors:
+                yield f"datasets.{name}.vis_processor.{side}", processor
+
+
+def _argument(processor: ProcessorConfig, key: str) -> Any:
+    given = processor.args.get(key)
+    return getattr(processors.config(processor.name), key, None) if given is None or given == "" else given
+
+
+def _tower_problems(config: Config, fetch: bool = False) -> Iterator[Problem]:
+    """Pictures that are not given to the tower of `model.vision` as its own processor gives them."""
+    model: Any = config.model
+    form = model.tower_pictures(fetch) if hasattr(model, "tower_pictures") else None
+    if form is None:
+        return
+    size = form.image_size
+    if size and model.image_size != size and not model.vision_interpolate:
+        what = f"{model.image_size}, and the tower's own processor makes pictures of {size}"
+        yield Problem("model.image_size", what, f"set it to {size}, or model.vision_interpolate: True")
+    for where, processor in _used_processors(config):
+        for key in ("mean", "std"):
+            wanted, given = getattr(form, key), _argument(processor, key)
+            three = given if isinstance(given, list | tuple) else []
+            whole = len(three) == 3 and all(isinstance(one, int | float) for one in three)
+            if wanted and whole and any(abs(a - b) > CLOSE for a, b in zip(three, wanted, strict=True)):
+                what = f"{list(three)}, and the tower's own processor has {list(wanted)}"
+                yield Problem(f"{where}.{key}", what, f"set it to {list(wanted)}")
+
+
+CLOSE = 1e-3
+"""Means and stds are published with three to eight places."""

@@ -118,6 +118,25 @@ class VqaKeys(ImageKeys):
 
 
 @dataclass(frozen=True, kw_only=True)
+class ConversationKeys(ImageKeys):
+    """`conversation`."""
+
+    question_key: str = "question"
+    answer_key: str = "caption"
+    """Of rows without turns: what is asked and what is to be said; of several, training draws one."""
+    prompts: list[str] = field(default_factory=list)
+    """What is asked where a row has no question: training draws one, else the first."""
+
+    def columns(self, split: str, known: Sequence[str]) -> dict[str, str]:
+        """Nothing where rows have turns, some perhaps without pictures; else an answer in training, and a question."""
+        if {"conversations", "unreadable"} & set(known):
+            return {}
+        found = super().columns(split, known)
+        found |= {} if self.prompts else {"question_key": self.question_key}
+        return {**found, "answer_key": self.answer_key} if split == "train" else found
+
+
+@dataclass(frozen=True, kw_only=True)
 class ShardKeys:
     """`image_text_shards`."""
 

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import wraps
 from pathlib import Path
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar, Literal, TypeVar
 
 import numpy as np
 import torch
@@ -29,7 +29,7 @@ from lavis_ext.datasets.readers.annotations import Annotations, ListRows
 from lavis_ext.datasets.readers.decode import decode_rgb
 from lavis_ext.datasets.readers.faults import SampleError
 from lavis_ext.datasets.readers.images import ImageStore
-from lavis_ext.datasets.readers.parse import Row, sort_files
+from lavis_ext.datasets.readers.parse import Row, RowOptions, sort_files
 from lavis_ext.datasets.view import Shown, sliced
 from lavis_ext.processors import current_rng, drawing_from, uint8_of
 from lavis_ext.processors.base_processor import settable
@@ -77,7 +77,7 @@ def opened_parts(
     Raises ConfigError for a file that is missing, IntegrityError for one that cannot be parsed.
     """
     paths = [Path(path) for path in ([ann_paths] if isinstance(ann_paths, str | Path) else ann_paths)]
-    files = sort_files(paths) if paths else NO_FILES
+    files = sort_files(paths, RowOptions(conversations=kind.conversations)) if paths else NO_FILES
     known = load_cards().dataset(kind.card).args if kind.card else {}
     shape = {**vars(ImageKeys()), **vars(kind.Keys()), **known, **args}
     images = ImageStore("" if vis_root is None else vis_root, layouts=shape["layouts"])
@@ -98,6 +98,8 @@ class BaseDataset(Shown):
     """The arguments of the shape, for their defaults."""
     card: ClassVar[str] = ""
     """The declared data set whose arguments a class of LAVIS' name has; "": those of the shape."""
+    conversations: ClassVar[Literal["", "turns", "whole"]] = ""
+    """How files of conversations are read by LAVIS' four arguments (`RowOptions`)."""
     parts: Parts
     __repr__ = Shown.__repr__
 
@@ -270,7 +272,7 @@ class BaseDataset(Shown):
 
 
 MAX_TEXT = 100_000
-_UNWANTED = re.compile("[\0\ud800-\udfff]")
+UNWANTED = re.compile("[\0\ud800-\udfff]")
 
 
 @two_ways
@@ -365,7 +367,7 @@ class ImageTextDataset(BaseDataset):
         if not isinstance(value, str) or not value.strip() or len(value) > MAX_TEXT:
             fault = "is missing or empty" if not isinstance(value, str) or not value.strip() else "is too long"
             raise self.fault(index, f"{key} {fault}")
-        text = _UNWANTED.sub("", value)
+        text = UNWANTED.sub("", value)
         return text if self.text_processor is None else str(self.text_processor(text))
 
     def _other(self, pixels: np.ndarray) -> Any:

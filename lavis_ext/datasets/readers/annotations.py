@@ -12,7 +12,8 @@ import os
 import tempfile
 from abc import abstractmethod
 from bisect import bisect_right
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import accumulate
@@ -23,7 +24,9 @@ import pyarrow as pa
 
 from lavis_ext.common.errors import ConfigError, DiskError, IntegrityError
 from lavis_ext.common.files import decode_json, expanded, replacing
-from lavis_ext.datasets.readers.parse import Row, RowSource, files_of, parse_rows
+from lavis_ext.datasets.readers.encoding import BATCH_ROWS, META, Columns, columns_of, decode_row, write_rows
+from lavis_ext.datasets.readers.parse import Row, RowSource, files_of, parse_rows, row_blocks
+from lavis_ext.datasets.readers.tables import Unstreamed
 
 if TYPE_CHECKING:
     import numpy as np
@@ -235,10 +238,14 @@ def open_table(source: Path | RowSource) -> AnnotationTable:
         if table is not None:
             return table
     log.info("converting %s once; later runs map the copy", source)
-    rows = parse_rows(source) if isinstance(source, Path) else source.parse()
     try:
-        return _write_first(places, rows, state)
-    except (UnicodeEncodeError, RecursionError) as error:  # a key with a lone surrogate; values that just fitted
+        if isinstance(source, Path):
+            with suppress(Unstreamed):
+                return _write_first(places, lambda: row_blocks(source), state)
+        rows = parse_rows(source) if isinstance(source, Path) else source.parse()
+        return _write_first(places, lambda: [rows], state)
+    except (UnicodeEncodeError, RecursionError, OverflowError) as error:
+        # a key with a lone surrogate; values that just fitted; more text than a batch holds
         what = f"holds a record that cannot be kept ({type(error).__name__})"
         raise IntegrityError(str(source), what, "leave it out, or write it otherwise") from error
 
@@ -273,20 +280,29 @@ def _open_copy(place: Path, state: dict[str, int]) -> AnnotationTable | None:
     except (OSError, KeyError, ValueError, pa.ArrowException) as error:
         log.debug("no usable copy at %s: %s", place, error)
         return None
-    if {key: meta.get(key) for key in state} != state or sum(b.num_rows for b in batches) != meta["rows"]:
+    if {key: meta.get(key) for key in state} != state:
         return None
-    return AnnotationTable(batches, meta["columns"], meta["rows"])
+    return AnnotationTable(batches, meta["columns"], sum(batch.num_rows for batch in batches))
 
 
-def _write_first(places: list[Path], rows: list[Row], state: dict[str, int]) -> AnnotationTable:
+Blocks = Callable[[], Iterable[Sequence[Row]]]
+
+
+def _write_first(places: list[Path], blocks: Blocks, state: dict[str, int]) -> AnnotationTable:
     """Write the copy at the first place that is writable, and open it."""
     failures = []
     for place in places:
         try:
-            _write_copy(place, rows, state)
+            place.parent.mkdir(parents=True, exist_ok=True)
+            with replacing(place) as part, part.open("wb") as stream:
+                write_rows(stream, blocks, dict(state))
         except OSError as error:
             failures.append(f"{place.parent} ({error.strerror or error})")
             continue
+        except (IntegrityError, Unstreamed):  # nothing was kept there
+            with suppress(OSError):
+                place.parent.rmdir()
+            raise
         table = _open_copy(place, state)
         if table is not None:
             return table
@@ -294,15 +310,6 @@ def _write_first(places: list[Path], rows: list[Row], state: dict[str, int]) -> 
     raise DiskError(
         str(places[0].parent), what, "free some space, or set XDG_CACHE_HOME to a folder that can be written"
     )
-
-
-def _write_copy(place: Path, rows: list[Row], state: dict[str, int]) -> None:
-    place.parent.mkdir(parents=True, exist_ok=True)
-    with replacing(place) as part, part.open("wb") as stream:
-        schema, batches = encode_rows(rows, dict(state))
-        with pa.ipc.new_file(stream, schema) as writer:
-            for batch in batches:
-                writer.write_batch(batch)
 
 
 def _words(column: pa.Array) -> np.ndarray:
@@ -319,100 +326,3 @@ def _words(column: pa.Array) -> np.ndarray:
     signs = pc.add(*(pc.count_substring(column, sign) for sign in " ;"))
     found: np.ndarray = pc.fill_null(pc.add(signs, 1), 0).to_numpy(zero_copy_only=False).astype(np.int64)
     return found
-
-
-BATCH_ROWS = 65536
-META = b"lavis_ext"
-INT64 = range(-(2**63), 2**63)
-SCALARS: dict[type, pa.DataType] = {str: pa.string(), int: pa.int64(), float: pa.float64(), bool: pa.bool_()}
-
-
-class Absent:
-    """The value of a key that a row does not have."""
-
-
-ABSENT = Absent()
-
-
-def encode_rows(rows: Sequence[Row], extra: dict[str, Any]) -> tuple[pa.Schema, Iterator[pa.RecordBatch]]:
-    """The schema and the batches of `rows`; `extra` is kept in the schema's metadata.
-
-    A column of one scalar type, or of lists of one scalar type, is native. Everything else (mixed types, nested
-    objects, integers beyond 64 bits, text that UTF-8 cannot hold) is JSON text. An Arrow null is a key that is not
-    there, or None where the column says so; a column with both is JSON text, in which None is `null`.
-    """
-    names = list(dict.fromkeys(name for row in rows for name in row))
-    columns = {name: _encode_column([row.get(name, ABSENT) for row in rows]) for name in names}
-    marks = {name: mark for name, (_, _, mark) in columns.items()}
-    meta = {META: json.dumps({**extra, "columns": marks, "rows": len(rows)}).encode()}
-    # without any column a batch would have no rows: a field of type null keeps their number
-    fields = [pa.field(name, kind) for name, (kind, _, _) in columns.items()] or [pa.field("", pa.null())]
-    schema = pa.schema(fields, metadata=meta)
-    return schema, _batches(schema, [values for _, values, _ in columns.values()], len(rows))
-
-
-def _batches(schema: pa.Schema, columns: list[list[Any]], rows: int) -> Iterator[pa.RecordBatch]:
-    for start in range(0, rows, BATCH_ROWS):
-        stop = min(start + BATCH_ROWS, rows)
-        parts = columns or [[None] * rows]
-        arrays = [pa.array(part[start:stop], type=f.type) for part, f in zip(parts, schema, strict=True)]
-        yield pa.record_batch(arrays, schema=schema)
-
-
-def _encode_column(values: list[Any]) -> tuple[pa.DataType, list[Any], str]:
-    """The Arrow type, the values, and the mark: `absent` or `none` (the meaning of a null), or `json`."""
-    kinds = {type(value) for value in values}
-    null = "none" if type(None) in kinds else "absent"
-    kind = None if {Absent, type(None)} <= kinds else _column_type(values, kinds - {Absent, type(None)})
-    if kind is None:
-        return pa.string(), [None if v is ABSENT else json.dumps(v) for v in values], "json"
-    return kind, [None if v is ABSENT else v for v in values], null
-
-
-def _column_type(values: list[Any], kinds: set[type]) -> pa.DataType | None:
-    """The native type of a column, or None if it has none."""
-    if kinds == {list}:
-        items = [item for value in values if type(value) is list for item in value]
-        inner = _scalar_type(items, {type(item) for item in items} or {str})
-        return inner and pa.list_(inner)
-    return _scalar_type([v for v in values if v is not ABSENT and v is not None], kinds)
-
-
-def _scalar_type(values: list[Any], kinds: set[type]) -> pa.DataType | None:
-    if len(kinds) != 1:
-        return None
-    kind = next(iter(kinds))
-    if kind is int and not all(value in INT64 for value in (min(values), max(values))):
-        return None
-    if kind is str and not _fits_utf8(values):
-        return None
-    return SCALARS.get(kind)
-
-
-def _fits_utf8(values: list[str]) -> bool:
-    """False where a lone surrogate (JSON may spell one) keeps text out of UTF-8."""
-    try:
-        for value in values:
-            value.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
-
-
-Columns = list[tuple[str, pa.Array, str]]
-
-
-def columns_of(batch: pa.RecordBatch, marks: dict[str, str]) -> Columns:
-    """The columns of a batch with their names and marks, as `decode_row` takes them."""
-    return [(name, batch.column(name), mark) for name, mark in marks.items()]
-
-
-def decode_row(columns: Columns, index: int) -> Row:
-    """Row `index` of a batch, equal to the dict that was encoded."""
-    row: Row = {}
-    for name, values, mark in columns:
-        value = values[index].as_py()
-        if value is None and mark != "none":
-            continue
-        row[name] = decode_json(value) if mark == "json" and value is not None else value
-    return row

@@ -12,17 +12,19 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
 
 from lavis_ext.common.errors import ConfigError, IntegrityError
 from lavis_ext.common.files import expanded
+from lavis_ext.datasets.readers.conversations import Conversations
 from lavis_ext.datasets.readers.folders import FolderRows, PartRows, split_named
 from lavis_ext.datasets.readers.packed import packed_rows
 from lavis_ext.datasets.readers.tables import (
     REFETCH,
     TABLES,
+    Unstreamed,
+    json_blocks,
     kind_of_name,
     open_head,
     read_text,
@@ -48,6 +50,25 @@ def parse_rows(path: Path) -> list[Row]:
         return canonical_rows(_rows_as_written(path))
     except (KeyError, TypeError, AttributeError, ValueError, OverflowError) as error:
         raise IntegrityError(str(path), f"a record has not the form of its file ({error})", REFETCH) from error
+
+
+def row_blocks(path: Path) -> Iterator[list[Row]]:
+    """The rows of `parse_rows`, a few megabytes at a time: of a JSON list and of JSON Lines.
+
+    Raises Unstreamed, perhaps after some blocks, where only `parse_rows` can read the file or say what is wrong.
+    """
+    kind = kind_of_name(path)
+    if kind in (*TABLES, ".parquet"):
+        raise Unstreamed
+    form: Form | None = None
+    first = True
+    for block in json_blocks(path, kind in (".jsonl", ".ndjson")):
+        if first and block:
+            form, first = _form_of(block[0]), False
+        try:
+            yield block if form is None else [made for row in block for made in form(row)]
+        except (KeyError, TypeError, AttributeError, ValueError, OverflowError) as error:
+            raise Unstreamed from error
 
 
 def _rows_as_written(path: Path) -> list[Row]:
@@ -204,8 +225,12 @@ Form = Callable[[Row], Iterator[Row]]
 
 def canonical_rows(rows: list[Row]) -> list[Row]:
     """The rows in LAVIS' form; rows of an unknown form, or already in LAVIS' form, unchanged."""
-    form = next((form for keys, form in FORMS if rows and keys <= rows[0].keys()), None)
+    form = _form_of(rows[0]) if rows else None
     return rows if form is None else [made for row in rows for made in form(row)]
+
+
+def _form_of(first: Row) -> Form | None:
+    return next((form for keys, form in FORMS if keys <= first.keys()), None)
 
 
 def image_rows(images: list[Any]) -> list[Row]:
@@ -424,8 +449,8 @@ class RowOptions:
     split_key: str | None = None
     holdout: float = 0.0
     delimiter: str | None = None
-    turns: bool = False
-    """Whether conversations are taken apart into questions and answers."""
+    conversations: Literal["", "turns", "whole"] = ""
+    """Whether conversations are taken apart into questions and answers, or kept whole."""
 
 
 def row_options(config: DatasetConfig, split: str, root: Path) -> RowOptions:
@@ -439,7 +464,7 @@ def row_options(config: DatasetConfig, split: str, root: Path) -> RowOptions:
         args.get("split_key"),
         float(args.get("holdout") or 0.0) if shared else 0.0,
         args.get("delimiter"),
-        config.builder == "vqa",
+        {"vqa": "turns", "conversation": "whole"}.get(config.builder, ""),  # type: ignore[arg-type]
     )
 
 
@@ -476,8 +501,10 @@ def _source(path: Path, how: RowOptions) -> Path | RowSource:
         key = key or ("split" if b'"sentences"' in head and b'"filename"' in head and b'"split"' in head else None)
     if source is path and how.base is not None and how.base in path.parents[1:]:
         source = Beside(path, how.base, how.image_key)
-    if how.turns and path.is_file() and b'"conversations"' in open_head(path, HEAD):
-        source = Turns(path)
+    if how.conversations == "whole":
+        source = Conversations(source, "whole", how.image_key)
+    elif how.conversations and path.is_file() and b'"conversations"' in open_head(path, HEAD):
+        source = Conversations(path, "turns")
     return _part(source, how, key)
 
 
@@ -540,36 +567,6 @@ class PackedFile(OneFile):
     def parse(self) -> list[Row]:
         """All rows; raises IntegrityError."""
         return canonical_rows(packed_rows(self.path, self.base))
-
-
-@dataclass(frozen=True)
-class Turns(OneFile):
-    """Conversations in LLaVA's form as questions and answers, a row a turn: what stands before a turn is left out."""
-
-    KIND: ClassVar[str] = "turns"
-
-    def parse(self) -> list[Row]:
-        """Rows with `question`, `answer`, `question_id`, `image`; turns without a picture are left out."""
-        rows: list[Row] = []
-        for number, row in enumerate(parse_rows(self.path)):
-            image = row.get("image")
-            for turn, (asked, said) in enumerate(turns_of(row, f"{self.path} record {number}")):
-                name = f"{row.get('id', number)}_{turn}"
-                listed = image if isinstance(image, list) else []
-                more = {"image": listed[0], "images": listed} if listed else {"image": image}
-                rows += [{"question_id": name, "question": asked, "answer": said, **more}] if more["image"] else []
-        return rows
-
-
-def turns_of(row: Row, where: str) -> list[tuple[str, str]]:
-    """The questions of a conversation, each with its answer, without LLaVA's `<image>`; raises IntegrityError."""
-    said = row.get("conversations")
-    if not isinstance(said, list) or not all(isinstance(one, dict) and "value" in one for one in said):
-        raise IntegrityError(where, "has no list of `from` and `value` under `conversations`", REFETCH)
-    texts = [(one.get("from"), str(one["value"]).replace("<image>", " ").strip()) for one in said]
-    return [
-        (a, b) for (who, a), (other, b) in pairwise(texts) if who in ("human", "user") and other in ("gpt", "assistant")
-    ]
 
 
 def kind_of(path: Path) -> Kind:

@@ -6,11 +6,15 @@ import bz2
 import csv
 import gzip
 import io
+import json
 import logging
 import lzma
 import re
 import zlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import IO, Any
 
@@ -82,6 +86,100 @@ def _encoding(data: bytes) -> str:
             if head[odd::2].count(0) > 0.8 * len(head[odd::2]) and not head[1 - odd :: 2].count(0):
                 return name
     return "utf-8-sig"
+
+
+class Unstreamed(Exception):
+    """A file that cannot be read piece by piece: packed, not UTF-8, of another form, or with a fault.
+
+    Whoever reads it whole says what is wrong, and where.
+    """
+
+
+PIECE = 1 << 22
+SPACES = " \t\r\n"
+_SPACE, _COMMA = re.compile(r"[ \t\r\n]*"), re.compile(r"[ \t\r\n]*,")
+_decode = json.JSONDecoder().raw_decode
+
+
+def json_blocks(path: Path, lines: bool = False) -> Iterator[list[Row]]:
+    """The records of a JSON list, or of `lines` with one each, a few megabytes at a time; raises Unstreamed.
+
+    Together they are those of the whole text, each a dict; what was given before a fault counts for nothing.
+    """
+    try:
+        with path.open("rb") as file:
+            head = file.read(PIECE).removeprefix(b"\xef\xbb\xbf")
+            if not lines:
+                head = head.lstrip(SPACES.encode())
+            if _packed_as(head) or not (lines or head.startswith(b"[")):
+                raise Unstreamed
+            pieces = chain([head if lines else head[1:]], iter(partial(file.read, PIECE), b""))
+            for block in _line_blocks(pieces) if lines else _list_blocks(pieces):
+                if set(map(type, block)) - {dict}:
+                    raise Unstreamed
+                yield block
+    except (OSError, ValueError, RecursionError) as error:
+        raise Unstreamed from error
+
+
+def _line_blocks(pieces: Iterable[bytes]) -> Iterator[list[Any]]:
+    held = b""
+    for piece in chain(pieces, [b"\n"]):
+        whole, _, held = (held + piece).rpartition(b"\n")
+        block = []
+        for line in whole.decode().split("\n"):
+            if line.strip():
+                text = line.strip(SPACES)
+                value, end = _decode(text)
+                if end < len(text):
+                    raise Unstreamed
+                block.append(value)
+        yield block
+        _require_small(held)
+
+
+def _list_blocks(pieces: Iterable[bytes]) -> Iterator[list[Any]]:
+    """Cut behind a record, where the last `},` stands: the text before it in brackets is a list, or it was no end."""
+    held, plain, some = b"", True, False
+    for piece in pieces:
+        held += piece
+        cut = held.rfind(b"},")
+        block, end = [], 0
+        if cut >= 0:
+            text = held[: cut + 1].decode()
+            try:
+                block, end = json.loads(f"[{text}]") if plain else [], cut + 2
+            except ValueError:
+                plain = False  # records hold records: each is looked for from now on
+            if not plain:
+                block, length = _records_of(f"{text},")
+                end = len(f"{text},"[:length].encode())
+        held, some = held[end:], some or bool(block)
+        yield block
+        _require_small(held)
+    text = held.decode().rstrip(SPACES)
+    if text[-1:] != "]" or (some and not text[:-1].strip(SPACES)):  # cut off, or a comma before its end
+        raise Unstreamed
+    yield json.loads(f"[{text}")
+
+
+def _records_of(text: str) -> tuple[list[Any], int]:
+    """The records at the beginning of a text, each with a comma behind it, and where they end."""
+    found, end = [], 0
+    with suppress(ValueError):
+        while match := _SPACE.match(text, end):
+            value, after = _decode(text, match.end())
+            comma = _COMMA.match(text, after)
+            if comma is None:
+                break
+            found.append(value)
+            end = comma.end()
+    return found, end
+
+
+def _require_small(held: bytes) -> None:
+    if len(held) > UNPACKED:
+        raise Unstreamed
 
 
 def _packed_as(head: bytes) -> str:

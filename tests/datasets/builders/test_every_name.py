@@ -21,6 +21,7 @@ KNOWLEDGE = {"choices": list, "correct_choice_idx": (int, type(None)), "direct_a
 PAIR = {"image0": Tensor, "image1": Tensor, "text_input": str, "label": int, "instance_id": str}
 LABEL = {"image": Tensor, "text_input": str, "label": int, "image_id": str, "instance_id": str}
 TEXT_ID = {"question_id": str}
+CONVERSATION = {"image": list, "conversations": list, "sample_id": str, "instance_id": str}
 
 KEYS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     **dict.fromkeys(
@@ -101,12 +102,15 @@ def test_build(config: DatasetConfig, form: Write, tmp_path: Path) -> None:
     assert list(built) == split_names(config)
     for split, dataset in built.items():
         assert (dataset.name, dataset.split, len(dataset)) == (config.name, split, expected(config, split))
-        keys = KEYS[config.name][0 if split == "train" else 1]
+        keys = CONVERSATION if config.type == "conversation" else KEYS[config.name][0 if split == "train" else 1]
         check_sample(dict(dataset[0]), keys, torch.float32)
         loaded = dataset.load(0, torch.Generator().manual_seed(0))
         check_sample(dict(loaded), keys, torch.uint8)
         again = dataset.load(0, torch.Generator().manual_seed(0))
-        assert all(torch.equal(again[k], v) if isinstance(v, Tensor) else again[k] == v for k, v in loaded.items())
+        for key, value in loaded.items():
+            (one, other) = (v if key == "image" and isinstance(v, list) else [v] for v in (value, again[key]))
+            same = zip(one, other, strict=True)
+            assert all(torch.equal(a, b) if isinstance(a, Tensor) else a == b for a, b in same), key
         batch = dataset.collater([dataset[i] for i in range(len(dataset))])
         images = [batch[key] for key, kind in keys.items() if kind is Tensor]
         assert all(image.shape == (len(dataset), 3, 224, 224) for image in images)

@@ -1,10 +1,12 @@
 """Rows in are rows out, from a copy that is written once and mapped from then on."""
 
+import io
 import json
 import os
 import pickle
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -14,15 +16,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lavis_ext.common.errors import ConfigError, DiskError, IntegrityError
-from lavis_ext.datasets.readers import annotations
-from lavis_ext.datasets.readers.annotations import (
-    BATCH_ROWS,
-    Annotations,
-    cache_places,
-    columns_of,
-    decode_row,
-    encode_rows,
-)
+from lavis_ext.datasets.readers import annotations, tables
+from lavis_ext.datasets.readers.annotations import Annotations, cache_places
+from lavis_ext.datasets.readers.columns import missing_columns
+from lavis_ext.datasets.readers.encoding import BATCH_ROWS, columns_of, decode_row, write_rows
+from lavis_ext.datasets.readers.parse import parse_rows, row_blocks
+from lavis_ext.datasets.readers.tables import Unstreamed
 from tests.support.pictures import write_json
 
 texts = st.text(max_size=6)
@@ -41,9 +40,16 @@ def same(a: Any, b: Any) -> bool:
     return json.dumps(a, sort_keys=True) == json.dumps(b, sort_keys=True)
 
 
+def arrow_of(rows: list[dict[str, Any]]) -> pa.ipc.RecordBatchFileReader:
+    stream = io.BytesIO()
+    write_rows(stream, lambda: [rows], {})
+    return pa.ipc.open_file(stream.getvalue())
+
+
 def through_arrow(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    schema, batches = encode_rows(rows, {})
-    marks = json.loads(schema.metadata[b"lavis_ext"])["columns"]
+    read = arrow_of(rows)
+    marks = json.loads(read.schema.metadata[b"lavis_ext"])["columns"]
+    batches = [read.get_batch(number) for number in range(read.num_record_batches)]
     return [decode_row(columns_of(b, marks), i) for b in batches for i in range(b.num_rows)]
 
 
@@ -85,7 +91,7 @@ def test_any_json_list_reads_as_itself(tmp_path_factory: pytest.TempPathFactory,
 
 def test_columns_that_can_be_are_native() -> None:
     rows = [{"s": "a", "l": ["x"], "n": 1, "mixed": 1}, {"s": "b", "l": [], "n": 2, "mixed": "1"}]
-    schema, _ = encode_rows(rows, {})
+    schema = arrow_of(rows).schema
     assert [str(field.type) for field in schema] == ["string", "list<item: string>", "int64", "string"]
     assert json.loads(schema.metadata[b"lavis_ext"])["columns"]["mixed"] == "json"
 
@@ -112,6 +118,8 @@ def test_codes_number_values_in_order_of_appearance(tmp_path: Path) -> None:
     assert Annotations([path]).codes("mixed").tolist() == [0, 1, 2, 3, 1]
     assert Annotations([path], limit=3).codes("id").tolist() == [0, 1, 0]
     assert Annotations([path]).codes("nowhere").tolist() == [0] * 5
+    numbers = write_json(tmp_path / "b.json", [{"id": n} for n in (7, 8, 7)])
+    assert Annotations([path, numbers]).codes("id").tolist() == [0, 1, 0, 2, 1, 3, 4, 3], "texts and numbers"
 
 
 def test_head_and_pickle(tmp_path: Path) -> None:
@@ -134,12 +142,77 @@ def test_more_rows_than_a_batch(tmp_path: Path) -> None:
     ]
 
 
+@pytest.mark.parametrize("late", [{"n": "x"}, {"m": 1}, {"n": None}, {}, {"n": 2**70}, {"n": [1]}])
+def test_a_late_row_of_another_kind_is_kept_exactly(tmp_path: Path, late: dict[str, Any]) -> None:
+    rows: list[dict[str, Any]] = [{"n": n} for n in range(BATCH_ROWS + 2)] + [late] + [{"n": 1}] * BATCH_ROWS
+    read = Annotations([write_json(tmp_path / "a.json", rows)])
+    assert len(read) == len(rows)
+    for i in (0, BATCH_ROWS, BATCH_ROWS + 2, len(rows) - 1):
+        assert same(read[i], {**rows[i], "instance_id": str(i)})
+
+
+@settings(max_examples=200, deadline=None)
+@given(row_lists, st.sampled_from([None, 1]), st.integers(1, 40), st.booleans())
+def test_pieces_of_any_size_hold_the_same_rows(rows: list[Any], indent: int | None, size: int, lines: bool) -> None:
+    with pytest.MonkeyPatch.context() as patch, tempfile.TemporaryDirectory() as folder:
+        patch.setattr(tables, "PIECE", size)
+        path = Path(folder, "a.jsonl" if lines else "a.json")
+        text = "\n".join(map(json.dumps, rows)) if lines else json.dumps(rows, indent=indent, ensure_ascii=False)
+        path.write_bytes(text.encode("utf-8", "surrogatepass"))
+        try:
+            found = [row for block in row_blocks(path) for row in block]
+        except Unstreamed:  # a lone surrogate that is written as it is, which is not UTF-8
+            with pytest.raises(IntegrityError):
+                parse_rows(path)
+        else:
+            assert same(found, rows)
+
+
+@pytest.mark.parametrize("size", [3, 1 << 20])
+@pytest.mark.parametrize(
+    "text",
+    [
+        *('[{"a": 1},]', '[{"a": 1}', '[{"a": 1}{"a": 2}]', '[{"a": 1},,{"a": 2}]', '[{"a": 1}] x', "[,]", '{"a": 1}'),
+        *('[{"a": 1}, 5]', '[{"a": {"b": 1}, }]', '[{"a": [{"b": 1}, {"c": 2}]}, {"a": }]', '\x0b[{"a": 1}]', "", "["),
+        *('[{"a": 1}, {"b": "}, {"]', '[[{"a": 1}], {"a": 1}]', '[{"a": "\x01"}]'),
+    ],
+)
+def test_what_is_no_list_of_records_is_left_to_the_whole_reading(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str, size: int
+) -> None:
+    monkeypatch.setattr(tables, "PIECE", size)
+    (tmp_path / "a.json").write_text(text)
+    with pytest.raises(Unstreamed):
+        list(row_blocks(tmp_path / "a.json"))
+
+
+@pytest.mark.parametrize("lines", ['{"a": [1\n2]}\n{"b": 1},{"c": 2}', '{"a": 1} {"b": 2}', '{"a": 1},', "5", "{"])
+def test_lines_are_records_one_each(tmp_path: Path, lines: str) -> None:
+    (tmp_path / "a.jsonl").write_text(lines)
+    with pytest.raises(Unstreamed):
+        list(row_blocks(tmp_path / "a.jsonl"))
+
+
+def test_the_first_conversion_holds_no_more_than_some_batches(tmp_path: Path) -> None:
+    path = tmp_path / "a.json"
+    code = (
+        "import resource, sys; from lavis_ext.datasets.readers.annotations import Annotations; import pyarrow\n"
+        "peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024\n"
+        "before = peak(); Annotations([sys.argv[1]]); print(peak() - before)"
+    )
+    row = json.dumps({"caption": "a man on a wave " * 12, "image": "val2014/COCO_val2014_000000000042.jpg"})
+    path.write_text(f"[{', '.join([row] * 400_000)}]")  # 107 MB of text, of which a batch is 17
+    done = subprocess.run([sys.executable, "-c", code, str(path)], capture_output=True, text=True, check=True)
+    assert int(done.stdout) < 190
+
+
 def test_the_copy_is_written_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = write_json(tmp_path / "a.json", [{"n": 1}])
     Annotations([path])
     copy = tmp_path / ".lavis_ext" / "a.json.arrow"
     assert copy.is_file()
-    monkeypatch.setattr(annotations, "parse_rows", lambda _: pytest.fail("parsed again"))
+    for name in ("parse_rows", "row_blocks"):
+        monkeypatch.setattr(annotations, name, lambda _: pytest.fail("parsed again"))
     assert Annotations([path])[0]["n"] == 1
     assert [p.name for p in copy.parent.iterdir()] == ["a.json.arrow"]
 
@@ -257,3 +330,14 @@ def test_a_source_of_rows_is_copied_as_a_file_is(tmp_path: Path) -> None:
     assert (tmp_path / ".lavis_ext/counted.arrow").is_file()
     path.write_text("wxyz")
     assert len(Annotations([Counted(path)])) == 4
+
+
+def test_columns_that_no_row_has_are_told_with_the_way_out() -> None:
+    rows = [{"text": "a cat", "file": "a.jpg"}]
+    [problem] = missing_columns("datasets.a", {"caption_key": "caption"}, rows, ["text", "file"])
+    assert problem.where == "datasets.a" and "caption_key: text" in problem.way_out
+    [problem] = missing_columns("datasets.a", {"caption_key": "caption"}, [{"n": True}], ["n"])
+    assert "caption_key: …" in problem.way_out, "true is no text"
+    joined = "file;text"
+    found = missing_columns("datasets.a", {"image_key": "image", "caption_key": "text"}, [{joined: "a;b"}], [joined])
+    assert len(found) == 1 and "delimiter: ';'" in found[0].way_out, "the others may be there"

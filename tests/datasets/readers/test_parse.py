@@ -114,3 +114,53 @@ def test_no_bytes_raise_anything_else(tmp_path_factory: pytest.TempPathFactory, 
     except IntegrityError:
         return
     assert all(isinstance(row, dict) for row in rows)
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        {"annotations": {"a": 1}, "images": [{"id": 1, "file_name": "a.jpg"}]},
+        {"annotations": [{"image_id": 1, "caption": "a"}], "images": [{"id": [], "file_name": "a.jpg"}]},
+    ],
+)
+def test_what_is_no_list_of_records_is_not_passed_over(tmp_path: Path, value: Any) -> None:
+    with pytest.raises(IntegrityError):
+        read(tmp_path, json.dumps(value))
+
+
+def test_a_picture_whose_id_is_none_is_named(tmp_path: Path) -> None:
+    value = {"annotations": [{"image_id": 1}], "images": [{"id": 1, "file_name": "a"}, {"id": [], "file_name": "b"}]}
+    with pytest.raises(IntegrityError) as caught:
+        read(tmp_path, json.dumps(value))
+    assert caught.value.problems[0].where.endswith("a.json image 1")
+
+
+def test_karpathys_records_are_a_row_a_sentence(tmp_path: Path) -> None:
+    sentences = [{"raw": "A cat."}, {"tokens": ["a", "dog"]}]
+    more = {"filepath": "val2014", "split": "test", "cocoid": 7}
+    value = {"dataset": "coco", "images": [{"filename": "a.jpg", "sentences": sentences, **more}]}
+    row = {"image": "val2014/a.jpg", "split": "test", "image_id": 7}
+    assert read(tmp_path, json.dumps(value)) == [{**row, "caption": "A cat."}, {**row, "caption": "a dog"}]
+
+
+def test_boxes_of_coco_are_gathered_by_picture(tmp_path: Path) -> None:
+    boxes = [{"image_id": 1, "bbox": [0, n, 2, 3], "category_id": 5 + n} for n in range(2)]
+    names = [{"id": 5, "name": "dog"}, {"id": 6, "name": "ball"}]
+    value = {"images": [{"id": 1, "file_name": "a.jpg"}], "annotations": boxes, "categories": names}
+    [row] = read(tmp_path, json.dumps(value))
+    assert (row["image"], row["labels"], row["objects"]) == ("a.jpg", ["dog", "ball"], "dog, ball")
+    assert row["boxes"] == [[0.0, 0.0, 2.0, 3.0], [0.0, 1.0, 2.0, 3.0]]
+
+
+@pytest.mark.parametrize(("more", "folder"), [({}, "dev"), ({"directory": 12}, "train/12")])
+def test_nlvr2s_records_name_their_two_pictures(more: dict[str, int], folder: str, tmp_path: Path) -> None:
+    name = f"{folder.partition('/')[0]}-850-0"
+    value = [{"identifier": f"{name}-1", "sentence": "Both.", "label": "True", "left_url": "x", **more}]
+    [row] = read(tmp_path, json.dumps(value))
+    assert row["images"] == [f"{folder}/{name}-img0.png", f"{folder}/{name}-img1.png"] and row["label"] == "True"
+
+
+def test_columns_of_two_lengths_are_no_table(tmp_path: Path) -> None:
+    assert read(tmp_path, '{"image": ["a.jpg", "b.jpg"], "caption": ["one", "two"]}') == ROWS
+    short = read(tmp_path, '{"left": ["a", "b"], "right": ["one"]}')
+    assert short == [{"sample_id": "left", "data": ["a", "b"]}, {"sample_id": "right", "data": ["one"]}]

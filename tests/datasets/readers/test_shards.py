@@ -258,6 +258,13 @@ def test_damaged_json(body: bytes, why: str, tmp_path: Path) -> None:
         item.text()
 
 
+def test_what_a_sample_does_not_have_is_empty(tmp_path: Path) -> None:
+    path = write_tar(tmp_path / "0.tar", [("1.jpg", b"x"), ("1.json", b"{}")])
+    [entry] = read_index(path, ("image", "json")).entries
+    sample = RawSample(Shard.open(path), entry)
+    assert (sample.read("image"), sample.read("txt"), sample.text()) == (b"x", b"", "")
+
+
 def test_replaced_or_lost_shard_is_not_read_through_an_old_handle(tmp_path: Path) -> None:
     path = write_shard(tmp_path, 0, 1)
     (old,) = ShardReader([path]).iterate(0, 1)

@@ -99,6 +99,14 @@ def test_absurd_range(tmp_path: Path) -> None:
         list_shards(["a/{0..99999999999}.tar"], tmp_path, WHERE)
 
 
+@pytest.mark.parametrize(
+    ("pattern", "names"),
+    [("{08..11}", ["08", "09", "10", "11"]), ("{9..010}", ["009", "010"]), ("{9..11}", ["9", "10", "11"])],
+)
+def test_a_leading_zero_of_either_end_is_the_width(pattern: str, names: list[str]) -> None:
+    assert list(braced(pattern)) == names
+
+
 def test_braces_are_those_of_the_shell() -> None:
     braceexpand = pytest.importorskip("braceexpand").braceexpand
     for pattern in ("{00..03}", "{8..11}", "a{1,2}b{x,y}", "{3..1}", "plain", "{1}"):

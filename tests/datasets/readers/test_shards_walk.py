@@ -2,6 +2,7 @@
 
 import io
 import tarfile
+import tracemalloc
 from pathlib import Path
 from unittest.mock import patch
 
@@ -73,3 +74,24 @@ def test_a_flipped_bit_in_a_header_is_told(tmp_path: Path) -> None:
 
 def test_a_shard_that_is_not_there(tmp_path: Path) -> None:
     assert walk(tmp_path / "0.tar") == ([], "it cannot be read (No such file or directory)")
+
+
+def test_a_shard_that_ends_with_its_last_member_has_it(tmp_path: Path) -> None:
+    """Of a tar that the quick walk leaves to tarfile too; without its end mark it may lack others."""
+    path = tmp_path / "0.tar"
+    write(path, [("x/" * 60 + "0.jpg", b"x" * 512, "f"), ("1.jpg", b"y" * 512, "f")], tarfile.PAX_FORMAT)
+    whole, fault = walk(path)
+    path.write_bytes(path.read_bytes()[: sum(whole[-1][1])])
+    assert fault == "" and walk(path) == (whole, "it is cut off before its end mark")
+
+
+def test_headers_that_were_passed_are_not_kept(tmp_path: Path) -> None:
+    path = tmp_path / "0.tar"
+    write(path, [("x/" * 60 + f"{n}.jpg", b"", "f") for n in range(2000)], tarfile.PAX_FORMAT)
+    tracemalloc.start()
+    try:
+        members = walk(path)[0]
+        most = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert len(members) == 2000 and most < 500 * len(members)

@@ -268,6 +268,19 @@ def test_damaged_shard_alone_is_made_again(harm: str, server: Server, tmp_path: 
     assert (job.target / ".lavis_ext/set_aside/00001.0.tar").exists() == (harm == "cut")
 
 
+def test_a_shard_that_is_made_again_leaves_out_what_a_later_one_has(
+    server: Server, tmp_path: Path, orders: Orders
+) -> None:
+    web = WebList(server)
+    for number in range(20):
+        web.add(picture(number), *([Fault(times=1, status=503)] if number == 12 else []))
+    job = shards_job(tmp_path, with_captions(web).write(tmp_path / "laion.json"))
+    assert fetch_list(job).present == 20 and len(samples_of(job)) == 20
+    assert (job.work / run.PULSE).is_file(), "by its time others see that this list moves"
+    shard_path(job.target, 1).unlink()
+    assert fetch_list(job).present == 20 and len(samples_of(job)) == 20
+
+
 def test_all_of_a_shard_fails(server: Server, tmp_path: Path, orders: Orders) -> None:
     web = WebList(server)
     for number in range(20):

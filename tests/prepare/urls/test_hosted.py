@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import hashlib
 import json
+import socket
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from lavis_ext.common.config.cards import ImageList
-from lavis_ext.common.errors import PartialError
+from lavis_ext.common.errors import DiskError, PartialError
 from lavis_ext.fetch import MirrorMap, Policy
 from lavis_ext.prepare.urls import expand_list, fetch_hosted
 from tests.support.server import Fault, Server
-from tests.support.weblist import make_job, picture
+from tests.support.weblist import QUICK, make_job, picture
 
 NOCAPS = {
     "engine": "fetch",
@@ -92,3 +95,28 @@ def test_subset_mirror_that_lacks_some(server: Server, tmp_path: Path) -> None:
     mirrors = MirrorMap(server.base, Policy(fsync=False))
     account = fetch_hosted(make_job(tmp_path, annotation(tmp_path, urls), spec=NOCAPS, mirrors=mirrors))
     assert account.present == 1 and account.reasons == {"the mirror lacks it": 1}
+
+
+def test_a_folder_that_cannot_be_made_is_no_lost_image(server: Server, tmp_path: Path) -> None:
+    urls = [server.put(f"/v/{n}.jpg", picture(n)) for n in range(3)]
+    job = make_job(tmp_path, annotation(tmp_path, urls), spec=NOCAPS, threshold=0.0)
+    job.target.mkdir(parents=True)
+    (job.target / "val").write_bytes(b"mine")
+    with pytest.raises(DiskError):
+        fetch_hosted(job)
+    assert (job.target / "val").read_bytes() == b"mine" and not (job.work / "account.json").exists()
+
+
+def test_a_name_that_leads_inside_is_not_connected_to(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = socket.getaddrinfo
+
+    def leading_inside(host: str, *more: Any, **named: Any) -> Any:
+        return real("127.0.0.1" if host == "photos.example" else host, *more, **named)
+
+    monkeypatch.setattr(socket, "getaddrinfo", leading_inside)
+    path = annotation(tmp_path, [f"https://photos.example:{server.port}/v/1.jpg"])
+    account = fetch_hosted(make_job(tmp_path, path, spec=NOCAPS, policy=replace(QUICK, allow_private=False)))
+    [reason] = account.reasons
+    assert account.present == 0 and "private address 127.0.0.1" in reason

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lavis_ext.common.errors import NetworkError, PartialError
-from lavis_ext.prepare.urls.job import ListAccount, LostImage, read_account
+from lavis_ext.prepare.urls.job import ListAccount, LostImage, is_of_origin, read_account
 
 
 def account(
@@ -56,6 +56,23 @@ def test_what_may_pass_and_what_it_covers(tmp_path: Path) -> None:
     some, every = ListAccount(name="x", asked=10), ListAccount(name="x")
     assert some.covers(10) and not some.covers(11) and not some.covers(None)
     assert every.covers(None) and every.covers(5)
+
+
+def test_a_list_of_nothing_is_all_there() -> None:
+    assert ListAccount(name="x").share == 1.0 and ListAccount(name="x", expected=4, present=3).share == 0.75
+
+
+def test_parts_that_are_no_longer_needed_do_not_change_what_a_list_is_of(tmp_path: Path) -> None:
+    """A fetched part may be removed; a file of the user's own that is one too few is another list."""
+    parts = [tmp_path / f"{n}.parquet" for n in range(2)]
+    for path in parts:
+        path.write_bytes(b"PAR1")
+    stamps = {path.name: [f"https://h/{path.name}", 4, path.stat().st_mtime_ns, ""] for path in parts}
+    assert is_of_origin({"files": stamps}, {parts[0]: "https://h/0.parquet"}, tmp_path)
+    assert not is_of_origin({"files": stamps}, {parts[0]: "https://h/other.parquet"}, tmp_path)
+    own = {name: ["", *stamp[1:]] for name, stamp in stamps.items()}
+    assert is_of_origin({"files": own}, dict.fromkeys(parts, ""), tmp_path)
+    assert not is_of_origin({"files": own}, {parts[0]: ""}, tmp_path)
 
 
 @settings(deadline=None)

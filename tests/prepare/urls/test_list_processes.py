@@ -6,7 +6,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -15,6 +14,7 @@ import pytest
 from lavis_ext.common.errors import DiskError, PartialError
 from lavis_ext.prepare.urls import fetch_list, supervise
 from lavis_ext.prepare.urls.supervise import run_worker, worker_environment
+from tests.support.processes import all_ended, descendants
 from tests.support.server import Fault, Server, wait_until
 from tests.support.weblist import WebList, make_job, picture
 
@@ -93,18 +93,18 @@ def test_secrets_stay_at_home(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_killed_in_the_middle_and_run_again(server: Server, tmp_path: Path) -> None:
     web = WebList(server)
     for number in range(40):
-        web.add(picture(number), Fault(latency=0.1))
+        web.add(picture(number), *[Fault(latency=250.0)] * (number >= 25))
     annotation = web.write(tmp_path / "sbu.json")
     command = [sys.executable, "-c", FETCH, str(tmp_path), str(annotation), "files"]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    assert wait_until(lambda: len(server.log) >= 25, 60)
+    assert wait_until(lambda: len(server.log) >= 26, 120)
+    below = descendants(process.pid)
     process.send_signal(signal.SIGKILL)
     process.wait()
-    time.sleep(0.3)
+    assert wait_until(lambda: all_ended(below)), "the process that downloads outlived the one that started it"
     asked = len(server.log)
-    time.sleep(0.5)
-    assert len(server.log) == asked, "the process that downloads outlived the one that started it"
+    server.faults.clear()
     spec = {"samples_per_shard": 10}
     account = fetch_list(make_job(tmp_path, annotation, spec=spec, threads=8))
     assert (account.present, account.expected) == (40, 40)
@@ -124,3 +124,27 @@ def test_distributors(distributor: str, server: Server, tmp_path: Path) -> None:
     job = make_job(tmp_path, web.write(tmp_path / "l.json"), spec=spec, distributor=distributor, processes=2, passes=0)
     account = fetch_list(job)
     assert (account.present, account.samples, account.shards) == (26, 26, 2)
+
+
+def test_what_a_process_prints_is_no_write_that_failed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    code = """
+import sys, time
+print('{"errno": 5, "path": "no/report"}', flush=True)
+time.sleep(0.2)
+print('lavis_ext disk trouble: {"errno": 28, "path": "images/1.jpg"}', flush=True)
+sys.stdin.readline()
+"""
+    as_worker(monkeypatch, code)
+    with pytest.raises(DiskError) as caught:
+        run_worker(tmp_path / "order.json", 60, nothing)
+    assert caught.value.problems[0].where == "images/1.jpg"
+
+
+def test_an_order_without_an_owner_is_followed_to_its_end() -> None:
+    code = (
+        "import time; from types import SimpleNamespace; from lavis_ext.prepare.urls import worker\n"
+        "worker.FENCE = 0.01; worker.follow_owner(SimpleNamespace(owner='', token=''))\n"
+        "time.sleep(0.3); print('done')"
+    )
+    child = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, start_new_session=True)
+    assert (child.returncode, child.stdout) == (0, "done\n")

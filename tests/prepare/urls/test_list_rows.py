@@ -157,3 +157,10 @@ def test_places_never_leave_the_folder(image: str) -> None:
     except UnsafeError:
         return
     assert path and not path.startswith("/") and ".." not in path.split("/")
+
+
+def test_columns_that_only_the_path_names_are_read_from_parquet(tmp_path: Path) -> None:
+    columns = {"url": ["http://h.example/1"], "caption": ["one"], "image": ["x/a.jpg"], "other": [1]}
+    parquet.write_table(pa.table(columns), tmp_path / "a.parquet")
+    [row] = rows_of(tmp_path / "a.parquet", ImageList(storage="x", path="{image.name}"))
+    assert (row.path, row.refusal) == ("a.jpg", "")

@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import json
+import os
 import tarfile
 from dataclasses import replace
 from pathlib import Path
 
+import pyarrow as pa
 import pytest
+from pyarrow import parquet
 
 from lavis_ext.common.errors import IntegrityError
+from lavis_ext.prepare.urls import shards
+from lavis_ext.prepare.urls.job import Pass
+from lavis_ext.prepare.urls.passes import is_complete, read_status
 from lavis_ext.prepare.urls.shards import (
     ShardManifest,
     describe,
@@ -18,6 +25,7 @@ from lavis_ext.prepare.urls.shards import (
     manifest_path,
     publish,
     set_aside,
+    shard_fault,
     shard_path,
 )
 
@@ -90,3 +98,33 @@ def test_set_aside_keeps_every_version(tmp_path: Path) -> None:
     assert [place and place.name for place in places] == ["00000.0.tar", "00000.1.tar"]
     assert all(place and ShardManifest.read(place) for place in places)
     assert list(tmp_path.glob("*.tar")) == [] and list(tmp_path.glob("*.json")) == []
+
+
+def test_a_shard_that_is_gone_differs_from_its_manifest(tmp_path: Path) -> None:
+    tar = make_tar(tmp_path / "00000.tar", sample("0"))
+    assert shard_fault(tar) == "has no manifest"
+    publish(tmp_path / "gone.tar", tar, describe(tar, "abc"))
+    assert shard_fault(tar) == ""
+    tar.unlink()
+    assert "No such file" in shard_fault(tar)
+
+
+def test_a_shard_that_cannot_be_read_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tar = make_tar(tmp_path / "00000.tar", sample("0"))
+    publish(tmp_path / "gone.tar", tar, describe(tar, "abc"))
+
+    def broken(path: Path) -> str:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr(shards, "sha256_of", broken)
+    assert shard_fault(tar) == "cannot be read: Input/output error"
+
+
+def test_a_shard_whose_bookkeeping_is_not_whole_is_not_complete(tmp_path: Path) -> None:
+    one = Pass(tmp_path, tmp_path / "tables", 0, ("abc",))
+    one.out.mkdir()
+    assert read_status(one, 0) == {} and not is_complete(one, 0)
+    one.stats(0).write_text('{"successes": 1}')
+    assert read_status(one, 0) == {} and not is_complete(one, 0)
+    parquet.write_table(pa.table({"other": [1]}), one.status(0))
+    assert read_status(one, 0) == {}

@@ -308,37 +308,55 @@ task = setup_task(cfg)
 model, data = task.build_model(cfg), task.build_datasets(cfg)["coco_caption"]["val"]
 assert all(len(row["caption"]) <= 3 for row in task.valid_step(model, data.collater([data[0]])))
 
-# %% task-with-its-own-loop
+# %% task-with-report-metrics
+import json
 from argparse import Namespace
 
-import pytest
 from lavis.common.config import Config
+from lavis.common.dist_utils import main_process
 from lavis.common.registry import registry
 from lavis.runners import RunnerBase
-from lavis.tasks.base_task import BaseTask
-
-
-@registry.register_task("own_loop")
-class OwnLoop(BaseTask):
-    def train_epoch(self, epoch, model, data_loader, optimizer, lr_scheduler, **kwargs):
-        raise AssertionError
-
-
-cfg = Config(Namespace(cfg_path="run.yaml", options=["run.task=own_loop"]))
-with pytest.raises(Exception, match="train_epoch"):
-    RunnerBase(cfg=cfg, task=OwnLoop(), model=None, datasets={}, job_id="never")
-
-# %% task-with-report-metrics
-from argparse import Namespace
-
-import pytest
-from lavis.common.config import Config
-from lavis.runners import RunnerBase
+from lavis.tasks import setup_task
+from lavis.tasks.captioning import CaptionTask
 from lavis.tasks.vqa import VQATask
 
 
-class Reported(VQATask):
+@registry.register_task("counted_words")
+class CountedWords(CaptionTask):
+    @main_process
+    def _report_metrics(self, eval_result_file, split_name):
+        rows = json.load(open(eval_result_file))
+        scores = super()._report_metrics(eval_result_file, split_name)
+        assert eval_result_file == f"{registry.get_path('result_dir')}/{split_name}_epochtest.json" and "CIDEr" in scores
+        return {"agg_metrics": len(rows), "words": sum(len(row["caption"].split()) for row in rows)}
+
+
+@registry.register_task("counted_answers")
+class CountedAnswers(VQATask):
     def _report_metrics(self, result_file, split):
+        return {"agg_metrics": len(json.load(open(result_file))), "split": split}
+
+
+text = open("run.yaml").read()
+open("vqa.yaml", "w").write(text.replace("coco_caption", "coco_vqa").replace("max_len: 4", "max_len: 4\n  inference_method: generate"))
+for name, path in (("counted_words", "run.yaml"), ("counted_answers", "vqa.yaml")):
+    options = [f"run.task={name}", "run.output_dir=out", "run.evaluate=True", "run.test_splits=[val]"]
+    cfg = Config(Namespace(cfg_path=path, options=options))
+    task = setup_task(cfg)
+    runner = RunnerBase(cfg, task, task.build_model(cfg), task.build_datasets(cfg), name)
+    assert runner.evaluate(skip_reload=True)["val"]["agg_metrics"] == 3.0
+
+# %% task-with-unused-report-metrics
+from argparse import Namespace
+
+import pytest
+from lavis.common.config import Config
+from lavis.runners import RunnerBase
+from lavis.tasks.retrieval import RetrievalTask
+
+
+class Reported(RetrievalTask):
+    def _report_metrics(self, scores_i2t, scores_t2i, txt2img, img2txt):
         raise AssertionError
 
 
@@ -388,11 +406,211 @@ class Mine(Blip2Base):
 assert Mine().query_tokens.shape == (1, 2, 3) and not hasattr(Mine(), "ln_vision")
 
 # %% blip2-base-parts
-import pytest
-from lavis.models.blip2_models.blip2 import Blip2Base
+import torch
+import torch.nn.functional as F
+from lavis.models import load_model
+from lavis.models.base_model import concat_all_gather
+from lavis.models.blip2_models.blip2 import Blip2Base, LayerNorm, disabled_train
+from torch import nn
+from transformers import BertConfig, BertForMaskedLM
 
-with pytest.raises(AttributeError):  # parts come from a config
-    Blip2Base.init_Qformer(32, 1408)
+torch.manual_seed(0)
+sizes = {"hidden_size": 48, "intermediate_size": 96, "num_hidden_layers": 3, "num_attention_heads": 4}
+load_model("blip2", "tiny").tokenizer.save_pretrained("bert")
+words = BertConfig(vocab_size=1000, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0, **sizes)
+BertForMaskedLM(words).save_pretrained("bert")
+
+
+class MyStage(Blip2Base):
+    bert_model, vit_weights = "bert", None  # LAVIS fetches both
+    vit_config = {"patch_size": 8, "hidden_size": 32, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4}
+
+    def __init__(self, freeze_vit=True, num_query_token=5, cross_attention_freq=2, embed_dim=16, max_txt_len=12):
+        super().__init__()
+        self.tokenizer = self.init_tokenizer()
+        self.visual_encoder, self.ln_vision = self.init_vision_encoder("eva_clip_g", 32, 0, False, "fp32")
+        if freeze_vit:
+            for _, param in self.visual_encoder.named_parameters():
+                param.requires_grad = False
+            self.visual_encoder = self.visual_encoder.eval()
+            self.visual_encoder.train = disabled_train
+        self.Qformer, self.query_tokens = self.init_Qformer(
+            num_query_token, self.visual_encoder.num_features, cross_attention_freq
+        )
+        self.Qformer.resize_token_embeddings(len(self.tokenizer))
+        state_dict = self.Qformer.state_dict()
+        for name, param in self.Qformer.named_parameters():
+            if "_query" in name:
+                param.data.copy_(state_dict[name.replace("_query", "")])
+        self.vision_proj = nn.Linear(self.Qformer.config.hidden_size, embed_dim)
+        self.text_proj = nn.Linear(self.Qformer.config.hidden_size, embed_dim)
+        self.itm_head = nn.Linear(self.Qformer.config.hidden_size, 2)
+        self.temp = nn.Parameter(0.07 * torch.ones([]))
+        self.max_txt_len = max_txt_len
+
+    def forward(self, samples):
+        with self.maybe_autocast():
+            image_embeds = self.ln_vision(self.visual_encoder(samples["image"]))
+        image_atts = torch.ones(image_embeds.size()[:-1], dtype=torch.long)
+        query_tokens = self.query_tokens.expand(len(image_embeds), -1, -1)
+        seen = self.Qformer.bert(
+            query_embeds=query_tokens,
+            encoder_hidden_states=image_embeds,
+            encoder_attention_mask=image_atts,
+            use_cache=True,
+            return_dict=True,
+        )
+        text = self.tokenizer(
+            samples["text_input"], padding="max_length", truncation=True, max_length=self.max_txt_len, return_tensors="pt"
+        )
+        read = self.Qformer.bert(text.input_ids, attention_mask=text.attention_mask, return_dict=True)
+        both = self.Qformer.bert(
+            text.input_ids,
+            query_embeds=query_tokens,
+            attention_mask=torch.cat([torch.ones(query_tokens.shape[:2], dtype=torch.long), text.attention_mask], dim=1),
+            encoder_hidden_states=image_embeds,
+            encoder_attention_mask=image_atts,
+            return_dict=True,
+        )
+        ids = text.input_ids.clone()
+        ids[:, 0] = self.tokenizer.bos_token_id
+        written = self.Qformer(
+            ids,
+            attention_mask=torch.cat([torch.ones(query_tokens.shape[:2], dtype=torch.long), text.attention_mask], dim=1),
+            past_key_values=seen.past_key_values,
+            return_dict=True,
+            labels=ids.masked_fill(ids == self.tokenizer.pad_token_id, -100),
+        )
+        image_feats = F.normalize(self.vision_proj(seen.last_hidden_state), dim=-1)
+        text_feat = F.normalize(self.text_proj(read.last_hidden_state[:, 0]), dim=-1)
+        itm = self.itm_head(both.last_hidden_state[:, : query_tokens.size(1)]).mean(dim=1)
+        sim = torch.einsum("iqd,td->itq", image_feats, concat_all_gather(text_feat)).max(-1).values / self.temp
+        loss_itc = F.cross_entropy(sim, torch.arange(len(sim)), label_smoothing=0.1)
+        return {"loss": loss_itc + written.loss, "loss_lm": written.loss, "itm": itm, "images": image_feats, "texts": text_feat}
+
+    @torch.no_grad()
+    def generate(self, samples, num_beams=3):
+        image_embeds = self.ln_vision(self.visual_encoder(samples["image"])).repeat_interleave(num_beams, dim=0)
+        return self.Qformer.generate(
+            input_ids=torch.full((len(samples["image"]), 1), self.tokenizer.bos_token_id),
+            query_embeds=self.query_tokens.expand(len(image_embeds), -1, -1),
+            max_length=8,
+            min_length=4,
+            num_beams=num_beams,
+            do_sample=False,
+            eos_token_id=self.tokenizer.sep_token_id,
+            pad_token_id=self.tokenizer.pad_token_id,
+            encoder_hidden_states=image_embeds,
+            encoder_attention_mask=torch.ones(image_embeds.size()[:-1], dtype=torch.long),
+        )
+
+
+torch.manual_seed(1)
+model = MyStage()
+batch = {"image": torch.rand(3, 3, 32, 32), "text_input": ["a man on a bus", "two birds", "red"]}
+output = model(batch)
+output.loss.backward()
+assert model.visual_encoder.get_num_layer() == 2 and isinstance(model.ln_vision, LayerNorm)
+assert model.query_tokens.grad.abs().sum() > 0 and model.Qformer.bert.encoder.layer[0].crossattention.self.key.weight.grad is not None
+assert model.visual_encoder.vision_model.encoder.layers[0].mlp.fc1.weight.grad is None
+assert not hasattr(model.Qformer.bert.encoder.layer[1], "crossattention")  # every second layer sees the picture
+found = model.generate(batch)
+assert len(found) == 3 and found.shape[1] <= 8 and torch.equal(found, model.generate(batch))
+torch.save({"model": model.state_dict()}, "mine.pth")
+other = MyStage()
+assert not torch.equal(other.query_tokens, model.query_tokens)
+other.load_checkpoint("mine.pth")
+assert torch.equal(other(batch).itm, output.itm)
+
+# %% blip2-base-second-stage
+from argparse import Namespace
+
+import torch
+import yaml
+from lavis.common.config import Config
+from lavis.common.registry import registry
+from lavis.models import load_model
+from lavis.models.blip2_models.blip2 import Blip2Base, disabled_train
+from lavis.runners import RunnerBase
+from lavis.tasks import setup_task
+from torch import nn
+from transformers import BertConfig, BertForMaskedLM, OPTConfig, OPTForCausalLM
+
+small = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
+words = load_model("blip2", "tiny").tokenizer
+words.save_pretrained("bert")
+BertForMaskedLM(BertConfig(vocab_size=len(words), **small)).save_pretrained("bert")
+with open("mine.yaml", "w") as file:
+    model = {"arch": "my_blip2", "model_type": "base", "load_finetuned": False, "load_pretrained": False, "num_query_token": 4}
+    yaml.safe_dump({"model": model}, file)
+
+
+@registry.register_model("my_blip2")
+class MyBlip2(Blip2Base):
+    PRETRAINED_MODEL_CONFIG_DICT = {"base": __import__("os").path.abspath("mine.yaml")}
+    bert_model, vit_weights = "bert", None
+    vit_config = {**small, "patch_size": 8}
+
+    def __init__(self, num_query_token):
+        super().__init__()
+        self.visual_encoder, self.ln_vision = self.init_vision_encoder("clip_L", 64, 0, True, "fp16")
+        for name, param in self.visual_encoder.named_parameters():
+            param.requires_grad = False
+        self.visual_encoder = self.visual_encoder.eval()
+        self.visual_encoder.train = disabled_train
+        self.Qformer, self.query_tokens = self.init_Qformer(num_query_token, self.visual_encoder.num_features)
+        self.Qformer.cls = None
+        self.Qformer.bert.embeddings.word_embeddings = None
+        self.Qformer.bert.embeddings.position_embeddings = None
+        for layer in self.Qformer.bert.encoder.layer:
+            layer.output = None
+            layer.intermediate = None
+        self.opt_tokenizer = self.init_tokenizer()
+        sizes = {"hidden_size": 32, "word_embed_proj_dim": 32, "ffn_dim": 64, "num_hidden_layers": 1, "num_attention_heads": 2}
+        self.opt_model = OPTForCausalLM(OPTConfig(vocab_size=len(self.opt_tokenizer), **sizes))
+        for name, param in self.opt_model.named_parameters():
+            param.requires_grad = False
+        self.opt_proj = nn.Linear(self.Qformer.config.hidden_size, self.opt_model.config.hidden_size)
+
+    def forward(self, samples):
+        image = samples["image"]
+        with self.maybe_autocast():
+            image_embeds = self.ln_vision(self.visual_encoder(image).float())
+        image_atts = torch.ones(image_embeds.size()[:-1], dtype=torch.long).to(image.device)
+        query_output = self.Qformer.bert(
+            query_embeds=self.query_tokens.expand(image_embeds.shape[0], -1, -1),
+            encoder_hidden_states=image_embeds,
+            encoder_attention_mask=image_atts,
+            return_dict=True,
+        )
+        inputs_opt = self.opt_proj(query_output.last_hidden_state)
+        tokens = self.opt_tokenizer(samples["text_input"], return_tensors="pt", padding="longest").to(image.device)
+        embeds = torch.cat([inputs_opt, self.opt_model.model.decoder.embed_tokens(tokens.input_ids)], dim=1)
+        empty = torch.full(inputs_opt.size()[:-1], -100).to(image.device)
+        labels = torch.cat([empty, tokens.input_ids.masked_fill(tokens.attention_mask == 0, -100)], dim=1)
+        mask = torch.cat([torch.ones_like(empty), tokens.attention_mask], dim=1)
+        return {"loss": self.opt_model(inputs_embeds=embeds, attention_mask=mask, return_dict=True, labels=labels).loss}
+
+    @classmethod
+    def from_config(cls, cfg):
+        model = cls(num_query_token=cfg.get("num_query_token"))
+        model.load_checkpoint_from_config(cfg)
+        return model
+
+
+text = open("run.yaml").read().replace("  num_beams: 1\n", "").replace("  max_len: 4\n", "").replace("[val]", "[]")
+open("mine_run.yaml", "w").write(text.replace("captioning", "image_text_pretrain").replace("lr: 1e-3", "lr: 1e-2"))
+options = ["model.arch=my_blip2", "model.model_type=base", "run.output_dir=out"]
+cfg = Config(Namespace(cfg_path="mine_run.yaml", options=options))
+task = setup_task(cfg)
+model = task.build_model(cfg)
+tower, queries = model.visual_encoder.vision_model.embeddings.class_embedding.clone(), model.query_tokens.detach().clone()
+runner = RunnerBase(cfg, task, model, task.build_datasets(cfg), "mine")
+runner.train()
+assert runner.progress.step == 3 and not torch.equal(model.query_tokens, queries)
+assert torch.equal(model.visual_encoder.vision_model.embeddings.class_embedding, tower)
+found = load_model("my_blip2", "base", checkpoint="out/mine")
+assert torch.equal(found.query_tokens, model.query_tokens)
 
 # %% compute-sim-matrix
 import numpy as np

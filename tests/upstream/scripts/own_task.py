@@ -50,3 +50,20 @@ class LengthTask(BaseTask):
         with open(os.path.join(registry.get_path("output_dir"), "evaluate.txt"), "a") as file:
             file.write(json.dumps({split_name: sum(short)}) + "\n")
         return {"agg_metrics": sum(short) / len(short), "seen": self.seen[-1]}
+
+
+@registry.register_task("lavis_lengths_looped")
+class LoopedTask(LengthTask):
+    """The same with a loop of its own."""
+
+    def train_epoch(self, epoch, model, data_loader, optimizer, lr_scheduler, scaler=None, **kwargs):
+        total = 0.0
+        for step in range(len(data_loader)):
+            samples = next(data_loader)
+            lr_scheduler.step(cur_epoch=epoch, cur_step=step)
+            loss, _ = self.train_step(model=model, samples=samples)
+            loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+            total += loss.item()
+        return {"loss": f"{total / len(data_loader):.6f}"}

@@ -260,6 +260,145 @@ runner = RunnerBase(cfg, task, task.build_model(cfg), task.build_datasets(cfg), 
 runner.train()
 assert runner.progress.best["metric"] < 0 and runner.progress.best["split"] == "val"
 
+# %% task-with-its-own-loop
+import json
+from argparse import Namespace
+
+import torch
+from lavis.common.config import Config
+from lavis.common.logger import MetricLogger, SmoothedValue
+from lavis.common.registry import registry
+from lavis.datasets.data_utils import prepare_sample
+from lavis.runners import RunnerBase
+from lavis.tasks import setup_task
+from lavis.tasks.captioning import CaptionTask
+
+
+@registry.register_task("plain")
+class Plain(CaptionTask):
+    def before_training(self, model, dataset, **kwargs):
+        super().before_training(model, dataset, **kwargs)
+
+
+@registry.register_task("told_epochs")
+class ToldEpochs(CaptionTask):
+    epochs = []
+
+    def train_epoch(self, epoch, model, data_loader, optimizer, lr_scheduler, scaler=None, **kwargs):
+        self.epochs.append((epoch, len(data_loader), scaler))
+        model.train()
+        return super().train_epoch(epoch, model, data_loader, optimizer, lr_scheduler, scaler=scaler, **kwargs)
+
+
+@registry.register_task("own_loop")
+class OwnLoop(CaptionTask):
+    def _train_inner_loop(
+        self, epoch, iters_per_epoch, model, data_loader, optimizer, lr_scheduler, scaler=None, start_iters=None,
+        log_freq=50, cuda_enabled=False, accum_grad_iters=1,
+    ):
+        if not hasattr(data_loader, "__next__"):
+            data_loader = iter(data_loader)
+        logger = MetricLogger(delimiter="  ")
+        logger.add_meter("lr", SmoothedValue(window_size=1, fmt="{value:.6f}"))
+        for i in logger.log_every(range(iters_per_epoch), log_freq, "mine"):
+            samples = prepare_sample(next(data_loader), cuda_enabled=cuda_enabled)
+            lr_scheduler.step(cur_epoch=epoch, cur_step=i)
+            with torch.autocast("cpu", enabled=scaler is not None):
+                loss, loss_dict = self.train_step(model=model, samples=samples)
+            loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+            logger.update(**loss_dict)
+            logger.update(lr=optimizer.param_groups[0]["lr"])
+        return {k: f"{meter.global_avg:.6f}" for k, meter in logger.meters.items()}
+
+
+ends, told = {}, {}
+for name in ("plain", "told_epochs", "own_loop"):
+    options = [f"run.task={name}", "run.output_dir=out", "run.max_epoch=2", "run.log_freq=100", "run.lr_sched=linear_warmup_cosine_lr"]
+    cfg = Config(Namespace(cfg_path="run.yaml", options=options))
+    torch.manual_seed(4)
+    task = setup_task(cfg)
+    runner = RunnerBase(cfg, task, task.build_model(cfg), task.build_datasets(cfg), name)
+    runner.train()
+    assert runner.progress.step == 6 and runner.progress.samples == 12 and (runner.output_dir / "best.json").is_file()
+    ends[name] = runner.model.net.query_tokens.detach().clone()
+    lines = [json.loads(line) for line in open(f"out/{name}/log.jsonl")]
+    told[name] = [(line["lr"], round(line["loss"], 3)) for line in lines if "loss" in line]
+assert ToldEpochs.epochs == [(0, 3, None), (1, 3, None)]
+assert torch.equal(ends["plain"], ends["own_loop"]) and torch.equal(ends["plain"], ends["told_epochs"])
+assert told["plain"] == told["own_loop"] == told["told_epochs"] and len(told["plain"]) == 2
+
+
+@registry.register_task("stopped_loop")
+class StoppedLoop(OwnLoop):
+    steps = 0
+
+    def train_step(self, model, samples):
+        StoppedLoop.steps += 1
+        if StoppedLoop.steps == 5:  # in the second epoch, which the second start repeats
+            runner.stop_requested = lambda: 15
+        return super().train_step(model, samples)
+
+
+options = ["run.task=stopped_loop", "run.output_dir=out", "run.max_epoch=2", "run.lr_sched=linear_warmup_cosine_lr"]
+for number in range(2):
+    cfg = Config(Namespace(cfg_path="run.yaml", options=options))
+    torch.manual_seed(4)
+    task = setup_task(cfg)
+    runner = RunnerBase(cfg, task, task.build_model(cfg), task.build_datasets(cfg), "stopped")
+    try:
+        runner.train()
+    except Exception as error:
+        assert number == 0 and type(error).__name__ == "Preempted" and runner.progress.step == 3
+assert StoppedLoop.steps == 5 + 3 and runner.progress.step == 6
+assert torch.equal(ends["plain"], runner.model.net.query_tokens.detach())
+
+# %% task-with-its-own-iterations
+from argparse import Namespace
+
+from lavis.common.config import Config
+from lavis.common.registry import registry
+from lavis.runners.runner_iter import RunnerIter
+from lavis.tasks import setup_task
+from lavis.tasks.captioning import CaptionTask
+
+
+@registry.register_task("own_iterations")
+class OwnIterations(CaptionTask):
+    starts = []
+
+    def train_iters(self, epoch, start_iters, iters_per_inner_epoch, model, data_loader, **kwargs):
+        self.starts.append((start_iters, iters_per_inner_epoch))
+        return super().train_iters(epoch, start_iters, iters_per_inner_epoch, model, data_loader, **kwargs)
+
+
+options = ["run.runner=runner_iter", "run.max_iters=5", "run.iters_per_inner_epoch=2", "run.accum_grad_iters=2"]
+cfg = Config(Namespace(cfg_path="run.yaml", options=["run.task=own_iterations", "run.output_dir=out", *options]))
+task = setup_task(cfg)
+runner = RunnerIter(cfg, task, task.build_model(cfg), task.build_datasets(cfg), "iterations")
+runner.train()
+assert OwnIterations.starts == [(0, 2), (2, 2), (4, 1)] and runner.progress.step == 3
+
+# %% loop-of-a-task-by-hand
+import torch
+from lavis.common.registry import registry
+from lavis.datasets.builders import load_dataset
+from lavis.models import load_model
+from lavis.processors import load_processor
+from lavis.tasks.base_task import BaseTask
+
+train = load_dataset("coco_caption")["train"]
+train.set_processors(load_processor("blip_image_eval", {"image_size": 64}), load_processor("blip_caption"))
+loader = torch.utils.data.DataLoader(train, batch_size=2, collate_fn=train.collater)
+model = load_model("blip2_opt", "tiny")
+optimizer = torch.optim.AdamW(model.get_optimizer_params(0.05), lr=1e-3)
+schedule = registry.get_lr_scheduler_class("linear_warmup_cosine_lr")(
+    optimizer=optimizer, max_epoch=2, min_lr=1e-5, init_lr=1e-3, warmup_steps=2, warmup_start_lr=1e-4
+)
+stats = BaseTask().train_epoch(0, model, loader, optimizer, schedule, accum_grad_iters=2)
+assert float(stats["loss"]) > 0 and stats["lr"] == "0.001" and BaseTask.setup_task().inst_id_key == "instance_id"
+
 # %% task-evaluation
 from argparse import Namespace
 

@@ -1,0 +1,294 @@
+"""The lines of the table: P1 to P12, their contenders and what each is to reach."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from benchmarks import fetch_layer, prepared_coco
+from benchmarks.harness import Contender, Figures, Item, MissingPeer, Scene, Target, child, peer_python
+
+Contenders = Iterator[Sequence[Contender]]
+LOADER, FETCH = "benchmarks/loader.py", "benchmarks/fetch_layer.py"
+
+
+def process(name: str, words: Sequence[str], peer: str = "", **environment: str) -> Contender:
+    """A contender that is a process of ours, in the environment of a peer where it has one."""
+
+    def run() -> Figures:
+        return child(words, peer_python(peer) if peer else sys.executable, **environment)
+
+    return Contender(name, run)
+
+
+def together(script: Callable[[], Mapping[str, Figures]], names: Sequence[str]) -> list[Contender]:
+    """Contenders that one script measures in turns: it runs once a round."""
+    held: dict[str, Figures] = {}
+
+    def take(name: str) -> Figures:
+        if name not in held:
+            held.update(script())
+        return held.pop(name)
+
+    return [Contender(name, partial(take, name)) for name in names]
+
+
+# --- P1, P2, P3: loading ----------------------------------------------------------------------------------------------
+
+RAW = {
+    "ours": "", "ours, from a kept zip": "", "LAVIS": "", "webdataset 0.2": "", "webdataset 1.0": "webdataset-1",
+    "HF datasets, folder": "datasets", "HF datasets, arrow": "datasets", "mosaicml-streaming": "mosaicml",
+    "litdata": "litdata", "libjpeg-turbo, decoding alone": "",
+}  # fmt: skip
+SHARDS = {
+    "ours": "", "LAVIS' Laion pipeline": "", "webdataset 1.0": "webdataset-1", "mosaicml-streaming": "mosaicml",
+    "litdata": "litdata",
+}  # fmt: skip
+ROWS = {"ours": "", "ours, first conversion": "", "json": "", "orjson": "clients", "HF datasets": "datasets"}
+
+
+@contextmanager
+def loading(scene: Scene, kind: str, peers: Mapping[str, str], pictures: int) -> Contenders:
+    """P1 and P2: one world of pictures in every form that a contender reads."""
+    root = scene.folder / kind
+    words = [LOADER, "write", kind, str(root), str(200 if scene.quick else pictures)]
+    child([*words, *([str(scene.images)] if scene.images else [])])
+    told = ["measure", kind, str(root), str(scene.workers)]
+    yield [process(name, [LOADER, *told, name], peer) for name, peer in peers.items()]
+
+
+@contextmanager
+def rows(scene: Scene, count: int) -> Contenders:
+    """P3: annotations of Karpathy's shape, ready to index; four processes read all of them."""
+    path = scene.folder / f"rows-{count}" / "rows.json"
+    count = 5000 if scene.quick else count
+    child(["benchmarks/rows.py", "write", str(path), str(count)])
+    measured = ["benchmarks/rows.py", "measure", str(path), "4"]
+    yield [process(name, [*measured, name], peer) for name, peer in ROWS.items()]
+
+
+# --- P4, P5: fetching -------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def fetching(scene: Scene, kind: str, count: int, size: int, delay: float, clients: Sequence[str]) -> Contenders:
+    """P4 and P5: files from a server on loopback in another process."""
+    folder = scene.folder / f"{kind}-{delay}"
+    files = fetch_layer.make_files(folder, max(1, count // 40 if scene.quick else count), size)
+    out = scene.folder / "out"
+    with fetch_layer.server(folder, delay) as base:
+        job = {"base": base, "files": files, "out": str(out)}
+
+        def run(name: str) -> Figures:
+            need = (fetch_layer.LARGE if kind == "large" else fetch_layer.SMALL)[name][1]
+            python = peer_python(PEERS[need]) if need in PEERS else sys.executable
+            path = f"{Path(python).parent}{os.pathsep}{os.environ['PATH']}" if need == "$aria2c" else os.environ["PATH"]
+            if need.startswith("$") and shutil.which(need[1:], path=path) is None:
+                raise MissingPeer(f"{need[1:]} is not installed")
+            return {**fetch_layer.measure(kind, name, job, python, path), "files": len(files)}
+
+        def rated(name: str) -> Figures:
+            found = run(name)
+            return {"rate": found.pop("files") / found["wall"], **found}
+
+        yield [Contender(name, partial(rated, name)) for name in clients]
+    shutil.rmtree(folder)
+
+
+PEERS = {"obstore": "clients", "aiohttp": "clients", "httpx": "clients", "$aria2c": "aria2"}
+SMALL = ("ours", "obstore, async", "urllib3, threads", "curl --parallel", "aria2c", "aiohttp")
+LARGE = ("ours", "obstore, one connection", "urllib3, one connection", "curl, one connection", "aria2c, 4 ranges")
+
+
+# --- P7, P9, P11: scripts that take turns themselves ------------------------------------------------------------------
+
+
+@contextmanager
+def features(scene: Scene) -> Contenders:
+    """P7: rows of regions at random, and the import."""
+    size = ["--images", "200", "--reads", "300"] if scene.quick else []
+    names = {"Oscar's TSV and lineidx": "Oscar's TSV", "volta's pickled LMDB": "volta's LMDB"}
+    names |= {"native, float32": "ours, float32", "native, float16": "ours"}
+
+    def script() -> Mapping[str, Figures]:
+        found: Any = child(["benchmarks/features.py", "--json", "--rounds", "1", *size])
+        made = {names[name]: {"rate": rate} for name, rate in found["rates"].items()}
+        once = {name: {"rate": 1 / found["imports"][key]} for name, key in IMPORTS.items()}
+        return {**made, **once}
+
+    yield together(script, [*names.values(), *IMPORTS])
+
+
+IMPORTS = {"ours, import to float16": "float16", "base64 decoding alone": "decode"}
+
+
+@contextmanager
+def overhead(scene: Scene) -> Contenders:
+    """P9: steps of the runner beside a bare loop over the same model."""
+    words = ["benchmarks/runner_overhead.py", "--json", "--rounds", "1", "--device", "cpu"]
+    words += ["--steps", "2"] if scene.quick else ["--steps", "20"]
+
+    def script() -> Mapping[str, Figures]:
+        found: Any = child(words)
+        return {{"runner": "ours"}.get(name, name): {"wall": steps[0]} for name, steps in found.items()}
+
+    yield together(script, ["ours", "bare loop"])
+
+
+@contextmanager
+def distilling(scene: Scene) -> Contenders:
+    """P11: steps with a teacher beside steps without."""
+    words = ["benchmarks/distill.py", "--json", "--rounds", "1", "--steps", "1" if scene.quick else "4"]
+    words += ["--hidden", "64", "--layers", "2", "1"] if scene.quick else []
+
+    def script() -> Mapping[str, Figures]:
+        found: Any = child(words)
+        return {name: {"wall": 1 / rates[0]} for name, rates in found.items()}
+
+    yield together(script, ["fine-tuning", "vanilla KD", "MKD, cached teacher", "MKD, frozen teacher", "MKD + Reptile"])
+
+
+# --- P8, P10, P12: commands -------------------------------------------------------------------------------------------
+
+
+def command(
+    name: str,
+    words: Sequence[str],
+    environment: Mapping[str, str],
+    program: str = sys.executable,
+    expected: Sequence[int] = (0,),
+) -> Contender:
+    """A process as a user starts it: seconds, those of the processor, resident memory."""
+
+    def run() -> Figures:
+        place = shutil.which(program)
+        if place is None:
+            raise MissingPeer(f"{program} is not installed")
+        wall, cpu, memory = prepared_coco.measure(words, {**os.environ, **environment}, place, expected)
+        return {"wall": wall, "cpu": cpu, "memory": memory}
+
+    return Contender(name, run)
+
+
+@contextmanager
+def light(scene: Scene) -> Contenders:
+    """P8: what is asked often, on an empty disk."""
+    own = {"LAVIS_EXT_CACHE_ROOT": str(scene.folder / "empty"), "HF_HUB_OFFLINE": "1"}
+    run_file = str(prepared_coco.ROOT / "configs/projects/blip2/train/caption_coco_ft.yaml")
+    asked = {"list": ["list"], "status": ["status"], "dry run": ["prepare", "coco", "--dry-run"]}
+    asked["check"] = ["check", run_file]
+    yield [
+        # a dry run ends with 4 or 6 where the network or the room for it is not there
+        *(command(f"ours, {n}", ["-m", "lavis_ext", *w], own, expected=(0, 4, 6)) for n, w in asked.items()),
+        command("hf", ["--help"], own, "hf"),
+        command("import lavis", ["-c", "import lavis"], own) if has("lavis") else missing("import lavis", "lavis"),
+    ]
+
+
+def has(module: str) -> bool:
+    """Whether a module is installed beside us."""
+    return subprocess.run([sys.executable, "-c", f"import {module}"], capture_output=True).returncode == 0
+
+
+def missing(name: str, what: str) -> Contender:
+    """A contender that is not here."""
+
+    def run() -> Figures:
+        raise MissingPeer(f"{what} is not installed: no version of it installs beside these packages")
+
+    return Contender(name, run)
+
+
+@contextmanager
+def again(scene: Scene) -> Contenders:
+    """P10: what is finished is asked for again, COCO at its real size."""
+    base = scene.folder / "coco"
+    environment = prepared_coco.prepared(base, 300 if scene.quick else prepared_coco.PICTURES)
+    named = prepared_coco.COMMANDS.items()
+    yield [command(f"ours, {name}", words, environment) for name, words in named]
+
+
+@contextmanager
+def whole(scene: Scene) -> Contenders:
+    """P12: COCO at its real size from its archives, and checked again."""
+    base = scene.folder / "coco"
+    environment = prepared_coco.prepared(base, 300 if scene.quick else prepared_coco.PICTURES)
+    zips = [str(path) for path in sorted((base / "mirror").rglob("*.zip"))]
+    out, unpacked = str(base / "again"), str(base / "unpacked")
+    fresh = {**environment, "LAVIS_EXT_CACHE_ROOT": out}
+    first = "rm -rf {0}; mkdir -p {0}; "
+    prepare = f"{first.format(out)} exec {sys.executable} -m lavis_ext prepare coco_caption --quiet"
+    unzip = first.format(unpacked) + " && ".join(f"unzip -q {one} -d {unpacked}" for one in zips)
+    hashed = f"find {base / 'data'} -type f -print0 | xargs -0 sha256sum > /dev/null"
+    verify = ["-m", "lavis_ext", "verify", "coco_caption"]
+    yield [
+        command("ours, prepare", ["-c", prepare], fresh, "sh"),
+        command("unzip", ["-c", unzip], environment, "sh") if shutil.which("unzip") else missing("unzip", "unzip"),
+        command("ours, verify", verify, environment),
+        command("ours, verify --deep", [*verify, "--deep"], environment),
+        command("sha256sum", ["-c", hashed], environment, "sh"),
+    ]
+
+
+def ready(name: str, seconds: float) -> Target:
+    """A command's bound."""
+    return Target(f"`{name}` < {seconds:g} s", "wall", most=seconds, ours=f"ours, {name}")
+
+
+ITEMS = (
+    Item("P1", "raw 640×480 JPEG and caption → batches", partial(loading, kind="raw", peers=RAW, pictures=2048), (
+        Target("≥ 3.2 × LAVIS", "rate", "LAVIS", least=3.2),
+        Target("≥ 3.2 × the best peer", "rate", "best", least=3.2),
+        Target("≥ 0.75 of full decoding", "rate", "libjpeg-turbo, decoding alone", least=0.75)), rounds=5),
+    Item("P2", "256-pixel shards → batches", partial(loading, kind="shards", peers=SHARDS, pictures=8192), (
+        Target("≥ 4.5 × LAVIS", "rate", "LAVIS' Laion pipeline", least=4.5),
+        Target("≥ 3 × the best peer", "rate", "best", least=3),
+        Target("first batch ≤ 0.4 s", "first", most=0.4)), rounds=5),
+    Item("P3", "566,747 annotations", partial(rows, count=566_747), (
+        Target("ready ≤ 5 ms", "wall", most=0.005),
+        Target("first conversion ≤ 1.0 s", "wall", most=1.0, ours="ours, first conversion"),
+        Target("first conversion ≤ 200 MB", "memory", most=200, ours="ours, first conversion"),
+        Target("memory of 4 processes beside json's", "memory", "json", most=0.25))),
+    Item("P3b", "5,000,000 annotations", partial(rows, count=5_000_000), (
+        Target("ready ≤ 50 ms", "wall", most=0.05),
+        Target("first conversion ≤ 200 MB", "memory", most=200, ours="ours, first conversion")), rounds=1),
+    Item("P4", "2,000 files of 100 kB, 30 ms away",
+        partial(fetching, kind="small", count=2000, size=100_000, delay=0.03, clients=SMALL), (
+        Target("≥ 0.95 of bare obstore", "rate", "obstore, async", least=0.95),
+        Target("≥ 2.5 × aria2c", "rate", "aria2c", least=2.5))),
+    Item("P4b", "2,000 files of 100 kB, without latency",
+        partial(fetching, kind="small", count=2000, size=100_000, delay=0.0, clients=SMALL), (
+        Target("of bare obstore", "rate", "obstore, async", least=0.95),
+        Target("of aria2c", "rate", "aria2c", least=2.5))),
+    Item("P5", "one file of 2 GB, hashed",
+        partial(fetching, kind="large", count=1, size=2_000_000_000, delay=0.0, clients=LARGE), (
+        Target("≥ 1.0 × the best", "rate", "best", least=1.0),)),
+    Item("P6", "100 samples of a zip of 13 GB", None, (Target("≤ 1.1 × the members' bytes", "bytes", most=1.1),)),
+    Item("P7", "region features at random, and their import", features, (
+        Target("≥ 20 × Oscar's TSV", "rate", "Oscar's TSV", least=20),
+        Target("≥ 10 × volta's LMDB", "rate", "volta's LMDB", least=10),
+        Target("import ≥ 0.8 of decoding base64", "rate", "base64 decoding alone", least=0.8,
+            ours="ours, import to float16"))),
+    Item("P8", "commands that are asked often", light, (
+        ready("list", 0.3), ready("status", 0.3), ready("dry run", 0.3), ready("check", 1.5)), rounds=7),
+    Item("P9", "the runner over a bare loop, tiny model", overhead, (
+        Target("≤ 1.02 × a bare loop", "wall", "bare loop", most=1.02),), rounds=7),
+    Item("P10", "what is finished asked for again, 123,287 pictures", again, (
+        ready("prepare again", 0.5), ready("status", 0.5), ready("list", 0.5),
+        Target("`prepare again` < 80 MB", "memory", most=80, ours="ours, prepare again")), rounds=5),
+    Item("P11", "distillation beside fine-tuning, a step", distilling, (
+        Target("MKD, cached ≤ 2.0", "wall", "fine-tuning", most=2.0, ours="MKD, cached teacher"),
+        Target("MKD + Reptile ≤ 4.5", "wall", "fine-tuning", most=4.5, ours="MKD + Reptile"))),
+    Item("P12", "123,287 pictures prepared and verified", whole, (
+        Target("prepare ≤ 1.3 × unzip", "wall", "unzip", most=1.3, ours="ours, prepare"),
+        Target("verify --deep ≤ 1.3 × sha256sum", "wall", "sha256sum", most=1.3, ours="ours, verify --deep")),
+        rounds=1),
+)  # fmt: skip
+"""Everything that is to be measured; an item without `open` is not measured yet."""
