@@ -75,6 +75,18 @@ def read_text(path: Path) -> str:
         raise IntegrityError(f"{path} byte {error.start}", f"not UTF-8 text ({error.reason})", way_out) from error
 
 
+def _encoding(data: bytes) -> str:
+    """UTF-16 by its mark, or where every other byte of the beginning is 0, as Windows' tools write it; else UTF-8."""
+    if data[:2] in (b"\xff\xfe", b"\xfe\xff"):
+        return "utf-16"
+    head = data[:200]
+    if len(head) > 3 and not len(data) % 2:
+        for odd, name in ((1, "utf-16-le"), (0, "utf-16-be")):
+            if head[odd::2].count(0) > 0.8 * len(head[odd::2]) and not head[1 - odd :: 2].count(0):
+                return name
+    return "utf-8-sig"
+
+
 class Unstreamed(Exception):
     """A file that cannot be read piece by piece: packed, not UTF-8, of another form, or with a fault.
 
@@ -168,18 +180,6 @@ def _records_of(text: str) -> tuple[list[Any], int]:
 def _require_small(held: bytes) -> None:
     if len(held) > UNPACKED:
         raise Unstreamed
-
-
-def _encoding(data: bytes) -> str:
-    """UTF-16 by its mark, or where every other byte of the beginning is 0, as Windows' tools write it; else UTF-8."""
-    if data[:2] in (b"\xff\xfe", b"\xfe\xff"):
-        return "utf-16"
-    head = data[:200]
-    if len(head) > 3 and not len(data) % 2:
-        for odd, name in ((1, "utf-16-le"), (0, "utf-16-be")):
-            if head[odd::2].count(0) > 0.8 * len(head[odd::2]) and not head[1 - odd :: 2].count(0):
-                return name
-    return "utf-8-sig"
 
 
 def _packed_as(head: bytes) -> str:
