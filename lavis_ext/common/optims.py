@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from functools import cache
 from types import SimpleNamespace
 from typing import Any, ClassVar
@@ -33,8 +34,7 @@ class SteppingScheduler:
     def step(self, cur_epoch: int, cur_step: int) -> None:
         """Set every group to the rate of that (inner) epoch and step of it; `lr_scale` is not used, as in LAVIS."""
         at = SimpleNamespace(epoch=cur_epoch, batch=cur_step, seen=cur_step, elapsed=cur_epoch, total=self.max_epoch)
-        for group in self.optimizer.param_groups:
-            group["lr"] = self._schedule(at)
+        set_rate(self.optimizer, self._schedule(at))
 
 
 class LinearWarmupCosineLRScheduler(SteppingScheduler):
@@ -53,6 +53,27 @@ class ConstantLRScheduler(SteppingScheduler):
     """`constant_lr`."""
 
     name = "constant_lr"
+
+
+def set_rate(optimizer: Any, rate: float) -> None:
+    """Set the rate of every group."""
+    for group in optimizer.param_groups:
+        group["lr"] = rate
+
+
+def cosine_lr_schedule(optimizer: Any, epoch: int, max_epoch: int, init_lr: float, min_lr: float) -> None:
+    """Set the rate of half a cosine from `init_lr` at epoch 0 to `min_lr` at `max_epoch`."""
+    set_rate(optimizer, (init_lr - min_lr) * 0.5 * (1 + math.cos(math.pi * epoch / max_epoch)) + min_lr)
+
+
+def warmup_lr_schedule(optimizer: Any, step: int, max_step: int, init_lr: float, max_lr: float) -> None:
+    """Set the rate of a straight line from `init_lr` at step 0 to `max_lr` at `max_step`, and `max_lr` after it."""
+    set_rate(optimizer, min(max_lr, init_lr + (max_lr - init_lr) * step / max(max_step, 1)))
+
+
+def step_lr_schedule(optimizer: Any, epoch: int, init_lr: float, min_lr: float, decay_rate: float) -> None:
+    """Set the rate `init_lr` × `decay_rate` to the power of the epoch, at least `min_lr`."""
+    set_rate(optimizer, max(min_lr, init_lr * decay_rate**epoch))
 
 
 @cache

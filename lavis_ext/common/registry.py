@@ -113,10 +113,10 @@ class Registry(Generic[T]):
         """The names of those who read a key."""
         return [name for name in self.names() if key in getattr(self.config(name), "__dataclass_fields__", ())]
 
-    def inherited(self, item: type) -> Any:
-        """The dataclass of the keys of the nearest registered base class; None where none is registered."""
+    def inherited(self, item: type, itself: bool = False) -> Any:
+        """The dataclass of the keys of the nearest registered base class, or of the class `itself`, else None."""
         named = {id(held): self._keys[name] for name, held in self._items.items()}
-        return next((named[id(base)] for base in item.__mro__[1:] if id(base) in named), None)
+        return next((named[id(base)] for base in item.__mro__[not itself :] if id(base) in named), None)
 
     def drop(self, name: str) -> None:
         """Remove a plug-in's name, so that it can be registered again; raises RegistryError for one of ours."""

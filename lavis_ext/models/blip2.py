@@ -80,12 +80,23 @@ class Blip2Base(BaseModel):
         try:
             return super().__getattr__(name)
         except AttributeError:
+            if name in ("visual_encoder", "Qformer") and "net" in self._modules:
+                return self.view(name)
             prefix, _, part = name.rpartition("_")
             own = prefix and prefix == type(self).upstream_prefix
             place = LANGUAGE_PARTS.get(part) if own else PARTS.get(name)
             if place is None or "net" not in self._modules:
                 raise
             return attrgetter(place)(self)
+
+    def view(self, name: str) -> Any:
+        """LAVIS' `visual_encoder` or `Qformer` over the parts of `net`; its tensors are these, under other names."""
+        from lavis_ext.models.parts import QformerView, TowerView
+
+        views = self.__dict__.setdefault("_views", {})
+        if name not in views:
+            views[name] = QformerView(self.net) if name == "Qformer" else TowerView(self.net.vision_model)
+        return views[name]
 
     def load_state_dict(self, state_dict: Mapping[str, Any], *args: Any, **kwargs: Any) -> Any:
         """As in torch; tensors under LAVIS' names are translated first. Raises IntegrityError for names of neither."""

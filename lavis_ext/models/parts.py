@@ -311,13 +311,73 @@ class VisionTower(nn.Module):
 
     def get_num_layer(self, var_name: str = "") -> int:
         """How many blocks there are, or for a tensor's name the number that LAVIS' layer decay gives it."""
-        count = len(self.vision_model.encoder.layers)
-        if not var_name:
-            return count
-        if "embeddings." in var_name:
-            return 0
-        block = re.search(r"\.layers\.(\d+)\.", f".{var_name}")
-        return int(block[1]) + 1 if block else count
+        return number_of_block(var_name, len(self.vision_model.encoder.layers))
+
+
+class TowerView(VisionTower):
+    """LAVIS' `visual_encoder` of a model of ours: its tower without the norm, with the same tensors."""
+
+    def __init__(self, tower: Any) -> None:
+        nn.Module.__init__(self)
+        self.embeddings, self.encoder, self.num_features = tower.embeddings, tower.encoder, tower.config.hidden_size
+
+    def forward(self, images: Tensor) -> Tensor:
+        """In the precision of the tower."""
+        embeds = self.embeddings(images.to(next(self.parameters()).dtype))
+        seen: Tensor = self.encoder(inputs_embeds=embeds).last_hidden_state
+        return seen
+
+    def get_num_layer(self, var_name: str = "") -> int:
+        """As of a tower that is built by itself."""
+        return number_of_block(var_name, len(self.encoder.layers))
+
+
+class QformerView(nn.Module):
+    """LAVIS' `Qformer` of a model of ours, with the same tensors; `bert` takes texts too where ours reads them."""
+
+    def __init__(self, network: Any) -> None:
+        super().__init__()
+        self.bert, self.config = QformerViewBert(network), network.config.qformer_config
+
+
+class QformerViewBert(nn.Module):
+    """transformers' Q-Former under LAVIS' arguments."""
+
+    def __init__(self, network: Any) -> None:
+        super().__init__()
+        self.encoder = network.qformer.encoder
+        if hasattr(network, "embeddings"):
+            self.embeddings = network.embeddings
+        self.qformer = network.qformer
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        query_embeds: Tensor | None = None,
+        encoder_hidden_states: Tensor | None = None,
+        encoder_attention_mask: Tensor | None = None,
+        **_: Any,
+    ) -> Any:
+        """Queries [B, Q, C], tokens [B, L] or both, with a picture [B, P, W] → `last_hidden_state`."""
+        named = {"encoder_hidden_states": encoder_hidden_states, "encoder_attention_mask": encoder_attention_mask}
+        if hasattr(self.qformer, "embeddings"):  # InstructBLIP's embeds by itself
+            return self.qformer(input_ids=input_ids, query_embeds=query_embeds, attention_mask=attention_mask, **named)
+        if input_ids is None:
+            return self.qformer(query_embeds=query_embeds, attention_mask=attention_mask, **named)
+        if not hasattr(self, "embeddings"):
+            raise ConfigError("Qformer", "this one reads no texts", "a first stage does, or an InstructBLIP")
+        queries = 0 if query_embeds is None else query_embeds.shape[1]
+        embeds = self.embeddings(input_ids=input_ids, query_embeds=query_embeds)
+        return self.qformer(query_embeds=embeds, query_length=queries, attention_mask=attention_mask, **named)
+
+
+def number_of_block(name: str, count: int) -> int:
+    """The number that LAVIS' layer decay gives a tensor of a tower of `count` blocks; without a name `count`."""
+    if "embeddings." in name:
+        return 0
+    block = re.search(r"\.layers\.(\d+)\.", f".{name}")
+    return int(block[1]) + 1 if block else count
 
 
 TOWER = "visual_encoder."

@@ -29,15 +29,13 @@ class BlipInstruction(InstructionKeys, BlipCaption):
         if self.task == "eval":
             return self.pre_caption(text) if text else self.prompt
         if self.task == "qa":
-            return self._drawn(QUESTIONS).replace("{}", text).replace("??", "?").lower().strip()
-        return self._drawn(CAPTIONS).lower().strip() if not text else self.pre_caption(text)
+            asked = drawn(QUESTIONS).replace("{}", text).replace("??", "?")
+            return (self.prompt + asked).lower().strip()
+        return (self.prompt + drawn(CAPTIONS)).lower().strip() if not text else self.pre_caption(text)
 
     def pre_caption(self, text: str | list[str]) -> str:
         """The cleaned caption; of several one, drawn (LAVIS)."""
         return super().pre_caption(text if isinstance(text, str) else drawn(text))
-
-    def _drawn(self, instructions: tuple[str, ...]) -> str:
-        return self.prompt + drawn(instructions)
 
 
 def drawn(texts: Sequence[str]) -> str:

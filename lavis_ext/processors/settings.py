@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 from lavis_ext.common.config.decode import Count, Positive, Share
 from lavis_ext.common.errors import ConfigError
+from lavis_ext.common.lavis import WAY_OUT
 
 MEAN = (0.48145466, 0.4578275, 0.40821073)
 STD = (0.26862954, 0.26130258, 0.27577711)
@@ -70,11 +71,28 @@ class ClipTrainKeys(CropKeys):
     min_scale: Positive = 0.9
 
 
+ELSEWHERE = {
+    "modality": {"video": "videos", "audio": "sound", "pc": "point clouds"},
+    "task": {"classification": "classes"},
+}
+"""What LAVIS has instructions for that no data set here needs."""
+
+
 @dataclass(frozen=True)
 class InstructionKeys:
-    """`blip_instruction`."""
+    """`blip_instruction`: `modality` image, `task` caption, qa or eval."""
 
     prompt: str = ""
     max_words: Count = 50
-    modality: Literal["image"] = "image"
-    task: Literal["caption", "qa", "eval"] = "caption"
+    modality: str = "image"
+    task: str = "caption"
+    cmu_dict_path: str | None = None
+    """Of LAVIS' instructions of classes; not read here."""
+
+    def __post_init__(self) -> None:
+        for key, known in (("modality", ("image",)), ("task", ("caption", "qa", "eval"))):
+            given = getattr(self, key)
+            if what := ELSEWHERE[key].get(given):
+                raise ConfigError(key, f"'{given}' is LAVIS' processor of {what}, not served here", WAY_OUT)
+            if given not in known:
+                raise ConfigError(key, f"'{given}' is not a choice", f"one of {', '.join(known)}")

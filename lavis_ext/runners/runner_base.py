@@ -205,6 +205,10 @@ class RunnerBase:
         """Whether a launcher started several processes."""
         return get_world_size() > 1
 
+    def unwrap_dist_model(self, model: Any) -> Any:
+        """The model without the wrapper of a distributed run (LAVIS' method)."""
+        return getattr(model, "module", model)
+
     @property
     def dataloaders(self) -> dict[str, Any]:
         """Split → batches of the run (LAVIS' attribute); before `train()` batches like those that it will make."""

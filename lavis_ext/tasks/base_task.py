@@ -11,7 +11,7 @@ import inspect
 import json
 import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, fields, replace
+from dataclasses import MISSING, asdict, fields, replace
 from functools import wraps
 from numbers import Real
 from pathlib import Path
@@ -171,13 +171,16 @@ class BaseTask(TrainingLoop):
             self.bind(model)
 
     def __getattr__(self, name: str) -> Any:
-        """LAVIS' tasks hold the keys of `run:` as attributes, and need not call `super().__init__`."""
+        """The keys of `run:` are attributes, as in LAVIS, whose tasks need not call `super().__init__`."""
         if name in ("_given", "_datasets_of"):
             return self.__dict__.setdefault(name, {})
         if name in ("model", "run"):
             return None
         held = [self.__dict__.get("_given", {}), getattr(self.__dict__.get("run"), "__dict__", {})]
-        if type(self).lavis and not name.startswith("__"):
+        if self.__dict__.get("_given"):  # a task of ours that a script makes has the values that LAVIS gives it
+            keys = fields(tasks.inherited(type(self), itself=True) or type(self).Keys)
+            held.append({one.name: one.default for one in keys if one.default is not MISSING})
+        if not name.startswith("__"):
             for values in held:
                 if name in values:
                     return values[name]

@@ -573,6 +573,7 @@ assert all(one in train[i]["answers"] for i, one in enumerate(batch["text_output
 assert COCOVQAInstructDataset.card == "coco_vqa_instruct"
 
 # %% blip-instruction
+import pytest
 from lavis.processors import load_processor
 from lavis.processors.instruction_text_processors import BlipInstructionProcessor
 from omegaconf import OmegaConf
@@ -580,3 +581,8 @@ from omegaconf import OmegaConf
 asked = BlipInstructionProcessor.from_config(OmegaConf.create({"modality": "image", "task": "qa"}))("Is it red?")
 assert "is it red?" in asked and asked == asked.lower()
 assert load_processor("blip_instruction").build(task="caption")("A dog.") == "a dog"
+assert BlipInstructionProcessor("{} ", 50, "image", "qa", cmu_dict_path=None)("Red?").startswith("{} ")  # the prompt stays
+for key, value in (("modality", "video"), ("modality", "audio"), ("modality", "pc"), ("task", "classification")):
+    for make in (lambda cfg: load_processor("blip_instruction", cfg), lambda cfg: BlipInstructionProcessor(**cfg)):
+        with pytest.raises(Exception, match="not served here"):
+            make({key: value, "cmu_dict_path": "words.p"})

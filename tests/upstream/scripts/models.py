@@ -612,6 +612,70 @@ assert torch.equal(model.visual_encoder.vision_model.embeddings.class_embedding,
 found = load_model("my_blip2", "base", checkpoint="out/mine")
 assert torch.equal(found.query_tokens, model.query_tokens)
 
+# %% blip2-parts-of-ours
+import torch
+from lavis.models import load_model
+
+image = torch.rand(2, 3, 64, 64)
+for arch, of_text in (("blip2", True), ("blip2_opt", False), ("blip2_vicuna_instruct", True)):
+    model = load_model(arch, "tiny").eval()
+    embeds = model.ln_vision(model.visual_encoder(image))
+    assert torch.equal(embeds, model.net.vision_model(image).last_hidden_state)
+    assert model.visual_encoder.num_features == 96 and model.visual_encoder.get_num_layer() == 2
+    queries, atts = model.query_tokens.expand(2, -1, -1), torch.ones(embeds.size()[:-1], dtype=torch.long)
+    picture = {"encoder_hidden_states": embeds, "encoder_attention_mask": atts}
+    seen = model.Qformer.bert(query_embeds=queries, **picture, return_dict=True).last_hidden_state
+    assert seen.shape == (2, 16, model.Qformer.config.hidden_size)
+    if of_text:
+        ids = torch.tensor([[2, 5, 6], [2, 7, 8]])
+        mask = torch.ones(2, 16 + 3, dtype=torch.long)
+        both = model.Qformer.bert(ids, query_embeds=queries, attention_mask=mask, **picture, return_dict=True)
+        assert both.last_hidden_state.shape[1] == 16 + 3 and not torch.equal(both.last_hidden_state[:, :16], seen)
+    if arch == "blip2":
+        fused = model.fuse(embeds, model.texts(ids, torch.ones_like(ids)))
+        assert torch.equal(both.last_hidden_state[:, :16], fused)
+    names = set(model.state_dict())
+    for part in (model.visual_encoder, model.Qformer):
+        for param in part.parameters():
+            param.requires_grad = False
+    left = {name for name, param in model.named_parameters() if param.requires_grad}
+    assert left and not any("qformer" in name or "vision_model.encoder" in name for name in left)
+    assert "net.vision_model.post_layernorm.weight" in left and set(model.state_dict()) == names
+
+# %% blip-outputs
+import torch
+from lavis.models.blip2_models.modeling_opt import OPTForCausalLM
+from lavis.models.blip2_models.modeling_t5 import T5Config, T5ForConditionalGeneration
+from lavis.models.blip2_models.Qformer import BertConfig, BertLMHeadModel
+from lavis.models.blip_models.blip_outputs import BlipOutput, BlipOutputFeatures
+
+output = BlipOutput(loss=torch.ones([]), loss_itc=torch.zeros([]))
+assert output.loss == output["loss"] == 1 and list(output) == ["loss", "loss_itc"] and output[1] == 0
+assert BlipOutputFeatures(image_embeds=torch.ones(1)).text_embeds is None
+
+# %% features-of-a-text
+from lavis.models import load_model
+
+model = load_model("blip2_feature_extractor", "tiny", is_eval=True)
+for image in ("", None):  # a search by text has no picture
+    features = model.extract_features({"image": image, "text_input": ["a dog"]}, mode="text")
+    assert features.text_embeds_proj.shape[0] == 1
+
+# %% task-of-ours-by-hand
+from argparse import Namespace
+
+from lavis.common.config import Config
+from lavis.tasks import setup_task
+from lavis.tasks.captioning import CaptionTask
+from lavis.tasks.vqa import VQATask
+
+task = CaptionTask(num_beams=3, max_len=20, min_len=1, repetition_penalty=1.0, length_penalty=1.0, evaluate=False)
+assert task.num_beams == 3 and task.max_len == 20 and task.report_metric and not hasattr(task, "nothing")
+task = VQATask(num_beams=3, max_len=10, min_len=1, evaluate=True, num_ans_candidates=128, prompt="Q: {}")
+assert task.prompt == "Q: {}" and task.answer_list is None
+task = setup_task(Config(Namespace(cfg_path="run.yaml", options=None)))
+assert (task.num_beams, task.max_len, task.inst_id_key) == (1, 4, "instance_id")
+
 # %% compute-sim-matrix
 import numpy as np
 import torch

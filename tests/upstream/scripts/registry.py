@@ -225,6 +225,20 @@ assert abs(optimizer.param_groups[0]["lr"] - 1.25e-4) < 1e-12
 ConstantLRScheduler(optimizer, init_lr=2e-3, warmup_steps=0).step(1, 0)
 assert optimizer.param_groups[0]["lr"] == 2e-3
 
+# %% lr-schedule-functions
+import torch
+from lavis.common.optims import cosine_lr_schedule, step_lr_schedule, warmup_lr_schedule
+
+optimizer = torch.optim.SGD([torch.nn.Parameter(torch.ones(1))], lr=1)
+for call, rate in (
+    (lambda: cosine_lr_schedule(optimizer, epoch=2, max_epoch=4, init_lr=1.0, min_lr=0.5), 0.75),
+    (lambda: warmup_lr_schedule(optimizer, step=1, max_step=4, init_lr=0.0, max_lr=1.0), 0.25),
+    (lambda: warmup_lr_schedule(optimizer, 9, 4, 0.0, 1.0), 1.0),
+    (lambda: step_lr_schedule(optimizer, epoch=2, init_lr=1.0, min_lr=0.1, decay_rate=0.5), 0.25),
+):
+    call()
+    assert abs(optimizer.param_groups[0]["lr"] - rate) < 1e-12
+
 # %% imports-of-train-py
 import lavis.tasks as tasks
 from lavis.common.config import Config

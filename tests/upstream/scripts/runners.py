@@ -471,7 +471,7 @@ assert str(runner.result_dir).endswith("/out/x/result") and len(runner.dataloade
 with pytest.raises(AttributeError):
     runner.optimizer  # made by train()
 runner.train()
-assert runner.optimizer.param_groups and runner.max_epoch == 1
+assert runner.optimizer.param_groups and runner.max_epoch == 1 and runner.unwrap_dist_model(runner.model) is runner.model
 
 # %% custom-vqa-task
 import json

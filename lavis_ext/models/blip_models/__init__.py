@@ -1,0 +1,1 @@
+"""LAVIS' folder name: of its BLIP only the outputs, which models of BLIP-2 give too."""
