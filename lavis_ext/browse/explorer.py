@@ -6,13 +6,13 @@ the pictures meanwhile, so that what is damaged or occurs twice shows after a wh
 
 from __future__ import annotations
 
+import atexit
 import math
-import time
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import asdict, replace
 from functools import cached_property
-from threading import Lock, Thread
+from threading import Event, Lock, Thread
 from typing import Any
 
 from lavis_ext.browse.dataset_page import (
@@ -36,6 +36,7 @@ from lavis_ext.datasets.readers.faults import SampleError
 PARTS = {"": "Samples", "twice": "Twice", "missing": "Missing", "figures": "Figures", "about": "Splits and files"}
 LARGE = 1600
 SURVEYED = 5_000
+ENDING_S = 20.0
 REST_S = 0.002
 """Between two pictures that are looked at, so that pages come first."""
 
@@ -50,14 +51,23 @@ class DatasetApp:
         self.scans = scans_of(subject)
         self.searchers = {split: Searcher(self.views, one) for one in self.scans for split in one.views}
         self._figures_lock = Lock()
+        self._ending = Event()
         if scan:
-            Thread(target=self.look_at_all, daemon=True).start()
+            thread = Thread(target=self.look_at_all, daemon=True)
+            thread.start()
+            # a decoder at work while the interpreter is taken apart aborts the process
+            atexit.register(self._end, thread)
+
+    def _end(self, thread: Thread) -> None:
+        self._ending.set()
+        thread.join(ENDING_S)
 
     def look_at_all(self) -> None:
-        """Look at every picture; called by a thread."""
+        """Look at every picture; called by a thread, which ends with the process."""
         for scan in self.scans:
             for _ in scan.go_on():
-                time.sleep(REST_S)
+                if self._ending.wait(REST_S):
+                    return
 
     def answer(self, path: str, asked: Mapping[str, str]) -> Reply | None:
         """A part of the pages at `/`, `/twice`, …; a larger picture at `/picture/SPLIT/SAMPLE/WHICH`, by numbers."""

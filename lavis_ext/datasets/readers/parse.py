@@ -337,6 +337,9 @@ class OneFile:
         """The file name with the kind, since the file may be read as other rows too."""
         return f"{self.path.name}.{self.KIND}"
 
+    def __str__(self) -> str:
+        return str(self.path)
+
 
 @dataclass(frozen=True)
 class Joined:
