@@ -131,7 +131,8 @@ def _list_blocks(pieces: Iterable[bytes]) -> Iterator[list[Any]]:
     for piece in pieces:
         held += piece
         cut = held.rfind(b"},")
-        block, end = [], 0
+        block: list[Any] = []
+        end = 0
         if cut >= 0:
             text = held[: cut + 1].decode()
             try:
