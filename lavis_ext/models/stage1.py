@@ -329,8 +329,8 @@ class Blip2(Blip2Base):
                 image_embeds=asked, image_embeds_proj=F.normalize(self.net.vision_projection(asked), dim=-1)
             )
         if mode == "text":
-            asked = {"text_input": samples["text_input"]}  # a picture beside it is not looked at
-            read = self.encode_text(self.encode(texts_of(asked, "text_input"), whole=True))
+            alone = {"text_input": samples["text_input"]}  # a picture beside it is not looked at
+            read = self.encode_text(self.encode(texts_of(alone, "text_input"), whole=True))
             return Blip2Features(text_embeds=read, text_embeds_proj=self.project_text(read))
         if mode != "multimodal":
             raise ConfigError("extract_features", f"no mode '{mode}'", "choose from image, text, multimodal")
