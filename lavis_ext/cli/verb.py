@@ -532,7 +532,8 @@ def _verb_first(verbs: Mapping[str, Verb], words: list[str]) -> list[str]:
 
 def folder_beside(arguments: Namespace) -> str | None:
     """The folder of YAML in which a run file lies, or which is checked: it is searched without being named again."""
-    for name in (getattr(arguments, "cfg_path", None), *(getattr(arguments, "paths", None) or ())):
+    named = (getattr(arguments, one, None) for one in ("cfg_path", "file"))
+    for name in (*named, *(getattr(arguments, "paths", None) or ())):
         folder = None if name is None else Path(name) if os.path.isdir(name) else Path(name).parent  # noqa: PTH112
         if folder is not None and next(folder.glob("datasets/*/defaults.yaml"), None) is not None:
             return str(folder)

@@ -197,6 +197,20 @@ def test_flags_may_stand_before_the_verb(folder: Path, capsys: Capture) -> None:
     assert said_of(["--version"], 0, capsys).startswith("lavis-ext ")
 
 
+@pytest.mark.parametrize(("verb", "code"), [("config show", 0), ("check", 3), ("train", 8), ("train --cfg-path", 8)])
+def test_a_run_file_finds_the_data_sets_beside_it(folder: Path, verb: str, code: int, capsys: Capture) -> None:
+    place = folder / "own" / "datasets" / "birds"
+    place.mkdir(parents=True)
+    (folder / "mine" / "datasets" / "birds.yaml").rename(place / "defaults.yaml")
+    (folder / "own" / "run.yaml").write_text((RUN % "").replace("coco_caption", "birds"))
+    assert "a.json" in said_of([*verb.split(), "own/run.yaml"], code, capsys)
+
+
+def test_a_file_that_holds_nothing_is_a_problem(folder: Path, capsys: Capture) -> None:
+    (folder / "empty.yaml").write_text("# nothing yet\n")
+    assert "empty.yaml: holds nothing" in said_of(["check", "empty.yaml"], 3, capsys)
+
+
 def test_an_empty_option_and_colons_in_values_stay_as_they_are() -> None:
     assert parse_options(["run.a=", "run.b=2"]) == {"run": {"a": None, "b": 2}}
     assert parse_options(["run.prompt", "'Question:'"]) == {"run": {"prompt": "Question:"}}

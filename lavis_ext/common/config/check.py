@@ -20,6 +20,8 @@ def check_file(path: str | Path) -> list[Problem]:
     """All problems of one YAML; its sections say what it is (run, data sets, card, model, study, settings)."""
     try:
         tree, places = read_sections(Path(path))
+        if not tree:
+            return [Problem(str(path), "holds nothing", "write the sections of a run file or a card, or remove it")]
         if "run" in tree:
             return check_run(path)
         if "datasets" in tree or "artifacts" in tree:
