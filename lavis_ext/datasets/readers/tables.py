@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from lavis_ext.common.errors import IntegrityError
-from lavis_ext.common.files import open_file, read_bounded, read_errors, read_file
+from lavis_ext.common.files import decode_json, open_file, read_bounded, read_errors, read_file
 
 log = logging.getLogger(__name__)
 Row = dict[str, Any]
@@ -148,7 +148,7 @@ def _list_blocks(pieces: Iterable[bytes]) -> Iterator[list[Any]]:
         if cut >= 0:
             text = held[: cut + 1].decode()
             try:
-                block, end = json.loads(f"[{text}]") if plain else [], cut + 2
+                block, end = decode_json(f"[{text}]") if plain else [], cut + 2
             except ValueError:
                 plain = False  # records hold records: each is looked for from now on
             if not plain:
@@ -160,7 +160,7 @@ def _list_blocks(pieces: Iterable[bytes]) -> Iterator[list[Any]]:
     text = held.decode().rstrip(SPACES)
     if text[-1:] != "]" or (some and not text[:-1].strip(SPACES)):  # cut off, or a comma before its end
         raise Unstreamed
-    yield json.loads(f"[{text}")
+    yield decode_json(f"[{text}")
 
 
 def _records_of(text: str) -> tuple[list[Any], int]:
