@@ -101,9 +101,9 @@ def webdataset_decode(archive: str, **_: Any) -> None:
 
 def ours_download(url: str, path: str, size: int, sha256: str, **_: Any) -> None:
     from lavis_ext.fetch import Source, Transfer, fetch
-    from tests.support.fetching import FAST
+    from tests.support.fetching import IMPATIENT
 
-    fetch(Transfer(Path(path), (Source(url),), size, sha256), FAST)
+    fetch(Transfer(Path(path), (Source(url),), size, sha256), IMPATIENT)
 
 
 def ours_unpack(archive: str, folder: str, kind: str = "zip", files: int | None = None, **_: Any) -> None:
