@@ -15,8 +15,9 @@ from pathlib import Path
 import pytest
 
 os.environ["HF_HUB_OFFLINE"] = "1"
-if "PYTEST_XDIST_WORKER" in os.environ:
-    os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch: its threads and the other workers' would queue
+# Before torch: its threads and the other workers' would queue, and a run in this process, where some tests ask for one
+# thread, would round otherwise than one in a process that a test starts.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ["LAVIS_EXT_ACCEPT_LICENCE"] = "all"  # of drawn worlds under the names of families
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # as in a shell's background job, whose children inherit it
     signal.signal(signal.SIGINT, signal.default_int_handler)
