@@ -500,3 +500,14 @@ def test_what_is_left_out_is_said_and_one_folder_is_no_class(tmp_path: Path) -> 
     write(tmp_path / "c.jsonl", json.dumps({"image": "/9j/4AAQSkZJRgABAQ", "caption": "x"}))
     with pytest.raises(UsageError, match="base64"):
         guess(tmp_path / "c.jsonl")
+
+
+def test_pictures_beside_the_folder_of_the_data_are_not_its_own(tmp_path: Path) -> None:
+    photos(tmp_path / "other")
+    photos(tmp_path / "mine", NAMES[:2])
+    write(tmp_path / "mine" / "c.csv", "image,caption\n" + "".join(map("{},{}\n".format, NAMES, TEXTS)))
+    assert guess(tmp_path / "mine").config.build_info.images.storage == str(tmp_path / "mine")
+    (tmp_path / "mine" / "c.csv").unlink()
+    (tmp_path / "mine" / NAMES[0]).unlink()
+    (tmp_path / "mine" / NAMES[0]).symlink_to("gone.jpg")
+    assert guess(tmp_path / "mine").config.build_info.images.storage == str(tmp_path / "mine")
