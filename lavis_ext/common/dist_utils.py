@@ -5,7 +5,10 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from functools import wraps
+from importlib import import_module
 from typing import Any, TypeVar
+
+from lavis_ext.common.config.resolve import cache_root
 
 T = TypeVar("T")
 
@@ -46,6 +49,16 @@ def init_distributed_mode(args: Any) -> None:
     args.rank, args.world_size = get_dist_info()
     args.gpu = int(os.environ.get("LOCAL_RANK", "0"))
     args.distributed = args.world_size > 1
+
+
+def download_cached_file(url: str, check_hash: bool = True, progress: bool = False) -> str:
+    """The local copy of a file, fetched once below the cache root; whichever process comes first fetches it.
+
+    Nobody declares its hash, so that `check_hash` has nothing to compare; what was compared is logged. Raises
+    NetworkError. A data set's files have a card, and `lavis-ext prepare` verifies them.
+    """
+    found = import_module("lavis_ext.models.weights").fetched(url, "download_cached_file", cache_root())
+    return str(found)
 
 
 def main_process(func: Callable[..., T]) -> Callable[..., T | None]:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
+from typing import Any
 
 WAY_OUT = "run it in LAVIS"
 SERVED = (
@@ -52,6 +54,17 @@ OUTSIDE: dict[str, dict[str, str]] = {
 }
 """Kind → what it is → the names, a regular expression. The first that matches is taken."""
 WHOSE = {"model": "", "task": "task of ", "processor": "processor of ", "dataset": "data set of "}
+
+
+def refusing(module: str, **reasons: str) -> Callable[[str], Any]:
+    """A module's `__getattr__`: importing a name that LAVIS' module has, and ours has not, fails by its reason."""
+
+    def find(name: str) -> Any:
+        if name in reasons:
+            raise ImportError(f"{module}.{name}: is not served here; {reasons[name]}", name=module)
+        raise AttributeError(f"module {module!r} has no attribute {name!r}")
+
+    return find
 
 
 def out_of_scope(kind: str, name: str) -> str:

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lavis_ext.common.lavis import refusing
 from lavis_ext.datasets.datasets.base_dataset import ConcatDataset
 
 
@@ -57,3 +58,12 @@ def concat_datasets(datasets: Mapping[str, Any]) -> dict[str, Any]:
             raise ValueError("a stream cannot be concatenated: give the data sets to the runner, which mixes them")
         found[split] = ConcatDataset(several) if split == "train" else several[0]
     return found
+
+
+_VIDEOS = "videos are LAVIS'; several pictures of a sample are frames here"
+__getattr__ = refusing(
+    __name__,
+    **dict.fromkeys(("load_video", "load_clip", "uniform_frame_sampling", "head_tail_frame_sampling"), _VIDEOS),
+    save_frames_grid=_VIDEOS,
+    extract_archive="`unpack` of a card does it, safely",
+)

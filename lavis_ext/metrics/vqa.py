@@ -48,8 +48,12 @@ _CONTRACTIONS = _spellings()
 
 def normalize_vqa_answer(text: str) -> str:
     """A predicted answer in the form that is compared: `"1,000" → "1000"`, `"ten o'clock" → "10 o'clock"`."""
-    flat = text.replace("\n", " ").replace("\t", " ").strip()
-    words = [_NUMBERS.get(word, word) for word in strip_punctuation(flat).lower().split()]
+    return plain_words(strip_punctuation(text.replace("\n", " ").replace("\t", " ").strip()))
+
+
+def plain_words(text: str) -> str:
+    """In small letters: numbers as digits, no articles, apostrophes where contractions have them."""
+    words = [_NUMBERS.get(word, word) for word in text.lower().split()]
     return " ".join(_CONTRACTIONS.get(word, word) for word in words if word not in _ARTICLES)
 
 
@@ -68,16 +72,21 @@ AGREEING = 3
 
 
 def vqa_score(prediction: str, answers: Sequence[str]) -> float:
+    """`official_score`; with at most three annotators, of whom no three others can agree, 1 if any gave the answer."""
+    if 0 < len(answers) <= AGREEING:
+        predicted = normalize_vqa_answer(prediction)
+        return float(any(normalize_vqa_answer(answer) == predicted for answer in answers))
+    return official_score(prediction, answers)
+
+
+def official_score(prediction: str, answers: Sequence[str]) -> float:
     """Accuracy in [0, 1]: for each annotator, min(1, matches among the others / 3); the mean over annotators.
 
-    With at most three annotators, of whom no three others can agree, it is 1 for an answer that any of them gave. The
-    annotators' answers lose their punctuation only where they differ, as in the official evaluation.
+    The annotators' answers lose their punctuation only where they differ, as in the official evaluation.
     """
     if not answers:
         return 0.0
     predicted = normalize_vqa_answer(prediction)
-    if len(answers) <= AGREEING:
-        return float(any(normalize_vqa_answer(answer) == predicted for answer in answers))
     given = [strip_punctuation(answer) for answer in answers] if len(set(answers)) > 1 else list(answers)
     matches = sum(answer == predicted for answer in given)
     return sum(min(1.0, (matches - (answer == predicted)) / 3) for answer in given) / len(given)

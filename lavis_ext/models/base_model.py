@@ -18,6 +18,7 @@ from lavis_ext.common.config.decode import ConfigDecoder, read_yaml
 from lavis_ext.common.config.resolve import cache_root, model_files
 from lavis_ext.common.config.schema import ModelConfig, OpenModelConfig
 from lavis_ext.common.errors import ConfigError, IntegrityError, nearest
+from lavis_ext.common.names import imported_on_use
 from lavis_ext.common.registry import models
 from lavis_ext.common.types import Batch
 from lavis_ext.common.utils import find_yaml, is_url
@@ -438,3 +439,8 @@ class _Gather(torch.autograd.Function):
         grad = grads[0].contiguous()
         dist.all_reduce(grad)
         return grad[slice(*ctx.span)]
+
+
+# LAVIS has these here; nothing of ours needs them
+_MORE = ("BaseEncoder", "MomentumDistilationMixin", "SharedQueueMixin", "tile")
+__getattr__ = imported_on_use("lavis_ext.models", dict.fromkeys(_MORE, "mixins"))

@@ -147,11 +147,9 @@ class Blip2Base(BaseModel):
         `visual_encoder(images)` [B, P, W] has `num_features` and `get_num_layer()`. Raises ConfigError for another
         tower, precision or a drop path, which transformers' tower lacks; NetworkError where weights cannot be had.
         """
-        from lavis_ext.models.parts import build_tower, load_tower
+        from lavis_ext.models.parts import build_tower, load_tower, require_no_drop_path
 
-        if drop_path_rate:
-            what = f"{drop_path_rate} is not served: the tower has no drop path"
-            raise ConfigError("init_vision_encoder drop_path_rate", what, "give 0, as all of LAVIS' BLIP-2 have it")
+        require_no_drop_path("init_vision_encoder", drop_path_rate)
         tower = build_tower(model_name, img_size, self.vit_config, use_grad_checkpoint, precision)
         if self.vit_weights is not None:
             load_tower(tower, model_name, self.vit_weights)

@@ -384,6 +384,13 @@ TOWER = "visual_encoder."
 HELD = f"{TOWER}vision_model."
 
 
+def require_no_drop_path(where: str, rate: float) -> None:
+    """Raise ConfigError for a drop path."""
+    if rate:
+        what = f"{rate} is not served: the tower has no drop path"
+        raise ConfigError(f"{where} drop_path_rate", what, "give 0, as all of LAVIS' BLIP-2 have it")
+
+
 def build_tower(model_name: str, size: int, sizes: Mapping[str, Any], checkpoint: bool, precision: str) -> VisionTower:
     """A tower of LAVIS' `vit_model` with random weights; `sizes` over the published ones.
 

@@ -27,7 +27,7 @@ def identity(image: Tensor, strength: float, sign: Sign) -> Tensor:
 
 def auto_contrast(image: Tensor, strength: float, sign: Sign) -> Tensor:
     """Stretch each channel to 0 … 255."""
-    return torch.stack([_look_up(channel, _stretch_table(channel)) for channel in image])
+    return torch.stack([look_up(channel, _stretch_table(channel)) for channel in image])
 
 
 def equalize(image: Tensor, strength: float, sign: Sign) -> Tensor:
@@ -37,8 +37,8 @@ def equalize(image: Tensor, strength: float, sign: Sign) -> Tensor:
 
 def brightness(image: Tensor, strength: float, sign: Sign) -> Tensor:
     """Multiply by 0.1 … 1.9."""
-    table = torch.arange(256, dtype=torch.float32) * _enhance_factor(strength)
-    return _look_up(image, table.clamp(0, 255))
+    table = torch.arange(256, dtype=torch.float32) * enhance_factor(strength)
+    return look_up(image, table.clamp(0, 255))
 
 
 def sharpness(image: Tensor, strength: float, sign: Sign) -> Tensor:
@@ -48,7 +48,7 @@ def sharpness(image: Tensor, strength: float, sign: Sign) -> Tensor:
     pixels = image.float()
     smooth = (F.conv2d(pixels[:, None], kernel)[:, 0] / 13).round()
     inner = pixels[:, 1:-1, 1:-1]
-    pixels[:, 1:-1, 1:-1] = (smooth + _enhance_factor(strength) * (inner - smooth)).clamp(0, 255)
+    pixels[:, 1:-1, 1:-1] = (smooth + enhance_factor(strength) * (inner - smooth)).clamp(0, 255)
     return pixels.to(torch.uint8)
 
 
@@ -103,11 +103,13 @@ def random_augment(image: Tensor, count: int, strength: float, rng: torch.Genera
     return image
 
 
-def _enhance_factor(strength: float) -> float:
+def enhance_factor(strength: float) -> float:
+    """The weight of the picture against what it is blended with."""
     return strength / MAX_STRENGTH * 1.8 + 0.1
 
 
-def _look_up(image: Tensor, table: Tensor) -> Tensor:
+def look_up(image: Tensor, table: Tensor) -> Tensor:
+    """Each value replaced by that of a table of 256, cut to whole numbers."""
     return table.to(torch.uint8)[image.long()]
 
 
@@ -127,7 +129,7 @@ def _equalize_channel(channel: Tensor) -> Tensor:
     if step == 0:
         return channel
     before = torch.cat([torch.tensor([step // 2]), counts[:-1]])
-    return _look_up(channel, (before.cumsum(0) // step).clamp(0, 255))
+    return look_up(channel, (before.cumsum(0) // step).clamp(0, 255))
 
 
 def _warp(image: Tensor, forward: list[list[float]]) -> Tensor:

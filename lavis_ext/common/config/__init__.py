@@ -9,9 +9,9 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from lavis_ext.common.config.script import Config, node_to_dict
+    from lavis_ext.common.config.script import Config, ConfigValidator, create_runner_config_validator, node_to_dict
 
-__all__ = ["Config", "node_to_dict"]
+__all__ = ["Config", "ConfigValidator", "create_runner_config_validator", "node_to_dict"]
 
 
 def __getattr__(name: str) -> Any:

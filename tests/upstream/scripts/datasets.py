@@ -586,3 +586,108 @@ for key, value in (("modality", "video"), ("modality", "audio"), ("modality", "p
     for make in (lambda cfg: load_processor("blip_instruction", cfg), lambda cfg: BlipInstructionProcessor(**cfg)):
         with pytest.raises(Exception, match="not served here"):
             make({key: value, "cmu_dict_path": "words.p"})
+
+# %% random-augment
+import numpy as np
+import pytest
+import torch
+from lavis.processors.randaugment import RandomAugment
+from PIL import Image
+
+img = np.random.default_rng(0).integers(0, 256, (32, 48, 3), dtype=np.uint8)
+torch.manual_seed(0)
+seen = [RandomAugment(2, 7, isPIL=True)(Image.fromarray(img)) for _ in range(20)]
+assert all(one.shape == img.shape and one.dtype == np.uint8 for one in seen)
+assert any((one != img).any() for one in seen) and any((one == img).all() for one in seen)
+torch.manual_seed(0)
+assert all((RandomAugment(2, 7)(img) == one).all() for one in seen)
+
+
+def applied(name, level=5):
+    augment = RandomAugment(1, level, augs=[name])
+    augment.get_random_ops = lambda: [(name, 1.0, level)]
+    return augment(img)
+
+
+assert (applied("Solarize") == np.where(img < 128, img, 255 - img)).all() and (applied("Posterize") == (img & 0b11000000)).all()
+assert (applied("Posterize", 0) == 0).all() and (applied("Identity") == img).all()
+assert np.abs(applied("Color").astype(int) - img).max() <= 1 and np.abs(applied("Contrast").astype(int) - img).max() <= 1
+grey = applied("Color", 0).astype(int)  # a tenth of the colour is left
+assert np.ptp(grey, axis=-1).max() <= 0.1 * 255 + 1 and np.ptp(applied("Contrast", 0).astype(int)) <= 0.1 * 255 + 1
+with pytest.raises(Exception, match="Solarise"):
+    RandomAugment(augs=["Solarise"])
+
+# %% iter-loader
+import random
+
+import pytest
+from lavis.datasets.datasets.dataloader_utils import IterLoader, MultiIterLoader, PrefetchLoader
+from torch.utils.data import DataLoader
+
+loader = IterLoader(DataLoader(list(range(5)), batch_size=2))
+assert [next(loader).tolist() for _ in range(7)] == [[0, 1], [2, 3], [4], [0, 1], [2, 3], [4], [0, 1]]
+assert loader.epoch == 2 and len(loader) == 3
+random.seed(0)
+mixed = MultiIterLoader([IterLoader(["a"]), IterLoader(["b"])], ratios=[1, 3])
+assert 650 < [next(mixed) for _ in range(1000)].count("b") < 850
+with pytest.raises(Exception, match="no iterator"):
+    MultiIterLoader([DataLoader([1])])
+with pytest.raises(Exception, match="ratios"):
+    MultiIterLoader([loader], ratios=[1, 2])
+batches = PrefetchLoader(DataLoader([{"x": float(i)} for i in range(5)], batch_size=2))
+for _ in range(2):
+    assert [batch["x"].tolist() for batch in batches] == [[0.0, 1.0], [2.0, 3.0], [4.0]]
+assert len(batches) == 3 and batches.batch_size == 2
+
+# %% laion-dataset
+import io
+import json
+import tarfile
+
+import pytest
+from lavis.datasets.datasets.laion_dataset import LaionDataset, LaionInstructDataset
+from lavis.processors import load_processor
+from PIL import Image
+from torch.utils.data import DataLoader
+
+for shard in range(2):
+    with tarfile.open(f"0000{shard}.tar", "w") as tar:
+        for number in range(3):
+            picture = io.BytesIO()
+            Image.new("RGB", (40, 30), (80 * number, 0, 0)).save(picture, "JPEG")
+            text = json.dumps({"caption": f"A bird, {shard}{number}"}).encode()
+            for end, data in (("jpg", picture.getvalue()), ("json", text)):
+                member = tarfile.TarInfo(f"{shard}{number}.{end}")
+                member.size = len(data)
+                tar.addfile(member, io.BytesIO(data))
+
+import os
+
+location = os.path.join(os.getcwd(), "{00000..00001}.tar")
+vis = load_processor("blip_image_eval", {"image_size": 32})
+dataset = LaionDataset(vis_processor=vis, text_processor=lambda text: text.lower(), location=location)
+batches = iter(DataLoader(dataset.inner_dataset, batch_size=2))
+seen = [next(batches) for _ in range(6)]
+assert seen[0]["image"].shape == (2, 3, 32, 32)
+texts = [text for batch in seen for text in batch["text_input"]]
+expected = sorted(f"a bird, {shard}{number}" for shard in range(2) for number in range(3))
+assert sorted(texts[:6]) == sorted(texts[6:]) == expected
+instruct = LaionInstructDataset(vis, load_processor("blip_caption"), location)
+sample = next(iter(instruct.inner_dataset))
+assert sample["text_input"] == "" and sample["text_output"] in expected
+
+
+class Numbered(LaionDataset):
+    def to_dict(self, sample):
+        data = super().to_dict(sample)
+        data["number"] = int(sample[1]["caption"][-2:])
+        return None if data["number"] == 2 else data
+
+
+with pytest.raises(Exception, match="1 of 6"):  # a sample that is left out is a fault, which is counted
+    seen = []
+    for sample in Numbered(vis, load_processor("blip_caption"), location):
+        seen.append(sample)
+assert sorted(sample["number"] for sample in seen) == [0, 1, 10, 11, 12] and seen[0]["text_input"].startswith("a bird")
+with pytest.raises(Exception, match="shards"):
+    LaionDataset(vis, None, location="nowhere/{00000..00001}.tar")

@@ -902,3 +902,66 @@ model, vis_processors, text_processors = load_model_and_preprocess("blip2_image_
 pair = {"image": vis_processors["eval"](raw_image).unsqueeze(0), "text_input": text_processors["eval"]("merlion in Singapore")}
 scores = torch.nn.functional.softmax(model(pair, match_head="itm"), dim=1)
 assert f"{scores[:, 1].item():.3%}".endswith("%") and "%.4f" % model(pair, match_head="itc")
+
+# %% towers
+import pytest
+import torch
+from lavis.models.clip_vit import create_clip_vit_L
+from lavis.models.eva_vit import create_eva_vit_g
+
+sizes = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "patch_size": 14}
+for create, dtype in ((create_eva_vit_g, torch.float32), (create_clip_vit_L, torch.float32)):
+    torch.manual_seed(0)
+    visual_encoder = create(28, use_checkpoint=False, precision="fp32", weights=None, sizes=sizes)
+    assert visual_encoder.num_features == 16 and visual_encoder.get_num_layer() == 2
+    assert visual_encoder(torch.rand(2, 3, 28, 28)).shape == (2, 5, 16)
+with pytest.raises(Exception, match="drop path"):
+    create_eva_vit_g(28, 0.4, weights=None, sizes=sizes)
+
+# %% momentum
+import copy
+
+import pytest
+import torch
+from lavis.models.base_model import BaseEncoder, BaseModel, MomentumDistilationMixin, SharedQueueMixin, tile
+from torch import nn
+
+
+class Encoder(BaseEncoder):
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(4, 3)
+
+    def forward_features(self, samples, **kwargs):
+        return self.layer(samples)
+
+
+class Momentum(BaseModel, MomentumDistilationMixin, SharedQueueMixin):
+    def __init__(self):
+        super().__init__()
+        self.visual_encoder, self.visual_encoder_m = Encoder(), Encoder()
+        self.model_pairs = [[self.visual_encoder, self.visual_encoder_m]]
+        self.momentum, self.queue_size = 0.9, 4
+        self.copy_params()
+        self.register_buffer("image_queue", torch.zeros(3, 4))
+        self.register_buffer("text_queue", torch.zeros(3, 4))
+        self.register_buffer("idx_queue", torch.full((1, 4), -100))
+        self.register_buffer("queue_ptr", torch.zeros(1, dtype=torch.long))
+
+
+model = Momentum()
+own, slow = model.visual_encoder.layer.weight, model.visual_encoder_m.layer.weight
+assert torch.equal(own, slow) and own.requires_grad and not slow.requires_grad and model.visual_encoder.device.type == "cpu"
+before = slow.clone()
+with torch.no_grad():
+    own.add_(1.0)
+model._momentum_update()
+torch.testing.assert_close(slow, before + 0.1)
+for turn in range(3):
+    feats = torch.full((2, 3), float(turn + 1))
+    model._dequeue_and_enqueue(feats, -feats, torch.tensor([[turn], [turn + 10]]))
+assert model.image_queue[0].tolist() == [3.0, 3.0, 2.0, 2.0] and model.text_queue[2].tolist() == [-3.0, -3.0, -2.0, -2.0]
+assert model.idx_queue[0].tolist() == [2, 12, 1, 11] and int(model.queue_ptr) == 2
+with pytest.raises(Exception, match="no multiple"):
+    model._dequeue_and_enqueue(torch.zeros(3, 3), torch.zeros(3, 3))
+assert tile(torch.tensor([[1, 2], [3, 4]]), 0, 2).tolist() == [[1, 2], [1, 2], [3, 4], [3, 4]]

@@ -260,7 +260,9 @@ assert registry.get_model_class("blip2_opt") is Blip2OPT and registry.get_task_c
 from importlib import import_module
 
 HELD = {
-    "common.registry": "registry", "common.config": "Config", "common.logger": "MetricLogger",
+    "common.registry": "registry", "common.config": "Config ConfigValidator node_to_dict",
+    "common.vqa_tools": "", "common.vqa_tools.vqa": "VQA", "common.vqa_tools.vqa_eval": "VQAEval",
+    "common.logger": "MetricLogger",
     "common.dist_utils": "get_rank", "common.optims": "ConstantLRScheduler", "common.utils": "now",
     "datasets.builders": "load_dataset dataset_zoo load_dataset_config",
     "datasets.builders.base_dataset_builder": "BaseDatasetBuilder load_dataset_config",
@@ -283,6 +285,8 @@ HELD = {
     "datasets.datasets.nlvr_datasets": "NLVRDataset NLVREvalDataset",
     "datasets.datasets.snli_ve_datasets": "SNLIVisualEntialmentDataset",
     "datasets.datasets.multimodal_classification_datasets": "MultimodalClassificationDataset",
+    "datasets.datasets.laion_dataset": "LaionDataset LaionInstructDataset",
+    "datasets.datasets.dataloader_utils": "MultiIterLoader PrefetchLoader IterLoader record_cuda_stream",
     "datasets.data_utils": "prepare_sample apply_to_sample move_to_cuda reorg_datasets_by_split concat_datasets",
     "processors": "load_processor BaseProcessor", "processors.base_processor": "BaseProcessor",
     "processors.blip_processors":
@@ -290,7 +294,10 @@ HELD = {
         " Blip2ImageTrainProcessor BlipImageBaseProcessor",
     "processors.clip_processors": "ClipImageTrainProcessor ClipImageEvalProcessor",
     "models": "load_model load_preprocess load_model_and_preprocess model_zoo BaseModel",
-    "models.base_model": "BaseModel all_gather_with_grad concat_all_gather",
+    "models.base_model":
+        "BaseModel BaseEncoder MomentumDistilationMixin SharedQueueMixin tile all_gather_with_grad concat_all_gather",
+    "models.eva_vit": "create_eva_vit_g", "models.clip_vit": "create_clip_vit_L",
+    "processors.randaugment": "RandomAugment",
     "models.blip2_models.blip2_opt": "Blip2OPT", "models.blip2_models.blip2_t5": "Blip2T5",
     "models.blip2_models.blip2_qformer": "Blip2Qformer",
     "models.blip2_models.blip2_image_text_matching": "Blip2ITM",
@@ -319,9 +326,154 @@ with pytest.raises(KeyError):
 # %% not-downloaders
 import pytest
 
-for name in ("download_url", "cache_url", "download_and_extract_archive"):
-    with pytest.raises(ImportError):
-        exec(f"from lavis.common.utils import {name}")
+for name in ("download_url", "cache_url", "download_and_extract_archive", "download_and_untar", "get_redirected_url"):
+    with pytest.raises(ImportError, match=f"common.utils.{name}: is not served here"):
+        exec(f"from lavis.common.utils import {name}".replace("lavis.", "lavis_ext."))
+
+# %% not-videos
+import pytest
+
+for path, name in (
+    ("datasets.data_utils", "load_video"), ("datasets.data_utils", "load_clip"), ("processors.randaugment", "VideoRandomAugment"),
+):
+    with pytest.raises(ImportError, match=f"{name}: is not served here; videos"):
+        exec(f"from lavis.{path} import {name}".replace("from lavis.", "from lavis_ext."))
+
+# %% vqa-tools
+import json
+
+import pytest
+from lavis.common.vqa_tools.vqa import VQA
+from lavis.common.vqa_tools.vqa_eval import VQAEval
+
+asked = [(11, 1, "what color", "other"), (12, 1, "how many", "number"), (21, 2, "what color", "other")]
+given = [["red"] * 6 + ["dark-red"] * 4, ["2"] * 10, ["Blue."] * 10]
+annotations = [
+    {"question_id": number, "image_id": image, "question_type": kind, "answer_type": answer,
+     "answers": [{"answer_id": i, "answer": text} for i, text in enumerate(texts, 1)]}
+    for (number, image, kind, answer), texts in zip(asked, given)
+]
+info = {"info": {"year": 2026}, "task_type": "Open-Ended", "data_type": "mscoco", "data_subtype": "val", "license": {}}
+json.dump({**info, "annotations": annotations}, open("a.json", "w"))
+json.dump({**info, "questions": [{"question_id": n, "image_id": i, "question": "?"} for n, i, _, _ in asked]}, open("q.json", "w"))
+result = [{"question_id": 11, "answer": "dark red"}, {"question_id": 12, "answer": "two"}, {"question_id": 21, "answer": "blue"}]
+json.dump(result, open("r.json", "w"))
+
+vqa = VQA("a.json", "q.json")
+assert vqa.getQuesIds() == [11, 12, 21] and vqa.getQuesIds(imgIds=1) == [11, 12]
+assert vqa.getQuesIds(quesTypes=["what color"], ansTypes="other") == [11, 21] and vqa.getImgIds(quesIds=[12, 21]) == [1, 2]
+assert vqa.loadQA(ids=[12])[0]["answers"][0]["answer"] == "2" and vqa.qqa[11]["question"] == "?"
+vqaRes = vqa.loadRes("r.json", "q.json")
+assert vqaRes.qa[21]["image_id"] == 2 and vqaRes.dataset["task_type"] == "Open-Ended"
+vqaEval = VQAEval(vqa, vqaRes, n=2)
+vqaEval.evaluate()
+# of ten who say "Blue.", all alike, nobody loses the stop, so that "blue" scores nothing (the official rule)
+assert vqaEval.accuracy == {
+    "overall": 66.67, "perQuestionType": {"what color": 50.0, "how many": 100.0},
+    "perAnswerType": {"other": 50.0, "number": 100.0},
+}
+assert vqaEval.evalQA == {11: 100.0, 12: 100.0, 21: 0.0} and vqaEval.evalAnsType["number"] == {12: 100.0}
+assert vqaEval.processDigitArticle(vqaEval.processPunctuation("The 1,000 dont's!")) == "1000 dont's"
+vqaEval.evaluate(quesIds=[21])
+assert vqaEval.accuracy["overall"] == 0.0
+json.dump(result[:2], open("short.json", "w"))
+with pytest.raises(Exception, match="lacks 1 that are"):
+    vqa.loadRes("short.json", "q.json")
+
+# %% config-validator
+import pytest
+from lavis.common.config import ConfigValidator, create_runner_config_validator
+
+validator = ConfigValidator(description="My options")
+validator.add_argument("size", type=int, help="Pixels.")
+validator.add_argument("mode", type=str, choices=["fast", "exact"])
+assert validator.validate({"size": "224", "mode": "fast"})["mode"] == "fast"
+assert validator.arguments["size"].val == 224 and validator["size"] == "224" and "available arguments" in str(validator)
+for wrong in ({"sise": 1}, {"size": "large"}, {"mode": "slow"}):
+    with pytest.raises(Exception, match=next(iter(wrong))):
+        validator.validate(wrong)
+create_runner_config_validator().validate({"task": "captioning", "runner": "runner_base", "init_lr": 1e-5})
+
+# %% files-by-their-names
+import os
+
+import numpy as np
+from lavis.common.utils import cleanup_dir, load_file, makedir, save_file
+
+makedir("out")
+for value, name in (({"b": 1, "a": [2]}, "out/x.json"), ({"a": {"b": "é"}}, "out/x.yaml")):
+    save_file(value, name, append_to_json=False)
+    assert load_file(name) == value
+save_file({"epoch": 0}, "out/log.json")
+save_file({"epoch": 1}, "out/log.json")
+assert len(open("out/log.json").readlines()) == 2
+save_file(np.arange(6), "out/x.npy", verbose=False)
+assert load_file("out/x.npy", mmap_mode="r")[-1] == 5
+open("out/x.txt", "w").write("a\nb\n")
+open("out/x.csv", "w").write("id,text\n1,a bird\n")
+assert load_file("out/x.txt") == ["a\n", "b\n"] and load_file("out/x.csv")["text"][0] == "a bird"
+cleanup_dir("out")
+cleanup_dir("out")
+assert not os.path.exists("out")
+
+# %% files-that-are-pickles
+import os
+import pickle
+
+import numpy as np
+import pytest
+from lavis.common.utils import cleanup_dir, load_file, save_file
+
+
+class Foreign:
+    def __reduce__(self):
+        return os.mkdir, ("ran",)
+
+
+with open("x.pkl", "wb") as file:
+    pickle.dump(Foreign(), file)
+with open("y.npy", "wb") as file:
+    pickle.dump(Foreign(), file)
+np.save("z.npy", np.array([Foreign()], dtype=object), allow_pickle=True)
+for name, words in (("x.pkl", {}), ("y.npy", {}), ("z.npy", {}), ("z.npy", {"allow_pickle": True}), ("z.npy", {"mmap_mode": "r"})):
+    with pytest.raises(Exception, match=name):
+        load_file(name, **words)
+assert not os.path.exists("ran")
+with pytest.raises(Exception, match="pickle"):
+    save_file([1], "x.pickle")
+for folder in (os.environ["LAVIS_EXT_CACHE_ROOT"], ".", "~", "/"):
+    with pytest.raises(Exception, match="holds"):
+        cleanup_dir(folder)
+
+# %% cached-file
+import http.server
+import os
+import threading
+from functools import partial
+
+from lavis.common.dist_utils import download_cached_file
+from lavis.common.utils import download_cached_file as same
+
+os.mkdir("web")
+with open("web/list.txt", "wb") as file:
+    file.write(b"a bird\n" * 1000)
+
+
+class Quiet(http.server.SimpleHTTPRequestHandler):
+    def log_message(self, *args):
+        pass
+
+
+server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory="web"))
+threading.Thread(target=server.serve_forever, daemon=True).start()
+address = f"http://127.0.0.1:{server.server_port}/list.txt"
+try:
+    path = download_cached_file(address, check_hash=False, progress=True)
+    assert open(path, "rb").read() == b"a bird\n" * 1000
+finally:
+    server.shutdown()
+    server.server_close()
+assert path.startswith(os.environ["LAVIS_EXT_CACHE_ROOT"]) and same is download_cached_file
 
 # %% registry-not-served
 import pytest
