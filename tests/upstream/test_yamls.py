@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -25,6 +26,7 @@ FOUND, MODELS = yamls.run_files(), yamls.model_files()
 RUNS = [path for path in FOUND if not ELSEWHERE.search(path.stem)]
 OUTSIDE = [path for path in FOUND if ELSEWHERE.search(path.stem)]
 STARTED = [path for path in RUNS if path.stem != DEMO]
+SCRIPTS = [path for path in yamls.scripts() if path.stem != "eval_cap_coco_flant5xl"]  # its run file is empty
 needs_code = pytest.mark.skipif(not RUNS, reason=yamls.REASON)
 PUBLISHED = "https://storage.googleapis.com/sfr-vision-language-research/LAVIS/models/BLIP2/blip2_pretrained.pth"
 
@@ -48,6 +50,26 @@ def lay_weights(folder: Path, urls: set[str]) -> Path:
 @pytest.mark.parametrize("path", RUNS, ids=names(RUNS))
 def test_check_passes(path: Path) -> None:
     assert check_run(path, yamls.given_options(path)) == []
+
+
+@needs_code
+@pytest.mark.parametrize("path", SCRIPTS, ids=[path.stem for path in SCRIPTS])
+def test_scripts_name_runs_that_pass(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a shell script of theirs starts, once `lavis` is replaced in it, from their checkout."""
+    (tmp_path / "python").write_text('#!/bin/sh\nfor one in "$@"; do printf "%s\\0" "$one"; done\n')
+    (tmp_path / "python").chmod(0o755)
+    code = next(folder for folder in path.parents if (folder / "run_scripts").is_dir())
+    monkeypatch.chdir(code)
+    text = path.read_text("utf-8").replace(" lavis/", " lavis_ext/")
+    words = ["0", "1", "0", "2.7b" if "opt" in path.stem else "xl", "/weights", "c.pth", "16"]
+    given = words if "$7" in text else ["/weights/q.pth", "", "/models/llama"]
+    shell = {"PATH": f"{tmp_path}:/usr/bin:/bin"}
+    done = subprocess.run(["bash", "-c", text, "x", *given], env=shell, capture_output=True, text=True, check=True)
+    found = done.stdout[done.stdout.index("-m") :].split("\0")[:-1]
+    run = found[found.index("--cfg-path") + 1]
+    assert found[:2] == ["-m", "torch.distributed.run"] and run.startswith("lavis_ext/projects/")
+    options = found[found.index("--options") + 1 :] if "--options" in found else []
+    assert check_run(run, options) == []
 
 
 @needs_code

@@ -37,6 +37,11 @@ def model_files() -> list[Path]:
     return sorted(path for folder in CODE for path in folder.glob("**/configs/models/**/*.yaml"))
 
 
+def scripts() -> list[Path]:
+    """The shell scripts of BLIP-2."""
+    return sorted(path for folder in CODE for path in folder.glob("**/run_scripts/blip2/**/*.sh"))
+
+
 def given_options(path: Path) -> list[str]:
     """What upstream's script gives beside the file."""
     return [OVERRIDDEN[path.stem]] if path.stem in OVERRIDDEN else []

@@ -128,12 +128,20 @@ def _env_key(path: Path) -> str:
 
 
 def find_config(path: str | Path) -> Path:
-    """A run file: as given, else below a configs folder (with or without the leading `configs/`)."""
+    """A run file: as given, else below a configs folder (with or without the leading `configs/`).
+
+    `lavis_ext/projects/…`, as in LAVIS' scripts once `lavis` is replaced, is `lavis/projects/…` where that is
+    there, else below a configs folder.
+    """
     given = home_of(path)
-    with read_errors(given):
-        if given.is_file():
-            return given
     below = Path(*given.parts[1:]) if given.parts[:1] == ("configs",) else given
+    theirs = given.parts[:2] in (("lavis", "projects"), ("lavis_ext", "projects"))
+    if theirs:
+        below = Path(*given.parts[1:])
+    with read_errors(given):
+        for place in (given, *([Path("lavis", below)] if theirs else [])):
+            if place.is_file():
+                return place
     for root in config_roots():
         if not given.is_absolute() and (root / below).is_file():
             return root / below

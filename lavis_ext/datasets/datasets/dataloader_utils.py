@@ -58,7 +58,7 @@ class IterLoader:
             return next(self.iter_loader)
         except StopIteration:
             self._epoch += 1
-        sampler = getattr(self._dataloader, "sampler", None)
+        sampler: Any = getattr(self._dataloader, "sampler", None)
         if self._use_distributed and hasattr(sampler, "set_epoch"):
             sampler.set_epoch(self._epoch)
         self.iter_loader = iter(self._dataloader)
@@ -73,7 +73,7 @@ class PrefetchLoader:
 
     def __init__(self, loader: Any) -> None:
         self.loader = loader
-        self.stream = torch.cuda.Stream() if torch.cuda.is_available() else None
+        self.stream = torch.cuda.Stream() if torch.cuda.is_available() else None  # type: ignore[no-untyped-call]
 
     def __len__(self) -> int:
         return len(self.loader)

@@ -193,6 +193,13 @@ def test_run_files_are_found_from_any_folder(tmp_path: Path, monkeypatch: pytest
     assert find_config("projects/demo/train/caption.yaml").is_file()
     with pytest.raises(UsageError, match=r"did you mean 'configs/projects/demo/train/caption\.yaml'"):
         find_config("configs/projects/demo/train/captoin.yaml")
+    named = "projects/blip2/train/pretrain_stage1.yaml"
+    shipped = find_config(f"configs/{named}")
+    assert find_config(f"lavis/{named}") == find_config(f"lavis_ext/{named}") == shipped
+    theirs = tmp_path / "lavis" / named
+    theirs.parent.mkdir(parents=True)
+    theirs.write_text("run: {task: captioning}\n")
+    assert find_config(f"lavis_ext/{named}").absolute() == find_config(f"lavis/{named}").absolute() == theirs
 
 
 def test_model_defaults_are_the_shipped_yaml() -> None:
