@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import IO, cast
 
 from lavis_ext.common.errors import IntegrityError, Problem, UnsafeError
-from lavis_ext.common.files import folded
+from lavis_ext.common.files import folded, is_encodable
 from lavis_ext.datasets.readers.shard_index import BAD_TAR
 from lavis_ext.prepare.records import BOOKKEEPING, DEFLATED, STORED, Member
 
@@ -73,21 +73,13 @@ def name_fault(name: str, depth: int = Limits.depth) -> str | None:
         return f"member {name!r} has a name that could leave the folder"
     if name.count("/") >= depth:
         return f"member {name[:80]!r}… lies more than {depth} folders deep"
-    if not name.isascii() and not _is_unicode(name):
+    if not name.isascii() and not is_encodable(name):
         return f"member {name!r} has a name that is not UTF-8"
     if len(name) > 63 and any(len(part.encode()) > 255 for part in name.split("/")):
         return f"member {name[:80]!r}… has a name of more than 255 bytes"
     if BOOKKEEPING in name and BOOKKEEPING in name.split("/"):
         return f"member {name!r} would write into {BOOKKEEPING}"
     return None
-
-
-def _is_unicode(name: str) -> bool:
-    try:
-        name.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
 
 
 def _problems(members: Sequence[Member], limits: Limits, reserved: str) -> Iterator[str]:

@@ -14,7 +14,7 @@ from typing import IO, Any
 
 import pyarrow as pa
 
-from lavis_ext.common.files import decode_json
+from lavis_ext.common.files import decode_json, is_encodable
 
 Row = dict[str, Any]
 BATCH_ROWS = 65536
@@ -76,10 +76,7 @@ def _fit(values: list[Any], kinds: set[type]) -> bool:
         return min(values) in INT64 and max(values) in INT64
     if kinds == {str}:
         text = "".join(values)
-        try:
-            return text.isascii() or bool(text.encode())
-        except UnicodeEncodeError:
-            return False
+        return text.isascii() or is_encodable(text)
     return True
 
 
