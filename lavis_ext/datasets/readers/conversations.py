@@ -9,11 +9,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import pairwise
-from pathlib import Path
 from typing import Any, Literal
 
 from lavis_ext.common.errors import IntegrityError
 from lavis_ext.common.files import decode_json
+from lavis_ext.datasets.readers.folders import DerivedRows
 from lavis_ext.datasets.readers.tables import REFETCH
 
 Row = dict[str, Any]
@@ -33,20 +33,14 @@ PICTURES = ("image", "images")
 
 
 @dataclass(frozen=True)
-class Conversations:
+class Conversations(DerivedRows):
     """The rows of a source, whole (`turns`, `image_key` a list of names) or taken apart, a row a question.
 
     A record of another kind stays as it is; one whose turns cannot be used says why under `unreadable`.
     """
 
-    source: Any
     how: Literal["whole", "turns"] = "whole"
     image_key: str = "image"
-
-    @property
-    def files(self) -> tuple[Path, ...]:
-        """The files of the source."""
-        return (self.source,) if isinstance(self.source, Path) else self.source.files
 
     @property
     def name(self) -> str:
@@ -54,19 +48,9 @@ class Conversations:
         named = "" if self.image_key == "image" or self.how == "turns" else f"-{self.image_key}"
         return f"{self.source.name}.{'turns' if self.how == 'turns' else 'conversations'}{named}"
 
-    @property
-    def state(self) -> dict[str, int] | None:
-        """That of the source, where it has one."""
-        return getattr(self.source, "state", None)
-
-    def __str__(self) -> str:
-        return str(self.source)
-
     def parse(self) -> list[Row]:
         """All rows; raises IntegrityError."""
-        from lavis_ext.datasets.readers.parse import parse_rows
-
-        rows = parse_rows(self.source) if isinstance(self.source, Path) else self.source.parse()
+        rows = self.source_rows()
         if self.how == "turns":
             return [one for number, row in enumerate(rows) for one in _taken_apart(row, number, f"{self} record")]
         return [whole(row, self.image_key) for row in rows]

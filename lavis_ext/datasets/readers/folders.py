@@ -119,18 +119,10 @@ def _walk(folder: Path) -> Iterator[Path]:
 
 
 @dataclass(frozen=True)
-class PartRows:
-    """The rows of one split of a source that holds several.
-
-    By `key`, the column that names the split of a row; or by `holdout`: that share of the pictures is `val`, chosen by
-    the hash of their names (`image_key`), so that a picture's captions stay together, and `train` is the rest.
-    """
+class DerivedRows:
+    """Rows that are made of those of a source: a file, or rows that are made themselves."""
 
     source: Any
-    split: str
-    key: str | None = None
-    holdout: float = 0.0
-    image_key: str = "image"
 
     @property
     def files(self) -> tuple[Path, ...]:
@@ -138,23 +130,44 @@ class PartRows:
         return (self.source,) if isinstance(self.source, Path) else self.source.files
 
     @property
-    def name(self) -> str:
-        """The file name of the Arrow copy, without its suffix."""
-        return f"{self.source.name}.{self.split}-{self.key or f'{self.holdout:g}-{self.image_key}'}"
-
-    @property
     def state(self) -> dict[str, int] | None:
         """That of the source, where it has one."""
         return getattr(self.source, "state", None)
+
+    def __str__(self) -> str:
+        return str(self.source)
+
+    def source_rows(self) -> list[Row]:
+        """All rows of the source; raises IntegrityError."""
+        from lavis_ext.datasets.readers.parse import parse_rows
+
+        return parse_rows(self.source) if isinstance(self.source, Path) else self.source.parse()
+
+
+@dataclass(frozen=True)
+class PartRows(DerivedRows):
+    """The rows of one split of a source that holds several.
+
+    By `key`, the column that names the split of a row; or by `holdout`: that share of the pictures is `val`, chosen by
+    the hash of their names (`image_key`), so that a picture's captions stay together, and `train` is the rest.
+    """
+
+    split: str
+    key: str | None = None
+    holdout: float = 0.0
+    image_key: str = "image"
+
+    @property
+    def name(self) -> str:
+        """The file name of the Arrow copy, without its suffix."""
+        return f"{self.source.name}.{self.split}-{self.key or f'{self.holdout:g}-{self.image_key}'}"
 
     def __str__(self) -> str:
         return f"{self.source} ({self.split})"
 
     def parse(self) -> list[Row]:
         """The rows of the split; raises ConfigError where there are none."""
-        from lavis_ext.datasets.readers.parse import parse_rows
-
-        rows = parse_rows(self.source) if isinstance(self.source, Path) else self.source.parse()
+        rows = self.source_rows()
         if self.key is None:
             pictures = [str(row.get(self.image_key, row.get("image_id", n))) for n, row in enumerate(rows)]
             held = held_out(set(pictures), self.holdout)
