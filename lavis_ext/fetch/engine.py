@@ -149,6 +149,14 @@ def note(
         log.warning("%s: not recorded: %s", path.name, error.strerror)
 
 
+def announce(session: Session, path: Path, sha256: str, stat: os.stat_result) -> None:
+    """Record that a fetched file is about to get its name; where that cannot be written, it may stay for the user."""
+    try:
+        session.ledger_for(path).announce(path, sha256, stat)
+    except OSError as error:
+        log.warning("%s: not recorded: %s", path.name, error.strerror)
+
+
 def quarantine(path: Path, found: ExistingFile) -> tuple[str, ...]:
     """Rename a wrong file to `name.bad-<first 8 digits of its sha256>` (numbered if taken); returns a note of it."""
     sha256 = found.sha256 or (hash_file(path, Figures())[0] if path.is_file() else "00000000")
@@ -213,6 +221,7 @@ def refuse_impossible(path: Path) -> None:
 
 
 def _reuse_or_fetch(session: Session, transfer: Transfer) -> Result:
+    _unname(transfer.path)
     found = check_existing(session, transfer)
     if found.result is not None:
         _sweep(session, transfer.path)
@@ -252,6 +261,20 @@ def _reuse_or_fetch(session: Session, transfer: Transfer) -> Result:
 
 def _part_of(target: Path, token: str) -> Path:
     return PartNames.of(target, token).path
+
+
+def _unname(path: Path) -> None:
+    """Remove the part that is the file itself, of a process that was killed between its two names.
+
+    Before the file is looked at: the ctime that the ledger records changes with it.
+    """
+    try:
+        if path.exists() and companion(path, ".part.owner").exists():
+            for names in leftovers(path).values():
+                if names.path.exists() and names.path.samefile(path):
+                    names.path.unlink()
+    except OSError as error:
+        log.debug("%s: a second name stays: %s", path.name, error)
 
 
 def _sweep(session: Session, path: Path) -> None:
@@ -378,6 +401,8 @@ class _Fetching:
             raise Failure("integrity", wrong)
         self._owner.require()
         # Names change the ctime, by which the file is known to be ours; killed in between, it is hashed once more.
+        if self._transfer.temporary:
+            announce(self._session, path, sha256, after)
         part.publish(flusher, partial(note, self._session, path, sha256, md5, figures, source.equivalence))
         validator = part.validators.etag or part.validators.last_modified or ""
         moved = self._moved + download.moved

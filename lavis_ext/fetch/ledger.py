@@ -8,13 +8,15 @@ import logging
 import os
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from lavis_ext.common.files import decode_json
 from lavis_ext.fetch.transfer import Failure, Figures
 
 log = logging.getLogger(__name__)
+NAMELESS = -1
+"""In place of a ctime: the file had not got its name yet."""
 
 
 @dataclass(frozen=True)
@@ -31,7 +33,7 @@ class LedgerEntry:
     fetched: bool = False
     """Whether the engine fetched it; else it was there before, and belongs to the user."""
     ctime_ns: int = 0
-    """When the inode was last touched, which nobody can set, as they can the mtime; 0 in older ledgers."""
+    """When the inode was last touched, which nobody can set, as they can the mtime; or NAMELESS; 0 in older ledgers."""
 
     def unchanged(self, stat: os.stat_result) -> bool:
         """Whether the file is still the one that was verified: by size, mtime, ctime and inode.
@@ -45,7 +47,13 @@ class LedgerEntry:
     @property
     def is_ours(self) -> bool:
         """Whether it is proven that the engine fetched this very file, so that it may be removed."""
-        return self.fetched and self.ctime_ns != 0
+        return self.fetched and self.ctime_ns > 0
+
+    def passes_on(self, later: LedgerEntry) -> bool:
+        """Whether a file that is recorded again is still the one that the engine fetched, or was about to name."""
+        same = (self.size, self.mtime_ns, self.inode) == (later.size, later.mtime_ns, later.inode)
+        same = same and self.sha256 == later.sha256
+        return same and self.fetched and self.ctime_ns in (NAMELESS, later.ctime_ns)
 
     def proves(self, figures: Figures) -> bool:
         """Whether the recorded digests are the declared ones: sha256 where it is declared, else md5."""
@@ -89,14 +97,30 @@ class Ledger:
         stat = stat or path.stat()
         version = (stat.st_size, stat.st_mtime_ns, stat.st_ino)
         entry = LedgerEntry(*version, sha256, md5, verified, equivalence, fetched, stat.st_ctime_ns)
-        line = json.dumps({"name": self._key(path), **vars(entry)}, ensure_ascii=False) + "\n"
         with self._lock:
-            self._entries[self._key(path)] = entry
-            if not self._made:
-                self.path.parent.mkdir(parents=True, exist_ok=True)
-                self._made = True
-            with self.path.open("ab", buffering=0) as file:
-                file.write(line.encode("utf-8", "surrogateescape"))
+            self._refresh()
+            before = self._entries.get(self._key(path))
+            if before is not None and before.passes_on(entry):
+                entry = replace(entry, fetched=True)
+            self._write(path, entry)
+
+    def announce(self, path: Path, sha256: str, stat: os.stat_result) -> None:
+        """Note that a fetched file (`stat`) is about to get its name, which changes its ctime; raises OSError.
+
+        A process that is killed before it calls `record` leaves a file that is hashed again, and known to be ours.
+        """
+        version = (stat.st_size, stat.st_mtime_ns, stat.st_ino)
+        with self._lock:
+            self._write(path, LedgerEntry(*version, sha256, fetched=True, ctime_ns=NAMELESS))
+
+    def _write(self, path: Path, entry: LedgerEntry) -> None:
+        line = json.dumps({"name": self._key(path), **vars(entry)}, ensure_ascii=False) + "\n"
+        self._entries[self._key(path)] = entry
+        if not self._made:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self._made = True
+        with self.path.open("ab", buffering=0) as file:
+            file.write(line.encode("utf-8", "surrogateescape"))
 
     def _key(self, path: Path) -> str:
         absolute, base = os.path.abspath(path), os.path.abspath(self._base)  # noqa: PTH100 - keeps symbolic links

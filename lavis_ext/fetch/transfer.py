@@ -73,7 +73,10 @@ class Source:
 
 @dataclass(frozen=True)
 class Transfer:
-    """One list of sources → one local file; `label` names it in messages and progress (default: the file's name)."""
+    """One list of sources → one local file; `label` names it in messages and progress (default: the file's name).
+
+    `temporary`: the file is removed once it is unpacked, so it must be known as fetched whenever the process is killed.
+    """
 
     path: Path
     sources: tuple[Source, ...]
@@ -81,6 +84,7 @@ class Transfer:
     sha256: str | None = None
     md5: str | None = None
     label: str = ""
+    temporary: bool = False
 
     @property
     def name(self) -> str:

@@ -236,8 +236,9 @@ def offered(root: Path, artifact: Artifact, mirrors: MirrorMap, title: str = "")
     others = (Source(m.url, m.equivalence, m.size, m.sha256, m.md5) for m in artifact.mirrors)
     sources = (Source(artifact.url), *others)
     path, title = root / artifact.file, title or artifact.name
+    figures = artifact.size, artifact.sha256, artifact.md5
     try:
-        return mirrors.apply(Transfer(path, sources, artifact.size, artifact.sha256, artifact.md5, title))
+        return mirrors.apply(Transfer(path, sources, *figures, title, temporary=artifact.unpack is not None))
     except LavisExtError as error:
         return error
 

@@ -177,7 +177,9 @@ def test_vinvl_with_a_token_that_lists_killed_on_the_way(trees: Trees, user: Use
     user.keeps_silent(listed + "".join(process.communicate()))
     code, said = user.get("vinvl", "*")
     assert code == 0, said[-3000:]
-    assert user.files("vinvl") == trees.wanted("vinvl")
+    files, wanted = user.files("vinvl"), trees.wanted("vinvl")
+    # of a process that is killed between the record of what was unpacked and the removal, the archive stays
+    assert {name: data for name, data in files.items() if name in wanted or not name.endswith(".zip")} == wanted
 
 
 def test_vinvl_with_a_token_that_only_reads(user: User) -> None:

@@ -18,7 +18,8 @@ from typing import Any
 
 import pytest
 
-from lavis_ext.fetch import Source, Transfer, fetch, lock
+from lavis_ext.fetch import Source, Transfer, engine, fetch, lock, part
+from lavis_ext.fetch.ledger import Ledger
 from lavis_ext.fetch.lock import Ownership, part_bytes
 from lavis_ext.fetch.part import Part
 from lavis_ext.fetch.session import Validators
@@ -267,3 +268,43 @@ def test_a_signal_in_the_middle_of_a_command(server: Server, tmp_path: Path, sen
     server.faults.clear()
     subprocess.run(command, env=environment, check=True, capture_output=True)
     assert toy.complete() and server.sent(path) <= len(toy.blobs["train.zip"]) + (1 << 17)
+
+
+@pytest.mark.parametrize("owner, name", [(Path, "unlink"), (engine, "note"), (part, "give_name")])
+@pytest.mark.fault("R12")
+def test_killed_as_an_archive_gets_its_name_it_goes_after_the_next_run(
+    server: Server, tmp_path: Path, owner: Any, name: str
+) -> None:
+    """The ledger knows it as fetched, though its ctime was never recorded; one of the user's own would stay."""
+    toy = Family(server, tmp_path / "root")
+    archive = toy.images / "train.zip"
+    pid = os.fork()
+    if not pid:
+        real = getattr(owner, name)
+
+        def dying(*given: Any, **named: Any) -> Any:
+            found = [one for one in given if isinstance(one, Path) and one.name.startswith("train.zip")]
+            if found and (name == "give_name" or archive.exists()):
+                os.kill(os.getpid(), signal.SIGKILL)
+            return real(*given, **named)
+
+        setattr(owner, name, dying)
+        toy.prepare()
+        os._exit(0)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == -signal.SIGKILL
+    assert archive.exists() == (name != "give_name")
+    assert toy.prepare().exit_code == 0
+    assert toy.complete()
+
+
+def test_an_archive_of_the_users_stays_though_one_was_about_to_get_its_name(server: Server, tmp_path: Path) -> None:
+    toy = Family(server, tmp_path / "root")
+    archive = toy.images / "train.zip"
+    toy.images.mkdir(parents=True)
+    archive.write_bytes(toy.blobs["train.zip"])
+    digest = hashlib.sha256(toy.blobs["train.zip"]).hexdigest()
+    other = tmp_path / "other"
+    other.write_bytes(toy.blobs["train.zip"])
+    Ledger(tmp_path / "root/toy/.lavis_ext/ledger.jsonl").announce(archive, digest, other.stat())
+    assert toy.prepare().exit_code == 0
+    assert archive.read_bytes() == toy.blobs["train.zip"]
