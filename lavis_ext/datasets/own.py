@@ -8,7 +8,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
-from itertools import islice
+from itertools import islice, product
 from pathlib import Path
 from typing import Any
 
@@ -417,6 +417,8 @@ def _images(rows: Sequence[Row], args: Mapping[str, Any], file: Path, place: Pat
     patterns: list[str | None] = [None]
     if kind_of_name(file) == ".zip":
         return file, {"note": ", which is read without unpacking it"}
+    if file.is_dir() and not arrow_files(file):
+        return place, {}
     if not names:
         key = next((key for key in IDS if any(key in row for row in rows)), "image_id")
         ids = [{key: row[key]} for row in rows if key in row]
@@ -426,11 +428,12 @@ def _images(rows: Sequence[Row], args: Mapping[str, Any], file: Path, place: Pat
         parents = [str(Path(name).parent) for name in there]
         if parents:
             return Path(os.path.commonpath(parents)), {}
-    bases = dict.fromkeys([place, folder, folder.parent])
-    inner = [one for base in bases for one in _folders(base)]
-    candidates = list(dict.fromkeys([*bases, *inner, *(deep for one in inner for deep in _folders(one))]))[:200]
     best: tuple[int, Path, str | None] = (0, folder, None)
-    for pattern in patterns:
+    for bases, pattern in product(([place, folder], [folder.parent]), patterns):
+        if best[0] and bases == [folder.parent]:
+            continue  # what lies beside the folder may be others' pictures of the same names
+        inner = [one for base in bases for one in _folders(base)]
+        candidates = list(dict.fromkeys([*bases, *inner, *(deep for one in inner for deep in _folders(one))]))[:200]
         wanted = names if pattern is None else [_formatted(pattern, one) for one in ids]
         for base in candidates:
             hits = sum(_is_below(base, name.partition("!")[0]) for name in wanted if name)

@@ -590,6 +590,17 @@ def test_texts_of_windows_are_read_and_damaged_ones_are_not(tmp_path: Path) -> N
         load_dataset("k", tmp_path / "k.yaml")
 
 
+def test_pictures_beside_the_folder_of_the_data_are_not_its_own(tmp_path: Path) -> None:
+    photos(tmp_path / "other")
+    photos(tmp_path / "mine", NAMES[:2])
+    write(tmp_path / "mine" / "c.csv", "image,caption\n" + "".join(map("{},{}\n".format, NAMES, TEXTS)))
+    assert guess(tmp_path / "mine").config.build_info.images.storage == str(tmp_path / "mine")
+    (tmp_path / "mine" / "c.csv").unlink()
+    (tmp_path / "mine" / NAMES[0]).unlink()
+    (tmp_path / "mine" / NAMES[0]).symlink_to("gone.jpg")
+    assert guess(tmp_path / "mine").config.build_info.images.storage == str(tmp_path / "mine")
+
+
 def test_another_picture_is_never_taken_for_one_without_suffix(tmp_path: Path) -> None:
     photos(tmp_path, ["a.jpg", "a.png", "b.jpg"])
     store = ImageStore(tmp_path)
