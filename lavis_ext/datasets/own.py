@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from lavis_ext.common.config.decode import ConfigDecoder, read_sections
+from lavis_ext.common.config.resolve import cache_root
 from lavis_ext.common.config.schema import DatasetConfig
 from lavis_ext.common.errors import LavisExtError, Problem, UsageError, nearest
 from lavis_ext.common.files import expanded, read_errors, size_of
@@ -109,8 +110,6 @@ def guess(path: str | Path, name: str | None = None) -> Guess:
 
 def load_own(path: str | Path, vis_path: str | Path | None = None) -> dict[str, Dataset]:
     """The data sets of a path by split, after what was guessed is logged; pictures are PIL images and texts raw."""
-    from lavis_ext.common.config.resolve import cache_root
-
     found = guess(path)
     for sentence in (*found.sentences, found.otherwise):
         log.info("%s: %s", path, sentence)
@@ -298,7 +297,7 @@ def _of_files(parts: Mapping[str, list[Path]], place: Path, notes: list[str]) ->
     first = next(iter(parts.values()))
     delimiter, encoding = _sign(first[0]), _encoding(parts)
     how = RowOptions(base=place, delimiter=delimiter, encoding=encoding)
-    table = Annotations(sort_files(first, how).rows)
+    table = Annotations(sort_files(first, how).rows, home=cache_root())
     rows, known, count = table[:LOOKED_AT], table.keys(), len(table)
     if not rows:
         return None
@@ -310,7 +309,7 @@ def _of_files(parts: Mapping[str, list[Path]], place: Path, notes: list[str]) ->
         return None
     if shape == "conversation":
         how = replace(how, image_key=str(args.get("image_key", "image")), conversations="whole")
-        rows = Annotations(sort_files(first, how).rows)[:LOOKED_AT]
+        rows = Annotations(sort_files(first, how).rows, home=cache_root())[:LOOKED_AT]
     images, found = _images(rows, args, first[0], place)
     if pattern := found.pop("image_pattern", None):
         args["image_pattern"] = pattern
@@ -478,7 +477,7 @@ def data_problems(path: Path) -> list[Problem]:
     """
     from lavis_ext.common.config.cards import load_cards, load_dataset_config
     from lavis_ext.common.config.check import load_checked
-    from lavis_ext.common.config.resolve import cache_root, config_roots
+    from lavis_ext.common.config.resolve import config_roots
 
     tree, places = read_sections(path)
     if not tree.get("datasets") or path.resolve().is_relative_to(config_roots()[-1].resolve()):
@@ -515,7 +514,9 @@ def _data_problems(config: DatasetConfig, context: BuildContext) -> Iterator[Pro
         if lost or not paths or not needs_folder:
             continue
         try:
-            rows = Annotations(sort_files(paths, row_options(config, split, context.cache_root)).rows)
+            rows = Annotations(
+                sort_files(paths, row_options(config, split, context.cache_root)).rows, home=context.cache_root
+            )
         except LavisExtError as error:
             yield from error.problems
             continue

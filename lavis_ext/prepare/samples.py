@@ -49,7 +49,7 @@ def open_rows(
     from lavis_ext.datasets.readers.annotations import Annotations
     from lavis_ext.datasets.readers.parse import row_options, sort_files
 
-    return Annotations(sort_files(paths, row_options(dataset, split, root)).rows, limit)
+    return Annotations(sort_files(paths, row_options(dataset, split, root)).rows, limit, root)
 
 
 def image_names(rows: Annotations, dataset: DatasetConfig, there: ImageNames | None = None) -> list[str]:

@@ -3,6 +3,7 @@
 import base64
 import io
 import json
+import pickle
 import tarfile
 import unicodedata
 import zipfile
@@ -599,6 +600,25 @@ def test_pictures_beside_the_folder_of_the_data_are_not_its_own(tmp_path: Path) 
     (tmp_path / "mine" / NAMES[0]).unlink()
     (tmp_path / "mine" / NAMES[0]).symlink_to("gone.jpg")
     assert guess(tmp_path / "mine").config.build_info.images.storage == str(tmp_path / "mine")
+
+
+def test_nothing_is_written_beside_the_data_of_a_person(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    semicolons(tmp_path / "mine")
+    before = sorted((tmp_path / "mine").rglob("*"))
+    (tmp_path / "cache").mkdir()
+    monkeypatch.setenv("LAVIS_EXT_CACHE_ROOT", str(tmp_path / "cache"))
+    data = load_dataset(tmp_path / "mine")["train"]
+    assert sorted((tmp_path / "mine").rglob("*")) == before
+    (copy,) = (tmp_path / "cache" / ".lavis_ext" / "annotations").iterdir()
+    written = copy.stat().st_mtime_ns
+    again = pickle.loads(pickle.dumps(data))
+    assert again[0]["text_input"] == TEXTS[0] and copy.stat().st_mtime_ns == written
+    assert main(["browse", str(tmp_path / "mine"), "--out", str(tmp_path / "page.html")]) == 0
+    assert sorted((tmp_path / "mine").rglob("*")) == before
+    (tmp_path / "cache" / "own").mkdir()
+    semicolons(tmp_path / "cache" / "own")
+    load_dataset(tmp_path / "cache" / "own")
+    assert list((tmp_path / "cache" / "own" / ".lavis_ext").glob("*.arrow")), "within the cache root it is beside"
 
 
 def test_another_picture_is_never_taken_for_one_without_suffix(tmp_path: Path) -> None:
