@@ -42,13 +42,13 @@ NOT_ROWS = re.compile(
 )
 UNREAD: Mapping[str, str] = {
     **dict.fromkeys(
-        (".heic", ".heif", ".avif", ".tif", ".tiff", ".svg", ".raw", ".cr2", ".nef", ".dng"), "JPEG or PNG"
+        (".heic", ".heif", ".avif", ".tif", ".tiff", ".svg", ".raw", ".cr2", ".nef", ".dng"), "save as JPEG or PNG"
     ),
-    **dict.fromkeys((".xlsx", ".xls", ".xlsm", ".ods", ".numbers"), "CSV (in UTF-8)"),
-    **dict.fromkeys((".xml", ".yaml", ".yml", ".pkl", ".pickle", ".npz", ".sqlite", ".db"), "JSON, CSV or COCO's form"),
-    **dict.fromkeys((".rar", ".7z"), "a zip, or unpack them"),
+    **dict.fromkeys((".xlsx", ".xls", ".xlsm", ".ods", ".numbers"), "save as CSV, in UTF-8"),
+    **dict.fromkeys((".xml", ".pkl", ".pickle", ".npz", ".sqlite", ".db"), "save as JSON, CSV or COCO's form"),
+    **dict.fromkeys((".rar", ".7z"), "unpack, or save as zip"),
 }
-"""Files that people have beside or as their data and that are not read here, and as what to save them."""
+"""Files that people have beside or as their data and that are not read here, and the way out."""
 QUESTION = "What is this?"
 """What is asked about pictures that only have a class: the class is the answer, so that accuracy is measured."""
 
@@ -94,6 +94,15 @@ def guess(path: str | Path, name: str | None = None) -> Guess:
         raise UsageError(str(path), what, nearest(expanded(path).name, names))
     found = _look(place)
     if found is None:
+        if PICTURE.search(place.name) and place.is_file():
+            raise UsageError(str(path), "is one picture", f"name its folder: {place.parent}")
+        if place.suffix.lower() in (".html", ".ipynb"):
+            raise UsageError(str(path), "is a page, not data", "open it in a browser, or name the folder of the data")
+        if any(
+            one.suffix in (".yaml", ".yml") for one in ([place] if place.is_file() else islice(_below(place), MOST))
+        ):
+            way_out = "name a data set that it declares: `lavis-ext browse NAME --configs FOLDER`"
+            raise UsageError(str(path), "is a YAML or holds some, and no pictures and rows", way_out)
         what = "holds no pictures, no rows of a known form and no shards"
         raise UsageError(str(path), *(_unread([place]) or (what, "docs/own-data.md lists the forms")))
     chosen = name or re.sub(r"[^A-Za-z0-9_]+", "_", place.name.partition(".")[0]).strip("_").lower() or "mine"
@@ -186,7 +195,7 @@ def _unread(places: Iterable[Path]) -> tuple[str, str] | None:
         return None
     kinds = dict.fromkeys(UNREAD[kind] for kind in found)
     names = ", ".join(f"{kind} ({one.name})" for kind, one in sorted(found.items()))
-    return f"holds files that are not read here: {names}", f"save them as {'; '.join(kinds)}"
+    return f"holds files that are not read here: {names}", "; ".join(kinds)
 
 
 def _below(folder: Path) -> Iterator[Path]:

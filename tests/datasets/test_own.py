@@ -20,6 +20,7 @@ from pyarrow import parquet
 
 from lavis_ext import load_dataset
 from lavis_ext.cli import main
+from lavis_ext.common.config.cards import load_cards
 from lavis_ext.common.errors import ConfigError, IntegrityError, UsageError
 from lavis_ext.datasets.own import guess
 from lavis_ext.datasets.readers.images import ImageStore
@@ -348,6 +349,14 @@ def test_what_is_nothing_of_the_kind(tmp_path: Path) -> None:
     (tmp_path / "phone" / "IMG_1.HEIC").write_bytes(b"ftypheic")
     with pytest.raises(UsageError, match=r"\.heic"):
         guess(tmp_path / "phone")
+    photos(tmp_path / "one")
+    with pytest.raises(UsageError, match=f"its folder: {tmp_path}/one"):
+        guess(tmp_path / "one" / NAMES[0])
+    write(tmp_path / "cfg" / "datasets" / "k.yaml", "datasets: {}")
+    with pytest.raises(UsageError, match="--configs"):
+        guess(tmp_path / "cfg")
+    with pytest.raises(UsageError, match="lavis-ext new NAME"):
+        load_cards().resolve(str(tmp_path / "one"))
     for place in ("empty", "photoos"):
         with pytest.raises(UsageError) as error:
             guess(tmp_path / place)
