@@ -630,6 +630,18 @@ def test_nothing_is_written_beside_the_data_of_a_person(tmp_path: Path, monkeypa
     assert list((tmp_path / "cache" / "own" / ".lavis_ext").glob("*.arrow")), "within the cache root it is beside"
 
 
+def test_a_zip_with_damage_is_refused_with_its_name(tmp_path: Path) -> None:
+    zipped(tmp_path / "mine")
+    path = tmp_path / "mine" / "photos.zip"
+    whole = path.read_bytes()
+    at = whole.index(b"image,caption")
+    for data in (whole[:at] + b"\0" * 9 + whole[at + 9 :], whole[: len(whole) // 2], b""):
+        path.write_bytes(data)
+        with pytest.raises((IntegrityError, UsageError)) as error:
+            guess(path)
+        assert str(path) in error.value.problems[0].where
+
+
 def test_another_picture_is_never_taken_for_one_without_suffix(tmp_path: Path) -> None:
     photos(tmp_path, ["a.jpg", "a.png", "b.jpg"])
     store = ImageStore(tmp_path)

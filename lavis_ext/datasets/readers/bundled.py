@@ -7,6 +7,7 @@ import binascii
 import hashlib
 import os
 import zipfile
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -17,6 +18,7 @@ from typing import Any, ClassVar
 from lavis_ext.common.errors import IntegrityError
 from lavis_ext.datasets.readers.faults import SampleError
 from lavis_ext.datasets.readers.folders import FolderRows
+from lavis_ext.datasets.readers.images import BAD_ZIP
 from lavis_ext.datasets.readers.parse import OneFile, Row, SplitBy, parse_rows
 from lavis_ext.datasets.readers.tables import (
     ENCODED,
@@ -117,7 +119,7 @@ class ZipRows(OneFile):
         try:
             with zipfile.ZipFile(self.path) as archive, TemporaryDirectory() as folder:
                 return self._rows_in(archive, Path(folder))
-        except (OSError, zipfile.BadZipFile, NotImplementedError, RuntimeError, ValueError, EOFError) as error:
+        except (*BAD_ZIP, RuntimeError, zlib.error) as error:  # RuntimeError: a password is wanted
             raise IntegrityError(str(self.path), f"not a zip that can be read ({error})", "unpack it") from error
 
     def _rows_in(self, archive: zipfile.ZipFile, folder: Path) -> list[Row]:
@@ -155,5 +157,5 @@ def holds_pictures(path: Path) -> bool:
     try:
         with zipfile.ZipFile(path) as archive:
             return any(PICTURE.search(name) for name, _ in _visible(archive))
-    except (OSError, zipfile.BadZipFile, NotImplementedError, ValueError):
+    except BAD_ZIP:
         return False

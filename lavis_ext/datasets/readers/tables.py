@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import bz2
+import codecs
 import csv
 import gzip
 import io
@@ -104,8 +105,11 @@ def _encoding(data: bytes) -> str:
 
 def other_encoding(path: Path) -> str | None:
     """`cp1252`, as programs write on Windows, of a text that is not UTF-8 and not UTF-8 with some damage; else None."""
-    data = open_head(path, UNPACKED)
+    data = open_head(path, 1 << 24)
     if _encoding(data) != "utf-8-sig":
+        return None
+    with suppress(UnicodeDecodeError):
+        codecs.getincrementaldecoder("utf-8")().decode(data)
         return None
     signs = data.decode("utf-8", "replace").rstrip("\ufffd")
     wrong = signs.count("\ufffd")
