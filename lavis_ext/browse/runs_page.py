@@ -221,9 +221,9 @@ def runs_values(targets: Sequence[Path]) -> dict[str, Any]:
             "state": (run.state, STATES.get(run.state, "")),
             "error": run.error,
             "cells": [
+                f"{run.metric} {value}" if run.best is not None else "–",
                 run.model or "–",
                 ", ".join(run.datasets) or "–",
-                f"{run.metric} {value}" if run.best is not None else "–",
                 run.split or "–",
                 f"{run.step:,}",
                 "–" if run.loss is None else figure(run.loss),
@@ -242,7 +242,7 @@ def runs_values(targets: Sequence[Path]) -> dict[str, Any]:
     return {
         "places": ", ".join(map(str, targets)),
         "rows": rows,
-        "head": ["run", "model", "data", "best", "split", "step", "loss", "time", "started", "settings changed"],
+        "head": ["run", "best", "model", "data", "split", "step", "loss", "time", "started", "settings changed"],
         "first": runs[0].folder if runs else "",
         "running": sum(run.state == "running" for run in runs),
         "charts": overlays({run.folder: records[run.folder] for run in runs}),

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from lavis_ext.common.config.decode import ConfigDecoder, read_sections
+from lavis_ext.common.config.resolve import cache_root
 from lavis_ext.common.config.schema import DatasetConfig
 from lavis_ext.common.errors import LavisExtError, Problem, UsageError, nearest
 from lavis_ext.common.files import expanded, read_errors, size_of
@@ -21,13 +22,14 @@ from lavis_ext.common.types import Dataset
 from lavis_ext.datasets.builders.base_dataset_builder import build_datasets
 from lavis_ext.datasets.builders.context import BuildContext, annotation_paths, column_problems, with_storage_root
 from lavis_ext.datasets.readers.annotations import Annotations
-from lavis_ext.datasets.readers.columns import LOOKED_AT, Row, find_column
+from lavis_ext.datasets.readers.bundled import holds_pictures
+from lavis_ext.datasets.readers.columns import LOOKED_AT, PROMPTS, Row, find_column
 from lavis_ext.datasets.readers.conversations import HELD
 from lavis_ext.datasets.readers.folders import SPLITS, split_named
-from lavis_ext.datasets.readers.images import ImageStore
+from lavis_ext.datasets.readers.images import ImageStore, spellings
 from lavis_ext.datasets.readers.packed import arrow_files
 from lavis_ext.datasets.readers.parse import RowOptions, kind_of, row_options, sort_files
-from lavis_ext.datasets.readers.tables import PICTURE, TABLES, kind_of_name, open_head, sign_of
+from lavis_ext.datasets.readers.tables import PICTURE, TABLES, kind_of_name, open_head, other_encoding, sign_of
 from lavis_ext.prepare.samples import image_names
 
 log = logging.getLogger(__name__)
@@ -38,7 +40,15 @@ DEPTH, MOST = 3, 20_000
 NOT_ROWS = re.compile(
     r"cache-|dataset_infos?|state|dataset_dict|config|package|licen[cs]e|readme|requirements|_stats|manifest"
 )
-UNREAD = {".heic", ".heif", ".avif", ".tif", ".tiff", ".svg", ".raw", ".cr2", ".nef", ".dng"}
+UNREAD: Mapping[str, str] = {
+    **dict.fromkeys(
+        (".heic", ".heif", ".avif", ".tif", ".tiff", ".svg", ".raw", ".cr2", ".nef", ".dng"), "save as JPEG or PNG"
+    ),
+    **dict.fromkeys((".xlsx", ".xls", ".xlsm", ".ods", ".numbers"), "save as CSV, in UTF-8"),
+    **dict.fromkeys((".xml", ".pkl", ".pickle", ".npz", ".sqlite", ".db"), "save as JSON, CSV or COCO's form"),
+    **dict.fromkeys((".rar", ".7z"), "unpack, or save as zip"),
+}
+"""Files that people have beside or as their data and that are not read here, and the way out."""
 QUESTION = "What is this?"
 """What is asked about pictures that only have a class: the class is the answer, so that accuracy is measured."""
 
@@ -84,14 +94,21 @@ def guess(path: str | Path, name: str | None = None) -> Guess:
         raise UsageError(str(path), what, nearest(expanded(path).name, names))
     found = _look(place)
     if found is None:
+        if PICTURE.search(place.name) and place.is_file():
+            raise UsageError(str(path), "is one picture", f"name its folder: {place.parent}")
+        if place.suffix.lower() in (".html", ".ipynb"):
+            raise UsageError(str(path), "is a page, not data", "open it in a browser, or name the folder of the data")
+        if any(
+            one.suffix in (".yaml", ".yml") for one in ([place] if place.is_file() else islice(_below(place), MOST))
+        ):
+            way_out = "name a data set that it declares: `lavis-ext browse NAME --configs FOLDER`"
+            raise UsageError(str(path), "is a YAML or holds some, and no pictures and rows", way_out)
         what = "holds no pictures, no rows of a known form and no shards"
-        kinds = {one.suffix.lower() for one in islice(_below(place), MOST)} & UNREAD if place.is_dir() else set()
-        if kinds:
-            what = f"holds pictures that are not read here: {', '.join(sorted(kinds))}"
-            raise UsageError(str(path), what, "save them as JPEG or PNG")
-        raise UsageError(str(path), what, "docs/own-data.md lists the forms; or write a YAML for it")
+        raise UsageError(str(path), *(_unread([place]) or (what, "docs/own-data.md lists the forms")))
     chosen = name or re.sub(r"[^A-Za-z0-9_]+", "_", place.name.partition(".")[0]).strip("_").lower() or "mine"
     section, sentences, count = found
+    if place.is_dir() and (left := _unread([place])):
+        sentences = [*sentences, ": ".join(left)]
     decoder = ConfigDecoder()
     config = decoder.build(DatasetConfig, {"name": chosen, "family": chosen, **section}, f"datasets.{chosen}")
     decoder.close()
@@ -102,8 +119,6 @@ def guess(path: str | Path, name: str | None = None) -> Guess:
 
 def load_own(path: str | Path, vis_path: str | Path | None = None) -> dict[str, Dataset]:
     """The data sets of a path by split, after what was guessed is logged; pictures are PIL images and texts raw."""
-    from lavis_ext.common.config.resolve import cache_root
-
     found = guess(path)
     for sentence in (*found.sentences, found.otherwise):
         log.info("%s: %s", path, sentence)
@@ -142,7 +157,8 @@ def _look(place: Path) -> Found | None:
     if place.is_file():
         if place.name.lower().endswith(TARS):
             return _shards([place], place)
-        return _of_files({"train": [place]}, place.parent, []) if kind_of_name(place) in (*ROWS, ".txt") else None
+        rows = kind_of_name(place) in (*ROWS, ".txt") or (kind_of_name(place) == ".zip" and holds_pictures(place))
+        return _of_files({"train": [place]}, place.parent, []) if rows else None
     if (place / "dataset_dict.json").is_file():
         parts = {split_named(one.name) or one.name: [one] for one in sorted(place.iterdir()) if arrow_files(one)}
         return _of_files(parts, place, ["folders of `datasets.save_to_disk`"]) if parts else None
@@ -165,7 +181,21 @@ def _look(place: Path) -> Found | None:
             return found
         kept = ", ".join(one.name for some in chosen.values() for one in some)
         unread = [f"no column of {kept} is a picture or what is said of one: they are left out"]
-    return _folder(place, pictures, unread if files else []) if pictures else None
+    if pictures:
+        return _folder(place, pictures, unread if files else [])
+    zips = [path for path in entries if kind_of_name(path) == ".zip" and holds_pictures(path)]
+    return _of_files({"train": zips}, place, []) if len(zips) == 1 else None
+
+
+def _unread(places: Iterable[Path]) -> tuple[str, str] | None:
+    """What is not read of a path, and the way out; None where there is nothing of the kind."""
+    files = [one for place in places for one in (islice(_below(place), MOST) if place.is_dir() else [place])]
+    found = {one.suffix.lower(): one for one in files if one.suffix.lower() in UNREAD}
+    if not found:
+        return None
+    kinds = dict.fromkeys(UNREAD[kind] for kind in found)
+    names = ", ".join(f"{kind} ({one.name})" for kind, one in sorted(found.items()))
+    return f"holds files that are not read here: {names}", "; ".join(kinds)
 
 
 def _below(folder: Path) -> Iterator[Path]:
@@ -274,19 +304,21 @@ def _folder(place: Path, pictures: Sequence[Path], notes: list[str]) -> Found | 
 def _of_files(parts: Mapping[str, list[Path]], place: Path, notes: list[str]) -> Found | None:
     """Files or folders of rows by split: shape, columns and the folder of pictures are seen in the first split."""
     first = next(iter(parts.values()))
-    delimiter = _sign(first[0])
-    table = Annotations(sort_files(first, RowOptions(base=place, delimiter=delimiter)).rows)
+    delimiter, encoding = _sign(first[0]), _encoding(parts)
+    how = RowOptions(base=place, delimiter=delimiter, encoding=encoding)
+    table = Annotations(sort_files(first, how).rows, home=cache_root())
     rows, known, count = table[:LOOKED_AT], table.keys(), len(table)
     if not rows:
         return None
     shape, args, said = _shape(rows, known)
-    if delimiter:
-        args["delimiter"] = delimiter
+    args |= {"delimiter": delimiter} if delimiter else {}
+    args |= {"encoding": encoding} if encoding else {}
+    said += [f"the texts are not UTF-8, and read as {encoding} (otherwise: `args: {{encoding: …}}`)"] * bool(encoding)
     if not shape:
         return None
     if shape == "conversation":
-        how = RowOptions(base=place, image_key=str(args.get("image_key", "image")), conversations="whole")
-        rows = Annotations(sort_files(first, how).rows)[:LOOKED_AT]
+        how = replace(how, image_key=str(args.get("image_key", "image")), conversations="whole")
+        rows = Annotations(sort_files(first, how).rows, home=cache_root())[:LOOKED_AT]
     images, found = _images(rows, args, first[0], place)
     if pattern := found.pop("image_pattern", None):
         args["image_pattern"] = pattern
@@ -323,6 +355,14 @@ def _sign(path: Path) -> str | None:
     return sign if sign and usual not in head and kind_of_name(path) not in (".txt", ".token") else None
 
 
+def _encoding(parts: Mapping[str, Sequence[Path]]) -> str | None:
+    """The encoding of texts that are not UTF-8: of the files of rows, or of the first texts beside pictures."""
+    paths = [path for some in parts.values() for path in some]
+    texts = (text for path in paths for text in (islice(_below(path), MOST) if path.is_dir() else [path]))
+    small = (text for text in texts if kind_of_name(text) in (*TABLES, ".caption", ".json", ".jsonl", ".ndjson"))
+    return next((found for text in islice(small, LOOKED_AT) if (found := other_encoding(text))), None)
+
+
 def _shape(rows: Sequence[Row], known: Sequence[str]) -> tuple[str, dict[str, Any], list[str]]:
     """The shape that rows have, its arguments where they differ from the usual, and what to say of it."""
     image = find_column("image_key", rows)
@@ -337,6 +377,8 @@ def _shape(rows: Sequence[Row], known: Sequence[str]) -> tuple[str, dict[str, An
     used = [image] if image else []
     question = find_column("question_key", rows, used)
     answer = find_column("answer_key", rows, [*used, question or ""])
+    if question and answer is None and question.lower() in PROMPTS:
+        question = None
     caption = find_column("caption_key", rows, [*used, question or ""])
     if question:
         args |= {} if question == "question" else {"question_key": question}
@@ -372,8 +414,6 @@ READ = ("image", "caption", "question", "answer", "image_id", "question_id", "sp
 """Columns that are read without being named."""
 IDS = ("image_id", "id", "sample_id", "img_id", "key", "name")
 """Columns that may name a picture without its suffix, where none is a picture."""
-ENCODED = ("/9j/", "iVBORw0KGgo", "data:image/", "R0lGOD", "UklGR")
-"""How JPEG, PNG, GIF and WebP begin in base64."""
 PLACES = ("images", "image", "img", "imgs", "photos", "pictures", "pics", "data", "files")
 
 
@@ -383,9 +423,8 @@ def _images(rows: Sequence[Row], args: Mapping[str, Any], file: Path, place: Pat
     values = [row.get(str(args.get("image_key", "image"))) for row in rows]
     names = [str(one) for value in values if value for one in (value if isinstance(value, list) else [value])]
     patterns: list[str | None] = [None]
-    if names and names[0].startswith(ENCODED):
-        what = f"`{args.get('image_key', 'image')}` holds pictures as base64"
-        raise UsageError(str(file), what, "write them as files, or as a column of bytes in Parquet")
+    if kind_of_name(file) == ".zip":
+        return file, {"note": ", which is read without unpacking it"}
     if file.is_dir() and not arrow_files(file):
         return place, {}
     if not names:
@@ -405,7 +444,7 @@ def _images(rows: Sequence[Row], args: Mapping[str, Any], file: Path, place: Pat
         candidates = list(dict.fromkeys([*bases, *inner, *(deep for one in inner for deep in _folders(one))]))[:200]
         wanted = names if pattern is None else [_formatted(pattern, one) for one in ids]
         for base in candidates:
-            hits = sum(os.path.isfile(f"{base}/{name.partition('!')[0]}") for name in wanted if name)  # noqa: PTH113
+            hits = sum(_is_below(base, name.partition("!")[0]) for name in wanted if name)
             if hits > best[0]:
                 best = (hits, base, pattern)
     found = {} if best[2] in (None, "{image_id}.jpg") else {"image_pattern": best[2]}
@@ -414,6 +453,10 @@ def _images(rows: Sequence[Row], args: Mapping[str, Any], file: Path, place: Pat
         return best[1], {"note": note}
     note = "" if best[0] else " (none of the first was found there: `build_info: {images: {storage: …}}` says where)"
     return best[1], {**found, "note": note}
+
+
+def _is_below(base: Path, name: str) -> bool:
+    return any(os.path.isfile(f"{base}/{one}") for one in (name, *spellings(name)))  # noqa: PTH113
 
 
 def _formatted(pattern: str, row: Row) -> str:
@@ -443,7 +486,7 @@ def data_problems(path: Path) -> list[Problem]:
     """
     from lavis_ext.common.config.cards import load_cards, load_dataset_config
     from lavis_ext.common.config.check import load_checked
-    from lavis_ext.common.config.resolve import cache_root, config_roots
+    from lavis_ext.common.config.resolve import config_roots
 
     tree, places = read_sections(path)
     if not tree.get("datasets") or path.resolve().is_relative_to(config_roots()[-1].resolve()):
@@ -480,7 +523,9 @@ def _data_problems(config: DatasetConfig, context: BuildContext) -> Iterator[Pro
         if lost or not paths or not needs_folder:
             continue
         try:
-            rows = Annotations(sort_files(paths, row_options(config, split, context.cache_root)).rows)
+            rows = Annotations(
+                sort_files(paths, row_options(config, split, context.cache_root)).rows, home=context.cache_root
+            )
         except LavisExtError as error:
             yield from error.problems
             continue

@@ -49,7 +49,7 @@ def open_rows(
     from lavis_ext.datasets.readers.annotations import Annotations
     from lavis_ext.datasets.readers.parse import row_options, sort_files
 
-    return Annotations(sort_files(paths, row_options(dataset, split, root)).rows, limit)
+    return Annotations(sort_files(paths, row_options(dataset, split, root)).rows, limit, root)
 
 
 def image_names(rows: Annotations, dataset: DatasetConfig, there: ImageNames | None = None) -> list[str]:
@@ -106,15 +106,15 @@ class ImageNames:
             return name
         if packed := PACKED_NAME.match(name):
             return name if packed[1] in self._names else None
-        if name.rpartition("/")[0] in self._folders:
-            return None
         parts = [part for part in name.replace("\\", "/").split("/") if part not in ("", ".")]
         if ".." in parts or not parts:
             return None
-        for some in candidates(parts, lambda: self._layouts, self._declared):
+        for number, some in enumerate(candidates(parts, lambda: self._layouts, self._declared)):
             found = [one for one in ([some] if isinstance(some, str) else some) if one in self._names]
             if found:
                 return found[0] if len(found) == 1 else None
+            if number == 1 and name.rpartition("/")[0] in self._folders:
+                return None
         return None
 
 
@@ -287,8 +287,16 @@ class SplitCounter:
         return self._opened[key]
 
     def _names_of(self, dataset: DatasetConfig) -> ImageNames:
-        """The pictures below a data set's folder: files, and members of archives that were left packed."""
+        """The pictures below a data set's folder: files, and members of archives that are left packed."""
         names, times = self._list(str(expanded(dataset.build_info.images.storage)))
+        if not self._cards.artifacts_of(dataset):
+            from lavis_ext.datasets.readers.images import ImageStore, ZipArchive
+
+            store = ImageStore(self._root / expanded(dataset.build_info.images.storage))
+            try:
+                names = names.union(*(place.names() for place in store.places if isinstance(place, ZipArchive)))
+            except LavisExtError as error:
+                self.errors.append(error)
         return ImageNames(names, dataset.args.get("layouts"), times)
 
     def _list(self, storage: str) -> tuple[set[str], dict[str, int]]:

@@ -98,7 +98,7 @@ def test_runs_are_overlaid_and_compared(output: Path) -> None:
     assert [row["name"] for row in values["rows"]] == ["a", "deep/b", "c"]
     assert [row["leads"] for row in values["rows"]] == [True, False, False]
     assert values["rows"][1]["changes"] == ["run.init_lr: 0.1 → 0.2"]
-    assert values["rows"][0]["cells"][:4] == ["blip2_opt", "toy", "CIDEr 0.900", "val"]
+    assert values["rows"][0]["cells"][:4] == ["CIDEr 0.900", "blip2_opt", "toy", "val"]
     text = write_runs_page([output], output / "page.html").read_text()
     page = Page(text)
     assert not page.open and page.count("script") == 1 and page.count("tr", class_="marked") == 1

@@ -1,8 +1,12 @@
 """What people have is taken for what it is: every form by its path alone, then by the YAML that `new` writes for it."""
 
+import base64
 import io
 import json
+import pickle
 import tarfile
+import unicodedata
+import zipfile
 from collections.abc import Callable
 from datetime import datetime, timezone
 from decimal import Decimal
@@ -11,12 +15,16 @@ from typing import Any
 
 import pyarrow as pa
 import pytest
+from PIL import Image
 from pyarrow import parquet
 
 from lavis_ext import load_dataset
 from lavis_ext.cli import main
-from lavis_ext.common.errors import ConfigError, UsageError
+from lavis_ext.common.config.cards import load_cards
+from lavis_ext.common.errors import ConfigError, IntegrityError, UsageError
 from lavis_ext.datasets.own import guess
+from lavis_ext.datasets.readers.images import ImageStore
+from lavis_ext.prepare.samples import ImageNames
 from tests.support.pictures import encoded, pixels
 
 COUNT = 6
@@ -208,6 +216,35 @@ def long_kinds(root: Path) -> None:
     tars(root, "input.jpg", "outputs.txt")
 
 
+def in_base64(root: Path) -> None:
+    """Pictures in a column, one of them longer than a field of the csv module may be."""
+    large = io.BytesIO()
+    Image.effect_noise((64, 48), 90).convert("RGB").save(large, "png")
+    padded = large.getvalue() + bytes(100_000)
+    pictures = [padded, *(encoded(pixels(number)) for number in range(1, COUNT))]
+    lines = [f"{base64.b64encode(data).decode()},{text}\n" for data, text in zip(pictures, TEXTS, strict=True)]
+    write(root / "mine.csv", "image,caption\n" + "".join(lines))
+
+
+def zipped(root: Path) -> None:
+    root.mkdir(parents=True)
+    with zipfile.ZipFile(root / "photos.zip", "w") as out:
+        for number, name in enumerate(NAMES):
+            out.writestr(f"pics/{name}", encoded(pixels(number)))
+            out.writestr(f"__MACOSX/pics/._{name}", b"of macOS")
+        out.writestr("captions.csv", "image,caption\n" + "".join(map("{},{}\n".format, NAMES, TEXTS)))
+
+
+def from_windows(root: Path) -> None:
+    """A table as a spreadsheet saves it, with names as another system spells them."""
+    photos(root / "Fotos", [unicodedata.normalize("NFD", f"Größe {name}") for name in NAMES])
+    names = ["Größe p0", *(f"Größe {name[:-4]}.JPG" for name in NAMES[1:])]
+    lines = [f"{name};{text}\n" for name, text in zip(names, TEXTS, strict=True)]
+    (root / "mine.csv").write_bytes(
+        ("image;caption;Anmerkung\n" + "".join(lines).replace("\n", ";é\n")).encode("cp1252")
+    )
+
+
 FORMS: list[tuple[Callable[[Path], None], str, dict[str, int]]] = [
     (beside, "image_caption", {"train": 6}),
     (metadata, "image_caption", {"train": 6}),
@@ -228,6 +265,9 @@ FORMS: list[tuple[Callable[[Path], None], str, dict[str, int]]] = [
     (messages, "conversation", {"train": 6}),
     (classes, "vqa", {"train": 6}),
     (classes_by_split, "vqa", {"train": 4, "val": 2}),
+    (in_base64, "image_caption", {"train": 6}),
+    (zipped, "image_caption", {"train": 6}),
+    (from_windows, "image_caption", {"train": 6}),
     (tars, "image_text_shards", {"train": 6}),
     (long_kinds, "image_text_shards", {"train": 6}),
 ]
@@ -309,6 +349,14 @@ def test_what_is_nothing_of_the_kind(tmp_path: Path) -> None:
     (tmp_path / "phone" / "IMG_1.HEIC").write_bytes(b"ftypheic")
     with pytest.raises(UsageError, match=r"\.heic"):
         guess(tmp_path / "phone")
+    photos(tmp_path / "one")
+    with pytest.raises(UsageError, match=f"its folder: {tmp_path}/one"):
+        guess(tmp_path / "one" / NAMES[0])
+    write(tmp_path / "cfg" / "datasets" / "k.yaml", "datasets: {}")
+    with pytest.raises(UsageError, match="--configs"):
+        guess(tmp_path / "cfg")
+    with pytest.raises(UsageError, match="lavis-ext new NAME"):
+        load_cards().resolve(str(tmp_path / "one"))
     for place in ("empty", "photoos"):
         with pytest.raises(UsageError) as error:
             guess(tmp_path / place)
@@ -463,6 +511,36 @@ OTHERWISE: dict[str, dict[str, Any]] = {
     "below a key of its own": {"c.json": {"info": {}, "samples": [{"image": NAMES[0], "caption": TEXTS[0]}] * COUNT}},
     "by the name without suffix": {"c.json": {n[:-4]: t for n, t in zip(NAMES, TEXTS, strict=True)}},
     "records by it": {"m.json": {n[:-4]: {"caption": t, "tags": "x"} for n, t in zip(NAMES, TEXTS, strict=True)}},
+    "lists of many texts by it": {"c.json": {n[:-4]: [t, t] for n, t in zip(NAMES, TEXTS, strict=True)}},
+    "pairs": {"c.json": [[n, t] for n, t in zip(NAMES, TEXTS, strict=True)]},
+    "pairs in lines": {"c.jsonl": in_lines(lambda n, t: json.dumps([t, n]) + "\n")},
+    "a header and lists": {
+        "c.json": [["id", "image", "caption"], *([0, *one] for one in zip(NAMES, TEXTS, strict=True))]
+    },
+    "what is asked and the reply": {
+        "c.jsonl": in_lines(lambda n, t: json.dumps({"image": n, "prompt": t, "completion": "yes"}) + "\n")
+    },
+    "instructions": {
+        "c.jsonl": in_lines(lambda n, t: json.dumps({"image": n, "instruction": t, "input": "", "output": "x"}) + "\n")
+    },
+    "prompts alone": {"c.jsonl": in_lines(lambda n, t: json.dumps({"image": n, "prompt": t}) + "\n")},
+    "names without suffix": {"c.csv": in_lines(lambda n, t: f"{n[:-4]},{t}\n", "image,caption\n")},
+    "Label Studio": {
+        "c.json": [
+            {
+                "id": 1,
+                "data": {"image": f"/data/local-files/?d=images/{n}"},
+                "annotations": [{"result": [{"from_name": "caption", "type": "textarea", "value": {"text": [t]}}]}],
+            }
+            for n, t in zip(NAMES, TEXTS, strict=True)
+        ]
+    },
+    "Label Studio, short": {
+        "c.json": [
+            {"image": f"/data/upload/1/0a1b2c3d-{n}", "caption": t, "annotator": 1, "annotation_id": 2}
+            for n, t in zip(NAMES, TEXTS, strict=True)
+        ]
+    },
     "texts in a folder beside": {f"texts/{n[:-4]}.txt": t for n, t in zip(NAMES, TEXTS, strict=True)},
     "texts after the whole name": {f"images/{n}.txt": t for n, t in zip(NAMES, TEXTS, strict=True)},
 }
@@ -497,9 +575,29 @@ def test_what_is_left_out_is_said_and_one_folder_is_no_class(tmp_path: Path) -> 
         write(tmp_path / "labels" / f"{name[:-4]}.txt", "0 0.5 0.5 0.2 0.2")  # YOLO's boxes
     found = guess(tmp_path)
     assert found.config.builder == "image_caption" and any("labels.json" in one for one in found.sentences)
-    write(tmp_path / "c.jsonl", json.dumps({"image": "/9j/4AAQSkZJRgABAQ", "caption": "x"}))
-    with pytest.raises(UsageError, match="base64"):
-        guess(tmp_path / "c.jsonl")
+    (tmp_path / "list.xlsx").write_bytes(b"PK")
+    assert any("list.xlsx" in one and "CSV" in one for one in guess(tmp_path).sentences)
+    with pytest.raises(UsageError, match="CSV"):
+        guess(tmp_path / "list.xlsx")
+
+
+def test_texts_of_windows_are_read_and_damaged_ones_are_not(tmp_path: Path) -> None:
+    beside(tmp_path / "mine")
+    (tmp_path / "mine" / "p0.txt").write_bytes("größe".encode("cp1252"))
+    (tmp_path / "mine" / "p1.txt").write_bytes("größe".encode())
+    found = guess(tmp_path / "mine")
+    assert found.config.args["encoding"] == "cp1252" and any("cp1252" in one for one in found.sentences)
+    made = load_dataset(tmp_path / "mine")["train"]
+    assert [made[index]["text_input"] for index in (0, 1)] == ["größe", "größe"]
+    text = "image,caption\n" + "".join(f"{name},größe\n" for name in NAMES)
+    photos(tmp_path / "cut")
+    (tmp_path / "cut" / "c.csv").write_bytes(text.encode().replace("ö".encode(), b"\xc3", 1))
+    with pytest.raises(IntegrityError, match="encoding: cp1252"):
+        guess(tmp_path / "cut")
+    with pytest.raises(ConfigError, match="cp12x52"):
+        declared = declaration(tmp_path / "mine", "c.csv", args="    args: {encoding: cp12x52}\n")
+        write(tmp_path / "k.yaml", declared)
+        load_dataset("k", tmp_path / "k.yaml")
 
 
 def test_pictures_beside_the_folder_of_the_data_are_not_its_own(tmp_path: Path) -> None:
@@ -511,3 +609,42 @@ def test_pictures_beside_the_folder_of_the_data_are_not_its_own(tmp_path: Path) 
     (tmp_path / "mine" / NAMES[0]).unlink()
     (tmp_path / "mine" / NAMES[0]).symlink_to("gone.jpg")
     assert guess(tmp_path / "mine").config.build_info.images.storage == str(tmp_path / "mine")
+
+
+def test_nothing_is_written_beside_the_data_of_a_person(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    semicolons(tmp_path / "mine")
+    before = sorted((tmp_path / "mine").rglob("*"))
+    (tmp_path / "cache").mkdir()
+    monkeypatch.setenv("LAVIS_EXT_CACHE_ROOT", str(tmp_path / "cache"))
+    data = load_dataset(tmp_path / "mine")["train"]
+    assert sorted((tmp_path / "mine").rglob("*")) == before
+    (copy,) = (tmp_path / "cache" / ".lavis_ext" / "annotations").iterdir()
+    written = copy.stat().st_mtime_ns
+    again = pickle.loads(pickle.dumps(data))
+    assert again[0]["text_input"] == TEXTS[0] and copy.stat().st_mtime_ns == written
+    assert main(["browse", str(tmp_path / "mine"), "--out", str(tmp_path / "page.html")]) == 0
+    assert sorted((tmp_path / "mine").rglob("*")) == before
+    (tmp_path / "cache" / "own").mkdir()
+    semicolons(tmp_path / "cache" / "own")
+    load_dataset(tmp_path / "cache" / "own")
+    assert list((tmp_path / "cache" / "own" / ".lavis_ext").glob("*.arrow")), "within the cache root it is beside"
+
+
+def test_a_zip_with_damage_is_refused_with_its_name(tmp_path: Path) -> None:
+    zipped(tmp_path / "mine")
+    path = tmp_path / "mine" / "photos.zip"
+    whole = path.read_bytes()
+    at = whole.index(b"image,caption")
+    for data in (whole[:at] + b"\0" * 9 + whole[at + 9 :], whole[: len(whole) // 2], b""):
+        path.write_bytes(data)
+        with pytest.raises((IntegrityError, UsageError)) as error:
+            guess(path)
+        assert str(path) in error.value.problems[0].where
+
+
+def test_another_picture_is_never_taken_for_one_without_suffix(tmp_path: Path) -> None:
+    photos(tmp_path, ["a.jpg", "a.png", "b.jpg"])
+    store = ImageStore(tmp_path)
+    assert store.exists("b") and store.exists("b.JPG") and not store.exists("b.png")
+    assert not store.exists("a") and store.exists("a.jpg")
+    assert ImageNames(["b.jpg"]).find("b.JPG") == "b.jpg" and ImageNames(["b.jpg"]).find("b.png") is None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
@@ -16,6 +17,7 @@ from lavis_ext.common.config.resolve import Tree, beside, config_roots, dataset_
 from lavis_ext.common.config.schema import AnnotationConfig, DatasetConfig, examine_url
 from lavis_ext.common.config.yamlio import shown
 from lavis_ext.common.errors import ConfigError, Problem, UsageError, nearest
+from lavis_ext.common.files import expanded
 from lavis_ext.common.lavis import WAY_OUT, out_of_scope
 
 CARD_FILE = "artifacts.yaml"
@@ -263,6 +265,11 @@ class Cards:
 
         For `family/artifact` there are no data sets.
         """
+        known = [*self.families, *self.names()]
+        if name not in known and name.partition("/")[0] not in self.families and os.path.exists(expanded(name)):  # noqa: PTH110
+            what = "is a path, and neither a family nor a data set"
+            way_out = f"`lavis-ext browse {name}` shows it, `lavis-ext new NAME {name}` makes a data set of it"
+            raise UsageError(name, what, way_out)
         if "/" in name and self.named_artifacts(name):
             return self.families[name.partition("/")[0]], []
         if name.endswith("]"):
@@ -271,7 +278,6 @@ class Cards:
         if name in self.families:
             card = self.families[name]
             return card, [dataset for types in card.datasets.values() for dataset in types.values()]
-        known = [*self.families, *self.names()]
         if name not in known:
             raise UsageError(name, "neither a family nor a data set", nearest(name, known))
         card = self.card_of(name)

@@ -160,7 +160,7 @@ def open_split(config: DatasetConfig, split: str, context: BuildContext, args: M
             raise not_prepared(config, path, "no such annotation file")
     vis, text = (build_processor(pair.of(split)) for pair in (config.vis_processor, config.text_processor))
     files = sort_files(paths, row_options(config, split, context.cache_root))
-    rows = Annotations(files.rows)
+    rows = Annotations(files.rows, home=context.cache_root)
     if problems := column_problems(config, split, rows):
         raise ConfigError.of(problems)
     return SplitParts(config, split, rows, images, vis, text, args, files)

@@ -24,6 +24,8 @@ class ImageKeys:
     """Keys of a row that its sample has too, as they stand: `boxes` (x, y, width, height in pixels of the file)."""
     delimiter: str | None = None
     """The sign that splits the columns of a CSV, where it is no comma."""
+    encoding: str | None = None
+    """That of tables and texts which are not UTF-8: `cp1252`."""
 
     def columns(self, split: str, known: Sequence[str]) -> dict[str, str]:
         """What rows of a split must have: argument that names a column → the column; `known` are those they have."""
@@ -32,9 +34,13 @@ class ImageKeys:
         return {} if self.image_pattern else {"image_key": self.image_key}
 
     def examine(self, decoder: ConfigDecoder, key: str) -> None:
-        """Note a sign that can split nothing: the copy of a table is kept under the one sign that splits it."""
+        """Note a sign that can split nothing, for the copy of a table is kept under it, and an unknown encoding."""
         if self.delimiter is not None and (len(self.delimiter) != 1 or self.delimiter in '"\r\n\0'):
             decoder.note(join(key, "delimiter"), f"{self.delimiter!r} splits no columns", "write one sign: `';'`")
+        try:
+            "".encode(self.encoding or "utf-8")
+        except (LookupError, ValueError):
+            decoder.note(join(key, "encoding"), f"{self.encoding!r} is no encoding of texts", "write e.g. `cp1252`")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -63,13 +63,17 @@ class Annotations(Rows):
     """The rows of several annotation files in order, each with LAVIS' `instance_id`: its running index, as text.
 
     Opening maps the Arrow copies, which takes milliseconds; rows become dicts on access, so that workers share one page
-    cache. `limit` keeps the first rows only. Pickled as its paths, not its rows.
+    cache. `limit` keeps the first rows only; `home`, the cache root, has the copies of files that do not lie in it
+    (default: beside each file). Pickled as its paths, not its rows.
     """
 
-    def __init__(self, paths: Iterable[str | Path | RowSource], limit: int | None = None) -> None:
+    def __init__(
+        self, paths: Iterable[str | Path | RowSource], limit: int | None = None, home: Path | None = None
+    ) -> None:
         self.sources = tuple(Path(path) if isinstance(path, (str, Path)) else path for path in paths)
         self.paths, self.limit = tuple(file for source in self.sources for file in files_of(source)), limit
-        self._tables = [open_table(source) for source in self.sources]
+        self.home = home
+        self._tables = [open_table(source, home) for source in self.sources]
         self._stops = list(accumulate(table.rows for table in self._tables))
         total = self._stops[-1] if self._stops else 0
         self._length = total if limit is None else min(limit, total)
@@ -81,7 +85,7 @@ class Annotations(Rows):
         return (self.at(i) for i in range(len(self)))
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return Annotations, (self.sources, self.limit)
+        return Annotations, (self.sources, self.limit, self.home)
 
     def at(self, position: int) -> Row:
         """Row `position`, from 0 to the length - 1."""
@@ -91,7 +95,7 @@ class Annotations(Rows):
 
     def head(self, limit: int | None) -> Annotations:
         """The same rows, at most `limit` of them."""
-        return self if limit is None or limit >= len(self) else Annotations(self.sources, limit)
+        return self if limit is None or limit >= len(self) else Annotations(self.sources, limit, self.home)
 
     def keys(self) -> list[str]:
         """The keys that any row has, in order of appearance, without `instance_id`."""
@@ -220,7 +224,7 @@ class AnnotationTable:
         return [columns_of(batch, self.marks) for batch in self.batches]
 
 
-def open_table(source: Path | RowSource) -> AnnotationTable:
+def open_table(source: Path | RowSource, home: Path | None = None) -> AnnotationTable:
     """Map the Arrow copy of annotations; it is written first if missing, outdated or unreadable.
 
     Raises ConfigError if the file is missing, IntegrityError if it cannot be parsed, DiskError if no copy can be
@@ -231,9 +235,9 @@ def open_table(source: Path | RowSource) -> AnnotationTable:
         raise ConfigError(
             str(missing[0]), "no such annotation file", "run `lavis-ext prepare` for its data set, or correct the path"
         )
-    places = cache_places(source)
+    places = cache_places(source, home)
     state = _file_state(source)
-    for place in places:
+    for place in dict.fromkeys([*places, *cache_places(source)[:1]]):  # earlier versions kept each beside its file
         table = _open_copy(place, state)
         if table is not None:
             return table
@@ -250,15 +254,21 @@ def open_table(source: Path | RowSource) -> AnnotationTable:
         raise IntegrityError(str(source), what, "leave it out, or write it otherwise") from error
 
 
-def cache_places(source: Path | RowSource) -> list[Path]:
-    """Where the Arrow copy of annotations may lie: beside them under `.lavis_ext/`, in the user's cache, in temp."""
+def cache_places(source: Path | RowSource, home: Path | None = None) -> list[Path]:
+    """Where the Arrow copy of annotations may lie: beside them under `.lavis_ext/`, in the user's cache, in temp.
+
+    Where they do not lie in `home`, the cache root, nothing is written beside them: that is a person's folder.
+    """
     first = files_of(source)[0].absolute()
-    home = first if first.is_dir() else first.parent
-    whole = f"{home}/{source.name}"
+    folder = first if first.is_dir() else first.parent
+    whole = f"{folder}/{source.name}"
     name = f"{hashlib.sha256(os.fsencode(whole)).hexdigest()[:16]}-{source.name}.arrow"
     user = expanded(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "lavis_ext" / "annotations"
     spare = Path(tempfile.gettempdir()) / f"lavis_ext-{os.getuid() if hasattr(os, 'getuid') else 0}"
-    return [home / FOLDER / f"{source.name}.arrow", user / name, spare / name]
+    if home is not None and not first.is_relative_to(home.absolute()):
+        inside = [home.absolute() / FOLDER / "annotations" / name] if home.is_dir() else []
+        return [*inside, user / name, spare / name]
+    return [folder / FOLDER / f"{source.name}.arrow", user / name, spare / name]
 
 
 def _file_state(source: Path | RowSource) -> dict[str, int]:

@@ -7,9 +7,13 @@ from pathlib import PurePosixPath
 from typing import Any
 
 from lavis_ext.common.errors import Problem
+from lavis_ext.datasets.readers.packed import PACKED_NAME
 from lavis_ext.datasets.readers.tables import PICTURE, sign_of
 
 Row = Mapping[str, Any]
+PROMPTS = ("prompt", "input", "user", "human")
+"""Columns that are questions where one of `REPLIES` is there, as in data for instructions; else texts."""
+REPLIES = ("completion", "output", "reply", "assistant", "gpt", "chosen")
 NAMES: Mapping[str, tuple[str, ...]] = {
     "image_key": (
         *("image", "image_path", "img", "img_path", "image_file", "image_name", "file_name", "filename", "filepath"),
@@ -19,8 +23,8 @@ NAMES: Mapping[str, tuple[str, ...]] = {
         *("caption", "captions", "text", "description", "sentence", "sentences", "title", "alt_text", "alt", "raw"),
         *("comment", "prompt", "blip_caption", "top_caption", "text_input", "output", "objects", "data"),
     ),
-    "question_key": ("question", "questions", "query", "q", "question_text", "instruction"),
-    "answer_key": ("answer", "answers", "a", "response", "multiple_choice_answer", "direct_answers", "label"),
+    "question_key": ("question", "questions", "query", "q", "question_text", "instruction", *PROMPTS),
+    "answer_key": ("answer", "answers", "a", "response", "multiple_choice_answer", "direct_answers", *REPLIES, "label"),
     "text_key": ("sentence", "text", "caption", "hypothesis", "statement"),
     "label_key": ("label", "labels", "class", "category", "target", "gold_label"),
     "split_key": ("split", "subset", "fold", "partition"),
@@ -68,9 +72,7 @@ def _is_name(value: Any) -> bool:
 
 def _is_picture(value: Any) -> bool:
     first = value[0] if isinstance(value, list) and value else value
-    return isinstance(first, str) and bool(
-        PICTURE.search(PurePosixPath(first).name) or ".parquet!" in first or ".arrow!" in first
-    )
+    return isinstance(first, str) and bool(PICTURE.search(PurePosixPath(first).name) or PACKED_NAME.match(first))
 
 
 FITS: Mapping[str, Callable[[Any], bool]] = {"image_key": _is_name, "answer_key": _is_answer}

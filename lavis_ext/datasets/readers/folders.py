@@ -42,6 +42,8 @@ class FolderRows:
 
     folder: Path
     base: Path
+    encoding: str | None = None
+    """That of texts which are not UTF-8."""
 
     @property
     def files(self) -> tuple[Path, ...]:
@@ -51,7 +53,8 @@ class FolderRows:
     @property
     def name(self) -> str:
         """The file name of the Arrow copy, without its suffix."""
-        return f"{self.folder.name}.folder-{hashlib.sha256(os.fsencode(self.base.absolute())).hexdigest()[:8]}"
+        digest = hashlib.sha256(os.fsencode(self.base.absolute())).hexdigest()[:8]
+        return f"{self.folder.name}.folder-{digest}{f'.{self.encoding}' if self.encoding else ''}"
 
     @property
     def state(self) -> dict[str, int]:
@@ -97,7 +100,7 @@ class FolderRows:
         for text in sorted(texts):
             if text.suffix.lower() == ".json":
                 row = {**_object(text), **row}
-            elif lines := [line.strip() for line in read_text(text).splitlines() if line.strip()]:
+            elif lines := [line.strip() for line in read_text(text, self.encoding).splitlines() if line.strip()]:
                 row["caption"] = lines if len(lines) > 1 else lines[0]
         return row
 

@@ -5,17 +5,21 @@ from __future__ import annotations
 import os
 import struct
 import threading
+import unicodedata
 import zipfile
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from lavis_ext.common.errors import IntegrityError
 from lavis_ext.common.files import open_file, read_file
 from lavis_ext.datasets.readers.faults import SampleError
 from lavis_ext.datasets.readers.packed import PACKED_NAME, PackedImages
+
+if TYPE_CHECKING:
+    from lavis_ext.datasets.readers.bundled import EncodedImages
 
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp"})
 
@@ -29,7 +33,8 @@ class ImageStore:
     Where the folder of a name is there as given, only that very file counts, and no tail is sought in a folder that
     nobody declared: another folder may have another picture of that name. Names never lead out of the root.
 
-    `FILE.parquet!COLUMN/ROW` is a picture inside a table below the root (`readers/packed.py`).
+    `FILE.parquet!COLUMN/ROW` is a picture in a table below the root (`readers/packed.py`), `FILE.csv!COLUMN/ROW` one
+    in base64 (`readers/bundled.py`). The root may be a zip itself.
     """
 
     def __init__(
@@ -47,6 +52,8 @@ class ImageStore:
         """The zip files that are read from."""
         if self._given is not None:
             return self._given
+        if self.root.suffix.lower() == ".zip" and self.root.is_file():
+            return (self.root,)
         near = sorted(self.root.glob("*.zip"))
         return tuple(near or ([] if self.root.is_dir() else sorted(self.root.parent.glob("*.zip"))))
 
@@ -101,7 +108,7 @@ class ImageStore:
                     seen.add(name)
                     yield name
 
-    def find(self, name: str) -> tuple[ImageSource | PackedImages, str]:
+    def find(self, name: str) -> tuple[ImageSource | PackedImages | EncodedImages, str]:
         """The place that holds a picture and its name there; raises SampleError if none does."""
         parts = self._parts(name)
         if packed := PACKED_NAME.match("/".join(parts)):
@@ -117,7 +124,7 @@ class ImageStore:
                 raise SampleError(name, f"{self.root}/{'/'.join(parts)}", what)
             if found:
                 return found[0]
-            if number == 0 and len(parts) > 1 and self._within("/".join(parts)):
+            if number == 1 and len(parts) > 1 and self._within("/".join(parts)):
                 break
         raise SampleError(name, f"{self.root}/{'/'.join(parts)}", "image is missing")
 
@@ -125,13 +132,16 @@ class ImageStore:
         """The places in which the folder of a name is."""
         return [place for place in self.places if place.has_folder(candidate.rpartition("/")[0])]
 
-    def _table(self, name: str) -> PackedImages:
+    def _table(self, name: str) -> PackedImages | EncodedImages:
         if name not in self._tables:
-            self._tables[name] = PackedImages(self.root / name)
+            from lavis_ext.datasets.readers.bundled import EncodedImages
+
+            table = name.lower().endswith((".parquet", ".arrow"))
+            self._tables[name] = PackedImages(self.root / name) if table else EncodedImages(self.root / name)
         return self._tables[name]
 
     @cached_property
-    def _tables(self) -> dict[str, PackedImages]:
+    def _tables(self) -> dict[str, PackedImages | EncodedImages]:
         return {}
 
     def _parts(self, name: str) -> list[str]:
@@ -148,12 +158,29 @@ def candidates(parts: Sequence[str], layouts: Callable[[], Sequence[str]], decla
     """Where a name may stand, in order; a list are places of which only one may hold it. See `ImageStore`."""
     whole = "/".join(parts)
     yield whole  # before `layouts`: listing a folder of a million files takes a second
+    yield spellings(whole)
     below = [f"{layout}/{whole}" for layout in layouts() if layout]
     yield from below if declared else [below]
     for start in range(1, len(parts)):
         tail = "/".join(parts[start:])
         yield tail
+        yield spellings(tail)
         yield from (f"{layout}/{tail}" for layout in layouts() if layout and declared)
+
+
+def spellings(name: str) -> list[str]:
+    """Other spellings of the same name, as systems and programs differ in them.
+
+    Letters composed or not (macOS), the suffix in capitals or not (cameras), or no suffix at all.
+    """
+    forms = [name] if name.isascii() else [name, *(unicodedata.normalize(form, name) for form in ("NFC", "NFD"))]
+    suffix = os.path.splitext(name)[1]  # noqa: PTH122 - a name below a folder, not a path
+    if suffix.lower() in SUFFIXES:
+        ends = (suffix, suffix.lower(), suffix.upper())
+        forms += [form[: -len(suffix)] + end for form in forms for end in ends]
+    else:
+        forms += [form + end for form in forms for end in sorted(SUFFIXES)]
+    return [form for form in dict.fromkeys(forms) if form != name]
 
 
 class ImageSource(Protocol):

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 Row = dict[str, Any]
-PACKED_NAME = re.compile(r"(.+\.(?:parquet|arrow))!([^/]+)/(\d+)(?:/(\d+))?\Z")
+PACKED_NAME = re.compile(r"(.+\.(?:parquet|arrow|jsonl?|ndjson|[ct]sv)(?:\.(?:gz|bz2|xz))?)!([^/]+)/(\d+)(?:/(\d+))?\Z")
 GROUPS = 4
 """Row groups of pictures that are held: the hub writes 100 pictures in one."""
 ROWS_OF_ANY, ROWS_A_BYTE = 1_000_000, 10

@@ -23,11 +23,13 @@ from lavis_ext.datasets.readers.tables import (
     REFETCH,
     TABLES,
     Unstreamed,
+    holds_encoded,
     json_blocks,
     kind_of_name,
     open_head,
     read_text,
     rows_of_columns,
+    rows_of_lists,
     table_rows,
 )
 
@@ -38,7 +40,7 @@ Row = dict[str, Any]
 ROW_KEYS = ("annotations", "questions", "data")
 
 
-def parse_rows(path: Path) -> list[Row]:
+def parse_rows(path: Path, encoding: str | None = None) -> list[Row]:
     """All records of one annotation file, by its suffix.
 
     JSON may be a list of records, a dict that holds them under `annotations`, `questions` or `data` (official COCO and
@@ -46,7 +48,7 @@ def parse_rows(path: Path) -> list[Row]:
     Known official forms become LAVIS' rows. Raises IntegrityError with file and position for anything else.
     """
     try:
-        return canonical_rows(_rows_as_written(path))
+        return canonical_rows(_rows_as_written(path, encoding))
     except (KeyError, TypeError, AttributeError, ValueError, OverflowError) as error:
         raise IntegrityError(str(path), f"a record has not the form of its file ({error})", REFETCH) from error
 
@@ -70,15 +72,15 @@ def row_blocks(path: Path) -> Iterator[list[Row]]:
             raise Unstreamed from error
 
 
-def _rows_as_written(path: Path) -> list[Row]:
+def _rows_as_written(path: Path, encoding: str | None) -> list[Row]:
     kind = kind_of_name(path)
     if kind in LINES and open_head(path, 64).lstrip(b"\xef\xbb\xbf \t\r\n")[:1] != b"[":
-        return list(_jsonl_rows(path, read_text(path)))
+        return list(_jsonl_rows(path, read_text(path, encoding)))
     if kind in TABLES and not (kind == ".txt" and open_head(path, 64).lstrip()[:1] in (b"[", b"{")):
-        return table_rows(path)
+        return table_rows(path, None, encoding)
     if kind == ".parquet":
         return packed_rows(path)
-    text = read_text(path)
+    text = read_text(path, encoding)
     return list(_jsonl_rows(path, text)) if _has_records_in_lines(text) else _json_rows(path, parse_json(text, path))
 
 
@@ -86,12 +88,12 @@ LINES = (".jsonl", ".ndjson")
 
 
 def _has_records_in_lines(text: str) -> bool:
-    """Whether the first line is a whole record and more follows: JSON Lines under another name."""
+    """Whether the first line is a whole record, or a list of values, and more follows: perhaps under another name."""
     first, _, rest = text.strip().partition("\n")
-    if not first.startswith("{") or not rest.lstrip().startswith("{"):
+    if first[:1] not in ("{", "[") or not rest.lstrip().startswith(first[:1]):
         return False
     try:
-        return isinstance(json.loads(first), dict)
+        return isinstance(json.loads(first), (dict, list))
     except (ValueError, RecursionError):
         return False
 
@@ -116,7 +118,7 @@ def _json_rows(path: Path, value: Any) -> list[Row]:
         value = _rows_of_dict(value, path)
     if not isinstance(value, list):
         raise IntegrityError(f"{path}:1:1", f"holds {_kind(value)} where a list of records belongs", REFETCH)
-    return [_checked(row, f"{path} record {i}") for i, row in enumerate(value)]
+    return [_checked(row, f"{path} record {i}") for i, row in enumerate(rows_of_lists(value))]
 
 
 def _rows_of_dict(value: Row, path: Path) -> list[Any]:
@@ -204,9 +206,12 @@ def _join_images(rows: list[Any], images: Any, path: Path) -> list[Any]:
 
 
 def _jsonl_rows(path: Path, text: str) -> Iterator[Row]:
-    for number, line in enumerate(text.split("\n"), 1):
-        if line.strip():
-            yield _checked(parse_json(line, path, number), f"{path}:{number}")
+    lines = ((number, line) for number, line in enumerate(text.split("\n"), 1) if line.strip())
+    if text.lstrip().startswith("["):
+        yield from _json_rows(path, [parse_json(line, path, number) for number, line in lines])
+        return
+    for number, line in lines:
+        yield _checked(parse_json(line, path, number), f"{path}:{number}")
 
 
 def _checked(row: Any, where: str) -> Row:
@@ -288,10 +293,27 @@ def _scienceqa(row: Row) -> Iterator[Row]:
     }
 
 
+def _label_studio(row: Row) -> Iterator[Row]:
+    """A task of Label Studio, or a row of its short export (https://labelstud.io/guide/export): names as uploaded."""
+    given = row["data"] if isinstance(row.get("data"), dict) else row
+    made: Row = {key: value for key, value in given.items() if key not in ("annotator", "annotation_id", "lead_time")}
+    for key, value in made.items():
+        if isinstance(value, str) and value.startswith("/data/"):
+            made[key] = re.sub(r".*(?:\?d=|/upload/\d+/(?:[0-9a-f]{8}-)?)", "", value)
+    for task in row.get("annotations", ())[:1]:
+        for result in task["result"]:
+            found = next((some for some in result["value"].values() if isinstance(some, list)), None)
+            if found and all(isinstance(one, str) for one in found):
+                made[result["from_name"]] = found if len(found) > 1 else found[0]
+    yield made
+
+
 FORMS: list[tuple[frozenset[str], Form]] = [
     (frozenset({"question", "choices", "answer", "hint"}), _scienceqa),
     (frozenset({"imageId", "question"}), _gqa),
     (frozenset({"qas"}), _genome_questions),
+    (frozenset({"data", "annotations", "id"}), _label_studio),
+    (frozenset({"annotation_id", "annotator"}), _label_studio),
     (frozenset({"regions"}), _genome_regions),
     (frozenset({"identifier", "sentence", "left_url"}), _nlvr2),
 ]
@@ -451,6 +473,7 @@ class RowOptions:
     split_key: str | None = None
     holdout: float = 0.0
     delimiter: str | None = None
+    encoding: str | None = None
     conversations: Literal["", "turns", "whole"] = ""
     """Whether conversations are taken apart into questions and answers, or kept whole."""
 
@@ -466,6 +489,7 @@ def row_options(config: DatasetConfig, split: str, root: Path) -> RowOptions:
         args.get("split_key"),
         float(args.get("holdout") or 0.0) if shared else 0.0,
         args.get("delimiter"),
+        args.get("encoding"),
         {"vqa": "turns", "conversation": "whole"}.get(config.builder, ""),  # type: ignore[arg-type]
     )
 
@@ -493,14 +517,22 @@ def _source(path: Path, how: RowOptions) -> Path | RowSource:
     source: Path | RowSource = path
     key, is_json = how.split_key, kind_of_name(path) == ".json"
     if path.is_dir():
-        source = FolderRows(path, how.base or path)
-    elif how.delimiter is not None and kind_of_name(path) in TABLES:
-        source = SplitBy(path, how.delimiter)
+        source = FolderRows(path, how.base or path, how.encoding)
+    elif how.encoding or (how.delimiter is not None and kind_of_name(path) in TABLES):
+        source = SplitBy(path, how.delimiter, how.encoding)
     elif kind_of_name(path) in (".parquet", ".arrow") and how.base is not None:
         source = PackedFile(path, how.base)
+    elif kind_of_name(path) == ".zip":
+        from lavis_ext.datasets.readers.bundled import ZipRows
+
+        source = ZipRows(path, how.encoding)
     elif is_json and path.is_file():
         head = open_head(path, HEAD)
         key = key or ("split" if b'"sentences"' in head and b'"filename"' in head and b'"split"' in head else None)
+    if how.base is not None and path.is_file() and holds_encoded(path):
+        from lavis_ext.datasets.readers.bundled import EncodedRows
+
+        source = EncodedRows(source, path, how.base)
     if source is path and how.base is not None and how.base in path.parents[1:]:
         source = Beside(path, how.base, how.image_key)
     apart = how.conversations == "turns" and path.is_file() and b'"conversations"' in open_head(path, HEAD)
@@ -520,18 +552,22 @@ def _part(source: Path | RowSource, how: RowOptions, key: str | None) -> Path | 
 
 @dataclass(frozen=True)
 class SplitBy(OneFile):
-    """A table whose fields are split by another sign than its name says."""
+    """A text in another encoding than UTF-8, or a table whose fields are split by another sign than its name says."""
 
-    delimiter: str = ";"
+    delimiter: str | None = None
+    encoding: str | None = None
 
     @property
     def name(self) -> str:
-        """The file name with the code of the sign."""
-        return f"{self.path.name}.by{'-'.join(str(ord(sign)) for sign in self.delimiter)}"
+        """The file name with the code of the sign, and the encoding."""
+        sign = f".by{'-'.join(map(str, map(ord, self.delimiter)))}" if self.delimiter else ""
+        return f"{self.path.name}{sign}{f'.{self.encoding}' if self.encoding else ''}"
 
     def parse(self) -> list[Row]:
         """All rows; raises IntegrityError."""
-        return canonical_rows(table_rows(self.path, self.delimiter))
+        if self.delimiter is None or kind_of_name(self.path) not in TABLES:
+            return parse_rows(self.path, self.encoding)
+        return canonical_rows(table_rows(self.path, self.delimiter, self.encoding))
 
 
 @dataclass(frozen=True)

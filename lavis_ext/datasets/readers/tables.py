@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import bz2
+import codecs
 import csv
 import gzip
 import io
@@ -25,6 +26,10 @@ log = logging.getLogger(__name__)
 Row = dict[str, Any]
 REFETCH = "fetch it again with `lavis-ext prepare`, or repair the file"
 TABLES = (".csv", ".tsv", ".txt", ".token")
+RECORDS = (".json", ".jsonl", ".ndjson", ".csv", ".tsv")
+ENCODED = ("/9j/", "iVBORw0KGgo", "data:image/", "R0lGOD", "UklGR")
+"""How JPEG, PNG, GIF and WebP begin in base64."""
+_BEGINS = re.compile(rb"""(?:^|["',;|\t\n])\s*(?:/9j/|iVBORw0KGgo|data:image/|R0lGOD|UklGR)[\w+/;,=-]{40}""")
 PACKED: Mapping[str, Callable[..., IO[bytes]]] = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}  # type: ignore[dict-item]
 MAGIC = {b"\x1f\x8b": ".gz", b"BZh": ".bz2", b"\xfd7zXZ\0": ".xz"}
 UNPACKED = 1 << 26
@@ -55,8 +60,15 @@ def open_head(path: Path, size: int) -> bytes:
         return b""
 
 
-def read_text(path: Path) -> str:
+def holds_encoded(path: Path) -> bool:
+    """Whether a text begins with records of which a column is pictures in base64."""
+    return kind_of_name(path) in RECORDS and bool(_BEGINS.search(open_head(path, 1 << 16)))
+
+
+def read_text(path: Path, encoding: str | None = None) -> str:
     """The text of a file in UTF-8, or with the mark of UTF-16, without its mark; gzip, bzip2 and xz are unpacked.
+
+    `encoding` is that of a text that is not UTF-8.
 
     Raises IntegrityError with the offset of a wrong byte, and for a packed file that is cut off or grows too large.
     """
@@ -71,7 +83,11 @@ def read_text(path: Path) -> str:
     try:
         return data.decode(_encoding(data))
     except UnicodeDecodeError as error:
-        way_out = "save it as UTF-8" if kind_of_name(path) in TABLES else REFETCH
+        if encoding:
+            with suppress(UnicodeDecodeError):
+                return data.decode(encoding)
+        meant = "save it as UTF-8, or name what it is: `args: {encoding: cp1252}`"
+        way_out = meant if kind_of_name(path) in TABLES else REFETCH
         raise IntegrityError(f"{path} byte {error.start}", f"not UTF-8 text ({error.reason})", way_out) from error
 
 
@@ -85,6 +101,24 @@ def _encoding(data: bytes) -> str:
             if head[odd::2].count(0) > 0.8 * len(head[odd::2]) and not head[1 - odd :: 2].count(0):
                 return name
     return "utf-8-sig"
+
+
+def other_encoding(path: Path) -> str | None:
+    """`cp1252`, as programs write on Windows, of a text that is not UTF-8 and not UTF-8 with some damage; else None."""
+    data = open_head(path, 1 << 24)
+    if _encoding(data) != "utf-8-sig":
+        return None
+    with suppress(UnicodeDecodeError):
+        codecs.getincrementaldecoder("utf-8")().decode(data)
+        return None
+    signs = data.decode("utf-8", "replace").rstrip("\ufffd")
+    wrong = signs.count("\ufffd")
+    if not wrong or wrong <= sum(sign > "\x7f" for sign in signs) - wrong:
+        return None
+    with suppress(UnicodeDecodeError):
+        data.decode("cp1252")
+        return "cp1252"
+    return None
 
 
 class Unstreamed(Exception):
@@ -198,14 +232,14 @@ def _unpacked(path: Path, kind: str, size: int) -> bytes:
     return data
 
 
-def table_rows(path: Path, delimiter: str | None = None) -> list[Row]:
+def table_rows(path: Path, delimiter: str | None = None, encoding: str | None = None) -> list[Row]:
     """The rows of a CSV, a TSV or a list of captions; raises IntegrityError with file and line.
 
     A CSV is quoted. A TSV, and any table by another sign, is taken as it stands where not all of it is quoted as a
     program would: a single quotation mark is then part of a caption. Only CR and LF end a line. The first line names
     the columns; where it names a picture instead, the columns are called `image` and `caption`.
     """
-    text, kind = read_text(path), kind_of_name(path)
+    text, kind = read_text(path, encoding), kind_of_name(path)
     first = text.lstrip("\n").partition("\n")[0].rstrip("\r")
     if kind in (".txt", ".token") and delimiter is None:
         if PICTURE.search(first.partition(",")[0].strip()) or _LISTED.fullmatch(first):
@@ -302,6 +336,7 @@ def _names_for(fields: Sequence[str]) -> list[str]:
     return [names.get(i, f"column{i + 1}") for i in range(len(fields))]
 
 
+csv.field_size_limit(UNPACKED)  # a picture in base64 is one field
 _NUMBER = re.compile(r"-?(?:0|[1-9]\d{0,17})(?:\.\d+)?\Z")
 
 
@@ -316,6 +351,18 @@ def _typed_columns(rows: list[Row]) -> list[Row]:
 
 def _number(text: str) -> int | float:
     return float(text) if "." in text else int(text)
+
+
+def rows_of_lists(value: list[Any]) -> list[Any]:
+    """The records of a JSON of lists, `[["a.jpg", "text"], …]`, whose first may name columns; else as it is."""
+    lists = [one for one in value if isinstance(one, list)]
+    if not lists or len(lists) < len(value) or len({len(one) for one in lists}) > 1 or len(lists[0]) < 2:
+        return value
+    first = ["" if isinstance(one, list) else str(one) for one in lists[0]]
+    if any(PICTURE.search(one) or "://" in one for one in first):
+        return [dict(zip(_names_for(first), one, strict=True)) for one in lists]
+    named = len(set(first)) == len(first) and all(isinstance(one, str) for one in lists[0])
+    return [dict(zip(first, one, strict=True)) for one in lists[1:]] if named and len(lists) > 1 else value
 
 
 def rows_of_columns(value: Mapping[str, Any]) -> list[Row] | None:
@@ -334,5 +381,12 @@ def rows_of_columns(value: Mapping[str, Any]) -> list[Row] | None:
             return None
         return [{name: part[key] for name, part in value.items()} for key in keys]
     if all(isinstance(part, list) for part in parts) and len({len(part) for part in parts}) == 1:
+        from lavis_ext.datasets.readers.columns import NAMES
+
+        known = {name for names in NAMES.values() for name in names}
+        if len(value) > len(parts[0]) and known.isdisjoint(
+            key.lower() for key in value
+        ):  # names of pictures, each with its texts
+            return None
         return [dict(zip(value, row, strict=True)) for row in zip(*parts, strict=True)]
     return None
