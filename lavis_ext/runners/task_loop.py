@@ -15,10 +15,12 @@ from time import perf_counter
 from typing import Any
 
 import torch
+from torch.nn.parallel import DistributedDataParallel
 
 from lavis_ext.common.errors import ConfigError, Preempted, TrainingError
 from lavis_ext.common.types import Batch
 from lavis_ext.datasets.collate import to_device
+from lavis_ext.runners.distributed import wants_fsdp
 from lavis_ext.runners.hooks import ScheduleHook
 from lavis_ext.runners.microbatch import Step, batch_size, memory_errors, oom_hint
 from lavis_ext.runners.runner_base import RunnerBase
@@ -67,18 +69,23 @@ class EpochSchedule:
 
 
 def run_epoch_of_task(runner: RunnerBase) -> None:
-    """One (inner) epoch by the task's loop; then the runner is at its end.
+    """One (inner) epoch by the task's loop, in several processes under DDP; then the runner is at its end.
 
-    Raises ConfigError where several processes run, TrainingError for weights that are not finite afterwards.
+    Raises ConfigError under FSDP, TrainingError for weights that are not finite afterwards.
     """
     task, run, progress = runner.task, runner.run, runner.progress
+    network = task.network
     if runner.accelerator.num_processes > 1:
-        what = f"{type(task).__name__} has a loop of its own, which one process can run"
-        raise ConfigError("run.task", what, "start one process, or define train_step(self, model, samples) alone")
+        if wants_fsdp(run):
+            what = f"{type(task).__name__} has a loop of its own, which shards no parameters"
+            raise ConfigError("run.parallel", what, "leave it out, or define train_step(self, model, samples) alone")
+        device = runner.accelerator.device
+        place, unused = [device] if device.type == "cuda" else None, run.find_unused_parameters
+        network = DistributedDataParallel(network, device_ids=place, find_unused_parameters=unused)
     batches, started, length = EpochBatches(runner), perf_counter(), runner.plan.length(progress.epoch)
     parts = {
         "epoch": progress.epoch,
-        "model": task.network,
+        "model": network,
         "data_loader": batches,
         "optimizer": runner.optimizer,
         "lr_scheduler": EpochSchedule(runner),

@@ -58,6 +58,18 @@ def test_two_ranks_are_one_with_twice_the_batch(tmp_path: Path) -> None:
     assert len(losses(two)) == 6
 
 
+def test_a_loop_of_the_tasks_own_gives_the_same_weights(tmp_path: Path) -> None:
+    """Under DDP, killed by nobody; FSDP is refused, since LAVIS' loops know nothing of shards."""
+    keys: dict[str, Any] = {"batch_size_train": 2, "max_epoch": 2, "dropout": 0.1}
+    for name in ("runner", "task"):
+        done = launch(tmp_path / name, 2, loop_of_task=name == "task", **keys)
+        assert done.returncode == 0, done.stderr[-6000:]
+    runner, task = (json.loads((tmp_path / name / "weights.json").read_text()) for name in ("runner", "task"))
+    assert runner == task
+    done = launch(tmp_path / "sharded", 2, loop_of_task=True, parallel="fsdp", **keys)
+    assert done.returncode != 0 and "run.parallel" in done.stderr
+
+
 @pytest.mark.fault("K01")
 def test_a_bad_sample_of_one_rank_stops_all_and_is_named(tmp_path: Path) -> None:
     done = launch(tmp_path / "job2", 2, batch_size_train=2, poisoned="7")

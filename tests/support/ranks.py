@@ -11,13 +11,18 @@ import torch
 
 from lavis_ext.runners import checkpoint
 from lavis_ext.runners.runner_base import RunnerBase
+from lavis_ext.runners.task_loop import run_epoch_of_task
 from tests.support.runs import toy_runner, weights
 
 
 def trained(folder: Path, **keys: Any) -> RunnerBase:
-    """Train, or go on, with this `dropout`; `poisoned` names a sample whose loss is not finite."""
-    poisoned, dropout = keys.pop("poisoned", None), keys.pop("dropout", 0.0)
+    """Train, or go on, with this `dropout`; `poisoned` names a sample whose loss is not finite.
+
+    With `loop_of_task` the epochs are LAVIS' loop, the task's own.
+    """
+    poisoned, dropout, loop = keys.pop("poisoned", None), keys.pop("dropout", 0.0), keys.pop("loop_of_task", False)
     runner = toy_runner(folder, **keys)
+    runner.epoch_of_task = run_epoch_of_task if loop else None
     for part in runner.model.modules():
         if isinstance(part, torch.nn.Dropout):
             part.p = dropout
