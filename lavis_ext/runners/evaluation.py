@@ -82,7 +82,7 @@ class Evaluator:
         self.task.model.eval()
         try:
             rows = self._rows(split, stop)
-            rows = gather_object(rows) if self.feeds[split].order.world > 1 else rows
+            rows = gather_object(rows) if self.feeds[split].order.world > 1 and rows is not None else rows
         finally:
             restore_random_state(generators)
             self.task.model.train(training)
@@ -119,14 +119,18 @@ class Evaluator:
             yield to_device(batch, self.accelerator.device, feed.normalizer)
 
     def _by_task(self, split: str, stop: Callable[[], int]) -> Any:
-        """What a task in LAVIS' manner gives that defines the loop over a split, `evaluation`."""
+        """What a task in LAVIS' manner gives that defines `evaluation`, the loop over the batches of this process.
+
+        Raises ConfigError where several processes run and it gives no rows, which alone can be joined.
+        """
         feed = self.feeds[split]
-        if self.accelerator.num_processes > 1:
-            what = f"{type(self.task).__name__} defines evaluation, which one process can run"
-            raise ConfigError("run.task", what, "start one process, or define valid_step alone")
         loader = Batches(self._moved(feed, stop), feed)
         with memory_errors(f"split '{split}'", OOM_HINT), self.accelerator.autocast():
-            return self.task.evaluation(model=self.task.network, data_loader=loader, cuda_enabled=False)
+            found = self.task.evaluation(model=self.task.network, data_loader=loader, cuda_enabled=False)
+        if self.accelerator.num_processes > 1 and not isinstance(found, list | None):
+            what = f"evaluation of {type(self.task).__name__} gives a {type(found).__name__}, not a list of rows"
+            raise ConfigError("run.task", f"{what} that processes can join", "start one process, or give the rows")
+        return found
 
     def _metrics(self, rows: list[dict[str, Any]], split: str, label: str) -> dict[str, Any]:
         """All ranks do their share of the work, then rank 0 writes the files and computes the metrics for all."""

@@ -17,7 +17,7 @@ import torch
 
 from lavis_ext.runners import checkpoint
 from tests.support.processes import Ended, run_ranks
-from tests.support.ranks import leave_shares, leave_weights, trained
+from tests.support.ranks import leave_rows, leave_shares, leave_weights, trained
 from tests.support.runs import LINEAR, log_lines, require_close_weights
 
 pytestmark = pytest.mark.slow
@@ -85,6 +85,18 @@ def test_every_rank_is_handed_the_work_of_all(tmp_path: Path) -> None:
     for rank in (0, 1):
         handed = json.loads((tmp_path / f"handed_{rank}.json").read_text())
         assert handed == [["val", 0, 2, 4], ["val", 1, 2, 4]]
+
+
+def test_rows_of_a_tasks_own_evaluation_are_joined(tmp_path: Path) -> None:
+    for by_task in (False, True):
+        folder = tmp_path / str(by_task)
+        folder.mkdir()
+        done = run_ranks(leave_rows, 2, (str(folder), by_task), folder)
+        assert done.returncode == 0, done.stderr[-3000:]
+    runner, task = (tmp_path / str(by_task) / "job/result/val_epoch0.json" for by_task in (False, True))
+    assert json.loads(task.read_text()) == json.loads(runner.read_text()) and len(json.loads(task.read_text())) == 4
+    done = run_ranks(leave_rows, 2, (str(tmp_path), True, False), tmp_path)
+    assert done.returncode != 0 and "run.task" in done.stderr
 
 
 @pytest.mark.parametrize("arch", ["", "blip2_opt"])

@@ -13,6 +13,7 @@ from lavis_ext.runners import checkpoint
 from lavis_ext.runners.runner_base import RunnerBase
 from lavis_ext.runners.task_loop import run_epoch_of_task
 from tests.support.runs import toy_runner, weights
+from tests.support.toys import ToyTask
 
 
 def trained(folder: Path, **keys: Any) -> RunnerBase:
@@ -50,6 +51,25 @@ def leave_shares(folder: str) -> None:
     runner.task.receive = handed.extend
     runner.evaluate_split("val", "0")
     (Path(folder) / f"handed_{runner.accelerator.process_index}.json").write_text(json.dumps(handed))
+
+
+class LoopOverSplit(ToyTask):
+    """A task that defines LAVIS' `evaluation`: rows, or what no process can join."""
+
+    joined = True
+
+    def evaluation(self, model: Any, data_loader: Any, cuda_enabled: bool = True) -> Any:
+        rows = [row for batch in data_loader for row in self.valid_step(batch)]
+        return rows if self.joined else {"count": len(rows)}
+
+
+def leave_rows(folder: str, by_task: bool, joined: bool = True) -> None:
+    """Evaluate, by the runner's loop or by one of the task's own; rank 0 writes the rows of all."""
+    runner = toy_runner(Path(folder), valid_splits=["val"])
+    if by_task:
+        runner.task.__class__ = LoopOverSplit
+        LoopOverSplit.joined = joined
+    runner.evaluate_split("val", "0")
 
 
 if __name__ == "__main__":
