@@ -471,27 +471,35 @@ def _terminable() -> Iterator[None]:
     """Let SIGTERM end a command as Ctrl-C does, with partial files recorded and owner files gone.
 
     A training has a handler of its own while it runs. An error that others made of a stop, as the set-up of a C module
-    does in the middle of an import, is that stop.
+    does in the middle of an import, is that stop; so is one in an import after a stop that a library kept to itself,
+    which leaves half a module.
     """
+    stops: list[KeyboardInterrupt] = []
 
-    def stop(*_: object) -> NoReturn:
-        raise Terminated
+    def stop(number: int, _: object) -> NoReturn:
+        stops.append(Terminated() if number == signal.SIGTERM else KeyboardInterrupt())
+        raise stops[-1]
 
-    ours = threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
-    if ours:
-        signal.signal(signal.SIGTERM, stop)
+    defaults = {signal.SIGTERM: signal.SIG_DFL, signal.SIGINT: signal.default_int_handler}
+    main = threading.current_thread() is threading.main_thread()
+    ours = {number: default for number, default in defaults.items() if main and signal.getsignal(number) == default}
+    for number in ours:
+        signal.signal(number, stop)
     try:
         yield
     except Exception as error:
         behind: BaseException | None = error
         while behind is not None and not isinstance(behind, KeyboardInterrupt):
             behind = behind.__cause__ or behind.__context__
+        importing = any(frame.f_code.co_name == "<module>" for frame, _ in traceback.walk_tb(error.__traceback__))
+        if behind is None and stops and importing:
+            behind = stops[-1]
         if behind is None:
             raise
         raise behind from None
     finally:
-        if ours:
-            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        for number, default in ours.items():
+            signal.signal(number, default)
 
 
 def _run(verbs: Mapping[str, Verb], words: list[str], as_json: bool) -> int:

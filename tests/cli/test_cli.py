@@ -12,6 +12,7 @@ import struct
 import subprocess
 import sys
 import termios
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -272,6 +273,27 @@ def test_a_stop_of_which_others_made_an_error_is_a_stop(
 
     install(monkeypatch, importing)
     assert main(["list"]) == code
+
+
+@pytest.mark.parametrize(("sent", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_stop_that_left_half_a_module_is_a_stop(
+    sent: signal.Signals, code: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """A library kept the stop to itself in the middle of an import; the error comes from what it left."""
+    swallowed = f"import signal\ntry:\n    signal.raise_signal({int(sent)})\nexcept BaseException:\n    pass\n"
+    (tmp_path / "half_module.py").write_text(f"{swallowed}raise RecursionError('half')\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+
+    def importing(_: Options) -> Answer:
+        import_module("half_module")
+        raise AssertionError("it went on")
+
+    install(monkeypatch, importing)
+    assert main(["list"]) == code
+    before = signal.getsignal(sent)
+    (tmp_path / "half_module.py").write_text("raise RecursionError('whole')\n")
+    assert main(["list"]) == 1 and signal.getsignal(sent) == before
 
 
 @pytest.mark.fault("U03", "P07")
