@@ -256,7 +256,7 @@ class Worker:
         """End it."""
         assert self._process.stdin is not None
         self._process.stdin.close()
-        self._process.wait(10)
+        self._process.wait(PATIENCE)
 
 
 def leave_partial(path: Path, url: str, case: Download) -> None:
