@@ -6,6 +6,7 @@ verified, and gets its name.
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import shutil
@@ -150,10 +151,15 @@ def note(
 
 
 def announce(session: Session, path: Path, sha256: str, stat: os.stat_result) -> None:
-    """Record that a fetched file is about to get its name; where that cannot be written, it may stay for the user."""
+    """Record that a fetched file is about to get its name; where that cannot be written, it may stay for the user.
+
+    Raises OSError where the disk is full: there the next run gives it its name.
+    """
     try:
         session.ledger_for(path).announce(path, sha256, stat)
     except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise
         log.warning("%s: not recorded: %s", path.name, error.strerror)
 
 

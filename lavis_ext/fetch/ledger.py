@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import logging
@@ -34,6 +35,8 @@ class LedgerEntry:
     """Whether the engine fetched it; else it was there before, and belongs to the user."""
     ctime_ns: int = 0
     """When the inode was last touched, which nobody can set, as they can the mtime; or NAMELESS; 0 in older ledgers."""
+    spent: bool = False
+    """Whether it goes once the record of what was unpacked from it is written."""
 
     def unchanged(self, stat: os.stat_result) -> bool:
         """Whether the file is still the one that was verified: by size, mtime, ctime and inode.
@@ -75,6 +78,8 @@ class Ledger:
         self._entries: dict[str, LedgerEntry] = {}
         self._read = 0
         self._made = False
+        self._torn = False
+        """Whether the last line has no end: the disk was full."""
 
     def find(self, path: Path, stat: os.stat_result) -> LedgerEntry | None:
         """The entry of this file, if the file is unchanged since."""
@@ -111,16 +116,31 @@ class Ledger:
         """
         version = (stat.st_size, stat.st_mtime_ns, stat.st_ino)
         with self._lock:
+            self._refresh()
             self._write(path, LedgerEntry(*version, sha256, fetched=True, ctime_ns=NAMELESS))
+
+    def spend(self, path: Path, stat: os.stat_result, spent: bool) -> None:
+        """Note whether a file goes once what was unpacked from it is recorded, if it is ours; raises OSError.
+
+        A process that is killed between that record and the removal leaves it to the next one.
+        """
+        with self._lock:
+            self._refresh()
+            entry = self._entries.get(self._key(path))
+            if entry is not None and entry.unchanged(stat) and entry.is_ours and entry.spent != spent:
+                self._write(path, replace(entry, spent=spent))
 
     def _write(self, path: Path, entry: LedgerEntry) -> None:
         line = json.dumps({"name": self._key(path), **vars(entry)}, ensure_ascii=False) + "\n"
+        data = ("\n" * self._torn + line).encode("utf-8", "surrogateescape")
         self._entries[self._key(path)] = entry
         if not self._made:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             self._made = True
         with self.path.open("ab", buffering=0) as file:
-            file.write(line.encode("utf-8", "surrogateescape"))
+            self._torn = file.write(data) < len(data)
+        if self._torn:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self.path))
 
     def _key(self, path: Path) -> str:
         absolute, base = os.path.abspath(path), os.path.abspath(self._base)  # noqa: PTH100 - keeps symbolic links
@@ -141,7 +161,8 @@ class Ledger:
             data = file.read()
         whole = data.rfind(b"\n") + 1
         self._read += whole
-        for line in data[:whole].splitlines():
+        self._torn = whole < len(data)
+        for line in filter(None, data[:whole].splitlines()):
             try:
                 fields = decode_json(line)
                 name = fields.pop("name")

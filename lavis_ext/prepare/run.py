@@ -102,7 +102,7 @@ def execute_plan(made: Plan, progress: Progress | None = None, notice: Callable[
             errors.append(error)
         return Report(plan=made, errors=tuple(errors), dry_run=True)
     made.check_disk()
-    if made.done:
+    if made.done and not (made.writable and _any_spent(made)):
         return _execute(context, selection, made)  # also where the root is read-only
     with owned(context, selection) as (pulse, waited):
         if waited:  # another process worked here meanwhile: the plan is out of date
@@ -205,6 +205,18 @@ def _execute(context: PrepareContext, selection: Selection, made: Plan) -> Repor
     results = (*(outcomes[item.title] for item in files), *lists.values())
     states += artifact_states(selection, disks)
     return Report(plan=made, outcomes=results, splits=tuple(states), errors=tuple(errors))
+
+
+def _any_spent(made: Plan) -> bool:
+    """Whether an archive is still to be removed, which only an owner may do."""
+    lying = [
+        item for item in made.items if item.disk.size is not None and item.request and item.request.artifact.unpack
+    ]
+    if not lying or made.context is None:
+        return False
+    from lavis_ext.prepare.execute import is_spent
+
+    return any(is_spent(made.context.root, item) for item in lying)
 
 
 def _of_images(item: PlanItem) -> bool:

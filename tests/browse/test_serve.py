@@ -129,7 +129,7 @@ def test_the_verb_serves_until_it_is_interrupted(tmp_path: Path) -> None:
             answer = connection.getresponse()
             assert answer.status == 200 and "run report" in answer.read().decode()
             process.send_signal(signal.SIGINT)
-            assert process.wait(10) == 130
+            assert process.wait(60) == 130
             said = process.stderr.read()
             assert found[2] not in said and "GET" not in said  # no request is logged
         finally:

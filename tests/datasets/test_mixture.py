@@ -352,7 +352,7 @@ def test_an_iterator_that_is_let_go_stops_its_workers_without_the_collector() ->
     gc.disable()
     try:
         assert len(list(islice(mix, 3))) == 3
-        assert threading.active_count() == threads
+        assert threading.active_count() <= threads
         assert len(list(mix)) == len(mix) - 3, "the next one goes on where it stood"
     finally:
         gc.enable()
@@ -364,7 +364,7 @@ def test_an_error_names_the_sample_and_stops_the_threads(workers: int) -> None:
     mix = Mixture({"a": Numbers(40, "a", broken=17)}, batch_size=4, num_workers=workers)
     with pytest.raises(TrainingError, match=r"sample a/train#17: loading failed with ZeroDivisionError: a bug"):
         list(mix)
-    assert threading.active_count() == threads
+    assert threading.active_count() <= threads
 
 
 @pytest.mark.parametrize("end", ["close", "drop", "again"])
@@ -383,7 +383,7 @@ def test_stopping_early_is_quick(end: str) -> None:
         iter(mix)
     assert time.perf_counter() - loaded < 60  # all of it would take four hundred seconds
     mix.close()
-    assert threading.active_count() == threads
+    assert threading.active_count() <= threads
 
 
 def test_the_queue_is_bounded() -> None:

@@ -19,7 +19,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from urllib.parse import quote
 
@@ -108,7 +108,7 @@ class Soak:
         if chance.random() < 0.2:
             self.done["second processes"] += 1
             runs.append(self.prepare(root, families))
-        until = time.monotonic() + chance.uniform(0.3, 8.0)
+        until = time.monotonic() + chance.uniform(0.5, 8.0)
         full = None
         if self.disk is not None and chance.random() < 0.3:
             self.done["full disks"] += 1
@@ -119,12 +119,17 @@ class Soak:
                 self.done["stops"] += 1
                 stop_and_continue(chance.choice(runs), chance.uniform(0.05, 0.5))
             time.sleep(0.05)
+        told: dict[int, int] = {}
         for run in runs:
             if run.poll() is None:
-                number = chance.choice([signal.SIGKILL, signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
+                told[run.pid] = number = chance.choice([signal.SIGKILL, signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
                 self.done["kills" if number == signal.SIGKILL else "signals"] += 1
                 send(run, number)
         for run in runs:
+            with suppress(subprocess.TimeoutExpired):
+                run.wait(20)
+            if run.poll() is None and run.pid in told:  # Python drops what a destructor raises: once more
+                send(run, told[run.pid])
             try:
                 run.wait(60)
             except subprocess.TimeoutExpired:

@@ -96,13 +96,13 @@ def azurite(trees: Trees, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
         [*command, "--disableTelemetry", "--location", str(folder)], env=around, stdout=subprocess.DEVNULL
     )
     try:
-        assert wait_until(lambda: listens(running.port), 30)
+        assert wait_until(lambda: listens(running.port), 120)
         for files in trees.blobs.values():
             running.upload(files)
         yield running
     finally:
         process.terminate()
-        process.wait(10)
+        process.wait(60)
 
 
 def listens(port: int) -> bool:
@@ -177,9 +177,7 @@ def test_vinvl_with_a_token_that_lists_killed_on_the_way(trees: Trees, user: Use
     user.keeps_silent(listed + "".join(process.communicate()))
     code, said = user.get("vinvl", "*")
     assert code == 0, said[-3000:]
-    files, wanted = user.files("vinvl"), trees.wanted("vinvl")
-    # of a process that is killed between the record of what was unpacked and the removal, the archive stays
-    assert {name: data for name, data in files.items() if name in wanted or not name.endswith(".zip")} == wanted
+    assert user.files("vinvl") == trees.wanted("vinvl")
 
 
 def test_vinvl_with_a_token_that_only_reads(user: User) -> None:

@@ -17,9 +17,11 @@ import pytest
 
 from lavis_ext.common.errors import DiskError, NetworkError, OwnedError
 from lavis_ext.fetch import fetch, fetch_all
+from lavis_ext.fetch.ledger import Ledger
 from lavis_ext.fetch.lock import Identity, own_identity
 from tests.support.disks import SmallDisk
 from tests.support.fetching import SIZE, World
+from tests.support.killing import size
 from tests.support.server import Fault, Server, wait_until
 from tests.support.toyfamily import Family, tree, zip_bytes
 
@@ -43,6 +45,11 @@ def test_disk_full_half_way(world: World) -> None:
     assert world.heals().bytes_moved == SIZE - kept
 
 
+def grown(target: Path) -> int:
+    """Bytes that have come of a file that is fetched."""
+    return max((size(part) for part in target.parent.glob(f"{target.name}.part.????????????????")), default=0)
+
+
 @pytest.mark.fault("F02")
 def test_another_program_fills_the_disk_meanwhile(world: World, disk: Callable[..., SmallDisk]) -> None:
     small = disk(1 << 20)
@@ -51,7 +58,7 @@ def test_another_program_fills_the_disk_meanwhile(world: World, disk: Callable[.
     world.server.script("/f.bin", Fault(stall_at=200_000, hold=hold))
 
     def fill() -> None:
-        wait_until(lambda: world.server.sent() >= 200_000)
+        wait_until(lambda: grown(world.target) >= 200_000)
         small.fill()
         hold.set()
 
@@ -90,8 +97,18 @@ def test_the_disk_is_full_while_an_archive_is_unpacked(
 def test_no_inode_is_left_while_an_archive_is_unpacked(server: Server, disk: Callable[..., SmallDisk]) -> None:
     small = disk(4 << 20, inodes=100)
     toy = Family(server, small.path / "root")
-    server.script(toy.path("train.zip"), Fault(times=1, then=lambda: small.use_up_inodes(10)))
+    hold = threading.Event()
+    server.script(toy.path("train.zip"), Fault(times=1, stall_at=20_000, hold=hold))
+
+    def use_up() -> None:
+        wait_until(lambda: grown(toy.images / "train.zip") >= 20_000)
+        small.use_up_inodes(10)
+        hold.set()
+
+    other = threading.Thread(target=use_up)
+    other.start()
     report = toy.prepare()
+    other.join()
     assert report.exit_code == 6 and "inode" in "".join(report.lines())
     small.relieve()
     assert toy.prepare().exit_code == 0 and toy.complete()
@@ -227,3 +244,18 @@ def test_flushed_before_it_counts(world: World) -> None:
     world.get()
     part, *rest = order
     assert part.startswith("fsync f.bin.part.") and rest == ["link f.bin", "fsync data"]
+
+
+@pytest.mark.fault("F02")
+def test_an_archive_gets_its_name_once_the_ledger_can_say_so(world: World, disk: Callable[..., SmallDisk]) -> None:
+    """Without that line it would be taken for the user's, and stay behind what was unpacked from it."""
+    small = disk(1 << 16)
+    ledger = small.path / "ledger.jsonl"
+    world.policy = replace(world.policy, ledger=ledger)
+    ledger.write_text("x" * 4000)  # of a page of the disk nearly all, so that a line is cut
+    small.fill()
+    world.fails(DiskError, "no space left", temporary=True)
+    small.relieve()
+    assert world.get(temporary=True).bytes_moved == 0
+    entry = Ledger(ledger).find(world.target, world.target.stat())
+    assert entry is not None and entry.is_ours

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import traceback
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -73,8 +74,9 @@ class Fetcher:
         os.kill(self.pid, number)
 
     def kill(self) -> None:
-        """kill -9, and wait."""
-        self.signal(signal.SIGKILL)
+        """kill -9, and wait; it may have ended by itself."""
+        with suppress(ProcessLookupError):
+            self.signal(signal.SIGKILL)
         self.wait()
 
     def wait_stopped(self) -> None:

@@ -9,6 +9,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -140,9 +141,11 @@ def free_port() -> int:
 def descendants(pid: int) -> dict[int, str]:
     """The processes below one that lives, and when each began, by which a reused pid is told."""
     found: dict[int, str] = {}
-    for task in Path(f"/proc/{pid}/task").iterdir():
-        for child in map(int, (task / "children").read_text().split()):
-            found |= {child: began(child), **descendants(child)}
+    with suppress(OSError):  # a thread, or the process itself, has ended meanwhile
+        for task in list(Path(f"/proc/{pid}/task").iterdir()):
+            with suppress(OSError):
+                for child in map(int, (task / "children").read_text().split()):
+                    found |= {child: began(child), **descendants(child)}
     return found
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from lavis_ext.common.errors import ConfigError, LavisExtError
 from lavis_ext.runners.device import build_accelerator
 from lavis_ext.runners.distributed import broadcast_from_main, main_first
+from tests.support.server import wait_until
 from tests.support.toys import toy_run
 
 
@@ -30,7 +31,7 @@ def tell_and_wait(folder: Path) -> None:
         raise ZeroDivisionError("in a library")
 
     def dawdle() -> str:
-        time.sleep(2.5)
+        wait_until(lambda: (folder / "told_1").exists(), 60)  # until the other has given up
         return "late"
 
     told.append(main_first(accelerator, prepare, 1))

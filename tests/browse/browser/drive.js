@@ -67,6 +67,7 @@ const acts = {
     await page.waitForURL("**page=2**");
     await page.waitForSelector("dialog[open]");
     found.over = await page.locator("dialog .said").textContent();
+    await page.waitForSelector(".lost");
     found.lost = await page.evaluate(async () => { await new Promise((done) => setTimeout(done, 300)); return document.querySelectorAll(".lost").length; });
     return found;
   },
