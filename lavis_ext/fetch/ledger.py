@@ -34,6 +34,8 @@ class LedgerEntry:
     """Whether the engine fetched it; else it was there before, and belongs to the user."""
     ctime_ns: int = 0
     """When the inode was last touched, which nobody can set, as they can the mtime; or NAMELESS; 0 in older ledgers."""
+    leaving: bool = False
+    """Whether it goes as soon as what came out of it is recorded."""
 
     def unchanged(self, stat: os.stat_result) -> bool:
         """Whether the file is still the one that was verified: by size, mtime, ctime and inode.
@@ -113,8 +115,27 @@ class Ledger:
         with self._lock:
             self._write(path, LedgerEntry(*version, sha256, fetched=True, ctime_ns=NAMELESS))
 
+    def dismiss(self, path: Path, leaving: bool = True) -> bool:
+        """Note that a file is about to be removed, or after all is not; False for one that the engine did not fetch.
+
+        A process that is killed before it removes it leaves the next one to do so. Raises OSError.
+        """
+        try:
+            entry = self.find(path, path.stat())
+        except FileNotFoundError:
+            return False
+        if entry is None or not entry.is_ours:
+            return False
+        if entry.leaving != leaving:
+            with self._lock:
+                self._write(path, replace(entry, leaving=leaving))
+        return True
+
     def _write(self, path: Path, entry: LedgerEntry) -> None:
-        line = json.dumps({"name": self._key(path), **vars(entry)}, ensure_ascii=False) + "\n"
+        fields = {"name": self._key(path), **vars(entry)}
+        if not entry.leaving:  # earlier versions skip a line with a key that they do not know
+            del fields["leaving"]
+        line = json.dumps(fields, ensure_ascii=False) + "\n"
         self._entries[self._key(path)] = entry
         if not self._made:
             self.path.parent.mkdir(parents=True, exist_ok=True)
