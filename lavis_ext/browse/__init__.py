@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -116,4 +117,5 @@ def is_named(target: str) -> bool:
     cards = load_cards()
     family, slash, _ = target.partition("/")
     known = target in cards.families or target.partition("[")[0] in cards.names()
-    return known or bool(slash and family in cards.families and not expanded(target).exists())
+    there = os.path.exists(expanded(target))  # noqa: PTH110 - of any text, without an error
+    return known or bool(slash and family in cards.families and not there)

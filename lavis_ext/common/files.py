@@ -6,11 +6,15 @@ import errno
 import hashlib
 import json
 import os
+import re
 import stat
 import threading
+import time
 import unicodedata
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from functools import cache
 from io import FileIO
 from pathlib import Path
 from typing import Any
@@ -151,6 +155,46 @@ def folded(name: str) -> str:
     return unicodedata.normalize("NFC", unicodedata.normalize("NFD", name).casefold())
 
 
+TEMPORARY = re.compile(r"\..+\.(?:([0-9a-f]{8})-)?([0-9]+)-[0-9]+\.tmp")
+STALE_S = 24 * 3600.0
+"""Seconds after which a temporary file of a process that nothing is known of is nobody's any more."""
+_SWEPT: set[Path] = set()
+
+
+@cache
+def _place() -> str:
+    """Names this boot of the machine and its pid namespace, in which a pid means something."""
+    parts = []
+    with suppress(OSError):
+        parts.append(Path("/proc/sys/kernel/random/boot_id").read_text("ascii").strip())
+    with suppress(OSError):
+        parts.append(os.readlink("/proc/self/ns/pid"))  # noqa: PTH115 - not a file
+    return f"{zlib.crc32('/'.join(parts).encode()):08x}"
+
+
+def remove_stale(folder: Path) -> None:
+    """Remove temporary files of `replacing` whose process was killed; a folder is looked through once a process."""
+    if folder in _SWEPT:
+        return
+    _SWEPT.add(folder)
+    with suppress(OSError):
+        for entry in os.scandir(folder):
+            if (found := TEMPORARY.fullmatch(entry.name)) and entry.is_file(follow_symlinks=False):
+                here = found[1] == _place()
+                if _is_gone(int(found[2])) if here else abs(time.time() - entry.stat().st_mtime) > STALE_S:
+                    os.unlink(entry.path)  # noqa: PTH108 - of a listing
+
+
+def _is_gone(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except (ProcessLookupError, OverflowError):
+        return True
+    except OSError:
+        return False
+    return False
+
+
 @contextmanager
 def replacing(path: Path, durable: bool = True) -> Iterator[Path]:
     """A temporary name to write a file to, which takes the place of `path` when the block ends well.
@@ -159,7 +203,8 @@ def replacing(path: Path, durable: bool = True) -> Iterator[Path]:
     What is easily made again need not be `durable`: it is not flushed, which costs milliseconds a file.
     """
     stem = os.fsencode(path.name)[:200].decode(errors="ignore")  # names hold 255 bytes
-    temporary = path.with_name(f".{stem}.{os.getpid()}-{threading.get_native_id()}.tmp")
+    temporary = path.with_name(f".{stem}.{_place()}-{os.getpid()}-{threading.get_native_id()}.tmp")
+    remove_stale(path.parent)
     try:
         yield temporary
         if durable:

@@ -105,9 +105,10 @@ class LogitStore:
         return same
 
     def empty(self) -> None:
-        """Delete all files of the folder but the lock."""
+        """Delete all files of the folder but the lock, first what says how far they are good: for a kill in between."""
         self._require()
         self.files, self.ids = {}, []
+        (self.folder / PROGRESS).unlink(missing_ok=True)
         for path in self.folder.glob("*"):
             if path.name != "owner.json":
                 path.unlink()

@@ -35,8 +35,8 @@ class LedgerEntry:
     """Whether the engine fetched it; else it was there before, and belongs to the user."""
     ctime_ns: int = 0
     """When the inode was last touched, which nobody can set, as they can the mtime; or NAMELESS; 0 in older ledgers."""
-    spent: bool = False
-    """Whether it goes once the record of what was unpacked from it is written."""
+    leaving: bool = False
+    """Whether it goes as soon as what came out of it is recorded."""
 
     def unchanged(self, stat: os.stat_result) -> bool:
         """Whether the file is still the one that was verified: by size, mtime, ctime and inode.
@@ -119,20 +119,28 @@ class Ledger:
             self._refresh()
             self._write(path, LedgerEntry(*version, sha256, fetched=True, ctime_ns=NAMELESS))
 
-    def spend(self, path: Path, stat: os.stat_result, spent: bool) -> None:
-        """Note whether a file goes once what was unpacked from it is recorded, if it is ours; raises OSError.
+    def dismiss(self, path: Path, leaving: bool = True) -> bool:
+        """Note that a file is about to be removed, or after all is not; False for one that the engine did not fetch.
 
-        A process that is killed between that record and the removal leaves it to the next one.
+        A process that is killed before it removes it leaves the next one to do so. Raises OSError.
         """
-        with self._lock:
-            self._refresh()
-            entry = self._entries.get(self._key(path))
-            if entry is not None and entry.unchanged(stat) and entry.is_ours and entry.spent != spent:
-                self._write(path, replace(entry, spent=spent))
+        try:
+            entry = self.find(path, path.stat())
+        except FileNotFoundError:
+            return False
+        if entry is None or not entry.is_ours:
+            return False
+        if entry.leaving != leaving:
+            with self._lock:
+                self._write(path, replace(entry, leaving=leaving))
+        return True
 
     def _write(self, path: Path, entry: LedgerEntry) -> None:
-        line = json.dumps({"name": self._key(path), **vars(entry)}, ensure_ascii=False) + "\n"
-        data = ("\n" * self._torn + line).encode("utf-8", "surrogateescape")
+        fields = {"name": self._key(path), **vars(entry)}
+        if not entry.leaving:  # earlier versions skip a line with a key that they do not know
+            del fields["leaving"]
+        line = "\n" * self._torn + json.dumps(fields, ensure_ascii=False) + "\n"
+        data = line.encode("utf-8", "surrogateescape")
         self._entries[self._key(path)] = entry
         if not self._made:
             self.path.parent.mkdir(parents=True, exist_ok=True)

@@ -432,7 +432,7 @@ file of its own leaves no other trace of them."""
 def _look_through(folder: Path, again: bool) -> None:
     """Remove owner files that were renamed to be removed, by processes that were killed then; once a folder.
 
-    Only those that name an owner, who is gone or whose heartbeat stands still: a live one's may be put back.
+    Only those whose owner is gone, or whose heartbeat stands still: a live one's may be put back.
     """
     if folder in _SEEN and not again:
         return
@@ -441,7 +441,7 @@ def _look_through(folder: Path, again: bool) -> None:
         for path in [Path(entry.path) for entry in os.scandir(folder)]:
             if found := _PART.fullmatch(path.name):
                 _LEFT.setdefault(path.with_name(f"{found[1]}.owner"), set()).add(found[2])
-            elif _ASIDE.fullmatch(path.name) and read_owner(path) is not None and is_abandoned(path):
+            elif _ASIDE.fullmatch(path.name) and is_abandoned(path):
                 path.unlink(missing_ok=True)
 
 

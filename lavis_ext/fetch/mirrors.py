@@ -7,7 +7,6 @@ import re
 import threading
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs
 
@@ -56,7 +55,7 @@ class MirrorMap:
             )
         if base and "://" not in base:
             base = str(expanded(base).absolute())
-            if not Path(base).is_dir():
+            if not os.path.isdir(base):  # noqa: PTH112 - of any text, without an error
                 where = VARIABLE if option is None else f"--mirror {option}"
                 raise ConfigError(
                     where, f"{base} is no folder", "name a folder that is there, or a URL with its https://"

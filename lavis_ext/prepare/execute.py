@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import Any
 
 from lavis_ext.common.config.cards import Artifact
-from lavis_ext.common.errors import ConfigError, DiskError, IntegrityError, LavisExtError, NetworkError
+from lavis_ext.common.errors import ConfigError, IntegrityError, LavisExtError, NetworkError
 from lavis_ext.common.files import is_dangling
 from lavis_ext.fetch.engine import fetch
-from lavis_ext.fetch.ledger import Ledger, hash_file
+from lavis_ext.fetch.ledger import hash_file
 from lavis_ext.fetch.pool import fetch_all
 from lavis_ext.fetch.transfer import Figures, RangesUnsupported, Result, Transfer
 from lavis_ext.prepare.extract import (
@@ -29,7 +29,16 @@ from lavis_ext.prepare.extract import (
     set_aside,
     unpack,
 )
-from lavis_ext.prepare.plan import PlanItem, PrepareContext, check_whole_fits, known_table, plan_item, prefer_ranges
+from lavis_ext.prepare.plan import (
+    PlanItem,
+    PrepareContext,
+    check_whole_fits,
+    is_leaving,
+    known_table,
+    ledger_of,
+    plan_item,
+    prefer_ranges,
+)
 from lavis_ext.prepare.records import (
     ArtifactRecord,
     Journal,
@@ -101,7 +110,7 @@ def _start(context: PrepareContext, item: PlanItem, outcomes: dict[str, Outcome]
 
 
 def _keep(context: PrepareContext, item: PlanItem, record: ArtifactRecord) -> Outcome:
-    """The outcome of what is kept; its record is written again where it is `stale`, a spent archive is removed."""
+    """The outcome of what is kept; its record is written again where it is `stale`."""
     if item.disk.stale and item.request is not None:
         artifact = item.request.artifact
         try:
@@ -113,12 +122,6 @@ def _keep(context: PrepareContext, item: PlanItem, record: ArtifactRecord) -> Ou
             record = write_record(context.root, artifact, record, table)
         except OSError as error:  # a root that cannot be written to can still be used
             log.warning("%s: its record is not renewed: %s", item.title, error)
-    try:
-        if item.request is not None and is_spent(context.root, item):
-            _spend(context, item.request.artifact)
-            _remove(context, item.request.artifact)
-    except DiskError as error:
-        log.warning("%s: its archive stays: %s", item.title, error)
     return Outcome(
         title=item.title,
         file=item.file,
@@ -488,10 +491,16 @@ def _finish_archive(
         verified=proof,
         against=against,
     )
-    _spend(context, artifact)
+    with disk_errors(result.path):
+        # Before the record: a run that is killed between the two leaves an archive that the next one knows is to go.
+        ours = not context.options.keep_archives and ledger_of(context.root, artifact).dismiss(result.path)
     record = _finish_members(context, artifact, table, record)
     notes = (*result.notes, *map(_aside_note, aside))
-    return _outcome(item, result.bytes_moved, record, (*notes, *_remove(context, artifact)))
+    if ours:
+        _remove(context, artifact)
+    elif not context.options.keep_archives and result.path.exists():
+        notes = (*notes, "the archive stays, it was there before")
+    return _outcome(item, result.bytes_moved, record, notes)
 
 
 def _list_fetched(artifact: Artifact, transfer: Transfer, result: Result) -> MemberTable:
@@ -518,42 +527,30 @@ def _unpack(
         return table, unpack(result.path, artifact, context.root, table, context.progress, require=require)
 
 
-def _ledger(root: Path, artifact: Artifact) -> Ledger:
-    return Ledger(bookkeeping(root, artifact) / "ledger.jsonl")
-
-
-def is_spent(root: Path, item: PlanItem) -> bool:
-    """Whether the archive of what is kept is there because a run was killed when it was about to remove it."""
-    if item.action != "keep" or item.disk.size is None or item.request is None or item.request.artifact.unpack is None:
-        return False
-    archive = root / item.file
-    with disk_errors(archive):
-        entry = _ledger(root, item.request.artifact).find(archive, archive.stat())
-    return entry is not None and entry.spent
-
-
-def _spend(context: PrepareContext, artifact: Artifact) -> None:
-    """Note, before the record is written, whether the archive goes after it."""
-    archive = context.root / artifact.file
-    try:
-        if archive.exists():
-            _ledger(context.root, artifact).spend(archive, archive.stat(), not context.options.keep_archives)
-    except OSError as error:  # it is removed all the same, unless this process is killed
-        log.warning("%s: not recorded: %s", archive.name, error.strerror)
-
-
-def _remove(context: PrepareContext, artifact: Artifact) -> tuple[str, ...]:
-    """Remove an archive after its record is written, if the ledger says that the engine fetched this very file."""
+def _remove(context: PrepareContext, artifact: Artifact) -> None:
+    """Remove an archive after its record is written, if the ledger says that it is to go, and is this very file."""
     archive = context.root / artifact.file
     with disk_errors(archive):
-        if context.options.keep_archives or not archive.exists():
-            return ()
-        entry = _ledger(context.root, artifact).find(archive, archive.stat())
-        if entry is None or not entry.is_ours:
-            return ("the archive stays, it was there before",)
-        context.require()
-        archive.unlink(missing_ok=True)
-    return ()
+        if is_leaving(context.root, artifact):
+            context.require()
+            archive.unlink(missing_ok=True)
+
+
+def remove_leftovers(context: PrepareContext, items: Iterable[PlanItem]) -> None:
+    """Remove archives of runs that were killed between the record and the removal, or keep them where that is asked.
+
+    Raises DiskError, OwnedError.
+    """
+    for item in items:
+        if not item.leftover or item.request is None:
+            continue
+        artifact = item.request.artifact
+        if context.options.keeps_archives:
+            with disk_errors(context.root):
+                ledger_of(context.root, artifact).dismiss(context.root / artifact.file, leaving=False)
+            continue
+        _remove(context, artifact)
+        context.notice(f"{item.title}: {item.note}")
 
 
 # Repair

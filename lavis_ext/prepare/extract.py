@@ -35,7 +35,7 @@ from lavis_ext.prepare.archive_formats import (
     list_zip,
     read_tar,
 )
-from lavis_ext.prepare.records import Journal, Member, MemberTable, Origin, disk_errors
+from lavis_ext.prepare.records import Journal, Member, MemberTable, Origin, disk_errors, sizes_below
 
 log = logging.getLogger(__name__)
 BATCH_FILES = 64
@@ -83,8 +83,9 @@ class Placement:
     def pending_members(self, wanted: Iterable[int]) -> list[int]:
         """The wanted members that are not in place yet, in order.
 
-        Files that the journal does not list are compared by size and CRC: an equal one counts, another is renamed
-        aside. Folders are made. Raises DiskError, and ConfigError where such a file is of another artifact.
+        Files that the journal does not list, or that have another size by now, are compared by size and CRC: an equal
+        one counts, another is renamed aside. Folders are made. Raises DiskError, and ConfigError where such a file is
+        of another artifact.
         """
         with disk_errors(self.target):
             there = files_below(self.target, self.table.folders())
@@ -92,7 +93,9 @@ class Placement:
                 (self.target / name).unlink(missing_ok=True)  # of a run that was killed, or taken over
             numbers = list(wanted)
             present = [n for n in numbers if self.table.members[n].name in there]
-            doubtful = [n for n in present if n not in self.journal.done or not self.journal.trusted]
+            sizes, done = sizes_below(self.target, self.table.folders()), self.journal.done
+            changed = {n for n in present if sizes.get(self.table.members[n].name) != self.table.members[n].size}
+            doubtful = [n for n in present if n not in done or n in changed or not self.journal.trusted]
             with ThreadPoolExecutor(thread_count()) as pool:
                 sound = {n for n, good in zip(doubtful, pool.map(self.is_sound, doubtful), strict=True) if good}
             wrong = [self.path_of(number) for number in doubtful if number not in sound]

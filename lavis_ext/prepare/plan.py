@@ -18,10 +18,11 @@ from lavis_ext.common.config.resolve import cache_root
 from lavis_ext.common.config.schema import DatasetConfig
 from lavis_ext.common.errors import DiskError, LavisExtError
 from lavis_ext.common.wording import columns, human
+from lavis_ext.fetch.ledger import Ledger
 from lavis_ext.fetch.mirrors import MirrorMap
 from lavis_ext.fetch.safety import redact_url, split_url
 from lavis_ext.fetch.transfer import Policy, Progress, Silent, Source, Transfer
-from lavis_ext.prepare.records import ArtifactRecord, MemberTable, OnDisk, Origin, inspect, open_table
+from lavis_ext.prepare.records import ArtifactRecord, MemberTable, OnDisk, Origin, bookkeeping, inspect, open_table
 from lavis_ext.prepare.selection import ArtifactRequest, PrepareOptions, Selection, user_key
 
 log = logging.getLogger(__name__)
@@ -112,6 +113,8 @@ class PlanItem:
     adopt: bool = field(default=False, repr=False)
     """Whether the user may have unpacked the archive already: what is there is compared before it is fetched."""
     transfer: Transfer | LavisExtError | None = field(default=None, repr=False)
+    leftover: bool = field(default=False, repr=False)
+    """Whether an archive lies there that an earlier run would have removed next, had it not been killed."""
 
     @property
     def remote(self) -> bool:
@@ -122,7 +125,7 @@ class PlanItem:
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values for `--json`."""
-        inner = ("request", "disk", "listed", "adopt", "transfer")
+        inner = ("request", "disk", "listed", "adopt", "transfer", "leftover")
         return {key: value for key, value in vars(self).items() if key not in inner}
 
     def row(self) -> tuple[str, str, str, str, str, str]:
@@ -298,7 +301,10 @@ def plan_item(context: PrepareContext, request: ArtifactRequest, renewed: Collec
     if _finished(disk, request, options, renewed):
         equivalence = disk.record.equivalence if disk.record else "byte_exact"
         word = "verified" if disk.verified else "present"
-        return PlanItem(**named, action="keep", state=word, equivalence=equivalence, transfer=transfer)
+        named |= {"state": word, "equivalence": equivalence, "transfer": transfer}
+        left = artifact.unpack is not None and disk.size is not None and is_leaving(root, artifact)
+        note = "its archive is removed, which a killed run has left" if left and not options.keeps_archives else ""
+        return PlanItem(**named, action="keep", leftover=left, note=note)
     if isinstance(transfer, LavisExtError):
         return PlanItem(**named, action="refuse", state=disk.word, note=transfer.problems[0].what, transfer=transfer)
     if artifact.unpack is None or options.no_unpack:
@@ -306,6 +312,20 @@ def plan_item(context: PrepareContext, request: ArtifactRequest, renewed: Collec
     if options.max_samples is not None and request.images:
         return _plan_samples(request, disk, transfer, options.max_samples)
     return _plan_archive(root, request, disk, transfer)
+
+
+def ledger_of(root: Path, artifact: Artifact) -> Ledger:
+    """Which files of an artifact's family were verified, and which of them were fetched."""
+    return Ledger(bookkeeping(root, artifact) / "ledger.jsonl")
+
+
+def is_leaving(root: Path, artifact: Artifact) -> bool:
+    """Whether the ledger says of the archive that lies there that it was fetched, and is to be removed."""
+    try:
+        entry = ledger_of(root, artifact).find(root / artifact.file, (root / artifact.file).stat())
+    except OSError:
+        return False
+    return entry is not None and entry.is_ours and entry.leaving
 
 
 def _finished(disk: OnDisk, request: ArtifactRequest, options: PrepareOptions, renewed: Collection[str]) -> bool:

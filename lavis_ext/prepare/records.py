@@ -232,16 +232,18 @@ def write_record(
 ) -> ArtifactRecord:
     """Write a record, its table first, atomically and flushed to the disk; raises OSError.
 
-    Returns it with time and version filled in. The journal and the bookkeeping of older versions are removed.
+    Returns it with time and version filled in. The bookkeeping of older versions is removed after it, and before it
+    the journal: killed in between, a run compares the members again, and none is ever taken by an old journal.
     """
     now = datetime.now(timezone.utc).isoformat(timespec="seconds")
     named = (table.digest, table.write(root, artifact)) if table is not None else record.table
     record = replace(record, when=now, version=__version__, table=named, legacy=False)
     tree = {"format": FORMAT, **asdict(record)}
     del tree["legacy"]
+    if table is not None:
+        record_path(root, artifact, "journal", ".log").unlink(missing_ok=True)
     write_atomic(record_path(root, artifact), json.dumps(tree, indent=1) + "\n")
-    replaced = [("stamps", ".json"), ("members", ".tsv"), ("fetching", ".txt")]  # of format 1: see `legacy.py`
-    for kind, suffix in replaced if table is None else [*replaced, ("journal", ".log")]:
+    for kind, suffix in [("stamps", ".json"), ("members", ".tsv"), ("fetching", ".txt")]:  # format 1: `legacy.py`
         record_path(root, artifact, kind, suffix).unlink(missing_ok=True)
     return record
 

@@ -11,7 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from lavis_ext.common.config.cards import Cards
-from lavis_ext.common.errors import DiskError, LavisExtError, NetworkError
+from lavis_ext.common.errors import DiskError, LavisExtError, NetworkError, OwnedError
 from lavis_ext.fetch.lock import Ownership, read_owner
 from lavis_ext.fetch.transfer import OFFLINE, Progress, Silent
 from lavis_ext.prepare.plan import Plan, PlanItem, PrepareContext, make_context, make_plan, plan_item
@@ -102,7 +102,8 @@ def execute_plan(made: Plan, progress: Progress | None = None, notice: Callable[
             errors.append(error)
         return Report(plan=made, errors=tuple(errors), dry_run=True)
     made.check_disk()
-    if made.done and not (made.writable and _any_spent(made)):
+    if made.done:
+        _remove_leftovers(context, selection, made)
         return _execute(context, selection, made)  # also where the root is read-only
     with owned(context, selection) as (pulse, waited):
         if waited:  # another process worked here meanwhile: the plan is out of date
@@ -111,7 +112,26 @@ def execute_plan(made: Plan, progress: Progress | None = None, notice: Callable[
             from lavis_ext.prepare.blobs import keep_contents
 
             keep_contents(context.root, selection.contents)
-        return _execute(replace(context, progress=pulse, require=pulse.require), selection, made)
+        context = replace(context, progress=pulse, require=pulse.require)
+        if any(item.leftover for item in made.items):
+            from lavis_ext.prepare.execute import remove_leftovers
+
+            remove_leftovers(context, made.items)
+        return _execute(context, selection, made)
+
+
+def _remove_leftovers(context: PrepareContext, selection: Selection, made: Plan) -> None:
+    """`remove_leftovers` where nothing else is to be done: if nothing can be written, or another works here, later."""
+    if not any(item.leftover for item in made.items):
+        return
+    from lavis_ext.prepare.execute import remove_leftovers
+
+    at_once = replace(context.policy, owner_wait=0.0, owner_stall=0.0)
+    try:
+        with owned(replace(context, policy=at_once, notice=log.info), selection) as (pulse, _):
+            remove_leftovers(replace(context, require=pulse.require), made.items)
+    except (DiskError, OwnedError) as error:
+        log.info("an archive of a killed run stays for now: %s", error)
 
 
 class Pulse:
@@ -205,18 +225,6 @@ def _execute(context: PrepareContext, selection: Selection, made: Plan) -> Repor
     results = (*(outcomes[item.title] for item in files), *lists.values())
     states += artifact_states(selection, disks)
     return Report(plan=made, outcomes=results, splits=tuple(states), errors=tuple(errors))
-
-
-def _any_spent(made: Plan) -> bool:
-    """Whether an archive is still to be removed, which only an owner may do."""
-    lying = [
-        item for item in made.items if item.disk.size is not None and item.request and item.request.artifact.unpack
-    ]
-    if not lying or made.context is None:
-        return False
-    from lavis_ext.prepare.execute import is_spent
-
-    return any(is_spent(made.context.root, item) for item in lying)
 
 
 def _of_images(item: PlanItem) -> bool:

@@ -62,6 +62,11 @@ class PrepareOptions:
     locked: bool = False
     """Take only what `lavis-ext.lock` of the working directory pins, by its figures."""
 
+    @property
+    def keeps_archives(self) -> bool:
+        """Whether archives are to lie there when it is done."""
+        return self.keep_archives or self.no_unpack
+
     def check(self) -> None:
         """Raise UsageError for values that are out of range or exclude each other."""
         if self.max_samples is not None and self.max_samples <= 0:

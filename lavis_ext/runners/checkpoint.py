@@ -72,6 +72,23 @@ def save(
     return final
 
 
+def sweep(job_dir: Path) -> None:
+    """Remove what a killed run has left half written, or half deleted: of a step that no later run may save again."""
+    for folder in (*job_dir.glob(".checkpoint_*.part"), *job_dir.glob(".trash_checkpoint_*")):
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def repoint(job_dir: Path, newest: Path, best_step: int | None) -> None:
+    """Point to the newest and the best checkpoint again, as a run did not that was killed when one had its name."""
+    best = next((folder for folder in candidates(job_dir) if step_of(folder) == best_step), None)
+    if pointed(job_dir, "latest") != newest:
+        _point(job_dir / "latest.json", newest, step_of(newest))
+    if best is not None and best_step is not None:
+        if pointed(job_dir, "best") != best:
+            _point(job_dir / "best.json", best, best_step)
+        _link_best(job_dir, best)
+
+
 def require_space(job_dir: Path, size: int, kept: int) -> None:
     """Raise DiskError where not one checkpoint of so many bytes fits beside those that are there.
 
@@ -120,7 +137,7 @@ def _publish(part: Path, final: Path) -> None:
     shutil.rmtree(old, ignore_errors=True)
 
 
-def _point(pointer: Path, target: Path, step: int) -> None:
+def _point(pointer: Path, target: Path, step: int | None) -> None:
     write_json(pointer, {"checkpoint": target.name, "step": step})
 
 
@@ -178,6 +195,12 @@ def _set_aside(folder: Path) -> None:
         number += 1
         target = folder.with_name(f"damaged_{folder.name}_{number}")
     folder.rename(target)
+
+
+def step_of(folder: Path) -> int | None:
+    """The step of a checkpoint's folder; None for another."""
+    match = NAME.fullmatch(folder.name)
+    return int(match[1]) if match else None
 
 
 def candidates(job_dir: Path) -> list[Path]:

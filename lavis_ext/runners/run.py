@@ -260,6 +260,8 @@ def feeds_of(script: RunnerBase) -> dict[str, Any]:
 def resume(job: Job, runner: RunnerBase) -> None:
     """Go on from this job's newest whole checkpoint, else from `run.resume_ckpt_path`; else start."""
     run = job.config.run
+    if job.is_main:
+        checkpoint.sweep(job.dir)
     # rank 0 sets damaged ones aside before the others look
     saved = main_first(job.accelerator, partial(checkpoint.load_newest, job.dir), run.wait_minutes)
     if saved is None and run.resume_ckpt_path:

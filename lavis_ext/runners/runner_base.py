@@ -492,6 +492,8 @@ class RunnerBase:
         for generators in mine["random"][:1]:
             restore_random_state(generators)
         self.in_place, self.saved_at = saved.path.parent == self.job_dir, self.progress.step
+        if self.in_place and self.is_main:
+            checkpoint.repoint(self.job_dir, saved.path, self.progress.best.get("step"))
 
     def notify(self, moment: str, *args: Any) -> None:
         """Call every hook's `moment`, in order."""

@@ -14,7 +14,7 @@ from lavis_ext.common.config.check import check_file
 from lavis_ext.common.config.resolve import load_config
 from lavis_ext.common.config.schema import ModelConfig
 from lavis_ext.common.errors import ConfigError, UnsafeError
-from lavis_ext.distill.settings import known_depth
+from lavis_ext.distill.settings import DistillConfig, known_depth
 from lavis_ext.distill.teacher import build_teacher, digest, teacher_section
 from lavis_ext.models import build_model
 from lavis_ext.models.weights import own_checkpoint
@@ -280,3 +280,9 @@ def test_a_teacher_that_names_no_labels_has_its_students(own: int | None, labels
     teacher = OscarConfig(arch="oscar", model_type="base", num_labels=own)
     student = OscarConfig(arch="oscar", model_type="base", num_labels=7)
     assert teacher_section(teacher, student).num_labels == labels  # type: ignore[attr-defined]
+
+
+def test_the_shares_of_the_views_are_those_that_were_published() -> None:
+    """One half for both together, a quarter for each alone."""
+    settings = DistillConfig(task="vqa", teacher="a folder")
+    assert settings.kd_weights == {"full": 0.5, "text": 0.25, "image": 0.25}

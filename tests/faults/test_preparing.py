@@ -441,6 +441,7 @@ def test_a_repair_sets_no_file_of_another_archive_aside(server: Server, tmp_path
     cards.families["toy"].artifacts["val_rows"] = toy.cards().families["toy"].artifacts["val_rows"]
     found = verify(["toy"], repair=True, options=toy.options(), cards=cards)
     assert found.exit_code == 3 and [Path(one.path).name for one in found.findings] == [Path(SHARED).name]
+    assert found.repaired is not None and [one.outcome for one in found.repaired] == ["failed"]
     assert tree(toy.images) == before
 
 

@@ -102,6 +102,11 @@ def test_a_lineidx_that_does_not_fit_is_told_and_left(tmp_path: Path) -> None:
     with pytest.raises(IntegrityError, match=r"does not fit features\.tsv"):
         write_lineidx(source)
     assert (tmp_path / "features.lineidx").read_text() == "0\n17\n"
+    assert import_features([source], tmp_path / "s").added == 2, "it is not relied on"
+    (tmp_path / "features.lineidx").unlink()
+    write_lineidx(source)
+    first = len(source.read_bytes().splitlines(keepends=True)[0])
+    assert (tmp_path / "features.lineidx").read_text().split() == ["0", str(first)]
 
 
 def test_labels_and_sizes_lie_beside_and_go_back(tmp_path: Path) -> None:

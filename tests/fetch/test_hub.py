@@ -10,9 +10,10 @@ import pytest
 
 from lavis_ext.common.errors import AccessError, IntegrityError, NetworkError
 from lavis_ext.fetch import MirrorMap, Policy, Source, Transfer, fetch
-from lavis_ext.fetch.backends import hub_page, hub_place, may_carry_token
+from lavis_ext.fetch.backends import HubOpener, hub_page, hub_place, may_carry_token
 from lavis_ext.fetch.hub import list_repository
 from lavis_ext.fetch.objects import listed
+from lavis_ext.fetch.session import Request, Session
 from lavis_ext.fetch.transfer import Failure
 from tests.support.server import Fault, Server, payload
 
@@ -114,3 +115,17 @@ def test_a_listing_with_names_that_are_none(server: Server, path: object) -> Non
 def test_an_address_with_half_a_character(url: str) -> None:
     with pytest.raises(NetworkError):
         listed(url, FAST)
+
+
+def test_connections_to_the_hub_are_closed_with_its_opener(server: Server) -> None:
+    server.put(PATH, payload(1000))
+    with Session(FAST) as session:
+        opener = HubOpener(session)
+        reply = opener.open(Request(URL))
+        while reply.body.read(1 << 16):
+            pass
+        reply.body.close()
+        pools = [manager.pools for manager in opener._http._managers.values()]
+        assert sum(map(len, pools)) == 1
+        opener.close()
+        assert sum(map(len, pools)) == 0

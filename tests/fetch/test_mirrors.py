@@ -138,3 +138,10 @@ def test_a_mirror_that_is_no_folder_is_told_where_it_was_named(tmp_path: Path, m
 def test_a_path_is_taken_as_it_is_and_a_file_url_is_decoded() -> None:
     assert local_path("/data/a%20b#c?d") == Path("/data/a%20b#c?d")
     assert local_path("file:///data/a%20b") == local_path("file://localhost/data/a%20b") == Path("/data/a b")
+
+
+@pytest.mark.parametrize("text", ["gdrive:1a2b3c" * 25, "/x/" * 2000, "a\0b", "half \ud800"])
+def test_a_folder_that_no_disk_can_hold_is_no_mirror(text: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        MirrorMap.from_environment(text)
+    assert caught.value.exit_code == 3

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import socket
@@ -35,9 +36,10 @@ from lavis_ext.fetch import (
     register_opener,
 )
 from lavis_ext.fetch import session as flush
-from lavis_ext.fetch.http import TimedStream
+from lavis_ext.fetch.http import HttpBody, TimedStream
 from lavis_ext.fetch.ledger import LedgerEntry
 from lavis_ext.fetch.lock import Ownership, own_identity
+from lavis_ext.fetch.part import Part, PartNames, companion, read_sidecar
 from lavis_ext.fetch.safety import identity, is_loopback, is_private, redirect_reason, safe_relative
 from lavis_ext.fetch.session import Validators
 from lavis_ext.fetch.transfer import Failure, Figures, SpeedGate, backoff, parse_retry_after
@@ -389,3 +391,33 @@ def test_what_went_wrong_is_told_without_addresses_of_objects() -> None:
     assert "no route" in http.explain(MaxRetryError(None, "/a", inner))  # type: ignore[arg-type]
     assert http.explain(ValueError("<Thing object at 0x12ab>: odd")) == "ValueError: odd"
     assert http.explain(IncompleteRead(3, 7)) == "the body ended 7 bytes early"
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])
+def test_room_is_made_for_the_record_of_a_part_on_a_full_disk(
+    number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where none was written before, the last 64 KiB are given up for it, and not one byte that it lists."""
+    target, data = tmp_path / "f", payload(200_000)
+
+    def full(part: Part) -> None:
+        raise OSError(number, "full")
+
+    with Ownership(companion(target, ".part.owner"), target, FAST) as owner:
+        part = Part(target, 1 << 20, owner)
+        part.write(0, data)
+        monkeypatch.setattr(Part, "save", full)
+        part.close()
+    names = PartNames.of(target)
+    assert names.path.read_bytes() == data[: len(data) - (1 << 16)]
+    assert read_sidecar(names.sidecar)["done"] == [(0, len(data) - (1 << 16))]
+
+
+def test_each_read_of_a_body_has_the_whole_patience() -> None:
+    """The moment until which a stream may drip is that of the last read, not of the first."""
+    stream = SimpleNamespace(until=0.0)
+    given = SimpleNamespace(_original_response=SimpleNamespace(stream=stream), read1=lambda size, decode_content: b"x")
+    body, begun = HttpBody(given, 30.0), time.monotonic()  # type: ignore[arg-type]
+    assert body.read(1) == b"x" and stream.until >= begun + 30
+    stream.until = 0.0
+    assert body.read(1) == b"x" and stream.until >= begun + 30

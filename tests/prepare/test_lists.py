@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import shutil
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +13,17 @@ import pyarrow as pa
 import pytest
 from pyarrow import parquet
 
+from lavis_ext.common.config.cards import Artifact, ImageList
+from lavis_ext.common.files import write_json
 from lavis_ext.fetch import Policy
 from lavis_ext.prepare import PrepareOptions, plan, prepare, status, verify
+from lavis_ext.prepare.report import SplitState
+from lavis_ext.prepare.samples import _list_state
+from lavis_ext.prepare.urls.shards import describe, manifest_path
 from lavis_ext.prepare.urls.worker import PassOrder
 from tests.prepare.urls.conftest import orders  # noqa: F401 - a fixture
 from tests.support.server import Fault, Server
+from tests.support.shards import write_shard
 from tests.support.weblist import picture
 
 QUICK = Policy(backoff=0.01, retries=0, fsync=False, allow_private=True)
@@ -205,3 +212,15 @@ def test_verify_and_repair_of_shards(server: Server, tmp_path: Path, orders: lis
     assert report.exit_code == 5 and "sha256" in report.findings[0].fault
     assert verify(["laion_coco"], repair=True, options=wanted).exit_code == 0
     assert verify(["laion_coco"], options=wanted).exit_code == 0 and len(orders) == 2
+
+
+def test_shards_that_were_copied_here_are_counted_and_not_called_verified(tmp_path: Path) -> None:
+    """Though the lists that they were made from are: nothing was compared with what the manifests promise."""
+    artifact = Artifact(url="https://x.org/a.parquet", storage="laion/lists", lists=ImageList(storage="laion/shards"))
+    (tmp_path / "laion/shards").mkdir(parents=True)
+    for number in range(2):
+        tar = write_shard(tmp_path / "laion/shards", number, 3)
+        write_json(manifest_path(tar), asdict(describe(tar, "x")))
+    known = SplitState(dataset="laion", split="train", verified=True, expected=9)
+    found = _list_state(known, tmp_path, artifact)
+    assert found is not None and (found.samples, found.expected, found.verified) == (6, None, False)

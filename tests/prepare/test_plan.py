@@ -169,3 +169,11 @@ def test_a_packed_archive_that_is_to_be_unpacked_is_called_verified(toy: Family)
 def test_what_comes_from_another_machine(action: str, urls: list[str], remote: bool) -> None:
     transfer = Transfer(Path("a"), tuple(Source(url) for url in urls))
     assert PlanItem(title="a", file="a", action=action, state="missing", transfer=transfer).remote is remote  # type: ignore[arg-type]
+
+
+def test_first_samples_cost_the_directory_of_the_archive_too(server: Server, tmp_path: Path) -> None:
+    """About 120 bytes a member, until the table of members is here."""
+    toy = Family(server, tmp_path / "root", train=pictures("train", 20, 3000))
+    cards = toy.cards(unpacked_files=20)
+    (item,) = (one for one in plan(["toy"], toy.options(max_samples=2), cards).items if one.title == "toy/train")
+    assert item.action == "ranges" and item.download == item.unpacked + 20 * 120 and item.unpacked > 0

@@ -114,3 +114,12 @@ def test_more_files_than_allowed_are_refused(tmp_path: Path) -> None:
     path = put(tmp_path, tar_bytes({str(n): b"" for n in range(20)}))
     with pytest.raises(UnsafeError, match="files"):
         list_tar(path, False, Limits(10, 1 << 20))
+
+
+def test_one_block_of_zeros_is_an_end(tmp_path: Path) -> None:
+    """POSIX asks for two, some writers leave one; without any it may have been cut."""
+    whole = tar_bytes({"a.jpg": b"x" * 600})
+    ends = len(whole.rstrip(b"\0")) + (-len(whole.rstrip(b"\0"))) % 512
+    assert [one.name for one in list_tar(put(tmp_path, whole[: ends + 512]), False, LIMITS)] == ["a.jpg"]
+    with pytest.raises(IntegrityError):
+        list_tar(put(tmp_path, whole[:ends]), False, LIMITS)

@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from lavis_ext.common.config.cards import Card, Cards
+from lavis_ext.common.config.schema import AnnotationConfig, BuildInfo, DatasetConfig, ImagesConfig
 from lavis_ext.prepare import VerifyReport, status, verify
 from tests.support.server import Server
 from tests.support.toyfamily import Family, pictures, tree
@@ -162,3 +164,28 @@ def test_what_was_not_asked_for_is_not_missed(server: Server, tmp_path: Path) ->
     flip(toy.images / "val/000001.jpg")
     assert check(toy, repair=True).exit_code == 0
     assert set(toy.val) <= set(tree(toy.images)) and not (toy.images / "train").exists()
+
+
+def test_data_of_ones_own_are_counted_and_what_they_lack_is_named(server: Server, tmp_path: Path) -> None:
+    """No command fetches them, so that their annotations are all that says what should be there."""
+    toy = Family(server, tmp_path / "root")
+    home = tmp_path / "root/mine"
+    (home / "im").mkdir(parents=True)
+    (home / "rows.json").write_text(json.dumps([{"image": f"{n}.jpg", "caption": "c"} for n in range(3)]))
+    for n in range(2):
+        (home / f"im/{n}.jpg").write_bytes(jpeg(n))
+    build = BuildInfo(
+        annotations={"train": AnnotationConfig(storage=["mine/rows.json"])}, images=ImagesConfig(storage="mine/im")
+    )
+    dataset = DatasetConfig(name="mine_caption", builder="image_caption", family="mine", build_info=build)
+    cards = Cards({"mine": Card(family="mine", artifacts={}, datasets={"mine_caption": {"default": dataset}})})
+    report = verify(["mine"], options=toy.options(), cards=cards)
+    assert (report.files, report.exit_code) == (4, 5) and "2.jpg" in report.findings[0].path
+    (home / "im/2.jpg").write_bytes(jpeg(2))
+    report = verify(["mine"], options=toy.options(), cards=cards)
+    assert (report.files, report.exit_code, report.findings) == (4, 0, ())
+
+
+def test_what_is_here_is_verified_though_the_mirror_is_gone(toy: Family, tmp_path: Path) -> None:
+    report = verify(["toy"], options=toy.options(mirror=str(tmp_path / "gone")), cards=toy.cards())
+    assert (report.exit_code, report.files) == (0, 40)

@@ -181,8 +181,11 @@ def test_a_bar_says_where_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     assert "evaluate val" in alone.getvalue()
     bar = Bar(beside, colour=False)
     bar.step(toy_runner(tmp_path, max_epoch=3), Step({"loss": 2.0}, 1.0, 4, 0.0, 0.1))
-    bar.close()
+    bar._bars.refresh()
     assert "epoch 1/3" in beside.getvalue() and "loss 2" in beside.getvalue()
+    bar.evaluating("val", 4, 7)
+    bar.close()
+    assert "5 of 7" in beside.getvalue()
 
 
 def test_the_bar_is_that_of_the_first_rank_on_standard_error(monkeypatch: pytest.MonkeyPatch) -> None:

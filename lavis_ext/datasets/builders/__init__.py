@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Container, Mapping
 from importlib import import_module
 from pathlib import Path
@@ -84,7 +85,8 @@ def load_dataset(
     name = str(name)
     if data_type not in (None, "images"):
         raise UsageError(f"load_dataset('{name}')", f"data_type '{data_type}' is not read here", "leave it out")
-    if isinstance(cfg_path, str) and not Path(cfg_path).suffix and not expanded(cfg_path).exists():
+    there = isinstance(cfg_path, str) and os.path.exists(expanded(cfg_path))  # noqa: PTH110 - of any text, without an error
+    if isinstance(cfg_path, str) and not Path(cfg_path).suffix and not there:
         what = f"'{cfg_path}' is no YAML, which the second argument names"
         way_out = f"write load_dataset('{name}')['{cfg_path}'] for a split" if name in dataset_zoo.get_names() else ""
         raise UsageError(

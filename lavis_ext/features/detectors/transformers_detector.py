@@ -138,7 +138,7 @@ def load(name: str) -> tuple[Any, Any]:
     import transformers
 
     found = (transformers.AutoImageProcessor, transformers.AutoModelForObjectDetection)
-    if expanded(name).is_dir():
+    if os.path.isdir(expanded(name)):  # noqa: PTH112 - of any text, without an error
         folder = expanded(name)
         processor, model = (_from_folder(kind.from_pretrained, folder) for kind in found)
     elif name.count("/") != 1 or name.startswith(("/", ".", "~")):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import math
+import os
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping
@@ -87,7 +88,7 @@ def list_addresses(root: Path, artifact: Artifact, options: ListOptions) -> dict
         urls = list(_parts(artifact.url, spec, options.max_samples))
     elif source.startswith(("http:", "https:", "hf:", "gdrive:")):
         urls = list(_parts(_under(source, artifact), spec, options.max_samples))
-    elif Path(source).exists():
+    elif os.path.exists(source):  # noqa: PTH110 - of any text, without an error
         local = _local_tables(Path(source))
         if local:
             return dict.fromkeys(local, "")

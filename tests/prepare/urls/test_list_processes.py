@@ -89,10 +89,15 @@ def test_full_disk_is_a_disk_error(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 
 @pytest.mark.fault("S05")
-def test_secrets_stay_at_home(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_secrets_stay_at_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_TOKEN", "hf_canary")
     monkeypatch.setenv("LAVIS_EXT_AZURE_SAS_OSCAR", "sig=canary")
     assert "canary" not in str(worker_environment()) and "PATH" in worker_environment()
+    code = "print(open('/proc/self/cmdline').read() + open('/proc/self/environ').read())"
+    as_worker(monkeypatch, code)
+    assert run_worker(tmp_path / "order.json", 60, nothing) == "done"
+    said = (tmp_path / "order.log").read_text()
+    assert "PATH=" in said and "order.json" in said and "canary" not in said
 
 
 @pytest.mark.slow

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from pyarrow import parquet
 
 from lavis_ext.common.config.cards import ImageList
 from lavis_ext.common.errors import ConfigError, IntegrityError, UnsafeError
-from lavis_ext.prepare.urls.rows import clean_text, place, plain_url, read_rows, refuse_row
+from lavis_ext.prepare.urls.rows import clean_text, distinct_rows, place, plain_url, read_rows, refuse_row
 
 FILES = ImageList(storage="x", path="{image.name}", id_key=["image"])
 RECORD = {"image": "dir/a.jpg", "caption": "a cat", "url": "http://photos.example/1/a.jpg"}
@@ -164,3 +165,23 @@ def test_columns_that_only_the_path_names_are_read_from_parquet(tmp_path: Path) 
     parquet.write_table(pa.table(columns), tmp_path / "a.parquet")
     [row] = rows_of(tmp_path / "a.parquet", ImageList(storage="x", path="{image.name}"))
     assert (row.path, row.refusal) == ("a.jpg", "")
+
+
+def test_a_name_that_two_urls_have_is_refused_where_no_folder_tells_them_apart(tmp_path: Path) -> None:
+    """Neither has a place then, so that none is looked for, or counted, under the name of the other."""
+    rows = [
+        {"image": "a.jpg", "url": "http://one.example/a.jpg"},
+        {"image": "a.jpg", "url": "http://two.example/a.jpg"},
+    ]
+    path = write(tmp_path, "rows.json", json.dumps([*rows, {"image": "b.jpg", "url": "http://one.example/b.jpg"}]))
+    found = list(distinct_rows([path], FILES))
+    assert [(bool(row.refusal), row.path) for row in found] == [(True, ""), (True, ""), (False, "b.jpg")]
+
+
+def test_a_name_that_two_urls_have_goes_by_folders_at_any_depth(tmp_path: Path) -> None:
+    """The folders are made, since readers look elsewhere for a name whose folder is not there."""
+    rows = [{"image": f"a/b/{n}/a.jpg", "url": f"http://{n}.example/a.jpg"} for n in range(2)]
+    path = write(tmp_path, "rows.json", json.dumps(rows))
+    spec = replace(FILES, path="{image.name}")
+    assert [row.path for row in distinct_rows([path], spec, target=tmp_path / "new")] == ["a/b/0/a.jpg", "a/b/1/a.jpg"]
+    assert (tmp_path / "new/a/b/1").is_dir()
