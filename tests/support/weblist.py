@@ -112,6 +112,6 @@ def make_job(folder: Path, annotation: Path, **changes: Any) -> ListJob:
         "deadline": 5.0,
         "max_bytes": 600_000,
         "backoff": 0.01,
-        "stall": 60.0,
+        "stall": 240.0,
     }
     return ListJob(**{**settings, **changes})
