@@ -414,3 +414,10 @@ def test_a_script_s_task_without_a_model_gets_that_of_the_run(tmp_path: Path) ->
     for model, kind in ((None, ToyModel), (other, torch.nn.Linear)):
         task = jobs.build_task(job, given=jobs.Given(ToyTask(torch.nn.Linear(2, 2), made.run), model))
         assert type(task.model) is kind and (model is None or task.model is other)
+
+
+def test_only_the_first_rank_writes_what_an_evaluation_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(job_module.Job, "is_main", property(lambda self: False))
+    job = public.evaluate(config(tmp_path, test_splits=["test"], evaluate=True))
+    written = {path.name for path in job.iterdir()}
+    assert not written & {"evaluate.json", "log.jsonl", "faults.json", "run.json", "config.yaml"}
