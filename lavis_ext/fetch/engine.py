@@ -234,7 +234,8 @@ def _reuse_or_fetch(session: Session, transfer: Transfer) -> Result:
         return found.result
     if session.policy.offline and not any(scheme_of(source.url) == "file" for source in transfer.sources):
         raise NetworkError(str(transfer.path), f"{found.reason or 'missing'}, and offline", OFFLINE)
-    transfer.path.parent.mkdir(parents=True, exist_ok=True)
+    if not transfer.path.parent.is_dir():
+        transfer.path.parent.mkdir(parents=True, exist_ok=True)
     path, watched = companion(transfer.path, ".part.owner"), partial(_part_of, transfer.path)
     with Ownership(path, watched, session.policy, session.pause) as owner:
         if owner.replaced:  # at once, since only a process that has taken over looks for what was left
@@ -401,7 +402,7 @@ class _Fetching:
         wrong = mismatch(figures, size, sha256, md5)
         touched = after.st_mtime_ns != before.st_mtime_ns  # or a server that was slow to say the time of our own writes
         changed = touched and not wrong and hash_open(part.fd, size, figures, self._tick)[0] != sha256
-        if not wrong and (size != part.ranges.covered or changed or not part.intact() or part.altered()):
+        if not wrong and (size != part.ranges.covered or changed or part.altered()):
             wrong = "another process changed the partial file while it was fetched"
         if wrong:
             raise Failure("integrity", wrong)

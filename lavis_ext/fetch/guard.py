@@ -97,12 +97,19 @@ class _Timed(http.client.HTTPConnection):
         timer.start()
         try:
             answer = super().getresponse()
+        except (OSError, http.client.HTTPException) as error:
+            if over.is_set():  # the peer may have answered with a reset
+                raise self._late() from error
+            raise
         finally:
             timer.cancel()
         if over.is_set():  # a head that was cut may still look whole
             answer.close()
-            raise TimeoutError(f"timed out: no answer within {self._deadline:g} s")
+            raise self._late()
         return answer
+
+    def _late(self) -> TimeoutError:
+        return TimeoutError(f"timed out: no answer within {self._deadline:g} s")
 
 
 class _TimedTLS(_Timed, http.client.HTTPSConnection):

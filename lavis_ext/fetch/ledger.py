@@ -18,6 +18,10 @@ from lavis_ext.fetch.transfer import Failure, Figures
 log = logging.getLogger(__name__)
 NAMELESS = -1
 """In place of a ctime: the file had not got its name yet."""
+GROUP = 64
+"""Files whose lines are written together, where many are fetched: those of a killed process are hashed once more."""
+ALONE = 1 << 20
+"""Bytes from which a file's line does not wait for others, since it takes long to hash."""
 
 
 @dataclass(frozen=True)
@@ -68,11 +72,14 @@ class LedgerEntry:
 class Ledger:
     """A JSON-lines file beside the data; it may be deleted, files are then hashed once more.
 
-    Lines are appended in one write, so several processes may share it; a torn or foreign line is skipped.
+    Lines are appended in one write, so several processes may share it; a torn or foreign line is skipped. With a
+    `group` larger than 1 the lines of so many small files are written together, the last ones by `flush`.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, group: int = 1) -> None:
         self.path = path
+        self._group = group
+        self._waiting: list[bytes] = []
         self._base = path.parent.parent
         self._lock = threading.Lock()
         self._entries: dict[str, LedgerEntry] = {}
@@ -103,11 +110,15 @@ class Ledger:
         version = (stat.st_size, stat.st_mtime_ns, stat.st_ino)
         entry = LedgerEntry(*version, sha256, md5, verified, equivalence, fetched, stat.st_ctime_ns)
         with self._lock:
-            self._refresh()
+            if not fetched:
+                self._refresh()
             before = self._entries.get(self._key(path))
             if before is not None and before.passes_on(entry):
                 entry = replace(entry, fetched=True)
-            self._write(path, entry)
+            self._add(path, entry)
+            announced = before is not None and before.ctime_ns == NAMELESS  # whoever unpacks it looks at once
+            if len(self._waiting) >= self._group or entry.size >= ALONE or announced:
+                self._write()
 
     def announce(self, path: Path, sha256: str, stat: os.stat_result) -> None:
         """Note that a fetched file (`stat`) is about to get its name, which changes its ctime; raises OSError.
@@ -117,7 +128,8 @@ class Ledger:
         version = (stat.st_size, stat.st_mtime_ns, stat.st_ino)
         with self._lock:
             self._refresh()
-            self._write(path, LedgerEntry(*version, sha256, fetched=True, ctime_ns=NAMELESS))
+            self._add(path, LedgerEntry(*version, sha256, fetched=True, ctime_ns=NAMELESS))
+            self._write()
 
     def dismiss(self, path: Path, leaving: bool = True) -> bool:
         """Note that a file is about to be removed, or after all is not; False for one that the engine did not fetch.
@@ -132,21 +144,36 @@ class Ledger:
             return False
         if entry.leaving != leaving:
             with self._lock:
-                self._write(path, replace(entry, leaving=leaving))
+                self._add(path, replace(entry, leaving=leaving))
+                self._write()
         return True
 
-    def _write(self, path: Path, entry: LedgerEntry) -> None:
-        fields = {"name": self._key(path), **vars(entry)}
+    def flush(self) -> None:
+        """Write the lines that wait for others; raises OSError."""
+        with self._lock:
+            self._write()
+
+    def _add(self, path: Path, entry: LedgerEntry) -> None:
+        name = self._key(path)
+        self._entries[name] = entry
+        fields = {"name": name, **vars(entry)}
         if not entry.leaving:  # earlier versions skip a line with a key that they do not know
             del fields["leaving"]
-        line = "\n" * self._torn + json.dumps(fields, ensure_ascii=False) + "\n"
-        data = line.encode("utf-8", "surrogateescape")
-        self._entries[self._key(path)] = entry
+        line = json.dumps(fields, ensure_ascii=False) + "\n"
+        self._waiting.append(line.encode("utf-8", "surrogateescape"))
+
+    def _write(self) -> None:
+        data, self._waiting = b"".join(self._waiting), []
+        if not data:
+            return
+        data = b"\n" * self._torn + data
         if not self._made:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             self._made = True
         with self.path.open("ab", buffering=0) as file:
             self._torn = file.write(data) < len(data)
+            if not self._torn and file.tell() == self._read + len(data):  # nobody else has written: nothing to read
+                self._read = file.tell()
         if self._torn:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self.path))
 

@@ -158,7 +158,7 @@ class _Heartbeat:
         """Stop touching a file, and close it."""
         with self._lock:
             self._held.discard(descriptor)
-            os.close(descriptor)
+        os.close(descriptor)  # nobody touches it any more, and others need not wait for it
 
     def forget(self) -> None:
         """In a child after a fork: the files are the parent's, and would stay fresh when it is gone."""
@@ -282,7 +282,11 @@ class Ownership:
     def holds(self) -> bool:
         """Whether the owner file is still ours, as far as can be seen: a mount that fails for a moment takes none."""
         try:
-            return self.path.read_bytes() == self._written
+            descriptor = os.open(self.path, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
+            try:  # by three calls of the system, not seven: it is asked several times a file
+                return os.read(descriptor, LONGEST) == self._written
+            finally:
+                os.close(descriptor)
         except FileNotFoundError:
             return False
         except OSError as error:

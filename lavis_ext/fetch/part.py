@@ -290,7 +290,7 @@ class Part:
         note(os.fstat(self.fd))
         self._forget()
         if flusher is not None:
-            flusher.flush(self.target.parent)
+            flusher.named(self.target.parent)
         self.sidecar.unlink(missing_ok=True)
 
     def reset(self) -> int:

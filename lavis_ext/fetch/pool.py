@@ -34,7 +34,7 @@ def fetch_all(
     """
     wanted = list(transfers)
     unique = _unique(wanted)
-    with Session(policy, progress) as session:
+    with Session(policy, progress, many=True) as session:
         _check_space(unique, session.policy)
         results = _run(session, unique)
     found = {result.path: result for result in results}

@@ -5,6 +5,7 @@ An opener per scheme (`register_opener`) answers a `Request` with a `Reply` or r
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -15,9 +16,11 @@ from types import TracebackType
 from typing import Protocol
 
 from lavis_ext.common.files import flush_folder
-from lavis_ext.fetch.ledger import Ledger
+from lavis_ext.fetch.ledger import GROUP, Ledger
 from lavis_ext.fetch.safety import REMOTE_SCHEMES, deny_reason, split_url, url_fault
-from lavis_ext.fetch.transfer import Failure, Policy, Progress, Silent, Stopped
+from lavis_ext.fetch.transfer import Failure, Policy, Progress, Silent, Stopped, disk_error
+
+log = logging.getLogger(__name__)
 
 # Requests and replies
 
@@ -162,12 +165,35 @@ class Flusher:
     """`flush` returns when the folder's entries, as they were at the call, are on the disk.
 
     Threads that finish files in one folder at the same time share one flush of it, which is measurable where there are
-    many small files (benchmarks/fetch.md).
+    many small files (benchmarks/fetch.md). Where there are very many, `named` flushes once for `group` files, and
+    `finish` for the last ones.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, group: int = 1) -> None:
+        self._group = group
         self._lock = threading.Lock()
         self._folders: dict[Path, _FolderFlushes] = {}
+        self._waiting: dict[Path, int] = {}
+
+    def named(self, folder: Path) -> None:
+        """A file has got its name in a folder: flush it, if a group of them has; raises OSError."""
+        with self._lock:
+            waiting = self._waiting.pop(folder, 0) + 1
+            if waiting < self._group:
+                self._waiting[folder] = waiting
+                return
+        self.flush(folder)
+
+    def finish(self) -> None:
+        """Flush the folders that wait for a group, the others too where one fails; raises OSError."""
+        errors: list[OSError] = []
+        while self._waiting:
+            try:
+                self.flush(self._waiting.popitem()[0])
+            except OSError as error:
+                errors.append(error)
+        if errors:
+            raise errors[0]
 
     def flush(self, folder: Path) -> None:
         """Flush a folder; raises OSError."""
@@ -195,14 +221,17 @@ class Flusher:
 class Session:
     """One run of the engine: policy, progress, openers with their connections, per-host limits, and the stop event.
 
-    A context manager that closes its connections.
+    A context manager that closes its connections. Where `many` files are fetched, their folder is flushed and their
+    ledger written for `GROUP` of them at a time, and at the end: what a process that is killed had not recorded yet is
+    hashed once more.
     """
 
-    def __init__(self, policy: Policy | None = None, progress: Progress | None = None) -> None:
+    def __init__(self, policy: Policy | None = None, progress: Progress | None = None, many: bool = False) -> None:
         self.policy = policy or Policy()
         self.progress: Progress = progress or Silent()
         self.stop = threading.Event()
-        self.flusher = Flusher() if self.policy.fsync else None
+        self._group = GROUP if many else 1
+        self.flusher = Flusher(self._group) if self.policy.fsync else None
         self._lock = threading.Lock()
         self._openers: dict[str, Opener] = {}
         self._hosts: dict[str, threading.BoundedSemaphore] = {}
@@ -215,7 +244,23 @@ class Session:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        self.close()
+        try:
+            self._settle()
+        except OSError as failed:
+            if error is None:
+                raise disk_error(failed, Path(failed.filename or ".")) from failed
+        finally:
+            self.close()
+
+    def _settle(self) -> None:
+        """Write what waits for a group; raises OSError where a folder cannot be flushed."""
+        for ledger in self._ledgers.values():
+            try:
+                ledger.flush()
+            except OSError as error:
+                log.warning("%s: not recorded: %s", ledger.path, error.strerror)
+        if self.flusher is not None:
+            self.flusher.finish()
 
     def close(self) -> None:
         """Close every connection that openers keep."""
@@ -269,7 +314,7 @@ class Session:
         where = self.policy.ledger or path.parent / ".lavis_ext" / "ledger.jsonl"
         with self._lock:
             if where not in self._ledgers:
-                self._ledgers[where] = Ledger(where)
+                self._ledgers[where] = Ledger(where, self._group)
             return self._ledgers[where]
 
     def _opener(self, url: str) -> Opener:

@@ -18,7 +18,7 @@ from typing import IO, cast
 
 from lavis_ext.common.errors import IntegrityError, Problem, UnsafeError
 from lavis_ext.common.files import folded, is_encodable
-from lavis_ext.datasets.readers.shard_index import BAD_TAR
+from lavis_ext.datasets.readers.faults import BAD_TAR
 from lavis_ext.prepare.records import BOOKKEEPING, DEFLATED, STORED, Member
 
 MIB = 1 << 20

@@ -16,8 +16,8 @@ from lavis_ext.prepare.report import Outcome
 from lavis_ext.prepare.samples import image_names, open_rows
 from lavis_ext.prepare.selection import ArtifactRequest, PrepareOptions
 from lavis_ext.prepare.urls.hosted import image_fault, walk_files
-from lavis_ext.prepare.urls.job import ListAccount
-from lavis_ext.prepare.urls.listing import ListOptions, fetch_images, fetch_list_files, is_made_from, list_account
+from lavis_ext.prepare.urls.job import ListAccount, list_account
+from lavis_ext.prepare.urls.listing import ListOptions, fetch_images, fetch_list_files, is_made_from
 from lavis_ext.prepare.urls.shards import ShardManifest, shard_fault
 
 log = logging.getLogger(__name__)

@@ -156,6 +156,11 @@ class SplitCounter:
     ) -> None:
         self._root, self._cards, self._requests, self._disks = root, cards, requests, disks
         self._limit, self._lost = limit, lost
+        self._used: dict[tuple[str, str], list[ArtifactRequest]] = {}
+        """What each split of each name needs, of whatever type: declarations are long to compare."""
+        for request in requests:
+            for name, split in dict.fromkeys((dataset.name, split) for dataset, split in request.users):
+                self._used.setdefault((name, split), []).append(request)
         self._listed: dict[str, tuple[set[str], dict[str, int]]] = {}
         self._opened: dict[tuple[tuple[Path, ...], RowOptions], Annotations] = {}
         self._kept: dict[Path, dict[str, Any]] = {}
@@ -172,7 +177,8 @@ class SplitCounter:
         return found
 
     def _state(self, one: Chosen, split: str) -> SplitState:
-        used = [request.artifact for request in self._requests if (one.dataset, split) in request.users]
+        asked = self._used.get((one.dataset.name, split), ())
+        used = [request.artifact for request in asked if (one.dataset, split) in request.users]
         disks = [self._disks.get(artifact.file, OnDisk("missing")) for artifact in used]
         counts = one.dataset.counts.get(split, SplitCounts())
         subset = any(disk.record is not None and disk.record.subset for disk in disks)
@@ -324,14 +330,17 @@ def _mark(about: Mapping[str, Any], times: Mapping[str, int] | None) -> str:
 
 def _list_state(state: SplitState, root: Path, artifact: Artifact) -> SplitState | None:
     """The state of shards that were made from a list, by its account; None where there is none yet."""
-    from lavis_ext.prepare.urls.listing import list_account
-    from lavis_ext.prepare.urls.shards import ShardManifest
+    from lavis_ext.prepare.urls.job import list_account
 
     account, spec = list_account(root, artifact), artifact.lists
     if spec is None:
         return None
     if account is None:  # shards that were copied here: what their manifests promise, not verified
-        manifests = [ShardManifest.read(path) for path in (root / spec.storage).glob("*.tar")]
+        if not (tars := list((root / spec.storage).glob("*.tar"))):
+            return None
+        from lavis_ext.prepare.urls.shards import ShardManifest
+
+        manifests = [ShardManifest.read(path) for path in tars]
         count = sum(manifest.samples for manifest in manifests if manifest is not None)
         return replace(state, samples=count, expected=None, verified=False) if any(manifests) else None
     whole = sum(path.stat().st_size > 0 for path in (root / spec.storage).glob("*.tar")) >= account.shards

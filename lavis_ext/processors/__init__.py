@@ -8,8 +8,6 @@ from contextvars import ContextVar
 from dataclasses import is_dataclass
 from typing import TYPE_CHECKING, Any
 
-from omegaconf import OmegaConf
-
 from lavis_ext.common.config.schema import ProcessorConfig
 from lavis_ext.common.errors import ConfigError
 from lavis_ext.common.names import imported_on_use
@@ -73,6 +71,8 @@ def load_processor(name: str, cfg: Mapping[str, Any] | ProcessorConfig | None = 
     if is_dataclass(factory) and hasattr(factory, "from_config"):
         return factory.from_config(arguments)
     if hasattr(factory, "from_config"):
+        from omegaconf import OmegaConf  # a tenth of a second, which `list` need not wait
+
         # a node: classes in LAVIS' manner read `cfg.image_size` and `cfg.get("mean")`
         node = OmegaConf.create({"name": name, **arguments}, flags={"allow_objects": True})
         return factory.from_config(None if cfg is None else node)

@@ -6,11 +6,11 @@ from collections.abc import Callable, Mapping
 from dataclasses import is_dataclass
 from typing import Any, TypeVar
 
-from omegaconf import OmegaConf
 from typing_extensions import Self
 
 from lavis_ext.common.config.decode import ConfigDecoder
 from lavis_ext.common.config.schema import ProcessorConfig
+from lavis_ext.common.config.yamlio import plain_of
 from lavis_ext.common.errors import ConfigError
 from lavis_ext.common.registry import origin
 
@@ -41,7 +41,7 @@ class BaseProcessor:
 
         A class that is no dataclass and does not define this takes no arguments, as in LAVIS.
         """
-        plain: Any = OmegaConf.to_container(cfg) if OmegaConf.is_config(cfg) else cfg
+        plain: Any = plain_of(cfg)
         given = dict(plain.args if isinstance(plain, ProcessorConfig) else plain or {})
         given.pop("name", None)
         if not is_dataclass(cls):
@@ -57,4 +57,6 @@ class BaseProcessor:
     @classmethod
     def build(cls, **kwargs: Any) -> Self:
         """`from_config` by keywords (LAVIS' spelling)."""
+        from omegaconf import OmegaConf
+
         return cls.from_config(OmegaConf.create(kwargs))

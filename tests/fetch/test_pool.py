@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import threading
 from dataclasses import replace
 from pathlib import Path
@@ -9,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from lavis_ext.common.errors import DiskError, IntegrityError, NetworkError, UsageError
-from lavis_ext.fetch import Ledger, Source, Transfer, fetch_all, fetch_bytes
+from lavis_ext.fetch import Ledger, Source, Transfer, fetch_all, fetch_bytes, session
+from lavis_ext.fetch.ledger import ALONE, GROUP
 from tests.support.fetching import FAST, World
 from tests.support.server import Fault, Server, payload
 
@@ -51,6 +54,77 @@ def test_one_folder_one_ledger_and_nothing_else(server: Server, tmp_path: Path) 
     with ledger.open("a") as file:
         file.write('{"torn": \n[]\n')
     assert all(result.reused for result in fetch_all(transfers, policy)) and len(server.log) == 60
+
+
+def lines(ledger: Path) -> int:
+    return ledger.read_bytes().count(b"\n")
+
+
+def test_many_files_are_recorded_and_their_folder_flushed_in_groups(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    count, flushed, real = GROUP + 10, [0], session.flush_folder
+
+    def flush(folder: Path) -> None:
+        flushed[0] += 1
+        real(folder)
+
+    monkeypatch.setattr(session, "flush_folder", flush)
+    transfers, policy = made(server, tmp_path / "d", count), replace(FAST, fsync=True)
+    fetch_all(transfers, policy)
+    assert flushed[0] == 2, "one group, and the rest"
+    known = Ledger(tmp_path / "d" / ".lavis_ext" / "ledger.jsonl")
+    entries = [known.find(one.path, one.path.stat()) for one in transfers]
+    assert all(entry is not None and entry.is_ours for entry in entries) and lines(known.path) == count
+
+    def fails(_: Path) -> None:
+        raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr(session, "flush_folder", fails)
+    with pytest.raises(DiskError):
+        fetch_all(made(server, tmp_path / "e", 3), policy)
+    monkeypatch.undo()
+    assert all(result.reused and result.verified for result in fetch_all(made(server, tmp_path / "e", 3), policy))
+
+
+@pytest.mark.fault("R13")
+def test_a_kill_costs_what_is_known_of_a_group_and_nothing_else(server: Server, tmp_path: Path) -> None:
+    """Killed when all files have their names, and the last group is not recorded: these are hashed once more."""
+    transfers = made(server, tmp_path / "d", GROUP + 10)
+    big = Transfer(tmp_path / "big" / "one", (Source(server.put("/big", bytes(ALONE))),), ALONE)
+    ledger, alone = (one.path.parent / ".lavis_ext" / "ledger.jsonl" for one in (transfers[0], big))
+    pid = os.fork()
+    if not pid:
+        try:
+            setattr(Ledger, "flush", lambda _: os.kill(os.getpid(), signal.SIGKILL))  # noqa: B010
+            fetch_all([*transfers, big], FAST)
+        finally:
+            os._exit(0)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == -signal.SIGKILL
+    assert lines(ledger) == GROUP and lines(alone) == 1, "what takes long to hash does not wait for others"
+    again = fetch_all([*transfers, big], FAST)
+    assert all(result.reused and result.verified for result in again) and len(server.log) == len(transfers) + 1
+    assert lines(ledger) == len(transfers) and lines(alone) == 1
+
+
+def test_processes_share_a_ledger(tmp_path: Path) -> None:
+    """What another has appended is read, wherever its lines stand between one's own."""
+    files = [tmp_path / f"{n}.bin" for n in range(4)]
+    for path in files:
+        path.write_bytes(path.name.encode())
+    place = tmp_path / ".lavis_ext" / "ledger.jsonl"
+    one, two = Ledger(place), Ledger(place, group=2)
+    one.record(files[0], "a")
+    two.record(files[1], "b")
+    two.record(files[2], "c")
+    one.record(files[3], "d")
+    two.flush()
+    for ledger in (one, two, Ledger(place)):
+        found = [ledger.find(path, path.stat()) for path in files]
+        assert [entry.sha256 for entry in found if entry is not None] == ["a", "b", "c", "d"]
+    place.unlink()
+    one.record(files[0], "e")
+    assert lines(place) == 1 and Ledger(place).find(files[0], files[0].stat()) is not None
 
 
 def test_per_host_limit(server: Server, tmp_path: Path) -> None:

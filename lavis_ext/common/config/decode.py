@@ -248,7 +248,8 @@ class ConfigDecoder:
             raise ConfigError.of(self.problems)
 
 
-def hints(kind: Any) -> dict[str, Any]:
+@cache
+def hints(kind: Any) -> Mapping[str, Any]:
     """Field name → type of a dataclass."""
     resolved = _resolved(kind)
     return {field.name: resolved[field.name] for field in dataclasses.fields(kind)}
@@ -259,10 +260,11 @@ def _resolved(kind: Hashable) -> dict[str, Any]:
     return get_type_hints(kind, include_extras=True)
 
 
-def required(kind: Any) -> list[str]:
+@cache
+def required(kind: Any) -> tuple[str, ...]:
     """The fields of a dataclass that have no default."""
     missing = dataclasses.MISSING
-    return [f.name for f in dataclasses.fields(kind) if f.default is missing and f.default_factory is missing]
+    return tuple(f.name for f in dataclasses.fields(kind) if f.default is missing and f.default_factory is missing)
 
 
 def join(key: str, name: object) -> str:

@@ -15,12 +15,9 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
-
 from lavis_ext.common.config.decode import ConfigDecoder, join, mappings_only, read_sections
 from lavis_ext.common.config.schema import BuildInfo, Config, DatasetConfig, ModelConfig, RunConfig
-from lavis_ext.common.config.yamlio import MAX_DEPTH, read_value, shown
+from lavis_ext.common.config.yamlio import MAX_DEPTH, plain_of, read_value, shown
 from lavis_ext.common.errors import ConfigError, Problem, UsageError, nearest
 from lavis_ext.common.files import checked_path, expanded, read_errors
 from lavis_ext.common.lavis import SERVED, out_of_scope
@@ -359,6 +356,9 @@ def merge(*trees: Mapping[str, Any], where: str = "") -> Tree:
         merged = _over(merged, tree)
     if "${" not in str(merged):
         return merged
+    from omegaconf import OmegaConf  # a tenth of a second, and most files have no interpolation
+    from omegaconf.errors import OmegaConfBaseException
+
     try:
         value: Tree = OmegaConf.to_container(OmegaConf.create(merged), resolve=True)  # type: ignore[assignment]
     except OmegaConfBaseException as error:
@@ -377,7 +377,7 @@ def _over(below: Mapping[str, Any], above: Mapping[str, Any]) -> Tree:
     found = dict(below)
     for key, given in above.items():
         held: Any = found.get(key)
-        value: Any = OmegaConf.to_container(given) if OmegaConf.is_config(given) else given
+        value: Any = plain_of(given)
         found[key] = _over(held if isinstance(held, Mapping) else {}, value) if isinstance(value, Mapping) else value
     return found
 

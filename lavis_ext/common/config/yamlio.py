@@ -19,6 +19,7 @@ MAX_NODES = 200_000
 """Values in a file, each as often as aliases repeat it: a second."""
 _REPR = reprlib.Repr()
 _REPR.maxstring = _REPR.maxother = 64
+_DEEPER = {yaml.MappingStartEvent: 1, yaml.SequenceStartEvent: 1, yaml.MappingEndEvent: -1, yaml.SequenceEndEvent: -1}
 _Loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
@@ -50,6 +51,15 @@ def read_value(text: str, where: str) -> Any:
     return _construct(node, where)
 
 
+def plain_of(given: Any) -> Any:
+    """A script's OmegaConf node as plain values; anything else itself, without that import."""
+    if type(given).__module__.partition(".")[0] != "omegaconf":
+        return given
+    from omegaconf import OmegaConf
+
+    return OmegaConf.to_container(given) if OmegaConf.is_config(given) else given
+
+
 def _read_text(path: Path) -> str:
     try:
         data = read_bounded(path, MAX_BYTES + 1)
@@ -70,8 +80,9 @@ def _compose(where: str, text: str) -> yaml.Node | None:
         aliases = depth = 0
         # composing recurses in C, without a bound of its own: the events are counted first
         for number, event in enumerate(yaml.parse(text, Loader=_Loader)):
-            aliases += isinstance(event, yaml.AliasEvent)
-            depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+            kind = type(event)
+            aliases += kind is yaml.AliasEvent
+            depth += _DEEPER.get(kind, 0)
             if depth > MAX_DEPTH:
                 raise ConfigError(
                     f"{where}:{event.start_mark.line + 1 if event.start_mark else 1}",

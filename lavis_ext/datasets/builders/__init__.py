@@ -13,14 +13,14 @@ from lavis_ext.common.errors import UsageError, nearest
 from lavis_ext.common.files import expanded
 from lavis_ext.common.registry import registry
 from lavis_ext.common.types import Dataset
-from lavis_ext.datasets.builders.base_dataset_builder import (
-    BaseDatasetBuilder,
-    build_datasets,
-    builder_class,
-    load_dataset_config,
-)
 
 if TYPE_CHECKING:
+    from lavis_ext.datasets.builders.base_dataset_builder import (
+        BaseDatasetBuilder,
+        build_datasets,
+        builder_class,
+        load_dataset_config,
+    )
     from lavis_ext.datasets.builders.context import BuildContext, NotPreparedError
 
     AOKVQABuilder: type[BaseDatasetBuilder]
@@ -82,6 +82,8 @@ def load_dataset(
     replaces the folder of the pictures; `data_type` can only be `images`. Without processors in that YAML, or in a card
     of the user's own, pictures are PIL images and texts raw. Raises UsageError for an unknown name.
     """
+    from lavis_ext.datasets.builders.base_dataset_builder import BaseDatasetBuilder
+
     name = str(name)
     if data_type not in (None, "images"):
         raise UsageError(f"load_dataset('{name}')", f"data_type '{data_type}' is not read here", "leave it out")
@@ -224,9 +226,10 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    """Import what opens files only on use: it needs pyarrow, and reading the keys of a shape does not."""
-    if name in LAVIS_BUILDERS:
-        return builder_class(LAVIS_BUILDERS[name])
+    """Import what builds, and opens files, only on use: it needs pyarrow, and reading the keys of a shape does not."""
     if name not in __all__:
         raise AttributeError(f"module 'lavis_ext.datasets.builders' has no attribute '{name}'")
-    return getattr(import_module("lavis_ext.datasets.builders.context"), name)
+    if name in ("BuildContext", "NotPreparedError"):
+        return getattr(import_module("lavis_ext.datasets.builders.context"), name)
+    base = import_module("lavis_ext.datasets.builders.base_dataset_builder")
+    return base.builder_class(LAVIS_BUILDERS[name]) if name in LAVIS_BUILDERS else getattr(base, name)

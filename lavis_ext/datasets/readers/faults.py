@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import math
+import tarfile
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from lavis_ext.common.errors import IntegrityError, PartialError
+
+BAD_TAR = (tarfile.TarError, EOFError, ValueError, OverflowError, MemoryError, RecursionError, IndexError)
+"""What tarfile raises for damaged headers: it follows long names by recursion, and reads as much as they promise."""
 
 
 class SampleError(IntegrityError):

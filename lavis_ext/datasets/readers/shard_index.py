@@ -19,7 +19,7 @@ from typing import IO, Any, NamedTuple, Protocol
 from lavis_ext.common.errors import ConfigError, IntegrityError, UnsafeError
 from lavis_ext.common.files import expanded, read_object
 from lavis_ext.common.secrets import redact
-from lavis_ext.datasets.readers.faults import SampleError
+from lavis_ext.datasets.readers.faults import BAD_TAR, SampleError
 from lavis_ext.datasets.readers.images import PositionalFile
 
 log = logging.getLogger(__name__)
@@ -290,8 +290,6 @@ HEADER = struct.Struct("100s24x12s12x8s1s188x155s12x")
 """POSIX ustar, the fields in use: name, size, checksum, kind, prefix."""
 PLAIN = (b"0", b"\0")
 GZIP = b"\x1f\x8b"
-BAD_TAR = (tarfile.TarError, EOFError, ValueError, OverflowError, MemoryError, RecursionError, IndexError)
-"""What tarfile raises for damaged headers: it follows long names by recursion, and reads as much as they promise."""
 
 
 class Extent(NamedTuple):

@@ -10,11 +10,11 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from enum import Enum
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any, Literal
 
-from lavis_ext.common.config.cards import ImageList
-from lavis_ext.common.errors import LavisExtError, NetworkError, PartialError
+from lavis_ext.common.config.cards import Artifact, ImageList
+from lavis_ext.common.errors import ConfigError, LavisExtError, NetworkError, PartialError
 from lavis_ext.common.files import read_object, replacing, sha256_of, write_json
 from lavis_ext.common.secrets import redact, redact_url
 from lavis_ext.fetch import MirrorMap, Policy
@@ -347,6 +347,24 @@ class ListAccount:
                 self.missing += not loss.corrupt
                 file.write("\t".join(" ".join(value.split()) for value in loss.fields()) + "\n")
         write_json(folder / "account.json", self.as_dict())
+
+
+def spec_of(artifact: Artifact) -> ImageList:
+    """What an artifact says of its list; raises ConfigError for one that lists no images."""
+    if artifact.lists is None:
+        raise ConfigError(f"artifact '{artifact.name}'", "lists no images", "write `lists:` under it")
+    return artifact.lists
+
+
+def work_folder(root: Path, artifact: Artifact) -> Path:
+    """The folder of the bookkeeping of a list: `<family>/.lavis_ext/lists/<artifact>`."""
+    family = PurePosixPath(spec_of(artifact).storage).parts[0]
+    return root / family / ".lavis_ext" / "lists" / (artifact.name or "images")
+
+
+def list_account(root: Path, artifact: Artifact) -> ListAccount | None:
+    """The account that the last run wrote of a list; opens no image."""
+    return read_account(work_folder(root, artifact)) if artifact.lists else None
 
 
 def read_account(folder: Path) -> ListAccount | None:

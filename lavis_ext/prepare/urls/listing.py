@@ -26,10 +26,12 @@ from lavis_ext.prepare.urls.job import (
     ListAccount,
     ListJob,
     is_of_origin,
+    list_account,
     place_of,
-    read_account,
     shown_source,
     spec_digest,
+    spec_of,
+    work_folder,
 )
 from lavis_ext.prepare.urls.rows import DamagedList
 from lavis_ext.prepare.urls.run import fetch_list
@@ -54,17 +56,6 @@ class ListOptions:
     mirrors: MirrorMap = field(default_factory=MirrorMap)
 
 
-def work_folder(root: Path, artifact: Artifact) -> Path:
-    """The folder of the bookkeeping of a list: `<family>/.lavis_ext/lists/<artifact>`."""
-    family = PurePosixPath(_spec(artifact).storage).parts[0]
-    return root / family / ".lavis_ext" / "lists" / (artifact.name or "images")
-
-
-def list_account(root: Path, artifact: Artifact) -> ListAccount | None:
-    """The account that the last run wrote of a list; opens no image."""
-    return read_account(work_folder(root, artifact)) if artifact.lists else None
-
-
 def part_count(spec: ImageList, max_samples: int | None) -> int:
     """How many of a list's files are needed for so many samples."""
     if max_samples is None or not spec.rows_per_part:
@@ -80,7 +71,7 @@ def list_addresses(root: Path, artifact: Artifact, options: ListOptions) -> dict
     `hf:datasets/owner/name` or a folder on a server) that holds parts under their usual names.
     Raises ConfigError for any other source.
     """
-    spec, source = _spec(artifact), options.source
+    spec, source = spec_of(artifact), options.source
     folder = root / artifact.storage if spec.parts > 1 else (root / artifact.file).parent
     if not source:
         if spec.parts == 1:
@@ -123,7 +114,7 @@ def fetch_list_files(
     with disk_errors(root):
         for path, url in files.items():
             kept = known.get(place_of(path, root))
-            if url and kept is not None and kept[0] != identity(url) and path.is_file() and _spec(artifact).parts > 1:
+            if url and kept is not None and kept[0] != identity(url) and path.is_file() and spec_of(artifact).parts > 1:
                 set_aside(path)
     transfers = [_transfer(path, url, artifact, options) for path, url in files.items() if url]
     if transfers:
@@ -136,8 +127,8 @@ def is_made_from(root: Path, artifact: Artifact, options: ListOptions, account: 
 
     Accounts of older versions do not say. Raises ConfigError for a source that is none.
     """
-    origin = account.origin
-    if not origin or (origin["source"], origin["spec"]) != (shown_source(options.source), spec_digest(_spec(artifact))):
+    origin, asked = account.origin, (shown_source(options.source), spec_digest(spec_of(artifact)))
+    if not origin or (origin["source"], origin["spec"]) != asked:
         return False
     return is_of_origin(origin, list_addresses(root, artifact, options), root)
 
@@ -152,7 +143,7 @@ def fetch_images(
     """
     # img2dataset opens URLs, not folders: what a local mirror holds comes through the fetch engine
     local = bool(options.mirrors) and split_url(options.mirrors.base).scheme not in ("http", "https")
-    if local and _spec(artifact).output == "shards":
+    if local and spec_of(artifact).output == "shards":
         what = "is a folder, and img2dataset, which makes the shards, asks a server"
         way_out = f"serve it (python -m http.server --directory {options.mirrors.base}) and name its address"
         raise UsageError(f"mirror {options.mirrors.base}", what, way_out)
@@ -175,7 +166,7 @@ def make_job(
     root: Path, artifact: Artifact, files: Mapping[Path, str], threshold: float, options: ListOptions
 ) -> ListJob:
     """The job that an artifact's list makes; `files` are its own, each with its URL."""
-    spec = _spec(artifact)
+    spec = spec_of(artifact)
     return ListJob(
         name=f"{artifact.family or PurePosixPath(spec.storage).parts[0]}/{artifact.name} images",
         annotations=tuple(files),
@@ -194,12 +185,6 @@ def make_job(
         addresses=files,
         damaged=options.damaged,
     )
-
-
-def _spec(artifact: Artifact) -> ImageList:
-    if artifact.lists is None:
-        raise ConfigError(f"artifact '{artifact.name}'", "lists no images", "write `lists:` under it")
-    return artifact.lists
 
 
 def _parts(pattern: str, spec: ImageList, max_samples: int | None) -> Iterator[str]:
