@@ -21,6 +21,7 @@ from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
 from importlib.util import find_spec
+from itertools import count
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -38,6 +39,7 @@ from lavis_ext.prepare import PrepareOptions, prepare, status, verify
 from lavis_ext.prepare.urls import ListAccount, ListJob, fetch_hosted, fetch_list, run
 from lavis_ext.prepare.urls.job import Passing
 from lavis_ext.prepare.urls.shards import ShardManifest
+from lavis_ext.prepare.urls.supervise import run_worker
 from lavis_ext.prepare.urls.tables import ID, PATH, ROW
 from lavis_ext.prepare.urls.worker import (
     PassOrder,
@@ -908,13 +910,23 @@ def sha(data: bytes) -> str:
 
 @pytest.mark.slow
 @pytest.mark.fault("W11")
-def test_a_hang_costs_its_rows_only(server: Server, tmp_path: Path) -> None:
+def test_a_hang_costs_its_rows_only(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     web = WebList(server)
     for number in range(10):
         web.add(picture(number), *([Fault(latency=80)] if number == 4 else []))
-    # The stall has to outlast the start of img2dataset's processes on a machine that has other work.
-    hanging = {"timeout": 60.0, "deadline": 90.0, "stall": 25.0, "restarts": 0, "passes": 0}
-    account = fetch_list(make_job(tmp_path, web.write(tmp_path / "l.json"), **hanging))
+    hanging = {"timeout": 60.0, "deadline": 90.0, "stall": 2.0, "restarts": 0, "passes": 0}
+    job, ticks = make_job(tmp_path, web.write(tmp_path / "l.json"), **hanging), count()
+
+    def hangs(order: Path, stall: float, measure: Callable[[], tuple[int, ...]]) -> str:
+        """The stall begins where all others are there: img2dataset's start takes long beside other work."""
+
+        def progress() -> tuple[int, ...]:
+            return (*measure(), 0 if len(list(job.target.glob("*.jpg"))) == 9 else next(ticks))
+
+        return run_worker(order, stall, progress)
+
+    monkeypatch.setattr(run, "run_worker", hangs)
+    account = fetch_list(job)
     assert (account.present, account.missing, account.reasons) == (9, 1, {"unfinished": 1})
 
 
