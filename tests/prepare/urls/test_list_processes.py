@@ -123,7 +123,10 @@ def test_distributors(distributor: str, server: Server, tmp_path: Path) -> None:
     web = WebList(server)
     web.fill(40)
     spec = {"output": "shards", "samples_per_shard": 20}
-    job = make_job(tmp_path, web.write(tmp_path / "l.json"), spec=spec, distributor=distributor, processes=2, passes=0)
+    # three processes import img2dataset at once, which takes long beside other work
+    patient = {"stall": 240.0, "timeout": 30.0, "deadline": 60.0}
+    how = {"distributor": distributor, "processes": 2, "passes": 0, **patient}
+    job = make_job(tmp_path, web.write(tmp_path / "l.json"), spec=spec, **how)
     account = fetch_list(job)
     assert (account.present, account.samples, account.shards) == (26, 26, 2)
 
