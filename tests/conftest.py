@@ -7,8 +7,10 @@ other worker runs one.
 from __future__ import annotations
 
 import fcntl
+import gc
 import os
 import signal
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -21,6 +23,12 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ["LAVIS_EXT_ACCEPT_LICENCE"] = "all"  # of drawn worlds under the names of families
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # as in a shell's background job, whose children inherit it
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+# What one worker or process has compiled the others load, also where the environment asks for no `__pycache__`: else
+# each worker rewrote all assertions, and each of some hundred processes compiled the package, anew.
+sys.dont_write_bytecode = False
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+gc.disable()  # until all is imported, of which nothing is garbage: a third of the time of collection
 
 pytest_plugins = ["tests.support.server", "tests.support.disks", "tests.support.canary"]
 
@@ -36,10 +44,16 @@ def pytest_configure(config: pytest.Config) -> None:
         config.pluginmanager.register(Turns(Path(config.option.basetemp).parent), "turns")
 
 
+def pytest_collection_finish() -> None:
+    """Let garbage be looked for among what the tests make alone, not among a million objects of imported modules."""
+    gc.freeze()
+    gc.enable()
+
+
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_auto_num_workers() -> int:
-    """As many workers as processors, up to four: more would wait for the longest file."""
-    return min(4, len(os.sched_getaffinity(0)))
+    """One more than processors, as tests wait for slow servers and ends of processes; up to four: the longest file."""
+    return min(4, len(os.sched_getaffinity(0)) + 1)
 
 
 class Turns:

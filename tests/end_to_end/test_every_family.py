@@ -189,7 +189,7 @@ def test_lists_of_the_web_know_a_stand_in_behind_a_server(tmp_path: Path) -> Non
     world = World(seed=5, train=20, val=0, test=0, hidden=0)
     export_world(world, tmp_path / "mirror", ["sbu_caption"])
     with serve(tmp_path / "mirror") as url:
-        report = prepare(["sbu_caption"], PrepareOptions(cache_root=tmp_path / "cache", mirror=url))
+        report = prepare(["sbu_caption"], PrepareOptions(cache_root=tmp_path / "cache", mirror=url, processes=1))
     assert (report.exit_code, report.splits[0].present, report.splits[0].expected) == (0, 16, 20)
     told = " ".join(note for outcome in report.outcomes for note in outcome.notes)
     assert "HTTP 404 ×2" in told and "placeholder ×1" in told and "HTML page" in told

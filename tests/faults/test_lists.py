@@ -21,6 +21,7 @@ from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
 from importlib.util import find_spec
+from itertools import count
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,7 @@ import pyarrow as pa
 import pytest
 from pyarrow import parquet
 
+from lavis_ext.cli import main
 from lavis_ext.common.config.cards import Cards, load_cards
 from lavis_ext.common.errors import ConfigError, DiskError, NetworkError, PartialError
 from lavis_ext.datasets.readers.faults import SampleError
@@ -38,6 +40,7 @@ from lavis_ext.prepare import PrepareOptions, prepare, status, verify
 from lavis_ext.prepare.urls import ListAccount, ListJob, fetch_hosted, fetch_list, run
 from lavis_ext.prepare.urls.job import Passing
 from lavis_ext.prepare.urls.shards import ShardManifest
+from lavis_ext.prepare.urls.supervise import run_worker
 from lavis_ext.prepare.urls.tables import ID, PATH, ROW
 from lavis_ext.prepare.urls.worker import (
     PassOrder,
@@ -47,7 +50,7 @@ from lavis_ext.prepare.urls.worker import (
     run_pass,
     run_processes,
 )
-from tests.prepare.urls.conftest import orders  # noqa: F401 - a fixture
+from tests.prepare.urls.conftest import orders, passes_here  # noqa: F401 - a fixture
 from tests.support.disks import small_disk
 from tests.support.processes import all_ended, descendants
 from tests.support.server import Fault, Server, wait_until
@@ -753,7 +756,9 @@ ROADS = [
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ROADS)
-def test_a_full_disk_ends_with_its_code_and_goes_on(kind: str, server: Server, tmp_path: Path) -> None:
+def test_a_full_disk_ends_with_its_code_and_goes_on(
+    kind: str, server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     if kind == "pyspark" and find_spec(kind) is None:
         pytest.skip("pyspark is not installed")
     web = WebList(server)
@@ -778,7 +783,8 @@ def test_a_full_disk_ends_with_its_code_and_goes_on(kind: str, server: Server, t
             engine(job)
         assert caught.value.exit_code == 6 and time.monotonic() - begun < 150  # rows are not waited for
         disk.relieve()
-        account = engine(job)
+        with passes_here(monkeypatch) if kind in ("files", "shards") else nullcontext():
+            account = engine(job)
         assert (account.present, account.error) == (60, None)
         if kind in ("shards", "pyspark"):
             assert ids(job.target) == sorted(web.good)
@@ -908,13 +914,23 @@ def sha(data: bytes) -> str:
 
 @pytest.mark.slow
 @pytest.mark.fault("W11")
-def test_a_hang_costs_its_rows_only(server: Server, tmp_path: Path) -> None:
+def test_a_hang_costs_its_rows_only(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     web = WebList(server)
     for number in range(10):
         web.add(picture(number), *([Fault(latency=80)] if number == 4 else []))
-    # The stall has to outlast the start of img2dataset's processes on a machine that has other work.
-    hanging = {"timeout": 60.0, "deadline": 90.0, "stall": 25.0, "restarts": 0, "passes": 0}
-    account = fetch_list(make_job(tmp_path, web.write(tmp_path / "l.json"), **hanging))
+    hanging = {"timeout": 60.0, "deadline": 90.0, "stall": 2.0, "restarts": 0, "passes": 0}
+    job, ticks = make_job(tmp_path, web.write(tmp_path / "l.json"), **hanging), count()
+
+    def hangs(order: Path, stall: float, measure: Callable[[], tuple[int, ...]]) -> str:
+        """The stall begins where all others are there: img2dataset's start takes long beside other work."""
+
+        def progress() -> tuple[int, ...]:
+            return (*measure(), 0 if len(list(job.target.glob("*.jpg"))) == 9 else next(ticks))
+
+        return run_worker(order, stall, progress)
+
+    monkeypatch.setattr(run, "run_worker", hangs)
+    account = fetch_list(job)
     assert (account.present, account.missing, account.reasons) == (9, 1, {"unfinished": 1})
 
 
@@ -968,7 +984,7 @@ datasets:
     ],
 )
 def test_ended_while_packing_finished_shards_stay(
-    how: signal.Signals, codes: set[int], server: Server, tmp_path: Path
+    how: signal.Signals, codes: set[int], server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     rows = [{"image": f"{n}.jpg", "caption": "x", "url": f"http://photos.example/{n}.jpg"} for n in range(40)]
     server.put("/lists.example/rows.json", json.dumps(rows).encode())
@@ -978,10 +994,12 @@ def test_ended_while_packing_finished_shards_stay(
     (tmp_path / "cfg/datasets/pairs").mkdir(parents=True)
     (tmp_path / "cfg/datasets/pairs/artifacts.yaml").write_text(CARD)
     (tmp_path / "cfg/datasets/pairs/defaults.yaml").write_text(DATASET)
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "LAVIS_EXT_CONFIGS": str(tmp_path / "cfg")}
-    environment |= {"LAVIS_EXT_MIRROR": server.base, "LAVIS_EXT_CACHE_ROOT": str(tmp_path / "root")}
-    command = [sys.executable, "-m", "lavis_ext", "prepare", "pairs", "--processes", "1"]
-    process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    around = {"LAVIS_EXT_CONFIGS": str(tmp_path / "cfg"), "LAVIS_EXT_MIRROR": server.base}
+    for name, value in {**around, "LAVIS_EXT_CACHE_ROOT": str(tmp_path / "root"), "PYTHONPATH": str(ROOT)}.items():
+        monkeypatch.setenv(name, value)
+    words = ["prepare", "pairs", "--processes", "1"]
+    command = [sys.executable, "-m", "lavis_ext", *words]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     place = tmp_path / "root/pairs"
     ends = {"00000_stats.json", "00001_stats.json"}  # what a pass writes last of a shard; they get their names after it
     assert wait_until(lambda: ends <= {name for *_, names in os.walk(tmp_path / "root") for name in names}, 120)
@@ -992,8 +1010,8 @@ def test_ended_while_packing_finished_shards_stay(
     since = len(server.log)
     server.faults.clear()
     assert set(tars(place)) <= {"00000.tar", "00001.tar"} and not list(place.glob("*.part"))
-    done = subprocess.run(command, env=environment, check=False, capture_output=True, timeout=100)
-    assert done.returncode == 0, done.stderr[-1000:]
+    with passes_here(monkeypatch):
+        assert main(words) == 0
     assert ids(place) == sorted(row["image"] for row in rows)
     again = [path for path in asked(server, since) if path.startswith("/photos")]
     assert {f"/photos.example/{n}.jpg" for n in range(20)}.isdisjoint(again)

@@ -104,8 +104,6 @@ def test_java_metrics_are_left_out_without_java(
 @pytest.mark.skipif(shutil.which("java") is None, reason="no Java here")
 def test_meteor_comes_where_java_is() -> None:
     references = {1: ["a man rides a horse"], 2: ["two dogs play in the snow"], 3: ["a red bus"]}
-    exact = {1: "a man rides a horse", 2: "two dogs play in the snow", 3: "a red bus"}
-    off = {**exact, 3: "a blue train station"}
-    best, worse = (caption_scores(references, said, extra=["METEOR"])["METEOR"] for said in (exact, off))
-    assert best == pytest.approx(1.0)
-    assert 0 < worse < best
+    said = {1: "a man rides a horse", 2: "two dogs play in the snow", 3: "a blue train station"}
+    # what METEOR 1.5 gives for two of three that are right; its tables take seconds to load, so it is asked once
+    assert caption_scores(references, said, extra=["METEOR"])["METEOR"] == pytest.approx(0.500478, abs=1e-6)

@@ -15,6 +15,7 @@ import pytest
 from lavis_ext.common.errors import DiskError, PartialError
 from lavis_ext.prepare.urls import fetch_list, supervise, worker
 from lavis_ext.prepare.urls.supervise import run_worker, worker_environment
+from tests.prepare.urls.conftest import passes_here
 from tests.support.processes import all_ended, descendants
 from tests.support.server import Fault, Server, wait_until
 from tests.support.weblist import WebList, make_job, picture
@@ -101,7 +102,7 @@ def test_secrets_stay_at_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 
 
 @pytest.mark.slow
-def test_killed_in_the_middle_and_run_again(server: Server, tmp_path: Path) -> None:
+def test_killed_in_the_middle_and_run_again(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     web = WebList(server)
     for number in range(40):
         web.add(picture(number), *[Fault(latency=250.0)] * (number >= 25))
@@ -117,7 +118,8 @@ def test_killed_in_the_middle_and_run_again(server: Server, tmp_path: Path) -> N
     asked = len(server.log)
     server.faults.clear()
     spec = {"samples_per_shard": 10}
-    account = fetch_list(make_job(tmp_path, annotation, spec=spec, threads=8))
+    with passes_here(monkeypatch):
+        account = fetch_list(make_job(tmp_path, annotation, spec=spec, threads=8))
     assert (account.present, account.expected) == (40, 40)
     done = asked // 10 * 10 - 10
     assert len(server.log) - asked <= 40 - done, "finished shards were asked for again"
@@ -132,7 +134,10 @@ def test_distributors(distributor: str, server: Server, tmp_path: Path) -> None:
     web = WebList(server)
     web.fill(40)
     spec = {"output": "shards", "samples_per_shard": 20}
-    job = make_job(tmp_path, web.write(tmp_path / "l.json"), spec=spec, distributor=distributor, processes=2, passes=0)
+    # three processes import img2dataset at once, which takes long beside other work
+    patient = {"stall": 240.0, "timeout": 30.0, "deadline": 60.0}
+    how = {"distributor": distributor, "processes": 2, "passes": 0, **patient}
+    job = make_job(tmp_path, web.write(tmp_path / "l.json"), spec=spec, **how)
     account = fetch_list(job)
     assert (account.present, account.samples, account.shards) == (26, 26, 2)
 
