@@ -5,17 +5,18 @@ from __future__ import annotations
 import logging
 import os
 import re
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
-from itertools import islice, product
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from lavis_ext.common.config.decode import ConfigDecoder, read_sections
 from lavis_ext.common.config.resolve import cache_root
 from lavis_ext.common.config.schema import DatasetConfig
-from lavis_ext.common.errors import LavisExtError, Problem, UsageError, nearest
+from lavis_ext.common.errors import IntegrityError, LavisExtError, Problem, UsageError, nearest
 from lavis_ext.common.files import expanded, read_errors, size_of
 from lavis_ext.common.registry import builders
 from lavis_ext.common.types import Dataset
@@ -25,7 +26,7 @@ from lavis_ext.datasets.readers.annotations import Annotations
 from lavis_ext.datasets.readers.bundled import holds_pictures
 from lavis_ext.datasets.readers.columns import LOOKED_AT, PROMPTS, Row, find_column
 from lavis_ext.datasets.readers.conversations import HELD
-from lavis_ext.datasets.readers.folders import SPLITS, split_named
+from lavis_ext.datasets.readers.folders import BOX, SPLITS, split_named
 from lavis_ext.datasets.readers.images import ImageStore, spellings
 from lavis_ext.datasets.readers.packed import arrow_files
 from lavis_ext.datasets.readers.parse import RowOptions, kind_of, row_options, sort_files
@@ -35,8 +36,8 @@ from lavis_ext.prepare.samples import image_names
 log = logging.getLogger(__name__)
 ROWS = (".json", ".jsonl", ".ndjson", ".csv", ".tsv", ".parquet", ".arrow", ".token")
 TARS = (".tar", ".tar.gz", ".tgz")
-DEPTH, MOST = 3, 20_000
-"""How deep and among how many entries a folder is searched for files of rows."""
+DEPTH, MOST, ALIKE = 3, 20_000, 1_000
+"""How deep files of rows are looked for; among how many entries, of which so many may differ in digits only."""
 NOT_ROWS = re.compile(
     r"cache-|dataset_infos?|state|dataset_dict|config|package|licen[cs]e|readme|requirements|_stats|manifest"
 )
@@ -109,6 +110,9 @@ def guess(path: str | Path, name: str | None = None) -> Guess:
     section, sentences, count = found
     if place.is_dir() and (left := _unread([place])):
         sentences = [*sentences, ": ".join(left)]
+    if place.is_dir() and (label := _first_labels(place)):
+        what = f"{label.name} and its like are YOLO's boxes, which are not read: write them as COCO's JSON to see them"
+        sentences = [*sentences, what]
     decoder = ConfigDecoder()
     config = decoder.build(DatasetConfig, {"name": chosen, "family": chosen, **section}, f"datasets.{chosen}")
     decoder.close()
@@ -169,7 +173,8 @@ def _look(place: Path) -> Found | None:
         return _shards(tars, place)
     pictures = [path for path in entries if PICTURE.search(path.name)]
     beside = {path.with_suffix("") for path in pictures}
-    files = [path for path in entries if _may_hold_rows(path) and path.with_suffix("") not in beside]
+    upper = (path for path in entries if len(path.relative_to(place).parts) <= DEPTH + 1)
+    files = [path for path in upper if _may_hold_rows(path) and path.with_suffix("") not in beside]
     files = [path for path in files if not PICTURE.search(path.stem)]  # `x.jpg.json`, what a camera's cloud says of x
     if files:
         files, notes = _chosen(files)
@@ -190,25 +195,49 @@ def _look(place: Path) -> Found | None:
 def _unread(places: Iterable[Path]) -> tuple[str, str] | None:
     """What is not read of a path, and the way out; None where there is nothing of the kind."""
     files = [one for place in places for one in (islice(_below(place), MOST) if place.is_dir() else [place])]
-    found = {one.suffix.lower(): one for one in files if one.suffix.lower() in UNREAD}
+    found: dict[str, list[Path]] = {}
+    for one in files:
+        if one.suffix.lower() in UNREAD and one.name.lower() != "thumbs.db":
+            found.setdefault(one.suffix.lower(), []).append(one)
     if not found:
         return None
     kinds = dict.fromkeys(UNREAD[kind] for kind in found)
-    names = ", ".join(f"{kind} ({one.name})" for kind, one in sorted(found.items()))
+    names = ", ".join(f"{len(some)} {kind} (first {some[0].name})" for kind, some in sorted(found.items()))
     return f"holds files that are not read here: {names}", "; ".join(kinds)
 
 
+def _first_labels(place: Path) -> Path | None:
+    """The first of YOLO's files of boxes among the first texts below a folder."""
+    texts = islice((one for one in islice(_below(place), MOST) if one.suffix.lower() == ".txt"), LOOKED_AT)
+    lines = ((one, open_head(one, 400).decode("utf-8", "replace").strip().partition("\n")[0]) for one in texts)
+    return next((one for one, line in lines if BOX.fullmatch(line.strip())), None)
+
+
 def _below(folder: Path) -> Iterator[Path]:
-    """The files below a folder, the upper ones first; hidden ones are left out."""
-    level = [folder]
-    for _ in range(DEPTH + 1):
+    """The files below a folder, the upper ones first; hidden ones are left out.
+
+    Of those in one folder that differ in digits only, as photographs do, the first: others would not be come to.
+    """
+    level, seen = [folder], set()
+    while level:
         inner: list[Path] = []
         for one in level:
             with read_errors(one), os.scandir(one) as listed:
                 entries = sorted((e for e in listed if not e.name.startswith(".")), key=lambda e: e.name)
-            yield from (Path(e.path) for e in entries if size_of(e) is not None)
+                place = one.stat()
+            if (place.st_dev, place.st_ino) in seen or len(seen) > MOST:  # a loop of links, or a whole disk
+                continue
+            seen.add((place.st_dev, place.st_ino))
+            alike = Counter[str]()
+            for entry in entries:
+                alike[form := DIGITS.sub("", entry.name)] += 1
+                if (alike[form] <= ALIKE or kind_of_name(Path(entry.name)) in WHOLE) and size_of(entry) is not None:
+                    yield Path(entry.path)
             inner += [Path(e.path) for e in entries if os.path.isdir(e.path)]  # noqa: PTH112 - False of a loop of links
         level = inner
+
+
+DIGITS, WHOLE = re.compile(r"\d+"), (".tar", ".parquet", ".arrow")
 
 
 def _may_hold_rows(path: Path) -> bool:
@@ -273,31 +302,39 @@ TELLING = {"metadata", "captions", "caption", "annotations", "train", "val", "te
 
 def _shards(tars: Sequence[Path], place: Path) -> Found:
     """Tars in webdataset's form; which member holds the caption is seen in the first."""
-    from lavis_ext.datasets.readers.shard_index import kinds_in
+    from lavis_ext.datasets.readers.shard_index import first_object, kinds_in
 
-    kinds = kinds_in(tars[0])
+    splits = _by_split(tars, place)
+    split, used = next(iter(splits.items()))
+    kinds = kinds_in(used[0])
+    if not {"json", "txt"} & kinds:
+        what = f"{used[0].name} holds {', '.join(sorted(kinds)) or 'nothing'}, and no text beside a picture"
+        raise UsageError(str(place), what, "unpack it: a folder of pictures can be looked at; or add `KEY.txt` to each")
     args = {"caption_key": ".txt"} if "json" not in kinds else {}
-    folders = list(dict.fromkeys(str(path.parent) for path in tars))
-    storage = str(place) if place.is_file() else folders[0] if len(folders) == 1 else folders
-    said = f"{len(tars)} tar{'s' if len(tars) > 1 else ''} of samples, read as a stream: the shape `image_text_shards`"
-    text = "its `.txt`" if args else "`caption` of its `.json`"
-    told = [said, f"the caption of a sample is {text} (otherwise: `args: {{caption_key: …}}`)"]
+    said = "its `.txt`"
+    if "json" in kinds:
+        key = find_column("caption_key", [first_object(used[0])])
+        said = f"`{key or 'caption'}` of its `.json`"
+        args = {} if key in ("caption", None) else {"caption_key": key}
+        args = {"caption_key": ".txt"} if key is None and "txt" in kinds else args
+    storage: Any = [str(path) for path in used]
+    if len(splits) == 1:
+        folders = list(dict.fromkeys(str(path.parent) for path in used))
+        storage = str(place) if place.is_file() else folders[0] if len(folders) == 1 else folders
+    count = f"{len(used)} tar{'s' if len(used) > 1 else ''} of samples"
+    told = [f"{count}, read as a stream: the shape `image_text_shards`"]
+    told += [f"only {split} is a stream to train on; left out: {', '.join(list(splits)[1:])}"] * (len(splits) > 1)
+    told += [f"the caption of a sample is {said} (otherwise: `args: {{caption_key: …}}`)"]
     return {"builder": "image_text_shards", "build_info": {"storage": storage}, "args": args}, told, None
 
 
 def _folder(place: Path, pictures: Sequence[Path], notes: list[str]) -> Found | None:
     """A folder of pictures without a file of rows, or folders of pictures by split."""
-    splits = {
-        split: place / name
-        for name in sorted({path.relative_to(place).parts[0] for path in pictures if path.parent != place})
-        if (split := split_named(name))
-    }
-    whole = splits and all(
-        path.relative_to(place).parts[0] in {one.name for one in splits.values()} for path in pictures
-    )
-    parts: dict[str, list[Path]] = (
-        {split: [splits[split]] for split in ("train", "val", "test") if split in splits} if whole else {}
-    )
+    top = Path(os.path.commonpath([path.parent for path in pictures]))
+    top = top.parent if top != place and split_named(top.name) else top
+    splits = {split: one for one in _folders(top) if (split := split_named(one.name))}
+    whole = all(path.relative_to(top).parts[0] in {one.name for one in splits.values()} for path in pictures)
+    parts = {split: [splits[split]] for split in ("train", "val", "test") if split in splits} if whole else {}
     return _of_files(parts or {"train": [place]}, place, notes)
 
 
@@ -309,16 +346,22 @@ def _of_files(parts: Mapping[str, list[Path]], place: Path, notes: list[str]) ->
     table = Annotations(sort_files(first, how).rows, home=cache_root())
     rows, known, count = table[:LOOKED_AT], table.keys(), len(table)
     if not rows:
-        return None
+        if first[0].is_dir():
+            return None
+        raise IntegrityError(str(first[0]), "holds no rows", "write a row for each picture, or name other data")
     shape, args, said = _shape(rows, known)
     args |= {"delimiter": delimiter} if delimiter else {}
     args |= {"encoding": encoding} if encoding else {}
     said += [f"the texts are not UTF-8, and read as {encoding} (otherwise: `args: {{encoding: …}}`)"] * bool(encoding)
     if not shape:
         return None
-    if shape == "conversation":
-        how = replace(how, image_key=str(args.get("image_key", "image")), conversations="whole")
-        rows = Annotations(sort_files(first, how).rows, home=cache_root())[:LOOKED_AT]
+    whole = "whole" if shape == "conversation" else ""
+    how = replace(how, image_key=str(args.get("image_key", "image")), conversations=whole)
+    heads = [Annotations(sort_files(some, how).rows, home=cache_root())[:LOOKED_AT] for some in parts.values()]
+    rows = [row for head in heads for row in head]
+    if not whole and any(isinstance(row.get(how.image_key), list) and len(row[how.image_key]) > 1 for row in rows):
+        what = f"`{how.image_key}` holds several pictures a row, which only conversations have"
+        raise UsageError(str(first[0]), what, "write one picture a row, or `conversations`: docs/datasets.md")
     images, found = _images(rows, args, first[0], place)
     if pattern := found.pop("image_pattern", None):
         args["image_pattern"] = pattern
@@ -328,8 +371,8 @@ def _of_files(parts: Mapping[str, list[Path]], place: Path, notes: list[str]) ->
         parts = {split: first for split in ("train", "val", "test") if split in values}
         args["split_key"] = key
         notes = [*notes, f"`{key}` says to which split a row belongs: {', '.join(parts)}"]
-    if shape == "image_caption" and "caption_key" not in args and "caption" not in known:
-        parts = {"test": first} if list(parts) == ["train"] else parts
+    if shape == "image_caption" and find_column("caption_key", rows, [str(args.get("image_key", "image"))]) is None:
+        parts = {"test": [path for some in parts.values() for path in some]}
     paths = {split: [str(one) for one in some] for split, some in parts.items()}
     listed = {split: {"storage": some[0] if len(some) == 1 else some} for split, some in paths.items()}
     section = {
@@ -419,51 +462,76 @@ PLACES = ("images", "image", "img", "imgs", "photos", "pictures", "pics", "data"
 
 def _images(rows: Sequence[Row], args: Mapping[str, Any], file: Path, place: Path) -> tuple[Path, dict[str, str]]:
     """The folder below which most of the first pictures are found, and how they are named where rows only have ids."""
-    folder = file if file.is_dir() else file.parent
-    values = [row.get(str(args.get("image_key", "image"))) for row in rows]
-    names = [str(one) for value in values if value for one in (value if isinstance(value, list) else [value])]
-    patterns: list[str | None] = [None]
     if kind_of_name(file) == ".zip":
         return file, {"note": ", which is read without unpacking it"}
     if file.is_dir() and not arrow_files(file):
         return place, {}
-    if not names:
-        key = next((key for key in IDS if any(key in row for row in rows)), "image_id")
-        ids = [{key: row[key]} for row in rows if key in row]
-        patterns = [f"{{{key}{how}}}.{end}" for end in ("jpg", "png", "jpeg", "webp") for how in ("", ":012d")]
-    if any(Path(name).is_absolute() for name in names):
-        there = [name for name in names if Path(name).is_absolute() and os.path.isfile(name)]  # noqa: PTH113
-        parents = [str(Path(name).parent) for name in there]
-        if parents:
-            return Path(os.path.commonpath(parents)), {}
-    best: tuple[int, Path, str | None] = (0, folder, None)
-    for bases, pattern in product(([place, folder], [folder.parent]), patterns):
-        if best[0] and bases == [folder.parent]:
-            continue  # what lies beside the folder may be others' pictures of the same names
-        inner = [one for base in bases for one in _folders(base)]
-        candidates = list(dict.fromkeys([*bases, *inner, *(deep for one in inner for deep in _folders(one))]))[:200]
-        wanted = names if pattern is None else [_formatted(pattern, one) for one in ids]
-        for base in candidates:
+    key = str(args.get("image_key", "image"))
+    values = [row[key] for row in rows if row.get(key) not in (None, "", [])]
+    named = [str(one) for value in values for one in (value if isinstance(value, list) else [value])]
+    there = [name for name in named if Path(name).is_absolute() and os.path.isfile(name)]  # noqa: PTH113
+    if there:
+        return Path(os.path.commonpath([str(Path(name).parent) for name in there])), {}
+    if any("://" in name for name in named[:1]):
+        return file.parent, {"note": " (rows name addresses, which are not fetched: docs/image-lists.md)"}
+    ids: list[Row] = []
+    if not named or all(name.isdigit() for name in named):
+        key = key if named else next((one for one in IDS if any(one in row for row in rows)), "image_id")
+        ids = [{key: row[key]} for row in rows if row.get(key) is not None]
+    folder = file.parent
+    own = place if place.is_dir() else folder
+    best = _best_folder([own, folder], named, ids, key)
+    note = ""
+    if not best[0] and not any(PICTURE.search(path.name) for path in islice(_below(own), MOST)):
+        best = _best_folder([folder.parent], named, ids, key)  # else these may be others' pictures of the same names
+        note = f", beside {folder.name}" if best[0] else ""
+    hits, base, pattern = best
+    if not hits:
+        base, note = folder, " (none of the first was found there: `build_info: {images: {storage: …}}` says where)"
+    elif hits < (wanted := len(ids or named)):
+        note += f" ({hits} of the first {wanted} were found there)"
+    return base, {"note": note, **({} if pattern in (None, "{image_id}.jpg") else {"image_pattern": pattern})}
+
+
+def _best_folder(
+    bases: Sequence[Path], names: Sequence[str], ids: Sequence[Row], key: str
+) -> tuple[int, Path, str | None]:
+    """How many pictures are found below which folder, and by which pattern where they are named after ids."""
+    inner = [one for base in bases for one in _folders(base)]
+    candidates = list(dict.fromkeys([*bases, *inner, *(deep for one in inner for deep in _folders(one))]))[:200]
+    best: tuple[int, Path, str | None] = (0, bases[0], None)
+    for base in candidates:
+        for pattern in _patterns(base, key) if ids else [None]:
+            wanted = names if pattern is None else [pattern.format_map(one) for one in ids]
             hits = sum(_is_below(base, name.partition("!")[0]) for name in wanted if name)
-            if hits > best[0]:
-                best = (hits, base, pattern)
-    found = {} if best[2] in (None, "{image_id}.jpg") else {"image_pattern": best[2]}
-    if any("://" in name for name in names[:1]):
-        note = " (rows name addresses, which are not fetched: docs/image-lists.md)"
-        return best[1], {"note": note}
-    note = "" if best[0] else " (none of the first was found there: `build_info: {images: {storage: …}}` says where)"
-    return best[1], {**found, "note": note}
+            best = max(best, (hits, base, pattern), key=lambda one: one[0])
+    if best[0] < len(names) and not ids:  # in several folders, or by the ends of names from another machine
+        for base in dict.fromkeys(bases):
+            hits = sum(map(ImageStore(base).exists, names))
+            best = max(best, (hits, base, None), key=lambda one: one[0])
+    return best
+
+
+def _patterns(folder: Path, key: str) -> list[str]:
+    """How the first pictures of a folder may be named after a number: `COCO_val2014_{image_id:0>12}.jpg`."""
+    try:
+        with os.scandir(folder) as listed:
+            names = [one.name for one in islice(listed, LOOKED_AT) if PICTURE.search(one.name)]
+    except OSError:
+        return []
+    found = []
+    for stem, suffix in map(os.path.splitext, names):
+        before = re.sub(r"\d+\Z", "", stem).replace("{", "{{").replace("}", "}}")
+        found += [
+            f"{{{key}}}{suffix}",
+            f"{before}{{{key}}}{suffix}",
+            f"{before}{{{key}:0>{len(stem) - len(before)}}}{suffix}",
+        ]
+    return list(dict.fromkeys(found))
 
 
 def _is_below(base: Path, name: str) -> bool:
     return any(os.path.isfile(f"{base}/{one}") for one in (name, *spellings(name)))  # noqa: PTH113
-
-
-def _formatted(pattern: str, row: Row) -> str:
-    try:
-        return pattern.format(**row)
-    except ValueError:
-        return ""
 
 
 def _folders(base: Path) -> list[Path]:

@@ -311,6 +311,7 @@ def _quoted(field: str) -> bool:
 
 def _named_rows(path: Path, records: list[tuple[int, list[str]]]) -> Iterator[Row]:
     header = [name.strip() for name in records[0][1]] if records else []
+    blanks = bool(records) and header != records[0][1]  # written with a blank behind each sign
     named = any(PICTURE.search(name) or "://" in name for name in header)
     if named:
         header = _names_for(header)
@@ -324,7 +325,7 @@ def _named_rows(path: Path, records: list[tuple[int, list[str]]]) -> Iterator[Ro
             what = f"{len(fields)} fields where the header names {len(header)}"
             way_out = "put quotes around a field that holds the sign between fields, or fetch the file again"
             raise IntegrityError(f"{path}:{number}", what, way_out)
-        yield dict(zip(header, fields, strict=True))
+        yield dict(zip(header, map(str.strip, fields) if blanks else fields, strict=True))
 
 
 def _names_for(fields: Sequence[str]) -> list[str]:
