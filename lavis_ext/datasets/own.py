@@ -21,7 +21,13 @@ from lavis_ext.common.files import expanded, read_errors, size_of
 from lavis_ext.common.registry import builders
 from lavis_ext.common.types import Dataset
 from lavis_ext.datasets.builders.base_dataset_builder import build_datasets
-from lavis_ext.datasets.builders.context import BuildContext, annotation_paths, column_problems, with_storage_root
+from lavis_ext.datasets.builders.context import (
+    BuildContext,
+    annotation_paths,
+    column_problems,
+    read_columns,
+    with_storage_root,
+)
 from lavis_ext.datasets.readers.annotations import Annotations
 from lavis_ext.datasets.readers.bundled import holds_pictures
 from lavis_ext.datasets.readers.columns import LOOKED_AT, PROMPTS, Row, find_column
@@ -604,7 +610,7 @@ def _data_problems(config: DatasetConfig, context: BuildContext) -> Iterator[Pro
         problems = column_problems(config, split, rows)
         yield from problems
         if not problems and store.ready:
-            yield from _picture_problems(config, split, rows, store)
+            yield from _row_problems(config, split, rows.head(NAMED), store)
 
 
 SOUGHT = "correct the path: it is sought beside this YAML, then below the cache root; `~` and `${oc.env:NAME}` are read"
@@ -618,12 +624,26 @@ def _meant_split(word: str) -> str | None:
     return known[0] if known and word not in SPLITS and split_named(word) is None else None
 
 
-def _picture_problems(config: DatasetConfig, split: str, rows: Annotations, store: ImageStore) -> Iterator[Problem]:
-    """One problem for all pictures of the first rows that are not there, at the file that names them."""
-    names = image_names(rows.head(NAMED), config)
-    lost = [name for name in names if not store.exists(name)]
-    if lost:
-        where = f"{', '.join(map(str, rows.paths))} ({config.name}/{split})"
-        named = f"pictures of `{config.args.get('image_key', 'image')}`"
-        what = f"{len(lost)} of the first {len(names)} {named} are not below {store.root}, first {lost[0]}"
+def _row_problems(config: DatasetConfig, split: str, rows: Annotations, store: ImageStore) -> Iterator[Problem]:
+    """A problem each for all pictures of rows that are lost or of no kind that is read, and for texts that are none.
+
+    Empty texts count in training, and where they are more than the data set tolerates.
+    """
+    where = f"{', '.join(map(str, rows.paths))} ({config.name}/{split})"
+    names = image_names(rows, config)
+    of = f"of the first {len(names)} pictures of `{config.args.get('image_key', 'image')}`"
+    if lost := [name for name in names if not store.exists(name)]:
+        what = f"{len(lost)} {of} are not below {store.root}, first {lost[0]}"
         yield Problem(where, what, "correct `build_info: {images: {storage: …}}`, or leave these rows out")
+    kinds = {name: Path(name).suffix.lower() for name in set(names).difference(lost)}
+    if unread := sorted(name for name, kind in kinds.items() if kind in UNREAD):
+        what = f"{len(unread)} {of} are of a kind that is not read here, first {unread[0]}"
+        yield Problem(where, what, f"{UNREAD[kinds[unread[0]]]}, or leave these rows out")
+    known = rows.keys()
+    for argument, column in read_columns(config, split, known).items() if split == "train" else ():
+        if argument == "image_key" or column not in known:
+            continue
+        empty = sum(not str("" if value is None else value).strip() or value == [] for value in rows.column(column))
+        if empty > config.tolerance * len(rows):
+            what = f"{empty} of the first {len(rows)} rows have no `{column}`; {config.tolerance:.2%} may fail"
+            yield Problem(where, what, f"leave them out, or raise `datasets.{config.name}.tolerance`")

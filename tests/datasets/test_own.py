@@ -458,6 +458,24 @@ def test_rows_that_no_shape_reads(tmp_path: Path) -> None:
             guess(tmp_path / "none" / name)
 
 
+def test_check_says_what_a_training_would_end_at(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    photos(tmp_path / "mine")
+    (tmp_path / "mine" / "x.HEIC").write_bytes(b"ftypheic")
+    rows = [{"image": name, "caption": text} for name, text in zip(NAMES, TEXTS, strict=True)]
+    for number, (more, named) in enumerate([({"image": "x.HEIC"}, "x.HEIC"), ({"caption": " "}, "`caption`")]):
+        listed(tmp_path / "mine", "train.json", [*rows, {**rows[0], **more}])
+        listed(tmp_path / "mine", "val.json", rows[:2])
+        assert main(["new", f"some{number}", "mine"]) == 3
+        said = capsys.readouterr().err
+        assert named in said and "train.json" in said and "1 of the first" in said
+    text = (tmp_path / "some1" / "datasets" / "some1" / "defaults.yaml").read_text()
+    write(tmp_path / "some1" / "datasets" / "some1" / "defaults.yaml", text + "    tolerance: 0.5\n")
+    assert main(["check", "some1"]) == 0
+
+
 def test_the_number_of_a_choice_is_that_choice(tmp_path: Path) -> None:
     photos(tmp_path / "quiz")
     rows = [{"image": n, "question": "which?", "choices": ["a", "b"], "answer": k % 2} for k, n in enumerate(NAMES)]
