@@ -32,7 +32,7 @@ from lavis_ext.datasets.readers.annotations import Annotations
 from lavis_ext.datasets.readers.bundled import holds_pictures
 from lavis_ext.datasets.readers.columns import LOOKED_AT, PROMPTS, Row, find_column
 from lavis_ext.datasets.readers.conversations import HELD
-from lavis_ext.datasets.readers.folders import BOX, SPLITS, split_named
+from lavis_ext.datasets.readers.folders import BOX, SPLITS, TEXTS, split_named
 from lavis_ext.datasets.readers.images import ImageStore, spellings
 from lavis_ext.datasets.readers.packed import arrow_files
 from lavis_ext.datasets.readers.parse import RowOptions, kind_of, row_options, sort_files
@@ -54,6 +54,7 @@ UNREAD: Mapping[str, str] = {
     **dict.fromkeys((".xlsx", ".xls", ".xlsm", ".ods", ".numbers"), "save as CSV, in UTF-8"),
     **dict.fromkeys((".xml", ".pkl", ".pickle", ".npz", ".sqlite", ".db"), "save as JSON, CSV or COCO's form"),
     **dict.fromkeys((".rar", ".7z"), "unpack, or save as zip"),
+    ".feather": "save as Parquet",
 }
 """Files that people have beside or as their data and that are not read here, and the way out."""
 QUESTION = "What is this?"
@@ -188,14 +189,29 @@ def _look(place: Path) -> Found | None:
         for split, some in _by_split(files, place).items():
             chosen[split], left = _alike(some)
             notes += [f"left out beside {chosen[split][0].name}: {', '.join(one.name for one in left)}"] if left else []
-        if found := _of_files(chosen, place, notes):
-            return found
+        texts = {path.with_suffix("") for path in entries if path.suffix.lower() in TEXTS}
         kept = ", ".join(one.name for some in chosen.values() for one in some)
+        found = _of_files(chosen, place, notes)
+        if found and texts & beside and not _finds_some(found[0]):  # as img2dataset leaves tables of addresses
+            return _folder(place, pictures, [f"no picture of {kept} is here: the texts beside pictures are read"])
+        if found:
+            return found
         unread = [f"no column of {kept} is a picture or what is said of one: they are left out"]
     if pictures:
         return _folder(place, pictures, unread if files else [])
     zips = [path for path in entries if kind_of_name(path) == ".zip" and holds_pictures(path)]
     return _of_files({"train": zips}, place, []) if len(zips) == 1 else None
+
+
+def _finds_some(section: Mapping[str, Any]) -> bool:
+    """Whether any picture of the first rows of a declaration is there."""
+    config = ConfigDecoder().build(DatasetConfig, {"name": "some", "family": "some", **section}, "datasets.some")
+    if config is None:
+        return False
+    split, context = next(iter(config.build_info.annotations)), BuildContext(cache_root())
+    paths = annotation_paths(config, split, context)
+    rows = Annotations(sort_files(paths, row_options(config, split, context.cache_root)).rows, LOOKED_AT, cache_root())
+    return any(map(ImageStore(config.build_info.images.storage).exists, image_names(rows, config)))
 
 
 def _unread(places: Iterable[Path]) -> tuple[str, str] | None:
@@ -312,9 +328,11 @@ def _shards(tars: Sequence[Path], place: Path) -> Found:
 
     splits = _by_split(tars, place)
     split, used = next(iter(splits.items()))
+    if place.is_dir() and used[0].suffix.lower() in (".gz", ".tgz"):
+        raise UsageError(str(place), f"{used[0].name} is packed, and a stream is of plain tars", "unpack it: `gunzip`")
     kinds = kinds_in(used[0])
-    if not {"json", "txt"} & kinds:
-        what = f"{used[0].name} holds {', '.join(sorted(kinds)) or 'nothing'}, and no text beside a picture"
+    if kinds and not {"json", "txt"} & kinds:
+        what = f"{used[0].name} holds {', '.join(sorted(kinds))}, and no text beside a picture"
         raise UsageError(str(place), what, "unpack it: a folder of pictures can be looked at; or add `KEY.txt` to each")
     args = {"caption_key": ".txt"} if "json" not in kinds else {}
     said = "its `.txt`"
@@ -377,7 +395,8 @@ def _of_files(parts: Mapping[str, list[Path]], place: Path, notes: list[str]) ->
         parts = {split: first for split in ("train", "val", "test") if split in values}
         args["split_key"] = key
         notes = [*notes, f"`{key}` says to which split a row belongs: {', '.join(parts)}"]
-    if shape == "image_caption" and find_column("caption_key", rows, [str(args.get("image_key", "image"))]) is None:
+    said_in = {"image_caption": "caption_key", "vqa": "answer_key"}.get(shape)
+    if said_in and "question" not in args and "conversations" not in known and not _says(said_in, rows, args):
         parts = {"test": [path for some in parts.values() for path in some]}
     paths = {split: [str(one) for one in some] for split, some in parts.items()}
     listed = {split: {"storage": some[0] if len(some) == 1 else some} for split, some in paths.items()}
@@ -389,7 +408,7 @@ def _of_files(parts: Mapping[str, list[Path]], place: Path, notes: list[str]) ->
     kinds = ", ".join(f"{split}: {', '.join(one.name for one in some)}" for split, some in parts.items())
     told = [*notes, f"rows of {kinds}", *said, f"the pictures lie below {images}{found.get('note', '')}"]
     read = {*READ, *HELD, *map(str, args.values())}
-    if rest := [f"`{name}`" for name in known if name not in read]:
+    if rest := [f"`{name}`" for name in known if name and name not in read]:
         told.append(f"not read: {', '.join(rest[:12])}{' …' if len(rest) > 12 else ''}")
     return section, told, count
 
@@ -432,7 +451,8 @@ def _shape(rows: Sequence[Row], known: Sequence[str]) -> tuple[str, dict[str, An
     if question:
         args |= {} if question == "question" else {"question_key": question}
         args |= {} if answer in (None, "answer") else {"answer_key": answer}
-        said.append(f"`{question}` is asked and `{answer}` is the answer: the shape `vqa`")
+        given = f"`{answer}` is the answer" if answer else "no column is a text that could be the answer"
+        said.append(f"`{question}` is asked and {given}: the shape `vqa`")
         return "vqa", args, said
     label = find_column("label_key", rows, used)
     if caption:
@@ -450,6 +470,12 @@ def _shape(rows: Sequence[Row], known: Sequence[str]) -> tuple[str, dict[str, An
         ]
         return "image_caption", args, said
     return "", {}, []
+
+
+def _says(argument: str, rows: Sequence[Row], args: Mapping[str, Any]) -> bool:
+    """Whether rows have what is to be learnt of them: a caption, or an answer."""
+    asked = [str(args.get("image_key", "image")), str(args.get("question_key", "question"))]
+    return find_column(argument, rows, asked) is not None
 
 
 def _goes_on(row: Row, pictures: Any) -> bool:
@@ -478,7 +504,7 @@ def _images(rows: Sequence[Row], args: Mapping[str, Any], file: Path, place: Pat
     there = [name for name in named if Path(name).is_absolute() and os.path.isfile(name)]  # noqa: PTH113
     if there:
         return Path(os.path.commonpath([str(Path(name).parent) for name in there])), {}
-    if any("://" in name for name in named[:1]):
+    if any("://" in name and not name.startswith("file:") for name in named[:1]):
         return file.parent, {"note": " (rows name addresses, which are not fetched: docs/image-lists.md)"}
     ids: list[Row] = []
     if not named or all(name.isdigit() for name in named):
@@ -507,7 +533,7 @@ def _best_folder(
     candidates = list(dict.fromkeys([*bases, *inner, *(deep for one in inner for deep in _folders(one))]))[:200]
     best: tuple[int, Path, str | None] = (0, bases[0], None)
     for base in candidates:
-        for pattern in _patterns(base, key) if ids else [None]:
+        for pattern in _patterns(base, key, isinstance(ids[0][key], float)) if ids else [None]:
             wanted = names if pattern is None else [pattern.format_map(one) for one in ids]
             hits = sum(_is_below(base, name.partition("!")[0]) for name in wanted if name)
             best = max(best, (hits, base, pattern), key=lambda one: one[0])
@@ -518,21 +544,19 @@ def _best_folder(
     return best
 
 
-def _patterns(folder: Path, key: str) -> list[str]:
+def _patterns(folder: Path, key: str, floating: bool) -> list[str]:
     """How the first pictures of a folder may be named after a number: `COCO_val2014_{image_id:0>12}.jpg`."""
+    plain, padded = (f"{{{key}:.0f}}", f"{{{key}:0%d.0f}}") if floating else (f"{{{key}}}", f"{{{key}:0>%d}}")
     try:
         with os.scandir(folder) as listed:
-            names = [one.name for one in islice(listed, LOOKED_AT) if PICTURE.search(one.name)]
+            names = list(islice((one.name for one in listed if PICTURE.search(one.name)), LOOKED_AT))
     except OSError:
         return []
     found = []
     for stem, suffix in map(os.path.splitext, names):
         before = re.sub(r"\d+\Z", "", stem).replace("{", "{{").replace("}", "}}")
-        found += [
-            f"{{{key}}}{suffix}",
-            f"{before}{{{key}}}{suffix}",
-            f"{before}{{{key}:0>{len(stem) - len(before)}}}{suffix}",
-        ]
+        width = len(stem) - len(re.sub(r"\d+\Z", "", stem))
+        found += [f"{plain}{suffix}", f"{before}{plain}{suffix}", f"{before}{padded % width}{suffix}"]
     return list(dict.fromkeys(found))
 
 

@@ -380,7 +380,25 @@ def from_another_machine(root: Path) -> None:
     write(root / "mine.csv", "path;text\n" + "".join(map("C:\\\\me\\\\imgs\\\\{};{}\n".format, NAMES, TEXTS)))
 
 
+def above(root: Path) -> None:
+    photos(root / "im")
+    write(root / "ann" / "mine.csv", "image,caption,,\n" + "".join(map("../im/{},{},,\n".format, NAMES, TEXTS)))
+
+
+def floating(root: Path) -> None:
+    photos(root / "im", [f"{number:04d}.jpg" for number in range(COUNT)])
+    listed(root, "mine.json", [{"image_id": float(number), "caption": text} for number, text in enumerate(TEXTS)])
+
+
+def as_img2dataset_leaves_files(root: Path) -> None:
+    photos(root / "00000")
+    for name, text in zip(NAMES, TEXTS, strict=True):
+        write((root / "00000" / name).with_suffix(".txt"), text)
+    parquet.write_table(pa.table({"url": ["http://x/y"] * COUNT, "caption": TEXTS}), root / "00000.parquet")
+
+
 WHOSE = [
+    *(above, floating, as_img2dataset_leaves_files),
     *(deep, zero_padded, padded_digits, prefixed, of_each_split, tables_of_each_split),
     *(blanks, in_capitals, from_another_machine),
 ]
@@ -474,6 +492,19 @@ def test_check_says_what_a_training_would_end_at(
     text = (tmp_path / "some1" / "datasets" / "some1" / "defaults.yaml").read_text()
     write(tmp_path / "some1" / "datasets" / "some1" / "defaults.yaml", text + "    tolerance: 0.5\n")
     assert main(["check", "some1"]) == 0
+
+
+def test_answers_as_programs_write_them(tmp_path: Path) -> None:
+    photos(tmp_path / "lists")
+    write(tmp_path / "lists" / "a.csv", "image,question,answers\n" + "".join(f"{n},q?,\"['a', 'b']\"\n" for n in NAMES))
+    assert load_dataset(tmp_path / "lists")["train"][0]["answers"] == ["a", "b"]
+    photos(tmp_path / "flags")
+    listed(tmp_path / "flags", "a.json", [{"image": name, "question": "q?", "answer": True} for name in NAMES])
+    assert list(load_dataset(tmp_path / "flags")) == ["test"], "what is no text cannot be learnt"
+    tars(tmp_path / "packed")
+    (tmp_path / "packed" / "00000.tar").rename(tmp_path / "packed" / "00000.tar.gz")
+    with pytest.raises(UsageError, match="gunzip"):
+        guess(tmp_path / "packed")
 
 
 def test_the_number_of_a_choice_is_that_choice(tmp_path: Path) -> None:

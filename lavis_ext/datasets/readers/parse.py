@@ -13,6 +13,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from posixpath import normpath
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
 
 from lavis_ext.common.errors import ConfigError, IntegrityError
@@ -605,7 +606,9 @@ class Beside(OneFile):
         if first is None or here or not there:
             return rows
         folder, key = self.path.parent.relative_to(self.base).as_posix(), self.image_key
-        return [{**row, key: f"{folder}/{row[key]}"} if isinstance(row.get(key), str) else row for row in rows]
+        texts = (row.get(key) for row in rows)
+        names = [normpath(f"{folder}/{one}") if isinstance(one, str) else one for one in texts]
+        return [row if one is None else {**row, key: one} for row, one in zip(rows, names, strict=True)]
 
 
 @dataclass(frozen=True)
