@@ -240,7 +240,7 @@ def _below(folder: Path) -> Iterator[Path]:
 
     Of those in one folder that differ in digits only, as photographs do, the first: others would not be come to.
     """
-    level, seen = [folder], set()
+    level, seen = [folder], set[tuple[int, int]]()
     while level:
         inner: list[Path] = []
         for one in level:
@@ -358,7 +358,9 @@ def _folder(place: Path, pictures: Sequence[Path], notes: list[str]) -> Found | 
     top = top.parent if top != place and split_named(top.name) else top
     splits = {split: one for one in _folders(top) if (split := split_named(one.name))}
     whole = all(path.relative_to(top).parts[0] in {one.name for one in splits.values()} for path in pictures)
-    parts = {split: [splits[split]] for split in ("train", "val", "test") if split in splits} if whole else {}
+    parts: dict[str, list[Path]] = {}
+    if whole:
+        parts = {split: [splits[split]] for split in ("train", "val", "test") if split in splits}
     return _of_files(parts or {"train": [place]}, place, notes)
 
 
@@ -379,8 +381,8 @@ def _of_files(parts: Mapping[str, list[Path]], place: Path, notes: list[str]) ->
     said += [f"the texts are not UTF-8, and read as {encoding} (otherwise: `args: {{encoding: …}}`)"] * bool(encoding)
     if not shape:
         return None
-    whole = "whole" if shape == "conversation" else ""
-    how = replace(how, image_key=str(args.get("image_key", "image")), conversations=whole)
+    whole = shape == "conversation"
+    how = replace(how, image_key=str(args.get("image_key", "image")), conversations="whole" if whole else "")
     heads = [Annotations(sort_files(some, how).rows, home=cache_root())[:LOOKED_AT] for some in parts.values()]
     rows = [row for head in heads for row in head]
     if not whole and any(isinstance(row.get(how.image_key), list) and len(row[how.image_key]) > 1 for row in rows):
