@@ -126,6 +126,7 @@ def about_values(subject: Subject) -> dict[str, Any]:
     more = [f"and {len(missing) - MAX_MISSING:,} more"] if len(missing) > MAX_MISSING else []
     several = len(subject.chapters) > 1
     return {
+        "own": [own_row(one, split, several) for one in subject.chapters if not one.states for split in one.views],
         "splits": [
             [
                 f"{state.dataset} / {state.split}" if several else state.split,
@@ -144,6 +145,19 @@ def about_values(subject: Subject) -> dict[str, Any]:
         "details": "\n\n".join(file_details(file) for file in subject.files),
         "citations": [card.citation.strip() for card in subject.cards if card.citation.strip()],
     }
+
+
+def own_row(chapter: Chapter, split: str, several: bool) -> list[str]:
+    """A split of data that no card declares: its samples, and the files and the folder that they are read from."""
+    info = chapter.config.build_info
+    rows = info.annotations[split].storage if split in info.annotations else info.storage
+    name = f"{chapter.title} {split}" if several else split
+    return [
+        name,
+        f"{len(chapter.views[split]):,}",
+        ", ".join(rows),
+        str(info.images.storage or "–"),
+    ]
 
 
 def figure_values(subject: Subject) -> dict[str, Any]:

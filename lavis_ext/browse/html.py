@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from lavis_ext.common.files import disk_errors, write_atomic
 from lavis_ext.common.secrets import redact
+from lavis_ext.common.wording import measured
 
 if TYPE_CHECKING:
     from jinja2 import Environment
@@ -162,8 +163,8 @@ def scale(values: Sequence[float], start: float, stop: float, wanted: int = 5, w
 
 
 def shown(value: float) -> str:
-    """A number as short as it can be read: `0.25`, `1.2k`, `3e-05`."""
-    if value and (abs(value) < 1e-3 or abs(value) >= 1e6):
+    """A number as short as it can be read: `0.25`, `12.5k`, `3e-5`."""
+    if value and not 1e-3 <= abs(value) < 1e6:
         mantissa, _, exponent = f"{value:.3g}".partition("e")
         return f"{mantissa}e{int(exponent)}" if exponent else mantissa
     if abs(value) >= 10_000:
@@ -173,10 +174,8 @@ def shown(value: float) -> str:
 
 def figure(value: float) -> str:
     """A result as a person writes it, to three digits: `0.873`, `63.3`, `1,234`."""
-    if not math.isfinite(value) or value == 0:
-        return f"{value:g}"
-    if abs(value) < 1e-3 or abs(value) >= 1e7:
-        return shown(float(f"{value:.3g}"))
+    if not 1e-3 <= abs(value) < 1e7:
+        return measured(value, 3)
     decimals = max(2 - math.floor(math.log10(abs(value))), 0)
     return f"{value:,.{decimals}f}" if decimals < 3 else f"{value:.3f}"
 
@@ -187,7 +186,7 @@ def figures(values: Sequence[float | None]) -> list[str]:
     top = max(known, default=0.0)
     decimals = 3 if top < 10 else 2 if top < 1000 else 0
     if top and top < 1e-2:
-        return ["–" if v is None else shown(float(f"{v:.3g}")) for v in values]
+        return ["–" if v is None else measured(v, 3) for v in values]
     return ["–" if v is None else f"{v:,.{decimals}f}" for v in values]
 
 

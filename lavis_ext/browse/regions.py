@@ -172,7 +172,11 @@ def write_store_page(
     least, mean, most = facts["boxes_per_image"] or (0, 0, 0)
     tiles = [
         Tile("images", f"{facts['images']:,}", f"{facts['faults']:,} rows could not be imported"),
-        Tile("regions", f"{facts['boxes']:,}", f"{least} to {most} an image, {mean} in the mean"),
+        Tile(
+            "regions",
+            f"{facts['boxes']:,}",
+            f"{least} to {most} an image, {mean} in the mean" if least < most else f"{least} an image",
+        ),
         Tile("numbers a region", f"{facts['columns']:,}", facts["dtype"]),
         Tile("size", human(facts["bytes"]), "of the rows"),
     ]

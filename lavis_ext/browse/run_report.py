@@ -13,6 +13,7 @@ from typing import Any
 
 from lavis_ext.browse.html import Series, Tile, figure, figures, line_chart, write_document
 from lavis_ext.common.files import decode_json, read_errors, read_file
+from lavis_ext.common.wording import ROUNDING
 from lavis_ext.fetch.lock import is_abandoned
 from lavis_ext.metrics.vqa import KINDS
 
@@ -222,12 +223,25 @@ def tiles(run: RunRecords) -> list[Tile]:
     return found
 
 
+def best_of(records: RunRecords) -> Record:
+    """The evaluation that the run recorded as best, else that with the highest aggregate, else the last; {} if none."""
+    wanted = records.best.get("split"), records.best.get("step")
+    evaluations = records.evaluations
+    chosen = [r for r in evaluations if records.best and (r.get("split"), r.get("step")) == wanted]
+    if chosen:
+        return chosen[0]
+    if scored := [r for r in evaluations if finite(r["metrics"].get(AGGREGATE)) is not None]:
+        return max(scored, key=lambda r: number(r["metrics"][AGGREGATE]))
+    return evaluations[-1] if evaluations else {}
+
+
 def best_record(run: RunRecords) -> Record:
-    """The evaluation that `run.json` names as the best; {} if there is none, or none of its split was above zero."""
-    wanted = run.best.get("split"), run.best.get("step")
-    found = next((r for r in run.evaluations if run.best and (r.get("split"), r.get("step")) == wanted), {})
+    """The best of several evaluations, also while the run goes on; {} where there are not several, or all are zero."""
+    splits = [record.get("split") for record in curve_records(run)]
+    found = best_of(run) if run.best or len(splits) > len(set(splits)) else {}
     metrics = found.get("metrics", {})
-    return found if any(finite(metrics.get(name)) for name in (headline(metrics)[0], AGGREGATE)) else {}
+    values = [finite(metrics.get(name)) for name in (headline(metrics)[0], AGGREGATE)]
+    return found if any(value is not None and abs(value) > ROUNDING for value in values) else {}
 
 
 def curve_records(run: RunRecords) -> list[Record]:

@@ -19,6 +19,7 @@ from lavis_ext.browse.run_report import (
     RunRecords,
     as_list,
     as_object,
+    best_of,
     curve_records,
     duration,
     finite,
@@ -34,7 +35,7 @@ from lavis_ext.browse.serve import Reply
 from lavis_ext.common.config.yamlio import read_value
 from lavis_ext.common.errors import ConfigError, UsageError
 from lavis_ext.common.files import read_errors
-from lavis_ext.common.wording import shorten
+from lavis_ext.common.wording import ROUNDING, shorten
 
 RUN_FILES = ("log.jsonl", "run.json")
 """A folder that holds one of these is the folder of a run."""
@@ -140,18 +141,6 @@ def summarise(records: RunRecords, name: str) -> RunSummary:
     )
 
 
-def best_of(records: RunRecords) -> Record:
-    """The evaluation that the run recorded as best, else that with the highest aggregate, else the last; {} if none."""
-    wanted = records.best.get("split"), records.best.get("step")
-    evaluations = records.evaluations
-    chosen = [r for r in evaluations if records.best and (r.get("split"), r.get("step")) == wanted]
-    if chosen:
-        return chosen[0]
-    if scored := [r for r in evaluations if finite(r["metrics"].get(AGGREGATE)) is not None]:
-        return max(scored, key=lambda r: number(r["metrics"][AGGREGATE]))
-    return evaluations[-1] if evaluations else {}
-
-
 def is_run(folder: Path) -> bool:
     """Whether a folder is that of a run: its log, its facts, or its configuration."""
     return any((folder / name).is_file() for name in (*RUN_FILES, "config.yaml"))
@@ -230,7 +219,7 @@ def runs_values(targets: Sequence[Path]) -> dict[str, Any]:
                 "–" if run.seconds is None else duration(run.seconds),
                 start.strftime("%-d %b %Y, %H:%M") if (start := moment(run.started)) else run.started or "–",
             ],
-            "leads": run.best is not None and run.best == top[run.metric] > 0 and len(runs) > 1,
+            "leads": run.best is not None and run.best == top[run.metric] > ROUNDING and len(runs) > 1,
             "changes": [
                 f"{name}: {short(before)} → {short(after)}"
                 for name, (before, after) in list(run.differs.items())[:CHANGES]

@@ -6,6 +6,7 @@ What `prepare` knows of the disk is asked for here, and nowhere else in this fol
 from __future__ import annotations
 
 import logging
+import os
 import re
 from collections import Counter
 from collections.abc import Sequence
@@ -159,7 +160,8 @@ def joined(subjects: Sequence[Subject]) -> Subject:
     files = {file.artifact.file: file for subject in subjects for file in subject.files}
     name = " and ".join(subject.name for subject in subjects)
     said = tuple(f"{one.name}: {sentence}" for one in subjects for sentence in one.said)
-    return Subject(name, cards, subjects[0].root, tuple(chapters), tuple(files.values()), beside=True, said=said)
+    root = Path(os.path.commonpath([subject.root for subject in subjects]))
+    return Subject(name, cards, root, tuple(chapters), tuple(files.values()), beside=True, said=said)
 
 
 def read_chapter(

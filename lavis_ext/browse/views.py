@@ -214,13 +214,20 @@ class RowsView(View):
 
     def data(self, item: Item, number: int = 0) -> bytes:
         """The encoded bytes, from the image store."""
-        found: bytes = self.dataset.images.read(self._named(*item.handle)[number][0])
+        found: bytes = self.dataset.images.read(self._name(item, number))
         return found
+
+    def _name(self, item: Item, number: int) -> str:
+        """The name of a picture; raises SampleError for a sample without one, as a conversation of texts alone."""
+        named = self._named(*item.handle)
+        if number >= len(named):
+            raise self.dataset.fault(item.handle[0], "the sample has no picture")
+        return named[number][0]
 
     def lost(self, item: Item, number: int = 0) -> str:
         """Asks the image store, which opens no file."""
         try:
-            self.dataset.images.find(self._named(*item.handle)[number][0])
+            self.dataset.images.find(self._name(item, number))
         except SampleError as error:
             return error.why
         return ""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 
@@ -13,6 +14,20 @@ def human(size: float) -> str:
             break
         value, unit = value / 1000, larger
     return f"{value:.0f} B" if unit == "B" else f"{value:.1f} {unit}"
+
+
+ROUNDING = 1e-9
+"""A metric or a loss smaller than this is what sums of ones in floating point leave of 0."""
+
+
+def measured(value: float, digits: int = 4) -> str:
+    """A measured number as a person writes it: `0.6223`, `3e-5`, `12,346`; `0` for what is 0 but for rounding."""
+    if math.isfinite(value) and abs(value) < ROUNDING:
+        return "0"
+    if 10**digits <= abs(value) < 1e7:
+        return f"{value:,.0f}"
+    mantissa, _, exponent = f"{value:.{digits}g}".partition("e")
+    return f"{mantissa}e{int(exponent)}" if exponent else mantissa
 
 
 def shorten(text: str, width: int) -> str:

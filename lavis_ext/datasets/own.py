@@ -5,27 +5,34 @@ from __future__ import annotations
 import logging
 import os
 import re
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
-from itertools import islice, product
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from lavis_ext.common.config.decode import ConfigDecoder, read_sections
 from lavis_ext.common.config.resolve import cache_root
 from lavis_ext.common.config.schema import DatasetConfig
-from lavis_ext.common.errors import LavisExtError, Problem, UsageError, nearest
+from lavis_ext.common.errors import IntegrityError, LavisExtError, Problem, UsageError, nearest
 from lavis_ext.common.files import expanded, read_errors, size_of
 from lavis_ext.common.registry import builders
 from lavis_ext.common.types import Dataset
 from lavis_ext.datasets.builders.base_dataset_builder import build_datasets
-from lavis_ext.datasets.builders.context import BuildContext, annotation_paths, column_problems, with_storage_root
+from lavis_ext.datasets.builders.context import (
+    BuildContext,
+    annotation_paths,
+    column_problems,
+    read_columns,
+    with_storage_root,
+)
 from lavis_ext.datasets.readers.annotations import Annotations
 from lavis_ext.datasets.readers.bundled import holds_pictures
 from lavis_ext.datasets.readers.columns import LOOKED_AT, PROMPTS, Row, find_column
 from lavis_ext.datasets.readers.conversations import HELD
-from lavis_ext.datasets.readers.folders import SPLITS, split_named
+from lavis_ext.datasets.readers.folders import BOX, SPLITS, TEXTS, split_named
 from lavis_ext.datasets.readers.images import ImageStore, spellings
 from lavis_ext.datasets.readers.packed import arrow_files
 from lavis_ext.datasets.readers.parse import RowOptions, kind_of, row_options, sort_files
@@ -35,8 +42,8 @@ from lavis_ext.prepare.samples import image_names
 log = logging.getLogger(__name__)
 ROWS = (".json", ".jsonl", ".ndjson", ".csv", ".tsv", ".parquet", ".arrow", ".token")
 TARS = (".tar", ".tar.gz", ".tgz")
-DEPTH, MOST = 3, 20_000
-"""How deep and among how many entries a folder is searched for files of rows."""
+DEPTH, MOST, ALIKE = 3, 20_000, 1_000
+"""How deep files of rows are looked for; among how many entries, of which so many may differ in digits only."""
 NOT_ROWS = re.compile(
     r"cache-|dataset_infos?|state|dataset_dict|config|package|licen[cs]e|readme|requirements|_stats|manifest"
 )
@@ -47,6 +54,7 @@ UNREAD: Mapping[str, str] = {
     **dict.fromkeys((".xlsx", ".xls", ".xlsm", ".ods", ".numbers"), "save as CSV, in UTF-8"),
     **dict.fromkeys((".xml", ".pkl", ".pickle", ".npz", ".sqlite", ".db"), "save as JSON, CSV or COCO's form"),
     **dict.fromkeys((".rar", ".7z"), "unpack, or save as zip"),
+    ".feather": "save as Parquet",
 }
 """Files that people have beside or as their data and that are not read here, and the way out."""
 QUESTION = "What is this?"
@@ -109,6 +117,9 @@ def guess(path: str | Path, name: str | None = None) -> Guess:
     section, sentences, count = found
     if place.is_dir() and (left := _unread([place])):
         sentences = [*sentences, ": ".join(left)]
+    if place.is_dir() and (label := _first_labels(place)):
+        what = f"{label.name} and its like are YOLO's boxes, which are not read: write them as COCO's JSON to see them"
+        sentences = [*sentences, what]
     decoder = ConfigDecoder()
     config = decoder.build(DatasetConfig, {"name": chosen, "family": chosen, **section}, f"datasets.{chosen}")
     decoder.close()
@@ -169,7 +180,8 @@ def _look(place: Path) -> Found | None:
         return _shards(tars, place)
     pictures = [path for path in entries if PICTURE.search(path.name)]
     beside = {path.with_suffix("") for path in pictures}
-    files = [path for path in entries if _may_hold_rows(path) and path.with_suffix("") not in beside]
+    upper = (path for path in entries if len(path.relative_to(place).parts) <= DEPTH + 1)
+    files = [path for path in upper if _may_hold_rows(path) and path.with_suffix("") not in beside]
     files = [path for path in files if not PICTURE.search(path.stem)]  # `x.jpg.json`, what a camera's cloud says of x
     if files:
         files, notes = _chosen(files)
@@ -177,9 +189,13 @@ def _look(place: Path) -> Found | None:
         for split, some in _by_split(files, place).items():
             chosen[split], left = _alike(some)
             notes += [f"left out beside {chosen[split][0].name}: {', '.join(one.name for one in left)}"] if left else []
-        if found := _of_files(chosen, place, notes):
-            return found
+        texts = {path.with_suffix("") for path in entries if path.suffix.lower() in TEXTS}
         kept = ", ".join(one.name for some in chosen.values() for one in some)
+        found = _of_files(chosen, place, notes)
+        if found and texts & beside and not _finds_some(found[0]):  # as img2dataset leaves tables of addresses
+            return _folder(place, pictures, [f"no picture of {kept} is here: the texts beside pictures are read"])
+        if found:
+            return found
         unread = [f"no column of {kept} is a picture or what is said of one: they are left out"]
     if pictures:
         return _folder(place, pictures, unread if files else [])
@@ -187,28 +203,63 @@ def _look(place: Path) -> Found | None:
     return _of_files({"train": zips}, place, []) if len(zips) == 1 else None
 
 
+def _finds_some(section: Mapping[str, Any]) -> bool:
+    """Whether any picture of the first rows of a declaration is there."""
+    config = ConfigDecoder().build(DatasetConfig, {"name": "some", "family": "some", **section}, "datasets.some")
+    if config is None:
+        return False
+    split, context = next(iter(config.build_info.annotations)), BuildContext(cache_root())
+    paths = annotation_paths(config, split, context)
+    rows = Annotations(sort_files(paths, row_options(config, split, context.cache_root)).rows, LOOKED_AT, cache_root())
+    return any(map(ImageStore(config.build_info.images.storage).exists, image_names(rows, config)))
+
+
 def _unread(places: Iterable[Path]) -> tuple[str, str] | None:
     """What is not read of a path, and the way out; None where there is nothing of the kind."""
     files = [one for place in places for one in (islice(_below(place), MOST) if place.is_dir() else [place])]
-    found = {one.suffix.lower(): one for one in files if one.suffix.lower() in UNREAD}
+    found: dict[str, list[Path]] = {}
+    for one in files:
+        if one.suffix.lower() in UNREAD and one.name.lower() != "thumbs.db":
+            found.setdefault(one.suffix.lower(), []).append(one)
     if not found:
         return None
     kinds = dict.fromkeys(UNREAD[kind] for kind in found)
-    names = ", ".join(f"{kind} ({one.name})" for kind, one in sorted(found.items()))
+    names = ", ".join(f"{len(some)} {kind} (first {some[0].name})" for kind, some in sorted(found.items()))
     return f"holds files that are not read here: {names}", "; ".join(kinds)
 
 
+def _first_labels(place: Path) -> Path | None:
+    """The first of YOLO's files of boxes among the first texts below a folder."""
+    texts = islice((one for one in islice(_below(place), MOST) if one.suffix.lower() == ".txt"), LOOKED_AT)
+    lines = ((one, open_head(one, 400).decode("utf-8", "replace").strip().partition("\n")[0]) for one in texts)
+    return next((one for one, line in lines if BOX.fullmatch(line.strip())), None)
+
+
 def _below(folder: Path) -> Iterator[Path]:
-    """The files below a folder, the upper ones first; hidden ones are left out."""
-    level = [folder]
-    for _ in range(DEPTH + 1):
+    """The files below a folder, the upper ones first; hidden ones are left out.
+
+    Of those in one folder that differ in digits only, as photographs do, the first: others would not be come to.
+    """
+    level, seen = [folder], set[tuple[int, int]]()
+    while level:
         inner: list[Path] = []
         for one in level:
             with read_errors(one), os.scandir(one) as listed:
                 entries = sorted((e for e in listed if not e.name.startswith(".")), key=lambda e: e.name)
-            yield from (Path(e.path) for e in entries if size_of(e) is not None)
+                place = one.stat()
+            if (place.st_dev, place.st_ino) in seen or len(seen) > MOST:  # a loop of links, or a whole disk
+                continue
+            seen.add((place.st_dev, place.st_ino))
+            alike = Counter[str]()
+            for entry in entries:
+                alike[form := DIGITS.sub("", entry.name)] += 1
+                if (alike[form] <= ALIKE or kind_of_name(Path(entry.name)) in WHOLE) and size_of(entry) is not None:
+                    yield Path(entry.path)
             inner += [Path(e.path) for e in entries if os.path.isdir(e.path)]  # noqa: PTH112 - False of a loop of links
         level = inner
+
+
+DIGITS, WHOLE = re.compile(r"\d+"), (".tar", ".parquet", ".arrow")
 
 
 def _may_hold_rows(path: Path) -> bool:
@@ -273,31 +324,43 @@ TELLING = {"metadata", "captions", "caption", "annotations", "train", "val", "te
 
 def _shards(tars: Sequence[Path], place: Path) -> Found:
     """Tars in webdataset's form; which member holds the caption is seen in the first."""
-    from lavis_ext.datasets.readers.shard_index import kinds_in
+    from lavis_ext.datasets.readers.shard_index import first_object, kinds_in
 
-    kinds = kinds_in(tars[0])
+    splits = _by_split(tars, place)
+    split, used = next(iter(splits.items()))
+    if place.is_dir() and used[0].suffix.lower() in (".gz", ".tgz"):
+        raise UsageError(str(place), f"{used[0].name} is packed, and a stream is of plain tars", "unpack it: `gunzip`")
+    kinds = kinds_in(used[0])
+    if kinds and not {"json", "txt"} & kinds:
+        what = f"{used[0].name} holds {', '.join(sorted(kinds))}, and no text beside a picture"
+        raise UsageError(str(place), what, "unpack it: a folder of pictures can be looked at; or add `KEY.txt` to each")
     args = {"caption_key": ".txt"} if "json" not in kinds else {}
-    folders = list(dict.fromkeys(str(path.parent) for path in tars))
-    storage = str(place) if place.is_file() else folders[0] if len(folders) == 1 else folders
-    said = f"{len(tars)} tar{'s' if len(tars) > 1 else ''} of samples, read as a stream: the shape `image_text_shards`"
-    text = "its `.txt`" if args else "`caption` of its `.json`"
-    told = [said, f"the caption of a sample is {text} (otherwise: `args: {{caption_key: …}}`)"]
+    said = "its `.txt`"
+    if "json" in kinds:
+        key = find_column("caption_key", [first_object(used[0])])
+        said = f"`{key or 'caption'}` of its `.json`"
+        args = {} if key in ("caption", None) else {"caption_key": key}
+        args = {"caption_key": ".txt"} if key is None and "txt" in kinds else args
+    storage: Any = [str(path) for path in used]
+    if len(splits) == 1:
+        folders = list(dict.fromkeys(str(path.parent) for path in used))
+        storage = str(place) if place.is_file() else folders[0] if len(folders) == 1 else folders
+    count = f"{len(used)} tar{'s' if len(used) > 1 else ''} of samples"
+    told = [f"{count}, read as a stream: the shape `image_text_shards`"]
+    told += [f"only {split} is a stream to train on; left out: {', '.join(list(splits)[1:])}"] * (len(splits) > 1)
+    told += [f"the caption of a sample is {said} (otherwise: `args: {{caption_key: …}}`)"]
     return {"builder": "image_text_shards", "build_info": {"storage": storage}, "args": args}, told, None
 
 
 def _folder(place: Path, pictures: Sequence[Path], notes: list[str]) -> Found | None:
     """A folder of pictures without a file of rows, or folders of pictures by split."""
-    splits = {
-        split: place / name
-        for name in sorted({path.relative_to(place).parts[0] for path in pictures if path.parent != place})
-        if (split := split_named(name))
-    }
-    whole = splits and all(
-        path.relative_to(place).parts[0] in {one.name for one in splits.values()} for path in pictures
-    )
-    parts: dict[str, list[Path]] = (
-        {split: [splits[split]] for split in ("train", "val", "test") if split in splits} if whole else {}
-    )
+    top = Path(os.path.commonpath([path.parent for path in pictures]))
+    top = top.parent if top != place and split_named(top.name) else top
+    splits = {split: one for one in _folders(top) if (split := split_named(one.name))}
+    whole = all(path.relative_to(top).parts[0] in {one.name for one in splits.values()} for path in pictures)
+    parts: dict[str, list[Path]] = {}
+    if whole:
+        parts = {split: [splits[split]] for split in ("train", "val", "test") if split in splits}
     return _of_files(parts or {"train": [place]}, place, notes)
 
 
@@ -309,16 +372,22 @@ def _of_files(parts: Mapping[str, list[Path]], place: Path, notes: list[str]) ->
     table = Annotations(sort_files(first, how).rows, home=cache_root())
     rows, known, count = table[:LOOKED_AT], table.keys(), len(table)
     if not rows:
-        return None
+        if first[0].is_dir():
+            return None
+        raise IntegrityError(str(first[0]), "holds no rows", "write a row for each picture, or name other data")
     shape, args, said = _shape(rows, known)
     args |= {"delimiter": delimiter} if delimiter else {}
     args |= {"encoding": encoding} if encoding else {}
     said += [f"the texts are not UTF-8, and read as {encoding} (otherwise: `args: {{encoding: …}}`)"] * bool(encoding)
     if not shape:
         return None
-    if shape == "conversation":
-        how = replace(how, image_key=str(args.get("image_key", "image")), conversations="whole")
-        rows = Annotations(sort_files(first, how).rows, home=cache_root())[:LOOKED_AT]
+    whole = shape == "conversation"
+    how = replace(how, image_key=str(args.get("image_key", "image")), conversations="whole" if whole else "")
+    heads = [Annotations(sort_files(some, how).rows, home=cache_root())[:LOOKED_AT] for some in parts.values()]
+    rows = [row for head in heads for row in head]
+    if not whole and any(isinstance(row.get(how.image_key), list) and len(row[how.image_key]) > 1 for row in rows):
+        what = f"`{how.image_key}` holds several pictures a row, which only conversations have"
+        raise UsageError(str(first[0]), what, "write one picture a row, or `conversations`: docs/datasets.md")
     images, found = _images(rows, args, first[0], place)
     if pattern := found.pop("image_pattern", None):
         args["image_pattern"] = pattern
@@ -328,8 +397,9 @@ def _of_files(parts: Mapping[str, list[Path]], place: Path, notes: list[str]) ->
         parts = {split: first for split in ("train", "val", "test") if split in values}
         args["split_key"] = key
         notes = [*notes, f"`{key}` says to which split a row belongs: {', '.join(parts)}"]
-    if shape == "image_caption" and "caption_key" not in args and "caption" not in known:
-        parts = {"test": first} if list(parts) == ["train"] else parts
+    said_in = {"image_caption": "caption_key", "vqa": "answer_key"}.get(shape)
+    if said_in and "question" not in args and "conversations" not in known and not _says(said_in, rows, args):
+        parts = {"test": [path for some in parts.values() for path in some]}
     paths = {split: [str(one) for one in some] for split, some in parts.items()}
     listed = {split: {"storage": some[0] if len(some) == 1 else some} for split, some in paths.items()}
     section = {
@@ -340,7 +410,7 @@ def _of_files(parts: Mapping[str, list[Path]], place: Path, notes: list[str]) ->
     kinds = ", ".join(f"{split}: {', '.join(one.name for one in some)}" for split, some in parts.items())
     told = [*notes, f"rows of {kinds}", *said, f"the pictures lie below {images}{found.get('note', '')}"]
     read = {*READ, *HELD, *map(str, args.values())}
-    if rest := [f"`{name}`" for name in known if name not in read]:
+    if rest := [f"`{name}`" for name in known if name and name not in read]:
         told.append(f"not read: {', '.join(rest[:12])}{' …' if len(rest) > 12 else ''}")
     return section, told, count
 
@@ -383,7 +453,8 @@ def _shape(rows: Sequence[Row], known: Sequence[str]) -> tuple[str, dict[str, An
     if question:
         args |= {} if question == "question" else {"question_key": question}
         args |= {} if answer in (None, "answer") else {"answer_key": answer}
-        said.append(f"`{question}` is asked and `{answer}` is the answer: the shape `vqa`")
+        given = f"`{answer}` is the answer" if answer else "no column is a text that could be the answer"
+        said.append(f"`{question}` is asked and {given}: the shape `vqa`")
         return "vqa", args, said
     label = find_column("label_key", rows, used)
     if caption:
@@ -403,6 +474,12 @@ def _shape(rows: Sequence[Row], known: Sequence[str]) -> tuple[str, dict[str, An
     return "", {}, []
 
 
+def _says(argument: str, rows: Sequence[Row], args: Mapping[str, Any]) -> bool:
+    """Whether rows have what is to be learnt of them: a caption, or an answer."""
+    asked = [str(args.get("image_key", "image")), str(args.get("question_key", "question"))]
+    return find_column(argument, rows, asked) is not None
+
+
 def _goes_on(row: Row, pictures: Any) -> bool:
     """Whether a conversation has more than a question and its answer about one picture."""
     turns = row.get("conversations")
@@ -419,51 +496,74 @@ PLACES = ("images", "image", "img", "imgs", "photos", "pictures", "pics", "data"
 
 def _images(rows: Sequence[Row], args: Mapping[str, Any], file: Path, place: Path) -> tuple[Path, dict[str, str]]:
     """The folder below which most of the first pictures are found, and how they are named where rows only have ids."""
-    folder = file if file.is_dir() else file.parent
-    values = [row.get(str(args.get("image_key", "image"))) for row in rows]
-    names = [str(one) for value in values if value for one in (value if isinstance(value, list) else [value])]
-    patterns: list[str | None] = [None]
     if kind_of_name(file) == ".zip":
         return file, {"note": ", which is read without unpacking it"}
     if file.is_dir() and not arrow_files(file):
         return place, {}
-    if not names:
-        key = next((key for key in IDS if any(key in row for row in rows)), "image_id")
-        ids = [{key: row[key]} for row in rows if key in row]
-        patterns = [f"{{{key}{how}}}.{end}" for end in ("jpg", "png", "jpeg", "webp") for how in ("", ":012d")]
-    if any(Path(name).is_absolute() for name in names):
-        there = [name for name in names if Path(name).is_absolute() and os.path.isfile(name)]  # noqa: PTH113
-        parents = [str(Path(name).parent) for name in there]
-        if parents:
-            return Path(os.path.commonpath(parents)), {}
-    best: tuple[int, Path, str | None] = (0, folder, None)
-    for bases, pattern in product(([place, folder], [folder.parent]), patterns):
-        if best[0] and bases == [folder.parent]:
-            continue  # what lies beside the folder may be others' pictures of the same names
-        inner = [one for base in bases for one in _folders(base)]
-        candidates = list(dict.fromkeys([*bases, *inner, *(deep for one in inner for deep in _folders(one))]))[:200]
-        wanted = names if pattern is None else [_formatted(pattern, one) for one in ids]
-        for base in candidates:
+    key = str(args.get("image_key", "image"))
+    values = [row[key] for row in rows if row.get(key) not in (None, "", [])]
+    named = [str(one) for value in values for one in (value if isinstance(value, list) else [value])]
+    there = [name for name in named if Path(name).is_absolute() and os.path.isfile(name)]  # noqa: PTH113
+    if there:
+        return Path(os.path.commonpath([str(Path(name).parent) for name in there])), {}
+    if any("://" in name and not name.startswith("file:") for name in named[:1]):
+        return file.parent, {"note": " (rows name addresses, which are not fetched: docs/image-lists.md)"}
+    ids: list[Row] = []
+    if not named or all(name.isdigit() for name in named):
+        key = key if named else next((one for one in IDS if any(one in row for row in rows)), "image_id")
+        ids = [{key: row[key]} for row in rows if row.get(key) is not None]
+    folder = file.parent
+    own = place if place.is_dir() else folder
+    best = _best_folder([own, folder], named, ids, key)
+    note = ""
+    if not best[0] and not any(PICTURE.search(path.name) for path in islice(_below(own), MOST)):
+        best = _best_folder([folder.parent], named, ids, key)  # else these may be others' pictures of the same names
+        note = f", beside {folder.name}" if best[0] else ""
+    hits, base, pattern = best
+    if not hits:
+        base, note = folder, " (none of the first was found there: `build_info: {images: {storage: …}}` says where)"
+    elif hits < (wanted := len(ids or named)):
+        note += f" ({hits} of the first {wanted} were found there)"
+    return base, {"note": note, **({} if pattern in (None, "{image_id}.jpg") else {"image_pattern": pattern})}
+
+
+def _best_folder(
+    bases: Sequence[Path], names: Sequence[str], ids: Sequence[Row], key: str
+) -> tuple[int, Path, str | None]:
+    """How many pictures are found below which folder, and by which pattern where they are named after ids."""
+    inner = [one for base in bases for one in _folders(base)]
+    candidates = list(dict.fromkeys([*bases, *inner, *(deep for one in inner for deep in _folders(one))]))[:200]
+    best: tuple[int, Path, str | None] = (0, bases[0], None)
+    for base in candidates:
+        for pattern in _patterns(base, key, isinstance(ids[0][key], float)) if ids else [None]:
+            wanted = names if pattern is None else [pattern.format_map(one) for one in ids]
             hits = sum(_is_below(base, name.partition("!")[0]) for name in wanted if name)
-            if hits > best[0]:
-                best = (hits, base, pattern)
-    found = {} if best[2] in (None, "{image_id}.jpg") else {"image_pattern": best[2]}
-    if any("://" in name for name in names[:1]):
-        note = " (rows name addresses, which are not fetched: docs/image-lists.md)"
-        return best[1], {"note": note}
-    note = "" if best[0] else " (none of the first was found there: `build_info: {images: {storage: …}}` says where)"
-    return best[1], {**found, "note": note}
+            best = max(best, (hits, base, pattern), key=lambda one: one[0])
+    if best[0] < len(names) and not ids:  # in several folders, or by the ends of names from another machine
+        for base in dict.fromkeys(bases):
+            hits = sum(map(ImageStore(base).exists, names))
+            best = max(best, (hits, base, None), key=lambda one: one[0])
+    return best
+
+
+def _patterns(folder: Path, key: str, floating: bool) -> list[str]:
+    """How the first pictures of a folder may be named after a number: `COCO_val2014_{image_id:0>12}.jpg`."""
+    plain, padded = (f"{{{key}:.0f}}", f"{{{key}:0%d.0f}}") if floating else (f"{{{key}}}", f"{{{key}:0>%d}}")
+    try:
+        with os.scandir(folder) as listed:
+            names = list(islice((one.name for one in listed if PICTURE.search(one.name)), LOOKED_AT))
+    except OSError:
+        return []
+    found = []
+    for stem, suffix in map(os.path.splitext, names):
+        before = re.sub(r"\d+\Z", "", stem).replace("{", "{{").replace("}", "}}")
+        width = len(stem) - len(re.sub(r"\d+\Z", "", stem))
+        found += [f"{plain}{suffix}", f"{before}{plain}{suffix}", f"{before}{padded % width}{suffix}"]
+    return list(dict.fromkeys(found))
 
 
 def _is_below(base: Path, name: str) -> bool:
     return any(os.path.isfile(f"{base}/{one}") for one in (name, *spellings(name)))  # noqa: PTH113
-
-
-def _formatted(pattern: str, row: Row) -> str:
-    try:
-        return pattern.format(**row)
-    except ValueError:
-        return ""
 
 
 def _folders(base: Path) -> list[Path]:
@@ -536,7 +636,7 @@ def _data_problems(config: DatasetConfig, context: BuildContext) -> Iterator[Pro
         problems = column_problems(config, split, rows)
         yield from problems
         if not problems and store.ready:
-            yield from _picture_problems(config, split, rows, store)
+            yield from _row_problems(config, split, rows.head(NAMED), store)
 
 
 SOUGHT = "correct the path: it is sought beside this YAML, then below the cache root; `~` and `${oc.env:NAME}` are read"
@@ -550,12 +650,26 @@ def _meant_split(word: str) -> str | None:
     return known[0] if known and word not in SPLITS and split_named(word) is None else None
 
 
-def _picture_problems(config: DatasetConfig, split: str, rows: Annotations, store: ImageStore) -> Iterator[Problem]:
-    """One problem for all pictures of the first rows that are not there, at the file that names them."""
-    names = image_names(rows.head(NAMED), config)
-    lost = [name for name in names if not store.exists(name)]
-    if lost:
-        where = f"{', '.join(map(str, rows.paths))} ({config.name}/{split})"
-        named = f"pictures of `{config.args.get('image_key', 'image')}`"
-        what = f"{len(lost)} of the first {len(names)} {named} are not below {store.root}, first {lost[0]}"
+def _row_problems(config: DatasetConfig, split: str, rows: Annotations, store: ImageStore) -> Iterator[Problem]:
+    """A problem each for all pictures of rows that are lost or of no kind that is read, and for texts that are none.
+
+    Empty texts count in training, and where they are more than the data set tolerates.
+    """
+    where = f"{', '.join(map(str, rows.paths))} ({config.name}/{split})"
+    names = image_names(rows, config)
+    of = f"of the first {len(names)} pictures of `{config.args.get('image_key', 'image')}`"
+    if lost := [name for name in names if not store.exists(name)]:
+        what = f"{len(lost)} {of} are not below {store.root}, first {lost[0]}"
         yield Problem(where, what, "correct `build_info: {images: {storage: …}}`, or leave these rows out")
+    kinds = {name: Path(name).suffix.lower() for name in set(names).difference(lost)}
+    if unread := sorted(name for name, kind in kinds.items() if kind in UNREAD):
+        what = f"{len(unread)} {of} are of a kind that is not read here, first {unread[0]}"
+        yield Problem(where, what, f"{UNREAD[kinds[unread[0]]]}, or leave these rows out")
+    known = rows.keys()
+    for argument, column in read_columns(config, split, known).items() if split == "train" else ():
+        if argument == "image_key" or column not in known:
+            continue
+        empty = sum(not str("" if value is None else value).strip() or value == [] for value in rows.column(column))
+        if empty > config.tolerance * len(rows):
+            what = f"{empty} of the first {len(rows)} rows have no `{column}`; {config.tolerance:.2%} may fail"
+            yield Problem(where, what, f"leave them out, or raise `datasets.{config.name}.tolerance`")

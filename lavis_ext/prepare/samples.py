@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import time
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -59,10 +60,10 @@ def image_names(rows: Annotations, dataset: DatasetConfig, there: ImageNames | N
     as the builders read them.
     """
     keys = rows.keys()
-    used = next(
-        (name for name in (dataset.args.get("image_key", "image"), "images", "file_name") if name in keys), None
-    )
-    if used is not None:
+    named = dataset.args.get("image_key", "image")
+    made = re.search(rf"\{{{re.escape(named)}[:}}]", dataset.args.get("image_pattern") or "")  # of that very column
+    used = next((name for name in (named, "images", "file_name") if name in keys), None)
+    if used is not None and not made:
         return list(dict.fromkeys(_flat(rows.column(str(used)))))
     single = dataset.args.get("image_pattern") or (PATTERN if "image_id" in keys else None)
     patterns = dataset.args.get("image_patterns") or ([single] if single else [])

@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, TextIO
 
 from lavis_ext.common.secrets import printable, redact_tree
+from lavis_ext.common.wording import measured
 from lavis_ext.runners.microbatch import Step
 
 if TYPE_CHECKING:
@@ -83,7 +84,8 @@ class Bar(Display):
         at, plan = runner.progress, runner.plan
         loss = step.losses.get("loss", 0.0)
         self._loss = loss if self._loss is None else SMOOTHING * self._loss + (1 - SMOOTHING) * loss
-        shown = f"loss {self._loss:.4g}  lr {runner.rate:.2g}  {step.samples / max(step.spent_s, 1e-9):,.3g}/s"
+        speed = measured(step.samples / max(step.spent_s, 1e-9), 3)
+        shown = f"loss {measured(self._loss)}  lr {measured(runner.rate, 2)}  {speed}/s"
         where = f"epoch {at.epoch + 1}/{plan.epochs}"
         self._update(plan.steps, completed=at.step, description=where, shown=shown)
 
@@ -184,5 +186,5 @@ def short(count: int) -> str:
 def summary(record: Record, epochs: int) -> str:
     """A record as one line for the terminal."""
     values = record.get("metrics") or {k: record[k] for k in ("loss", "lr", "samples_per_s") if k in record}
-    shown = "  ".join(f"{key} {value:.4g}" for key, value in values.items() if isinstance(value, (int, float)))
+    shown = "  ".join(f"{key} {measured(value)}" for key, value in values.items() if isinstance(value, (int, float)))
     return f"{record.get('split', 'train')}  epoch {record['epoch'] + 1}/{epochs}  step {record['step']}  {shown}"

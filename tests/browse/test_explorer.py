@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from lavis_ext.browse import write_page
 from lavis_ext.browse.explorer import DatasetApp
 from lavis_ext.browse.search import PER_PAGE, Query
 from lavis_ext.browse.subject import joined, read_own, read_subject
@@ -194,6 +195,22 @@ def test_two_side_by_side_share_their_twins(tmp_path: Path) -> None:
     assert list(app.views) == ["one train", "other train"] and len(app.scans) == 1
     assert [len(group.members) for group in app.scans[0].twins()] == [2, 2, 2, 2]
     assert found(app, "other train", state="leak") == [0, 1, 2, 3]
+
+
+def test_own_data_say_where_they_lie(tmp_path: Path) -> None:
+    app = own(tmp_path / "mine", [{"image": f"{n}.jpg", "caption": "a"} for n in range(3)])
+    reply = app.answer("/about", {})
+    assert reply is not None
+    text = bytes(reply.body).decode()
+    assert all(part in text for part in (f"{tmp_path}/mine/rows.jsonl", ">3<", f"{tmp_path}/mine<"))
+
+
+def test_conversations_without_a_picture_are_shown_too(tmp_path: Path) -> None:
+    turns = [{"from": "human", "value": "what?"}, {"from": "gpt", "value": "soup"}] * 2
+    rows = [{"id": n, "conversations": turns} | ({"image": f"{n}.jpg"} if n else {}) for n in range(3)]
+    own(tmp_path / "mine", rows, pictures=3)
+    page = write_page(str(tmp_path / "mine"), tmp_path / "page.html", tmp_path / "cache").read_text()
+    assert page.count("soup") >= 6 and page.count("data:image/jpeg;base64,") >= 2
 
 
 def test_boxes_of_a_row_are_drawn(tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ import math
 import re
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lavis_ext.browse.html import (
@@ -17,6 +17,8 @@ from lavis_ext.browse.html import (
     Series,
     bin_edges,
     bin_shares,
+    figure,
+    figures,
     histogram,
     line_chart,
     ranked_list,
@@ -25,12 +27,14 @@ from lavis_ext.browse.html import (
     thinned,
     with_code,
 )
+from lavis_ext.common.wording import measured
 
 COUNTS = st.lists(st.integers(0, 100_000), min_size=1, max_size=60)
 VALUES = st.floats(min_value=-1e9, max_value=1e9, allow_nan=False)
 FLOATS = st.lists(st.floats(0.01, 1e6), min_size=1, max_size=60)
 
 
+@settings(deadline=None)  # a loaded machine takes longer than 200 ms
 @given(COUNTS | FLOATS, st.booleans())
 def test_every_value_is_in_one_bin(values: list[float], whole: bool) -> None:
     edges = bin_edges(values, whole and all(value == int(value) for value in values))
@@ -39,6 +43,7 @@ def test_every_value_is_in_one_bin(values: list[float], whole: bool) -> None:
     assert sum(bin_shares(values, edges)) == pytest.approx(1)
 
 
+@settings(deadline=None)  # a loaded machine takes longer than 200 ms
 @given(COUNTS, COUNTS)
 def test_bars_stay_in_the_frame(one: list[int], other: list[int]) -> None:
     svg = histogram("x", {"a": one, "b": other}, "n", whole=True)
@@ -72,6 +77,7 @@ def test_ranks_are_escaped_and_add_up() -> None:
     assert ranked_list("Answers", {}, 0) == ""
 
 
+@settings(deadline=None)  # a loaded machine takes longer than 200 ms
 @given(st.lists(VALUES, min_size=1, max_size=20))
 def test_a_scale_holds_its_values_between_round_ticks(values: list[float]) -> None:
     of = scale(values, 200, 10)
@@ -94,6 +100,18 @@ def test_numbers_are_short(value: float, text: str) -> None:
     assert shown(value) == text
 
 
+@pytest.mark.parametrize(
+    ("value", "text", "result"),
+    [
+        *[(4.348e-17, "0", "0"), (-2e-12, "0", "0"), (0.62234, "0.6223", "0.622"), (3e-5, "3e-5", "3e-5")],
+        *[(12345.6, "12,346", "12,346"), (math.nan, "nan", "nan"), (2, "2", "2.00")],
+    ],
+)
+def test_figures_are_those_of_a_person(value: float, text: str, result: str) -> None:
+    assert (measured(value), figure(value)) == (text, result)
+    assert figures([4.348e-17, None, 0.5]) == ["0.000", "–", "0.500"] and figures([4.348e-17]) == ["0"]
+
+
 def test_many_points_are_thinned_and_the_last_one_stays() -> None:
     points = thinned([(i, i) for i in range(5000)])
     assert len(points) <= MAX_POINTS
@@ -104,6 +122,7 @@ def test_nothing_to_draw_is_no_chart() -> None:
     assert line_chart("Loss", [Series("loss", [(1, math.nan), (math.inf, 2)])]) == ""
 
 
+@settings(deadline=None)  # a loaded machine takes longer than 200 ms
 @given(st.lists(st.tuples(st.integers(0, 10**7), VALUES), min_size=1, max_size=30))
 def test_lines_stay_in_the_frame(points: list[tuple[int, float]]) -> None:
     svg = line_chart("x", [Series("a", [(float(x), y) for x, y in points])])

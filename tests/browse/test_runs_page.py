@@ -60,10 +60,26 @@ def test_the_evaluation_of_the_best_checkpoint_is_no_point_of_the_curve(tmp_path
     assert "Metrics on test" not in text
 
 
+def test_a_run_that_goes_on_has_a_best_already(tmp_path: Path) -> None:
+    run = leave(tmp_path / "run", [0.2, 0.9, 0.4], status="running")
+    facts = json.loads((run / "run.json").read_text())
+    (run / "run.json").write_text(json.dumps({**facts, "best": None}))
+    lines = (run / "log.jsonl").read_text().splitlines()[:-2]  # those of the best checkpoint come at the end
+    (run / "log.jsonl").write_text("\n".join(lines) + "\n")
+    tile = page_values(read_run(run))["tiles"][0]
+    assert (tile.name, tile.value) == ("best CIDEr", "0.900")
+    text = write_runs_page([run], tmp_path / "all.html").read_text()
+    assert text.index("CIDEr 0.900") < text.index("<svg"), "the best score stands above the curves, also on a phone"
+
+
 def test_a_best_of_nothing_is_not_celebrated(tmp_path: Path) -> None:
     values = page_values(read_run(leave(tmp_path / "zero", [0.0, 0.0])))
     assert values["metrics"]["marked"] == -1 and "best" not in values["tiles"][0].name
     assert page_values(read_run(leave(tmp_path / "one", [0.0, 0.1])))["metrics"]["marked"] == 1
+    rounding = leave(tmp_path / "rounding", [4.348e-17, 0.0])
+    values = page_values(read_run(rounding))
+    assert (values["metrics"]["marked"], values["tiles"][0].value) == (-1, "0")
+    assert not any(row["leads"] for row in runs_values([tmp_path / "zero", rounding])["rows"])
     leave(tmp_path / "other", [0.0, 0.0])
     assert not any(row["leads"] for row in runs_values([tmp_path / "zero", tmp_path / "other"])["rows"])
 

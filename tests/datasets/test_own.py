@@ -13,6 +13,7 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pytest
 from PIL import Image
@@ -317,8 +318,200 @@ def test_every_form(
         assert len(again["val"]) >= 1 and {*names_of(again["train"])}.isdisjoint(names_of(again["val"]))
 
 
+def listed(root: Path, name: str, rows: list[dict[str, Any]]) -> None:
+    write(root / name, "\n".join(map(json.dumps, rows)) if name.endswith("l") else rows)
+
+
+def deep(root: Path) -> None:
+    """Photographs in folders of folders, among more of one folder than are looked at."""
+    names = [f"2019/07/trip/day/IMG_{number}.JPG" for number in range(COUNT)]
+    photos(root, names)
+    for name, text in zip(names, TEXTS, strict=True):
+        write((root / name).with_suffix(".txt"), text)
+
+
+def zero_padded(root: Path) -> None:
+    photos(root / "train2017", [f"{139 + number:012d}.jpg" for number in range(COUNT)])
+    listed(root, "mine.json", [{"image": 139 + number, "caption": text} for number, text in enumerate(TEXTS)])
+
+
+def padded_digits(root: Path) -> None:
+    photos(root / "pics", [f"{number:05d}.png" for number in range(COUNT)])
+    write(root / "mine.csv", "image,caption\n" + "".join(f"{n},{text}\n" for n, text in enumerate(TEXTS)))
+
+
+def prefixed(root: Path) -> None:
+    photos(root / "train2014", [f"COCO_train2014_{139 + number:012d}.jpg" for number in range(COUNT)])
+    photos(root.parent / "others" / "train2017", [f"{139 + number:012d}.jpg" for number in range(COUNT, 0, -1)])
+    listed(root, "mine.jsonl", [{"image_id": 139 + number, "caption": text} for number, text in enumerate(TEXTS)])
+
+
+def of_each_split(root: Path) -> None:
+    """Pictures in a folder for each split, which the names do not say."""
+    for split, some in (("train", range(4)), ("val", range(4, 6))):
+        for number in some:
+            (root / split).mkdir(parents=True, exist_ok=True)
+            (root / split / f"{split}_{number}.jpg").write_bytes(encoded(pixels(number)))
+        rows = [{"image": f"{split}_{number}.jpg", "caption": TEXTS[number]} for number in some]
+        listed(root, f"annotations/{split}.json", rows)
+
+
+def tables_of_each_split(root: Path) -> None:
+    """The same names in each split's folder, with a table there."""
+    for split, some in (("train", range(4)), ("test", range(4, 6))):
+        rows = "".join(f"{k}.jpg,{TEXTS[number]}\n" for k, number in enumerate(some))
+        write(root / "data" / split / "metadata.csv", f"file_name,text\n{rows}")
+        for k, number in enumerate(some):
+            (root / "data" / split / f"{k}.jpg").write_bytes(encoded(pixels(number)))
+
+
+def blanks(root: Path) -> None:
+    photos(root)
+    write(root / "mine.csv", "image , caption\n" + "".join(map(" {} , {}\n".format, NAMES, TEXTS)))
+
+
+def in_capitals(root: Path) -> None:
+    photos(root, [name.upper() for name in NAMES])
+    write(root / "mine.csv", "image,caption\n" + "".join(map("{},{}\n".format, NAMES, TEXTS)))
+
+
+def from_another_machine(root: Path) -> None:
+    photos(root / "imgs")
+    write(root / "mine.csv", "path;text\n" + "".join(map("C:\\\\me\\\\imgs\\\\{};{}\n".format, NAMES, TEXTS)))
+
+
+def above(root: Path) -> None:
+    photos(root / "im")
+    write(root / "ann" / "mine.csv", "image,caption,,\n" + "".join(map("../im/{},{},,\n".format, NAMES, TEXTS)))
+
+
+def floating(root: Path) -> None:
+    photos(root / "im", [f"{number:04d}.jpg" for number in range(COUNT)])
+    listed(root, "mine.json", [{"image_id": float(number), "caption": text} for number, text in enumerate(TEXTS)])
+
+
+def as_img2dataset_leaves_files(root: Path) -> None:
+    photos(root / "00000")
+    for name, text in zip(NAMES, TEXTS, strict=True):
+        write((root / "00000" / name).with_suffix(".txt"), text)
+    parquet.write_table(pa.table({"url": ["http://x/y"] * COUNT, "caption": TEXTS}), root / "00000.parquet")
+
+
+WHOSE = [
+    *(above, floating, as_img2dataset_leaves_files),
+    *(deep, zero_padded, padded_digits, prefixed, of_each_split, tables_of_each_split),
+    *(blanks, in_capitals, from_another_machine),
+]
+
+
+@pytest.mark.parametrize("make", WHOSE)
+def test_each_row_has_its_own_picture(make: Callable[[Path], None], tmp_path: Path) -> None:
+    make(tmp_path / "mine")
+    found = guess(tmp_path / "mine")
+    assert not any("found there" in sentence for sentence in found.sentences)
+    seen = []
+    for data in load_dataset(tmp_path / "mine").values():
+        for index in range(len(data)):
+            row = data.row(index)
+            number = TEXTS.index(row.get("caption") or row["text"])
+            picture = np.asarray(data[index]["image"], int)
+            assert np.abs(picture - pixels(number).astype(int)).mean() < 20, (row, number)
+            seen.append(number)
+    assert sorted(seen) == list(range(COUNT))
+    assert not list((tmp_path / "mine").rglob(".*")), "nothing is written beside"
+
+
 def names_of(data: Any) -> list[str]:
     return [data.image_name(data.row(index)) for index in range(len(data))]
+
+
+def test_what_is_no_caption(tmp_path: Path) -> None:
+    """YOLO's numbers, and captions that are all empty: the pictures of all splits can be looked at."""
+    for split in ("train", "val"):
+        photos(tmp_path / "yolo" / "images" / split, [f"{split}{number}.jpg" for number in range(2)])
+        for number in range(2):
+            write(
+                tmp_path / "yolo" / "labels" / split / f"{split}{number}.txt", "0 0.5 0.5 0.2 0.2\n1 0.1 0.1 2e-2 0.1\n"
+            )
+            write(tmp_path / "yolo" / "images" / split / f"{split}{number}.txt", "0 0.5 0.5 0.2 0.2\n")
+    photos(tmp_path / "null")
+    listed(tmp_path / "null", "mine.json", [{"image": name, "caption": None} for name in NAMES])
+    for name, count in (("yolo", 4), ("null", COUNT)):
+        built = load_dataset(tmp_path / name)
+        assert {split: len(data) for split, data in built.items()} == {"test": count}
+        assert [data[0]["image"].size for data in built.values()] == [(64, 48)]
+    assert any("YOLO" in sentence for sentence in guess(tmp_path / "yolo").sentences)
+
+
+def test_more_photographs_than_are_looked_at_hide_no_split(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("lavis_ext.datasets.own.MOST", 12)
+    monkeypatch.setattr("lavis_ext.datasets.own.ALIKE", 4)
+    for split in ("train", "val"):
+        photos(tmp_path / "mine" / split, [f"{number}.jpg" for number in range(20)])
+        listed(tmp_path / "mine" / split, "metadata.jsonl", [{"file_name": f"{n}.jpg", "text": "a"} for n in range(20)])
+    assert {split: len(data) for split, data in load_dataset(tmp_path / "mine").items()} == {"train": 20, "val": 20}
+
+
+def test_shards_of_several_splits_and_kinds(tmp_path: Path) -> None:
+    tars(tmp_path / "some")
+    (tmp_path / "some" / "00000.tar").rename(tmp_path / "some" / "val-0.tar")
+    tars(tmp_path / "more")
+    (tmp_path / "more" / "00000.tar").rename(tmp_path / "some" / "train-0.tar")
+    found = guess(tmp_path / "some")
+    assert found.section["build_info"]["storage"] == [str(tmp_path / "some" / "train-0.tar")]
+    assert any("val" in sentence for sentence in found.sentences)
+    tars(tmp_path / "bare", text="cls")
+    with pytest.raises(UsageError, match="cls"):
+        guess(tmp_path / "bare")
+
+
+def test_rows_that_no_shape_reads(tmp_path: Path) -> None:
+    photos(tmp_path / "two")
+    listed(tmp_path / "two", "mine.json", [{"images": NAMES[:2], "text": "both"}] * 2)
+    with pytest.raises(UsageError, match="several pictures"):
+        guess(tmp_path / "two")
+    for name, text in (("a.csv", "image,caption\n"), ("b.json", " \n"), ("c.jsonl", "")):
+        write(tmp_path / "none" / name, text)
+        with pytest.raises(IntegrityError, match=name):
+            guess(tmp_path / "none" / name)
+
+
+def test_check_says_what_a_training_would_end_at(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    photos(tmp_path / "mine")
+    (tmp_path / "mine" / "x.HEIC").write_bytes(b"ftypheic")
+    rows = [{"image": name, "caption": text} for name, text in zip(NAMES, TEXTS, strict=True)]
+    for number, (more, named) in enumerate([({"image": "x.HEIC"}, "x.HEIC"), ({"caption": " "}, "`caption`")]):
+        listed(tmp_path / "mine", "train.json", [*rows, {**rows[0], **more}])
+        listed(tmp_path / "mine", "val.json", rows[:2])
+        assert main(["new", f"some{number}", "mine"]) == 3
+        said = capsys.readouterr().err
+        assert named in said and "train.json" in said and "1 of the first" in said
+    text = (tmp_path / "some1" / "datasets" / "some1" / "defaults.yaml").read_text()
+    write(tmp_path / "some1" / "datasets" / "some1" / "defaults.yaml", text + "    tolerance: 0.5\n")
+    assert main(["check", "some1"]) == 0
+
+
+def test_answers_as_programs_write_them(tmp_path: Path) -> None:
+    photos(tmp_path / "lists")
+    write(tmp_path / "lists" / "a.csv", "image,question,answers\n" + "".join(f"{n},q?,\"['a', 'b']\"\n" for n in NAMES))
+    assert load_dataset(tmp_path / "lists")["train"][0]["answers"] == ["a", "b"]
+    photos(tmp_path / "flags")
+    listed(tmp_path / "flags", "a.json", [{"image": name, "question": "q?", "answer": True} for name in NAMES])
+    assert list(load_dataset(tmp_path / "flags")) == ["test"], "what is no text cannot be learnt"
+    tars(tmp_path / "packed")
+    (tmp_path / "packed" / "00000.tar").rename(tmp_path / "packed" / "00000.tar.gz")
+    with pytest.raises(UsageError, match="gunzip"):
+        guess(tmp_path / "packed")
+
+
+def test_the_number_of_a_choice_is_that_choice(tmp_path: Path) -> None:
+    photos(tmp_path / "quiz")
+    rows = [{"image": n, "question": "which?", "choices": ["a", "b"], "answer": k % 2} for k, n in enumerate(NAMES)]
+    listed(tmp_path / "quiz", "quiz.jsonl", rows)
+    assert [load_dataset(tmp_path / "quiz")["train"].row(k)["answer"] for k in range(3)] == ["a", "b", "a"]
 
 
 def test_pictures_without_a_word_can_be_looked_at(tmp_path: Path) -> None:

@@ -166,13 +166,16 @@ def open_split(config: DatasetConfig, split: str, context: BuildContext, args: M
     return SplitParts(config, split, rows, images, vis, text, args, files)
 
 
+def read_columns(config: DatasetConfig, split: str, known: Sequence[str]) -> dict[str, str]:
+    """The columns that the shape of a data set reads of rows with the columns `known`, by the argument of each."""
+    keys = own_keys(builders, config.builder, config.args, f"datasets.{config.name}.args")
+    return dict(keys.columns(split, known)) if hasattr(keys, "columns") else {}
+
+
 def column_problems(config: DatasetConfig, split: str, rows: Annotations) -> list[Problem]:
     """What the shape of a data set reads and none of its rows has, each with the column that may be meant."""
-    keys = own_keys(builders, config.builder, config.args, f"datasets.{config.name}.args")
-    if not hasattr(keys, "columns") or not len(rows):
-        return []
     known = rows.keys()
-    wanted = keys.columns(split, known)
+    wanted = read_columns(config, split, known) if len(rows) else {}
     if set(wanted.values()) <= set(known):
         return []
     from lavis_ext.datasets.readers.columns import LOOKED_AT, missing_columns

@@ -339,9 +339,12 @@ class ImageTextDataset(BaseDataset):
             raise SampleError(self.sample_id(index), error.path, error.why) from error
 
     def image_name(self, row: Row) -> str:
-        """The name of a row's picture: its `image_key`, else its `image_pattern`, else its `image_id` with `.jpg`."""
+        """The name of a row's picture: its `image_key`, else its `image_pattern`, else its `image_id` with `.jpg`.
+
+        A pattern that is made of the `image_key` comes first: `{image:0>12}.jpg`.
+        """
         key, pattern = self.parts.args["image_key"], self.parts.args["image_pattern"]
-        name = row.get(key)
+        name = None if re.search(rf"\{{{re.escape(key)}[:}}]", pattern or "") else row.get(key)
         if isinstance(name, list) and len(name) == 1:
             name = name[0]
         if name is not None:
@@ -350,7 +353,7 @@ class ImageTextDataset(BaseDataset):
             return ""
         try:
             return str(pattern or "{image_id}.jpg").format_map(row)
-        except (KeyError, ValueError, IndexError):
+        except (KeyError, ValueError, IndexError, TypeError):
             return ""
 
     def row_text(self, row: Row, key: str, index: int) -> str:

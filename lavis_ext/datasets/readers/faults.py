@@ -125,4 +125,5 @@ class FaultLog:
 
     def _way_out(self, key: str) -> str:
         name = key.rpartition("/")[0]
-        return f"run `lavis-ext verify {name} --repair`, or raise `datasets.{name}.tolerance`"
+        fetched = f"`lavis-ext verify {name} --repair` fetches again what a card declares"
+        return f"{fetched}; mend or leave out rows of your own, or raise `datasets.{name}.tolerance`"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +25,9 @@ SPLITS: Mapping[str, tuple[str, ...]] = {
 TEXTS = (".txt", ".caption")
 TEXT_FOLDERS = ("texts", "text", "captions", "caption", "txt", "prompts", "descriptions")
 """Folders whose texts belong to the pictures of the same name in the folder beside; `labels` holds YOLO's numbers."""
+
+BOX = re.compile(r"\d+(?:\s+[-+\d.e]+){4,}")
+"""A line of YOLO's labels: the number of a class, and the box or the outline of an object. It is no caption."""
 
 
 def split_named(name: str) -> str | None:
@@ -100,7 +104,9 @@ class FolderRows:
         for text in sorted(texts):
             if text.suffix.lower() == ".json":
                 row = {**_object(text), **row}
-            elif lines := [line.strip() for line in read_text(text, self.encoding).splitlines() if line.strip()]:
+                continue
+            lines = [line.strip() for line in read_text(text, self.encoding).splitlines() if line.strip()]
+            if not all(map(BOX.fullmatch, lines)):
                 row["caption"] = lines if len(lines) > 1 else lines[0]
         return row
 

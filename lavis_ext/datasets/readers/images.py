@@ -171,10 +171,12 @@ def candidates(parts: Sequence[str], layouts: Callable[[], Sequence[str]], decla
 def spellings(name: str) -> list[str]:
     """Other spellings of the same name, as systems and programs differ in them.
 
-    Letters composed or not (macOS), the suffix in capitals or not (cameras), or no suffix at all.
+    Letters composed or not (macOS), the name or its suffix in capitals or not (cameras), or no suffix at all.
     """
     forms = [name] if name.isascii() else [name, *(unicodedata.normalize(form, name) for form in ("NFC", "NFD"))]
     suffix = os.path.splitext(name)[1]  # noqa: PTH122 - a name below a folder, not a path
+    folder, slash, last = name.rpartition("/")
+    forms += [folder + slash + last.lower(), folder + slash + last.upper()]
     if suffix.lower() in SUFFIXES:
         ends = (suffix, suffix.lower(), suffix.upper())
         forms += [form[: -len(suffix)] + end for form in forms for end in ends]

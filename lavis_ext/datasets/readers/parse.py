@@ -13,6 +13,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from posixpath import normpath
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
 
 from lavis_ext.common.errors import ConfigError, IntegrityError
@@ -100,6 +101,8 @@ def _has_records_in_lines(text: str) -> bool:
 
 def parse_json(text: str, path: Path, line: int = 1) -> Any:
     """A JSON value; `line` is where the text begins in the file. Raises IntegrityError with line and column."""
+    if not text.strip():
+        raise IntegrityError(f"{path}:{line}:1", "JSON ends early: the file is empty", REFETCH)
     try:
         return json.loads(text)
     except json.JSONDecodeError as error:
@@ -293,6 +296,14 @@ def _scienceqa(row: Row) -> Iterator[Row]:
     }
 
 
+def _multiple_choice(row: Row) -> Iterator[Row]:
+    """A question whose answer is the number of one of its choices; any other row as it is."""
+    answer, choices = row["answer"], row["choices"]
+    if type(answer) is int and isinstance(choices, list) and 0 <= answer < len(choices):
+        row = {**row, "answer": choices[answer], "correct_choice_idx": answer}
+    yield row
+
+
 def _label_studio(row: Row) -> Iterator[Row]:
     """A task of Label Studio, or a row of its short export (https://labelstud.io/guide/export): names as uploaded."""
     given = row["data"] if isinstance(row.get("data"), dict) else row
@@ -310,6 +321,7 @@ def _label_studio(row: Row) -> Iterator[Row]:
 
 FORMS: list[tuple[frozenset[str], Form]] = [
     (frozenset({"question", "choices", "answer", "hint"}), _scienceqa),
+    (frozenset({"question", "choices", "answer"}), _multiple_choice),
     (frozenset({"imageId", "question"}), _gqa),
     (frozenset({"qas"}), _genome_questions),
     (frozenset({"data", "annotations", "id"}), _label_studio),
@@ -579,7 +591,12 @@ class Beside(OneFile):
 
     base: Path = Path()
     image_key: str = "image"
-    KIND: ClassVar[str] = "beside"
+
+    @property
+    def name(self) -> str:
+        """The file name, with a digest of what its rows are made of beside it."""
+        made = os.fsencode(f"{self.base.absolute()}\0{self.image_key}")
+        return f"{self.path.name}.beside-{hashlib.sha256(made).hexdigest()[:8]}"
 
     def parse(self) -> list[Row]:
         """All rows, the pictures named below `base`; raises IntegrityError."""
@@ -589,7 +606,9 @@ class Beside(OneFile):
         if first is None or here or not there:
             return rows
         folder, key = self.path.parent.relative_to(self.base).as_posix(), self.image_key
-        return [{**row, key: f"{folder}/{row[key]}"} if isinstance(row.get(key), str) else row for row in rows]
+        texts = (row.get(key) for row in rows)
+        names = [normpath(f"{folder}/{one}") if isinstance(one, str) else one for one in texts]
+        return [row if one is None else {**row, key: one} for row, one in zip(rows, names, strict=True)]
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import IO, Any, NamedTuple, Protocol
 
 from lavis_ext.common.errors import ConfigError, IntegrityError, UnsafeError
-from lavis_ext.common.files import expanded, read_object
+from lavis_ext.common.files import decode_json, expanded, read_object
 from lavis_ext.common.secrets import redact
 from lavis_ext.datasets.readers.faults import BAD_TAR, SampleError
 from lavis_ext.datasets.readers.images import PositionalFile
@@ -261,6 +261,16 @@ def kinds_in(path: Path, most: int = 200) -> set[str]:
     """The kinds of the first members of a shard: `image`, `json`, `txt`, and others."""
     kinds = (NAME.fullmatch(name) for name, _ in walk(path)[0][:most])
     return {check_kind(match[2].lower().rpartition(".")[2], path, match[0]) for match in kinds if match}
+
+
+def first_object(path: Path) -> dict[str, Any]:
+    """The first `.json` of a shard; empty where there is none that can be read."""
+    extent = next((extent for name, extent in walk(path)[0] if name.lower().endswith(".json")), None)
+    try:
+        value = decode_json(PositionalFile(path).read_at(*extent)) if extent else {}
+    except ValueError:
+        return {}
+    return value if isinstance(value, dict) else {}
 
 
 def _missing_members(members: Mapping[str, Extent], needs: tuple[str, ...]) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import bz2
 import codecs
 import csv
@@ -311,6 +312,10 @@ def _quoted(field: str) -> bool:
 
 def _named_rows(path: Path, records: list[tuple[int, list[str]]]) -> Iterator[Row]:
     header = [name.strip() for name in records[0][1]] if records else []
+    blanks = bool(records) and header != records[0][1]  # written with a blank behind each sign
+    width = len(header)
+    while len(header) > 1 and not header[-1]:  # a spreadsheet's empty columns
+        header.pop()
     named = any(PICTURE.search(name) or "://" in name for name in header)
     if named:
         header = _names_for(header)
@@ -320,11 +325,13 @@ def _named_rows(path: Path, records: list[tuple[int, list[str]]]) -> Iterator[Ro
     for number, fields in records if named else records[1:]:
         if not any(fields):  # a spreadsheet's empty row
             continue
+        if len(fields) == width and not any(fields[len(header) :]):
+            fields = fields[: len(header)]
         if len(fields) != len(header):
             what = f"{len(fields)} fields where the header names {len(header)}"
             way_out = "put quotes around a field that holds the sign between fields, or fetch the file again"
             raise IntegrityError(f"{path}:{number}", what, way_out)
-        yield dict(zip(header, fields, strict=True))
+        yield dict(zip(header, map(str.strip, fields) if blanks else fields, strict=True))
 
 
 def _names_for(fields: Sequence[str]) -> list[str]:
@@ -346,7 +353,20 @@ def _typed_columns(rows: list[Row]) -> list[Row]:
         if all(_NUMBER.match(row[name]) and str(_number(row[name])) == row[name] for row in rows):
             for row in rows:
                 row[name] = _number(row[name])
+        elif rows[0][name].startswith("['") or rows[0][name].startswith('["'):
+            lists = [_list(row[name]) for row in rows]
+            for row, one in zip(rows, lists, strict=True) if all(lists) else ():
+                row[name] = one
     return rows
+
+
+def _list(text: str) -> list[str] | None:
+    """The texts of a list as pandas or JSON writes it in a field; None for anything else."""
+    try:
+        value = ast.literal_eval(text) if text.startswith("[") and text.endswith("]") else None
+    except (ValueError, SyntaxError, MemoryError, RecursionError):
+        return None
+    return value if isinstance(value, list) and all(isinstance(one, str) for one in value) else None
 
 
 def _number(text: str) -> int | float:
