@@ -32,12 +32,18 @@ def process(name: str, words: Sequence[str], peer: str = "", **environment: str)
 
 
 def together(script: Callable[[], Mapping[str, Figures]], names: Sequence[str]) -> list[Contender]:
-    """Contenders that one script measures in turns: it runs once a round."""
+    """Contenders that one script measures in turns: it runs once a round, and not again once it has failed."""
     held: dict[str, Figures] = {}
+    failed: list[MissingPeer] = []
 
     def take(name: str) -> Figures:
+        if name not in held and not failed:
+            try:
+                held.update(script())
+            except MissingPeer as error:
+                failed.append(error)
         if name not in held:
-            held.update(script())
+            raise failed[0]
         return held.pop(name)
 
     return [Contender(name, partial(take, name)) for name in names]
