@@ -40,7 +40,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--list", action="store_true", help="the items, and no measuring")
     parser.add_argument("--prepare", action="store_true", help="install the peers, and no measuring")
     parser.add_argument("--continue", action="store_true", dest="go_on", help="take the rows that are finished")
-    parser.add_argument("--minutes", type=float, default=0, help="begin no round later than so")
+    parser.add_argument("--minutes", type=float, default=0, help="after so many an item has one round only")
     parser.add_argument("--images", type=Path, metavar="DIR", help="a folder of photographs (default: drawn pictures)")
     parser.add_argument("--workers", type=int, default=2, help="threads or processes of each loader (default: 2)")
     parser.add_argument("--folder", type=Path, metavar="DIR", help="where to work (default: a temporary folder)")

@@ -162,7 +162,7 @@ def overhead(scene: Scene) -> Contenders:
 @contextmanager
 def distilling(scene: Scene) -> Contenders:
     """P11: steps with a teacher beside steps without."""
-    words = ["benchmarks/distill.py", "--json", "--rounds", "1", "--steps", "1" if scene.quick else "4"]
+    words = ["benchmarks/distill.py", "--json", "--rounds", "1", "--steps", "1" if scene.quick else "3"]
     words += ["--hidden", "64", "--layers", "2", "1"] if scene.quick else []
 
     def script() -> Mapping[str, Figures]:
@@ -326,7 +326,7 @@ ITEMS = (
         Target("≥ 3.2 × LAVIS", "rate", "LAVIS", least=3.2),
         Target("≥ 3.2 × the best peer", "rate", "best", least=3.2),
         Target("≥ 0.75 of full decoding", "rate", "libjpeg-turbo, decoding alone", least=0.75)), peers=LOADERS),
-    Item("P2", "256-pixel shards → batches", partial(loading, kind="shards", peers=SHARDS, count=4096), (
+    Item("P2", "256-pixel shards → batches", partial(loading, kind="shards", peers=SHARDS, count=3072), (
         Target("≥ 4.5 × LAVIS", "rate", "LAVIS' Laion pipeline", least=4.5),
         Target("≥ 3 × the best peer", "rate", "best", least=3),
         Target("first batch ≤ 0.4 s", "first", most=0.4)), peers=(*LOADERS, "energon")),
@@ -349,10 +349,10 @@ ITEMS = (
         Target("of aria2c", "rate", "aria2c", least=2.5)), peers=("clients", "aria2")),
     Item("P5", "one file of 2 GB, hashed: MB",
         partial(fetching, kind="large", count=1, size=2_000_000_000, delay=0.0, clients=LARGE), (
-        Target("≥ 1.0 × the best", "rate", "best", least=1.0),), peers=("clients", "aria2")),
+        Target("≥ 1.0 × the best", "rate", "best", least=1.0),), rounds=2, peers=("clients", "aria2")),
     Item("P5b", "the same file resumed at half: MB of the rest",
         partial(fetching, kind="large", count=1, size=2_000_000_000, delay=0.0, clients=RESUMED, resumed=True), (
-        Target("≥ 1.0 × the best", "rate", "best", least=1.0),), peers=("aria2",)),
+        Target("≥ 1.0 × the best", "rate", "best", least=1.0),), rounds=2, peers=("aria2",)),
     Item("P6", "100 samples of a zip of 13 GB", None, (Target("≤ 1.1 × the members' bytes", "bytes", most=1.1),)),
     Item("P7", "region features at random, and their import", features, (
         Target("≥ 20 × Oscar's TSV", "rate", "Oscar's TSV", least=20),

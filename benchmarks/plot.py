@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 
 from benchmarks.harness import Runs, short
 
-WIDTH, HEIGHT, LEFT, TOP, GAP = 380, 260, 60, 34, 110
+WIDTH, HEIGHT, LEFT, TOP, GAP = 340, 260, 48, 34, 140
 STYLE = """
 text { font: 12px sans-serif; fill: #24292f } .axis { stroke: #8c959f; fill: none } .grid { stroke: #d0d7de }
 .s0 { stroke: #0969da; fill: #0969da } .s1 { stroke: #bc4c00; fill: #bc4c00 } .s2 { stroke: #1a7f37; fill: #1a7f37 }
@@ -50,8 +50,9 @@ def panel(title: str, series: Series) -> list[str]:
     for value in sorted({px for px, _ in points}):
         lines.append(f'<text x="{x(value):.0f}" y="{HEIGHT + 18}" text-anchor="middle">{value:,.0f}</text>')
     lines.append(f'<text x="{WIDTH / 2:.0f}" y="{HEIGHT + 38}" text-anchor="middle">pictures</text>')
-    low, high = (math.log10(bound([py for _, py in points])) for bound in (min, max))
-    for value in [10.0**power for power in range(math.ceil(low), math.floor(high) + 1)] or [10**low]:
+    low, high = (bound([py for _, py in points]) for bound in (min, max))
+    round_ones = [digit * 10.0**power for power in range(-3, 6) for digit in (1, 2, 5)]
+    for value in [one for one in round_ones if low / 1.3 <= one <= high * 1.3]:
         lines.append(f'<path class="grid" d="M0 {y(value):.1f}H{WIDTH}"/>')
         lines.append(f'<text x="-6" y="{y(value) + 4:.1f}" text-anchor="end">{short(value)}</text>')
     below = -math.inf
