@@ -268,7 +268,7 @@ def energon(root: Path, workers: int) -> Iterable[Any]:
         get_train_dataset,
     )
 
-    class Encoder(DefaultTaskEncoder):  # type: ignore[misc, type-arg]
+    class Encoder(DefaultTaskEncoder):  # type: ignore[misc]
         decoder = SampleDecoder(image_decode="pilrgb")
 
         def encode_sample(self, sample: Any) -> Any:

@@ -11,7 +11,8 @@ WIDTH, HEIGHT, LEFT, TOP, GAP = 340, 260, 48, 34, 140
 STYLE = """
 text { font: 12px sans-serif; fill: #24292f } .axis { stroke: #8c959f; fill: none } .grid { stroke: #d0d7de }
 .s0 { stroke: #0969da; fill: #0969da } .s1 { stroke: #bc4c00; fill: #bc4c00 } .s2 { stroke: #1a7f37; fill: #1a7f37 }
-.s3 { stroke: #8250df; fill: #8250df } .s4 { stroke: #6e7781; fill: #6e7781 } polyline.line { fill: none; stroke-width: 2 }
+.s3 { stroke: #8250df; fill: #8250df } .s4 { stroke: #6e7781; fill: #6e7781 }
+polyline.line { fill: none; stroke-width: 2 }
 @media (prefers-color-scheme: dark) { text { fill: #e6edf3 } .grid { stroke: #30363d }
 .s0 { stroke: #58a6ff; fill: #58a6ff } .s1 { stroke: #f0883e; fill: #f0883e } .s2 { stroke: #3fb950; fill: #3fb950 }
 .s3 { stroke: #bc8cff; fill: #bc8cff } .s4 { stroke: #8b949e; fill: #8b949e } }

@@ -13,6 +13,7 @@ from xml.etree import ElementTree
 import pytest
 
 import benchmarks.__main__ as command
+from benchmarks import page
 from benchmarks.__main__ import main
 from benchmarks.harness import Contender, Item, Result, Scene, Target, keep, kept_rows, measure, output
 from benchmarks.items import ITEMS
@@ -201,3 +202,21 @@ def test_growth_is_drawn() -> None:
     lines = svg.findall(".//{http://www.w3.org/2000/svg}polyline")
     assert len(lines) == 4
     assert all(len(line.attrib["points"].split()) == 3 for line in lines)
+
+
+def test_a_table_is_published_in_its_place_with_the_plot(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(page, "PAGE", tmp_path / "README.md")
+    monkeypatch.setattr(page, "GROWTH", tmp_path / "pictures" / "growth.svg")
+    page.PAGE.write_text(f"before\n{page.BEGIN}old\n{END}after\n")
+    head = {"machine": "m", "commit": "c", "date": "d", "images": "photographs", "busy": [], "quick": False}
+    figures = {"wall": 2.0, "memory": 90.0}
+    runs = {f"ours, prepare{size}": [figures] for size in ("", " of 1,232", " of 12,328")}
+    for _ in range(2):
+        page.publish(head, [Result(next(item for item in ITEMS if item.key == "P12"), {**runs, "unzip": [figures]})])
+    text = page.PAGE.read_text()
+    assert text.startswith(f"before\n{page.BEGIN}m; commit c")
+    assert text.endswith(f"{END}after\n")
+    assert "old" not in text
+    assert "| P12 | 123,287 pictures prepared and verified | prepare ≤ 1.3 × unzip | 1 | 1–1 | yes |" in text
+    assert "](../docs/pictures/growth.svg)" in text
+    assert ElementTree.parse(page.GROWTH).getroot().tag.endswith("svg")

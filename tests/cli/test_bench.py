@@ -3,6 +3,7 @@
 import json
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -96,7 +97,7 @@ class Pause:
         return item
 
 
-Pause.__call__.__code__ = Pause.__call__.__code__.replace(co_filename="/x/lavis_ext/processors/pause.py")  # type: ignore[attr-defined]
+Pause.__call__.__code__ = Pause.__call__.__code__.replace(co_filename="/x/lavis_ext/processors/pause.py")
 
 
 @pytest.mark.parametrize(("stage", "workers"), [("transform", 2), ("transform", 0), ("other", 0)])
@@ -114,7 +115,8 @@ def report(*rates: float, **shares: float) -> Report:
 
 
 def test_what_to_change() -> None:
-    files, stream = {"mine": object()}, {"mine": type("S", (), {"iterate": None})()}
+    files: Any = {"mine": object()}
+    stream: Any = {"mine": type("S", (), {"iterate": None})()}
     assert report(100, 195, 200).best.workers == 2
     assert [one.what for one in changes(report(100, 195, 200), files)] == ["num_workers: 2"]
     assert [one.what for one in changes(report(100, 101), files)] == []
