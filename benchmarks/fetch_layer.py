@@ -62,11 +62,11 @@ class Loopback(asyncio.Protocol):
             asyncio.get_running_loop().call_later(self.delay, self.answer, head.decode("latin-1"))
 
     def answer(self, head: str) -> None:
-        name = head.split(" ", 2)[1].lstrip("/")
+        name = head.split(" ", 2)[1].removeprefix(HUB).lstrip("/")
         if name not in self.cache:
             self.cache[name] = (self.folder / name).read_bytes()
         data, status = self.cache[name], "200 OK"
-        more = f'ETag: "{len(data)}"\r\nAccept-Ranges: bytes\r\n'
+        more = f'ETag: "{len(data)}"\r\nAccept-Ranges: bytes\r\nX-Repo-Commit: {REVISION}\r\n'
         body = memoryview(data)
         for line in head.split("\r\n"):
             if line.lower().startswith("range: bytes="):
@@ -91,7 +91,10 @@ NGINX = """worker_processes 1; daemon off; pid {run}/pid; error_log {run}/error.
 events {{ worker_connections 512; }}
 http {{ access_log off; sendfile on; tcp_nopush on; keepalive_requests 100000; client_body_temp_path {run};
 proxy_temp_path {run}; fastcgi_temp_path {run}; uwsgi_temp_path {run}; scgi_temp_path {run};
-server {{ listen 127.0.0.1:{port}; root {root}; }} }}"""
+server {{ listen 127.0.0.1:{port}; root {root};
+location {hub}/ {{ alias {root}/; add_header X-Repo-Commit {revision}; }} }} }}"""
+HUB, REVISION = "/bench/bench/resolve/main", "0123456789abcdef0123456789abcdef01234567"
+"""Where huggingface_hub looks for the same files."""
 
 
 @contextlib.contextmanager
@@ -105,7 +108,7 @@ def server(folder: Path, delay: float) -> Iterator[str]:
             Path(run).chmod(0o755)
             config = Path(run) / "nginx.conf"
             user = "user root;" if os.getuid() == 0 else ""
-            config.write_text(user + NGINX.format(run=run, port=port, root=folder))
+            config.write_text(user + NGINX.format(run=run, port=port, root=folder, hub=HUB, revision=REVISION))
             command = ["nginx", "-c", str(config), "-e", f"{run}/error.log"]
         else:
             command = [sys.executable, __file__, "--serve", str(folder), str(port), str(delay)]
@@ -287,7 +290,8 @@ def httpx_async(job: Job) -> None:
 
 
 def curl(job: Job) -> None:
-    listed = "".join(f'url = "{url}"\noutput = "{path}"\n' for url, path in names(job))
+    more = "continue-at = -\n" if job.get("resumed") else ""
+    listed = "".join(f'url = "{url}"\noutput = "{path}"\n{more}' for url, path in names(job))
     command = [
         "curl",
         "-sS",
@@ -309,12 +313,23 @@ def aria2(job: Job, connections: int = 1) -> None:
         f"{job['base']}/{name}\n  out={name}\n  checksum=sha-256={sha256}\n" for name, _, sha256 in job["files"]
     )
     command = ["aria2c", "-q", "-i", "-", "-d", job["out"], "-j", str(TOGETHER), "--file-allocation=none"]
-    more = ["--no-conf", f"-x{connections}", f"-s{connections}", "-k8M"]
+    more = ["--no-conf", f"-x{connections}", f"-s{connections}", "-k8M", *(["-c"] if job.get("resumed") else [])]
     subprocess.run([*command, *more], input=listed, text=True, check=True)
 
 
 def aria2_ranges(job: Job) -> None:
     aria2(job, 4)
+
+
+def hf_hub(job: Job) -> None:
+    from huggingface_hub import hf_hub_download
+
+    for name, _, _ in job["files"]:
+        hf_hub_download("bench/bench", name, local_dir=job["out"])
+    check_hash(job)
+
+
+HUB_SETTINGS = {"HF_HUB_OFFLINE": "0", "HF_HUB_DISABLE_XET": "1", "HF_HUB_DISABLE_TELEMETRY": "1"}
 
 
 SMALL: dict[str, tuple[Client, str]] = {
@@ -340,6 +355,7 @@ LARGE: dict[str, tuple[Client, str]] = {
     "curl, one connection": (curl, "$curl"),
     "aria2c, one connection": (aria2, "$aria2c"),
     "aria2c, 4 ranges": (aria2_ranges, "$aria2c"),
+    "hf_hub": (hf_hub, ""),
 }
 
 
@@ -350,10 +366,12 @@ def run_client(scene: str, name: str) -> None:
     """In the child: the job comes on stdin, seconds and CPU seconds go to stdout; imports do not count."""
     job: Job = json.load(sys.stdin)
     client = (LARGE if scene == "large" else SMALL)[name][0]
-    for module in ("lavis_ext.fetch", "lavis_ext.fetch.http", "urllib3", "obstore", "aiohttp", "httpx"):
+    os.environ.update({**HUB_SETTINGS, "HF_ENDPOINT": job["base"]} if name == "hf_hub" else {})
+    modules = {"ours": ("lavis_ext.fetch", "lavis_ext.fetch.http"), "hf_hub": ("huggingface_hub.file_download",)}
+    first = name.partition(",")[0]
+    for module in modules.get(first, (first,) if first in ("urllib3", "obstore", "aiohttp", "httpx") else ()):
         with contextlib.suppress(ImportError):
-            if name.startswith(module.split(".")[0]) or (name.startswith("ours") and module.startswith("lavis")):
-                importlib.import_module(module)
+            importlib.import_module(module)
     begun, used = time.perf_counter(), cpu()
     client(job)
     print(json.dumps({"wall": time.perf_counter() - begun, "cpu": cpu() - used}))
@@ -362,6 +380,10 @@ def run_client(scene: str, name: str) -> None:
 def cpu() -> float:
     both = (resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
     return sum(usage.ru_utime + usage.ru_stime for usage in both)
+
+
+TURN = 300
+"""Seconds for one run of a client."""
 
 
 def measure(
@@ -374,22 +396,67 @@ def measure(
     cgroup: Path | None = None,
 ) -> Figures:
     """One run of a client in a process of its own, by a Python and a PATH that have it."""
-    shutil.rmtree(job["out"], ignore_errors=True)
-    Path(job["out"]).mkdir()
+    out = Path(job["out"])
+    if not job.get("resumed"):
+        shutil.rmtree(out, ignore_errors=True)
+        out.mkdir()
     os.sync()
-    command = [python, __file__, "--client", scene, name]
+    command, environment = prepared(scene, name, python, path, before)
     if cgroup:
         command = ["sh", "-c", 'echo $$ > "$0/cgroup.procs" && exec "$@"', str(cgroup), *command]
-    sources = os.pathsep.join(filter(None, [before or str(ROOT), os.environ.get("PYTHONPATH", "")]))
-    environment = {**os.environ, "PATH": path or os.environ["PATH"], "PYTHONPATH": sources}
-    done = subprocess.run(
-        command, input=json.dumps(job), text=True, stdout=subprocess.PIPE, check=True, env=environment
-    )
+    told, printed = json.dumps(job), subprocess.PIPE
+    done = subprocess.run(command, input=told, text=True, stdout=printed, check=True, env=environment, timeout=TURN)
     for file, size, _ in job["files"]:
-        if (Path(job["out"]) / file).stat().st_size != size:
+        if (out / file).stat().st_size != size:
             raise RuntimeError(f"{name}: {file} is not complete")
     figures: Figures = json.loads(done.stdout.splitlines()[-1])
     return figures
+
+
+def prepared(scene: str, name: str, python: str, path: str, before: str = "") -> tuple[list[str], dict[str, str]]:
+    """The command line and the environment of a client's process."""
+    sources = os.pathsep.join(filter(None, [before or str(ROOT), os.environ.get("PYTHONPATH", "")]))
+    environment = {**os.environ, "PATH": path or os.environ["PATH"], "PYTHONPATH": sources}
+    return [python, __file__, "--client", scene, name], environment
+
+
+def measure_resumed(name: str, job: Job, python: str, path: str) -> Figures:
+    """A client interrupted, as by Ctrl-C, once half of the file is on the disk; then what it needs for the rest.
+
+    `rate` is of the bytes that were missing, the hash of the whole file included.
+    """
+    out, whole = Path(job["out"]), sum(size for _, size, _ in job["files"])
+    shutil.rmtree(out, ignore_errors=True)
+    out.mkdir()
+    command, environment = prepared("large", name, python, path)
+    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL, "start_new_session": True}
+    with subprocess.Popen(command, stdin=subprocess.PIPE, text=True, env=environment, **quiet) as first:
+        assert first.stdin is not None
+        first.stdin.write(json.dumps(job))
+        first.stdin.close()
+        until = time.monotonic() + TURN
+        while on_disk(out) < whole / 2 and first.poll() is None and time.monotonic() < until:
+            time.sleep(0.005)
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(first.pid, signal.SIGINT)
+            try:
+                first.wait(10)
+            finally:
+                os.killpg(first.pid, signal.SIGKILL)
+    left = whole - on_disk(out)
+    if left <= 0:
+        raise RuntimeError(f"{name}: nothing was left to resume")
+    figures = measure("large", name, {**job, "resumed": True}, python, path)
+    return {"rate": left / 1e6 / figures["wall"], **figures}
+
+
+def on_disk(folder: Path) -> int:
+    """Bytes below a folder, holes left out."""
+    total = 0
+    for path in folder.rglob("*"):
+        with contextlib.suppress(OSError):
+            total += path.stat().st_blocks * 512
+    return total
 
 
 def make_files(folder: Path, count: int, size: int) -> list[tuple[str, int, str]]:

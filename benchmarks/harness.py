@@ -1,4 +1,4 @@
-"""What every benchmark shares: contenders in interleaved rounds, peers in environments of their own, a quiet machine.
+"""What every benchmark shares: contenders in interleaved rounds, their figures, and the rows that are kept.
 
 A contender is a name and a function that gives figures: `rate` (more is better), `wall`, `cpu`, `first` (seconds) and
 `memory` (MB). Ratios are taken within a round, so that what disturbs a round disturbs both of its sides.
@@ -8,32 +8,25 @@ from __future__ import annotations
 
 import json
 import os
-import platform
-import resource
+import signal
 import subprocess
 import sys
-import sysconfig
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass, field
-from hashlib import sha256
 from pathlib import Path
 from statistics import median
 from typing import Any
 
+from benchmarks.machine import QUIET_SHARE, ROOT, Watch
+from benchmarks.peers import MissingPeer
+
 HERE = Path(__file__).parent
-ROOT = HERE.parent
-QUIET_LOAD, QUIET_SHARE = 0.7, 0.1
-"""Load of the last minute, and share of the cores in others' hands, from which on a machine is busy."""
-PATIENCE = 300
-"""Seconds for the packages of a peer: where versions cannot be brought together pip tries them all for hours."""
+LIMIT = 300
+"""Seconds for one contender's turn: a loader that hangs costs a row, not the run."""
 Figures = dict[str, float]
 Runs = dict[str, list[Figures]]
-
-
-class MissingPeer(Exception):
-    """A contender that is not here, or that failed; its text says why."""
 
 
 @dataclass(frozen=True)
@@ -55,6 +48,8 @@ class Target:
     least: float | None = None
     most: float | None = None
     ours: str = "ours"
+    beyond: bool = False
+    """The difference, not the ratio."""
 
     def value(self, runs: Runs) -> list[float] | None:
         """The figure, or the ratio, of each round; None where it was not measured."""
@@ -68,7 +63,7 @@ class Target:
         if not peers or not peers[0]:
             return None
         best = (max if self.least is not None else min)(peers, key=median)
-        return [one / other for one, other in zip(mine, best, strict=False)]
+        return [one - other if self.beyond else one / other for one, other in zip(mine, best, strict=False)]
 
     def reached(self, value: float) -> bool:
         """Whether the median is good enough."""
@@ -83,6 +78,8 @@ class Scene:
     quick: bool = False
     images: Path | None = None
     workers: int = 2
+    until: float = float("inf")
+    """The time (`time.monotonic`) from which on an item has one round only."""
 
 
 @dataclass(frozen=True)
@@ -94,6 +91,8 @@ class Item:
     open: Callable[[Scene], AbstractContextManager[Sequence[Contender]]] | None
     targets: tuple[Target, ...] = ()
     rounds: int = 3
+    peers: tuple[str, ...] = ()
+    """The lists of `constraints/` that it needs."""
 
 
 @dataclass
@@ -103,6 +102,20 @@ class Result:
     item: Item
     runs: Runs = field(default_factory=dict)
     missing: dict[str, str] = field(default_factory=dict)
+    """Why a contender, or "all" of them, was not measured."""
+    share: float = 0.0
+    """Of the cores, in the hands of others meanwhile."""
+    seconds: float = 0.0
+
+    @property
+    def disturbed(self) -> bool:
+        """Whether others had so much of the machine that no verdict can be given."""
+        return self.share > QUIET_SHARE
+
+    @property
+    def finished(self) -> bool:
+        """Whether it need not be measured again: to the end, and undisturbed."""
+        return not self.disturbed and "all" not in self.missing
 
     def as_json(self) -> dict[str, Any]:
         """Medians and spread of each contender, and each target beside its figure."""
@@ -111,11 +124,12 @@ class Result:
             found = target.value(self.runs)
             value = None if found is None else {"median": median(found), "least": min(found), "most": max(found)}
             bounds = {"least": target.least, "most": target.most}
-            reached = None if found is None else target.reached(median(found))
+            reached = None if found is None or self.disturbed else target.reached(median(found))
             targets.append({"says": target.says, "value": value, "bounds": bounds, "reached": reached})
         runs = {name: spread(found) for name, found in self.runs.items()}
         head = {"item": self.item.key, "title": self.item.title, "rounds": max(map(len, self.runs.values()), default=0)}
-        return {**head, "targets": targets, "runs": runs, "missing": self.missing}
+        tail = {"others": round(self.share, 3), "seconds": round(self.seconds, 1)}
+        return {**head, "targets": targets, "runs": runs, "missing": self.missing, **tail}
 
 
 def spread(found: Sequence[Figures]) -> dict[str, dict[str, float]]:
@@ -127,23 +141,42 @@ def spread(found: Sequence[Figures]) -> dict[str, dict[str, float]]:
 
 def measure(item: Item, scene: Scene, tell: Callable[[str], None]) -> Result:
     """Every contender in turn, round after round; one that fails, or is not there, is named in `missing`."""
-    result = Result(item)
+    result, watch, begun = Result(item), Watch(), time.monotonic()
     if item.open is None:
         return result
-    with item.open(scene) as contenders:
-        for number in range(1 if scene.quick else item.rounds):
-            for one in contenders[:: 1 if number % 2 == 0 else -1]:
-                if one.name in result.missing:
-                    continue
-                try:
-                    figures = one.run()
-                except (MissingPeer, OSError, RuntimeError, subprocess.CalledProcessError) as error:
-                    result.missing[one.name] = " ".join(str(error).split())[:300]
-                    tell(f"{item.key} {one.name}: not measured: {error}")
-                    continue
-                result.runs.setdefault(one.name, []).append(figures)
-                tell(f"{item.key} round {number + 1} {one.name}: {words_of(figures)}")
+    try:
+        with item.open(scene) as contenders:
+            for number in range(1 if scene.quick else item.rounds):
+                if number and time.monotonic() > scene.until:
+                    break
+                for one in contenders[:: 1 if number % 2 == 0 else -1]:
+                    if one.name not in result.missing:
+                        take_turn(one, number, result, tell)
+    except Exception as error:  # whatever one item does, the others are measured
+        result.missing["all"] = reason(error)
+        tell(f"{item.key}: not measured: {reason(error)}")
+    result.share, result.seconds = watch.share(), time.monotonic() - begun
     return result
+
+
+def take_turn(one: Contender, number: int, result: Result, tell: Callable[[str], None]) -> None:
+    """One turn of a contender, into `result`."""
+    begun = time.monotonic()
+    try:
+        figures = one.run()
+    except Exception as error:
+        result.missing[one.name] = reason(error)
+        tell(f"{result.item.key} {one.name}: not measured: {reason(error)}")
+        return
+    result.runs.setdefault(one.name, []).append(figures)
+    took = f"{time.monotonic() - begun:.0f} s for it"
+    tell(f"{result.item.key} round {number + 1} {one.name}: {words_of(figures)} ({took})")
+
+
+def reason(error: Exception) -> str:
+    """An error in a cell of a table."""
+    said = " ".join(str(error).split())[:300]
+    return said if isinstance(error, MissingPeer) else f"{type(error).__name__}: {said}"
 
 
 def words_of(figures: Mapping[str, float]) -> str:
@@ -157,112 +190,49 @@ def short(value: float) -> str:
     return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
 
 
-def child(words: Sequence[str], python: str = sys.executable, stdin: str = "", **environment: str) -> Figures:
+def child(words: Sequence[str], python: str = sys.executable, limit: float = LIMIT, **environment: str) -> Figures:
     """Run one process of ours and take the JSON of its last line; raises MissingPeer with the last line of a fault."""
     path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
     base = {**os.environ, "PYTHONPATH": path, "NO_ALBUMENTATIONS_UPDATE": "1", **environment}
-    done = subprocess.run([python, *words], input=stdin, capture_output=True, text=True, env=base, cwd=ROOT)
-    if done.returncode:
-        said = done.stderr.strip().splitlines() or [f"exit code {done.returncode}"]
-        raise MissingPeer(said[-1][:300])
-    found: Figures = json.loads(done.stdout.strip().splitlines()[-1])
+    found: Figures = json.loads(output([python, *words], limit, cwd=ROOT, env=base).strip().splitlines()[-1])
     return found
 
 
-# --- peers -----------------------------------------------------------------------------------------------------------
+def output(words: Sequence[str], limit: float, **options: Any) -> str:
+    """What a command prints; it and whatever it has started end with this call. Raises MissingPeer."""
+    kept = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "start_new_session": True}
+    with subprocess.Popen(words, **kept, **options) as process:
+        try:
+            printed, said = process.communicate(timeout=limit)
+        except subprocess.TimeoutExpired as error:
+            raise MissingPeer(f"not done within {limit:g} seconds") from error
+        finally:
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+    if process.returncode:
+        raise MissingPeer(([*said.strip().splitlines()] or [f"exit code {process.returncode}"])[-1][:300])
+    return printed
 
 
-def peer_python(name: str) -> str:
-    """The Python of `constraints/NAME.txt`, made at first use and kept by that file's content; raises MissingPeer.
-
-    It sees the packages of this Python behind its own, so that torch and the like are the same for all contenders.
-    """
-    pins = HERE / "constraints" / f"{name}.txt"
-    base = sysconfig.get_path("purelib")
-    digest = sha256(pins.read_bytes() + base.encode() + sys.version.encode()).hexdigest()[:12]
-    home = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "lavis_ext" / "benchmarks"
-    folder = home / f"{name}-{digest}"
-    python, ready, failed = folder / "bin/python", folder / "ready", folder / "failed"
-    if failed.is_file() and time.time() - failed.stat().st_mtime < 3600:
-        raise MissingPeer(failed.read_text())
-    if not ready.is_file():
-        steps = [[sys.executable, "-m", "venv", "--clear", str(folder)]]
-        steps += [[str(python), "-m", "pip", "install", "-q", "--disable-pip-version-check", "-r", str(pins)]]
-        for number, words in enumerate(steps):
-            try:
-                done = subprocess.run(words, capture_output=True, text=True, timeout=PATIENCE)
-                said = [line for line in done.stderr.splitlines() if "ERROR" in line] or ["it cannot be installed"]
-            except subprocess.TimeoutExpired:
-                done, said = None, [f"not installed within {PATIENCE} seconds"]
-            if done is None or done.returncode:
-                folder.mkdir(parents=True, exist_ok=True)
-                failed.write_text(f"{pins.name}: {said[-1]}")
-                raise MissingPeer(failed.read_text())
-            if number == 0:
-                next(folder.glob("lib/python*/site-packages")).joinpath("zz-behind.pth").write_text(base)
-        ready.touch()
-    return str(python)
+# --- rows that are kept ----------------------------------------------------------------------------------------------
 
 
-# --- the machine -----------------------------------------------------------------------------------------------------
+def keep(path: Path, result: Result) -> None:
+    """Put a row into the file of rows, in the place of an earlier one."""
+    rows = {**read_rows(path), result.item.key: {**vars(result), "item": result.item.key}}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    new = path.with_suffix(".new")
+    new.write_text(json.dumps(rows))
+    new.replace(path)
 
 
-def machine() -> str:
-    """Cores, processor, memory and versions, without the machine's name."""
-    model = next(
-        (line.partition(":")[2].strip() for line in lines_of("/proc/cpuinfo") if line.startswith("model name")), ""
-    )
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
-    return (
-        f"{os.cpu_count()} cores ({model or platform.machine()}), {memory:.0f} GiB, Python {platform.python_version()}"
-    )
+def read_rows(path: Path) -> dict[str, Any]:
+    """The rows of a file, by item; none where it is not there."""
+    found: dict[str, Any] = json.loads(path.read_text()) if path.is_file() else {}
+    return found
 
 
-def commit() -> str:
-    """The commit of this checkout; `+` where it was changed since, "" where there is none."""
-    words = ["git", "-C", str(ROOT), "describe", "--always", "--dirty=+", "--abbrev=12", "--exclude=*"]
-    done = subprocess.run(words, capture_output=True, text=True)
-    return done.stdout.strip() if done.returncode == 0 else ""
-
-
-def lines_of(path: str) -> Iterator[str]:
-    """The lines of a file of the kernel; none where it is not there."""
-    try:
-        yield from Path(path).read_text().splitlines()
-    except OSError:
-        return
-
-
-def busy_seconds() -> float:
-    """Seconds that all cores have worked since the machine started, for whomever."""
-    found = next((line.split()[1:] for line in lines_of("/proc/stat") if line.startswith("cpu ")), [])
-    ticks = [int(one) for one in found]
-    return (sum(ticks[:3]) + sum(ticks[5:8])) / os.sysconf("SC_CLK_TCK") if ticks else 0.0
-
-
-def own_seconds() -> float:
-    """Seconds of the processor that this process and its children have taken."""
-    used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
-    return sum(one.ru_utime + one.ru_stime for one in used)
-
-
-class Watch:
-    """How much of the machine others have: before the start, and while this runs."""
-
-    def __init__(self, seconds: float = 1.0) -> None:
-        self.load = os.getloadavg()[0]
-        before, since = busy_seconds(), time.monotonic()
-        time.sleep(seconds)
-        cores = os.cpu_count() or 1
-        self.share = (busy_seconds() - before) / (time.monotonic() - since) / cores
-        self._begun = (busy_seconds() - own_seconds(), time.monotonic())
-
-    def reasons(self) -> list[str]:
-        """Why no figure of now should be relied on; nothing on a quiet machine."""
-        cores, (others, since) = os.cpu_count() or 1, self._begun
-        elapsed = time.monotonic() - since
-        during = max(0.0, busy_seconds() - own_seconds() - others) / max(elapsed, 1e-9) / cores
-        found = [f"a load of {self.load:.1f} before the start"] if self.load > QUIET_LOAD else []
-        found += [f"{self.share:.0%} of the cores were busy before the start"] if self.share > QUIET_SHARE else []
-        found += [f"others had {during:.0%} of the cores meanwhile"] if elapsed > 5 and during > QUIET_SHARE else []
-        return found
+def kept_rows(path: Path, items: Sequence[Item]) -> dict[str, Result]:
+    """The rows of `items` that an earlier run has kept."""
+    rows = read_rows(path)
+    return {item.key: Result(**{**rows[item.key], "item": item}) for item in items if item.key in rows}

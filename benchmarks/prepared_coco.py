@@ -9,11 +9,11 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
-import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
+from benchmarks.harness import LIMIT, output
 from lavis_ext.common.config.cards import load_cards
 from lavis_ext.demo.mirror import MirrorWriter
 
@@ -84,8 +84,7 @@ def measure(
     A small process starts it: what a child has resident counts from what its parent had.
     """
     starter = [sys.executable, "-I", "-S", "-c", SPAWN, program, *words]
-    done = subprocess.run(starter, env=dict(environment), capture_output=True, text=True, check=True)
-    status, wall, cpu, memory = json.loads(done.stdout)
+    status, wall, cpu, memory = json.loads(output(starter, LIMIT, env=dict(environment)))
     if status not in expected:
         raise RuntimeError(f"{program} {' '.join(words)}: exit code {status}")
     return wall, cpu, memory

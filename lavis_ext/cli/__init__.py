@@ -23,6 +23,7 @@ VERBS: dict[str, Verb] = {
     "verify": Verb("check what is on this disk again", "lavis_ext.cli.data:verify"),
     "checksum": Verb("what sources offer now, and a lock file of it", "lavis_ext.cli.lock:checksum"),
     "pack": Verb("a data set as tar shards, on a disk or in a bucket", "lavis_ext.cli.pack:pack"),
+    "bench": Verb("how fast your data loads here, and what to change", "lavis_ext.cli.bench:bench"),
     "doctor": Verb("what this machine offers, and what gets in the way", "lavis_ext.cli.tools:doctor"),
     "train": Verb("train as a run file says", "lavis_ext.cli.runs:train"),
     "evaluate": Verb("evaluate a run file's test splits", "lavis_ext.cli.runs:evaluate"),
