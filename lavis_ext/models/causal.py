@@ -19,11 +19,11 @@ from lavis_ext.common.registry import models
 from lavis_ext.common.types import Batch
 from lavis_ext.models.blip2 import Blip2Base
 from lavis_ext.models.chat import IMAGE, PLACE, Row, TooLong, Turn, TurnPrompter
-from lavis_ext.models.generation import Reading, Search
+from lavis_ext.models.generation import Search
 from lavis_ext.models.language import Blip2Language, require_usable
 from lavis_ext.models.network import assemble_any
 from lavis_ext.models.settings import Blip2AnyConfig
-from lavis_ext.models.text import IGNORED, Ids, Side, TextTokens, learns_output_only, target_texts, texts_of
+from lavis_ext.models.text import IGNORED, Ids, TextTokens, learns_output_only, target_texts, texts_of
 
 CONVERSATIONS = "conversations"
 
@@ -49,6 +49,7 @@ class Blip2AnyLanguage(Blip2Language):
         longest = min(config.max_chat_len, self.position_count)
         self.text = TurnPrompter(tokenizer, config.num_query_token, config.max_txt_len, longest, self.end_id)
         self.prompt = config.prompt
+        self.decoder_opening = self.text.opening
         self.positions_given = "position_ids" in inspect.signature(type(speaker).forward).parameters
         self._prepare_parts(speaker.config.model_type)
 
@@ -62,39 +63,6 @@ class Blip2AnyLanguage(Blip2Language):
         model = cls(config, *assemble_any(config, cls.causal))
         model.load_parts(config)
         return model
-
-    def see(self, images: Tensor) -> Tensor:
-        """[N,3,S,S] → what the language model reads of each picture, [N, Q, E]."""
-        net = self.net
-        seen = net.vision_model(self._images({"image": images})).last_hidden_state
-        queries = net.query_tokens.expand(len(images), -1, -1)
-        asked = net.qformer(query_embeds=queries, encoder_hidden_states=seen).last_hidden_state
-        projected: Tensor = net.language_projection(asked)
-        return projected
-
-    def embed(self, images: Tensor | None, tokens: TextTokens, read: Sequence[int] | None = None) -> Tensor:
-        """[B, L, E]: the tokens' embeddings, with the pictures in their places: all in order, or those of `read`."""
-        places = tokens.input_ids == PLACE
-        words: Tensor = self.net.language_model.get_input_embeddings()(tokens.input_ids.masked_fill(places, 0))
-        if images is None or not len(images):
-            return words + self._untouched().to(words.dtype)
-        pictures = self.see(images)
-        if read is not None:
-            pictures = pictures[torch.tensor(read, dtype=torch.int64, device=pictures.device)]
-        if int(places.sum()) != pictures.shape[0] * pictures.shape[1]:
-            what = f"{int(places.sum())} image places for {len(pictures)} pictures of {pictures.shape[1]}"
-            raise ConfigError("image", what, "give one picture for each <image>")
-        return words.masked_scatter(places.unsqueeze(-1), pictures.to(words.dtype))
-
-    def _untouched(self) -> Tensor:
-        """0, of all visual parts that learn: a batch without pictures must not leave a rank without their gradients."""
-        found: Tensor = self.net.query_tokens.new_zeros(())
-        parts = (self.net.vision_model, self.net.qformer, self.net.language_projection)
-        held = [self.net.query_tokens, *(one for part in parts for one in part.parameters())]
-        for one in held if self.training and torch.is_grad_enabled() else ():
-            if one.requires_grad:
-                found = found + 0.0 * one.float().sum()
-        return found
 
     def pairs_of(self, batch: Batch) -> tuple[list[str], list[str]]:
         """What is read and what is learnt of each sample: a question and its answer, else the prompt and the text.
@@ -136,11 +104,16 @@ class Blip2AnyLanguage(Blip2Language):
         """Generated texts without spaces around them."""
         return [text.strip() for text in texts]
 
-    def _write(self, samples: Batch, tokens: TextTokens, settings: dict[str, Any]) -> Tensor:
-        embeds = self.embed(samples.get("image"), tokens)
-        speaker = self.net.language_model
-        ids: Tensor = speaker.generate(inputs_embeds=embeds, attention_mask=tokens.attention_mask, **settings)
-        return ids
+    def _predict_tokens(self, batch: Batch, tokens: TextTokens, labels: Tensor) -> CausalLMOutput:
+        embeds, mask = self.embed(batch, tokens), tokens.attention_mask
+        given = self.positions(mask) if self.causal else {"labels": labels}
+        logits = self.net.language_model(inputs_embeds=embeds, attention_mask=mask, use_cache=False, **given).logits
+        loss = mean_loss(logits[:, :-1], labels[:, 1:]) if self.causal else mean_loss(logits, labels)
+        return CausalLMOutput(loss=loss, logits=logits)
+
+    def positions(self, mask: Tensor) -> dict[str, Tensor]:
+        """The arguments that say where each token stands, pads before it not counted."""
+        return {"position_ids": (mask.cumsum(-1) - 1).clamp(min=0)} if self.positions_given else {}
 
 
 @models.register("blip2_causal", config=Blip2AnyConfig)
@@ -171,26 +144,9 @@ class Blip2Causal(Blip2AnyLanguage):
         pairs = zip(heads, tails, strict=True)
         return [self.text.conversation([*told(head), assistant(tail)], 1, "text_input") for head, tail in pairs]
 
-    def predict_rows(self, batch: Batch, side: Side = "right") -> tuple[Tensor, Tensor]:
-        """Logits [B, L, V] and labels [B, L] of a batch padded on one side; which one changes no number."""
-        tokens, labels = self.text.padded(self.rows(batch), side)
-        tokens = tokens.to(self.device)
-        embeds = self.embed(batch.get("image"), tokens)
-        logits: Tensor = self.net.language_model(
-            inputs_embeds=embeds,
-            attention_mask=tokens.attention_mask,
-            use_cache=False,
-            **self.positions(tokens.attention_mask),
-        ).logits
-        return logits, labels.to(self.device)
-
-    def positions(self, mask: Tensor) -> dict[str, Tensor]:
-        """The arguments that say where each token stands, pads before it not counted."""
-        return {"position_ids": (mask.cumsum(-1) - 1).clamp(min=0)} if self.positions_given else {}
-
-    def _learn(self, batch: Batch) -> tuple[Any, Tensor]:
-        logits, labels = self.predict_rows(batch)
-        return CausalLMOutput(loss=mean_loss(logits[:, :-1], labels[:, 1:]), logits=logits), labels
+    def learnt(self, batch: Batch) -> tuple[TextTokens, Tensor]:
+        """The tokens of a batch padded on the right, and labels [B, L]."""
+        return self.text.padded(self.rows(batch), "right")
 
     def asking_tokens(self, prompts: Sequence[str]) -> TextTokens:
         """A picture and a prompt each, as it is learnt from, padded on the left for generation."""
@@ -212,9 +168,6 @@ class Blip2Causal(Blip2AnyLanguage):
         if self.config.chat:
             return [self.text.answer(answer) for answer in answers]
         return [[*row, self.end_id] for row in self.text.following("a", answers)]
-
-    def _read(self, samples: Batch, tokens: TextTokens) -> Reading:
-        return CausalReading(self, self.embed(samples["image"], tokens), tokens.attention_mask)
 
 
 @models.register("blip2_seq2seq", config=Blip2AnyConfig)
@@ -239,9 +192,12 @@ class Blip2Seq2Seq(Blip2AnyLanguage):
         if CONVERSATIONS not in batch:
             heads, tails = self.pairs_of(batch)
             longest = self.text.max_chat_len if self.config.chat else self.text.max_txt_len
-            learnt = [self._decoded(row, self.config.chat)[:longest] for row in self.text.plain(tails)]
-            return self._encoded(heads), learnt, None
-        read, learnt, pictures, first = [], [], [], 0
+            rows = [self._decoded(row, self.config.chat)[:longest] for row in self.text.plain(tails)]
+            return self._encoded(heads), rows, None
+        read: list[Ids] = []
+        learnt: list[Ids] = []
+        pictures: list[int] = []
+        first = 0
         for turns, count, where in dialogues(batch):
             for head, text in self.text.exchanges(turns, count, where):
                 read.append([*head, *self.text.closing])
@@ -252,16 +208,12 @@ class Blip2Seq2Seq(Blip2AnyLanguage):
             return [[self.end_id]], [[IGNORED]], []
         return read, learnt, pictures
 
-    def _learn(self, batch: Batch) -> tuple[Any, Tensor]:
+    def learnt(self, batch: Batch) -> tuple[TextTokens, Tensor]:
+        """The tokens for the encoder, and the labels of the decoder."""
         read, learnt, pictures = self.rows(batch)
-        tokens = self.text.pad([[]] * len(read), read, "right").to(self.device)
+        tokens = replace(self.text.pad([[]] * len(read), read, "right"), pictures=pictures)
         rows = [torch.tensor(row) for row in learnt]
-        labels = pad_sequence(rows, batch_first=True, padding_value=IGNORED).to(self.device)
-        embeds = self.embed(batch.get("image"), tokens, pictures)
-        logits = self.net.language_model(
-            inputs_embeds=embeds, attention_mask=tokens.attention_mask, labels=labels, use_cache=False
-        ).logits
-        return CausalLMOutput(loss=mean_loss(logits, labels), logits=logits), labels
+        return tokens, pad_sequence(rows, batch_first=True, padding_value=IGNORED)
 
     def asking_tokens(self, prompts: Sequence[str]) -> TextTokens:
         """A picture and a prompt each, padded on the right as the encoder learns them."""
@@ -290,60 +242,6 @@ class Blip2Seq2Seq(Blip2AnyLanguage):
         """The tokens of each answer as the decoder learns them, without what it always begins with."""
         rows = [self._decoded(row, self.config.chat) for row in self.text.plain(answers)]
         return [row[len(self.text.opening) :] for row in rows]
-
-    def _read(self, samples: Batch, tokens: TextTokens) -> Reading:
-        return Seq2SeqReading(self, self.embed(samples["image"], tokens), tokens.attention_mask)
-
-
-class CausalReading:
-    """Questions behind their pictures, padded on the left, for ranking answers; see `generation.Reading`."""
-
-    def __init__(self, model: Blip2Causal, embeds: Tensor, mask: Tensor) -> None:
-        self.model, self.embeds, self.mask = model, embeds, mask
-
-    def _logits(self, embeds: Tensor, mask: Tensor) -> Tensor:
-        positions = self.model.positions(mask)
-        speaker = self.model.net.language_model
-        logits: Tensor = speaker(inputs_embeds=embeds, attention_mask=mask, use_cache=False, **positions).logits
-        return logits
-
-    def first(self) -> Tensor:
-        """Logits [B, V] of the first token of the answer."""
-        return self._logits(self.embeds, self.mask)[:, -1]
-
-    def logits(self, row: int, answers: Tensor) -> Tensor:
-        """Logits [K, T, V] of each token of `answers` [K, T]; attention is causal: pads after them do not matter."""
-        question = self.embeds[row][self.mask[row].bool()].expand(len(answers), -1, -1)
-        words = self.model.net.language_model.get_input_embeddings()(answers).to(question.dtype)
-        both = torch.cat([question, words], dim=1)
-        return self._logits(both, self.mask.new_ones(both.shape[:2]))[:, question.shape[1] - 1 : -1]
-
-
-class Seq2SeqReading:
-    """Questions in the encoder, for ranking answers that the decoder reads behind what it always begins with."""
-
-    def __init__(self, model: Blip2Seq2Seq, embeds: Tensor, mask: Tensor) -> None:
-        self.speaker, self.mask = model.net.language_model, mask
-        self.states = self.speaker.get_encoder()(inputs_embeds=embeds, attention_mask=mask).last_hidden_state
-        start = self.speaker.config.decoder_start_token_id
-        self.start = torch.tensor([[start, *model.text.opening]], device=mask.device)
-
-    def _logits(self, states: Tensor, mask: Tensor, ids: Tensor) -> Tensor:
-        logits: Tensor = self.speaker(
-            encoder_outputs=(states,), attention_mask=mask, decoder_input_ids=ids, use_cache=False
-        ).logits
-        return logits
-
-    def first(self) -> Tensor:
-        """Logits [B, V] of the first token of the answer."""
-        return self._logits(self.states, self.mask, self.start.expand(len(self.mask), -1))[:, -1]
-
-    def logits(self, row: int, answers: Tensor) -> Tensor:
-        """Logits [K, T, V] of each token of `answers` [K, T]."""
-        count = len(answers)
-        states, mask = self.states[row].expand(count, -1, -1), self.mask[row].expand(count, -1)
-        ids = torch.cat([self.start.expand(count, -1), answers[:, :-1]], dim=1)
-        return self._logits(states, mask, ids)[:, self.start.shape[1] - 1 :]
 
 
 def mean_loss(logits: Tensor, labels: Tensor) -> Tensor:

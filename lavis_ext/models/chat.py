@@ -126,11 +126,13 @@ class TurnPrompter(Prompter):
         if any(IMAGE in turns[number]["content"] for number in said):
             what = "has a picture in a turn of the assistant's, where a decoder reads words alone"
             raise ConfigError(where, what, "leave the sample out, or write blip2_causal")
-        unmarked = not any(IMAGE in turn["content"] for turn in turns)
+        marked = any(IMAGE in turn["content"] for turn in turns)
         found = []
         for number in said:
             before = turns[:number]
-            count = pictures if unmarked else sum(turn["content"].count(IMAGE) for turn in before)
+            # where no place is marked, all stand before the first text of a user's
+            shown = marked or not any(turn["role"] == "user" for turn in before)
+            count = sum(turn["content"].count(IMAGE) for turn in before) if shown else pictures
             head = self._before(before, count, where)
             self._require_pictures(head, where)
             if len(head) >= self.max_chat_len:

@@ -38,13 +38,19 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("speakers")
 
 
+def seen_by(model: Any, images: torch.Tensor) -> torch.Tensor:
+    """What the language model reads of each picture."""
+    found: torch.Tensor = model.net.language_projection(model.query_image({"image": images}))
+    return found
+
+
 def joined_loss(model: Any, rows: list[list[tuple[list[int], bool]]], images: torch.Tensor | None) -> float:
     """The mean of -log p in float64, row by row without pads, over the tokens of the parts that are learnt.
 
     A row is parts of tokens, each with whether it is learnt; PLACE stands for a whole picture.
     """
     whole = model.double()
-    seen = [] if images is None else list(whole.see(images.double()))
+    seen = [] if images is None else list(seen_by(whole, images.double()))
     speaker, total, count = whole.net.language_model, 0.0, 0
     words = speaker.get_input_embeddings()
     for row in rows:
@@ -130,7 +136,8 @@ def test_no_number_depends_on_the_side_of_the_pads(name: str, folder: Path) -> N
     batch = {"conversations": [TALK, short], "image": small_batch(3)["image"], "image_counts": [2, 1]}
     picked = []
     for side in ("left", "right"):
-        logits, labels = model.predict_rows(batch, side)
+        tokens, labels = model.text.padded(model.rows(batch), side)
+        logits = model._predict_tokens(batch, tokens, labels).logits
         picked.append(logits[:, :-1][labels[:, 1:] != IGNORED].log_softmax(-1))
     torch.testing.assert_close(*picked, atol=2e-4, rtol=1e-4)
     together = model.generate(batch, num_beams=2, max_length=6)
@@ -148,7 +155,7 @@ def test_an_encoder_reads_the_prompt_and_the_decoder_learns_the_text(name: str, 
     batch = {**batch, "text_input": ["what is it?", "how many"], "text_output": ["a red circle", "three yes no"]}
     found, tokenizer = model(batch)["loss"].item(), model.text.tokenizer
     model.double()
-    total, count, seen = 0.0, 0, list(model.see(batch["image"].double()))
+    total, count, seen = 0.0, 0, list(seen_by(model, batch["image"].double()))
     words = model.net.language_model.get_input_embeddings()
     for asked, said, picture in zip(batch["text_input"], batch["text_output"], seen, strict=True):
         read, wanted = torch.tensor(tokenizer(asked)["input_ids"]), tokenizer(said)["input_ids"]
@@ -171,7 +178,7 @@ def test_an_encoder_reads_what_stands_before_each_turn_and_the_decoder_learns_it
     found, tokenizer = model(batch)["loss"].item(), model.text.tokenizer
     outputs = model.outputs(batch)
     model.double()
-    seen, words = list(model.see(images.double())), model.net.language_model.get_input_embeddings()
+    seen, words = list(seen_by(model, images.double())), model.net.language_model.get_input_embeddings()
     system, end = "You are helpful USER:", "</s>"
     first = f"{system} <image>\nwhat is it? ASSISTANT:"
     rows = [
@@ -208,6 +215,12 @@ def test_an_encoder_reads_to_answer_what_it_read_to_learn(name: str, folder: Pat
         for turns, some in ((TALK[:-1], images[:2]), (short, images[2:]))
     ]
     assert model.generate(batch, num_beams=2) == alone
+    begun = [{"role": "assistant", "content": "yes"}, *short, {"role": "assistant", "content": "two"}]
+    begun[1] = {
+        "role": "user",
+        "content": "what is it?",
+    }  # its pictures are read before this text, not before the first
+    assert model.rows({"conversations": [begun], "image": images[:1], "image_counts": [1]})[2] == [0]
     said = {**batch, "conversations": [[*TALK[:-1], {"role": "assistant", "content": "<image>"}], short]}
     with pytest.raises(ConfigError):  # a decoder reads words alone
         model({**said, "image": torch.cat([images, images[:1]]), "image_counts": [3, 1]})
@@ -305,6 +318,7 @@ def test_what_a_conversation_lacks_is_named(folder: Path) -> None:
         {"conversations": [[user, user]]},
         {"conversations": [[{**user, "content": "<image><image>"}]], "image": image, "image_counts": [1]},
         {"conversations": [[user]], "image": image, "image_counts": [2]},
+        {"text_input": ["a"]},  # which has the place of a picture
     ]
     for batch in wrong:
         with pytest.raises(ConfigError):
