@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 import transformers
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch.nn.functional import log_softmax
 
 from lavis_ext.common.config.decode import ConfigDecoder, read_sections
@@ -422,3 +423,43 @@ def test_compile_by_one_key(folder: Path, monkeypatch: pytest.MonkeyPatch) -> No
     assert not compiled
     assert set(speaker("qwen3", folder, compile=True).state_dict()) == names
     assert compiled == ["Blip2VisionModel", "Blip2QFormerModel", "Qwen3ForCausalLM"]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)  # the compiler's seconds are many where others have the processor
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile writes C++")
+def test_compiled_steps_are_the_eager_ones(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
+) -> None:
+    """Two steps by inductor, the second in a model that goes on from what the first one saved."""
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "inductor"))
+    monkeypatch.setattr("torch._inductor.config.compile_threads", 1)  # no pool of processes for a few kernels
+    request.addfinalizer(torch.compiler.reset)
+    keys = {"freeze_llm": True, "freeze_vit": True, "vision": SIGLIP, "llm": {**SMALL, "model_type": "llama"}}
+    batch, saved = small_batch(2), tmp_path / "a.safetensors"
+    eager = speaker("llama3", folder, **keys)
+    one_step(eager, batch)
+    one_step(eager, batch)
+    compiled = speaker("llama3", folder, compile=True, **keys)
+    one_step(compiled, batch)
+    assert list((tmp_path / "inductor").rglob("*.cpp")), "nothing was compiled"
+    save_file({one: part.clone() for one, part in compiled.trainable_state().items()}, saved)
+    resumed = speaker("llama3", folder, compile=True, load_finetuned=True, finetuned=str(saved), **keys)
+    one_step(resumed, batch)
+    assert resumed.state_dict().keys() == eager.state_dict().keys()
+    for one, part in eager.state_dict().items():
+        torch.testing.assert_close(resumed.state_dict()[one], part, rtol=1e-5, atol=1e-5)
+    torch.manual_seed(0)  # the random language model of the run
+    export_transformers(replace(resumed.config, compile=False), tmp_path / "out")
+    names = [name for path in (tmp_path / "out").rglob("*.safetensors") for name in load_file(path)]
+    assert "net.query_tokens" in names and not any("_orig_mod" in name for name in names)
+
+
+SMALL = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+
+
+def one_step(model: Any, batch: Any) -> None:
+    """A step of plain gradient descent, which keeps no state, without dropout, which a compiler may draw anew."""
+    learning = [one for one in model.parameters() if one.requires_grad]
+    for one, grad in zip(learning, torch.autograd.grad(model(batch)["loss"], learning), strict=True):
+        one.data -= 0.1 * grad
