@@ -288,7 +288,7 @@ def converse(talk: Conversation, lines: Iterable[str], write: Callable[[Turn], N
         try:
             if not obeyed(talk, line.strip(), write):
                 write(talk.answer(line))
-        except (UsageError, IntegrityError) as error:
+        except (ConfigError, UsageError, IntegrityError) as error:  # a ConfigError: a conversation that got too long
             if not sys.stdin.isatty():
                 raise
             to_stderr(str(error))

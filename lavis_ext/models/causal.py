@@ -13,16 +13,17 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from transformers.modeling_outputs import CausalLMOutput
 
+from lavis_ext.common.config.decode import LARGEST
 from lavis_ext.common.errors import ConfigError
 from lavis_ext.common.registry import models
 from lavis_ext.common.types import Batch
 from lavis_ext.models.blip2 import Blip2Base
-from lavis_ext.models.chat import IMAGE, PLACE, Row, Turn, TurnPrompter
-from lavis_ext.models.generation import Reading, Search
+from lavis_ext.models.chat import IMAGE, PLACE, Row, TooLong, Turn, TurnPrompter
+from lavis_ext.models.generation import Search
 from lavis_ext.models.language import Blip2Language, require_usable
 from lavis_ext.models.network import assemble_any
 from lavis_ext.models.settings import Blip2AnyConfig
-from lavis_ext.models.text import IGNORED, Ids, Side, TextTokens, learns_output_only, target_texts, texts_of
+from lavis_ext.models.text import IGNORED, Ids, TextTokens, learns_output_only, target_texts, texts_of
 
 CONVERSATIONS = "conversations"
 
@@ -31,6 +32,7 @@ class Blip2AnyLanguage(Blip2Language):
     """What both kinds share: the parts, the tokens of texts, and embeddings with pictures in their places."""
 
     causal = True
+    converses = True
     upstream_prefix = "llm"
     ends_itself = True
     config: Blip2AnyConfig
@@ -43,11 +45,12 @@ class Blip2AnyLanguage(Blip2Language):
         speaker = network.language_model
         self.stops = end_ids(tokenizer, speaker)
         self.end_id = self.answer_end_id = self.stops[0]
-        positions = getattr(speaker.config, "max_position_embeddings", None) or config.max_chat_len
-        longest = min(config.max_chat_len, positions)
+        self.position_count = int(getattr(speaker.config, "max_position_embeddings", None) or LARGEST)
+        longest = min(config.max_chat_len, self.position_count)
         self.text = TurnPrompter(tokenizer, config.num_query_token, config.max_txt_len, longest, self.end_id)
         self.prompt = config.prompt
-        self.places_given = "position_ids" in inspect.signature(type(speaker).forward).parameters
+        self.decoder_opening = self.text.opening
+        self.positions_given = "position_ids" in inspect.signature(type(speaker).forward).parameters
         self._prepare_parts(speaker.config.model_type)
 
     @classmethod
@@ -61,37 +64,6 @@ class Blip2AnyLanguage(Blip2Language):
         model.load_parts(config)
         return model
 
-    def see(self, images: Tensor) -> Tensor:
-        """[N,3,S,S] → what the language model reads of each picture, [N, Q, E]."""
-        net = self.net
-        seen = net.vision_model(self._images({"image": images})).last_hidden_state
-        queries = net.query_tokens.expand(len(images), -1, -1)
-        asked = net.qformer(query_embeds=queries, encoder_hidden_states=seen).last_hidden_state
-        projected: Tensor = net.language_projection(asked)
-        return projected
-
-    def embed(self, images: Tensor | None, tokens: TextTokens) -> Tensor:
-        """[B, L, E]: the tokens' embeddings, with the pictures in their places, in order."""
-        places = tokens.input_ids == PLACE
-        words: Tensor = self.net.language_model.get_input_embeddings()(tokens.input_ids.masked_fill(places, 0))
-        if images is None or not len(images):
-            return words + self._untouched().to(words.dtype)
-        pictures = self.see(images)
-        if int(places.sum()) != pictures.shape[0] * pictures.shape[1]:
-            what = f"{int(places.sum())} image places for {len(images)} pictures of {pictures.shape[1]}"
-            raise ConfigError("image", what, "give one picture for each <image>")
-        return words.masked_scatter(places.unsqueeze(-1), pictures.to(words.dtype))
-
-    def _untouched(self) -> Tensor:
-        """0, of all visual parts that learn: a batch without pictures must not leave a rank without their gradients."""
-        found: Tensor = self.net.query_tokens.new_zeros(())
-        parts = (self.net.vision_model, self.net.qformer, self.net.language_projection)
-        held = [self.net.query_tokens, *(one for part in parts for one in part.parameters())]
-        for one in held if self.training and torch.is_grad_enabled() else ():
-            if one.requires_grad:
-                found = found + 0.0 * one.float().sum()
-        return found
-
     def pairs_of(self, batch: Batch) -> tuple[list[str], list[str]]:
         """What is read and what is learnt of each sample: a question and its answer, else the prompt and the text.
 
@@ -103,9 +75,27 @@ class Blip2AnyLanguage(Blip2Language):
         tails = [text[len(prompt) :].strip() if prompt and text.startswith(prompt) else text for text in texts]
         return [self.prompt] * len(texts), tails
 
+    def fits(self, samples: Batch) -> list[bool]:
+        """Whether `generate` has room to answer each conversation; raises ConfigError as it does."""
+        return [self._has_room(*one) for one in dialogues(samples)]
+
+    def _has_room(self, turns: Sequence[Turn], pictures: int, where: str) -> bool:
+        try:
+            return bool(self.text.opened(turns, pictures, where))
+        except TooLong:
+            return False
+
     @torch.no_grad()
     def _continue(self, samples: Batch, tokens: TextTokens, search: Search, end_id: int) -> list[str]:
-        settings = replace(search, opening=0, counted=0).arguments()
+        search.check()
+        # where positions are learnt there are none behind the last; others are trained no further
+        room = self.position_count - (int(tokens.attention_mask.sum(1).max()) if self.causal else 1)
+        if room < 1:
+            what = f"picture and prompt take all {self.position_count} positions of the language model"
+            raise ConfigError("model.max_txt_len", what, "lower it")
+        longest, least = min(search.max_length, room), min(search.min_length, room)
+        settings = replace(search, max_length=longest, min_length=least, opening=0, counted=0).arguments()
+        end_id = self.text.turn_end if self.config.chat or CONVERSATIONS in samples else end_id
         ends = {"eos_token_id": sorted({end_id, *self.stops}), "pad_token_id": self.text.pad_id}
         ids = self._write(samples, tokens.to(self.device), {**settings, **ends})
         return self.said(self.text.tokenizer.batch_decode(ids, skip_special_tokens=True))
@@ -114,11 +104,16 @@ class Blip2AnyLanguage(Blip2Language):
         """Generated texts without spaces around them."""
         return [text.strip() for text in texts]
 
-    def _write(self, samples: Batch, tokens: TextTokens, settings: dict[str, Any]) -> Tensor:
-        embeds = self.embed(samples.get("image"), tokens)
-        speaker = self.net.language_model
-        ids: Tensor = speaker.generate(inputs_embeds=embeds, attention_mask=tokens.attention_mask, **settings)
-        return ids
+    def _predict_tokens(self, batch: Batch, tokens: TextTokens, labels: Tensor) -> CausalLMOutput:
+        embeds, mask = self.embed(batch, tokens), tokens.attention_mask
+        given = self.positions(mask) if self.causal else {"labels": labels}
+        logits = self.net.language_model(inputs_embeds=embeds, attention_mask=mask, use_cache=False, **given).logits
+        loss = mean_loss(logits[:, :-1], labels[:, 1:]) if self.causal else mean_loss(logits, labels)
+        return CausalLMOutput(loss=loss, logits=logits)
+
+    def positions(self, mask: Tensor) -> dict[str, Tensor]:
+        """The arguments that say where each token stands, pads before it not counted."""
+        return {"position_ids": (mask.cumsum(-1) - 1).clamp(min=0)} if self.positions_given else {}
 
 
 @models.register("blip2_causal", config=Blip2AnyConfig)
@@ -130,8 +125,6 @@ class Blip2Causal(Blip2AnyLanguage):
     order, absent where there are none; `image_counts`: how many are each sample's. By the tokenizer's chat template;
     without one `USER: … ASSISTANT: …</s>`.
     """
-
-    converses = True
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """`conversations`, or `image` [B,3,S,S] and `text_input`[, `text_output`] → `loss`: mean cross entropy.
@@ -151,29 +144,12 @@ class Blip2Causal(Blip2AnyLanguage):
         pairs = zip(heads, tails, strict=True)
         return [self.text.conversation([*told(head), assistant(tail)], 1, "text_input") for head, tail in pairs]
 
-    def predict_rows(self, batch: Batch, side: Side = "right") -> tuple[Tensor, Tensor]:
-        """Logits [B, L, V] and labels [B, L] of a batch padded on one side; which one changes no number."""
-        tokens, labels = self.text.padded(self.rows(batch), side)
-        tokens = tokens.to(self.device)
-        embeds = self.embed(batch.get("image"), tokens)
-        logits: Tensor = self.net.language_model(
-            inputs_embeds=embeds,
-            attention_mask=tokens.attention_mask,
-            use_cache=False,
-            **self.positions(tokens.attention_mask),
-        ).logits
-        return logits, labels.to(self.device)
-
-    def positions(self, mask: Tensor) -> dict[str, Tensor]:
-        """The arguments that say where each token stands, pads before it not counted."""
-        return {"position_ids": (mask.cumsum(-1) - 1).clamp(min=0)} if self.places_given else {}
-
-    def _learn(self, batch: Batch) -> tuple[Any, Tensor]:
-        logits, labels = self.predict_rows(batch)
-        return CausalLMOutput(loss=mean_loss(logits[:, :-1], labels[:, 1:]), logits=logits), labels
+    def learnt(self, batch: Batch) -> tuple[TextTokens, Tensor]:
+        """The tokens of a batch padded on the right, and labels [B, L]."""
+        return self.text.padded(self.rows(batch), "right")
 
     def asking_tokens(self, prompts: Sequence[str]) -> TextTokens:
-        """A picture and the whole prompt each, padded on the left for generation."""
+        """A picture and a prompt each, as it is learnt from, padded on the left for generation."""
         if self.config.chat:
             rows = [self.text.opened(told(prompt), 1, "prompt") for prompt in prompts]
         else:
@@ -187,19 +163,11 @@ class Blip2Causal(Blip2AnyLanguage):
         rows = [self.text.opened(*one) for one in dialogues(samples)]
         return self.text.pad([[]] * len(rows), rows, "left")
 
-    @torch.no_grad()
-    def _continue(self, samples: Batch, tokens: TextTokens, search: Search, end_id: int) -> list[str]:
-        end = self.text.turn_end if self.config.chat or CONVERSATIONS in samples else end_id
-        return super()._continue(samples, tokens, search, end)
-
     def answer_ids(self, answers: Sequence[str]) -> list[Ids]:
         """The tokens of each answer as they follow a question in training, with the end token."""
         if self.config.chat:
             return [self.text.answer(answer) for answer in answers]
         return [[*row, self.end_id] for row in self.text.following("a", answers)]
-
-    def _read(self, samples: Batch, tokens: TextTokens) -> Reading:
-        return CausalReading(self, self.embed(samples["image"], tokens), tokens.attention_mask)
 
 
 @models.register("blip2_seq2seq", config=Blip2AnyConfig)
@@ -207,6 +175,8 @@ class Blip2Seq2Seq(Blip2AnyLanguage):
     """BLIP-2 with any AutoModelForSeq2SeqLM: the encoder reads picture and prompt, the decoder learns the text.
 
     Both texts have the tokens that the tokenizer puts around them: `</s>` behind with T5, `<s>` and `</s>` with BART.
+    Conversations are as `Blip2Causal` has them: the encoder reads all that stands before a turn of the assistant's, the
+    decoder learns that turn; one of three such turns is three rows.
     """
 
     causal = False
@@ -217,93 +187,61 @@ class Blip2Seq2Seq(Blip2AnyLanguage):
         """`text_input` is read and `text_output` learnt; without it the prompt is read and `text_input` learnt."""
         return super().pairs_of({**batch, "learn": "text_output"} if "text_output" in batch else batch)
 
-    def _learn(self, batch: Batch) -> tuple[Any, Tensor]:
-        require_bare(batch)
-        heads, tails = self.pairs_of(batch)
-        tokens = self._encoded(heads, self.text.max_txt_len).to(self.device)
-        closed = [self._decoded(row)[: self.text.max_txt_len] for row in self.text.plain(tails)]
-        rows = [torch.tensor(row) for row in closed]
-        labels = pad_sequence(rows, batch_first=True, padding_value=IGNORED).to(self.device)
-        embeds = self.embed(batch["image"], tokens)
-        logits = self.net.language_model(
-            inputs_embeds=embeds, attention_mask=tokens.attention_mask, labels=labels, use_cache=False
-        ).logits
-        return CausalLMOutput(loss=mean_loss(logits, labels), logits=logits), labels
+    def rows(self, batch: Batch) -> tuple[list[Ids], list[Ids], list[int] | None]:
+        """What the encoder reads and the decoder learns, row by row; which pictures are read, None for each once."""
+        if CONVERSATIONS not in batch:
+            heads, tails = self.pairs_of(batch)
+            longest = self.text.max_chat_len if self.config.chat else self.text.max_txt_len
+            rows = [self._decoded(row, self.config.chat)[:longest] for row in self.text.plain(tails)]
+            return self._encoded(heads), rows, None
+        read: list[Ids] = []
+        learnt: list[Ids] = []
+        pictures: list[int] = []
+        first = 0
+        for turns, count, where in dialogues(batch):
+            for head, text in self.text.exchanges(turns, count, where):
+                read.append([*head, *self.text.closing])
+                learnt.append(self._decoded(self.text.plain([text])[0], turn=True)[: self.text.max_chat_len])
+                pictures += range(first, first + head.count(PLACE) // len(self.text.places))
+            first += count
+        if not read:  # nothing is learnt, but all ranks take part in a step
+            return [[self.end_id]], [[IGNORED]], []
+        return read, learnt, pictures
+
+    def learnt(self, batch: Batch) -> tuple[TextTokens, Tensor]:
+        """The tokens for the encoder, and the labels of the decoder."""
+        read, learnt, pictures = self.rows(batch)
+        tokens = replace(self.text.pad([[]] * len(read), read, "right"), pictures=pictures)
+        rows = [torch.tensor(row) for row in learnt]
+        return tokens, pad_sequence(rows, batch_first=True, padding_value=IGNORED)
 
     def asking_tokens(self, prompts: Sequence[str]) -> TextTokens:
-        """A picture and the whole prompt each, padded on the right as the encoder learns them."""
-        return self._encoded(prompts, None)
-
-    def _encoded(self, texts: Sequence[str], longest: int | None) -> TextTokens:
-        head, tail = [*self.text.opening, *self.text.places], self.text.closing
-        rows = [[*head, *row[:longest], *tail] for row in self.text.plain([text.strip() for text in texts])]
-        return self.text.pad([[]] * len(rows), rows, "right")
-
-    def _decoded(self, ids: Ids) -> Ids:
-        return [*self.text.opening, *ids, *(self.text.closing or [self.end_id])]
+        """A picture and a prompt each, padded on the right as the encoder learns them."""
+        return self.text.pad([[]] * len(prompts), self._encoded(prompts), "right")
 
     def opened_tokens(self, samples: Batch) -> TextTokens:
-        """Prompts as they are asked; raises ConfigError for conversations."""
-        require_bare(samples)
-        return super().opened_tokens(samples)
+        """Conversations up to where the assistant answers the user's last turn; else prompts as they are asked."""
+        if CONVERSATIONS not in samples:
+            return super().opened_tokens(samples)
+        rows = [[*self.text.opened(*one), *self.text.closing] for one in dialogues(samples)]
+        return self.text.pad([[]] * len(rows), rows, "right")
+
+    def _encoded(self, texts: Sequence[str]) -> list[Ids]:
+        """A picture and the first `max_txt_len` tokens of each text; with `chat` a turn of the template."""
+        if self.config.chat:
+            return [[*self.text.opened(told(text), 1, "prompt"), *self.text.closing] for text in texts]
+        head, tail = [*self.text.opening, *self.text.places], self.text.closing
+        longest = max(min(self.text.max_txt_len, self.text.max_chat_len - len(head) - len(tail)), 0)
+        return [[*head, *row[:longest], *tail] for row in self.text.plain([text.strip() for text in texts])]
+
+    def _decoded(self, ids: Ids, turn: bool = False) -> Ids:
+        end = [self.text.turn_end] if turn else self.text.closing or [self.end_id]
+        return [*self.text.opening, *ids, *end]
 
     def answer_ids(self, answers: Sequence[str]) -> list[Ids]:
         """The tokens of each answer as the decoder learns them, without what it always begins with."""
-        return [self._decoded(row)[len(self.text.opening) :] for row in self.text.plain(answers)]
-
-    def _read(self, samples: Batch, tokens: TextTokens) -> Reading:
-        return Seq2SeqReading(self, self.embed(samples["image"], tokens), tokens.attention_mask)
-
-
-class CausalReading:
-    """Questions behind their pictures, padded on the left, for ranking answers; see `generation.Reading`."""
-
-    def __init__(self, model: Blip2Causal, embeds: Tensor, mask: Tensor) -> None:
-        self.model, self.embeds, self.mask = model, embeds, mask
-
-    def _logits(self, embeds: Tensor, mask: Tensor) -> Tensor:
-        positions = self.model.positions(mask)
-        speaker = self.model.net.language_model
-        logits: Tensor = speaker(inputs_embeds=embeds, attention_mask=mask, use_cache=False, **positions).logits
-        return logits
-
-    def first(self) -> Tensor:
-        """Logits [B, V] of the first token of the answer."""
-        return self._logits(self.embeds, self.mask)[:, -1]
-
-    def logits(self, row: int, answers: Tensor) -> Tensor:
-        """Logits [K, T, V] of each token of `answers` [K, T]; attention is causal: pads after them do not matter."""
-        question = self.embeds[row][self.mask[row].bool()].expand(len(answers), -1, -1)
-        words = self.model.net.language_model.get_input_embeddings()(answers).to(question.dtype)
-        both = torch.cat([question, words], dim=1)
-        return self._logits(both, self.mask.new_ones(both.shape[:2]))[:, question.shape[1] - 1 : -1]
-
-
-class Seq2SeqReading:
-    """Questions in the encoder, for ranking answers that the decoder reads behind what it always begins with."""
-
-    def __init__(self, model: Blip2Seq2Seq, embeds: Tensor, mask: Tensor) -> None:
-        self.speaker, self.mask = model.net.language_model, mask
-        self.states = self.speaker.get_encoder()(inputs_embeds=embeds, attention_mask=mask).last_hidden_state
-        start = self.speaker.config.decoder_start_token_id
-        self.start = torch.tensor([[start, *model.text.opening]], device=mask.device)
-
-    def _logits(self, states: Tensor, mask: Tensor, ids: Tensor) -> Tensor:
-        logits: Tensor = self.speaker(
-            encoder_outputs=(states,), attention_mask=mask, decoder_input_ids=ids, use_cache=False
-        ).logits
-        return logits
-
-    def first(self) -> Tensor:
-        """Logits [B, V] of the first token of the answer."""
-        return self._logits(self.states, self.mask, self.start.expand(len(self.mask), -1))[:, -1]
-
-    def logits(self, row: int, answers: Tensor) -> Tensor:
-        """Logits [K, T, V] of each token of `answers` [K, T]."""
-        count = len(answers)
-        states, mask = self.states[row].expand(count, -1, -1), self.mask[row].expand(count, -1)
-        ids = torch.cat([self.start.expand(count, -1), answers[:, :-1]], dim=1)
-        return self._logits(states, mask, ids)[:, self.start.shape[1] - 1 :]
+        rows = [self._decoded(row, self.config.chat) for row in self.text.plain(answers)]
+        return [row[len(self.text.opening) :] for row in rows]
 
 
 def mean_loss(logits: Tensor, labels: Tensor) -> Tensor:
@@ -345,9 +283,3 @@ def dialogues(batch: Batch) -> list[tuple[Sequence[Turn], int, str]]:
         raise ConfigError("image_counts", what, "give the number of pictures of each conversation")
     names = batch.get("instance_id", range(len(talks)))
     return [(talk, count, f"conversation {name}") for talk, count, name in zip(talks, counts, names, strict=True)]
-
-
-def require_bare(batch: Batch) -> None:
-    """Raise ConfigError for conversations, which an encoder–decoder is not given."""
-    if CONVERSATIONS in batch:
-        raise ConfigError("model.arch", "blip2_seq2seq reads no conversations", "write blip2_causal")

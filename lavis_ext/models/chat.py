@@ -26,6 +26,10 @@ MARK = re.compile("\ue000([0-9]+)\ue001")
 """Stands for a turn's text while the template is rendered, so that its place is known and no template can change it."""
 
 
+class TooLong(ConfigError):
+    """A conversation that leaves no room for an answer."""
+
+
 class TurnPrompter(Prompter):
     """A tokenizer with image places anywhere in a text.
 
@@ -80,13 +84,13 @@ class TurnPrompter(Prompter):
         return [*ids, self.closer][:longest]
 
     def asked(self, prompt: str) -> Ids:
-        """A picture and a prompt, after which the language model writes."""
-        return [*self.opening, *self.places, *self.plain([prompt.rstrip(" ")])[0]]
+        """A picture and the last `max_txt_len` tokens of a prompt, after which the language model writes."""
+        ids = self.plain([prompt.rstrip(" ")])[0]
+        return [*self.opening, *self.places, *ids[max(len(ids) - self.max_txt_len, 0) :]]
 
     def pair(self, prompt: str, text: str) -> Row:
-        """A picture, the last `max_txt_len` tokens of a prompt, the first `max_txt_len` of a text, which is learnt."""
-        asked = self.plain([prompt.rstrip(" ")])[0]
-        head = [*self.opening, *self.places, *asked[max(len(asked) - self.max_txt_len, 0) :]]
+        """What is asked, and the first `max_txt_len` tokens of a text, which is learnt."""
+        head = self.asked(prompt)
         tail = self.ended(self.following(prompt, [text])[0], self.max_txt_len)
         longest = self.max_chat_len  # never more than the language model has positions
         return (head + tail)[:longest], ([IGNORED] * len(head) + tail)[:longest]
@@ -108,22 +112,57 @@ class TurnPrompter(Prompter):
         """
         text, spans = self._rendered(turns, pictures, where)
         ids, labels = self._tokens(text, spans)
-        if PLACE in ids[self.max_chat_len :]:
-            what = f"its pictures end behind max_chat_len {self.max_chat_len}"
-            raise ConfigError(where, what, "raise model.max_chat_len, or leave the sample out")
+        self._require_pictures(ids, where)
         return ids[: self.max_chat_len], labels[: self.max_chat_len]
+
+    def exchanges(self, turns: Sequence[Turn], pictures: int, where: str) -> list[tuple[Ids, str]]:
+        """What stands before each of the assistant's texts, with as many pictures as there are, and the text.
+
+        Those that `max_chat_len` tokens do not reach are left out. Raises ConfigError as `conversation` does, and for a
+        picture in a turn of the assistant's.
+        """
+        self._texts(turns, pictures, where)
+        said = [number for number, turn in enumerate(turns) if turn["role"] == "assistant"]
+        if any(IMAGE in turns[number]["content"] for number in said):
+            what = "has a picture in a turn of the assistant's, where a decoder reads words alone"
+            raise ConfigError(where, what, "leave the sample out, or write blip2_causal")
+        marked = any(IMAGE in turn["content"] for turn in turns)
+        found = []
+        for number in said:
+            before = turns[:number]
+            # where no place is marked, all stand before the first text of a user's
+            shown = marked or not any(turn["role"] == "user" for turn in before)
+            count = sum(turn["content"].count(IMAGE) for turn in before) if shown else pictures
+            head = self._before(before, count, where)
+            self._require_pictures(head, where)
+            if len(head) >= self.max_chat_len:
+                break
+            found.append((head, turns[number]["content"].strip()))
+        return found
 
     def opened(self, turns: Sequence[Turn], pictures: int, where: str) -> Ids:
         """A conversation up to where the assistant answers the user's last turn; what stands behind that is left out.
 
-        These are the very tokens that stand before that text in training.
+        These are the very tokens that stand before that text in training. Raises TooLong where none would be learnt.
         """
         last = max((n for n, turn in enumerate(turns) if turn.get("role") == "user"), default=-1)
         if last < 0:
             raise ConfigError(where, "has no turn of the user to answer", "write one")
-        text, spans = self._rendered([*turns[: last + 1], {"role": "assistant", "content": "a"}], pictures, where)
+        found = self._before(turns[: last + 1], pictures, where)
+        if len(found) >= self.max_chat_len:
+            what = f"{len(found)} tokens before the answer, of {self.max_chat_len} in all"
+            raise TooLong(where, what, "leave turns out, or raise model.max_chat_len as far as the model has positions")
+        return found
+
+    def _before(self, turns: Sequence[Turn], pictures: int, where: str) -> Ids:
+        text, spans = self._rendered([*turns, {"role": "assistant", "content": "a"}], pictures, where)
         ids, labels = self._tokens(text, spans[-1:])
         return ids[: next(n for n, label in enumerate(labels) if label != IGNORED)]
+
+    def _require_pictures(self, ids: Ids, where: str) -> None:
+        if PLACE in ids[self.max_chat_len :]:
+            what = f"its pictures end behind max_chat_len {self.max_chat_len}"
+            raise ConfigError(where, what, "raise model.max_chat_len, or leave the sample out")
 
     def answer(self, text: str) -> Ids:
         """The tokens of an assistant's text, with its end of turn."""

@@ -6,7 +6,7 @@ in one pass; then the first `num_ans_candidates` are scored by the sum of log p 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -17,7 +17,6 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers.modeling_outputs import CausalLMOutput
 
 from lavis_ext.common.errors import ConfigError
-from lavis_ext.models.text import TextTokens
 
 
 @dataclass(frozen=True)
@@ -139,75 +138,55 @@ class Reading(Protocol):
         """Logits [K, T, V] of each token of `answers` [K, T] after question `row`."""
 
 
-def read(network: Any, images: Tensor, tokens: TextTokens) -> Reading:
-    """Encode `images` [B,3,S,S] and questions by transformers' Blip2ForConditionalGeneration."""
-    return read_embeds(network, embed(network, images, tokens), tokens.attention_mask)
-
-
-def read_embeds(network: Any, embeds: Tensor, mask: Tensor) -> Reading:
-    """Encode questions behind their images, embeddings [B, L, E] with their mask [B, L]."""
-    kind = DecoderReading if network.config.use_decoder_only_language_model else EncoderReading
-    return kind(network.language_model, embeds, mask)
-
-
-def embed(network: Any, images: Tensor, tokens: TextTokens) -> Tensor:
-    """[B, L, E]: token embeddings, with the projected queries in the image places."""
-    seen = network.vision_model(images).last_hidden_state
-    queries = network.query_tokens.expand(len(images), -1, -1)
-    out = network.qformer(query_embeds=queries, encoder_hidden_states=seen).last_hidden_state
-    return place(network, out, tokens)
-
-
-def place(network: Any, out: Tensor, tokens: TextTokens) -> Tensor:
-    """[B, L, E]: token embeddings, with queries [B, Q, C] projected into the image places."""
-    words = network.get_input_embeddings()(tokens.input_ids)
-    places = (tokens.input_ids == network.config.image_token_index).unsqueeze(-1)
-    placed: Tensor = words.masked_scatter(places, network.language_projection(out).to(words.dtype))
-    return placed
-
-
 class DecoderReading:
-    """For decoder-only models: the answer follows the question; `embeds` are padded on the left."""
+    """For decoder-only models: the answer follows the question; `embeds` [B, L, E] are padded on the left.
 
-    def __init__(self, model: Any, embeds: Tensor, mask: Tensor) -> None:
-        self.model, self.embeds, self.mask = model, embeds, mask
+    `positions` gives the arguments that say where each token of a mask stands.
+    """
+
+    def __init__(self, model: Any, embeds: Tensor, mask: Tensor, positions: Callable[[Tensor], dict[str, Tensor]]):
+        self.model, self.embeds, self.mask, self.positions = model, embeds, mask, positions
+
+    def _logits(self, embeds: Tensor, mask: Tensor) -> Tensor:
+        positions = self.positions(mask)
+        logits: Tensor = self.model(inputs_embeds=embeds, attention_mask=mask, use_cache=False, **positions).logits
+        return logits
 
     def first(self) -> Tensor:
         """Logits [B, V] at the last token of each question."""
-        logits: Tensor = self.model(inputs_embeds=self.embeds, attention_mask=self.mask, use_cache=False).logits
-        return logits[:, -1]
+        return self._logits(self.embeds, self.mask)[:, -1]
 
     def logits(self, row: int, answers: Tensor) -> Tensor:
         """Logits [K, T, V]; attention is causal, so pads after an answer do not change them."""
         question = self.embeds[row][self.mask[row].bool()].expand(len(answers), -1, -1)
         both = torch.cat([question, self.model.get_input_embeddings()(answers).to(question.dtype)], dim=1)
-        logits: Tensor = self.model(inputs_embeds=both, use_cache=False).logits
-        return logits[:, question.shape[1] - 1 : -1]
+        return self._logits(both, self.mask.new_ones(both.shape[:2]))[:, question.shape[1] - 1 : -1]
 
 
 class EncoderReading:
-    """For encoder–decoder models: the question goes to the encoder, the answer to the decoder."""
+    """For encoder–decoder models: the question goes to the encoder, the answer to the decoder behind `opening`."""
 
-    def __init__(self, model: Any, embeds: Tensor, mask: Tensor) -> None:
+    def __init__(self, model: Any, embeds: Tensor, mask: Tensor, opening: Sequence[int]):
         self.model, self.mask = model, mask
         self.states = model.get_encoder()(inputs_embeds=embeds, attention_mask=mask).last_hidden_state
+        self.start = torch.tensor([[model.config.decoder_start_token_id, *opening]], device=mask.device)
+
+    def _logits(self, states: Tensor, mask: Tensor, ids: Tensor) -> Tensor:
+        logits: Tensor = self.model(
+            encoder_outputs=(states,), attention_mask=mask, decoder_input_ids=ids, use_cache=False
+        ).logits
+        return logits
 
     def first(self) -> Tensor:
-        """Logits [B, V] at the start token of the decoder."""
-        start = self.mask.new_full((len(self.mask), 1), self.model.config.decoder_start_token_id)
-        logits: Tensor = self.model(
-            encoder_outputs=(self.states,), attention_mask=self.mask, decoder_input_ids=start, use_cache=False
-        ).logits
-        return logits[:, 0]
+        """Logits [B, V] of the first token of the answer."""
+        return self._logits(self.states, self.mask, self.start.expand(len(self.mask), -1))[:, -1]
 
     def logits(self, row: int, answers: Tensor) -> Tensor:
         """Logits [K, T, V]."""
         count = len(answers)
         states, mask = self.states[row].expand(count, -1, -1), self.mask[row].expand(count, -1)
-        logits: Tensor = self.model(
-            encoder_outputs=(states,), attention_mask=mask, labels=answers, use_cache=False
-        ).logits
-        return logits
+        ids = torch.cat([self.start.expand(count, -1), answers[:, :-1]], dim=1)
+        return self._logits(states, mask, ids)[:, self.start.shape[1] - 1 :]
 
 
 class FirstStageGenerator(transformers.PreTrainedModel, transformers.GenerationMixin):  # type: ignore[misc]

@@ -12,9 +12,8 @@ from torch import Tensor
 from lavis_ext.common.errors import ConfigError
 from lavis_ext.common.registry import models
 from lavis_ext.common.types import Batch
-from lavis_ext.metrics.vqa import lemmatize
 from lavis_ext.models.blip2 import ConfigKey, fitting_images
-from lavis_ext.models.generation import Reading, Search, place, read_embeds, score
+from lavis_ext.models.generation import score
 from lavis_ext.models.language import Blip2Language, Blip2T5
 from lavis_ext.models.network import load_reader, resize_token_embeddings
 from lavis_ext.models.settings import Blip2InstructConfig, Blip2T5InstructConfig, Blip2VicunaInstructConfig
@@ -32,6 +31,7 @@ class Instruct(Blip2Language):
     """
 
     ends_itself = True
+    answer_repetition = 1.5
     config: Blip2InstructConfig
     max_output_txt_len, qformer_text_input = ConfigKey(), ConfigKey()
 
@@ -72,25 +72,20 @@ class Instruct(Blip2Language):
         """What the losses of candidates after a prompt of this length are divided by before they are compared."""
         return 1
 
-    def query_image(self, samples: Batch, instructions: Sequence[str]) -> Tensor:
-        """The queries [B, T·Q, C] that attended to each of T frames and to the instruction."""
+    def query_image(self, samples: Batch) -> Tensor:
+        """The queries [B, T·Q, C] that attended to each of T frames and to the instruction, `prompt` of the samples."""
         net, frames = self.net, frames_of(samples)
-        embeds = net.vision_model(self._images(samples)).last_hidden_state
-        queries = net.query_tokens.expand(len(embeds), -1, -1)
         if self.reader is None:
-            out = net.qformer(query_embeds=queries, encoder_hidden_states=embeds).last_hidden_state
+            out = super().query_image(samples)
         else:
+            embeds = net.vision_model(self._images(samples)).last_hidden_state
+            queries = net.query_tokens.expand(len(embeds), -1, -1)
             cut = {"padding": "longest", "truncation": True, "max_length": self.config.max_txt_len}
-            text = self.reader(list(instructions), return_tensors="pt", **cut).to(self.device)
+            text = self.reader(prompts_of(samples, self.prompt), return_tensors="pt", **cut).to(self.device)
             ids, mask = (text[key].repeat_interleave(frames, dim=0) for key in ("input_ids", "attention_mask"))
             mask = torch.cat([mask.new_ones(queries.shape[:2]), mask], dim=1)
             out = net.qformer(ids, mask, query_embeds=queries, encoder_hidden_states=embeds).last_hidden_state
-        found: Tensor = out[:, : queries.shape[1]].reshape(len(embeds) // frames, -1, out.shape[-1])
-        return found
-
-    def embed(self, samples: Batch, instructions: Sequence[str], tokens: TextTokens) -> Tensor:
-        """[B, L, E]: the tokens' embeddings, with the projected queries in the image places."""
-        return place(self.net, self.query_image(samples, instructions), tokens)
+        return out[:, : net.query_tokens.shape[1]].reshape(len(out) // frames, -1, out.shape[-1])
 
     def generate(
         self,
@@ -112,46 +107,19 @@ class Instruct(Blip2Language):
         prompts = prompts_of(samples, self.prompt)
         if "ocr_tokens" in samples and "{}" in prompts[0]:
             prompts = [filled(prompt, seen) for prompt, seen in zip(prompts, words_read(samples), strict=True)]
-        lengths = (num_beams, max_length, min_length)
-        penalties = (repetition_penalty, length_penalty)
-        search = Search(
-            *lengths, *penalties, num_captions, use_nucleus_sampling, top_p, temperature, opening=self.opening
-        )
-        tokens = self.asked(prompts, frames_of(samples))
-        return self._continue({**samples, "prompt": prompts}, tokens, search, self.end_id)
+        lengths, penalties = (num_beams, max_length, min_length), (repetition_penalty, length_penalty)
+        told, sampling = {**samples, "prompt": prompts}, use_nucleus_sampling
+        return super().generate(told, sampling, *lengths, top_p, *penalties, num_captions, temperature)
 
-    def predict_answers(
-        self,
-        samples: Batch,
-        num_beams: int = 5,
-        inference_method: str = "generate",
-        max_len: int = 10,
-        min_len: int = 1,
-        num_ans_candidates: int = 128,
-        answer_list: Sequence[str] | None = None,
-        prompt: str = "",
-        length_penalty: float | None = None,
-        **kwargs: Any,
-    ) -> list[str]:
-        """Answers to `text_input` (questions, each put into `{}` of `prompt`) about `image`.
+    def opened_tokens(self, samples: Batch) -> TextTokens:
+        """The places of all frames, and the whole prompt."""
+        return self.asked(prompts_of(samples, self.prompt), frames_of(samples))
 
-        A prompt with two `{}` takes `ocr_tokens` and the question, or the question and its lettered `choices`. With
-        `inference_method: rank`, which LAVIS takes for `generate`, the most likely of `answer_list`.
-        """
-        asked = asked_of(samples, prompt)
-        told = {**samples, "prompt": asked}
-        if inference_method == "rank":
-            tokens = self.asked(asked, frames_of(samples))
-            answers = self._choose(told, tokens, answer_list or (), num_ans_candidates)
-        elif inference_method == "generate":
-            penalty = self.answer_penalty if length_penalty is None else length_penalty
-            answers = self.generate(
-                told, num_beams=num_beams, max_length=max_len, min_length=min_len, length_penalty=penalty
-            )
-        else:
-            raise ConfigError("run.inference_method", f"'{inference_method}' is not offered", "write generate or rank")
-        lemmas = samples.get("apply_lemmatizer", self.config.apply_lemmatizer)
-        return lemmatize(answers) if lemmas else answers
+    question_tokens = opened_tokens
+
+    def questions(self, samples: Batch, prompt: str) -> list[str]:
+        """As in the base class; two `{}` take `ocr_tokens` and the question, or the question and lettered `choices`."""
+        return asked_of(samples, prompt)
 
     @torch.no_grad()
     def predict_class(
@@ -206,21 +174,6 @@ class Instruct(Blip2Language):
         tokens, labels = tokens.to(self.device), labels.to(self.device)
         return self._predict_tokens({**batch, "prompt": heads}, tokens, labels), labels
 
-    def _predict_tokens(self, batch: Batch, tokens: TextTokens, labels: Tensor) -> Any:
-        embeds, mask = self._seen(batch, tokens), tokens.attention_mask
-        return self.net.language_model(inputs_embeds=embeds, attention_mask=mask, labels=labels, use_cache=False)
-
-    def _read(self, samples: Batch, tokens: TextTokens) -> Reading:
-        return read_embeds(self.net, self._seen(samples, tokens), tokens.attention_mask)
-
-    def _write(self, samples: Batch, tokens: TextTokens, settings: dict[str, Any]) -> Tensor:
-        embeds, mask = self._seen(samples, tokens), tokens.attention_mask
-        ids: Tensor = self.net.language_model.generate(inputs_embeds=embeds, attention_mask=mask, **settings)
-        return ids
-
-    def _seen(self, samples: Batch, tokens: TextTokens) -> Tensor:
-        return self.embed(samples, prompts_of(samples, self.prompt), tokens)
-
     def _images(self, batch: Batch) -> Tensor:
         """[B·T, 3, S, S]"""
         images = batch["image"]
@@ -237,7 +190,7 @@ class Blip2VicunaInstruct(Instruct):
 
     language = "llama"
     upstream_prefix = "llm"
-    opening = 1
+    opening = answer_opening = 1
     answer_penalty = 0.0
 
     def learning(self, heads: Sequence[str], tails: Sequence[str], frames: int) -> tuple[TextTokens, Tensor]:
@@ -304,7 +257,7 @@ class Blip2T5Instruct(Instruct, Blip2T5):
         return [[*row[:longest], self.end_id] for row in self._plain(texts)]
 
     def _predict_tokens(self, batch: Batch, tokens: TextTokens, labels: Tensor) -> Any:
-        embeds, mask = self._seen(batch, tokens), tokens.attention_mask
+        embeds, mask = self.embed(batch, tokens), tokens.attention_mask
         if count := self._shots() if "few_shot_samples" in batch else 0:
             before, known = self._examples(batch["few_shot_samples"], count)
             embeds, mask = torch.cat([before, embeds], dim=1), torch.cat([known, mask], dim=1)
@@ -324,7 +277,7 @@ class Blip2T5Instruct(Instruct, Blip2T5):
         images = torch.stack([sample["image"][number] for sample in samples for number in range(count)])
         texts = [sample["text_input"][number] for sample in samples for number in range(count)]
         tokens = self._encoded(texts, 1, cut=True).to(self.device)
-        embeds = self.embed({"image": images}, texts, tokens)
+        embeds = self.embed({"image": images, "prompt": texts}, tokens)
         return embeds.reshape(len(samples), -1, embeds.shape[-1]), tokens.attention_mask.reshape(len(samples), -1)
 
 

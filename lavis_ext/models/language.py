@@ -17,7 +17,7 @@ from lavis_ext.common.types import Batch
 from lavis_ext.metrics.vqa import lemmatize, load_lemmatizer
 from lavis_ext.models.base_model import Outputs, sum_over_ranks, world
 from lavis_ext.models.blip2 import Blip2Base, fitting_images
-from lavis_ext.models.generation import Reading, Search, StopText, WrittenPenalty, rank, read
+from lavis_ext.models.generation import DecoderReading, EncoderReading, Reading, Search, StopText, WrittenPenalty, rank
 from lavis_ext.models.lora import adapter_parts, add_adapters, release
 from lavis_ext.models.network import DTYPES, add_image_token, assemble, recompute, set_execution
 from lavis_ext.models.settings import (
@@ -60,8 +60,13 @@ class Blip2Language(Blip2Base):
     """Start tokens that upstream's `max_length` of `generate` counts."""
     answer_penalty: ClassVar[float] = -1.0
     """LAVIS' length penalty of answers, where none is given."""
+    answer_repetition: ClassVar[float] = 1.0
+    answer_opening: ClassVar[int] = 0
+    """The same as `opening`, of `max_len` of answers."""
     cuts_prompts: ClassVar[bool] = True
     """Whether prompts and questions are cut to `max_txt_len` tokens, as texts to learn always are."""
+    decoder_opening: Sequence[int] = ()
+    """What the decoder of an encoder–decoder always begins with, behind its start token."""
 
     def __init__(self, config: Blip2LanguageConfig, network: Any, tokenizer: Any) -> None:
         super().__init__()
@@ -156,14 +161,59 @@ class Blip2Language(Blip2Base):
 
     def _learn(self, batch: Batch) -> tuple[Any, Tensor]:
         """transformers' output for a batch, and its labels [B, L]."""
-        tokens, unlearnt = self.learning_tokens(batch)
-        labels = self.text.labels(tokens, unlearnt).to(self.device)
+        tokens, labels = self.learnt(batch)
+        labels = labels.to(self.device)
         return self._predict_tokens(batch, tokens.to(self.device), labels), labels
 
     def _predict_tokens(self, batch: Batch, tokens: TextTokens, labels: Tensor) -> Any:
         """transformers' output for pictures and tokens padded on the right."""
-        images = self._images(batch)
-        return self.net(images, tokens.input_ids, tokens.attention_mask, labels=labels, use_cache=False)
+        embeds, mask = self.embed(batch, tokens), tokens.attention_mask
+        return self.net.language_model(inputs_embeds=embeds, attention_mask=mask, labels=labels, use_cache=False)
+
+    def query_image(self, samples: Batch) -> Tensor:
+        """The queries [N, Q, C] that attended to each picture of the samples."""
+        seen = self.net.vision_model(self._images(samples)).last_hidden_state
+        queries = self.net.query_tokens.expand(len(seen), -1, -1)
+        found: Tensor = self.net.qformer(query_embeds=queries, encoder_hidden_states=seen).last_hidden_state
+        return found
+
+    def embed(self, samples: Batch, tokens: TextTokens) -> Tensor:
+        """[B, L, E]: the tokens' embeddings, with the projected queries of the pictures in the image places.
+
+        Raises ConfigError for another number of pictures than of places.
+        """
+        places = tokens.input_ids == self.text.places[0]
+        words: Tensor = self.net.get_input_embeddings()(tokens.input_ids.masked_fill(places, 0))
+        given = samples.get("image")
+        seen = given is not None and len(given)
+        pictures = self.net.language_projection(self.query_image(samples)) if seen else words[:0]
+        if tokens.pictures is not None:
+            pictures = pictures[torch.tensor(tokens.pictures, dtype=torch.int64, device=pictures.device)]
+        if int(places.sum()) != pictures.shape[0] * pictures.shape[1]:
+            what = f"{int(places.sum())} image places for {len(pictures)} pictures of {len(self.text.places)}"
+            raise ConfigError("image", what, "give one picture for each <image>")
+        if not seen:
+            return words + self._untouched().to(words.dtype)
+        return words.masked_scatter(places.unsqueeze(-1), pictures.to(words.dtype))
+
+    def _untouched(self) -> Tensor:
+        """0, of all visual parts that learn: a batch without pictures must not leave a rank without their gradients."""
+        found: Tensor = self.net.query_tokens.new_zeros(())
+        parts = (self.net.vision_model, self.net.qformer, self.net.language_projection)
+        held = [self.net.query_tokens, *(one for part in parts for one in part.parameters())]
+        for one in held if self.training and torch.is_grad_enabled() else ():
+            if one.requires_grad:
+                found = found + 0.0 * one.float().sum()
+        return found
+
+    def positions(self, mask: Tensor) -> dict[str, Tensor]:
+        """The arguments that say where each token stands, where the language model does not find it out itself."""
+        return {}
+
+    def learnt(self, batch: Batch) -> tuple[TextTokens, Tensor]:
+        """The tokens of a batch padded on the right, and labels [B, L]."""
+        tokens, unlearnt = self.learning_tokens(batch)
+        return tokens, self.text.labels(tokens, unlearnt)
 
     def learning_tokens(self, batch: Batch) -> tuple[TextTokens, int | list[int]]:
         """The tokens of a batch, and how many at the start of each text have no loss."""
@@ -230,17 +280,26 @@ class Blip2Language(Blip2Base):
         With `inference_method: rank` the most likely of `answer_list`; the `num_ans_candidates` with the most likely
         first tokens are scored whole. Lemmatised if `apply_lemmatizer` of the samples, else of the model, is set.
         """
-        asked = prompts_of({**samples, "prompt": questions_of(samples, prompt)}, "")
+        told = {**samples, "prompt": self.questions(samples, prompt)}
+        tokens = self.question_tokens(told)
         if inference_method == "rank":
-            answers = self._choose(samples, self.asking_tokens(asked), answer_list or (), num_ans_candidates)
+            answers = self._choose(told, tokens, answer_list or (), num_ans_candidates)
         elif inference_method == "generate":
-            penalty = self.answer_penalty if length_penalty is None else length_penalty
-            search = Search(num_beams, max_len, min_len, length_penalty=penalty)
-            answers = self._continue(samples, self.asking_tokens(asked), search, self.answer_end_id)
+            penalties = (self.answer_repetition, self.answer_penalty if length_penalty is None else length_penalty)
+            search = Search(num_beams, max_len, min_len, *penalties, opening=self.answer_opening)
+            answers = self._continue(told, tokens, search, self.answer_end_id)
         else:
             raise ConfigError("run.inference_method", f"'{inference_method}' is not offered", "write generate or rank")
         lemmas = samples.get("apply_lemmatizer", self.config.apply_lemmatizer)
         return lemmatize(answers) if lemmas else answers
+
+    def questions(self, samples: Batch, prompt: str) -> list[str]:
+        """What `predict_answers` asks about each picture."""
+        return prompts_of({**samples, "prompt": questions_of(samples, prompt)}, "")
+
+    def question_tokens(self, samples: Batch) -> TextTokens:
+        """The tokens of questions, which are `prompt` of the samples, as `predict_answers` needs them."""
+        return self.asking_tokens(samples["prompt"])
 
     def answer_ids(self, answers: Sequence[str]) -> list[list[int]]:
         """The tokens of each answer as they follow a question in training, with the end token."""
@@ -273,14 +332,16 @@ class Blip2Language(Blip2Base):
 
     def _read(self, samples: Batch, tokens: TextTokens) -> Reading:
         """Pictures and prompts as the language model is given them."""
-        return read(self.net, self._images(samples), tokens)
+        speaker, embeds, mask = self.net.language_model, self.embed(samples, tokens), tokens.attention_mask
+        if self.shifts_labels:
+            return DecoderReading(speaker, embeds, mask, self.positions)
+        return EncoderReading(speaker, embeds, mask, self.decoder_opening)
 
     def _write(self, samples: Batch, tokens: TextTokens, settings: dict[str, Any]) -> Tensor:
         """The new tokens [B · captions, L] of transformers' `generate`."""
         # with embeddings in place of ids, transformers returns the new tokens only
-        embeds = self.net.get_input_embeddings()(tokens.input_ids)
-        images = self._images(samples)
-        ids: Tensor = self.net.generate(images, attention_mask=tokens.attention_mask, inputs_embeds=embeds, **settings)
+        embeds, mask = self.embed(samples, tokens), tokens.attention_mask
+        ids: Tensor = self.net.language_model.generate(inputs_embeds=embeds, attention_mask=mask, **settings)
         return ids
 
     def endings(self) -> dict[str, Any]:
@@ -345,7 +406,8 @@ class Blip2T5(Blip2Language):
     shifts_labels = False
     ends_itself = True
 
-    def _learn(self, batch: Batch) -> tuple[Any, Tensor]:
+    def learnt(self, batch: Batch) -> tuple[TextTokens, Tensor]:
+        """The tokens for the encoder, and the labels of the decoder."""
         texts = texts_of(batch, "text_input")
         if "text_output" in batch:
             heads, tails = texts, texts_of(batch, "text_output")
@@ -353,8 +415,7 @@ class Blip2T5(Blip2Language):
             heads, tails = cut_at_random(texts)
         else:
             heads, tails = [self.prompt] * len(texts), texts
-        tokens, labels = self._inputs(heads, cut=True).to(self.device), self.targets(tails).to(self.device)
-        return self._predict_tokens(batch, tokens, labels), labels
+        return self._inputs(heads, cut=True), self.targets(tails)
 
     def asking_tokens(self, prompts: Sequence[str]) -> TextTokens:
         """Image places, the whole prompt, end token; padded on the right, which T5's relative positions allow."""

@@ -40,22 +40,48 @@ def assemble(config: Any, language: str, language_key: str) -> tuple[Any, Any]:
     checkpoint, it is not read here: the network has the arch's own parts. Raises ConfigError if the section names no
     weights and no sizes.
     """
-    if config.load_pretrained and config.pretrained and is_checkpoint(config.pretrained) and not config.sizes:
-        return own_parts(config, language, language_key)
-    if config.load_pretrained and config.pretrained and not is_checkpoint(config.pretrained):
+    loads, name = config.load_pretrained and config.pretrained, getattr(config, language_key)
+    if loads and not is_checkpoint(config.pretrained):
         found = load_config(config.pretrained, "model.pretrained")
         require_reader(config, found)
         if kind_of(found) == language:
             tokenizer = load_tokenizer(config.tokenizer or config.pretrained, "model.pretrained")
             network = load_network(config.pretrained, "model.pretrained", config)
-        else:
-            network, tokenizer = transfer(config, found, language, language_key)
-        return fit_image_size(network, config.image_size), tokenizer
-    if config.sizes and config.tokenizer:
+            return fit_image_size(network, config.image_size), tokenizer
+        if not name:
+            what = f"its language model is '{kind_of(found) or 'none'}', {config.arch} needs '{language}'"
+            raise ConfigError("model.pretrained", what, f"name the new one in model.{language_key}")
+    elif loads and not config.sizes:
+        if not name:
+            what = f"is missing: {config.pretrained} is a checkpoint without a language model"
+            raise ConfigError(f"model.{language_key}", what, "name its folder or hub name")
+    elif config.sizes and config.tokenizer:
         tokenizer = load_tokenizer(config.tokenizer, "model.tokenizer")
         return build_network(config, tokenizer, language), tokenizer
-    way_out = "name a folder or hub model, or give model.sizes and model.tokenizer"
-    raise ConfigError("model.pretrained", "no weights to start from", way_out)
+    else:
+        way_out = "name a folder or hub model, or give model.sizes and model.tokenizer"
+        raise ConfigError("model.pretrained", "no weights to start from", way_out)
+    key = f"model.{language_key}"
+    tokenizer = load_tokenizer(config.tokenizer or name, key)
+    return around(load_language_model(name, key, config, language), config), tokenizer
+
+
+def around(model: Any, config: Any) -> Any:
+    """A network of visual parts and a language model, behind a random projection.
+
+    The parts are those of `pretrained` in transformers' form, whose language model is neither built nor kept; else
+    random ones as LAVIS builds them, by `sizes` and `vision`.
+    """
+    width = model.get_input_embeddings().embedding_dim
+    if config.load_pretrained and config.pretrained and not is_checkpoint(config.pretrained):
+        found = load_config(config.pretrained, "model.pretrained")
+        require_reader(config, found)
+        if not hasattr(found, "qformer_config"):
+            raise ConfigError(f"model.pretrained {config.pretrained}", "is no BLIP-2", "name one in transformers' form")
+        network = load_network(config.pretrained, "model.pretrained", config, stub_config(found, width))
+        return with_language_model(fit_image_size(network, config.image_size), model)
+    stub = stub_config(blip2_config(config), width)
+    return with_language_model(initialised(network_class(stub), stub, config), model)
 
 
 def reads_text(config: Any) -> bool:
@@ -103,40 +129,6 @@ def kind_of(settings: Any) -> str:
     if RETRIEVER in (getattr(settings, "architectures", None) or ()):
         return ""
     return str(getattr(getattr(settings, "text_config", None), "model_type", ""))
-
-
-def transfer(config: Any, found: Any, language: str, language_key: str) -> tuple[Any, Any]:
-    """Combine the visual parts of `pretrained` with another language model; the projection is random.
-
-    The language model of `pretrained` is neither built nor kept.
-    """
-    name = getattr(config, language_key)
-    if not name:
-        what = f"its language model is '{kind_of(found) or 'none'}', {config.arch} needs '{language}'"
-        raise ConfigError("model.pretrained", what, f"name the new one in model.{language_key}")
-    tokenizer, model = load_language(config, language, language_key)
-    if not hasattr(found, "qformer_config"):
-        raise ConfigError(f"model.pretrained {config.pretrained}", "is no BLIP-2", "name one in transformers' form")
-    settings = stub_config(found, model.config.hidden_size)
-    network = load_network(str(config.pretrained), "model.pretrained", config, settings)
-    return with_language_model(network, model), tokenizer
-
-
-def own_parts(config: Any, language: str, language_key: str) -> tuple[Any, Any]:
-    """Network and tokenizer as LAVIS builds them: random visual parts of the published sizes, and the language model
-    that `language_key` names."""
-    if not getattr(config, language_key):
-        what = f"{config.pretrained} is a checkpoint without a language model"
-        raise ConfigError(f"model.{language_key}", f"is missing: {what}", "name its folder or hub name")
-    tokenizer, model = load_language(config, language, language_key)
-    stub = stub_config(blip2_config(config), model.config.hidden_size)
-    return with_language_model(initialised(network_class(stub), stub, config), model), tokenizer
-
-
-def load_language(config: Any, language: str, language_key: str) -> tuple[Any, Any]:
-    """Tokenizer and language model that the config key `language_key` names."""
-    name, key = getattr(config, language_key), f"model.{language_key}"
-    return load_tokenizer(config.tokenizer or name, key), load_language_model(name, key, config, language)
 
 
 def with_language_model(network: Any, model: Any) -> Any:
@@ -409,21 +401,9 @@ def load_llm(
 
 
 def assemble_any(config: Any, causal: bool) -> tuple[Any, Any]:
-    """Network and tokenizer of a second stage over any language model and tower.
-
-    The visual parts are those of `pretrained` in transformers' form, else random ones by `sizes` before `vision`.
-    """
+    """Network and tokenizer of a second stage over any language model and tower."""
     tokenizer, model = load_llm(config.llm, config.tokenizer, causal, "model.llm", config.llm_precision, config.arch)
-    width = model.get_input_embeddings().embedding_dim
-    if config.load_pretrained and config.pretrained and not is_checkpoint(config.pretrained):
-        found = load_config(config.pretrained, "model.pretrained")
-        require_reader(config, found)
-        network = load_network(config.pretrained, "model.pretrained", config, stub_config(found, width))
-        network = fit_image_size(network, config.image_size)
-    else:
-        stub = stub_config(blip2_config(config), width)
-        network = initialised(network_class(stub), stub, config)
-    network = with_language_model(network, model)
+    network = around(model, config)
     network.config.use_decoder_only_language_model = causal  # transformers goes by the name, and BART has both forms
     network.config.is_encoder_decoder = not causal
     return network, tokenizer

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
@@ -20,15 +20,19 @@ Ids = list[int]
 
 @dataclass(frozen=True)
 class TextTokens:
-    """One batch of token ids; all [B, L] int64. `starts[i]` is where the text of a right-padded row begins."""
+    """One batch of token ids; all [B, L] int64. `starts[i]` is where the text of a right-padded row begins.
+
+    `pictures` are those of the samples that stand in the image places, row by row; None: each once, in order.
+    """
 
     input_ids: Tensor
     attention_mask: Tensor
     starts: tuple[int, ...]
+    pictures: Sequence[int] | None = None
 
     def to(self, device: torch.device) -> TextTokens:
         """The same on another device."""
-        return TextTokens(self.input_ids.to(device), self.attention_mask.to(device), self.starts)
+        return replace(self, input_ids=self.input_ids.to(device), attention_mask=self.attention_mask.to(device))
 
 
 class Prompter:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from math import fsum
 from pathlib import Path
@@ -17,6 +18,8 @@ from lavis_ext.datasets.builders.conversation import before_answer
 from lavis_ext.datasets.readers.conversations import IMAGE
 from lavis_ext.tasks.base_task import BaseTask, Row, write_result
 from lavis_ext.tasks.settings import InstructConfig
+
+log = logging.getLogger(__name__)
 
 
 @tasks.register("instruct", config=InstructConfig)
@@ -35,7 +38,7 @@ class Instruct(BaseTask):
         super().bind(model)
         if not getattr(self.network, "converses", False):
             what = f"{type(self.network).__name__} reads no conversations"
-            raise ConfigError("run.task", what, "take a model that does, e.g. blip2_causal")
+            raise ConfigError("run.task", what, "take a model that does: blip2_causal, blip2_seq2seq")
 
     def before_evaluation(self, split: str, datasets: Sequence[Any]) -> None:
         """Refuse data sets of another shape; raises ConfigError."""
@@ -56,6 +59,11 @@ class Instruct(BaseTask):
         rows: list[Row] = [{"sample_id": name} for name in batch["sample_id"]]
         rows[0] |= {"loss": float(loss), "tokens": len(labels)}
         chosen = [i for i, number in enumerate(batch["instance_id"]) if int(number) < self.run.max_generated]
+        if chosen:
+            room = self.network.fits(self.asked(batch, chosen)[0])
+            if long := [rows[i]["sample_id"] for i, fits in zip(chosen, room, strict=True) if not fits]:
+                log.warning("not answered, as model.max_chat_len leaves no room: %s", ", ".join(map(str, long)))
+            chosen = [i for i, fits in zip(chosen, room, strict=True) if fits]
         if chosen:
             part, references = self.asked(batch, chosen)
             for i, turns, answer, said in zip(

@@ -67,8 +67,8 @@ def test_lines_for_a_person(picture: str, capsys: pytest.CaptureFixture[str], mo
 TALKER = "models/blip2_causal/tiny.yaml"
 
 
-def talk(*words: str) -> int:
-    return main(["chat", "--cfg-path", TALKER, *words])
+def talk(*words: str, talker: str = TALKER) -> int:
+    return main(["chat", "--cfg-path", talker, *words])
 
 
 def test_a_conversation_goes_on_and_begins_anew(
@@ -99,8 +99,9 @@ def test_a_conversation_goes_on_and_begins_anew(
     assert said == [str(turn["answer"]).replace("<image>", " ") for turn in turns[:2]]
 
 
-def test_a_conversation_needs_no_picture(capsys: pytest.CaptureFixture[str]) -> None:
-    assert talk("--question", "what?", "--json") == 0
+@pytest.mark.parametrize("talker", [TALKER, "models/blip2_seq2seq/tiny.yaml"])
+def test_a_conversation_needs_no_picture(talker: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert talk("--question", "what?", "--json", talker=talker) == 0
     assert objects(capsys)[0]["image"] == ""
     assert chat("--question", "what?") == 2  # this model talks about a picture
 

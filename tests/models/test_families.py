@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from torch.nn.functional import log_softmax
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import LlamaConfig, LlamaForCausalLM, OPTConfig, OPTForCausalLM
 
 from lavis_ext.common.config.schema import run_config
 from lavis_ext.common.errors import ConfigError
@@ -150,7 +150,8 @@ def test_vicuna_stops_at_the_text_of_its_end() -> None:
 
 def test_what_comes_behind_the_end_is_cut() -> None:
     model = small_of("blip2_vicuna")
-    model.net.generate = lambda *_, **__: torch.tensor(model.text.ids(["a red circle### and more"], special=False))
+    said = torch.tensor(model.text.ids(["a red circle### and more"], special=False))
+    model.net.language_model.generate = lambda *_, **__: said
     assert model.generate(small_batch(1)) == ["a red circle"]
 
 
@@ -206,6 +207,19 @@ def test_the_visual_parts_move_before_another_language_model(tmp_path: Path) -> 
     loss.backward()
     assert model.net.language_projection.weight.grad.abs().sum() > 0
     assert len(model.eval().generate(small_batch(2), num_beams=2, max_length=4)) == 2
+
+
+def test_pictures_are_as_wide_as_words_that_are_narrower_than_the_layers(tmp_path: Path) -> None:
+    """OPT-350m has words of 512 before layers of 1024."""
+    source = small_of("blip2_llama")
+    source.net.save_pretrained(tmp_path / "llama")
+    sizes = {**TEXT_SIZES["blip2_opt"], "word_embed_proj_dim": 16}
+    OPTForCausalLM(OPTConfig(**sizes, vocab_size=len(source.text.tokenizer))).save_pretrained(tmp_path / "opt")
+    source.text.tokenizer.save_pretrained(tmp_path / "opt")
+    places = {"pretrained": str(tmp_path / "llama"), "opt_model": str(tmp_path / "opt")}
+    model = small_of("blip2_opt", sizes={}, tokenizer=None, **places)
+    assert model.net.language_projection.weight.shape == (16, 32)
+    assert torch.isfinite(model(small_batch())["loss"])
 
 
 def test_a_transfer_without_a_language_model_says_which_key(tmp_path: Path) -> None:

@@ -47,14 +47,12 @@ def test_only_the_qformer_learns_where_the_rest_is_frozen(arch: str) -> None:
 def test_the_instruction_is_seen_by_the_queries(arch: str) -> None:
     model = small_of(arch)
     pictures = {"image": small_batch(2)["image"]}
-    one, other = (model.query_image(pictures, [text] * 2) for text in ("what is it?", "how many?"))
+    one, other = (model.query_image({**pictures, "prompt": text}) for text in ("what is it?", "how many?"))
     assert (one - other).abs().max() > 1e-4
     long = "word " * 300  # of a long one the last tokens: the position embeddings are no more
-    assert torch.equal(
-        model.query_image(pictures, [long + "end"] * 2), model.query_image(pictures, [long * 2 + "end"] * 2)
-    )
+    assert torch.equal(*(model.query_image({**pictures, "prompt": text}) for text in (long + "end", long * 2 + "end")))
     blind = small_of(arch, qformer_text_input=False)
-    assert torch.equal(*(blind.query_image(pictures, [text] * 2) for text in ("what is it?", "how many?")))
+    assert torch.equal(*(blind.query_image({**pictures, "prompt": text}) for text in ("what is it?", "how many?")))
 
 
 @pytest.mark.parametrize("arch", ARCHS)

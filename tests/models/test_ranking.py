@@ -37,7 +37,7 @@ def likelihood(model: Any, image: torch.Tensor, prompt: str, ids: list[int]) -> 
 def test_the_likeliest_answer_by_another_road(arch: str) -> None:
     model, samples = small_of(arch), asked()
     with torch.no_grad():
-        reading = ranking.read(model.net, samples["image"], model.asking_tokens(QUESTIONS))
+        reading = model._read(samples, model.asking_tokens(QUESTIONS))
         ids = model.answer_ids(ANSWERS)
         best = []
         for row, question in enumerate(QUESTIONS):
@@ -86,7 +86,7 @@ def test_candidates_are_those_with_the_likeliest_first_token() -> None:
 def test_pads_do_not_count() -> None:
     model = small_of("blip2_opt")
     with torch.no_grad():
-        reading = ranking.read(model.net, small_batch(1)["image"], model.asking_tokens(["what?"]))
+        reading = model._read(small_batch(1), model.asking_tokens(["what?"]))
         short, long = model.answer_ids(["no", "two green triangles above a star"])
         alone = ranking.score(reading, 0, [short])
         assert ranking.score(reading, 0, [short, long])[0].item() == pytest.approx(alone.item(), abs=1e-4)

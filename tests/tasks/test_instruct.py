@@ -30,9 +30,13 @@ class Parrot(nn.Module):
 
     converses = True
 
-    def __init__(self) -> None:
+    def __init__(self, longest: int = 100) -> None:
         super().__init__()
         self.asked: list[Any] = []
+        self.longest = longest
+
+    def fits(self, samples: dict[str, Any]) -> list[bool]:
+        return [len(turns) <= self.longest for turns in samples["conversations"]]
 
     def outputs(self, batch: dict[str, Any]) -> Outputs:
         said = [sum(turn["role"] == "assistant" for turn in turns) for turns in batch["conversations"]]
@@ -88,6 +92,17 @@ def test_the_first_are_answered_with_their_own_pictures(held_out: Any, tmp_path:
     own = [image for index in range(5) for image in held_out.load(index, torch.Generator())["image"]]
     assert torch.equal(torch.cat(pictures), torch.stack(own))
     assert model.asked[0][1] == {"num_beams": 2, "max_length": 7, "min_length": 1}
+
+
+def test_what_leaves_no_room_is_named_and_not_answered(
+    held_out: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    task = setup_task(run_config(task="instruct", max_generated=5), Parrot(longest=1))
+    rows = rows_of(task, held_out, 3)
+    task.after_evaluation(rows, "val", [held_out], tmp_path, 0)
+    written = {one["sample_id"] for one in json.loads((tmp_path / "val_epoch0.json").read_text())}
+    left = {f"mine/val#{i}" for i in range(5)} - written
+    assert written and left and all(name in caplog.text for name in left)
 
 
 def test_a_batch_has_as_many_samples_as_conversations(held_out: Any) -> None:

@@ -95,7 +95,7 @@ def test_lengths_count_what_upstream_starts_from(arch: str, longest: int, shorte
         seen.update(keys)
         return torch.ones(1, 1, dtype=torch.long)
 
-    model.net.generate = generate
+    model.net.language_model.generate = generate
     model.generate(small_batch(1), max_length=10, min_length=4)
     assert (seen["max_new_tokens"], seen["min_new_tokens"]) == (longest, shortest)
     model.predict_answers({**small_batch(1), "text_input": "what?"}, max_len=10, min_len=1)
