@@ -74,14 +74,18 @@ class Ledger:
         self._lock = threading.Lock()
         self._entries: dict[str, LedgerEntry] = {}
         self._read = 0
-        self._made = False
+        self._inode = 0
 
     def find(self, path: Path, stat: os.stat_result) -> LedgerEntry | None:
         """The entry of this file, if the file is unchanged since."""
+        entry = self.last(path)
+        return entry if entry is not None and entry.unchanged(stat) else None
+
+    def last(self, path: Path) -> LedgerEntry | None:
+        """What was recorded last under this name, whatever lies there now."""
         with self._lock:
             self._refresh()
-            entry = self._entries.get(self._key(path))
-        return entry if entry is not None and entry.unchanged(stat) else None
+            return self._entries.get(self._key(path))
 
     def record(
         self,
@@ -116,10 +120,12 @@ class Ledger:
     def _write(self, path: Path, entry: LedgerEntry) -> None:
         line = json.dumps({"name": self._key(path), **vars(entry)}, ensure_ascii=False) + "\n"
         self._entries[self._key(path)] = entry
-        if not self._made:
+        try:
+            file = self.path.open("ab", buffering=0)
+        except FileNotFoundError:  # its folder: not made yet, or removed with what it told of
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            self._made = True
-        with self.path.open("ab", buffering=0) as file:
+            file = self.path.open("ab", buffering=0)
+        with file:
             file.write(line.encode("utf-8", "surrogateescape"))
 
     def _key(self, path: Path) -> str:
@@ -129,13 +135,14 @@ class Ledger:
     def _refresh(self) -> None:
         """Read the lines that were appended since the last look."""
         try:
-            size = self.path.stat().st_size
+            found = self.path.stat()
         except OSError:
             return
+        size = found.st_size
+        if size < self._read or found.st_ino != self._inode:  # another file: read from its beginning
+            self._read, self._inode = 0, found.st_ino
         if size == self._read:
             return
-        if size < self._read:
-            self._read = 0
         with self.path.open("rb") as file:
             file.seek(self._read)
             data = file.read()
