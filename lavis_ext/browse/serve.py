@@ -126,7 +126,7 @@ class PageHandler(BaseHTTPRequestHandler):
 
     def _answer(self) -> None:
         named = self.headers.get_all("Host", [])
-        if len(named) != 1 or named[0] not in self.server.hosts:  # two may each be taken for the one by somebody between
+        if len(named) != 1 or named[0] not in self.server.hosts:  # of two, somebody between may take the other
             self._send(HTTPStatus.FORBIDDEN, Reply(b"not by this name", "text/plain"))
             return
         given = self.path.partition("?")[0].lstrip("/")
