@@ -28,7 +28,7 @@ from lavis_ext.datasets.readers.images import PositionalFile
 from lavis_ext.datasets.readers.shard_index import read_index, sample_crc
 from lavis_ext.prepare.urls.shards import BLOCK, describe, shard_fault
 from tests.support import families
-from tests.support.buckets import aim, fill_bucket, moto_server
+from tests.support.buckets import aim, aim_gcs, fill_bucket, gcs_server, moto_server
 from tests.support.server import payload, wait_until
 
 VIS = ProcessorPair(train=ProcessorConfig(name="blip_image_eval", args={"image_size": 24}))
@@ -190,26 +190,31 @@ def test_killed_anywhere_it_ends_with_the_same_bytes(tmp_path: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def s3() -> Iterator[str]:
-    with moto_server() as endpoint:
-        yield endpoint
+def stores() -> Iterator[dict[str, str]]:
+    with moto_server() as s3, gcs_server() as gs:
+        yield {"s3": s3, "gs": gs}
 
 
-def test_to_a_bucket_and_back(s3: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    aim(monkeypatch, s3)
-    fill_bucket(s3, "packed", {})
+@pytest.mark.parametrize("scheme", ["s3", "gs"])
+def test_to_a_bucket_and_back(
+    scheme: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stores: dict[str, str]
+) -> None:
+    endpoint = stores[scheme]
+    aim(monkeypatch, endpoint) if scheme == "s3" else aim_gcs(monkeypatch, endpoint, tmp_path)
+    fill_bucket(endpoint, bucket := f"packed{scheme}", {})
+    place = f"{scheme}://{bucket}"
     families.vqav2(tmp_path)
     config, options = declared("coco_vqa"), PackOptions(samples_per_shard=2)
-    assert pack(config, "s3://packed/vqa", tmp_path, options, lambda _: None).made == 3
-    assert pack(config, "s3://packed/vqa", tmp_path, options, lambda _: None).made == 0
-    found = back("s3://packed/vqa/", tmp_path)
+    assert pack(config, f"{place}/vqa", tmp_path, options, lambda _: None).made == 3
+    assert pack(config, f"{place}/vqa", tmp_path, options, lambda _: None).made == 0
+    found = back(f"{place}/vqa/", tmp_path)
     pack(config, str(tmp_path / "out"), tmp_path, options, lambda _: None)
     for one, other in itertools.zip_longest(found, back(str(tmp_path / "out"), tmp_path)):
         assert one.keys() == other.keys() and all(same(one[key], other[key]) for key in one)
     left = [path for path in (tmp_path / ".lavis_ext/pack").rglob("*") if path.is_file()]
     assert left == []
-    fill_bucket(s3, "packed", {"vqa/00001.tar": b"x"})
-    assert pack(config, "s3://packed/vqa", tmp_path, options, lambda _: None).made == 1
+    fill_bucket(endpoint, bucket, {"vqa/00001.tar": b"x"})
+    assert pack(config, f"{place}/vqa", tmp_path, options, lambda _: None).made == 1
     monkeypatch.setattr(Target, "_hash", lambda *_: "0" * 64)
     with pytest.raises(IntegrityError):
-        pack(config, "s3://packed/other", tmp_path, options, lambda _: None)
+        pack(config, f"{place}/other", tmp_path, options, lambda _: None)
