@@ -1,4 +1,4 @@
-"""The lines of the table: P1 to P12, their contenders and what each is to reach."""
+"""The lines of the table: P1 to P13, their contenders and what each is to reach."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from benchmarks import fetch_layer, prepared_coco
+from benchmarks import far_shards, fetch_layer, prepared_coco
 from benchmarks.harness import LIMIT, Contender, Figures, Item, Scene, Target, child
 from benchmarks.peers import MissingPeer, peer_python
 
@@ -379,5 +379,12 @@ ITEMS = (
         Target("memory of prepare ≤ 1.3 × that of a hundredth", "memory", f"ours, prepare of {HUNDREDTH}", most=1.3,
             ours="ours, prepare")),
         rounds=1),
+    Item("P13", "shards 30 ms away at 200 MB/s → pictures", partial(far_shards.far, shards=8, samples=500,
+        names=("ours", "ours, the disk", "webdataset, curl", "mosaicml-streaming")), (
+        Target("≥ 0.9 of the disk", "rate", "ours, the disk", least=0.9),
+        Target("≥ 1.0 × the best peer", "rate", "best", least=1.0))),
+    Item("P13b", "ten times as many shards", partial(far_shards.far, shards=40, samples=100, more=10,
+        names=("ours", "ours, ten times as many")), (
+        Target("≤ 1.05 × the memory", "memory", "ours", most=1.05, ours="ours, ten times as many"),)),
 )  # fmt: skip
 """Everything that is to be measured; an item without `open` is not measured yet."""

@@ -125,7 +125,8 @@ class PageHandler(BaseHTTPRequestHandler):
         """Do not log requests: the first one holds the token."""
 
     def _answer(self) -> None:
-        if self.headers.get("Host") not in self.server.hosts:
+        named = self.headers.get_all("Host", [])
+        if len(named) != 1 or named[0] not in self.server.hosts:  # of two, somebody between may take the other
             self._send(HTTPStatus.FORBIDDEN, Reply(b"not by this name", "text/plain"))
             return
         given = self.path.partition("?")[0].lstrip("/")

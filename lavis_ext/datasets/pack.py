@@ -18,6 +18,7 @@ from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property, partial
 from hashlib import sha256
+from itertools import chain
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -53,6 +54,10 @@ MAGIC = {
     **{"tif": b"II*\0", "tiff": b"MM\0*"},
 }  # fmt: skip
 """Suffix → first bytes."""
+_EMPTY = bytearray(tarfile.TarInfo().tobuf(tarfile.USTAR_FORMAT))
+_EMPTY[148:156] = bytes(8)
+PLAIN = bytes(_EMPTY)
+"""The header of a file without its name, size and checksum."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -318,20 +323,29 @@ def pack_shard(dataset: ImageTextDataset, number: int, target: Target, options: 
     # a name of its own: a machine that a cluster has given up may still be writing
     temporary = target.folder / f".{number:05d}.{uuid4().hex[:12]}.tar.tmp"
     faults: list[SampleError] = []
-    with temporary.open("wb") as file, tarfile.open(fileobj=file, mode="w", format=tarfile.USTAR_FORMAT) as archive:
+    with temporary.open("wb") as file:
         for index in rows:
             try:
                 members = list(members_of(dataset, index, options))
             except SampleError as error:
                 faults.append(error)
                 continue
-            for name, data in members:
-                info = tarfile.TarInfo(name)
-                info.size = len(data)
-                archive.addfile(info, io.BytesIO(data))
+            parts = ((_header(name, len(data)), data, bytes(-len(data) % tarfile.BLOCKSIZE)) for name, data in members)
+            file.write(b"".join(chain.from_iterable(parts)))  # tarfile writes each member in pieces of 16 KB
+        file.write(bytes(2 * tarfile.BLOCKSIZE))
+        file.write(bytes(-file.tell() % tarfile.RECORDSIZE))
     manifest = replace(describe(temporary, input_hash), shard=f"{number:05d}")
     target.publish(temporary, number, manifest)
     return manifest, faults, True
+
+
+def _header(name: str, size: int) -> bytes:
+    """What `tarfile.TarInfo(name).tobuf` makes in as much time as reading the picture takes; names of 100 bytes."""
+    head = bytearray(PLAIN)
+    head[: len(name)] = name.encode("ascii")
+    head[124:135] = b"%011o" % size
+    head[148:156] = b"%06o\0 " % (sum(head) + 8 * 0x20)
+    return bytes(head)
 
 
 def members_of(dataset: ImageTextDataset, index: int, options: PackOptions) -> Iterator[tuple[str, bytes]]:

@@ -168,6 +168,11 @@ class FileHandler(BaseHTTPRequestHandler):
         self._answer(with_body=False)
 
     def _answer(self, with_body: bool) -> None:
+        names = len(self.headers.get_all("Host", []))
+        if names > 1 or (not names and self.request_version == "HTTP/1.1"):  # RFC 9112, 3.2
+            self.close_connection = True
+            self.send_error(HTTPStatus.BAD_REQUEST)
+            return
         wanted, root = unquote(urlsplit(self.path).path).lstrip("/"), self.server.root
         path = root if "\0" in wanted else (root / wanted).resolve()
         if not (path.is_relative_to(root) and path.is_file()):

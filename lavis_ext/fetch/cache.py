@@ -3,7 +3,8 @@
 An object lies at `<folder>/<digest of address and version>/<name>`, so that two versions never meet under one name, and
 gets that name from the engine only when it is whole: what a killed process leaves is continued by the next. Beside it
 `<digest>.json` says how many bytes it has or will have; its modification time is the last use. Bytes are reserved, and
-the longest unused objects removed, by one process at a time.
+the longest unused objects removed, by one process at a time. Each opening looks whether the file is still the one that
+the engine's ledger has as fetched; where it is not it is hashed, and fetched again if its bytes are others.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from collections.abc import Iterable
 from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from hashlib import sha256
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -28,10 +30,11 @@ from lavis_ext.common.errors import ConfigError, IntegrityError, OwnedError
 from lavis_ext.common.files import disk_errors, read_object, write_atomic
 from lavis_ext.common.wording import human
 from lavis_ext.fetch.engine import fetch_in
+from lavis_ext.fetch.ledger import Ledger, hash_file
 from lavis_ext.fetch.lock import Ownership, is_abandoned
 from lavis_ext.fetch.objects import Pinned
 from lavis_ext.fetch.session import Session
-from lavis_ext.fetch.transfer import Policy, Source, Transfer
+from lavis_ext.fetch.transfer import Figures, Policy, Source, Transfer
 
 log = logging.getLogger(__name__)
 WAIT = 0.05
@@ -42,6 +45,9 @@ LOST = 5
 
 
 DIGEST = re.compile(r"[0-9a-f]{32}")
+NOTE = re.compile(r"(\.?)([0-9a-f]{32})\.json(?(1)\..+\.tmp)")
+"""A note, or what a process that was killed had written of one."""
+Version = tuple[int, int, int, int]
 
 
 class _Entry(NamedTuple):
@@ -78,8 +84,14 @@ class ObjectCache:
     def _forget(self) -> None:
         self._lock = threading.RLock()
         self._jobs: dict[str, Future[Path]] = {}
+        self._reserved: set[str] = set()
+        """Objects that this process fetches now, for which there is room."""
+        self._proven: dict[str, Version] = {}
+        """How the files lay that are known to be what was fetched."""
         self._touched: dict[str, float] = {}
         self._wanted: deque[Pinned] = deque()
+        self._needed: frozenset[str] = frozenset()
+        """Objects that were asked for last, which go after all others."""
         self._workers = 0
         self._session: Session | None = None
         self._pid = os.getpid()
@@ -101,11 +113,29 @@ class ObjectCache:
             self._work(one, job)
         return job.result()
 
+    def open(self, one: Pinned) -> int:
+        """A descriptor of the object's file, which the caller closes; raises as `get`.
+
+        Raises OwnedError where others remove it again and again.
+        """
+        for _ in range(LOST):
+            path = self.get(one)
+            try:
+                descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
+            except FileNotFoundError:
+                continue
+            if self._proven.get(digest_of(one)) == _version(os.fstat(descriptor)):
+                return descriptor
+            os.close(descriptor)
+        what = f"other processes remove what this one reads: {human(self.limit)} are too few for all"
+        raise OwnedError(str(self.folder), what, "give `cache_gb` a larger value")
+
     def prefetch(self, ones: Iterable[Pinned]) -> None:
         """Fetch these next, in this order, `ahead` at a time; what cannot be fetched is told by `get`."""
         with self._lock:
             self._own_process()
             self._wanted = deque(ones)
+            self._needed = frozenset(map(digest_of, self._wanted))
             new = min(self.ahead - self._workers, len(self._wanted))
             self._workers += max(0, new)
         for _ in range(new):  # daemons: a process that ends does not wait for what it does not need
@@ -144,25 +174,61 @@ class ObjectCache:
         try:
             path = self._fetch(one)
         except BaseException as error:
+            self._reserved.discard(digest_of(one))
             job.set_exception(error)
             if isinstance(error, (KeyboardInterrupt, SystemExit)):
                 raise
         else:
+            self._reserved.discard(digest_of(one))
             with self._lock:
                 self._jobs.pop(digest_of(one), None)
             job.set_result(path)
 
     def _is_there(self, one: Pinned, path: Path) -> bool:
+        """Whether its file is the one that was fetched, as its size, mtime, ctime and inode say; notes the use."""
         try:
-            there = path.stat().st_size == one.size
+            found = path.stat()
         except OSError:
             return False
         digest, now = digest_of(one), time.monotonic()
-        if there and now - self._touched.get(digest, -TOUCHED) >= TOUCHED:
+        if self._proven.get(digest) != _version(found):
+            entry = self._ledger(path).find(path, found)
+            if entry is None or not entry.is_ours or entry.size != one.size or one.sha256 not in (None, entry.sha256):
+                return False
+            self._proven[digest] = _version(found)
+        if now - self._touched.get(digest, -TOUCHED) >= TOUCHED:
             self._touched[digest] = now
             with suppress(OSError):
                 os.utime(self._note(digest))
-        return there
+        return True
+
+    def _ledger(self, path: Path) -> Ledger:
+        return Ledger(self.policy.ledger or path.parent / ".lavis_ext" / "ledger.jsonl")
+
+    def _keep(self, one: Pinned, path: Path) -> bool:
+        """Whether a file that was touched since it came, or of which nothing is known, has the object's bytes.
+
+        Else it is removed: a cache gives what it fetched, and never another's bytes of the same size.
+        """
+        try:
+            before = path.stat()
+        except OSError:
+            return False
+        ledger = self._ledger(path)
+        entry = ledger.last(path)
+        expected = one.sha256 or (entry.sha256 if entry is not None and entry.fetched else None)
+        same = path.is_file() and before.st_size == one.size and expected is not None
+        if same and hash_file(path, Figures())[0] == expected:
+            with suppress(OSError):  # it is hashed again next time
+                ledger.record(path, str(expected), stat=before, fetched=True)
+            self._proven[digest_of(one)] = _version(before)
+            return True
+        log.warning("%s: not what was fetched: it comes again", path)
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)
+        return False
 
     def _note(self, digest: str) -> Path:
         return self.folder / f"{digest}.json"
@@ -176,6 +242,8 @@ class ObjectCache:
             self.folder.mkdir(parents=True, exist_ok=True)
             for _ in range(LOST):
                 self._reserve(one)
+                if not self._is_fetched_elsewhere(digest_of(one)) and self._keep(one, path):
+                    return path
                 result = fetch_in(
                     session, Transfer(path, (Source(one.url, trusted=True),), one.size, one.sha256, label=one.name)
                 )
@@ -192,6 +260,9 @@ class ObjectCache:
             )
         if not result.reused:
             self.fetched += 1
+        with suppress(OSError):
+            self._proven[digest_of(one)] = _version(path.stat())
+            os.utime(self._note(digest_of(one)))  # it came to be used: later than what was read meanwhile
         return path
 
     # Room
@@ -210,6 +281,7 @@ class ObjectCache:
                 if self._make_room(one):
                     note = self._note(digest_of(one))
                     write_atomic(note, json.dumps({"size": one.size, "name": one.name}) + "\n")
+                    self._reserved.add(digest_of(one))
                     return
             if time.monotonic() - begun > self.policy.owner_wait:
                 what = f"{human(self.limit)} are taken by what other processes fetch"
@@ -218,10 +290,13 @@ class ObjectCache:
 
     def _make_room(self, one: Pinned) -> bool:
         """Remove the longest unused until it fits; False where all that is left is being fetched."""
+        for path in self.folder.glob(".*.json.*.tmp"):
+            if NOTE.fullmatch(path.name):  # of a process that was killed: notes are written by one at a time
+                path.unlink(missing_ok=True)
         own = digest_of(one)
         entries = [entry for entry in self.entries() if entry.digest != own]
         free = self.limit - one.size - sum(entry.size for entry in entries)
-        for entry in sorted(entries):
+        for entry in sorted(entries, key=lambda entry: (entry.digest in self._needed, entry)):
             if free >= 0:
                 break
             if not self._is_coming(entry.digest):
@@ -230,23 +305,37 @@ class ObjectCache:
         return free >= 0
 
     def entries(self) -> list[_Entry]:
-        """Last use, bytes and digest of each object that is there or to come."""
-        found = []
-        for note in self.folder.glob("*.json"):
-            if not DIGEST.fullmatch(note.stem):
-                continue  # of whoever else uses this folder: nothing of it is counted, or removed
+        """Last use, bytes and digest of each object that is there or to come.
+
+        What a kill has left without a note counts by its bytes. Nothing of whoever else uses this folder is counted.
+        """
+        noted: dict[str, tuple[int, int]] = {}
+        lying: dict[str, int] = {}
+        there: list[os.DirEntry[str]] = []
+        with suppress(FileNotFoundError):
+            there = list(os.scandir(self.folder))
+        for path in map(Path, there):
+            note = NOTE.fullmatch(path.name)
             with suppress(OSError):
-                size = read_object(note).get("size")
-                used = note.stat().st_mtime_ns
-                found.append(_Entry(used, size if type(size) is int and size > 0 else 0, note.stem))
-        return found
+                if note and not note[1]:
+                    size = read_object(path).get("size")
+                    noted[note[2]] = path.stat().st_mtime_ns, size if type(size) is int and size > 0 else 0
+                elif DIGEST.fullmatch(path.name):
+                    files = [one.stat() for one in os.scandir(path) if one.is_file()]
+                    lying[path.name] = sum({file.st_ino: file.st_size for file in files}.values())
+        digests = {*noted, *lying}
+        found = {digest: (*noted.get(digest, (0, 0)), lying.get(digest, 0)) for digest in digests}
+        return [_Entry(used, max(size, lies), digest) for digest, (used, size, lies) in found.items()]
 
     def _is_coming(self, digest: str) -> bool:
-        """Whether a living process fetches it; this one also between the reservation and the first byte."""
-        with self._lock:
-            job = self._jobs.get(digest)
-        if job is not None and not job.done():
-            return True
+        """Whether a living process fetches it; this one also between the reservation and the first byte.
+
+        One that this process still waits to have room for is not coming: what was noted of it earlier would stand in
+        the way of another that waits.
+        """
+        return digest in self._reserved or self._is_fetched_elsewhere(digest)
+
+    def _is_fetched_elsewhere(self, digest: str) -> bool:
         try:
             paths = list((self.folder / digest).iterdir())
         except OSError:
@@ -284,24 +373,20 @@ class CachedObject:
         """Where its file lies, once it is there."""
         return self.cache.path(self.pinned)
 
-    def local(self) -> Path:
-        """Its file, which is fetched where it is not there; raises as `fetch` does."""
-        return self.cache.get(self.pinned)
+    def open(self) -> int:
+        """A descriptor of its file, which is fetched where it is not there; raises as `fetch` does."""
+        return self.cache.open(self.pinned)
 
     def read_at(self, offset: int, size: int) -> bytes:
         """`size` bytes from `offset`. Each read opens the file: what the cache removes then gives its bytes back."""
-        for _ in range(LOST):
-            try:
-                descriptor = os.open(self.local(), os.O_RDONLY)
-            except FileNotFoundError:
-                continue
-            try:
-                return os.pread(descriptor, max(0, min(size, self.size - offset)), offset)
-            finally:
-                os.close(descriptor)
-        raise OSError(5, "the cache is too small: other processes remove what this one reads")
+        descriptor = self.open()
+        try:
+            return os.pread(descriptor, max(0, min(size, self.size - offset)), offset)
+        finally:
+            os.close(descriptor)
 
 
+@lru_cache(maxsize=1 << 14)
 def digest_of(one: Pinned) -> str:
     """What names a version of an object in a cache; no secret can be read out of it."""
     return sha256(f"{one.shown}\n{one.size}\n{one.version}".encode()).hexdigest()[:32]
@@ -309,3 +394,7 @@ def digest_of(one: Pinned) -> str:
 
 def _plain(version: str) -> str:
     return version.removeprefix("W/").strip('"')
+
+
+def _version(found: os.stat_result) -> Version:
+    return found.st_size, found.st_mtime_ns, found.st_ctime_ns, found.st_ino

@@ -19,7 +19,7 @@ from lavis_ext.common.errors import ConfigError, DiskError, NetworkError, OwnedE
 from lavis_ext.common.files import is_dangling
 from lavis_ext.fetch.download import Download
 from lavis_ext.fetch.ledger import LedgerEntry, hash_file, hash_open, mismatch
-from lavis_ext.fetch.lock import Ownership
+from lavis_ext.fetch.lock import Ownership, left_tokens
 from lavis_ext.fetch.part import Part, PartNames, companion, leftovers
 from lavis_ext.fetch.safety import redact_url
 from lavis_ext.fetch.session import Session, scheme_of
@@ -285,14 +285,20 @@ def _unname(path: Path) -> None:
 
 
 def _sweep(session: Session, path: Path) -> None:
-    """Remove the owner file and sidecar that a process left when it was killed just after publishing the file."""
+    """Remove what a process left when it was killed just after publishing the file, or in here.
+
+    The owner file goes last: it is by what the rest is found.
+    """
     owner = companion(path, ".part.owner")
     try:
-        if not owner.exists():
-            return
-        if Ownership(owner, path, session.policy).sweep():
-            for names in (PartNames.of(path), *leftovers(path).values()):
-                names.remove()
+        tokens = left_tokens(owner)
+        if owner.exists():
+            # before the look at the owner: of a later one nothing is among them
+            left = [PartNames.of(path), *leftovers(path).values()]
+            Ownership(owner, path, session.policy).sweep(lambda: [names.remove() for names in left])
+        else:
+            for token in tokens:
+                PartNames.of(path, token).remove()
     except (OSError, DiskError) as error:
         log.debug("%s: stays: %s", owner.name, error)
 

@@ -84,16 +84,20 @@ class Ledger:
         self._lock = threading.Lock()
         self._entries: dict[str, LedgerEntry] = {}
         self._read = 0
-        self._made = False
+        self._inode = 0
         self._torn = False
         """Whether the last line has no end: the disk was full."""
 
     def find(self, path: Path, stat: os.stat_result) -> LedgerEntry | None:
         """The entry of this file, if the file is unchanged since."""
+        entry = self.last(path)
+        return entry if entry is not None and entry.unchanged(stat) else None
+
+    def last(self, path: Path) -> LedgerEntry | None:
+        """What was recorded last under this name, whatever lies there now."""
         with self._lock:
             self._refresh()
-            entry = self._entries.get(self._key(path))
-        return entry if entry is not None and entry.unchanged(stat) else None
+            return self._entries.get(self._key(path))
 
     def record(
         self,
@@ -167,10 +171,12 @@ class Ledger:
         if not data:
             return
         data = b"\n" * self._torn + data
-        if not self._made:
+        try:
+            file = self.path.open("ab", buffering=0)
+        except FileNotFoundError:  # its folder: not made yet, or removed with what it told of
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            self._made = True
-        with self.path.open("ab", buffering=0) as file:
+            file = self.path.open("ab", buffering=0)
+        with file:
             self._torn = file.write(data) < len(data)
             if not self._torn and file.tell() == self._read + len(data):  # nobody else has written: nothing to read
                 self._read = file.tell()
@@ -184,13 +190,14 @@ class Ledger:
     def _refresh(self) -> None:
         """Read the lines that were appended since the last look."""
         try:
-            size = self.path.stat().st_size
+            found = self.path.stat()
         except OSError:
             return
+        size = found.st_size
+        if size < self._read or found.st_ino != self._inode:  # another file: read from its beginning
+            self._read, self._inode = 0, found.st_ino
         if size == self._read:
             return
-        if size < self._read:
-            self._read = 0
         with self.path.open("rb") as file:
             file.seek(self._read)
             data = file.read()

@@ -263,7 +263,7 @@ class Ownership:
             raise disk_error(error, self.path) from error
         _HEARTBEAT.add(self._file)
         _look_through(self.path.parent, again=bool(self.replaced))
-        self.replaced += sorted(_LEFT.pop(self.path, set()) - {*self.replaced, self.token})
+        self.replaced += sorted(left_tokens(self.path) - {*self.replaced, self.token})
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -274,10 +274,12 @@ class Ownership:
             if self.holds():
                 self.path.unlink(missing_ok=True)
 
-    def sweep(self) -> bool:
-        """Remove the owner file of a process that is gone, without waiting; whether there is none now."""
+    def sweep(self, clear: Callable[[], object]) -> None:
+        """Remove the owner file of a process that is gone, without waiting; first `clear` what it has left."""
         seen = _see(self.path)
-        return seen is None or self._take_over(seen, 0.0)
+        if seen is not None and self._verdict(seen, 0.0)[0] in ("gone", "silent"):
+            clear()
+            self._take_over(seen, 0.0)
 
     def holds(self) -> bool:
         """Whether the owner file is still ours, as far as can be seen: a mount that fails for a moment takes none."""
@@ -447,6 +449,12 @@ def _look_through(folder: Path, again: bool) -> None:
                 _LEFT.setdefault(path.with_name(f"{found[1]}.owner"), set()).add(found[2])
             elif _ASIDE.fullmatch(path.name) and is_abandoned(path):
                 path.unlink(missing_ok=True)
+
+
+def left_tokens(owner: Path) -> set[str]:
+    """The tokens of partial files that lay in the folder of an owner file when this process came to it; said once."""
+    _look_through(owner.parent, again=False)
+    return _LEFT.pop(owner, set())
 
 
 def part_bytes(target: Path) -> int:

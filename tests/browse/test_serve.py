@@ -82,6 +82,15 @@ def test_foreign_names_for_this_machine_are_refused(server: PageServer) -> None:
         assert ask(server, "/", host=host).status == 403
         assert ask(server, f"/{server.token}", host=host, cookie="").status == 403
     assert ask(server, "/", host=f"localhost:{port}").status == 200
+    for names in ([f"127.0.0.1:{port}", "evil.example"], [f"127.0.0.1:{port}"] * 2, []):
+        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
+        connection.putrequest("GET", "/", skip_host=True)
+        for name in names:
+            connection.putheader("Host", name)
+        connection.putheader("Cookie", cookie_of(server))
+        connection.endheaders()
+        assert connection.getresponse().status == 403, names
+        connection.close()
 
 
 def test_a_page_that_fails_does_not_end_the_server() -> None:

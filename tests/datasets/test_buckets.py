@@ -22,7 +22,7 @@ from lavis_ext.datasets.builders import BuildContext, build_datasets
 from lavis_ext.datasets.builders.image_text_shards import ImageTextStream
 from lavis_ext.datasets.mixture import Mixture
 from lavis_ext.datasets.readers.shards import RawSample
-from tests.support.buckets import KEYS, aim, files_of, fill_bucket, moto_server
+from tests.support.buckets import KEYS, aim, aim_gcs, files_of, fill_bucket, gcs_server, moto_server
 from tests.support.server import Fault, Server, wait_until
 from tests.support.shards import cut, write_shard
 
@@ -86,6 +86,19 @@ def test_the_order_and_bytes_of_local_shards(pattern: str, bucket: str, local: P
     for rank, lap in itertools.product(range(2), range(2)):
         state = {"lap": lap, "done": 2}
         assert drawn(there.iterate(rank, 2, state)) == drawn(here.iterate(rank, 2, state))
+
+
+def test_google_s_store(local: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with gcs_server() as endpoint:
+        aim_gcs(monkeypatch, endpoint, tmp_path)
+        fill_bucket(endpoint, name := f"drawngs{next(NAMES)}", files_of(local / "shards", "laion/"))
+        there = build(tmp_path / "cache", f"gs://{name}/laion/")
+        ours = drawn(there.iterate(0, 1))
+        assert ours == drawn(build(local, "shards").iterate(0, 1)) and len(ours) == 30
+        old = (local / "shards/00004.tar").read_bytes()
+        fill_bucket(endpoint, name, {"laion/00004.tar": old[:2048] + bytes([old[2048] ^ 1]) + old[2049:]})
+        with pytest.raises(IntegrityError, match="replaced"):
+            next(build(tmp_path / "cache", f"gs://{name}/laion/").iterate(0, 1, there.state_dict()))
 
 
 def test_a_mixture_goes_on_where_it_was(bucket: str, tmp_path: Path) -> None:

@@ -1,28 +1,35 @@
 """`lavis-ext pack`: a data set becomes shards, to the same bytes after a kill, and is read back with equal samples."""
 
+import io
 import itertools
 import json
 import subprocess
 import sys
 import tarfile
+import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from lavis_ext.cli import main
 from lavis_ext.common.config.cards import load_cards
 from lavis_ext.common.config.schema import BuildInfo, DatasetConfig, ProcessorConfig, ProcessorPair
 from lavis_ext.common.errors import IntegrityError
 from lavis_ext.datasets.builders import BuildContext, build_datasets
-from lavis_ext.datasets.pack import PackOptions, Target, pack
-from lavis_ext.prepare.urls.shards import shard_fault
+from lavis_ext.datasets.pack import PackOptions, Target, _header, pack
+from lavis_ext.datasets.readers.images import PositionalFile
+from lavis_ext.datasets.readers.shard_index import read_index, sample_crc
+from lavis_ext.prepare.urls.shards import BLOCK, describe, shard_fault
 from tests.support import families
-from tests.support.buckets import aim, fill_bucket, moto_server
-from tests.support.server import wait_until
+from tests.support.buckets import aim, aim_gcs, fill_bucket, gcs_server, moto_server
+from tests.support.server import payload, wait_until
 
 VIS = ProcessorPair(train=ProcessorConfig(name="blip_image_eval", args={"image_size": 24}))
 TEXT = ProcessorPair(train=ProcessorConfig(name="blip_caption"))
@@ -37,6 +44,31 @@ def declared(name: str) -> DatasetConfig:
     """The declaration with small pictures, and without what is drawn at random."""
     args = {key: value for key, value in load_cards().dataset(name).args.items() if key != "prefix_split"}
     return replace(load_cards().dataset(name), vis_processor=VIS, text_processor=TEXT, args=args)
+
+
+@given(st.from_regex(r"[0-9]{9}\.[a-z]{3,4}", fullmatch=True), st.integers(0, 8**11 - 1))
+def test_a_header_is_tarfile_s(name: str, size: int) -> None:
+    info = tarfile.TarInfo(name)
+    info.size = size
+    assert _header(name, size) == info.tobuf(tarfile.USTAR_FORMAT)
+
+
+@given(st.lists(st.integers(0, 3 * BLOCK // 2), min_size=1, max_size=4), st.booleans())
+@settings(max_examples=20, deadline=None)
+def test_digests_of_one_pass_are_those_of_each_sample(sizes: list[int], mixed: bool) -> None:
+    """Samples that lie over the ends of blocks, one after the other or mixed."""
+    with tempfile.TemporaryDirectory() as folder:
+        tar = Path(folder) / "0.tar"
+        members = [(f"{n}.{kind}", size) for kind in ("jpg", "json") for n, size in enumerate(sizes)]
+        with tarfile.open(tar, "w") as archive:
+            for name, size in members if mixed else sorted(members):
+                info = tarfile.TarInfo(name)
+                info.size = size
+                archive.addfile(info, io.BytesIO(payload(size)))
+        found = describe(tar, "x")
+        entries = read_index(tar, ("image", "json")).entries
+        assert found.crcs == "".join(sample_crc(PositionalFile(tar), entry.members) for entry in entries)
+        assert found.sha256 == sha256(tar.read_bytes()).hexdigest() and found.bytes == tar.stat().st_size
 
 
 def back(out: str, root: Path) -> list[dict[str, Any]]:
@@ -158,26 +190,31 @@ def test_killed_anywhere_it_ends_with_the_same_bytes(tmp_path: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def s3() -> Iterator[str]:
-    with moto_server() as endpoint:
-        yield endpoint
+def stores() -> Iterator[dict[str, str]]:
+    with moto_server() as s3, gcs_server() as gs:
+        yield {"s3": s3, "gs": gs}
 
 
-def test_to_a_bucket_and_back(s3: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    aim(monkeypatch, s3)
-    fill_bucket(s3, "packed", {})
+@pytest.mark.parametrize("scheme", ["s3", "gs"])
+def test_to_a_bucket_and_back(
+    scheme: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stores: dict[str, str]
+) -> None:
+    endpoint = stores[scheme]
+    aim(monkeypatch, endpoint) if scheme == "s3" else aim_gcs(monkeypatch, endpoint, tmp_path)
+    fill_bucket(endpoint, bucket := f"packed{scheme}", {})
+    place = f"{scheme}://{bucket}"
     families.vqav2(tmp_path)
     config, options = declared("coco_vqa"), PackOptions(samples_per_shard=2)
-    assert pack(config, "s3://packed/vqa", tmp_path, options, lambda _: None).made == 3
-    assert pack(config, "s3://packed/vqa", tmp_path, options, lambda _: None).made == 0
-    found = back("s3://packed/vqa/", tmp_path)
+    assert pack(config, f"{place}/vqa", tmp_path, options, lambda _: None).made == 3
+    assert pack(config, f"{place}/vqa", tmp_path, options, lambda _: None).made == 0
+    found = back(f"{place}/vqa/", tmp_path)
     pack(config, str(tmp_path / "out"), tmp_path, options, lambda _: None)
     for one, other in itertools.zip_longest(found, back(str(tmp_path / "out"), tmp_path)):
         assert one.keys() == other.keys() and all(same(one[key], other[key]) for key in one)
     left = [path for path in (tmp_path / ".lavis_ext/pack").rglob("*") if path.is_file()]
     assert left == []
-    fill_bucket(s3, "packed", {"vqa/00001.tar": b"x"})
-    assert pack(config, "s3://packed/vqa", tmp_path, options, lambda _: None).made == 1
+    fill_bucket(endpoint, bucket, {"vqa/00001.tar": b"x"})
+    assert pack(config, f"{place}/vqa", tmp_path, options, lambda _: None).made == 1
     monkeypatch.setattr(Target, "_hash", lambda *_: "0" * 64)
     with pytest.raises(IntegrityError):
-        pack(config, "s3://packed/other", tmp_path, options, lambda _: None)
+        pack(config, f"{place}/other", tmp_path, options, lambda _: None)

@@ -45,6 +45,17 @@ def ask(base: str, path: str, method: str = "GET", **headers: str) -> tuple[http
     return response, data
 
 
+@pytest.mark.parametrize("names", [["a", "b"], ["a", "a"], []])
+def test_another_number_of_host_headers_than_one_is_refused(base: str, names: list[str]) -> None:
+    connection = http.client.HTTPConnection(urlsplit(base).netloc, timeout=10)
+    connection.putrequest("GET", "/host/big.bin", skip_host=True)
+    for name in names:
+        connection.putheader("Host", name)
+    connection.endheaders()
+    assert connection.getresponse().status == 400
+    connection.close()
+
+
 def test_whole_file_with_length_and_tag(base: str) -> None:
     response, data = ask(base, "/host/big.bin")
     assert (response.status, data) == (200, BODY)

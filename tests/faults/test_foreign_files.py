@@ -27,6 +27,7 @@ from lavis_ext.common.files import decode_json
 from lavis_ext.common.tensors import read_torch
 from lavis_ext.datasets.readers.annotations import Annotations
 from lavis_ext.datasets.readers.images import ImageStore
+from lavis_ext.datasets.readers.packed import PackedImages, packed_rows
 from lavis_ext.features.detectors.weights import read_weights
 from lavis_ext.features.formats.restricted import load_plain
 from lavis_ext.features.imports import import_features
@@ -348,6 +349,57 @@ def test_a_parquet_is_refused_wherever_it_is_damaged(tmp_path: Path) -> None:
 
 
 @pytest.mark.fault("H33")
+@pytest.mark.parametrize(
+    "form", ["dictionary", "in lists", "in records", "delta", "compressed", "arrow", "runs", "views"]
+)
+def test_a_table_of_kilobytes_that_stands_for_more_text_than_it_can_hold_is_refused(tmp_path: Path, form: str) -> None:
+    """Written with less than memory takes; nothing bounds how much more the next one says."""
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    rows, text = 1_000, pa.array(["x" * 400_000])
+    shared: Any = pa.DictionaryArray.from_arrays(pa.array([0] * rows, pa.int32()), text)
+    if form == "in lists":
+        shared = pa.ListArray.from_arrays(pa.array(range(rows + 1), pa.int32()), shared)
+    elif form == "in records":
+        shared = pa.StructArray.from_arrays([shared], ["text"])
+    elif form in ("delta", "compressed"):
+        shared = shared.cast(pa.string())
+    elif form == "runs":
+        shared = pa.RunEndEncodedArray.from_arrays(pa.array([rows], pa.int32()), text)
+    elif form == "views":
+        shared = pa.ListViewArray.from_arrays(pa.array([0] * rows, pa.int32()), pa.array([1] * rows, pa.int32()), text)
+    table = pa.table({"image": ["a.jpg"] * rows, "caption": shared})
+    path = tmp_path / ("a.arrow" if form in ("arrow", "runs", "views") else "a.parquet")
+    if path.suffix == ".arrow":
+        with pa.OSFile(str(path), "wb") as file, pa.ipc.new_stream(file, table.schema) as writer:
+            writer.write_table(table)
+    else:
+        more = {"column_encoding": {"caption": "DELTA_BYTE_ARRAY", "image": "PLAIN"}} if form == "delta" else {}
+        parquet.write_table(table, path, compression="zstd", use_dictionary=form not in ("delta", "compressed"), **more)
+    assert path.stat().st_size < 1_000_000
+    with pytest.raises(IntegrityError, match="stands for"):
+        packed_rows(path)
+
+
+@pytest.mark.parametrize("dictionary", [False, True])
+def test_texts_that_stand_once_for_many_rows_are_read(tmp_path: Path, dictionary: bool) -> None:
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    rows = [
+        {"image": f"{n}.jpg", "a.b": f"text {n % 3}", "tags": ["x", None], "r": {"s": "y", "n": n}, "d": None}
+        for n in range(300)
+    ]
+    parquet.write_table(pa.Table.from_pylist(rows), path := tmp_path / "a.parquet", use_dictionary=dictionary)
+    assert packed_rows(path) == rows
+    picture = b"\xff\xd8\xff" + bytes(1000)
+    held = pa.table({"image": pa.array([{"bytes": picture, "path": None}] * 300), "caption": ["a"] * 300})
+    parquet.write_table(held, path, use_dictionary=dictionary)
+    assert packed_rows(path)[299] == {"image": "a.parquet!image/299", "caption": "a"}
+    assert PackedImages(path).read("image/299") == picture
+
+
 def test_lists_as_names_of_pictures_are_rows_whose_samples_fail(tmp_path: Path) -> None:
     path = written(tmp_path / "a.json", b'[{"image": [3], "x": 1}, {"image": [4], "x": 2}]')
     found = Annotations([path])

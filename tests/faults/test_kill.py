@@ -121,6 +121,29 @@ def test_what_a_kill_after_the_last_byte_leaves_is_removed(tmp_path: Path, alive
     assert not owner.exists() and not sidecar.exists() and transfer.path.read_bytes() == data
 
 
+def test_killed_as_it_removes_what_a_kill_has_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lock, "UNWRITTEN", 0.05)
+    data = payload(5000)
+    gone = subprocess.Popen([sys.executable, "-c", ""])
+    gone.wait()
+    dead = replace(lock.own_identity(), pid=gone.pid)
+    number, killed = 0, True
+    while killed:
+        number += 1
+        target = tmp_path / str(number) / "f.bin"
+        transfer = Transfer(target, (Source("http://127.0.0.1:1/f.bin"),), len(data))
+        target.parent.mkdir()
+        target.write_bytes(data)
+        target.with_name("f.bin.part.owner").write_text(json.dumps(vars(dead)))
+        for token in (f".{dead.token}", "", ".0123456789abcdef"):
+            target.with_name(f"f.bin.part{token}").write_bytes(data[:100])
+            target.with_name(f"f.bin.part{token}.json").write_text("{}")
+        killed = killed_before(number, lambda transfer=transfer: fetch(transfer, FAST))
+        assert fetch(transfer, FAST).reused and target.read_bytes() == data, number
+        assert {path.name for path in target.parent.iterdir()} == {"f.bin", ".lavis_ext"}, number
+    assert number > 8
+
+
 OPERATIONS = ("open", "pwrite", "write", "ftruncate", "fsync", "link", "mkdir", "rename", "replace", "unlink", "utime")
 
 

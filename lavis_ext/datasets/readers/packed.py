@@ -29,6 +29,10 @@ PACKED_NAME = re.compile(r"(.+\.(?:parquet|arrow|jsonl?|ndjson|[ct]sv)(?:\.(?:gz
 GROUPS = 4
 """Row groups of pictures that are held: the hub writes 100 pictures in one."""
 ROWS_OF_ANY, ROWS_A_BYTE = 1_000_000, 10
+TEXT_OF_ANY, TEXT_A_BYTE = 1 << 28, 50
+"""Bytes of text that a file may stand for: in one of some KB a million rows may name one text of a MB."""
+DELTA = "DELTA_BYTE_ARRAY"
+"""Parquet's encoding of a text by what it shares with the one before."""
 
 
 def packed_rows(path: Path, base: Path | None = None) -> list[Row]:
@@ -108,19 +112,107 @@ def _shape_of(path: Path) -> tuple[pa.Schema, int]:
     from pyarrow import parquet
 
     if path.suffix.lower() == ".parquet":
-        meta = parquet.ParquetFile(path)
-        return meta.schema_arrow, meta.metadata.num_rows
+        with parquet.ParquetFile(path) as file:
+            return file.schema_arrow, file.metadata.num_rows
     table = _arrow(path)
     table.validate(full=True)  # offsets of a damaged file would lead outside it
     return table.schema, table.num_rows
 
 
 def _columns(path: Path, names: list[str]) -> Any:
+    """Columns as a table; raises IntegrityError for more text than such a file can hold."""
     from pyarrow import parquet
 
-    if path.suffix.lower() == ".parquet":
-        return parquet.ParquetFile(path).read(names)
-    return _arrow(path).select(names)
+    if path.suffix.lower() != ".parquet":
+        table = _arrow(path).select(names)
+        _refuse_larger(path, sum(map(_text_size, table.columns)))
+        return table
+    with parquet.ParquetFile(path) as plain:
+        chunks = [
+            (name, chunk)
+            for chunk in _chunks(plain)
+            for name in names
+            if f"{chunk.path_in_schema}.".startswith(f"{name}.")
+        ]
+        _refuse_larger(path, sum(chunk.total_uncompressed_size for _, chunk in chunks))
+        size, delta = 0, {name for name, chunk in chunks if DELTA in chunk.encodings}
+        for name in sorted(delta):
+            for batch in plain.iter_batches(256, columns=[name]):  # such a text is as long as its page at most
+                size += sum(map(_text_size, batch.columns))
+                _refuse_larger(path, size)
+        held = _parquet(path).read([name for name in names if name not in delta])
+        _refuse_larger(path, size + sum(map(_text_size, held.columns)))
+        return plain.read(names)
+
+
+def _chunks(file: Any) -> Iterator[Any]:
+    for group in map(file.metadata.row_group, range(file.metadata.num_row_groups)):
+        yield from map(group.column, range(group.num_columns))
+
+
+def _parquet(path: Path) -> Any:
+    """A Parquet file, whose texts and bytes stay in the dictionaries in which they are stored."""
+    from pyarrow import parquet
+
+    with parquet.ParquetFile(path) as plain:
+        leaves = [plain.schema.column(number) for number in range(len(plain.schema))]
+        texts = {leaf.path for leaf in leaves if leaf.physical_type == "BYTE_ARRAY" and leaf.logical_type.type in TEXTS}
+        texts -= {chunk.path_in_schema for chunk in _chunks(plain) if DELTA in chunk.encodings}  # Arrow cannot
+    return parquet.ParquetFile(path, read_dictionary=sorted(texts))
+
+
+TEXTS = ("STRING", "NONE", "JSON", "ENUM")
+
+
+def _text_size(values: Any) -> int:
+    """Bytes of a column once each row has its own."""
+    import pyarrow as pa
+    import pyarrow.compute as compute
+
+    kind = values.type
+    if isinstance(values, pa.ChunkedArray):
+        return sum(map(_text_size, values.chunks))
+    if pa.types.is_dictionary(kind):
+        used = compute.value_counts(values.indices).flatten()
+        each = _lengths(values.dictionary).take(used[0])
+        return compute.sum(compute.multiply(each, used[1])).as_py() or 0
+    if pa.types.is_run_end_encoded(kind):
+        ends = values.run_ends.to_pylist()
+        runs = pa.array([end - begin for begin, end in zip([0, *ends], ends, strict=False)], pa.int64())
+        return compute.sum(compute.multiply(_lengths(values.values), runs)).as_py() or 0
+    if pa.types.is_struct(kind):
+        return sum(map(_text_size, values.flatten()))
+    if pa.types.is_map(kind):
+        return _text_size(values.keys) + _text_size(values.items)
+    if pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind):
+        return _text_size(values.flatten())
+    if pa.types.is_list_view(kind) or pa.types.is_large_list_view(kind):  # lists may share their items
+        named = compute.sum(compute.list_value_length(values)).as_py() or 0
+        return _text_size(values.values) * -(-named // max(1, len(values.values)))
+    if pa.types.is_string_view(kind) or pa.types.is_binary_view(kind):
+        return compute.sum(_lengths(values)).as_py() or 0
+    return int(values.nbytes)
+
+
+def _lengths(values: Any) -> Any:
+    """Bytes of each value of an array."""
+    import pyarrow as pa
+    import pyarrow.compute as compute
+
+    kind = values.type
+    if pa.types.is_string_view(kind) or pa.types.is_binary_view(kind):
+        return pa.array([len(one.as_buffer() or b"") if one.is_valid else 0 for one in values], pa.int64())
+    if any(
+        f(kind) for f in (pa.types.is_string, pa.types.is_binary, pa.types.is_large_string, pa.types.is_large_binary)
+    ):
+        return compute.cast(compute.binary_length(values), pa.int64())
+    return pa.array([_text_size(values.slice(number, 1)) for number in range(len(values))], pa.int64())
+
+
+def _refuse_larger(path: Path, size: int) -> None:
+    most = TEXT_OF_ANY + TEXT_A_BYTE * path.stat().st_size
+    if size > most:
+        raise IntegrityError(str(path), f"stands for {size:,} bytes of text, of which it can hold {most:,}", REFETCH)
 
 
 def _arrow(path: Path) -> Any:
@@ -182,10 +274,8 @@ def _require_pictures(path: Path, column: str, values: Any) -> None:
 
 def _batches(path: Path, column: str) -> Iterator[Any]:
     """One column, a few rows at a time: the pictures of a file need not fit into memory."""
-    from pyarrow import parquet
-
     if path.suffix.lower() == ".parquet":
-        yield from parquet.ParquetFile(path).iter_batches(batch_size=256, columns=[column])
+        yield from _parquet(path).iter_batches(batch_size=256, columns=[column])
     else:
         yield from _arrow(path).select([column]).to_batches()
 
@@ -222,9 +312,7 @@ class PackedImages:
 
     @cached_property
     def _file(self) -> Any:
-        from pyarrow import parquet
-
-        return parquet.ParquetFile(self.path) if self.path.suffix.lower() == ".parquet" else _arrow(self.path)
+        return _parquet(self.path) if self.path.suffix.lower() == ".parquet" else _arrow(self.path)
 
     @cached_property
     def _starts(self) -> list[int]:

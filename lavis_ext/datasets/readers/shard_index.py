@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import glob
 import logging
+import os
 import re
 import struct
 import tarfile
@@ -79,8 +80,8 @@ class Remote(Protocol):
     def path(self) -> Path:
         """Where its file lies, once it is there."""
 
-    def local(self) -> Path:
-        """Its file."""
+    def open(self) -> int:
+        """A descriptor of its file, which stays readable when the file is removed; the caller closes it."""
 
     def read_at(self, offset: int, size: int) -> bytes:
         """`size` bytes from `offset`."""
@@ -164,7 +165,7 @@ class Shard:
 
         Raises UnsafeError for a pickled member and IntegrityError for more samples than were declared.
         """
-        index = read_index(self.path if self.remote is None else self.remote.local(), needs)
+        index = read_index(self.path, needs, None if self.remote is None else self.remote.open())
         found = index.entries if self.crcs is None else tuple(_with_crcs(index.entries, self.crcs))
         if self.promised is None:
             return index, (*found, ShardSample("end", fault=index.cut)) if index.cut else found
@@ -202,9 +203,10 @@ def _listed_count(info: Mapping[str, Any], name: str) -> Any:
     return None
 
 
-def read_index(path: Path, needs: tuple[str, ...]) -> ShardIndex:
+def read_index(path: Path, needs: tuple[str, ...], descriptor: int | None = None) -> ShardIndex:
     """Index a shard; an entry that lacks one of `needs` (`image`, `json`, `txt`) has a fault.
 
+    It is read through its `descriptor`, which is closed, where it has been opened.
     Nothing is unpacked. Raises UnsafeError for a pickled member. Of a file that is cut off, or not a tar, the index has
     the samples that are whole, and `cut` says what is wrong.
     """
@@ -212,7 +214,7 @@ def read_index(path: Path, needs: tuple[str, ...]) -> ShardIndex:
     faults: dict[str, str] = {}
     unknown: Counter[str] = Counter()
     longer: dict[str, dict[str, list[tuple[str, Extent]]]] = {}  # `key.input.jpg`, the picture where there is no other
-    members, cut = walk(path)
+    members, cut = walk(path, descriptor)
     for name, extent in members:
         match = NAME.fullmatch(name)
         key, kind = match.groups() if match else (name, name.rpartition("/")[2].partition(".")[2])
@@ -312,7 +314,7 @@ class Extent(NamedTuple):
 Members = list[tuple[str, Extent]]
 
 
-def walk(path: Path) -> tuple[Members, str]:
+def walk(path: Path, descriptor: int | None = None) -> tuple[Members, str]:
     """The whole plain files of a tar, in order, and how the tar is cut off ("" for one that is whole).
 
     A whole tar of plain files only, which is what shard writers make, is read here, several times as fast as by
@@ -320,8 +322,8 @@ def walk(path: Path) -> tuple[Members, str]:
     inside a header and at the end mark.
     """
     try:
-        size = path.stat().st_size
-        with path.open("rb", buffering=0) as file:
+        with open(path if descriptor is None else descriptor, "rb", buffering=0) as file:  # noqa: PTH123 - of either
+            size = os.fstat(file.fileno()).st_size
             members = _read_plain(file, size)
             return _read_any(file, size) if members is None else (members, "")
     except OSError as error:

@@ -8,17 +8,20 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-from collections.abc import Collection, Iterator, Mapping
+import zlib
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from itertools import count
 from pathlib import Path
 from typing import Any, Literal
 
 from lavis_ext.common.errors import IntegrityError, LavisExtError
-from lavis_ext.common.files import decode_json, read_object, sha256_of, write_json
+from lavis_ext.common.files import decode_json, read_object, write_json
 from lavis_ext.datasets.readers.images import PositionalFile
-from lavis_ext.datasets.readers.shard_index import read_index, sample_crc
+from lavis_ext.datasets.readers.shard_index import Extent, read_index
 from lavis_ext.prepare.urls.job import ASIDE, Passing, passing_status
+
+BLOCK = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -87,17 +90,35 @@ def describe(tar: Path, input_hash: str) -> ShardManifest:
     if index.cut:
         raise IntegrityError(str(tar), f"not a whole tar: {index.cut}", "run again: it is made again")
     samples = [entry for entry in index.entries if {"image", "json"} <= set(entry.members)]
-    file = PositionalFile(tar)
+    size, sha256, crcs = _digests(tar, [list(entry.members.values()) for entry in samples])
     return ShardManifest(
         shard=tar.stem,
-        bytes=tar.stat().st_size,
-        sha256=sha256_of(tar),
+        bytes=size,
+        sha256=sha256,
         samples=len(samples),
         first_key=samples[0].key if samples else "",
         last_key=samples[-1].key if samples else "",
         input_hash=input_hash,
-        crcs="".join(sample_crc(file, entry.members) for entry in samples),
+        crcs="".join(f"{crc:08x}" for crc in crcs),
     )
+
+
+def _digests(tar: Path, samples: Sequence[Sequence[Extent]]) -> tuple[int, str, list[int]]:
+    """Bytes and SHA-256 of a shard, and of each sample what `sample_crc` gives, in one pass over the file."""
+    places = sorted((*extent, number) for number, extents in enumerate(samples) for extent in extents)
+    digest, crcs, at, first = hashlib.sha256(), [0] * len(samples), 0, 0
+    block = memoryview(bytearray(BLOCK))
+    with tar.open("rb", buffering=0) as file:
+        while read := file.readinto(block):
+            digest.update(block[:read])
+            while first < len(places) and places[first][0] < at + read:
+                offset, size, number = places[first]
+                crcs[number] = zlib.crc32(block[max(0, offset - at) : min(read, offset + size - at)], crcs[number])
+                if offset + size > at + read:
+                    break
+                first += 1
+            at += read
+    return at, digest.hexdigest(), crcs
 
 
 def sample_records(tar: Path) -> Iterator[dict[str, Any]]:
