@@ -27,8 +27,8 @@ from threading import Lock
 from typing import Any
 
 from benchmarks.harness import Contender, Scene, child
-from benchmarks.peers import MissingPeer, peer_python
 from benchmarks.loader import jpegs
+from benchmarks.peers import MissingPeer, peer_python
 
 LATENCY, RATE, PIECE = 0.03, 200e6, 1 << 17
 SCRIPT = "benchmarks/far_shards.py"
