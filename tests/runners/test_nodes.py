@@ -18,7 +18,7 @@ from tests.support.killing import checkpoints, kill_tree
 from tests.support.runs import log_lines
 from tests.support.server import wait_until
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]  # of six torchruns, on a machine that has other work
 ROOT = Path(__file__).parents[2]
 ADDRESSES = ("10.77.0.1", "10.77.0.2")
 PORT = 29511
