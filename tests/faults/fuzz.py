@@ -1,4 +1,4 @@
-"""Mutates inputs of every reader: `python -m tests.faults.fuzz --seconds 20 [--target NAME] [--seed N]`.
+"""Mutates inputs of every reader: `python -m tests.faults.fuzz --seconds 20 [--rounds N] [--target NAME] [--seed N]`.
 
 Each target runs in a process of its own, with bounded memory, and each case under an alarm. A case passes if it ends
 with a value or with an error of ours. The smallest case that does not is printed with the seed, and kept under
@@ -85,9 +85,12 @@ def bound_memory() -> None:
 
 
 def mutate(
-    case: Case, values: st.SearchStrategy[Any], seconds: float, first: int, keep: Path
+    case: Case, values: st.SearchStrategy[Any], seconds: float, first: int, keep: Path, rounds: int = sys.maxsize
 ) -> tuple[int, BaseException | None]:
-    """Draw values until time is up or one fails; the number of cases, and the failure with its smallest value."""
+    """Draw values until time is up, the rounds are done, or one fails; the number of cases, and the failure.
+
+    A failure has its smallest value. With `rounds` a fast machine draws no more than a slow one.
+    """
     ended, count = time.monotonic() + seconds, [0]
     last = keep / "last.pickle"
 
@@ -100,7 +103,7 @@ def mutate(
             run_case(case, value, Path(folder))
 
     number = first
-    while time.monotonic() < ended:
+    while time.monotonic() < ended and number < first + rounds:
         quiet = settings(
             max_examples=ROUND,
             deadline=None,
@@ -118,7 +121,7 @@ def mutate(
     return count[0], None
 
 
-def child(name: str, seconds: float, first: int, keep: Path) -> int:
+def child(name: str, seconds: float, first: int, keep: Path, rounds: int) -> int:
     """One target in this process; prints its line, and the finding if there is one."""
     from tests.faults.fuzz_targets import TARGETS
 
@@ -127,7 +130,7 @@ def child(name: str, seconds: float, first: int, keep: Path) -> int:
     case, values = TARGETS[name]()
     bound_memory()
     began = time.monotonic()
-    count, error = mutate(case, values, seconds, first, keep)
+    count, error = mutate(case, values, seconds, first, keep, rounds)
     line = f"{name:<12} seed {first}  {count:>7,} cases  {time.monotonic() - began:6.1f} s"
     if error is None:
         say(f"{line}  ok")
@@ -140,11 +143,12 @@ def child(name: str, seconds: float, first: int, keep: Path) -> int:
     return 1
 
 
-def run_target(name: str, seconds: float, first: int, keep: Path) -> bool:
+def run_target(name: str, seconds: float, first: int, keep: Path, rounds: int) -> bool:
     """One target in a process of its own; whether nothing was found."""
     folder = keep / name
     folder.mkdir(parents=True, exist_ok=True)
     words = ["--child", "--target", name, "--seconds", str(seconds), "--seed", str(first), "--keep", str(folder)]
+    words += ["--rounds", str(rounds)]
     around = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "PYTHONFAULTHANDLER": "1"}
     around["XDG_CACHE_HOME"] = str(folder / "cache")
     try:
@@ -161,6 +165,7 @@ def main(words: list[str] | None = None) -> int:
     """Every target in turn, or one."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seconds", type=float, default=20.0, help="of each target (default: 20)")
+    parser.add_argument("--rounds", type=int, default=sys.maxsize, help=f"at most, of {ROUND} cases each")
     parser.add_argument("--target", action="append", default=[], help="default: all")
     parser.add_argument("--seed", type=int, default=None, help="default: drawn, and printed")
     parser.add_argument("--keep", type=Path, default=None, help="a folder for the cases (default: a new one)")
@@ -170,13 +175,13 @@ def main(words: list[str] | None = None) -> int:
     memory = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None  # ten times the cases of a disk that is flushed
     keep = args.keep or Path(tempfile.mkdtemp(prefix="fuzz-", dir=memory))
     if args.child:
-        return child(args.target[0], args.seconds, first, keep)
+        return child(args.target[0], args.seconds, first, keep, args.rounds)
     from tests.faults.fuzz_targets import TARGETS
 
     unknown = sorted(set(args.target) - set(TARGETS))
     if unknown:
         parser.error(f"no target {', '.join(unknown)}; there are {', '.join(TARGETS)}")
-    found = [name for name in args.target or TARGETS if not run_target(name, args.seconds, first, keep)]
+    found = [name for name in args.target or TARGETS if not run_target(name, args.seconds, first, keep, args.rounds)]
     say(f"{len(args.target or TARGETS)} targets, seed {first}, found in: {', '.join(found) or 'none'}")
     return 1 if found else 0
 
