@@ -14,19 +14,19 @@ import sys
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timezone
 from pathlib import Path
+from typing import TYPE_CHECKING
 from urllib.parse import parse_qs, quote, unquote, urlencode
-
-# `parse_listing` refuses document types, by which entity attacks come, before it parses.
-from xml.etree.ElementTree import Element, ParseError, fromstring
 
 from lavis_ext.common.errors import AccessError, ConfigError, IntegrityError, LavisExtError, NetworkError
 from lavis_ext.common.files import expanded
 from lavis_ext.fetch.backends import may_carry_token
-from lavis_ext.fetch.http import HttpOpener
 from lavis_ext.fetch.remote import fetch_bytes
 from lavis_ext.fetch.safety import deny_reason, redact, safe_relative, split_url
 from lavis_ext.fetch.session import Reply, Request, Session, register_opener
 from lavis_ext.fetch.transfer import Failure, Policy, Source
+
+if TYPE_CHECKING:
+    from xml.etree.ElementTree import Element
 
 # Shared access signatures (SAS): where the token of a container comes from, and what its own fields say
 
@@ -206,6 +206,8 @@ class AzureOpener:
     """Appends the SAS to each request when it is sent; the signed URL is not kept."""
 
     def __init__(self, session: Session) -> None:
+        from lavis_ext.fetch.http import HttpOpener  # urllib3, which tokens alone do not need
+
         self._http = HttpOpener(session)
         self._denied = session.policy.denied_hosts
 
@@ -341,6 +343,9 @@ def parse_listing(data: bytes, where: str) -> tuple[list[Listed], str]:
 
     Form: <EnumerationResults><Blobs><Blob><Name>, <Properties><Content-Length>, <Content-MD5>; <NextMarker>.
     """
+    # document types, by which entity attacks come, are refused before it is parsed
+    from xml.etree.ElementTree import ParseError, fromstring
+
     try:
         if b"<!DOCTYPE" in data or b"<!ENTITY" in data:
             raise ValueError("a document type is refused")

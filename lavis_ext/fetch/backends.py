@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import BinaryIO
 from urllib.parse import quote, unquote, urlsplit
 
-from lavis_ext.fetch.http import HttpOpener
 from lavis_ext.fetch.mirrors import hub_path
 from lavis_ext.fetch.safety import is_loopback, safe_relative
 from lavis_ext.fetch.session import Reply, Request, Session, Validators, register_opener
@@ -39,6 +38,8 @@ class DriveOpener:
     """
 
     def __init__(self, session: Session) -> None:
+        from lavis_ext.fetch.http import HttpOpener  # urllib3, which a local mirror does not need
+
         self._http = HttpOpener(session)
         self._policy = session.policy
         self._confirmed: dict[str, str] = {}
@@ -139,6 +140,8 @@ class HubOpener:
     """
 
     def __init__(self, session: Session) -> None:
+        from lavis_ext.fetch.http import HttpOpener  # urllib3, which a local mirror does not need
+
         self._http = HttpOpener(session)
 
     def open(self, request: Request) -> Reply:

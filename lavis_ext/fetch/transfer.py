@@ -9,7 +9,6 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
-from email.utils import parsedate_to_datetime
 from pathlib import Path
 from typing import Literal, Protocol
 
@@ -337,6 +336,8 @@ def parse_retry_after(value: str | None) -> float | None:
     text = value.strip()
     if text.isdigit():
         return float(text[:12])
+    from email.utils import parsedate_to_datetime  # a package of its own, which hardly any run needs
+
     try:
         when = parsedate_to_datetime(text)
     except (TypeError, ValueError):

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 HEAVY = ("torch", "transformers", "img2dataset", "webdataset", "accelerate", "pandas", "numpy", "PIL", "pyarrow")
+HEAVY += ("omegaconf", "urllib3")
 PROBE = """
 import json, sys
 from lavis_ext.cli import main

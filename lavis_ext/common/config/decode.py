@@ -10,7 +10,7 @@ from collections.abc import Hashable, Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, TypeVar, Union, cast, get_args, get_origin, get_type_hints
 
 from lavis_ext.common.config.yamlio import read_yaml as read_yaml
 from lavis_ext.common.config.yamlio import shown
@@ -248,23 +248,21 @@ class ConfigDecoder:
             raise ConfigError.of(self.problems)
 
 
-@cache
 def hints(kind: Any) -> Mapping[str, Any]:
     """Field name → type of a dataclass."""
-    resolved = _resolved(kind)
-    return {field.name: resolved[field.name] for field in dataclasses.fields(kind)}
+    return _hints(kind)
 
 
 @cache
-def _resolved(kind: Hashable) -> dict[str, Any]:
-    return get_type_hints(kind, include_extras=True)
+def _hints(kind: Hashable) -> Mapping[str, Any]:
+    resolved, fields = get_type_hints(kind, include_extras=True), dataclasses.fields(cast("Any", kind))
+    return {field.name: resolved[field.name] for field in fields}
 
 
-@cache
-def required(kind: Any) -> tuple[str, ...]:
+def required(kind: Any) -> list[str]:
     """The fields of a dataclass that have no default."""
     missing = dataclasses.MISSING
-    return tuple(f.name for f in dataclasses.fields(kind) if f.default is missing and f.default_factory is missing)
+    return [f.name for f in dataclasses.fields(kind) if f.default is missing and f.default_factory is missing]
 
 
 def join(key: str, name: object) -> str:

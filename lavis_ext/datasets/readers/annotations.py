@@ -160,7 +160,7 @@ class Annotations(Rows):
             running = [known.setdefault(json.dumps(value), len(known)) for value in self.column(name)]
             return np.array(running, dtype=np.int64)
         encoded = pa.chunked_array(columns).slice(0, len(self)).combine_chunks().dictionary_encode("encode")
-        codes: np.ndarray = encoded.indices.to_numpy(zero_copy_only=False).astype(np.int64)
+        codes: np.ndarray = np.from_dlpack(encoded.indices).astype(np.int64)  # `to_numpy` imports pandas
         return codes
 
 

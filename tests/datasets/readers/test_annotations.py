@@ -280,6 +280,15 @@ def test_reading_annotations_does_not_import_torch() -> None:
     assert done.stdout.strip() == "False"
 
 
+def test_numbering_what_was_converted_before_does_not_import_pandas(tmp_path: Path) -> None:
+    path = write_json(tmp_path / "a.json", [{"image": f"{n % 7}.jpg"} for n in range(100)])
+    assert list(Annotations([path]).codes("image")[:9]) == [0, 1, 2, 3, 4, 5, 6, 0, 1]
+    code = "import sys; from pathlib import Path; from lavis_ext.datasets.readers.annotations import Annotations\n"
+    code += "print(len(Annotations([Path(sys.argv[1])]).codes('image')), 'pandas' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code, str(path)], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["100", "False"]
+
+
 def test_rows_are_mapped_not_held(tmp_path: Path) -> None:
     path = write_json(tmp_path / "a.json", [{"caption": "x" * 500} for _ in range(20_000)])
     Annotations([path])
