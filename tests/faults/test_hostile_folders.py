@@ -31,6 +31,7 @@ def picture(path: Path) -> Path:
     return path
 
 
+@pytest.mark.fault("H19")
 @pytest.mark.parametrize("name", ["state.json", "dataset_dict.json", "a.txt", "a.json", "rows.csv", "b.jpg"])
 @pytest.mark.parametrize("verb", ["browse", "new"])
 def test_a_pipe_in_a_folder_of_pictures_does_not_hold_up(
@@ -101,6 +102,7 @@ def test_a_table_says_odd_things_of_its_columns(tmp_path: Path, said: bytes) -> 
     assert packed_rows(tmp_path / "rows.parquet") == [{"image": "a.jpg", "label": 7}]
 
 
+@pytest.mark.fault("H19")
 @pytest.mark.parametrize("name", ["rows.json", "rows.jsonl", "rows.csv", "rows.parquet", "rows.arrow"])
 def test_a_pipe_that_a_yaml_names_as_rows(tmp_path: Path, name: str, capsys: pytest.CaptureFixture[str]) -> None:
     os.mkfifo(tmp_path / name)
@@ -113,6 +115,7 @@ def test_a_pipe_that_a_yaml_names_as_rows(tmp_path: Path, name: str, capsys: pyt
     assert name in said.out + said.err and "internal error" not in said.err
 
 
+@pytest.mark.fault("H16")
 def test_a_table_that_claims_more_rows_than_its_bytes_can_hold(tmp_path: Path) -> None:
     pq.write_table(pa.table({"caption": pa.nulls(20_000_000, pa.string())}), tmp_path / "rows.parquet")
     with alarm(20), pytest.raises(IntegrityError) as caught:
@@ -144,6 +147,7 @@ def test_a_cache_removes_nothing_of_others(world: World, tmp_path: Path) -> None
     assert [entry.size for entry in cache.entries()] == [len(world.data)]
 
 
+@pytest.mark.fault("H19")
 def test_a_device_is_no_object(tmp_path: Path) -> None:
     (tmp_path / "zero.json").symlink_to("/dev/zero")
     os.mkfifo(tmp_path / "pipe.json")

@@ -62,6 +62,7 @@ def left_archive(toy: Family, name: str) -> Path:
 
 
 @pytest.mark.parametrize("name", ["train", "val"])
+@pytest.mark.fault("R12")
 def test_an_archive_that_was_recorded_goes_with_the_next_run(server: Server, tmp_path: Path, name: str) -> None:
     """Where the run has more to do (`train` is the first of two), and where all else is done."""
     toy = Family(server, tmp_path / "root")
@@ -110,6 +111,7 @@ def test_an_archive_that_is_left_stays_while_another_process_works_there(server:
     assert toy.complete()
 
 
+@pytest.mark.fault("F12")
 def test_a_member_that_was_emptied_is_not_taken_by_the_journal_of_a_killed_run(server: Server, tmp_path: Path) -> None:
     """Killed before the record is written: the journal says that all is in place, which it is no more."""
     toy = Family(server, tmp_path / "root")
@@ -162,6 +164,7 @@ def test_an_empty_file_that_a_look_at_an_owner_has_left_goes(tmp_path: Path, age
 
 
 @pytest.mark.parametrize("pointer", ["latest.json", "best.json"])
+@pytest.mark.fault("K08")
 def test_the_best_checkpoint_is_kept_though_the_run_was_killed_before_it_was_pointed_to(
     tmp_path: Path, pointer: str
 ) -> None:
@@ -226,6 +229,7 @@ def test_damaged_logits_of_a_teacher_are_never_gone_on_with(tmp_path: Path) -> N
 # Links, and the order in which a disk is told
 
 
+@pytest.mark.fault("F13")
 def test_what_a_link_leads_to_outside_is_neither_written_nor_removed(server: Server, tmp_path: Path) -> None:
     """An archive of the user's that lies elsewhere is read there; a member's place that leads elsewhere is freed."""
     toy = Family(server, tmp_path / "root")
@@ -246,6 +250,7 @@ def test_what_a_link_leads_to_outside_is_neither_written_nor_removed(server: Ser
     assert not (toy.images / first).is_symlink() and (toy.images / first).read_bytes() == toy.train[first]
 
 
+@pytest.mark.fault("F12")
 def test_one_deleted_file_is_called_partial_until_it_is_there_again(server: Server, tmp_path: Path) -> None:
     toy = Family(server, tmp_path / "root")
     toy.prepare()
@@ -255,6 +260,7 @@ def test_one_deleted_file_is_called_partial_until_it_is_there_again(server: Serv
     assert [one.state for one in status(["toy"], toy.options(), toy.cards())] == ["verified", "verified"]
 
 
+@pytest.mark.fault("F11")
 def test_a_record_is_named_only_when_what_it_speaks_of_is_on_the_disk(
     server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

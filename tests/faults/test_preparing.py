@@ -120,7 +120,7 @@ def cut(toy: Family) -> bytes:
         pytest.param(with_mode(0o104755), 10, marks=pytest.mark.fault("A05")),
         pytest.param(bomb, 10, marks=pytest.mark.fault("A06")),
         pytest.param(many_small, 10, marks=pytest.mark.fault("A06")),
-        (deep, 10),
+        pytest.param(deep, 10, marks=pytest.mark.fault("A13")),
         pytest.param(overlapping, 10, marks=pytest.mark.fault("A06")),
         pytest.param(cut, 5, marks=pytest.mark.fault("A08")),
         pytest.param(twice, 10, marks=pytest.mark.fault("A10")),
