@@ -95,7 +95,7 @@ def test_a_target_that_dies_is_found(
 ) -> None:
     (tmp_path / "sitecustomize.py").write_text("import os, sys\nif '--child' in sys.argv: os.kill(os.getpid(), 11)\n")
     monkeypatch.setenv("PYTHONPATH", f"{tmp_path}{os.pathsep}{Path(__file__).parents[2]}")
-    assert not fuzz.run_target("sas", 1, 1, tmp_path)
+    assert not fuzz.run_target("sas", 1, 1, tmp_path, 1)
     assert "FOUND: code -11" in capfd.readouterr().out
 
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
-from types import MethodType, SimpleNamespace
+from types import MethodType
 from typing import Any
 
 import pytest
 import torch
 
-from lavis_ext.common.errors import ConfigError, TrainingError
+from lavis_ext.common.errors import TrainingError
 from lavis_ext.runners.hooks import Hook
 from lavis_ext.runners.runner_base import RunnerBase
 from lavis_ext.runners.task_loop import run_epoch_of_task
@@ -76,11 +76,3 @@ def test_weights_that_are_not_finite_afterwards_end_the_run(tmp_path: Path) -> N
     with pytest.raises(TrainingError) as caught:
         runner.train()
     assert caught.value.exit_code == 11 and not list((tmp_path / "job").glob("checkpoint_*"))
-
-
-def test_several_processes_cannot_run_it(tmp_path: Path) -> None:
-    runner, _, rates = looped(tmp_path)
-    runner.accelerator = SimpleNamespace(num_processes=2, device=runner.accelerator.device)
-    with pytest.raises(ConfigError) as caught:
-        run_epoch_of_task(runner)
-    assert caught.value.problems[0].where == "run.task" and not rates

@@ -140,8 +140,11 @@ def _columns(path: Path, names: list[str]) -> Any:
             for batch in plain.iter_batches(256, columns=[name]):  # such a text is as long as its page at most
                 size += sum(map(_text_size, batch.columns))
                 _refuse_larger(path, size)
-        held = _parquet(path).read([name for name in names if name not in delta])
-        _refuse_larger(path, size + sum(map(_text_size, held.columns)))
+        with _parquet(path) as file:
+            for group in range(file.num_row_groups):  # Arrow joins no dictionaries of nested columns
+                held = file.read_row_group(group, [name for name in names if name not in delta])
+                size += sum(map(_text_size, held.columns))
+                _refuse_larger(path, size)
         return plain.read(names)
 
 
@@ -275,7 +278,9 @@ def _require_pictures(path: Path, column: str, values: Any) -> None:
 def _batches(path: Path, column: str) -> Iterator[Any]:
     """One column, a few rows at a time: the pictures of a file need not fit into memory."""
     if path.suffix.lower() == ".parquet":
-        yield from _parquet(path).iter_batches(batch_size=256, columns=[column])
+        with _parquet(path) as file:
+            for group in range(file.num_row_groups):  # Arrow joins no dictionaries of nested columns
+                yield from file.iter_batches(batch_size=256, row_groups=[group], columns=[column])
     else:
         yield from _arrow(path).select([column]).to_batches()
 

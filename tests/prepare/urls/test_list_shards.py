@@ -113,10 +113,10 @@ def test_a_shard_that_cannot_be_read_says_so(tmp_path: Path, monkeypatch: pytest
     tar = make_tar(tmp_path / "00000.tar", sample("0"))
     publish(tmp_path / "gone.tar", tar, describe(tar, "abc"))
 
-    def broken(path: Path) -> str:
+    def broken(*_: object) -> None:
         raise OSError(errno.EIO, os.strerror(errno.EIO))
 
-    monkeypatch.setattr(shards, "sha256_of", broken)
+    monkeypatch.setattr(shards, "_digests", broken)
     assert shard_fault(tar) == "cannot be read: Input/output error"
 
 
