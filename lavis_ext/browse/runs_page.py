@@ -222,7 +222,7 @@ def runs_values(targets: Sequence[Path]) -> dict[str, Any]:
             "cells": [
                 f"{run.metric} {value}" if run.best is not None else run.unscored,
                 run.model or "–",
-                ", ".join(run.datasets) or "–",
+                shorten(", ".join(run.datasets), 100) or "–",
                 run.split or "–",
                 f"{run.step:,}",
                 "–" if run.loss is None else figure(run.loss),
