@@ -25,6 +25,9 @@ if TYPE_CHECKING:
 WIDTH, HEIGHT = 460, 250
 LEFT, RIGHT, TOP, BOTTOM = 58, 24, 14, 36
 MAX_POINTS = 400
+COLOURS = 6
+SHAPES = ("", "m-3.5,-3.5h7v7h-7z", "m0,-4.5l4.7,8h-9.4z", "m0,-5l5,5l-5,5l-5,-5z", "m-4,-4l8,8m0,-8l-8,8")
+"""Circle, square, triangle, diamond, cross, drawn from the middle of a point."""
 BINS = 24
 TAIL = 0.995
 """Values beyond this share of all are counted in the last bin: one caption of 900 words must not flatten the rest."""
@@ -45,9 +48,9 @@ def environment() -> Environment:
         lstrip_blocks=True,
     )
     found.filters |= {"px": lambda value: f"{value:.1f}", "shown": shown, "percent": lambda share: f"{share:.1%}"}
-    found.filters |= {"figure": figure, "code": with_code}
+    found.filters |= {"figure": figure, "code": with_code, "look": Look.of}
     found.globals |= {"WIDTH": WIDTH, "HEIGHT": HEIGHT, "LEFT": LEFT, "EDGE": WIDTH - RIGHT, "BASE": HEIGHT - BOTTOM}
-    found.globals |= {"served": False, "live": "", "back": False, "policy": policy}
+    found.globals |= {"spots": spots, "served": False, "live": "", "back": False, "policy": policy}
     found.globals |= {name.partition(".")[0]: inlined(name) for name in ("style.css", "script.js")}
     return found
 
@@ -117,12 +120,34 @@ class Tile(NamedTuple):
 
 @dataclass(frozen=True)
 class Series:
-    """A named line of (x, y) points in the order of x, with the number of its colour and of its run, where it has."""
+    """A named line of (x, y) points in the order of x, with the number of its look and its run, where it has one."""
 
     name: str
     points: Sequence[Point]
-    colour: int = -1
     run: int = -1
+
+
+class Look(NamedTuple):
+    """How a line is told from others: by its colour, beyond six by its dashes and the shape of its points, too."""
+
+    colour: int
+    dash: int
+    shape: int
+
+    @classmethod
+    def of(cls, number: int) -> Look:
+        """Of the first 120 numbers no two are alike: 4 dashes and 5 shapes meet again after 20 rounds."""
+        turn, colour = divmod(number, COLOURS)
+        return cls(colour, turn % 4, turn % len(SHAPES))
+
+    @property
+    def classes(self) -> str:
+        """Its names in the style sheet."""
+        return f"s{self.colour} d{self.dash}" if self.dash else f"s{self.colour}"
+
+    def points(self, places: Sequence[Point]) -> str:
+        """The path of its shape at some pixels; "" for the first, whose points are circles."""
+        return " ".join(f"M{x:.1f},{y:.1f}{SHAPES[self.shape]}" for x, y in places) if SHAPES[self.shape] else ""
 
 
 @dataclass(frozen=True)
@@ -147,12 +172,21 @@ def round_step(span: float, wanted: int) -> float:
     return float(next(step * power for step in (1, 2, 5, 10) if raw <= step * power * 1.0001))
 
 
-def scale(values: Sequence[float], start: float, stop: float, wanted: int = 5, whole: bool = False) -> Scale:
-    """A scale that holds all values and begins and ends at its first and last tick; `whole` keeps ticks integers."""
+def scale(
+    values: Sequence[float], start: float, stop: float, wanted: int = 5, whole: bool = False, least: float = 0.0
+) -> Scale:
+    """A scale that holds all values and begins and ends at its first and last tick; `whole` keeps ticks integers.
+
+    It spans `least` at least, which of small values begins at 0.
+    """
     low, high = min(values), max(values)
     if high - low <= 1e-12 * max(abs(low), abs(high)):  # also what differs by rounding alone
-        pad = 0.5 if whole else abs(low) * 0.1 or 1.0
+        pad = 0.5 if whole else abs(low) * 0.1 or least / 2 or 1.0
         low, high = low - pad, high + pad
+    if high - low <= least:
+        low = (low + high - least) / 2
+        low = 0.0 if low < 0 <= min(values) else low
+        high = low + least
     step = round_step(high - low, wanted)
     step = max(step, 1.0) if whole else step
     first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
@@ -197,15 +231,24 @@ def thinned(points: Sequence[Point]) -> list[Point]:
     return finite[::-1][::every][::-1]
 
 
-def line_chart(title: str, series: Sequence[Series], x_name: str = "step") -> str:
-    """A `<figure>` with a legend if there are several lines; "" if no series has a finite point."""
+def line_chart(title: str, series: Sequence[Series], x_name: str = "step", least: float = 0.0) -> str:
+    """A `<figure>` with a legend if there are several lines; "" if no series has a finite point.
+
+    Its values are drawn on a scale that spans `least` at least.
+    """
     drawn = [replace(s, points=kept) for s in series if (kept := thinned(s.points))]
     if not drawn:
         return ""
     points = [point for s in drawn for point in s.points]
     x = scale([p[0] for p in points], LEFT, WIDTH - RIGHT, 6, whole=True)
-    y = scale([p[1] for p in points], HEIGHT - BOTTOM, TOP)
+    y = scale([p[1] for p in points], HEIGHT - BOTTOM, TOP, least=least)
     return _draw("line_chart", title, drawn, x, y, x_name)
+
+
+def spots(points: Sequence[Point], x: Scale, y: Scale) -> list[Point]:
+    """The pixels at which a line has its shape: of many points about ten, and always the last."""
+    every = 1 if len(points) <= 40 else len(points) // 10
+    return [(x(a), y(b)) for a, b in points[::-1][::every]]
 
 
 def histogram(title: str, values: Mapping[str, Sequence[float]], x_name: str, whole: bool = False) -> str:

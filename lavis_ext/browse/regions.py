@@ -31,7 +31,7 @@ COCO = (*(f"COCO_{folder}_{{number:012d}}.jpg" for folder in ("train2014", "val2
 """Names of COCO's pictures, of 2014 and of 2017."""
 SAMPLES = 24
 MOST = 5_000
-TOP = 20
+TOP = 12
 
 
 def regions_of(record: Record) -> list[Region]:

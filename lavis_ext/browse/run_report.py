@@ -13,7 +13,7 @@ from typing import Any
 
 from lavis_ext.browse.html import Series, Tile, figure, figures, line_chart, write_document
 from lavis_ext.common.files import decode_json, read_errors, read_file
-from lavis_ext.common.wording import ROUNDING
+from lavis_ext.common.wording import NOT_SCORES, settled
 from lavis_ext.fetch.lock import is_abandoned
 from lavis_ext.metrics.vqa import KINDS
 
@@ -34,6 +34,8 @@ MAX_BYTES = 200_000
 DESCRIBED = ("Closest to what people wrote", "Furthest from it", "A cross-section")
 ANSWERED = ("Right", "Wrong", "A cross-section")
 TALKED = ("", "", "The first conversations")
+LEAST_SPAN = 0.01
+"""What the scale of a chart of scores spans at least: one of nothing is flat at 0."""
 
 
 @dataclass(frozen=True)
@@ -211,8 +213,11 @@ def tiles(run: RunRecords) -> list[Tile]:
     record = best_record(run) or (run.evaluations[-1] if run.evaluations else {})
     if record:
         name, value = headline(record["metrics"])
-        where = f"{record.get('split')}, {label(record)}"
-        found.append(Tile(f"best {name}" if best_record(run) else name, figure(value), where))
+        if name:
+            best = f"best {name}" if best_record(run) else name
+            found.append(Tile(best, figure(settled(name, value)), f"on {record.get('split')}, {label(record)}"))
+        else:
+            found.append(Tile("score", "none", f"nothing was scored on {record.get('split')}"))
     if last:
         found.append(
             Tile("loss", figure(number(last.get("loss"))), f"first {figure(number(run.steps[0].get('loss')))}")
@@ -240,8 +245,8 @@ def best_record(run: RunRecords) -> Record:
     splits = [record.get("split") for record in curve_records(run)]
     found = best_of(run) if run.best or len(splits) > len(set(splits)) else {}
     metrics = found.get("metrics", {})
-    values = [finite(metrics.get(name)) for name in (headline(metrics)[0], AGGREGATE)]
-    return found if any(value is not None and abs(value) > ROUNDING for value in values) else {}
+    values = [settled(name, number(metrics.get(name))) for name in (headline(metrics)[0], AGGREGATE)]
+    return found if any(value and math.isfinite(value) for value in values) else {}
 
 
 def curve_records(run: RunRecords) -> list[Record]:
@@ -264,10 +269,10 @@ def speed_tiles(steps: list[Record]) -> list[Tile]:
 
 
 def headline(metrics: Mapping[str, Any]) -> tuple[str, float]:
-    """The metric to show first: CIDEr or overall if there is one, else the aggregate, else any."""
+    """The metric to show first: CIDEr or overall if there is one, else the aggregate, else any; ("", nan) if none."""
     numeric = {name: number(value) for name, value in metrics.items() if isinstance(value, (int, float))}
     name = next((name for name in ("CIDEr", "overall", AGGREGATE, *numeric) if name in numeric), "")
-    return name, numeric.get(name, 0.0)
+    return name, numeric.get(name, math.nan)
 
 
 def curves(run: RunRecords) -> list[str]:
@@ -280,14 +285,23 @@ def curves(run: RunRecords) -> list[str]:
     for split in dict.fromkeys(str(record.get("split")) for record in trained):
         records = [record for record in trained if str(record.get("split")) == split]
         if len(records) > 1:
-            measured = [{"step": r.get("step"), **r["metrics"]} for r in records]
-            lines = [series(measured, name) for name in metric_names(records)[:6]]
-            charts.append(line_chart(f"Metrics on {split}", lines))
+            scored = [
+                {n: settled(n, number(v)) for n, v in r["metrics"].items()} | {"step": r.get("step")} for r in records
+            ]
+            names = metric_names(records)[:6]
+            charts.append(
+                line_chart(f"Metrics on {split}", [series(scored, name) for name in names], least=span_of(names))
+            )
     charts.append(line_chart("Gradient norm", [series(run.steps, "grad_norm")]))
     charts = [chart for chart in charts if chart]
     if len(charts) % 2:  # the speed, a tile already, fills the grid
         charts.append(line_chart("Samples per second", [series(run.steps, "samples_per_s")]))
     return [chart for chart in charts if chart]
+
+
+def span_of(names: Sequence[str]) -> float:
+    """What the scale of a chart of these metrics spans at least; of losses alone, what they do."""
+    return 0.0 if all(map(NOT_SCORES.search, names)) else LEAST_SPAN
 
 
 def series(records: list[Record], name: str) -> Series:
@@ -305,7 +319,8 @@ def metric_names(records: list[Record]) -> list[str]:
 def metric_table(run: RunRecords) -> dict[str, Any]:
     """A row for each evaluation; `marked` is that of the best, -1 without one."""
     names, best = metric_names(run.evaluations), best_record(run)
-    columns = [figures([finite(record["metrics"].get(name)) for record in run.evaluations]) for name in names]
+    values = {name: [finite(record["metrics"].get(name)) for record in run.evaluations] for name in names}
+    columns = [figures([None if v is None else settled(name, v) for v in some]) for name, some in values.items()]
     return {
         "head": ["evaluation", "step", *names],
         "rows": [
@@ -313,13 +328,14 @@ def metric_table(run: RunRecords) -> dict[str, Any]:
             for row, r in enumerate(run.evaluations)
         ],
         "marked": next((index for index, record in enumerate(run.evaluations) if record is best), -1),
+        "unscored": "" if names else ", ".join(dict.fromkeys(str(r.get("split")) for r in run.evaluations)),
     }
 
 
 def label(record: Record) -> str:
-    """`epoch 3`, or what the evaluation was called."""
+    """`epoch 3`, or which model was evaluated."""
     name = str(record.get("label", ""))
-    name = "best checkpoint" if name == "best" else name
+    name = {"best": "best checkpoint", "test": "the model as loaded"}.get(name, name)
     return f"epoch {int(name) + 1}" if name.isascii() and name.isdigit() else name
 
 
@@ -384,12 +400,18 @@ def examples(gallery: Mapping[str, Any]) -> dict[str, Any]:
     folder = Path(str(gallery.get("folder", ".")))
     asked = any(shot.get("asked") for shot in shots)
     talked = any(shot.get("turns") for shot in shots)
-    titles = TALKED if talked else ANSWERED if asked else DESCRIBED
-    groups = zip(("best", "worst", "others"), titles, strict=True)
-    found = [(title, [_example(s, folder) for s in shots if s.get("group") == name]) for name, title in groups]
+    compared = [
+        shot for shot in shots if talked or as_list(shot.get("truths"))
+    ]  # what nobody wrote about is not ranked
+    alone = ("", "", "What the model answered" if asked else "What the model wrote")
+    titles = TALKED if talked else alone if not compared else ANSWERED if asked else DESCRIBED
+    groups = {name: [shot for shot in compared if shot.get("group") == name] for name in ("best", "worst", "others")}
+    groups["others"] += [shot for shot in shots if shot not in compared]
+    found = [(title, [_example(s, folder) for s in some]) for title, some in zip(titles, groups.values(), strict=True)]
     figure = "what the answer is worth" if asked else "the share of words in common with the closest of theirs (F1)"
-    figure = "" if talked else figure
-    return {"split": str(gallery.get("split", "")), "figure": figure, "groups": [one for one in found if one[1]]}
+    note = "Bold: the model. Indented: people." if compared else "By the model; nobody wrote anything to compare with."
+    note += f" The figure is {figure}." if compared and not talked else ""
+    return {"split": str(gallery.get("split", "")), "note": note, "groups": [one for one in found if one[1]]}
 
 
 def _example(shot: Mapping[str, Any], folder: Path) -> dict[str, Any]:
@@ -399,13 +421,14 @@ def _example(shot: Mapping[str, Any], folder: Path) -> dict[str, Any]:
     small = [file for file in files if file.suffix == ".jpg" and file.is_file() and file.stat().st_size <= MAX_BYTES]
     encoded = [base64.b64encode(file.read_bytes()).decode("ascii") for file in small]
     turns = [turn for turn in as_list(shot.get("turns")) if isinstance(turn, dict)]
-    score = shot.get("score")
+    truths = list(dict.fromkeys(str(text) for text in as_list(shot.get("truths"))))
+    score = shot.get("score") if truths else None
     return {
         "name": str(shot.get("id", "")),
         "asked": str(shot.get("asked") or ""),
         "turns": [(role_of(turn), str(turn.get("content", ""))) for turn in turns],
         "said": str(shot.get("said", "")),
-        "truths": list(dict.fromkeys(str(text) for text in as_list(shot.get("truths"))))[:MAX_TRUTHS],
+        "truths": truths[:MAX_TRUTHS],
         "score": f"{score:.2f}" if isinstance(score, (int, float)) else "",
         "sources": [f"data:image/jpeg;base64,{text}" for text in encoded],
     }

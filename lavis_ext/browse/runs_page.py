@@ -30,12 +30,13 @@ from lavis_ext.browse.run_report import (
     page_values,
     read_facts,
     read_run,
+    span_of,
 )
 from lavis_ext.browse.serve import Reply
 from lavis_ext.common.config.yamlio import read_value
 from lavis_ext.common.errors import ConfigError, UsageError
 from lavis_ext.common.files import read_errors
-from lavis_ext.common.wording import ROUNDING, shorten
+from lavis_ext.common.wording import settled, shorten
 
 RUN_FILES = ("log.jsonl", "run.json")
 """A folder that holds one of these is the folder of a run."""
@@ -43,6 +44,8 @@ ALWAYS_DIFFERENT = ("run.job_id", "run.output_dir", "cache_root")
 """Settings that differ between any two runs, and are left out of the comparison."""
 CHARTS = 7
 CHANGES = 40
+BRIEF = 240
+"""Characters of an error that stand below its run; the whole of a longer one unfolds."""
 HEADLINES = ("CIDEr", "overall", AGGREGATE)
 WATCHED = (*RUN_FILES, "config.yaml", "faults.json", "result/gallery", "result/breakdown")
 
@@ -65,6 +68,11 @@ class RunSummary:
     datasets: tuple[str, ...] = ()
     settings: dict[str, Any] = field(default_factory=dict)
     differs: dict[str, tuple[Any, Any]] = field(default_factory=dict)
+
+    @property
+    def unscored(self) -> str:
+        """What stands for its best where there is none."""
+        return "nothing scored" if self.split else "–"
 
     def as_dict(self) -> dict[str, Any]:
         """For a program: all of it but the full configuration."""
@@ -197,7 +205,8 @@ def runs_values(targets: Sequence[Path]) -> dict[str, Any]:
     records = {name: read_run(folder) for name, folder in run_folders(targets).items()}
     runs = compared((summarise(one, name) for name, one in records.items()), "first")
     colours = {run.folder: number for number, run in enumerate(runs)}
-    best = figures([run.best for run in runs])
+    bests = [None if run.best is None else settled(run.metric, run.best) for run in runs]
+    best = [text if value else "0" for text, value in zip(figures(bests), bests, strict=True)]
     top = {
         metric: max((run.best for run in runs if run.metric == metric and run.best is not None), default=0.0)
         for metric in {run.metric for run in runs}
@@ -209,17 +218,21 @@ def runs_values(targets: Sequence[Path]) -> dict[str, Any]:
             "link": Link("?" + urlencode({"run": run.folder})),
             "state": (run.state, STATES.get(run.state, "")),
             "error": run.error,
+            "brief": shorten(" ".join(run.error.split()), BRIEF),
             "cells": [
-                f"{run.metric} {value}" if run.best is not None else "–",
+                f"{run.metric} {value}" if run.best is not None else run.unscored,
                 run.model or "–",
-                ", ".join(run.datasets) or "–",
+                shorten(", ".join(run.datasets), 100) or "–",
                 run.split or "–",
                 f"{run.step:,}",
                 "–" if run.loss is None else figure(run.loss),
                 "–" if run.seconds is None else duration(run.seconds),
                 start.strftime("%-d %b %Y, %H:%M") if (start := moment(run.started)) else run.started or "–",
             ],
-            "leads": run.best is not None and run.best == top[run.metric] > ROUNDING and len(runs) > 1,
+            "leads": run.best is not None
+            and run.best == top[run.metric]
+            and settled(run.metric, run.best) > 0
+            and len(runs) > 1,
             "changes": [
                 f"{name}: {short(before)} → {short(after)}"
                 for name, (before, after) in list(run.differs.items())[:CHANGES]
@@ -231,7 +244,7 @@ def runs_values(targets: Sequence[Path]) -> dict[str, Any]:
     return {
         "places": ", ".join(map(str, targets)),
         "rows": rows,
-        "head": ["run", "best", "model", "data", "split", "step", "loss", "time", "started", "settings changed"],
+        "head": ["run", "best", "model", "data", "split", "step", "loss", "time", "started"],
         "first": runs[0].folder if runs else "",
         "running": sum(run.state == "running" for run in runs),
         "charts": overlays({run.folder: records[run.folder] for run in runs}),
@@ -246,9 +259,9 @@ def short(value: Any) -> str:
 def overlays(runs: Mapping[str, RunRecords]) -> list[str]:
     """Loss, every metric that any run has of a split, and learning rate over the steps, a line a run."""
 
-    def drawn(title: str, points: Mapping[str, list[tuple[float, float]]]) -> str:
-        lines = [Series(name, points[name], place % 6, place) for place, name in enumerate(runs) if points.get(name)]
-        return line_chart(title, lines)
+    def drawn(title: str, points: Mapping[str, list[tuple[float, float]]], least: float = 0.0) -> str:
+        lines = [Series(name, points[name], place) for place, name in enumerate(runs) if points.get(name)]
+        return line_chart(title, lines, least=least)
 
     def logged(key: str) -> dict[str, list[tuple[float, float]]]:
         return {
@@ -263,10 +276,14 @@ def overlays(runs: Mapping[str, RunRecords]) -> list[str]:
         names = metric_names([r for some in records.values() for r in some])
         for metric in sorted(names, key=lambda name: name not in HEADLINES):
             points = {
-                name: [(number(r.get("step")), number(r["metrics"][metric])) for r in some if metric in r["metrics"]]
+                name: [
+                    (number(r.get("step")), settled(metric, number(r["metrics"][metric])))
+                    for r in some
+                    if metric in r["metrics"]
+                ]
                 for name, some in records.items()
             }
-            charts.append(drawn(f"{metric} on {split}", points))
+            charts.append(drawn(f"{metric} on {split}", points, span_of([metric])))
     charts = [chart for chart in charts if chart][:CHARTS]
     return [chart for chart in (*charts, drawn("Learning rate", logged("lr"))) if chart]
 

@@ -25,7 +25,8 @@ MAX_TURNS = 12
 MAX_CHARACTERS = 400
 MAX_ROWS = 50_000
 MAX_SIZES = 300
-TOP = 20
+TOP = 12
+"""Rows of a ranked list: about as tall as the chart beside it."""
 WORD = re.compile(r"[^\W\d_][\w'’-]*")
 _UNSHOWN = re.compile("[\0-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]")
 

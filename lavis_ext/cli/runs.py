@@ -15,7 +15,7 @@ from lavis_ext.cli.chat import find_weights, read_setup
 from lavis_ext.cli.verb import REQUIRED, Answer, Options, cache_root_of, examples, flag, to_stderr, to_stdout
 from lavis_ext.common.errors import PartialError, UsageError
 from lavis_ext.common.files import expanded
-from lavis_ext.common.wording import columns, measured, shorten
+from lavis_ext.common.wording import columns, measured, settled, shorten
 
 if TYPE_CHECKING:
     from lavis_ext.common.config.schema import Config, ModelConfig
@@ -223,7 +223,7 @@ def run_lines(runs: Sequence[RunSummary], against: str = "previous") -> list[str
 
 
 def _cells(run: RunSummary) -> list[str]:
-    best = f"{run.metric} {measured(run.best)}" if run.best is not None else "–"
+    best = f"{run.metric} {measured(settled(run.metric, run.best))}" if run.best is not None else run.unscored
     loss = measured(run.loss) if run.loss is not None else "–"
     took = duration(run.seconds) if run.seconds is not None else "–"
     return [run.folder, run.state, best, run.split or "–", str(run.step), loss, took, run.started or "–"]

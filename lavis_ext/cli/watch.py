@@ -30,6 +30,7 @@ from lavis_ext.cli.verb import REQUIRED, Answer, examples, flag, to_stdout
 from lavis_ext.common.errors import TrainingError, UsageError
 from lavis_ext.common.files import expanded, read_errors
 from lavis_ext.common.secrets import printable
+from lavis_ext.common.wording import settled
 
 SPARKS = "▁▂▃▄▅▆▇█"
 CURVE = 60
@@ -143,7 +144,8 @@ def line_of(record: Record) -> str:
     epoch = f"epoch {int(one) + 1}  " if (one := finite(record.get("epoch"))) is not None else ""
     metrics = record.get("metrics")
     values = metrics if isinstance(metrics, dict) else {key: record.get(key) for key in ("loss", "lr", "samples_per_s")}
-    shown = "  ".join(f"{name} {figure(value)}" for name, one in values.items() if (value := finite(one)) is not None)
+    numbers = {name: value for name, one in values.items() if (value := finite(one)) is not None}
+    shown = "  ".join(f"{name} {figure(settled(name, value))}" for name, value in numbers.items())
     kind = record.get("split") if metrics else record.get("kind", "")
     return f"{kind}  {epoch}step {record.get('step', '')}  {shown}"
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Sequence
 
 
@@ -28,6 +29,18 @@ def measured(value: float, digits: int = 4) -> str:
         return f"{value:,.0f}"
     mantissa, _, exponent = f"{value:.{digits}g}".partition("e")
     return f"{mantissa}e{int(exponent)}" if exponent else mantissa
+
+
+NO_SCORE = 5e-5
+"""A score below this is 0.00 % as papers print it: what the smoothing of BLEU leaves where no n-gram was right."""
+NOT_SCORES = re.compile(r"loss|distance|moved|perplexity|nll|(?:^|_)lr(?:_|$)", re.IGNORECASE)
+"""Names of what may be that small and real."""
+
+
+def settled(name: str, value: float) -> float:
+    """A metric as it is shown: 0.0 for a score that is 0 in the digits that a person reads; a loss stays as it is."""
+    least = ROUNDING if NOT_SCORES.search(name) else NO_SCORE
+    return 0.0 if abs(value) < least else value
 
 
 def shorten(text: str, width: int) -> str:

@@ -14,6 +14,7 @@ from lavis_ext.browse.html import (
     HEIGHT,
     MAX_POINTS,
     WIDTH,
+    Look,
     Series,
     bin_edges,
     bin_shares,
@@ -86,6 +87,34 @@ def test_a_scale_holds_its_values_between_round_ticks(values: list[float]) -> No
     assert of.high >= max(values) - 1e-6 * span
     assert 2 <= len(of.ticks) <= 12
     assert all(9.9 <= of(value) <= 200.1 for value in values)
+
+
+@pytest.mark.parametrize(
+    ("values", "low", "high"),
+    [
+        *[([0.0, 0.0], 0.0, 0.01), ([0.0, 7e-4], 0.0, 0.01), ([9e-5], 0.0, 0.01), ([0.0, 0.3], 0.0, 0.3)],
+        *[([0.5, 0.5], 0.44, 0.56), ([0.8, 0.8005], 0.795, 0.806), ([-1.0, -1.0005], -1.006, -0.995)],
+    ],
+)
+def test_a_scale_spans_the_least_that_it_should(values: list[float], low: float, high: float) -> None:
+    of = scale(values, 200, 10, least=0.01)
+    assert (of.low, of.high) == pytest.approx((low, high), abs=0.0021)
+    assert (of.low == 0.0) == (low == 0.0) and of.high - of.low >= 0.01 - 1e-9
+    assert of.low <= min(values) and max(values) <= of.high + 1e-12
+
+
+def test_no_two_of_many_lines_look_alike() -> None:
+    assert len({Look.of(number) for number in range(120)}) == 120
+    svg = line_chart("Loss", [Series(f"run{number}", [(1, 2.0), (2, 1.0 * number)], number) for number in range(12)])
+    for run, name in ((0, "s0 few"), (5, "s5 few"), (6, "s0 d1"), (11, "s5 d1")):
+        assert f'<g class="{name}" data-run="{run}">' in svg
+        assert f'<svg class="swatch {name}"' in svg, "the legend has what the chart has"
+    assert svg.count("<path") == 2 * 6, "a shape at each point of those beyond the colours, and in the legend"
+    many = line_chart("Loss", [Series(f"run{n}", [(float(x), x * n) for x in range(300)], n) for n in range(13)])
+    assert "13 lines, as marked in the table" in many and "swatch" not in many
+    assert all(1 < path.count("M") < 20 for path in re.findall(r'<path d="(.+?)"', many))
+    bars = histogram("x", {f"split{n}": [1, 2, n] for n in range(8)}, "n", whole=True)
+    assert '<g class="s0 d1">' in bars and '<svg class="swatch bar s0 d1' in bars
 
 
 def test_whole_ticks_are_whole() -> None:

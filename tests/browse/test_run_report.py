@@ -134,6 +134,33 @@ def test_only_pictures_of_the_gallery_are_embedded(image: str, tmp_path: Path) -
     assert not page.count("img")
 
 
+@pytest.mark.parametrize(("asked", "title"), [("", "What the model wrote"), ("what is it?", "What the model answered")])
+def test_what_nobody_wrote_about_is_not_ranked(asked: str, title: str, tmp_path: Path) -> None:
+    folder = job(tmp_path)
+    index = folder / "result" / "gallery" / "val" / "index.json"
+    shots = [
+        {"id": name, "group": group, "said": name, "asked": asked, "truths": [], "score": 0.0}
+        for name, group in (("a", "best"), ("b", "worst"), ("c", "others"))
+    ]
+    index.write_text(json.dumps({"split": "val", "shots": shots}))
+    [gallery] = page_values(read_run(folder))["galleries"]
+    [(heading, found)] = gallery["groups"]
+    assert (heading, [one["said"] for one in found], {one["score"] for one in found}) == (title, ["a", "b", "c"], {""})
+    shots.append({"id": "d", "group": "best", "said": "d", "asked": asked, "truths": ["d"], "score": 1.0})
+    index.write_text(json.dumps({"split": "val", "shots": shots}))
+    [gallery] = page_values(read_run(folder))["galleries"]
+    assert [[one["said"] for one in found] for _, found in gallery["groups"]] == [["d"], ["a", "b", "c"]]
+
+
+def test_a_number_says_what_it_is(tmp_path: Path) -> None:
+    record = {"kind": "eval", "split": "val", "label": "test", "step": 0, "epoch": 0, "metrics": {"Bleu_1": 0.25}}
+    (tmp_path / "log.jsonl").write_text(json.dumps(record) + "\n")
+    values = page_values(read_run(tmp_path))
+    assert values["tiles"] == [("Bleu_1", "0.250", "on val, the model as loaded")]
+    assert values["metrics"]["rows"][0][0] == "val, the model as loaded"
+    assert page_values(read_run(job(tmp_path / "run")))["tiles"][0].hint == "on val, epoch 1"
+
+
 def test_a_subset_is_marked(tmp_path: Path) -> None:
     folder = job(tmp_path)
     assert "subset:" not in read(folder)[1].words

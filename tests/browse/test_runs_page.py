@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from threading import Semaphore, Thread
@@ -16,7 +17,7 @@ from lavis_ext import runners as public
 from lavis_ext.browse import find_pages, write_page, write_run_report
 from lavis_ext.browse.html import figure, figures
 from lavis_ext.browse.run_report import page_values, read_run
-from lavis_ext.browse.runs_page import RunsApp, find_runs, runs_values, write_runs_page
+from lavis_ext.browse.runs_page import RunsApp, find_runs, list_runs, runs_values, write_runs_page
 from lavis_ext.cli import main
 from lavis_ext.common.config.schema import Config, DatasetConfig, ModelConfig
 from lavis_ext.common.errors import UsageError
@@ -69,7 +70,9 @@ def test_a_run_that_goes_on_has_a_best_already(tmp_path: Path) -> None:
     tile = page_values(read_run(run))["tiles"][0]
     assert (tile.name, tile.value) == ("best CIDEr", "0.900")
     text = write_runs_page([run], tmp_path / "all.html").read_text()
-    assert text.index("CIDEr 0.900") < text.index("<svg"), "the best score stands above the curves, also on a phone"
+    assert text.index("CIDEr 0.900") < text.index('<figure class="chart"'), (
+        "the best score stands above the curves, also on a phone"
+    )
 
 
 def test_a_best_of_nothing_is_not_celebrated(tmp_path: Path) -> None:
@@ -121,6 +124,50 @@ def test_runs_are_overlaid_and_compared(output: Path) -> None:
     assert page.count("g", class_="s0 few") and page.count("g", class_="s1 few")
     assert "a · step 20: 0.9" in text and "deep/b · step 20: 0.5" in text and "a · step 30: 0.9" not in text
     assert "alert('x')" in page.words and not any("onerror" in attributes for _, attributes in page.tags)
+
+
+def test_errors_and_changes_stand_below_their_run(tmp_path: Path) -> None:
+    long = "\n".join(f"setting{n}: is wrong; mend it" for n in range(40))
+    leave(tmp_path / "a", [0.5])
+    leave(tmp_path / "b", [], rate=0.2, status="stopped", error="loss is nan", started="2026-01-02T00:00:00+0000")
+    leave(tmp_path / "c", [], status="stopped", error=long, started="2026-01-03T00:00:00+0000")
+    page = Page(write_runs_page([tmp_path], tmp_path / "page.html").read_text())
+    assert page.count("tr", class_="more") == 2 and page.count("td", colspan="9") == 2 and page.count("th") == 9 + 3
+    assert page.count("p", class_="why") == 1 and "run.init_lr: 0.1 → 0.2" in page.words
+    assert page.count("summary", class_="why") == 1 and page.count("div", class_="lines why") == 1
+    assert long in page.words, "the whole of it unfolds"
+
+
+def metrics_of(run: Path, *found: dict[str, float]) -> Path:
+    """Another log: an evaluation on `val` after each epoch."""
+    lines = [evaluation("val", str(n), n + 1, 0) | {"metrics": metrics} for n, metrics in enumerate(found)]
+    (run / "log.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return run
+
+
+def test_a_score_of_nothing_is_no_peak(tmp_path: Path) -> None:
+    """BLEU is smoothed: without a match of four words it is 2e-9, not 0."""
+    scores = [{"CIDEr": c, "Bleu_4": b, "loss": loss} for c, b, loss in ((0.1, 4e-13, 3e-6), (0.3, 2.3e-9, 1e-6))]
+    run = metrics_of(leave(tmp_path / "run", []), *scores)
+    for text in (write_runs_page([run], tmp_path / "all.html").read_text(), write_run_report(run).read_text()):
+        assert "step 2: 0<" in text and "e-9" not in text and "e-13" not in text
+        assert "step 2: 1e-6<" in text, "a loss may be that small"
+    flat = re.search(r"<figcaption>Bleu_4 on val.*?</figure>", (tmp_path / "all.html").read_text(), re.DOTALL)
+    assert flat and ">0.01</text>" in flat.group()
+    nothing = metrics_of(leave(tmp_path / "two/nothing", []), {"CIDEr": 9.6e-6})
+    [row] = runs_values([nothing])["rows"]
+    assert (row["cells"][0], row["leads"]) == ("CIDEr 0", False)
+    assert list_runs(tmp_path / "two")[0].best == 9.6e-6, "a program gets what was measured"
+
+
+def test_an_evaluation_of_nothing_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = metrics_of(leave(tmp_path / "run", [], status="evaluated"), {})
+    assert runs_values([run])["rows"][0]["cells"][0] == "nothing scored"
+    assert main(["runs", str(tmp_path)]) == 0 and "nothing scored" in capsys.readouterr().out
+    values = page_values(read_run(run))
+    assert values["tiles"][0] == ("score", "none", "nothing was scored on val")
+    assert values["metrics"]["unscored"] == "val"
+    assert "Nothing was scored on val" in write_run_report(run).read_text()
 
 
 def test_the_verb_takes_runs_a_folder_of_runs_or_data(

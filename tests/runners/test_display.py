@@ -21,7 +21,7 @@ import pytest
 from PIL import Image
 
 from lavis_ext.cli import main
-from lavis_ext.runners.display import Bar, Display, display_for, opening_lines, short
+from lavis_ext.runners.display import Bar, Display, display_for, opening_lines, short, summary
 from lavis_ext.runners.microbatch import Step
 from lavis_ext.runners.schedule import RunLength
 from tests.support.runs import toy_runner
@@ -152,6 +152,13 @@ def test_the_bar_keeps_evaluations_and_the_last_record(tmp_path: Path, caplog: p
     bar.close()
     bar.close()
     assert [line.split()[0] for line in caplog.messages] == ["val", "train"]
+
+
+def test_a_line_writes_a_score_of_nothing_as_0() -> None:
+    metrics = {"Bleu_1": 0.0659, "Bleu_2": 1.575e-9, "loss": 2e-6}
+    text = summary({"kind": "eval", "split": "val", "step": 1, "epoch": 0, "metrics": metrics}, 1)
+    assert text.endswith("Bleu_1 0.0659  Bleu_2 0  loss 2e-6")
+    assert "lr 1e-6" in summary({"kind": "train", "step": 1, "epoch": 0, "loss": 1.0, "lr": 1e-6}, 1)
 
 
 @pytest.mark.parametrize(

@@ -136,7 +136,9 @@
     function order(column, down) {
       const sign = down ? -1 : 1;
       const compare = (a, b) => (typeof a === "number" && typeof b === "number" ? a - b : typeof a === "number" ? -sign : typeof b === "number" ? sign : a.localeCompare(b));
-      body.append(...[...body.rows].sort((a, b) => sign * compare(key(a, column), key(b, column))));
+      const rows = all("tr:not(.more)", body), below = new Map(all("tr.more", body).map((row) => [row.previousElementSibling, row]));
+      rows.sort((a, b) => sign * compare(key(a, column), key(b, column)));
+      body.append(...rows.flatMap((row) => (below.has(row) ? [row, below.get(row)] : [row])));
       all("th", table.tHead).forEach((head, at) => head.setAttribute("aria-sort", at === column ? (down ? "descending" : "ascending") : "none"));
       remembered.set(number, [column, down]);
     }
