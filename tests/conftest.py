@@ -34,9 +34,16 @@ pytest_plugins = ["tests.support.server", "tests.support.disks", "tests.support.
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Keep what became of every catalogued fault in this session, where LAVIS_EXT_FAULT_OUTCOMES names a file."""
+    """Keep what became of every catalogued fault in this session, where LAVIS_EXT_FAULT_OUTCOMES names a file.
+
+    Drawn inputs are the same in each session, and none is too slow: `tests.faults.fuzz` draws others.
+    """
+    from hypothesis import HealthCheck, settings
+
     from tests.faults.report import Collector  # after the plug-ins, which pytest rewrites
 
+    settings.register_profile("suite", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
+    settings.load_profile("suite")
     if target := os.environ.pop("LAVIS_EXT_FAULT_OUTCOMES", ""):
         config.pluginmanager.register(Collector(target=Path(target)), "fault-outcomes")
     if hasattr(config, "workerinput"):

@@ -5,6 +5,7 @@ One file that holds a sample and says so. `explorer.py` serves all of it by the 
 
 from __future__ import annotations
 
+import logging
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -30,10 +31,11 @@ from lavis_ext.browse.subject import (
     worst_state,
 )
 from lavis_ext.browse.views import Item, View, choose
-from lavis_ext.common.wording import human
+from lavis_ext.common.wording import counted, human
 from lavis_ext.datasets.readers.faults import SampleError
 from lavis_ext.fetch.safety import split_url
 
+log = logging.getLogger(__name__)
 SAMPLES, OF_MANY = 60, 24
 """Samples that a page shows of each split of one data set, and of a family's."""
 SCANNED = 500
@@ -69,6 +71,9 @@ def page_values(subject: Subject, samples: int | None, seed: int | None) -> dict
     scans = scans_of(subject)
     for scan in scans:
         scan.some(SCANNED)
+        for split, one in ((split, scan.look(split)) for split in scan.views):
+            if unread := one.why.total():
+                log.warning("%s: %s", split, f"{unread:,} of {counted(one.known, 'picture')} looked at cannot be read")
     looks = [look(subject, chapter, wanted, seed, scans) for chapter in subject.chapters if chapter.views]
     answers = {answer for one in looks for grid in one["grids"] for shot in grid["shots"] for answer in shot.answers}
     return {
@@ -100,7 +105,7 @@ def head_values(subject: Subject) -> dict[str, Any]:
     expected, missing = (sum(getattr(one, name) or 0 for one in here) for name in ("expected", "missing"))
     shown, known = len(subject.views), max(len(subject.states), len(subject.views))
     splits = f"{shown} of {known} splits" if shown < known else "1 split" if known == 1 else f"{known} splits"
-    facts = [f"{samples:,} sample{'s' if samples != 1 else ''}", splits]
+    facts = [counted(samples, "sample"), splits]
     facts += [f"{expected:,} images", f"{missing:,} missing" if missing else "none missing"] if expected else []
     fetched = [file for file in subject.files if file.disk.record]
     facts += [f"{human(sum(file.bytes for file in fetched))} fetched"] if fetched else []

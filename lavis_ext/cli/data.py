@@ -24,10 +24,14 @@ from lavis_ext.cli.verb import (
     width_of_terminal,
 )
 from lavis_ext.common.errors import Problem, UsageError, nearest
+from lavis_ext.common.files import expanded
 from lavis_ext.common.wording import columns, fitted, human, shorten
 
 if TYPE_CHECKING:
-    from lavis_ext.common.config.cards import Card
+    from pathlib import Path
+
+    from lavis_ext.common.config.cards import Card, Cards
+    from lavis_ext.common.config.schema import DatasetConfig
     from lavis_ext.prepare.records import OnDisk
 
 
@@ -102,7 +106,7 @@ class Prepare(Quiet, Options):
 def list_datasets(args: List) -> Answer:
     """Every data set: what is here of it, its size, its splits, its licence; those that are here first."""
     from lavis_ext.common.config.cards import load_cards, split_names
-    from lavis_ext.prepare import PrepareOptions, bytes_on_disk, status
+    from lavis_ext.prepare import PrepareOptions, bytes_on_disk, own_bytes, status
 
     root = cache_root_of(args)
     cards = load_cards()
@@ -126,7 +130,7 @@ def list_datasets(args: List) -> Answer:
                 "state": state_of_all(splits),
                 "subset": any("subset" in state for state in splits.values()),
                 "bytes": sum(a.size or 0 for a in artifacts),
-                "on_disk": bytes_on_disk(root, artifacts, disks),
+                "on_disk": bytes_on_disk(root, artifacts, disks) if artifacts else own_bytes(dataset, cards, root),
                 "licence": card.licence,
                 "terms": card.terms,
             }
@@ -198,7 +202,7 @@ def show(args: Show) -> Answer:
     cards = load_cards()
     card, datasets = cards.resolve(args.name)
     root, origin = cache_root_origin(env_option(args))
-    lines = [card.title or card.family, card.homepage, f"licence: {card.licence or 'not stated'}"]
+    lines = [card.title or card.family, *filter(None, [card.homepage]), f"licence: {card.licence or 'not stated'}"]
     lines += [f"terms: {card.terms}; `prepare` wants them accepted"] if card.terms != "open" else []
     lines.append("")
     for dataset in datasets:
@@ -208,6 +212,9 @@ def show(args: Show) -> Answer:
         lines += [f"  {k}: {', '.join(f'{n} {what}' for what, n in f.items() if n)}" for k, f in figures.items()]
         for split, side in (("train", dataset.vis_processor.train), ("eval", dataset.vis_processor.eval)):
             lines += [f"  vis_processor.{split}: {side.name} {side.args}"] if side else []
+        if words := cards.words_of_own(dataset.name):
+            lines += [*own_lines(dataset, cards, cache_root_of(args), words), ""]
+            continue
         lines += columns(
             [["  file", "size", "hash", "from"], *([f"  {a.file}", _size(a.size), _hash(a), a.url] for a in files)]
         )
@@ -221,6 +228,24 @@ def show(args: Show) -> Answer:
         lines += [*columns([["where it was offered", "now", "since", "", "use instead"], *rows]), ""]
     lines += [f"cache root: {root} (from {origin})", "", card.citation.strip()]
     return Answer(lines, [{"card": {**asdict(card), "datasets": None}, "datasets": [asdict(d) for d in datasets]}])
+
+
+def own_lines(dataset: DatasetConfig, cards: Cards, root: Path, words: str) -> list[str]:
+    """What a data set of one's own is: rows and pictures of each split, where they lie, and what can be done."""
+    from lavis_ext.prepare import PrepareOptions, own_bytes, status
+
+    info = dataset.build_info
+    states = status([dataset.name], PrepareOptions(cache_root=root), cards, lost=False)
+    places = {f"rows of {split}": cards.annotation_paths(dataset, split) for split in info.annotations}
+    places |= {"shards": info.storage}
+    places |= {"pictures below": [info.images.storage] if info.images.storage else []}
+    return [
+        *dict.fromkeys(f"  {state.line()}" for state in states),
+        *(f"  {what}: {', '.join(str(root / expanded(one)) for one in some)}" for what, some in places.items() if some),
+        f"  your own data, which no command fetches: {human(own_bytes(dataset, cards, root))} on the disk",
+        f"  look at it: lavis-ext browse {words}",
+        f"  decode every picture: lavis-ext verify {words} --deep",
+    ]
 
 
 def _artifact_lines(artifacts: Sequence[Any]) -> list[str]:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lavis_ext.cli.verb import REQUIRED, Answer, configs_first, examples, flag
+from lavis_ext.cli.verb import REQUIRED, Answer, configs_first, examples, flag, to_stderr
 from lavis_ext.common.errors import ConfigError, Problem, UsageError
 from lavis_ext.common.files import disk_errors, expanded, is_encodable, write_atomic
 from lavis_ext.common.secrets import CONTROL, printable
@@ -47,11 +47,17 @@ def new(args: New) -> Answer:
         raise UsageError(args.name, f"is a data set already ({cards.resolve(args.name)[0].path})", "take another name")
     found = guess(args.path, args.name)
     section, notes = _trainable(found)
+    if not found.told:
+        notes.append(
+            "nothing is said of the pictures, so that no run could be scored: there is no train.yaml, no eval.yaml"
+        )
     texts = {out / "datasets" / args.name / "defaults.yaml": _declaration(args, found, section)}
     splits = list(section["build_info"].get("annotations", {"train": None}))
     if "train" in splits:
         texts[out / "train.yaml"] = _run(args.name, found, splits, evaluate=False)
-    if found.rows is None:
+    if not found.told:
+        pass
+    elif found.rows is None:
         notes.append("a stream of shards is trained on and not evaluated on: there is no eval.yaml")
     else:
         texts[out / "eval.yaml"] = _run(args.name, found, splits, evaluate=True)
@@ -62,16 +68,19 @@ def new(args: New) -> Answer:
     for path, text in texts.items():
         with disk_errors(path):
             write_atomic(path, text)
-    if problems := _problems(list(texts), out):
-        raise ConfigError.of(problems)
-    start = "train" if "train" in splits else "eval"
-    verb = {"train": "train", "eval": "evaluate"}[start]
     lines = [*found.sentences, *notes, *(f"written: {path}" for path in texts)]
     lines += [
         f"where a guess is wrong, mend {next(iter(texts))}, then: lavis-ext check {out}",
         f"look at it: lavis-ext browse {args.name} --configs {out}",
-        f"{verb} on it: lavis-ext {verb} --cfg-path {out / f'{start}.yaml'}",
+        f"decode every picture: lavis-ext verify {args.name} --configs {out} --deep",
     ]
+    if problems := _problems(list(texts), out):  # what is written stays: it is what a person mends
+        for line in lines:
+            to_stderr(line)
+        raise ConfigError.of(problems)
+    if found.told:
+        start, verb = ("train", "train") if "train" in splits else ("eval", "evaluate")
+        lines.append(f"{verb} on it: lavis-ext {verb} --cfg-path {out / f'{start}.yaml'}")
     return Answer(
         lines, [{"name": args.name, "files": [str(path) for path in texts], "guessed": [*found.sentences, *notes]}]
     )
@@ -164,4 +173,4 @@ def _problems(paths: list[Path], out: Path) -> list[Problem]:
 
     with configs_first(str(out)):
         found = [problem for path in paths for problem in check_file(path)]
-        return found or data_problems(paths[0])
+        return found or data_problems(paths[0])[0]

@@ -7,7 +7,7 @@ from typing import Literal
 
 from lavis_ext.cli.verb import REQUIRED, Answer, Options, Quiet, cache_root_of, examples, fill, flag, to_stderr
 from lavis_ext.common.errors import UsageError
-from lavis_ext.common.wording import human
+from lavis_ext.common.wording import counted, human
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,9 +53,9 @@ def pack(args: Pack) -> Answer:
     tell = (lambda _: None) if args.quiet else to_stderr
     report = run(config, args.out, cache_root_of(args), fill(PackOptions, args), tell)
     lines = [
-        f"{report.dataset}/{report.split}: {report.samples:,} samples in {report.shards} shards "
+        f"{report.dataset}/{report.split}: {counted(report.samples, 'sample')} in {counted(report.shards, 'shard')} "
         f"({human(report.bytes)}), {report.made} made now, each read back and hashed",
-        *([f"{report.lost:,} samples are left out: their pictures or texts cannot be used"] if report.lost else []),
+        *([f"left out: {counted(report.lost, 'sample')} whose picture or text cannot be used"] if report.lost else []),
         *(f"left out now: {count} × {why}" for why, count in report.faults.most_common()),
         "read them back:",
         "datasets:",

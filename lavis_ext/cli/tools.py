@@ -13,7 +13,7 @@ from lavis_ext.cli.verb import REQUIRED, Answer, Options, cache_root_of, example
 from lavis_ext.common.errors import Problem, UsageError, nearest
 from lavis_ext.common.files import disk_errors, expanded, read_errors, write_atomic
 from lavis_ext.common.secrets import redact
-from lavis_ext.common.wording import columns
+from lavis_ext.common.wording import columns, counted
 
 LONGEST = 1 << 20
 """Characters of a command at which reading stops."""
@@ -45,12 +45,25 @@ def check(args: Check) -> Answer:
     if not files:
         raise UsageError(" ".join(args.paths), "holds no YAML", "name YAML files, or folders that hold some")
     found: list[Problem] = []
+    own: dict[str, str] = {}
     for file in files:
-        # the data is looked at once the YAML can be read
-        problems = check_file(file) or data_problems(file)
+        problems = check_file(file)
+        if not problems:  # the data is looked at once the YAML can be read
+            problems, names = data_problems(file)
+            own |= {name: own.get(name) or words_of(name, file) for name in names}
         found += [problem for problem in problems if problem not in found]
-    lines = [*map(str, found), f"{len(files)} files, {len(found)} problems"]
+    verbs = ", ".join(f"`lavis-ext verify {words} --deep`" for words in own.values() if words)
+    looked = f"; own pictures: existence only{verbs and f'; {verbs} decodes them'}" if own else ""
+    lines = [*map(str, found), f"{counted(len(files), 'file')}, {counted(len(found), 'problem')}{looked}"]
     return Answer(lines, [asdict(p) for p in found], 3 if found else 0)
+
+
+def words_of(name: str, file: Path) -> str:
+    """How verbs are asked about a data set of one's own: by its card, else by the folder of settings that has it."""
+    from lavis_ext.common.config.cards import load_cards, settings_of
+
+    inside = any(one.name == "datasets" for one in file.parents)
+    return load_cards().words_of_own(name) or (f"{name} --configs {settings_of(file)}" if inside else "")
 
 
 def yaml_files(folder: Path) -> list[Path]:

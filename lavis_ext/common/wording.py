@@ -17,6 +17,11 @@ def human(size: float) -> str:
     return f"{value:.0f} B" if unit == "B" else f"{value:.1f} {unit}"
 
 
+def counted(number: int, what: str) -> str:
+    """How many of what: `1 file`, `2,000 files`."""
+    return f"{number:,} {what}{'' if number == 1 else 's'}"
+
+
 ROUNDING = 1e-9
 """A metric or a loss smaller than this is what sums of ones in floating point leave of 0."""
 

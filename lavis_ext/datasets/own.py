@@ -13,6 +13,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from lavis_ext.common.config.cards import declared_in, load_cards, load_dataset_config, settings_of
 from lavis_ext.common.config.decode import ConfigDecoder, read_sections
 from lavis_ext.common.config.resolve import cache_root
 from lavis_ext.common.config.schema import DatasetConfig
@@ -20,6 +21,7 @@ from lavis_ext.common.errors import IntegrityError, LavisExtError, Problem, Usag
 from lavis_ext.common.files import expanded, read_errors, size_of
 from lavis_ext.common.registry import builders
 from lavis_ext.common.types import Dataset
+from lavis_ext.common.wording import shorten
 from lavis_ext.datasets.builders.base_dataset_builder import build_datasets
 from lavis_ext.datasets.builders.context import (
     BuildContext,
@@ -73,6 +75,10 @@ class Guess:
     """The task that trains on it."""
     rows: int | None = None
     """How many rows the first split has; None for shards, which are not counted."""
+    told: bool = True
+    """Whether rows say what is to be learnt, a caption or an answer: else nothing can be trained on or scored."""
+    file: Path | None = None
+    """The YAML that declares it, where nothing had to be guessed."""
 
     @property
     def name(self) -> str:
@@ -82,6 +88,8 @@ class Guess:
     @property
     def otherwise(self) -> str:
         """How to say it where a guess is wrong."""
+        if self.file:
+            return f"where that is wrong, mend {self.file}"
         if self.task == "instruct":
             return "if that is wrong: `lavis-ext new NAME PATH` writes it as a YAML, where `builder:` names the shape"
         keys = "{question_key: …, answer_key: …}" if self.task == "vqa" else "{image_key: …, caption_key: …}"
@@ -106,15 +114,19 @@ def guess(path: str | Path, name: str | None = None) -> Guess:
             raise UsageError(str(path), "is one picture", f"name its folder: {place.parent}")
         if place.suffix.lower() in (".html", ".ipynb"):
             raise UsageError(str(path), "is a page, not data", "open it in a browser, or name the folder of the data")
+        if declared := declared_in(place):
+            if len(declared) == 1 and name is None:
+                return _declared(*next(iter(declared.items())))
+            raise Declares(str(path), declared)
         if any(
             one.suffix in (".yaml", ".yml") for one in ([place] if place.is_file() else islice(_below(place), MOST))
         ):
-            way_out = "name a data set that it declares: `lavis-ext browse NAME --configs FOLDER`"
+            way_out = "name a data set that a YAML declares: `lavis-ext browse NAME --configs FOLDER`"
             raise UsageError(str(path), "is a YAML or holds some, and no pictures and rows", way_out)
         what = "holds no pictures, no rows of a known form and no shards"
         raise UsageError(str(path), *(_unread([place]) or (what, "docs/own-data.md lists the forms")))
     chosen = name or re.sub(r"[^A-Za-z0-9_]+", "_", place.name.partition(".")[0]).strip("_").lower() or "mine"
-    section, sentences, count = found
+    section, sentences, count, told = found
     if place.is_dir() and (left := _unread([place])):
         sentences = [*sentences, ": ".join(left)]
     if place.is_dir() and (label := _first_labels(place)):
@@ -124,13 +136,40 @@ def guess(path: str | Path, name: str | None = None) -> Guess:
     config = decoder.build(DatasetConfig, {"name": chosen, "family": chosen, **section}, f"datasets.{chosen}")
     decoder.close()
     assert config is not None
-    task = {"vqa": "vqa", "conversation": "instruct"}.get(config.builder, "captioning")
-    return Guess(config, section, tuple(sentences), task, count)
+    return Guess(config, section, tuple(sentences), _task(config), count, told)
+
+
+class Declares(UsageError):
+    """A path that holds no data of its own, but YAMLs which declare some."""
+
+    def __init__(self, path: str, declared: Mapping[str, Path]) -> None:
+        what = f"holds no pictures and rows; its YAML declares {shorten(', '.join(declared), 200)}"
+        name, file = next(iter(declared.items()))
+        super().__init__(path, what, f"`lavis-ext browse {name} --configs {settings_of(file)}` shows one")
+        self.path, self.what, self.declared = path, what, declared
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Declares, (self.path, self.declared)
+
+
+def _declared(name: str, file: Path) -> Guess:
+    """The one data set that a YAML declares, or those of a folder, as `new` writes it."""
+    config = load_dataset_config(file, name)
+    return Guess(config, {}, (f"`{name}` as {file} declares it",), _task(config), file=file)
+
+
+def _task(config: DatasetConfig) -> str:
+    return {"vqa": "vqa", "conversation": "instruct"}.get(config.builder, "captioning")
 
 
 def load_own(path: str | Path, vis_path: str | Path | None = None) -> dict[str, Dataset]:
     """The data sets of a path by split, after what was guessed is logged; pictures are PIL images and texts raw."""
-    found = guess(path)
+    try:
+        found = guess(path)
+    except Declares as error:
+        name, file = next(iter(error.declared.items()))
+        way_out = f"write load_dataset({name!r}, cfg_path={str(file)!r}), or set LAVIS_EXT_CONFIGS to the folder"
+        raise UsageError(f"load_dataset({str(path)!r})", error.what, way_out) from error
     for sentence in (*found.sentences, found.otherwise):
         log.info("%s: %s", path, sentence)
     config = found.config
@@ -159,8 +198,8 @@ def place_of(path: str | Path) -> Path | None:
     return max(made or fetched, key=lambda one: one.stat().st_mtime_ns, default=None)
 
 
-Found = tuple[dict[str, Any], list[str], int | None]
-"""A declaration, what is to be said of it, and how many rows there are."""
+Found = tuple[dict[str, Any], list[str], int | None, bool]
+"""A declaration, what is to be said of it, how many rows there are, and whether they say what is to be learnt."""
 
 
 def _look(place: Path) -> Found | None:
@@ -349,7 +388,7 @@ def _shards(tars: Sequence[Path], place: Path) -> Found:
     told = [f"{count}, read as a stream: the shape `image_text_shards`"]
     told += [f"only {split} is a stream to train on; left out: {', '.join(list(splits)[1:])}"] * (len(splits) > 1)
     told += [f"the caption of a sample is {said} (otherwise: `args: {{caption_key: …}}`)"]
-    return {"builder": "image_text_shards", "build_info": {"storage": storage}, "args": args}, told, None
+    return {"builder": "image_text_shards", "build_info": {"storage": storage}, "args": args}, told, None, True
 
 
 def _folder(place: Path, pictures: Sequence[Path], notes: list[str]) -> Found | None:
@@ -398,7 +437,9 @@ def _of_files(parts: Mapping[str, list[Path]], place: Path, notes: list[str]) ->
         args["split_key"] = key
         notes = [*notes, f"`{key}` says to which split a row belongs: {', '.join(parts)}"]
     said_in = {"image_caption": "caption_key", "vqa": "answer_key"}.get(shape)
-    if said_in and "question" not in args and "conversations" not in known and not _says(said_in, rows, args):
+    silent = said_in and "question" not in args and "conversations" not in known and not _says(said_in, rows, args)
+    if silent:
+        notes = [*notes, "there is nothing to learn: all of it is the split `test`"]
         parts = {"test": [path for some in parts.values() for path in some]}
     paths = {split: [str(one) for one in some] for split, some in parts.items()}
     listed = {split: {"storage": some[0] if len(some) == 1 else some} for split, some in paths.items()}
@@ -412,7 +453,7 @@ def _of_files(parts: Mapping[str, list[Path]], place: Path, notes: list[str]) ->
     read = {*READ, *HELD, *map(str, args.values())}
     if rest := [f"`{name}`" for name in known if name and name not in read]:
         told.append(f"not read: {', '.join(rest[:12])}{' …' if len(rest) > 12 else ''}")
-    return section, told, count
+    return section, told, count, not silent
 
 
 def _sign(path: Path) -> str | None:
@@ -468,7 +509,7 @@ def _shape(rows: Sequence[Row], known: Sequence[str]) -> tuple[str, dict[str, An
     if image or "image_id" in known:
         said += [
             "there are no captions: it can be looked at and described",
-            "to train on it, write `x.txt` beside `x.jpg`",
+            "to train on it, write `x.txt` beside each `x.jpg`, or a `captions.csv` of `image,caption`",
         ]
         return "image_caption", args, said
     return "", {}, []
@@ -579,18 +620,17 @@ NAMED = 1_000
 """How many pictures of a split `check` looks for; `verify` looks for all."""
 
 
-def data_problems(path: Path) -> list[Problem]:
-    """What is wrong with the data that a YAML declares and that no command fetches, each with its place.
+def data_problems(path: Path) -> tuple[list[Problem], list[str]]:
+    """What is wrong with the data that a YAML declares and that no command fetches, each with its place; their names.
 
     Files that are not there, folders in their place, columns and pictures that rows lack, words that name no split.
     """
-    from lavis_ext.common.config.cards import load_cards, load_dataset_config
     from lavis_ext.common.config.check import load_checked
     from lavis_ext.common.config.resolve import config_roots
 
     tree, places = read_sections(path)
     if not tree.get("datasets") or path.resolve().is_relative_to(config_roots()[-1].resolve()):
-        return []
+        return [], []
     if "run" in tree:
         config = load_checked(path)
         configs, root = list(config.datasets.values()), Path(config.cache_root)
@@ -601,7 +641,10 @@ def data_problems(path: Path) -> list[Problem]:
     cards = load_cards()
     own = [config for config in configs if config.build_info.annotations and not cards.artifacts_of(config)]
     found = [problem for config in own for problem in _data_problems(config, BuildContext(root))]
-    return [Problem(decoder.place(p.where), p.what, p.way_out) if p.where.startswith("datasets.") else p for p in found]
+    placed = [
+        Problem(decoder.place(p.where), p.what, p.way_out) if p.where.startswith("datasets.") else p for p in found
+    ]
+    return placed, [config.name for config in own if config.data_type == "images"]
 
 
 def _data_problems(config: DatasetConfig, context: BuildContext) -> Iterator[Problem]:

@@ -208,7 +208,7 @@ def first_rows(dataset: Any, count: int) -> list[Mapping[str, Any]]:
 
 def title_of(dataset: Any) -> str:
     """`coco_caption/val: 5,000 samples`."""
-    return f"{dataset.name}/{dataset.split}: {len(dataset):,} samples"
+    return f"{dataset.name}/{dataset.split}: {len(dataset):,} sample{'' if len(dataset) == 1 else 's'}"
 
 
 def table_of(dataset: Any, count: int) -> list[list[str]]:

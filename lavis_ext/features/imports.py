@@ -306,7 +306,12 @@ def _is_done(place: Path, source: Path) -> bool:
 def _import(source: Path, place: Path, options: ReadOptions | None, quiet: bool) -> None:
     _check_space(source, place)
     if not quiet:
-        log.info("importing %s (%s) into %s once; later runs map it", source, human(stamp_of(source)["size"]), place)
+        log.info(
+            "importing %s (%s) into %s once; later runs read it from there",
+            source,
+            human(stamp_of(source)["size"]),
+            place,
+        )
     done = import_features([source], place, options=options)
     for fault in done.faults[:3]:
         log.warning("%s, line %d, image '%s': %s", source, fault.line, fault.image_id, fault.what)

@@ -9,7 +9,7 @@ from lavis_ext.prepare.plan import Plan, PlanItem
 from lavis_ext.prepare.report import Outcome, Report, SplitState
 from lavis_ext.prepare.run import execute_plan, plan, prepare
 from lavis_ext.prepare.selection import PrepareOptions
-from lavis_ext.prepare.verify import Finding, VerifyReport, bytes_on_disk, status, verify
+from lavis_ext.prepare.verify import Finding, VerifyReport, bytes_on_disk, own_bytes, status, verify
 
 __all__ = ["Finding", "Outcome", "Plan", "PlanItem", "PrepareOptions", "Report", "SplitState", "VerifyReport"]
-__all__ += ["bytes_on_disk", "execute_plan", "plan", "prepare", "status", "verify"]
+__all__ += ["bytes_on_disk", "execute_plan", "own_bytes", "plan", "prepare", "status", "verify"]

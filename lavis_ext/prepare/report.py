@@ -80,7 +80,7 @@ class SplitState:
         """`coco_caption/val: 5000 samples, 5000 of 5000 images, verified`."""
         pictures = "" if self.expected is None else f", {self.present} of {self.expected} images"
         absent = "samples not counted" if self.verified else "no annotations"
-        count = absent if self.samples is None else f"{self.samples} samples"
+        count = absent if self.samples is None else f"{self.samples} sample{'' if self.samples == 1 else 's'}"
         differs = self.declared is not None and self.samples not in (None, self.declared)
         note = f" (the card counts {self.declared})" if differs else ""
         return f"{self.dataset}/{self.split}: {count}{note}{pictures}, {self.state}"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,7 +13,7 @@ from lavis_ext.common.config.cards import Artifact, Cards
 from lavis_ext.common.config.schema import DatasetConfig
 from lavis_ext.common.errors import ConfigError, IntegrityError, LavisExtError, PartialError
 from lavis_ext.common.files import expanded, read_file
-from lavis_ext.common.wording import human
+from lavis_ext.common.wording import counted, human
 from lavis_ext.fetch.ledger import hash_file, mismatch
 from lavis_ext.fetch.transfer import Figures, Progress, Silent
 from lavis_ext.prepare.plan import PrepareContext, make_context, make_plan
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
     from lavis_ext.prepare.lists import ListCheck
 
 log = logging.getLogger(__name__)
+EXISTENCE = "existence only; --deep decodes the pictures"
 PICTURES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp"})
 
 
@@ -61,6 +63,8 @@ class VerifyReport:
     unknown: tuple[str, ...] = ()
     subset: tuple[str, ...] = ()
     repaired: tuple[Outcome, ...] | None = None
+    existence: bool = False
+    """Whether of pictures of one's own, which have no hashes, it is only known that they are there."""
     errors: tuple[LavisExtError, ...] = field(default=(), repr=False)
 
     @property
@@ -72,11 +76,12 @@ class VerifyReport:
 
     def line(self) -> str:
         """`checked 40512 files · 6.6 GB · 1 damaged · exit 5`."""
-        shown = f"checked {self.files} files · {human(self.bytes)} · {len(self.findings)} damaged or missing"
+        shown = f"checked {counted(self.files, 'file')} · {human(self.bytes)} · {len(self.findings)} damaged or missing"
         if self.repaired is not None:
             failed = sum(outcome.error is not None for outcome in self.repaired)
             shown += f", {failed} of {len(self.repaired)} artifacts not repaired" if failed else ", all repaired"
         shown += f" · {len(self.unknown)} not prepared" if self.unknown else ""
+        shown += f" · own pictures: {EXISTENCE}" if self.existence else ""
         return f"{shown}{' · subset' if self.subset else ''} · exit {self.exit_code}"
 
     def lines(self) -> list[str]:
@@ -135,6 +140,31 @@ def bytes_on_disk(root: Path, artifacts: Iterable[Artifact], disks: dict[str, On
             disk = disks[artifact.file] = inspect(root, artifact)
         total += disk.record.bytes if disk.record is not None else disk.size or disk.part
     return total
+
+
+def own_bytes(dataset: DatasetConfig, cards: Cards, root: Path) -> int:
+    """Bytes of the files of rows, shards and pictures of a data set that no command fetches, each counted once.
+
+    Rows that cannot be read, and what is not there, count nothing.
+    """
+    from lavis_ext.datasets.readers import ImageStore, SampleError
+
+    info = dataset.build_info
+    store = ImageStore(root / expanded(info.images.storage), layouts=dataset.args.get("layouts"))
+    files = set[str]()
+    with suppress(LavisExtError):
+        files |= set() if info.annotations else {str(path) for path, *_ in own_shards(dataset, root)}
+    for split in info.annotations:
+        paths = [root / expanded(path) for path in cards.annotation_paths(dataset, split)]
+        files |= {str(path) for path in paths}
+        if not info.images.storage or dataset.data_type == "features" or not store.ready:
+            continue
+        with suppress(LavisExtError):
+            for name in image_names(open_rows(paths, dataset, split, root), dataset):
+                with suppress(SampleError):
+                    place, member = store.find(name)
+                    files.add(place.where(member).partition("!")[0])
+    return sum(path.stat().st_size for path in map(Path, files) if path.is_file())
 
 
 def verify(
@@ -215,6 +245,7 @@ def _add_own(report: VerifyReport, root: Path, cards: Cards, one: Chosen, split:
         report,
         files=report.files + files,
         bytes=report.bytes + size,
+        existence=report.existence or not (deep or dataset.data_type == "features"),
         findings=(*report.findings, *findings),
         errors=(*report.errors, *(IntegrityError(one.path, one.fault, way_out) for one in findings)),
     )

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, TextIO
 
 from lavis_ext.common.secrets import printable, redact_tree
-from lavis_ext.common.wording import measured, settled
+from lavis_ext.common.wording import counted, measured, settled
 from lavis_ext.runners.microbatch import Step
 
 if TYPE_CHECKING:
@@ -162,7 +162,7 @@ def opening_lines(facts: Mapping[str, Any]) -> list[str]:
     lines = [f"model   {name}: {of}"]
     for split, counts in facts["data"].items():
         sets = ", ".join(f"{name} {'?' if n is None else format(n, ',')}" for name, n in counts.items())
-        lines.append(f"data    {split}: {sets or 'none'} samples")
+        lines.append(f"data    {split}: {sets or 'none'} sample{'' if list(counts.values()) == [1] else 's'}")
     many = f"{facts['processes']} × " if facts["processes"] > 1 else ""
     where = f"on {many}{facts['device']}, {facts['precision']}"
     if "steps" not in facts:
@@ -170,7 +170,8 @@ def opening_lines(facts: Mapping[str, Any]) -> list[str]:
     size = facts["batch_size"] * facts["accumulated"] * facts["processes"]
     done = f", {facts['done']:,} of them done" if facts["done"] else ""
     epochs = f"{facts['epochs']} epoch{'s' if facts['epochs'] > 1 else ''}"
-    return [*lines, f"run     {facts['task']}, {epochs}, {facts['steps']:,} steps of {size} samples{done}, {where}"]
+    steps = f"{counted(facts['steps'], 'step')} of {counted(size, 'sample')}"
+    return [*lines, f"run     {facts['task']}, {epochs}, {steps}{done}, {where}"]
 
 
 def short(count: int) -> str:

@@ -215,7 +215,7 @@ def test_check_lists_all_and_ends_with_3(tmp_path: Path, capsys: pytest.CaptureF
     assert main(["check", str(tmp_path)]) == 3
     out = capsys.readouterr().out
     assert "did you mean 'image_caption'" in out
-    assert "2 files, 1 problems" in out
+    assert "2 files, 1 problem" in out
 
 
 def install(monkeypatch: pytest.MonkeyPatch, call: object) -> None:

@@ -146,5 +146,5 @@ def test_lavis_habits_stay(birds: Any) -> None:
         def __getitem__(self, index: int) -> dict[str, Any]:
             return {"text": self.annotation[index]["caption"]}
 
-    assert "1 samples" in repr(Own()) and Own().select([0])[0] == {"text": "x"}
+    assert "1 sample" in repr(Own()) and Own().select([0])[0] == {"text": "x"}
     assert "2 samples" in repr(ItemDataset([{"a": 1}, {"a": 2}]))

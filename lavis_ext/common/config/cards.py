@@ -253,6 +253,15 @@ class Cards:
         known = dataset.family in self.families or dataset.name not in self.names()
         return self.families.get(dataset.family) if known else self.card_of(dataset.name)
 
+    def words_of_own(self, name: str) -> str:
+        """How verbs are asked about a data set of one's own, `NAME --configs DIR`; "" for any other, or none."""
+        if name not in self.names():
+            return ""
+        card = self.card_of(name)
+        file = Path(card.path)
+        fetched = any(self.artifacts_of(one) for one in card.datasets[name].values())
+        return "" if fetched or file.is_relative_to(config_roots()[-1]) else f"{name} --configs {settings_of(file)}"
+
     def dataset(self, name: str, type: str = "default") -> DatasetConfig:
         """The declaration of a data set under one of its config types; raises UsageError with the nearest names."""
         types = self.card_of(name).datasets[name]
@@ -269,6 +278,11 @@ class Cards:
         if name not in known and name.partition("/")[0] not in self.families and os.path.exists(expanded(name)):  # noqa: PTH110
             what = "is a path, and neither a family nor a data set"
             way_out = f"`lavis-ext browse {name}` shows it, `lavis-ext new NAME {name}` makes a data set of it"
+            if declared := declared_in(expanded(name)):
+                first, file = next(iter(declared.items()))
+                more = f" and {len(declared) - 8} more" if len(declared) > 8 else ""
+                what = f"is a path, which declares {', '.join(list(declared)[:8])}{more}"
+                way_out = f"write `{first} --configs {settings_of(file)}` in its place"
             raise UsageError(name, what, way_out)
         if "/" in name and self.named_artifacts(name):
             return self.families[name.partition("/")[0]], []
@@ -448,6 +462,26 @@ def _add_datasets(families: dict[str, Card], folders: dict[Path, str], decoder: 
             for owner in dict.fromkeys((family, home)):
                 card = families.setdefault(owner, Card(family=owner, path=str(path)))
                 card.datasets.setdefault(name, {})[dataset.type] = dataset
+
+
+def settings_of(file: Path) -> Path:
+    """The folder of settings that a YAML of data sets lies in, from the working directory on where it is below that."""
+    root = next((one for one in file.parents if one.name == "datasets"), file).parent
+    return root.relative_to(Path.cwd()) if root.is_relative_to(Path.cwd()) else root
+
+
+def declared_in(place: Path) -> dict[str, Path]:
+    """The data sets that a YAML declares, or those below a folder of settings, each with its file; none of run files.
+
+    A folder of settings has `datasets/`, as `new` writes it. Raises ConfigError for a YAML that cannot be read.
+    """
+    files = sorted(place.glob("datasets/**/*.y*ml")) if place.is_dir() else [place]
+    found: dict[str, Path] = {}
+    for file in files:
+        if file.suffix in (".yaml", ".yml") and "run" not in (tree := read_sections(file)[0]):
+            sections = tree.get("datasets")
+            found = {**dict.fromkeys(sections if isinstance(sections, dict) else (), file), **found}
+    return found
 
 
 def load_dataset_config(path: str | Path, name: str | None = None) -> DatasetConfig:

@@ -241,7 +241,7 @@ def open_table(source: Path | RowSource, home: Path | None = None) -> Annotation
         table = _open_copy(place, state)
         if table is not None:
             return table
-    log.info("converting %s once; later runs map the copy", source)
+    log.info("converting %s once; later runs read the converted copy", source)
     try:
         if isinstance(source, Path):
             with suppress(Unstreamed):

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from lavis_ext.common.errors import IntegrityError, PartialError
+from lavis_ext.common.errors import IntegrityError, LavisExtError, PartialError
 
 BAD_TAR = (tarfile.TarError, EOFError, ValueError, OverflowError, MemoryError, RecursionError, IndexError)
 """What tarfile raises for damaged headers: it follows long names by recursion, and reads as much as they promise."""
@@ -124,6 +124,21 @@ class FaultLog:
         return f"{share}: {reasons}; the first is {first['id']} at {first['path']}"
 
     def _way_out(self, key: str) -> str:
+        from lavis_ext.common.config.cards import load_cards
+
         name = key.rpartition("/")[0]
-        fetched = f"`lavis-ext verify {name} --repair` fetches again what a card declares"
-        return f"{fetched}; mend or leave out rows of your own, or raise `datasets.{name}.tolerance`"
+        splits = [tally for one, tally in self.tallies.items() if one.rpartition("/")[0] == name and tally.bad]
+        share = max(-(-100 * tally.bad // tally.seen) for tally in splits)
+        while any(share / 100 * tally.seen < tally.bad for tally in splits):  # 0.29 * 100 is less than 29
+            share += 1
+        raised = f"--options datasets.{name}.tolerance={share / 100:g}"
+        try:
+            cards = load_cards()
+            own, declared = cards.words_of_own(name), name in cards.names()
+        except LavisExtError:  # the loss is to be told, not what has become of a card meanwhile
+            own, declared = "", False
+        if own:
+            return f"`lavis-ext verify {own} --deep` lists them; mend or leave out the rows, or {raised}"
+        if not declared:
+            return f"mend or leave out the rows, or {raised}"
+        return f"`lavis-ext verify {name} --deep --repair` fetches them again; or {raised}"

@@ -25,7 +25,8 @@ from lavis_ext.common.files import decode_json, open_file, read_bounded, read_er
 
 log = logging.getLogger(__name__)
 Row = dict[str, Any]
-REFETCH = "fetch it again with `lavis-ext prepare`, or repair the file"
+REFETCH = "mend the file; where `lavis-ext prepare` fetched it, fetch it again"
+SIGNS = {",": "comma", "\t": "tab", ";": "semicolon", "|": "bar"}
 TABLES = (".csv", ".tsv", ".txt", ".token")
 RECORDS = (".json", ".jsonl", ".ndjson", ".csv", ".tsv")
 ENCODED = ("/9j/", "iVBORw0KGgo", "data:image/", "R0lGOD", "UklGR")
@@ -249,7 +250,7 @@ def table_rows(path: Path, delimiter: str | None = None, encoding: str | None = 
     if first.lower().startswith("sep=") and len(first) == 5:  # as Excel marks its files
         delimiter, text = delimiter or first[4], text.partition("\n")[2]
     sign = delimiter or ("\t" if kind == ".tsv" else ",")
-    return _typed_columns(list(_named_rows(path, list(_records(path, text, sign)))))
+    return _typed_columns(list(_named_rows(path, list(_records(path, text, sign)), sign)))
 
 
 def sign_of(line: str) -> str:
@@ -310,7 +311,7 @@ def _quoted(field: str) -> bool:
     return len(field) > 1 and field[0] == field[-1] == '"' and '"' not in field[1:-1].replace('""', "")
 
 
-def _named_rows(path: Path, records: list[tuple[int, list[str]]]) -> Iterator[Row]:
+def _named_rows(path: Path, records: list[tuple[int, list[str]]], sign: str) -> Iterator[Row]:
     header = [name.strip() for name in records[0][1]] if records else []
     blanks = bool(records) and header != records[0][1]  # written with a blank behind each sign
     width = len(header)
@@ -329,7 +330,10 @@ def _named_rows(path: Path, records: list[tuple[int, list[str]]]) -> Iterator[Ro
             fields = fields[: len(header)]
         if len(fields) != len(header):
             what = f"{len(fields)} fields where the header names {len(header)}"
-            way_out = "put quotes around a field that holds the sign between fields, or fetch the file again"
+            word = SIGNS.get(sign, sign)
+            way_out = f"put quotes around a field that holds a {word}"
+            if sign != ",":  # there a single quotation mark is part of a caption, see `table_rows`
+                way_out = f"take the {word} out of the field that holds one, or put quotes around all fields"
             raise IntegrityError(f"{path}:{number}", what, way_out)
         yield dict(zip(header, map(str.strip, fields) if blanks else fields, strict=True))
 

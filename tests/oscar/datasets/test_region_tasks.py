@@ -218,7 +218,7 @@ def test_the_store_is_made_once_and_nothing_published_is_touched(
     before = {p: p.read_bytes() for p in (tmp_path / VQA).rglob("*") if p.is_file()}
     with caplog.at_level(logging.INFO):
         built("oscar_vqa", tmp_path)
-    assert caplog.text.count("once; later runs map it") == 3  # test and test_dev share one
+    assert caplog.text.count("once; later runs read it from there") == 3  # test and test_dev share one
     caplog.clear()
     with caplog.at_level(logging.INFO):
         splits = built("oscar_vqa", tmp_path)
