@@ -406,7 +406,8 @@ def draft(path: str | Path, options: Sequence[str] = ()) -> tuple[Config | None,
     with a notice where what the run names does not read them. Raises ConfigError for a file that is no YAML.
     """
     given = parse_options(options)
-    file = find_config(path, bool((given.get("run") or {}).get("evaluate")))
+    asked = given.get("run")
+    file = find_config(path, evaluates=isinstance(asked, Mapping) and bool(asked.get("evaluate")))
     user, places = read_sections(file)
     user = beside(user, file.parent) if not file.is_relative_to(config_roots()[-1]) else user
     for key in (*_leaves(given), *(key for key, _ in option_items(options))):

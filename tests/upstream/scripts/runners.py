@@ -6,6 +6,7 @@ import logging
 import random
 from argparse import Namespace
 
+import lavis.runners.runner_base as base
 import lavis.tasks as tasks
 import numpy as np
 import torch
@@ -29,8 +30,11 @@ runner = runner_cls(cfg=cfg, job_id=now(), task=task, model=model, datasets=data
 before = model.net.query_tokens.detach().clone()
 told, handler = [], logging.Handler()
 handler.emit = lambda record: told.append(record.getMessage())
-logging.getLogger().addHandler(handler)
+base.log.addHandler(handler)
+base.log.setLevel(logging.INFO)
 runner.train()
+base.log.removeHandler(handler)
+base.log.setLevel(logging.NOTSET)
 assert [line for line in told if line.startswith("run: ")] == [f"run: {runner.output_dir}"]
 assert not torch.equal(before, model.net.query_tokens) and runner.progress.step == 3
 assert json.loads((runner.output_dir / "run.json").read_text())["status"] == "finished"
