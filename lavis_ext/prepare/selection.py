@@ -10,7 +10,7 @@ from typing import Literal
 from lavis_ext.common.config.cards import Artifact, Blob, Card, Cards, split_names, storage_fault
 from lavis_ext.common.config.schema import DatasetConfig
 from lavis_ext.common.config.yamlio import shown
-from lavis_ext.common.errors import DATASETS, ConfigError, LavisExtError, NetworkError, Problem, UsageError, nearest
+from lavis_ext.common.errors import ConfigError, LavisExtError, NetworkError, Problem, UsageError, nearest
 from lavis_ext.common.files import folded
 from lavis_ext.fetch.mirrors import MirrorMap, mirror_path
 from lavis_ext.fetch.transfer import Policy
@@ -267,7 +267,7 @@ def _named(cards: Cards, names: Iterable[str]) -> list[ArtifactRequest]:
 
 def _chosen(cards: Cards, names: list[str], splits: Sequence[str] | None) -> list[Chosen]:
     if not names:
-        raise UsageError("prepare", "names no data set", DATASETS)
+        raise UsageError("prepare", "names no data set", nearest("", [*cards.families, *cards.names()]))
     resolved = [(name, *cards.resolve(name)) for name in names]
     datasets = {(d.name, d.type): (card, d) for name, card, found in resolved for d in found if _is_meant(d, name)}
     known = dict.fromkeys(split for _, dataset in datasets.values() for split in split_names(dataset))
