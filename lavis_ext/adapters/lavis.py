@@ -21,7 +21,7 @@ from lavis_ext.common.config.cards import load_cards
 from lavis_ext.common.config.decode import read_yaml
 from lavis_ext.common.config.resolve import cache_root as our_cache_root
 from lavis_ext.common.config.resolve import merge
-from lavis_ext.common.errors import UsageError, nearest
+from lavis_ext.common.errors import DATASETS, UsageError, near
 from lavis_ext.common.registry import processors
 
 log = logging.getLogger(__name__)
@@ -50,7 +50,7 @@ def register(override: Iterable[str] = (), cache_root: str | Path | None = None)
     names = load_cards().names()
     for name in wanted:
         if name not in names:
-            raise UsageError(f"register(override=['{name}'])", "not a data set of ours", nearest(name, names))
+            raise UsageError(f"register(override=['{name}'])", "not a data set of ours", near(name, names) or DATASETS)
     whole = open_lavis()
     registry = import_module("lavis.common.registry").registry
     root = our_cache_root(cache_root)

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from lavis_ext.browse.run_report import write_run_report
 from lavis_ext.browse.runs_page import find_runs, is_run, write_runs_page
-from lavis_ext.common.errors import UsageError, nearest
-from lavis_ext.common.files import expanded
+from lavis_ext.common.errors import DATASETS, UsageError
+from lavis_ext.common.files import expanded, is_pathlike, not_there
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -105,8 +105,12 @@ def kind_of(target: str) -> str:
         from lavis_ext.common.config.cards import load_cards
 
         cards = load_cards()
-        what = "is neither a data set nor a family, and there is no such file or folder"
-        raise UsageError(target or "''", what, nearest(target, [*cards.families, *cards.names()]))
+        if not target:
+            raise UsageError("''", "is neither a data set nor a family, nor a path", DATASETS)
+        if is_pathlike(target):
+            raise UsageError(target, *not_there(target))
+        what, way_out = not_there(target, names=[*cards.families, *cards.names()], otherwise=DATASETS)
+        raise UsageError(target, f"{what}, and neither a data set nor a family", way_out)
     return "data"
 
 

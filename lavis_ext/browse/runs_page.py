@@ -6,7 +6,7 @@ import hashlib
 import math
 import os
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlencode
@@ -35,7 +35,7 @@ from lavis_ext.browse.run_report import (
 from lavis_ext.browse.serve import Reply
 from lavis_ext.common.config.yamlio import read_value
 from lavis_ext.common.errors import ConfigError, UsageError
-from lavis_ext.common.files import read_errors
+from lavis_ext.common.files import not_there, read_errors
 from lavis_ext.common.wording import settled, shorten
 
 RUN_FILES = ("log.jsonl", "run.json")
@@ -43,16 +43,20 @@ RUN_FILES = ("log.jsonl", "run.json")
 ALWAYS_DIFFERENT = ("run.job_id", "run.output_dir", "cache_root")
 """Settings that differ between any two runs, and are left out of the comparison."""
 CHARTS = 7
-CHANGES = 40
 BRIEF = 240
 """Characters of an error that stand below its run; the whole of a longer one unfolds."""
+CHANGES = 8
+"""Settings that are named of a run: more is another run, and `runs --json` has them all."""
 HEADLINES = ("CIDEr", "overall", AGGREGATE)
 WATCHED = (*RUN_FILES, "config.yaml", "faults.json", "result/gallery", "result/breakdown")
 
 
 @dataclass(frozen=True)
 class RunSummary:
-    """One run: `best` is the headline metric of its best evaluation; `differs` maps a setting to (before, here)."""
+    """One run: `best` is the headline metric of its best evaluation.
+
+    `differs` maps a setting to (in `base`, here).
+    """
 
     folder: str
     state: str
@@ -68,6 +72,19 @@ class RunSummary:
     datasets: tuple[str, ...] = ()
     settings: dict[str, Any] = field(default_factory=dict)
     differs: dict[str, tuple[Any, Any]] = field(default_factory=dict)
+    base: str = ""
+    """The run that it is compared with; "" for the first of its kind."""
+
+    @property
+    def evaluates(self) -> bool:
+        """Whether it is an evaluation, which is not compared with trainings."""
+        return self.state == "evaluated" or self.settings.get("run.evaluate") is True
+
+    @property
+    def data(self) -> tuple[str, ...]:
+        """The names of its data sets, sorted; by its configuration where it left no facts."""
+        named = (key.split(".")[1] for key in self.settings if key.startswith("datasets."))
+        return tuple(sorted(set(self.datasets or named)))
 
     @property
     def unscored(self) -> str:
@@ -82,7 +99,9 @@ class RunSummary:
 def find_runs(root: Path, depth: int | None = None) -> list[Path]:
     """The folders of runs at or below `root`, at most `depth` levels, sorted; raises UsageError if it is no folder."""
     if not root.is_dir():
-        raise UsageError(str(root), "is not a folder", "name the output folder of runs (run.output_dir)")
+        way_out = "name the output folder of runs (run.output_dir)"
+        wrong = ("is not a folder", way_out) if root.exists() else not_there(root, "folder", otherwise=way_out)
+        raise UsageError(str(root), *wrong)
     found, level = [], [root]
     while level and depth != -1:
         found += [folder for folder in level if any(is_file(folder / name) for name in RUN_FILES)]
@@ -116,13 +135,28 @@ def list_runs(root: Path, against: str = "previous") -> list[RunSummary]:
 
 
 def compared(found: Iterable[RunSummary], against: str = "previous") -> list[RunSummary]:
-    """Runs by their start, each with its difference to the `previous` or the `first` one."""
+    """Runs by their start, each with its difference to the `previous` or the `first` one of its kind and data.
+
+    Trainings are compared with trainings, evaluations with evaluations; of one that is the first on its data, only the
+    data are compared, under the name `data`.
+    """
     found = sorted(found, key=lambda run: (run.started, run.folder))
     runs: list[RunSummary] = []
     for run in found:
-        base = (runs[0] if against == "first" else runs[-1]).settings if runs else run.settings
-        runs.append(RunSummary(**{**vars(run), "differs": difference(base, run.settings)}))
+        kind = [one for one in runs if one.evaluates == run.evaluates]
+        alike = [one for one in kind if one.data == run.data]
+        base = next(iter(alike or kind if against == "first" else (alike or kind)[::-1]), run)
+        differs = difference(base.settings, run.settings)
+        if base.data != run.data:
+            differs = {"data": (" ".join(base.data) or None, " ".join(run.data) or None)}
+        runs.append(replace(run, differs=differs, base="" if base is run else base.folder))
     return runs
+
+
+def change_lines(run: RunSummary) -> list[str]:
+    """`run.seed: 1 → 2` for the settings in which it differs, at most CHANGES."""
+    named = list(run.differs.items())[:CHANGES]
+    return [f"{name}: {short(before)} → {short(after)}" for name, (before, after) in named]
 
 
 def summarise(records: RunRecords, name: str) -> RunSummary:
@@ -233,10 +267,7 @@ def runs_values(targets: Sequence[Path]) -> dict[str, Any]:
             and run.best == top[run.metric]
             and settled(run.metric, run.best) > 0
             and len(runs) > 1,
-            "changes": [
-                f"{name}: {short(before)} → {short(after)}"
-                for name, (before, after) in list(run.differs.items())[:CHANGES]
-            ],
+            "changes": change_lines(run),
             "changed": len(run.differs),
         }
         for run, value in zip(runs, best, strict=True)
@@ -245,7 +276,6 @@ def runs_values(targets: Sequence[Path]) -> dict[str, Any]:
         "places": ", ".join(map(str, targets)),
         "rows": rows,
         "head": ["run", "best", "model", "data", "split", "step", "loss", "time", "started"],
-        "first": runs[0].folder if runs else "",
         "running": sum(run.state == "running" for run in runs),
         "charts": overlays({run.folder: records[run.folder] for run in runs}),
     }

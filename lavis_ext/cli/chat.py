@@ -18,7 +18,7 @@ from lavis_ext.common.config.decode import ConfigDecoder, read_sections
 from lavis_ext.common.config.resolve import find_config, load_config, merge, model_defaults, parse_options
 from lavis_ext.common.config.schema import ModelConfig, RunConfig
 from lavis_ext.common.errors import ConfigError, IntegrityError, UsageError, nearest
-from lavis_ext.common.files import expanded, read_file
+from lavis_ext.common.files import expanded, not_there, read_file
 from lavis_ext.common.secrets import printable
 from lavis_ext.tasks.settings import InstructConfig, VqaConfig, WritingConfig
 
@@ -150,7 +150,8 @@ def find_weights(path: str) -> Path:
     """A checkpoint as it is named; of the folder of a run its best one, else its newest. Raises UsageError."""
     folder = expanded(path)
     if not folder.exists():
-        raise UsageError(f"--checkpoint {path}", "no such file or folder", "name a checkpoint or the folder of a run")
+        way_out = "name a checkpoint or the folder of a run"
+        raise UsageError(f"--checkpoint {path}", *not_there(path, otherwise=way_out))
     from lavis_ext.runners.checkpoint import pointed
 
     if found := pointed(folder, "best") or pointed(folder, "latest"):

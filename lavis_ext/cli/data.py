@@ -23,7 +23,7 @@ from lavis_ext.cli.verb import (
     to_stderr,
     width_of_terminal,
 )
-from lavis_ext.common.errors import Problem, UsageError, nearest
+from lavis_ext.common.errors import DATASETS, Problem, UsageError, near, nearest
 from lavis_ext.common.files import expanded
 from lavis_ext.common.wording import columns, fitted, human, shorten
 
@@ -158,7 +158,9 @@ def matching(patterns: Sequence[str], families: Mapping[str, str]) -> list[str]:
 
     if unknown := [one for one in patterns if not any(fits(one.lower(), name) for name in families)]:
         known = {*families, *families.values()}
-        raise UsageError.of(Problem(f"list {one}", "matches no data set", nearest(one, known)) for one in unknown)
+        raise UsageError.of(
+            Problem(f"list {one}", "matches no data set", near(one, known) or DATASETS) for one in unknown
+        )
     return [name for name in families if any(fits(one.lower(), name) for one in patterns)]
 
 
@@ -308,14 +310,21 @@ def accept_licences(restricted: Sequence[Card], given: bool, asking: bool) -> No
 
 @examples("status", "status coco_caption nocaps")
 def status(args: Status) -> Answer:
-    """Per split: what is expected, present and verified, and whether it is a subset."""
+    """Per split: what is expected, present and verified, and whether it is a subset.
+
+    Without names the lines are about the data sets of which something is here; --json has all.
+    """
     from lavis_ext.common.config.cards import load_cards
     from lavis_ext.prepare import PrepareOptions
     from lavis_ext.prepare import status as look
 
     cards = load_cards()
     states = look(args.names or cards.names(), PrepareOptions(cache_root=cache_root_of(args)), cards, lost=False)
-    return Answer([state.line() for state in states], [state.as_dict() for state in states])
+    here = {state.dataset for state in states if args.names or state.state != "missing" or state.present}
+    lines = [state.line() for state in states if state.dataset in here]
+    if rest := len({state.dataset for state in states} - here):
+        lines.append(f"{rest} {'more' if here else 'data sets'} are not here; `lavis-ext list` shows them")
+    return Answer(lines, [state.as_dict() for state in states])
 
 
 @examples("verify coco_caption", "verify coco --deep --repair")
@@ -368,7 +377,9 @@ def names_of(args: Prepare) -> list[str]:
     if card := cards.families.get(args.family or ""):
         raise UsageError(f"prepare --family {card.family}", "names no artifact", nearest("", card.artifacts))
     if args.family:
-        raise UsageError(f"--family {args.family}", "there is no such family", nearest(args.family, cards.families))
+        raise UsageError(
+            f"--family {args.family}", "there is no such family", near(args.family, cards.families) or DATASETS
+        )
     for several, flag_name in ((args.splits, "--split"), (args.include, "--include"), (args.exclude, "--exclude")):
         if taken := [one for one in several or () if one in {*cards.families, *cards.names()}]:
             what = f"names no data set: {flag_name} takes all that follows, {taken[0]} too"

@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from lavis_ext.browse.run_report import Record, duration
-from lavis_ext.browse.runs_page import RunSummary, list_runs, short
+from lavis_ext.browse.runs_page import RunSummary, change_lines, list_runs
 from lavis_ext.cli.chat import find_weights, read_setup
 from lavis_ext.cli.verb import REQUIRED, Answer, Options, cache_root_of, examples, flag, to_stderr, to_stdout
 from lavis_ext.common.errors import PartialError, UsageError
-from lavis_ext.common.files import expanded
+from lavis_ext.common.files import expanded, not_there
 from lavis_ext.common.wording import columns, measured, settled, shorten
 
 if TYPE_CHECKING:
@@ -69,14 +69,12 @@ def _start(args: Run, evaluate_only: bool) -> Answer:
         to_stderr(f"{config.path}: {what}; loading")
     from lavis_ext.runners import evaluate as run_evaluation
     from lavis_ext.runners import train as run_training
-    from lavis_ext.runners.display import Stream, display_for
+    from lavis_ext.runners.display import Stream, closing_lines, display_for
 
     start = run_evaluation if evaluate_only or config.run.evaluate else run_training
     display = Stream(write_record) if args.json else display_for()
     job = start(config, _known_of(config), display=display)
-    report = job / "report.html"
-    lines = [f"run: {job}", f"report: {report}"] if report.is_file() else [f"run: {job}"]
-    return Answer(lines, [{"job": str(job), "report": str(report)}])
+    return Answer(closing_lines(job), [{"job": str(job), "report": str(job / "report.html")}])
 
 
 def write_record(record: Record) -> None:
@@ -163,7 +161,7 @@ def export(args: Export) -> Answer:
     if out.exists():
         raise UsageError(str(out), "is there already", "name another place, or remove it")
     if not out.parent.is_dir():
-        raise UsageError(str(out.parent), "no such folder", "make it first")
+        raise UsageError(str(out.parent), *not_there(out.parent, "folder", otherwise="make it first"))
     config = model_of(checkpoint, args.cfg_path, list(args.options))
     if args.form == "transformers":
         from lavis_ext.models.export import export_transformers
@@ -203,23 +201,25 @@ class Runs:
 
 @examples("runs", "runs output --against first")
 def runs(args: Runs) -> Answer:
-    """The runs below a folder: the state of each, its best metric, and the settings in which it differs."""
+    """The runs below a folder: the settings in which each differs from one of its kind and data, and a table of all."""
     found = list_runs(args.folder, args.against)
-    return Answer(run_lines(found, args.against), [run.as_dict() for run in found])
+    return Answer(run_lines(found), [run.as_dict() for run in found])
 
 
-def run_lines(runs: Sequence[RunSummary], against: str = "previous") -> list[str]:
-    """A table of the runs, and below it what each changed against the `previous` or the `first`."""
+def run_lines(runs: Sequence[RunSummary]) -> list[str]:
+    """What each run changed against the one that it is compared with, and below it, where one looks, their table."""
     if not runs:
         return ["no runs here"]
     head = ["run", "state", "best", "split", "step", "loss", "time", "started"]
-    lines = columns([head, *map(_cells, runs)])
+    lines = []
     for run in runs:
         more = [f"  {shorten(run.error, 2 * WIDTH)}"] if run.error else []
-        more += [f"  {name}: {short(a)} → {short(b)}" for name, (a, b) in run.differs.items()]
+        shown = change_lines(run)
+        more += [f"  {line}" for line in shown]
+        more += [f"  and {rest} more (--json)"] if (rest := len(run.differs) - len(shown)) else []
         if more:
-            lines += ["", f"{run.folder}, against the {against}" if run.differs else run.folder, *more]
-    return lines
+            lines += [f"{run.folder}, against {run.base}" if run.differs else run.folder, *more, ""]
+    return [*lines, *columns([head, *map(_cells, runs)])]
 
 
 def _cells(run: RunSummary) -> list[str]:

@@ -10,8 +10,8 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 
 from lavis_ext.cli.verb import REQUIRED, Answer, Options, cache_root_of, examples, flag
-from lavis_ext.common.errors import Problem, UsageError, nearest
-from lavis_ext.common.files import disk_errors, expanded, read_errors, write_atomic
+from lavis_ext.common.errors import Problem, UsageError
+from lavis_ext.common.files import disk_errors, expanded, not_there, read_errors, write_atomic
 from lavis_ext.common.secrets import redact
 from lavis_ext.common.wording import columns, counted
 
@@ -38,9 +38,7 @@ def check(args: Check) -> Answer:
     for path in map(Path, args.paths):
         with read_errors(path):
             if not path.exists():
-                near = nearest(path.name, (one.name for one in path.parent.glob("*.y*ml")))
-                way_out = near if near.startswith("did") else "name YAML files, or folders that hold some"
-                raise UsageError(str(path), "no such file or folder", way_out)
+                raise UsageError(str(path), *not_there(path, otherwise="name YAML files, or folders that hold some"))
         files += yaml_files(path) if path.is_dir() else [path]
     if not files:
         raise UsageError(" ".join(args.paths), "holds no YAML", "name YAML files, or folders that hold some")

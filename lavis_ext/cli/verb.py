@@ -30,6 +30,7 @@ from typing import Any, Literal, NoReturn, TypeVar, Union, get_args, get_origin,
 
 from lavis_ext import __version__
 from lavis_ext.common.errors import ConfigError, DiskError, LavisExtError, Problem, UsageError, nearest
+from lavis_ext.common.files import not_there
 from lavis_ext.common.registry import load_plugin_file
 from lavis_ext.common.secrets import printable, redact, redact_tree
 
@@ -555,7 +556,8 @@ def configs_first(folder: str | None) -> Iterator[None]:
         way_out = "name one that holds datasets/, models/ or projects/"
         if Path(folder).is_file():
             way_out += f"; a run file is named alone, or by --cfg-path {folder}"
-        raise UsageError(f"--configs {folder}", "is not a folder", way_out)
+            raise UsageError(f"--configs {folder}", "is not a folder", way_out)
+        raise UsageError(f"--configs {folder}", *not_there(folder, "folder", otherwise=way_out))
     before = os.environ.get("LAVIS_EXT_CONFIGS", "")
     if folder:
         os.environ["LAVIS_EXT_CONFIGS"] = os.pathsep.join(filter(None, [str(Path(folder).absolute()), before]))

@@ -28,11 +28,12 @@ from lavis_ext.browse.run_report import (
 from lavis_ext.browse.runs_page import find_runs, flat, is_run, parsed
 from lavis_ext.cli.verb import REQUIRED, Answer, examples, flag, to_stdout
 from lavis_ext.common.errors import TrainingError, UsageError
-from lavis_ext.common.files import expanded, read_errors
+from lavis_ext.common.files import expanded, not_there, read_errors
 from lavis_ext.common.secrets import printable
 from lavis_ext.common.wording import settled
 
 SPARKS = "▁▂▃▄▅▆▇█"
+RUNS = "name the folder of a run, or the one that holds runs"
 CURVE = 60
 """Losses that the curve in the terminal shows."""
 
@@ -78,10 +79,11 @@ def newest(path: Path) -> Path:
     if is_run(folder):
         return folder
     if not folder.is_dir():
-        raise UsageError(str(path), "no such folder", "name the folder of a run, or the one that holds runs")
+        found_not = ("is a file", RUNS) if folder.exists() else not_there(path, "folder", otherwise=RUNS)
+        raise UsageError(str(path), *found_not)
     found = [one for one in find_runs(folder) if (one / "log.jsonl").is_file() or (one / "run.json").is_file()]
     if not found:
-        raise UsageError(str(path), "holds no run", "name the folder of a run, or the one that holds runs")
+        raise UsageError(str(path), "holds no run", RUNS)
     return max(found, key=changed)
 
 

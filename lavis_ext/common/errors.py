@@ -118,12 +118,22 @@ MOST = 24
 """Names that a message lists."""
 
 
+DATASETS = "`lavis-ext list` shows the data sets"
+"""The way out instead of all their names."""
+
+
+def near(name: str, known: Iterable[str], cutoff: float = 0.6, before: str = "") -> str:
+    """The way out for a misspelt name: `did you mean …?`, or "" where none is like it; `before` stands before each."""
+    names = sorted(set(known))
+    same = [one for one in names if one.casefold() == name.casefold()]
+    close = same or get_close_matches(name, names, n=3, cutoff=cutoff)
+    return f"did you mean {' or '.join(repr(before + one) for one in close)}?" if close else ""
+
+
 def nearest(name: str, known: Iterable[str]) -> str:
     """The way out for a misspelt name: `did you mean …?`, else the names there are."""
     names = sorted(set(known))
-    same = [one for one in names if one.casefold() == name.casefold()]
-    close = same or get_close_matches(name, names, n=3, cutoff=0.6)
-    if close:
-        return f"did you mean {' or '.join(repr(c) for c in close)}?"
+    if found := near(name, names):
+        return found
     more = f" and {len(names) - MOST} more" if len(names) > MOST else ""
     return f"known: {', '.join(names[:MOST])}{more}" if names else "none is known"

@@ -12,16 +12,19 @@ import threading
 import time
 import unicodedata
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from functools import cache
 from io import FileIO
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from lavis_ext.common.errors import DiskError
+from lavis_ext.common.errors import DiskError, near
 
 CHUNK = 1 << 20
+NEAR, MOST_BESIDE = 0.75, 500
+"""How like a path a name must be to be suggested (at 0.6 `captions.csv` is `vg_caption`), and how many are asked."""
 
 
 def to_disk_error(error: Exception, path: Path, way_out: str) -> DiskError:
@@ -71,7 +74,8 @@ def read_errors(path: Path, way_out: str = "check that it is there and that you 
     try:
         yield
     except OSError as error:
-        raise DiskError(str(path), f"cannot be read: {error.strerror or error}", way_out) from error
+        looked = f": {path.absolute()}" if isinstance(error, FileNotFoundError) and not path.is_absolute() else ""
+        raise DiskError(str(path), f"cannot be read: {error.strerror or error}{looked}", way_out) from error
 
 
 def expanded(path: str | Path) -> Path:
@@ -80,6 +84,30 @@ def expanded(path: str | Path) -> Path:
         return Path(os.path.expanduser(path))  # noqa: PTH111 (Path.expanduser raises RuntimeError)
     except ValueError:  # a NUL or half a character in the user's name: whoever opens it says so
         return Path(path)
+
+
+def is_pathlike(text: str) -> bool:
+    """Whether a text can only be meant as a path: it has a separator or a suffix, or starts as a shell's do."""
+    return "/" in text or text.startswith(("~", ".")) or bool(Path(text).suffix)
+
+
+def not_there(
+    given: str | Path, kind: str = "file or folder", names: Iterable[str] = (), otherwise: str = ""
+) -> tuple[str, str]:
+    """What is wrong with a path that is not there, with the place that was looked at, and the way out.
+
+    Suggested is what is really like it of `names` or of what lies beside it, else `otherwise`.
+    """
+    path, place = expanded(given), ""
+    with suppress(OSError):  # the folder that we are in may be gone
+        place = str(path.absolute())
+    beside: list[str] = []
+    with suppress(OSError, ValueError), os.scandir(path.parent) as entries:
+        beside = [entry.name for entry in islice(entries, MOST_BESIDE)]
+    folder = "" if path.parent == Path() else f"{path.parent}/"
+    found = near(str(given), names, NEAR) or near(path.name, beside, NEAR, folder)
+    what = f"no such {kind}" + (f": {place}" if place not in ("", str(given)) else "")
+    return what, found or otherwise or "check its spelling, and the folder that you are in"
 
 
 def checked_path(path: Path) -> Path:

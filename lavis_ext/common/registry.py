@@ -18,7 +18,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, ClassVar, Generic, TypeVar
 
-from lavis_ext.common.errors import ConfigError, UsageError, nearest
+from lavis_ext.common.errors import DATASETS, ConfigError, UsageError, near, nearest
 from lavis_ext.common.files import checked_path, expanded
 from lavis_ext.common.lavis import WAY_OUT as IN_LAVIS
 from lavis_ext.common.lavis import out_of_scope
@@ -390,7 +390,7 @@ class Facade:
             if outside := out_of_scope("dataset", name):
                 raise UsageError(f"data set '{name}'", outside, IN_LAVIS) from error
             known = [*datasets.names(), *builders.names()]
-            raise UsageError(f"data set '{name}'", "not known", nearest(name, known)) from error
+            raise UsageError(f"data set '{name}'", "not known", near(name, known) or DATASETS) from error
 
     def list_datasets(self) -> list[str]:
         """The names of all data sets that a card declares or a class of LAVIS' kind builds."""

@@ -17,8 +17,8 @@ from lavis_ext.common.config.cards import declared_in, load_cards, load_dataset_
 from lavis_ext.common.config.decode import ConfigDecoder, read_sections
 from lavis_ext.common.config.resolve import cache_root
 from lavis_ext.common.config.schema import DatasetConfig
-from lavis_ext.common.errors import IntegrityError, LavisExtError, Problem, UsageError, nearest
-from lavis_ext.common.files import expanded, read_errors, size_of
+from lavis_ext.common.errors import IntegrityError, LavisExtError, Problem, UsageError
+from lavis_ext.common.files import expanded, not_there, read_errors, size_of
 from lavis_ext.common.registry import builders
 from lavis_ext.common.types import Dataset
 from lavis_ext.common.wording import shorten
@@ -104,10 +104,9 @@ def guess(path: str | Path, name: str | None = None) -> Guess:
     """
     place = place_of(path)
     if place is None:
-        beside = expanded(path).absolute().parent
-        names = sorted(one.name for one in beside.iterdir())[:200] if beside.is_dir() else []
-        what = "no such file or folder, and no data set of that name in the cache of `datasets`"
-        raise UsageError(str(path), what, nearest(expanded(path).name, names))
+        what, way_out = not_there(path)
+        other = "" if expanded(path).suffix else ", and no data set of that name in the cache of `datasets`"
+        raise UsageError(str(path), what + other, way_out)
     found = _look(place)
     if found is None:
         if PICTURE.search(place.name) and place.is_file():

@@ -31,7 +31,7 @@ import torch
 from torch import Tensor
 
 from lavis_ext.common.errors import ConfigError, IntegrityError
-from lavis_ext.common.files import decode_json, disk_errors, expanded, replacing
+from lavis_ext.common.files import decode_json, disk_errors, expanded, not_there, replacing
 from lavis_ext.common.tensors import read_safetensors, read_torch
 from lavis_ext.models.base_model import BaseModel, fit, listed
 from lavis_ext.models.clip_tower import from_clip, to_clip
@@ -287,7 +287,7 @@ def read_checkpoint(path: str, key: str) -> Tensors:
         state = {name: tensor for file in files for name, tensor in _read_safetensors(file, key).items()}
         return {f"net.{name}": tensor for name, tensor in state.items()} if (place / "config.json").is_file() else state
     if not place.is_file():
-        raise ConfigError(f"{key} {place}", "no such file or folder", "check the path")
+        raise ConfigError(f"{key} {place}", *not_there(place, otherwise="check the path"))
     return read_tensors(place, key)
 
 

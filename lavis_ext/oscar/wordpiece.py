@@ -10,7 +10,7 @@ from typing import Any
 
 from lavis_ext.common.config import resolve as config
 from lavis_ext.common.errors import ConfigError, IntegrityError
-from lavis_ext.common.files import expanded, read_file
+from lavis_ext.common.files import expanded, not_there, read_file
 
 SPECIALS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 FILE = "vocab.txt"
@@ -71,7 +71,7 @@ def load_wordpiece(path: str | Path, lower_case: bool = True, key: str = "vocab"
     place = expanded(path)
     place = place / FILE if place.is_dir() else place
     if not place.is_file():
-        raise ConfigError(f"{key} {place}", "no such file", WAY_OUT)
+        raise ConfigError(f"{key} {place}", *not_there(place, "file", otherwise=WAY_OUT))
     return _load(place.absolute(), place.stat().st_mtime_ns, lower_case)
 
 

@@ -6,6 +6,7 @@ import logging
 import os
 import sys
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
 from lavis_ext.common.secrets import printable, redact_tree
@@ -172,6 +173,12 @@ def opening_lines(facts: Mapping[str, Any]) -> list[str]:
     epochs = f"{facts['epochs']} epoch{'s' if facts['epochs'] > 1 else ''}"
     steps = f"{counted(facts['steps'], 'step')} of {counted(size, 'sample')}"
     return [*lines, f"run     {facts['task']}, {epochs}, {steps}{done}, {where}"]
+
+
+def closing_lines(job: Path) -> list[str]:
+    """The last lines of a run: its folder, and its report where it has one."""
+    report = job / "report.html"
+    return [f"run: {job}", *([f"report: {report}"] if report.is_file() else [])]
 
 
 def short(count: int) -> str:

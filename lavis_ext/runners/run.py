@@ -14,7 +14,7 @@ from lavis_ext.common.config.check import require_sizes
 from lavis_ext.common.config.schema import Config, ModelConfig
 from lavis_ext.common.config.script import Config as Script
 from lavis_ext.common.errors import ConfigError, DiskError
-from lavis_ext.common.files import expanded
+from lavis_ext.common.files import expanded, not_there
 from lavis_ext.common.registry import runners, tasks
 from lavis_ext.features.vocabulary import LabelVocabulary
 from lavis_ext.models.settings import names_url
@@ -289,7 +289,8 @@ def named_checkpoint(path: str) -> Path:
     """The folder of a checkpoint, or the newest one of a run's folder; raises ConfigError for what is neither."""
     folder = expanded(path).absolute()
     if not folder.exists():
-        raise ConfigError(f"run.resume_ckpt_path {path}", "no such folder", "name a checkpoint or the folder of a run")
+        way_out = "name a checkpoint or the folder of a run"
+        raise ConfigError(f"run.resume_ckpt_path {path}", *not_there(path, "folder", otherwise=way_out))
     if folder.is_file():
         what = "is a file: the weights of LAVIS alone, without the state that a resume needs"
         raise ConfigError(f"run.resume_ckpt_path {path}", what, "set model.load_finetuned=True model.finetuned=FILE")

@@ -29,6 +29,7 @@ from lavis_ext.common.utils import now
 from lavis_ext.datasets.collate import to_device
 from lavis_ext.runners import checkpoint
 from lavis_ext.runners.checkpoint import random_state, restore_random_state
+from lavis_ext.runners.display import closing_lines
 from lavis_ext.runners.distributed import (
     ShardedSteps,
     broadcast_from_main,
@@ -231,9 +232,9 @@ class RunnerBase:
         """From `progress` to the end of the plan."""
         if self.batches is None:
             scripts: Any = import_module("lavis_ext.runners.run")
-            (scripts.evaluate if self.config.run_cfg.get("evaluate") else scripts.train)(
-                scripts.file_of(self), None, self
-            )
+            start = scripts.evaluate if self.config.run_cfg.get("evaluate") else scripts.train
+            for line in closing_lines(start(scripts.file_of(self), None, self)):
+                log.info("%s", line)
             return
         try:
             self.notify("before_train")
@@ -376,6 +377,8 @@ class RunnerBase:
             self.model.load_trainable_state(checkpoint.load(folder).model)
         scripts: Any = import_module("lavis_ext.runners.run")
         job = scripts.evaluate(scripts.file_of(self, evaluate=True), None, self)
+        for line in closing_lines(job):
+            log.info("%s", line)
         found: dict[str, Any] = decode_json((job / "evaluate.json").read_text(encoding="utf-8"))
         return found
 

@@ -35,7 +35,7 @@ from lavis_ext.common.errors import IntegrityError
         (["prepare", "coco", "--max-samples", "0", "--dry-run"], 2, "--max-samples"),
         (["prepare", "coco", "--max-samples", "many"], 2, "invalid int value: 'many'"),
         (["check", "absent.yaml"], 2, "absent.yaml: no such file or folder"),
-        (["train", "--cfg-path", "absent.yaml"], 2, "absent.yaml: no such run file"),
+        (["train", "--cfg-path", "absent.yaml"], 2, "absent.yaml: no such file: "),
         (["train"], 2, "--cfg-path"),
         (["browse", "/no/such/place"], 2, "/no/such/place: no such file"),
         (["browse", ""], 2, "neither a data set nor a family"),
@@ -47,6 +47,77 @@ def test_usage_mistakes(words: list[str], code: int, message: str, capsys: pytes
     error = capsys.readouterr().err
     assert message in error
     assert "Traceback" not in error
+
+
+@pytest.mark.parametrize(
+    ("words", "named", "near"),
+    [
+        ("browse {}", "captions.csv", "captions2.csv"),
+        ("browse {}", "withcsv", ""),
+        ("browse {}", "output", ""),
+        ("browse {}", "output/run-1", ""),
+        ("train --cfg-path {}", "mine/trian.yaml", "mine/train.yaml"),
+        ("train {}", "other/thing.yaml", ""),
+        ("evaluate {}", "other/thing.yaml", ""),
+        ("config show {}", "other/thing.yaml", ""),
+        ("check {}", "mine/trian.yaml", "mine/train.yaml"),
+        ("runs {}", "output", ""),
+        ("watch {}", "output", ""),
+        ("new birds {}", "captions.csv", "captions2.csv"),
+        ("chat --cfg-path mine/train.yaml --checkpoint {}", "output/run-1", ""),
+        ("verify {}", "captions.csv", "captions2.csv"),
+        ("show {}", "mine/captions", ""),
+        ("prepare {}", "mine/x.csv", ""),
+        ("status {}", "./vg_caption", ""),
+        ("list --configs {}", "mien", "mine"),
+    ],
+)
+def test_a_path_that_is_not_there_says_where_it_was_looked_for(
+    words: str,
+    named: str,
+    near: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("mine").mkdir()
+    Path("mine/train.yaml").write_text("model: {arch: blip2_opt, model_type: tiny}\n")
+    Path("captions2.csv").write_text("image,caption\n")
+    assert main(words.format(named).split()) == 2
+    error = capsys.readouterr().err
+    assert f"{named}: no such " in error and str(tmp_path / named) in error
+    assert "known:" not in error and len(error.splitlines()) == 1
+    assert error.partition("did you mean ")[2] == (f"'{near}'?\n" if near else "")
+
+
+@pytest.mark.parametrize(("verb", "named"), [("train", "train.yaml"), ("evaluate", "eval.yaml")])
+def test_a_folder_in_place_of_its_run_file(
+    verb: str, named: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("train.yaml", "eval.yaml", "another.yaml"):
+        (tmp_path / name).write_text("run: {}\n")
+    assert main([verb, str(tmp_path)]) == 2
+    assert str(tmp_path / named) in capsys.readouterr().err
+
+
+def test_status_without_names_is_about_what_is_here(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("LAVIS_EXT_CACHE_ROOT", str(tmp_path))
+    rows, picture = tmp_path / "nocaps/annotations/nocaps_val.json", tmp_path / "nocaps/images/val/one.jpg"
+    assert main(["status"]) == 0 and len(capsys.readouterr().out.splitlines()) == 1
+    for file in (rows, picture):
+        file.parent.mkdir(parents=True)
+    rows.write_text('[{"image": "val/one.jpg", "img_id": 1, "caption": ["a dog"]}]')
+    picture.write_bytes(b"one")
+    assert main(["status"]) == 0
+    *lines, rest = capsys.readouterr().out.splitlines()
+    assert lines and all(line.startswith("nocaps/") for line in lines) and "lavis-ext list" in rest
+    assert main(["status", "coco_caption"]) == 0
+    assert len(capsys.readouterr().out.splitlines()) == 3, "what is asked for is told"
+    assert main(["status", "--json"]) == 0
+    assert "coco_caption" in capsys.readouterr().out
 
 
 def described(action: argparse.Action) -> dict[str, Any]:

@@ -64,6 +64,35 @@ def test_what_each_changed(output: Path, against: str, last: dict[str, Any]) -> 
     assert third.differs == last
 
 
+def test_like_is_compared_with_like(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Trainings with trainings, and on the same data; the rest is one line, and the table is last."""
+    many = {f"key_{number}": number for number in range(20)}
+
+    def mine(name: str, started: int, **run: Any) -> None:
+        data = {"datasets": {name: {"vis_processor": {"eval": {"name": "blip_image_eval"}}}}}
+        facts = {"started": f"2026-01-0{started}T00:00:00+0000", "datasets": [name]}
+        leave(tmp_path / f"{name}{started}", {**config(**run), **data}, [1.0], **facts)
+
+    mine("mine", 1, init_lr=0.1)
+    mine("mine", 2, evaluate=True)
+    mine("miss", 3, init_lr=0.3)
+    mine("miss", 4, init_lr=0.3, **many)
+    mine("mine", 5, init_lr=0.2)
+    mine("mine", 6, evaluate=True, num_beams=3)
+    found = {run.folder: run for run in list_runs(tmp_path)}
+    assert {name: run.base for name, run in found.items()} == {
+        **{"mine1": "", "mine2": "", "miss3": "mine1", "miss4": "miss3", "mine5": "mine1", "mine6": "mine2"}
+    }
+    assert found["miss3"].differs == {"data": ("mine", "miss")}
+    assert found["mine5"].differs == {"run.init_lr": (0.1, 0.2)}
+    assert found["mine6"].differs == {"run.num_beams": (None, 3)}
+    assert len(found["miss4"].differs) == 20
+    assert main(["runs", str(tmp_path)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert sum("run.key_" in line for line in lines) == 8 and "  and 12 more (--json)" in lines
+    assert [line.split()[0] for line in lines[-7:]] == ["run", *found]
+
+
 def test_torn_files_leave_blanks(tmp_path: Path) -> None:
     folder = leave(tmp_path / "torn", config(), [float("nan")], seconds=None)
     (folder / "run.json").write_text('{"status": "fini')
@@ -95,7 +124,7 @@ def test_nothing_there(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> No
     assert main(["runs", str(tmp_path)]) == 0
     assert "no runs here" in capsys.readouterr().out
     assert main(["runs", str(tmp_path / "absent")]) == 2
-    assert "is not a folder" in capsys.readouterr().err
+    assert "no such folder" in capsys.readouterr().err
 
 
 def test_no_torch_for_it(output: Path) -> None:

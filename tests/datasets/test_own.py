@@ -807,8 +807,7 @@ def test_pictures_beside_the_folder_of_the_data_are_not_its_own(tmp_path: Path) 
 def test_nothing_is_written_beside_the_data_of_a_person(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     semicolons(tmp_path / "mine")
     before = sorted((tmp_path / "mine").rglob("*"))
-    (tmp_path / "cache").mkdir()
-    monkeypatch.setenv("LAVIS_EXT_CACHE_ROOT", str(tmp_path / "cache"))
+    monkeypatch.setenv("LAVIS_EXT_CACHE_ROOT", str(tmp_path / "cache"))  # which is made
     data = load_dataset(tmp_path / "mine")["train"]
     assert sorted((tmp_path / "mine").rglob("*")) == before
     (copy,) = (tmp_path / "cache" / ".lavis_ext" / "annotations").iterdir()

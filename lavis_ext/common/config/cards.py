@@ -16,8 +16,8 @@ from lavis_ext.common.config.decode import ConfigDecoder, Count, Natural, Share,
 from lavis_ext.common.config.resolve import Tree, beside, config_roots, dataset_defaults, dataset_files, merge
 from lavis_ext.common.config.schema import AnnotationConfig, DatasetConfig, examine_url
 from lavis_ext.common.config.yamlio import shown
-from lavis_ext.common.errors import ConfigError, Problem, UsageError, nearest
-from lavis_ext.common.files import expanded
+from lavis_ext.common.errors import DATASETS, ConfigError, Problem, UsageError, near, nearest
+from lavis_ext.common.files import expanded, is_pathlike, not_there
 from lavis_ext.common.lavis import WAY_OUT, out_of_scope
 
 CARD_FILE = "artifacts.yaml"
@@ -246,7 +246,7 @@ class Cards:
         for card in self.families.values():
             for config in card.datasets.get(dataset, {}).values():
                 return self.families[config.family]
-        raise UsageError(f"data set '{dataset}'", "not known", nearest(dataset, self.names()))
+        raise UsageError(f"data set '{dataset}'", "not known", near(dataset, self.names()) or DATASETS)
 
     def own_card(self, dataset: DatasetConfig) -> Card | None:
         """The card of a declaration, by its family, else by its name; None where there is none."""
@@ -284,6 +284,8 @@ class Cards:
                 what = f"is a path, which declares {', '.join(list(declared)[:8])}{more}"
                 way_out = f"write `{first} --configs {settings_of(file)}` in its place"
             raise UsageError(name, what, way_out)
+        if name not in known and name.partition("/")[0] not in self.families and is_pathlike(name):
+            raise UsageError(name, *not_there(name))
         if "/" in name and self.named_artifacts(name):
             return self.families[name.partition("/")[0]], []
         if name.endswith("]"):
@@ -293,7 +295,7 @@ class Cards:
             card = self.families[name]
             return card, [dataset for types in card.datasets.values() for dataset in types.values()]
         if name not in known:
-            raise UsageError(name, "neither a family nor a data set", nearest(name, known))
+            raise UsageError(name, "neither a family nor a data set", near(name, known) or DATASETS)
         card = self.card_of(name)
         return card, list(card.datasets[name].values())
 
@@ -305,7 +307,7 @@ class Cards:
         family, slash, pattern = name.partition("/")
         card = self.families.get(family)
         if card is None and slash:
-            raise UsageError(name, f"there is no family '{family}'", nearest(family, self.families))
+            raise UsageError(name, f"there is no family '{family}'", near(family, self.families) or DATASETS)
         if card is None or not slash:
             return card.named_artifacts() if card and not card.datasets else []
         found = [a for a in card.named_artifacts() if fnmatchcase(a.name.lower(), pattern.lower())]

@@ -18,8 +18,8 @@ from typing import Any
 from lavis_ext.common.config.decode import ConfigDecoder, join, mappings_only, read_sections
 from lavis_ext.common.config.schema import BuildInfo, Config, DatasetConfig, ModelConfig, RunConfig
 from lavis_ext.common.config.yamlio import MAX_DEPTH, plain_of, read_value, shown
-from lavis_ext.common.errors import ConfigError, Problem, UsageError, nearest
-from lavis_ext.common.files import checked_path, expanded, read_errors
+from lavis_ext.common.errors import DATASETS, ConfigError, Problem, UsageError, near, nearest
+from lavis_ext.common.files import checked_path, expanded, not_there, read_errors
 from lavis_ext.common.lavis import SERVED, out_of_scope
 from lavis_ext.common.lavis import WAY_OUT as LAVIS
 from lavis_ext.common.names import NAMES
@@ -124,11 +124,12 @@ def _env_key(path: Path) -> str:
     return str(env.get("cache_root") or "")
 
 
-def find_config(path: str | Path) -> Path:
+def find_config(path: str | Path, evaluates: bool = False) -> Path:
     """A run file: as given, else below a configs folder (with or without the leading `configs/`).
 
     `lavis_ext/projects/…`, as in LAVIS' scripts once `lavis` is replaced, is `lavis/projects/…` where that is
-    there, else below a configs folder.
+    there, else below a configs folder. Raises UsageError for what is none; for a folder it names the run file in it,
+    where `evaluates` the one that evaluates.
     """
     given = home_of(path)
     below = Path(*given.parts[1:]) if given.parts[:1] == ("configs",) else given
@@ -145,15 +146,14 @@ def find_config(path: str | Path) -> Path:
     if given.is_dir():
         whose = [name for name in ("config.yaml",) if (given / "run.json").is_file() and (given / name).is_file()]
         beside = whose or sorted(one.name for one in given.glob("*.y*ml"))
+        # `lavis-ext new` writes train.yaml and eval.yaml; a name that says nothing comes before that of the other verb
+        wanted, other = ("eval", "train") if evaluates else ("train", "eval")
+        beside = sorted(beside, key=lambda name: (wanted not in name, other in name))
         way_out = f"name the run file in it, {given / beside[0]}" if beside else "name a YAML with `run:`"
         raise UsageError(str(path), "is the folder of a run" if whose else "is a folder", way_out)
     known = [f"configs/{p.relative_to(root)}" for root in config_roots() for p in root.glob("projects/**/*.yaml")]
-    near = [str(one) for one in given.parent.glob("*.y*ml")] if given.parent.is_dir() else []
-    found = nearest(str(given), [*known, *near])
-    if not found.startswith("did"):
-        found = f"name a YAML with `run:`; {len(known)} are shipped: configs/projects/*/*/*.yaml"
-    what = "is a data set, not a run file" if str(path) in dataset_defaults() else "no such run file"
-    raise UsageError(str(path), what, found)
+    what, way_out = not_there(path, "file", known, "name a YAML with `run:`")
+    raise UsageError(str(path), "is a data set, not a run file" if str(path) in dataset_defaults() else what, way_out)
 
 
 def dataset_files() -> Iterable[tuple[Path, Tree, dict[str, str]]]:
@@ -405,10 +405,11 @@ def draft(path: str | Path, options: Sequence[str] = ()) -> tuple[Config | None,
     The `config.yaml` beside a `run.json` is a run's own record: keys that were accepted when it was written are skipped
     with a notice where what the run names does not read them. Raises ConfigError for a file that is no YAML.
     """
-    file = find_config(path)
+    given = parse_options(options)
+    asked = given.get("run")
+    file = find_config(path, evaluates=isinstance(asked, Mapping) and bool(asked.get("evaluate")))
     user, places = read_sections(file)
     user = beside(user, file.parent) if not file.is_relative_to(config_roots()[-1]) else user
-    given = parse_options(options)
     for key in (*_leaves(given), *(key for key, _ in option_items(options))):
         places[key] = "--options"
     decoder = ConfigDecoder(places, lenient=(file.parent / "run.json").is_file())
@@ -529,9 +530,8 @@ def _with_defaults(tree: Tree, decoder: ConfigDecoder) -> tuple[Tree, dict[str, 
         types = own or known.get(name, {})
         if not types and not body.get("builder"):
             outside = out_of_scope("dataset", name)
-            decoder.note(
-                f"datasets.{name}", outside or "no card declares it", LAVIS if outside else nearest(name, known)
-            )
+            way_out = LAVIS if outside else near(name, known) or DATASETS
+            decoder.note(f"datasets.{name}", outside or "no card declares it", way_out)
             continue
         if types and kind not in types:
             decoder.note(f"datasets.{name}.type", f"'{name}' has no type '{kind}'", nearest(kind, types))

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
 
 from lavis_ext.common.config.cards import load_cards
-from lavis_ext.common.errors import UsageError, nearest
-from lavis_ext.common.files import expanded
+from lavis_ext.common.errors import DATASETS, UsageError, near
+from lavis_ext.common.files import expanded, is_pathlike
 from lavis_ext.common.registry import registry
 from lavis_ext.common.types import Dataset
 
@@ -92,12 +92,12 @@ def load_dataset(
         what = f"'{cfg_path}' is no YAML, which the second argument names"
         way_out = f"write load_dataset('{name}')['{cfg_path}'] for a split" if name in dataset_zoo.get_names() else ""
         raise UsageError(
-            f"load_dataset('{name}', '{cfg_path}')", what, way_out or nearest(name, dataset_zoo.get_names())
+            f"load_dataset('{name}', '{cfg_path}')", what, way_out or near(name, dataset_zoo.get_names()) or DATASETS
         )
     if cfg_path is None and name not in dataset_zoo.get_names():
         from lavis_ext.datasets.own import load_own, place_of
 
-        if "/" in name or place_of(name):
+        if is_pathlike(name) or place_of(name):
             return of_split(name, load_own(name, vis_path), split)
     declared = cfg_path is None or name in dataset_zoo.get_names()
     kind = registry.get_builder_class(name) if declared else type("Builder", (BaseDatasetBuilder,), {"name": name})

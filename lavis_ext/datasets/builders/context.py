@@ -217,9 +217,16 @@ def _prefers(others: Sequence[Path], paths: Sequence[Path]) -> bool:
 
 
 def not_prepared(config: DatasetConfig, path: Path, what: str) -> NotPreparedError:
-    """The error for a missing file or folder of a data set; where no command fetches it, to correct the path."""
+    """The error for a missing file or folder of a data set; where no command fetches it, to correct the path.
+
+    A person's own path for the pictures (`vis_path`) leaves the rest to `prepare`.
+    """
     named = [config.build_info.images.storage, *config.build_info.storage]
     named += [one for annotation in config.build_info.annotations.values() for one in annotation.storage]
-    own = any(expanded(one).is_absolute() for one in named)
+    given = [own for own in map(expanded, named) if own.is_absolute()]
+    cards = load_cards()
+    types = cards.card_of(config.name).datasets[config.name] if config.name in cards.names() else {}
+    fetched = any(cards.artifacts_of(one) for one in types.values())
+    own = any(not fetched or path.is_relative_to(one) or one.is_relative_to(path) for one in given)
     command = "correct the path, or put it there" if own else f"run `lavis-ext prepare {config.name}`"
     return NotPreparedError(str(path), f"{what} ({config.name})", config.manual or command)

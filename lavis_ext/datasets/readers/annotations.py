@@ -266,8 +266,7 @@ def cache_places(source: Path | RowSource, home: Path | None = None) -> list[Pat
     user = expanded(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "lavis_ext" / "annotations"
     spare = Path(tempfile.gettempdir()) / f"lavis_ext-{os.getuid() if hasattr(os, 'getuid') else 0}"
     if home is not None and not first.is_relative_to(home.absolute()):
-        inside = [home.absolute() / FOLDER / "annotations" / name] if home.is_dir() else []
-        return [*inside, user / name, spare / name]
+        return [home.absolute() / FOLDER / "annotations" / name, user / name, spare / name]
     return [folder / FOLDER / f"{source.name}.arrow", user / name, spare / name]
 
 

@@ -14,7 +14,7 @@ from PIL import Image
 from torch import Tensor
 
 from lavis_ext.common.errors import ConfigError, UsageError
-from lavis_ext.common.files import decode_json, read_errors, read_file
+from lavis_ext.common.files import decode_json, not_there, read_errors, read_file
 from lavis_ext.features.layout import PIXELS, Array
 from lavis_ext.features.store import FeatureRow
 
@@ -229,7 +229,7 @@ def read_names(path: Path | None, kind: str, count: int) -> tuple[str, ...]:
     if path is None:
         return ()
     if not path.is_file():
-        raise UsageError(str(path), "no such file", f"name a file with {count} {kind} names")
+        raise UsageError(str(path), *not_there(path, "file", otherwise=f"name a file with {count} {kind} names"))
     with read_errors(path):
         text = read_file(path).decode("utf-8", "replace")
     if path.suffix == ".json":

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from lavis_ext.common.errors import IntegrityError, UsageError
-from lavis_ext.common.files import read_errors, read_file
+from lavis_ext.common.files import not_there, read_errors, read_file
 from lavis_ext.common.tensors import read_safetensors
 from lavis_ext.features.detectors.c4 import C4Network
 from lavis_ext.features.detectors.ops import cell_anchors
@@ -140,7 +140,7 @@ def read_weights(path: Path) -> Tensors:
 def check_there(path: Path) -> None:
     """Raise UsageError where no file is."""
     if not path.is_file():
-        raise UsageError(str(path), "no such file", "name the file with the detector's weights")
+        raise UsageError(str(path), *not_there(path, "file", otherwise="name the file with the detector's weights"))
 
 
 def _read(path: Path) -> dict[Any, Any]:

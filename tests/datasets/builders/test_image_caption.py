@@ -286,3 +286,14 @@ def test_facade(root: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> 
     yaml.write_text(json.dumps({"datasets": {"mine": body}}))
     mine = load_dataset("mine", cfg_path=yaml, vis_path=root / "coco" / "images")
     assert isinstance(mine["train"][0]["image"], Image.Image)
+
+
+def test_what_is_not_prepared_is_prepared_where_the_pictures_are_elsewhere(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LAVIS_EXT_CACHE_ROOT", str(tmp_path / "cache"))
+    (tmp_path / "pictures").mkdir()
+    with pytest.raises(PartialError) as lost:
+        load_dataset("coco_caption", vis_path=tmp_path / "pictures")
+    assert "lavis-ext prepare coco_caption" in lost.value.problems[0].way_out
+    assert not (tmp_path / "cache").exists()

@@ -2,9 +2,11 @@
 
 # %% train
 import json
+import logging
 import random
 from argparse import Namespace
 
+import lavis.runners.runner_base as base
 import lavis.tasks as tasks
 import numpy as np
 import torch
@@ -26,7 +28,14 @@ model = task.build_model(cfg)
 runner_cls = registry.get_runner_class(cfg.run_cfg.get("runner", "runner_base"))
 runner = runner_cls(cfg=cfg, job_id=now(), task=task, model=model, datasets=datasets)
 before = model.net.query_tokens.detach().clone()
+told, handler = [], logging.Handler()
+handler.emit = lambda record: told.append(record.getMessage())
+base.log.addHandler(handler)
+base.log.setLevel(logging.INFO)
 runner.train()
+base.log.removeHandler(handler)
+base.log.setLevel(logging.NOTSET)
+assert [line for line in told if line.startswith("run: ")] == [f"run: {runner.output_dir}"]
 assert not torch.equal(before, model.net.query_tokens) and runner.progress.step == 3
 assert json.loads((runner.output_dir / "run.json").read_text())["status"] == "finished"
 assert (runner.result_dir / "val_epoch0.json").is_file() and list(runner.output_dir.glob("checkpoint_*"))
