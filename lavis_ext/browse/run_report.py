@@ -27,6 +27,8 @@ AFTERWARDS = ("best", "test")
 CLOCKED = ("samples_per_s", "data_wait", "peak_memory_mb")
 ROLES = ("user", "assistant", "system")
 NO_LOSS = {"kind", "step", "epoch", "lr", "grad_norm", "skipped", *CLOCKED}
+FEW = 100
+"""A score of fewer samples says little: the report says how many there were."""
 MAX_SHOTS = 48
 EDGE = 4
 MAX_TRUTHS = 3
@@ -171,6 +173,8 @@ def page_values(run: RunRecords) -> dict[str, Any]:
         "task": str(facts.get("task") or ""),
         "facts": [(text, text is model) for text in (model, datasets, when(facts)) if text],
         "error": str(facts.get("error") or ""),
+        "random": facts.get("weights") == "random",
+        "counted": counted(run),
         "tiles": tiles(run),
         "curves": curves(run),
         "metrics": metric_table(run),
@@ -213,11 +217,12 @@ def tiles(run: RunRecords) -> list[Tile]:
     record = best_record(run) or (run.evaluations[-1] if run.evaluations else {})
     if record:
         name, value = headline(record["metrics"])
+        where = f"{record.get('split')}{sized(run, record)}"
         if name:
             best = f"best {name}" if best_record(run) else name
-            found.append(Tile(best, figure(settled(name, value)), f"on {record.get('split')}, {label(record)}"))
+            found.append(Tile(best, figure(settled(name, value)), f"on {where}, {label(record)}"))
         else:
-            found.append(Tile("score", "none", f"nothing was scored on {record.get('split')}"))
+            found.append(Tile("score", "none", f"nothing was scored on {where}"))
     if last:
         found.append(
             Tile("loss", figure(number(last.get("loss"))), f"first {figure(number(run.steps[0].get('loss')))}")
@@ -337,6 +342,38 @@ def label(record: Record) -> str:
     name = str(record.get("label", ""))
     name = {"best": "best checkpoint", "test": "the model as loaded"}.get(name, name)
     return f"epoch {int(name) + 1}" if name.isascii() and name.isdigit() else name
+
+
+def counted(run: RunRecords) -> str:
+    """How many samples the small splits have, and which epoch a file of results is of, in sentences."""
+    splits = dict.fromkeys(str(record.get("split")) for record in run.evaluations)
+    told = [f"{split}: {count(size)} samples." for split in splits if (size := few(run, split)) is not None]
+    named = [(file, record) for record in run.evaluations if (file := result_file(run, record))]
+    if named and label(named[-1][1]) != str(named[-1][1]["label"]):
+        told.append(f"Files count epochs from 0, as LAVIS: {named[-1][0]} is of {label(named[-1][1])}.")
+    return " ".join(told)
+
+
+def few(run: RunRecords, split: str) -> int | None:
+    """The samples of a split that has fewer than `FEW`; None for others, and where it is not known."""
+    counts = list(as_object(as_object(run.facts.get("samples")).get(split)).values())
+    known = [int(number(one)) for one in counts if finite(one) is not None]
+    return sum(known) if known and len(known) == len(counts) and sum(known) < FEW else None
+
+
+def sized(run: RunRecords, record: Record) -> str:
+    """` (5 samples)` for an evaluation of a small split, else nothing."""
+    size = few(run, str(record.get("split")))
+    return "" if size is None else f" ({size} sample{'' if size == 1 else 's'})"
+
+
+def result_file(run: RunRecords, record: Record) -> str:
+    """`result/val_epoch11.json` of the evaluation after epoch 12, where there is one; else nothing."""
+    split, named = str(record.get("split")), str(record.get("label"))
+    if not (named.isascii() and named.isdigit()) or "/" in split:
+        return ""
+    name = f"result/{split}_epoch{named}.json"
+    return name if (run.folder / name).is_file() else ""
 
 
 def fault_rows(run: RunRecords) -> list[list[str]]:

@@ -19,6 +19,7 @@ from lavis_ext.common.config.resolve import find_config, load_config, merge, mod
 from lavis_ext.common.config.schema import ModelConfig, RunConfig
 from lavis_ext.common.errors import ConfigError, IntegrityError, UsageError, nearest
 from lavis_ext.common.files import expanded, not_there, read_file
+from lavis_ext.common.names import NAMES
 from lavis_ext.common.secrets import printable
 from lavis_ext.tasks.settings import InstructConfig, VqaConfig, WritingConfig
 
@@ -77,8 +78,15 @@ def chat(args: Chat) -> Answer:
     A model of conversations has what was said before, and writes no caption. The line `/image PATH` adds a picture to
     the next question (for other models it takes the place of the first), `/reset` begins anew.
     """
-    setup = read_setup(args.cfg_path, list(args.options), args.checkpoint)
+    # what is wrong with the arguments is told before anything that takes seconds
     picture = None if args.image is None else (args.image, read_image(args.image))
+    if args.question is not None:
+        require_asked(args.question)
+    setup = read_setup(args.cfg_path, list(args.options))
+    if picture is None and needs_picture(setup.model):
+        raise UsageError("--image", f"{setup.model.arch} talks about a picture", "name one: --image FILE")
+    if args.checkpoint is not None:
+        setup = with_weights(setup, args.checkpoint)
     talk = Conversation(setup, picture)
     if args.question is not None:
         turn = talk.answer(args.question)
@@ -91,10 +99,28 @@ def read_setup(path: str, options: list[str], checkpoint: str | None = None) -> 
     """The setup of a run file, or of the YAML of a model; `checkpoint` goes over its weights. Raises ConfigError."""
     tree, _ = read_sections(find_config(path))
     setup = setup_of_run(path, options) if "run" in tree else setup_of_model(path, options)
-    if checkpoint is None:
-        return setup
+    return setup if checkpoint is None else with_weights(setup, checkpoint)
+
+
+def with_weights(setup: Setup, checkpoint: str) -> Setup:
+    """The setup with a checkpoint, or the best of a run, as its weights; raises UsageError."""
     model = replace(setup.model, load_finetuned=True, finetuned=str(find_weights(checkpoint)))
     return replace(setup, model=model)
+
+
+def needs_picture(model: ModelConfig) -> bool:
+    """Whether the keys of a model of ours tell that it reads no conversations; others are asked once they are built."""
+    from lavis_ext.models.settings import Blip2AnyConfig, Blip2LanguageConfig
+
+    speaks = isinstance(model, Blip2LanguageConfig) and not isinstance(model, Blip2AnyConfig)
+    return speaks and model.arch in NAMES["model"]
+
+
+def require_asked(question: str) -> str:
+    """The question without blanks around it; raises UsageError for an empty one."""
+    if not (asked := question.strip()):
+        raise UsageError("--question", "is empty", "write a question")
+    return asked
 
 
 def setup_of_run(path: str, options: list[str]) -> Setup:
@@ -158,10 +184,12 @@ def find_weights(path: str) -> Path:
         return found
     if folder.is_dir() and not any(folder.glob("*.safetensors")):
         runs = sorted(one.parent for one in folder.glob("*/run.json"))
+        held = [(found, run) for run in runs if (found := pointed(run, "best") or pointed(run, "latest"))]
         what = f"is a folder of {len(runs)} runs" if runs else "holds no checkpoint"
-        raise UsageError(
-            path, what, f"name one of them, {runs[-1]}" if runs else "name a checkpoint, or a run's folder"
-        )
+        what += "" if held or not runs else ", none with a checkpoint"
+        newest = max(((found.stat().st_mtime, run) for found, run in held), default=None)
+        way_out = f"name one of them, {newest[1]}" if newest else "name a checkpoint, or a run's folder"
+        raise UsageError(path, what, way_out)
     if folder.suffix in (".yaml", ".yml"):
         raise UsageError(path, "is a YAML, and no checkpoint", "name a checkpoint, or the folder of a run")
     return folder
@@ -228,9 +256,7 @@ class Conversation:
         """The answer to a question; raises UsageError for an empty one."""
         from lavis_ext.models.text import ChatPrompter
 
-        question = question.strip()
-        if not question:
-            raise UsageError("--question", "is empty", "write a question")
+        question = require_asked(question)
         if self.converses:
             return self.said(question, self._go_on(question))
         image, asked = self.images[0].unsqueeze(0), self.text(question)
@@ -263,7 +289,7 @@ class Conversation:
 def load_speaker(setup: Setup) -> BaseModel:
     """The model in eval mode on its device; raises ConfigError for an architecture that generates no text."""
     from lavis_ext.common.registry import models
-    from lavis_ext.models import build_model
+    from lavis_ext.models.zoo import build_model, warn_if_random
     from lavis_ext.runners.device import choose_cpu
 
     kind = models.get(setup.model.arch)
@@ -271,6 +297,7 @@ def load_speaker(setup: Setup) -> BaseModel:
     if lacking:
         what = f"'{setup.model.arch}' has no `{lacking[0]}`: it generates no text"
         raise ConfigError("model.arch", what, "take a model with a language model, e.g. blip2_opt")
+    warn_if_random(setup.model, "name --checkpoint RUN")
     device = "cpu" if choose_cpu(setup.device) else "cuda"
     return build_model(setup.model).eval().to(device)
 

@@ -18,8 +18,14 @@ if TYPE_CHECKING:
 
 HOLDOUT = 0.1
 """The share of the pictures that is set aside to evaluate on, where nothing else is."""
-STEPS, BATCH, MOST_EPOCHS = 120, 16, 40
+STEPS, BATCH, MOST_EPOCHS, WARMUP = 120, 16, 40, 10
 """About a minute of the tiny model on one core."""
+
+WEIGHTS = """\
+  # Its weights are random unless a run is named, as `train` does at its end, here or by --options model.finetuned=RUN
+  # load_finetuned: true
+  # finetuned: output/{name}/RUN
+"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,6 +87,8 @@ def new(args: New) -> Answer:
     if found.told:
         start, verb = ("train", "train") if "train" in splits else ("eval", "evaluate")
         lines.append(f"{verb} on it: lavis-ext {verb} --cfg-path {out / f'{start}.yaml'}")
+        if start == "train":
+            lines.append("what it has learnt is evaluated by the command that `train` ends with")
     return Answer(
         lines, [{"name": args.name, "files": [str(path) for path in texts], "guessed": [*found.sentences, *notes]}]
     )
@@ -129,8 +137,13 @@ def _run(name: str, found: Guess, splits: list[str], evaluate: bool) -> str:
         run |= {"evaluate": True, "test_splits": held[-1:] or ["train"]}
     else:
         run |= {"train_splits": ["train"], "valid_splits": held[:1], "test_splits": [s for s in held if s == "test"]}
-        run |= {"lr_sched": "linear_warmup_cosine_lr", "init_lr": 1.2e-3, "min_lr": 1e-5, "warmup_lr": 1e-5}
-        run |= {"warmup_steps": 10, "weight_decay": 0.01, "clip_grad_norm": 1.0, "log_freq": 20}
+        run |= {"lr_sched": "linear_warmup_cosine_lr", "init_lr": 1.2e-3, "min_lr": 1e-5}
+        # the warm-up is within the first epoch, and ends with it: a longer one would never reach init_lr
+        shared = not set(held) & set(found.section["build_info"].get("annotations", {}))
+        rows = STEPS // 2 * BATCH if found.rows is None else found.rows
+        steps = (rows - (max(1, round(HOLDOUT * rows)) if shared and held else 0)) // BATCH
+        run |= {"warmup_lr": 1e-5, "warmup_steps": min(WARMUP, steps)} if steps > 1 else {}
+        run |= {"weight_decay": 0.01, "clip_grad_norm": 1.0, "log_freq": 20}
         if found.rows is None:
             run |= {"max_iters": STEPS, "iters_per_inner_epoch": STEPS // 2}
         else:
@@ -145,9 +158,10 @@ def _run(name: str, found: Guess, splits: list[str], evaluate: bool) -> str:
     }
     run |= {"num_beams": 3, **(length if found.task == "vqa" else {"max_len": 30, "min_len": 3})}
     arch = "blip2_causal" if found.task == "instruct" else "blip2_opt"
-    body = {"model": {"arch": arch, "model_type": "tiny"}, "datasets": {name: {}}, "run": run}
-    what = "Evaluates" if evaluate else "Trains"
-    return f"# {what} a tiny BLIP-2 on `{name}`: a first look, on a CPU.\n{_dumped(body)}"
+    what, hint = ("Evaluates", WEIGHTS.format(name=name)) if evaluate else ("Trains", "")
+    head = f"# {what} a tiny BLIP-2 on `{name}`: a first look, on a CPU.\n"
+    model = f"model:\n  arch: {arch}\n  model_type: tiny\n{hint}"
+    return f"{head}{model}{_dumped({'datasets': {name: {}}, 'run': run})}"
 
 
 def _dumped(tree: Mapping[str, Any]) -> str:

@@ -4,17 +4,43 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Sequence
+import shlex
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from lavis_ext.browse.run_report import Record, duration
+from lavis_ext.browse.run_report import (
+    Record,
+    best_record,
+    curve_records,
+    duration,
+    headline,
+    label,
+    number,
+    read_run,
+    result_file,
+    sized,
+)
 from lavis_ext.browse.runs_page import RunSummary, change_lines, list_runs
 from lavis_ext.cli.chat import find_weights, read_setup
-from lavis_ext.cli.verb import REQUIRED, Answer, Options, cache_root_of, examples, flag, to_stderr, to_stdout
+from lavis_ext.cli.verb import (
+    REQUIRED,
+    Answer,
+    Options,
+    cache_root_of,
+    examples,
+    flag,
+    folder_beside,
+    to_stderr,
+    to_stdout,
+)
+from lavis_ext.common.config.decode import read_sections
+from lavis_ext.common.config.resolve import find_config, option_items
+from lavis_ext.common.config.schema import OpenModelConfig
 from lavis_ext.common.errors import PartialError, UsageError
 from lavis_ext.common.files import expanded, not_there
+from lavis_ext.common.secrets import printable
 from lavis_ext.common.wording import columns, measured, settled, shorten
 
 if TYPE_CHECKING:
@@ -74,7 +100,58 @@ def _start(args: Run, evaluate_only: bool) -> Answer:
     start = run_evaluation if evaluate_only or config.run.evaluate else run_training
     display = Stream(write_record) if args.json else display_for()
     job = start(config, _known_of(config), display=display)
-    return Answer(closing_lines(job), [{"job": str(job), "report": str(job / "report.html")}])
+    lines = closing_lines(job)
+    if start is run_training and not args.json and os.environ.get("RANK", "0") == "0":
+        lines += [*best_lines(job), *next_commands(args, config, job)]
+    return Answer(lines, [{"job": str(job), "report": str(job / "report.html")}])
+
+
+def best_lines(job: Path) -> list[str]:
+    """`best: val CIDEr 0.61 in epoch 6 of 12 (result/val_epoch5.json)`, and the samples of a small split."""
+    run = read_run(job)
+    record = best_record(run)
+    if not record:
+        return []
+    name, value = headline(record["metrics"])
+    last = max((int(number(one.get("epoch", 0))) + 1 for one in curve_records(run)), default=1)
+    file = result_file(run, record)
+    found = f"{record.get('split')}{sized(run, record)} {name} {measured(value)} in {label(record)} of {last}"
+    return [printable(f"best: {found}{f', {file}' if file else ''}", kept="")]
+
+
+def next_commands(args: Run, config: Config, job: Path) -> list[str]:
+    """The commands that evaluate what a training has learnt and talk to it, where they can be given."""
+    from lavis_ext.common.registry import models
+    from lavis_ext.models.weights import own_checkpoint
+
+    model, run = config.model, read_run(job)
+    if model is None or isinstance(model, OpenModelConfig) or own_checkpoint(job) is None:
+        return []
+    given, shown, found = list(args.options), str(shown_path(job)), []
+    file, first = ["--cfg-path", args.path], os.environ.get("LAVIS_EXT_CONFIGS", "").split(os.pathsep)[0]
+    if first and Path(first) != Path(folder_beside(args) or "").absolute():
+        file += ["--configs", first]  # as --configs named it, which nothing else would find
+    written = read_sections(find_config(args.path))[0].get("model")
+    named = {"model.finetuned": shown}
+    if isinstance(written, Mapping) and "load_finetuned" in written:
+        named = {"model.load_finetuned": "true", **named}
+    alternating = bool(given) and "=" not in given[0]  # LAVIS' `a.b c`
+    kept = [one for one in option_items(given) if one[0] not in (*named, "run.job_id", "run.resume_ckpt_path")]
+    options = [*kept, *named.items()]
+    words = [word for pair in options for word in (pair if alternating else ["=".join(pair)])]
+    if run.evaluations and (config.run.test_splits or config.run.valid_splits):
+        found.append(f"evaluate it: {shlex.join(['lavis-ext', 'evaluate', *file, '--options', *words])}")
+    if all(hasattr(models.get(model.arch), name) for name in ("generate", "predict_answers")):
+        words = [word for pair in kept for word in (pair if alternating else ["=".join(pair)])]
+        said = [*file, "--checkpoint", shown, "--image", "PICTURE", *(["--options", *words] if words else [])]
+        found.append(f"talk to it: {shlex.join(['lavis-ext', 'chat', *said])}")
+    return [printable(line, kept="") for line in found]
+
+
+def shown_path(folder: Path) -> Path:
+    """A folder as it is named from here."""
+    here = Path.cwd()
+    return folder.relative_to(here) if folder.is_relative_to(here) else folder
 
 
 def write_record(record: Record) -> None:

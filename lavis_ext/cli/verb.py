@@ -539,7 +539,7 @@ def _verb_first(verbs: Mapping[str, Verb], words: list[str]) -> list[str]:
     return words if found is None else [words[0], words[found], *words[1:found], *words[found + 1 :]]
 
 
-def folder_beside(arguments: Namespace) -> str | None:
+def folder_beside(arguments: Any) -> str | None:
     """The folder of YAML in which a run file lies, or which is checked: it is searched without being named again."""
     named = (getattr(arguments, one, None) for one in ("cfg_path", "file"))
     for name in (*named, *(getattr(arguments, "paths", None) or ())):

@@ -142,12 +142,14 @@ class BaseModel(nn.Module):
     @classmethod
     def from_pretrained(cls, model_type: str) -> BaseModel:
         """The model of a type's YAML (LAVIS' method); raises ConfigError with the nearest names."""
-        from lavis_ext.models.zoo import build_model, default_config
+        from lavis_ext.models.zoo import build_model, default_config, warn_if_random
 
         path = cls.default_config_path(model_type)
         if names := [arch for arch in names_of(cls) if model_type in cls.PRETRAINED_MODEL_CONFIG_DICT]:
             arch = next((one for one in names if model_type in model_files().get(one, {})), names[0])
-            return build_model(default_config(arch, model_type))
+            config = default_config(arch, model_type)
+            warn_if_random(config)
+            return build_model(config)
         return cls.from_config(OmegaConf.create(read_yaml(Path(path))[0]["model"]))
 
     def load_checkpoint(self, url_or_filename: str) -> LoadedKeys:

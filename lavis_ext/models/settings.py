@@ -12,6 +12,7 @@ from lavis_ext.common.config.decode import LARGEST, Bound, ConfigDecoder, Count,
 from lavis_ext.common.config.schema import ModelConfig, TermConfig
 from lavis_ext.common.errors import Problem, nearest
 from lavis_ext.common.files import decode_json, expanded
+from lavis_ext.common.names import NAMES
 from lavis_ext.common.registry import objectives
 
 log = logging.getLogger(__name__)
@@ -420,6 +421,20 @@ WEIGHT_KEYS = ("pretrained", "vit_weights", "finetuned", "qformer_weight_path", 
 def names_url(config: ModelConfig) -> bool:
     """Whether a model section names weights by a URL."""
     return any("://" in str(getattr(config, key, "")) for key in WEIGHT_KEYS)
+
+
+def starts_random(config: ModelConfig) -> bool:
+    """Whether all that learns in a model of ours is random: its section names no weights, but of frozen parts."""
+    if config.arch not in NAMES["model"]:  # others' may have keys of their own for weights
+        return False
+    loaded = [config.load_pretrained and config.pretrained, config.load_finetuned and config.finetuned]
+    loaded += [config.get(key) for key in ("qformer_weight_path", "proj_weight_path", "bert_model")]
+    if isinstance(config, VisionConfig) and not config.freeze_vit:
+        loaded.append(isinstance(config.tower, str) and config.tower)
+    if isinstance(config, Blip2LanguageConfig) and not config.freeze_llm:
+        named = config.get(config.language_key)
+        loaded.append(isinstance(named, str) and named)
+    return not any(loaded)
 
 
 CHECKPOINTS = (".pth", ".pt", ".bin", ".ckpt", ".safetensors")

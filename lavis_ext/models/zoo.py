@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -16,11 +17,12 @@ from lavis_ext.common.config.script import reading
 from lavis_ext.common.errors import ConfigError
 from lavis_ext.common.names import NAMES
 from lavis_ext.common.registry import models
-from lavis_ext.models.settings import is_checkpoint, names_url
+from lavis_ext.models.settings import is_checkpoint, names_url, starts_random
 
 if TYPE_CHECKING:
     from lavis_ext.models.base_model import BaseModel
 
+log = logging.getLogger(__name__)
 Processors = dict[str, Callable[..., Any]]
 
 
@@ -69,6 +71,16 @@ def build_model(config: ModelConfig, root: Path | None = None) -> BaseModel:
     return model
 
 
+def warn_if_random(config: ModelConfig, way_out: str = "name model.finetuned=RUN") -> bool:
+    """Whether all that learns in a model is random, which is then logged: what it says means nothing untrained."""
+    if not starts_random(config):
+        return False
+    if config.finetuned and not config.load_finetuned:
+        way_out = "model.finetuned is read with model.load_finetuned: true only"
+    log.warning("%s/%s: the weights are random, none were loaded: %s", config.arch, config.model_type, way_out)
+    return True
+
+
 def load_model(
     name: str, model_type: str, is_eval: bool = False, device: str = "cpu", checkpoint: str | None = None
 ) -> BaseModel:
@@ -77,6 +89,7 @@ def load_model(
     own = isinstance(config, OpenModelConfig)
     if checkpoint is not None and not own:
         config = replace(config, load_finetuned=True, finetuned=checkpoint)
+    warn_if_random(config, "give load_model(…, checkpoint=RUN)")
     model = build_model(config)
     if checkpoint is not None and own:
         model.load_checkpoint(checkpoint)

@@ -59,7 +59,7 @@ class Job:
         beside = evaluation and (self.dir / "latest.json").is_file()
         kept: dict[str, Any] = {key: before[key] for key in ("started", "seconds", "best") if key in before}
         if beside:
-            kept = {key: value for key, value in before.items() if key not in ("error", "exit_code")}
+            kept = {key: value for key, value in before.items() if key not in ("error", "exit_code", "weights")}
         self.facts = {"job": self.dir.name, "started": now(), **kept, **({} if beside else about(self.config))}
         if self.is_main:
             name, tree = "evaluate.yaml" if beside else "config.yaml", self.config.resolved or asdict(self.config)

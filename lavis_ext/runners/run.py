@@ -18,7 +18,7 @@ from lavis_ext.common.files import expanded, not_there
 from lavis_ext.common.registry import runners, tasks
 from lavis_ext.features.vocabulary import LabelVocabulary
 from lavis_ext.models.settings import names_url
-from lavis_ext.models.zoo import build_model
+from lavis_ext.models.zoo import build_model, warn_if_random
 from lavis_ext.runners import checkpoint
 from lavis_ext.runners.checkpoint import seed_everything
 from lavis_ext.runners.data import (
@@ -74,7 +74,9 @@ def train(
         job.begin(data)
         if job.is_main:
             feeds = {"train": runner.batches, **runner.evaluator.feeds}
-            display.opened({**facts_of(runner.task, feeds, accelerator, runner), "folder": str(job.dir)})
+            facts = facts_of(runner.task, feeds, accelerator, runner)
+            job.note(samples=facts["data"])
+            display.opened({**facts, "folder": str(job.dir)})
         try:
             runner.train()
         except BaseException:
@@ -120,7 +122,12 @@ def evaluate(
         job.begin(data, evaluation=True)
         if job.is_main:
             evaluator.watch = display.evaluating
-            display.opened({**facts_of(task, evaluator.feeds, accelerator), "folder": str(job.dir)})
+            facts = facts_of(task, evaluator.feeds, accelerator)
+            # a script's model may have learnt in this process
+            random = given.model is None and warn_if_random(require_model(job.config))
+            weights = {"weights": "random"} if random else {}
+            job.note(samples={**job.facts.get("samples", {}), **facts["data"]}, **weights)
+            display.opened({**facts, "folder": str(job.dir)})
         found = {split: evaluator.evaluate(split, "test", no_stop) for split in splits}
         if job.is_main:
             note_metrics(job.dir, found, display)

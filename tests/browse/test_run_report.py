@@ -310,3 +310,26 @@ def test_whatever_stands_in_the_log_there_is_a_page(line: int, tmp_path: Path) -
 def test_a_line_of_the_log_ends_at_its_newline_alone(tmp_path: Path) -> None:
     (tmp_path / "log.jsonl").write_text('{"kind": "train", "step": 1, "note": "a\u2028b"}\n', encoding="utf-8")
     assert len(read_run(tmp_path).steps) == 1
+
+
+def test_small_splits_random_weights_and_the_numbers_of_files(tmp_path: Path) -> None:
+    folder = job(tmp_path / "run")
+    _, before = read(folder)
+    assert not any(words in before.words for words in ("5 samples", "random", "val_epoch1.json"))
+    facts = json.loads((folder / "run.json").read_text())
+    facts |= {"samples": {"val": {"toy": 5}, "train": {"toy": 5000}}, "weights": "random"}
+    (folder / "run.json").write_text(json.dumps(facts))
+    (folder / "result" / "val_epoch1.json").write_text("[]")
+    _, page = read(folder)
+    assert "val (5 samples), epoch 1" in page.words
+    assert "result/val_epoch1.json is of epoch 2" in page.words
+    assert "weights are random" in page.words
+    for samples in (
+        {"val": {"toy": 5, "stream": None}},
+        {"val": {"toy": "many"}},
+        {"val": 5},
+        [],
+        {"val": {"toy": 100}},
+    ):
+        (folder / "run.json").write_text(json.dumps({**facts, "samples": samples}))
+        assert "samples)" not in read(folder)[1].words
