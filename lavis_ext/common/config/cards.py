@@ -270,7 +270,9 @@ class Cards:
             what = "is a path, and neither a family nor a data set"
             way_out = f"`lavis-ext browse {name}` shows it, `lavis-ext new NAME {name}` makes a data set of it"
             raise UsageError(name, what, way_out)
-        if name not in known and name.partition("/")[0] not in self.families and is_pathlike(name):
+        family, slash, _ = name.partition("/")
+        artifact = family in self.families or (slash and near(family, self.families))  # or is a misspelt one's
+        if name not in known and not artifact and is_pathlike(name):
             raise UsageError(name, *not_there(name))
         if "/" in name and self.named_artifacts(name):
             return self.families[name.partition("/")[0]], []
