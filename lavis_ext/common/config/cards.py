@@ -284,7 +284,9 @@ class Cards:
                 what = f"is a path, which declares {', '.join(list(declared)[:8])}{more}"
                 way_out = f"write `{first} --configs {settings_of(file)}` in its place"
             raise UsageError(name, what, way_out)
-        if name not in known and name.partition("/")[0] not in self.families and is_pathlike(name):
+        family, slash, _ = name.partition("/")
+        artifact = family in self.families or (slash and near(family, self.families))  # or is a misspelt one's
+        if name not in known and not artifact and is_pathlike(name):
             raise UsageError(name, *not_there(name))
         if "/" in name and self.named_artifacts(name):
             return self.families[name.partition("/")[0]], []
