@@ -21,6 +21,7 @@ from lavis_ext.common.errors import ConfigError, IntegrityError, UsageError, nea
 from lavis_ext.common.files import expanded, not_there, read_file
 from lavis_ext.common.names import NAMES
 from lavis_ext.common.secrets import printable
+from lavis_ext.common.wording import counted
 from lavis_ext.tasks.settings import InstructConfig, VqaConfig, WritingConfig
 
 if TYPE_CHECKING:
@@ -83,10 +84,10 @@ def chat(args: Chat) -> Answer:
     if args.question is not None:
         require_asked(args.question)
     setup = read_setup(args.cfg_path, list(args.options))
-    if picture is None and needs_picture(setup.model):
-        raise UsageError("--image", f"{setup.model.arch} talks about a picture", "name one: --image FILE")
     if args.checkpoint is not None:
         setup = with_weights(setup, args.checkpoint)
+    if picture is None and needs_picture(setup.model):
+        raise UsageError("--image", f"{setup.model.arch} talks about a picture", "name one: --image FILE")
     talk = Conversation(setup, picture)
     if args.question is not None:
         turn = talk.answer(args.question)
@@ -185,7 +186,7 @@ def find_weights(path: str) -> Path:
     if folder.is_dir() and not any(folder.glob("*.safetensors")):
         runs = sorted(one.parent for one in folder.glob("*/run.json"))
         held = [(found, run) for run in runs if (found := pointed(run, "best") or pointed(run, "latest"))]
-        what = f"is a folder of {len(runs)} runs" if runs else "holds no checkpoint"
+        what = f"is a folder of {counted(len(runs), 'run')}" if runs else "holds no checkpoint"
         what += "" if held or not runs else ", none with a checkpoint"
         newest = max(((found.stat().st_mtime, run) for found, run in held), default=None)
         way_out = f"name one of them, {newest[1]}" if newest else "name a checkpoint, or a run's folder"

@@ -179,7 +179,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         ("train run.yaml --options run.train_splits=train,val", 3, ["--options run.train_splits", "[train,val]"]),
         ("train --config run.yaml", 2, ["--configs run.yaml", "--cfg-path run.yaml"]),
         ("export run.yaml x.pth", 2, ["run.yaml: ", "no checkpoint"]),
-        ("export output x.pth", 2, ["1 runs", "output/first"]),
+        ("export output x.pth", 2, ["1 run,", "none with a checkpoint"]),
         ("export output/first x.pth", 2, ["holds no checkpoint"]),
         ("check run.yml", 2, ["'run.yaml'"]),
         ("list nothing", 2, ["list nothing: matches no data set"]),
