@@ -18,10 +18,10 @@ from lavis_ext.common.config.decode import ConfigDecoder, read_sections
 from lavis_ext.common.config.resolve import find_config, load_config, merge, model_defaults, parse_options
 from lavis_ext.common.config.schema import ModelConfig, RunConfig
 from lavis_ext.common.errors import ConfigError, IntegrityError, UsageError, nearest
-from lavis_ext.common.files import expanded, not_there, read_file
+from lavis_ext.common.files import expanded, not_there, read_bounded
 from lavis_ext.common.names import NAMES
 from lavis_ext.common.secrets import printable
-from lavis_ext.common.wording import counted
+from lavis_ext.common.wording import counted, human
 from lavis_ext.tasks.settings import InstructConfig, VqaConfig, WritingConfig
 
 if TYPE_CHECKING:
@@ -33,6 +33,8 @@ CHATTED = ("blip2_vicuna",)
 """Architectures that are asked in the frame of a conversation, not by `QUESTION`."""
 QUESTION = "Question: {} Answer:"
 LENGTHS = ("num_beams", "max_len", "min_len")
+LARGEST = 1 << 28
+"""Bytes of a picture at most: a file may be as large as it likes, and need not be a picture."""
 
 
 @dataclass(frozen=True)
@@ -202,10 +204,12 @@ def read_image(path: str, said: str = "--image") -> Any:
     from lavis_ext.datasets.readers.faults import SampleError
 
     try:
-        data = read_file(expanded(path))
+        data = read_bounded(expanded(path), LARGEST + 1)
     except OSError as error:
         why = (error.strerror or str(error)).lower()
         raise UsageError(f"{said} {path}", why, "name a picture that can be read") from error
+    if len(data) > LARGEST:
+        raise IntegrityError(f"{said} {path}", f"is larger than {human(LARGEST)}, as no picture is", "name a picture")
     try:
         return decode_rgb(data, path, path)
     except SampleError as error:
