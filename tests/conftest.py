@@ -24,7 +24,7 @@ os.environ["LAVIS_EXT_ACCEPT_LICENCE"] = "all"  # of drawn worlds under the name
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # as in a shell's background job, whose children inherit it
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
-# What one worker or process has compiled the others load, also where the environment asks for no `__pycache__`: else
+# What one worker or process has compiled the others load, also where the environment asks for no `__pycache__`: without,
 # each worker rewrote all assertions, and each of some hundred processes compiled the package, anew.
 sys.dont_write_bytecode = False
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
@@ -59,8 +59,8 @@ def pytest_collection_finish() -> None:
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_auto_num_workers() -> int:
-    """One more than processors, as tests wait for slow servers and ends of processes; up to four: the longest file."""
-    return min(4, len(os.sched_getaffinity(0)) + 1)
+    """As many workers as processors, up to four: more would wait for the longest file."""
+    return min(4, len(os.sched_getaffinity(0)))
 
 
 class Turns:
