@@ -24,7 +24,7 @@ os.environ["LAVIS_EXT_ACCEPT_LICENCE"] = "all"  # of drawn worlds under the name
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # as in a shell's background job, whose children inherit it
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
-# What one worker or process has compiled the others load, also where the environment asks for no `__pycache__`: without,
+# What one worker or process has compiled the others load, also where the environment asks for no `__pycache__`: else
 # each worker rewrote all assertions, and each of some hundred processes compiled the package, anew.
 sys.dont_write_bytecode = False
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)

@@ -39,8 +39,8 @@ class Fault:
     `hold` is set · `rate`: bytes per second · `ignore_range`: 200 and everything · `range_shift`: a Content-Range that
     is off · `extra`: bytes after the end, promised by Content-Length · `flip_at`: one bit there is wrong · `instead`:
     other bytes · `lengthless`: no Content-Length, the connection's end is the body's · `chunked`: chunked coding ·
-    `latency`: seconds before the answer · `then`: called when the answer was sent · `only_range`: applies to ranged
-    requests only.
+    `latency`: seconds before the answer · `then`: called when the object of the answer was taken, before it is sent ·
+    `only_range`: applies to ranged requests only.
     """
 
     times: int | None = None
@@ -201,12 +201,12 @@ class _Handler(BaseHTTPRequestHandler):
         if fault.latency:
             world.closing.wait(fault.latency)
         found = world.find(path)
+        if fault.then is not None:  # before the answer, after which the client asks again at once
+            fault.then()
         if fault.status or fault.redirect or found is None:
             self._plain(seen, fault, found is None)
         else:
             self._object(seen, fault, found, body)
-        if fault.then is not None:
-            fault.then()
 
     def _plain(self, seen: Seen, fault: Fault, missing: bool) -> None:
         status = fault.status or (302 if fault.redirect else 404)
