@@ -207,7 +207,8 @@ class Download:
     def _receive(self, reply: Reply, start: int, stop: int | None) -> None:
         """Write the bytes of a reply from `start` on, up to `stop` if given, else to their end."""
         gate, at = SpeedGate(self._policy), start
-        piece = max(1, min(CHUNK, self._policy.checkpoint_bytes // 2))
+        writers = 1 if stop is None else max(1, self._policy.segments)
+        piece = max(1, min(CHUNK, self._policy.checkpoint_bytes // 2 // writers))  # a kill loses those of all
         size = self._figures.size if stop is None else None
         while stop is None or at < stop:
             data = reply.body.read(piece)

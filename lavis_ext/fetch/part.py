@@ -106,7 +106,8 @@ class Part:
 
     The bytes that were left (by the last owner, or by one that was killed) are continued: renamed where nobody can
     write them any more, else copied. A line of the sidecar is written after the bytes that it lists, at least every
-    half `block`, and pieces are at most as large: a killed process loses less than a block of what it had written.
+    half `block`, and the pieces of all connections are as large together at most: a killed process loses less than a
+    block of what it had written.
     The sidecar holds no query string. With `summed` what is written can be compared with what lies on the disk then.
     """
 
