@@ -208,7 +208,7 @@ class ObjectCache:
     def _keep(self, one: Pinned, path: Path) -> bool:
         """Whether a file that was touched since it came, or of which nothing is known, has the object's bytes.
 
-        Else it is removed: a cache gives what it fetched, and never another's bytes of the same size.
+        Else a file is removed: a cache gives what it fetched, and never another's bytes of the same size.
         """
         try:
             before = path.stat()
@@ -224,9 +224,7 @@ class ObjectCache:
             self._proven[digest_of(one)] = _version(before)
             return True
         log.warning("%s: not what was fetched: it comes again", path)
-        if path.is_dir() and not path.is_symlink():
-            shutil.rmtree(path)
-        else:
+        if path.is_symlink() or not path.is_dir():  # a folder there, which is not ours, the engine sets aside
             path.unlink(missing_ok=True)
         return False
 
