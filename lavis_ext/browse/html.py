@@ -48,7 +48,7 @@ def environment() -> Environment:
         lstrip_blocks=True,
     )
     found.filters |= {"px": lambda value: f"{value:.1f}", "shown": shown, "percent": lambda share: f"{share:.1%}"}
-    found.filters |= {"figure": figure, "code": with_code, "look": Look.of}
+    found.filters |= {"figure": figure, "code": with_code, "look": LineStyle.of}
     found.globals |= {"WIDTH": WIDTH, "HEIGHT": HEIGHT, "LEFT": LEFT, "EDGE": WIDTH - RIGHT, "BASE": HEIGHT - BOTTOM}
     found.globals |= {"spots": spots, "served": False, "live": "", "back": False, "policy": policy}
     found.globals |= {name.partition(".")[0]: inlined(name) for name in ("style.css", "script.js")}
@@ -127,7 +127,7 @@ class Series:
     run: int = -1
 
 
-class Look(NamedTuple):
+class LineStyle(NamedTuple):
     """How a line is told from others: by its colour, beyond six by its dashes and the shape of its points, too."""
 
     colour: int
@@ -135,7 +135,7 @@ class Look(NamedTuple):
     shape: int
 
     @classmethod
-    def of(cls, number: int) -> Look:
+    def of(cls, number: int) -> LineStyle:
         """Of the first 120 numbers no two are alike: 4 dashes and 5 shapes meet again after 20 rounds."""
         turn, colour = divmod(number, COLOURS)
         return cls(colour, turn % 4, turn % len(SHAPES))

@@ -13,7 +13,7 @@ from typing import Any
 
 from lavis_ext.browse.html import Series, Tile, figure, figures, line_chart, write_document
 from lavis_ext.common.files import decode_json, read_errors, read_file
-from lavis_ext.common.wording import NOT_SCORES, settled
+from lavis_ext.common.wording import NOT_SCORES, displayed
 from lavis_ext.fetch.lock import is_abandoned
 from lavis_ext.metrics.vqa import KINDS
 
@@ -220,7 +220,7 @@ def tiles(run: RunRecords) -> list[Tile]:
         where = f"{record.get('split')}{sized(run, record)}"
         if name:
             best = f"best {name}" if best_record(run) else name
-            found.append(Tile(best, figure(settled(name, value)), f"on {where}, {label(record)}"))
+            found.append(Tile(best, figure(displayed(name, value)), f"on {where}, {label(record)}"))
         else:
             found.append(Tile("score", "none", f"nothing was scored on {where}"))
     if last:
@@ -250,7 +250,7 @@ def best_record(run: RunRecords) -> Record:
     splits = [record.get("split") for record in curve_records(run)]
     found = best_of(run) if run.best or len(splits) > len(set(splits)) else {}
     metrics = found.get("metrics", {})
-    values = [settled(name, number(metrics.get(name))) for name in (headline(metrics)[0], AGGREGATE)]
+    values = [displayed(name, number(metrics.get(name))) for name in (headline(metrics)[0], AGGREGATE)]
     return found if any(value and math.isfinite(value) for value in values) else {}
 
 
@@ -291,7 +291,7 @@ def curves(run: RunRecords) -> list[str]:
         records = [record for record in trained if str(record.get("split")) == split]
         if len(records) > 1:
             scored = [
-                {n: settled(n, number(v)) for n, v in r["metrics"].items()} | {"step": r.get("step")} for r in records
+                {n: displayed(n, number(v)) for n, v in r["metrics"].items()} | {"step": r.get("step")} for r in records
             ]
             names = metric_names(records)[:6]
             charts.append(
@@ -325,7 +325,7 @@ def metric_table(run: RunRecords) -> dict[str, Any]:
     """A row for each evaluation; `marked` is that of the best, -1 without one."""
     names, best = metric_names(run.evaluations), best_record(run)
     values = {name: [finite(record["metrics"].get(name)) for record in run.evaluations] for name in names}
-    columns = [figures([None if v is None else settled(name, v) for v in some]) for name, some in values.items()]
+    columns = [figures([None if v is None else displayed(name, v) for v in some]) for name, some in values.items()]
     return {
         "head": ["evaluation", "step", *names],
         "rows": [

@@ -36,7 +36,7 @@ from lavis_ext.browse.serve import Reply
 from lavis_ext.common.config.yamlio import read_value
 from lavis_ext.common.errors import ConfigError, UsageError
 from lavis_ext.common.files import not_there, read_errors
-from lavis_ext.common.wording import settled, shorten
+from lavis_ext.common.wording import displayed, shorten
 
 RUN_FILES = ("log.jsonl", "run.json")
 """A folder that holds one of these is the folder of a run."""
@@ -239,7 +239,7 @@ def runs_values(targets: Sequence[Path]) -> dict[str, Any]:
     records = {name: read_run(folder) for name, folder in run_folders(targets).items()}
     runs = compared((summarise(one, name) for name, one in records.items()), "first")
     colours = {run.folder: number for number, run in enumerate(runs)}
-    bests = [None if run.best is None else settled(run.metric, run.best) for run in runs]
+    bests = [None if run.best is None else displayed(run.metric, run.best) for run in runs]
     best = [text if value else "0" for text, value in zip(figures(bests), bests, strict=True)]
     top = {
         metric: max((run.best for run in runs if run.metric == metric and run.best is not None), default=0.0)
@@ -265,7 +265,7 @@ def runs_values(targets: Sequence[Path]) -> dict[str, Any]:
             ],
             "leads": run.best is not None
             and run.best == top[run.metric]
-            and settled(run.metric, run.best) > 0
+            and displayed(run.metric, run.best) > 0
             and len(runs) > 1,
             "changes": change_lines(run),
             "changed": len(run.differs),
@@ -307,7 +307,7 @@ def overlays(runs: Mapping[str, RunRecords]) -> list[str]:
         for metric in sorted(names, key=lambda name: name not in HEADLINES):
             points = {
                 name: [
-                    (number(r.get("step")), settled(metric, number(r["metrics"][metric])))
+                    (number(r.get("step")), displayed(metric, number(r["metrics"][metric])))
                     for r in some
                     if metric in r["metrics"]
                 ]

@@ -10,7 +10,7 @@ from lavis_ext.cli.verb import REQUIRED, Answer, Options, cache_root_of, example
 from lavis_ext.common.errors import UsageError
 
 if TYPE_CHECKING:
-    from lavis_ext.datasets.bench import Report
+    from lavis_ext.datasets.bench import LoaderReport
 
 SHAPES = (
     *("image_caption", "image_text_retrieval", "image_text_shards", "image_text_label", "paired_images", "vqa"),
@@ -111,7 +111,7 @@ def with_processor(config: Any, kind: str, name: str) -> Any:
     return replace(config, **{kind: replace(pair, **both)})
 
 
-def lines_of(report: Report) -> list[str]:
+def lines_of(report: LoaderReport) -> list[str]:
     """The report for a person."""
     from lavis_ext.datasets.bench import SHOWN, by_workers
 

@@ -41,7 +41,7 @@ from lavis_ext.common.config.schema import OpenModelConfig
 from lavis_ext.common.errors import PartialError, UsageError
 from lavis_ext.common.files import expanded, not_there
 from lavis_ext.common.secrets import printable
-from lavis_ext.common.wording import columns, measured, settled, shorten
+from lavis_ext.common.wording import columns, displayed, measured, shorten
 
 if TYPE_CHECKING:
     from lavis_ext.common.config.schema import Config, ModelConfig
@@ -300,7 +300,7 @@ def run_lines(runs: Sequence[RunSummary]) -> list[str]:
 
 
 def _cells(run: RunSummary) -> list[str]:
-    best = f"{run.metric} {measured(settled(run.metric, run.best))}" if run.best is not None else run.unscored
+    best = f"{run.metric} {measured(displayed(run.metric, run.best))}" if run.best is not None else run.unscored
     loss = measured(run.loss) if run.loss is not None else "–"
     took = duration(run.seconds) if run.seconds is not None else "–"
     return [run.folder, run.state, best, run.split or "–", str(run.step), loss, took, run.started or "–"]

@@ -30,7 +30,7 @@ from lavis_ext.cli.verb import REQUIRED, Answer, examples, flag, to_stdout
 from lavis_ext.common.errors import TrainingError, UsageError
 from lavis_ext.common.files import expanded, not_there, read_errors
 from lavis_ext.common.secrets import printable
-from lavis_ext.common.wording import settled
+from lavis_ext.common.wording import displayed
 
 SPARKS = "▁▂▃▄▅▆▇█"
 RUNS = "name the folder of a run, or the one that holds runs"
@@ -147,7 +147,7 @@ def line_of(record: Record) -> str:
     metrics = record.get("metrics")
     values = metrics if isinstance(metrics, dict) else {key: record.get(key) for key in ("loss", "lr", "samples_per_s")}
     numbers = {name: value for name, one in values.items() if (value := finite(one)) is not None}
-    shown = "  ".join(f"{name} {figure(settled(name, value))}" for name, value in numbers.items())
+    shown = "  ".join(f"{name} {figure(displayed(name, value))}" for name, value in numbers.items())
     kind = record.get("split") if metrics else record.get("kind", "")
     return f"{kind}  {epoch}step {record.get('step', '')}  {shown}"
 

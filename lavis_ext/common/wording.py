@@ -42,7 +42,7 @@ NOT_SCORES = re.compile(r"loss|distance|moved|perplexity|nll|(?:^|_)lr(?:_|$)", 
 """Names of what may be that small and real."""
 
 
-def settled(name: str, value: float) -> float:
+def displayed(name: str, value: float) -> float:
     """A metric as it is shown: 0.0 for a score that is 0 in the digits that a person reads; a loss stays as it is."""
     least = ROUNDING if NOT_SCORES.search(name) else NO_SCORE
     return 0.0 if abs(value) < least else value

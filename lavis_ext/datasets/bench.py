@@ -38,7 +38,7 @@ GAIN = 1.1
 
 
 @dataclass(frozen=True)
-class Measured:
+class LoaderRun:
     """One setting: rates after the first batch, and shares of the time of loading threads."""
 
     workers: int
@@ -62,20 +62,20 @@ class Change:
 
 
 @dataclass(frozen=True)
-class Report:
+class LoaderReport:
     """All settings that were tried, and what follows from them."""
 
     batch_size: int
     cores: int
     now: int
     """The number of workers to compare with."""
-    runs: list[Measured]
+    runs: list[LoaderRun]
     load: float = 0.0
     """Of the machine, before the start."""
     changes: list[Change] = field(default_factory=list)
 
     @property
-    def best(self) -> Measured:
+    def best(self) -> LoaderRun:
         """The fastest; of those within a tenth of it that with the fewest workers."""
         most = max(run.samples_per_second for run in self.runs)
         return next(run for run in by_workers(self.runs) if run.samples_per_second * GAIN >= most)
@@ -85,23 +85,23 @@ class Report:
         return {**asdict(self), "best": self.best.workers}
 
 
-def by_workers(runs: Sequence[Measured]) -> list[Measured]:
+def by_workers(runs: Sequence[LoaderRun]) -> list[LoaderRun]:
     """Fewest first."""
     return sorted(runs, key=lambda run: run.workers)
 
 
 def bench(
     datasets: Mapping[str, Dataset | Stream], batch_size: int, now: int, workers: Sequence[int], seconds: float
-) -> Report:
+) -> LoaderReport:
     """Load batches for `seconds` with each number of workers, `now` first; raises what the loader raises."""
     load = os.getloadavg()[0]
     runs = [measure(datasets, batch_size, count, seconds) for count in dict.fromkeys([now, *workers])]
-    report = Report(batch_size, os.cpu_count() or 1, now, runs, load)
+    report = LoaderReport(batch_size, os.cpu_count() or 1, now, runs, load)
     report.changes.extend(changes(report, datasets))
     return report
 
 
-def measure(datasets: Mapping[str, Dataset | Stream], batch_size: int, workers: int, seconds: float) -> Measured:
+def measure(datasets: Mapping[str, Dataset | Stream], batch_size: int, workers: int, seconds: float) -> LoaderRun:
     """Batches of a shuffled pass, and the next, until the time is over; at least two of them."""
     mixture = Mixture(datasets, batch_size=batch_size, num_workers=workers, repeat=True)
     began = time.perf_counter()
@@ -116,7 +116,7 @@ def measure(datasets: Mapping[str, Dataset | Stream], batch_size: int, workers: 
         elapsed, used, count = time.perf_counter() - first, cpu_seconds() - used, seen(mixture) - before
         shares = looks.shares()
     failed = sum(tally.bad for tally in mixture.faults.tallies.values())
-    return Measured(workers, count / elapsed, first - began, 1e3 * used / count, used / elapsed, shares, count, failed)
+    return LoaderRun(workers, count / elapsed, first - began, 1e3 * used / count, used / elapsed, shares, count, failed)
 
 
 def seen(mixture: Mixture) -> int:
@@ -182,7 +182,7 @@ def stage_of(frame: FrameType | None, loads: bool, asks: bool) -> str:
     return "other" if loads or (asks and within) else ""
 
 
-def changes(report: Report, datasets: Mapping[str, Dataset | Stream]) -> list[Change]:
+def changes(report: LoaderReport, datasets: Mapping[str, Dataset | Stream]) -> list[Change]:
     """What would make the loader faster, the most promising first."""
     found, now, best = [], report.runs[0], report.best
     if best.workers != now.workers and best.samples_per_second >= GAIN * now.samples_per_second:

@@ -400,7 +400,7 @@ class _Fetching:
         """
         part, path, flusher = self._part, self._transfer.path, self._session.flusher
         if flusher is not None:
-            os.fsync(part.fd)  # before it is read back: on NFS mtimes are settled only then
+            os.fsync(part.fd)  # before it is read back: on NFS mtimes are final only then
         before = os.fstat(part.fd)
         size = before.st_size
         sha256, md5 = hash_open(part.fd, size, figures, self._tick)

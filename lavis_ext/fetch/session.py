@@ -245,14 +245,14 @@ class Session:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         try:
-            self._settle()
+            self._flush()
         except OSError as failed:
             if error is None:
                 raise disk_error(failed, Path(failed.filename or ".")) from failed
         finally:
             self.close()
 
-    def _settle(self) -> None:
+    def _flush(self) -> None:
         """Write what waits for a group; raises OSError where a folder cannot be flushed."""
         for ledger in self._ledgers.values():
             try:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
 from lavis_ext.common.secrets import printable, redact_tree
-from lavis_ext.common.wording import counted, measured, settled
+from lavis_ext.common.wording import counted, displayed, measured
 from lavis_ext.runners.microbatch import Step
 
 if TYPE_CHECKING:
@@ -195,5 +195,5 @@ def summary(record: Record, epochs: int) -> str:
     """A record as one line for the terminal."""
     values = record.get("metrics") or {k: record[k] for k in ("loss", "lr", "samples_per_s") if k in record}
     numbers = {key: value for key, value in values.items() if isinstance(value, (int, float))}
-    shown = "  ".join(f"{key} {measured(settled(key, value))}" for key, value in numbers.items())
+    shown = "  ".join(f"{key} {measured(displayed(key, value))}" for key, value in numbers.items())
     return f"{record.get('split', 'train')}  epoch {record['epoch'] + 1}/{epochs}  step {record['step']}  {shown}"

@@ -14,7 +14,7 @@ from lavis_ext.browse.html import (
     HEIGHT,
     MAX_POINTS,
     WIDTH,
-    Look,
+    LineStyle,
     Series,
     bin_edges,
     bin_shares,
@@ -104,7 +104,7 @@ def test_a_scale_spans_the_least_that_it_should(values: list[float], low: float,
 
 
 def test_no_two_of_many_lines_look_alike() -> None:
-    assert len({Look.of(number) for number in range(120)}) == 120
+    assert len({LineStyle.of(number) for number in range(120)}) == 120
     svg = line_chart("Loss", [Series(f"run{number}", [(1, 2.0), (2, 1.0 * number)], number) for number in range(12)])
     for run, name in ((0, "s0 few"), (5, "s5 few"), (6, "s0 d1"), (11, "s5 d1")):
         assert f'<g class="{name}" data-run="{run}">' in svg

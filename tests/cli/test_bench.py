@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 from lavis_ext.cli import main
-from lavis_ext.datasets.bench import Measured, Report, changes, measure
+from lavis_ext.datasets.bench import LoaderReport, LoaderRun, changes, measure
 from lavis_ext.datasets.readers.faults import SampleError
 
 
@@ -107,10 +107,10 @@ def test_time_is_counted_to_the_stage_that_takes_it(stage: str, workers: int) ->
     assert found.workers == workers
 
 
-def report(*rates: float, **shares: float) -> Report:
+def report(*rates: float, **shares: float) -> LoaderReport:
     none = dict.fromkeys(("read", "rows", "decode", "transform", "collate", "other", "wait"), 0.0)
-    runs = [Measured(2**n, rate, 0.1, 1.0, 1.0, {**none, **shares}, 100, 0) for n, rate in enumerate(rates)]
-    return Report(64, 4, 1, runs)
+    runs = [LoaderRun(2**n, rate, 0.1, 1.0, 1.0, {**none, **shares}, 100, 0) for n, rate in enumerate(rates)]
+    return LoaderReport(64, 4, 1, runs)
 
 
 def test_what_to_change() -> None:

@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from lavis_ext.common.wording import columns, fitted, human, settled, shorten
+from lavis_ext.common.wording import columns, displayed, fitted, human, shorten
 
 
 def test_bytes_have_decimal_units() -> None:
@@ -35,10 +35,10 @@ def test_a_table_keeps_to_the_width_of_the_terminal() -> None:
 @pytest.mark.parametrize("name", ["Bleu_4", "CIDEr", "overall", "txt_r1", "agg_metrics", "near_Bleu_2", "explored"])
 def test_a_score_of_nothing_is_0(name: str) -> None:
     for value in (7.45e-7, 1.575e-9, 9.6e-6, -1e-6, 0.0):
-        assert settled(name, value) == 0.0
-    assert settled(name, 1e-4) == 1e-4 and settled(name, 33.3) == 33.3 and math.isnan(settled(name, math.nan))
+        assert displayed(name, value) == 0.0
+    assert displayed(name, 1e-4) == 1e-4 and displayed(name, 33.3) == 33.3 and math.isnan(displayed(name, math.nan))
 
 
 @pytest.mark.parametrize("name", ["loss", "loss_itc", "teacher_loss", "lr", "lr_vision", "teacher_distance", "NLL"])
 def test_a_loss_may_be_small(name: str) -> None:
-    assert settled(name, 1e-6) == 1e-6 and settled(name, 4e-17) == 0.0
+    assert displayed(name, 1e-6) == 1e-6 and displayed(name, 4e-17) == 0.0
