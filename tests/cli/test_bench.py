@@ -100,9 +100,9 @@ Pause.__call__.__code__ = Pause.__call__.__code__.replace(co_filename="/x/lavis_
 
 
 @pytest.mark.parametrize(("stage", "workers"), [("transform", 2), ("transform", 0), ("other", 0)])
-def test_time_is_counted_to_the_stage_that_takes_it(stage: str, workers: int) -> None:
+def test_the_stage_that_takes_the_time_is_named(stage: str, workers: int) -> None:
     found = measure({"slow": Slow(stage)}, 4, workers, 0.5)  # type: ignore[dict-item]
-    assert found.shares[stage] > 0
+    assert max(found.shares, key=lambda one: found.shares[one]) == stage
     assert found.failed >= 1
     assert found.workers == workers
 
