@@ -151,8 +151,8 @@ class Looks:
         while not self._stop.wait(INTERVAL):
             names = {thread.ident: thread.name for thread in threading.enumerate()}
             for ident, frame in sys._current_frames().items():
-                loads = names.get(ident, "").startswith("lavis_ext-load")
-                if stage := stage_of(frame, loads, ident == self._main):
+                loads, asks = names.get(ident, "").startswith("lavis_ext-load"), ident == self._main
+                if (loads or asks) and (stage := stage_of(frame, loads, asks)):  # others may read for themselves
                     self.seen[stage] += 1
             self.count += 1
 
@@ -163,7 +163,7 @@ class Looks:
 
 
 def stage_of(frame: FrameType | None, loads: bool, asks: bool) -> str:
-    """The stage of a thread that has this innermost frame; "" for one that has nothing to do with loading.
+    """The stage of a loading or asking thread that has this innermost frame; "" for none.
 
     A loading thread without work waits. The one that asks for batches is left out while it waits for them.
     """
