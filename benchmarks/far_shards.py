@@ -28,6 +28,7 @@ from typing import Any
 
 from benchmarks.harness import Contender, Scene, child
 from benchmarks.loader import jpegs
+from benchmarks.machine import peak_memory
 from benchmarks.peers import MissingPeer, peer_python
 
 LATENCY, RATE, PIECE = 0.03, 200e6, 1 << 17
@@ -150,8 +151,7 @@ def rated(pictures: Iterator[bytes], samples: int) -> dict[str, float]:
         if count == samples:
             since, before = time.perf_counter(), cpu_seconds()
     wall, cpu = time.perf_counter() - since, cpu_seconds() - before
-    memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    return {"rate": (count - samples) / wall, "wall": wall, "first": first, "cpu": cpu, "memory": memory}
+    return {"rate": (count - samples) / wall, "wall": wall, "first": first, "cpu": cpu, "memory": peak_memory()}
 
 
 def cpu_seconds() -> float:

@@ -47,6 +47,12 @@ def lines_of(path: str) -> Iterator[str]:
         return
 
 
+def peak_memory() -> float:
+    """The most that this program has had resident, in MB: `ru_maxrss` begins with that of the one that started it."""
+    words = next((line.split() for line in lines_of("/proc/self/status") if line.startswith("VmHWM")), None)
+    return (int(words[1]) if words else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss) / 1024
+
+
 def others_seconds() -> float:
     """Seconds that all cores have worked since the machine started, for whom we did not start.
 

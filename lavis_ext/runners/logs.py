@@ -6,6 +6,7 @@ import importlib.util
 import json
 import math
 import os
+import re
 import resource
 import sys
 from collections import defaultdict
@@ -207,5 +208,8 @@ def peak_memory_mb() -> float:
     """Largest memory use so far in MiB: of the GPU if there is one, else of the process."""
     if torch.cuda.is_available():
         return round(torch.cuda.max_memory_allocated() / 2**20, 1)
+    status = Path("/proc/self/status")
+    if status.exists() and (found := re.search(r"VmHWM:\s*(\d+)", status.read_text())):
+        return round(int(found[1]) / 2**10, 1)  # ru_maxrss begins with that of the program that started this one
     unit = 2**20 if sys.platform == "darwin" else 2**10
     return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit, 1)
