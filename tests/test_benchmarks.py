@@ -217,6 +217,6 @@ def test_a_table_is_published_in_its_place_with_the_plot(tmp_path: Path, monkeyp
     assert text.startswith(f"before\n{page.BEGIN}m; commit c")
     assert text.endswith(f"{END}after\n")
     assert "old" not in text
-    assert "| P12 | 123,287 pictures prepared and verified | prepare ≤ 1.3 × unzip | 1 | 1–1 | yes |" in text
+    assert "| P12 | 123,287 pictures of 0.7 kB prepared and verified | prepare ≤ 1.3 × unzip | 1 | 1–1 | yes |" in text
     assert "](../docs/pictures/growth.svg)" in text
     assert ElementTree.parse(page.GROWTH).getroot().tag.endswith("svg")

@@ -9,11 +9,12 @@ from __future__ import annotations
 import logging
 import os
 import secrets
+import stat
 import zlib
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import IO, cast
@@ -23,7 +24,7 @@ from lavis_ext.common.errors import IntegrityError
 from lavis_ext.fetch.remote import RemoteFile
 from lavis_ext.fetch.safety import is_loopback, split_url
 from lavis_ext.fetch.session import Session, scheme_of
-from lavis_ext.fetch.transfer import Policy, Progress, RangesUnsupported, Source, Transfer
+from lavis_ext.fetch.transfer import Policy, Progress, RangesUnsupported, Source, Transfer, disk_error
 from lavis_ext.prepare.archive_formats import (
     HEADER,
     MIB,
@@ -79,6 +80,7 @@ class Placement:
         self.set_aside: list[Path] = []
         self._mark = f".lavis_ext-{zlib.crc32(os.fsencode(journal.path)):08x}-"
         self._own = secrets.token_hex(4)
+        self._prefix = f"{target}/"
 
     def pending_members(self, wanted: Iterable[int]) -> list[int]:
         """The wanted members that are not in place yet, in order.
@@ -117,7 +119,8 @@ class Placement:
 
     def is_sound(self, number: int) -> bool:
         """Whether the file in place has the size and the CRC of its member."""
-        return member_fault(self.path_of(number), self.table.members[number]) is None
+        member = self.table.members[number]
+        return member_fault(self._prefix + member.name, member) is None
 
     def path_of(self, number: int) -> Path:
         """Where a member belongs."""
@@ -142,27 +145,41 @@ class Placement:
         self.progress.advance(self.label, sum(self.table.members[n].size for n in written))
 
     def _write_one(self, number: int, packed: Iterable[bytes]) -> None:
-        member, path = self.table.members[number], self.path_of(number)
-        temporary = path.with_name(f"{self._mark}{number}.{self._own}.part")
-        with disk_errors(path):
-            try:
-                with temporary.open("wb") as file:
-                    for data in inflate(packed, member, self.label):
-                        file.write(data)
-                temporary.replace(path)
-            except BaseException:
-                temporary.unlink(missing_ok=True)
-                raise
+        member = self.table.members[number]
+        path = self._prefix + member.name  # texts: a Path of each of a hundred thousand costs as much as its file
+        temporary = f"{path[: path.rindex('/') + 1]}{self._mark}{number}.{self._own}.part"
+        try:
+            with open(temporary, "wb", 4096) as file:  # noqa: PTH123
+                for data in inflate(packed, member, self.label):
+                    file.write(data)
+            os.replace(temporary, path)  # noqa: PTH105
+        except BaseException as error:
+            with suppress(OSError):
+                os.unlink(temporary)  # noqa: PTH108
+            if isinstance(error, OSError):
+                raise disk_error(error, Path(path)) from error
+            raise
 
 
-def member_fault(path: Path, member: Member) -> str | None:
+def member_fault(path: str, member: Member) -> str | None:
     """What is wrong with a file that should be this member, or None; raises OSError where it cannot be read."""
-    if not path.is_file():
-        return "missing"
-    size = path.stat().st_size
-    if size != member.size:
-        return f"expected {member.size} bytes, got {size}"
-    crc = crc_of(path)
+    try:
+        handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | getattr(os, "O_CLOEXEC", 0))  # of a pipe nobody waits
+    except OSError:
+        if Path(path).is_file():
+            raise
+        return "missing"  # nothing, a link to itself, a socket
+    try:
+        found = os.fstat(handle)
+        if not stat.S_ISREG(found.st_mode):
+            return "missing"
+        if found.st_size != member.size:
+            return f"expected {member.size} bytes, got {found.st_size}"
+        crc, left = 0, member.size
+        while left and (data := os.read(handle, min(MIB, left))):
+            crc, left = zlib.crc32(data, crc), left - len(data)
+    finally:
+        os.close(handle)
     return None if crc == member.crc else f"expected CRC {member.crc:08x}, got {crc:08x}"
 
 

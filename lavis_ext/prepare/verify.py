@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 EXISTENCE = "existence only; --deep decodes the pictures"
-PICTURES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp"})
+PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -391,21 +391,22 @@ class _Check:
     def _member_findings(self, table: MemberTable, numbers: Sequence[int]) -> Iterator[Finding]:
         from concurrent.futures import ThreadPoolExecutor
 
-        from lavis_ext.prepare.extract import thread_count
+        from lavis_ext.prepare.extract import BATCH_FILES, thread_count
 
-        label = f"{self.request.title} checked"
+        label, members = f"{self.request.title} checked", table.members
         target = self.root / self.request.artifact.storage
-        self.progress.begin(label, sum(table.members[n].size for n in numbers))
+        self.progress.begin(label, sum(members[n].size for n in numbers))
 
-        def fault(number: int) -> tuple[Path, str | None]:
-            member = table.members[number]
-            found = check_member(target / member.name, member, self.deep)
-            self.progress.advance(label, member.size)
-            return target / member.name, found
+        def faults(start: int) -> list[Finding]:
+            """Of some members: a task for each of a hundred thousand costs as much as its file."""
+            batch = [members[n] for n in numbers[start : start + BATCH_FILES]]
+            found = [(one.name, check_member(f"{target}/{one.name}", one, self.deep)) for one in batch]
+            self.progress.advance(label, sum(one.size for one in batch))
+            return [self._finding(target / name, fault) for name, fault in found if fault is not None]
 
         with ThreadPoolExecutor(thread_count()) as pool:
-            results = pool.map(fault, numbers)
-            yield from (self._finding(path, found) for path, found in results if found is not None)
+            for found in pool.map(faults, range(0, len(numbers), BATCH_FILES)):
+                yield from found
         self.progress.end(label, "reused")
 
     def set_aside(self, context: PrepareContext, findings: Sequence[Finding]) -> list[int]:
@@ -429,14 +430,14 @@ class _Check:
         return sorted(table.held) if table is not None and record.state == "partial" else []
 
 
-def check_member(path: Path, member: Member, deep: bool) -> str | None:
+def check_member(path: str, member: Member, deep: bool) -> str | None:
     """What is wrong with a file that should be this member, or None; `deep` decodes it if it is a picture."""
     from lavis_ext.prepare.extract import member_fault
 
     try:
         found = member_fault(path, member)
-        if found is None and deep and path.suffix.lower() in PICTURES:
-            found = picture_fault(path)
+        if found is None and deep and path.lower().endswith(PICTURES):
+            found = picture_fault(Path(path))
     except OSError as error:
         return f"cannot be read: {error.strerror}"
     return found

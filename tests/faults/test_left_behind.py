@@ -280,7 +280,7 @@ def test_a_record_is_named_only_when_what_it_speaks_of_is_on_the_disk(
     noted(os, "sync", lambda: "sync")
     noted(os, "fsync", lambda file: f"flush {Path(f'/proc/self/fd/{file}').readlink().name}")
     noted(os, "link", lambda _, target: f"name {Path(target).name}")
-    noted(Path, "replace", lambda _, target: f"name {Path(target).name}")
+    noted(os, "replace", lambda _, target: f"name {Path(target).name}")
     noted(Path, "unlink", lambda path: f"remove {path.name}")
     assert toy.prepare().exit_code == 0
     named = order.index("name train.zip.json")
