@@ -414,11 +414,43 @@ def test_room_is_made_for_the_record_of_a_part_on_a_full_disk(
     assert read_sidecar(names.sidecar)["done"] == [(0, len(data) - (1 << 16))]
 
 
-def test_each_read_of_a_body_has_the_whole_patience() -> None:
+@pytest.mark.parametrize("chunked", [False, True])
+@pytest.mark.parametrize("into", [False, True])
+def test_a_body_is_read_whole_and_each_read_has_the_whole_patience(into: bool, chunked: bool, server: Server) -> None:
     """The moment until which a stream may drip is that of the last read, not of the first."""
-    stream = SimpleNamespace(until=0.0)
-    given = SimpleNamespace(_original_response=SimpleNamespace(stream=stream), read1=lambda size, decode_content: b"x")
-    body, begun = HttpBody(given, 30.0), time.monotonic()  # type: ignore[arg-type]
-    assert body.read(1) == b"x" and stream.until >= begun + 30
-    stream.until = 0.0
-    assert body.read(1) == b"x" and stream.until >= begun + 30
+    data = payload(300_000)
+    request = Request(server.put("/a", data), trusted=True)
+    server.script("/a", Fault(chunked=chunked))
+    with Session(FAST) as session:
+        for _ in range(2):
+            found, buffer, begun = bytearray(), memoryview(bytearray(70_000)), time.monotonic()
+            with session.open(request) as reply:
+                body = reply.body
+                assert isinstance(body, HttpBody) and body._stream is not None
+                while True:
+                    body._stream.until = 0.0
+                    piece = buffer[: body.readinto(buffer)] if into else body.read(70_000)
+                    if not piece:
+                        break
+                    assert body._stream.until >= begun + FAST.stall_timeout
+                    found += piece
+            assert found == data
+        opener = session._opener(request.url)
+        assert isinstance(opener, http.HttpOpener)
+        (manager,) = opener._managers.values()
+        assert manager.connection_from_url(request.url).num_connections == 1, "kept after a body that was read whole"
+
+
+@pytest.mark.parametrize("into", [False, True])
+def test_a_body_that_was_cut_is_no_end_and_leaves_no_connection(into: bool, server: Server) -> None:
+    data = payload(300_000)
+    request = Request(server.put("/a", data), trusted=True)
+    server.script("/a", Fault(times=1, cut_at=100_000))
+    with Session(FAST) as session:
+        with session.open(request) as reply, pytest.raises(Failure) as caught:
+            buffer = memoryview(bytearray(70_000))
+            while reply.body.readinto(buffer) if into else reply.body.read(70_000):
+                pass
+        assert caught.value.kind == "transient"
+        with session.open(request) as reply:
+            assert b"".join(iter(lambda: reply.body.read(1 << 20), b"")) == data
