@@ -11,6 +11,7 @@ import io
 import logging
 import re
 import socket
+import ssl
 import threading
 import time
 from typing import Any
@@ -74,18 +75,40 @@ class TimedStream(io.RawIOBase):
     def __init__(self, raw: io.RawIOBase, peer: socket.socket) -> None:
         self._raw, self._peer = raw, peer
         self.until = time.monotonic() + (peer.gettimeout() or 0.0)
+        self._met: OSError | None = None
+        """What ended the connection behind bytes that were given."""
 
     def readable(self) -> bool:
         return True
 
     def readinto(self, buffer: Any) -> int | None:
+        if self._met is not None:
+            raise self._met
         left = self.until - time.monotonic()
         if left <= 0:
             raise TimeoutError("timed out: it came too slowly")
         given = self._peer.gettimeout()
         if given is None or not 0.98 * given <= left <= given:  # a system call, and the next reader's patience is new
             self._peer.settimeout(left)
-        return self._raw.readinto(buffer)
+        count = self._raw.readinto(buffer)
+        if count and count < len(buffer) and isinstance(self._peer, ssl.SSLSocket):
+            count += self._decrypt_more(memoryview(buffer)[count:])
+        return count
+
+    def _decrypt_more(self, room: memoryview) -> int:
+        """What else has arrived: TLS gives one record, 16 KiB, at a time, and a piece costs as much as a large one."""
+        count, patience = 0, self._peer.gettimeout()
+        self._peer.settimeout(0.0)
+        try:
+            while count < len(room) and (more := self._peer.recv_into(room[count:])):
+                count += more
+        except (ssl.SSLWantReadError, BlockingIOError):
+            pass
+        except OSError as error:
+            self._met = error
+        finally:
+            self._peer.settimeout(patience)
+        return count
 
     def close(self) -> None:
         self._raw.close()

@@ -8,6 +8,7 @@ import json
 import socket
 import threading
 import time
+from contextlib import suppress
 from dataclasses import replace
 from datetime import datetime, timedelta, timezone
 from email.utils import format_datetime
@@ -43,7 +44,7 @@ from lavis_ext.fetch.part import Part, PartNames, companion, read_sidecar
 from lavis_ext.fetch.safety import identity, is_loopback, is_private, redirect_reason, safe_relative
 from lavis_ext.fetch.session import Validators
 from lavis_ext.fetch.transfer import Failure, Figures, SpeedGate, backoff, parse_retry_after
-from tests.support.fetching import CANARY, FAST
+from tests.support.fetching import CANARY, FAST, certificate
 from tests.support.server import Fault, Server, payload, wait_until
 
 SECRETS = [
@@ -439,6 +440,25 @@ def test_a_body_is_read_whole_and_each_read_has_the_whole_patience(into: bool, c
         assert isinstance(opener, http.HttpOpener)
         (manager,) = opener._managers.values()
         assert manager.connection_from_url(request.url).num_connections == 1, "kept after a body that was read whole"
+
+
+@pytest.mark.parametrize("cut", [False, True])
+def test_what_has_arrived_over_tls_comes_in_one_piece(
+    cut: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of many records, and what ends the connection behind them is not lost."""
+    monkeypatch.setenv("SSL_CERT_FILE", str(certificate(tmp_path)))
+    data, pieces = payload(80_000), []
+    with Server(certificate=tmp_path / "cert.pem") as server, Session(FAST) as session:
+        request = Request(server.put("/a", data))
+        server.script("/a", Fault(cut_at=70_000 if cut else None))
+        with session.open(request) as reply, suppress(Failure):
+            assert wait_until(lambda: server.sent() == (70_000 if cut else 80_000))
+            buffer = memoryview(bytearray(100_000))
+            while count := reply.body.readinto(buffer):
+                pieces.append(bytes(buffer[:count]))
+            assert not cut
+    assert b"".join(pieces) == data[: 70_000 if cut else 80_000] and len(pieces) <= 3
 
 
 @pytest.mark.parametrize("into", [False, True])
