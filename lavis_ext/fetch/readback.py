@@ -16,8 +16,8 @@ from lavis_ext.fetch.transfer import Failure
 BLOCK = 1 << 20
 TICK = 1 << 26
 """Bytes of the second look after which `tick` is called."""
-FLUSHED = 1 << 28
-"""Bytes after which what came is flushed, so that the flush at the end does not find all of them."""
+FLUSHED = 1 << 26
+"""Bytes after which what came is flushed, so that the flush at the end has little left (benchmarks/fetch.md)."""
 PATIENCE = 0.5
 """Seconds between two calls of `tick` while the rest is hashed."""
 
