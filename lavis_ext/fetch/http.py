@@ -123,7 +123,7 @@ class TimedResponse(http.client.HTTPResponse):
         self.stream = TimedStream(self.fp.detach(), sock)
         self.fp = io.BufferedReader(self.stream)
 
-    def readinto1(self, buffer: memoryview) -> int:
+    def receive_into(self, buffer: memoryview) -> int:
         """What has arrived of a body that is not chunked, 0 at its end: `read1` without a new object for each piece."""
         if self.fp is None:
             return 0
@@ -210,7 +210,7 @@ class HttpBody:
             return len(data)
         self._wait_anew()
         try:
-            count = self._plain.readinto1(buffer)
+            count = self._plain.receive_into(buffer)
         except (http.client.HTTPException, OSError, ValueError) as error:
             raise Failure("transient", explain(error)) from error
         if not count and self._plain.length:
