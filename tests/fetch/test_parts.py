@@ -8,17 +8,18 @@ import json
 import socket
 import threading
 import time
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import replace
 from datetime import datetime, timedelta, timezone
 from email.utils import format_datetime
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from urllib3.exceptions import IncompleteRead, MaxRetryError, NewConnectionError
+from urllib3.exceptions import ConnectTimeoutError, IncompleteRead, MaxRetryError, NewConnectionError
 from urllib3.util import Timeout
 
 from lavis_ext.common.errors import NetworkError, OwnedError, UnsafeError
@@ -294,19 +295,28 @@ def test_a_stream_has_one_end_for_all_of_its_reads() -> None:
 
 
 def test_a_name_with_many_dead_addresses_is_given_up_after_a_few(monkeypatch: pytest.MonkeyPatch) -> None:
-    entries = [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (f"10.0.0.{n}", 80)) for n in range(50)]
+    """Of a machine that answers nobody: its queue of connections is full."""
     dialled: list[object] = []
+    real = http.create_connection
 
-    def dead(address: object, *_: object) -> socket.socket:
+    def dial(address: Any, *more: Any) -> socket.socket:
         dialled.append(address)
-        time.sleep(0.02)
-        raise ConnectionRefusedError
+        return real(address, *more)
 
-    monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: entries)
-    monkeypatch.setattr(http, "create_connection", dead)
-    pool = http.make_pools(None)["http"]("photos.example", timeout=Timeout(connect=0.02, read=0.02), retries=False)
-    with pytest.raises(NewConnectionError):
-        pool.urlopen("GET", "/")
+    with ExitStack() as stack:
+        listener = stack.enter_context(socket.create_server(("", 0), backlog=0))
+        port = listener.getsockname()[1]
+        with pytest.raises(TimeoutError):
+            for _ in range(20):
+                waiting = stack.enter_context(socket.socket())
+                waiting.settimeout(0.2)
+                waiting.connect(("127.0.0.1", port))
+        entries = [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (f"127.0.0.{n}", port)) for n in range(1, 51)]
+        monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: entries)
+        monkeypatch.setattr(http, "create_connection", dial)
+        pool = http.make_pools(None)["http"]("photos.example", timeout=Timeout(connect=0.02, read=0.02), retries=False)
+        with pytest.raises(ConnectTimeoutError):
+            pool.urlopen("GET", "/")
     assert 1 <= len(dialled) < 10
 
 
