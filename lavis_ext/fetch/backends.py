@@ -9,8 +9,8 @@ import os
 import re
 import threading
 from dataclasses import replace
+from io import FileIO
 from pathlib import Path
-from typing import BinaryIO
 from urllib.parse import quote, unquote, urlsplit
 
 from lavis_ext.fetch.mirrors import hub_path
@@ -219,7 +219,7 @@ def hub_token() -> str | None:
 class LocalBody:
     """Bytes of an open file up to a stop."""
 
-    def __init__(self, file: BinaryIO, left: int) -> None:
+    def __init__(self, file: FileIO, left: int) -> None:
         self._file = file
         self._left = left
 
@@ -231,6 +231,15 @@ class LocalBody:
             raise Failure("transient", f"cannot read: {error.strerror}") from error
         self._left -= len(data)
         return data
+
+    def readinto(self, buffer: memoryview) -> int:
+        """`read` into a buffer."""
+        try:
+            count = self._file.readinto(buffer[: self._left]) or 0
+        except OSError as error:
+            raise Failure("transient", f"cannot read: {error.strerror}") from error
+        self._left -= count
+        return count
 
     def close(self) -> None:
         self._file.close()
@@ -252,7 +261,7 @@ class LocalOpener:
         if not path.is_file():
             raise Failure("absent", "no such file")
         try:
-            file = path.open("rb")
+            file = path.open("rb", buffering=0)
         except OSError as error:
             raise Failure("access", f"cannot open: {error.strerror}") from error
         stat = path.stat()

@@ -7,7 +7,7 @@ from collections import deque
 
 from lavis_ext.fetch.part import Part
 from lavis_ext.fetch.ranges import Range, cut
-from lavis_ext.fetch.session import Reply, Request, Session
+from lavis_ext.fetch.session import Body, Reply, Request, Session
 from lavis_ext.fetch.transfer import Failure, Figures, Source, SpeedGate, Stopped, Unsatisfiable
 
 CHUNK = 1 << 18
@@ -37,7 +37,7 @@ def refuse_foreign(reply: Reply | None, name: str, figures: Figures, data: bytes
     """
     lower = name.lower()
     if data and not lower.endswith(PAGES) and looks_like_html(data):
-        quota = b"uota" in data[:65536]  # "quota", "Quota"
+        quota = b"uota" in data  # "quota", "Quota"
         hint = ": the host's download quota is used up" if quota else " (login, quota or error page)"
         raise Failure("integrity", f"the server sent an HTML page instead of {name}{hint}")
     if figures.hashed:
@@ -54,6 +54,12 @@ def looks_like_html(data: bytes) -> bool:
     """Whether bytes begin as an HTML page does."""
     head = data[:512].lstrip(b"\xef\xbb\xbf \t\r\n").lower()
     return head.startswith((b"<!doctype html", b"<html"))
+
+
+def receive(body: Body, buffer: memoryview) -> memoryview:
+    """What has arrived of a body, nothing at its end: in `buffer`, where the body can put it there."""
+    readinto = getattr(body, "readinto", None)
+    return buffer[: readinto(buffer)] if readinto is not None else memoryview(body.read(len(buffer)))
 
 
 class Download:
@@ -152,6 +158,8 @@ class Download:
         refuse_foreign(reply, self._part.target.name, self._figures)
         self._part.record_validators(self._source, reply.validators, reply.total)
         self._condition = reply.validators.strong
+        if (self._total() or 0) >= self._policy.parallel_from:
+            self._part.read_back(self._figures.md5 is not None, self._policy.fsync)
         return reply.start
 
     def _other_version(self, reply: Reply) -> bool:
@@ -207,16 +215,16 @@ class Download:
     def _receive(self, reply: Reply, start: int, stop: int | None) -> None:
         """Write the bytes of a reply from `start` on, up to `stop` if given, else to their end."""
         gate, at = SpeedGate(self._policy), start
-        writers = 1 if stop is None else max(1, self._policy.segments)
-        piece = max(1, min(CHUNK, self._policy.checkpoint_bytes // 2 // writers))  # a kill loses those of all
         size = self._figures.size if stop is None else None
+        end = self._total() if stop is None else stop
+        piece = min(CHUNK, self._policy.checkpoint_bytes // 2, CHUNK if end is None else end - start)
+        buffer = memoryview(bytearray(max(1, piece)))
         while stop is None or at < stop:
-            data = reply.body.read(piece)
+            data = receive(reply.body, buffer if stop is None else buffer[: stop - at])
             if self._session.stop.is_set() or self._halt.is_set():
                 raise Stopped
             if not data:
                 break
-            data = data if stop is None else data[: stop - at]
             if size is not None and at + len(data) > size:
                 raise Failure("integrity", f"more than the expected {size} bytes came")
             self._keep(at, data)
@@ -224,9 +232,9 @@ class Download:
             gate.passed(len(data))
         self._check_end(reply, at, stop)
 
-    def _keep(self, at: int, data: bytes) -> None:
+    def _keep(self, at: int, data: memoryview) -> None:
         if at == 0:
-            refuse_foreign(None, self._part.target.name, self._figures, data)
+            refuse_foreign(None, self._part.target.name, self._figures, bytes(data[:65536]))
         self._part.write(at, data)
         with self._lock:
             self.moved += len(data)

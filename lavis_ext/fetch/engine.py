@@ -403,7 +403,7 @@ class _Fetching:
             os.fsync(part.fd)  # before it is read back: on NFS mtimes are final only then
         before = os.fstat(part.fd)
         size = before.st_size
-        sha256, md5 = hash_open(part.fd, size, figures, self._tick)
+        sha256, md5 = part.digests(size, self._tick) or hash_open(part.fd, size, figures, self._tick)
         after = os.fstat(part.fd)
         wrong = mismatch(figures, size, sha256, md5)
         touched = after.st_mtime_ns != before.st_mtime_ns  # or a server that was slow to say the time of our own writes

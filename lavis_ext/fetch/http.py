@@ -11,6 +11,7 @@ import io
 import logging
 import re
 import socket
+import ssl
 import threading
 import time
 from typing import Any
@@ -74,16 +75,40 @@ class TimedStream(io.RawIOBase):
     def __init__(self, raw: io.RawIOBase, peer: socket.socket) -> None:
         self._raw, self._peer = raw, peer
         self.until = time.monotonic() + (peer.gettimeout() or 0.0)
+        self._met: OSError | None = None
+        """What ended the connection behind bytes that were given."""
 
     def readable(self) -> bool:
         return True
 
     def readinto(self, buffer: Any) -> int | None:
+        if self._met is not None:
+            raise self._met
         left = self.until - time.monotonic()
         if left <= 0:
             raise TimeoutError("timed out: it came too slowly")
-        self._peer.settimeout(left)
-        return self._raw.readinto(buffer)
+        given = self._peer.gettimeout()
+        if given is None or not 0.98 * given <= left <= given:  # a system call, and the next reader's patience is new
+            self._peer.settimeout(left)
+        count = self._raw.readinto(buffer)
+        if count and count < len(buffer) and isinstance(self._peer, ssl.SSLSocket):
+            count += self._decrypt_more(memoryview(buffer)[count:])
+        return count
+
+    def _decrypt_more(self, room: memoryview) -> int:
+        """What else has arrived: TLS gives one record, 16 KiB, at a time, and a piece costs as much as a large one."""
+        count, patience = 0, self._peer.gettimeout()
+        self._peer.settimeout(0.0)
+        try:
+            while count < len(room) and (more := self._peer.recv_into(room[count:])):
+                count += more
+        except (ssl.SSLWantReadError, BlockingIOError):
+            pass
+        except OSError as error:
+            self._met = error
+        finally:
+            self._peer.settimeout(patience)
+        return count
 
     def close(self) -> None:
         self._raw.close()
@@ -97,6 +122,17 @@ class TimedResponse(http.client.HTTPResponse):
         super().__init__(sock, *args, **named)
         self.stream = TimedStream(self.fp.detach(), sock)
         self.fp = io.BufferedReader(self.stream)
+
+    def receive_into(self, buffer: memoryview) -> int:
+        """What has arrived of a body that is not chunked, 0 at its end: `read1` without a new object for each piece."""
+        if self.fp is None:
+            return 0
+        count: int = self.fp.readinto1(buffer if self.length is None else buffer[: self.length])
+        if self.length is not None:
+            self.length -= count
+        if not count or self.length == 0:
+            self.close()
+        return count
 
 
 class _Connection:
@@ -154,16 +190,37 @@ class HttpBody:
     def __init__(self, response: BaseHTTPResponse, patience: float) -> None:
         self._response = response
         self._patience = patience
-        self._stream: TimedStream | None = getattr(getattr(response, "_original_response", None), "stream", None)
+        raw = getattr(response, "_original_response", None)
+        self._stream: TimedStream | None = getattr(raw, "stream", None)
+        self._plain = raw if isinstance(raw, TimedResponse) and not raw.chunked else None
 
     def read(self, size: int) -> bytes:
         """What has arrived, up to `size` bytes; raises Failure on a stall or a broken connection."""
-        if self._stream is not None:
-            self._stream.until = time.monotonic() + self._patience  # sizes of chunks and trailers may drip too
+        self._wait_anew()
         try:
             return self._response.read1(size, decode_content=False) or b""
         except (HTTPError, http.client.HTTPException, OSError, ValueError) as error:
             raise Failure("transient", explain(error)) from error
+
+    def readinto(self, buffer: memoryview) -> int:
+        """`read` into a buffer, below urllib3 where the body is not chunked; the same body is read in one way only."""
+        if self._plain is None:
+            data = self.read(len(buffer))
+            buffer[: len(data)] = data
+            return len(data)
+        self._wait_anew()
+        try:
+            count = self._plain.receive_into(buffer)
+        except (http.client.HTTPException, OSError, ValueError) as error:
+            raise Failure("transient", explain(error)) from error
+        if not count and self._plain.length:
+            self._response.close()  # with its connection, which urllib3 believes to be at the end of this body
+            raise Failure("transient", f"the body ended {self._plain.length} bytes early")
+        return count
+
+    def _wait_anew(self) -> None:
+        if self._stream is not None:
+            self._stream.until = time.monotonic() + self._patience  # sizes of chunks and trailers may drip too
 
     def close(self) -> None:
         """Give the connection back if the body was read to its end, else drop it."""

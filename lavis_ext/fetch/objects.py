@@ -71,6 +71,15 @@ class ObjectBody:
         found, self._rest = self._rest[:size], self._rest[size:]
         return bytes(found)
 
+    def readinto(self, buffer: memoryview) -> int:
+        """`read` into a buffer."""
+        if not self._rest:
+            with _failures():
+                self._rest = memoryview(next(self._pieces, b""))
+        count = min(len(buffer), len(self._rest))
+        buffer[:count], self._rest = self._rest[:count], self._rest[count:]
+        return count
+
     def close(self) -> None:
         """Drop what is left."""
         self._pieces = iter(())

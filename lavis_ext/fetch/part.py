@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from lavis_ext.common.files import decode_json
 from lavis_ext.fetch.ranges import Ranges, cut
+from lavis_ext.fetch.readback import ReadBack
 from lavis_ext.fetch.safety import identity
 from lavis_ext.fetch.session import Flusher, Validators
 from lavis_ext.fetch.transfer import Failure, Figures, Source
@@ -106,8 +107,8 @@ class Part:
 
     The bytes that were left (by the last owner, or by one that was killed) are continued: renamed where nobody can
     write them any more, else copied. A line of the sidecar is written after the bytes that it lists, at least every
-    half `block`, and the pieces of all connections are as large together at most: a killed process loses less than a
-    block of what it had written.
+    half `block`, and of all connections one writes at a time, at most as much: a killed process loses less than a block
+    of what it had written.
     The sidecar holds no query string. With `summed` what is written can be compared with what lies on the disk then.
     """
 
@@ -132,6 +133,7 @@ class Part:
         """How many blocks stand behind the first line of the sidecar; -1: it has to be written anew."""
         self._log = -1
         self._lock = threading.Lock()
+        self._read_back: ReadBack | None = None
         self._comparable = True  # while what was left is opened, which may begin anew
         self.fd = -1
         try:
@@ -258,6 +260,7 @@ class Part:
                 self._save()
 
     def _forget(self) -> None:
+        self._stop_reading()
         for descriptor in (self.fd, self._log):
             if descriptor >= 0:
                 os.close(descriptor)
@@ -296,6 +299,7 @@ class Part:
 
     def reset(self) -> int:
         """Discard the bytes; returns how many there were. The sidecar that lists them is removed first."""
+        self._stop_reading()
         with self._lock:
             lost = self.ranges.covered
             self.sidecar.unlink(missing_ok=True)
@@ -341,19 +345,44 @@ class Part:
         if self.total is not None:
             os.ftruncate(self.fd, self.total)
 
-    def write(self, offset: int, data: bytes) -> None:
+    def write(self, offset: int, data: bytes | memoryview) -> None:
         """Put bytes at `offset` and count them as there; raises OSError, OwnedError where another has taken over."""
         if self._owner is not None:
             self._owner.require(now=False)
-        at = offset + _write_all(self.fd, data, offset)
         crc = 0 if self._sums is None else zlib.crc32(data)
-        with self._lock:
+        with self._lock:  # held while it writes: what several write at once would be lost together
+            at = offset + _write_all(self.fd, data, offset)
             if self._sums is not None:
                 self._sums[offset] = len(data), crc
             self.ranges.add(offset, at)
             self._pending.add(offset, at)
+            if self._read_back is not None:
+                self._read_back.advance(self.ranges.prefix)
             if self._pending.covered >= self._block // 2:
                 self._note()
+
+    def read_back(self, md5: bool, flush: bool) -> None:
+        """Hash what is there, and flush it where asked, while the rest comes."""
+        if self._read_back is not None and not self._read_back.takes(md5):
+            self._stop_reading()
+        if self._read_back is None:
+            self._read_back = ReadBack(self.fd, md5, flush)
+            self._read_back.advance(self.ranges.prefix)
+
+    def digests(self, size: int, tick: Callable[[], None]) -> tuple[str, str | None] | None:
+        """(sha256, md5 or None) of the file as it lies there, None where they are not taken yet; raises as `finish`."""
+        found, self._read_back = self._read_back, None
+        if found is None:
+            return None
+        if size == self.ranges.prefix:
+            return found.finish(size, tick)
+        found.close()
+        return None
+
+    def _stop_reading(self) -> None:
+        if self._read_back is not None:
+            self._read_back.close()
+        self._read_back = None
 
     def save(self) -> None:
         """Write the sidecar now; raises OSError."""
@@ -413,7 +442,7 @@ class Part:
         return None if figures.hashed or (etag and not etag.startswith("W/")) else "it came from another source"
 
 
-def _write_all(descriptor: int, data: bytes, offset: int) -> int:
+def _write_all(descriptor: int, data: bytes | memoryview, offset: int) -> int:
     """Write all of `data` at `offset`; returns how many bytes that were."""
     view, at = memoryview(data), offset
     while view:

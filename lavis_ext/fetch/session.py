@@ -63,7 +63,7 @@ class Request:
 
 
 class Body(Protocol):
-    """The bytes of a reply."""
+    """The bytes of a reply. One with `readinto(buffer) -> int` too is read into the same buffer again and again."""
 
     def read(self, size: int) -> bytes:
         """Up to `size` bytes as soon as some are there, b"" at the end; raises Failure."""

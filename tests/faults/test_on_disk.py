@@ -12,13 +12,16 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from lavis_ext.common.errors import ConfigError, IntegrityError, LavisExtError
 from lavis_ext.fetch import Result, Source, Transfer, fetch, fetch_all
+from lavis_ext.fetch import part as part_module
 from lavis_ext.fetch.lock import part_bytes
 from lavis_ext.fetch.part import read_sidecar
+from lavis_ext.fetch.readback import ReadBack
 from tests.support.fetchers import Fetcher
 from tests.support.fetching import FAST
 from tests.support.server import Fault, Server, payload, wait_until
@@ -137,6 +140,38 @@ def test_a_change_after_the_last_byte_is_seen(
     transfer = Transfer(target, (Source(server.put("/f.bin", DATA)),), SIZE, SHA256)
     assert fetch(transfer, replace(FAST, fsync=True)).bytes_moved == 2 * SIZE
     assert target.read_bytes() == DATA
+
+
+@pytest.mark.fault("H04")
+@pytest.mark.parametrize("segments", [1, 3])
+@pytest.mark.parametrize("hashed", [True, False])
+def test_a_change_of_what_is_hashed_already_is_seen(
+    hashed: bool, segments: int, server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A large file is hashed while it comes: what lies there in the end is compared with what was hashed."""
+    started: list[ReadBack] = []
+
+    class Watched(ReadBack):
+        def __init__(self, *given: Any) -> None:
+            super().__init__(*given)
+            started.append(self)
+
+    monkeypatch.setattr(part_module, "ReadBack", Watched)
+    target, data = tmp_path / "f.bin", LARGE[: 4 << 20]
+    transfer = Transfer(target, (Source(server.put("/f.bin", data)),), len(data))
+    transfer = replace(transfer, sha256=hashlib.sha256(data).hexdigest() if hashed else None)
+    hold = threading.Event()
+    server.script("/f.bin", Fault(times=1 if segments == 1 else segments, stall_at=3_000_000, hold=hold))
+    policy = replace(FAST, segments=segments, parallel_from=1, segment_bytes=1 << 20)
+    outcome: list[Result] = []
+    thread = threading.Thread(target=lambda: outcome.append(fetch(transfer, policy)))
+    thread.start()
+    assert wait_until(lambda: bool(started) and len(started[0]._sums) >= 2)
+    flip(parts(target)[0])
+    hold.set()
+    thread.join()
+    assert outcome[0].verified and target.read_bytes() == data
+    assert outcome[0].sha256 == hashlib.sha256(data).hexdigest() and len(started) == 2
 
 
 def test_a_file_that_appears_meanwhile_is_not_replaced(

@@ -8,16 +8,18 @@ import json
 import socket
 import threading
 import time
+from contextlib import ExitStack, suppress
 from dataclasses import replace
 from datetime import datetime, timedelta, timezone
 from email.utils import format_datetime
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from urllib3.exceptions import IncompleteRead, MaxRetryError, NewConnectionError
+from urllib3.exceptions import ConnectTimeoutError, IncompleteRead, MaxRetryError, NewConnectionError
 from urllib3.util import Timeout
 
 from lavis_ext.common.errors import NetworkError, OwnedError, UnsafeError
@@ -43,7 +45,7 @@ from lavis_ext.fetch.part import Part, PartNames, companion, read_sidecar
 from lavis_ext.fetch.safety import identity, is_loopback, is_private, redirect_reason, safe_relative
 from lavis_ext.fetch.session import Validators
 from lavis_ext.fetch.transfer import Failure, Figures, SpeedGate, backoff, parse_retry_after
-from tests.support.fetching import CANARY, FAST
+from tests.support.fetching import CANARY, FAST, certificate
 from tests.support.server import Fault, Server, payload, wait_until
 
 SECRETS = [
@@ -211,7 +213,7 @@ def test_a_new_scheme_is_one_decorated_class(monkeypatch: pytest.MonkeyPatch, tm
             self.session = session
 
         def open(self, request: Request) -> Reply:
-            return Reply(0, 4, openers_body(b"data"))
+            return Reply(0, 4, MemoryBody(b"data"))
 
     with pytest.raises(ValueError, match="has an opener already"):
         register_opener("mem")(MemoryOpener)
@@ -219,21 +221,21 @@ def test_a_new_scheme_is_one_decorated_class(monkeypatch: pytest.MonkeyPatch, tm
     assert (tmp_path / "x").read_bytes() == b"data"
 
 
-def openers_body(data: bytes) -> object:
-    from lavis_ext.fetch.backends import LocalBody
+class MemoryBody:
+    """No more than a body has to have."""
 
-    class Buffer:
-        def __init__(self) -> None:
-            self.left = data
+    def __init__(self, data: bytes) -> None:
+        self.left = data
 
-        def read(self, size: int) -> bytes:
-            out, self.left = self.left[:size], self.left[size:]
-            return out
+    def read(self, size: int) -> bytes:
+        out, self.left = self.left[:size], self.left[size:]
+        return out
 
-        def close(self) -> None:
-            self.left = b""
+    def close(self) -> None:
+        self.left = b""
 
-    return LocalBody(Buffer(), len(data))  # type: ignore[arg-type]
+    def abort(self) -> None:
+        pass
 
 
 def test_halt_wakes_a_blocked_reader(tmp_path: Path) -> None:
@@ -293,19 +295,28 @@ def test_a_stream_has_one_end_for_all_of_its_reads() -> None:
 
 
 def test_a_name_with_many_dead_addresses_is_given_up_after_a_few(monkeypatch: pytest.MonkeyPatch) -> None:
-    entries = [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (f"10.0.0.{n}", 80)) for n in range(50)]
+    """Of a machine that answers nobody: its queue of connections is full."""
     dialled: list[object] = []
+    real = http.create_connection
 
-    def dead(address: object, *_: object) -> socket.socket:
+    def dial(address: Any, *more: Any) -> socket.socket:
         dialled.append(address)
-        time.sleep(0.02)
-        raise ConnectionRefusedError
+        return real(address, *more)
 
-    monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: entries)
-    monkeypatch.setattr(http, "create_connection", dead)
-    pool = http.make_pools(None)["http"]("photos.example", timeout=Timeout(connect=0.02, read=0.02), retries=False)
-    with pytest.raises(NewConnectionError):
-        pool.urlopen("GET", "/")
+    with ExitStack() as stack:
+        listener = stack.enter_context(socket.create_server(("", 0), backlog=0))
+        port = listener.getsockname()[1]
+        with pytest.raises(TimeoutError):
+            for _ in range(20):
+                waiting = stack.enter_context(socket.socket())
+                waiting.settimeout(0.2)
+                waiting.connect(("127.0.0.1", port))
+        entries = [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (f"127.0.0.{n}", port)) for n in range(1, 51)]
+        monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: entries)
+        monkeypatch.setattr(http, "create_connection", dial)
+        pool = http.make_pools(None)["http"]("photos.example", timeout=Timeout(connect=0.02, read=0.02), retries=False)
+        with pytest.raises(ConnectTimeoutError):
+            pool.urlopen("GET", "/")
     assert 1 <= len(dialled) < 10
 
 
@@ -414,11 +425,62 @@ def test_room_is_made_for_the_record_of_a_part_on_a_full_disk(
     assert read_sidecar(names.sidecar)["done"] == [(0, len(data) - (1 << 16))]
 
 
-def test_each_read_of_a_body_has_the_whole_patience() -> None:
+@pytest.mark.parametrize("chunked", [False, True])
+@pytest.mark.parametrize("into", [False, True])
+def test_a_body_is_read_whole_and_each_read_has_the_whole_patience(into: bool, chunked: bool, server: Server) -> None:
     """The moment until which a stream may drip is that of the last read, not of the first."""
-    stream = SimpleNamespace(until=0.0)
-    given = SimpleNamespace(_original_response=SimpleNamespace(stream=stream), read1=lambda size, decode_content: b"x")
-    body, begun = HttpBody(given, 30.0), time.monotonic()  # type: ignore[arg-type]
-    assert body.read(1) == b"x" and stream.until >= begun + 30
-    stream.until = 0.0
-    assert body.read(1) == b"x" and stream.until >= begun + 30
+    data = payload(300_000)
+    request = Request(server.put("/a", data), trusted=True)
+    server.script("/a", Fault(chunked=chunked))
+    with Session(FAST) as session:
+        for _ in range(2):
+            found, buffer, begun = bytearray(), memoryview(bytearray(70_000)), time.monotonic()
+            with session.open(request) as reply:
+                body = reply.body
+                assert isinstance(body, HttpBody) and body._stream is not None
+                while True:
+                    body._stream.until = 0.0
+                    piece = buffer[: body.readinto(buffer)] if into else body.read(70_000)
+                    if not piece:
+                        break
+                    assert body._stream.until >= begun + FAST.stall_timeout
+                    found += piece
+            assert found == data
+        opener = session._opener(request.url)
+        assert isinstance(opener, http.HttpOpener)
+        (manager,) = opener._managers.values()
+        assert manager.connection_from_url(request.url).num_connections == 1, "kept after a body that was read whole"
+
+
+@pytest.mark.parametrize("cut", [False, True])
+def test_what_has_arrived_over_tls_comes_in_one_piece(
+    cut: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of many records, and what ends the connection behind them is not lost."""
+    monkeypatch.setenv("SSL_CERT_FILE", str(certificate(tmp_path)))
+    data, pieces = payload(80_000), []
+    with Server(certificate=tmp_path / "cert.pem") as server, Session(FAST) as session:
+        request = Request(server.put("/a", data))
+        server.script("/a", Fault(cut_at=70_000 if cut else None))
+        with session.open(request) as reply, suppress(Failure):
+            assert wait_until(lambda: server.sent() == (70_000 if cut else 80_000))
+            buffer = memoryview(bytearray(100_000))
+            while count := reply.body.readinto(buffer):
+                pieces.append(bytes(buffer[:count]))
+            assert not cut
+    assert b"".join(pieces) == data[: 70_000 if cut else 80_000] and len(pieces) <= 3
+
+
+@pytest.mark.parametrize("into", [False, True])
+def test_a_body_that_was_cut_is_no_end_and_leaves_no_connection(into: bool, server: Server) -> None:
+    data = payload(300_000)
+    request = Request(server.put("/a", data), trusted=True)
+    server.script("/a", Fault(times=1, cut_at=100_000))
+    with Session(FAST) as session:
+        with session.open(request) as reply, pytest.raises(Failure) as caught:
+            buffer = memoryview(bytearray(70_000))
+            while reply.body.readinto(buffer) if into else reply.body.read(70_000):
+                pass
+        assert caught.value.kind == "transient"
+        with session.open(request) as reply:
+            assert b"".join(iter(lambda: reply.body.read(1 << 20), b"")) == data
