@@ -14,6 +14,7 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from stat import S_ISLNK, S_ISREG
 
 from lavis_ext.common.errors import ConfigError, DiskError, NetworkError, OwnedError
 from lavis_ext.common.files import is_dangling
@@ -63,14 +64,17 @@ class ExistingFile:
 def check_existing(session: Session, transfer: Transfer) -> ExistingFile:
     """Look at the target: size first, then the ledger, then the hash; raises OSError where it cannot be read."""
     try:
-        stat = transfer.path.stat()
-    except OSError as error:
-        if is_dangling(transfer.path):  # it takes the name too
-            return ExistingFile(reason="a link to nothing")
-        if isinstance(error, FileNotFoundError):
-            return ExistingFile()
-        raise
-    if not transfer.path.is_file():
+        stat = transfer.path.lstat()  # one call where nothing is there, as it is for most files of a first run
+    except FileNotFoundError:
+        return ExistingFile()
+    if S_ISLNK(stat.st_mode):
+        try:
+            stat = transfer.path.stat()
+        except OSError:
+            if is_dangling(transfer.path):  # it takes the name too
+                return ExistingFile(reason="a link to nothing")
+            raise
+    if not S_ISREG(stat.st_mode):
         return ExistingFile(reason="not a regular file")
     entry = None if session.policy.deep else session.ledger_for(transfer.path).find(transfer.path, stat)
     expected = _acceptable(transfer)
@@ -227,8 +231,10 @@ def refuse_impossible(path: Path) -> None:
 
 
 def _reuse_or_fetch(session: Session, transfer: Transfer) -> Result:
-    _unname(transfer.path)
-    found = check_existing(session, transfer)
+    found = ExistingFile()
+    if os.path.lexists(transfer.path):
+        _unname(transfer.path)
+        found = check_existing(session, transfer)
     if found.result is not None:
         _sweep(session, transfer.path)
         return found.result
@@ -276,7 +282,7 @@ def _unname(path: Path) -> None:
     Before the file is looked at: the ctime that the ledger records changes with it.
     """
     try:
-        if path.exists() and companion(path, ".part.owner").exists():
+        if companion(path, ".part.owner").exists():
             for names in leftovers(path).values():
                 if names.path.exists() and names.path.samefile(path):
                     names.path.unlink()
@@ -346,7 +352,9 @@ class _Fetching:
         raise to_error(self._transfer.name, self._failures)
 
     def _check_space(self) -> None:
-        if self._transfer.size is None:
+        """Refuse before the first byte what does not fit; of many files that was asked for all of them together."""
+        small = self._session.many and (self._transfer.size or 0) < self._policy.checkpoint_bytes
+        if self._transfer.size is None or small:
             return
         need = self._transfer.size - self._part.ranges.covered
         free = shutil.disk_usage(self._transfer.path.parent).free
@@ -416,7 +424,7 @@ class _Fetching:
         # Names change the ctime, by which the file is known to be ours; killed in between, it is hashed once more.
         if self._transfer.temporary:
             announce(self._session, path, sha256, after)
-        part.publish(flusher, partial(note, self._session, path, sha256, md5, figures, source.equivalence))
+        part.publish(flusher, partial(note, self._session, path, sha256, md5, figures, source.equivalence), after)
         validator = part.validators.etag or part.validators.last_modified or ""
         moved = self._moved + download.moved
         notes = tuple(f"{url}: {failure.reason}" for url, failure in self._failures)
@@ -437,7 +445,7 @@ class _Fetching:
             raise Stopped
         self._owner.require(now=False)
         with suppress(OSError):
-            self._part.sidecar.touch()
+            os.utime(self._part.sidecar)
 
 
 def no_space(folder: Path, need: int, free: int) -> DiskError:

@@ -40,7 +40,7 @@ POLL = 0.1
 UNWRITTEN = 5.0
 """Seconds after which an owner file without content is stale."""
 CHECKED = 0.1
-"""Seconds for which an ownership that was looked at is taken as still held, where nothing shared is touched."""
+"""Seconds for which an ownership that was looked at is taken as still held, where no file but ours is touched."""
 LONGEST = 4096
 """Bytes of an owner file that are read."""
 Verdict = Literal["live", "watched", "silent", "gone"]
@@ -71,6 +71,11 @@ class Identity:
     def is_gone(self) -> bool:
         """Whether it is known to have ended, because it ran here; False where only its heartbeat can tell."""
         return self.runs_here and not _alive(self)
+
+
+def _clock() -> float:
+    """Seconds that have passed, those in which the machine slept too: others may have taken over meanwhile."""
+    return time.clock_gettime(time.CLOCK_BOOTTIME) if hasattr(time, "CLOCK_BOOTTIME") else time.monotonic()
 
 
 def own_identity() -> Identity:
@@ -297,7 +302,7 @@ class Ownership:
 
     def require(self, now: bool = True) -> None:
         """Raise OwnedError if another process has taken over; unless `now`, a look of a moment ago counts."""
-        clock = time.monotonic()
+        clock = _clock()
         if not now and clock - self._checked < CHECKED:
             return
         if not self.holds():
@@ -332,15 +337,17 @@ class Ownership:
             self._pause(min(2.0, POLL + (now - begun) / 20))
 
     def _create(self) -> bool:
+        begun = _clock()
         try:
             descriptor = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_CLOEXEC", 0), 0o644)
         except FileExistsError:
             return False
         try:
             os.write(descriptor, self._written)
+            self._checked = _clock()
             # stopped between the two calls, the empty file may have been taken over
-            if self.holds():
-                self._file, self._checked = descriptor, time.monotonic()
+            if self._checked - begun < CHECKED or self.holds():
+                self._file = descriptor
                 return True
         except BaseException:
             os.close(descriptor)

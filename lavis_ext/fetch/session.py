@@ -230,6 +230,7 @@ class Session:
         self.policy = policy or Policy()
         self.progress: Progress = progress or Silent()
         self.stop = threading.Event()
+        self.many = many
         self._group = GROUP if many else 1
         self.flusher = Flusher(self._group) if self.policy.fsync else None
         self._lock = threading.Lock()
@@ -327,4 +328,6 @@ class Session:
     def _host_limit(self, url: str) -> threading.BoundedSemaphore:
         host = split_url(url).netloc.rpartition("@")[2]
         with self._lock:
-            return self._hosts.setdefault(host, threading.BoundedSemaphore(self.policy.per_host))
+            if host not in self._hosts:
+                self._hosts[host] = threading.BoundedSemaphore(self.policy.per_host)
+            return self._hosts[host]
