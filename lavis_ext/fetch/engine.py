@@ -20,7 +20,7 @@ from lavis_ext.common.errors import ConfigError, DiskError, NetworkError, OwnedE
 from lavis_ext.common.files import is_dangling
 from lavis_ext.fetch.download import Download
 from lavis_ext.fetch.ledger import LedgerEntry, hash_file, hash_open, mismatch
-from lavis_ext.fetch.lock import Ownership, left_tokens
+from lavis_ext.fetch.lock import Ownership, SharedOwners, left_tokens
 from lavis_ext.fetch.part import Part, PartNames, companion, leftovers
 from lavis_ext.fetch.safety import redact_url
 from lavis_ext.fetch.session import Session, scheme_of
@@ -194,14 +194,14 @@ def fetch(transfer: Transfer, policy: Policy | None = None, progress: Progress |
         return fetch_in(session, transfer)
 
 
-def fetch_in(session: Session, transfer: Transfer) -> Result:
-    """`fetch` inside a session that several transfers share."""
+def fetch_in(session: Session, transfer: Transfer, owners: SharedOwners | None = None) -> Result:
+    """`fetch` inside a session, and with owner files, that several transfers share."""
     refuse_impossible(transfer.path)
     label, total = transfer.name, transfer.size
     session.progress.begin(label, total)
     outcome = "failed"
     try:
-        result = _reuse_or_fetch(session, transfer)
+        result = _reuse_or_fetch(session, transfer, owners)
         outcome = result.outcome
         return result
     except Stopped:
@@ -219,8 +219,11 @@ def fetch_in(session: Session, transfer: Transfer) -> Result:
 
 def refuse_impossible(path: Path) -> None:
     """Raise ConfigError for a path that no file system takes: a name of more than 255 bytes, NUL, a lone surrogate."""
+    text = str(path)
+    if len(text) <= LONGEST_NAME and text.isascii() and "\0" not in text:
+        return
     try:
-        encoded = os.fsencode(path)
+        encoded = os.fsencode(text)
     except UnicodeEncodeError:
         encoded = b"\0"
     if b"\0" in encoded:
@@ -230,7 +233,7 @@ def refuse_impossible(path: Path) -> None:
         raise ConfigError(f"{str(path)[:200]}…", what, "name another `storage`")
 
 
-def _reuse_or_fetch(session: Session, transfer: Transfer) -> Result:
+def _reuse_or_fetch(session: Session, transfer: Transfer, owners: SharedOwners | None) -> Result:
     found = ExistingFile()
     if os.path.lexists(transfer.path):
         _unname(transfer.path)
@@ -243,7 +246,8 @@ def _reuse_or_fetch(session: Session, transfer: Transfer) -> Result:
     if not transfer.path.parent.is_dir():
         transfer.path.parent.mkdir(parents=True, exist_ok=True)
     path, watched = companion(transfer.path, ".part.owner"), partial(_part_of, transfer.path)
-    with Ownership(path, watched, session.policy, session.pause) as owner:
+    shared = owners.of(transfer.path) if owners is not None else None
+    with Ownership(path, watched, session.policy, session.pause, shared) as owner:
         if owner.replaced:  # at once, since only a process that has taken over looks for what was left
             Part(transfer.path, session.policy.checkpoint_bytes, owner).close()
         found = check_existing(session, transfer)  # again: another process may have finished since
@@ -269,7 +273,7 @@ def _reuse_or_fetch(session: Session, transfer: Transfer) -> Result:
             if held:
                 PartNames.of(transfer.path).remove()
             return found.result
-    return replace(result, notes=notes + result.notes)
+    return replace(result, notes=notes + result.notes) if notes else result
 
 
 def _part_of(target: Path, token: str) -> Path:

@@ -45,7 +45,7 @@ _COMPARABLE: set[str] = set()
 def companion(path: Path, suffix: str) -> Path:
     """`name` + suffix beside a file; a name too long for that is shortened, with a digest so that it stays unique."""
     name = path.name
-    if len(os.fsencode(name)) > LONGEST_NAME:
+    if len(name) > LONGEST_NAME or (not name.isascii() and len(os.fsencode(name)) > LONGEST_NAME):
         digest = hashlib.sha256(os.fsencode(name)).hexdigest()[:16]
         name = f"{os.fsencode(name)[:100].decode('utf-8', 'ignore')}-{digest}"
     return path.with_name(name + suffix)

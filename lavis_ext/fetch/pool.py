@@ -13,7 +13,7 @@ from pathlib import Path
 
 from lavis_ext.common.errors import ConfigError, DiskError, LavisExtError, NetworkError, UsageError
 from lavis_ext.fetch.engine import fetch_in, no_space, refuse_impossible
-from lavis_ext.fetch.lock import part_bytes
+from lavis_ext.fetch.lock import SharedOwners, part_bytes
 from lavis_ext.fetch.session import Session
 from lavis_ext.fetch.transfer import Policy, Progress, Result, Stopped, Transfer
 
@@ -35,9 +35,9 @@ def fetch_all(
     """
     wanted = list(transfers)
     unique = _unique(wanted)
-    with Session(policy, progress, many=True) as session:
+    with Session(policy, progress, many=True) as session, SharedOwners() as owners:
         _check_space(unique, session.policy)
-        results = _run(session, unique)
+        results = _run(session, unique, owners)
     found = {result.path: result for result in results}
     ordered = [found[transfer.path] for transfer in wanted]
     errors = [result.error for result in results if result.error is not None]
@@ -98,13 +98,13 @@ def _missing(transfer: Transfer) -> int:
     return max(0, size - part_bytes(transfer.path)) if size and not transfer.path.exists() else 0
 
 
-def _run(session: Session, transfers: Sequence[Transfer]) -> list[Result]:
+def _run(session: Session, transfers: Sequence[Transfer], owners: SharedOwners) -> list[Result]:
     results: dict[int, Result] = {}
     waiting: queue.SimpleQueue[int] = queue.SimpleQueue()
     ended: queue.SimpleQueue[BaseException | None] = queue.SimpleQueue()
     for index in range(len(transfers)):
         waiting.put(index)
-    work = partial(_work, session, transfers, waiting, results, ended)
+    work = partial(_work, session, transfers, owners, waiting, results, ended)
     threads = [
         threading.Thread(target=work, name=f"fetch-{n}", daemon=True)
         for n in range(min(session.policy.jobs, len(transfers)))
@@ -135,6 +135,7 @@ def _stops_all(error: BaseException) -> bool:
 def _work(
     session: Session,
     transfers: Sequence[Transfer],
+    owners: SharedOwners,
     waiting: queue.SimpleQueue[int],
     results: dict[int, Result],
     ended: queue.SimpleQueue[BaseException | None],
@@ -146,7 +147,7 @@ def _work(
             try:
                 if session.stop.is_set():
                     raise Stopped
-                results[index] = fetch_in(session, transfers[index])
+                results[index] = fetch_in(session, transfers[index], owners)
             except BaseException as error:
                 if _stops_all(error):
                     session.halt()  # before the next is begun: every other file would fail in the same way
