@@ -415,7 +415,10 @@ class Ownership:
             found = self._progress(seen)
             if found != progress:
                 progress, moved = found, now
-            late = now - begun > self._policy.owner_wait or now - moved > self._policy.owner_stall
+            stall = self._policy.owner_stall
+            if seen.owner is None and seen.content is not None:  # soon there is a name in it, or it is nobody's
+                stall += UNWRITTEN
+            late = now - begun > self._policy.owner_wait or now - moved > stall
             if late and self._verdict(seen, 0.0)[0] == "live":
                 raise self._owned(seen)
             self._pause(min(2.0, POLL + (now - begun) / 20))

@@ -356,6 +356,17 @@ def test_an_owner_file_that_cannot_be_made_is_a_disk_error(kind: str, tmp_path: 
     assert caught.value.exit_code == 6 and str(path) in str(caught.value)
 
 
+@pytest.mark.fault("F07")
+def test_an_owner_file_that_a_process_was_killed_in_writing_is_waited_for(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However impatient one is with a process that makes no progress: it may be nobody's in a moment."""
+    monkeypatch.setattr(lock, "UNWRITTEN", 1.0)
+    target, url = tmp_path / "f.bin", server.put("/f.bin", DATA)
+    owner_file(target).touch()
+    assert fetch(transfer_of(target, url), replace(FAST, owner_stall=0.0)).verified and clean(target)
+
+
 @pytest.mark.fault("H31")
 @pytest.mark.parametrize("token", ["\0", "\ud800", "../x", ""], ids=ascii)
 def test_an_owner_file_whose_token_is_no_name(token: str, server: Server, tmp_path: Path) -> None:
