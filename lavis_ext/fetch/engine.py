@@ -14,12 +14,13 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from stat import S_ISLNK, S_ISREG
 
 from lavis_ext.common.errors import ConfigError, DiskError, NetworkError, OwnedError
 from lavis_ext.common.files import is_dangling
 from lavis_ext.fetch.download import Download
 from lavis_ext.fetch.ledger import LedgerEntry, hash_file, hash_open, mismatch
-from lavis_ext.fetch.lock import Ownership, left_tokens
+from lavis_ext.fetch.lock import Ownership, SharedOwners, left_tokens
 from lavis_ext.fetch.part import Part, PartNames, companion, leftovers
 from lavis_ext.fetch.safety import redact_url
 from lavis_ext.fetch.session import Session, scheme_of
@@ -63,14 +64,17 @@ class ExistingFile:
 def check_existing(session: Session, transfer: Transfer) -> ExistingFile:
     """Look at the target: size first, then the ledger, then the hash; raises OSError where it cannot be read."""
     try:
-        stat = transfer.path.stat()
-    except OSError as error:
-        if is_dangling(transfer.path):  # it takes the name too
-            return ExistingFile(reason="a link to nothing")
-        if isinstance(error, FileNotFoundError):
-            return ExistingFile()
-        raise
-    if not transfer.path.is_file():
+        stat = transfer.path.lstat()  # one call where nothing is there, as it is for most files of a first run
+    except FileNotFoundError:
+        return ExistingFile()
+    if S_ISLNK(stat.st_mode):
+        try:
+            stat = transfer.path.stat()
+        except OSError:
+            if is_dangling(transfer.path):  # it takes the name too
+                return ExistingFile(reason="a link to nothing")
+            raise
+    if not S_ISREG(stat.st_mode):
         return ExistingFile(reason="not a regular file")
     entry = None if session.policy.deep else session.ledger_for(transfer.path).find(transfer.path, stat)
     expected = _acceptable(transfer)
@@ -190,14 +194,14 @@ def fetch(transfer: Transfer, policy: Policy | None = None, progress: Progress |
         return fetch_in(session, transfer)
 
 
-def fetch_in(session: Session, transfer: Transfer) -> Result:
-    """`fetch` inside a session that several transfers share."""
+def fetch_in(session: Session, transfer: Transfer, owners: SharedOwners | None = None) -> Result:
+    """`fetch` inside a session, and with owner files, that several transfers share."""
     refuse_impossible(transfer.path)
     label, total = transfer.name, transfer.size
     session.progress.begin(label, total)
     outcome = "failed"
     try:
-        result = _reuse_or_fetch(session, transfer)
+        result = _reuse_or_fetch(session, transfer, owners)
         outcome = result.outcome
         return result
     except Stopped:
@@ -215,8 +219,11 @@ def fetch_in(session: Session, transfer: Transfer) -> Result:
 
 def refuse_impossible(path: Path) -> None:
     """Raise ConfigError for a path that no file system takes: a name of more than 255 bytes, NUL, a lone surrogate."""
+    text = str(path)
+    if len(text) <= LONGEST_NAME and text.isascii() and "\0" not in text:
+        return
     try:
-        encoded = os.fsencode(path)
+        encoded = os.fsencode(text)
     except UnicodeEncodeError:
         encoded = b"\0"
     if b"\0" in encoded:
@@ -226,9 +233,11 @@ def refuse_impossible(path: Path) -> None:
         raise ConfigError(f"{str(path)[:200]}…", what, "name another `storage`")
 
 
-def _reuse_or_fetch(session: Session, transfer: Transfer) -> Result:
-    _unname(transfer.path)
-    found = check_existing(session, transfer)
+def _reuse_or_fetch(session: Session, transfer: Transfer, owners: SharedOwners | None) -> Result:
+    found = ExistingFile()
+    if os.path.lexists(transfer.path):
+        _unname(transfer.path)
+        found = check_existing(session, transfer)
     if found.result is not None:
         _sweep(session, transfer.path)
         return found.result
@@ -237,7 +246,8 @@ def _reuse_or_fetch(session: Session, transfer: Transfer) -> Result:
     if not transfer.path.parent.is_dir():
         transfer.path.parent.mkdir(parents=True, exist_ok=True)
     path, watched = companion(transfer.path, ".part.owner"), partial(_part_of, transfer.path)
-    with Ownership(path, watched, session.policy, session.pause) as owner:
+    shared = owners.of(transfer.path) if owners is not None else None
+    with Ownership(path, watched, session.policy, session.pause, shared) as owner:
         if owner.replaced:  # at once, since only a process that has taken over looks for what was left
             Part(transfer.path, session.policy.checkpoint_bytes, owner).close()
         found = check_existing(session, transfer)  # again: another process may have finished since
@@ -263,7 +273,7 @@ def _reuse_or_fetch(session: Session, transfer: Transfer) -> Result:
             if held:
                 PartNames.of(transfer.path).remove()
             return found.result
-    return replace(result, notes=notes + result.notes)
+    return replace(result, notes=notes + result.notes) if notes else result
 
 
 def _part_of(target: Path, token: str) -> Path:
@@ -276,7 +286,7 @@ def _unname(path: Path) -> None:
     Before the file is looked at: the ctime that the ledger records changes with it.
     """
     try:
-        if path.exists() and companion(path, ".part.owner").exists():
+        if companion(path, ".part.owner").exists():
             for names in leftovers(path).values():
                 if names.path.exists() and names.path.samefile(path):
                     names.path.unlink()
@@ -346,7 +356,9 @@ class _Fetching:
         raise to_error(self._transfer.name, self._failures)
 
     def _check_space(self) -> None:
-        if self._transfer.size is None:
+        """Refuse before the first byte what does not fit; of many files that was asked for all of them together."""
+        small = self._session.many and (self._transfer.size or 0) < self._policy.checkpoint_bytes
+        if self._transfer.size is None or small:
             return
         need = self._transfer.size - self._part.ranges.covered
         free = shutil.disk_usage(self._transfer.path.parent).free
@@ -416,7 +428,7 @@ class _Fetching:
         # Names change the ctime, by which the file is known to be ours; killed in between, it is hashed once more.
         if self._transfer.temporary:
             announce(self._session, path, sha256, after)
-        part.publish(flusher, partial(note, self._session, path, sha256, md5, figures, source.equivalence))
+        part.publish(flusher, partial(note, self._session, path, sha256, md5, figures, source.equivalence), after)
         validator = part.validators.etag or part.validators.last_modified or ""
         moved = self._moved + download.moved
         notes = tuple(f"{url}: {failure.reason}" for url, failure in self._failures)
@@ -437,7 +449,7 @@ class _Fetching:
             raise Stopped
         self._owner.require(now=False)
         with suppress(OSError):
-            self._part.sidecar.touch()
+            os.utime(self._part.sidecar)
 
 
 def no_space(folder: Path, need: int, free: int) -> DiskError:

@@ -81,6 +81,8 @@ class Ledger:
         self._group = group
         self._waiting: list[bytes] = []
         self._base = path.parent.parent
+        self._folders: dict[str, str] = {}
+        """Absolute folder → what stands before the names of its files."""
         self._lock = threading.Lock()
         self._entries: dict[str, LedgerEntry] = {}
         self._read = 0
@@ -184,8 +186,15 @@ class Ledger:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self.path))
 
     def _key(self, path: Path) -> str:
+        head, mark, name = str(path).rpartition(os.sep)
+        folder = head + mark
+        if folder in self._folders and name != "..":
+            return self._folders[folder] + name
         absolute, base = os.path.abspath(path), os.path.abspath(self._base)  # noqa: PTH100 - keeps symbolic links
-        return absolute[len(base) + 1 :] if absolute.startswith(base + os.sep) else absolute
+        key = absolute[len(base) + 1 :] if absolute.startswith(base + os.sep) else absolute
+        if self._base.is_absolute() and path.is_absolute() and name != "..":
+            self._folders[folder] = key.removesuffix(name)
+        return key
 
     def _refresh(self) -> None:
         """Read the lines that were appended since the last look."""

@@ -40,9 +40,11 @@ POLL = 0.1
 UNWRITTEN = 5.0
 """Seconds after which an owner file without content is stale."""
 CHECKED = 0.1
-"""Seconds for which an ownership that was looked at is taken as still held, where nothing shared is touched."""
+"""Seconds for which an ownership that was looked at is taken as still held, where no file but ours is touched."""
 LONGEST = 4096
 """Bytes of an owner file that are read."""
+MANY = 8
+"""Files of one folder from which on a run shares an owner file among them."""
 Verdict = Literal["live", "watched", "silent", "gone"]
 
 
@@ -73,6 +75,11 @@ class Identity:
         return self.runs_here and not _alive(self)
 
 
+def _clock() -> float:
+    """Seconds that have passed, those in which the machine slept too: others may have taken over meanwhile."""
+    return time.clock_gettime(time.CLOCK_BOOTTIME) if hasattr(time, "CLOCK_BOOTTIME") else time.monotonic()
+
+
 def own_identity() -> Identity:
     """This process, with a fresh token."""
     pid = os.getpid()
@@ -82,13 +89,17 @@ def own_identity() -> Identity:
 def is_abandoned(path: Path) -> bool:
     """Whether the process that an owner file names is gone, or there is no such file.
 
-    Nothing is touched, for a listing: of an owner elsewhere its heartbeat is compared with this machine's clock.
+    Nothing is touched, for a listing: of an owner elsewhere its heartbeat is compared with this machine's clock, and so
+    is the stamp of a file that a process was killed in making.
     """
-    owner = read_owner(path)
-    if owner is not None and owner.runs_here:
-        return owner.is_gone
+    seen = None
+    with contextlib.suppress(OSError, DiskError):
+        seen = _see(path)
+    if seen is not None and seen.owner is not None and seen.owner.runs_here:
+        return seen.owner.is_gone
+    unwritten = seen is not None and seen.content == b""
     try:
-        return abs(time.time() - path.stat().st_mtime) > Policy().owner_expiry
+        return abs(time.time() - path.stat().st_mtime) > (UNWRITTEN if unwritten else Policy().owner_expiry)
     except OSError:
         return True
 
@@ -223,6 +234,73 @@ def _see(path: Path) -> _Seen | None:
         os.close(descriptor)
 
 
+class SharedOwner:
+    """One owner file in a folder, `.owner.TOKEN`, of which the owner files of many ownerships are hard links.
+
+    So no file is made and deleted for each of them: ext4 without a journal looks at every inode that was deleted in the
+    last minutes before it gives out one, which took half of a small file's time. It is itself a link to the owner file
+    of the first, so neither it nor those of the others are ever empty; one heartbeat is that of all. A link is an owner
+    file like any other, and what a killed process leaves of them goes as they do.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._tried = False
+        self._descriptor = -1
+        self.path: Path | None = None
+        """What to link; None before the first has its owner file, and where there are no hard links."""
+        self.mine: Identity
+        self.written: bytes
+
+    def begin(self, path: Path, mine: Identity, written: bytes, descriptor: int) -> bool:
+        """Share an owner file that was made: True where this one does, and so keeps it fresh."""
+        with self._lock:
+            if self._tried:
+                return False
+            self._tried = True
+            shared = path.with_name(f".owner.{mine.token}")
+            try:
+                os.link(path, shared)
+                if not os.path.samestat(shared.stat(), os.fstat(descriptor)):  # that of one which took over just now
+                    shared.unlink()
+                    return False
+            except OSError as error:
+                log.debug("%s: owner files are not shared: %s", path.parent, error)
+                return False
+            self._descriptor, self.mine, self.written, self.path = descriptor, mine, written, shared
+        return True
+
+    def close(self) -> None:
+        """Remove the file; links that are left stay."""
+        if self.path is not None and os.getpid() == self.mine.pid:  # else a fork, whose parent's it is
+            _HEARTBEAT.remove(self._descriptor)
+            with contextlib.suppress(OSError):
+                self.path.unlink(missing_ok=True)
+
+
+class SharedOwners:
+    """The shared owner files of one run, of the folders that get many files; a context manager that removes them."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._asked: dict[str, int] = {}
+        self._files: dict[str, SharedOwner] = {}
+
+    def __enter__(self) -> SharedOwners:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for file in self._files.values():
+            file.close()
+
+    def of(self, path: Path) -> SharedOwner | None:
+        """That of a file's folder; None for its first files."""
+        folder = os.path.dirname(path)  # noqa: PTH120 - as text, for each of many files
+        with self._lock:
+            asked = self._asked[folder] = self._asked.get(folder, 0) + 1
+            return self._files.setdefault(folder, SharedOwner()) if asked >= MANY else None
+
+
 class Ownership:
     """A context manager: inside it this process alone writes the file whose owner file is `path` (`name.part.owner`).
 
@@ -238,14 +316,21 @@ class Ownership:
         watched: Path | Callable[[str], Path],
         policy: Policy,
         pause: Callable[[float], None] = time.sleep,
+        shared: SharedOwner | None = None,
     ) -> None:
         self.path = path
         self._watched = watched
         self._policy = policy
         self._pause = pause
-        self._mine = own_identity()
-        self._written = json.dumps(vars(self._mine)).encode()
+        self._shared = shared
+        self._linked = shared.path if shared is not None else None
+        if shared is not None and self._linked is not None:
+            self._mine, self._written = shared.mine, shared.written
+        else:
+            self._mine = own_identity()
+            self._written = json.dumps(vars(self._mine)).encode()
         self._file = -1
+        """The descriptor by which the owner file is kept fresh; -1 where another one does that."""
         self._checked = 0.0
         self.waited = False
         self.replaced: list[str] = []
@@ -261,15 +346,19 @@ class Ownership:
             self._acquire()
         except OSError as error:
             raise disk_error(error, self.path) from error
-        _HEARTBEAT.add(self._file)
-        _look_through(self.path.parent, again=bool(self.replaced))
-        self.replaced += sorted(left_tokens(self.path) - {*self.replaced, self.token})
+        if self._file >= 0:
+            _HEARTBEAT.add(self._file)
+            if self._shared is not None and self._shared.begin(self.path, self._mine, self._written, self._file):
+                self._file = -1
+        left = left_tokens(self.path, again=bool(self.replaced))
+        self.replaced += sorted(left - {*self.replaced, self.token})
         return self
 
     def __exit__(self, *_: object) -> None:
         if os.getpid() != self._mine.pid:
             return  # a fork, whose parent owns the file
-        _HEARTBEAT.remove(self._file)
+        if self._file >= 0:
+            _HEARTBEAT.remove(self._file)
         with contextlib.suppress(OSError):
             if self.holds():
                 self.path.unlink(missing_ok=True)
@@ -297,7 +386,7 @@ class Ownership:
 
     def require(self, now: bool = True) -> None:
         """Raise OwnedError if another process has taken over; unless `now`, a look of a moment ago counts."""
-        clock = time.monotonic()
+        clock = _clock()
         if not now and clock - self._checked < CHECKED:
             return
         if not self.holds():
@@ -326,21 +415,36 @@ class Ownership:
             found = self._progress(seen)
             if found != progress:
                 progress, moved = found, now
-            late = now - begun > self._policy.owner_wait or now - moved > self._policy.owner_stall
+            stall = self._policy.owner_stall
+            if seen.owner is None and seen.content is not None:  # soon there is a name in it, or it is nobody's
+                stall += UNWRITTEN
+            late = now - begun > self._policy.owner_wait or now - moved > stall
             if late and self._verdict(seen, 0.0)[0] == "live":
                 raise self._owned(seen)
             self._pause(min(2.0, POLL + (now - begun) / 20))
 
     def _create(self) -> bool:
+        if self._linked is not None:
+            try:
+                os.link(self._linked, self.path)
+            except FileExistsError:
+                return False
+            except OSError:  # a machine whose clock stands wrong may have taken it for one that was left
+                self._linked = None
+            else:
+                self._checked = _clock()
+                return True
+        begun = _clock()
         try:
             descriptor = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_CLOEXEC", 0), 0o644)
         except FileExistsError:
             return False
         try:
             os.write(descriptor, self._written)
+            self._checked = _clock()
             # stopped between the two calls, the empty file may have been taken over
-            if self.holds():
-                self._file, self._checked = descriptor, time.monotonic()
+            if self._checked - begun < CHECKED or self.holds():
+                self._file = descriptor
                 return True
         except BaseException:
             os.close(descriptor)
@@ -412,6 +516,12 @@ class Ownership:
 
     def _age(self, seen: _Seen) -> float:
         """Seconds since the last heartbeat, by the file system's clock, which both sides share."""
+        with contextlib.suppress(OSError, AttributeError):  # a file without a name, where there is that
+            descriptor = os.open(self.path.parent, os.O_TMPFILE | os.O_WRONLY)
+            try:
+                return (os.fstat(descriptor).st_mtime_ns - seen.beat) / 1e9
+            finally:
+                os.close(descriptor)
         probe = self.path.with_name(f"{self.path.name}.{self._mine.token}")
         try:
             probe.write_bytes(self._written)  # whose it is, should this process be killed now
@@ -428,20 +538,18 @@ class Ownership:
 
 _ASIDE = re.compile(r"(?:.+\.|\.)?owner(?:\.json)?\.[0-9a-f]{16}")
 _PART = re.compile(r"(.+\.part)\.([0-9a-f]{16})(?:\.json)?(?:\.tmp)?")
-_SEEN: set[Path] = set()
+_SEEN: set[str] = set()
 """Folders that this process has looked through: one may hold a hundred thousand files."""
 _LEFT: dict[Path, set[str]] = {}
 """Owner file → tokens of partial files that were there then. One that takes over and is killed before it has an owner
 file of its own leaves no other trace of them."""
 
 
-def _look_through(folder: Path, again: bool) -> None:
-    """Remove owner files that were renamed to be removed, by processes that were killed then; once a folder.
+def _look_through(folder: str) -> None:
+    """Remove owner files that were renamed to be removed, or shared, by processes that were killed; once a folder.
 
     Only those whose owner is gone, or whose heartbeat stands still: a live one's may be put back.
     """
-    if folder in _SEEN and not again:
-        return
     _SEEN.add(folder)
     with contextlib.suppress(OSError):
         for path in [Path(entry.path) for entry in os.scandir(folder)]:
@@ -451,10 +559,12 @@ def _look_through(folder: Path, again: bool) -> None:
                 path.unlink(missing_ok=True)
 
 
-def left_tokens(owner: Path) -> set[str]:
+def left_tokens(owner: Path, again: bool = False) -> set[str]:
     """The tokens of partial files that lay in the folder of an owner file when this process came to it; said once."""
-    _look_through(owner.parent, again=False)
-    return _LEFT.pop(owner, set())
+    folder = os.path.dirname(owner) or "."  # noqa: PTH120 - as text, for each of many files
+    if again or folder not in _SEEN:
+        _look_through(folder)
+    return _LEFT.pop(owner, set()) if _LEFT else set()
 
 
 def part_bytes(target: Path) -> int:

@@ -39,12 +39,14 @@ ROOM = 1 << 16
 """Bytes that are given back on a full disk for the sidecar: more than a block of any file system in use."""
 LINES = 4096
 """Blocks after which a sidecar is written anew."""
+_COMPARABLE: set[str] = set()
+"""Folders whose files were seen to keep their numbers."""
 
 
 def companion(path: Path, suffix: str) -> Path:
     """`name` + suffix beside a file; a name too long for that is shortened, with a digest so that it stays unique."""
     name = path.name
-    if len(os.fsencode(name)) > LONGEST_NAME:
+    if len(name) > LONGEST_NAME or (not name.isascii() and len(os.fsencode(name)) > LONGEST_NAME):
         digest = hashlib.sha256(os.fsencode(name)).hexdigest()[:16]
         name = f"{os.fsencode(name)[:100].decode('utf-8', 'ignore')}-{digest}"
     return path.with_name(name + suffix)
@@ -132,13 +134,15 @@ class Part:
         self._lines = -1
         """How many blocks stand behind the first line of the sidecar; -1: it has to be written anew."""
         self._log = -1
+        self._noted = owner is None
+        """Whether there may be a sidecar; under the name of an owner there is none before its first line."""
         self._lock = threading.Lock()
         self._read_back: ReadBack | None = None
         self._comparable = True  # while what was left is opened, which may begin anew
         self.fd = -1
         try:
             self._open()
-            self._comparable = self._same_inode()  # some user-space file systems number a file anew at each look
+            self._comparable = self._is_comparable()
         except BaseException:  # a disk that is too full for a copy, say
             self._forget()
             if owner is not None:
@@ -168,7 +172,7 @@ class Part:
         for token, names in left.items():
             if sizes[token] is not None or token:
                 names.remove()
-            else:
+            elif os.path.lexists(names.sidecar):  # looked at first, since it hardly ever is: that needs no lock
                 names.sidecar.unlink(missing_ok=True)
 
     def _size_of(self, names: PartNames) -> int | None:
@@ -266,28 +270,38 @@ class Part:
                 os.close(descriptor)
         self.fd = self._log = -1
 
-    def intact(self) -> bool:
-        """Whether the name of the partial file still means the file that is written."""
-        return not self._comparable or self._same_inode()
+    def intact(self, seen: os.stat_result | None = None) -> bool:
+        """Whether the name of the partial file still means the file that is written, which was `seen` so just now."""
+        return not self._comparable or self._same_inode(seen)
 
-    def _same_inode(self) -> bool:
+    def _same_inode(self, seen: os.stat_result | None = None) -> bool:
         try:
-            return os.path.samestat(self.path.stat(), os.fstat(self.fd))
+            return os.path.samestat(self.path.stat(), seen or os.fstat(self.fd))
         except OSError:
             return False
+
+    def _is_comparable(self) -> bool:
+        """Whether a file keeps its number: some user-space file systems number it anew at each look."""
+        folder = os.path.dirname(self.path)  # noqa: PTH120 - as text, for each of many files
+        if folder in _COMPARABLE or not self._same_inode():
+            return folder in _COMPARABLE
+        _COMPARABLE.add(folder)
+        return True
 
     def altered(self) -> bool:
         """Whether what lies on the disk is not what was written since the last `reset`; raises OSError."""
         pieces = (self._sums or {}).items()
         return any(zlib.crc32(os.pread(self.fd, size, at)) != crc for at, (size, crc) in pieces)
 
-    def publish(self, flusher: Flusher | None, note: Callable[[os.stat_result], None]) -> None:
+    def publish(
+        self, flusher: Flusher | None, note: Callable[[os.stat_result], None], seen: os.stat_result | None = None
+    ) -> None:
         """Make the part the target: give it the name, flush the folder if asked, forget the sidecar; raises OSError.
 
         `note` is told how it lies there, by its descriptor: the name may mean a file of the user's a moment later. A
         file that has appeared at the target is never replaced: FileExistsError.
         """
-        if not self.intact():
+        if not self.intact(seen):
             raise Failure("integrity", "the partial file was replaced by another file while it was fetched")
         give_name(self.path, self.target)
         self.path.unlink(missing_ok=True)
@@ -295,7 +309,8 @@ class Part:
         self._forget()
         if flusher is not None:
             flusher.named(self.target.parent)
-        self.sidecar.unlink(missing_ok=True)
+        if self._noted:
+            self.sidecar.unlink(missing_ok=True)
 
     def reset(self) -> int:
         """Discard the bytes; returns how many there were. The sidecar that lists them is removed first."""
@@ -415,6 +430,7 @@ class Part:
             "done": list(self.ranges),
         }
         temporary = PartNames(self.path, self.sidecar).temporary
+        self._noted = True
         try:
             temporary.write_text(json.dumps(state) + "\n", "utf-8")
             temporary.replace(self.sidecar)

@@ -6,6 +6,7 @@ An opener per scheme (`register_opener`) answers a `Request` with a `Reply` or r
 from __future__ import annotations
 
 import logging
+import os
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -230,12 +231,13 @@ class Session:
         self.policy = policy or Policy()
         self.progress: Progress = progress or Silent()
         self.stop = threading.Event()
+        self.many = many
         self._group = GROUP if many else 1
         self.flusher = Flusher(self._group) if self.policy.fsync else None
         self._lock = threading.Lock()
         self._openers: dict[str, Opener] = {}
         self._hosts: dict[str, threading.BoundedSemaphore] = {}
-        self._ledgers: dict[Path, Ledger] = {}
+        self._ledgers: dict[str, Ledger] = {}
         self._active: set[Reply] = set()
 
     def __enter__(self) -> Session:
@@ -285,9 +287,10 @@ class Session:
     @contextmanager
     def open(self, request: Request) -> Iterator[Reply]:
         """A reply, held to the per-host limit until it is closed; raises Failure, Unsatisfiable, Stopped."""
-        if self.policy.offline and scheme_of(request.url) != "file":
+        scheme = scheme_of(request.url)
+        if self.policy.offline and scheme != "file":
             raise Failure("final", "offline")
-        fault = url_fault(request.url) if scheme_of(request.url) in REMOTE_SCHEMES else None
+        fault = url_fault(request.url) if scheme in REMOTE_SCHEMES else None
         if fault:
             raise Failure("final", fault)
         reason = deny_reason(request.url, self.policy.denied_hosts)
@@ -297,7 +300,7 @@ class Session:
             if self.stop.is_set():
                 raise Stopped
             try:
-                reply = self._opener(request.url).open(request)
+                reply = self._opener(scheme).open(request)
             except ValueError as error:  # of a library, for a URL or an answer that it cannot parse
                 raise Failure("final", f"{type(error).__name__}: not a URL, or not an answer") from error
             with self._lock:
@@ -311,14 +314,14 @@ class Session:
 
     def ledger_for(self, path: Path) -> Ledger:
         """The ledger that records this file: the policy's, else the one of the file's folder."""
-        where = self.policy.ledger or path.parent / ".lavis_ext" / "ledger.jsonl"
+        folder = "" if self.policy.ledger else os.path.dirname(path)  # noqa: PTH120 - as text, for each of many files
         with self._lock:
-            if where not in self._ledgers:
-                self._ledgers[where] = Ledger(where, self._group)
-            return self._ledgers[where]
+            if folder not in self._ledgers:
+                where = self.policy.ledger or path.parent / ".lavis_ext" / "ledger.jsonl"
+                self._ledgers[folder] = Ledger(where, self._group)
+            return self._ledgers[folder]
 
-    def _opener(self, url: str) -> Opener:
-        scheme = scheme_of(url)
+    def _opener(self, scheme: str) -> Opener:
         with self._lock:
             if scheme not in self._openers:
                 self._openers[scheme] = make_opener(scheme, self)
@@ -327,4 +330,6 @@ class Session:
     def _host_limit(self, url: str) -> threading.BoundedSemaphore:
         host = split_url(url).netloc.rpartition("@")[2]
         with self._lock:
-            return self._hosts.setdefault(host, threading.BoundedSemaphore(self.policy.per_host))
+            if host not in self._hosts:
+                self._hosts[host] = threading.BoundedSemaphore(self.policy.per_host)
+            return self._hosts[host]

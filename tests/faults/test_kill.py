@@ -18,7 +18,7 @@ from typing import Any
 
 import pytest
 
-from lavis_ext.fetch import Source, Transfer, engine, fetch, lock, part
+from lavis_ext.fetch import Source, Transfer, engine, fetch, fetch_all, lock, part
 from lavis_ext.fetch.ledger import Ledger
 from lavis_ext.fetch.lock import Ownership, part_bytes
 from lavis_ext.fetch.part import Part
@@ -171,6 +171,34 @@ def killed_before(number: int, act: Callable[[], object]) -> bool:
         finally:
             os._exit(0)
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
+
+
+@pytest.mark.fault("R13")
+def test_killed_before_each_operation_on_many_files(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whose owner files are links of one that they share; the first one's is its own."""
+    monkeypatch.setattr(lock, "UNWRITTEN", 0.05)
+    monkeypatch.setattr(lock, "MANY", 2)
+    files = {f"{n}.bin": payload(70_000, n) for n in range(3)}
+    sources = {name: (Source(server.put(f"/{name}", data)),) for name, data in files.items()}
+    policy = replace(FAST, checkpoint_bytes=1 << 16, jobs=1)
+    number, killed, shared = 0, True, 0
+    while killed:
+        number += 1
+        folder = tmp_path / str(number)
+        wanted = [
+            Transfer(folder / name, sources[name], len(data), hashlib.sha256(data).hexdigest())
+            for name, data in files.items()
+        ]
+        killed = killed_before(number, lambda wanted=wanted: fetch_all(wanted, policy))
+        left = {path.name for path in folder.iterdir()} if folder.exists() else set()
+        shared += any(name.startswith(".owner.") for name in left)
+        assert all(path.read_bytes() == files[path.name] for path in folder.glob("*.bin")), number
+        assert all(result.verified for result in fetch_all(wanted, policy)), number
+        assert {path.name for path in folder.iterdir()} == {*files, ".lavis_ext"}, number
+        assert all((folder / name).read_bytes() == data for name, data in files.items()), number
+    assert number > 20 and shared > 10
 
 
 @pytest.mark.fault("R13", "F11")

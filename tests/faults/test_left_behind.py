@@ -149,7 +149,7 @@ def test_the_temporary_file_of_a_killed_process_goes_with_the_next_write(tmp_pat
     assert {one.name for one in tmp_path.iterdir()} == {path.name, mine.name, other.name, user.name}
 
 
-@pytest.mark.parametrize("age", [0, 1000])
+@pytest.mark.parametrize("age", [0, 60, 1000])
 def test_an_empty_file_that_a_look_at_an_owner_has_left_goes(tmp_path: Path, age: int) -> None:
     """A process that is killed between making the file by which it measures an age, and writing its name into it."""
     left = tmp_path / "f.part.owner.0123456789abcdef"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
@@ -18,8 +19,8 @@ from pathlib import Path
 import pytest
 
 from lavis_ext.common.errors import DiskError, OwnedError
-from lavis_ext.fetch import Source, Transfer, fetch, lock
-from lavis_ext.fetch.lock import Identity, Ownership, own_identity, part_bytes
+from lavis_ext.fetch import Source, Transfer, fetch, fetch_all, lock
+from lavis_ext.fetch.lock import Identity, Ownership, SharedOwners, own_identity, part_bytes
 from lavis_ext.runners.job import owned
 from tests.support.fetchers import Fetcher, elsewhere
 from tests.support.fetching import FAST
@@ -252,6 +253,91 @@ def test_an_owner_that_seems_alive_is_named_with_what_to_delete(tmp_path: Path) 
     assert f"delete {path}" in caught.value.problems[0].way_out and str(os.getpid()) in str(caught.value)
 
 
+# Owner files of many files, which are links of one
+
+
+def many(server: Server, folder: Path) -> list[Transfer]:
+    data = [payload(3000, n) for n in range(4)]
+    urls = [server.put(f"/{n}.bin", one) for n, one in enumerate(data)]
+    return [Transfer(folder / f"{n}.bin", (Source(url),), 3000) for n, url in enumerate(urls)]
+
+
+@pytest.mark.fault("H02")
+def test_the_owner_files_of_many_are_links_of_one_and_respected(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By whoever fetches one of the files alone, and by many that come to a file which another fetches alone."""
+    monkeypatch.setattr(lock, "MANY", 2)
+    wanted, impatient = many(server, tmp_path), replace(FAST, owner_stall=0.1)
+    with SharedOwners() as owners, contextlib.ExitStack() as stack:
+        for path in (one.path for one in wanted):
+            stack.enter_context(Ownership(owner_file(path), path, FAST, shared=owners.of(path)))
+        (shared,) = tmp_path.glob(".owner.*")
+        inodes = [owner_file(one.path).stat().st_ino for one in wanted]
+        assert inodes[1:] == [shared.stat().st_ino] * 3 and inodes[0] != inodes[1]
+        for one in wanted:
+            with pytest.raises(OwnedError) as caught:
+                fetch(one, impatient)
+            assert f"process {os.getpid()}" in str(caught.value)
+    assert list(tmp_path.iterdir()) == []
+    with Ownership(owner_file(wanted[2].path), tmp_path / "watched", FAST) as alone:
+        results = fetch_all(wanted, impatient, collect=True)
+        assert alone.holds()
+    assert [result.error.exit_code if result.error else 0 for result in results] == [0, 0, 9, 0]
+
+
+@pytest.mark.fault("H02")
+def test_one_of_many_that_is_taken_over_does_no_harm(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, far: None
+) -> None:
+    """Its run lives elsewhere and its heartbeat stands still; that of its other files counts as before."""
+    monkeypatch.setattr(lock, "MANY", 1)
+    monkeypatch.setattr(lock._HEARTBEAT, "add", lambda _: None)
+    files = [tmp_path / name for name in ("a", "b")]
+    with SharedOwners() as owners, contextlib.ExitStack() as stack:
+        first, other = (
+            stack.enter_context(Ownership(owner_file(path), path, FAST, shared=owners.of(path))) for path in files
+        )
+        assert first.token == other.token and owner_file(files[0]).samefile(owner_file(files[1]))
+        os.utime(owner_file(files[0]), LONG_AGO)
+        monkeypatch.setattr(lock, "_host", lambda: "another/pid:[1]/feedfacefeed")
+        with Ownership(owner_file(files[0]), files[0], FAST) as second:
+            assert second.replaced == [first.token] and not second.gone
+            assert not first.holds() and other.holds()
+            with pytest.raises(OwnedError):
+                first.require()
+            stack.close()
+            assert second.holds() and not owner_file(files[1]).exists()
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("missing", ["hard links", "the shared file"])
+def test_many_are_owned_one_by_one_where_no_file_can_be_shared(
+    missing: str, server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lock, "MANY", 1)
+    failed: list[Path] = []
+    real = os.link
+
+    def link(source: Path, name: Path) -> None:
+        """Fails for all, or finds that the file which is shared has been removed."""
+        if missing == "hard links" or source.name.startswith(".owner."):
+            failed.append(name)
+            if missing == "hard links":
+                raise PermissionError(errno.EPERM, "Operation not permitted")
+            source.unlink(missing_ok=True)
+        real(source, name)
+
+    monkeypatch.setattr(os, "link", link)
+    wanted = many(server, tmp_path)
+    results = fetch_all(wanted, replace(FAST, jobs=1))
+    assert all(result.verified and not result.reused for result in results)
+    assert len(failed) == (5 if missing == "hard links" else 3), (
+        "once by the first, and each file's name; by the others"
+    )
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".lavis_ext", *(one.path.name for one in wanted)]
+
+
 # Owner files that are none
 
 
@@ -270,6 +356,17 @@ def test_an_owner_file_that_cannot_be_made_is_a_disk_error(kind: str, tmp_path: 
     assert caught.value.exit_code == 6 and str(path) in str(caught.value)
 
 
+@pytest.mark.fault("F07")
+def test_an_owner_file_that_a_process_was_killed_in_writing_is_waited_for(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However impatient one is with a process that makes no progress: it may be nobody's in a moment."""
+    monkeypatch.setattr(lock, "UNWRITTEN", 1.0)
+    target, url = tmp_path / "f.bin", server.put("/f.bin", DATA)
+    owner_file(target).touch()
+    assert fetch(transfer_of(target, url), replace(FAST, owner_stall=0.0)).verified and clean(target)
+
+
 @pytest.mark.fault("H31")
 @pytest.mark.parametrize("token", ["\0", "\ud800", "../x", ""], ids=ascii)
 def test_an_owner_file_whose_token_is_no_name(token: str, server: Server, tmp_path: Path) -> None:
@@ -283,8 +380,6 @@ def test_an_owner_file_whose_token_is_no_name(token: str, server: Server, tmp_pa
 
 @pytest.mark.fault("H31")
 def test_one_folder_that_cannot_be_written_does_not_stop_the_others(server: Server, tmp_path: Path) -> None:
-    from lavis_ext.fetch import fetch_all
-
     url = server.put("/f.bin", DATA)
     (tmp_path / "no").write_text("not a folder")
     wanted = [transfer_of(tmp_path / "no" / "f.bin", url)]
