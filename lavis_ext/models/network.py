@@ -16,7 +16,7 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from lavis_ext.common.config.resolve import config_roots
-from lavis_ext.common.errors import ConfigError, IntegrityError, LavisExtError, NetworkError
+from lavis_ext.common.errors import ConfigError, IntegrityError, LavisExtError, NetworkError, nearest
 from lavis_ext.common.files import expanded
 from lavis_ext.fetch.transfer import offline_from_environment
 from lavis_ext.models import clip_tower, towers
@@ -362,6 +362,9 @@ def load_tower(named: str | dict[str, Any], config: Any) -> Any:
 def config_of(given: dict[str, Any], key: str, **defaults: Any) -> Any:
     """transformers' configuration of `{model_type: …, …}`; `defaults` where it has such a key and none is given."""
     kind, sizes = str(given["model_type"]), {name: value for name, value in given.items() if name != "model_type"}
+    if kind not in transformers.CONFIG_MAPPING:
+        known = list(transformers.CONFIG_MAPPING)
+        raise ConfigError(f"{key}.model_type", f"transformers has no '{kind}'", nearest(kind, known))
     with size_errors(key):
         blank = transformers.AutoConfig.for_model(kind)
         known = {name: value for name, value in defaults.items() if hasattr(blank, name)}

@@ -49,8 +49,10 @@ def load_llm(
     encoding = bool(getattr(settings, "is_encoder_decoder", False))
     auto = transformers.AutoModelForSeq2SeqLM if encoding else transformers.AutoModelForCausalLM
     if type(settings) not in auto._model_mapping or encoding is causal:
-        way_out = "name another" + (f", or model.arch={'blip2_seq2seq' if causal else 'blip2_causal'}" if arch else "")
-        what = f"is a '{settings.model_type}', with which {arch or 'nothing here'} can speak"
+        others = type(settings) in auto._model_mapping and arch
+        way_out = f"name another, or model.arch={'blip2_seq2seq' if causal else 'blip2_causal'}"
+        what = f"is a '{settings.model_type}', with which {f'{arch} cannot' if arch else 'nothing here can'} speak"
+        way_out = way_out if others else "name another"
         raise ConfigError(key, what, way_out)
     if isinstance(named, str):
         model = load_weights(auto, named, key, dtype=DTYPES[precision], config=settings)

@@ -127,6 +127,16 @@ def test_what_cannot_speak_is_refused_before_it_is_trained(name: str, folder: Pa
     assert caught.value.problems[0].where == "model.llm"
 
 
+def test_an_unknown_kind_and_the_other_arch_are_named(folder: Path) -> None:
+    with pytest.raises(ConfigError) as caught:
+        other("qwen33", "qwen2", folder, {})
+    assert caught.value.problems[0].where == "model.llm.model_type" and "qwen3" in str(caught.value)
+    for kind, named in (("t5", True), ("clip", False)):
+        with pytest.raises(ConfigError) as caught:
+            other(kind, "qwen2", folder, {})
+        assert ("blip2_seq2seq" in str(caught.value)) is named
+
+
 def test_a_published_encoder_is_refused_too(folder: Path, tmp_path: Path) -> None:
     settings = transformers.BertConfig(**BERT, vocab_size=400)
     transformers.BertLMHeadModel(settings).save_pretrained(tmp_path / "bert")
