@@ -363,8 +363,8 @@ def config_of(given: dict[str, Any], key: str, **defaults: Any) -> Any:
     """transformers' configuration of `{model_type: …, …}`; `defaults` where it has such a key and none is given."""
     kind, sizes = str(given["model_type"]), {name: value for name, value in given.items() if name != "model_type"}
     if kind not in transformers.CONFIG_MAPPING:
-        known = list(transformers.CONFIG_MAPPING)
-        raise ConfigError(f"{key}.model_type", f"transformers has no '{kind}'", nearest(kind, known))
+        way_out = nearest(kind, transformers.CONFIG_MAPPING)
+        raise ConfigError(f"{key}.model_type", f"transformers has no '{kind}'", way_out)
     with size_errors(key):
         blank = transformers.AutoConfig.for_model(kind)
         known = {name: value for name, value in defaults.items() if hasattr(blank, name)}
