@@ -21,8 +21,9 @@ from lavis_ext.models.blip2 import Blip2Base
 from lavis_ext.models.chat import IMAGE, PLACE, Row, TooLong, Turn, TurnPrompter
 from lavis_ext.models.generation import Search
 from lavis_ext.models.language import Blip2Language, require_usable
-from lavis_ext.models.network import assemble_any
+from lavis_ext.models.network import first_line
 from lavis_ext.models.settings import Blip2AnyConfig
+from lavis_ext.models.speakers import assemble_any
 from lavis_ext.models.text import IGNORED, Ids, TextTokens, learns_output_only, target_texts, texts_of
 
 CONVERSATIONS = "conversations"
@@ -97,7 +98,11 @@ class Blip2AnyLanguage(Blip2Language):
         settings = replace(search, max_length=longest, min_length=least, opening=0, counted=0).arguments()
         end_id = self.text.turn_end if self.config.chat or CONVERSATIONS in samples else end_id
         ends = {"eos_token_id": sorted({end_id, *self.stops}), "pad_token_id": self.text.pad_id}
-        ids = self._write(samples, tokens.to(self.device), {**settings, **ends})
+        try:
+            ids = self._write(samples, tokens.to(self.device), {**settings, **ends})
+        except ValueError as error:  # RWKV, whose state no beam can take over
+            way_out = "write 1" if search.num_beams > 1 else "name another model.llm"
+            raise ConfigError("run.num_beams", first_line(error), way_out) from error
         return self.said(self.text.tokenizer.batch_decode(ids, skip_special_tokens=True))
 
     def said(self, texts: Sequence[str]) -> list[str]:
@@ -106,10 +111,18 @@ class Blip2AnyLanguage(Blip2Language):
 
     def _predict_tokens(self, batch: Batch, tokens: TextTokens, labels: Tensor) -> CausalLMOutput:
         embeds, mask = self.embed(batch, tokens), tokens.attention_mask
-        given = self.positions(mask) if self.causal else {"labels": labels}
+        given = self.positions(mask) if self.causal else {"decoder_input_ids": self._shifted(labels)}
         logits = self.net.language_model(inputs_embeds=embeds, attention_mask=mask, use_cache=False, **given).logits
         loss = mean_loss(logits[:, :-1], labels[:, 1:]) if self.causal else mean_loss(logits, labels)
         return CausalLMOutput(loss=loss, logits=logits)
+
+    def _shifted(self, labels: Tensor) -> Tensor:
+        """What the decoder reads to predict `labels`: its start token, as in `generate`, and the tokens before each.
+
+        Of labels alone mBART and PLBart would begin with the last of them.
+        """
+        start = labels.new_full((len(labels), 1), self.net.language_model.config.decoder_start_token_id)
+        return torch.cat([start, labels[:, :-1].masked_fill(labels[:, :-1] == IGNORED, self.text.pad_id)], dim=1)
 
     def positions(self, mask: Tensor) -> dict[str, Tensor]:
         """The arguments that say where each token stands, pads before it not counted."""

@@ -168,7 +168,7 @@ class EncoderReading:
 
     def __init__(self, model: Any, embeds: Tensor, mask: Tensor, opening: Sequence[int]):
         self.model, self.mask = model, mask
-        self.states = model.get_encoder()(inputs_embeds=embeds, attention_mask=mask).last_hidden_state
+        self.states = model.get_encoder()(inputs_embeds=embeds, attention_mask=mask, return_dict=True).last_hidden_state
         self.start = torch.tensor([[model.config.decoder_start_token_id, *opening]], device=mask.device)
 
     def _logits(self, states: Tensor, mask: Tensor, ids: Tensor) -> Tensor:

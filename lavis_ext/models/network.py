@@ -16,7 +16,7 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from lavis_ext.common.config.resolve import config_roots
-from lavis_ext.common.errors import ConfigError, IntegrityError, LavisExtError, NetworkError
+from lavis_ext.common.errors import ConfigError, IntegrityError, LavisExtError, NetworkError, nearest
 from lavis_ext.common.files import expanded
 from lavis_ext.fetch.transfer import offline_from_environment
 from lavis_ext.models import clip_tower, towers
@@ -193,7 +193,9 @@ def blip2_config(config: Any, text: dict[str, Any] | None = None) -> Any:
     qformer = dict(config.sizes.get("qformer_config", {}))
     tower = getattr(config, "tower", "")
     if tower:
-        vision = towers.stub_of(load_vision_config(tower, config.image_size), config.image_size)
+        settings = load_vision_config(tower, config.image_size)
+        with size_errors("model.vision"):
+            vision = towers.stub_of(settings, config.image_size)
     parts = {
         "vision_config": vision,
         "num_query_tokens": config.num_query_token,
@@ -225,13 +227,10 @@ def size_errors(key: str = "model.sizes") -> Iterator[None]:
     way_out = f"see transformers' {'Blip2Config' if key == 'model.sizes' else 'configuration of that model'}"
     try:
         yield
-    except (ValueError, TypeError, KeyError) as error:
-        raise ConfigError(key, " ".join(str(error).split()), way_out) from error
-    except Exception as error:
-        # the hub client's validation of configuration classes has its own exception classes
-        if "Validation" not in type(error).__name__:
-            raise
-        raise ConfigError(key, " ".join(str(error).split()), way_out) from error
+    except (LavisExtError, MemoryError):
+        raise
+    except Exception as error:  # every model meets sizes that do not fit with an exception of its own
+        raise ConfigError(key, " ".join(str(error).split()) or type(error).__name__, way_out) from error
 
 
 def add_image_token(network: Any, tokenizer: Any) -> None:
@@ -321,17 +320,17 @@ def load_network(name: str, key: str, config: Any, settings: Any = None) -> Any:
     dtypes = {name: DTYPES[precision] for name, precision in towers.items()}
     partly = {"config": settings, "ignore_mismatched_sizes": True} if settings is not None else {}
     kind = network_class(settings or load_config(name, key))
-    return _weights(kind, name, key, settings is None, dtype=dtypes, **partly)
+    return load_weights(kind, name, key, settings is None, dtype=dtypes, **partly)
 
 
 def load_retriever(name: str, key: str) -> Any:
     """Blip2ForImageTextRetrieval (the first stage) from a folder or hub name, in fp32."""
-    return _weights(transformers.Blip2ForImageTextRetrieval, name, key, dtype=DTYPES["fp32"])
+    return load_weights(transformers.Blip2ForImageTextRetrieval, name, key, dtype=DTYPES["fp32"])
 
 
 def load_masked_language_model(name: str, key: str) -> Any:
     """A BERT with its word head from a folder or hub name, in fp32."""
-    return _weights(transformers.BertForMaskedLM, name, key, dtype=DTYPES["fp32"])
+    return load_weights(transformers.BertForMaskedLM, name, key, dtype=DTYPES["fp32"])
 
 
 def load_vision_config(named: str | dict[str, Any], size: int) -> Any:
@@ -349,64 +348,27 @@ def load_tower(named: str | dict[str, Any], config: Any) -> Any:
     if isinstance(named, str):
         dtype = DTYPES[config.vit_precision]
         unused = towers.unused_parts(settings)
-        tower = _weights(transformers.AutoModel, named, "model.vision", unused=unused, config=settings, dtype=dtype)
+        tower = load_weights(transformers.AutoModel, named, "model.vision", unused=unused, config=settings, dtype=dtype)
     else:
         with size_errors("model.vision"):
             tower = transformers.AutoModel.from_config(settings)
-    return towers.VisionTower(tower, config.image_size, config.vision_layer, config.vision_interpolate)
+    found = towers.VisionTower(tower, config.image_size, config.vision_layer, config.vision_interpolate)
+    if not isinstance(named, str) or settings.model_type not in towers.TRIED:
+        with size_errors("model.vision"):
+            towers.require_pictures(found, config.image_size)
+    return found
 
 
 def config_of(given: dict[str, Any], key: str, **defaults: Any) -> Any:
     """transformers' configuration of `{model_type: …, …}`; `defaults` where it has such a key and none is given."""
     kind, sizes = str(given["model_type"]), {name: value for name, value in given.items() if name != "model_type"}
+    if kind not in transformers.CONFIG_MAPPING:
+        way_out = nearest(kind, transformers.CONFIG_MAPPING)
+        raise ConfigError(f"{key}.model_type", f"transformers has no '{kind}'", way_out)
     with size_errors(key):
         blank = transformers.AutoConfig.for_model(kind)
         known = {name: value for name, value in defaults.items() if hasattr(blank, name)}
         return transformers.AutoConfig.for_model(kind, **{**known, **sizes})
-
-
-def load_llm(
-    named: str | dict[str, Any],
-    tokenizer_name: str | None,
-    causal: bool | None,
-    key: str,
-    precision: str,
-    arch: str = "",
-) -> tuple[Any, Any]:
-    """Tokenizer and language model of a folder, a hub name or a configuration that the config key `key` names.
-
-    Decoder-only if `causal`, with an encoder if not, either if None. A random one gets the vocabulary and the special
-    tokens of its tokenizer. Raises ConfigError for another kind.
-    """
-    if isinstance(named, str):
-        tokenizer = load_tokenizer(tokenizer_name or named, key)
-        settings = load_config(named, key)
-    else:
-        tokenizer = load_tokenizer(str(tokenizer_name), "model.tokenizer")
-        ids = {f"{kind}_token_id": getattr(tokenizer, f"{kind}_token_id") for kind in ("bos", "eos", "pad")}
-        ids["pad_token_id"] = ids["eos_token_id"] if ids["pad_token_id"] is None else ids["pad_token_id"]
-        settings = config_of(named, key, vocab_size=len(tokenizer), **ids)
-        if settings.is_encoder_decoder and "decoder_start_token_id" not in named:
-            settings.decoder_start_token_id = ids["pad_token_id"]
-    encoding = bool(getattr(settings, "is_encoder_decoder", False))
-    auto = transformers.AutoModelForSeq2SeqLM if encoding else transformers.AutoModelForCausalLM
-    if type(settings) not in auto._model_mapping or encoding is causal:
-        way_out = "name another" + (f", or model.arch={'blip2_seq2seq' if causal else 'blip2_causal'}" if arch else "")
-        what = f"is a '{settings.model_type}', with which {arch or 'nothing here'} can speak"
-        raise ConfigError(key, what, way_out)
-    if isinstance(named, str):
-        return tokenizer, _weights(auto, named, key, dtype=DTYPES[precision], config=settings)
-    with size_errors(key):
-        return tokenizer, auto.from_config(settings)
-
-
-def assemble_any(config: Any, causal: bool) -> tuple[Any, Any]:
-    """Network and tokenizer of a second stage over any language model and tower."""
-    tokenizer, model = load_llm(config.llm, config.tokenizer, causal, "model.llm", config.llm_precision, config.arch)
-    network = around(model, config)
-    network.config.use_decoder_only_language_model = causal  # transformers goes by the name, and BART has both forms
-    network.config.is_encoder_decoder = not causal
-    return network, tokenizer
 
 
 def set_execution(network: Any, config: Any) -> None:
@@ -431,7 +393,7 @@ def set_execution(network: Any, config: Any) -> None:
 
 def load_embedding(name: str, key: str) -> Any:
     """The word embedding of a decoder from a folder or hub name, in fp16."""
-    model = _weights(transformers.AutoModelForCausalLM, name, key, dtype=DTYPES["fp16"])
+    model = load_weights(transformers.AutoModelForCausalLM, name, key, dtype=DTYPES["fp16"])
     return model.get_input_embeddings()
 
 
@@ -441,7 +403,7 @@ def load_language_model(name: str, key: str, config: Any, language: str) -> Any:
     settings = load_config(name, key)
     if settings.model_type == "t5":
         settings.dense_act_fn = "gelu"  # LAVIS sets it, though Flan-T5 was trained with gelu_new
-    model = _weights(auto, name, key, dtype=DTYPES[config.llm_precision], config=settings)
+    model = load_weights(auto, name, key, dtype=DTYPES[config.llm_precision], config=settings)
     if model.config.model_type != language:
         what = f"is a '{model.config.model_type}', {config.arch} needs '{language}'"
         raise ConfigError(f"{key} {name}", what, "name another, or another model.arch")
@@ -456,7 +418,9 @@ def load_tokenizer(name: str, key: str, part: str = "") -> Any:
     return _guarded(transformers.AutoTokenizer.from_pretrained, name, key, **({"subfolder": part} if part else {}))
 
 
-def _weights(kind: Any, name: str, key: str, whole: bool = True, unused: tuple[str, ...] = (), **kwargs: Any) -> Any:
+def load_weights(
+    kind: Any, name: str, key: str, whole: bool = True, unused: tuple[str, ...] = (), **kwargs: Any
+) -> Any:
     """A model of transformers' class `kind`; with `whole` raises IntegrityError if weights but of `unused` are missing.
 
     transformers itself initialises missing weights at random, with a warning.

@@ -15,8 +15,9 @@ from lavis_ext.common.errors import ConfigError
 from lavis_ext.common.registry import models
 from lavis_ext.common.types import Batch
 from lavis_ext.models.base_model import BaseModel
-from lavis_ext.models.network import load_config, load_embedding, load_llm, load_network, load_tokenizer, stub_config
+from lavis_ext.models.network import load_config, load_embedding, load_network, load_tokenizer, stub_config
 from lavis_ext.models.settings import ProjectorConfig
+from lavis_ext.models.speakers import load_llm
 from lavis_ext.models.text import target_texts
 from lavis_ext.models.weights import PROJECTION, read_checkpoint, translate
 

@@ -363,8 +363,25 @@ class PictureForm:
 
 
 def picture_form(name: str, fetch: bool = False) -> PictureForm | None:
-    """What `preprocessor_config.json` of a folder or hub name says of its pictures; None where there is none."""
-    file, held = "preprocessor_config.json", expanded(name)
+    """What the processor of a folder or hub name says of its pictures; None where there is none."""
+    given = next((found for file in PROCESSORS if (found := processor_keys(name, file, fetch)) is not None), None)
+    if given is None:
+        return None
+    crop = given.get("crop_size") if given.get("do_center_crop", "crop_size" in given) else None
+    size = crop or given.get("size")
+    sides = [size.get(key) for key in ("height", "width", "shortest_edge")] if isinstance(size, dict) else [size]
+    normal = given.get("do_normalize", True)
+    side = next((one for one in sides if isinstance(one, int)), None)
+    return PictureForm(side, *(numbers(given.get(f"image_{key}")) if normal else None for key in ("mean", "std")))
+
+
+PROCESSORS = ("preprocessor_config.json", "processor_config.json")
+"""Where transformers has a processor's keys: by themselves, or since its fifth version beside a tokenizer's."""
+
+
+def processor_keys(name: str, file: str, fetch: bool) -> dict[str, Any] | None:
+    """The keys of an image processor in one file of a folder or hub name; None where it has none."""
+    held = expanded(name)
     if held.is_dir():
         path: Any = held / file
     else:
@@ -373,7 +390,7 @@ def picture_form(name: str, fetch: bool = False) -> PictureForm | None:
         if name.count("/") != 1:
             return None
         path = try_to_load_from_cache(name, file)
-        if not isinstance(path, str) and fetch:
+        if not isinstance(path, str) and fetch and file == PROCESSORS[0]:
             try:
                 path = hf_hub_download(name, file)
             except Exception as error:  # no such file, no network: the weights' own error says it better
@@ -384,14 +401,10 @@ def picture_form(name: str, fetch: bool = False) -> PictureForm | None:
         given = decode_json(Path(path).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
-    if not isinstance(given, dict):
-        return None
-    crop = given.get("crop_size") if given.get("do_center_crop", "crop_size" in given) else None
-    size = crop or given.get("size")
-    sides = [size.get(key) for key in ("height", "width", "shortest_edge")] if isinstance(size, dict) else [size]
-    normal = given.get("do_normalize", True)
-    side = next((one for one in sides if isinstance(one, int)), None)
-    return PictureForm(side, *(numbers(given.get(f"image_{key}")) if normal else None for key in ("mean", "std")))
+    found = given.get("image_processor", given) if isinstance(given, dict) else None
+    return (
+        found if isinstance(found, dict) and any(key in found for key in ("size", "crop_size", "image_mean")) else None
+    )
 
 
 def numbers(value: Any) -> tuple[float, ...] | None:

@@ -17,6 +17,9 @@ POOLING = ("head", "pooler", "attention_pooling")
 """What some towers compute from their output. The Q-Former does not see it, so it is left out: in a trained tower its
 weights would have no gradient, which DDP refuses."""
 NORM_EPS = 1e-6
+TRIED = ("clip_vision_model", "siglip_vision_model", "siglip2_vision_model", "dinov2", "dinov2_with_registers",
+         "dinov3_vit", "vit", "deit", "beit", "convnext")  # fmt: skip
+"""Kinds that are known to see pictures as a Q-Former needs them; of others two are shown to a tower first."""
 
 
 class Unused(nn.Module):
@@ -45,7 +48,7 @@ class VisionTower(nn.Module):
             if isinstance(getattr(inner, name, None), nn.Module):
                 setattr(inner, name, Unused())
         takes = inspect.signature(type(tower).forward).parameters
-        own, kind = getattr(settings, "image_size", size), settings.model_type
+        own, kind = side_of(getattr(settings, "image_size", size)), settings.model_type
         self.fits: dict[str, Any] = {}
         if own != size and kind not in ANY_SIZE:
             if "interpolate_pos_encoding" in takes and interpolate:
@@ -53,22 +56,50 @@ class VisionTower(nn.Module):
             elif hasattr(settings, "patch_size"):
                 way_out = f"set it to {own}" + (", or model.vision_interpolate: True" if takes else "")
                 raise ConfigError("model.image_size", f"{size} for a tower of {own}", way_out)
-        patch = getattr(settings, "patch_size", None)
+        patch = side_of(getattr(settings, "patch_size", None))
         if isinstance(patch, int) and size % patch:
             raise ConfigError("model.image_size", f"{size} is no multiple of the patch size {patch}", "round it")
         self.patches = patch if "spatial_shapes" in takes else None
 
     def forward(self, pixel_values: Tensor, **_: Any) -> BaseModelOutputWithPooling:
         """[B,3,S,S] → `last_hidden_state` [B, P, W], normed."""
+        return BaseModelOutputWithPooling(last_hidden_state=self.post_layernorm(self.see(pixel_values)))
+
+    def see(self, pixel_values: Tensor) -> Tensor:
+        """[B,3,S,S] → what the tower itself gives, [B, P, W]."""
         images = pixel_values.to(next(self.tower.parameters()).dtype)
         inputs = {"pixel_values": images, **self.fits}
         if self.patches:
             inputs = {**inputs, **as_patches(images, self.patches)}
         hidden = {} if self.layer == -1 else {"output_hidden_states": True}
         out = self.tower(**inputs, **hidden, return_dict=True)
-        seen = out.last_hidden_state if self.layer == -1 else out.hidden_states[self.layer]
-        seen = seen.flatten(2).transpose(1, 2) if seen.dim() == 4 else seen
-        return BaseModelOutputWithPooling(last_hidden_state=self.post_layernorm(seen))
+        seen: Tensor = out.last_hidden_state if self.layer == -1 else out.hidden_states[self.layer]
+        return seen.flatten(2).transpose(1, 2) if seen.dim() == 4 else seen
+
+
+def require_pictures(tower: VisionTower, size: int) -> None:
+    """Raise ConfigError for a tower that does not give [B, P, W] of pictures of `size`, or that masks parts of them.
+
+    Two are shown to it, as some towers join those of a batch. What a model of another kind raises is not caught here.
+    """
+    learning, kind = tower.training, f"a '{tower.config.model_type}'"
+    pictures = torch.zeros(2, 3, size, size)
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
+        seen = tower.eval().see(pictures)
+    tower.train(learning)
+    width = tower.post_layernorm.normalized_shape[0]
+    if seen.dim() != 3 or len(seen) != 2 or seen.shape[-1] != width:
+        what = f"{kind} gives {list(seen.shape)} of two pictures, where a Q-Former reads [2, P, {width}]"
+        raise ConfigError("model.vision", what, "name another tower")
+    if hasattr(tower.config, "mask_ratio"):
+        what = f"{kind} sees a random part of each picture"
+        raise ConfigError("model.vision", what, "name another tower, or write vit as model_type of its config.json")
+
+
+def side_of(given: Any) -> Any:
+    """Pixels a side, where a configuration has them as [S, S] too."""
+    square = isinstance(given, list | tuple) and len(set(given)) == 1
+    return given[0] if square else given
 
 
 def unused_parts(settings: Any) -> tuple[str, ...]:

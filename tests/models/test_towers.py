@@ -110,12 +110,16 @@ run: {{task: captioning, train_splits: [train], valid_splits: [val], max_epoch: 
 """
 
 
-def test_the_towers_own_processor_is_held_against_the_yamls(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("file", ["preprocessor_config.json", "processor_config.json"])
+def test_the_towers_own_processor_is_held_against_the_yamls(
+    file: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     half = [0.5, 0.5, 0.5]
     tower, path = tmp_path / "tower", tmp_path / "run.yaml"
     tower.mkdir()
     given = {"size": {"height": 64, "width": 64}, "image_mean": half, "image_std": half}
-    (tower / "preprocessor_config.json").write_text(json.dumps(given))
+    whole = given if file == "preprocessor_config.json" else {"image_processor": given, "processor_class": "any"}
+    (tower / file).write_text(json.dumps(whole))
     path.write_text(RUN.format(tower=tower, size=32))
     assert main(["check", str(path)]) == 3
     said = capsys.readouterr().out

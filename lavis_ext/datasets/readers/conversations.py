@@ -6,7 +6,7 @@ picture. OpenAI: https://platform.openai.com/docs/api-reference/chat, whose cont
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, Literal
@@ -27,7 +27,7 @@ FAULT = "unreadable"
 ROLES = {
     **dict.fromkeys(("human", "user"), "user"),
     **dict.fromkeys(("gpt", "assistant", "chatgpt", "bot", "model"), "assistant"),
-    "system": "system",
+    **dict.fromkeys(("system", "developer"), "system"),
 }
 PICTURES = ("image", "images")
 
@@ -58,40 +58,55 @@ class Conversations(DerivedRows):
 
 def whole(row: Row, image_key: str = "image") -> Row:
     """A record with `conversations` in one form, and the names of its pictures as a list under `image_key`."""
-    held = next((key for key in HELD if row.get(key) is not None), None)
+    held = first_given(row, HELD)
     if held is None:
         return row
-    key = next((key for key in (image_key, *PICTURES) if row.get(key) is not None), image_key)
-    rest = {name: value for name, value in row.items() if name not in (held, key)}
+    key = first_given(row, (image_key, *PICTURES)) or image_key
+    system = row.get("system") if isinstance(row.get("system"), str) else None  # ShareGPT's, beside the turns
+    rest = {name: value for name, value in row.items() if name not in (held, key) and (name != "system" or not system)}
     listed = row.get(key)
     try:
         names = [_name(one) for one in (listed if isinstance(listed, list) else [] if listed is None else [listed])]
-        turns, named = conversation_of(row[held], [name for name in names if name])
+        turns, named = conversation_of(row[held], [name for name in names if name], system or "")
     except ValueError as error:
         return {**rest, FAULT: str(error)}
     return {**rest, "conversations": turns, **({image_key: named} if named else {})}
 
 
-def conversation_of(said: Any, names: list[str]) -> tuple[list[Turn], list[str]]:
+def first_given(row: Row, keys: Sequence[str]) -> str | None:
+    """The first of `keys` under which a row has more than nothing, else under which it has an empty text or list."""
+    held = [key for key in keys if row.get(key) is not None]
+    return next((key for key in held if row[key] not in ("", [])), next(iter(held), None))
+
+
+def conversation_of(said: Any, names: list[str], system: str = "") -> tuple[list[Turn], list[str]]:
     """Turns as files have them, and the pictures of their record → turns in one form, and all pictures in order.
+
+    `system` is what a record tells the model beside its turns.
 
     What stands before the first turn of a user is left out (LLaVA's rule), turns of one role in a row are one, and
     pictures whose place no `<image>` marks stand before all else. Raises ValueError that says why it cannot be read.
     """
-    said = decode_json(said) if isinstance(said, str) else said
+    said = _turns_in(said) if isinstance(said, str) else said
     if not isinstance(said, list) or not all(isinstance(one, Mapping) for one in said):
         raise ValueError("the turns are no list of objects with `from` and `value`, or `role` and `content`")
     turns: list[Turn] = []
     places: list[str | None] = []
-    for number, one in enumerate(said):
-        role = ROLES.get(str(one.get("from", one.get("role"))).strip().lower())
+    if system.strip():
+        said = [{"role": "system", "content": system}, *said]
+    for number, one in enumerate(said, start=-1 if system.strip() else 0):
+        # a table has both names as columns, one of them empty
+        speaker, given = (_either(one, *names) for names in (("from", "role"), ("value", "content")))
+        role = ROLES.get(str(speaker).strip().lower())
         if role is None:
-            raise ValueError(f"turn {number} is of '{one.get('from', one.get('role'))}', no user, assistant or system")
+            raise ValueError(f"turn {number} is of '{speaker}', no user, assistant or system")
+        if role == "system" and (given is None or given == [] or (isinstance(given, str) and not given.strip())):
+            continue
         if role == "assistant" and not any(turn["role"] == "user" for turn in turns):
             continue
-        if role == "system" and turns:
+        if role == "system" and any(turn["role"] != role for turn in turns):
             raise ValueError(f"turn {number} is the system's, which stands first or not at all")
-        content, shown = _content(one.get("value", one.get("content")), number)
+        content, shown = _content(given, number)
         if shown and role != "user":
             raise ValueError(f"turn {number} of the {role} holds a picture, which only a user's may")
         places += shown
@@ -110,6 +125,18 @@ def conversation_of(said: Any, names: list[str]) -> tuple[list[Turn], list[str]]
         raise ValueError(f"{len(names)} pictures are named, and {unnamed} `{IMAGE}` stand in the turns")
     left = iter(names)
     return turns, [next(left) if place is None else place for place in places]
+
+
+def _turns_in(text: str) -> Any:
+    """The turns of a column of JSON; None for a text that is none."""
+    try:
+        return decode_json(text)
+    except ValueError:
+        return None
+
+
+def _either(turn: Mapping[str, Any], one: str, other: str) -> Any:
+    return turn.get(other) if turn.get(one) is None else turn[one]
 
 
 def _content(value: Any, number: int) -> tuple[str, list[str | None]]:
@@ -136,7 +163,8 @@ def _part(part: Any, number: int) -> tuple[str, list[str | None]]:
 def _name(given: Any) -> str | None:
     """The name of a picture; raises ValueError for one that is written into the file."""
     if isinstance(given, Mapping):
-        given = next((given[key] for key in ("url", "path", "file_name") if given.get(key)), None)
+        held = given if any(value is not None for value in given.values()) else None
+        given = next((given[key] for key in ("url", "path", "file_name") if given.get(key)), held)
     if given is None:
         return None
     if not isinstance(given, str | int) or str(given).startswith("data:"):

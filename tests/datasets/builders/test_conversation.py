@@ -123,6 +123,33 @@ FILES: dict[str, tuple[dict[str, Any], list[tuple[str, str]], list[str]]] = {
         [("user", "<image>\nand"), ("assistant", "Go on."), ("user", "this\n<image>"), ("assistant", "Fine.")],
         ["b.jpg", "a.jpg"],
     ),
+    "a system beside its turns, as ShareGPT's": (
+        {"system": "Be brief.", "conversations": [human("Hi"), gpt("Yes?")]},
+        [("system", "Be brief."), ("user", "Hi"), ("assistant", "Yes?")],
+        [],
+    ),
+    "a system beside and among them": (
+        {"system": "Be brief.", "messages": [{"role": "developer", "content": "Be kind."}, user("Hi"), assistant("!")]},
+        [("system", "Be brief.\nBe kind."), ("user", "Hi"), ("assistant", "!")],
+        [],
+    ),
+    "a system that says nothing": (
+        {"system": "", "conversations": [{"from": "system", "value": ""}, human("Hi"), gpt("Yes?")]},
+        [("user", "Hi"), ("assistant", "Yes?")],
+        [],
+    ),
+    "both names, as a table has them": (
+        {
+            "image": "",
+            "images": ["b.jpg"],
+            "conversations": [
+                {"from": None, "role": "user", "value": None, "content": "<image>?"},
+                {"from": "gpt", "role": None, "value": "!", "content": None},
+            ],
+        },
+        [("user", "<image>?"), ("assistant", "!")],
+        ["b.jpg"],
+    ),
     "parts without names": (
         {
             "messages": [user([{"type": "image"}, {"type": "text", "text": "?"}]), assistant("!")],
@@ -164,6 +191,7 @@ WRONG: dict[str, dict[str, Any]] = {
     "a picture as base64": {
         "messages": [user([{"type": "image_url", "image_url": {"url": "data:image/png;base64,AA"}}]), assistant("x")]
     },
+    "a picture as bytes": {"image": {"bytes": "AA", "path": None}, "conversations": [human("?"), gpt("x")]},
     "no such picture": {"image": "z.jpg", "conversations": [human("<image>"), gpt("x")]},
     "the second is lost": {"image": ["a.jpg", "z.jpg"], "conversations": [human("<image><image>"), gpt("x")]},
 }
