@@ -45,8 +45,10 @@ class Conversations(DerivedRows):
     @property
     def name(self) -> str:
         """The file name of the Arrow copy, without its suffix."""
-        named = "" if self.image_key == "image" or self.how == "turns" else f"-{self.image_key}"
-        return f"{self.source.name}.{'turns' if self.how == 'turns' else 'conversations'}{named}"
+        if self.how == "turns":
+            return f"{self.source.name}.turns"
+        named = "" if self.image_key == "image" else f"-{self.image_key}"
+        return f"{self.source.name}.conversations-2{named}"  # copies without a number lack a `system` beside the turns
 
     def parse(self) -> list[Row]:
         """All rows; raises IntegrityError."""
