@@ -161,7 +161,7 @@ class RunnerBase:
         self.wrapped = wrap(StepModule(task), run, accelerator)
         self.optimizer = build_optimizer(self.model, run)
         # accelerate's wrapper sees where fp16 skips a step; without, its searches for packages cost 1 ms a step
-        self.stepper = self.optimizer if accelerator.scaler is None else accelerator.prepare(self.optimizer)
+        self.stepper: Any = self.optimizer if accelerator.scaler is None else accelerator.prepare(self.optimizer)
         self.rate, self.is_best, self.overflows = 0.0, False, 0
         self.saved_at, self.in_place = -1, False
         self.settings: dict[str, Any] = {}
