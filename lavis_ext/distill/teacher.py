@@ -207,10 +207,8 @@ class MultiView(nn.Module):
 
     def forward(self, batch: Batch, need: OutputSpec) -> dict[str, Outputs]:
         """View → outputs; views run in the order of `need.views`, which decides their dropout masks."""
-        return {
-            view: self.model.outputs(batch, view, need.hidden and view == "full", need.attentions and view == "full")
-            for view in need.views
-        }
+        hidden, attentions = (("full",) * wanted for wanted in (need.hidden, need.attentions))
+        return self.model.outputs_by_view(batch, need.views, hidden, attentions)
 
     def under(self, parameters: Mapping[str, Tensor], batch: Batch, need: OutputSpec) -> dict[str, Outputs]:
         """The same with other parameters, by the model's own names."""

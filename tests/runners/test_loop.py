@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import cProfile
 import json
+import pstats
 from pathlib import Path
 from typing import Any
 
@@ -66,6 +68,16 @@ def test_the_last_window_is_divided_by_what_it_holds(tmp_path: Path) -> None:
 
     first, second, third = gradients_of_steps(1)
     torch.testing.assert_close(gradients_of_steps(2), [(first + second) / 2, third])
+
+
+def test_a_step_searches_for_nothing(tmp_path: Path) -> None:
+    runner = toy_runner(tmp_path, max_epoch=1)
+    runner.notify("before_train")
+    runner.run_step(1)
+    with cProfile.Profile() as profile:
+        runner.run_step(1)
+    looked = {name for _, _, name in pstats.Stats(profile).stats}  # type: ignore[attr-defined]
+    assert "run_step" in looked and not looked & {"find_spec", "named_modules", "signature"}
 
 
 def test_clipping_bounds_the_gradient_and_tells_its_true_norm(tmp_path: Path) -> None:
