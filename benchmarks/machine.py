@@ -47,6 +47,12 @@ def lines_of(path: str) -> Iterator[str]:
         return
 
 
+def peak_memory() -> float:
+    """MB that this process had resident at most. `ru_maxrss` would count from what its parent had when it began."""
+    found = next((line for line in lines_of("/proc/self/status") if line.startswith("VmHWM:")), "VmHWM: 0 kB")
+    return int(found.split()[1]) / 1024
+
+
 def others_seconds() -> float:
     """Seconds that all cores have worked since the machine started, for whom we did not start.
 

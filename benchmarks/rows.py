@@ -10,13 +10,14 @@ from __future__ import annotations
 
 import json
 import multiprocessing
-import resource
 import shutil
 import sys
 import time
 from importlib import import_module
 from pathlib import Path
 from typing import Any
+
+from benchmarks.machine import peak_memory
 
 
 def open_rows(kind: str, path: Path) -> Any:
@@ -52,7 +53,7 @@ def annotations(kind: str, path: Path, processes: int) -> dict[str, float]:
     rows = open_rows(kind, path)
     wall, cpu = time.perf_counter() - start, time.process_time() - used
     if kind == "ours, first conversion":
-        return {"wall": wall, "cpu": cpu, "memory": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024}
+        return {"wall": wall, "cpu": cpu, "memory": peak_memory()}
     context = multiprocessing.get_context("fork")
     read, weighed = context.Barrier(processes + 1), context.Barrier(processes + 1)
     workers = [context.Process(target=touch, args=(rows, read, weighed)) for _ in range(processes)]
