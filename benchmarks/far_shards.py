@@ -28,6 +28,7 @@ from typing import Any
 
 from benchmarks.harness import Contender, Scene, child
 from benchmarks.loader import jpegs
+from benchmarks.machine import peak_memory
 from benchmarks.peers import MissingPeer, peer_python
 
 LATENCY, RATE, PIECE = 0.03, 200e6, 1 << 17
@@ -150,8 +151,8 @@ def rated(pictures: Iterator[bytes], samples: int) -> dict[str, float]:
         if count == samples:
             since, before = time.perf_counter(), cpu_seconds()
     wall, cpu = time.perf_counter() - since, cpu_seconds() - before
-    memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    return {"rate": (count - samples) / wall, "wall": wall, "first": first, "cpu": cpu, "memory": memory}
+    rate = (count - samples) / wall
+    return {"rate": rate, "wall": wall, "first": first, "cpu": cpu, "memory": peak_memory()}
 
 
 def cpu_seconds() -> float:
@@ -163,7 +164,21 @@ def cpu_seconds() -> float:
 # --- the line ---------------------------------------------------------------------------------------------------------
 
 
-def serve(folder: Path, addresses: Any) -> None:
+@contextmanager
+def line(folder: Path) -> Iterator[tuple[str, Any]]:
+    """A server of a folder behind the line: its address, and how many bytes of bodies it has sent (`.value`)."""
+    context = multiprocessing.get_context("spawn")
+    addresses, sent = context.Queue(), context.Value("q", 0)
+    process = context.Process(target=serve, args=(folder, addresses, sent), daemon=True)
+    process.start()
+    try:
+        yield addresses.get(timeout=60), sent
+    finally:
+        process.kill()
+        process.join()
+
+
+def serve(folder: Path, addresses: Any, sent: Any) -> None:
     """Serve a folder for ever: `LATENCY` before each answer, `RATE` bytes a second over all connections."""
     from lavis_ext.demo.mirror import FileHandler, MirrorServer
 
@@ -180,6 +195,7 @@ def serve(folder: Path, addresses: Any) -> None:
                 with lock:  # this piece's turn on the line
                     free[0] = max(free[0], time.monotonic()) + len(piece) / RATE
                     turn = free[0]
+                    sent.value += len(piece)
                 time.sleep(max(0.0, turn - time.monotonic()))
                 super()._send(path, piece)
 
@@ -201,12 +217,7 @@ def far(scene: Scene, shards: int, samples: int, names: Sequence[str], more: int
     except MissingPeer:  # it is named when its turn comes
         shutil.rmtree(folder, ignore_errors=True)
         child(words)
-    context = multiprocessing.get_context("spawn")
-    addresses = context.Queue()
-    process = context.Process(target=serve, args=(folder, addresses), daemon=True)
-    process.start()
-    try:
-        base = addresses.get(timeout=60)
+    with line(folder) as (base, _):
 
         def run(name: str, count: int) -> dict[str, float]:
             way = name.partition(", ten")[0]
@@ -215,10 +226,7 @@ def far(scene: Scene, shards: int, samples: int, names: Sequence[str], more: int
 
         few = max(2, shards // more) if more else shards
         yield [Contender(name, partial(run, name, shards if "ten" in name else few)) for name in names]
-    finally:
-        process.kill()
-        process.join()
-        shutil.rmtree(folder)
+    shutil.rmtree(folder)
 
 
 if __name__ == "__main__":
