@@ -1,4 +1,4 @@
-"""The lines of the table: P1 to P13, their contenders and what each is to reach."""
+"""The lines of the table: P1 to P14, their contenders and what each is to reach."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from benchmarks import far_shards, fetch_layer, prepared_coco, remote_zip
+from benchmarks import far_shards, fetch_layer, packing, prepared_coco, remote_zip
 from benchmarks.harness import LIMIT, Contender, Figures, Item, Scene, Target, child
 from benchmarks.peers import MissingPeer, peer_python
 
@@ -389,5 +389,8 @@ ITEMS = (
     Item("P13b", "ten times as many shards", partial(far_shards.far, shards=40, samples=100, more=10,
         names=("ours", "ours, ten times as many")), (
         Target("≤ 1.05 × the memory", "memory", "ours", most=1.05, ours="ours, ten times as many"),)),
+    Item("P14", "a data set packed into shards, 6,000 samples", partial(packing.packing, samples=6000), (
+        Target("≥ 0.8 × GNU tar alone", "rate", "GNU tar alone", least=0.8),
+        Target("≥ 1.0 × GNU tar and sha256sum", "rate", "GNU tar and sha256sum", least=1.0))),
 )  # fmt: skip
 """Everything that is to be measured."""
