@@ -86,15 +86,18 @@ def ours(storage: str, root: Path) -> Iterator[bytes]:
     from lavis_ext.datasets.builders import BuildContext, build_datasets
     from lavis_ext.datasets.readers.shards import RawSample
 
+    def opened() -> Iterator[bytes]:  # imports are not what is measured, of nobody
+        stream: Any = build_datasets(config, BuildContext(root))["train"]
+        for item in stream.iterate(0, 1):
+            if isinstance(item, RawSample):
+                item.record()
+                yield item.read("image")
+
     args = {"shuffle_buffer": 0, "cache_gb": 0.5, "shards_ahead": 2}
     config = DatasetConfig(
         name="bench", builder="image_text_shards", build_info=BuildInfo(storage=[storage]), args=args
     )
-    stream: Any = build_datasets(config, BuildContext(root))["train"]
-    for item in stream.iterate(0, 1):
-        if isinstance(item, RawSample):
-            item.record()
-            yield item.read("image")
+    return opened()
 
 
 def names_of(shards: int) -> str:
@@ -163,7 +166,21 @@ def cpu_seconds() -> float:
 # --- the line ---------------------------------------------------------------------------------------------------------
 
 
-def serve(folder: Path, addresses: Any) -> None:
+@contextmanager
+def line(folder: Path) -> Iterator[tuple[str, Any]]:
+    """A server of a folder behind the line: its address, and how many bytes of bodies it has sent (`.value`)."""
+    context = multiprocessing.get_context("spawn")
+    addresses, sent = context.Queue(), context.Value("q", 0)
+    process = context.Process(target=serve, args=(folder, addresses, sent), daemon=True)
+    process.start()
+    try:
+        yield addresses.get(timeout=60), sent
+    finally:
+        process.kill()
+        process.join()
+
+
+def serve(folder: Path, addresses: Any, sent: Any) -> None:
     """Serve a folder for ever: `LATENCY` before each answer, `RATE` bytes a second over all connections."""
     from lavis_ext.demo.mirror import FileHandler, MirrorServer
 
@@ -180,6 +197,7 @@ def serve(folder: Path, addresses: Any) -> None:
                 with lock:  # this piece's turn on the line
                     free[0] = max(free[0], time.monotonic()) + len(piece) / RATE
                     turn = free[0]
+                    sent.value += len(piece)
                 time.sleep(max(0.0, turn - time.monotonic()))
                 super()._send(path, piece)
 
@@ -201,12 +219,7 @@ def far(scene: Scene, shards: int, samples: int, names: Sequence[str], more: int
     except MissingPeer:  # it is named when its turn comes
         shutil.rmtree(folder, ignore_errors=True)
         child(words)
-    context = multiprocessing.get_context("spawn")
-    addresses = context.Queue()
-    process = context.Process(target=serve, args=(folder, addresses), daemon=True)
-    process.start()
-    try:
-        base = addresses.get(timeout=60)
+    with line(folder) as (base, _):
 
         def run(name: str, count: int) -> dict[str, float]:
             way = name.partition(", ten")[0]
@@ -215,10 +228,7 @@ def far(scene: Scene, shards: int, samples: int, names: Sequence[str], more: int
 
         few = max(2, shards // more) if more else shards
         yield [Contender(name, partial(run, name, shards if "ten" in name else few)) for name in names]
-    finally:
-        process.kill()
-        process.join()
-        shutil.rmtree(folder)
+    shutil.rmtree(folder)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Region features from disk into batches: the native store beside Oscar's TSV reader and volta's pickled LMDB.
+"""Region features from disk into batches: the native store beside Oscar's TSV, volta's pickled LMDB and h5py.
 
     python benchmarks/features.py [--images 5000] [--reads 3000] [--rounds 3] [--quick]
 
@@ -27,6 +27,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+import h5py
 import lmdb
 import numpy as np
 import torch
@@ -73,6 +74,17 @@ def write_lmdb(path: Path, count: int) -> None:
         writing.put(b"keys", pickle.dumps([str(n).encode() for n in range(count)]))
 
 
+def write_hdf5(path: Path, count: int) -> None:
+    """The adaptive form of bottom-up attention: the boxes of all images in one array, and where each image's lie."""
+    ends = np.cumsum([len(features) for _, features in images(count)])
+    places = np.stack([ends - np.diff(ends, prepend=0), ends], axis=1)
+    with h5py.File(path, "w") as file:
+        file["pos_boxes"] = places
+        rows = file.create_dataset("image_features", (int(ends[-1]), COLUMNS), np.float32)
+        for (start, stop), (_, features) in zip(places, images(count), strict=True):
+            rows[start:stop] = features
+
+
 # --- who reads -----------------------------------------------------------------------------------------------------
 
 
@@ -103,6 +115,20 @@ def volta(path: Path) -> Read:
             item = pickle.loads(reading.get(keys[number]))
         count = int(item["num_boxes"])
         out[:count] = np.frombuffer(base64.b64decode(item["features"]), np.float32).reshape(count, -1)
+        out[count:] = 0
+
+    return read
+
+
+def hdf5(path: Path) -> Read:
+    """A slice of the array of all boxes."""
+    file = h5py.File(path, "r")
+    places, rows = file["pos_boxes"][()], file["image_features"]
+
+    def read(number: int, out: np.ndarray) -> None:
+        start, stop = places[number]
+        count = int(stop - start)
+        out[:count] = rows[start:stop]
         out[count:] = 0
 
     return read
@@ -220,6 +246,7 @@ def measure(folder: Path, count: int, reads: int, rounds: int, weighing: bool) -
     tsv = folder / "features.tsv"
     write_tsv(tsv, count)
     write_lmdb(folder / "volta.lmdb", count)
+    write_hdf5(folder / "boxes.hdf5", count)
     imports: dict[str, list[float]] = {"float32": [], "float16": [], "decode": []}
     for _ in range(rounds):
         imports["decode"].append(decode_rate(tsv))
@@ -230,10 +257,11 @@ def measure(folder: Path, count: int, reads: int, rounds: int, weighing: bool) -
     readers = {
         "Oscar's TSV and lineidx": oscar(tsv),
         "volta's pickled LMDB": volta(folder / "volta.lmdb"),
+        "h5py": hdf5(folder / "boxes.hdf5"),
         "native, float32": native(folder / "float32"),
         "native, float16": native(folder / "float16"),
     }
-    places = [tsv, folder / "volta.lmdb", folder / "float32", folder / "float16"]
+    places = [tsv, *(folder / name for name in ("volta.lmdb", "boxes.hdf5", "float32", "float16"))]
     rng = np.random.default_rng(1)
     rates: dict[str, list[float]] = {name: [] for name in readers}
     for _ in range(rounds + 1):

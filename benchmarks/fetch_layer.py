@@ -329,6 +329,40 @@ def hf_hub(job: Job) -> None:
     check_hash(job)
 
 
+def nocaps_script(job: Job) -> None:
+    """LAVIS' download_nocaps.py: sixteen processes, a connection a file, three seconds of sleep after each."""
+    from multiprocessing import get_context
+
+    with get_context("fork").Pool(16) as pool:
+        list(pool.imap(nocaps_file, names(job)))
+
+
+def nocaps_file(place: tuple[str, Path]) -> None:
+    import requests
+
+    place[1].write_bytes(requests.get(place[0], timeout=10).content)
+    time.sleep(3)
+
+
+def img2dataset(job: Job) -> None:
+    """img2dataset, bodies kept as they come: the start of its processes and its statistics count, as for a user."""
+    import img2dataset
+
+    out = Path(job["out"])
+    listed, made = out / "urls.txt", out / "made"
+    listed.write_text("".join(f"{url}\n" for url, _ in names(job)))
+    img2dataset.download(
+        str(listed),
+        output_folder=str(made),
+        processes_count=os.cpu_count() or 1,
+        thread_count=TOGETHER,
+        number_sample_per_shard=-(-len(job["files"]) // (os.cpu_count() or 1)),
+        disable_all_reencoding=True,
+    )
+    for path, (_, place) in zip(sorted(made.glob("*/*.jpg")), names(job), strict=True):
+        path.rename(place)
+
+
 HUB_SETTINGS = {"HF_HUB_OFFLINE": "0", "HF_HUB_DISABLE_XET": "1", "HF_HUB_DISABLE_TELEMETRY": "1"}
 
 
@@ -342,7 +376,11 @@ SMALL: dict[str, tuple[Client, str]] = {
     "httpx, async": (httpx_async, "httpx"),
     "curl --parallel": (curl, "$curl"),
     "aria2c": (aria2, "$aria2c"),
+    "NoCaps' script, 32 files": (nocaps_script, ""),
+    "img2dataset, its start too, 600 files": (img2dataset, ""),
 }
+MOST = {"NoCaps' script, 32 files": 32, "img2dataset, its start too, 600 files": 600}
+"""Files for those of whom more would take minutes: only their rates compare."""
 LARGE: dict[str, tuple[Client, str]] = {
     "ours": (ours, ""),
     "ours, one connection": (ours_sequential, ""),
@@ -368,13 +406,17 @@ def run_client(scene: str, name: str) -> None:
     client = (LARGE if scene == "large" else SMALL)[name][0]
     os.environ.update({**HUB_SETTINGS, "HF_ENDPOINT": job["base"]} if name == "hf_hub" else {})
     modules = {"ours": ("lavis_ext.fetch", "lavis_ext.fetch.http"), "hf_hub": ("huggingface_hub.file_download",)}
+    modules |= {"NoCaps' script": ("requests",)}
     first = name.partition(",")[0]
     for module in modules.get(first, (first,) if first in ("urllib3", "obstore", "aiohttp", "httpx") else ()):
         with contextlib.suppress(ImportError):
             importlib.import_module(module)
     begun, used = time.perf_counter(), cpu()
     client(job)
-    print(json.dumps({"wall": time.perf_counter() - begun, "cpu": cpu() - used}))
+    print(json.dumps({"wall": time.perf_counter() - begun, "cpu": cpu() - used}), flush=True)
+    # obstore has nothing to close: a thread of its runtime that still waits for the interpreter's lock, to let go of
+    # the last answer, aborts the process when the interpreter ends (SIGABRT, one run in eight on a busy machine)
+    os._exit(0)
 
 
 def cpu() -> float:
@@ -464,10 +506,13 @@ def make_files(folder: Path, count: int, size: int) -> list[tuple[str, int, str]
     chance, made = random.Random(7), []
     for n in range(count):
         length = size if count == 1 else chance.randrange(size // 2, size * 3 // 2)
-        block = chance.randbytes(min(length, 1_000_003))
-        data = (block * (length // len(block) + 1))[:length]
-        (folder / f"f{n:05}.bin").write_bytes(data)
-        made.append((f"f{n:05}.bin", len(data), hashlib.sha256(data).hexdigest()))
+        block, digest = chance.randbytes(min(length, 1_000_003)), hashlib.sha256()
+        with (folder / f"f{n:05}.bin").open("wb") as file:
+            for start in range(0, length, len(block)):
+                part = block[: length - start]
+                file.write(part)
+                digest.update(part)
+        made.append((f"f{n:05}.bin", length, digest.hexdigest()))
     return made
 
 

@@ -1,7 +1,8 @@
 """What every benchmark shares: contenders in interleaved rounds, their figures, and the rows that are kept.
 
-A contender is a name and a function that gives figures: `rate` (more is better), `wall`, `cpu`, `first` (seconds) and
-`memory` (MB). Ratios are taken within a round, so that what disturbs a round disturbs both of its sides.
+A contender is a name and a function that gives figures: `rate` (more is better), `wall`, `cpu`, `first` (seconds),
+`memory` (MB), `bytes` and `all` (those moved, to those asked for). Ratios are taken within a round, so that what
+disturbs a round disturbs both of its sides.
 """
 
 from __future__ import annotations
@@ -181,7 +182,7 @@ def reason(error: Exception) -> str:
 
 def words_of(figures: Mapping[str, float]) -> str:
     """`rate 812 · cpu 0.43 s`."""
-    units = {"rate": "/s", "memory": " MB"}
+    units = {"rate": "/s", "memory": " MB", "bytes": " ×", "all": " ×"}
     return " · ".join(f"{key} {short(value)}{units.get(key, ' s')}" for key, value in figures.items())
 
 

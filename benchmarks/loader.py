@@ -361,7 +361,7 @@ CONTENDERS: dict[str, Callable[[Path, int], Iterable[Any]]] = {
     "ours": ours,
     "ours, from a kept zip": lambda root, n: ours(root, n, images="zipped"),
     "LAVIS": lavis,
-    "LAVIS' Laion pipeline": web,
+    "LAVIS' Laion pipeline, webdataset 0.2": web,
     "webdataset 0.2": web,
     "webdataset 1.0": web,
     "HF datasets, folder": lambda root, n: hugging_face(root, n, "folder"),

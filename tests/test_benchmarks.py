@@ -52,6 +52,21 @@ def test_one_item_is_measured(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
+def test_members_of_a_large_zip_move_little_more_than_their_bytes(tmp_path: Path) -> None:
+    result = measure(next(item for item in ITEMS if item.key == "P6"), Scene(tmp_path, quick=True), str)
+    assert not result.missing
+    ours, singles = (result.runs[name][0] for name in ("ours", "FiftyOne's way"))
+    assert singles["bytes"] == 1
+    assert 1 < ours["all"] < ours["bytes"] < 1.1
+    assert not list(tmp_path.iterdir())
+
+
+def test_memory_is_of_the_process_itself() -> None:
+    held = bytearray(200 << 20)
+    words = [sys.executable, "-c", "from benchmarks.machine import peak_memory; print(peak_memory())"]
+    assert 1 < float(subprocess.run(words, cwd=ROOT, capture_output=True, check=True).stdout) < len(held) / 2**20 / 2
+
+
 def test_ratios_are_taken_within_a_round_and_the_best_peer_is_no_bound() -> None:
     rate = {"ours": [20.0, 10.0], "slow": [5.0, 2.5], "fast": [10.0, 5.0], "decoding alone": [100.0, 100.0]}
     runs = {name: [{"rate": value, "wall": 1 / value} for value in found] for name, found in rate.items()}

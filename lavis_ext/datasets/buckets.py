@@ -23,9 +23,9 @@ from lavis_ext.datasets.readers.shard_index import MOST, SHOWN, Shard, beside_na
 from lavis_ext.fetch.cache import CachedObject, ObjectCache, digest_of
 from lavis_ext.fetch.hub import SHA256
 from lavis_ext.fetch.objects import REMOTE, Pinned, expand
-from lavis_ext.fetch.remote import fetch_bytes
+from lavis_ext.fetch.remote import fetch_page
 from lavis_ext.fetch.safety import redact_url
-from lavis_ext.fetch.session import scheme_of
+from lavis_ext.fetch.session import Session, scheme_of
 from lavis_ext.fetch.transfer import Source
 
 log = logging.getLogger(__name__)
@@ -140,12 +140,15 @@ class ShardBucket:
     def open(self, check: bool) -> Sequence[Shard]:
         """The shards with what their manifests declare."""
         infos: dict[str, dict[str, Any]] = {}
-        for one in self.objects:
-            base = one.url.rpartition("/")[0]
-            if base not in infos:
-                infos[base] = self._object(f"{base}/_info.json")
-        with ThreadPoolExecutor(ASKED) as pool:
-            shards = list(pool.map(lambda one: self._open(one, infos[one.url.rpartition("/")[0]], check), self.objects))
+        with Session(self.cache.policy) as session, ThreadPoolExecutor(ASKED) as pool:  # connections are used again
+            for one in self.objects:
+                base = one.url.rpartition("/")[0]
+                if base not in infos:
+                    infos[base] = self._object(session, f"{base}/_info.json")
+            opened = pool.map(
+                lambda one: self._open(session, one, infos[one.url.rpartition("/")[0]], check), self.objects
+            )
+            shards = list(opened)
         uncounted = [shard for shard in shards if shard.promised is None]
         if uncounted:
             log.warning(
@@ -154,12 +157,12 @@ class ShardBucket:
             )  # fmt: skip
         return shards
 
-    def _open(self, one: Pinned, info: dict[str, Any], check: bool) -> Shard:
+    def _open(self, session: Session, one: Pinned, info: dict[str, Any], check: bool) -> Shard:
         base = one.url.rpartition("/")[0]
         names = beside_names(one.name)
         beside: dict[str, dict[str, Any]] = {"info": info}
         for kind in ("manifest", "stats"):
-            beside[kind] = self._object(f"{base}/{quote(names[kind])}")
+            beside[kind] = self._object(session, f"{base}/{quote(names[kind])}")
             if beside[kind]:
                 break
         digest = beside["manifest"].get("sha256")
@@ -173,13 +176,13 @@ class ShardBucket:
         remote = CountedObject(one, self.cache)
         return CountedShard.of(remote.path, one.size, beside, check, remote=remote)
 
-    def _object(self, url: str) -> dict[str, Any]:
+    def _object(self, session: Session, url: str) -> dict[str, Any]:
         """The JSON object at an address, empty where there is none that can be read."""
         if self.there is not None and url not in self.there:
             return {}
-        data = fetch_bytes(Source(url, trusted=True), self.cache.policy, LARGEST)
+        page = fetch_page(session, Source(url, trusted=True), LARGEST)
         try:
-            value = decode_json(data or b"")
+            value = decode_json(page[0] if page else b"")
         except ValueError:
             return {}
         return value if isinstance(value, dict) else {}

@@ -12,23 +12,23 @@ import json
 import os
 import tarfile
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property, partial
 from hashlib import sha256
-from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 from uuid import uuid4
+from zlib import crc32
 
 import torch
 
 from lavis_ext.common.config.cards import BOOKKEEPING
 from lavis_ext.common.config.schema import DatasetConfig, ProcessorPair
 from lavis_ext.common.errors import ConfigError, IntegrityError, LavisExtError, PartialError, UsageError
-from lavis_ext.common.files import decode_json, disk_errors, expanded, read_object, write_json
+from lavis_ext.common.files import decode_json, disk_errors, expanded, open_file, read_object, write_json
 from lavis_ext.datasets.buckets import is_remote
 from lavis_ext.datasets.builders import BuildContext, build_datasets
 from lavis_ext.datasets.datasets.base_dataset import ImageTextDataset
@@ -42,12 +42,14 @@ from lavis_ext.fetch.session import scheme_of
 from lavis_ext.fetch.transfer import Policy, Source
 from lavis_ext.prepare.urls.cluster import Apply, cluster, require_installed
 from lavis_ext.prepare.urls.job import Distributor
-from lavis_ext.prepare.urls.shards import ShardManifest, describe, is_published, publish, shard_fault, shard_path
+from lavis_ext.prepare.urls.shards import ShardManifest, is_published, publish, shard_fault, shard_path
 from lavis_ext.processors import drawing_from
 
 FORMAT = 1
 FIRST_FAULTS = 20
 READ = 1 << 22
+BATCH = 1 << 20
+"""Bytes that are written, then read back, at a time: they stay in the processor's cache meanwhile."""
 STALE = (".[0-9]*.tar.tmp", ".[0-9]*.manifest.json.*.tmp", ".pack.json.*.tmp")
 MAGIC = {
     **{"jpg": b"\xff\xd8\xff", "png": b"\x89PNG", "webp": b"RIFF", "gif": b"GIF8", "bmp": b"BM"},
@@ -55,9 +57,13 @@ MAGIC = {
 }  # fmt: skip
 """Suffix → first bytes."""
 _EMPTY = bytearray(tarfile.TarInfo().tobuf(tarfile.USTAR_FORMAT))
+_EMPTY[124:135] = bytes(11)
 _EMPTY[148:156] = bytes(8)
-PLAIN = bytes(_EMPTY)
-"""The header of a file without its name, size and checksum."""
+PLAIN, PLAIN_SUM = bytes(_EMPTY), sum(_EMPTY) + 8 * 0x20
+"""The header of a file without its name, size and checksum, and what that checksum begins with."""
+
+ENCODER = json.JSONEncoder(ensure_ascii=False, sort_keys=True, default=lambda one: one.tolist())
+"""Made once: `json.dumps` makes one a call."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -323,28 +329,95 @@ def pack_shard(dataset: ImageTextDataset, number: int, target: Target, options: 
     # a name of its own: a machine that a cluster has given up may still be writing
     temporary = target.folder / f".{number:05d}.{uuid4().hex[:12]}.tar.tmp"
     faults: list[SampleError] = []
-    with temporary.open("wb") as file:
+    with temporary.open("wb") as file, ReadBack(temporary) as behind:
+        held: list[bytes] = []
+        samples: list[tuple[str, list[int]]] = []
         for index in rows:
             try:
                 members = list(members_of(dataset, index, options))
             except SampleError as error:
                 faults.append(error)
                 continue
-            parts = ((_header(name, len(data)), data, bytes(-len(data) % tarfile.BLOCKSIZE)) for name, data in members)
-            file.write(b"".join(chain.from_iterable(parts)))  # tarfile writes each member in pieces of 16 KB
-        file.write(bytes(2 * tarfile.BLOCKSIZE))
-        file.write(bytes(-file.tell() % tarfile.RECORDSIZE))
-    manifest = replace(describe(temporary, input_hash), shard=f"{number:05d}")
+            for name, data in members:
+                held += (_header(name, len(data)), data, bytes(-len(data) % tarfile.BLOCKSIZE))
+            samples.append((members[0][0].partition(".")[0], [len(data) for _, data in members]))
+            if sum(map(len, held)) >= BATCH:
+                behind.follow(_write(file, held), samples)
+                held, samples = [], []
+        held.append(bytes(2 * tarfile.BLOCKSIZE))
+        held.append(bytes(-(file.tell() + sum(map(len, held))) % tarfile.RECORDSIZE))
+        behind.follow(_write(file, held), samples)
+        manifest = behind.manifest(f"{number:05d}", input_hash)
     target.publish(temporary, number, manifest)
     return manifest, faults, True
 
 
+def _write(file: BinaryIO, held: list[bytes]) -> int:
+    """Write pieces in one call (tarfile takes two a member) so that they can be read back; how many bytes they are."""
+    whole = b"".join(held)
+    file.write(whole)
+    file.flush()
+    return len(whole)
+
+
+class ReadBack:
+    """The digests of a shard, from its bytes as they are read back, in a thread one batch behind its writer."""
+
+    def __init__(self, path: Path) -> None:
+        self._file, self._thread, self._last = open_file(path), ThreadPoolExecutor(1), Future[None]()
+        self._last.set_result(None)
+        self._path, self._digest, self._size, self._buffer = path, sha256(), 0, bytearray()
+        self._keys: list[str] = []
+        self._crcs: list[str] = []
+
+    def __enter__(self) -> ReadBack:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._thread.shutdown()
+        self._file.close()
+
+    def follow(self, size: int, samples: Sequence[tuple[str, list[int]]]) -> None:
+        """So many bytes more are written: samples, each with its key and the sizes of its members, and the tar's end.
+
+        Raises what has gone wrong with the batch before.
+        """
+        self._last.result()
+        self._last = self._thread.submit(self._take, size, samples)
+
+    def _take(self, size: int, samples: Sequence[tuple[str, list[int]]]) -> None:
+        if len(self._buffer) < size:
+            self._buffer = bytearray(size)
+        data = memoryview(self._buffer)[:size]
+        if self._file.readinto(data) != size:
+            raise IntegrityError(str(self._path), "is shorter than what was written", "run again: it is made again")
+        self._digest.update(data)
+        at = 0
+        for key, sizes in samples:
+            crc = 0
+            for length in sizes:
+                at += tarfile.BLOCKSIZE
+                crc = crc32(data[at : at + length], crc)
+                at += length + -length % tarfile.BLOCKSIZE
+            self._keys.append(key)
+            self._crcs.append(f"{crc:08x}")
+        self._size += size
+
+    def manifest(self, shard: str, input_hash: str) -> ShardManifest:
+        """The manifest, once all is read back: what `describe` makes of the finished file."""
+        self._last.result()
+        first, last = (self._keys[0], self._keys[-1]) if self._keys else ("", "")
+        digest, crcs = self._digest.hexdigest(), "".join(self._crcs)
+        return ShardManifest(shard, self._size, digest, len(self._keys), first, last, input_hash, crcs)
+
+
 def _header(name: str, size: int) -> bytes:
     """What `tarfile.TarInfo(name).tobuf` makes in as much time as reading the picture takes; names of 100 bytes."""
+    title, length = name.encode("ascii"), b"%011o" % size
     head = bytearray(PLAIN)
-    head[: len(name)] = name.encode("ascii")
-    head[124:135] = b"%011o" % size
-    head[148:156] = b"%06o\0 " % (sum(head) + 8 * 0x20)
+    head[: len(title)] = title
+    head[124:135] = length
+    head[148:156] = b"%06o\0 " % (PLAIN_SUM + sum(title) + sum(length))
     return bytes(head)
 
 
@@ -393,6 +466,4 @@ def _encoded(pixels: Any, options: PackOptions) -> bytes:
 
 def _json(value: Any) -> bytes:
     """JSON in one spelling; tensors and arrays as lists."""
-    return json.dumps(value, ensure_ascii=False, sort_keys=True, default=lambda one: one.tolist()).encode(
-        "utf-8", "surrogatepass"
-    )
+    return ENCODER.encode(value).encode("utf-8", "surrogatepass")

@@ -281,9 +281,9 @@ def attempts(url: str, policy: Policy, work: Callable[[], Any]) -> Any:
     raise NetworkError(redact_url(url), "not tried", "run again")
 
 
-def pinned(url: str, policy: Policy | None = None) -> Pinned:
+def pinned(url: str, policy: Policy | None = None, session: Session | None = None) -> Pinned:
     """The version of an object that is there now; raises as `fetch` does, and IntegrityError for an empty one."""
-    with RemoteFile(url, policy, ahead=1) as file:
+    with RemoteFile(url, policy, session=session, ahead=1) as file:
         if not file.size:
             raise IntegrityError(redact_url(url), "is empty", "write it again")
         return Pinned(url, file.size, file.validator)
@@ -301,8 +301,8 @@ def expand(
     if scheme_of(pattern) not in (*BUCKETS, "hf"):
         if any(re.search(r"[*\[]|/$", split_url(name).path) for name in wanted):
             raise ConfigError(redact_url(pattern), "this host cannot be listed", "name the files: {00000..00200}.tar")
-        with ThreadPoolExecutor(16) as pool:
-            return list(pool.map(lambda name: pinned(name, policy), wanted)), [], None
+        with Session(policy) as session, ThreadPoolExecutor(16) as pool:  # connections are used again
+            return list(pool.map(lambda name: pinned(name, policy, session), wanted)), [], None
     prefix = re.split(r"[*?\[{]", pattern, maxsplit=1)[0].rpartition("/")[0]
     there = {unquote(one.url): one for one in listed(f"{prefix}/", policy)}
     around = [one.url for one in there.values()]

@@ -23,10 +23,10 @@ from lavis_ext.common.config.cards import load_cards
 from lavis_ext.common.config.schema import BuildInfo, DatasetConfig, ProcessorConfig, ProcessorPair
 from lavis_ext.common.errors import IntegrityError
 from lavis_ext.datasets.builders import BuildContext, build_datasets
-from lavis_ext.datasets.pack import PackOptions, Target, _header, pack
+from lavis_ext.datasets.pack import PackOptions, ReadBack, Target, _header, pack
 from lavis_ext.datasets.readers.images import PositionalFile
 from lavis_ext.datasets.readers.shard_index import read_index, sample_crc
-from lavis_ext.prepare.urls.shards import BLOCK, describe, shard_fault
+from lavis_ext.prepare.urls.shards import BLOCK, ShardManifest, describe, shard_fault
 from tests.support import families
 from tests.support.buckets import aim, aim_gcs, fill_bucket, gcs_server, moto_server
 from tests.support.server import payload, wait_until
@@ -69,6 +69,23 @@ def test_digests_of_one_pass_are_those_of_each_sample(sizes: list[int], mixed: b
         entries = read_index(tar, ("image", "json")).entries
         assert found.crcs == "".join(sample_crc(PositionalFile(tar), entry.members) for entry in entries)
         assert found.sha256 == sha256(tar.read_bytes()).hexdigest() and found.bytes == tar.stat().st_size
+
+
+def test_a_manifest_made_behind_the_writer_is_that_of_the_finished_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    families.coco_captions(tmp_path)
+    for batch in (1, 3000, 1 << 20):  # a batch a sample, several of some samples, one
+        monkeypatch.setattr("lavis_ext.datasets.pack.BATCH", batch)
+        out = tmp_path / f"out{batch}"
+        pack(declared("coco_caption"), str(out), tmp_path, PackOptions(samples_per_shard=5), lambda _: None)
+        for tar in out.glob("*.tar"):
+            found = ShardManifest.read(tar)
+            assert found is not None and found == describe(tar, found.input_hash)
+    with ReadBack(tar) as behind, pytest.raises(IntegrityError):
+        behind.follow(tar.stat().st_size + 1, [])
+        behind.manifest("0", "")
+    assert len({(tmp_path / f"out{batch}/00000.tar").read_bytes() for batch in (1, 3000, 1 << 20)}) == 1
 
 
 def back(out: str, root: Path) -> list[dict[str, Any]]:
