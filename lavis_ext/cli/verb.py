@@ -15,7 +15,6 @@ import os
 import shutil
 import signal
 import sys
-import tempfile
 import threading
 import time
 import traceback
@@ -602,6 +601,8 @@ def _end(as_json: bool, code: int, *errors: str) -> int:
 
 def _report_internal(error: Exception, as_json: bool, debug: bool) -> int:
     """Report a defect of the package: the traceback goes to a file, one line to the user."""
+    import tempfile  # it imports random and hashlib, which no command needs that ends well
+
     log = Path(tempfile.gettempdir()) / f"lavis-ext-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}.log"
     text = redact(traceback.format_exc())
     try:
