@@ -511,7 +511,7 @@ def _run(verbs: Mapping[str, Verb], words: list[str], as_json: bool) -> int:
         raise UsageError(
             f"{PROGRAM} {words[0]}", "unknown verb", f"did you mean '{other}'?" if other else nearest(words[0], verbs)
         )
-    parser = build_parser(verbs, words)
+    parser = build_parser({words[0]: verbs[words[0]]} if words and words[0] in verbs else verbs, words)
     arguments = parser.parse_args(words)
     if arguments.verb is None:
         parser.print_help()

@@ -200,13 +200,14 @@ class _Place:
             shards = artifact.lists.output == "shards"
             yield cls(artifact, PurePosixPath(artifact.lists.storage).parts, is_own=shards)
 
-    def steps(self) -> Iterator[tuple[tuple[str, ...], _Place]]:
-        """Each folder on the way and the place itself, by its name where neither case nor Unicode form counts."""
-        names = [folded(part) for part in self.parts]
-        for depth in range(1, len(names)):
-            yield tuple(names[:depth]), _Place(self.artifact, self.parts[:depth])
-        if names:
-            yield tuple(names), self
+    def folded_names(self) -> Iterator[tuple[str, ...]]:
+        """The name of each folder on the way, and of the place itself, where neither case nor Unicode form counts."""
+        names = tuple(folded(part) for part in self.parts)
+        return (names[:depth] for depth in range(1, len(names) + 1))
+
+    def step(self, depth: int) -> _Place:
+        """The folder on the way that has so many parts, or the place itself."""
+        return self if depth == len(self.parts) else _Place(self.artifact, self.parts[:depth])
 
     def conflict(self, other: _Place) -> str | None:
         """Why two places that are one where case does not count cannot both be."""
@@ -250,13 +251,16 @@ def refuse_places(requests: Iterable[ArtifactRequest], declared: Iterable[Artifa
         for place in _Place.of(artifact):
             if fault := storage_fault("/".join(place.parts), LONGEST):
                 note(artifact, f"{shown('/'.join(place.parts)[:100])} {fault}")
-            for key, step in place.steps():
-                note(artifact, step.conflict(taken.setdefault(key, step)))
+            for key in place.folded_names():
+                if key in taken:
+                    note(artifact, place.step(len(key)).conflict(taken[key]))
+                else:
+                    taken[key] = place.step(len(key))
     for artifact in declared:
         for place in _Place.of(artifact):
-            for key, step in place.steps():
+            for key in place.folded_names():
                 if key in taken:
-                    note(artifact, step.conflict(taken[key]))
+                    note(artifact, place.step(len(key)).conflict(taken[key]))
     if problems:
         raise ConfigError.of(problems)
 
