@@ -116,7 +116,7 @@ class ConfigDecoder:
                     given[name] = found
             elif not rest or str(name) in getattr(kind, "ignored", {}):
                 self._unknown(kind, str(name), item, join(key, name), complete)
-        lacking = [name for name in _required(kind) if name not in given]
+        lacking = [name for name in _required(cast("Any", kind)) if name not in given]
         for name in lacking:
             if name not in value:
                 self.note(join(key, name), "is missing", "give it a value")
