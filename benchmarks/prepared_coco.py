@@ -81,10 +81,12 @@ def measure(
 ) -> tuple[float, float, float]:
     """(seconds, those of the CPU, MB of resident memory) of one process; raises RuntimeError where it fails.
 
-    A small process starts it: what a child has resident counts from what its parent had.
+    A small process starts it: what a child has resident counts from what its parent had. It may write its bytecode,
+    which peers have from their installation.
     """
+    kept = {name: value for name, value in environment.items() if name != "PYTHONDONTWRITEBYTECODE"}
     starter = [sys.executable, "-I", "-S", "-c", SPAWN, program, *words]
-    status, wall, cpu, memory = json.loads(output(starter, LIMIT, env=dict(environment)))
+    status, wall, cpu, memory = json.loads(output(starter, LIMIT, env=kept))
     if status not in expected:
         raise RuntimeError(f"{program} {' '.join(words)}: exit code {status}")
     return wall, cpu, memory

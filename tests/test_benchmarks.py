@@ -13,7 +13,7 @@ from xml.etree import ElementTree
 import pytest
 
 import benchmarks.__main__ as command
-from benchmarks import page
+from benchmarks import page, prepared_coco
 from benchmarks.__main__ import main
 from benchmarks.harness import Contender, Item, Result, Scene, Target, keep, kept_rows, measure, output
 from benchmarks.items import ITEMS
@@ -181,6 +181,13 @@ def test_a_disturbed_row_has_no_verdict_and_is_measured_again(tmp_path: Path) ->
     assert found == Result(item, {"ours": [{"rate": 4.0}]}, {}, 0.5, 3.0)
     assert not found.finished
     assert found.as_json()["targets"][0]["reached"] is None
+
+
+def test_a_command_may_write_its_bytecode_as_installed_peers_did() -> None:
+    code = "import os, sys; sys.exit('PYTHONDONTWRITEBYTECODE' in os.environ)"
+    with pytest.raises(RuntimeError):
+        prepared_coco.measure(["-c", "raise SystemExit(1)"], os.environ)
+    prepared_coco.measure(["-c", code], {**os.environ, "PYTHONDONTWRITEBYTECODE": "1"})
 
 
 def test_a_command_that_hangs_ends_with_all_that_it_has_started(tmp_path: Path) -> None:

@@ -15,7 +15,6 @@ import os
 import shutil
 import signal
 import sys
-import tempfile
 import threading
 import time
 import traceback
@@ -512,7 +511,7 @@ def _run(verbs: Mapping[str, Verb], words: list[str], as_json: bool) -> int:
         raise UsageError(
             f"{PROGRAM} {words[0]}", "unknown verb", f"did you mean '{other}'?" if other else nearest(words[0], verbs)
         )
-    parser = build_parser(verbs, words)
+    parser = build_parser({words[0]: verbs[words[0]]} if words and words[0] in verbs else verbs, words)
     arguments = parser.parse_args(words)
     if arguments.verb is None:
         parser.print_help()
@@ -602,6 +601,8 @@ def _end(as_json: bool, code: int, *errors: str) -> int:
 
 def _report_internal(error: Exception, as_json: bool, debug: bool) -> int:
     """Report a defect of the package: the traceback goes to a file, one line to the user."""
+    import tempfile  # it imports random and hashlib, which no command needs that ends well
+
     log = Path(tempfile.gettempdir()) / f"lavis-ext-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}.log"
     text = redact(traceback.format_exc())
     try:

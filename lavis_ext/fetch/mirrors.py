@@ -12,7 +12,6 @@ from urllib.parse import parse_qs
 
 from lavis_ext.common.errors import ConfigError, LavisExtError, NetworkError
 from lavis_ext.common.files import decode_json, expanded
-from lavis_ext.fetch.remote import fetch_bytes
 from lavis_ext.fetch.safety import redact_url, safe_relative, split_url
 from lavis_ext.fetch.transfer import Figures, Policy, Source, Transfer
 
@@ -132,6 +131,8 @@ class MirrorMap:
 
     def _load(self) -> Manifest | None:
         where = f"{self.base}/{MANIFEST}"
+        from lavis_ext.fetch.remote import fetch_bytes  # with the threads of remote files
+
         data = fetch_bytes(Source(where, trusted=True), self._policy, MANIFEST_LIMIT)
         return None if data is None else parse_manifest(data, redact_url(where))
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gzip
-import re
 import stat
 import struct
 import tarfile
@@ -17,14 +16,13 @@ from pathlib import Path
 from typing import IO, cast
 
 from lavis_ext.common.errors import IntegrityError, Problem, UnsafeError
-from lavis_ext.common.files import folded, is_encodable
+from lavis_ext.common.files import folded
 from lavis_ext.datasets.readers.faults import BAD_TAR
-from lavis_ext.prepare.records import BOOKKEEPING, DEFLATED, STORED, Member
+from lavis_ext.prepare.records import DEFLATED, STORED, Member
+from lavis_ext.prepare.selection import DEPTH, name_fault
 
 MIB = 1 << 20
 SHOWN = 5
-# absolute, drive letter, backslash, control character (a tab or newline would break our lists), `.`, `..` or empty part
-_BAD_NAME = re.compile(r"^/|^[A-Za-z]:|\\|[\x00-\x1f\x7f]|(?:^|/)\.{0,2}(?:/|$)")
 _WAY_OUT = "the archive is refused as a whole; name another mirror, or unpack it yourself where it can do no harm"
 HEADER = 30
 """Fixed bytes of a local file header (APPNOTE.TXT 4.3.7); name and extra field follow."""
@@ -40,7 +38,7 @@ class Limits:
 
     files: int = 5_000_000
     total: int = 1 << 42
-    depth: int = 32
+    depth: int = DEPTH
 
     @classmethod
     def declared(cls, archive_bytes: int, files: int | None = None, total: int | None = None) -> Limits:
@@ -65,21 +63,6 @@ def check_members(members: Sequence[Member], limits: Limits, where: str, reserve
             break
     if found:
         raise UnsafeError.of(found)
-
-
-def name_fault(name: str, depth: int = Limits.depth) -> str | None:
-    """Why a member's name is refused, or None."""
-    if _BAD_NAME.search(name):
-        return f"member {name!r} has a name that could leave the folder"
-    if name.count("/") >= depth:
-        return f"member {name[:80]!r}… lies more than {depth} folders deep"
-    if not name.isascii() and not is_encodable(name):
-        return f"member {name!r} has a name that is not UTF-8"
-    if len(name) > 63 and any(len(part.encode()) > 255 for part in name.split("/")):
-        return f"member {name[:80]!r}… has a name of more than 255 bytes"
-    if BOOKKEEPING in name and BOOKKEEPING in name.split("/"):
-        return f"member {name!r} would write into {BOOKKEEPING}"
-    return None
 
 
 def _problems(members: Sequence[Member], limits: Limits, reserved: str) -> Iterator[str]:

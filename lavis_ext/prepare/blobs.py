@@ -31,6 +31,7 @@ from lavis_ext.prepare.selection import (
     ContentsOrigin,
     PrepareOptions,
     Selection,
+    name_fault,
     refuse_places,
 )
 
@@ -186,8 +187,6 @@ def files_in(folder: Path) -> list[str]:
 
 def checked(artifact: Artifact, folder: RemoteFolder, contents: Contents) -> Contents:
     """The contents without nested artifacts; raises UnsafeError for a name that could leave the folder."""
-    from lavis_ext.prepare.archive_formats import name_fault
-
     inner = tuple(f"{place.strip('/')}/" for place in folder.nested)
     files = {name: blob for name, blob in contents.files.items() if not name.startswith(inner)}
     if folder.only:

@@ -8,13 +8,16 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING
 
 from lavis_ext.common.config.cards import Artifact
 from lavis_ext.common.errors import ConfigError, Problem
 from lavis_ext.fetch.ledger import hash_file, mismatch
 from lavis_ext.fetch.transfer import Transfer
-from lavis_ext.prepare.plan import PrepareContext
 from lavis_ext.prepare.records import open_table, read_record
+
+if TYPE_CHECKING:
+    from lavis_ext.prepare.plan import PrepareContext
 
 SHOWN = 5
 

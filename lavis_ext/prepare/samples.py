@@ -10,7 +10,7 @@ import time
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
 from lavis_ext.common.config.cards import Artifact, Cards
@@ -331,11 +331,12 @@ def _mark(about: Mapping[str, Any], times: Mapping[str, int] | None) -> str:
 
 def _list_state(state: SplitState, root: Path, artifact: Artifact) -> SplitState | None:
     """The state of shards that were made from a list, by its account; None where there is none yet."""
+    spec = artifact.lists
+    if spec is None or not (root / PurePosixPath(spec.storage).parts[0]).is_dir():  # the account's folder is in it too
+        return None
     from lavis_ext.prepare.urls.job import list_account
 
-    account, spec = list_account(root, artifact), artifact.lists
-    if spec is None:
-        return None
+    account = list_account(root, artifact)
     if account is None:  # shards that were copied here: what their manifests promise, not verified
         if not (tars := list((root / spec.storage).glob("*.tar"))):
             return None

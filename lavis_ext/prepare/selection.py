@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
@@ -11,15 +12,19 @@ from lavis_ext.common.config.cards import Artifact, Blob, Card, Cards, split_nam
 from lavis_ext.common.config.schema import DatasetConfig
 from lavis_ext.common.config.yamlio import shown
 from lavis_ext.common.errors import ConfigError, LavisExtError, NetworkError, Problem, UsageError, nearest
-from lavis_ext.common.files import folded
+from lavis_ext.common.files import folded, is_encodable
 from lavis_ext.fetch.mirrors import MirrorMap, mirror_path
 from lavis_ext.fetch.transfer import Policy
-from lavis_ext.prepare.records import family_folder
+from lavis_ext.prepare.records import BOOKKEEPING, family_folder
 
 LONGEST = 255
 """Bytes of a name, of a card that is made in Python: our own files beside one of them have shorter names."""
 Preference = Callable[[DatasetConfig, DatasetConfig, str], bool]
 """(data set in its other form, in the first form, split) → whether the other form is to be used."""
+DEPTH = 32
+"""Folders below each other that a member of an archive, or a file of a remote folder, may lie in."""
+# absolute, drive letter, backslash, control character (a tab or newline would break our lists), `.`, `..` or empty part
+_BAD_NAME = re.compile(r"^/|^[A-Za-z]:|\\|[\x00-\x1f\x7f]|(?:^|/)\.{0,2}(?:/|$)")
 ContentsOrigin = Literal["mirror", "listing", "card", "disk"]
 
 
@@ -195,13 +200,14 @@ class _Place:
             shards = artifact.lists.output == "shards"
             yield cls(artifact, PurePosixPath(artifact.lists.storage).parts, is_own=shards)
 
-    def steps(self) -> Iterator[tuple[tuple[str, ...], _Place]]:
-        """Each folder on the way and the place itself, by its name where neither case nor Unicode form counts."""
-        names = [folded(part) for part in self.parts]
-        for depth in range(1, len(names)):
-            yield tuple(names[:depth]), _Place(self.artifact, self.parts[:depth])
-        if names:
-            yield tuple(names), self
+    def folded_names(self) -> Iterator[tuple[str, ...]]:
+        """The name of each folder on the way, and of the place itself, where neither case nor Unicode form counts."""
+        names = tuple(folded(part) for part in self.parts)
+        return (names[:depth] for depth in range(1, len(names) + 1))
+
+    def step(self, depth: int) -> _Place:
+        """The folder on the way that has so many parts, or the place itself."""
+        return self if depth == len(self.parts) else _Place(self.artifact, self.parts[:depth])
 
     def conflict(self, other: _Place) -> str | None:
         """Why two places that are one where case does not count cannot both be."""
@@ -245,15 +251,33 @@ def refuse_places(requests: Iterable[ArtifactRequest], declared: Iterable[Artifa
         for place in _Place.of(artifact):
             if fault := storage_fault("/".join(place.parts), LONGEST):
                 note(artifact, f"{shown('/'.join(place.parts)[:100])} {fault}")
-            for key, step in place.steps():
-                note(artifact, step.conflict(taken.setdefault(key, step)))
+            for key in place.folded_names():
+                if key in taken:
+                    note(artifact, place.step(len(key)).conflict(taken[key]))
+                else:
+                    taken[key] = place.step(len(key))
     for artifact in declared:
         for place in _Place.of(artifact):
-            for key, step in place.steps():
+            for key in place.folded_names():
                 if key in taken:
-                    note(artifact, step.conflict(taken[key]))
+                    note(artifact, place.step(len(key)).conflict(taken[key]))
     if problems:
         raise ConfigError.of(problems)
+
+
+def name_fault(name: str, depth: int = DEPTH) -> str | None:
+    """Why the name of a file in an archive or a remote folder is refused, or None."""
+    if _BAD_NAME.search(name):
+        return f"member {name!r} has a name that could leave the folder"
+    if name.count("/") >= depth:
+        return f"member {name[:80]!r}… lies more than {depth} folders deep"
+    if not name.isascii() and not is_encodable(name):
+        return f"member {name!r} has a name that is not UTF-8"
+    if len(name) > 63 and any(len(part.encode()) > 255 for part in name.split("/")):
+        return f"member {name[:80]!r}… has a name of more than 255 bytes"
+    if BOOKKEEPING in name and BOOKKEEPING in name.split("/"):
+        return f"member {name!r} would write into {BOOKKEEPING}"
+    return None
 
 
 def _named(cards: Cards, names: Iterable[str]) -> list[ArtifactRequest]:

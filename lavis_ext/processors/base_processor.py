@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import is_dataclass
-from typing import Any, TypeVar
-
-from typing_extensions import Self
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from lavis_ext.common.config.decode import ConfigDecoder
 from lavis_ext.common.config.schema import ProcessorConfig
 from lavis_ext.common.config.yamlio import plain_of
 from lavis_ext.common.errors import ConfigError
 from lavis_ext.common.registry import origin
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 K = TypeVar("K", bound=type)
 

@@ -45,3 +45,13 @@ def test_help_imports_no_other_verb_and_no_configuration(verb: str, group: str) 
     assert not loaded & {"omegaconf", "yaml", "urllib3", "jinja2", "numpy"}
     groups = {name for name in loaded if name.startswith("lavis_ext.cli.")}
     assert groups <= {"lavis_ext.cli.verb", f"lavis_ext.cli.{group}"}
+
+
+@pytest.mark.parametrize("torch", [False, True])
+def test_a_command_ends_without_a_search_for_cycles(torch: bool) -> None:
+    """The search takes longer than many a command; a training's libraries may count on it."""
+    before = "import atexit, gc, sys; atexit.register(lambda: print(gc.get_freeze_count()))"  # which runs last
+    loaded = f"sys.modules.update(torch=None) if {torch} else None"
+    code = f"{before}; {loaded}; from lavis_ext.cli import main; main(['--version'])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
+    assert (int(done.stdout.split()[-1]) > 0) is not torch

@@ -7,8 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lavis_ext.common.errors import UnsafeError
-from lavis_ext.prepare.archive_formats import Limits, check_members, clean_name, name_fault
+from lavis_ext.prepare.archive_formats import Limits, check_members, clean_name
 from lavis_ext.prepare.records import Member
+from lavis_ext.prepare.selection import name_fault
 
 
 def member(name: str, size: int = 10, offset: int = 0, packed: int | None = None) -> Member:

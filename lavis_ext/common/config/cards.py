@@ -13,7 +13,15 @@ from typing import Any, Literal
 from urllib.parse import urlsplit
 
 from lavis_ext.common.config.decode import ConfigDecoder, Count, Natural, Share, join, read_sections
-from lavis_ext.common.config.resolve import Tree, beside, config_roots, dataset_defaults, dataset_files, merge
+from lavis_ext.common.config.resolve import (
+    DatasetDefaults,
+    Tree,
+    beside,
+    config_roots,
+    dataset_defaults,
+    dataset_files,
+    merge,
+)
 from lavis_ext.common.config.schema import AnnotationConfig, DatasetConfig, examine_url
 from lavis_ext.common.config.yamlio import shown
 from lavis_ext.common.errors import DATASETS, ConfigError, Problem, UsageError, near, nearest
@@ -29,10 +37,13 @@ LONGEST_NAME = 240
 def storage_fault(path: str, longest: int = LONGEST_NAME) -> str | None:
     """Why nothing may be stored at a path below the cache root (bookkeeping, names that no disk takes), or None."""
     parts = path.replace("\\", "/").split("/")
-    if any(part.strip(" .").casefold() == BOOKKEEPING[1:] and part.strip().startswith(".") for part in parts):
+    own = BOOKKEEPING[1:]
+    if own in path.casefold() and any(
+        part.strip(" .").casefold() == own and part.strip().startswith(".") for part in parts
+    ):
         return f"lies in {BOOKKEEPING}, where the bookkeeping is"
     try:
-        long = any(len(part.encode()) > longest for part in parts)
+        long = len(path.encode()) > longest and any(len(part.encode()) > longest for part in parts)
     except UnicodeEncodeError:
         return "has characters that no file name can have"
     if "\0" in path:
@@ -386,7 +397,7 @@ class Cards:
 
 def is_path(reference: str) -> bool:
     """Whether a file of a split is named by its path (`mine/rows.tsv`), not by an artifact."""
-    return "!" not in reference and PurePosixPath(reference).suffix != ""
+    return "." in reference and "!" not in reference and PurePosixPath(reference).suffix != ""
 
 
 def split_names(dataset: DatasetConfig) -> list[str]:
@@ -429,14 +440,15 @@ def _load_cards(_roots: tuple[Path, ...], _files: tuple[tuple[Path, int], ...]) 
     decoder = ConfigDecoder()
     families: dict[str, Card] = {}
     folders: dict[Path, str] = {}
-    for path, tree, places in dataset_files():
+    files = list(dataset_files())
+    for path, tree, places in files:
         if path.name != CARD_FILE:
             continue
         family = str(tree.get("family", path.parent.name))
         card = _build_card(tree | {"family": family, "path": str(path)}, places, decoder)
         if card and families.setdefault(family, card) is card:
             folders[path.parent] = family
-    _add_datasets(families, folders, decoder)
+    _add_datasets(families, dataset_defaults(files), folders, decoder)
     decoder.close()
     return Cards(families)
 
@@ -449,12 +461,14 @@ def _build_card(tree: Tree, places: dict[str, str], decoder: ConfigDecoder) -> C
     return decoder.build(Card, {**own, "artifacts": named})
 
 
-def _add_datasets(families: dict[str, Card], folders: dict[Path, str], decoder: ConfigDecoder) -> None:
+def _add_datasets(
+    families: dict[str, Card], defaults: DatasetDefaults, folders: dict[Path, str], decoder: ConfigDecoder
+) -> None:
     """Enter each `datasets:` section under the family of its folder, and under its own where it names another.
 
     One without a card makes its own.
     """
-    for name, types in dataset_defaults().items():
+    for name, types in defaults.items():
         for body, path, places in types.values():
             decoder.places = places
             home = folders.get(path.parent) or name

@@ -6,7 +6,7 @@ import dataclasses
 import logging
 import math
 import types
-from collections.abc import Hashable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -55,6 +55,8 @@ def require_bounds(settings: Any) -> None:
     problems = []
     for name, kind in hints(type(settings)).items():
         value = getattr(settings, name)
+        if value is None or isinstance(value, str | bool | list):
+            continue
         for key, item in value.items() if isinstance(value, Mapping) else [("", value)]:
             if isinstance(item, int | float) and not isinstance(item, bool):
                 low = next((bound for bound in _bounds_of(kind) if not bound.holds(item)), None)
@@ -63,12 +65,6 @@ def require_bounds(settings: Any) -> None:
                     problems.append(Problem(join(name, key) if key else name, what, f"give a number {low or ''}"))
     if problems:
         raise ConfigError.of(problems)
-
-
-def _bounds_of(kind: Any) -> list[Bound]:
-    if get_origin(kind) is Annotated:
-        return [mark for mark in get_args(kind)[1:] if isinstance(mark, Bound)]
-    return [bound for inner in get_args(kind) for bound in _bounds_of(inner)]
 
 
 class ConfigDecoder:
@@ -120,7 +116,7 @@ class ConfigDecoder:
                     given[name] = found
             elif not rest or str(name) in getattr(kind, "ignored", {}):
                 self._unknown(kind, str(name), item, join(key, name), complete)
-        lacking = [name for name in required(kind) if name not in given]
+        lacking = [name for name in _required(cast("Any", kind)) if name not in given]
         for name in lacking:
             if name not in value:
                 self.note(join(key, name), "is missing", "give it a value")
@@ -156,29 +152,23 @@ class ConfigDecoder:
 
     def coerce(self, kind: Any, value: Any, key: str) -> Any:
         """`value` as `kind`; notes a problem and returns BAD where it cannot be."""
-        origin, args = get_origin(kind), get_args(kind)
-        if kind is Any:
-            return value
-        if origin is Annotated:
-            return self._fit_bounded(args[0], args[1:], value, key)
-        if origin in (Union, types.UnionType):
-            return self._fit_optional(args, value, key)
-        if origin is Literal:
-            return self._fit_choice(args, value, key)
-        if origin is list:
-            items = value if isinstance(value, list) else [] if value is None else [value]
-            coerced = [
-                self.coerce(args[0], item, f"{key}[{i}]" if len(items) > 1 else key) for i, item in enumerate(items)
-            ]
-            return BAD if any(one is BAD for one in coerced) else coerced
-        if origin is dict:
-            return self._fit_mapping(args[1], value, key)
-        if dataclasses.is_dataclass(kind):
-            built = self.build(kind, value, key)  # type: ignore[arg-type]
-            return BAD if built is None else built
-        return self._fit_scalar(kind, value, key)
+        fit, of = _fit_of(kind)
+        return fit(self, of, value, key)
 
-    def _fit_bounded(self, kind: Any, marks: tuple[Any, ...], value: Any, key: str) -> Any:
+    def _fit_any(self, of: None, value: Any, key: str) -> Any:
+        return value
+
+    def _fit_list(self, kind: Any, value: Any, key: str) -> Any:
+        items = value if isinstance(value, list) else [] if value is None else [value]
+        coerced = [self.coerce(kind, item, f"{key}[{i}]" if len(items) > 1 else key) for i, item in enumerate(items)]
+        return BAD if any(one is BAD for one in coerced) else coerced
+
+    def _fit_dataclass(self, kind: Any, value: Any, key: str) -> Any:
+        built = self.build(kind, value, key)
+        return BAD if built is None else built
+
+    def _fit_bounded(self, of: tuple[Any, ...], value: Any, key: str) -> Any:
+        kind, *marks = of
         found = self.coerce(kind, value, key)
         for bound in marks:
             if isinstance(bound, Bound) and found is not BAD and not bound.holds(found):
@@ -189,7 +179,7 @@ class ConfigDecoder:
         if value is None or value == "":
             return None if type(None) in kinds else self.note(key, "is empty", "give it a value")
         wanted = [k for k in kinds if k is not type(None)]
-        exact = [k for k in wanted if (get_origin(k) or k) is type(value)]
+        exact = [] if len(wanted) == 1 else [k for k in wanted if (get_origin(k) or k) is type(value)]
         if not exact and isinstance(value, Mapping):
             exact = [k for k in wanted if dataclasses.is_dataclass(k)]
         return self.coerce((exact or wanted)[0], value, key)
@@ -259,10 +249,36 @@ def _hints(kind: Hashable) -> Mapping[str, Any]:
     return {field.name: resolved[field.name] for field in fields}
 
 
-def required(kind: Any) -> list[str]:
-    """The fields of a dataclass that have no default."""
-    missing = dataclasses.MISSING
-    return [f.name for f in dataclasses.fields(kind) if f.default is missing and f.default_factory is missing]
+@cache
+def _required(kind: Hashable) -> list[str]:
+    missing, fields = dataclasses.MISSING, dataclasses.fields(cast("Any", kind))
+    return [one.name for one in fields if one.default is missing and one.default_factory is missing]
+
+
+@cache
+def _fit_of(kind: Hashable) -> tuple[Callable[[ConfigDecoder, Any, Any, str], Any], Any]:
+    """How a value becomes one of a type, and of what: a type is taken apart once, not for each of its values."""
+    origin, args = get_origin(kind), get_args(kind)
+    if kind is Any:
+        return ConfigDecoder._fit_any, None
+    if origin is Annotated:
+        return ConfigDecoder._fit_bounded, args
+    if origin in (Union, types.UnionType):
+        return ConfigDecoder._fit_optional, args
+    if origin is Literal:
+        return ConfigDecoder._fit_choice, args
+    if origin is list:
+        return ConfigDecoder._fit_list, args[0]
+    if origin is dict:
+        return ConfigDecoder._fit_mapping, args[1]
+    return (ConfigDecoder._fit_dataclass if dataclasses.is_dataclass(kind) else ConfigDecoder._fit_scalar), kind
+
+
+@cache
+def _bounds_of(kind: Hashable) -> list[Bound]:
+    if get_origin(kind) is Annotated:
+        return [mark for mark in get_args(kind)[1:] if isinstance(mark, Bound)]
+    return [bound for inner in get_args(kind) for bound in _bounds_of(inner)]
 
 
 def join(key: str, name: object) -> str:

@@ -27,6 +27,8 @@ from lavis_ext.common.registry import builders, load_plugin_file, models, plugin
 
 log = logging.getLogger(__name__)
 Tree = dict[str, Any]
+DatasetDefaults = dict[str, dict[str, tuple[Tree, Path, dict[str, str]]]]
+"""Data set → config type → (its keys, file, places)."""
 PACKAGE = Path(__file__).parents[2]
 SECTIONS = ("env", "plugins", "model", "datasets", "run", "preprocess")
 STUDENT_ONLY = ("num_hidden_layers", "layers", "load_finetuned", "finetuned")
@@ -213,10 +215,10 @@ def _read_cached(path: Path, _mtime_ns: int) -> tuple[Tree, dict[str, str]]:
     return read_sections(path)
 
 
-def dataset_defaults() -> dict[str, dict[str, tuple[Tree, Path, dict[str, str]]]]:
-    """Data set → config type → (its keys, file, places), from all `datasets:` sections that are found."""
-    found: dict[str, dict[str, tuple[Tree, Path, dict[str, str]]]] = {}
-    for path, tree, places in dataset_files():
+def dataset_defaults(files: Iterable[tuple[Path, Tree, dict[str, str]]] | None = None) -> DatasetDefaults:
+    """All `datasets:` sections of some `dataset_files`, or of all that are found."""
+    found: DatasetDefaults = {}
+    for path, tree, places in dataset_files() if files is None else files:
         for name, body in (tree.get("datasets") or {}).items():
             kind = str(body.get("type", "default"))
             types = found.setdefault(name, {})

@@ -20,6 +20,7 @@ MAX_NODES = 200_000
 _REPR = reprlib.Repr()
 _REPR.maxstring = _REPR.maxother = 64
 _DEEPER = {yaml.MappingStartEvent: 1, yaml.SequenceStartEvent: 1, yaml.MappingEndEvent: -1, yaml.SequenceEndEvent: -1}
+TEXT = "tag:yaml.org,2002:str"
 _Loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
@@ -152,6 +153,8 @@ class _Constructor(yaml.constructor.SafeConstructor, yaml.resolver.Resolver):
 
     def construct_object(self, node: Any, deep: bool = False) -> Any:
         """As PyYAML, with the node's line in every error: `!!bool x` raises KeyError, `!!int ''` IndexError."""
+        if node.tag == TEXT and isinstance(node, yaml.ScalarNode):  # most are, and nothing refers to them
+            return _construct_float_or_text(self, node)
         try:
             value = super().construct_object(node, deep)
             if isinstance(value, int):
@@ -180,7 +183,7 @@ def _construct_float_or_text(constructor: yaml.constructor.SafeConstructor, node
     return text
 
 
-_Constructor.add_constructor("tag:yaml.org,2002:str", _construct_float_or_text)  # type: ignore[type-var]
+_Constructor.add_constructor(TEXT, _construct_float_or_text)  # type: ignore[type-var]
 _Constructor.add_constructor("tag:yaml.org,2002:timestamp", _Constructor.construct_scalar)  # type: ignore[type-var]
 for _kind in ("binary", "set", "omap", "pairs"):
     _Constructor.add_constructor(f"tag:yaml.org,2002:{_kind}", _Constructor.construct_undefined)  # type: ignore[type-var]

@@ -23,7 +23,7 @@ from lavis_ext.datasets.readers.parse import parse_json, parse_rows
 from lavis_ext.datasets.readers.tables import read_text
 from lavis_ext.fetch import refuse_unless_remote
 from lavis_ext.fetch.safety import is_loopback, is_private, safe_relative
-from lavis_ext.prepare.archive_formats import name_fault
+from lavis_ext.prepare.selection import name_fault
 from lavis_ext.prepare.urls.job import ASIDE, ListJob
 
 Record = Mapping[str, Any]
