@@ -10,6 +10,7 @@ import os
 import pty
 import signal
 import struct
+import subprocess
 import sys
 import termios
 import time
@@ -23,9 +24,9 @@ from lavis_ext.cli import main
 from lavis_ext.runners.display import Bar, Display, display_for, opening_lines, short, summary
 from lavis_ext.runners.microbatch import Step
 from lavis_ext.runners.schedule import RunLength
-from tests.support.processes import start_command
 from tests.support.runs import toy_runner
 
+ROOT = Path(__file__).parents[2]
 CARD = """
 datasets:
   birds:
@@ -86,13 +87,18 @@ def test_json_is_one_object_a_line_from_the_start_to_the_exit_code(
     assert (evaluated["kind"], evaluated["split"]) == ("eval", "val")
 
 
-def in_terminal(words: list[str], width: int) -> tuple[Any, int, int]:
-    """A command in a pseudo-terminal, the descriptor to read its screen from, and one to close once it has written."""
+def in_terminal(words: list[str], width: int, **more: str) -> tuple[subprocess.Popen[bytes], int]:
+    """A command in a pseudo-terminal, and the descriptor to read its screen from."""
     primary, other = pty.openpty()
     fcntl.ioctl(other, termios.TIOCSWINSZ, struct.pack("HHHH", 24, width, 0, 0))
     environment = {k: v for k, v in os.environ.items() if k not in ("COLUMNS", "LINES", "NO_COLOR")}
-    process = start_command(words, {**environment, "TERM": "xterm"}, said=[os.ttyname(other)] * 2)
-    return process, primary, other
+    environment |= {"PYTHONPATH": str(ROOT), "TERM": "xterm", **more}
+    command = [sys.executable, "-m", "lavis_ext", *words]
+    process = subprocess.Popen(
+        command, stdin=other, stdout=other, stderr=other, env=environment, start_new_session=True
+    )
+    os.close(other)
+    return process, primary
 
 
 def read_until(descriptor: int, what: bytes = b"", timeout: float = 120.0) -> bytes:
@@ -108,17 +114,15 @@ def read_until(descriptor: int, what: bytes = b"", timeout: float = 120.0) -> by
 
 def test_a_bar_on_a_terminal_and_ctrl_c_says_how_to_go_on(birds: Path) -> None:
     words = ["train", "run.yaml", "--options", "run.max_iters=100000", "run.valid_splits=[]"]
-    process, screen, other = in_terminal(words, 80)
+    process, screen = in_terminal(words, 80)
     shown = read_until(screen, b"/100000")
-    os.close(other)
     assert b"100,000 steps of 3 samples" in shown
     assert b"\x1b[" in shown, "a bar"
     assert b"step 1 " not in shown, "no line for each record"
-    os.kill(process.pid, signal.SIGINT)
+    process.send_signal(signal.SIGINT)
     rest = read_until(screen)
     os.close(screen)
-    process.join(60)
-    assert process.exitcode == 130
+    assert process.wait(60) == 130
     (job,) = (birds / "out").iterdir()
     assert f"run.job_id={job.name}".encode() in rest.replace(b"\r\n", b"")
 

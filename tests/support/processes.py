@@ -78,7 +78,7 @@ def start_command(
 ) -> Any:
     """The process of `lavis-ext WORDS`, or of the script (.py) that comes first, with exactly this environment.
 
-    What it prints lands in the first file of `said` and what it logs in the second; both may be one terminal.
+    What it prints lands in the first file of `said` and what it logs in the second.
     A training stands still for good behind the `held`-th checkpoint that it writes, unless that is 0.
     """
     given = (list(words), dict(environment), held, [str(path) for path in said])
