@@ -1,18 +1,16 @@
 """What all tests share: the loopback server's and the small disk's fixtures, and no look-ups at the hub.
 
-`-n auto` spreads the files over workers. A test marked `alone` measures the time or the machine, and runs while no
-other worker runs one.
+`-n auto` spreads the files over workers.
 """
 
 from __future__ import annotations
 
-import fcntl
 import gc
 import os
 import signal
 import sys
-from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -29,6 +27,14 @@ if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # as in a shell's backgro
 sys.dont_write_bytecode = False
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 gc.disable()  # until all is imported, of which nothing is garbage: a third of the time of collection
+
+
+def flushed(file: Any) -> None:
+    """No test cuts the power: others read what is written, flushed or not. It spares thousands of waits for a disk."""
+    os.fstat(file if isinstance(file, int) else file.fileno())  # an error where it is not open
+
+
+os.fsync = os.fdatasync = flushed  # in this process; those that it starts flush
 
 pytest_plugins = ["tests.support.server", "tests.support.disks", "tests.support.canary"]
 
@@ -48,7 +54,6 @@ def pytest_configure(config: pytest.Config) -> None:
         config.pluginmanager.register(Collector(target=Path(target)), "fault-outcomes")
     if hasattr(config, "workerinput"):
         config.pluginmanager.register(Collector(worker=config), "fault-outcomes")
-        config.pluginmanager.register(Turns(Path(config.option.basetemp).parent), "turns")
 
 
 def pytest_collection_finish() -> None:
@@ -61,21 +66,3 @@ def pytest_collection_finish() -> None:
 def pytest_xdist_auto_num_workers() -> int:
     """As many workers as processors, up to four: more would wait for the longest file."""
     return min(4, len(os.sched_getaffinity(0)))
-
-
-class Turns:
-    """A worker's plugin: tests of all workers share one lock, which those marked `alone` take for themselves."""
-
-    def __init__(self, folder: Path) -> None:
-        self.door, self.room = (os.open(folder / name, os.O_RDWR | os.O_CREAT) for name in ("door", "room"))
-
-    @pytest.hookimpl(wrapper=True, tryfirst=True)  # before the clock of pytest-timeout
-    def pytest_runtest_protocol(self, item: pytest.Item) -> Iterator[None]:
-        """Who waits for the room holds the door, so that nobody enters who came later."""
-        fcntl.flock(self.door, fcntl.LOCK_EX)
-        fcntl.flock(self.room, fcntl.LOCK_EX if item.get_closest_marker("alone") else fcntl.LOCK_SH)
-        fcntl.flock(self.door, fcntl.LOCK_UN)
-        try:
-            return (yield)
-        finally:
-            fcntl.flock(self.room, fcntl.LOCK_UN)  # said, not closed: a child that lives on has the file open too

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -12,6 +13,7 @@ from lavis_ext.demo.mirror import serve
 from lavis_ext.demo.tour import EVALUATE, TRAIN, run_demo
 from lavis_ext.demo.world import World
 from lavis_ext.prepare import PrepareOptions, prepare
+from tests.support.processes import verb_in_a_fork
 from tests.world.export import export_world
 
 SMALL = World(seed=1, train=12, val=4, test=4, hidden=2)
@@ -42,9 +44,10 @@ def test_run_files_are_sound_and_never_mirror_a_picture(path: str) -> None:
 
 @pytest.mark.slow
 def test_the_whole_demo_through_the_real_verbs(tmp_path: Path) -> None:
-    result = run_demo(tmp_path / "demo", world=SMALL, options=("run.max_epoch=1",))
+    how: dict[str, Any] = {"world": SMALL, "options": ("run.max_epoch=1",), "command": verb_in_a_fork}
+    result = run_demo(tmp_path / "demo", **how)
     assert result.report.is_file() and len(result.examples) == 3
     assert result.trained["CIDEr"] >= 0
-    again = run_demo(tmp_path / "demo", world=SMALL, options=("run.max_epoch=1",))
+    again = run_demo(tmp_path / "demo", **how)
     assert [stage.name for stage in again.stages if stage.reused] == ["draw", "untrained", "train"]
     assert again.trained == result.trained

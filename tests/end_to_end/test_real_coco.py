@@ -10,6 +10,7 @@ import pytest
 
 from lavis_ext import load_dataset
 from lavis_ext.demo.mirror import MirrorWriter
+from tests.support.processes import start_command
 from tests.world.export import export_photographs
 
 ROOT = Path(__file__).parents[2]
@@ -77,9 +78,13 @@ def test_samples_have_the_keys_of_lavis(world: dict[str, str], monkeypatch: pyte
 def test_training_and_evaluation_write_what_they_promise(world: dict[str, str]) -> None:
     cfg = "configs/projects/demo/train/caption.yaml"
     small = ["run.max_epoch=1", "run.batch_size_train=16", f"run.output_dir={world['BASE']}/out", "run.job_id=real"]
-    out = run([str(ROOT / "train.py"), "--cfg-path", str(ROOT / cfg), "--options", *small], world)
+    said = [Path(world["BASE"]) / name for name in ("said", "logged")]
+    words = [str(ROOT / "train.py"), "--cfg-path", str(ROOT / cfg), "--options", *small]
+    process = start_command(words, world, said=said)
+    process.join(280)
+    assert process.exitcode == 0, said[1].read_text()[-3000:]
     job = Path(world["BASE"]) / "out" / "real"
-    assert str(job) in out
+    assert str(job) in said[0].read_text()
     [result] = [p for p in (job / "result").glob("test_epoch*.json") if "recipe" not in p.name]
     rows = json.loads(result.read_text())
     records = json.loads(

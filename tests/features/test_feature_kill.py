@@ -10,6 +10,7 @@ from lavis_ext.features import export_store, import_features, open_store, tools
 from lavis_ext.features.layout import INDEX, ROWS
 from tests.support.features import VOLTA, Image, csv_tsv, make_image, oscar_tsv, same, volta_lmdb
 from tests.support.killing import kill_when, size
+from tests.support.slow_features import run_export, run_import
 
 ROOT = Path(__file__).parents[2]
 
@@ -30,7 +31,7 @@ def images() -> list[Image]:
 )
 def test_a_killed_import_goes_on(tmp_path: Path, images: list[Image], write: Any) -> None:
     source, store = write(tmp_path, images), tmp_path / "s"
-    kill_when(lambda: size(store / ROWS) > 2 << 20, "slow_features", "import", str(source), str(store))
+    kill_when(lambda: size(store / ROWS) > 2 << 20, run_import, str(source), str(store))
     assert not (store / INDEX).exists()
     there = size(store / ROWS)
     done = import_features([source], store)
@@ -49,7 +50,7 @@ def test_a_killed_export_goes_on(tmp_path: Path, images: list[Image], form: str,
     source = csv_tsv(tmp_path / "source.tsv", images, VOLTA)
     import_features([source], tmp_path / "s")
     part = tmp_path / grown
-    kill_when(lambda: size(part) > 2 << 20, "slow_features", "export", str(tmp_path / "s"), str(tmp_path / "f"), form)
+    kill_when(lambda: size(part) > 2 << 20, run_export, str(tmp_path / "s"), str(tmp_path / "f"), form)
     assert not (tmp_path / "f").exists()
     began = part.stat().st_ino
     store = open_store(tmp_path / "s")

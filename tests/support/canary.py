@@ -1,12 +1,13 @@
 """A plugin that searches all that a session of tests wrote and printed for the secrets that its tests use.
 
 Tests take secrets that begin with `MARK`. A file that a test itself makes with one in it (a file of tokens, a card with
-a signed address) is named with `planted`; everything else that holds one has leaked, and fails the session. Of
-pytest's workers (`-n`) the main process searches the folders, which are below its own, once all have ended.
+a signed address) is named with `planted`; everything else that holds one has leaked, and fails the session. Each of
+pytest's workers (`-n`) searches its folder when it has ended; what was planted is known once all have.
 """
 
 from __future__ import annotations
 
+import os
 import subprocess
 import tempfile
 import time
@@ -18,6 +19,8 @@ import pytest
 
 MARK = "c4n4ry"
 _planted: set[Path] = set()
+_held: set[Path] = set()
+_searched: set[Path] = set()
 _leaks: list[str] = []
 _began = time.time()
 
@@ -52,21 +55,27 @@ def pytest_runtest_logreport(report: pytest.TestReport) -> None:
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_testnodedown(node: Any) -> None:
-    """Take what a worker's tests planted."""
-    _planted.update(Path(name) for name in getattr(node, "workeroutput", {}).get("planted", []))
+    """Take what a worker's tests planted, and what it found; the folder of one that crashed is still to be searched."""
+    for name, known in (("planted", _planted), ("held", _held), ("searched", _searched)):
+        known.update(Path(os.fsdecode(path)) for path in getattr(node, "workeroutput", {}).get(name, []))
 
 
 @pytest.hookimpl(wrapper=True)
 def pytest_sessionfinish(session: pytest.Session) -> Iterator[None]:
     """Look through what is left of the tests' folders, before they are cleared, and logs of internal errors."""
-    if hasattr(session.config, "workeroutput"):
-        session.config.workeroutput["planted"] = [str(path) for path in _planted]
-        yield
-        return
     factory = getattr(session.config, "_tmp_path_factory", None)
     base = getattr(factory, "_basetemp", None)  # None where no test asked for a folder
+    if hasattr(session.config, "workeroutput"):
+        folders = [base] if base else []
+        known = {"planted": _planted, "held": holding(*folders), "searched": folders}
+        session.config.workeroutput.update(
+            {name: [os.fsencode(path) for path in paths] for name, paths in known.items()}
+        )
+        yield
+        return
     logs = [path for path in Path(tempfile.gettempdir()).glob("lavis-ext-*.log") if path.stat().st_mtime >= _began]
-    found = holding(*([base] if base else []), *logs)
+    left = [one for one in base.iterdir() if one not in _searched and not one.is_symlink()] if base else []
+    found = [*sorted(_held), *holding(*left, *logs)]
     _leaks.extend(str(path) for path in found if path.resolve() not in _planted)
     if _leaks and session.exitstatus == pytest.ExitCode.OK:
         session.exitstatus = pytest.ExitCode.TESTS_FAILED

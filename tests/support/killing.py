@@ -5,19 +5,20 @@ from __future__ import annotations
 import os
 import random
 import signal
-import subprocess
-import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
+from multiprocessing import Pipe
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
 from lavis_ext.fetch import lock
+from tests.support.processes import forked
 from tests.support.server import wait_until
 
-ROOT = Path(__file__).parents[2]
-LEAVE = "LAVIS_EXT_TEST_LEAVE"
+_LEAVES: list[Connection] = []
+"""In a process that is to be killed: where it asks for leave."""
 
 
 def checkpoints(folder: Path) -> list[Path]:
@@ -73,32 +74,38 @@ def require_same_end(whole: Path, cut: Path) -> None:
     assert len(lines[0]) == len(lines[1])
 
 
-def kill_when(ready: Callable[[], bool], module: str, *words: str) -> None:
-    """Start a process of `tests.support`, which asks for leave before each piece of its work, and kill it when `ready`.
+def kill_when(ready: Callable[[], bool], work: Callable[..., object], *args: str) -> None:
+    """Call `work(*args)` in a process of its own, which asks for leave before each piece, and kill it when `ready`.
 
     Fails where it ended by itself.
     """
-    (asked, asks), (allowed, allows) = os.pipe(), os.pipe()
-    command = [sys.executable, "-m", f"tests.support.{module}", *words]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), LEAVE: f"{asks} {allowed}"}
-    with subprocess.Popen(command, cwd=ROOT, env=environment, pass_fds=(asks, allowed)) as process:
-        os.close(asks)
-        try:
-            while os.read(asked, 1) and not wait_until(ready, 0.005):
-                os.write(allows, b".")
-        finally:
-            process.kill()
-            for descriptor in (asked, allowed, allows):
-                os.close(descriptor)
-    assert process.returncode == -signal.SIGKILL and ready()
+    ours, theirs = Pipe()
+    process = forked().Process(target=work_with_leave, args=(theirs, work, args))
+    process.start()
+    theirs.close()
+    try:
+        while ours.poll(60) and ours.recv_bytes() and not wait_until(ready, 0.005):
+            ours.send_bytes(b".")
+    except EOFError:
+        pass  # it has ended
+    finally:
+        process.kill()
+        process.join()
+        ours.close()
+    assert process.exitcode == -signal.SIGKILL and ready()
+
+
+def work_with_leave(leave: Connection, work: Callable[..., object], args: Sequence[str]) -> None:
+    """What the process does that is to be killed."""
+    _LEAVES.append(leave)
+    work(*args)
 
 
 def ask_for_leave() -> None:
     """Wait until who wants to kill this process lets it go on; at once where nobody does."""
-    if given := os.environ.get(LEAVE):
-        asks, allowed = map(int, given.split())
-        os.write(asks, b"?")
-        os.read(allowed, 1)
+    for leave in _LEAVES:
+        leave.send_bytes(b"?")
+        leave.recv_bytes()
 
 
 def own_until_killed(job: Path, heartbeat: float = lock.HEARTBEAT) -> int:

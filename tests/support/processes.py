@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import runpy
 import socket
 import sys
 import time
@@ -13,6 +14,8 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from lavis_ext.demo.steps import read_objects
 
 LIMIT_S = 120
 _RESERVED: list[socket.socket] = []
@@ -70,17 +73,21 @@ def one_rank(work: Callable[..., None], rank: int, count: int, port: int, args: 
     leave()
 
 
-def start_command(words: Sequence[str], environment: Mapping[str, str], held: int = 0) -> Any:
-    """The process of `lavis-ext WORDS`, silent, with exactly this environment.
+def start_command(
+    words: Sequence[str], environment: Mapping[str, str], held: int = 0, said: Sequence[Path | str] = (os.devnull,) * 2
+) -> Any:
+    """The process of `lavis-ext WORDS`, or of the script (.py) that comes first, with exactly this environment.
 
+    What it prints lands in the first file of `said` and what it logs in the second.
     A training stands still for good behind the `held`-th checkpoint that it writes, unless that is 0.
     """
-    process = forked().Process(target=command, args=(list(words), dict(environment), held))
+    given = (list(words), dict(environment), held, [str(path) for path in said])
+    process = forked().Process(target=command, args=given)
     process.start()
     return process
 
 
-def command(words: list[str], environment: dict[str, str], held: int) -> None:
+def command(words: list[str], environment: dict[str, str], held: int, said: list[str]) -> None:
     """What the process of a command does."""
     from lavis_ext.cli import main
     from lavis_ext.runners import checkpoint
@@ -95,8 +102,33 @@ def command(words: list[str], environment: dict[str, str], held: int) -> None:
     checkpoint._point = pointing
     os.environ.clear()
     os.environ.update(environment, OMP_NUM_THREADS="1")
-    with open(os.devnull, "w") as sys.stdout, open(os.devnull, "w") as sys.stderr:  # noqa: PTH123
-        os._exit(main(words))
+    with Path(said[0]).open("w") as sys.stdout, Path(said[1]).open("w") as sys.stderr:
+        for number, file in enumerate((sys.stdout, sys.stderr), 1):
+            os.dup2(file.fileno(), number)
+        try:
+            if words[0].endswith(".py"):
+                sys.argv = words
+                runpy.run_path(words[0], run_name="__main__")
+            else:
+                sys.exit(main(words))
+        except SystemExit as end:
+            code = int(end.code or 0)
+        except BaseException:
+            traceback.print_exc()
+            code = 99
+        for file in (sys.stdout, sys.stderr):
+            file.flush()
+        os._exit(code)
+
+
+def verb_in_a_fork(words: list[str], environment: Mapping[str, str], log_file: Path) -> list[dict[str, Any]]:
+    """What `lavis_ext.demo.steps.run_verb` does, without the seconds of imports; the verb must end well."""
+    log_file.parent.mkdir(parents=True, exist_ok=True)
+    answers = log_file.with_suffix(".jsonl")
+    process = start_command([*words, "--json"], {**os.environ, **environment}, said=(answers, log_file))
+    process.join(LIMIT_S)
+    assert process.exitcode == 0, log_file.read_text()
+    return read_objects(answers)
 
 
 def exit_code(work: Callable[..., object], *args: Any) -> int:

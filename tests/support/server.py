@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import re
+import socket
 import ssl
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from email.utils import formatdate
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -95,7 +97,7 @@ class Server:
             context.load_cert_chain(certificate)
             self._httpd.socket = context.wrap_socket(self._httpd.socket, server_side=True)
         self.scheme = "https" if certificate else "http"
-        self._thread = threading.Thread(target=self._httpd.serve_forever, args=(0.02,), daemon=True)
+        self._thread = threading.Thread(target=self._serve, daemon=True)
 
     def __enter__(self) -> Server:
         self._thread.start()
@@ -103,8 +105,15 @@ class Server:
 
     def __exit__(self, *_: object) -> None:
         self.closing.set()
-        self._httpd.shutdown()
+        with suppress(OSError):
+            self._httpd.socket.shutdown(socket.SHUT_RDWR)  # wakes `accept`, where `serve_forever` would sleep on
+        self._thread.join()
         self._httpd.server_close()
+
+    def _serve(self) -> None:
+        """Take connections until the end; a test has hardly begun when another `serve_forever` looks whether to end."""
+        while not self.closing.is_set():
+            self._httpd.handle_request()
 
     @property
     def port(self) -> int:
@@ -171,6 +180,7 @@ class _Httpd(ThreadingHTTPServer):
     daemon_threads = True
     block_on_close = False
     request_queue_size = 256
+    timeout = 1.0  # where `shutdown` of a socket that listens wakes nobody
     server: Server
 
     def handle_error(self, request: Any, client_address: Any) -> None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import sys
+import resource
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -38,11 +39,7 @@ def run_serialise(source: str, destination: str) -> None:
     serialise.serialise([Path(source)], Path(destination), progress=Slow())
 
 
-if __name__ == "__main__":
-    from lavis_ext.common.errors import LavisExtError
-
-    try:
-        {"extract": run_extract, "serialise": run_serialise}[sys.argv[1]](*sys.argv[2:])
-    except LavisExtError as error:
-        sys.stderr.write(str(error))
-        sys.exit(error.exit_code)
+def within(limit: int, work: Callable[..., None], *args: str) -> None:
+    """Do it with files of at most so many bytes: as on a disk that is full."""
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY))
+    work(*args)

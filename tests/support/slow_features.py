@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +34,3 @@ def run_export(store: str, destination: str, form: str) -> None:
 
     FeatureStore.at = slow  # type: ignore[method-assign]
     export_store(open_store(store), Path(destination), form)
-
-
-if __name__ == "__main__":
-    {"import": run_import, "export": run_export}[sys.argv[1]](*sys.argv[2:])

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
+import os
+import signal
 from pathlib import Path
 
 import pytest
@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 from lavis_ext.cli import main
 from lavis_ext.common.config.check import check_file
 from tests.support import families
+from tests.support.processes import start_command
 from tests.support.server import wait_until
 
 CFG = "configs/projects/demo/train/conversation.yaml"
@@ -36,10 +37,11 @@ def test_killed_and_resumed_it_ends_the_same(tmp_path: Path) -> None:
     families.vqav2(tmp_path)
     assert main(["train", *options(tmp_path, "whole")]) == 0
     whole, cut = tmp_path / "runs/whole", tmp_path / "runs/cut"
-    process = subprocess.Popen([sys.executable, "-m", "lavis_ext", "train", *options(tmp_path, "cut")])
-    assert wait_until(lambda: process.poll() is not None or any(cut.glob("checkpoint_*")), 120)
+    process = start_command(["train", *options(tmp_path, "cut")], os.environ, held=1)
+    assert wait_until(lambda: not process.is_alive() or (cut / "latest.json").exists(), 120)
     process.kill()
-    process.wait()
+    process.join()
+    assert process.exitcode == -signal.SIGKILL
     assert main(["train", *options(tmp_path, "cut")]) == 0
     assert log_of(cut) == log_of(whole)
     names = [json.loads((folder / "latest.json").read_text())["checkpoint"] for folder in (whole, cut)]

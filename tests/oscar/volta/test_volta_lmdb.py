@@ -1,12 +1,8 @@
 """Rows into volta's LMDB: what its own reader finds there, what is left out, and the same bytes after a kill."""
 
 import base64
-import os
 import pickle
 import resource
-import subprocess
-import sys
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +18,9 @@ from lavis_ext.oscar.volta import serialise as module
 from lavis_ext.oscar.volta.serialise import key_of_row, serialise
 from tests.support.features import BUTD, VOLTA, Image, csv_tsv, make_image
 from tests.support.killing import kill_when, size
+from tests.support.processes import exit_code
 from tests.support.regions import coco_names, draw
-
-ROOT = Path(__file__).parents[3]
+from tests.support.slow_extraction import run_extract, run_serialise, within
 
 
 def images(count: int, split: str = "val2014") -> list[Image]:
@@ -128,7 +124,7 @@ def test_a_killed_conversion_ends_in_the_same_bytes(tmp_path: Path, monkeypatch:
     source = csv_tsv(tmp_path / "a.tsv", some, VOLTA)
     out, data = tmp_path / "x.lmdb", part_of(tmp_path / "x.lmdb") / "data.mdb"
     for least in (1 << 20, 6 << 20):
-        kill_when(lambda: size(data) > least, "slow_extraction", "serialise", str(source), str(out))  # noqa: B023
+        kill_when(lambda: size(data) > least, run_serialise, str(source), str(out))  # noqa: B023
     assert not out.exists()
     monkeypatch.setattr(module, "COMMIT_ROWS", 3)
     done = serialise([source], out)
@@ -140,12 +136,10 @@ def test_a_killed_conversion_ends_in_the_same_bytes(tmp_path: Path, monkeypatch:
 
 @pytest.mark.parametrize("form", ["volta-tsv", "store"])
 def test_a_killed_extraction_ends_in_the_same_bytes(tmp_path: Path, form: str) -> None:
-    from tests.support.slow_extraction import run_extract
-
     pictures = draw(tmp_path / "in", coco_names("val2014", 40))
     out = tmp_path / ("out.tsv" if form == "volta-tsv" else "s")
     rows = out if form == "volta-tsv" else out / "rows.bin"
-    kill_when(lambda: size(rows) > 3 << 20, "slow_extraction", "extract", str(pictures), str(out), form)
+    kill_when(lambda: size(rows) > 3 << 20, run_extract, str(pictures), str(out), form)
     left = size(rows)
     run_extract(str(pictures), str(out), form)
     whole = tmp_path / "whole" / out.name
@@ -157,21 +151,13 @@ def test_a_killed_extraction_ends_in_the_same_bytes(tmp_path: Path, form: str) -
 
 @pytest.mark.parametrize("step", ["extract", "serialise"])
 def test_a_full_disk_is_told_and_gone_on_from(tmp_path: Path, step: str) -> None:
-    from tests.support.slow_extraction import run_extract
-
     source, out = draw(tmp_path / "in", coco_names("val2014", 12)), tmp_path / "out"
-    words = (step, str(source), str(out), "volta-tsv")
+    work, words = run_extract, (str(source), str(out), "volta-tsv")
     if step == "serialise":
         run_extract(str(source), str(tmp_path / "rows.tsv"), "volta-tsv")
-        words = (step, str(tmp_path / "rows.tsv"), str(out))
-    command = [sys.executable, "-m", "tests.support.slow_extraction", *words]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    for limit, code in ((2 << 20, 6), (resource.RLIM_INFINITY, 0)):
-        limited = partial(resource.setrlimit, resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY))
-        done = subprocess.run(
-            command, cwd=ROOT, env=environment, preexec_fn=limited, capture_output=True, text=True, check=False
-        )
-        assert (done.returncode, "cannot write" in done.stderr) == (code, code == 6), done.stderr
+        work, words = run_serialise, (str(tmp_path / "rows.tsv"), str(out))
+    for limit, code in ((2 << 20, DiskError.exit_code), (resource.RLIM_INFINITY, 0)):
+        assert exit_code(within, limit, work, *words) == code
     if step == "extract":
         run_extract(str(source), str(tmp_path / "whole"), "volta-tsv")
         assert out.read_bytes() == (tmp_path / "whole").read_bytes()
