@@ -29,7 +29,8 @@ from lavis_ext.processors.settings import (
 )
 
 RATIO = (3 / 4, 4 / 3)
-LOG_RATIO = tuple(torch.log(torch.tensor(RATIO)).tolist())
+_low, _high = torch.log(torch.tensor(RATIO)).tolist()
+LOG_RATIO = (_low, _high)
 """In single precision throughout, as torchvision does."""
 ATTEMPTS = 10
 

@@ -293,7 +293,8 @@ class ShardReader:
 
     def _open(self, number: int) -> tuple[ShardSample, ...]:
         # a shard without a declared count was read when it was counted, and is read again in later passes only
-        index, entries = self._counted.pop(number, None) or self.shards[number].entries(self.needs)
+        known = number in self._counted
+        index, entries = self._counted.pop(number) if known else self.shards[number].entries(self.needs)
         faults = Counter(entry.fault for entry in entries if entry.fault)
         if faults:
             reasons = ", ".join(f"{why} {count}x" for why, count in faults.most_common(3))
