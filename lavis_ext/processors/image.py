@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import threading
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -28,6 +29,9 @@ from lavis_ext.processors.settings import (
 )
 
 RATIO = (3 / 4, 4 / 3)
+_low, _high = torch.log(torch.tensor(RATIO)).tolist()
+LOG_RATIO = (_low, _high)
+"""In single precision throughout, as torchvision does."""
 ATTEMPTS = 10
 
 
@@ -38,6 +42,38 @@ class Box(NamedTuple):
     left: int
     height: int
     width: int
+
+
+class _Drawn(threading.local):
+    """The numbers that torch draws, each into the same tensor of its thread and read by numpy.
+
+    After a picture was decoded each call of torch takes 10 us, since what it needs is no longer in the processor's
+    cache: `torch.rand(1).item()` is three.
+    """
+
+    def __init__(self) -> None:
+        with torch.inference_mode(False):  # else they could be drawn into nowhere else
+            self._real = torch.empty(1, dtype=torch.float32, device="cpu")
+            self._whole = torch.empty(1, dtype=torch.int64, device="cpu")
+        self._as_float, self._as_int = self._real.numpy(), self._whole.numpy()
+
+    def uniform(self, low: float, high: float, rng: torch.Generator | None) -> float:
+        """As `torch.empty(1).uniform_(low, high)` draws."""
+        self._real.uniform_(low, high, generator=rng)
+        return float(self._as_float[0])
+
+    def exp_uniform(self, low: float, high: float, rng: torch.Generator | None) -> float:
+        """Torch's `exp` of `uniform`, in single precision."""
+        self._real.uniform_(low, high, generator=rng).exp_()
+        return float(self._as_float[0])
+
+    def below(self, stop: int, rng: torch.Generator | None) -> int:
+        """As `torch.randint(stop, (1,))` draws."""
+        self._whole.random_(0, stop, generator=rng)
+        return int(self._as_int[0])
+
+
+_drawn = _Drawn()
 
 
 def to_tensor(array: np.ndarray) -> Tensor:
@@ -80,13 +116,12 @@ def random_box(height: int, width: int, scale: tuple[float, float], rng: torch.G
     the largest central box of an allowed ratio. With `rng` None torch's global generator is used, and the same seed
     gives the box that torchvision gives.
     """
-    low, high = torch.log(torch.tensor(RATIO)).tolist()  # in single precision throughout, as torchvision does
     for _ in range(ATTEMPTS):
-        area = height * width * _uniform(*scale, rng).item()
-        ratio = torch.exp(_uniform(low, high, rng)).item()
+        area = height * width * _drawn.uniform(*scale, rng)
+        ratio = _drawn.exp_uniform(*LOG_RATIO, rng)
         w, h = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
         if 0 < w <= width and 0 < h <= height:
-            return Box(_below(height - h + 1, rng), _below(width - w + 1, rng), h, w)
+            return Box(_drawn.below(height - h + 1, rng), _drawn.below(width - w + 1, rng), h, w)
     return central_box(height, width)
 
 
@@ -102,15 +137,7 @@ def central_box(height: int, width: int) -> Box:
 
 def flip_half(image: Tensor, rng: torch.Generator | None) -> Tensor:
     """The image, mirrored left to right with probability 0.5."""
-    return image.flip(-1) if torch.rand(1, generator=rng).item() < 0.5 else image
-
-
-def _uniform(low: float, high: float, rng: torch.Generator | None) -> Tensor:
-    return torch.empty(1).uniform_(low, high, generator=rng)
-
-
-def _below(stop: int, rng: torch.Generator | None) -> int:
-    return int(torch.randint(0, stop, (1,), generator=rng).item())
+    return image.flip(-1) if _drawn.uniform(0, 1, rng) < 0.5 else image
 
 
 def normalize(
@@ -173,7 +200,9 @@ class RandomCropImage(CropKeys, SquareImage):
     def uint8(self, image: np.ndarray, rng: torch.Generator | None = None) -> Tensor:
         """uint8 [H,W,3] RGB → uint8 [3,S,S]."""
         box = random_box(image.shape[0], image.shape[1], (self.min_scale, self.max_scale), rng)
-        return resize(crop(to_tensor(image), box), self.image_size, self.image_size)
+        # cut by numpy, not copied: a contiguous crop is resized faster by less than its memory costs
+        part = image[box.top : box.top + box.height, box.left : box.left + box.width]
+        return resize(to_tensor(part), self.image_size, self.image_size)
 
 
 @processors.register("blip2_image_train", config=Blip2TrainKeys)

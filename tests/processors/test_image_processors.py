@@ -2,6 +2,7 @@
 
 import math
 import pickle
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,18 @@ from lavis_ext.common.errors import ConfigError
 from lavis_ext.common.types import ImageProcessor
 from lavis_ext.datasets.readers import decode_rgb
 from lavis_ext.processors import build_processor, load_processor
-from lavis_ext.processors.image import MEAN, STD, Box, Normalizer, central_box, normalize, random_box, short_side
+from lavis_ext.processors.image import (
+    LOG_RATIO,
+    MEAN,
+    STD,
+    Box,
+    Normalizer,
+    _drawn,
+    central_box,
+    normalize,
+    random_box,
+    short_side,
+)
 from tests.support.pictures import PHOTOS, needs_photos, pixels
 
 DEFAULT_SIZES = {
@@ -245,3 +257,31 @@ def test_a_plain_class_can_be_a_processor(tmp_path: Path) -> None:
     assert load_processor("shout_for_tests", {"sign": "?"})("hey") == "HEY?"
     with pytest.raises(ConfigError, match="sing"):
         load_processor("shout_for_tests", {"sing": "?"})
+
+
+@given(seed=st.integers(0, 2**63 - 1), stop=st.integers(1, 10_000))
+def test_numbers_are_those_that_torch_draws(seed: int, stop: int) -> None:
+    ours, torchs = torch.Generator().manual_seed(seed), torch.Generator().manual_seed(seed)
+    drawn = [_drawn.uniform(0.5, 1.0, ours), _drawn.exp_uniform(*LOG_RATIO, ours)]
+    drawn += [_drawn.below(stop, ours), _drawn.uniform(0, 1, ours)]
+    expected = [torch.empty(1).uniform_(0.5, 1.0, generator=torchs).item()]
+    expected += [torch.exp(torch.empty(1).uniform_(*LOG_RATIO, generator=torchs)).item()]
+    expected += [torch.randint(0, stop, (1,), generator=torchs).item(), torch.rand(1, generator=torchs).item()]
+    assert drawn == expected and torch.equal(ours.get_state(), torchs.get_state())
+
+
+def test_a_thread_that_draws_first_under_inference_mode_draws_on() -> None:
+    def draw() -> list[Box]:
+        with torch.inference_mode():
+            first = random_box(480, 640, (0.5, 1.0), rng())
+        return [first, random_box(480, 640, (0.5, 1.0), rng())]
+
+    with ThreadPoolExecutor(1) as pool:
+        assert pool.submit(draw).result() == [random_box(480, 640, (0.5, 1.0), rng())] * 2
+
+
+def test_threads_draw_apart() -> None:
+    with ThreadPoolExecutor(4) as pool:
+        boxes = [random_box(480, 640, (0.5, 1.0), torch.Generator().manual_seed(seed)) for seed in range(200)]
+        seeds = [torch.Generator().manual_seed(seed) for seed in range(200)]
+        assert list(pool.map(lambda rng: random_box(480, 640, (0.5, 1.0), rng), seeds)) == boxes

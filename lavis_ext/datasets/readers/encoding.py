@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import chain
 from operator import itemgetter
@@ -123,6 +124,7 @@ def _write(stream: IO[bytes], batches: Iterator[list[Row]], known: dict[str, Col
             changed = changed or {name: column.form() for name, column in known.items()} != forms
             if not changed:
                 writer.write_batch(_batch(schema, values, forms, len(batch)))
+            del batch, values  # else they stay while the next rows are read
     if changed:
         raise Changed
 
@@ -142,15 +144,17 @@ def _batches(blocks: Iterable[Sequence[Row]]) -> Iterator[list[Row]]:
 
 def _look(rows: list[Row], known: dict[str, Column], before: int) -> dict[str, list[Any]]:
     """The values of each column in some rows, counted in; `before` rows had none of a column that is new."""
-    shapes = list(dict.fromkeys(map(tuple, rows)))
+    first = rows[0] if rows else {}
+    values: dict[str, list[Any]] = {}
+    if sum(map(len, rows)) == len(rows) * len(first):
+        with suppress(KeyError):  # else all rows have the keys of the first, in a third of the time
+            values = {name: list(map(itemgetter(name), rows)) for name in first}
+    shapes = [tuple(first)] if values else list(dict.fromkeys(map(tuple, rows)))
     for name in dict.fromkeys(chain.from_iterable(shapes)):
         if name not in known:
             known[name] = Column({Absent} if before else set())
-    values = {}
     for name, column in known.items():
-        if all(name in shape for shape in shapes):
-            values[name] = list(map(itemgetter(name), rows))
-        else:
+        if name not in values:
             values[name] = [row.get(name, ABSENT) for row in rows]
         column.see(values[name])
     return values

@@ -26,7 +26,7 @@ from lavis_ext.common.errors import ConfigError, PartialError
 from lavis_ext.common.files import decode_json
 from lavis_ext.datasets.readers.decode import decode_rgb
 from lavis_ext.datasets.readers.faults import SampleError
-from lavis_ext.datasets.readers.shard_index import Extent, Shard, ShardSample, sample_crc, sample_fault
+from lavis_ext.datasets.readers.shard_index import Extent, Shard, ShardIndex, ShardSample, sample_crc, sample_fault
 
 log = logging.getLogger(__name__)
 
@@ -86,6 +86,8 @@ class ShardOrder:
 
 MAX_BYTES = {"image": 1 << 28, "json": 1 << 24, "txt": 1 << 24}
 COUNT_THREADS = 8
+KEPT = 20_000
+"""Entries of shards that were counted by reading them, kept until they are first opened: 15 MB."""
 
 
 class RawSample(NamedTuple):
@@ -190,6 +192,7 @@ class ShardReader:
     """Members of other kinds in the shards read so far, which are skipped: kind → count."""
     bucket: Bucket | None = None
     _noted: set[Path] = field(default_factory=set)
+    _counted: dict[int, tuple[ShardIndex, tuple[ShardSample, ...]]] = field(default_factory=dict)
 
     @cached_property
     def shards(self) -> tuple[Shard, ...]:
@@ -207,7 +210,7 @@ class ShardReader:
     def counts(self) -> tuple[int, ...]:
         """Entries of each shard, up to the limit; a shard without a declared count is indexed."""
         with ThreadPoolExecutor(COUNT_THREADS) as pool:
-            counts = list(pool.map(lambda shard: shard.count_entries(self.needs), self.shards))
+            counts = list(pool.map(self._count, range(len(self.shards))))
         if not sum(counts):
             where = self.shards[0].where.rpartition("/")[0] if self.shards else "shards"
             kinds = self.shards[0].entries(self.needs)[0].unknown if self.shards else {}
@@ -221,6 +224,15 @@ class ShardReader:
         before = (0, *accumulate(counts))
         return tuple(max(0, min(count, self.limit - done)) for count, done in zip(counts, before, strict=False))
 
+    def _count(self, number: int) -> int:
+        shard = self.shards[number]
+        if self.bucket is not None or shard.promised is not None:
+            return shard.count_entries(self.needs)
+        found = shard.entries(self.needs)
+        if sum(len(entries) for _, entries in list(self._counted.values())) < KEPT:
+            self._counted[number] = found
+        return len(found[1])
+
     @cached_property
     def order(self) -> ShardOrder:
         """The order of the samples."""
@@ -230,7 +242,7 @@ class ShardReader:
         return self.order.total
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "unknown": Counter(), "_noted": set()}
+        return {**self.__dict__, "unknown": Counter(), "_noted": set(), "_counted": {}}
 
     def iterate(self, rank: int, world: int, pass_index: int = 0, start: int = 0) -> Iterator[RawSample | SampleError]:
         """A rank's part of a pass from its sample number `start` on; an entry that is not a sample is its error.
@@ -280,7 +292,9 @@ class ShardReader:
         bucket.begin([self.shards[number] for number in wanted])
 
     def _open(self, number: int) -> tuple[ShardSample, ...]:
-        index, entries = self.shards[number].entries(self.needs)
+        # a shard without a declared count was read when it was counted, and is read again in later passes only
+        known = number in self._counted
+        index, entries = self._counted.pop(number) if known else self.shards[number].entries(self.needs)
         faults = Counter(entry.fault for entry in entries if entry.fault)
         if faults:
             reasons = ", ".join(f"{why} {count}x" for why, count in faults.most_common(3))

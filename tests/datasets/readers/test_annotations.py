@@ -7,6 +7,7 @@ import pickle
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lavis_ext.common.errors import ConfigError, DiskError, IntegrityError
-from lavis_ext.datasets.readers import annotations, tables
+from lavis_ext.datasets.readers import annotations, encoding, tables
 from lavis_ext.datasets.readers.annotations import Annotations, cache_places
 from lavis_ext.datasets.readers.columns import missing_columns
 from lavis_ext.datasets.readers.encoding import BATCH_ROWS, columns_of, decode_row, write_rows
@@ -122,6 +123,20 @@ def test_codes_number_values_in_order_of_appearance(tmp_path: Path) -> None:
     assert Annotations([path, numbers]).codes("id").tolist() == [0, 1, 0, 2, 1, 3, 4, 3], "texts and numbers"
 
 
+@settings(max_examples=50, deadline=None)
+@given(
+    rows=st.lists(
+        st.fixed_dictionaries({}, optional={"id": st.one_of(st.none(), st.sampled_from(["a", "b", 1, 1.0, -0.0, 0.0]))})
+    )
+)
+def test_few_and_many_rows_are_numbered_alike(tmp_path_factory: pytest.TempPathFactory, rows: list[Any]) -> None:
+    table = Annotations([write_json(tmp_path_factory.mktemp("rows") / "a.json", rows)])
+    few = table.codes("id").tolist()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(annotations, "FEW", -1)
+        assert table.codes("id").tolist() == few
+
+
 def test_head_and_pickle(tmp_path: Path) -> None:
     path = write_json(tmp_path / "a.json", [{"n": n} for n in range(5)])
     head = Annotations([path]).head(2)
@@ -206,6 +221,28 @@ def test_the_first_conversion_holds_no_more_than_some_batches(tmp_path: Path) ->
     assert int(done.stdout) < 190
 
 
+def test_rows_that_were_written_are_let_go_before_more_are_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Counted(dict[str, Any]):
+        alive = 0
+
+        def __init__(self) -> None:
+            super().__init__(a=1)
+            Counted.alive += 1
+
+        def __del__(self) -> None:
+            Counted.alive -= 1
+
+    def blocks() -> Iterator[list[dict[str, Any]]]:
+        for _ in range(12):
+            most.append(Counted.alive)
+            yield [Counted() for _ in range(10)]
+
+    most: list[int] = []
+    monkeypatch.setattr(encoding, "BATCH_ROWS", 40)
+    write_rows(io.BytesIO(), blocks, {})
+    assert max(most) <= 40  # three blocks of a batch, and the last that was given
+
+
 def test_the_copy_is_written_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = write_json(tmp_path / "a.json", [{"n": 1}])
     Annotations([path])
@@ -280,13 +317,16 @@ def test_reading_annotations_does_not_import_torch() -> None:
     assert done.stdout.strip() == "False"
 
 
-def test_numbering_what_was_converted_before_does_not_import_pandas(tmp_path: Path) -> None:
+def test_numbering_what_was_converted_before_imports_no_more_libraries(tmp_path: Path) -> None:
     path = write_json(tmp_path / "a.json", [{"image": f"{n % 7}.jpg"} for n in range(100)])
     assert list(Annotations([path]).codes("image")[:9]) == [0, 1, 2, 3, 4, 5, 6, 0, 1]
     code = "import sys; from pathlib import Path; from lavis_ext.datasets.readers.annotations import Annotations\n"
-    code += "print(len(Annotations([Path(sys.argv[1])]).codes('image')), 'pandas' in sys.modules)"
-    done = subprocess.run([sys.executable, "-c", code, str(path)], capture_output=True, text=True, check=True)
-    assert done.stdout.split() == ["100", "False"]
+    code += "import lavis_ext.datasets.readers.annotations as module; module.FEW = int(sys.argv[2])\n"
+    code += "found = Annotations([Path(sys.argv[1])]).codes('image')\n"
+    code += "print(len(found), 'pandas' in sys.modules, 'pyarrow.compute' in sys.modules)"
+    for few, said in (("99", ["100", "False", "True"]), ("100", ["100", "False", "False"])):
+        done = subprocess.run([sys.executable, "-c", code, str(path), few], capture_output=True, text=True, check=True)
+        assert done.stdout.split() == said
 
 
 def test_rows_are_mapped_not_held(tmp_path: Path) -> None:

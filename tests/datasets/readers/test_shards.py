@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lavis_ext.common.errors import IntegrityError, PartialError, UnsafeError
+from lavis_ext.datasets.readers import shard_index
 from lavis_ext.datasets.readers.faults import SampleError
 from lavis_ext.datasets.readers.shard_index import PICKLED, Shard, read_index
 from lavis_ext.datasets.readers.shards import RawSample, ShardOrder, ShardReader
@@ -277,6 +278,17 @@ def test_replaced_or_lost_shard_is_not_read_through_an_old_handle(tmp_path: Path
     gone = RawSample(Shard(path, 0), new.entry)
     with pytest.raises(SampleError, match="shard cannot be read: No such file"):
         gone.read("image")
+
+
+def test_a_shard_that_was_read_to_be_counted_is_not_read_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    read: list[Path] = []
+    walk = shard_index.walk
+    monkeypatch.setattr(shard_index, "walk", lambda path, *rest: read.append(path) or walk(path, *rest))
+    reader = make(tmp_path, 3, 2)
+    first = [names(reader), names(pickle.loads(pickle.dumps(reader)))]
+    assert first[0] == first[1] and len(first[0]) == 5
+    assert sorted(read) == sorted([*reader.paths] * 2), "once by each"
+    assert names(reader) == first[0] and len(read) == 6, "a later pass reads it again"
 
 
 def test_large_shards_are_indexed_without_their_data(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -62,6 +62,27 @@ def test_plain_tars_do_not_need_tarfile(tmp_path: Path) -> None:
         assert [name for name, _ in walk(tmp_path / "0.tar")[0]] == ["a.jpg", "é.json"]
 
 
+@given(block=st.one_of(st.binary(min_size=512, max_size=512), st.just(b"\xff" * 512), st.just(bytes(512))))
+def test_bytes_are_summed_exactly(block: bytes) -> None:
+    assert shard_walk._byte_sum(block) == sum(block)
+
+
+def test_a_sample_with_short_texts_takes_one_read(tmp_path: Path) -> None:
+    sizes = {"jpg": 20_000, "json": 300, "txt": 512}
+    members = [(f"{n}.{kind}", bytes(size), "f") for n in range(20) for kind, size in sizes.items()]
+    write(tmp_path / "0.tar", members, tarfile.GNU_FORMAT)
+    reads = []
+
+    class Counting(io.FileIO):
+        def read(self, size: int = -1) -> bytes:
+            reads.append(size)
+            return super().read(size) or b""
+
+    with Counting(tmp_path / "0.tar") as file:
+        found = shard_walk._read_plain(file, (tmp_path / "0.tar").stat().st_size)
+    assert found is not None and len(found) == 60 and len(reads) <= 22
+
+
 def test_a_flipped_bit_in_a_header_is_told(tmp_path: Path) -> None:
     path = tmp_path / "0.tar"
     write(path, [(f"{i}.jpg", b"x", "f") for i in range(3)], tarfile.PAX_FORMAT)
