@@ -45,7 +45,7 @@ LOST = 5
 
 
 DIGEST = re.compile(r"[0-9a-f]{32}")
-NOTE = re.compile(r"(\.?)([0-9a-f]{32})\.json(?(1)\..+\.tmp)")
+NOTE = re.compile(r"(\.)?([0-9a-f]{32})\.json(?(1)\..+\.tmp)")
 """A note, or what a process that was killed had written of one."""
 Version = tuple[int, int, int, int]
 

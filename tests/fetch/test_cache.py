@@ -155,3 +155,10 @@ def test_a_reader_outlives_that_what_it_reads_is_removed(objects: list[Pinned], 
     assert content(cache, objects[1]) == payload(SIZE, 1) and not cache.path(objects[0]).exists()
     with os.fdopen(descriptor, "rb") as file:
         assert file.read() == payload(SIZE, 0)
+
+
+def test_what_is_noted_counts_before_its_first_byte_is_there(tmp_path: Path) -> None:
+    """Else two that come at the same time take the room of one."""
+    (tmp_path / f"{'a' * 32}.json").write_text('{"size": 30720, "name": "00000.tar"}\n')
+    (tmp_path / f".{'b' * 32}.json.1.tmp").write_text('{"si')
+    assert [(one.digest, one.size) for one in ObjectCache(tmp_path, 10**6).entries()] == [("a" * 32, 30720)]

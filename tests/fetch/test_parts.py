@@ -446,7 +446,7 @@ def test_a_body_is_read_whole_and_each_read_has_the_whole_patience(into: bool, c
                     assert body._stream.until >= begun + FAST.stall_timeout
                     found += piece
             assert found == data
-        opener = session._opener(request.url)
+        opener = session._opener("http")
         assert isinstance(opener, http.HttpOpener)
         (manager,) = opener._managers.values()
         assert manager.connection_from_url(request.url).num_connections == 1, "kept after a body that was read whole"
