@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
+from itertools import count as count_from
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -96,10 +97,14 @@ def fetching(
     if scene.quick:
         count, size = (count // 40, size) if count > 1 else (1, size // 40)
     files = fetch_layer.make_files(folder, count, size)
-    out = scene.folder / "out"
+    # what a turn has made stays until all is measured: for minutes after many files went, ext4 is slow to make others
+    turns, kept = count_from(0), kind == "small"
+    made = scene.folder / f"made-{kind}-{delay}"
+    made.mkdir()
     with fetch_layer.server(folder, delay) as base:
 
         def run(name: str) -> Figures:
+            out = made / (str(next(turns)) if kept else "out")
             job = {"base": base, "files": files[: fetch_layer.MOST.get(name)], "out": str(out)}
             need = (fetch_layer.LARGE if kind == "large" else fetch_layer.SMALL)[name][1]
             python = peer_python(PEERS[need]) if need in PEERS else sys.executable
@@ -113,8 +118,9 @@ def fetching(
             return {"rate": amount / found["wall"], **found}
 
         yield [Contender(name, partial(run, name)) for name in clients]
-    shutil.rmtree(folder)
-    shutil.rmtree(out)
+    if not kept:
+        shutil.rmtree(folder)
+        shutil.rmtree(made)
 
 
 PEERS = {"obstore": "clients", "aiohttp": "clients", "httpx": "clients", "$aria2c": "aria2"}
