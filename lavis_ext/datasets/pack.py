@@ -329,7 +329,7 @@ def pack_shard(dataset: ImageTextDataset, number: int, target: Target, options: 
     # a name of its own: a machine that a cluster has given up may still be writing
     temporary = target.folder / f".{number:05d}.{uuid4().hex[:12]}.tar.tmp"
     faults: list[SampleError] = []
-    with temporary.open("wb") as file, ReadBack(temporary) as behind:
+    with temporary.open("wb") as file, ShardDigests(temporary) as behind:
         held: list[bytes] = []
         samples: list[tuple[str, list[int]]] = []
         for index in rows:
@@ -360,7 +360,7 @@ def _write(file: BinaryIO, held: list[bytes]) -> int:
     return len(whole)
 
 
-class ReadBack:
+class ShardDigests:
     """The digests of a shard, from its bytes as they are read back, in a thread one batch behind its writer."""
 
     def __init__(self, path: Path) -> None:
@@ -370,7 +370,7 @@ class ReadBack:
         self._keys: list[str] = []
         self._crcs: list[str] = []
 
-    def __enter__(self) -> ReadBack:
+    def __enter__(self) -> ShardDigests:
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -23,7 +23,7 @@ from lavis_ext.common.config.cards import load_cards
 from lavis_ext.common.config.schema import BuildInfo, DatasetConfig, ProcessorConfig, ProcessorPair
 from lavis_ext.common.errors import IntegrityError
 from lavis_ext.datasets.builders import BuildContext, build_datasets
-from lavis_ext.datasets.pack import PackOptions, ReadBack, Target, _header, pack
+from lavis_ext.datasets.pack import PackOptions, ShardDigests, Target, _header, pack
 from lavis_ext.datasets.readers.images import PositionalFile
 from lavis_ext.datasets.readers.shard_index import read_index, sample_crc
 from lavis_ext.prepare.urls.shards import BLOCK, ShardManifest, describe, shard_fault
@@ -82,7 +82,7 @@ def test_a_manifest_made_behind_the_writer_is_that_of_the_finished_file(
         for tar in out.glob("*.tar"):
             found = ShardManifest.read(tar)
             assert found is not None and found == describe(tar, found.input_hash)
-    with ReadBack(tar) as behind, pytest.raises(IntegrityError):
+    with ShardDigests(tar) as behind, pytest.raises(IntegrityError):
         behind.follow(tar.stat().st_size + 1, [])
         behind.manifest("0", "")
     assert len({(tmp_path / f"out{batch}/00000.tar").read_bytes() for batch in (1, 3000, 1 << 20)}) == 1
