@@ -100,9 +100,9 @@ class Blip2AnyLanguage(Blip2Language):
         ends = {"eos_token_id": sorted({end_id, *self.stops}), "pad_token_id": self.text.pad_id}
         try:
             ids = self._write(samples, tokens.to(self.device), {**settings, **ends})
-        except ValueError as error:  # RWKV, whose state no beam can take over
-            way_out = "write 1" if search.num_beams > 1 else "name another model.llm"
-            raise ConfigError("run.num_beams", first_line(error), way_out) from error
+        except ValueError as error:  # of the language model's own code: a state that no beam can take over, most often
+            way_out = "write run.num_beams: 1, or name another" if search.num_beams > 1 else "name another"
+            raise ConfigError("model.llm", first_line(error), way_out) from error
         return self.said(self.text.tokenizer.batch_decode(ids, skip_special_tokens=True))
 
     def said(self, texts: Sequence[str]) -> list[str]:
