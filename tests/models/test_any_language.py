@@ -380,7 +380,8 @@ def test_adapters_learn_and_leave_merged(name: str, folder: Path, tmp_path: Path
     assert done.left == []
     torch.manual_seed(5)
     found = build_model(section(tmp_path / "out" / "model.yaml")).eval()
-    assert found(batch)["loss"].item() == pytest.approx(model(batch)["loss"].item(), abs=1e-4)
+    exact = {**batch, "image": batch["image"].double()}  # T5's sums in single precision differ from run to run by 1e-5
+    assert found.double()(exact)["loss"].item() == pytest.approx(model.double()(exact)["loss"].item(), abs=1e-5)
     auto = transformers.AutoModelForCausalLM if name in DECODERS else transformers.AutoModelForSeq2SeqLM
     auto.from_pretrained(tmp_path / "out" / "llm")
     transformers.AutoModel.from_pretrained(tmp_path / "out" / "vision")
@@ -412,7 +413,7 @@ def test_attention_by_one_key_changes_no_number(name: str, folder: Path) -> None
         assert model.net.language_model.config._attn_implementation == kind
         assert model.net.vision_model.tower.config._attn_implementation == kind
         found[kind] = model(small_batch(2))["loss"].item()
-    assert found["eager"] == pytest.approx(found["sdpa"], abs=1e-4)
+    assert found["eager"] == pytest.approx(found["sdpa"], abs=1e-5)
     with pytest.raises(ConfigError):
         speaker(name, folder, attention="flash_attention_2")  # the package is not installed here
 
